@@ -1,5 +1,5 @@
-//! Tests the binding of veths to pods: it is made once and kept until the interface is removed, whatever a pod does
-//! inside its namespace.
+//! Tests which pod a veth is bound to. A veth is bound once, until the interface is removed. What the pod does inside
+//! its namespace does not change this.
 
 use std::net::IpAddr;
 
@@ -29,12 +29,12 @@ fn objects(pods: &[String]) -> Vec<Event> {
 }
 
 /// A veth with its own namespace.
-fn veth(index: u32, side: PodEnd) -> (IfIndex, (Veth, PodEnd)) {
+fn veth(index: u32, pod_end: PodEnd) -> (IfIndex, (Veth, PodEnd)) {
     let name = format!("veth{index}");
     let namespace = index.cast_signed();
     (
         IfIndex(index),
-        (Veth { ifindex: IfIndex(index), name, namespace, peer: 2, bridge: Some(IfIndex(1)), packets: 0 }, side),
+        (Veth { ifindex: IfIndex(index), name, namespace, peer: 2, bridge: Some(IfIndex(1)), packets: 0 }, pod_end),
     )
 }
 
@@ -48,7 +48,7 @@ fn parsed(addresses: &[&str]) -> Vec<IpAddr> {
 
 fn interfaces<const N: usize>(veths: [(u32, PodEnd); N]) -> InterfaceSnapshot {
     InterfaceSnapshot {
-        veths: veths.into_iter().map(|(index, side)| veth(index, side)).collect(),
+        veths: veths.into_iter().map(|(index, pod_end)| veth(index, pod_end)).collect(),
         ..InterfaceSnapshot::default()
     }
 }
@@ -62,8 +62,8 @@ fn start(pods: &[String], interfaces: InterfaceSnapshot) -> Reconciler<Memory> {
     start_on(Memory::default(), pods, interfaces)
 }
 
-/// Returns the name of the pod that an interface is enforced as; `shut`: all of its traffic is dropped; `-`: it has
-/// no endpoint.
+/// Returns the name of the pod as which an interface is enforced, `shut` if all of its traffic is dropped, or `-` if it
+/// has no endpoint.
 fn enforced_as(reconciler: &Reconciler<Memory>, index: u32) -> String {
     let Some(held) = reconciler.endpoint(IfIndex(index)) else { return "-".to_owned() };
     assert!(reconciler.dataplane().attached.contains(&IfIndex(index)));
@@ -130,7 +130,7 @@ fn an_address_on_another_interface_of_the_namespace_counts() {
     assert_eq!(enforced_as(&reconciler, 3), "a");
     let both = PodEnd { addresses: parsed(&[B]), other_addresses: parsed(&[A]), mac: None };
     let reconciler = start(&[pod("a", A), pod("b", B)], interfaces([(3, both)]));
-    assert_eq!(enforced_as(&reconciler, 3), "shut", "the pod is ambiguous");
+    assert_eq!(enforced_as(&reconciler, 3), "shut", "the namespace has addresses of two pods");
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn a_binding_follows_the_objects_if_the_address_is_reused() {
     let mut reconciler = start(&[pod("old", A)], interfaces([(3, at(&[A]))]));
     reconciler.apply(objects(&[pod("new", A)]));
     assert_eq!(enforced_as(&reconciler, 3), "new");
-    // After interfaces are read, a second claimant comes too late.
+    // After interfaces are read, another interface with the same address is not bound to the pod.
     reconciler.interfaces(interfaces([(3, at(&[A]))]));
     reconciler.interfaces(interfaces([(3, at(&[A])), (4, at(&[A]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("new".into(), "shut".into()));
@@ -281,9 +281,9 @@ fn an_address_has_an_endpoint_id_while_programs_mark_packets() {
     reconciler.interfaces(interfaces([]));
     assert!(reconciler.dataplane().owners.is_empty());
 
-    let mut refusing = Memory::default();
-    refusing.rejects_attach = true;
-    let reconciler = start_on(refusing, &[pod("a", A)], interfaces([(3, at(&[A]))]));
+    let mut rejecting = Memory::default();
+    rejecting.rejects_attach = true;
+    let reconciler = start_on(rejecting, &[pod("a", A)], interfaces([(3, at(&[A]))]));
     assert!(reconciler.dataplane().owners.is_empty(), "packets of the pod are not marked");
 }
 
@@ -300,7 +300,7 @@ fn s29_tunnel_endpoints_follow_the_nodes_devices() {
     reconciler.interfaces(with(5555));
     let (local, others) = reconciler.dataplane().tunnels.clone();
     assert_eq!(local.ports, [5555].into());
-    assert!(others.ports.contains(&5555), "nodes of a cluster are configured alike");
+    assert!(others.ports.contains(&5555), "all nodes of a cluster have the same tunnel configuration");
 
     let options = Options { tunnels_to_node: true, ..Options::of_node("n1") };
     let reconciler = Reconciler::start(Memory::default(), options, &Snapshot::default(), objects(&[]), with(8472))

@@ -116,7 +116,10 @@ fn a_new_pod_is_shut_until_its_policies_are_compiled() {
     let mut reconciler = start(&[DENY_WEB], &[]);
     reconciler.apply(applied(&[&pod("db", "db", 2), &pod("web", "web", 3)]));
     reconciler.interfaces(interfaces(&[(12, 2), (13, 3)]));
-    assert!(reconciler.pod_endpoints().next().is_none(), "most pods are evaluated within this time");
+    assert!(
+        reconciler.pod_endpoints().next().is_none(),
+        "the agent must wait, because most pods are evaluated within this time"
+    );
     assert!(reconciler.next_overdue().is_some());
     wait_until_overdue(&mut reconciler);
     assert!(is_shut(&reconciler, 12) && is_shut(&reconciler, 13));
@@ -165,7 +168,7 @@ fn a_pod_of_the_same_name_does_not_inherit_policies_while_its_own_are_compiled()
     reconciler.interfaces(interfaces(&[(13, 3), (14, 4)]));
     wait_until_overdue(&mut reconciler);
     assert!(is_shut(&reconciler, 14));
-    assert!(reconciler.compile(), "the policy");
+    assert!(reconciler.compile(), "the policy was not compiled");
     while reconciler.execute(Duration::MAX) {}
     assert!(is_shut(&reconciler, 14), "these policies belong to the old pod");
     finish(&mut reconciler);
@@ -198,7 +201,10 @@ fn existing_interfaces_do_not_change_at_the_start_and_new_ones_are_shut() {
     assert!(reconciler.is_starting());
     reconciler.interfaces(interfaces(&[(13, 3), (14, 4)]));
     wait_until_overdue(&mut reconciler);
-    assert!(reconciler.endpoint(IfIndex(13)).is_none(), "it was unprotected before the agent started");
+    assert!(
+        reconciler.endpoint(IfIndex(13)).is_none(),
+        "an interface that was unprotected before the agent started must not change"
+    );
     assert!(is_shut(&reconciler, 14));
     finish(&mut reconciler);
     assert!(!reconciler.is_starting());
@@ -208,7 +214,7 @@ fn existing_interfaces_do_not_change_at_the_start_and_new_ones_are_shut() {
 }
 
 #[test]
-fn an_earlier_agents_endpoints_stay_in_force_until_the_first_compile() {
+fn endpoints_of_an_earlier_agent_are_kept_until_the_first_compile() {
     let mut earlier = start(&[DENY_WEB, &pod("web", "web", 3)], &[(13, 3)]);
     let before = endpoint(&earlier, 13).expect("no endpoint");
     let dataplane = std::mem::take(earlier.dataplane_mut());
@@ -228,8 +234,8 @@ fn interfaces_are_handled_between_slices_of_writes() {
     let events = many.iter().flat_map(|manifest| applied(&[manifest])).collect();
     reconciler.apply(events);
     assert!(reconciler.compile());
-    assert!(reconciler.execute(Duration::ZERO), "a slice leaves more to do");
-    assert!(reconciler.has_engine(), "names must be available meanwhile");
+    assert!(reconciler.execute(Duration::ZERO), "one slice must not write everything");
+    assert!(reconciler.has_engine(), "names must be available between slices");
     reconciler.interfaces(interfaces(&[(13, 3)]));
     assert!(endpoint(&reconciler, 13).is_some_and(|found| found.ingress.isolated()));
     let mut slices = 1;
@@ -264,7 +270,7 @@ fn batches_finish_when_written_and_waiting_batches_are_one_job() {
 }
 
 #[test]
-fn a_resync_is_a_job_of_its_own() {
+fn a_resync_is_a_separate_job() {
     let mut reconciler = start(&[DENY_WEB, &pod("web", "web", 3), &pod("db", "db", 4)], &[(13, 3), (14, 4)]);
     reconciler.apply_batch(batch(2, applied(&[OPEN])));
     let both = applied(&[&pod("web", "db", 3), &pod("db", "web", 4)]);

@@ -87,12 +87,12 @@ fn the_reason_why_a_pod_is_not_enforced_is_reported() {
     );
     assert!(absent.is_fully_applied(), "a missing interface is not a failed write");
 
-    let mut refuses = Memory::default();
-    refuses.rejects_attach = true;
-    let refused = start(refuses, true);
-    let result = check(&refused, "sync", 5);
+    let mut rejecting = Memory::default();
+    rejecting.rejects_attach = true;
+    let not_attached = start(rejecting, true);
+    let result = check(&not_attached, "sync", 5);
     assert!(why(&result).starts_with("shop/web: attach failed; retrying: "), "{result:?}");
-    assert!(!refused.is_fully_applied());
+    assert!(!not_attached.is_fully_applied());
 
     for (map, words) in
         [(MapName::Allow, "map entries could not be written"), (MapName::PrefixesV4, "drops all traffic")]

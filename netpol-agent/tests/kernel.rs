@@ -29,23 +29,24 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
-/// Tries a denied port as fast as possible while `action` runs. Returns the number of connections that succeeded.
+/// Connects to a denied port as often as possible while `action` runs. Returns the number of connections that
+/// succeeded.
 fn count_connections_while(node: &Node, action: impl FnOnce()) -> u32 {
-    let (stop, through) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+    let (stop, succeeded) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                through.fetch_add(u32::from(node.open(1, 2, 81).is_some()), Ordering::Relaxed);
+                succeeded.fetch_add(u32::from(node.open(1, 2, 81).is_some()), Ordering::Relaxed);
             }
         });
-        let stops = StopOnDrop(&stop);
+        let guard = StopOnDrop(&stop);
         action();
-        drop(stops);
+        drop(guard);
     });
-    through.load(Ordering::Relaxed)
+    succeeded.load(Ordering::Relaxed)
 }
 
-/// Tests one way of attaching: enforcement, a killed agent and its successor, and uninstalling.
+/// Tests one attach mode: enforcement, killing the agent and starting another one, and uninstalling.
 fn adopts_and_uninstalls(mode: &str) {
     let mut node = shop();
     node.start(&["--attach", mode]);
@@ -58,24 +59,24 @@ fn adopts_and_uninstalls(mode: &str) {
     node.end(false);
     assert!(alive(&mut open), "{mode}: the connection broke when the agent was killed");
     node.expect(1, 2, 81, false);
-    let mut successor = node;
-    successor.start(&["--attach", mode]);
-    assert!(alive(&mut open), "{mode}: the connection broke when the successor started");
-    successor.expect(1, 2, 80, true);
-    assert!(successor.end(true).success());
+    let mut next = node;
+    next.start(&["--attach", mode]);
+    assert!(alive(&mut open), "{mode}: the connection broke when the next agent started");
+    next.expect(1, 2, 80, true);
+    assert!(next.end(true).success());
 
-    let output = successor.subcommand(&["uninstall"]);
+    let output = next.subcommand(&["uninstall"]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(
         output.status.success() && text.contains("nothing of netpol remains"),
         "{mode}: {text}{}",
         reported(&output)
     );
-    assert!(!successor.pin_path.exists(), "{mode}: {} still exists", successor.pin_path.display());
-    assert_eq!(successor.tc("filter show dev veth2 ingress"), "", "{mode}");
-    assert!(!successor.tc("qdisc show dev veth2").contains("clsact"), "{mode}");
-    successor.expect(1, 2, 81, true);
-    assert!(successor.subcommand(&["uninstall"]).status.success(), "{mode}: a second uninstall failed");
+    assert!(!next.pin_path.exists(), "{mode}: {} still exists", next.pin_path.display());
+    assert_eq!(next.tc("filter show dev veth2 ingress"), "", "{mode}");
+    assert!(!next.tc("qdisc show dev veth2").contains("clsact"), "{mode}");
+    next.expect(1, 2, 81, true);
+    assert!(next.subcommand(&["uninstall"]).status.success(), "{mode}: a second uninstall failed");
 }
 
 #[test]
@@ -96,8 +97,8 @@ fn restarts_never_allow_denied_connections() {
         node.expect(1, 2, 81, false);
         node.end(false);
         let source = format!("dir:{}", node.directory.path().display());
-        let ready = node.directory.path().join(".besieged");
-        let through = count_connections_while(&node, || {
+        let ready = node.directory.path().join(".ready-restart");
+        let succeeded = count_connections_while(&node, || {
             let arguments = [
                 "run",
                 "--node",
@@ -111,12 +112,12 @@ fn restarts_never_allow_denied_connections() {
             ];
             for _ in 0..3 {
                 let mut agent = node.start_another(&arguments);
-                node.wait("the successor is ready", || ready.exists());
+                node.wait("the next agent is ready", || ready.exists());
                 std::fs::remove_file(&ready).expect("cannot remove the ready file");
                 agent.kill().and_then(|()| agent.wait()).expect("cannot end the agent");
             }
         });
-        assert_eq!(through, 0, "{mode}: a denied connection succeeded while agents restarted");
+        assert_eq!(succeeded, 0, "{mode}: a denied connection succeeded while agents restarted");
     }
 }
 
@@ -153,17 +154,17 @@ fn an_agent_of_another_layout_version_is_replaced_without_a_gap() {
         // Simulate the state of another layout version.
         std::fs::rename(node.pin_path.join(&own), node.pin_path.join("v0")).expect("cannot rename the pin directory");
         node.expect(1, 2, 81, false);
-        let through = count_connections_while(&node, || {
+        let succeeded = count_connections_while(&node, || {
             let source = format!("dir:{}", node.directory.path().display());
-            let ready = node.directory.path().join(".succeeded");
+            let ready = node.directory.path().join(".ready-takeover");
             let ready_file = ready.to_str().expect("the path is not UTF-8");
             let arguments = ["run", "--node", "n1", "--source", &source, "--attach", mode, "--ready-file", ready_file];
             let mut agent = node.start_another(&arguments);
-            node.wait("the successor is ready", || ready.exists());
+            node.wait("the next agent is ready", || ready.exists());
             node.wait("the state of the other version is removed", || versions(&node) == [own.clone()]);
             agent.kill().and_then(|()| agent.wait()).expect("cannot end the agent");
         });
-        assert_eq!(through, 0, "{mode}: a denied connection succeeded");
+        assert_eq!(succeeded, 0, "{mode}: a denied connection succeeded");
         assert_eq!(node.attached(2), attached, "{mode}: programs are attached twice");
         node.expect(1, 2, 80, true);
         node.expect(1, 2, 81, false);
@@ -228,7 +229,7 @@ fn connections_that_open_while_maps_are_resized_work() {
             }
             (opened, slow)
         });
-        let stops = StopOnDrop(&stop);
+        let guard = StopOnDrop(&stop);
         for flows in ["4000", "5000", "6000"] {
             let sizes = ["--max-flows-v4", flows, "--max-allow", flows];
             let run = ["run", "--node", "n1", "--source", &source, "--ready-file", &ready_file];
@@ -237,7 +238,7 @@ fn connections_that_open_while_maps_are_resized_work() {
             std::fs::remove_file(&ready).expect("cannot remove the ready file");
             assert!(node::end(agent).contains("maps were resized"));
         }
-        drop(stops);
+        drop(guard);
         opening.join().expect("a connection failed")
     });
     println!("{opened} connections, {slow} with retransmissions");
@@ -326,7 +327,7 @@ fn the_agent_uses_little_memory_and_attaches_in_milliseconds() {
     let attach = value(&page, "netpol_attach_seconds_sum") / value(&page, "netpol_attach_seconds_count");
     assert!(attach > 0.0 && attach < 0.25, "attaching a pod takes {attach} s");
     let gap = value(&page, "netpol_unprotected_seconds_sum") / value(&page, "netpol_unprotected_seconds_count");
-    // Code pages of a debug build are not representative; tests/tests/verbs.rs measures a release build.
+    // Code pages of a debug build are not representative; `cargo xtask bench memory` measures a release build.
     let status = std::fs::read_to_string(format!("/proc/{}/status", node.agent_pid()))
         .expect("cannot read the status of the agent");
     let anonymous = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB"));
@@ -348,21 +349,21 @@ fn denied_packets_do_not_delay_other_work() {
     std::thread::sleep(Duration::from_millis(300));
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let stops = StopOnDrop(&stop);
+        let guard = StopOnDrop(&stop);
         // Each connection is a new flow, so that each is reported.
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 node.open_within(Duration::from_millis(2), 1, 2, 81);
             }
         });
-        // The address is added later, without an event to the agent.
+        // The address is added later, without a message to the agent.
         node.write_pod(5);
         std::thread::sleep(Duration::from_secs(1));
         assert!(!node.log().contains("pod=shop/p5"), "a pod was enforced without its address");
         node.pod_ip(5, "addr add 10.9.0.5/24 dev eth0");
         node.wait_log("pod=shop/p5");
         assert!(node.page(9466, "/healthz?verbose").contains("200 OK"));
-        drop(stops);
+        drop(guard);
     });
     assert!(node.events().lines().count() > 100, "too few deny events");
 }
@@ -385,20 +386,21 @@ fn an_interface_that_reuses_the_index_of_a_removed_one_is_enforced() {
     }
 }
 
-/// The kernel reports each removal. If the agent only checked periodically, three in a row would take up to half a
-/// minute.
+/// The kernel reports each removal. With periodic checks only, three of them in a row would take up to half a minute.
 #[test]
 fn detached_filters_are_reattached_at_once() {
     let mut node = shop();
     node.start(&["--attach", "tc"]);
     node.expect(1, 2, 81, false);
     let start = Instant::now();
-    for (time, off) in ["qdisc del dev veth2 clsact", "filter del dev veth2 egress", "qdisc del dev veth2 clsact"]
+    for (time, command) in ["qdisc del dev veth2 clsact", "filter del dev veth2 egress", "qdisc del dev veth2 clsact"]
         .into_iter()
         .enumerate()
     {
-        node.tc(off);
-        node.wait("that is noticed", || node.log().matches("detached by another process").count() > time);
+        node.tc(command);
+        node.wait("the log reports the detached programs", || {
+            node.log().matches("detached by another process").count() > time
+        });
         node.expect(1, 2, 81, false);
         node.wait("the filters are reattached", || node.attached(2) == (2, 0));
     }

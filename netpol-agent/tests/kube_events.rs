@@ -28,7 +28,7 @@ const BAD: &str = "
  spec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/99}}]}]}}
 ";
 
-/// All parts between a deny event and the API server.
+/// All components from a deny event to the API server.
 struct Pipeline {
     server: ApiServer,
     reconciler: Reconciler<Memory>,
@@ -91,7 +91,7 @@ impl Pipeline {
         }
     }
 
-    /// Reports a deny event of shop/web to this address and port, which stands for `suppressed` more packets.
+    /// Reports a deny event of shop/web to this address and port, with this number of suppressed packets.
     fn deny(&mut self, destination: [u8; 4], port: u16, suppressed: u32) {
         let bytes = |address: [u8; 4]| std::array::from_fn(|at| address.get(at).copied().unwrap_or(0));
         let event = DenyEvent {
@@ -116,7 +116,7 @@ impl Pipeline {
         self.reporter.as_ref().and_then(Reporter::kubernetes).expect("the pipeline has ended")
     }
 
-    fn review(&mut self) {
+    fn report_diagnostics(&mut self) {
         let Self { reporter, reconciler, .. } = self;
         reporter.as_mut().expect("the pipeline has ended").report_diagnostics(reconciler);
     }
@@ -139,7 +139,7 @@ impl Pipeline {
         }
     }
 
-    /// Ends the pipeline as an agent that stops does. Returns how long it takes.
+    /// Ends the pipeline as an agent does when it stops. Returns how long this takes.
     fn end(&mut self) -> Duration {
         self.reporter = None;
         let begun = Instant::now();
@@ -199,7 +199,7 @@ fn a_thousand_denied_packets_become_one_event_with_a_series() {
     }
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!(pipeline.writes(), 1, "the Event must not be updated yet");
-    // When the agent ends, no counted packet is lost.
+    // When the agent ends, the counted packets are written.
     assert!(pipeline.end() < Duration::from_secs(3));
     let events = pipeline.events(1);
     assert_eq!(events.len(), 1);
@@ -231,7 +231,7 @@ fn a_port_scan_does_not_flood_the_api_server() {
 #[test]
 fn an_invalid_policy_has_one_event_from_all_agents_together() {
     let mut pipeline = Pipeline::start("n1", BAD);
-    pipeline.review();
+    pipeline.report_diagnostics();
     let events = pipeline.events(1);
     let policy = pipeline.server.get(Resource::NetworkPolicies, "shop", "bad").expect("the policy does not exist");
     assert_eq!(text(&events[0], "/regarding/uid"), text(&policy, "/metadata/uid"));
@@ -255,7 +255,7 @@ fn an_invalid_policy_has_one_event_from_all_agents_together() {
 #[test]
 fn an_agent_without_pods_of_a_policy_writes_no_event_for_it() {
     let mut pipeline = Pipeline::start("n3", BAD);
-    pipeline.review();
+    pipeline.report_diagnostics();
     std::thread::sleep(Duration::from_secs(1));
     pipeline.end();
     assert_eq!((pipeline.server.events().len(), pipeline.server.requests().len()), (0, 0));
@@ -269,7 +269,7 @@ fn during_an_outage_packets_are_counted_without_blocking() {
     for _ in 0..500 {
         pipeline.deny([10, 0, 1, 2], 5432, 0);
     }
-    assert!(begun.elapsed() < Duration::from_secs(2), "the loop waited for the API server");
+    assert!(begun.elapsed() < Duration::from_secs(2), "reporting waited for the API server");
     std::thread::sleep(Duration::from_millis(1500));
     pipeline.server.network(Network::Up);
     let events = pipeline.events(1);

@@ -163,7 +163,7 @@ fn a_deleted_pod_stays_enforced_until_its_interface_is_removed() {
             assert_eq!(enforced(&reconciler, 3), Some(before), "{name}");
             reconciler.interfaces(interfaces(&[(3, "10.0.0.9")]));
             assert_eq!(enforced(&reconciler, 3), Some(before), "{name}: another address must not change the endpoint");
-            assert!(!reconciler.is_waiting(), "{name}: nothing must be waited for");
+            assert!(!reconciler.is_waiting(), "{name}: the reconciler must not wait");
             reconciler.interfaces(interfaces(&[]));
             assert_eq!(enforced(&reconciler, 3), None, "{name}");
         }
@@ -271,9 +271,9 @@ fn the_unprotected_time_of_an_existing_interface_starts_with_the_agent() {
 
 #[test]
 fn a_pod_without_programs_is_waited_for() {
-    let mut refusing = Memory::default();
-    refusing.rejects_attach = true;
-    let mut reconciler = start(refusing, UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
+    let mut rejecting = Memory::default();
+    rejecting.rejects_attach = true;
+    let mut reconciler = start(rejecting, UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
     assert!(reconciler.pods_waiting() == 1 && reconciler.is_waiting());
     reconciler.dataplane_mut().rejects_attach = false;
     reconciler.retry();
@@ -287,7 +287,7 @@ fn policies_are_written_while_programs_are_being_attached() {
     assert!(reconciler.is_waiting() && reconciler.pods_waiting() == 1);
     replace_objects(&mut reconciler, &[PODS, DENY_ALL]);
     assert!(endpoints(&reconciler)[&IfIndex(3)].ingress.isolated(), "policies must be written before the programs run");
-    assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))], "must be requested once");
+    assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))], "the attach must be requested once");
     reconciler.jobs_finished([attached(Ok(()))]);
     assert!(!reconciler.is_waiting() || reconciler.pods_waiting() == 0);
     assert_eq!(reconciler.unprotected().count, 1);
@@ -305,7 +305,8 @@ fn refused() -> AttachError {
     AttachError { interface: "veth3".to_owned(), message: "refused".to_owned(), gone: false }
 }
 
-/// Returns a reconciler with one enforced pod; further operations of the data plane take time.
+/// Returns a reconciler with one enforced pod. Later operations of the data plane finish only when the test reports
+/// their result.
 fn enforced_slowly(unknown_pods: UnknownPods) -> Reconciler<Memory> {
     let mut reconciler = start(Memory::slow(), unknown_pods, &[PODS], &[(3, "10.0.0.2")]);
     reconciler.jobs_finished([attached(Ok(()))]);
@@ -323,7 +324,7 @@ fn an_interface_that_is_removed_during_an_attach_is_released_afterwards() {
         assert_eq!(
             reconciler.dataplane().pending,
             [PendingCall::Attach(IfIndex(3))],
-            "more than one operation at a time"
+            "there must be one operation at a time"
         );
         reconciler.jobs_finished([attached(result)]);
         assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3)), PendingCall::Detach(IfIndex(3))]);
@@ -340,7 +341,7 @@ fn policies_are_written_while_programs_are_being_detached() {
     assert_eq!(reconciler.pods_waiting(), 1, "the pod must count as waiting");
     replace_objects(&mut reconciler, &[PODS, ALLOW_BLOCK]);
     assert!(reconciler.failed_writes().missing == 0 && !reconciler.dataplane().written.is_empty());
-    assert_eq!(reconciler.dataplane().pending, [PendingCall::Detach(IfIndex(3))], "must be requested once");
+    assert_eq!(reconciler.dataplane().pending, [PendingCall::Detach(IfIndex(3))], "the detach must be requested once");
 }
 
 #[test]
@@ -357,7 +358,7 @@ fn an_index_that_is_reused_during_a_detach_belongs_to_the_new_interface() {
         reconciler.jobs_finished([attached(Ok(()))]);
         assert!(endpoints(&reconciler)[&IfIndex(3)].ingress.isolated() && reconciler.pods_waiting() == 0);
 
-        // The new interface has no known pod: nothing of the earlier pod is left.
+        // The new interface has no known pod: no state of the earlier pod is left.
         let mut reconciler = enforced_slowly(unknown_pods);
         reconciler.interfaces(interfaces(&[]));
         reconciler.interfaces(interfaces(&[(3, "10.0.0.9")]));
@@ -404,9 +405,9 @@ fn a_change_during_a_verification_causes_another_verification() {
 
 #[test]
 fn an_isolated_pod_without_room_is_shut_until_its_interface_is_removed() {
-    let mut crowded = Memory::slow();
-    crowded.no_free_ids = true;
-    let mut reconciler = start(crowded, UnknownPods::Allow, &[PODS, DENY_ALL], &[(3, "10.0.0.2")]);
+    let mut without_ids = Memory::slow();
+    without_ids.no_free_ids = true;
+    let mut reconciler = start(without_ids, UnknownPods::Allow, &[PODS, DENY_ALL], &[(3, "10.0.0.2")]);
     reconciler.jobs_finished([attached(Ok(()))]);
     assert!(endpoints(&reconciler).is_empty());
     reconciler.interfaces(interfaces(&[]));

@@ -205,15 +205,15 @@ proptest! {
         for (after, verdicts) in &reconciler.dataplane().records {
             for (pod, verdicts) in verdicts {
                 for (index, found) in verdicts.iter().enumerate() {
-                    // A pod that changes does so as a pod and as an address, one after the other. So its traffic to
-                    // itself is not checked.
+                    // A pod changes in two writes: as a local pod and as a remote address. So its hairpin traffic is
+                    // not checked.
                     if old.pods[pod].addresses.contains(&probes[index].remote) {
                         continue;
                     }
                     let either = [verdicts_before[pod][index], verdicts_after[pod][index]];
                     let packet = probes[index].at(pod);
                     let found = *found;
-                    // If a pod with the same rules is a backend of the Service, the packet may pass here and be
+                    // If a pod with the same rules is a backend of the Service, the packet may be allowed here and
                     // rechecked.
                     let is_rechecked =
                         || [&old, &new].into_iter().any(|cluster_state| is_among_backends(cluster_state, &packet, |_| true));

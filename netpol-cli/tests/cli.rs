@@ -235,8 +235,8 @@ fn wait_reports_invalid_conditions_and_an_unreachable_agent() {
     }
     let run = netpol(&["wait", "--help"], "");
     assert!(run.code == 0 && run.out.contains("netpol wait --for policy/shop/backend --timeout 30s"), "{}", run.out);
-    let nowhere = TempDir::new().expect("a directory").path().join("agent.sock");
-    let run = netpol(&["wait", "--for", "sync", "--socket", nowhere.to_str().expect("text")], "");
+    let missing = TempDir::new().expect("a directory").path().join("agent.sock");
+    let run = netpol(&["wait", "--for", "sync", "--socket", missing.to_str().expect("text")], "");
     assert_eq!((run.code, run.out.as_str()), (3, ""));
     assert!(
         run.err.starts_with("netpol: cannot connect to the agent at ") && run.err.contains("--socket"),
@@ -259,9 +259,9 @@ fn hostile_files_are_reported_and_other_files_are_read() {
     sparse.expect("creating a sparse file");
     let run = manifests.run("lint", &[]);
     assert_eq!(run.code, 3);
-    let refused: Vec<&str> = run.err.lines().collect();
-    assert_eq!(refused.len(), 3, "{}", run.err);
-    for (line, expected) in refused.iter().zip([
+    let reported: Vec<&str> = run.err.lines().collect();
+    assert_eq!(reported.len(), 3, "{}", run.err);
+    for (line, expected) in reported.iter().zip([
         "fifo.yaml is a FIFO",
         "sparse.yaml is larger than 128 MiB",
         "zero.yaml is a character device",

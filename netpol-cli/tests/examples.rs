@@ -36,7 +36,7 @@ fn readmes() -> Vec<PathBuf> {
     folders.chain([examples.clone()]).map(|folder| folder.join("README.md")).collect()
 }
 
-/// Returns the text of a README with the present output of each command.
+/// Returns the text of a README with the current output of each command.
 fn with_output(text: &str) -> String {
     let mut blocks = text.split(BEGIN);
     let mut result = blocks.next().unwrap_or_default().to_owned();

@@ -1,4 +1,4 @@
-//! Input that is not read, not used or not shown, and the exit codes.
+//! Tests of input that is not read, not used or not shown, and of the exit codes.
 
 mod common;
 
@@ -63,8 +63,8 @@ fn every_command_exits_with_3_if_a_file_cannot_be_read() {
         let run = manifests.run(command, &[arguments, &["-o", "json"]].concat());
         let output = json_of(&run);
         let input = if command == "lint" { &output } else { &output["input"] };
-        let unread = json!(["DIR/latin.yaml is not UTF-8 text; save it as UTF-8"]);
-        assert_eq!((run.code, &input["complete"], &input["unreadable"]), (3, &json!(false), &unread), "{command}");
+        let unreadable = json!(["DIR/latin.yaml is not UTF-8 text; save it as UTF-8"]);
+        assert_eq!((run.code, &input["complete"], &input["unreadable"]), (3, &json!(false), &unreadable), "{command}");
     }
 }
 
@@ -164,7 +164,7 @@ fn host_network_and_finished_pods_do_not_prevent_placeholder_addresses() {
         assert_eq!(run.code, 0, "{text}: {}", run.err);
         assert!(run.err.contains("each gets a placeholder address"), "{}", run.err);
     }
-    // An ordinary pod has an address: the others have not started.
+    // If any pod has an address, the pods without one have not started yet.
     let run = netpol(&[&["explain", "-f", "-"], &EXPLAIN[..]].concat(), &other("", "podIP: 10.0.0.9"));
     assert!(run.code == 3 && run.err.contains("pod shop/a has no address"), "{}", run.err);
 }

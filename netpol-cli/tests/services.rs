@@ -44,7 +44,7 @@ fn explain_exits_with_0_only_if_all_backends_are_allowed() {
         assert_eq!((found, json["verdict"].as_str()), (code, Some(verdict)), "{from} to {to}: {json:#}");
         assert!(!json["frontend"]["backends"].as_array().expect("a list").is_empty());
     }
-    // Not a port of the Service: evaluated by the address.
+    // This is not a port of the Service, so the rules are evaluated for the address.
     let (code, json) = explain("shop/web", "10.96.0.20", "8080");
     assert_eq!((code, json["verdict"].as_str(), &json["frontend"]), (1, Some("deny"), &Value::Null));
 }

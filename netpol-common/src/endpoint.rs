@@ -35,8 +35,8 @@ pub const MAX_ENDPOINT_ID: u32 = 0x7fff;
 /// The recheck mark: the bit of `skb->tc_index` above the source endpoint ID. The packet is evaluated again post-DNAT.
 pub const RECHECK: u32 = 0x8000;
 
-/// Value of `ENDPOINTS`, an array indexed by `ifindex & mask`. If another interface uses this slot already, the endpoint
-/// has another slot, and `ENDPOINTS_OVERFLOW` contains its index.
+/// Value of `ENDPOINTS`, an array indexed by `ifindex & mask`. If another interface uses this slot already, the
+/// endpoint has another slot, and `ENDPOINTS_OVERFLOW` contains its index.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Endpoint {
@@ -52,9 +52,9 @@ pub struct Endpoint {
     pub egress: DirectionPolicy,
     /// Flags, see [`endpoint_flags`].
     pub flags: u32,
-    /// The endpoint ID, from 1 to [`MAX_ENDPOINT_ID`]. `COUNTERS` is indexed by `id * 2 + direction`. ID 0 counts packets
-    /// at interfaces without an endpoint. Packets from the pod carry the ID as source endpoint ID in the low 15 bits of
-    /// `skb->tc_index`; `ENDPOINT_IDS` contains the interface of each ID.
+    /// The endpoint ID, from 1 to [`MAX_ENDPOINT_ID`]. `COUNTERS` is indexed by `id * 2 + direction`. ID 0 counts
+    /// packets at interfaces without an endpoint. Packets from the pod carry the ID as source endpoint ID in the low 15
+    /// bits of `skb->tc_index`; `ENDPOINT_IDS` contains the interface of each ID.
     pub id: u32,
     /// The MAC address of the pod's end of the veth. Zero if it is not known; then MAC addresses are not checked.
     pub mac: [u8; 6],
@@ -95,8 +95,8 @@ pub mod endpoint_flags {
     /// and neighbor discovery). If packets with this source endpoint ID arrive at other pods of this node, their source
     /// address is checked there, too.
     pub const ANTI_SPOOFING: u32 = 1 << 0;
-    /// All traffic is dropped: the pod of the interface is not known and unknown pods are denied, or the interface is in
-    /// conflict with another one.
+    /// All traffic is dropped. Either no known pod has this interface and unknown pods are denied, or the interface is
+    /// in conflict with another one.
     pub const UNKNOWN: u32 = 1 << 1;
     /// Some entries of this endpoint are missing: they did not fit into a map, or the pod's policies are still being
     /// compiled. A packet that no entry allows is dropped with the reason `tables-incomplete`.

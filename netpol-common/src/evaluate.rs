@@ -14,9 +14,9 @@ pub trait Address: Copy + PartialEq {
     fn own(endpoint: &Endpoint) -> Self;
     /// Returns whether this is the unspecified address.
     fn is_zero(&self) -> bool;
-    /// Returns whether a node receives packets to this address, whatever its own addresses are: multicast, limited
-    /// broadcast and loopback addresses. (With `route_localnet`, which kube-proxy sets, a node accepts packets to
-    /// 127.0.0.0/8 from pods: CVE-2020-8558.)
+    /// Returns whether every node receives packets to this address, regardless of the node's own addresses: multicast,
+    /// limited broadcast and loopback addresses. (With `route_localnet`, which kube-proxy sets, a node accepts packets
+    /// to 127.0.0.0/8 from pods: CVE-2020-8558.)
     fn is_of_any_node(&self) -> bool;
 }
 
@@ -64,7 +64,7 @@ pub trait Tables<A> {
     /// Returns the entry of exactly this address, or else of the longest prefix that covers it.
     fn address(&self, address: &A) -> Option<AddressEntry>;
     /// Returns the entry of this address. An implementation may return the entry of a prefix that covers the address
-    /// instead: the flags and the endpoint of a prefix are 0.
+    /// instead, because the flags and the endpoint of a prefix are 0.
     #[inline(always)]
     fn exact_address(&self, address: &A) -> Option<AddressEntry> {
         self.address(address)
@@ -86,8 +86,8 @@ pub trait Tables<A> {
     fn barrier(&self, value: u8) -> u8 {
         value
     }
-    /// Returns a word of `TUNNELS`, by [`TunnelWord::index`](crate::TunnelWord::index). Tables in memory have no tunnels, so
-    /// the default is 0.
+    /// Returns a word of `TUNNELS`, by [`TunnelWord::index`](crate::TunnelWord::index). Tables in memory have no
+    /// tunnels, so the default is 0.
     #[inline(always)]
     fn tunnels(&self, _index: u32) -> u64 {
         0
@@ -139,8 +139,9 @@ impl SourceCheck {
 }
 
 impl<A> Attempt<A> {
-    /// Ingress: returns whether the pod of this endpoint sent the packet (hairpin). Either the packet came in by the pod's
-    /// veth, or it has the pod's endpoint ID: after a bridge, the first is no longer visible.
+    /// Ingress: returns whether the pod of this endpoint sent the packet (hairpin). Either the packet came in by the
+    /// pod's veth, or it carries the pod's endpoint ID. The ID is needed because the ingress interface changes if the
+    /// packet passes a bridge.
     #[inline(always)]
     pub const fn is_from(&self, endpoint: &Endpoint) -> bool {
         self.ingress_ifindex == endpoint.ifindex.0 || (self.source_endpoint != 0 && self.source_endpoint == endpoint.id)
@@ -163,7 +164,7 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// Returns the port set of the `ALLOW` entry of a frontend with this result.
+    /// Returns the port set to store in the `ALLOW` entry of a frontend that has this result.
     pub const fn port_set(&self) -> PortSetId {
         match (self.reason.allows(), self.recheck) {
             (true, false) => PortSetId::ALL,
@@ -178,8 +179,9 @@ impl Evaluation {
     }
 }
 
-/// Evaluates a new flow by the policy of an endpoint in the direction of the flow. Verdicts that do not depend on policy
-/// (malformed packets, anti-spoofing, neighbor discovery) and known flows are handled before.
+/// Evaluates a new flow by the policy of an endpoint in the direction of the flow. Before this function is called,
+/// packets of known flows and verdicts that do not depend on policy (malformed packets, anti-spoofing, neighbor
+/// discovery) are handled.
 #[inline(always)]
 pub fn evaluate<A: Address, T: Tables<A>>(tables: &T, endpoint: &Endpoint, attempt: &Attempt<A>) -> Evaluation {
     if endpoint.has(endpoint_flags::UNKNOWN) {
@@ -252,7 +254,7 @@ pub fn evaluate<A: Address, T: Tables<A>>(tables: &T, endpoint: &Endpoint, attem
 fn is_unverified<A>(endpoint: &Endpoint, attempt: &Attempt<A>, entry: AddressEntry) -> bool {
     match attempt.source {
         SourceCheck::NOT_LOCAL_ENDPOINT => entry.endpoint != 0,
-        // A hairpin reply has the pod's own address or the node's, and not a Service's.
+        // A hairpin reply has the address of the pod or of the node, never that of a Service.
         SourceCheck::TRANSLATED => {
             entry.flags & address_flags::LOCAL_NODE == 0
                 && (entry.flags & address_flags::SERVICE == 0 || attempt.source_endpoint == endpoint.id)
@@ -271,8 +273,8 @@ fn is_reply_of_service<A>(attempt: &Attempt<A>, entry: AddressEntry) -> bool {
 const LOCAL: u8 = 1;
 const OTHERS: u8 = 2;
 
-/// Returns which nodes have a tunnel endpoint at the destination port or protocol of a packet. Called before the address
-/// is looked up, because there is no tunnel at most ports.
+/// Returns which nodes have a tunnel endpoint at the destination port or protocol of a packet. Called before the
+/// address is looked up, because there is no tunnel at most ports.
 #[inline(always)]
 fn nodes_with_tunnel<A, T: Tables<A>>(tables: &T, attempt: &Attempt<A>) -> u8 {
     let mut found = 0;
@@ -317,8 +319,8 @@ fn frontend<A: Address, T: Tables<A>>(tables: &T, attempt: &Attempt<A>, flags: u
     tables.frontend(&key)
 }
 
-/// Evaluates a flow to a Service by its backend set. If only some backends are allowed, a pre-DNAT packet is allowed and
-/// rechecked post-DNAT. A post-DNAT packet is denied then, because another node selects the backend.
+/// Evaluates a flow to a Service by its backend set. If only some backends are allowed, a pre-DNAT packet is allowed
+/// and rechecked post-DNAT. A post-DNAT packet is denied in this case, because another node selects the backend.
 #[inline(always)]
 fn evaluate_frontend<A: Address, T: Tables<A>>(
     tables: &T,

@@ -73,7 +73,7 @@ pub mod event_flags {
 }
 
 /// Limits the events of a denied flow to one per second, as long as the flow has a slot in a [`DenialSet`]. If another
-/// flow takes the slot, there can be one more event of this flow. Verdicts do not depend on this.
+/// flow takes the slot, this flow can have one extra event. Verdicts do not depend on this.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Denial {
@@ -114,8 +114,8 @@ const _: () = assert!(size_of::<Denial>() == 16 && size_of::<DenialSet>() == 64)
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct EventBudget {
-    /// The time, in nanoseconds since boot, until which the budget is used up at the rate [`EVENT_RATE`]. Each event moves
-    /// it by [`EVENT_INTERVAL_NS`]. No events are sent while it is too far in the future.
+    /// The time, in nanoseconds since boot, until which the budget is used up at the rate [`EVENT_RATE`]. Each event
+    /// moves it by [`EVENT_INTERVAL_NS`]. No events are sent while it is too far in the future.
     pub paid_until_ns: u64,
     /// The number of denied packets that had no event and are not counted in a slot of `DENIALS`.
     pub suppressed: u64,

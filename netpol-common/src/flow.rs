@@ -10,8 +10,8 @@ use crate::{EndpointVersion, IfIndex, protocol};
 /// from the pod's point of view, so that both directions of a flow have the same key.
 ///
 /// For protocols without ports, both ports are zero. For ICMP echo, `pod_port` is the identifier. `remote_port` is 0 if
-/// the pod sends the requests, and 1 if the remote side does. So the flow of a reply never allows a request. Other ICMP
-/// messages have no flows.
+/// the pod sends the requests, and 1 if the remote side does. So pings in the two directions are separate flows, and an
+/// allowed ping in one direction does not allow pings in the other. Other ICMP messages have no flows.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey<A> {
@@ -39,14 +39,15 @@ const _: () = assert!(size_of::<FlowKey<[u8; 4]>>() == 20 && size_of::<FlowKey<[
 pub struct FlowEntry {
     /// The endpoint's version when the flow was evaluated.
     pub version: EndpointVersion,
-    /// The kernel's jiffies at the last packet, low 32 bits. Written at most once a second, so it can be a second late.
+    /// The kernel's jiffies at the last packet, low 32 bits. Written at most once per second, so it can be up to a
+    /// second too old.
     pub last_used: u32,
     /// The direction of the packet that initiated the flow: a [`crate::Direction`] code.
     pub initiator: u8,
     /// State bits, see [`flow_state`].
     pub state: u8,
-    /// The source endpoint ID of packets from the remote side, if that is another pod of this node. 0 if no packet had an
-    /// ID yet. [`ANY_REMOTE`] if the remote address is a Service address: its packets come from any of its backends.
+    /// The source endpoint ID of packets from the remote side, if that is another pod of this node. 0 if no packet had
+    /// an ID yet. [`ANY_REMOTE`] if the remote address is a Service address: its packets come from any of its backends.
     pub remote_endpoint: u16,
 }
 
@@ -74,11 +75,11 @@ pub mod flow_state {
     pub const RECHECK: u8 = 1 << 6;
 }
 
-/// Idle timeouts of flows, in seconds. Linux conntrack keeps most flows as long or longer. If a flow continues after its
-/// timeout, it is evaluated as a new flow, in the direction of its next packet.
+/// Idle timeouts of flows, in seconds. Linux conntrack keeps most flows as long or longer. If a flow continues after
+/// its timeout, it is evaluated as a new flow, in the direction of its next packet.
 ///
-/// FIN and RST do not shorten the timeout. An endpoint ignores those outside its TCP window (RFC 5961), and the window
-/// is not tracked here.
+/// FIN and RST do not shorten the timeout. A TCP endpoint ignores a FIN or RST outside its window (RFC 5961). The
+/// window is not tracked here, so it is not known whether the connection has ended.
 pub mod flow_timeout {
     use super::flow_state;
     use crate::protocol;
@@ -95,9 +96,9 @@ pub mod flow_timeout {
     pub const ICMP: u32 = 30;
     /// SCTP, which sends heartbeats, and all other protocols.
     pub const OTHER: u32 = 600;
-    /// For protocols without a handshake: after this time without an allowed packet, the responder of a revoked flow can
-    /// start a new flow with the same addresses and ports. Its packets can no longer be replies to packets that were
-    /// allowed before. 30 seconds is the usual idle timeout of QUIC, and of UDP without replies in conntrack.
+    /// For protocols without a handshake: after this time without an allowed packet, the responder of a revoked flow
+    /// can start a new flow with the same addresses and ports. Its packets can no longer be replies to packets that
+    /// were allowed before. 30 seconds is the usual idle timeout of QUIC, and of UDP without replies in conntrack.
     pub const REVERSAL: u32 = 30;
     /// The shortest of the timeouts above.
     pub const SHORTEST: u32 = ICMP;
@@ -121,8 +122,8 @@ pub mod flow_timeout {
     /// TCP after FIN from one side; only for [`before_eviction`].
     pub const TCP_HALF_CLOSED: u32 = 3600;
 
-    /// Returns how many seconds an idle flow in this state counts when the size of its table is chosen. The flow itself
-    /// stays valid until its timeout, unless it is evicted.
+    /// Returns for how many seconds an idle flow in this state is counted when the size of its table is chosen. The
+    /// flow itself stays valid until its timeout, unless it is evicted.
     pub const fn before_eviction(protocol: u8, state: u8) -> u32 {
         if super::is_closed(protocol, state) {
             TCP_CLOSED
@@ -134,8 +135,8 @@ pub mod flow_timeout {
     }
 }
 
-/// Returns whether a TCP connection looks closed: both sides sent FIN, or one side sent RST. No verdict depends on this,
-/// because these packets may be forged.
+/// Returns whether a TCP connection looks closed: both sides sent FIN, or one side sent RST. No verdict depends on
+/// this, because these packets may be forged.
 pub const fn is_closed(protocol: u8, state: u8) -> bool {
     const BOTH: u8 = flow_state::INITIATOR_FIN | flow_state::REPLIER_FIN;
     protocol == protocol::TCP && (state & BOTH == BOTH || state & flow_state::RESET != 0)

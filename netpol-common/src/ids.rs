@@ -36,7 +36,8 @@ id! {
     PortSetId
 }
 id! {
-    /// One rule of one policy in one direction. The programs only store it in their results; the agent maps it to a name.
+    /// One rule of one policy in one direction. The programs only store it in their results; the agent maps it to a
+    /// name.
     RuleId
 }
 id! {

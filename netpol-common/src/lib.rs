@@ -52,7 +52,7 @@ pub const LAYOUT_VERSION: u32 = 4;
 pub mod protocol {
     /// Internet Control Message Protocol for IPv4.
     pub const ICMP: u8 = 1;
-    /// Internet Group Management Protocol, which has the purpose of multicast listener discovery in IPv4.
+    /// Internet Group Management Protocol, the IPv4 counterpart of multicast listener discovery.
     pub const IGMP: u8 = 2;
     /// Transmission Control Protocol.
     pub const TCP: u8 = 6;

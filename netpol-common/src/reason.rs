@@ -58,7 +58,8 @@ reasons! {
     NeighborDiscovery = 5, "neighbor-discovery", true;
     /// An ICMP error that quotes a packet of an allowed flow.
     IcmpError = 6, "icmp-error", true;
-    /// To a Service, and rules allow all of its backends or some. If they allow some, each packet is rechecked post-DNAT.
+    /// The packet is to a Service, and rules allow all or some of its backends. If they allow only some, each packet is
+    /// rechecked post-DNAT.
     Service = 7, "service", true;
     /// A policy isolates this direction, and no rule allows the packet.
     NoRule = 16, "no-rule", false;
@@ -66,14 +67,15 @@ reasons! {
     Revoked = 17, "revoked", false;
     /// The pod sent the packet with a source address that is not its own.
     SpoofedSource = 18, "spoofed-source", false;
-    /// The pod of the interface is not known, and unknown pods are denied. Or the interface is in conflict with another.
+    /// The pod of the interface is not known, and unknown pods are denied. Or the interface is in conflict with
+    /// another.
     UnknownPod = 19, "unknown-pod", false;
     /// The program is attached to an interface without an endpoint. The endpoint could not be written, and a policy
     /// isolates the pod.
     NoEndpoint = 20, "no-endpoint", false;
     /// The packet ends before the end of its headers, or its headers contradict each other.
     Malformed = 21, "malformed", false;
-    /// Neither IPv4 nor IPv6 nor ARP.
+    /// The packet is neither IPv4 nor IPv6 nor ARP.
     NotIp = 22, "not-ip", false;
     /// The packet has more VLAN tags or IPv6 extension headers than the program reads.
     TooManyHeaders = 23, "too-many-headers", false;
@@ -84,22 +86,22 @@ reasons! {
     /// No entry allows the packet, and some entries of this endpoint are missing: see
     /// [`endpoint_flags::INCOMPLETE`](crate::endpoint_flags::INCOMPLETE).
     TablesIncomplete = 26, "tables-incomplete", false;
-    /// To a Service, and no rule allows any of its backends.
+    /// The packet is to a Service, and no rule allows any of its backends.
     NoBackend = 27, "no-backend", false;
-    /// To a Service, and post-DNAT to a backend that no rule allows.
+    /// The packet is to a Service, and no rule allows its post-DNAT destination, which is a backend.
     Backend = 28, "backend", false;
-    /// To a Service, and rules allow only some of its backends. The packet is post-DNAT and still has the Service's
-    /// address, so another node selects the backend.
+    /// The packet is to a Service, and rules allow only some of its backends. The packet is post-DNAT and still has the
+    /// Service's address, so another node selects the backend.
     SomeBackends = 29, "some-backends", false;
     /// The packet must be rechecked post-DNAT, and its source endpoint no longer exists.
     SourceEndpointGone = 30, "source-endpoint-gone", false;
-    /// To a tunnel endpoint of a node. The inner packet could not be attributed to the pod.
+    /// The packet is to a tunnel endpoint of a node. The inner packet could not be attributed to the pod.
     TunnelEndpoint = 31, "tunnel-endpoint", false;
-    /// The source address is that of a pod of this node, and that pod did not send the packet. Or a pod of this node sent
-    /// the packet, and the source address is neither that pod's, nor the local node's, nor a Service's.
+    /// The source address is that of a pod of this node, and that pod did not send the packet. Or a pod of this node
+    /// sent the packet, and the source address is neither that pod's, nor the local node's, nor a Service's.
     UnverifiedSource = 32, "unverified-source", false;
-    /// The Ethernet source address, or a field of ARP or neighbor discovery, is not the pod's own. Or the message is of a
-    /// type that only routers send.
+    /// The Ethernet source address, or a field of ARP or neighbor discovery, is not the pod's own. Or the message is of
+    /// a type that only routers send.
     SpoofedNeighbor = 33, "spoofed-neighbor", false;
     /// ARP, neighbor discovery, multicast listener discovery or IGMP that is longer or more frequent than the protocols
     /// need.
@@ -108,12 +110,11 @@ reasons! {
     OtherHost = 35, "other-host", false;
 }
 
-/// The number of slots in [`Counters`]. The codes of all reasons are lower; there are fewer reasons than slots.
+/// The number of slots in [`Counters`]. It is higher than the code of every reason.
 pub const REASONS: usize = 40;
-/// A code for packets that have no verdict yet. No reason has it.
+/// The code of a packet that has no verdict yet. No reason has this code.
 pub const NO_REASON: u8 = 63;
-/// A mask for codes. It is applied to a code so that the verifier knows the upper bound. It keeps every reason and
-/// [`NO_REASON`] unchanged.
+/// The mask for reason codes. It gives the verifier an upper bound, and keeps every reason and [`NO_REASON`] unchanged.
 pub const REASON_MASK: u8 = 63;
 
 /// Value of `COUNTERS`, a per-CPU array indexed by `endpoint id * 2 + direction`: packets by [`Reason`] code.

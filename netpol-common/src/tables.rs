@@ -16,8 +16,8 @@ pub struct AddressEntry {
     pub class: ClassId,
     /// Flags, see [`address_flags`].
     pub flags: u16,
-    /// The [`crate::Endpoint::id`] of the pod of this node with the address, while its programs are attached. Otherwise 0.
-    /// If it is not 0, other pods accept the address as a source only from this endpoint.
+    /// The [`crate::Endpoint::id`] of the pod of this node with the address, while its programs are attached. Otherwise
+    /// 0. If it is not 0, other pods accept the address as a source only from this endpoint.
     pub endpoint: u16,
 }
 
@@ -51,8 +51,8 @@ pub struct AllowKey {
 pub struct AllowEntry {
     /// The allowed ports, or [`PortSetId::ALL`] for everything.
     pub port_set: PortSetId,
-    /// The first rule that allows everything, if the port set is [`PortSetId::ALL`]. Otherwise [`RuleId::NONE`], because the
-    /// rules are in the entries of the port set.
+    /// The first rule that allows everything, if the port set is [`PortSetId::ALL`]. Otherwise [`RuleId::NONE`],
+    /// because the rules are in the entries of the port set.
     pub rule: RuleId,
 }
 

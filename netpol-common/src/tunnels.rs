@@ -41,8 +41,8 @@ impl TunnelWord {
         Self { index: Self::start(scope) + PORT_WORDS + protocol as u32 / 64, bit: 1 << (protocol % 64) }
     }
 
-    /// Returns the position for a packet: for UDP, that of its destination port in network byte order; otherwise, that of
-    /// its protocol. `None` if no tunnel uses the protocol.
+    /// Returns the position for a packet: for UDP, that of its destination port in network byte order; otherwise, that
+    /// of its protocol. `None` if no tunnel uses the protocol.
     #[inline(always)]
     pub const fn of_packet(scope: TunnelScope, protocol: u8, port: [u8; 2]) -> Option<Self> {
         match protocol {

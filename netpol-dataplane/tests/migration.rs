@@ -1,5 +1,5 @@
-//! The migration from an earlier agent's tables. After every single write, each endpoint is evaluated by its old policy
-//! or by its new one.
+//! Tests the migration from an earlier agent's tables. After each write, each endpoint is evaluated either by its old
+//! policy or by its new one.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use netpol_policy::model::{Frontend, FrontendAddress};
 use netpol_policy::tables::Change;
 use proptest::prelude::*;
 
-/// IDs of the old tables are less than this, IDs of the new tables greater.
+/// IDs of the old tables are lower than this, IDs of the new tables higher.
 const NEW_IDS: u32 = 100;
 
 /// Returns the port set that a rule set allows to an address.
@@ -30,7 +30,7 @@ fn frontend_verdict(tables: &Snapshot, rule_set: RuleSetId, frontend: Frontend) 
     Some(tables.allow.get(&AllowKey { rule_set, class }).map_or(PortSetId::NONE, |entry| entry.port_set))
 }
 
-/// Returns the frontends, which exist in the old and the new tables. `resync.rs` also adds and deletes frontends.
+/// Returns the frontends of both the old and the new tables. `resync.rs` also adds and deletes frontends.
 fn frontends() -> impl Iterator<Item = Frontend> {
     let of_addresses = addresses().into_iter().take(2).map(FrontendAddress::Address);
     of_addresses.chain([FrontendAddress::AnyNodeV4]).map(|address| Frontend { address, port: 80, protocol: 6 })
@@ -117,12 +117,12 @@ proptest! {
         let mut now = old.clone();
         for change in &migration.before {
             apply(&mut now, change);
-            ensure_same_verdicts(&now, &old, 0, "before the endpoints change over")?;
+            ensure_same_verdicts(&now, &old, 0, "before any endpoint uses the new tables")?;
         }
-        ensure_same_verdicts(&now, &new, NEW_IDS, "when the first endpoint changes over")?;
+        ensure_same_verdicts(&now, &new, NEW_IDS, "when the first endpoint uses the new tables")?;
         for change in &migration.after {
             apply(&mut now, change);
-            ensure_same_verdicts(&now, &new, NEW_IDS, "after the endpoints changed over")?;
+            ensure_same_verdicts(&now, &new, NEW_IDS, "after all endpoints use the new tables")?;
         }
         prop_assert_eq!(Snapshot { any: new.any.clone(), ..now }, new);
     }

@@ -1,8 +1,9 @@
 //! Optimization barriers: the compiler computes a value again instead of keeping it in one of the few registers or on
 //! the small stack.
 
-/// Returns the same reference, but hides its origin from the compiler, which then does not reuse what it read before.
-/// Like the kernel's `barrier_var`: <https://github.com/torvalds/linux/blob/v6.12/include/linux/compiler.h>.
+/// Returns the same reference, but hides its origin from the compiler, so that the compiler does not reuse values that
+/// it read before. Like the kernel's `barrier_var`:
+/// <https://github.com/torvalds/linux/blob/v6.12/include/linux/compiler.h>.
 #[inline(always)]
 pub(crate) fn barrier<T>(reference: &T) -> &T {
     #[cfg(target_arch = "bpf")]
@@ -18,15 +19,15 @@ pub(crate) fn barrier<T>(reference: &T) -> &T {
     reference
 }
 
-/// Returns a value within a mask, but hides it from the verifier, which then knows only the mask. `noise` is any number
-/// that the verifier does not know.
+/// Returns the value, which must be within the mask, but hides it from the verifier. The verifier then assumes any
+/// value within the mask. `noise` is any number that is not constant for the verifier.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "bpf"), expect(unused_variables, reason = "only the verifier needs noise"))]
 pub(crate) fn within<const MASK: i32>(value: u8, noise: u32) -> u8 {
     #[cfg(target_arch = "bpf")]
     {
         let mut hidden = u64::from(value);
-        // SAFETY: computes in registers only. The verifier does not know that the two XORs cancel out.
+        // SAFETY: computes in registers only. The verifier does not detect that the two XORs cancel out.
         unsafe {
             core::arch::asm!(
                 "{value} ^= {noise}",

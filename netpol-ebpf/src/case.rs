@@ -7,8 +7,8 @@ use crate::flow::{self, Role};
 use crate::fragment;
 use crate::packet::{Icmp, Packet};
 
-/// A packet as the input of a verdict and of a deny event, without tables and addresses. It consists of numbers, so
-/// that it can be passed to a function that the verifier checks only once.
+/// The parts of a packet that a verdict and a deny event need, without addresses. It consists of numbers, so that it
+/// can be passed to a function that the verifier checks only once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Case {
     /// From the low byte on: the offset of the IP header, the protocol, the flags, the `role` with a `SourceCheck`,
@@ -27,19 +27,19 @@ pub(crate) mod role {
     pub(crate) const INITIATES: u8 = 2;
     /// The packet starts a new connection, and its flow is not looked up.
     pub(crate) const NEW_CONNECTION: u8 = 4;
-    /// Neighbor discovery, which can have the unspecified address as its source: a pod checks in this way whether its
-    /// new address is free (RFC 4862, 5.4).
+    /// The packet is neighbor discovery. Its source can be the unspecified address: a pod sends such a packet to check
+    /// whether its new address is free (RFC 4862, 5.4).
     pub(crate) const DISCOVERY: u8 = 8;
-    /// A revoked flow has the packet's addresses and ports.
+    /// The packet matches a revoked flow, but comes from the side that did not initiate it.
     pub(crate) const REVERSED: u8 = 64;
     /// The packet is a later fragment, and its first fragment is not known.
     pub(crate) const ORPHAN: u8 = 128;
     /// The position of its [`SourceCheck`](netpol_common::SourceCheck), which has two bits.
-    pub(crate) const CHECK: u32 = 4;
+    pub(crate) const SOURCE_CHECK_SHIFT: u32 = 4;
 }
 
 /// The position of the role in [`Case::bits`].
-const ROLE: u32 = 24;
+const ROLE_SHIFT: u32 = 24;
 /// A code that no reason has.
 pub(crate) const UNDECIDED: u8 = NO_REASON;
 
@@ -54,7 +54,7 @@ impl Case {
     ) -> Self {
         let (flow_role, (pod_port, remote_port)) = flow::identify(direction, packet, icmp);
         let role = match flow_role {
-            // It could belong to any flow.
+            // Without ports, it could belong to any flow.
             _ if fragment::is_orphan(packet) => role::ORPHAN,
             Role::Member if flow::starts_connection(packet) => role::INITIATES | role::NEW_CONNECTION,
             Role::Member => role::MEMBER | role::INITIATES,
@@ -81,10 +81,10 @@ impl Case {
         }
     }
 
-    /// Returns the case of two words from [`Self::words`].
+    /// Restores a case from the two words that [`Self::words`] returned.
     ///
     /// # Safety
-    /// The words must be from there: one of their bytes is the code of a reason.
+    /// The words must be from [`Self::words`], because one of their bytes is the code of a reason.
     #[inline(always)]
     #[cfg(target_arch = "bpf")]
     pub(crate) const unsafe fn from_words(bits: u64, ports: u64) -> Self {
@@ -97,7 +97,7 @@ impl Case {
         (self.bits, self.ports)
     }
 
-    /// Returns the bits from the protocol on.
+    /// Returns `bits` without the lowest byte: protocol, flags, role.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "four bytes of the word")]
     pub(crate) const fn flow_bits(&self) -> u32 {
@@ -133,28 +133,29 @@ impl Case {
 
     /// Stores how to check the source address.
     #[inline(always)]
-    pub(crate) fn check(&mut self, source: u64) {
-        self.bits |= (source & 3) << (ROLE + role::CHECK);
+    pub(crate) fn set_source_check(&mut self, source: u64) {
+        self.bits |= (source & 3) << (ROLE_SHIFT + role::SOURCE_CHECK_SHIFT);
     }
 
-    /// Stores that a revoked flow has the packet's addresses and ports, and whether the packet can still initiate one.
+    /// Stores that the packet matches a revoked flow but comes from the side that did not initiate it, and whether the
+    /// packet can initiate a new flow.
     #[inline(always)]
-    pub(crate) fn reverse(&mut self, may_initiate: bool) {
-        self.bits |= u64::from(role::REVERSED) << ROLE;
+    pub(crate) fn set_reversed(&mut self, may_initiate: bool) {
+        self.bits |= u64::from(role::REVERSED) << ROLE_SHIFT;
         if !may_initiate {
-            self.bits &= !(u64::from(role::INITIATES) << ROLE);
+            self.bits &= !(u64::from(role::INITIATES) << ROLE_SHIFT);
         }
     }
 }
 
-/// Returns the value itself, but hides it from the compiler, which then extracts its parts where they are used and does
-/// not keep them on the stack.
+/// Returns the value unchanged, but hides it from the compiler. The compiler then extracts its parts where they are
+/// used, and does not keep them on the stack.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "bpf"), expect(unused_mut, reason = "the eBPF version modifies it in a register"))]
 pub(crate) fn opaque(mut value: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
-    // SAFETY: computes in a register only. It is not `pure`, so that two of these are not merged. It is not empty,
-    // because the kernel refuses two source lines for one instruction.
+    // SAFETY: computes in a register only. It is not `pure`, so that the compiler does not merge two of these. It is
+    // not empty, because the kernel rejects two source lines for one instruction.
     unsafe {
         core::arch::asm!("{value} = {value}", value = inout(reg) value, options(nomem, nostack, preserves_flags));
     }

@@ -1,4 +1,4 @@
-//! The environment of the engine: the packet, the tables, the clock, and the output of events.
+//! What the packet programs use: the packet, the tables, the clock, and the output of events.
 
 use netpol_common::{
     Address, DenialSet, DenyEvent, Direction, Endpoint, EventBudget, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
@@ -9,7 +9,7 @@ use crate::barrier;
 use crate::slot::Slot;
 use crate::window::{Bytes, Window};
 
-/// What does not depend on the packet: the clocks, and the limits of deny events.
+/// The part of the context that does not depend on the packet: the clocks, and the limits of deny events.
 pub(crate) trait NodeContext: Copy {
     /// Returns the low 32 bits of jiffies.
     fn now(&self) -> u32;
@@ -17,13 +17,13 @@ pub(crate) trait NodeContext: Copy {
     fn hz(&self) -> u32;
     /// Returns the nanoseconds since boot, for events.
     fn boot_ns(&self) -> u64;
-    /// Returns the set of slots for a denied flow; any index is valid.
+    /// Returns the set of slots for a denied flow. `index` may be any hash: only its low bits are used.
     fn denials(&self, index: u32) -> Option<Slot<'_, DenialSet>>;
     /// Returns an event budget, by the index from [`netpol_common::event_budget`].
     fn event_budget(&self, index: u32) -> Option<Slot<'_, EventBudget>>;
 }
 
-/// A packet at an interface, with everything that is looked up or recorded for it.
+/// A packet at an interface, and access to the tables in which it is looked up or recorded.
 pub(crate) trait Context: NodeContext + Family<[u8; 4]> + Family<[u8; 16]> {
     /// Returns the first `N` bytes of the frame, if they can be read directly. If not, [`Self::load`] may still read
     /// them.
@@ -40,24 +40,26 @@ pub(crate) trait Context: NodeContext + Family<[u8; 4]> + Family<[u8; 16]> {
     fn tc_index(&self) -> u32;
     /// Sets `skb->tc_index`.
     fn set_tc_index(&self, word: u32);
-    /// Returns the source endpoint ID: the [`Endpoint::id`] of the pod of this node that sent the packet; 0 if there is
-    /// none.
+    /// Returns the source endpoint ID: the [`Endpoint::id`] of the pod that sent the packet, if it is a pod of this
+    /// node, and 0 otherwise.
     #[inline(always)]
     fn source_endpoint(&self) -> u32 {
         self.tc_index() & MAX_ENDPOINT_ID
     }
-    /// Returns the Ethernet type of a packet without a link header, as on tunnel devices; `None` if it has one.
+    /// Returns the Ethernet type of a packet without a link header, as on tunnel devices. `None`: the packet has a link
+    /// header.
     fn l3_type(&self) -> Option<u16> {
         None
     }
-    /// Returns whether the packet is post-DNAT, rather than at the sender's veth. [`Self::ifindex`] is the sender's in
-    /// both cases.
+    /// Returns whether the packet is post-DNAT, and not at the sender's veth. [`Self::ifindex`] is the sender's
+    /// interface in both cases.
     fn is_post_dnat(&self) -> bool;
     /// Returns the endpoint at [`Self::ifindex`].
     fn endpoint(&self) -> Option<&Endpoint>;
     /// Returns the endpoint with this ID.
     fn endpoint_by_id(&self, id: u32) -> Option<&Endpoint>;
-    /// Returns the rate limit of an endpoint's neighbor discovery.
+    /// Returns the token bucket that limits an endpoint's ARP, neighbor discovery, multicast listener discovery and
+    /// IGMP.
     fn neighbor_budget(&self, endpoint: u32) -> Option<Slot<'_, NeighborBudget>>;
     /// Counts the packet.
     fn count(&self, endpoint: u32, direction: Direction, reason: Reason);
@@ -68,8 +70,9 @@ pub(crate) trait Context: NodeContext + Family<[u8; 4]> + Family<[u8; 16]> {
     fn is_group(&self) -> bool;
     /// Sends a deny event, or counts it as lost.
     fn emit(&self, event: &DenyEvent);
-    /// Returns the value itself, but hides it from the verifier, which then knows only the mask. Where code paths join
-    /// that differ only in this value, the verifier then checks the code that follows once and not once for each value.
+    /// Returns the value unchanged, but hides it from the verifier, which then assumes any value within the mask. If
+    /// several code paths that differ only in this value join here, the verifier checks the code that follows once and
+    /// not once for each value.
     #[inline(always)]
     fn barrier_within<const MASK: i32>(&self, value: u8) -> u8 {
         barrier::within::<MASK>(value, self.length())
@@ -89,7 +92,7 @@ pub(crate) trait Family<A>: Tables<A> {
     fn insert_fragment(&self, key: &FragmentKey<A>, entry: &FragmentEntry);
 }
 
-/// An address, with the operations that the engine needs.
+/// An address, with the operations that the packet programs need.
 pub(crate) trait PacketAddress: Address {
     /// The IP version: 4 or 6.
     const FAMILY: u8;
@@ -97,9 +100,9 @@ pub(crate) trait PacketAddress: Address {
     fn belongs_to(&self, endpoint: &Endpoint) -> bool;
     /// Returns the address in the format of events.
     fn widen(&self) -> [u8; 16];
-    /// Returns its words from the first byte on, for hashing; unused words are zero.
+    /// Returns the words of the address from the first byte on, for hashing. Unused words are zero.
     fn words(&self) -> [u32; 4];
-    /// Returns a flow's key, built from whole words, because the compiler would write single fields byte by byte.
+    /// Returns a flow's key. It is built from whole words, because the compiler would write single fields byte by byte.
     /// `ports` are both ports as in the key.
     fn flow_key(ifindex: u32, pod: Self, remote: Self, ports: u32, protocol: u8) -> FlowKey<Self>;
 }

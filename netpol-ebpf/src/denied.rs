@@ -1,5 +1,5 @@
-//! Deny events: at most one a second for each flow, with the number of packets without an event, within a budget for
-//! each pod.
+//! Deny events: at most one per second for each flow, within a budget for each pod. An event includes the number of
+//! denied packets without an event.
 
 use netpol_common::{
     DENIAL_WAYS, Denial, DenialSet, DenyEvent, Direction, EVENT_BURST, EVENT_INTERVAL_NS, Endpoint, EventBudget,
@@ -17,10 +17,10 @@ pub(crate) trait ReportFunctions: ParserFunctions {
     fn report(self, direction: Direction, reason: Reason) {
         report(self, direction, reason);
     }
-    /// Decides whether a denied packet causes an event, see [`limit`].
+    /// Decides whether a denied packet causes an event. The result is packed by [`limit_event`].
     #[inline(always)]
-    fn limit(self, hash: u64, budget: u32) -> u64 {
-        limit(self, hash, budget)
+    fn limit_event(self, hash: u64, budget: u32) -> u64 {
+        limit_event(self, hash, budget)
     }
 }
 
@@ -36,7 +36,7 @@ struct DeniedPacket<A> {
 }
 
 impl DeniedPacket<[u8; 4]> {
-    /// A frame that is not IP, or that is not known to be.
+    /// A frame that is not IP, or that could not be parsed.
     const FRAME: Self = Self {
         family: 0,
         protocol: 0,
@@ -49,12 +49,12 @@ impl DeniedPacket<[u8; 4]> {
 }
 
 impl<A: Parse> DeniedPacket<A> {
-    /// Parses the packet at an offset of the frame a second time. Only few packets are denied, and this keeps the data
-    /// for an event off the stack of the functions that evaluate.
+    /// Parses the packet at an offset of the frame a second time. Few packets are denied, and this keeps the data for
+    /// an event off the stack of the functions that evaluate.
     #[inline(always)]
     fn read<S: ParserFunctions>(context: &S, endpoint: &Endpoint, start: u32) -> Option<Self> {
         let packet = A::parse(context, start, false)?;
-        let (source, destination) = A::ends(context, start)?;
+        let (source, destination) = A::addresses(context, start)?;
         Some(Self {
             family: A::FAMILY,
             protocol: context.barrier_within::<255>(packet.protocol),
@@ -85,7 +85,7 @@ impl<A: Parse> DeniedPacket<A> {
         if context.is_post_dnat() && !source.belongs_to(endpoint) { A::own(endpoint) } else { source }
     }
 
-    /// Returns the flow's keyed hash. A packet to a group is the same flow at all pods.
+    /// Returns the flow's keyed hash. A multicast or broadcast packet is the same flow at all pods.
     #[inline(always)]
     fn hash<S: Context>(&self, context: &S, details: &ReportContext<'_>) -> u64 {
         let group = details.group && matches!(details.direction, Direction::Ingress);
@@ -100,15 +100,15 @@ impl<A: Parse> DeniedPacket<A> {
         for word in 0..words {
             sum = sum.wrapping_add(product(context, 4 + 2 * word, [source[word], destination[word]]));
         }
-        // A sum of products is linear in each word. Two rounds distribute flows that differ by small numbers over all
-        // sets.
+        // A sum of products is linear in each word, so flows that differ by small numbers have similar sums. Two rounds
+        // of mixing distribute them over all sets.
         mix(mix(sum))
     }
 }
 
-/// Returns the product of two words in NH, a universal hash: two flows that a pod chooses collide for one key in 2³².
-/// With an unkeyed hash, or with a key that is only mixed in, a pod could choose flows that take another flow's slot.
-/// Source: RFC 4418, 5.2.2 (the sum of products of words to which the key's words are added).
+/// Returns one product of the universal hash NH. Two given flows have the same hash for only one key in 2³². With an
+/// unkeyed hash, or with a key that is only mixed in, a pod could send flows that take another flow's slot. Source: RFC
+/// 4418, 5.2.2 (the sum of products of words to which the key's words are added).
 #[inline(always)]
 fn product<S: Context>(context: &S, at: usize, [a, b]: [u32; 2]) -> u64 {
     let a = a.wrapping_add(context.denial_key(at));
@@ -116,21 +116,23 @@ fn product<S: Context>(context: &S, at: usize, [a, b]: [u32; 2]) -> u64 {
     u64::from(a).wrapping_mul(u64::from(b))
 }
 
-/// Computes one round of a multiplicative hash: it spreads every bit upwards and folds the top back down.
+/// Computes one round of a multiplicative hash. The product spreads each bit to higher bits, and the shift copies the
+/// upper half to the lower half.
 #[inline(always)]
 pub(crate) const fn mix(bits: u64) -> u64 {
     let spread = bits.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     spread ^ (spread >> 32)
 }
 
-/// Set in the result of [`limit`] if an event is to be sent. The bits below are the number of packets of the flow
+/// Set in the result of [`limit_event`] if an event is to be sent. The bits below are the number of packets of the flow
 /// without an event.
 const REPORT: u64 = 1 << 32;
 
-/// Decides whether a denied packet of the flow with this hash causes an event, and counts it if not.
+/// Decides whether a denied packet of the flow with this hash causes an event. If not, the packet is counted as
+/// suppressed.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "halves of the hash")]
-pub(crate) fn limit<N: NodeContext>(node: N, hash: u64, budget: u32) -> u64 {
+pub(crate) fn limit_event<N: NodeContext>(node: N, hash: u64, budget: u32) -> u64 {
     let Some(set) = node.denials((hash >> 32) as u32) else { return 0 };
     let Some(charged) = node.event_budget(budget) else { return 0 };
     // An unused slot has tag 0.
@@ -156,7 +158,8 @@ pub(crate) fn limit<N: NodeContext>(node: N, hash: u64, budget: u32) -> u64 {
     let now_ns = node.boot_ns();
     let paid_until = charged.read(field!(EventBudget, paid_until_ns));
     if paid_until > now_ns + EVENT_INTERVAL_NS * (EVENT_BURST - 1) {
-        // A flow without a slot gets none now: a flood must not take the slots of flows that are within their budget.
+        // A flow without a slot does not get one now: a flood must not take the slots of flows that are within their
+        // budget.
         match own {
             Some(slot) => slot.add_u32(field!(Denial, suppressed), 1),
             None => charged.add_u64(field!(EventBudget, suppressed), 1),
@@ -185,8 +188,8 @@ pub(crate) fn limit<N: NodeContext>(node: N, hash: u64, budget: u32) -> u64 {
     REPORT
 }
 
-/// The part of a deny event that does not depend on the packet. It is read once: the compiler might keep an address
-/// inside the context for a second read, which the verifier refuses.
+/// The part of a deny event that does not depend on the packet. It is read once: for a second read, the compiler might
+/// keep an address inside the context, which the verifier rejects.
 #[derive(Clone, Copy)]
 struct ReportContext<'a> {
     endpoint: Option<&'a Endpoint>,
@@ -201,8 +204,8 @@ struct ReportContext<'a> {
 /// Reports a denied packet, at most once a second for its flow, and within the budget of the pod that sent it.
 #[inline(always)]
 pub(crate) fn report<S: ReportFunctions>(context: S, direction: Direction, reason: Reason) {
-    // A bridge floods frames for MAC addresses that it has not learned yet. It is no policy denial if other pods drop
-    // them.
+    // A bridge floods frames for MAC addresses that it has not learned yet. If other pods drop such a frame, this is
+    // not a policy denial.
     if reason == Reason::OtherHost {
         return;
     }
@@ -210,7 +213,7 @@ pub(crate) fn report<S: ReportFunctions>(context: S, direction: Direction, reaso
     let endpoint = context.endpoint();
     let details = ReportContext { endpoint, ifindex, source, group, direction, reason };
     let Some(endpoint) = endpoint else { return report_as(context, details, &DeniedPacket::FRAME) };
-    // Nearly all packets are plain, and this takes a third of the time.
+    // Nearly all packets are plain, and parsing a plain packet takes a third of the time.
     if context.l3_type().is_none() {
         if let Some(packet) = packet::parse_plain_v4(&context) {
             return report_as(context, details, &DeniedPacket::plain(&context, endpoint, &packet));
@@ -244,7 +247,7 @@ fn report_as<A: Parse, S: ReportFunctions>(context: S, details: ReportContext<'_
         Direction::Ingress if source != 0 => event_budget(source, Direction::Egress),
         Direction::Ingress | Direction::Egress => event_budget(id, direction),
     };
-    let limited = context.limit(packet.hash(&context, &details), budget);
+    let limited = context.limit_event(packet.hash(&context, &details), budget);
     if limited < REPORT {
         return;
     }
@@ -269,7 +272,7 @@ fn report_as<A: Parse, S: ReportFunctions>(context: S, details: ReportContext<'_
     });
 }
 
-/// Reports a denied packet. Done here, because the functions that evaluate have no room left on their stack.
+/// Reports a denied packet. This is a separate step, because the functions that evaluate have no stack space left.
 #[inline(always)]
 pub(crate) fn report_if_denied<S: ReportFunctions>(context: S, direction: Direction, reason: Reason) -> Reason {
     if !reason.allows() {

@@ -12,9 +12,10 @@ use crate::slot::{Slot, field};
 pub(crate) enum Role {
     /// It belongs to a flow, or initiates one.
     Member,
-    /// It belongs to a flow, but does not initiate one: a reply never admits a request.
+    /// It belongs to a flow, but does not initiate one. An echo reply must not create a flow that then allows echo
+    /// requests.
     ReplyOnly,
-    /// It has no flow: ICMP other than echo, which is evaluated each time.
+    /// ICMP other than echo. It has no flow; each packet is evaluated.
     NoFlow,
 }
 
@@ -31,6 +32,8 @@ pub(crate) fn identify<A: PacketAddress>(
         Some(Icmp::EchoReply) => Role::ReplyOnly,
         Some(Icmp::Error | Icmp::Discovery | Icmp::Other) => Role::NoFlow,
     };
+    // For echo, `destination_port` is the ICMP identifier. The remote port is 1 if the remote side sends the requests,
+    // so that pings in the two directions are separate flows.
     let ports = if icmp.is_some() {
         let remote_requests = (direction == Direction::Ingress) == (role == Role::Member);
         (destination_port, [0, u8::from(remote_requests)])
@@ -40,7 +43,7 @@ pub(crate) fn identify<A: PacketAddress>(
             Direction::Egress => (source_port, destination_port),
         }
     };
-    // A later fragment initiates no flow: its first fragment did.
+    // A later fragment does not initiate a flow: its first fragment did.
     let later = packet.fragment == Fragment::LATER;
     (if later && role == Role::Member { Role::ReplyOnly } else { role }, ports)
 }
@@ -60,7 +63,8 @@ pub(crate) fn pod_and_remote<A>(direction: Direction, source: A, destination: A)
     }
 }
 
-/// Returns the key of a plain packet's flow. The direction is a constant, so that the key is built without a branch on it.
+/// Returns the key of a plain packet's flow. The direction is a const generic, so that building the key needs no
+/// branch.
 #[inline(always)]
 pub(crate) fn plain_key<const EGRESS: bool, A: PacketAddress>(ifindex: u32, packet: &Plain<A>) -> FlowKey<A> {
     let (pod_address, remote_address, pod_port, remote_port) = if EGRESS {
@@ -101,21 +105,23 @@ impl KnownFlow {
         idle < timeout::SHORTEST * hz || idle < timeout::of(protocol, self.state) * hz
     }
 
-    /// Returns whether a packet of a flow that is no longer allowed may belong to a new flow in the opposite direction:
-    /// the protocol does not show which packet starts a flow, and isolation is per direction.
+    /// Returns whether a packet that matches a revoked flow may belong to a new flow in the opposite direction. For
+    /// protocols without a handshake (UDP), the replying side of the revoked flow may have started another flow, and
+    /// the policy of that direction may allow it.
     #[inline(always)]
     pub(crate) fn may_be_reversed(&self, direction: Direction, protocol: u8) -> bool {
         direction != self.initiator && !protocol::has_handshake(protocol)
     }
 
-    /// Returns whether that packet can start a flow: after this time it is not a reply to anything that was allowed.
+    /// Returns whether the packet of [`Self::may_be_reversed`] can start a flow: no packet was allowed for `REVERSAL`
+    /// seconds, so it is not a reply.
     #[inline(always)]
-    pub(crate) fn may_restart(&self, now: u32, hz: u32) -> bool {
+    pub(crate) fn may_start_reversed(&self, now: u32, hz: u32) -> bool {
         now.wrapping_sub(self.last_used) >= timeout::REVERSAL * hz
     }
 
-    /// Refreshes a flow that has to be evaluated again. If the protocol does not show which packet starts a flow, only
-    /// allowed packets count.
+    /// Refreshes a flow that has to be evaluated again. For protocols without a handshake, only allowed packets extend
+    /// the lifetime of a flow, so it is not refreshed here.
     #[inline(always)]
     pub(crate) fn refresh_stale(&self, slot: Slot<'_, FlowEntry>, protocol: u8, now: u32, hz: u32) {
         if protocol::has_handshake(protocol) {
@@ -129,8 +135,8 @@ impl KnownFlow {
         self.state & flow_state::RECHECK != 0
     }
 
-    /// Returns whether replies may come from any endpoint, as through a Service: the pod initiated the flow, and no
-    /// endpoint has replied with its own address yet.
+    /// Returns whether replies may come from any endpoint. Replies of a Service come from any of its backends. This is
+    /// so if the pod initiated the flow, and no reply came from the endpoint that has the remote address.
     #[inline(always)]
     pub(crate) fn accepts_any_remote(&self, slot: Slot<'_, FlowEntry>) -> bool {
         remote_endpoint(slot) == 0 && self.initiator == Direction::Egress
@@ -139,7 +145,7 @@ impl KnownFlow {
     /// Updates the flow for a packet. Writes only what changes, because the entry is shared between CPUs.
     #[inline(always)]
     pub(crate) fn touch(&self, slot: Slot<'_, FlowEntry>, direction: Direction, flags: TcpFlags, now: u32, hz: u32) {
-        let state = self.after(direction, flags);
+        let state = self.state_after(direction, flags);
         if state != self.state {
             slot.write(field!(FlowEntry, state), state);
         }
@@ -156,7 +162,7 @@ impl KnownFlow {
 
     /// Returns the state after a packet of the flow.
     #[inline(always)]
-    pub(crate) fn after(&self, direction: Direction, flags: TcpFlags) -> u8 {
+    pub(crate) fn state_after(&self, direction: Direction, flags: TcpFlags) -> u8 {
         let is_reply = direction != self.initiator;
         let mut state = self.state | tcp_state(flags, is_reply);
         if is_reply {
@@ -179,14 +185,14 @@ pub(crate) fn set_remote_endpoint(slot: Slot<'_, FlowEntry>, endpoint: u32) {
     slot.write(field!(FlowEntry, remote_endpoint), endpoint as u16);
 }
 
-/// Returns whether the local node or the pod itself initiated the flow to the pod. Packets of such flows are checked
-/// further.
+/// Returns whether the local node or the pod itself initiated the flow to the pod. Packets of such flows need more
+/// checks.
 #[inline(always)]
 pub(crate) fn is_local_or_hairpin(slot: Slot<'_, FlowEntry>) -> bool {
     slot.read(field!(FlowEntry, state)) & (flow_state::FROM_NODE | flow_state::HAIRPIN) != 0
 }
 
-/// Returns the state bits for a packet's flags. The flags are zero for all protocols but TCP.
+/// Returns the state bits for a packet's flags. The flags are zero for all protocols except TCP.
 #[inline(always)]
 pub(crate) const fn tcp_state(flags: TcpFlags, is_reply: bool) -> u8 {
     let mut state = 0;
@@ -199,7 +205,8 @@ pub(crate) const fn tcp_state(flags: TcpFlags, is_reply: bool) -> u8 {
     state
 }
 
-/// Returns whether a packet starts a new connection. It is evaluated without a flow lookup.
+/// Returns whether the packet is a TCP SYN without ACK, or an SCTP INIT. Such a packet is evaluated without a flow
+/// lookup.
 #[inline(always)]
 pub(crate) fn starts_connection<A>(packet: &Packet<A>) -> bool {
     packet.transport.flags.starts_connection()

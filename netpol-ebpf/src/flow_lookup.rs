@@ -11,8 +11,9 @@ use crate::verdict::{self, Recheck, Stale};
 
 /// The function of one address family that is a separate BPF function in the kernel.
 pub(crate) trait FlowFunctions<A: Parse>: Context + Family<A> {
-    /// Returns the verdict of the packet's flow, or how to check its source address if it has none. `ports` are as in
-    /// the flow's key, and `bits` are those of the case from the protocol on. The result is packed by [`lookup_flow`].
+    /// Returns the verdict of the packet's flow, or how to check its source address if it has no flow. `ports` are as
+    /// in the flow's key, and `bits` are from [`Case::flow_bits`](crate::case::Case::flow_bits). The result is packed
+    /// by [`lookup_flow`].
     #[inline(always)]
     fn lookup_flow(self, direction: Direction, start: u32, ports: u32, bits: u32) -> u64 {
         lookup_flow::<A, Self>(self, direction, start, ports, bits)
@@ -23,11 +24,12 @@ pub(crate) trait FlowFunctions<A: Parse>: Context + Family<A> {
 pub(crate) enum FlowVerdict {
     /// The flow is allowed.
     Allowed,
-    /// The flow was evaluated under another version. See [`REVERSIBLE`] and [`MAY_RESTART`].
+    /// The flow was evaluated under another version. See [`REVERSIBLE`] and [`MAY_START_REVERSED`].
     Stale(Recheck, u64),
 }
 
-/// Looks up a flow. Without flags: for an ICMP error that quotes a packet of the flow and does not belong to it.
+/// Looks up a flow. `flags` is `None` for an ICMP error. It quotes a packet of the flow, but is not a packet of the
+/// flow itself, so the flow is not updated.
 #[inline(always)]
 pub(crate) fn find_flow<A, S>(
     context: &S,
@@ -44,7 +46,8 @@ where
     let slot = context.flow(endpoint, key)?;
     let (now, hz) = (context.now(), context.hz());
     let known = KnownFlow::read(slot);
-    // Post-DNAT, a flow to be rechecked still has its pre-DNAT destination: it was not translated.
+    // A flow that needs a recheck is stored with its pre-DNAT destination. A post-DNAT packet that matches it was not
+    // translated, so its destination has to be evaluated.
     if !known.is_alive(key.protocol, now, hz) || (context.is_post_dnat() && known.needs_recheck()) {
         return None;
     }
@@ -65,9 +68,9 @@ where
     let mut reversal = 0;
     if let Some(flags) = flags {
         known.refresh_stale(slot, key.protocol, now, hz);
-        stale.state = known.after(direction, flags);
+        stale.state = known.state_after(direction, flags);
         reversal = if known.may_be_reversed(direction, key.protocol) { REVERSIBLE } else { 0 }
-            | if known.may_restart(now, hz) { MAY_RESTART } else { 0 };
+            | if known.may_start_reversed(now, hz) { MAY_START_REVERSED } else { 0 };
     }
     Some(FlowVerdict::Stale(Recheck { direction, protocol: key.protocol, stale }, reversal))
 }
@@ -81,9 +84,9 @@ where
 {
     let [protocol, flags, role, _] = bits.to_le_bytes();
     let Some(endpoint) = context.endpoint() else { return 0 };
-    let Some((source, destination)) = A::ends(&context, start) else { return 0 };
-    // A packet with another source address than the pod's belongs to no flow. Post-DNAT, masqueraded packets are not
-    // found.
+    let Some((source, destination)) = A::addresses(&context, start) else { return 0 };
+    // A packet with a source address that is not the pod's belongs to no flow. Post-DNAT, no flow is found for
+    // masqueraded packets.
     if direction == Direction::Egress
         && !source.belongs_to(endpoint)
         && (context.is_post_dnat() || endpoint.has(endpoint_flags::ANTI_SPOOFING))
@@ -96,20 +99,22 @@ where
         Direction::Ingress => verdict::check_source(&context, &key.remote_address),
         Direction::Egress => SourceCheck::NONE,
     };
-    let unknown = u64::from(check.0);
+    let source_check = u64::from(check.0);
     if !context.is_post_dnat() && role & role::MEMBER == 0 {
-        return unknown;
+        return source_check;
     }
     if direction == Direction::Ingress
         && let Some(slot) = context.flow(endpoint, &key)
-        && is_from_other_endpoint(&context, slot, &key, check)
+        && !update_remote_endpoint(&context, slot, &key, check)
     {
-        return unknown;
+        return source_check;
     }
     match find_flow(&context, endpoint, direction, &key, Some(TcpFlags(flags))) {
         Some(FlowVerdict::Allowed) => KNOWN,
-        Some(FlowVerdict::Stale(recheck, reversal)) => STALE | reversal | unknown << CHECK | u64::from(recheck.pack()),
-        None => unknown,
+        Some(FlowVerdict::Stale(recheck, reversal)) => {
+            STALE | reversal | source_check << SOURCE_CHECK_SHIFT | u64::from(recheck.pack())
+        }
+        None => source_check,
     }
 }
 
@@ -118,18 +123,18 @@ where
 pub(crate) const KNOWN: u64 = 1 << 32;
 /// Set if the packet belongs to a flow that has to be evaluated again, by the [`Recheck`] in the low half.
 pub(crate) const STALE: u64 = 1 << 33;
-/// With `STALE`: if the flow is no longer allowed, the packet may belong to a flow of the other side, see
+/// With `STALE`: if the flow is no longer allowed, the packet may belong to a flow that the other side initiated, see
 /// [`KnownFlow::may_be_reversed`].
 pub(crate) const REVERSIBLE: u64 = 1 << 34;
-/// With `STALE`: see [`KnownFlow::may_restart`].
-pub(crate) const MAY_RESTART: u64 = 1 << 35;
+/// With `STALE`: see [`KnownFlow::may_start_reversed`].
+pub(crate) const MAY_START_REVERSED: u64 = 1 << 35;
 /// With `STALE`: the position of the [`SourceCheck`].
-pub(crate) const CHECK: u32 = 36;
+pub(crate) const SOURCE_CHECK_SHIFT: u32 = 36;
 
-/// Returns whether a packet to a pod does not come from the flow's remote endpoint. If the remote's source endpoint ID
-/// changed and the new one is valid, it is stored.
+/// Stores the source endpoint ID of a packet to a pod as the flow's remote endpoint, if it changed and is valid.
+/// Returns whether the packet comes from the flow's remote endpoint.
 #[inline(always)]
-fn is_from_other_endpoint<A, S>(context: &S, slot: Slot<'_, FlowEntry>, key: &FlowKey<A>, source: SourceCheck) -> bool
+fn update_remote_endpoint<A, S>(context: &S, slot: Slot<'_, FlowEntry>, key: &FlowKey<A>, source: SourceCheck) -> bool
 where
     A: PacketAddress,
     S: Context + Family<A>,
@@ -137,7 +142,7 @@ where
     let (known, source_endpoint) = (KnownFlow::read(slot), context.source_endpoint());
     let remote = flow::remote_endpoint(slot);
     if remote == source_endpoint || remote == u32::from(ANY_REMOTE) {
-        return false;
+        return true;
     }
     match source {
         SourceCheck::NONE => flow::set_remote_endpoint(slot, source_endpoint),
@@ -149,7 +154,7 @@ where
         SourceCheck::TRANSLATED if known.accepts_any_remote(slot) => {
             flow::set_remote_endpoint(slot, u32::from(ANY_REMOTE));
         }
-        _ => return true,
+        _ => return false,
     }
-    false
+    true
 }

@@ -1,4 +1,4 @@
-//! Fragments: only the first has ports; the others use the ports of the first.
+//! Fragments. Only the first one has ports; later ones are evaluated with the ports of the first.
 
 use netpol_common::{Direction, FragmentEntry, FragmentKey, IfIndex, Reason};
 
@@ -10,12 +10,12 @@ use crate::packet::{Fragment, Packet, Parse, TcpFlags, Transport};
 pub(crate) trait FragmentFunctions<A: Parse>: Context + Family<A> {
     /// Returns the protocol and ports of a fragment, see [`resolve`].
     #[inline(always)]
-    fn resolve(self, direction: Direction, start: u32, identification: u32, info: u64, first: bool) -> u64 {
+    fn resolve_fragment(self, direction: Direction, start: u32, identification: u32, info: u64, first: bool) -> u64 {
         resolve::<A, Self>(self, direction, start, identification, info, first)
     }
     /// Records an allowed first fragment, see [`record`].
     #[inline(always)]
-    fn record(self, direction: Direction, start: u32, identification: u32, info: u64) {
+    fn record_fragment(self, direction: Direction, start: u32, identification: u32, info: u64) {
         record::<A, Self>(self, direction, start, identification, info);
     }
 }
@@ -59,15 +59,15 @@ impl FragmentInfo {
         })
     }
 
-    /// Returns the fields of a later fragment after an unseen first one: no ports, and no flags, which all other later
-    /// fragments have.
+    /// Returns the fields of a later fragment if its first fragment is not known: no ports and no flags. Other later
+    /// fragments have the ACK flag.
     #[inline(always)]
     fn unknown(protocol: u8) -> Self {
         Self { protocol, transport: Transport::default() }
     }
 }
 
-/// Returns whether a packet is a later fragment after an unknown first one: see [`FragmentInfo::unknown`].
+/// Returns whether a packet is a later fragment, and its first fragment is not known: see [`FragmentInfo::unknown`].
 #[inline(always)]
 pub(crate) fn is_orphan<A>(packet: &Packet<A>) -> bool {
     packet.fragment == Fragment::LATER && packet.transport.flags.0 == 0
@@ -76,8 +76,9 @@ pub(crate) fn is_orphan<A>(packet: &Packet<A>) -> bool {
 /// Set in the result of [`resolve`] if the fragment is malformed.
 const MALFORMED: u64 = 1 << 48;
 
-/// Returns the fields of a fragment, packed by [`FragmentInfo`]: for a later fragment those of its first, or [`FragmentInfo::unknown`]
-/// if that is not known. Returns [`MALFORMED`] if two first fragments contradict each other.
+/// Returns the fields of a fragment, packed by [`FragmentInfo`]. For a later fragment, they are those of its first
+/// fragment, or [`FragmentInfo::unknown`] if that is not known. Returns [`MALFORMED`] if two first fragments contradict
+/// each other.
 #[inline(always)]
 pub(crate) fn resolve<A, S>(
     context: S,
@@ -93,14 +94,14 @@ where
 {
     // Never happens: both were read before.
     let Ok(own) = FragmentInfo::unpack(info) else { return MALFORMED };
-    let Some(ends) = A::ends(&context, start) else { return MALFORMED };
+    let Some(addresses) = A::addresses(&context, start) else { return MALFORMED };
     let orphan = FragmentInfo::unknown(own.protocol).pack();
-    let known = context.fragment(&key(context.ifindex(), direction, ends, own.protocol, identification));
+    let known = context.fragment(&key(context.ifindex(), direction, addresses, own.protocol, identification));
     let Some(entry) = known else { return if first { info } else { orphan } };
     let age = context.now().wrapping_sub(entry.seen);
     if first {
-        // An identification is not reused within a second, so two different first fragments belong to one datagram.
-        // Later they belong to two.
+        // An identification is not reused within a second, so two different first fragments within this time belong to
+        // one datagram. After that, they belong to two datagrams.
         let contradicts = age < context.hz() && differs(&entry, own);
         return if contradicts { MALFORMED } else { info };
     }
@@ -115,7 +116,8 @@ where
     FragmentInfo { protocol: entry.protocol, transport }.pack()
 }
 
-/// Records an allowed first fragment. If the first is denied, the others stay orphans.
+/// Records an allowed first fragment. A denied one is not recorded, so later fragments of its datagram are evaluated
+/// without ports.
 #[inline(always)]
 pub(crate) fn record<A, S>(context: S, direction: Direction, start: u32, identification: u32, info: u64)
 where
@@ -123,7 +125,7 @@ where
     S: Context + Family<A>,
 {
     let Ok(FragmentInfo { protocol, transport }) = FragmentInfo::unpack(info) else { return };
-    let Some(ends) = A::ends(&context, start) else { return };
+    let Some(addresses) = A::addresses(&context, start) else { return };
     let entry = FragmentEntry {
         source_port: transport.source_port,
         destination_port: transport.destination_port,
@@ -131,7 +133,7 @@ where
         protocol,
         zero: [0; 3],
     };
-    context.insert_fragment(&key(context.ifindex(), direction, ends, protocol, identification), &entry);
+    context.insert_fragment(&key(context.ifindex(), direction, addresses, protocol, identification), &entry);
 }
 
 #[inline(always)]

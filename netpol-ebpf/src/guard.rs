@@ -35,8 +35,9 @@ pub(crate) fn is_spoofed<A: PacketAddress>(endpoint: &Endpoint, direction: Direc
     direction == Direction::Egress && endpoint.has(endpoint_flags::ANTI_SPOOFING) && !source.belongs_to(endpoint)
 }
 
-/// Returns whether a packet is a DHCP request from a client that has no address yet, or that renews its address by
-/// broadcast (RFC 2131, 4.1): from the unspecified address, to broadcast, from port 68 to 67. Policy decides on it.
+/// Returns whether a packet is a DHCP request from a client that has no address yet, or that verifies its previous
+/// address after a reboot (RFC 2131, 4.1): from the unspecified address, to broadcast, from port 68 to 67. Policy
+/// decides on it.
 #[inline(always)]
 pub(crate) fn is_dhcp_request<A: PacketAddress>(packet: &Plain<A>) -> bool {
     const CLIENT: [u8; 2] = 68_u16.to_be_bytes();
@@ -62,7 +63,8 @@ fn is_same(one: Mac, other: Mac) -> bool {
     u32::from_ne_bytes(one.0) == u32::from_ne_bytes(other.0) && u16::from_ne_bytes(one.1) == u16::from_ne_bytes(other.1)
 }
 
-/// Returns whether a frame from a pod has a spoofed Ethernet source.
+/// Returns whether a frame from a pod has a spoofed Ethernet source. If the pod's MAC address is not known, no source
+/// is spoofed.
 #[inline(always)]
 pub(crate) fn is_spoofed_mac(endpoint: &Endpoint, source: Mac) -> bool {
     let own = own_mac(endpoint);
@@ -83,8 +85,8 @@ pub(crate) fn has_spoofed_mac<S: Context>(context: &S, endpoint: &Endpoint) -> b
     mac_at(context, link::SOURCE).is_none_or(|source| is_spoofed_mac(endpoint, source))
 }
 
-/// Returns whether a frame to a pod is for another host: a bridge floods frames if it does not know the port. Multicast
-/// and broadcast are for all hosts.
+/// Returns whether a frame to a pod is for another host: a bridge floods frames for MAC addresses that it has not
+/// learned. Multicast and broadcast are for all hosts.
 #[inline(always)]
 pub(crate) fn is_for_other_host<S: Context>(context: &S, endpoint: &Endpoint) -> bool {
     let own = own_mac(endpoint);
@@ -115,12 +117,12 @@ where
     A: PacketAddress + Parse,
     S: Context + Family<A>,
 {
-    A::ends(context, start).is_some_and(|(source, _)| is_translated(context, endpoint, &source))
+    A::addresses(context, start).is_some_and(|(source, _)| is_neither_own_nor_translated(context, endpoint, &source))
 }
 
-/// Returns whether this source address is not the endpoint's and is not a result of address translation.
+/// Returns whether this source address is neither the endpoint's nor a result of address translation.
 #[inline(always)]
-pub(crate) fn is_translated<A, S>(context: &S, endpoint: &Endpoint, source: &A) -> bool
+pub(crate) fn is_neither_own_nor_translated<A, S>(context: &S, endpoint: &Endpoint, source: &A) -> bool
 where
     A: PacketAddress,
     S: Context + Family<A>,
@@ -138,13 +140,13 @@ mod arp {
     pub(super) const SENDER_ADDRESS: u32 = 14;
     pub(super) const REQUEST: u16 = 1;
     pub(super) const REPLY: u16 = 2;
-    /// A frame is padded to 60 bytes without its checksum (IEEE 802.3, 4A.4.2), or to 64 by devices that reserve room
-    /// for a tag.
-    pub(super) const FRAME: u32 = 64;
+    /// The longest ARP frame. A frame is padded to 60 bytes without its checksum (IEEE 802.3, 4A.4.2), or to 64 by
+    /// devices that reserve room for a tag.
+    pub(super) const LONGEST_FRAME: u32 = 64;
 }
 
-/// Checks the ARP packet from a pod at an offset: the sender must be the pod's own MAC and IPv4 address, or it is a
-/// probe.
+/// Checks the ARP packet from a pod at an offset. The sender addresses must be the pod's own MAC and IPv4 address; a
+/// probe has the IPv4 address 0.0.0.0.
 #[inline(always)]
 pub(crate) fn arp<S: Context>(context: &S, start: u32) -> Reason {
     let Some(endpoint) = context.endpoint() else { return Reason::NoEndpoint };
@@ -156,10 +158,11 @@ pub(crate) fn arp<S: Context>(context: &S, start: u32) -> Reason {
     let Some(Bytes(sender_address)) = context.load::<4>(start + arp::SENDER_ADDRESS) else { return Reason::Malformed };
     let packet = Window::of(&head.0);
     let operation = packet.number::<6>();
-    // Ethernet, IPv4, and the lengths of their addresses.
-    let kind = u32::from_be_bytes(packet.four_bytes::<0>()) == 0x0001_0800 && packet.number::<4>() == 0x0604;
+    // The address types must be Ethernet and IPv4, with their address lengths.
+    let is_ethernet_ipv4 =
+        u32::from_be_bytes(packet.four_bytes::<0>()) == 0x0001_0800 && packet.number::<4>() == 0x0604;
     let own = sender_address.belongs_to(endpoint) || (sender_address.is_zero() && operation == arp::REQUEST);
-    if !kind
+    if !is_ethernet_ipv4
         || !matches!(operation, arp::REQUEST | arp::REPLY)
         || !own
         || is_spoofed_mac(endpoint, (packet.four_bytes::<8>(), packet.two_bytes::<12>()))
@@ -167,7 +170,7 @@ pub(crate) fn arp<S: Context>(context: &S, start: u32) -> Reason {
         return Reason::SpoofedNeighbor;
     }
     let length = context.length();
-    within_budget(context, endpoint, length >= start + arp::LENGTH && length <= arp::FRAME)
+    charge(context, endpoint, length >= start + arp::LENGTH && length <= arp::LONGEST_FRAME)
 }
 
 /// The messages of neighbor discovery (RFC 4861) and multicast listener discovery (RFC 2710, RFC 3810) that pods need.
@@ -182,8 +185,9 @@ mod icmpv6 {
     pub(super) const LONGEST: u32 = 24 + 8 + 8;
     /// Header and 16 records without sources. Linux sends more groups in further reports.
     pub(super) const LONGEST_REPORT: u32 = 8 + 16 * 20;
-    /// The IPv6 header, and the router alert of listener discovery (RFC 2711).
-    pub(super) const HEADER: u32 = 40;
+    /// The length of an IPv6 header.
+    pub(super) const IPV6_HEADER: u32 = 40;
+    /// The length of a hop-by-hop header with the router alert, which listener discovery has (RFC 2711).
     pub(super) const ROUTER_ALERT: u32 = 8;
     /// Options: source and target link-layer address, nonce. <https://www.iana.org/assignments/icmpv6-parameters/>.
     pub(super) const SOURCE_ADDRESS: u8 = 1;
@@ -191,16 +195,17 @@ mod icmpv6 {
     pub(super) const NONCE: u8 = 14;
 }
 
-/// Checks the message of neighbor or listener discovery from a pod: sender and target must be the pod's own addresses
-/// and MAC, the destination must be on the link, and the message must not be longer than the protocols need. Only
-/// routers send advertisements, redirects and queries.
+/// Checks a message of neighbor or listener discovery from a pod. The source must be the pod's own address or
+/// unspecified, and so must advertised targets and link-layer options. The destination must be on the link, and the
+/// message must not be longer than the protocols need. Advertisements of routers, redirects and queries are denied,
+/// because only routers send them.
 #[inline(always)]
 pub(crate) fn discovery<S: Context>(context: &S, start: u32, payload: u32) -> Reason {
     let Some(endpoint) = context.endpoint() else { return Reason::NoEndpoint };
     if !endpoint.has(endpoint_flags::ANTI_SPOOFING) {
         return Reason::NeighborDiscovery;
     }
-    let Some((source, destination)) = <[u8; 16]>::ends(context, start) else { return Reason::Malformed };
+    let Some((source, destination)) = <[u8; 16]>::addresses(context, start) else { return Reason::Malformed };
     let Some(Bytes([kind])) = context.load::<1>(payload) else { return Reason::Malformed };
     let headers = payload.wrapping_sub(start);
     let length = context.length().wrapping_sub(payload);
@@ -208,8 +213,8 @@ pub(crate) fn discovery<S: Context>(context: &S, start: u32, payload: u32) -> Re
         if destination[0] != 0xff || !(source.belongs_to(endpoint) || source.is_zero()) {
             return Reason::SpoofedNeighbor;
         }
-        let fits = headers <= icmpv6::HEADER + icmpv6::ROUTER_ALERT && length <= icmpv6::LONGEST_REPORT;
-        return within_budget(context, endpoint, fits);
+        let fits = headers <= icmpv6::IPV6_HEADER + icmpv6::ROUTER_ALERT && length <= icmpv6::LONGEST_REPORT;
+        return charge(context, endpoint, fits);
     }
     // A host without an address checks whether its address is free (RFC 4862, 5.4), and sends router solicitations (RFC
     // 4861, 4.1).
@@ -231,7 +236,7 @@ pub(crate) fn discovery<S: Context>(context: &S, start: u32, payload: u32) -> Re
     if !valid || !are_own_options(context, endpoint, options) {
         return Reason::SpoofedNeighbor;
     }
-    within_budget(context, endpoint, headers == icmpv6::HEADER && length <= icmpv6::LONGEST)
+    charge(context, endpoint, headers == icmpv6::IPV6_HEADER && length <= icmpv6::LONGEST)
 }
 
 /// IGMP: the types that hosts send (RFC 1112, RFC 2236, RFC 3376).
@@ -244,8 +249,8 @@ mod igmp {
     pub(super) const DESTINATION: u32 = 16;
 }
 
-/// Checks the IGMP message to a multicast group; its IPv4 header is at `start`. A pod sends reports and leave messages
-/// of limited length; only routers send queries. `None`: policy decides.
+/// Checks an IGMP message. Its IPv4 header is at `start`. A pod may send reports and leave messages of limited length;
+/// only routers send queries. `None`: the message is not sent to a multicast group, and policy decides.
 #[inline(always)]
 pub(crate) fn check_igmp<S: Context>(
     context: &S,
@@ -265,8 +270,9 @@ pub(crate) fn check_igmp<S: Context>(
     if !matches!(kind, igmp::REPORT_V1 | igmp::REPORT_V2 | igmp::LEAVE | igmp::REPORT_V3) {
         return Some(Reason::SpoofedNeighbor);
     }
+    // An IGMPv3 report is shorter than an MLDv2 report with as many records.
     let fits = context.length().wrapping_sub(payload) <= icmpv6::LONGEST_REPORT;
-    Some(within_budget(context, endpoint, fits))
+    Some(charge(context, endpoint, fits))
 }
 
 #[inline(always)]
@@ -280,7 +286,7 @@ fn is_link_scope(address: &[u8; 16]) -> bool {
     (address[0] == 0xfe && address[1] & 0xc0 == 0x80) || (address[0] == 0xff && address[1] & 0x0f == 2)
 }
 
-/// Returns whether the address is of link scope, or a neighbor's: the local node or a pod of this node.
+/// Returns whether the address is of link scope, or belongs to the local node or to a pod of this node.
 #[inline(always)]
 fn is_on_link<S: Context>(context: &S, address: &[u8; 16]) -> bool {
     is_link_scope(address) || {
@@ -293,11 +299,12 @@ fn is_on_link<S: Context>(context: &S, address: &[u8; 16]) -> bool {
 /// multicast address, which ends in the same 24 bits (RFC 4291, 2.7.1).
 #[inline(always)]
 fn matches_target<S: Context>(context: &S, destination: &[u8; 16], target: &[u8; 16]) -> bool {
-    let (to, of): ([u32; 4], [u32; 4]) = (bytemuck::cast(*destination), bytemuck::cast(*target));
-    let solicited = to[0] == 0xff02_0000_u32.to_be()
-        && to[1] == 0
-        && to[2] == 1_u32.to_be()
-        && to[3] == of[3] | 0xff00_0000_u32.to_be();
+    let (destination_words, target_words): ([u32; 4], [u32; 4]) =
+        (bytemuck::cast(*destination), bytemuck::cast(*target));
+    let solicited = destination_words[0] == 0xff02_0000_u32.to_be()
+        && destination_words[1] == 0
+        && destination_words[2] == 1_u32.to_be()
+        && destination_words[3] == target_words[3] | 0xff00_0000_u32.to_be();
     solicited || (u128::from_ne_bytes(*destination) == u128::from_ne_bytes(*target) && is_on_link(context, destination))
 }
 
@@ -310,13 +317,13 @@ fn are_own_options<S: Context>(context: &S, endpoint: &Endpoint, start: u32) -> 
         if at >= context.length() {
             return true;
         }
-        let Some(Bytes([kind, words, a, b, c, d, e, f])) = context.load::<8>(at) else { return false };
+        let Some(Bytes([kind, length_in_8_bytes, a, b, c, d, e, f])) = context.load::<8>(at) else { return false };
         let own = match kind {
             icmpv6::SOURCE_ADDRESS | icmpv6::TARGET_ADDRESS => !is_spoofed_mac(endpoint, ([a, b, c, d], [e, f])),
             icmpv6::NONCE => true,
             _ => false,
         };
-        if words != 1 || !own {
+        if length_in_8_bytes != 1 || !own {
             return false;
         }
         at += 8;
@@ -324,14 +331,16 @@ fn are_own_options<S: Context>(context: &S, endpoint: &Endpoint, start: u32) -> 
     at >= context.length()
 }
 
-/// Takes a token for a valid packet. CPUs that do this at the same time may take the same token, so the limit is not
-/// exact.
+/// Takes a token for a message that is not too long (`fits`), and returns the verdict. Several CPUs may take the same
+/// token at the same time, so the limit is not exact.
 #[inline(always)]
-fn within_budget<S: Context>(context: &S, endpoint: &Endpoint, fits: bool) -> Reason {
+fn charge<S: Context>(context: &S, endpoint: &Endpoint, fits: bool) -> Reason {
     let taken = fits && context.neighbor_budget(endpoint.id).is_none_or(|slot| take(context, slot));
     if taken { Reason::NeighborDiscovery } else { Reason::NeighborRate }
 }
 
+/// Adds tokens for the time since the last message, and takes one. Returns whether there was one. Tokens are in units
+/// of 1/`hz`: a packet costs `hz`.
 #[inline(always)]
 fn take<S: Context>(context: &S, slot: Slot<'_, NeighborBudget>) -> bool {
     let (now, hz) = (context.now(), context.hz());

@@ -3,8 +3,8 @@
 //!
 //! * `netpol_egress`: packets from pods, at the veth's TC ingress hook.
 //! * `netpol_ingress`: packets to pods, at the veth's TC egress hook.
-//! * `netpol_recheck`: packets that leave the node, at the TC egress hook of the node's own devices. It evaluates packets
-//!   from pods post-DNAT, as `netpol_ingress` does too. `netpol_recheck_l3` is for devices without link headers.
+//! * `netpol_recheck`: packets that leave the node, at the TC egress hook of the node's devices. It evaluates packets from
+//!   pods post-DNAT, as `netpol_ingress` also does. `netpol_recheck_l3` is for devices without link headers.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 

@@ -1,4 +1,4 @@
-//! The `Context` of unit tests: the same engine on hash maps.
+//! The `Context` of unit tests: the same packet programs, on maps in memory.
 
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::HashMap;
@@ -79,8 +79,7 @@ where
     /// Returns the entry of a flow.
     pub fn flow(&self, key: &FlowKey<A>) -> Option<FlowEntry> {
         let flows = self.flows.borrow();
-        // SAFETY: the engine writes to entries only while it processes a packet, and there is no reference to them
-        // then.
+        // SAFETY: entries are written only while a packet is processed, and there is no reference to them then.
         flows.get(key).map(|entry| unsafe { *entry.get() })
     }
 }
@@ -133,7 +132,8 @@ impl Memory {
         process_post_dnat(self.post_dnat_frame(frame, ifindex))
     }
 
-    /// Checks only the source of such a frame. `None`: the source is valid.
+    /// Checks only the source address of a frame that the pod at an interface sent, post-DNAT. `None`: the source is
+    /// valid.
     pub fn run_source(&self, frame: &[u8], ifindex: u32) -> Option<Reason> {
         process_source(self.post_dnat_frame(frame, ifindex))
     }
@@ -149,7 +149,7 @@ impl Memory {
         }
     }
 
-    /// Runs the program on a frame of which only the first `linear` bytes can be read directly.
+    /// Runs the program on a frame. Only the first `linear` bytes can be read directly.
     pub fn run_nonlinear(&self, direction: Direction, frame: &[u8], ifindex: u32, linear: usize) -> Reason {
         process(
             Frame { memory: self, bytes: frame, ifindex, ingress_ifindex: OTHER_INTERFACE, linear, post_dnat: false },
@@ -272,7 +272,7 @@ impl Context for Frame<'_> {
     }
 }
 
-/// Address families that [`Memory`] has maps for.
+/// An address family for which [`Memory`] has maps.
 trait InMemory: Parse + Eq + Hash {
     const BITS: u32;
     fn maps(memory: &Memory) -> &Maps<Self>;
@@ -327,8 +327,8 @@ impl<A: InMemory> Family<A> for Frame<'_> {
         let recorded = self.memory.room.get() && (replaces || !flows.contains_key(key));
         if recorded {
             let cell = flows.entry(*key).or_default();
-            // SAFETY: only slots access it meanwhile, and a slot is no reference. Replaced in place, so that slots stay
-            // valid.
+            // SAFETY: only slots access it at the same time, and a slot is not a reference. The entry is replaced in
+            // place, so that slots stay valid.
             unsafe { *cell.get() = *entry };
         }
         recorded

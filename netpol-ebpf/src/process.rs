@@ -1,8 +1,9 @@
-//! The entry point at a pod's veth, and the fast path: plain packets of known flows, which nearly all packets are.
+//! The entry point at a pod's veth, and the fast path: plain packets of known flows. Nearly all packets are of this
+//! kind.
 //!
-//! If the flow of a plain packet is not known or stale, [`admit`] and [`is_still_allowed`] evaluate policy. All other
-//! packets take the slow path, [`crate::slow_path`]. Each of these is a separate function, so that the verifier checks it
-//! once and not once for each caller.
+//! If the flow of a plain packet is unknown, [`admit`] evaluates policy, and if it is stale, [`is_still_allowed`] does.
+//! All other packets take the slow path, [`crate::slow_path`]. Each of these is a separate function, so that the
+//! verifier checks it once and not once for each caller.
 //!
 //! [`admit`]: verdict::admit
 //! [`is_still_allowed`]: verdict::is_still_allowed
@@ -27,7 +28,7 @@ pub(crate) fn process<S: FrameFunctions + ReportFunctions>(context: S, direction
     report_if_denied(context, direction, reason)
 }
 
-/// Evaluates a packet at an endpoint. The direction is a constant, so that a flow key is built without a branch on it.
+/// Evaluates a packet at an endpoint. The direction is a const generic, so that building the flow key needs no branch.
 #[inline(always)]
 fn process_at<const EGRESS: bool, S: FrameFunctions>(context: S) -> Reason {
     if let Some(endpoint) = context.endpoint() {
@@ -50,7 +51,8 @@ fn process_at<const EGRESS: bool, S: FrameFunctions>(context: S) -> Reason {
     slow_path::evaluate_frame(context, direction_of::<EGRESS>())
 }
 
-/// Evaluates a plain IPv6 packet. `None`: it takes the slow path. It is a separate function, because the caller's stack has no room for the key.
+/// Evaluates a plain IPv6 packet. `None`: it takes the slow path. It is a separate function, because the caller's stack
+/// has no space for the key.
 #[inline(never)]
 fn process_plain_v6<const EGRESS: bool, S: VerdictFunctions<[u8; 16]>>(
     context: S,
@@ -89,7 +91,8 @@ where
     let new_connection = packet.flags.starts_connection();
     let mut bits = u32::from(packet.flags.0) | MAY_INITIATE;
     if !new_connection && let Some(slot) = context.flow(endpoint, &key) {
-        // Rare. Most of these packets take the slow path; a new source endpoint ID is handled here.
+        // Rare: the flow is from the node or hairpin, or the source endpoint ID changed. Only a changed ID can be
+        // handled without the slow path.
         if !EGRESS && (flow::is_local_or_hairpin(slot) || flow::remote_endpoint(slot) != context.source_endpoint()) {
             let allowed = process_plain_with_new_remote(context, endpoint, version, &key, packet.flags.0);
             return allowed.then_some(Reason::Flow);
@@ -104,20 +107,21 @@ where
                 return Some(Reason::Flow);
             }
             known.refresh_stale(slot, packet.protocol, now, hz);
-            let stale = Stale { initiator: known.initiator, state: known.after(direction, packet.flags) };
+            let stale = Stale { initiator: known.initiator, state: known.state_after(direction, packet.flags) };
             let reason = process_plain_stale::<EGRESS, A, S>(context, &key, stale.pack());
             if reason != Reason::Revoked || !known.may_be_reversed(direction, packet.protocol) {
                 return Some(conclude(&context, endpoint, direction, reason));
             }
-            bits = u32::from(packet.flags.0) | REVERSED | if known.may_restart(now, hz) { MAY_INITIATE } else { 0 };
+            bits =
+                u32::from(packet.flags.0) | REVERSED | if known.may_start_reversed(now, hz) { MAY_INITIATE } else { 0 };
         }
     }
     Some(process_plain_new::<EGRESS, A, S>(context, endpoint, version, &key, bits))
 }
 
-/// Evaluates a plain packet to a pod, of a known flow whose remote had another source endpoint ID before. Returns whether
-/// it is allowed: the address belongs to the new endpoint (pods get enforced or get new IDs while flows are open), or
-/// the flow accepts any remote endpoint. All other packets and stale flows take the slow path.
+/// Evaluates a plain packet to a pod, of a known flow with another source endpoint ID. Returns whether it is allowed.
+/// This is so if the address belongs to the new endpoint (a pod can be attached, or get a new ID, while its flows are
+/// open), or if the flow accepts any remote endpoint. All other packets and stale flows take the slow path.
 #[inline(never)]
 fn process_plain_with_new_remote<A, S>(
     context: S,
@@ -151,9 +155,10 @@ where
     true
 }
 
-/// Above the TCP flags in an argument of [`process_plain_new`]: the packet may start a flow.
+/// Bit of the `bits` argument of [`process_plain_new`], above the TCP flags in its low byte: the packet may initiate a
+/// flow.
 const MAY_INITIATE: u32 = 1 << 8;
-/// Likewise: a revoked flow has the packet's addresses and ports.
+/// Bit of the same argument: the packet matches a revoked flow, but comes from the side that did not initiate it.
 const REVERSED: u32 = 1 << 9;
 
 /// Evaluates a plain packet that belongs to no known flow.

@@ -1,4 +1,4 @@
-//! The entry points post-DNAT: packets from pods are rechecked by the destination that they have then.
+//! The entry points post-DNAT: packets from pods are rechecked with their new destination.
 
 use netpol_common::{Direction, Endpoint, Reason};
 
@@ -9,10 +9,10 @@ use crate::packet::{self, Parse, Plain};
 use crate::slow_path::{self, FrameFunctions};
 use crate::verdict;
 
-/// The function that is a separate BPF function in the kernel, and those of the modules below.
+/// The function that is a separate BPF function in the kernel, and the functions of lower modules.
 pub(crate) trait RecheckFunctions: FrameFunctions + ReportFunctions {
-    /// Post-DNAT: returns whether a plain packet belongs to a flow that was allowed there, see [`is_known_flow`]. Not
-    /// used for other packets.
+    /// Returns whether a post-DNAT plain packet belongs to a flow that was allowed post-DNAT, see [`is_known_flow`].
+    /// Returns false for all other packets.
     #[inline(always)]
     fn is_known_flow(self) -> bool {
         is_known_flow(self)
@@ -23,7 +23,7 @@ pub(crate) trait RecheckFunctions: FrameFunctions + ReportFunctions {
 /// [`Context::is_post_dnat`].
 #[inline(always)]
 pub(crate) fn process_source<S: RecheckFunctions>(context: S) -> Option<Reason> {
-    // Denied on the slow path, which parses it in full and does the same check.
+    // The slow path repeats this check, and denies and counts the packet.
     context
         .is_unverified()
         .then(|| report_if_denied(context, Direction::Egress, slow_path::evaluate_frame(context, Direction::Egress)))
@@ -51,8 +51,9 @@ pub(crate) fn is_known_flow<S: Context>(context: S) -> bool {
     packet::parse_plain_v6(&context).is_some_and(|packet| is_flow_post_dnat(context, endpoint, &packet))
 }
 
-/// Returns whether the packet belongs to a flow that was allowed post-DNAT. A masqueraded packet has no flow. If a flow
-/// is to be rechecked, its packet was not translated.
+/// Returns whether the packet belongs to a flow that was allowed post-DNAT. A masqueraded packet has no flow. A flow
+/// that needs a recheck has the pre-DNAT address. A packet that matches it was not translated, so its destination has
+/// to be evaluated.
 #[inline(always)]
 fn is_flow_post_dnat<A, S>(context: S, endpoint: &Endpoint, packet: &Plain<A>) -> bool
 where
@@ -66,9 +67,9 @@ where
     };
     let (now, hz) = (context.now(), context.hz());
     let known = KnownFlow::read(slot);
-    let holds = known.version == version && !known.needs_recheck() && known.is_alive(packet.protocol, now, hz);
-    if holds {
+    let is_allowed = known.version == version && !known.needs_recheck() && known.is_alive(packet.protocol, now, hz);
+    if is_allowed {
         known.touch(slot, Direction::Egress, packet.flags, now, hz);
     }
-    holds
+    is_allowed
 }

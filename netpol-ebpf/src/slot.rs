@@ -2,8 +2,8 @@
 
 use core::marker::PhantomData;
 
-/// A value inside a map. Reads and writes are volatile and word by word: a concurrent write of another CPU is visible
-/// or not, field by field. Values read here are only used for timing, events and versions.
+/// A value inside a map. Each field is read and written by itself, and volatile. So a concurrent write of another CPU
+/// may be visible in some fields and not yet in others. Values read here are only used for timing, events and versions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slot<'a, T> {
     value: *mut T,
@@ -35,10 +35,10 @@ impl<'a, T: Copy> Slot<'a, T> {
     }
 
     /// Adds to a counter atomically. The previous value is not returned, because Linux 5.10 has no instruction for
-    /// that.
+    /// this.
     #[inline(always)]
     pub(crate) fn add_u32(&self, field: Field<T, u32>, by: u32) {
-        // SAFETY: as above; the field is aligned, as its type says.
+        // SAFETY: as above; the field is aligned, as its type requires.
         unsafe { add::u32(self.address(field), by) };
     }
 

@@ -7,7 +7,9 @@ use crate::barrier::barrier;
 use crate::case::{Case, opaque, role};
 use crate::context::{Context, PacketAddress};
 use crate::flow::{self, Role};
-use crate::flow_lookup::{CHECK, FlowFunctions, FlowVerdict, KNOWN, MAY_RESTART, REVERSIBLE, STALE, find_flow};
+use crate::flow_lookup::{
+    FlowFunctions, FlowVerdict, KNOWN, MAY_START_REVERSED, REVERSIBLE, SOURCE_CHECK_SHIFT, STALE, find_flow,
+};
 use crate::fragment::{self, FragmentFunctions};
 use crate::guard::{self, GuardFunctions};
 use crate::packet::{self, Fragment, Icmp, Packet, Parse, ParserFunctions, TcpFlags, link};
@@ -17,18 +19,18 @@ use crate::verdict::{self, FlowStart, VerdictFunctions, barrier_within, conclude
 pub(crate) trait IpFunctions<A: Parse>:
     ParserFunctions + GuardFunctions + FragmentFunctions<A> + VerdictFunctions<A> + FlowFunctions<A>
 {
-    /// Evaluates the IP packet at an offset of the frame. `None`: it is an ICMP error, and the flow that it quotes was
-    /// not looked up yet.
+    /// Evaluates the IP packet at an offset of the frame. `None`: it is an ICMP error, and the flow of the packet that
+    /// it quotes was not looked up yet.
     #[inline(always)]
     fn evaluate_ip(self, direction: Direction, start: u32, quoted: Quoted) -> Option<Reason> {
         evaluate_ip::<A, Self>(self, direction, start, quoted)
     }
-    /// Evaluates the ICMP error in the IP packet at an offset of the frame, by the flow that it quotes.
+    /// Evaluates the ICMP error in the IP packet at an offset of the frame, by the flow of the packet that it quotes.
     #[inline(always)]
     fn evaluate_quoted(self, direction: Direction, start: u32) -> Quoted {
         evaluate_quoted::<A, Self>(self, direction, start)
     }
-    /// Decides a case, and counts the packet.
+    /// Returns the verdict on a packet that is summarized in a [`Case`], and counts it.
     #[inline(always)]
     fn decide(self, direction: Direction, case: Case) -> Reason {
         decide::<A, Self>(self, direction, case)
@@ -37,17 +39,17 @@ pub(crate) trait IpFunctions<A: Parse>:
 
 /// The functions for frames that are separate BPF functions in the kernel.
 pub(crate) trait FrameFunctions: IpFunctions<[u8; 4]> + IpFunctions<[u8; 16]> {
-    /// Determines the kind of a frame, see [`find`].
+    /// Finds the IP header of a frame, or returns its verdict, see [`check_frame`].
     #[inline(always)]
-    fn find(self, direction: Direction) -> FrameKind {
-        find(self, direction)
+    fn check_frame(self, direction: Direction) -> FrameResult {
+        check_frame(self, direction)
     }
 }
 
-/// The kind of a frame.
+/// The IP header of a frame, or the verdict if none is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FrameKind {
-    /// The frame has a verdict already.
+pub(crate) enum FrameResult {
+    /// The frame already has a verdict.
     Evaluated(Reason),
     /// An IPv4 header at this offset.
     V4(u32),
@@ -55,7 +57,7 @@ pub(crate) enum FrameKind {
     V6(u32),
 }
 
-/// The state of the flow that an ICMP error quotes.
+/// The verdict of the flow to which the packet quoted in an ICMP error belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Quoted {
     /// Not looked up yet.
@@ -69,15 +71,15 @@ pub(crate) enum Quoted {
 /// Evaluates a frame that is not a plain packet.
 #[inline(always)]
 pub(crate) fn evaluate_frame<S: FrameFunctions>(context: S, direction: Direction) -> Reason {
-    match context.find(direction) {
-        FrameKind::Evaluated(reason) => reason,
-        FrameKind::V4(start) => ip_packet::<[u8; 4], S>(context, direction, start),
-        FrameKind::V6(start) => ip_packet::<[u8; 16], S>(context, direction, start),
+    match context.check_frame(direction) {
+        FrameResult::Evaluated(reason) => reason,
+        FrameResult::V4(start) => ip_packet::<[u8; 4], S>(context, direction, start),
+        FrameResult::V6(start) => ip_packet::<[u8; 16], S>(context, direction, start),
     }
 }
 
-/// Evaluates an IP packet. For an ICMP error, the flow that it quotes is looked up; if it is not known, the error is
-/// evaluated like any packet.
+/// Evaluates an IP packet. For an ICMP error, the flow of the quoted packet is looked up. If there is none, the error
+/// is evaluated like any packet.
 #[inline(always)]
 fn ip_packet<A: Parse, S: IpFunctions<A>>(context: S, direction: Direction, start: u32) -> Reason {
     if let Some(reason) = IpFunctions::<A>::evaluate_ip(context, direction, start, Quoted::NotChecked) {
@@ -87,10 +89,10 @@ fn ip_packet<A: Parse, S: IpFunctions<A>>(context: S, direction: Direction, star
     IpFunctions::<A>::evaluate_ip(context, direction, start, quoted).unwrap_or(Reason::Malformed)
 }
 
-/// See [`FrameFunctions::find`].
+/// See [`FrameFunctions::check_frame`].
 #[inline(always)]
-pub(crate) fn find<S: GuardFunctions>(context: S, direction: Direction) -> FrameKind {
-    let Some(endpoint) = context.endpoint() else { return FrameKind::Evaluated(no_endpoint(context, direction)) };
+pub(crate) fn check_frame<S: GuardFunctions>(context: S, direction: Direction) -> FrameResult {
+    let Some(endpoint) = context.endpoint() else { return FrameResult::Evaluated(no_endpoint(context, direction)) };
     if direction == Direction::Ingress && guard::is_for_other_host(&context, endpoint) {
         return conclude_frame(context, endpoint, direction, Reason::OtherHost);
     }
@@ -99,8 +101,10 @@ pub(crate) fn find<S: GuardFunctions>(context: S, direction: Direction) -> Frame
         return conclude_frame(context, endpoint, direction, Reason::SpoofedNeighbor);
     }
     let reason = match packet::find(&context) {
-        Ok(link::LinkPayload::Ipv4(start)) if <[u8; 4]>::is_readable(&context, start) => return FrameKind::V4(start),
-        Ok(link::LinkPayload::Ipv6(start)) if <[u8; 16]>::is_readable(&context, start) => return FrameKind::V6(start),
+        Ok(link::LinkPayload::Ipv4(start)) if <[u8; 4]>::is_readable(&context, start) => return FrameResult::V4(start),
+        Ok(link::LinkPayload::Ipv6(start)) if <[u8; 16]>::is_readable(&context, start) => {
+            return FrameResult::V6(start);
+        }
         Ok(link::LinkPayload::Ipv4(_) | link::LinkPayload::Ipv6(_)) => {
             deny_if_isolated(endpoint, direction, Reason::Malformed)
         }
@@ -111,10 +115,10 @@ pub(crate) fn find<S: GuardFunctions>(context: S, direction: Direction) -> Frame
     conclude_frame(context, endpoint, direction, reason)
 }
 
-/// Returns the final verdict on a frame, without regard to its payload.
+/// Counts the frame and returns its verdict. The payload is not evaluated.
 #[inline(always)]
-fn conclude_frame<S: Context>(context: S, endpoint: &Endpoint, direction: Direction, reason: Reason) -> FrameKind {
-    FrameKind::Evaluated(conclude(&context, endpoint, direction, reason))
+fn conclude_frame<S: Context>(context: S, endpoint: &Endpoint, direction: Direction, reason: Reason) -> FrameResult {
+    FrameResult::Evaluated(conclude(&context, endpoint, direction, reason))
 }
 
 #[inline(always)]
@@ -133,7 +137,7 @@ where
     S: IpFunctions<A>,
 {
     let Some(endpoint) = context.endpoint() else { return Some(no_endpoint(context, direction)) };
-    // Never happens: `find` checked this.
+    // Never happens: `check_frame` checked this.
     let Some(mut packet) = A::parse(&context, start, false) else { return Some(Reason::Malformed) };
     hide_parse_path(&context, &mut packet);
     let decided = decide_without_policy(&context, endpoint, direction, &mut packet);
@@ -156,18 +160,18 @@ where
             } else if found & REVERSIBLE == 0 {
                 case.decide(Reason::Revoked);
             } else {
-                case.check(found >> CHECK);
-                case.reverse(found & MAY_RESTART != 0);
+                case.set_source_check(found >> SOURCE_CHECK_SHIFT);
+                case.set_reversed(found & MAY_START_REVERSED != 0);
             }
         } else if found & KNOWN != 0 {
             case.decide(Reason::Flow);
         } else {
-            case.check(found);
+            case.set_source_check(found);
         }
     }
     let reason = IpFunctions::<A>::decide(context, direction, case);
     if packet.fragment == Fragment::FIRST && reason.allows() {
-        FragmentFunctions::<A>::record(
+        FragmentFunctions::<A>::record_fragment(
             context,
             direction,
             start,
@@ -178,7 +182,8 @@ where
     Some(reason)
 }
 
-/// Hides the parser's path from the verifier, as only its result matters: see [`Context::barrier_within`].
+/// Hides from the verifier how the packet was parsed. Otherwise it would check the code that follows once for each way
+/// of parsing: see [`Context::barrier_within`].
 #[inline(always)]
 fn hide_parse_path<A: PacketAddress, S: Context>(context: &S, packet: &mut Packet<A>) {
     packet.fragment = Fragment(context.barrier_within::<3>(packet.fragment.0));
@@ -219,13 +224,14 @@ where
     if is_discovery && from_pod && endpoint.has(endpoint_flags::ANTI_SPOOFING) {
         return Some(Reason::SpoofedNeighbor);
     }
-    let error = packet.error.or_else(|| resolve_fragment(context, direction, packet).err())?;
+    let error = packet.error.or_else(|| complete_fragment(context, direction, packet).err())?;
     Some(deny_if_isolated(endpoint, direction, error))
 }
 
-/// Sets protocol and ports of a later fragment to those of its first fragment, or clears the ports.
+/// Sets protocol and ports of a later fragment to those of its first fragment. If that is not known, sets the ports to
+/// zero. `Err`: two first fragments contradict each other.
 #[inline(always)]
-fn resolve_fragment<A, S>(context: &S, direction: Direction, packet: &mut Packet<A>) -> Result<(), Reason>
+fn complete_fragment<A, S>(context: &S, direction: Direction, packet: &mut Packet<A>) -> Result<(), Reason>
 where
     A: Parse,
     S: FragmentFunctions<A>,
@@ -235,7 +241,7 @@ where
     }
     let (identification, first) = (packet.identification, packet.fragment == Fragment::FIRST);
     let info = fragment::FragmentInfo::of(packet).pack();
-    let word = FragmentFunctions::<A>::resolve(*context, direction, packet.start, identification, info, first);
+    let word = FragmentFunctions::<A>::resolve_fragment(*context, direction, packet.start, identification, info, first);
     let info = fragment::FragmentInfo::unpack(word)?;
     packet.protocol = info.protocol;
     packet.transport = info.transport;
@@ -253,28 +259,28 @@ where
     let [start, protocol, _, role, ..] = bits.to_le_bytes();
     // Never happens: the caller checked this.
     let Some(endpoint) = context.endpoint() else { return Reason::NoEndpoint };
-    let Some((source, destination)) = A::ends(&context, u32::from(start)) else { return Reason::Malformed };
+    let Some((source, destination)) = A::addresses(&context, u32::from(start)) else { return Reason::Malformed };
     let version = verdict::version(endpoint);
     let post_dnat = context.is_post_dnat();
     let is_own = source.belongs_to(endpoint);
     let from_unspecified = role & role::DISCOVERY != 0 && source.is_zero();
     let (pod, remote) = flow::pod_and_remote(direction, source, destination);
     let mut key = A::flow_key(endpoint.ifindex.0, pod, remote, case.flow_ports(), protocol);
-    // Post-DNAT, a packet may be masqueraded.
+    // Post-DNAT, a source address other than the pod's is the result of masquerading.
     let masqueraded = post_dnat && !is_own;
     if masqueraded {
         key.pod_address = A::own(barrier(endpoint));
     }
-    let has_foreign_source = direction == Direction::Egress && endpoint.has(endpoint_flags::ANTI_SPOOFING) && !is_own;
-    let found = if !post_dnat && !from_unspecified && has_foreign_source {
+    let has_spoofed_source = direction == Direction::Egress && endpoint.has(endpoint_flags::ANTI_SPOOFING) && !is_own;
+    let found = if !post_dnat && !from_unspecified && has_spoofed_source {
         Reason::SpoofedSource
     } else if let Some(reason) = case.decided() {
         reason
     } else {
         let [_, _, flags, role, ..] = opaque(bits).to_le_bytes();
         let [_, _, c, d, ..] = opaque(ports).to_le_bytes();
-        let source = SourceCheck(role >> role::CHECK & 3);
-        // The port of a masqueraded packet is not the pod's.
+        let source = SourceCheck(role >> role::SOURCE_CHECK_SHIFT & 3);
+        // A masqueraded packet initiates no flow, because its source port is not the pod's.
         let flow_start = FlowStart {
             initiates: role & role::INITIATES != 0 && !masqueraded,
             new_connection: role & role::NEW_CONNECTION != 0,
@@ -282,7 +288,7 @@ where
         };
         let attempt = Attempt { port: [c, d], ..verdict::attempt(&context, direction, &key, source) };
         let found = verdict::admit(&context, endpoint, version, &attempt, &key, flow_start);
-        // An orphan's ports are zero, so it is only allowed if all ports are.
+        // The first fragment is not known, so the ports are zero: the packet is only allowed if all ports are allowed.
         if role & role::ORPHAN != 0 && found == Reason::NoRule {
             Reason::OrphanFragment
         } else {
@@ -292,27 +298,27 @@ where
     conclude(&context, endpoint, direction, found)
 }
 
-/// See [`IpFunctions::evaluate_quoted`]. The error is sent to the source of the quoted packet, so that packet had the opposite
-/// direction. An error to another address belongs to no known flow.
+/// See [`IpFunctions::evaluate_quoted`]. An ICMP error is sent to the source of the quoted packet, so the quoted packet
+/// had the opposite direction. An error to another address belongs to no known flow.
 #[inline(always)]
 pub(crate) fn evaluate_quoted<A, S>(context: S, direction: Direction, start: u32) -> Quoted
 where
     A: Parse,
     S: IpFunctions<A>,
 {
-    /// Length of the ICMP header, before the quoted packet.
-    const ICMP: u32 = 8;
+    /// Length of the ICMP header, which precedes the quoted packet.
+    const ICMP_HEADER: u32 = 8;
     let Some(endpoint) = context.endpoint() else { return Quoted::UnknownFlow };
-    let Some(error) = A::parse(&context, start, false) else { return Quoted::UnknownFlow };
-    let Some(quoted) = A::parse(&context, error.payload + ICMP, true) else { return Quoted::UnknownFlow };
+    let Some(outer) = A::parse(&context, start, false) else { return Quoted::UnknownFlow };
+    let Some(quoted) = A::parse(&context, outer.payload + ICMP_HEADER, true) else { return Quoted::UnknownFlow };
     let has_ports = quoted.error.is_none() && quoted.fragment != Fragment::LATER;
     let direction = direction.opposite();
     let (role, (pod_port, remote_port)) = flow::identify(direction, &quoted, quoted.icmp());
     if !has_ports || role == Role::NoFlow {
         return Quoted::UnknownFlow;
     }
-    let Some((_, to)) = A::ends(&context, start) else { return Quoted::UnknownFlow };
-    let Some((source, destination)) = A::ends(&context, quoted.start) else { return Quoted::UnknownFlow };
+    let Some((_, to)) = A::addresses(&context, start) else { return Quoted::UnknownFlow };
+    let Some((source, destination)) = A::addresses(&context, quoted.start) else { return Quoted::UnknownFlow };
     if source != to {
         return Quoted::UnknownFlow;
     }

@@ -13,8 +13,8 @@ use crate::slot::field;
 
 /// The functions of one address family that are separate BPF functions in the kernel.
 pub(crate) trait VerdictFunctions<A: Parse>: Context + Family<A> {
-    /// Evaluates a known flow again, in its initiator's direction, and returns whether it is still allowed. The
-    /// packet's IP header is at an offset of the frame, `ports` are as in its key, and `word` is packed by [`Recheck`].
+    /// Evaluates a known flow again, in its initiator's direction, and returns whether it is still allowed. `start` is
+    /// the offset of the packet's IP header, `ports` are as in the flow's key, and `word` is packed by [`Recheck`].
     #[inline(always)]
     fn is_still_allowed(self, start: u32, ports: u32, word: u32) -> bool {
         is_still_allowed::<A, Self>(self, start, ports, Recheck::unpack(word))
@@ -24,8 +24,8 @@ pub(crate) trait VerdictFunctions<A: Parse>: Context + Family<A> {
 /// The [`Attempt::ingress_ifindex`] of packets that came in by another interface: no interface has this index.
 const OTHER_INTERFACE: u32 = u32::MAX;
 
-/// Returns the version. It has to be read before all other fields of the endpoint. The agent writes it last, so if
-/// the policy changes meanwhile, the flow is recorded with the old version, and is evaluated again.
+/// Returns the version. It has to be read before all other fields of the endpoint. The agent writes it last. So if the
+/// policy changes during the evaluation, the flow is recorded with the old version, and is evaluated again.
 #[inline(always)]
 pub(crate) fn version(endpoint: &Endpoint) -> EndpointVersion {
     // SAFETY: a reference is valid for reads. Volatile, because the agent writes concurrently.
@@ -61,7 +61,7 @@ pub(crate) fn barrier_within<S: Context>(context: &S, reason: Reason) -> Reason 
     unsafe { Reason::from_code_unchecked(code) }
 }
 
-/// Does the same for a reason or none.
+/// Hides an optional reason from the verifier in the same way.
 #[inline(always)]
 pub(crate) fn barrier_within_option<S: Context>(context: &S, reason: Option<Reason>) -> Option<Reason> {
     let code = reason.map_or(NO_REASON, |reason| reason as u8);
@@ -75,7 +75,7 @@ pub(crate) fn barrier_within_option<S: Context>(context: &S, reason: Option<Reas
 pub(crate) fn conclude<S: Context>(context: &S, endpoint: &Endpoint, direction: Direction, reason: Reason) -> Reason {
     let reason = barrier_within(context, reason);
     let reason = if context.is_post_dnat() && reason == Reason::NoRule { Reason::Backend } else { reason };
-    // Post-DNAT, an allowed packet was counted pre-DNAT.
+    // An allowed packet was already counted pre-DNAT; it is not counted again post-DNAT.
     if !reason.allows() || !context.is_post_dnat() {
         context.count(endpoint.id, direction, reason);
     }
@@ -87,8 +87,8 @@ pub(crate) fn conclude<S: Context>(context: &S, endpoint: &Endpoint, direction: 
 pub(crate) struct FlowStart {
     /// Whether it can initiate a flow.
     pub(crate) initiates: bool,
-    /// Whether it starts a connection, by SYN or INIT. It is always evaluated: that costs no more than a flow lookup,
-    /// and a reused port gets a new verdict.
+    /// Whether it starts a connection, by SYN or INIT. Such a packet is always evaluated. That costs no more than a
+    /// flow lookup, and a connection that reuses a port gets a new verdict.
     pub(crate) new_connection: bool,
     pub(crate) flags: TcpFlags,
 }
@@ -138,8 +138,8 @@ where
 }
 
 /// Updates an existing flow with the addresses and ports of an allowed packet that starts a connection. Returns whether
-/// there is one. An endpoint ignores a SYN in an open connection (RFC 5961, 4), so the flow's state is kept unless a
-/// new flow replaced it.
+/// there is one. A TCP endpoint ignores a SYN in an open connection (RFC 5961, 4), so a flow that has not timed out
+/// keeps parts of its state.
 #[inline(always)]
 fn update_existing<A, S>(context: &S, endpoint: &Endpoint, key: &FlowKey<A>, entry: &FlowEntry) -> bool
 where
@@ -153,8 +153,7 @@ where
         if known.initiator as u8 == entry.initiator {
             state |= known.state & flow_state::REPLIED;
         } else if known.version == entry.version {
-            // The flow is allowed in its initiator's direction, so this packet does not make the other side its
-            // initiator.
+            // The flow is allowed in its initiator's direction, so its initiator is not changed.
             slot.write(field!(FlowEntry, last_used), entry.last_used);
             slot.write(field!(FlowEntry, state), known.state | flow_state::REPLIED);
             return true;
@@ -237,7 +236,7 @@ where
     let Recheck { direction, protocol, stale } = recheck;
     // Never happens: both were read to look up the flow.
     let Some(endpoint) = context.endpoint() else { return false };
-    let Some((source, destination)) = A::ends(&context, start) else { return false };
+    let Some((source, destination)) = A::addresses(&context, start) else { return false };
     let version = version(endpoint);
     let (pod, remote) = flow::pod_and_remote(direction, source, destination);
     let key = A::flow_key(endpoint.ifindex.0, pod, remote, ports, protocol);
@@ -247,16 +246,17 @@ where
         // flow.
         return false;
     }
-    // A reply does not depend on the sender's egress policy, and would have a Service's address in a recheck.
+    // Only packets of flows that the pod initiated are rechecked. A reply does not depend on the pod's egress policy,
+    // and could have a Service's address post-DNAT.
     mark_for_recheck(&context, endpoint, direction, stale.initiator == Direction::Egress);
-    // The backend that was selected when the flow started may no longer belong to the Service, so its current backends
-    // do not decide.
+    // The backend that was selected when the flow started may no longer belong to the Service. So the Service's current
+    // backends are not enough for a verdict on this flow, and each packet is rechecked.
     let through_service = matches!(evaluation.reason, Reason::Service);
     let evaluation = Evaluation { recheck: evaluation.recheck || through_service, ..evaluation };
     let state = stale.state & !flow_state::RECHECK | recheck_flag(&context, stale.initiator, protocol, &evaluation);
-    // If there is no room for it any more, the flow is evaluated again at its next packet.
+    // If the flow can no longer be recorded, it is evaluated again at its next packet.
     let entry = FlowEntry {
-        // A packet from the pod does not show it; the next packet to the pod does.
+        // A packet from the pod does not carry the ID of the remote endpoint; the next packet to the pod does.
         remote_endpoint: remote_endpoint(&context, direction),
         ..entry(version, context.now(), stale.initiator, state)
     };
@@ -264,8 +264,8 @@ where
     true
 }
 
-/// Marks an allowed packet from a pod for a recheck post-DNAT, if `recheck` is set. The first packet of each flow always
-/// is: the agent's knowledge of Services may be older than kube-proxy's.
+/// Marks an allowed packet from a pod for a recheck post-DNAT, if `recheck` is set. The first packet of each flow is
+/// always marked, because kube-proxy may have a newer version of a Service than the agent.
 #[inline(always)]
 pub(crate) fn mark_for_recheck<S: Context>(context: &S, endpoint: &Endpoint, direction: Direction, recheck: bool) {
     if direction == Direction::Egress && !context.is_post_dnat() && recheck && endpoint.egress.isolated() {
@@ -273,9 +273,9 @@ pub(crate) fn mark_for_recheck<S: Context>(context: &S, endpoint: &Endpoint, dir
     }
 }
 
-/// Returns the state bit of a flow if all of its packets are rechecked post-DNAT. Datagrams to a Service belong to
-/// these: conntrack forgets their flow sooner than netpol does, and the next one may go to a new backend that is not
-/// known here yet.
+/// Returns the state bit of a flow if all of its packets are rechecked post-DNAT. This includes datagrams to a Service:
+/// their conntrack entry can time out before their flow does, and the next datagram may go to a backend that the agent
+/// has not received yet.
 #[inline(always)]
 fn recheck_flag<S: Context>(context: &S, direction: Direction, protocol: u8, evaluation: &Evaluation) -> u8 {
     let may_change = matches!(evaluation.reason, Reason::Service);
@@ -284,8 +284,8 @@ fn recheck_flag<S: Context>(context: &S, direction: Direction, protocol: u8, eva
     context.barrier_within::<255>(if evaluation.recheck || datagram { flow_state::RECHECK } else { 0 })
 }
 
-/// Returns whether a packet to a pod does not belong to the flow that it matches, but comes from another sender that is
-/// masqueraded as the local node: conntrack reuses a port before a datagram flow times out here.
+/// Returns whether a packet to a pod matches a flow but comes from another sender that is masqueraded as the local
+/// node. This is possible, because conntrack may reuse a port before a datagram flow times out here.
 #[inline(always)]
 pub(crate) fn is_other_sender<S: Context>(context: &S, endpoint: &Endpoint, protocol: u8, state: u8) -> bool {
     let (state, protocol) = (context.barrier_within::<255>(state), context.barrier_within::<255>(protocol));
@@ -356,7 +356,7 @@ pub(crate) fn check_source<A: PacketAddress, S: Context>(context: &S, remote: &A
     }
 }
 
-/// Returns the remote endpoint that a packet in this direction shows.
+/// Returns the remote endpoint ID that a packet in this direction carries, or 0.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "15 bits")]
 fn remote_endpoint<S: Context>(context: &S, direction: Direction) -> u16 {
@@ -398,7 +398,7 @@ fn original_attempt<A: PacketAddress>(
     }
 }
 
-/// Returns the state bits that [`original_attempt`] needs of the packet that initiated the flow.
+/// Returns the state bits from which [`original_attempt`] restores the attempt.
 #[inline(always)]
 fn origin_state<A>(endpoint: &Endpoint, attempt: &Attempt<A>) -> u8 {
     match attempt.direction {

@@ -78,8 +78,8 @@ impl<'a, const N: usize> Window<'a, N> {
     }
 }
 
-/// Loads of one instruction each. To the compiler the bytes are unaligned, and it would load them one by one. The
-/// verifier knows whether the machine allows unaligned access (`CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS`).
+/// Loads with one instruction each. The compiler assumes that the bytes are unaligned, and would load them one by one.
+/// The verifier allows unaligned access if the machine does (`CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS`).
 #[cfg(target_arch = "bpf")]
 mod loads {
     use core::arch::asm;

@@ -1,5 +1,5 @@
-//! Tests of deny events on hash maps, where the clock can be set: which budget they are charged to, and that every
-//! denied packet is counted.
+//! Tests of deny events with [`Memory`], where maps are in memory and the test sets the clock: which budget an event is
+//! charged to, and that every denied packet is counted.
 
 use std::collections::HashSet;
 
@@ -16,7 +16,7 @@ const OUTSIDE: [u8; 4] = [192, 0, 2, 9];
 const HOST: [u8; 6] = [2; 6];
 const MULTICAST: [u8; 6] = [0x01, 0x00, 0x5e, 0, 0, 0xfb];
 
-/// Returns pods with the IDs and interfaces 1 to 200, to and from which nothing is allowed.
+/// Returns pods with the IDs and interfaces 1 to 200. All of their traffic is denied.
 fn pods() -> Memory {
     let mut memory = Memory::default();
     let nothing = DirectionPolicy { rule_set: RuleSetId(3), any: PortSetId::NONE };
@@ -66,7 +66,7 @@ fn send(memory: &Memory, id: u32, flow: u32) {
     assert_eq!(denied, Reason::NoRule);
 }
 
-/// Sends a packet of a flow to a pod, from another pod of the node, or from elsewhere (0).
+/// Sends a packet of a flow to a pod, from another pod of the node, or from outside the node (0).
 fn receive(memory: &Memory, id: u32, source_endpoint: u32, flow: u32) {
     let [a, b, c, d] = flow.to_be_bytes();
     let from = if source_endpoint == 0 { [172, 16 + (b & 15), c, d] } else { address(source_endpoint) };
@@ -92,7 +92,7 @@ fn check_all_counted(memory: &mut Memory, packets: u64) {
 fn a_flood_of_one_pod_does_not_suppress_events_of_another_pod() {
     let mut memory = pods();
     let (mut packets, mut flow) = (0, 0);
-    // Five seconds of 100,000 denials each, in steps of a jiffy (4 ms). The victim has 50 a second.
+    // Five seconds of 100,000 denials each, in steps of a jiffy (4 ms). Pod 2 has 50 denials per second.
     for jiffy in 0..1250 {
         for _ in 0..400 {
             flow += 1;
@@ -151,7 +151,8 @@ fn twenty_floods_do_not_change_events_of_other_pods() {
     }
     let quiet: Vec<usize> = (21..=200).map(|id| count_of(&events, event_budget(id, Egress))).collect();
     assert!(quiet.iter().all(|events| *events >= 1), "{quiet:?}");
-    // 4,000 flows of floods in 16,384 slots: few other flows lose their slot and are reported once more.
+    // The floods take at most 20 × `EVENT_BURST` = 4,000 of 16,384 slots, so few of the other flows lose their slot and
+    // are reported once more.
     assert!(quiet.iter().sum::<usize>() < 190, "{quiet:?}");
     check_all_counted(&mut memory, packets);
 }
@@ -159,16 +160,16 @@ fn twenty_floods_do_not_change_events_of_other_pods() {
 #[test]
 fn flows_in_the_same_set_are_limited_separately() {
     // If both flows shared one slot, each packet would be the first of a new flow.
-    let mut sets = HashSet::new();
+    let mut event_counts = HashSet::new();
     for other in 1..100 {
         let memory = pods();
         for _ in 0..20 {
             send(&memory, 1, 0);
             send(&memory, 1, other);
         }
-        sets.insert(memory.events.borrow().len());
+        event_counts.insert(memory.events.borrow().len());
     }
-    assert_eq!(sets, HashSet::from([2]));
+    assert_eq!(event_counts, HashSet::from([2]));
     // 4,000 flows of 200 pods, which send ten packets each.
     let memory = pods();
     for _ in 0..10 {
@@ -177,7 +178,7 @@ fn flows_in_the_same_set_are_limited_separately() {
         }
     }
     let events = memory.events.borrow().len();
-    // In 4,096 sets at random, about 15 have more than four flows.
+    // If 4,000 flows are distributed at random over 4,096 sets of four slots, about 15 sets have more than four flows.
     assert!((4000..4700).contains(&events), "4,000 flows caused {events} events");
 }
 
@@ -198,8 +199,8 @@ fn a_flow_is_reported_again_after_a_second_with_the_number_of_suppressed_packets
 
 #[test]
 fn crafted_packets_cannot_take_the_slot_of_another_flow() {
-    // These bits are not carried by a multiplication by an odd number. A hash that only mixes in a key gives both flows
-    // the same value, whatever the key is.
+    // `crafted` differs from `destination` only in the highest bits of words, which a multiplication by an odd number
+    // does not carry to other bits. A hash that only mixes in the key gives both flows the same value, for any key.
     let (source, destination) = (u128::from_be_bytes(address_v6(1)), 0x2001_0db8_u128 << 96);
     let mut memory = pods();
     for key in 0..200_u32 {
@@ -238,9 +239,9 @@ fn a_multicast_packet_is_one_flow_at_all_receiving_pods() {
 #[test]
 fn frames_without_ip_header_or_endpoint_are_reported_within_a_budget() {
     let mut memory = pods();
-    let stp = [&HOST[..], &[2; 6], &[0x88, 0xcc, 0, 0]].concat();
+    let lldp = [&HOST[..], &[2; 6], &[0x88, 0xcc, 0, 0]].concat();
     for _ in 0..100 {
-        assert_eq!(memory.run(Egress, &stp, 1, 0), Reason::NotIp);
+        assert_eq!(memory.run(Egress, &lldp, 1, 0), Reason::NotIp);
         assert_eq!(
             memory.run(Ingress, &udp(HOST, OUTSIDE, address(1), [1, 2]), 999, OTHER_INTERFACE),
             Reason::NoEndpoint

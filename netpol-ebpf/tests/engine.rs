@@ -1,5 +1,5 @@
-//! Tests of the engine on hash maps, where the clock can be set: cases that are hard to reach in the kernel. Other
-//! tests are in `tests/packets`.
+//! Tests of the packet programs with [`Memory`], where maps are in memory and the test sets the clock: cases that are
+//! hard to reach in the kernel. Other tests are in `tests/packets`.
 
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{
@@ -82,7 +82,7 @@ fn a_revoked_flow_does_not_become_a_new_flow_of_the_other_side() {
     assert_eq!(reply(&memory, FIN), Reason::Revoked);
     memory.wait(timeout::TCP_ESTABLISHED - 1);
     assert_eq!(reply(&memory, ACK), Reason::Revoked);
-    assert_eq!(reply(&memory, SYN), Reason::NotIsolated, "its own connection");
+    assert_eq!(reply(&memory, SYN), Reason::NotIsolated, "a connection that the pod initiates");
     assert_eq!(request(&memory, SYN | ACK), Reason::Flow);
 }
 

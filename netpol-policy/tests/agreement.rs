@@ -1,6 +1,6 @@
-//! Compares the compiled tables with the reference after each change of random histories.
+//! Compares the compiled tables with the reference after each change of random sequences of events.
 //!
-//! `NETPOL_CASES` sets the number of histories.
+//! `NETPOL_CASES` sets the number of sequences.
 
 use std::collections::BTreeMap;
 
@@ -56,8 +56,8 @@ fn assert_same(tables: &Tables, cluster_state: &ClusterState, probes: &[Probe]) 
     Ok(())
 }
 
-/// Checks that each verdict during the changes is the old or the new one, and that pods that are allowed less are
-/// re-evaluated.
+/// Checks that each verdict during the changes is the old or the new one, and that the flows of a pod are re-evaluated
+/// if the pod is allowed less.
 fn apply_and_check_each_change(
     mut tables: Tables,
     changes: &[Change],
@@ -65,7 +65,8 @@ fn apply_and_check_each_change(
     probes: &[Probe],
 ) -> Result<Tables, TestCaseError> {
     let (before, after) = (of_reference(old_state, probes), of_reference(new_state, probes));
-    // A pod changes as a pod and as an address, one after the other. Its hairpin traffic is not checked meanwhile.
+    // A pod changes in two steps: as a local pod and as a remote address. Its hairpin traffic is not checked in
+    // between.
     let is_hairpin = |pod: &PodKey, probe: &Probe| {
         let states = [old_state, new_state];
         let [old, new] = states.map(|cluster_state| cluster_state.pods.get(pod));
@@ -104,12 +105,12 @@ fn apply_and_check_each_change(
                 let either =
                     [old, new].into_iter().flatten().any(|(reference, _)| reference.allows() == found.0.allows());
                 let probe = &probes[index];
-                let shared = || {
+                let may_be_rechecked = || {
                     [old_state, new_state]
                         .into_iter()
                         .any(|cluster_state| is_among_backends(cluster_state, &probe.at(&pod), |_| true))
                 };
-                let service_verdict = found == (Reason::Service, true) && shared();
+                let service_verdict = found == (Reason::Service, true) && may_be_rechecked();
                 prop_assert!(
                     either || service_verdict || is_hairpin(&pod, probe),
                     "after {change:?}: {pod} {:?} is {found:?}, was {old:?}, will be {new:?}; {changes:#?}",

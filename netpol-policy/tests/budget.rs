@@ -1,5 +1,5 @@
-//! Memory limit for policies: namespaces share it fairly. What is left out allows less, never more. It returns when
-//! there is room.
+//! Tests of the memory limit for policies. Namespaces share the memory fairly. A rule that is left out only makes the
+//! policy stricter, and is used again when there is room.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -99,7 +99,7 @@ fn only_the_namespace_with_too_many_blocks_is_cut() {
         incomplete(&engine, "a", "big") && !incomplete(&engine, "a", "small") && !incomplete(&engine, "b", "other")
     );
 
-    // Blocks count in order. Blocks beyond the share match nothing.
+    // Blocks are used in the order of the policy. Blocks beyond the namespace's share match nothing.
     assert_eq!(reason(&engine, ("a", "big"), address(0)), Reason::Rule);
     assert_eq!(reason(&engine, ("a", "big"), address(4 * 19_999)), Reason::NoRule);
     assert_eq!(reason(&engine, ("a", "big"), address(2)), Reason::NoRule);
@@ -175,8 +175,8 @@ fn a_block_is_left_out_with_its_excepts() {
     }
 }
 
-/// The number of port sets and entries for selectors is known only after compilation: each peer here has a class and a
-/// port set of its own.
+/// The number of port sets and entries for selectors is known only after compilation: each peer here has its own class
+/// and its own port set.
 #[test]
 fn a_namespace_with_many_port_sets_does_not_use_the_share_of_others() {
     let mut engine = engine(256 << 10);
@@ -271,7 +271,7 @@ fn policies_added_one_by_one_stay_within_the_limit() {
             check(&engine, index < 3);
         }
     }
-    // Policies change in place where there is room.
+    // Policies are changed in place if there is room.
     for index in 0..30 {
         engine.apply_all(objects(&one(index, 78 + 3 * index)).into_iter().map(Event::Apply));
         check(&engine, false);
@@ -310,17 +310,17 @@ proptest! {
                 }
             }
         }
-        // The same objects have the same cuts, whatever their history is.
+        // The same objects have the same omissions, independent of earlier events.
         let mut fresh = self::engine(limit);
         fresh.apply(Event::LocalAddresses(engine.cluster_state().local_addresses.clone()));
         fresh.apply(Event::Reset(engine.cluster_state().objects().collect()));
-        let refused = |engine: &Engine| left_out(engine).values().any(|left_out| left_out.entries > 0);
-        let cuts = |engine: &Engine| -> BTreeMap<String, LeftOut> {
+        let has_refused_entries = |engine: &Engine| left_out(engine).values().any(|left_out| left_out.entries > 0);
+        let omissions = |engine: &Engine| -> BTreeMap<String, LeftOut> {
             let all = left_out(engine).into_iter().map(|(policy, left_out)| (policy, LeftOut { entries: 0, ..left_out }));
             all.filter(|(_, left_out)| *left_out != LeftOut::default()).collect()
         };
-        prop_assert_eq!(cuts(&fresh), cuts(&engine));
-        if !refused(&fresh) && !refused(&engine) {
+        prop_assert_eq!(omissions(&fresh), omissions(&engine));
+        if !has_refused_entries(&fresh) && !has_refused_entries(&engine) {
             prop_assert_eq!(fresh.tables().entries().count(), engine.tables().entries().count());
         }
         engine.apply(Event::LocalAddresses(Vec::new()));

@@ -25,7 +25,7 @@ async fn cluster_of(options: Options) -> Cluster {
 }
 
 #[tokio::test]
-async fn a_torn_event_is_received_again_without_a_resync() -> Result<()> {
+async fn a_watch_event_that_is_cut_off_is_received_again_without_a_resync() -> Result<()> {
     let mut cluster = cluster().await;
     for (index, fault) in
         [WatchFault::CutInTheMiddle, WatchFault::Garbage, WatchFault::Cut, WatchFault::End].into_iter().enumerate()
@@ -49,7 +49,7 @@ async fn a_silent_watch_over_http_1_is_detected() -> Result<()> {
     Ok(())
 }
 
-/// kube-apiserver sends no bookmark while nothing changes: it sends each version once.
+/// kube-apiserver sends no bookmark if nothing changes, because it sends each version once.
 #[tokio::test]
 async fn idle_watches_are_kept_and_a_dead_connection_is_detected_within_30_seconds() -> Result<()> {
     let mut cluster = cluster().await;
@@ -59,7 +59,7 @@ async fn idle_watches_are_kept_and_a_dead_connection_is_detected_within_30_secon
     let errors = |cluster: &Cluster| cluster.feed.state.kinds().values().filter(|kind| !kind.errors.is_empty()).count();
     assert_eq!(errors(&cluster), 0);
 
-    // The kernel acknowledges what it receives, and the server does not answer.
+    // The kernel acknowledges the data that it receives, but the server does not respond.
     cluster.server.network(Network::BlackHole);
     let begun = Instant::now();
     let kinds = cluster.feed.state.kinds().len();
@@ -74,7 +74,7 @@ async fn idle_watches_are_kept_and_a_dead_connection_is_detected_within_30_secon
 
 #[tokio::test]
 async fn after_an_expired_version_the_source_lists_again_and_sends_only_the_difference() -> Result<()> {
-    // Only over HTTP/1.1 a watch that hangs is abandoned soon.
+    // A watch that hangs is only detected early over HTTP/1.1.
     let mut cluster = cluster_of(Options { http2: false, ..Options::default() }).await;
     cluster.server.inject_watch_fault(Some(Resource::Pods), WatchFault::Hang);
     cluster.server.delete(Resource::Pods, "shop", "db");

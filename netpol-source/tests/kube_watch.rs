@@ -61,8 +61,9 @@ async fn changes_of_services_and_their_slices_are_sent() -> Result<()> {
     annotated["endpoints"][0]["zone"] = json!("here");
     assert!(cluster.server.apply(annotated)?.changed);
     cluster.expect_no_batch(Duration::from_millis(300)).await;
-    let known = cluster.query(ObjectKey::Service(ServiceKey::new("shop", "db"))).await.expect("the query failed");
-    assert!(known.exists);
+    let subject_state =
+        cluster.query(ObjectKey::Service(ServiceKey::new("shop", "db"))).await.expect("the query failed");
+    assert!(subject_state.exists);
     cluster.server.delete(Resource::EndpointSlices, "shop", "web-x1");
     assert_eq!(keys(&cluster.next_batch().await), ["-EndpointSlice shop/web-x1"]);
     cluster.server.delete(Resource::Services, "shop", "db");
@@ -97,7 +98,7 @@ async fn servers_without_streaming_lists_are_read_in_pages() -> Result<()> {
 }
 
 /// Such a server does not mark the end of the list, so the first objects must not be used as the complete list. The
-/// source detects such a server by a bookmark without the mark, or by silence.
+/// source detects such a server by a bookmark without this mark, or because the server sends nothing.
 #[tokio::test]
 async fn servers_that_ignore_send_initial_events_are_read_in_pages() -> Result<()> {
     for bookmarks in [true, false] {
@@ -110,7 +111,7 @@ async fn servers_that_ignore_send_initial_events_are_read_in_pages() -> Result<(
                     .expect("cannot create the pod");
             }
         });
-        let patience = if bookmarks { kube_cluster::PATIENCE * 2 } else { short_times().patience };
+        let patience = if bookmarks { kube_cluster::WAIT_TIMEOUT * 2 } else { short_times().patience };
         let mut cluster = Cluster::watch(server, netpol_source::kube::Options { patience, ..short_times() });
         cluster.wait_watching().await;
         cluster.server.apply(policy("meanwhile"))?;
@@ -158,12 +159,12 @@ async fn a_query_about_an_object_is_answered_when_its_watch_has_caught_up() -> R
     let mut cluster = Cluster::start(Options::default(), |_| {}).await;
     cluster.server.delay_events(Duration::from_millis(400));
     cluster.server.apply(policy("new"))?;
-    let known = cluster.query(policy_key("new")).await.expect("the query failed");
-    assert!(known.exists && cluster.state.contains(&policy_key("new")));
-    assert_eq!(known.revision, cluster.batches.last().expect("no batch was received").revision);
+    let subject_state = cluster.query(policy_key("new")).await.expect("the query failed");
+    assert!(subject_state.exists && cluster.state.contains(&policy_key("new")));
+    assert_eq!(subject_state.revision, cluster.batches.last().expect("no batch was received").revision);
     cluster.server.delete(Resource::NetworkPolicies, "shop", "new");
-    let known = cluster.query(policy_key("new")).await.expect("the query failed");
-    assert!(!known.exists && !cluster.state.contains(&policy_key("new")));
+    let subject_state = cluster.query(policy_key("new")).await.expect("the query failed");
+    assert!(!subject_state.exists && !cluster.state.contains(&policy_key("new")));
     assert!(!cluster.query(pod_key("never")).await.expect("the query failed").exists);
     cluster.server.set_rules(netpol_apiserver::Rules::none());
     let error = cluster.query(pod_key("never")).await.expect_err("the query must be forbidden");

@@ -1,4 +1,4 @@
-//! Removes what outlives a process: by guards, on an interrupt, or in the next run.
+//! Removes pins, directories and processes that outlive a test: by guards, on an interrupt, or in the next run.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -56,7 +56,7 @@ pub fn unique(word: &str) -> String {
 pub struct PathGuard(PathBuf);
 
 impl PathGuard {
-    /// Guards a path, which need not exist yet.
+    /// Guards a path, which may not exist yet.
     pub fn new(path: PathBuf) -> Self {
         prepare();
         registry().paths.insert(path.clone());
@@ -101,7 +101,7 @@ pub fn temporary_root() -> PathBuf {
     std::env::temp_dir()
 }
 
-/// Removes what dead runs left, and installs the interrupt handler. Runs once in a process.
+/// Removes what earlier runs left, and installs the interrupt handler. Runs once in a process.
 pub fn prepare() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -124,7 +124,7 @@ fn sweep(root: &Path) {
             && !Path::new(&format!("/proc/{owner}")).exists()
             && let Err(error) = remove(&entry.path())
         {
-            eprintln!("cannot remove {} of a dead run: {error}", entry.path().display());
+            eprintln!("cannot remove {} of an earlier run: {error}", entry.path().display());
         }
     }
 }

@@ -55,11 +55,11 @@ impl EchoConnection {
     ///
     /// # Errors
     /// Returns an error if it is not connected.
-    pub fn ends(&self) -> Result<(SocketAddr, SocketAddr)> {
+    pub fn socket_addresses(&self) -> Result<(SocketAddr, SocketAddr)> {
         Ok((self.reader.get_ref().local_addr()?, self.reader.get_ref().peer_addr()?))
     }
 
-    /// Sends a line and reports whether it comes back within the timeout. After `false`, the line may still arrive
+    /// Sends a line and returns whether it comes back within the timeout. After `false`, the line may still arrive
     /// later.
     ///
     /// # Errors
@@ -110,7 +110,7 @@ impl EchoConnection {
     pub fn echo_bulk(&mut self, length: usize) -> Result<()> {
         let sent = pattern(length);
         self.reader.get_ref().set_read_timeout(Some(Duration::from_secs(3)))?;
-        // Pieces are smaller than the socket buffers, because the server writes its response before it reads on.
+        // Pieces are smaller than the socket buffers, because the server writes its response before it reads more.
         for piece in sent.chunks(32 << 10) {
             self.reader.get_mut().write_all(piece)?;
             let mut received = vec![0; piece.len()];

@@ -5,7 +5,8 @@ use anyhow::{Result, ensure};
 use crate::cluster::Cluster;
 use crate::flow::Stream;
 
-/// One long-lived flow and many new flows that stay allowed, and the same that stay denied. All use UDP port 53.
+/// One long-lived flow and many new flows that are always allowed, and the same number of flows that are always denied.
+/// All use UDP port 53.
 #[derive(Debug)]
 pub struct BackgroundFlows {
     allowed: [Stream; 2],

@@ -17,9 +17,9 @@ use crate::probe::{Probe, ProbeResult};
 /// One connection in a matrix.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cell {
-    /// `namespace/name`, or a name outside.
+    /// `namespace/name`, or the name of an external host.
     pub from: String,
-    /// `namespace/name`, or a name outside.
+    /// `namespace/name`, or the name of an external host.
     pub to: String,
     /// The protocol.
     pub protocol: Protocol,

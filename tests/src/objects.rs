@@ -1,4 +1,4 @@
-//! BPF objects of a process, and checks that they are gone after its end.
+//! BPF objects of a process, and checks that they no longer exist after it has ended.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -101,7 +101,7 @@ fn open_pin(path: &Path) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Reports whether the kernel still has an object of this ID.
+/// Returns whether the kernel still has an object of this ID.
 ///
 /// # Errors
 /// Returns an error if the kernel does not report it.

@@ -29,8 +29,8 @@ pub mod protocol {
     pub const DESTINATION_OPTIONS: u8 = 60;
 }
 
-/// Bytes that identify a packet where it arrives. They are also a valid nonce option (RFC 3971, section 5.3.2), so
-/// that neighbor discovery messages can contain them.
+/// Bytes that identify a packet at the receiver. They are also a valid nonce option (RFC 3971, section 5.3.2), so that
+/// neighbor discovery messages can contain them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Marker(pub [u8; 8]);
 
@@ -96,7 +96,10 @@ impl Ip {
     /// Panics if the length is not a multiple of four.
     #[must_use]
     pub fn options(mut self, options: &[u8]) -> Self {
-        assert!(options.len().is_multiple_of(4) && options.len() <= 40, "IPv4 options come in words, ten at most");
+        assert!(
+            options.len().is_multiple_of(4) && options.len() <= 40,
+            "the length of IPv4 options must be a multiple of 4, and at most 40 bytes"
+        );
         self.options = options.to_vec();
         self
     }
@@ -104,7 +107,7 @@ impl Ip {
     /// Adds an IPv6 extension header of `words` additional eight-byte words, filled with padding.
     ///
     /// # Panics
-    /// Panics if one option cannot fill it.
+    /// Panics if the header is longer than one padding option.
     #[must_use]
     pub fn extension(mut self, kind: u8, words: u8) -> Self {
         let mut body = vec![0; 6 + usize::from(words) * 8];

@@ -16,7 +16,8 @@ use netlink_sys::{Socket, SocketAddr};
 use crate::cluster::{Cluster, node_name};
 use crate::netns::Netns;
 
-/// Last part of the first address in the pod network of the first node. A cluster's own pods use these numbers last.
+/// Last part of the first address in the pod network of the first node. Other pods of the cluster use these numbers
+/// last.
 const FIRST: u8 = 120;
 
 /// A prepared namespace for one pod.

@@ -15,8 +15,8 @@ use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage,
 
 use crate::cluster::{Cluster, Host};
 
-/// How long to wait for a response before the probe counts as dropped. Shorter than TCP's first retransmission
-/// timeout, so that one lost packet shows.
+/// How long to wait for a response before the probe counts as dropped. Shorter than TCP's first retransmission timeout,
+/// so that a single lost packet is detected.
 pub const TIMEOUT: Duration = Duration::from_millis(600);
 
 /// One connection to try.
@@ -58,7 +58,7 @@ pub enum ProbeResult {
 }
 
 impl ProbeResult {
-    /// Reports whether packets were delivered in both directions.
+    /// Returns whether packets were delivered in both directions.
     pub const fn passed(&self) -> bool {
         matches!(self, Self::Allowed | Self::Refused)
     }

@@ -141,8 +141,8 @@ impl Programs {
         self.run_program(name, frame, ingress_ifindex, repeat)
     }
 
-    /// Runs a frame from a pod through the egress program. Returns also the source endpoint ID and recheck bit that
-    /// the packet carries after it.
+    /// Runs a frame from a pod through the egress program. Also returns the source endpoint ID and recheck bit that the
+    /// packet then has.
     ///
     /// # Errors
     /// Same as [`Self::run`].
@@ -372,10 +372,10 @@ impl Programs {
         self.insert_prefix("PORTS", bits, key, entry)
     }
 
-    /// A flow's entry.
+    /// Returns the entry of a flow.
     ///
     /// # Errors
-    /// As above.
+    /// Same as [`Self::set_endpoint`].
     pub fn flow<A>(&self, key: FlowKey<A>) -> Result<Option<FlowEntry>>
     where
         FlowKey<A>: NoUninit + AnyBitPattern,

@@ -17,7 +17,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// time.
 const GRACE: Duration = Duration::from_millis(250);
 
-// The C headers use other integer types for these than the fields that they go into.
+// The C headers declare these with other integer types than the fields to which they are assigned.
 const EVERY_PROTOCOL: u16 = 3;
 const PACKET_FAMILY: libc::sa_family_t = 17;
 const ADDRESS_LENGTH: libc::socklen_t = 20;
@@ -156,10 +156,10 @@ fn send_all(cluster: &Cluster, from: &str, to: &str, table: &[(TestPacket, bool)
     let receiver = Link::open(cluster.host(to))?;
     let mut arrived = HashSet::new();
     let mut batches = table.chunks(BATCH).peekable();
-    while let Some(some) = batches.next() {
+    while let Some(batch) = batches.next() {
         // Earlier batches have time to arrive while the next ones are sent.
         let grace = if batches.peek().is_some() { Duration::ZERO } else { GRACE };
-        for (test_packet, _) in some {
+        for (test_packet, _) in batch {
             for frame in &test_packet.frames {
                 sender.send(frame).with_context(|| test_packet.description.clone())?;
             }
@@ -172,7 +172,7 @@ fn send_all(cluster: &Cluster, from: &str, to: &str, table: &[(TestPacket, bool)
                 continue;
             }
             if complete.is_none()
-                && some.iter().all(|(test_packet, expected)| !expected || arrived.contains(&test_packet.marker))
+                && batch.iter().all(|(test_packet, expected)| !expected || arrived.contains(&test_packet.marker))
             {
                 complete = Some(Instant::now());
             }
@@ -188,14 +188,12 @@ fn send_all(cluster: &Cluster, from: &str, to: &str, table: &[(TestPacket, bool)
 /// Returns an error that names the test packets with another result.
 pub fn check(cluster: &Cluster, from: &str, to: &str, table: &[(TestPacket, bool)]) -> Result<()> {
     let arrived = send_all(cluster, from, to, table)?;
-    let word = |passes: bool| if passes { "arrive" } else { "be dropped" };
+    let problem = |expected: bool| if expected { "did not arrive" } else { "arrived, but must be dropped" };
     let wrong: Vec<_> = table
         .iter()
         .zip(&arrived)
         .filter(|((_, expected), arrived)| expected != *arrived)
-        .map(|((test_packet, expected), arrived)| {
-            format!("{}: expected to {}, but it did {}", test_packet.description, word(*expected), word(*arrived))
-        })
+        .map(|((test_packet, expected), _)| format!("{}: {}", test_packet.description, problem(*expected)))
         .collect();
     ensure!(wrong.is_empty(), "from {from} to {to}:\n  {}", wrong.join("\n  "));
     Ok(())

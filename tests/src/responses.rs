@@ -33,7 +33,7 @@ pub fn connect_all(
     let probe_of = |&(protocol, target): &(Protocol, SocketAddr)| Probe {
         from: from.into(),
         // No host has this name, so that each result contains the name of the responding host.
-        to: "anyone".into(),
+        to: "no-host".into(),
         address: target.ip(),
         protocol,
         port: target.port(),

@@ -1,5 +1,5 @@
-//! Test servers. A TCP server sends the host's name and then echoes. A UDP server echoes datagrams with the name in
-//! front.
+//! Test servers. A TCP server sends the host's name and then echoes. A UDP server responds with the host's name,
+//! followed by the received datagram.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -82,7 +82,7 @@ impl Servers {
     pub fn stop(&self, host: &str) {
         let (done, closed) = channel();
         if self.send(Command::Stop { host: host.into(), done }).is_ok() {
-            // An error means that the thread and its sockets are gone.
+            // An error means that the thread and its sockets no longer exist.
             let _ = closed.recv();
         }
     }
@@ -182,9 +182,9 @@ fn serve_until_disconnected(wake: &OwnedFd, inbox: &Receiver<Command>) {
         };
         let mut closed = Vec::new();
         for index in ready {
-            let (connection, stays) = servers[index].handle(&mut buffer);
+            let (connection, is_open) = servers[index].handle(&mut buffer);
             servers.extend(connection);
-            if !stays {
+            if !is_open {
                 closed.push(index);
             }
         }

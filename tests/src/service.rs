@@ -48,7 +48,7 @@ impl Service {
         }
     }
 
-    /// Selects backends by a label, such as `app: good`, and writes no `EndpointSlice`, as manifests in a repository.
+    /// Selects backends by a label, such as `app: good`, and writes no `EndpointSlice`, like manifests in a repository.
     #[must_use]
     pub fn selecting(mut self, label: &str) -> Self {
         self.selector = Some(label.to_owned());

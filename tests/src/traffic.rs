@@ -20,7 +20,7 @@ const CLIENTS: usize = 2;
 pub enum Load {
     /// One connection that sends as much as possible. The unit is bytes.
     Stream,
-    /// One connection with one byte in each direction by turns. The unit is requests.
+    /// One connection with one byte in each direction alternately. The unit is requests.
     Requests,
     /// A new connection for each request, closed by the server. The unit is connections.
     Connections,

@@ -8,7 +8,7 @@ use netpol_tests::flow::EchoConnection;
 use netpol_tests::load::BackgroundFlows;
 use netpol_tests::{Cluster, ClusterBuilder, Lab, PodSpec, deny_all, policy};
 
-const SOON: Duration = Duration::from_secs(1);
+const ECHO_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn pods() -> ClusterBuilder {
     Cluster::builder().namespace("shop", "").namespace("blog", "stage=test").pods(&[
@@ -53,8 +53,8 @@ fn s24_pods_come_and_go() -> Result<()> {
     lab.expect("shop/heir -x shop/server 80/TCP\nshop/client -> shop/server 80/TCP")
 }
 
-/// A sandbox that failed is replaced: the same pod, another namespace and interface, with the same address or another one. What the
-/// kubelet publishes comes later than each.
+/// A failed sandbox is replaced: the same pod gets another namespace and interface, with the same address or another
+/// one. kubelet updates the pod's status later than each replacement.
 #[test]
 fn s28_two_sandboxes_in_quick_succession_are_one_pod() -> Result<()> {
     let mut lab = Lab::start(pods(), &[server_from_clients()])?;
@@ -63,14 +63,15 @@ fn s28_two_sandboxes_in_quick_succession_are_one_pod() -> Result<()> {
         "shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP\nblog/web -x shop/server 80/TCP";
     lab.expect(verdicts)?;
     for round in 0..4 {
-        // The address stays: enforced as soon as the interface is there, as the object says already.
+        // With the same address, the pod is enforced as soon as the interface exists, because the object already has
+        // the address.
         let number = lab.cluster.host("shop/server").v4().octets()[3];
         for _ in 0..2 {
             lab.cluster.remove_pod_keep_manifest("shop/server")?;
             lab.cluster.add_pod_without_manifest(server().number(number))?;
         }
         lab.expect(verdicts).with_context(|| format!("the same address, round {round}"))?;
-        // Each has an address of its own, and only the last one is published.
+        // Each sandbox has its own address, and only the last address is published.
         for _ in 0..2 {
             lab.cluster.remove_pod_keep_manifest("shop/server")?;
             lab.cluster.add_pod_without_manifest(server())?;
@@ -78,7 +79,7 @@ fn s28_two_sandboxes_in_quick_succession_are_one_pod() -> Result<()> {
         lab.cluster.write_manifest("shop/server")?;
         lab.expect(verdicts).with_context(|| format!("another address, round {round}"))?;
     }
-    // A pod that later gets an address of an earlier sandbox is that pod.
+    // Another pod that gets the address of an earlier sandbox is not treated as the earlier pod.
     let earlier = lab.cluster.host("shop/server").v4().octets()[3];
     lab.cluster.remove_pod_keep_manifest("shop/server")?;
     lab.cluster.add_pod_without_manifest(server())?;
@@ -146,26 +147,26 @@ fn s25_a_revoked_connection_stops_and_others_continue() -> Result<()> {
     let mut lab = Lab::start(pods(), &[both])?;
     let mut kept = EchoConnection::open(&lab.cluster, "shop/client", "shop/server", 80)?;
     let mut revoked = EchoConnection::open(&lab.cluster, "shop/other", "shop/server", 80)?;
-    assert!(kept.echoes(SOON)? && revoked.echoes(SOON)?);
+    assert!(kept.echoes(ECHO_TIMEOUT)? && revoked.echoes(ECHO_TIMEOUT)?);
 
     lab.policies(&[server_from_clients()])?;
     lab.expect("shop/other -x shop/server 80/TCP\nshop/client -> shop/server 80/TCP")?;
-    assert!(!revoked.echoes(SOON)?, "a revoked connection still carries data");
-    assert!(kept.echoes(SOON)?, "a connection that is still allowed stopped");
+    assert!(!revoked.echoes(ECHO_TIMEOUT)?, "a revoked connection still carries data");
+    assert!(kept.echoes(ECHO_TIMEOUT)?, "a connection that is still allowed stopped");
     lab.agent().wait_denied(|line| line.reason() == "revoked" && line.from() == "shop/other")?;
 
     // A connection opened before the first policy existed is revoked as well.
     let mut early = EchoConnection::open(&lab.cluster, "blog/web", "shop/other", 80)?;
-    assert!(early.echoes(SOON)?);
+    assert!(early.echoes(ECHO_TIMEOUT)?);
     lab.cluster.apply("second", &deny_all("blog"))?;
     lab.expect("blog/web -x shop/other 80/TCP")?;
-    assert!(!early.echoes(SOON)?, "a connection older than the policy still carries data");
+    assert!(!early.echoes(ECHO_TIMEOUT)?, "a connection older than the policy still carries data");
     Ok(())
 }
 
 /// Two pods that send to each other from and to one UDP port, as gossip, SIP and `WireGuard` do.
 #[test]
-fn s25_a_revoked_flow_shuts_no_direction_that_is_not_isolated() -> Result<()> {
+fn s25_a_revoked_flow_does_not_block_a_direction_that_is_not_isolated() -> Result<()> {
     const PORT: u16 = 7946;
     let lab = Lab::start(pods(), &[])?;
     let open = |name: &str| -> Result<(UdpSocket, SocketAddr)> {
@@ -180,19 +181,26 @@ fn s25_a_revoked_flow_shuts_no_direction_that_is_not_isolated() -> Result<()> {
         from.send_to(b"gossip", to)?;
         Ok(at.recv_from(&mut [0; 64]).is_ok())
     };
-    ensure!(reaches(&other, to_server, &server)? && reaches(&server, to_other, &other)?, "nothing isolates them yet");
+    ensure!(
+        reaches(&other, to_server, &server)? && reaches(&server, to_other, &other)?,
+        "datagrams must arrive in both directions before there is a policy"
+    );
 
     lab.policies(&[server_from_clients()])?;
     lab.expect("shop/other -x shop/server 80/TCP")?;
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(33) {
-        let into = reaches(&other, to_server, &server)?;
-        ensure!(reaches(&server, to_other, &other)?, "shut after {:?}", start.elapsed());
+        let arrived = reaches(&other, to_server, &server)?;
+        ensure!(
+            reaches(&server, to_other, &other)?,
+            "the direction that is not isolated is blocked after {:?}",
+            start.elapsed()
+        );
         let early = start.elapsed() < Duration::from_secs(28);
-        ensure!(!into || !early, "the revoked flow goes on after {:?}", start.elapsed());
+        ensure!(!arrived || !early, "the revoked flow still passes packets after {:?}", start.elapsed());
         std::thread::sleep(Duration::from_secs(1));
     }
-    ensure!(reaches(&other, to_server, &server)?, "what the server opened is not answered");
+    ensure!(reaches(&other, to_server, &server)?, "replies to the flow that the server started are dropped");
     Ok(())
 }
 
@@ -207,7 +215,7 @@ fn s26_an_agent_crash_under_load_loses_no_allowed_packet_and_allows_no_denied_on
         lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
         lab.agent().restart()?;
         lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
-        assert!(open.echoes(SOON)?, "the agent's crash broke an open connection");
+        assert!(open.echoes(ECHO_TIMEOUT)?, "the agent's crash broke an open connection");
     }
     load.finish()
 }
@@ -227,7 +235,7 @@ fn s26_verdicts_stay_while_the_agent_is_stopped_and_the_next_agent_applies_the_c
     let number = lab.cluster.host("shop/other").v4().octets()[3];
     lab.cluster.remove_pod("shop/other")?;
     lab.cluster.add_pod(PodSpec::new("shop/heir").labels("app=heir").number(number))?;
-    // The old policies are still in force, so the new ones are not the expected result here.
+    // The old policies still apply, so the new ones are not the expected result here.
     lab.expect_without_reference("shop/client -> shop/server 80/TCP\nblog/web -x shop/server 80/TCP")?;
 
     lab.agent().restart()?;

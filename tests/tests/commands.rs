@@ -69,7 +69,7 @@ fn commands_complete_although_their_output_is_closed() -> Result<()> {
     let mut lab = Lab::start(demo_sized(), &[deny_all("shop")])?;
     let pins = lab.agent().pin_path().to_owned();
     let run = |lab: &Lab, arguments: &[&str]| -> Result<std::process::Output> {
-        // Both pipes lose their readers before the first line.
+        // The read ends of both pipes are closed before the first line.
         let (out, error) = (nix::unistd::pipe()?, nix::unistd::pipe()?);
         drop((out.0, error.0));
         let mut command = lab.cluster.host("node-1").netns().command(netpol_tests::agent::binary()?);
@@ -96,9 +96,9 @@ fn uninstall_removes_the_socket_of_a_killed_agent() -> Result<()> {
     let text = socket.display().to_string();
     lab.agent().crash()?;
     ensure!(socket.exists(), "a killed agent must not remove its socket");
-    let said = lab.agent().run_subcommand("uninstall", &["--api-socket", &text])?;
-    ensure!(said.code == Some(0) && said.stdout.contains("removed socket "), "{said:?}");
-    ensure!(!socket.exists(), "{said:?}");
+    let output = lab.agent().run_subcommand("uninstall", &["--api-socket", &text])?;
+    ensure!(output.code == Some(0) && output.stdout.contains("removed socket "), "{output:?}");
+    ensure!(!socket.exists(), "{output:?}");
     Ok(())
 }
 
@@ -114,7 +114,7 @@ fn an_agent_without_a_node_object_is_not_ready_until_there_is_one() -> Result<()
     let mut agent = Agent::prepare(&cluster, options)?;
     agent.launch()?;
     agent.wait_log(&["not ready: no Node object is named node-1", "--node"])?;
-    // Longer than the agent waits for pods without an interface.
+    // The agent waits for pods without an interface for a shorter time than this.
     std::thread::sleep(Duration::from_secs(4));
     ensure!(!agent.is_ready(), "the agent is ready:\n{}", agent.log());
     ensure!(agent.get("/readyz").is_err_and(|error| format!("{error:#}").contains("no Node object is named node-1")));
@@ -144,8 +144,8 @@ fn a_metrics_port_in_use_does_not_prevent_enforcement() -> Result<()> {
     lab.agent().wait_log(&["cannot serve metrics on 127.0.0.1:9464", "--metrics"])?;
     lab.agent().wait_log(&["cannot serve health on 127.0.0.1:9464", "--health"])?;
     let socket = lab.agent().socket().display().to_string();
-    let said = lab.agent().run_subcommand("status", &["--api-socket", &socket])?;
-    ensure!(said.stdout.contains("warning: cannot serve metrics on 127.0.0.1:9464"), "{}", said.stdout);
+    let output = lab.agent().run_subcommand("status", &["--api-socket", &socket])?;
+    ensure!(output.stdout.contains("warning: cannot serve metrics on 127.0.0.1:9464"), "{}", output.stdout);
     drop(taken);
     lab.agent().wait_log(&["serving ", "address=127.0.0.1:9464"])
 }
@@ -173,7 +173,7 @@ fn s26_uninstall_allows_all_traffic_and_removes_and_reports_everything() -> Resu
             ensure!(output.stdout.contains(text), "uninstall does not print {text:?}:\n{}", output.stdout);
         }
         ensure!(!pins.exists(), "{} still exists", pins.display());
-        // The kernel frees unreferenced objects a moment later.
+        // The kernel frees unreferenced objects asynchronously.
         let start = Instant::now();
         for (kind, id) in objects {
             while objects::exists(kind, id)? {
@@ -239,7 +239,7 @@ fn a_second_agent_on_the_same_pins_is_refused() -> Result<()> {
 
 #[test]
 fn the_agent_uses_less_than_thirty_megabytes_in_a_cluster_like_the_demo() -> Result<()> {
-    const MOST_KIB: u64 = 30_000;
+    const MAX_KIB: u64 = 30_000;
     let mut lab = Lab::start(demo_sized(), &[deny_all("shop")])?;
     for round in 0..20 {
         lab.cluster.label_namespace("ops", &format!("round=r{round}"))?;
@@ -248,6 +248,6 @@ fn the_agent_uses_less_than_thirty_megabytes_in_a_cluster_like_the_demo() -> Res
     }
     lab.expect("shop/front -x shop/back 80/TCP\nops/front -x shop/back 80/TCP\nblog/front -> ops/back 80/TCP")?;
     let resident = lab.agent().resident_kib()?;
-    ensure!(resident < MOST_KIB, "the agent has {resident} KiB resident, more than {MOST_KIB}");
+    ensure!(resident < MAX_KIB, "the agent has {resident} KiB resident, more than {MAX_KIB}");
     Ok(())
 }

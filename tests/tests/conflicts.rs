@@ -126,7 +126,7 @@ fn nothing_is_reported_on_a_node_without_conflicts() -> Result<()> {
         let options = options.arguments(&["--cni-config", "/nonexistent"]);
         let mut agent = Agent::start_with(&cluster, options)?;
         wait_counts(&agent, [0, 0, 0])?;
-        // The previous agent's programs, which are still attached when the next one starts, are no conflict.
+        // The previous agent's programs, which are still attached when the next one starts, are not a conflict.
         agent.restart()?;
         wait_counts(&agent, [0, 0, 0])?;
         std::thread::sleep(Duration::from_secs(1));

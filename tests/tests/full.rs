@@ -185,9 +185,9 @@ fn hostile_blocks_beyond_the_memory_limit_affect_only_their_own_policies() -> Re
     lab.agent().wait_denied(|line| line.to() == "a/hog" && line.reason() == "tables-incomplete")?;
     lab.agent().wait_denied(|line| line.to() == "b/server" && line.reason() == "no-rule")?;
     let page = lab.metrics()?;
-    let left_out = |line: &str| line.starts_with("netpol_policy_omitted_parts{namespace=\"");
-    ensure!(page.lines().any(left_out), "netpol_policy_omitted_parts names no policy:\n{page}");
-    ensure!(!page.contains("left_out{namespace=\"b\""), "another namespace is affected:\n{page}");
+    let is_omitted = |line: &str| line.starts_with("netpol_policy_omitted_parts{namespace=\"");
+    ensure!(page.lines().any(is_omitted), "netpol_policy_omitted_parts names no policy:\n{page}");
+    ensure!(!page.contains("omitted_parts{namespace=\"b\""), "another namespace is affected:\n{page}");
     ensure!(page.contains("netpol_map_missing_entries 0\n"), "entries are missing:\n{page}");
     let socket = lab.agent_ref().socket();
     let status = lab.agent().run_subcommand("status", &["--api-socket", socket.to_str().unwrap_or_default()])?;

@@ -48,8 +48,8 @@ fn flows_large_datagrams_and_raw_packets_arrive() -> Result<()> {
         for (source, destination) in cluster.host(from).addresses().iter().zip(cluster.host(to).addresses()) {
             let marker = Marker::new();
             let packet = Ip::new(*source, *destination).carrying(protocol::GRE, &marker.0);
-            let shot = TestPacket::new(&cluster, from, to, "GRE", marker, &[packet]);
-            check(&cluster, from, to, &[(shot, true)])?;
+            let test_packet = TestPacket::new(&cluster, from, to, "GRE", marker, &[packet]);
+            check(&cluster, from, to, &[(test_packet, true)])?;
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ use netpol_tests::{AgentOptions, Cluster, ClusterBuilder, Lab, PodSpec, deny_all
 use serde_json::{Value, json};
 
 /// Longer than the agent takes to write a first Event.
-const SOON: Duration = Duration::from_secs(2);
+const FIRST_EVENT_TIME: Duration = Duration::from_secs(2);
 
 /// Options of an API server with the rules that `deploy/components/events` adds to the base.
 fn deployed_with_events() -> Result<Options> {
@@ -91,12 +91,12 @@ fn a_denied_connection_becomes_one_event_and_more_packets_become_its_series() ->
     sleep(Duration::from_millis(1200));
     send(&lab, &socket, 1)?;
     lab.agent().wait_denied(|denied| denied.0.pointer("/suppressed").is_some_and(|count| *count != json!(0)))?;
-    // An agent that stops writes what it has not written yet. So the test need not wait for the Event's next update.
+    // A stopping agent writes pending counts, so the test does not have to wait for the Event's next update.
     lab.agent().stop()?;
     let events = described(server(&mut lab)?, Resource::Pods, "web")?;
     assert_eq!(events.len(), 1, "{events:#?}");
     let count = events[0].pointer("/series/count").and_then(Value::as_u64);
-    // A packet may belong to the flow's next report, which never comes.
+    // Some packets may belong to the flow's next report, which is never sent.
     assert!(count.is_some_and(|count| (990..=1001).contains(&count)), "{events:#?}");
     // The sender's policy denied the packet, and no other pod has an Event.
     assert!(described(server(&mut lab)?, Resource::Pods, "cache")?.is_empty());
@@ -128,7 +128,7 @@ fn a_policy_with_an_invalid_cidr_has_one_event_until_it_is_corrected() -> Result
     assert!(text(&events[0], "/note").starts_with("spec.ingress[0].from[0].ipBlock.cidr: "), "{events:#?}");
 
     server(&mut lab)?.apply(policy("10.0.0.0/8"))?;
-    sleep(SOON);
+    sleep(FIRST_EVENT_TIME);
     lab.agent().stop()?;
     assert_eq!(described(server(&mut lab)?, Resource::NetworkPolicies, "bad")?, events);
     Ok(())
@@ -139,7 +139,7 @@ fn without_the_option_no_events_are_written() -> Result<()> {
     let mut lab = start(AgentOptions::default())?;
     send(&lab, &socket(&lab)?, 1)?;
     lab.agent().wait_denied(|denied| denied.to() == "shop/db")?;
-    sleep(SOON);
+    sleep(FIRST_EVENT_TIME);
     assert!(server(&mut lab)?.events().is_empty());
     assert_eq!(event_requests(&mut lab, Verb::Create)?, 0);
     Ok(())

@@ -1,7 +1,8 @@
 //! Unusual manifest files, read by netpol and by kubectl.
 //!
-//! `kubectl label --local` reads files as `kubectl apply` does and prints the objects as JSON, without a cluster. netpol reads
-//! every object that kubectl reads, with the same content. If kubectl refuses or ignores a part of a file, netpol reports it.
+//! `kubectl label --local` reads files as `kubectl apply` does and prints the objects as JSON, without a cluster.
+//! netpol reads every object that kubectl reads, with the same content. If kubectl rejects or ignores a part of a file,
+//! netpol reports it.
 
 use anyhow::{Context as _, Result, ensure};
 use netpol_policy::manifest::{self, Parsed};
@@ -14,7 +15,7 @@ use serde_json::Value;
 enum Reads {
     /// It reads all of it.
     All,
-    /// It refuses or ignores a part.
+    /// It rejects or ignores a part.
     Part,
 }
 use Reads::{All, Part};
@@ -120,7 +121,7 @@ fn by_kubectl(text: &str) -> Result<(Parsed, bool)> {
         }
         parsed.objects.extend(manifest::read(value, "kubectl").objects);
     }
-    let refused = !output.status.success();
+    let rejected = !output.status.success();
     let ignored = text.contains("\n...\n");
-    Ok((parsed, !refused && !ignored))
+    Ok((parsed, !rejected && !ignored))
 }

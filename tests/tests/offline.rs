@@ -47,8 +47,8 @@ fn run(lab: &Lab, subcommand: &str, arguments: &[&str]) -> Result<Output> {
     command.output().with_context(|| format!("starting netpol {subcommand}"))
 }
 
-/// Returns how netpol names a host: a pod by its name, another host by its address.
-fn end(lab: &Lab, name: &str) -> String {
+/// Returns the name that netpol prints for a host: the name of a pod, or the address of another host.
+fn host_name(lab: &Lab, name: &str) -> String {
     if name.contains('/') { name.to_owned() } else { lab.cluster.host(name).v4().to_string() }
 }
 
@@ -56,7 +56,7 @@ fn end(lab: &Lab, name: &str) -> String {
 fn matrix_prints_the_measured_verdicts() -> Result<()> {
     let lab = start()?;
     let measured = lab.wait_until_expected(&[(Tcp, 80), (Udp, 53)])?;
-    let outside = end(&lab, "outside");
+    let outside = host_name(&lab, "outside");
     let arguments = ["-p", "80/TCP", "-p", "53/UDP", "-a", &outside, "-a", "203.0.113.5", "-o", "json"];
     let output = run(&lab, "matrix", &arguments)?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -71,7 +71,7 @@ fn matrix_prints_the_measured_verdicts() -> Result<()> {
     ensure!(measured.allowed() > 5 && measured.allowed() < measured.0.len(), "the test needs both verdicts");
     for (cell, passes) in &measured.0 {
         let Cell { from, to, protocol, port } = cell;
-        let verdict = printed.get(&(end(&lab, from), end(&lab, to), *protocol, *port));
+        let verdict = printed.get(&(host_name(&lab, from), host_name(&lab, to), *protocol, *port));
         ensure!(verdict == Some(passes), "{cell}: allowed is {passes} when measured and {verdict:?} by netpol matrix");
     }
     Ok(())
@@ -88,7 +88,7 @@ fn explain_prints_the_reason_that_the_agent_reports() -> Result<()> {
     ];
     for (from, to, direction) in rows {
         lab.expect(&format!("{from} -x {to} 80/TCP"))?;
-        let (from, to) = (end(&lab, from), end(&lab, to));
+        let (from, to) = (host_name(&lab, from), host_name(&lab, to));
         let reported =
             lab.agent().wait_denied(|line| line.from() == from && line.to() == to && line.port() == Some(80))?;
 

@@ -7,20 +7,20 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use netpol_tests::{Agent, AgentOptions, Cluster, Families, Lab, PodSpec, policy};
 
-/// A datagram or segment that is allowed is there by then.
-const ARRIVES: Duration = Duration::from_secs(3);
-/// What has not come by then was dropped; TCP has repeated it several times.
-const DROPPED: Duration = Duration::from_millis(1200);
+/// An allowed datagram or segment arrives within this time.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(3);
+/// A packet that has not arrived within this time was dropped. TCP retransmits several times within it.
+const DROP_TIMEOUT: Duration = Duration::from_millis(1200);
 /// A Service's address, which the node translates.
 const SERVICE: [&str; 2] = ["10.96.0.34", "fd00:96::34"];
 
-/// One end of a connection that is open.
-enum End {
+/// One side of an open connection.
+enum Side {
     Tcp(TcpStream),
     Udp(UdpSocket),
 }
 
-impl End {
+impl Side {
     fn send(&mut self, bytes: &[u8]) -> Result<()> {
         match self {
             Self::Tcp(stream) => stream.write_all(bytes)?,
@@ -29,11 +29,11 @@ impl End {
         Ok(())
     }
 
-    /// Whether these bytes come.
-    fn receives(&mut self, bytes: &[u8], patience: Duration) -> Result<bool> {
+    /// Returns whether these bytes arrive within a time.
+    fn receives(&mut self, bytes: &[u8], timeout: Duration) -> Result<bool> {
         let mut buffer = [0; 64];
         let start = Instant::now();
-        while let Some(left) = patience.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {
+        while let Some(left) = timeout.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {
             let read = match self {
                 Self::Tcp(stream) => {
                     stream.set_read_timeout(Some(left))?;
@@ -56,16 +56,16 @@ impl End {
     }
 }
 
-/// A connection: what it is, the end that started it, and the other one.
-struct Open {
+/// An open connection: its description, the side that started it, and the other side.
+struct OpenConnection {
     what: String,
-    from: End,
-    to: End,
+    from: Side,
+    to: Side,
 }
 
-/// Opens a connection of each protocol; nothing is sent on it after that. `at`: the address that is connected to, where it is not
-/// the host's.
-fn open(cluster: &Cluster, from: &str, to: &str, port: u16, at: Option<IpAddr>) -> Result<Vec<Open>> {
+/// Opens a TCP and a UDP connection for each address family, and sends nothing further on them. `at`: the address to
+/// connect to, if it is not the host's own.
+fn open(cluster: &Cluster, from: &str, to: &str, port: u16, at: Option<IpAddr>) -> Result<Vec<OpenConnection>> {
     let (source, destination) = (cluster.host(from), cluster.host(to));
     let mut found = Vec::new();
     for own in destination.addresses().iter().copied() {
@@ -75,10 +75,14 @@ fn open(cluster: &Cluster, from: &str, to: &str, port: u16, at: Option<IpAddr>) 
         }
         let target = SocketAddr::new(at.unwrap_or(own), port);
         let listener = destination.netns().run(|| Ok(TcpListener::bind(SocketAddr::new(own, port))?))?;
-        let stream = source.netns().run(|| Ok(TcpStream::connect_timeout(&target, ARRIVES)?));
+        let stream = source.netns().run(|| Ok(TcpStream::connect_timeout(&target, ARRIVAL_TIMEOUT)?));
         let stream = stream.with_context(|| format!("{from} to {target}"))?;
         let (accepted, _) = listener.accept()?;
-        found.push(Open { what: format!("TCP {from} to {target}"), from: End::Tcp(stream), to: End::Tcp(accepted) });
+        found.push(OpenConnection {
+            what: format!("TCP {from} to {target}"),
+            from: Side::Tcp(stream),
+            to: Side::Tcp(accepted),
+        });
 
         let server = destination.netns().run(|| Ok(UdpSocket::bind(SocketAddr::new(own, port))?))?;
         let client = source.netns().run(|| {
@@ -87,35 +91,42 @@ fn open(cluster: &Cluster, from: &str, to: &str, port: u16, at: Option<IpAddr>) 
             client.send(b"hello")?;
             Ok(client)
         })?;
-        server.set_read_timeout(Some(ARRIVES))?;
+        server.set_read_timeout(Some(ARRIVAL_TIMEOUT))?;
         let (_, peer) = server.recv_from(&mut [0; 64]).with_context(|| format!("UDP {from} to {target}"))?;
         server.connect(peer)?;
-        found.push(Open { what: format!("UDP {from} to {target}"), from: End::Udp(client), to: End::Udp(server) });
+        found.push(OpenConnection {
+            what: format!("UDP {from} to {target}"),
+            from: Side::Udp(client),
+            to: Side::Udp(server),
+        });
     }
     ensure!(!found.is_empty(), "no connection from {from} to {to}");
     Ok(found)
 }
 
-/// The far side speaks first, then the other one.
-fn goes_on(mut open: Open) -> Result<()> {
-    let Open { what, from, to } = &mut open;
-    to.send(b"from the far side")?;
-    ensure!(from.receives(b"from the far side", ARRIVES)?, "{what}: what the far side sends is dropped");
-    from.send(b"from the near side")?;
-    ensure!(to.receives(b"from the near side", ARRIVES)?, "{what}: what the near side sends is dropped");
+/// Checks that a connection continues: first the server sends, then the client.
+fn check_continues(mut open: OpenConnection) -> Result<()> {
+    let OpenConnection { what, from, to } = &mut open;
+    to.send(b"from the server")?;
+    ensure!(from.receives(b"from the server", ARRIVAL_TIMEOUT)?, "{what}: data from the server is dropped");
+    from.send(b"from the client")?;
+    ensure!(to.receives(b"from the client", ARRIVAL_TIMEOUT)?, "{what}: data from the client is dropped");
     Ok(())
 }
 
-/// Neither side reaches the other.
-fn is_stopped(mut open: Open) -> Result<()> {
-    let Open { what, from, to } = &mut open;
-    to.send(b"from the far side")?;
-    from.send(b"from the near side")?;
-    ensure!(!to.receives(b"from the near side", DROPPED)?, "{what}: it goes on, and no rule allows it");
+/// Sends data from both sides, and checks that the client's data does not reach the server.
+fn check_stopped(mut open: OpenConnection) -> Result<()> {
+    let OpenConnection { what, from, to } = &mut open;
+    to.send(b"from the server")?;
+    from.send(b"from the client")?;
+    ensure!(
+        !to.receives(b"from the client", DROP_TIMEOUT)?,
+        "{what}: the connection continues, although no rule allows it"
+    );
     Ok(())
 }
 
-/// `client` is isolated for ingress and `server` for egress: what each of them may do is to answer and to be answered.
+/// Isolates `client` for ingress and `server` for egress. In these directions, only replies are allowed.
 fn policies() -> String {
     let isolated = |app: &str, direction: &str| {
         policy(
@@ -133,7 +144,7 @@ fn cluster() -> Result<Cluster> {
         .build()
 }
 
-/// Has the node's connections tracked, those across its bridge too, and a Service translated.
+/// Adds nftables rules to the node: they track connections, including those across its bridge, and translate a Service.
 fn track(cluster: &Cluster) -> Result<()> {
     let node = cluster.host("node-1").netns();
     node.sysctl(&[("bridge/bridge-nf-call-iptables", "1"), ("bridge/bridge-nf-call-ip6tables", "1")])?;
@@ -153,8 +164,8 @@ fn track(cluster: &Cluster) -> Result<()> {
     ))
 }
 
-/// Connections that policies allow, and some that they do not.
-fn connections(cluster: &Cluster, port: u16, services: bool) -> Result<(Vec<Open>, Vec<Open>)> {
+/// Returns connections that policies allow, and some that they do not allow.
+fn connections(cluster: &Cluster, port: u16, services: bool) -> Result<(Vec<OpenConnection>, Vec<OpenConnection>)> {
     let mut allowed = Vec::new();
     let pairs = [
         ("shop/client", "shop/server"),
@@ -192,20 +203,21 @@ fn s34_tracked_connections_are_taken_over_at_the_first_start() -> Result<()> {
     let lab = Lab::of(cluster, agent);
     let count = allowed.len();
     let broken: Vec<String> =
-        allowed.into_iter().filter_map(|open| goes_on(open).err()).map(|error| format!("{error:#}")).collect();
+        allowed.into_iter().filter_map(|open| check_continues(open).err()).map(|error| format!("{error:#}")).collect();
     ensure!(broken.is_empty(), "{} of {count} broken:\n{}", broken.len(), broken.join("\n"));
     println!("0 of {count} allowed connections broken");
-    let handles: Vec<_> = denied.into_iter().map(|open| std::thread::spawn(move || is_stopped(open))).collect();
+    let handles: Vec<_> = denied.into_iter().map(|open| std::thread::spawn(move || check_stopped(open))).collect();
     for handle in handles {
-        handle.join().expect("it does not panic")?;
+        handle.join().expect("a checking thread panicked")?;
     }
     drop(lab);
     Ok(())
 }
 
-/// Nothing says which side started a connection: its next packet is evaluated as what it looks like.
+/// Without conntrack entries, it is unknown which side started a connection. Its next packet is evaluated as the first
+/// packet of a flow in its direction.
 #[test]
-fn s34_untracked_connections_go_on_once_the_side_that_started_them_sends() -> Result<()> {
+fn s34_untracked_connections_continue_once_the_side_that_started_them_sends() -> Result<()> {
     let cluster = cluster()?;
     cluster
         .host("node-1")
@@ -218,30 +230,36 @@ fn s34_untracked_connections_go_on_once_the_side_that_started_them_sends() -> Re
     let count = allowed.len();
     let mut waited = 0;
     for mut open in allowed {
-        let Open { what, from, to } = &mut open;
-        to.send(b"from the far side")?;
-        let at_once = from.receives(b"from the far side", Duration::from_millis(300))?;
-        waited += usize::from(!at_once);
-        from.send(b"from the near side")?;
-        ensure!(to.receives(b"from the near side", ARRIVES)?, "{what}: what the near side sends is dropped");
-        // TCP repeats it; what was a datagram is sent again.
-        if !at_once && matches!(to, End::Udp(_)) {
-            to.send(b"from the far side")?;
+        let OpenConnection { what, from, to } = &mut open;
+        to.send(b"from the server")?;
+        let arrives_immediately = from.receives(b"from the server", Duration::from_millis(300))?;
+        waited += usize::from(!arrives_immediately);
+        from.send(b"from the client")?;
+        ensure!(to.receives(b"from the client", ARRIVAL_TIMEOUT)?, "{what}: data from the client is dropped");
+        // TCP retransmits. A datagram is sent again by the test.
+        if !arrives_immediately && matches!(to, Side::Udp(_)) {
+            to.send(b"from the server")?;
         }
-        ensure!(at_once || from.receives(b"from the far side", ARRIVES)?, "{what}: what the far side sends is dropped");
+        ensure!(
+            arrives_immediately || from.receives(b"from the server", ARRIVAL_TIMEOUT)?,
+            "{what}: data from the server is dropped"
+        );
     }
     println!("{waited} of {count} untracked connections waited for the side that started them");
-    ensure!(waited > 0, "the far side needs no policy and no record: this test shows nothing");
+    ensure!(waited > 0, "nothing was tested: all data from servers arrived without a flow");
     denied.into_iter().filter(|open| open.what.contains("outside")).try_for_each(|mut open| {
-        let Open { what, from, to } = &mut open;
-        from.send(b"from the near side")?;
-        ensure!(!to.receives(b"from the near side", DROPPED)?, "{what}: it goes on, and no rule allows it");
+        let OpenConnection { what, from, to } = &mut open;
+        from.send(b"from the client")?;
+        ensure!(
+            !to.receives(b"from the client", DROP_TIMEOUT)?,
+            "{what}: the connection continues, although no rule allows it"
+        );
         Ok(())
     })
 }
 
 #[test]
-fn s34_a_pod_that_connects_before_its_address_is_published_gets_its_answers() -> Result<()> {
+fn s34_a_pod_that_connects_before_its_address_is_published_gets_its_replies() -> Result<()> {
     let cluster = cluster()?;
     track(&cluster)?;
     cluster.apply("first", &policies())?;
@@ -251,16 +269,17 @@ fn s34_a_pod_that_connects_before_its_address_is_published_gets_its_answers() ->
         let name = format!("shop/new-{round}");
         lab.cluster.add_pod_without_manifest(PodSpec::new(&name).labels("app=client"))?;
         let mut early = open(&lab.cluster, &name, "outside", 7000 + round, None)?;
-        // A pod of this node answers a neighbor solicitation over IPv6 once it knows the address as a neighbor's (32).
+        // Only IPv4: the server can send a neighbor advertisement to the new pod only after the agent has received the
+        // pod's address (line 32).
         let server = IpAddr::from(lab.cluster.host("shop/server").v4());
         early.extend(open(&lab.cluster, &name, "shop/server", 7100 + round, Some(server))?);
         let denied = open(&lab.cluster, "outside", &name, 7200 + round, None)?;
         lab.cluster.write_manifest(&name)?;
         lab.agent().wait_log(&[" enforced ", &format!("pod={name} ")])?;
-        // Longer than connections are taken over after that.
+        // Connections are taken over within this time after the attach.
         std::thread::sleep(Duration::from_millis(200));
-        early.into_iter().try_for_each(goes_on)?;
-        denied.into_iter().try_for_each(is_stopped)?;
+        early.into_iter().try_for_each(check_continues)?;
+        denied.into_iter().try_for_each(check_stopped)?;
     }
     Ok(())
 }

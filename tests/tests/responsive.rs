@@ -7,14 +7,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use netpol_tests::{Cluster, ClusterBuilder, Lab, PodSpec, ProbeResult, deny_all, policy};
 
-/// Number of policies, which together take long to compile: each selects the same pod and has a block and a port of its
-/// own.
+/// Number of policies, which together take long to compile: each selects the same pod and has its own block and port.
 const POLICIES: usize = 40_000;
 /// How long the agent may take to read them.
-const READ: Duration = Duration::from_secs(90);
+const READ_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long a response may take, and how long until a new pod's traffic is denied. On an idle machine the latter takes
 /// 10 ms; the limit is generous because other tests run at the same time.
-const SOON: Duration = Duration::from_secs(1);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn pods() -> ClusterBuilder {
     Cluster::builder().pods(&[("shop/web", "app=web"), ("free/one", ""), ("free/two", "")])
@@ -46,7 +45,7 @@ fn busy() -> Result<Lab> {
     lab.cluster.apply("many", &many())?;
     let start = Instant::now();
     while compiling(&lab)? < 0.1 {
-        ensure!(start.elapsed() < READ, "the agent does not begin to compile:\n{}", lab.agent_ref().log());
+        ensure!(start.elapsed() < READ_TIMEOUT, "the agent does not begin to compile:\n{}", lab.agent_ref().log());
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(lab)
@@ -69,7 +68,7 @@ fn a_new_pod_is_denied_and_requests_are_served_while_policies_are_compiled() -> 
     let known = milliseconds(&lab.agent().log(), &words, "known_ms=")?;
     let unprotected = milliseconds(&lab.agent().log(), &words, "unprotected_ms=")?;
     println!("denied {known} ms after its object was known, {unprotected} ms after its interface appeared");
-    ensure!(known < SOON.as_secs_f64() * 1e3, "it took {known} ms to deny the new pod's traffic");
+    ensure!(known < RESPONSE_TIMEOUT.as_secs_f64() * 1e3, "it took {known} ms to deny the new pod's traffic");
     for (from, to) in [("locked/new", "free/one"), ("free/one", "locked/new")] {
         let address = lab.cluster.host(to).addresses()[0];
         ensure!(lab.cluster.try_tcp(from, to, address, 80)? == ProbeResult::Dropped, "{from} reaches {to}");
@@ -96,17 +95,21 @@ fn a_new_pod_is_denied_and_requests_are_served_while_policies_are_compiled() -> 
         }
         times.sort();
         println!("{path}: median {:?}, at most {:?}", times[4], times[8]);
-        ensure!(times[4] < Duration::from_millis(100) && times[8] < SOON, "{path} took {times:?}");
+        ensure!(times[4] < Duration::from_millis(100) && times[8] < RESPONSE_TIMEOUT, "{path} took {times:?}");
     }
     let begun = Instant::now();
     let waited = lab.agent_ref().wait(&["policy/shop/many-7", "--timeout", "500ms"])?;
-    ensure!(waited.code != Some(0) && begun.elapsed() < 10 * SOON, "{waited:?} after {:?}", begun.elapsed());
+    ensure!(
+        waited.code != Some(0) && begun.elapsed() < 10 * RESPONSE_TIMEOUT,
+        "{waited:?} after {:?}",
+        begun.elapsed()
+    );
 
     ensure!(compiling(&lab)? > 0.1, "compiling ended too early for this test: use more policies");
     let begun = Instant::now();
     lab.agent().stop()?;
     println!("ended {:?} after SIGTERM", begun.elapsed());
-    ensure!(begun.elapsed() < 2 * SOON, "the agent took {:?} to end", begun.elapsed());
+    ensure!(begun.elapsed() < 2 * RESPONSE_TIMEOUT, "the agent took {:?} to end", begun.elapsed());
     let address = lab.cluster.host("locked/new").addresses()[0];
     ensure!(
         lab.cluster.try_tcp("free/one", "locked/new", address, 80)? == ProbeResult::Dropped,
@@ -117,7 +120,7 @@ fn a_new_pod_is_denied_and_requests_are_served_while_policies_are_compiled() -> 
     lab.agent().launch()?;
     let start = Instant::now();
     while compiling(&lab).unwrap_or_default() < 0.1 {
-        ensure!(start.elapsed() < READ, "the agent does not begin to compile:\n{}", lab.agent_ref().log());
+        ensure!(start.elapsed() < READ_TIMEOUT, "the agent does not begin to compile:\n{}", lab.agent_ref().log());
         std::thread::sleep(Duration::from_millis(5));
     }
     ensure!(!lab.agent_ref().is_ready(), "the agent is ready before it has compiled the policies");
@@ -131,7 +134,7 @@ fn a_new_pod_is_denied_and_requests_are_served_while_policies_are_compiled() -> 
     let begun = Instant::now();
     lab.agent().stop()?;
     println!("ended {:?} after SIGTERM, while it started", begun.elapsed());
-    ensure!(begun.elapsed() < 2 * SOON, "the agent took {:?} to end", begun.elapsed());
+    ensure!(begun.elapsed() < 2 * RESPONSE_TIMEOUT, "the agent took {:?} to end", begun.elapsed());
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use netpol_tests::{AgentOptions, Cluster, Host, Lab, Netns, PodSlots, PodSpec, d
 const STARTS: usize = 240;
 const SLOTS: u8 = 60;
 /// How long an allowed reply may take. Much longer than on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(5);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Pods of `jobs` may only connect to `shop/server`.
 fn policies() -> [String; 2] {
@@ -36,7 +36,7 @@ fn s38_a_pod_is_enforced_before_its_first_packet() -> Result<()> {
     let socket = directory.path().join("nri.sock");
     let runtime = NriServer::start(&socket, Options::default())?;
     let lab = lab(&socket, &["--start-gate", "nri"])?;
-    runtime.wait_for_plugin("netpol", PATIENCE)?;
+    runtime.wait_for_plugin("netpol", REPLY_TIMEOUT)?;
     let mut slots = PodSlots::prepare(&lab.cluster, SLOTS)?;
     let (server, other) = (lab.cluster.host("shop/server").v4(), lab.cluster.host("shop/other").v4());
 
@@ -75,7 +75,7 @@ fn s38_a_pod_is_enforced_before_its_first_packet() -> Result<()> {
     Ok(())
 }
 
-/// The same, without the gate: the test finds packets that arrive.
+/// The same without the gate: denied packets arrive, so the test above would detect them.
 #[test]
 fn s38_without_the_gate_an_unpublished_pod_is_open() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -87,7 +87,10 @@ fn s38_without_the_gate_an_unpublished_pod_is_open() -> Result<()> {
     let before = received(lab.cluster.host("shop/other"))?;
     slots.netns(0).run(|| first_packets(server, other))?;
     std::thread::sleep(Duration::from_millis(200));
-    ensure!(received(lab.cluster.host("shop/other"))? > before, "no packet arrived, so the other test finds none");
+    ensure!(
+        received(lab.cluster.host("shop/other"))? > before,
+        "no denied packet arrived, so the other test cannot fail"
+    );
     ensure!(lab.metrics()?.contains("netpol_start_gate_connected{mode=\"off\"} 0"), "auto found a runtime");
     Ok(())
 }
@@ -98,7 +101,7 @@ fn s38_a_pod_that_cannot_be_enforced_does_not_start() -> Result<()> {
     let socket = directory.path().join("nri.sock");
     let runtime = NriServer::start(&socket, Options::default())?;
     let lab = lab(&socket, &["--start-gate", "auto"])?;
-    runtime.wait_for_plugin("netpol", PATIENCE)?;
+    runtime.wait_for_plugin("netpol", REPLY_TIMEOUT)?;
     let mut slots = PodSlots::prepare(&lab.cluster, 1)?;
     let address = slots.attach(0, "job", 1)?;
     let refused = |start: Start, words: &str| match start {
@@ -106,9 +109,15 @@ fn s38_a_pod_that_cannot_be_enforced_does_not_start() -> Result<()> {
         other => bail!("{other:?} instead of a refusal with {words:?}\n{}", lab.agent_ref().log()),
     };
     refused(runtime.run(&sandbox("jobs/pod", address, true)), "no pod jobs/pod")?;
-    // Without this namespace's pods, a node may not start at all.
-    ensure!(runtime.run(&sandbox("kube-system/proxy", address, true)) == Start::Allowed, "kube-system was held up");
-    ensure!(runtime.run(&sandbox("jobs/host", address, false)) == Start::Allowed, "the host's network was held up");
+    // Pods of kube-system are not held, because a node may need them to start.
+    ensure!(
+        runtime.run(&sandbox("kube-system/proxy", address, true)) == Start::Allowed,
+        "a pod of kube-system had to wait"
+    );
+    ensure!(
+        runtime.run(&sandbox("jobs/host", address, false)) == Start::Allowed,
+        "a pod on the host network had to wait"
+    );
     // The runtime retries the start with a new sandbox.
     lab.cluster.manifests().write("pod.yaml", &PodSpec::new("jobs/pod").manifest(&[]))?;
     let wrong = sandbox("jobs/pod", Ipv4Addr::new(10, 244, 1, 99), true);
@@ -122,14 +131,15 @@ fn s38_a_pod_that_cannot_be_enforced_does_not_start() -> Result<()> {
     Ok(())
 }
 
-/// Before NRI 0.9, requests have no addresses. A new agent receives the pods that were started without one.
+/// Before NRI 0.9, requests have no addresses. A new agent receives the pods that were started while no agent was
+/// running.
 #[test]
 fn s38_addresses_are_read_from_the_sandbox_and_pods_of_a_restart_are_enforced() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let socket = directory.path().join("nri.sock");
     let runtime = NriServer::start(&socket, Options::default())?;
     let mut lab = lab(&socket, &["--start-gate", "nri"])?;
-    runtime.wait_for_plugin("netpol", PATIENCE)?;
+    runtime.wait_for_plugin("netpol", REPLY_TIMEOUT)?;
     let mut slots = PodSlots::prepare(&lab.cluster, 2)?;
     let (server, other) = (lab.cluster.host("shop/server").v4(), lab.cluster.host("shop/other").v4());
     for slot in 0..2 {
@@ -155,8 +165,8 @@ fn s38_addresses_are_read_from_the_sandbox_and_pods_of_a_restart_are_enforced() 
     runtime.add(&sandbox("jobs/pod-1", address, true));
     lab.agent().launch()?;
     lab.agent().wait_ready()?;
-    runtime.wait_for_plugin("netpol", PATIENCE)?;
-    let until = Instant::now() + PATIENCE;
+    runtime.wait_for_plugin("netpol", REPLY_TIMEOUT)?;
+    let until = Instant::now() + REPLY_TIMEOUT;
     while !lab.metrics()?.contains("netpol_endpoints 4") {
         ensure!(Instant::now() < until, "pod-1 is not enforced:\n{}", lab.agent_ref().log());
         std::thread::sleep(Duration::from_millis(20));
@@ -190,10 +200,10 @@ fn sandbox(name: &str, address: Ipv4Addr, own_network: bool) -> PodSandbox {
     }
 }
 
-/// Sends to a forbidden pod, and then to an allowed one, over UDP and TCP. Each allowed packet must be answered.
+/// Sends to a denied pod, and then to an allowed one, over UDP and TCP. Each allowed packet must get a reply.
 fn first_packets(server: Ipv4Addr, other: Ipv4Addr) -> Result<()> {
     let datagrams = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    datagrams.set_read_timeout(Some(PATIENCE))?;
+    datagrams.set_read_timeout(Some(REPLY_TIMEOUT))?;
     // A drop at the pod's interface is not reported to the sender.
     datagrams.send_to(b"forbidden", (other, 53)).context("sending a forbidden datagram")?;
     match TcpStream::connect_timeout(&SocketAddr::from((other, 80)), Duration::from_millis(1)) {
@@ -209,13 +219,13 @@ fn first_packets(server: Ipv4Addr, other: Ipv4Addr) -> Result<()> {
             break;
         }
     }
-    // A lost SYN is repeated after a second.
+    // A lost SYN is retransmitted after a second.
     let allowed = SocketAddr::from((server, 80));
     TcpStream::connect_timeout(&allowed, Duration::from_millis(900)).context("connecting to the allowed pod")?;
     Ok(())
 }
 
-/// Returns how many IP packets a host has received. Sent to no other host, they are of a pod under test.
+/// Returns the number of IP packets that a host has received. Only pods under test send packets to this host.
 fn received(host: &Host) -> Result<u64> {
     received_in(host.netns())
 }

@@ -181,11 +181,11 @@ fn s27_a_pod_without_its_manifest_stays_enforced_while_its_interface_exists() ->
     lab.cluster.label_namespace("blog", "changed=yes")?;
     lab.expect_without_reference(expected).context("without its policy: it may not be the same pod")?;
     lab.agent().restart()?;
-    lab.expect_without_reference(expected).context("with an agent that never knew the pod")?;
+    lab.expect_without_reference(expected).context("with an agent that never had the pod's object")?;
     let tally = denied.finish()?;
     ensure!(tally.sent > 100 && tally.answered == 0, "denied packets passed: {tally:?}");
 
-    // When it is known again, its policies apply.
+    // When its object exists again, its policies apply.
     lab.policies(&[server_from_client()])?;
     lab.cluster.write_manifest("shop/server")?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;

@@ -1,6 +1,6 @@
 //! A test node with pods: network namespaces, a bridge, and the agent's binary. Everything is removed on drop.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, reason = "each test binary uses a part of this module")]
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, setns};
 
 /// Timeout of all waits.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
-/// A connection that does not open within this time counts as dropped.
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
+/// If a connection does not open within this time, its packets are dropped.
 const DROPPED: Duration = Duration::from_millis(300);
 
 static NEXT_NODE: AtomicU32 = AtomicU32::new(0);
@@ -207,10 +207,10 @@ impl Node {
         self.agent.as_ref().expect("no agent is running").id()
     }
 
-    /// Ends the agent by SIGTERM (`gently`) or SIGKILL.
-    pub(crate) fn end(&mut self, gently: bool) -> ExitStatus {
+    /// Ends the agent by SIGTERM (`graceful`) or SIGKILL.
+    pub(crate) fn end(&mut self, graceful: bool) -> ExitStatus {
         let mut agent = self.agent.take().expect("no agent is running");
-        let signal = if gently { nix::sys::signal::SIGTERM } else { nix::sys::signal::SIGKILL };
+        let signal = if graceful { nix::sys::signal::SIGTERM } else { nix::sys::signal::SIGKILL };
         let pid = i32::try_from(agent.id()).expect("invalid process ID");
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("cannot signal the agent");
         agent.wait().expect("cannot wait for the agent")
@@ -220,7 +220,7 @@ impl Node {
     pub(crate) fn wait(&self, what: &str, mut holds: impl FnMut() -> bool) {
         let start = Instant::now();
         while !holds() {
-            assert!(start.elapsed() < PATIENCE, "timed out waiting until {what}; the agent's log:\n{}", self.log());
+            assert!(start.elapsed() < WAIT_TIMEOUT, "timed out waiting until {what}; the agent's log:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -235,9 +235,9 @@ impl Node {
     }
 
     /// Connects with another timeout, for example to allow retransmissions.
-    pub(crate) fn open_within(&self, patience: Duration, from: u8, to: u8, port: u16) -> Option<TcpStream> {
+    pub(crate) fn open_within(&self, timeout: Duration, from: u8, to: u8, port: u16) -> Option<TcpStream> {
         let address = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, to), port));
-        inside(&self.namespace(from), move || TcpStream::connect_timeout(&address, patience).ok())
+        inside(&self.namespace(from), move || TcpStream::connect_timeout(&address, timeout).ok())
     }
 
     /// Waits until one pod can, or cannot, connect to another.

@@ -1,7 +1,7 @@
-//! The parts of the engine that are separate BPF functions. The traits document them.
+//! The functions that are separate BPF functions in the kernel. Their traits contain the documentation.
 //!
-//! The verifier checks a global function once, on its own, however many callers it has (Linux 5.6). Its arguments and
-//! result can only be the context and numbers, so this file packs and unpacks them.
+//! The verifier checks a global function once, independently of its callers (since Linux 5.6). Its arguments and result
+//! can only be the context and numbers, so this file packs and unpacks them.
 
 use aya_ebpf::bindings::__sk_buff;
 use netpol_common::{Direction, Reason};
@@ -15,11 +15,11 @@ use crate::fragment::{self, FragmentFunctions};
 use crate::guard::{self, GuardFunctions};
 use crate::packet::{self, ParserFunctions};
 use crate::recheck::{self, RecheckFunctions};
-use crate::slow_path::{self, FrameFunctions, FrameKind, IpFunctions, Quoted};
+use crate::slow_path::{self, FrameFunctions, FrameResult, IpFunctions, Quoted};
 use crate::verdict::{self, VerdictFunctions};
 
 /// Declares a global function and calls it: `call!(skb, name(argument: type, …) -> type, |skb| body)`. Each argument is
-/// a variable with this name. The function also gets the hook, or `at` says which one its body needs.
+/// a variable with this name. The function also receives the caller's hook, unless `at` sets the hook.
 macro_rules! call {
     ($caller:expr, $name:ident($($argument:ident: $type:ty),*) -> $result:ty, |$skb:ident| $body:expr) => {{
         #[unsafe(no_mangle)]
@@ -104,20 +104,20 @@ impl GuardFunctions for Skb {
 
 impl FrameFunctions for Skb {
     #[inline(always)]
-    fn find(self, _direction: Direction) -> FrameKind {
-        /// The kind, above the reason or the offset.
+    fn check_frame(self, _direction: Direction) -> FrameResult {
+        /// The IP version, above the offset. 0: the low byte is a reason.
         const V4: u32 = 1 << 8;
         const V6: u32 = 2 << 8;
-        let word = call!(self, netpol_find() -> u32, |skb| match slow_path::find(skb, skb.direction()) {
-            FrameKind::Evaluated(reason) => reason as u32,
-            FrameKind::V4(start) => V4 | start,
-            FrameKind::V6(start) => V6 | start,
+        let word = call!(self, netpol_find() -> u32, |skb| match slow_path::check_frame(skb, skb.direction()) {
+            FrameResult::Evaluated(reason) => reason as u32,
+            FrameResult::V4(start) => V4 | start,
+            FrameResult::V6(start) => V6 | start,
         });
         match word & !0xff {
-            // SAFETY: without a kind, the word is a reason's code.
-            0 => FrameKind::Evaluated(unsafe { reason(word) }),
-            V4 => FrameKind::V4(word & 0xff),
-            _ => FrameKind::V6(word & 0xff),
+            // SAFETY: without an IP version, the word is a reason's code.
+            0 => FrameResult::Evaluated(unsafe { reason(word) }),
+            V4 => FrameResult::V4(word & 0xff),
+            _ => FrameResult::V6(word & 0xff),
         }
     }
 }
@@ -133,14 +133,14 @@ impl ReportFunctions for Skb {
         });
     }
 
-    /// The function has no context argument, because it needs only maps and clocks, and the compiler would drop an unused
-    /// argument.
+    /// The BPF function has no context argument, because it only needs maps and clocks. The compiler would remove an
+    /// unused argument.
     #[inline(always)]
-    fn limit(self, hash: u64, budget: u32) -> u64 {
+    fn limit_event(self, hash: u64, budget: u32) -> u64 {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn netpol_limit(hash: u64, budget: u32) -> u64 {
-            denied::limit(Node, hash, budget)
+            denied::limit_event(Node, hash, budget)
         }
         netpol_limit(hash, budget)
     }
@@ -186,16 +186,16 @@ unsafe fn unpack(word: u64) -> Quoted {
     match word {
         NOT_CHECKED => Quoted::NotChecked,
         UNKNOWN_FLOW => Quoted::UnknownFlow,
-        // SAFETY: `pack` returns no other word than a reason's code.
+        // SAFETY: all other words from `pack` are the code of a reason.
         _ => Quoted::Evaluated(unsafe { reason(word as u32) }),
     }
 }
 
-/// Bits of a fragment's location, above its offset. The hook is above them.
+/// Parts of a fragment's location, above its offset: a bit for a first fragment, and the position of the hook.
 const FIRST: u32 = 1 << 8;
 const HOOK: u32 = 9;
 
-/// Packs a fragment's offset, the hook and `first` into one argument: a function has five at most.
+/// Packs a fragment's offset, the hook and `first` into one argument, because a BPF function can have only five.
 #[inline(always)]
 fn location(skb: Skb, start: u32, first: bool) -> u32 {
     start | skb.hook() << HOOK | if first { FIRST } else { 0 }
@@ -206,7 +206,14 @@ macro_rules! family {
      $record:ident) => {
         impl FragmentFunctions<$address> for Skb {
             #[inline(always)]
-            fn resolve(self, _direction: Direction, start: u32, identification: u32, info: u64, first: bool) -> u64 {
+            fn resolve_fragment(
+                self,
+                _direction: Direction,
+                start: u32,
+                identification: u32,
+                info: u64,
+                first: bool,
+            ) -> u64 {
                 let location = location(self, start, first);
                 call!(self, $resolve(location: u32, identification: u32, info: u64) -> u64, at location >> HOOK, |skb| {
                     let (start, first) = (location & 0xff, location & FIRST != 0);
@@ -215,7 +222,7 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn record(self, _direction: Direction, start: u32, identification: u32, info: u64) {
+            fn record_fragment(self, _direction: Direction, start: u32, identification: u32, info: u64) {
                 let location = location(self, start, true);
                 call!(self, $record(location: u32, identification: u32, info: u64) -> u32, at location >> HOOK, |skb| {
                     let start = location & 0xff;

@@ -26,8 +26,8 @@ macro_rules! reader {
         $(#[$doc])*
         #[inline(always)]
         pub(super) fn $name() -> u32 {
-            // SAFETY: a static that lives forever. Volatile, because the loader replaces the value that the compiler
-            // sees.
+            // SAFETY: a static that lives forever. The read is volatile, because the loader replaces the value with
+            // which the program was compiled.
             unsafe { core::ptr::read_volatile(&raw const $global) }
         }
     };

@@ -1,4 +1,4 @@
-//! What the programs at each hook do with a packet. Each returns a TC action.
+//! The programs at each hook. Each returns a TC action.
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use netpol_common::Direction;
@@ -18,8 +18,8 @@ pub unsafe fn egress(skb: *mut __sk_buff) -> i32 {
     run(unsafe { Skb::new(skb, hook::EGRESS) }, Direction::Egress)
 }
 
-/// Evaluates a packet to a pod, at its veth. A packet from a pod of this node is rechecked by the sender's policy first.
-/// If the receiving pod forwards the packet, it starts anew.
+/// Evaluates a packet to a pod, at its veth. A packet from a pod of this node is rechecked by the sender's policy
+/// first. If the receiving pod forwards the packet, it is evaluated as a new packet of that pod.
 ///
 /// # Safety
 /// `skb` must be the running program's context.
@@ -27,7 +27,7 @@ pub unsafe fn egress(skb: *mut __sk_buff) -> i32 {
 pub unsafe fn ingress(skb: *mut __sk_buff) -> i32 {
     // SAFETY: the caller guarantees it.
     let (post_dnat, at_veth) = unsafe { (Skb::new(skb, hook::POST_DNAT), Skb::new(skb, hook::INGRESS)) };
-    if post_dnat.wants_recheck() && !at_veth.is_for_other_host() && !process_post_dnat(post_dnat).allows() {
+    if post_dnat.needs_recheck() && !at_veth.is_for_other_host() && !process_post_dnat(post_dnat).allows() {
         return TC_ACT_SHOT;
     }
     run(at_veth, Direction::Ingress)
@@ -53,7 +53,8 @@ pub unsafe fn recheck_l3(skb: *mut __sk_buff) -> i32 {
     leave(unsafe { Skb::new(skb, hook::POST_DNAT_L3) })
 }
 
-/// Clears the source endpoint ID, so that a tunnel's outer packet, which inherits it, is not evaluated again.
+/// Rechecks a packet that leaves this node, and clears its source endpoint ID. A tunnel's outer packet inherits the ID,
+/// and must not be evaluated again.
 #[inline(always)]
 fn leave(skb: Skb) -> i32 {
     if skb.tc_index() == 0 {
@@ -63,7 +64,7 @@ fn leave(skb: Skb) -> i32 {
     if spoofed.is_some_and(|reason| !reason.allows()) {
         return TC_ACT_SHOT;
     }
-    if skb.wants_recheck() && !process_post_dnat(skb).allows() {
+    if skb.needs_recheck() && !process_post_dnat(skb).allows() {
         return TC_ACT_SHOT;
     }
     skb.set_tc_index(0);

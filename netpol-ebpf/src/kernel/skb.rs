@@ -24,14 +24,14 @@ const PACKET_MULTICAST: u32 = 2;
 /// A packet in the kernel.
 ///
 /// Its source endpoint ID and [`RECHECK`](netpol_common::RECHECK) are in `skb->tc_index`. These 16 bits stay with the
-/// packet through bridging, routing and address translation, and are copied to clones and fragments. In the kernel, only
-/// a few schedulers use them: `gred`, and before Linux 6.3 `dsmark` and `tcindex`. Other programs on the same hooks must
-/// not return `TC_ACT_OK`, which overwrites them. Source: `tcf_classify` in
+/// packet through bridging, routing and address translation, and are copied to clones and fragments. In the kernel,
+/// only a few schedulers use them: `gred`, and before Linux 6.3 `dsmark` and `tcindex`. Other programs on the same
+/// hooks must not return `TC_ACT_OK`, which overwrites them. Source: `tcf_classify` in
 /// <https://github.com/torvalds/linux/blob/v6.12/net/core/dev.c>.
 #[derive(Clone, Copy)]
 pub(super) struct Skb {
     skb: *mut __sk_buff,
-    /// One of [`hook`], as a number: the verifier checks code that does not read it once.
+    /// One of [`hook`]. It is a number, so that the verifier checks code only once if it does not read the hook.
     hook: u32,
 }
 
@@ -64,7 +64,7 @@ impl Skb {
 
     /// Returns whether the packet has to be rechecked post-DNAT.
     #[inline(always)]
-    pub(super) fn wants_recheck(self) -> bool {
+    pub(super) fn needs_recheck(self) -> bool {
         self.tc_index() & RECHECK != 0
     }
 
@@ -86,7 +86,7 @@ impl Skb {
 #[derive(Clone, Copy)]
 pub(super) struct Node;
 
-/// Types that stand for this node.
+/// Types with access to the clocks and maps of this node.
 trait OnNode: Copy {}
 impl OnNode for Node {}
 impl OnNode for Skb {}
@@ -225,8 +225,8 @@ macro_rules! family {
         impl Family<$address> for Skb {
             #[inline(always)]
             fn flow(&self, endpoint: &Endpoint, key: &FlowKey<$address>) -> Option<Slot<'_, FlowEntry>> {
-                // SAFETY: the kernel keeps the element's memory. If it reuses it for another flow meanwhile, only that
-                // flow's times are wrong.
+                // SAFETY: the kernel does not free the element's memory. If it reuses the element for another flow at
+                // the same time, only that flow's times are wrong.
                 flows::$get(endpoint, key).map(|slot| unsafe { Slot::new(slot) })
             }
 

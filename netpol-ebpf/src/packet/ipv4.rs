@@ -12,7 +12,7 @@ use crate::window::{Bytes, Window};
 /// Length of a header without options.
 const HEADER: usize = 20;
 /// Length of the part before the addresses.
-const BEFORE_ENDS: usize = 12;
+const BEFORE_ADDRESSES: usize = 12;
 /// Length of the part of a plain packet that is read.
 const PLAIN: usize = ETHERNET + HEADER + transport::HEAD;
 /// The offset in the fragment field, in units of 8 bytes.
@@ -20,7 +20,7 @@ const OFFSET: u16 = 0x1fff;
 /// The "more fragments" flag in the fragment field.
 const MORE: u16 = 0x2000;
 
-/// Parses a plain packet: one of a protocol with ports, without VLAN tags, options and fragmentation. Nearly all
+/// Parses a plain packet: its protocol has ports, and it has no VLAN tags, no options and no fragmentation. Nearly all
 /// packets are plain. `None`: parse it on the slow path.
 #[inline(always)]
 pub(crate) fn parse_plain<S: Context>(context: &S) -> Option<Plain<[u8; 4]>> {
@@ -47,15 +47,15 @@ impl Parse for [u8; 4] {
     }
 
     #[inline(always)]
-    fn ends<S: Context>(context: &S, start: u32) -> Option<(Self, Self)> {
-        let Bytes(bytes): &Bytes<8> = &context.load(start + BEFORE_ENDS as u32)?;
-        let ends = Window::of(bytes);
-        Some((ends.four_bytes::<0>(), ends.four_bytes::<4>()))
+    fn addresses<S: Context>(context: &S, start: u32) -> Option<(Self, Self)> {
+        let Bytes(bytes): &Bytes<8> = &context.load(start + BEFORE_ADDRESSES as u32)?;
+        let addresses = Window::of(bytes);
+        Some((addresses.four_bytes::<0>(), addresses.four_bytes::<4>()))
     }
 
     #[inline(always)]
     fn parse<S: ParserFunctions>(context: &S, start: u32, quoted: bool) -> Option<Packet<Self>> {
-        let Bytes(bytes): &Bytes<BEFORE_ENDS> = &context.load(start)?;
+        let Bytes(bytes): &Bytes<BEFORE_ADDRESSES> = &context.load(start)?;
         let header = Window::of(bytes);
         let length = u32::from(header.byte::<0>() & 0xf) * 4;
         if header.byte::<0>() >> 4 != 4 || length < HEADER as u32 {
@@ -73,7 +73,8 @@ impl Parse for [u8; 4] {
             family: PhantomData,
         };
         if packet.fragment == Fragment::LATER {
-            // RFC 1858, 4.2: a fragment at offset 1 would overwrite the flags that the first one was evaluated by.
+            // RFC 1858, 4.2: a fragment at offset 1 would overwrite the flags with which the first fragment was
+            // evaluated.
             if packet.protocol == protocol::TCP && header.number::<6>() & OFFSET == 1 {
                 packet.error = Some(Reason::Malformed);
             }
@@ -89,8 +90,8 @@ impl Parse for [u8; 4] {
     }
 }
 
-/// Returns whether the packet's length field excludes a part of its transport header. Packets of more than 64 KiB,
-/// which segmentation offload splits later, have length 0 (BIG TCP).
+/// Returns whether the packet ends before the end of its transport header, according to its length field. Packets of
+/// more than 64 KiB, which segmentation offload splits later, have length 0 (BIG TCP).
 #[inline(always)]
 fn is_short<const N: usize>(header: Window<'_, N>, length: u32, protocol: u8) -> bool {
     let total = u32::from(header.number::<2>());
@@ -98,7 +99,7 @@ fn is_short<const N: usize>(header: Window<'_, N>, length: u32, protocol: u8) ->
 }
 
 #[inline(always)]
-fn fragment(header: Window<'_, BEFORE_ENDS>) -> Fragment {
+fn fragment(header: Window<'_, BEFORE_ADDRESSES>) -> Fragment {
     let field = header.number::<6>();
     if field & OFFSET != 0 {
         Fragment::LATER

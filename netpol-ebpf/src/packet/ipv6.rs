@@ -12,7 +12,7 @@ use crate::window::{Bytes, Window};
 /// Length of the fixed header.
 const HEADER: usize = 40;
 /// Length of the part before the addresses.
-const BEFORE_ENDS: usize = 8;
+const BEFORE_ADDRESSES: usize = 8;
 /// Length of the part of a plain packet that is read.
 const PLAIN: usize = ETHERNET + HEADER + transport::HEAD;
 /// The number of extension headers that are read.
@@ -27,8 +27,8 @@ mod next_header {
     pub(super) const DESTINATION: u8 = 60;
 }
 
-/// Parses a plain packet: one of a protocol with ports, without VLAN tags and extension headers. Nearly all packets are
-/// plain. `None`: parse it on the slow path.
+/// Parses a plain packet: its protocol has ports, and it has no VLAN tags and no extension headers. Nearly all packets
+/// are plain. `None`: parse it on the slow path.
 #[inline(always)]
 pub(crate) fn parse_plain<S: Context>(context: &S) -> Option<Plain<[u8; 16]>> {
     let frame: Window<'_, PLAIN> = context.window()?;
@@ -53,15 +53,15 @@ impl Parse for [u8; 16] {
     }
 
     #[inline(always)]
-    fn ends<S: Context>(context: &S, start: u32) -> Option<(Self, Self)> {
-        let Bytes(bytes): &Bytes<32> = &context.load(start + BEFORE_ENDS as u32)?;
-        let ends = Window::of(bytes);
-        Some((ends.sixteen_bytes::<0>(), ends.sixteen_bytes::<16>()))
+    fn addresses<S: Context>(context: &S, start: u32) -> Option<(Self, Self)> {
+        let Bytes(bytes): &Bytes<32> = &context.load(start + BEFORE_ADDRESSES as u32)?;
+        let addresses = Window::of(bytes);
+        Some((addresses.sixteen_bytes::<0>(), addresses.sixteen_bytes::<16>()))
     }
 
     #[inline(always)]
     fn parse<S: ParserFunctions>(context: &S, start: u32, quoted: bool) -> Option<Packet<Self>> {
-        let Bytes(bytes): &Bytes<BEFORE_ENDS> = &context.load(start)?;
+        let Bytes(bytes): &Bytes<BEFORE_ADDRESSES> = &context.load(start)?;
         let header = Window::of(bytes);
         if header.byte::<0>() >> 4 != 6 {
             return None;
@@ -141,8 +141,8 @@ impl Extensions {
     }
 }
 
-/// Reads the extension headers up to the transport header. Payloads that cannot be read (ESP, no next header) count as
-/// transport. The result is packed for [`ParserFunctions::walk`].
+/// Reads the extension headers up to the transport header. Payloads that cannot be read (ESP, no next header) are
+/// treated as transport headers. The result is packed for [`ParserFunctions::walk`].
 #[inline(always)]
 pub(crate) fn walk<S: Context>(context: &S, start: u32, first: u8) -> u64 {
     let mut extensions = Extensions { protocol: first, error: None, fragment_at: NOT_FRAGMENTED, length: 0 };
@@ -215,17 +215,17 @@ fn fragment(header: Window<'_, 8>) -> (Fragment, u32) {
     (part, u32::from_ne_bytes(header.four_bytes::<4>()))
 }
 
-/// Returns whether the length field of a plain packet excludes a part of its transport header. Jumbo packets have
-/// length 0 (RFC 2675).
+/// Returns whether a plain packet ends before the end of its transport header, according to its length field. Jumbo
+/// packets have length 0 (RFC 2675).
 #[inline(always)]
 fn is_short<const N: usize>(header: Window<'_, N>, protocol: u8) -> bool {
     let length = u32::from(header.number::<4>());
     length != 0 && length < transport::needed(protocol)
 }
 
-/// Returns the same for a packet with extension headers.
+/// Does the same as [`is_short`], for a packet with extension headers.
 #[inline(always)]
-fn ends_before_transport(header: Window<'_, BEFORE_ENDS>, packet: &Packet<[u8; 16]>) -> bool {
+fn ends_before_transport(header: Window<'_, BEFORE_ADDRESSES>, packet: &Packet<[u8; 16]>) -> bool {
     let length = u32::from(header.number::<4>());
     let extensions = packet.payload.wrapping_sub(packet.start + HEADER as u32);
     length != 0 && length < extensions + transport::needed(packet.protocol)

@@ -22,7 +22,7 @@ use crate::window::Window;
 /// The offset of the IP header of a [`Plain`] packet.
 pub(crate) const PLAIN_START: u32 = link::ETHERNET as u32;
 
-/// A plain packet: one of a protocol with ports, with Ethernet, IP and transport headers only.
+/// A plain packet: its protocol has ports, and it has only Ethernet, IP and transport headers.
 pub(crate) struct Plain<A> {
     /// The Ethernet source address.
     pub(crate) link_source: Mac,
@@ -54,8 +54,8 @@ impl<A> Plain<A> {
     }
 }
 
-/// An IP packet, as far as it could be parsed. Addresses are read where they are needed ([`Parse::ends`]), because the
-/// stack is small.
+/// An IP packet, as far as it could be parsed. Addresses are read where they are needed ([`Parse::addresses`]), because
+/// the stack is small.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Packet<A> {
     /// The offset of its IP header in the frame.
@@ -75,7 +75,7 @@ pub(crate) struct Packet<A> {
     pub(crate) family: PhantomData<A>,
 }
 
-/// The part of a datagram that a packet has. A number rather than an enum, so that the compiler does not generate the
+/// The part of a datagram that a packet has. It is a number and not an enum, so that the compiler does not generate the
 /// code that follows once for each value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fragment(pub(crate) u8);
@@ -110,7 +110,7 @@ impl TcpFlags {
     pub(crate) const RST: u8 = 0x04;
     pub(crate) const ACK: u8 = 0x10;
 
-    /// Returns the flags for an SCTP packet with this first chunk: INIT starts an association, and is the only chunk of
+    /// Returns the flags for an SCTP packet with this first chunk. INIT starts an association, and is the only chunk of
     /// its packet (RFC 9260, 6.10).
     #[inline(always)]
     pub(crate) const fn of_chunk(kind: u8) -> Self {
@@ -125,7 +125,7 @@ impl TcpFlags {
         self.0 & flag != 0
     }
 
-    /// Returns whether the packet starts a connection and is no reply.
+    /// Returns whether the packet is a SYN without ACK, RST and FIN.
     #[inline(always)]
     pub(crate) const fn starts_connection(self) -> bool {
         self.0 & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN
@@ -164,7 +164,7 @@ impl<A: PacketAddress> Packet<A> {
                 128 => Icmp::EchoRequest,
                 129 => Icmp::EchoReply,
                 1..=4 => Icmp::Error,
-                // RFC 4861, 6.1: a packet from beyond the link cannot have hop limit 255.
+                // RFC 4861, 6.1: a packet from outside the link cannot have hop limit 255.
                 133..=137 if self.hops == 255 => Icmp::Discovery,
                 // RFC 2710, 3, and RFC 3810, 5.
                 130..=132 | 143 if self.hops == 1 => Icmp::Discovery,
@@ -176,15 +176,16 @@ impl<A: PacketAddress> Packet<A> {
     }
 }
 
-/// The parsers that are separate BPF functions in the kernel: the verifier checks each of them once, and not once for each
-/// caller. Arguments and results are numbers.
+/// The parsers that are separate BPF functions in the kernel. The verifier checks each of them once, and not once for
+/// each caller. Arguments and results are numbers.
 pub(crate) trait ParserFunctions: Context {
     /// Reads IPv6 extension headers, see [`walk`].
     #[inline(always)]
     fn walk(self, start: u32, first: u8) -> u64 {
         walk(&self, start, first)
     }
-    /// Reads a transport header, see [`read_packed`].
+    /// Reads a transport header. `quoted`: the header is in an ICMP error and may be cut off. The result is packed by
+    /// [`read_packed`].
     #[inline(always)]
     fn transport(self, offset: u32, protocol: u8, quoted: bool) -> u64 {
         read_packed(&self, offset, protocol, quoted)
@@ -196,7 +197,7 @@ pub(crate) trait Parse: PacketAddress {
     /// Returns whether an IP header of this family is at an offset.
     fn is_readable<S: Context>(context: &S, start: u32) -> bool;
     /// Returns source and destination of the packet with its IP header at an offset.
-    fn ends<S: Context>(context: &S, start: u32) -> Option<(Self, Self)>;
+    fn addresses<S: Context>(context: &S, start: u32) -> Option<(Self, Self)>;
     /// Parses the packet with its IP header at an offset; `None` if there is none. A packet that an ICMP error quotes
     /// may be shorter.
     fn parse<S: ParserFunctions>(context: &S, start: u32, quoted: bool) -> Option<Packet<Self>>;

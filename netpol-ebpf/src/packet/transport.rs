@@ -42,7 +42,8 @@ pub(super) fn load<S: ParserFunctions>(
     Ok(Transport { source_port: [a, b], destination_port: [c, d], flags: TcpFlags(flags) })
 }
 
-/// Returns the same, packed for [`ParserFunctions::transport`]: ports, flags, and whether the header is complete.
+/// Reads the transport header, packed for [`ParserFunctions::transport`]: ports, flags, and whether the header is
+/// complete.
 #[inline(always)]
 pub(crate) fn read_packed<S: Context>(context: &S, offset: u32, protocol: u8, quoted: bool) -> u64 {
     let Some(Transport { source_port: [a, b], destination_port: [c, d], flags }) =

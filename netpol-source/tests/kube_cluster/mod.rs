@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-/// Timeout for everything, longer than recovery from any fault.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
+/// Timeout of all waits, longer than the recovery from any fault.
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// The resources that the agent watches.
 const WATCHED: [Resource; 6] = [
@@ -37,7 +37,7 @@ pub(crate) struct Cluster {
     _credentials: tempfile::TempDir,
 }
 
-/// Returns options of the source with short times.
+/// Returns options of the source with short timeouts.
 pub(crate) fn short_times() -> kube::Options {
     kube::Options {
         spread: Duration::ZERO,
@@ -132,7 +132,7 @@ impl Cluster {
 
     /// Receives the next batch and applies it.
     pub(crate) async fn next_batch(&mut self) -> Batch {
-        let batch = timeout(PATIENCE, self.feed.batches.recv()).await;
+        let batch = timeout(WAIT_TIMEOUT, self.feed.batches.recv()).await;
         let batch = batch.unwrap_or_else(|_| panic!("timed out waiting for a batch: {:?}", self.feed.state.kinds()));
         let batch = batch.expect("the source has ended");
         for event in batch.events.clone() {
@@ -149,8 +149,9 @@ impl Cluster {
         }
     }
 
-    /// Returns the cluster state on the server, parsed as a file with the same objects. What only files need of Services is left
-    /// out: with an API server, only an `EndpointSlice` has backends (docs/semantics.md, line 37).
+    /// Returns the cluster state on the server, parsed as a file with the same objects. Fields of Services that are
+    /// only used for files are removed: with an API server, backends come only from `EndpointSlice` objects
+    /// (docs/semantics.md, line 37).
     pub(crate) fn server_state(&self) -> ClusterState {
         let objects = WATCHED.into_iter().flat_map(|resource| self.server.all(resource));
         let objects = objects.flat_map(|object| manifest::read(object, "server").objects);
@@ -169,7 +170,7 @@ impl Cluster {
         let begun = Instant::now();
         while self.batches.is_empty() || self.state != self.server_state() {
             assert!(
-                begun.elapsed() < PATIENCE,
+                begun.elapsed() < WAIT_TIMEOUT,
                 "the agent has {:?}\nthe server has {:?}",
                 self.state,
                 self.server_state()
@@ -189,18 +190,18 @@ impl Cluster {
         self.feed.queries.send(SourceQuery { subject, answer }).await.expect("the source has ended");
         loop {
             tokio::select! {
-                known = &mut receiver => {
-                    let known = known.expect("the source dropped the query")?;
-                    while self.batches.last().is_none_or(|batch| batch.revision < known.revision) {
+                subject_state = &mut receiver => {
+                    let subject_state = subject_state.expect("the source dropped the query")?;
+                    while self.batches.last().is_none_or(|batch| batch.revision < subject_state.revision) {
                         self.next_batch().await;
                     }
-                    return Ok(known);
+                    return Ok(subject_state);
                 }
                 Some(batch) = self.feed.batches.recv() => {
                     batch.events.iter().cloned().for_each(|event| self.state.apply(event));
                     self.batches.push(batch);
                 }
-                () = tokio::time::sleep(PATIENCE) => panic!("timed out waiting for the answer to a query"),
+                () = tokio::time::sleep(WAIT_TIMEOUT) => panic!("timed out waiting for the answer to a query"),
             }
         }
     }
@@ -222,13 +223,13 @@ impl Cluster {
     pub(crate) async fn wait_until(&self, what: &str, holds: impl Fn() -> bool) {
         let begun = Instant::now();
         while !holds() {
-            assert!(begun.elapsed() < PATIENCE, "timed out waiting until {what}; {:?}", self.feed.state.kinds());
+            assert!(begun.elapsed() < WAIT_TIMEOUT, "timed out waiting until {what}; {:?}", self.feed.state.kinds());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 }
 
-/// Returns the sorted keys of the objects that events apply (+) and delete (-).
+/// Returns the sorted keys of the objects that events apply (+) or delete (-).
 pub(crate) fn keys(batch: &Batch) -> Vec<String> {
     let mut keys: Vec<String> = batch.events.iter().map(text).collect();
     keys.sort();

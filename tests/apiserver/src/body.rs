@@ -14,7 +14,7 @@ use crate::shared::Shared;
 /// Maximum number of parts that wait for the socket.
 const MAX_PENDING_PARTS: usize = 32;
 
-/// Some bytes, and the version of the event that they contain.
+/// Bytes of a body, and the version of the event that they contain.
 #[derive(Debug)]
 pub(crate) struct Part {
     pub(crate) bytes: Vec<u8>,

@@ -69,7 +69,7 @@ impl ApiServer {
         self.shared.lock().store.backup()
     }
 
-    /// Restores a backup, versions included, as when etcd is restored. Closes all connections, as a server restart
+    /// Restores a backup, including the versions, as when etcd is restored. Closes all connections, as a server restart
     /// does.
     pub fn restore(&self, backup: Backup) {
         self.shared.change(|state| {

@@ -41,8 +41,8 @@ impl Credentials {
         self.valid.iter().any(|valid| valid == token)
     }
 
-    /// Writes the files of a mounted service account (`ca.crt`, `namespace`, `token`) and a `kubeconfig` to a directory.
-    /// Returns the path of the kubeconfig.
+    /// Writes the files of a mounted service account (`ca.crt`, `namespace`, `token`) and a `kubeconfig` to a
+    /// directory. Returns the path of the kubeconfig.
     pub(crate) fn write(&mut self, directory: &Path) -> io::Result<PathBuf> {
         fs::create_dir_all(directory)?;
         let directory = directory.canonicalize()?;

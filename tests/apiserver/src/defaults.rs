@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::resource::Resource;
 
-/// Maps that are removed when empty, by name. Empty selectors and rules have a meaning and stay.
+/// Maps that are removed when empty, by name. Empty selectors and rules have a meaning and are kept.
 const REMOVED_IF_EMPTY: [&str; 5] = ["matchLabels", "labels", "annotations", "nodeSelector", "status"];
 
 /// Normalizes an object as a server stores it.

@@ -23,8 +23,8 @@ use crate::store::identify;
 /// How often the thread checks whether it should stop, in milliseconds.
 const POLL_MILLISECONDS: u16 = 100;
 
-/// A younger file is always read: another write within the resolution of its modification time may leave the stamp
-/// unchanged.
+/// A file that was modified within this time is always read. A second write within the resolution of its modification
+/// time may leave inode, size and time unchanged.
 const RECENT: Duration = Duration::from_secs(1);
 
 /// Why a directory cannot be mirrored.
@@ -61,6 +61,7 @@ struct Directory {
 
 #[derive(Debug)]
 struct File {
+    /// Inode, size and modification time.
     stamp: (u64, u64, i64, i64),
     text: String,
     objects: Vec<(Key, Value)>,
@@ -83,8 +84,8 @@ impl Mirror {
         Ok(Self { directory, stop, thread: Some(thread) })
     }
 
-    /// Applies the current content of the directory and returns the errors. A file that cannot be read keeps its previous
-    /// objects.
+    /// Applies the current manifests of the directory and returns the errors. A file that cannot be read keeps its
+    /// previous objects.
     ///
     /// # Errors
     /// If the directory cannot be listed.
@@ -118,7 +119,7 @@ fn follow(mut inotify: Inotify, directory: &Mutex<Directory>, stop: &AtomicBool)
         }
         // A scan finds the changes; inotify events only trigger it.
         while inotify.read_events(&mut buffer).is_ok_and(|mut events| events.next().is_some()) {}
-        // If the directory was removed, all objects stay.
+        // If the directory was removed, all objects are kept.
         let _ = locked(directory).rescan();
     }
 }
@@ -178,13 +179,13 @@ impl Directory {
     fn apply_changes(&mut self) {
         let objects = self.files.values().flat_map(|file| &file.objects);
         let wanted: BTreeMap<_, _> = objects.map(|(key, value)| (key, value)).collect();
-        let gone: Vec<Key> = self.applied.keys().filter(|key| !wanted.contains_key(key)).cloned().collect();
+        let removed: Vec<Key> = self.applied.keys().filter(|key| !wanted.contains_key(key)).cloned().collect();
         let new: Vec<(Key, Value)> = wanted
             .into_iter()
             .filter(|(key, value)| self.applied.get(key) != Some(value))
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect();
-        if gone.is_empty() && new.is_empty() {
+        if removed.is_empty() && new.is_empty() {
             return;
         }
         self.shared.change(|state| {
@@ -193,7 +194,7 @@ impl Directory {
                 let _ = state.store.apply(value.clone());
                 self.applied.insert(key, value);
             }
-            for key in gone {
+            for key in removed {
                 state.store.delete(key.0, &key.1);
                 self.applied.remove(&key);
             }

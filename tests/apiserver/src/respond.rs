@@ -28,7 +28,7 @@ pub(crate) async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> 
     let query = route::query(request.uri().query());
     let target = Target::parse(request.method(), request.uri().path(), &query);
     let parsed = target.as_ref().and_then(|target| target.as_ref().ok());
-    let number = {
+    let index = {
         let mut state = shared.lock();
         state.requests.push(log::Request {
             at: Instant::now(),
@@ -44,8 +44,7 @@ pub(crate) async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> 
     };
     shared.throttle().await;
     let response = handle(&shared, request, target).await?;
-    // The log may have been cleared in the meantime.
-    if let Some(request) = shared.lock().requests.get_mut(number) {
+    if let Some(request) = shared.lock().requests.get_mut(index) {
         request.status = Some(response.status().as_u16());
     }
     Ok(response)
@@ -133,7 +132,8 @@ fn authorize(shared: &Shared, user: &str, target: &Target) -> Result<(), Status>
     if allowed { Ok(()) } else { Err(denied()) }
 }
 
-/// Returns the fault that applies to a request, and counts the request. For a list also sets the page's number.
+/// Returns the effect of the fault that applies to a request, and subtracts one from the fault's remaining requests.
+/// For a list, it also updates the page number.
 fn take_effect(shared: &Shared, target: &Target) -> Option<EffectKind> {
     let mut state = shared.lock();
     let page = state.pages.entry(target.resource).or_default();

@@ -96,11 +96,11 @@ impl ApiServer {
     pub fn network(&self, network: Network) {
         let before = *self.shared.network.borrow();
         if before == Network::Refuse && network != Network::Refuse {
-            // A port that the kernel chose is unbound by the shutdown. Any other port is still bound, and `bind` fails,
-            // which is fine.
+            // A port that the kernel chose is unbound by the shutdown. Any other port is still bound; then `bind`
+            // fails, as expected.
             let _ = bind(self.listener.as_raw_fd(), &SockaddrStorage::from(self.address));
             listen(&self.listener, Backlog::MAXCONN).expect("cannot listen again on the API server's socket");
-            assert_eq!(self.listener.local_addr().ok(), Some(self.address), "the same port as before");
+            assert_eq!(self.listener.local_addr().ok(), Some(self.address), "the port changed");
         }
         self.shared.network.send_replace(network);
         if network == Network::Refuse && before != Network::Refuse {

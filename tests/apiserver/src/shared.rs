@@ -1,4 +1,4 @@
-//! State shared between the server thread and its users.
+//! State shared between the server thread and the functions for tests.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -36,13 +36,13 @@ impl Status {
 
     pub(crate) fn forbidden(user: &str, verb: Verb, resource: Resource, namespace: &str, name: &str) -> Self {
         let named = if name.is_empty() { String::new() } else { format!(" \"{name}\"") };
-        let place = if namespace.is_empty() || !resource.is_namespaced() {
+        let scope = if namespace.is_empty() || !resource.is_namespaced() {
             "at the cluster scope".to_owned()
         } else {
             format!("in the namespace \"{namespace}\"")
         };
         let message = format!(
-            "{resource}{named} is forbidden: User \"{user}\" cannot {} resource \"{}\" in API group \"{}\" {place}",
+            "{resource}{named} is forbidden: User \"{user}\" cannot {} resource \"{}\" in API group \"{}\" {scope}",
             verb.name(),
             resource.plural(),
             resource.group()

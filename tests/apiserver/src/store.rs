@@ -153,15 +153,15 @@ impl Store {
         let collection = self.collection(resource);
         let undo = collection.history.undo(version)?;
         let from = Bound::Included(start.max(prefix));
-        let now = collection.objects.range::<str, _>((from, Bound::Unbounded));
-        let now = now.take_while(|(key, _)| key.starts_with(prefix)).map(|(_, object)| object);
+        let current = collection.objects.range::<str, _>((from, Bound::Unbounded));
+        let current = current.take_while(|(key, _)| key.starts_with(prefix)).map(|(_, object)| object);
         if undo.is_empty() {
-            return Ok(now.collect());
+            return Ok(current.collect());
         }
-        let unchanged = now.filter(|object| !undo.contains_key(&*object.key));
-        let then = undo.range::<str, _>((from, Bound::Unbounded));
-        let then = then.take_while(|(key, _)| key.starts_with(prefix)).filter_map(|(_, object)| *object);
-        let mut all: Vec<_> = unchanged.chain(then).collect();
+        let unchanged = current.filter(|object| !undo.contains_key(&*object.key));
+        let earlier = undo.range::<str, _>((from, Bound::Unbounded));
+        let earlier = earlier.take_while(|(key, _)| key.starts_with(prefix)).filter_map(|(_, object)| *object);
+        let mut all: Vec<_> = unchanged.chain(earlier).collect();
         all.sort_by(|one, other| one.key.cmp(&other.key));
         Ok(all)
     }

@@ -239,7 +239,7 @@ impl Watch {
         match state.store.since(self.resource, self.version) {
             Ok(changes) => {
                 pending.events = changes.iter().filter_map(|change| self.change(change)).collect();
-                // A watch from a future version gets no events until then.
+                // A watch from a future version gets no events up to that version.
                 self.version = self.version.max(state.store.version());
             }
             Err(old) => pending.expired = Some(Status::expired_watch(self.version, old.oldest)),
@@ -306,7 +306,8 @@ impl Watch {
         out
     }
 
-    /// Returns a bookmark. Only its version has a meaning; the rest is how Go serializes an empty object.
+    /// Returns a bookmark. Clients only use its version; the other fields are those that Go serializes for an empty
+    /// object.
     fn bookmark(&self, initial: bool) -> Vec<u8> {
         let end = if initial { ",\"annotations\":{\"k8s.io/initial-events-end\":\"true\"}" } else { "" };
         let (kind, api_version, rest) = match self.form {

@@ -221,13 +221,13 @@ async fn a_directory_is_mirrored() -> Result<()> {
     ensure!(mirror.sync()?.is_empty());
     ensure!(names() == ["c"]);
     replace("apiVersion: [unfinished")?;
-    ensure!(mirror.sync()?.len() == 1, "a file that cannot be read is reported");
-    ensure!(names() == ["c"], "a file that cannot be read changes no object");
+    ensure!(mirror.sync()?.len() == 1, "a file that cannot be read must be reported");
+    ensure!(names() == ["c"], "a file that cannot be read must not change objects");
     std::fs::remove_file(&file)?;
     let wait = async {
         while !names().is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(TIMEOUT, wait).await.context("the mirror did not notice that the file was removed")
+    timeout(TIMEOUT, wait).await.context("the mirror did not delete the object of the removed file")
 }

@@ -1,7 +1,7 @@
 //! A container runtime's NRI server for tests, with faults on demand.
 //!
-//! It does what containerd's does, and shares no code with the plugin. It uses threads and blocks; all functions can be
-//! called from any thread.
+//! It behaves as containerd's server, and shares no code with the plugin. It uses threads with blocking I/O; all
+//! functions can be called from any thread.
 //!
 //! ```no_run
 //! use netpol_nri_double::{NriServer, Options, PodSandbox, Start};
@@ -21,22 +21,22 @@
 //!
 //! | to | use |
 //! |---|---|
-//! | start and stop pods | [`NriServer::run`], [`NriServer::stop`], [`NriServer::remove`], [`NriServer::add`] for a pod that runs already |
+//! | start and stop pods | [`NriServer::run`], [`NriServer::stop`], [`NriServer::remove`], [`NriServer::add`] for a pod that is already running |
 //! | restart the runtime | [`NriServer::disconnect`], [`NriServer::shutdown`], drop |
-//! | send what a runtime should not | [`Plugin`]: one connection without the server's logic |
+//! | send invalid messages | [`Plugin`]: one connection without the server's logic |
 //!
-//! What it follows, in <https://github.com/containerd/nri> unless said otherwise:
+//! Sources of its behavior, in <https://github.com/containerd/nri> unless stated otherwise:
 //!
-//! | what | source |
+//! | behavior | source |
 //! |---|---|
 //! | frames, and the plugin's frames that containerd cannot read | `pkg/net/multiplex/mux.go`; connection IDs: `ttrpc.go` beside it |
-//! | messages, and how they are cut into frames | `channel.go`, `client.go`, `server.go` of <https://github.com/containerd/ttrpc>, and Go's `bufio` |
+//! | messages, and how they are split into frames | `channel.go`, `client.go`, `server.go` of <https://github.com/containerd/ttrpc>, and Go's `bufio` |
 //! | fields of messages | `pkg/api/api.proto` |
-//! | registration, splitting of `Synchronize`, timeouts, which failures end the connection and let the start go on | `pkg/adaptation/plugin.go` |
+//! | registration, splitting of `Synchronize`, timeouts, which failures close the connection and do not stop the start of a pod | `pkg/adaptation/plugin.go` |
 //! | one event at a time, in the order of the plugins' indexes | `pkg/adaptation/adaptation.go`; containerd's `internal/nri/nri.go` |
 //! | a refused pod is stopped and removed | containerd's `internal/cri/nri/nri_api_linux.go` |
 //!
-//! Differences: it has no containers, and plugins cannot update any.
+//! Differences: it has no containers, so plugins cannot update containers.
 
 mod messages;
 mod plugin;

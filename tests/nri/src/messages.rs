@@ -6,7 +6,7 @@ use prost::Message;
 
 /// Values of `Event`.
 pub mod event {
-    /// A sandbox has its network and no containers.
+    /// The network of a sandbox is ready, and it has no containers yet.
     pub const RUN_POD_SANDBOX: i32 = 1;
     /// A sandbox stops.
     pub const STOP_POD_SANDBOX: i32 = 2;
@@ -60,25 +60,25 @@ pub(crate) struct Status {
     pub(crate) message: String,
 }
 
-/// Response without content.
+/// A message without fields.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct Empty {}
 
-/// How a plugin introduces itself.
+/// The registration of a plugin.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct RegisterPluginRequest {
     /// Its name.
     #[prost(string, tag = "1")]
     pub plugin_name: String,
-    /// Two digits: its place among the plugins.
+    /// Two digits: its position in the order of plugins.
     #[prost(string, tag = "2")]
     pub plugin_idx: String,
-    /// Version of the NRI library, if it uses that.
+    /// Version of the NRI library, if the plugin uses this library.
     #[prost(string, tag = "3")]
     pub nri_version: String,
 }
 
-/// How the runtime introduces itself.
+/// The runtime's description of itself, and the plugin's configuration.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct ConfigureRequest {
     /// The plugin's configuration, if NRI has one.
@@ -101,7 +101,7 @@ pub struct ConfigureRequest {
     pub nri_version: String,
 }
 
-/// What the plugin subscribes to.
+/// The events to which the plugin subscribes.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct ConfigureResponse {
     /// A mask: bit `event - 1`. 0: all events.
@@ -123,10 +123,10 @@ pub struct SynchronizeRequest {
     pub more: bool,
 }
 
-/// The answer to a part.
+/// The response to a part.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct SynchronizeResponse {
-    /// The same as in the request, if the plugin can take the list in parts.
+    /// The same as in the request, if the plugin supports lists in parts.
     #[prost(bool, tag = "2")]
     pub more: bool,
 }
@@ -148,7 +148,7 @@ pub struct StateChangeEvent {
     /// The sandbox.
     #[prost(message, optional, tag = "2")]
     pub pod: Option<PodSandbox>,
-    /// The container, if it is its event.
+    /// The container, if this is an event of a container.
     #[prost(message, optional, tag = "3")]
     pub container: Option<Container>,
 }
@@ -168,7 +168,7 @@ pub struct PodSandbox {
     /// Namespace of the pod.
     #[prost(string, tag = "4")]
     pub namespace: String,
-    /// Labels of the pod, and the runtime's own.
+    /// Labels of the pod, and labels that the runtime adds.
     #[prost(map = "string, string", tag = "5")]
     pub labels: HashMap<String, String>,
     /// Annotations.
@@ -177,7 +177,7 @@ pub struct PodSandbox {
     /// Name of the `RuntimeClass` handler.
     #[prost(string, tag = "7")]
     pub runtime_handler: String,
-    /// What only Linux has.
+    /// Linux-specific fields.
     #[prost(message, optional, tag = "8")]
     pub linux: Option<LinuxPodSandbox>,
     /// Process of the pause container.
@@ -188,7 +188,7 @@ pub struct PodSandbox {
     pub ips: Vec<String>,
 }
 
-/// What only Linux has.
+/// Linux-specific fields of a sandbox.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct LinuxPodSandbox {
     /// Parent of its cgroup.
@@ -228,7 +228,7 @@ pub struct Container {
 }
 
 impl PodSandbox {
-    /// Returns a sandbox on the host's network, with what containerd reports besides.
+    /// Returns a sandbox on the host network, with the other fields that containerd reports.
     pub fn new(id: &str, namespace: &str, name: &str) -> Self {
         let namespaces = ["pid", "ipc", "mount"]
             .into_iter()
@@ -252,14 +252,14 @@ impl PodSandbox {
         }
     }
 
-    /// Gives the sandbox a UID.
+    /// Sets the UID of the pod.
     #[must_use]
     pub fn uid(mut self, uid: &str) -> Self {
         uid.clone_into(&mut self.uid);
         self
     }
 
-    /// Gives the sandbox a network namespace of its own, and addresses.
+    /// Sets the path of the network namespace, and the addresses.
     #[must_use]
     pub fn on_network(mut self, namespace: &str, addresses: &[&str]) -> Self {
         let network = LinuxNamespace { r#type: "network".to_owned(), path: namespace.to_owned() };

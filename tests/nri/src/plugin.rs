@@ -20,21 +20,21 @@ const RUNTIME_SERVICE: &str = "nri.pkg.api.v1alpha1.Runtime";
 const UNIMPLEMENTED: i32 = 12;
 const UNKNOWN: i32 = 2;
 
-/// What the runtime answers to a registration.
+/// The runtime's response to a registration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Registration {
     /// Success, if name and index are valid.
     Accept,
     /// An error with this message.
     Refuse(String),
-    /// Nothing.
+    /// No response.
     Ignore,
 }
 
 /// Why a call of the plugin failed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CallError {
-    /// The plugin answered with an error.
+    /// The plugin responded with an error.
     #[error("{message} (code {code})")]
     Status {
         /// A `google.rpc.Code`.
@@ -42,7 +42,7 @@ pub enum CallError {
         /// The plugin's message.
         message: String,
     },
-    /// No answer in time.
+    /// No response in time.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
     /// The connection is closed.
@@ -51,15 +51,15 @@ pub enum CallError {
     /// The request is longer than a message may be.
     #[error("a request of {0} bytes")]
     TooLong(usize),
-    /// The answer cannot be parsed.
+    /// The response cannot be parsed.
     #[error("invalid answer: {0}")]
     Invalid(prost::DecodeError),
 }
 
-/// A connected plugin. It does nothing by itself but answer the registration.
+/// A connected plugin. By itself, it only responds to the registration.
 #[derive(Debug)]
 pub struct Plugin {
-    /// Only to close it.
+    /// Used only to close the connection.
     socket: UnixStream,
     writer: Arc<Mutex<Writer>>,
     shared: Arc<Shared>,
@@ -113,15 +113,15 @@ impl Plugin {
     /// Returns the plugin's registration, once.
     ///
     /// # Errors
-    /// If it does not come in time, or the connection ends.
+    /// If it does not arrive in time, or the connection ends.
     pub fn registration(&self, timeout: Duration) -> Result<RegisterPluginRequest, CallError> {
         lock(&self.registration).recv_timeout(timeout).map_err(|error| from_receive(error, timeout))
     }
 
-    /// Calls a method of the plugin and waits for the answer.
+    /// Calls a method of the plugin and waits for the response.
     ///
     /// # Errors
-    /// If the plugin answers with an error, or not in time.
+    /// If the plugin responds with an error, or not in time.
     pub fn call<R: prost::Message + Default>(
         &self,
         method: &str,
@@ -134,7 +134,7 @@ impl Plugin {
     /// Calls a method of a service with any bytes.
     ///
     /// # Errors
-    /// If the plugin answers with an error, or not in time.
+    /// If the plugin responds with an error, or not in time.
     pub fn call_service<R: prost::Message + Default>(
         &self,
         service: &str,
@@ -196,7 +196,7 @@ impl Plugin {
         lock(&self.shared.callers).is_none()
     }
 
-    /// Returns what the plugin sent that containerd could not read, if anything.
+    /// Returns why containerd could not have read a message of the plugin, if there was such a message.
     pub fn violation(&self) -> Option<String> {
         lock(&self.shared.violation).clone()
     }
@@ -216,7 +216,7 @@ impl Shared {
         }
         let response = Response::decode(&*message.payload)?;
         let caller = lock(&self.callers).as_mut().and_then(|callers| callers.remove(&message.stream));
-        // Otherwise late: the caller has given up.
+        // Without a caller, the response is late: the caller has stopped waiting.
         if let Some(caller) = caller {
             let _ = caller.send(response);
         }
@@ -246,7 +246,7 @@ fn serve_runtime(
                 Registration::Refuse(reason) => error(UNKNOWN, reason),
                 Registration::Accept if !is_valid => error(UNKNOWN, "invalid plugin name or index"),
                 Registration::Accept => {
-                    // The runtime goes on before the answer is written.
+                    // The runtime continues before the response is written.
                     let _ = registered.send(plugin);
                     Ok(Empty {})
                 }

@@ -1,4 +1,4 @@
-//! A runtime: accepts plugins, and relays what happens to pods.
+//! A fake runtime: it accepts plugins, and sends them the events of pods.
 
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -57,7 +57,7 @@ impl Default for Options {
     }
 }
 
-/// What became of a pod's start.
+/// The result of starting a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
     /// A plugin was called, and none refused: the pod's containers start.
@@ -113,7 +113,7 @@ struct Connected {
 }
 
 impl NriServer {
-    /// Listens on a socket. A file that is there already is replaced, as by containerd.
+    /// Listens on a socket. An existing file is replaced, as by containerd.
     ///
     /// # Errors
     /// If it cannot listen, or no thread can be started.
@@ -139,7 +139,7 @@ impl NriServer {
     /// Waits until a plugin is registered, configured and synchronized.
     ///
     /// # Errors
-    /// If that takes too long.
+    /// If this takes too long.
     pub fn wait_for_plugin(&self, name: &str, limit: Duration) -> Result<(), Timeout> {
         let waits = |state: &mut State| !state.plugins.iter().any(|plugin| plugin.is(name));
         let state = lock(&self.shared.state);
@@ -151,12 +151,12 @@ impl NriServer {
         Err(Timeout { plugin: name.to_owned(), limit, failure: state.failure.clone() })
     }
 
-    /// Adds a sandbox that runs already. Plugins that connect later receive it.
+    /// Adds a sandbox that is already running. Plugins that connect later receive it.
     pub fn add(&self, pod: &PodSandbox) {
         lock(&self.shared.state).sandboxes.push(pod.clone());
     }
 
-    /// Starts a sandbox whose network is ready.
+    /// Starts a sandbox after its network is ready.
     pub fn run(&self, pod: &PodSandbox) -> Start {
         let mut state = lock(&self.shared.state);
         let mut start = Start::Unguarded("no plugin is connected".to_owned());
@@ -180,7 +180,7 @@ impl NriServer {
     /// Stops a sandbox. Returns a plugin's error.
     ///
     /// # Errors
-    /// If a plugin answers with an error.
+    /// If a plugin responds with an error.
     pub fn stop(&self, pod: &PodSandbox) -> Result<(), String> {
         self.shared.relay(&mut lock(&self.shared.state), event::STOP_POD_SANDBOX, pod).map(|_| ())
     }
@@ -188,7 +188,7 @@ impl NriServer {
     /// Removes a sandbox.
     ///
     /// # Errors
-    /// If a plugin answers with an error.
+    /// If a plugin responds with an error.
     pub fn remove(&self, pod: &PodSandbox) -> Result<(), String> {
         let mut state = lock(&self.shared.state);
         state.sandboxes.retain(|sandbox| sandbox.id != pod.id);
@@ -278,7 +278,7 @@ impl Shared {
         Ok(Connected { plugin, name: registration.plugin_name, index: registration.plugin_idx, events })
     }
 
-    /// Sends the list of sandboxes, in parts if need be.
+    /// Sends the list of sandboxes, in parts if necessary.
     fn synchronize(&self, plugin: &Plugin, sandboxes: &[PodSandbox]) -> Result<(), CallError> {
         let mut rest = sandboxes;
         let mut size = self.options.sandboxes_per_message.unwrap_or(sandboxes.len());
@@ -300,10 +300,10 @@ impl Shared {
         }
     }
 
-    /// Relays an event to all plugins. A plugin that fails is disconnected; returns its failure.
+    /// Sends an event to all plugins. A plugin that fails is disconnected; returns its failure.
     ///
     /// # Errors
-    /// If a plugin answers with an error. Later plugins do not receive the event then.
+    /// If a plugin responds with an error. In this case, later plugins do not receive the event.
     fn relay(&self, state: &mut State, event: i32, pod: &PodSandbox) -> Result<Option<String>, String> {
         let mut failure = None;
         let mut refused = None;

@@ -28,8 +28,8 @@ pub(crate) struct Message {
 }
 
 impl Message {
-    /// Writes the message as Go does: the writer's buffer is filled and becomes a frame, then the rest of a long payload
-    /// becomes one.
+    /// Writes the message as Go does: the first part fills the writer's buffer and becomes one frame, and the rest of a
+    /// long payload becomes another frame.
     pub(crate) fn write(&self, socket: &mut impl Write) -> io::Result<()> {
         let mut bytes = length(self.payload.len()).to_vec();
         bytes.extend(self.stream.to_be_bytes());
@@ -59,7 +59,7 @@ fn length(bytes: usize) -> [u8; 4] {
 #[derive(Debug)]
 pub(crate) struct Reader<S> {
     socket: S,
-    /// Bytes by connection, from 1.
+    /// Unread bytes of each connection; the first element is connection 1.
     streams: [Vec<u8>; 2],
 }
 
@@ -71,7 +71,7 @@ impl<S: Read> Reader<S> {
     /// Returns the next message.
     ///
     /// # Errors
-    /// At the end of the stream, and for bytes on which containerd ends the connection.
+    /// At the end of the stream, and for bytes because of which containerd closes the connection.
     pub(crate) fn next(&mut self) -> io::Result<Message> {
         loop {
             for (connection, stream) in (PLUGIN_CONNECTION..).zip(&mut self.streams) {

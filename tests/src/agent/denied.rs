@@ -23,22 +23,22 @@ impl Denied {
 
     /// Returns the source: `namespace/name` of a pod, or an address.
     pub fn from(&self) -> &str {
-        self.end("from")
+        self.pod_or_address("from")
     }
 
     /// Returns the destination: `namespace/name` of a pod, or an address.
     pub fn to(&self) -> &str {
-        self.end("to")
+        self.pod_or_address("to")
     }
 
-    /// Reports whether the event names this Service (`namespace/name`) as the destination or as one that may have
-    /// selected it as a backend.
+    /// Returns whether the event contains this Service (`namespace/name`) as the destination, or as a Service that may
+    /// have selected the destination as a backend.
     pub fn names_service(&self, service: &str) -> bool {
         let lists = ["/to/services", "/to/viaServices"].map(|list| self.0.pointer(list).and_then(Value::as_array));
         lists.into_iter().flatten().flatten().any(|name| name == service)
     }
 
-    fn end(&self, which: &str) -> &str {
+    fn pod_or_address(&self, which: &str) -> &str {
         let by_name = self.text(&format!("/{which}/pod"));
         if by_name.is_empty() { self.text(&format!("/{which}/address")) } else { by_name }
     }

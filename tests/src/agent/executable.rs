@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
-/// Returns the agent's path: `NETPOL_AGENT`, else the one that Cargo built next to this executable.
+/// Returns the agent's path: the value of `NETPOL_AGENT`, or else the executable that Cargo built next to this one.
 ///
 /// # Errors
 /// Returns an error with the command that builds it if it does not exist.

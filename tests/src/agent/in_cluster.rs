@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::netns::Netns;
 
-/// Where the kubelet mounts a pod's service account.
+/// The path at which kubelet mounts a pod's service account.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// Script that bind-mounts the credentials (`$0`) there, in a private mount namespace, and then executes the command.

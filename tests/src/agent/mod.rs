@@ -84,7 +84,7 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Creates what the agent needs, without starting the process. [`Self::launch`] starts it.
+    /// Prepares an agent without starting the process. [`Self::launch`] starts it.
     ///
     /// # Errors
     /// Returns an error if there is no executable, or its fake API server cannot be started.
@@ -172,7 +172,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Reports whether the agent is ready.
+    /// Returns whether the agent is ready.
     pub fn is_ready(&self) -> bool {
         self.ready_file().exists()
     }
@@ -186,7 +186,8 @@ impl Agent {
         self.upstream.as_ref().map(|upstream| &upstream.server)
     }
 
-    /// Updates the fake API server from the manifests now. By itself it follows within milliseconds.
+    /// Updates the fake API server from the manifests immediately. Without this call, the update takes some
+    /// milliseconds.
     ///
     /// # Errors
     /// Returns an error if an API server would reject a manifest.
@@ -385,8 +386,8 @@ fn command_result(output: std::process::Output) -> Result<CommandOutput> {
     Ok(CommandOutput { code: output.status.code(), stdout, stderr })
 }
 
-/// Has the kernel kill the agent when the thread that started it ends. The agent gets its own process group, so that
-/// Ctrl-C does not reach it.
+/// Configures the kernel to kill the agent when the thread that started it ends. The agent gets its own process group,
+/// so that Ctrl-C does not reach it.
 fn kill_with_parent(command: &mut Command) {
     command.process_group(0);
     // SAFETY: prctl is a plain system call. It does not allocate or lock.

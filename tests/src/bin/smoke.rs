@@ -18,13 +18,13 @@ use netpol_tests::{AgentOptions, Cluster, Families, Lab, deny_all, policy};
 
 const USAGE: &str = "usage: netpol-smoke [--attach auto|tcx|tc] [--alone]
   --attach  how the agent attaches its programs (auto)
-  --alone   netpol is not used otherwise on this kernel: check that no maps and programs of it remain";
+  --alone   no other netpol runs on this kernel: check that no maps and programs of netpol remain";
 
 /// Prefix of the names of netpol's programs in the kernel.
 const PROGRAM_PREFIX: &str = "netpol_";
 /// How long to wait: emulated CPUs are slow, and the kernel frees maps asynchronously.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the agent may take to become ready. On an emulated CPU the verifier needs a minute for one second's work.
+/// How long the agent may take to become ready. On an emulated CPU, the verifier takes about 60 times as long.
 const START_TIMEOUT: Duration = Duration::from_mins(3);
 
 fn main() -> ExitCode {
@@ -82,7 +82,7 @@ impl Smoke {
     }
 
     /// Checks that the verifier accepts the programs.
-    #[expect(clippy::unused_self, reason = "a check like the others")]
+    #[expect(clippy::unused_self, reason = "the signature of all checks")]
     fn verifier(&mut self) -> Result<String> {
         let object = std::fs::read(object()).context("BPF object not found: run `cargo xtask ebpf`")?;
         // On an emulated CPU, the verifier's full log would take minutes.
@@ -203,8 +203,8 @@ impl Smoke {
         Ok(format!("an established connection stopped within {:.1} s", elapsed.as_secs_f64()))
     }
 
-    /// Checks that verdicts stay in force after the agent is killed, and that the next agent adopts maps, programs
-    /// and connections.
+    /// Checks that verdicts do not change when the agent is killed, and that the next agent adopts maps, programs and
+    /// connections.
     fn restart(&mut self) -> Result<String> {
         let before = self.flow_map()?;
         self.lab()?.agent().crash()?;

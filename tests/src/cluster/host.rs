@@ -23,7 +23,7 @@ pub enum Topology {
 }
 
 impl Topology {
-    /// Reports whether veths are ports of a bridge, `cni0`.
+    /// Returns whether veths are ports of a bridge, `cni0`.
     pub const fn is_bridged(self) -> bool {
         match self {
             Self::Bridge | Self::BridgePlugin => true,
@@ -53,7 +53,7 @@ impl Families {
         }
     }
 
-    /// Reports whether the family of `address` is in use.
+    /// Returns whether the family of `address` is in use.
     pub const fn has(self, address: IpAddr) -> bool {
         match self {
             Self::V4 => address.is_ipv4(),
@@ -211,7 +211,7 @@ impl Host {
         }
     }
 
-    /// Reports whether it is an external host.
+    /// Returns whether it is an external host.
     pub fn is_outside(&self) -> bool {
         self.kind == HostKind::Outside
     }

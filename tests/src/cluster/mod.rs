@@ -40,7 +40,7 @@ pub struct Cluster {
     specs: BTreeMap<String, PodSpec>,
     next_number: u8,
     next_link: u32,
-    /// The CNI plugin that connects pods, if the harness does not.
+    /// The CNI plugin that connects pods, if the topology uses one.
     plugin: Option<Plugin>,
     servers: Servers,
     manifests: Manifests,
@@ -117,7 +117,7 @@ impl Cluster {
     /// Adds pods in parallel.
     ///
     /// # Errors
-    /// Same as [`Self::add_pod`]. Pods that could be created then exist.
+    /// Same as [`Self::add_pod`]. Pods that could be created exist afterwards.
     pub fn add_pods(&mut self, specs: Vec<PodSpec>) -> Result<()> {
         for name in self.wire_pods(specs)? {
             self.write_manifest(&name)?;
@@ -349,7 +349,7 @@ impl Cluster {
         self.servers.serve(&host, ports)
     }
 
-    /// Returns the inodes of the cluster's network namespaces, to check later that they are gone.
+    /// Returns the inodes of the cluster's network namespaces, to check later that they were removed.
     ///
     /// # Errors
     /// Returns an error if the kernel does not report it.

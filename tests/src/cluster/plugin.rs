@@ -31,7 +31,7 @@ pub(super) struct Plugin {
     name: &'static str,
     families: Families,
     leases: PathGuard,
-    /// Its results for the current pods, for plugins after it.
+    /// Its results for the current pods, for plugins that run after it.
     results: Mutex<BTreeMap<String, Value>>,
 }
 
@@ -163,7 +163,7 @@ pub(super) fn call(
     let mut command = node.netns().command(executable);
     command.env("CNI_COMMAND", cni_command.name());
     command.env("CNI_CONTAINERID", &sandbox);
-    // As containerd does, less the UID, which manifests do not have.
+    // As containerd does, but without the UID, which manifests do not have.
     let arguments = format!(
         "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};K8S_POD_INFRA_CONTAINER_ID={sandbox}"
     );

@@ -40,8 +40,8 @@ impl StartGate {
     /// Waits until a pod may start. The cluster's plugin has connected it before.
     ///
     /// # Errors
-    /// Returns an error with the plugin's output if the pod may not start now, or its result is not that of the plugin
-    /// before it.
+    /// Returns an error with the plugin's output if the pod may not start now, or if the result differs from that of
+    /// the previous plugin.
     pub fn add(&self, cluster: &Cluster, pod: &str) -> Result<()> {
         let plugin = cluster.plugin.as_ref().context("the topology has no CNI plugin")?;
         let previous = plugin.result(pod).with_context(|| format!("the plugin did not connect {pod}"))?;

@@ -15,7 +15,7 @@ use crate::netns::Netns;
 
 /// Name of the device on both nodes.
 pub(super) const DEVICE: &str = "nptun";
-/// Interval of checks for the end, in milliseconds.
+/// Interval at which the thread checks whether it should stop, in milliseconds.
 const POLL_MS: u16 = 50;
 /// Buffer size, larger than any packet in tests.
 const BUFFER_SIZE: usize = 65_536;

@@ -53,7 +53,7 @@ pub(super) fn set_sysctls(netns: &Netns, forwarding: &str) -> Result<()> {
         ("ipv6/conf/all/forwarding", forwarding),
         ("ipv6/conf/default/forwarding", forwarding),
         ("ipv4/ip_forward", forwarding),
-        // Tests send spoofed packets, which netpol must drop, not the kernel.
+        // Tests send spoofed packets. netpol must drop them, not the kernel.
         ("ipv4/conf/all/rp_filter", "0"),
         ("ipv4/conf/default/rp_filter", "0"),
     ])

@@ -140,7 +140,7 @@ impl Example {
         self.pods.iter().map(|pod| pod.key.to_string()).chain(self.readme.outside.iter().cloned()).collect()
     }
 
-    /// Returns all cells of its table. A host to itself and external hosts among each other have no cell.
+    /// Returns all cells of its table. There is no cell from a host to itself, or between external hosts.
     pub fn cells(&self) -> Vec<Cell> {
         let outside = |end: &String| self.readme.outside.contains(end);
         let ends = self.ends();
@@ -158,7 +158,7 @@ impl Example {
     /// Returns the table in its README.
     ///
     /// # Errors
-    /// Returns an error if the table lacks a cell, or has one too many.
+    /// Returns an error if cells are missing in the table, or if it has additional cells.
     pub fn documented(&self) -> Result<Matrix> {
         let documented = self.readme.table().context("the table in README.md")?;
         let cells = self.cells();

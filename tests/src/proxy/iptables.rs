@@ -20,13 +20,13 @@ pub(super) fn prepare(node: &Netns) -> Result<()> {
     Ok(())
 }
 
-/// Loads rules. Chains that they name are emptied first.
+/// Loads rules. Chains that occur in them are emptied first.
 pub(super) fn restore(node: &Netns, is_ipv4: bool, rules: &str) -> Result<()> {
     let (_, program, _) = PROGRAMS[usize::from(!is_ipv4)];
     node.iptables(program, rules)
 }
 
-/// Returns all chains. Chains of removed endpoints stay, but no rule jumps to them.
+/// Returns all chains. Chains of removed endpoints are kept, but no rule jumps to them.
 pub(super) fn rules(frontends: &[&Frontend], is_ipv4: bool) -> String {
     let mut chains = "*nat\n".to_owned();
     for name in ["KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-MARK-MASQ", "KUBE-POSTROUTING"] {

@@ -67,7 +67,7 @@ impl KubeProxy {
         Ok(proxy)
     }
 
-    /// Sets the Services that every node translates. Established connections stay as they are.
+    /// Sets the Services that every node translates. Established connections are not affected.
     ///
     /// # Errors
     /// Returns an error if a kernel request fails.
@@ -114,9 +114,9 @@ impl KubeProxy {
 ///
 /// # Errors
 /// Returns an error if a kernel request fails.
-pub fn set_bridge_netfilter(node: &Netns, seen: bool) -> Result<()> {
+pub fn set_bridge_netfilter(node: &Netns, enabled: bool) -> Result<()> {
     let names = ["bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables"];
-    node.sysctl(&names.map(|name| (name, if seen { "1" } else { "0" })))
+    node.sysctl(&names.map(|name| (name, if enabled { "1" } else { "0" })))
 }
 
 fn frontends(service: &Service) -> impl Iterator<Item = Frontend> {

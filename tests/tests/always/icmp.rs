@@ -61,7 +61,7 @@ fn s17_icmp_errors_pass_only_if_the_quoted_flow_is_allowed() -> Result<()> {
     let cluster = &lab.cluster;
     for (outside, server) in pairs(cluster, "outside", "shop/server") {
         let flow = EchoConnection::open_at(cluster, "outside", "shop/server", SocketAddr::new(server, 80))?;
-        let port = flow.ends()?.0.port();
+        let port = flow.socket_addresses()?.0.port();
         let mut packets = TestPackets::new(cluster, "outside", "shop/server");
         let (back, error) = (Ip::new(server, outside), Ip::new(outside, server));
         let (too_big, unreachable, reply) = match server {
@@ -91,8 +91,7 @@ fn s17_a_pod_isolated_for_ingress_receives_path_mtu_errors() -> Result<()> {
         let isolated = policy("shop/no-ingress", "{podSelector: {}, policyTypes: [Ingress]}");
         let cluster = pods().topology(topology).families(families).nodes(2).pod(PodSpec::new("far/away").node(2));
         let lab = Lab::start(cluster, &[isolated])?;
-        // The other node, not the pod's own, has the smaller MTU. Its ICMP error comes from an address that no rule
-        // allows.
+        // The smaller MTU is on the other node. Its ICMP error comes from an address that no rule allows.
         let far = lab.cluster.host("far/away");
         let device = if topology == Topology::Bridge { "cni0" } else { far.veth() };
         for &address in far.addresses() {

@@ -51,18 +51,18 @@ fn s16_neighbor_discovery_passes_only_from_the_link() -> Result<()> {
             vec![packet]
         };
         packets.row(what, *allowed, |mark| packet(*hops, mark));
-        packets.row(&format!("{what} from beyond a router"), false, |mark| packet(64, mark));
+        packets.row(&format!("{what} from another link"), false, |mark| packet(64, mark));
     }
     packets.check()
 }
 
-/// The `tuning` CNI plugin, a sysctl or the pod itself can change it, long after the interface was created.
+/// The `tuning` CNI plugin, a sysctl or the pod itself can change the address, long after the interface was created.
 #[test]
 fn s32_a_changed_link_local_address_is_detected_immediately() -> Result<()> {
     let lab = Lab::start(pods(), &[])?;
     let cluster = &lab.cluster;
     let (client, server) = (cluster.host("shop/client"), cluster.host("shop/server"));
-    // Longer than the agent treats an interface as new.
+    // After this time, the agent no longer treats the interface as new.
     std::thread::sleep(Duration::from_secs(16));
     let new: Ipv6Addr = "fe80::7:7".parse()?;
     let old = client.netns().ip_output(&["-o", "-6", "address", "show", "dev", "eth0", "scope", "link"])?;
@@ -92,8 +92,8 @@ fn s32_a_changed_link_local_address_is_detected_immediately() -> Result<()> {
     };
     send(new, false)?;
     client.netns().ip(&format!("address delete {old} dev eth0\naddress add {new}/64 dev eth0 nodad"))?;
-    // The two changes are two notifications, and a namespace is read at most once a second. Still much sooner than the regular
-    // scan, which is every 10 s.
+    // The two changes cause two notifications, and the agent reads a namespace at most once per second. This is still
+    // much sooner than the periodic scan every 10 s.
     std::thread::sleep(Duration::from_secs(2));
     send(new, true)?;
     // The node's own link-local address is not accepted from the pod.
@@ -117,7 +117,7 @@ fn s16_echo_and_other_icmp_need_a_rule() -> Result<()> {
     packets.row("ICMP echo", false, |mark| vec![v4.icmp(8, 0, [0, 1, 0, 1], mark)]);
     packets.row("an ICMP timestamp", false, |mark| vec![v4.icmp(13, 0, [0, 1, 0, 1], mark)]);
     packets.row("ICMPv6 echo", false, |mark| vec![v6.icmp(128, 0, [0, 1, 0, 1], mark)]);
-    packets.row("an requested_families ICMPv6 type", false, |mark| vec![v6.icmp(200, 0, [0; 4], mark)]);
+    packets.row("an unassigned ICMPv6 type", false, |mark| vec![v6.icmp(200, 0, [0; 4], mark)]);
     packets.check()
 }
 

@@ -46,8 +46,8 @@ fn pairs(cluster: &Cluster, from: &str, to: &str) -> Vec<(IpAddr, IpAddr)> {
     cluster.host(to).addresses().iter().filter_map(pair).collect()
 }
 
-/// A table of test packets from one pod to another. Each row has a description, packets of which the last has the
-/// marker, and whether it arrives.
+/// A table of test packets from one pod to another. Each row has a description, the packets, of which the last one
+/// contains the marker, and whether it arrives.
 struct TestPackets<'c> {
     cluster: &'c Cluster,
     from: &'static str,

@@ -24,7 +24,7 @@ fn s15_a_pod_and_its_own_node_always_reach_each_other_and_other_nodes_need_a_rul
              shop/client -x shop/server 80/TCP
              outside     -x shop/server 80/TCP",
         )?;
-        // The gateway is the node too. A refused connection shows that the packet arrived.
+        // The gateway address also belongs to the node. A refused connection shows that the packet arrived.
         for gateway in ["10.244.1.1", "fd77:0:0:1::1"] {
             let result = lab.try_at("shop/client", "node-1", gateway, Tcp, 81)?;
             assert_eq!(result, ProbeResult::Refused, "the gateway {gateway}, {topology:?}");
@@ -82,8 +82,8 @@ fn s15_masqueraded_traffic_from_outside_is_not_node_traffic() -> Result<()> {
             })?;
             let hint = denied.0["hints"][0].as_str().context("a hint")?;
             ensure!(hint.contains("externalTrafficPolicy: Local") && hint.contains("ipBlock"), "{hint}");
-            // As the hint says, a rule for the masquerading address allows the traffic, because it is evaluated by the
-            // address that it has.
+            // As the hint describes, a rule for the masquerading address allows the traffic, because masqueraded
+            // traffic is evaluated by its current source address.
             lab.policies(&[policy(
                 "shop/from-gateway",
                 "{podSelector: {}, policyTypes: [Ingress],

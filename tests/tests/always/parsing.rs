@@ -42,7 +42,7 @@ fn s19_later_fragments_follow_the_first() -> Result<()> {
 }
 
 /// If a rule has ports, a later fragment needs its first. If the node tracks connections, the kernel reassembles
-/// datagrams before they reach a pod's interface, whatever the order of their fragments.
+/// datagrams before they reach a pod's interface, regardless of the order of their fragments.
 #[test]
 fn s19_out_of_order_fragments_pass_if_all_ports_are_allowed_or_the_node_reassembles() -> Result<()> {
     for (ports, tracked, arrives) in [
@@ -148,7 +148,7 @@ fn s19_tags_do_not_change_verdicts_and_unparsable_packets_are_dropped_with_a_rea
     let headers = |count: usize| (0..count).fold(v6.clone(), |ip, _| ip.extension(protocol::DESTINATION_OPTIONS, 0));
     packets.row("eight extension headers", true, |mark| vec![headers(8).udp(4000, 53, mark)]);
     packets.row("nine extension headers", false, |mark| vec![headers(9).udp(4000, 53, mark)]);
-    // The kernel removes the first tag before the program runs, which reads the others.
+    // The kernel removes the first tag before the program runs. The program reads the others.
     packets.tagged("three tags, to a denied port", &[7, 8, 9], false, |mark| vec![ip.udp(4000, 54, mark)]);
     packets.tagged("four tags", &[7, 8, 9, 10], false, |mark| vec![ip.udp(4000, 53, mark)]);
     packets.row("a later fragment without a first", false, |mark| {

@@ -32,10 +32,10 @@ fn s18_replies_pass_whatever_policy_the_other_direction_has() -> Result<()> {
 }
 
 #[test]
-fn s18_a_flow_of_one_pod_admits_no_packets_at_another() -> Result<()> {
+fn s18_a_flow_of_one_pod_allows_no_packets_at_another() -> Result<()> {
     let lab = Lab::start(pods(), &client_to_server_only())?;
     let flow = EchoConnection::open(&lab.cluster, "shop/client", "shop/server", 80)?;
-    let (client, server) = flow.ends()?;
+    let (client, server) = flow.socket_addresses()?;
     // The same ports, like a reply, but to another pod.
     let mut packets = TestPackets::new(&lab.cluster, "shop/server", "shop/other");
     let other = lab.cluster.host("shop/other").address_like(server.ip()).context("dual stack")?;
@@ -45,7 +45,7 @@ fn s18_a_flow_of_one_pod_admits_no_packets_at_another() -> Result<()> {
     packets.check()
 }
 
-/// Endpoints ignore RST, FIN and SYN outside their window (RFC 5961), so netpol must not end flows by them.
+/// Endpoints ignore RST, FIN and SYN outside their window (RFC 5961), so netpol must not end flows because of them.
 #[test]
 fn s18_forged_resets_do_not_end_a_connection() -> Result<()> {
     const PORT: u16 = 8080;
@@ -68,12 +68,12 @@ fn s18_forged_resets_do_not_end_a_connection() -> Result<()> {
     for (client, server) in pairs(&lab.cluster, "shop/client", "shop/server") {
         let listener =
             lab.cluster.host("shop/server").netns().run(|| Ok(TcpListener::bind(SocketAddr::new(server, PORT))?))?;
-        let one = lab.cluster.host("shop/client").netns().run(|| {
+        let client_stream = lab.cluster.host("shop/client").netns().run(|| {
             let target = SocketAddr::new(server, PORT);
             TcpStream::connect_timeout(&target, Duration::from_secs(2)).with_context(|| format!("to {target}"))
         })?;
-        let (other, _) = listener.accept()?;
-        let port = one.local_addr()?.port();
+        let (server_stream, _) = listener.accept()?;
+        let port = client_stream.local_addr()?.port();
         let (mut requests, mut replies) = (
             TestPackets::new(&lab.cluster, "shop/client", "shop/server"),
             TestPackets::new(&lab.cluster, "shop/server", "shop/client"),
@@ -86,14 +86,14 @@ fn s18_forged_resets_do_not_end_a_connection() -> Result<()> {
         }
         requests.check()?;
         replies.check()?;
-        open.push((one, other));
+        open.push((client_stream, server_stream));
     }
-    // Longer than a flow was known after an RST.
+    // Long enough for the flow to expire, if an RST shortened its timeout.
     std::thread::sleep(Duration::from_secs(12));
-    for (one, other) in &mut open {
-        other.write_all(b"late")?;
-        one.set_read_timeout(Some(Duration::from_secs(2)))?;
-        one.read_exact(&mut [0; 4]).context("receiving data from the server after the RST")?;
+    for (client_stream, server_stream) in &mut open {
+        server_stream.write_all(b"late")?;
+        client_stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        client_stream.read_exact(&mut [0; 4]).context("receiving data from the server after the RST")?;
     }
     Ok(())
 }

@@ -24,8 +24,8 @@ fn an_expired_token_is_read_again_from_its_file() -> Result<()> {
         lab.policies(&[server_from(peers)])?;
         lab.expect(&format!("shop/client -> shop/server 80/TCP\nshop/other {arrow} shop/server 80/TCP"))?;
     }
-    let refused = lab.api_server().requests().iter().filter(|request| request.status == Some(401)).count();
-    ensure!(refused > 0, "the agent sent no request with an old token: nothing was tested");
+    let unauthorized = lab.api_server().requests().iter().filter(|request| request.status == Some(401)).count();
+    ensure!(unauthorized > 0, "the agent sent no request with an old token: nothing was tested");
     load.finish()
 }
 

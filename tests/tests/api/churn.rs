@@ -41,9 +41,9 @@ fn metric(lab: &Lab, series: &str) -> Result<f64> {
 fn is_in_sync(lab: &Lab) -> Result<bool> {
     for (resource, kind) in [(Resource::Pods, "pods"), (Resource::NetworkPolicies, "networkpolicies")] {
         let expected = lab.api_server().all(resource).len();
-        let known = metric(lab, &format!("netpol_source_objects{{kind=\"{kind}\"}}"))?;
+        let objects = metric(lab, &format!("netpol_source_objects{{kind=\"{kind}\"}}"))?;
         let in_sync = metric(lab, &format!("netpol_source_in_sync{{kind=\"{kind}\"}}"))?;
-        if known.to_string() != expected.to_string() || in_sync < 1.0 {
+        if objects.to_string() != expected.to_string() || in_sync < 1.0 {
             return Ok(false);
         }
     }
@@ -65,8 +65,8 @@ fn two_thousand_changing_remote_pods_do_not_affect_local_pods() -> Result<()> {
         |arrow: &str| format!("{REMOTE_POD} {arrow} shop/server 80/TCP\nshop/client -> shop/server 80/TCP");
     lab.expect_without_reference(&from_remote("->"))?;
 
-    // Of five pods, one is deleted, one takes over its address, and two change their labels. Some watches break
-    // meanwhile.
+    // Of five pods, one is deleted, one takes over its address, and two change their labels. Some watches break at the
+    // same time.
     for number in 0..PODS {
         let (server, name) = (lab.api_server(), format!("far-{number}"));
         match number % 5 {
@@ -94,7 +94,7 @@ fn two_thousand_changing_remote_pods_do_not_affect_local_pods() -> Result<()> {
     }
     ensure!(!output.stdout.contains("far-"), "status prints pods of other nodes:\n{}", output.stdout);
 
-    // All of them are deleted.
+    // All pods of other nodes are deleted.
     for pod in lab.api_server().all(Resource::Pods) {
         let name = pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         if name.starts_with("far-") {

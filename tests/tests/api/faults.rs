@@ -78,8 +78,7 @@ fn change(lab: &mut Lab, inject: fn(&ApiServer), allow: bool) -> Result<()> {
     Ok(())
 }
 
-/// Waits until all watches work again, so that the agent handles the next fault like a first one, without a longer
-/// backoff.
+/// Waits until all watches work again, so that the agent handles the next fault without a longer backoff.
 fn wait_for_watches(server: &ApiServer) -> Result<()> {
     let round = server.version().to_string();
     let object = |api_version: &str, kind: &str, namespace: Option<&str>, spec: Value| {
@@ -127,7 +126,8 @@ fn failed_lists_without_streaming_lists_lose_no_allowed_packet_and_pass_no_denie
     run_cases(&LIST_FAULTS, StreamingLists::Forbidden)
 }
 
-/// A slow test: over HTTP/1.1 only silence for longer than the time between two bookmarks shows that such a watch is dead.
+/// A slow test: over HTTP/1.1, such a watch is detected only because it is silent for longer than the interval between
+/// two bookmarks.
 #[test]
 fn silent_watches_are_detected() -> Result<()> {
     let lab = lab(netpol_apiserver::Options { http2: false, ..options()? }, &[server_from("")])?;

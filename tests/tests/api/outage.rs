@@ -22,7 +22,7 @@ const AFTER: &str = "shop/client -> shop/server 80/TCP
      shop/client -> blog/web    80/TCP";
 
 /// The labels of two pods before and after a change. `client` is allowed and `never` is denied in both states, but not
-/// in a mixture of the labels of one state and the policy of the other.
+/// with the labels of one state and the policy of the other.
 const LABELS: [[(&str, &str); 2]; 2] = [
     [("shop/client", "app=moving,side=left"), ("shop/never", "app=never,side=right")],
     [("shop/client", "app=moving,side=right"), ("shop/never", "app=never,side=left")],
@@ -188,7 +188,7 @@ fn an_unreachable_server_is_detected_within_half_a_minute() -> Result<()> {
     ))?;
     change_objects(&mut lab, SIDES[0])?;
     // The agent must detect it earlier than by the timeout of 100 s for silent watches.
-    // All watches share one HTTP/2 connection, which is closed because a ping gets no answer.
+    // All watches share one HTTP/2 connection, which is closed because a ping gets no response.
     let detected =
         |log: &str| log.lines().any(|line| line.contains("cannot watch nodes") && line.contains("stream closed"));
     wait_until("the agent logs that watches failed", Duration::from_secs(45), || Ok(detected(&lab.agent().log())))?;

@@ -21,6 +21,7 @@ struct Churn {
     batches: usize,
 }
 
+/// Interval between two batches.
 const TICK: Duration = Duration::from_millis(200);
 
 /// No further batches start after this time, except the first few, for machines that create pods slowly.
@@ -29,7 +30,7 @@ const MAX_TIME: Duration = Duration::from_secs(15);
 /// The batch after which all current pods are checked. Some have been deleted before.
 const CHECKED_BATCH: usize = LIFETIME + 2;
 
-/// Number of batches at a time.
+/// Number of batches that exist at the same time.
 const LIFETIME: usize = 3;
 
 impl Churn {
@@ -88,7 +89,7 @@ impl Churn {
             if let Some(old) = batch.checked_sub(LIFETIME) {
                 lab.cluster.remove_pods(&names(old))?;
             }
-            // Afterwards, catch up with the schedule.
+            // The check takes time. The following batches catch up with the schedule.
             if batch == CHECKED_BATCH {
                 let table = format!(
                     "shop/client -x {job} 80/TCP\n{job} -x shop/server 80/TCP\nshop/client -> shop/server 80/TCP",
@@ -119,7 +120,7 @@ fn buffer_overflows(lab: &Lab) -> Result<String> {
     })
 }
 
-/// Checks that the agent has three pods, and nothing of any other.
+/// Checks that the agent has three pods, and no state of any other pod.
 fn check_nothing_left(lab: &mut Lab, attach: &str) -> Result<()> {
     let page = wait_metrics(
         lab,

@@ -16,8 +16,8 @@ const INTERVAL: Duration = Duration::from_millis(20);
 /// Number of pods at a time, and number of pods deleted together.
 const MAX_ALIVE: usize = 50;
 const GROUP_SIZE: u32 = 10;
-/// Number of addresses. An address is reused only after a while, as plugins do. Otherwise the agent would treat the new
-/// pod as the old one, until it receives the new pod's object.
+/// Number of addresses. An address is reused only after some time, as by plugins. Otherwise the agent would treat the
+/// new pod as the old one, until it receives the new pod's object.
 const SLOTS: u8 = 110;
 /// Number of packets that a pod sends to a port of the server that no policy allows.
 const PACKETS: usize = 3;
@@ -60,7 +60,7 @@ fn s24_each_of_fifty_pods_a_second_is_enforced() -> Result<()> {
         let Some((_, rest)) = line.split_once(" enforced pod=") else { continue };
         let mut words = rest.split(' ');
         let pod = words.next().unwrap_or_default();
-        // For a pod that was shut until its policies were evaluated, this is the time until then.
+        // If all traffic of a pod was dropped until its policies were evaluated, the time until then is included.
         let time = |word: &str| {
             ["unprotected_ms=", "evaluated_ms="]
                 .into_iter()

@@ -1,5 +1,5 @@
-//! Tests on realistic nodes: pods wired by CNI plugins, pods that are created and deleted, interfaces that are removed
-//! at once, and node addresses that move.
+//! Tests on realistic nodes: pods connected by CNI plugins, pods that are created and deleted, interfaces that are
+//! removed immediately, and node addresses that move.
 
 mod churn;
 mod fifty;

@@ -62,11 +62,11 @@ fn check_moving_address(topology: Topology, address: IpAddr) -> Result<()> {
         (format!("addr add {address}/{prefix} dev uplink"), format!("addr del {address}/{prefix} dev uplink"));
     let own = cluster.host("shop/client").address_like(address).context("the pod has no address of this family")?;
     let pod = socket(cluster.host("shop/client").netns(), SocketAddr::new(own, 5000))?;
-    let there = SocketAddr::new(address, 6000);
+    let target = SocketAddr::new(address, 6000);
 
     for round in 0..2 {
         node.ip(&add)?;
-        let server = socket(node, there)?;
+        let server = socket(node, target)?;
         wait_until_passes(&pod, &server, true).with_context(|| format!("the node has the address, round {round}"))?;
         let refused = lab.try_at("shop/client", "node-1", &address.to_string(), Tcp, 81)?;
         ensure!(refused == ProbeResult::Refused, "connection to the node's new address: {refused:?}");
@@ -75,7 +75,7 @@ fn check_moving_address(topology: Topology, address: IpAddr) -> Result<()> {
         // The open flow must stop too, although its addresses and ports stay the same.
         node.ip(&remove)?;
         outside.ip(&add)?;
-        let server = socket(outside, there)?;
+        let server = socket(outside, target)?;
         wait_until_passes(&pod, &server, false)
             .with_context(|| format!("an outside host has the address, round {round}"))?;
         let dropped = lab.try_at("shop/client", "outside", &address.to_string(), Tcp, 81)?;

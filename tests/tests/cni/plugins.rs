@@ -88,7 +88,7 @@ fn measure(topology: Topology, families: Families, arguments: &[&str]) -> Result
         )
         .with_context(|| format!("{topology:?}, {families:?}, bridge-nf {setting}, {arguments:?}"))?;
     }
-    // The host-network pod has no interface of its own.
+    // The host-network pod does not have its own interface.
     wait_metrics(&mut lab, &["netpol_endpoints 5", "netpol_pods_waiting 0"])?;
     Ok(())
 }
@@ -155,7 +155,8 @@ fn s15_a_pod_of_a_plugin_reaches_itself_through_its_service() -> Result<()> {
     for topology in [Topology::BridgePlugin, Topology::PtpPlugin] {
         let deny = policy("shop/deny", "{podSelector: {}, policyTypes: [Ingress]}");
         let lab = Lab::start(pods(topology, Families::V4), &[deny])?;
-        // As on a usual node. With 0, the packet's only known origin is the bridge, so that it looks like the node's.
+        // 1 is the usual setting on nodes. With 0, the packet's only known origin is the bridge, so that it looks like
+        // a packet of the node.
         set_bridge_netfilter(&lab, "1")?;
         let [own, other] = lab.probe_through_service("shop/server", "shop/client")?;
         assert_eq!(own, ProbeResult::Allowed, "the server through its own Service, {topology:?}");

@@ -1,4 +1,5 @@
-//! Pods whose start waits for `netpol-cni`: enforced from their first packet on, before their address is published.
+//! Pods that wait for `netpol-cni` before they start: enforced from their first packet on, before their address is
+//! published.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::thread::sleep;
@@ -77,14 +78,14 @@ fn first_packets(cluster: &Cluster, pod: &str) -> Result<Arrived> {
     Ok(arrived)
 }
 
-/// Counts what a socket receives until nothing comes for a while.
+/// Counts the datagrams that a socket receives, until none arrives for 300 ms.
 fn count(socket: &UdpSocket) -> Result<usize> {
     socket.set_read_timeout(Some(Duration::from_millis(300)))?;
     Ok(std::iter::from_fn(|| socket.recv(&mut [0; 16]).ok()).count())
 }
 
 #[track_caller]
-fn is_refused(result: Result<()>, reason: &str) {
+fn expect_refused(result: Result<()>, reason: &str) {
     let error = format!("{:#}", result.expect_err("the pod may start"));
     assert!(error.contains("\"code\":11") && error.contains(reason), "{error}");
 }
@@ -115,7 +116,7 @@ fn pods_are_enforced_when_their_containers_start() -> Result<()> {
         cluster.remove_pod_keep_manifest("shop/job-0")?;
         cluster.add_pod_without_manifest(job("shop/job-0"))?;
         gate.add(&cluster, "shop/job-0")?;
-        assert_eq!(first_packets(&cluster, "shop/job-0")?, ENFORCED, "{topology:?}, again");
+        assert_eq!(first_packets(&cluster, "shop/job-0")?, ENFORCED, "{topology:?}, in a new sandbox");
 
         cluster.write_manifest("shop/job-0")?;
         let lab = Lab::of(cluster, agent);
@@ -132,14 +133,17 @@ fn a_pod_that_the_agent_does_not_know_yet_waits() -> Result<()> {
     let agent = Agent::start(&cluster)?;
     let gate = StartGate::new(&agent.socket());
     cluster.add_pod_without_manifest(job("shop/late"))?;
-    is_refused(gate.clone().timeout_seconds(1).when_agent_away("allow").add(&cluster, "shop/late"), "no pod shop/late");
+    expect_refused(
+        gate.clone().timeout_seconds(1).when_agent_away("allow").add(&cluster, "shop/late"),
+        "no pod shop/late",
+    );
     std::thread::scope(|scope| {
         let start = Instant::now();
         let added = scope.spawn(|| gate.add(&cluster, "shop/late"));
         sleep(Duration::from_millis(500));
         cluster.schedule_pod(&job("shop/late"))?;
         added.join().expect("the thread that calls netpol-cni panicked")?;
-        ensure!(start.elapsed() > Duration::from_millis(500), "the pod started before the agent knew it");
+        ensure!(start.elapsed() > Duration::from_millis(500), "the pod started before the agent received its object");
         anyhow::Ok(())
     })?;
     assert_eq!(first_packets(&cluster, "shop/late")?, ENFORCED);
@@ -159,18 +163,18 @@ fn without_an_agent_pods_start_as_configured() -> Result<()> {
         agent.crash()?;
 
         let start = Instant::now();
-        is_refused(gate.clone().when_agent_away("deny").add(&cluster, "shop/denied"), "no agent responds");
+        expect_refused(gate.clone().when_agent_away("deny").add(&cluster, "shop/denied"), "no agent responds");
         ensure!(start.elapsed() < Duration::from_secs(2), "deny took {:?}", start.elapsed());
-        is_refused(gate.clone().timeout_seconds(1).add(&cluster, "shop/waits"), "no agent responds");
-        gate.add(&cluster, "kube-system/dns").context("pods of kube-system are never held up")?;
+        expect_refused(gate.clone().timeout_seconds(1).add(&cluster, "shop/waits"), "no agent responds");
+        gate.add(&cluster, "kube-system/dns").context("pods of kube-system must never wait")?;
         gate.clone().when_agent_away("allow").add(&cluster, "shop/allowed")?;
         let open = first_packets(&cluster, "shop/allowed")?;
-        ensure!(open.denied > 0, "the test proves nothing: without the gate, nothing forbidden arrives: {open:?}");
+        ensure!(open.denied > 0, "nothing was tested: no denied packet arrives without the gate: {open:?}");
         // A runtime that gives up removes the sandbox.
         gate.delete(&cluster, "shop/denied")?;
         cluster.remove_pod_keep_manifest("shop/denied")?;
 
-        // The agent is back during the start.
+        // The agent starts again while the plugin waits.
         std::thread::scope(|scope| {
             let added = scope.spawn(|| gate.add(&cluster, "shop/waits"));
             sleep(Duration::from_millis(300));

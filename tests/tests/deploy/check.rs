@@ -138,9 +138,9 @@ impl Objects {
                     Some(IntOrString::Int(number)) => Some(*number),
                     Some(IntOrString::String(text)) => text.strip_suffix('%').and_then(|number| number.parse().ok()),
                 };
-                let (gone, more) = (count(&rolling.max_unavailable, 1), count(&rolling.max_surge, 0));
-                let one_of_them = matches!((gone, more), (Some(1..), Some(0)) | (Some(0), Some(1..)));
-                findings.expect(one_of_them, "exactly one of maxUnavailable and maxSurge must be zero");
+                let (max_unavailable, max_surge) = (count(&rolling.max_unavailable, 1), count(&rolling.max_surge, 0));
+                let exactly_one = matches!((max_unavailable, max_surge), (Some(1..), Some(0)) | (Some(0), Some(1..)));
+                findings.expect(exactly_one, "exactly one of maxUnavailable and maxSurge must be zero");
             }
         }
         let Some(pod) = &spec.template.spec else { return findings.expect(false, "has no pod") };

@@ -8,7 +8,7 @@ use netpol_tests::kubectl;
 use serde_json::Value;
 
 pub(crate) fn deploy() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").canonicalize().expect("no deploy/ beside tests/")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").canonicalize().expect("no deploy/ next to tests/")
 }
 
 /// Returns the objects of a folder, with components added as a user would.
@@ -19,9 +19,9 @@ pub(crate) fn build(folder: &str, components: &[&str]) -> Result<Vec<Value>> {
     }
     let temporary = tempfile::Builder::new().prefix("netpol-").tempdir().context("cannot create a folder")?;
     // kustomize accepts no absolute paths, and resolves links before it counts `..`.
-    let here = temporary.path().canonicalize()?;
+    let directory = temporary.path().canonicalize()?;
     let relative = |path: &Path| {
-        let up = "../".repeat(here.components().count() - 1);
+        let up = "../".repeat(directory.components().count() - 1);
         format!("{up}{}", path.display().to_string().trim_start_matches('/'))
     };
     let list: Vec<_> = components.iter().map(|name| format!("  - {}\n", relative(&deploy().join(name)))).collect();
@@ -30,8 +30,8 @@ pub(crate) fn build(folder: &str, components: &[&str]) -> Result<Vec<Value>> {
         relative(&path),
         list.concat()
     );
-    std::fs::write(here.join("kustomization.yaml"), text)?;
-    run(&here)
+    std::fs::write(directory.join("kustomization.yaml"), text)?;
+    run(&directory)
 }
 
 fn run(folder: &Path) -> Result<Vec<Value>> {

@@ -80,9 +80,9 @@ fn the_events_component_adds_one_rule_and_one_option() -> Result<()> {
     expected.extend(["create", "patch"].map(|verb| ("events.k8s.io".into(), "events".into(), verb.into())));
     expected.sort();
     ensure!(reported(&rules) == expected, "{rules:?}");
-    let mut wanted = args(&only("DaemonSet", plain.daemon_sets)?);
-    wanted.push("--kube-events".into());
-    ensure!(args(&only("DaemonSet", with.daemon_sets)?) == wanted);
+    let mut expected_arguments = args(&only("DaemonSet", plain.daemon_sets)?);
+    expected_arguments.push("--kube-events".into());
+    ensure!(args(&only("DaemonSet", with.daemon_sets)?) == expected_arguments);
     Ok(())
 }
 

@@ -139,14 +139,14 @@ fn variables(container: &Container, findings: &mut Findings<'_>) {
 fn security(context: &SecurityContext, findings: &mut Findings<'_>) {
     let capabilities = context.capabilities.as_ref();
     let added: Vec<&str> = capabilities
-        .and_then(|is_bidirectional| is_bidirectional.add.as_ref())
+        .and_then(|capabilities| capabilities.add.as_ref())
         .into_iter()
         .flatten()
         .map(String::as_str)
         .collect();
-    let dropped = capabilities.and_then(|is_bidirectional| is_bidirectional.drop.as_ref());
+    let dropped = capabilities.and_then(|capabilities| capabilities.drop.as_ref());
     for name in added.iter().copied().chain(dropped.into_iter().flatten().map(String::as_str)) {
-        // containerd does not know names with the prefix CAP_, and does not start the container.
+        // containerd rejects names with the prefix CAP_, and does not start the container.
         findings.one_of("capability", Some(name), &CAPABILITIES);
     }
     let is_privileged = context.privileged == Some(true) || added.contains(&"SYS_ADMIN");

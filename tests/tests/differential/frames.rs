@@ -91,7 +91,7 @@ pub(crate) fn ingress_ifindex(endpoint: &Endpoint, probe: &Probe, kind: PacketKi
 pub(crate) struct Runner {
     programs: [SchedClassifier; 2],
     counters: CounterReader,
-    /// Where the endpoints' flow tables are pinned.
+    /// The directory with the pinned flow tables of endpoints.
     flows: PathBuf,
 }
 
@@ -133,8 +133,8 @@ impl Runner {
         }
     }
 
-    /// Removes the flows with this port from an endpoint's tables. The flows of some thousand probes would evict
-    /// conversations.
+    /// Removes the flows with this port from an endpoint's tables. Otherwise the flows of thousands of probes would
+    /// evict those of conversations.
     pub(crate) fn remove_flows(&self, endpoint: &Endpoint, port: u16) -> Result<()> {
         self.remove_flows_of::<[u8; 4]>("v4", endpoint, port)?;
         self.remove_flows_of::<[u8; 16]>("v6", endpoint, port)

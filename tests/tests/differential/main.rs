@@ -174,7 +174,7 @@ fn compare(node: &Node, probes: &[Probe], tally: &mut Tally) -> Result<()> {
 
 /// Applies an event and sends packets after every write. Checks that each packet gets the old verdict or the new one.
 fn change(node: &mut Node, event: &Event) -> Result<()> {
-    // A reset is several events, and so is a change of the local addresses: states between them are not checked.
+    // A reset and a change of the local addresses consist of several changes. The states between these are not checked.
     if matches!(event, Event::Reset(_) | Event::LocalAddresses(_)) {
         return node.apply(event);
     }
@@ -184,8 +184,7 @@ fn change(node: &mut Node, event: &Event) -> Result<()> {
         cluster_state.apply(event.clone());
         cluster_state
     };
-    // A pod that changes does so as a pod and as an address, one after the other. So does a pod that takes over an
-    // address.
+    // A pod that changes, or that takes over an address, changes in two writes: as a local pod and as a remote address.
     let is_stable = |pod: &PodKey| {
         let addresses = |cluster_state: &ClusterState| cluster_state.pods.get(pod).map(|pod| pod.addresses.clone());
         addresses(&old) == addresses(&new) && owned(&old, pod) == owned(&new, pod)
@@ -220,7 +219,7 @@ fn change(node: &mut Node, event: &Event) -> Result<()> {
             continue;
         }
         let (was, is) = (evaluate(&old, &probe.at(pod)).reason, evaluate(&new, &probe.at(pod)).reason);
-        // If a pod with the same rules is a backend of the Service, the packet may pass here and be rechecked: see
+        // If a pod with the same rules is a backend of the Service, the packet may be allowed here and rechecked: see
         // `expected`.
         let shared =
             [&old, &new].into_iter().any(|cluster_state| is_among_backends(cluster_state, &probe.at(pod), |_| true));

@@ -25,7 +25,7 @@ use crate::sampler::{SampledKernel, Sampler};
 const NODE: &str = "node-1";
 /// Index of the first interface.
 const FIRST: u32 = 11;
-/// Number of interfaces: more than nine pods use in a few events. An index is reused only after all others.
+/// Number of interfaces: more than nine pods need in a few events. An index is reused only after all others.
 const INTERFACES: u32 = 64;
 /// Slots of the endpoint array: fewer than interfaces, so that some endpoints are in the overflow map.
 const SLOTS: u32 = 4;
@@ -56,7 +56,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Loads the programs, with maps of their own.
+    /// Loads the programs, with separate maps.
     pub(crate) fn start() -> Result<Self> {
         let path = program::object();
         let object = std::fs::read(&path)

@@ -10,7 +10,8 @@ use netpol_common::{EVENT_BURST, EVENT_RATE};
 use netpol_tests::{AgentOptions, Cluster, Denied, Lab, Netns, deny_all, policy};
 use serde_json::Value;
 
-/// Denied packets of the victim, each of its own flow, at 40 a second, all of which its budget can report.
+/// Number of denied packets of the victim. Each belongs to another flow. At 40 per second, the victim's budget allows
+/// an event for each.
 const DENIALS: u16 = 200;
 const PAUSE: Duration = Duration::from_millis(25);
 
@@ -123,7 +124,7 @@ fn hostile_a_flood_of_denied_packets_suppresses_no_event_of_another_pod() -> Res
     );
     let floods = lines.iter().filter(|line| line.from() == "bad/flood").count() as u64;
     println!("{floods} deny events of the flood");
-    // Several CPUs at once can exceed the budget by a few events.
+    // Several CPUs at the same time can exceed the budget by a few events.
     let most = EVENT_BURST + EVENT_RATE * (elapsed.as_secs() + 2) + 64;
     ensure!((EVENT_BURST / 2..=most).contains(&floods), "{floods} deny events of the flood in {elapsed:?}");
     let page = lab.metrics()?;

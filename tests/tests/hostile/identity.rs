@@ -31,7 +31,7 @@ fn expect(cluster: &Cluster, sender: &str, claimed: &str, to: &str, arrives: boo
 #[test]
 fn hostile_a_pods_address_is_accepted_only_from_that_pod() -> Result<()> {
     let mut lab = Lab::start(pods(), &[server_from_client()])?;
-    // The veth of a pod that the agent does not know.
+    // A pod without an object, so that the agent does not enforce its veth.
     lab.cluster.add_pod_without_manifest(PodSpec::new("shop/unmanaged"))?;
     let cluster = &lab.cluster;
     for to in ["shop/server", "shop/open"] {
@@ -67,7 +67,7 @@ fn hostile_a_pod_with_another_pods_address_does_not_get_its_identity() -> Result
 #[test]
 fn hostile_a_second_interface_with_a_pods_address_is_blocked() -> Result<()> {
     let mut lab = Lab::start(pods(), &[server_from_client()])?;
-    // An unknown interface without a conflict would not be enforced.
+    // An unknown interface without a conflict is not enforced.
     lab.cluster.add_pod_without_manifest(PodSpec::new("shop/twin"))?;
     let (own, taken) = (lab.cluster.host("shop/twin").v4(), lab.cluster.host("shop/client").v4());
     expect(&lab.cluster, "shop/twin", "shop/twin", "shop/open", true)?;
@@ -78,7 +78,7 @@ fn hostile_a_second_interface_with_a_pods_address_is_blocked() -> Result<()> {
         expect(&lab.cluster, "shop/twin", claimed, "shop/open", false)?;
     }
     expect(&lab.cluster, "shop/client", "shop/client", "shop/server", true)?;
-    // Restoring its own address does not open it again.
+    // Restoring its own address does not unblock the interface.
     lab.cluster.host("shop/twin").netns().ip(&format!("addr del {taken}/24 dev eth0\naddr add {own}/24 dev eth0"))?;
     std::thread::sleep(std::time::Duration::from_secs(3));
     expect(&lab.cluster, "shop/twin", "shop/twin", "shop/open", false)

@@ -37,12 +37,12 @@ fn rogue_sends_nothing() -> String {
     policy("shop/rogue-sends-nothing", "{podSelector: {matchLabels: {app: rogue}}, policyTypes: [Egress]}")
 }
 
-/// Waits until the agent knows the pods' MAC addresses, which needs one more scan of interfaces than enforcement does.
+/// Waits until the agent has read the pods' MAC addresses. This needs one more scan of interfaces than enforcement.
 fn wait_for_macs(lab: &mut Lab) -> Result<()> {
     let pinned = Pinned::open(lab.agent().pin_path())?;
     let deadline = Instant::now() + TIMEOUT;
     while pinned.endpoints()?.iter().any(|endpoint| endpoint.mac == [0; 6]) {
-        ensure!(Instant::now() < deadline, "timed out: the agent does not know the pods' MAC addresses");
+        ensure!(Instant::now() < deadline, "timed out: the agent has not read the pods' MAC addresses");
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())

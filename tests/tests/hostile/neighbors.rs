@@ -174,7 +174,7 @@ fn hostile_a_pod_cannot_spoof_arp_neighbor_discovery_or_ethernet_sources() -> Re
             neighbor(rogue.mac(), rogue.v6(), to, 137, &body)
         });
     }
-    // Any other packet changes a bridge's forwarding entry too.
+    // Any packet with a spoofed Ethernet source changes a bridge's forwarding table.
     let packet = |marker: &[u8]| Ip::new(rogue.v4().into(), open.v4().into()).udp(4000, 53, marker);
     rows.row("a datagram with its own Ethernet source", true, |marker| {
         frame(open.mac(), rogue.mac(), &[], &packet(marker))

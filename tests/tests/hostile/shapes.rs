@@ -156,7 +156,7 @@ const V6: &[Form<Wrap>] = &[
     form("in two fragments, the last alone", true, |ip, number, payload| split(ip, number, payload, &[1])),
 ];
 
-/// Returns the transport in two fragments, of which the first has 24 bytes; only the fragments in `sent`.
+/// Splits the payload into two fragments, the first with 24 bytes. Returns only the fragments in `sent`.
 fn split(ip: &Ip, number: u8, payload: &[u8], sent: &[usize]) -> Vec<Vec<u8>> {
     // Each packet has its own identification, so that fragments of different packets do not mix.
     let id = payload.iter().fold(0_u16, |sum, byte| sum.wrapping_mul(31).wrapping_add(u16::from(*byte)));
@@ -258,8 +258,8 @@ const ICMPV6: &[(u8, Form<Build>)] = &[
 const TAGS: &[(&[u16], bool)] =
     &[(&[0], true), (&[7], true), (&[7, 8], true), (&[7, 8, 9], true), (&[7, 8, 9, 10], false)];
 
-/// Neighbor and listener discovery messages stay on the link, whatever policies allow (docs/semantics.md, line 32).
-/// With another hop limit these are ordinary ICMP messages, which receivers do not process as discovery.
+/// Neighbor and listener discovery messages stay on the link, regardless of policies (docs/semantics.md, line 32). With
+/// another hop limit these are ordinary ICMP messages, which receivers do not process as discovery.
 fn is_link_scope(transport: &str, wrap: &str) -> bool {
     match transport {
         "a router advertisement" | "a neighbor solicitation" | "a redirect" => wrap == "255 hops left",

@@ -41,8 +41,8 @@ fn hostile_a_pod_reaches_no_tunnel_endpoint_of_its_node() -> Result<()> {
     // No policy isolates the sender.
     let mut lab = Lab::start(nodes(), &[server_from_client()])?;
     let cluster = &lab.cluster;
-    // With the address of an allowed pod, of a pod that is not allowed, and of a host outside: to an isolated pod and
-    // to one that is not isolated.
+    // The inner source is the address of an allowed pod, of a pod that is not allowed, or of a host outside. The
+    // destination is an isolated pod, or one that is not isolated.
     for (from, to) in [("shop/client", "shop/server"), ("shop/client", "shop/open"), ("outside", "shop/open")] {
         check(cluster, "shop/rogue", to, &[(tunneled(cluster, from, to), false)])?;
     }
@@ -68,7 +68,8 @@ fn hostile_a_pod_cannot_open_its_egress_with_a_tunnel_packet() -> Result<()> {
     let marker = Marker::new();
     let test_packet = TestPacket::of_frames("UDP that looks like a reply", marker, vec![reply(&marker)]);
     check(cluster, "shop/rogue", "outside", &[(test_packet, false)])?;
-    // With TCP, a bad checksum keeps the pod's own stack from replying, and its SYN looks like a simultaneous open.
+    // With TCP, the segment has a wrong checksum, so that the pod's kernel does not reply. Then the pod's SYN looks
+    // like a simultaneous open.
     let mut segment = inner.tcp(80, 4001, 16, b"");
     segment[37] ^= 0xff;
     link.send(&encapsulated(cluster, "node-1", PORT, &segment))?;

@@ -1,4 +1,4 @@
-//! Tests of flows: what initiates a flow, which replies it admits, and what ends it.
+//! Tests of flows: what initiates a flow, which replies it allows, and what ends it.
 
 use std::time::Duration;
 
@@ -100,7 +100,7 @@ fn a_revoked_flow_stays_revoked_on_both_sides() {
             "a SYN starts a new connection, and is denied",
         );
         both.expect(initiating, &initiator.sctp_init(1000, 80, b""), Reason::NoRule, "an INIT too");
-        // Much longer than the timeout of SCTP flows, but never without a packet for that long.
+        // In total, this is much longer than the timeout of SCTP flows, but there is a packet within each timeout.
         for _ in 0..4 {
             both.memory.wait(500);
             both.memory.source_endpoint.set(0);
@@ -127,7 +127,7 @@ fn a_revoked_flow_stays_revoked_on_both_sides() {
 }
 
 /// Endpoints ignore RST, FIN and SYN outside their window (RFC 5961), which is not known here. None of them ends a flow
-/// or changes its initiator, whatever side it seems to come from.
+/// or changes its initiator, regardless of the side that it seems to come from.
 #[test]
 fn s18_a_forged_rst_fin_or_syn_ends_no_flow() {
     const FIN: u8 = 0x11;
@@ -164,7 +164,7 @@ fn s18_a_forged_rst_fin_or_syn_ends_no_flow() {
                 assert_eq!(kernel, memory, "after {flags:x?}");
             }
         }
-        // Longer than a flow was known after an RST.
+        // Long enough for the flow to expire, if an RST shortened its timeout.
         both.memory.wait(12);
         std::thread::sleep(Duration::from_secs(12));
         for a in &FAMILIES {
@@ -255,7 +255,7 @@ fn revoked_flow_does_not_close_the_other_direction(initiating: Direction) {
             );
         }
     }
-    // Packets that are dropped meanwhile do not count.
+    // Dropped packets do not extend the lifetime of the flow.
     wait(&both, 17);
     for [initiator, other] in &flows {
         both.expect(initiating, initiator, Reason::Revoked, "the flow stays revoked");

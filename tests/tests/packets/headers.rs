@@ -158,7 +158,7 @@ fn s19_a_fragment_before_its_first_passes_only_if_all_ports_are_allowed() {
                 both.expect(direction, &later, expected, "it started no flow");
             }
             let whole = packet(a.trusted).udp(1000, 54, b"12345678");
-            both.expect(direction, &whole, Reason::Rule, "it admitted no other packet");
+            both.expect(direction, &whole, Reason::Rule, "it allowed no other packet");
         }
         let entry = PortEntry { verdict: port_verdict::ALLOW, rule: RuleId(2) };
         both.kernel.set_port(PORT_PREFIX_PROTOCOL, all_of_udp, entry).unwrap();
@@ -229,7 +229,7 @@ fn truncated_packets_are_malformed() {
     }
 }
 
-/// Frames of which only the first bytes can be read directly, as with large socket buffers.
+/// In these frames, only the first bytes can be read directly, as with large socket buffers.
 #[test]
 fn nonlinear_frames_have_the_same_verdict() {
     let both = KernelAndMemory::isolated(&[Ingress]);

@@ -149,7 +149,8 @@ fn s31_replies_through_a_service_may_come_from_any_backend() {
         assert_eq!(both.receive_from(&to.tcp(80, 1000, SYN_ACK, b""), CLIENT), Reason::Flow);
         assert_eq!(both.receive_from(&to.tcp(80, 1000, ACK, b""), CLIENT), Reason::Flow);
         assert_eq!(both.receive_from(&to.tcp(80, 1000, ACK, b""), POD), Reason::Flow, "another backend");
-        // Such a reply without a flow starts none, so that the pod's packets are evaluated in their own direction.
+        // Such a reply without a flow does not start a flow, so that the pod's packets are evaluated in their own
+        // direction.
         let reason = both.receive_from(&to.tcp(80, 1001, ACK, b""), CLIENT);
         if both.endpoint.ingress.isolated() {
             assert_eq!(reason, Reason::NoRule);

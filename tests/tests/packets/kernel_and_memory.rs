@@ -1,4 +1,4 @@
-//! Runs frames through the loaded programs and through the same engine in memory, and compares the results.
+//! Runs frames through the loaded programs and through the same code in memory, and compares the results.
 
 use std::net::IpAddr;
 
@@ -79,7 +79,7 @@ fn flow_key<A>(pod_address: A, remote_address: A, pod_port: u16, remote_port: u1
     }
 }
 
-/// The kernel and the engine in memory, with the same entries in their tables.
+/// The loaded programs and the same code in memory, with the same entries in their tables.
 pub(crate) struct KernelAndMemory {
     pub(crate) kernel: Programs,
     pub(crate) memory: Memory,
@@ -178,7 +178,8 @@ impl KernelAndMemory {
         }
     }
 
-    /// Runs a packet from the pod. Returns the reason, and its source endpoint ID and recheck bit after that.
+    /// Runs a packet from the pod. Returns the reason, and the source endpoint ID and recheck bit that the packet then
+    /// has.
     pub(crate) fn send(&mut self, packet: &[u8]) -> (Reason, u32) {
         let frame = wire(packet);
         let reason = self.memory.run(Egress, &frame, INTERFACE, 0);

@@ -1,4 +1,4 @@
-//! Tests that run hand-made frames through the loaded programs and through the same engine in memory, and compare the
+//! Tests that run hand-made frames through the loaded programs and through the same code in memory, and compare the
 //! verdicts. They need root and the BPF object (`cargo xtask ebpf`).
 
 mod flows;

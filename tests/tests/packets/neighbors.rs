@@ -28,9 +28,9 @@ fn both(mac: [u8; 6]) -> KernelAndMemory {
     both
 }
 
-fn arp(operation: u16, mac: [u8; 6], source_endpoint: [u8; 4], padding: usize) -> Vec<u8> {
+fn arp(operation: u16, mac: [u8; 6], sender_address: [u8; 4], padding: usize) -> Vec<u8> {
     let mut frame = [&[0xff; 6][..], &MAC, &[8, 6, 0, 1, 8, 0, 6, 4], &operation.to_be_bytes()].concat();
-    frame.extend([&mac[..], &source_endpoint, &[0; 6], &[10, 0, 0, 9]].concat());
+    frame.extend([&mac[..], &sender_address, &[0; 6], &[10, 0, 0, 9]].concat());
     frame.resize(frame.len() + padding, 0);
     frame
 }

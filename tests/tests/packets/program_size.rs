@@ -49,7 +49,7 @@ fn a_full_flow_table_drops_packets_only_at_isolated_pods() {
 }
 
 /// Linux 5.10 processes at most a million instructions, and needs more than newer kernels, which report the number:
-/// about 150,000 on Linux 6.18, and 10,000 more or less if the compiler arranges the same code differently.
+/// about 150,000 on Linux 6.18. This varies by 10,000 with the order in which the compiler arranges the code.
 #[test]
 fn programs_stay_below_the_verifier_limit() {
     for (name, info) in program_infos(&object()).unwrap() {

@@ -72,7 +72,7 @@ fn s22_each_packet_is_rechecked_post_dnat_if_only_some_backends_are_allowed() {
             "its port is not the pod's"
         );
         assert_eq!(both.send_post_dnat(&masqueraded.udp(3000, 54, b""), POD), Reason::Backend);
-        // Not translated yet: another node, which does not know the pod, selects the backend.
+        // The packet is not translated yet: another node selects the backend, and does not have the pod's policy.
         assert_eq!(both.send_post_dnat(&to.udp(1000, 2, b""), POD), Reason::SomeBackends);
         assert_eq!(both.send_post_dnat(&to.udp(1000, 1, b""), POD), Reason::Service);
         assert_eq!(both.send_post_dnat(&client.udp(1000, 53, b""), UNKNOWN_ID), Reason::SourceEndpointGone);
@@ -89,7 +89,7 @@ fn s23_the_first_packet_of_a_flow_is_always_rechecked_post_dnat() {
         assert_eq!(both.send(&node.tcp(1000, 30080, ACK, b"")), (Reason::Flow, POD_WITH_RECHECK));
         let outsider = ip(addresses.pod, addresses.outsider);
         assert_eq!(both.send_post_dnat(&outsider.tcp(1000, 80, SYN, b""), POD), Reason::Backend);
-        // A packet directly to the backend belongs to the same flow there.
+        // A packet directly to the backend belongs to the same flow post-DNAT.
         assert_eq!(both.send(&client.tcp(1000, 80, SYN, b"")), (Reason::Rule, POD_WITH_RECHECK));
         assert_eq!(both.send_post_dnat(&client.tcp(1000, 80, SYN, b""), POD), Reason::Flow);
         assert_eq!(both.send(&client.tcp(1000, 80, ACK, b"")), (Reason::Flow, POD));
@@ -111,7 +111,7 @@ fn s22_a_policy_change_applies_to_flows_that_are_rechecked_post_dnat() {
             "some backends may still be allowed"
         );
         assert_eq!(both.send_post_dnat(&client.udp(1000, 53, b""), POD), Reason::Revoked);
-        // All current backends are allowed, but the backend of this flow may not be one of them any more.
+        // All current backends are allowed, but the backend of this flow may no longer be one of them.
         both.allow(SOME, PortSetId::ALL);
         both.change(|_| {});
         for _ in 0..2 {

@@ -92,7 +92,7 @@ fn s10_many_peers_ports_and_blocks_are_all_enforced() -> Result<()> {
 }
 
 #[test]
-fn s08_sctp_is_a_protocol_of_its_own() -> Result<()> {
+fn s08_sctp_is_a_separate_protocol() -> Result<()> {
     let rules = policy(
         "shop/db",
         &format!(
@@ -102,7 +102,7 @@ fn s08_sctp_is_a_protocol_of_its_own() -> Result<()> {
     );
     let lab = Lab::start(shop_and_blog(), &[rules])?;
     let ip = Ip::new(lab.cluster.host("shop/web").v4().into(), lab.cluster.host("shop/db").v4().into());
-    let shot = |what: &str, make: &dyn Fn(&[u8]) -> Vec<u8>| {
+    let test_packet = |what: &str, make: &dyn Fn(&[u8]) -> Vec<u8>| {
         let marker = Marker::new();
         TestPacket::new(&lab.cluster, "shop/web", "shop/db", what, marker, &[make(&marker.0)])
     };
@@ -111,9 +111,9 @@ fn s08_sctp_is_a_protocol_of_its_own() -> Result<()> {
         "shop/web",
         "shop/db",
         &[
-            (shot("SCTP to the allowed port", &|mark| ip.sctp_init(5000, 36412, mark)), true),
-            (shot("SCTP to another port", &|mark| ip.sctp_init(5001, 36413, mark)), false),
-            (shot("UDP to the port with the same number", &|mark| ip.udp(5000, 36412, mark)), false),
+            (test_packet("SCTP to the allowed port", &|mark| ip.sctp_init(5000, 36412, mark)), true),
+            (test_packet("SCTP to another port", &|mark| ip.sctp_init(5001, 36413, mark)), false),
+            (test_packet("UDP to the port with the same number", &|mark| ip.udp(5000, 36412, mark)), false),
         ],
     )
 }

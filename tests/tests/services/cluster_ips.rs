@@ -34,7 +34,7 @@ fn some_backends_allowed(shop: &Shop) -> Result<()> {
     denied.iter().try_for_each(|backend| shop.denied_through(number::MIXED, "backend", "shop/client", backend))
 }
 
-/// A pod reaches itself without a rule. Another backend of the same Service is not reachable because of that.
+/// A pod reaches itself without a rule. This does not allow another backend of the same Service.
 fn hairpin(shop: &Shop) -> Result<()> {
     let at = Shop::cluster_ips(number::CLIENT);
     shop.through("shop/client", &at, &["shop/client"])?;

@@ -12,10 +12,10 @@ use super::Shape;
 use super::shop::{Shop, number};
 
 /// Timeout for an echo: long enough for a TCP retransmission.
-const ECHO: Duration = Duration::from_secs(3);
+const ECHO_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long no reply may arrive.
-const SILENCE: Duration = Duration::from_millis(300);
+const NO_REPLY_TIME: Duration = Duration::from_millis(300);
 
 const SHAPES: [Shape; 2] = [
     Shape { topology: Topology::Bridge, interconnect: Interconnect::Vxlan, mode: Mode::Iptables },
@@ -51,7 +51,7 @@ fn open(shop: &Shop) -> Result<Vec<(&'static str, EchoConnection, UdpClient)>> {
         shop.wait_applied()?;
         let conversation = EchoConnection::open_at(shop.cluster(), "shop/client", name, tcp)?;
         let mut caller = UdpClient::new(shop.cluster(), "shop/client", udp)?;
-        ensure!(caller.responder(ECHO)?.as_deref() == Some(name), "{name} does not reply");
+        ensure!(caller.responder(ECHO_TIMEOUT)?.as_deref() == Some(name), "{name} does not reply");
         flows.push((name, conversation, caller));
     }
     Ok(flows)
@@ -67,8 +67,8 @@ fn continues(shape: Shape) -> Result<()> {
     let mut flows = open(&shop)?;
     let mut check_flows = |what: &str| -> Result<()> {
         for (name, conversation, caller) in &mut flows {
-            ensure!(conversation.echoes(ECHO)?, "the TCP flow to {name} stopped: {what}");
-            let replied = caller.responder(ECHO)?;
+            ensure!(conversation.echoes(ECHO_TIMEOUT)?, "the TCP flow to {name} stopped: {what}");
+            let replied = caller.responder(ECHO_TIMEOUT)?;
             ensure!(
                 replied.as_deref() == Some(*name),
                 "the UDP flow to {name} stopped, the reply is from {replied:?}: {what}"
@@ -120,9 +120,9 @@ fn stops(shape: Shape) -> Result<()> {
         for (name, conversation, caller) in &mut flows {
             let continued = |protocol| format!("the {protocol} flow to {name} continues with the backends {others:?}");
             // TCP retransmits, so check twice.
-            ensure!(!conversation.echoes(SILENCE)? && !conversation.echoes(SILENCE)?, continued("TCP"));
+            ensure!(!conversation.echoes(NO_REPLY_TIME)? && !conversation.echoes(NO_REPLY_TIME)?, continued("TCP"));
             for _ in 0..3 {
-                ensure!(caller.responder(SILENCE)?.is_none(), continued("UDP"));
+                ensure!(caller.responder(NO_REPLY_TIME)?.is_none(), continued("UDP"));
             }
         }
         for name in BACKENDS {
@@ -149,12 +149,12 @@ fn backend_changes(shape: Shape) -> Result<()> {
     let [_, target] = frontends(number::GOOD);
     shop.proxy.sync(&[with_backends(&shop, &["shop/near"])])?;
     let mut caller = UdpClient::new(shop.cluster(), "shop/client", target)?;
-    ensure!(caller.responder(ECHO)?.as_deref() == Some("shop/near"), "shop/near does not reply");
+    ensure!(caller.responder(ECHO_TIMEOUT)?.as_deref() == Some("shop/near"), "shop/near does not reply");
     for name in ["shop/bad", "shop/far", "shop/worse", "node-1", "node-2", "shop/near"] {
         shop.proxy.sync(&[with_backends(&shop, &[name])])?;
         let expected = ["shop/near", "shop/far", "node-1"].contains(&name).then_some(name);
         std::thread::sleep(Duration::from_millis(1200));
-        let replied = caller.responder(if expected.is_some() { ECHO } else { SILENCE })?;
+        let replied = caller.responder(if expected.is_some() { ECHO_TIMEOUT } else { NO_REPLY_TIME })?;
         ensure!(replied.as_deref() == expected, "sent to {name}, the reply is from {replied:?}");
         let sent: u64 = shop.proxy.sent()?.values().sum();
         ensure!(sent == 1, "{sent} flows were sent to {name}, expected 1");

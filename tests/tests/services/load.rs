@@ -53,7 +53,7 @@ fn measure(shape: Shape) -> Result<()> {
     shop.lab.cluster.add_pod(PodSpec::new(DELETED).labels("app=good").number(NUMBER))?;
     let answered = under_load(&shop, || change(&shop, &[DELETED], true))?;
     ensure!(answered > 0, "no connection got a reply from {DELETED}");
-    // Rules and manifests still name its address.
+    // Rules and manifests still contain its address.
     shop.lab.cluster.remove_pod(DELETED)?;
     shop.lab.cluster.add_pod_without_manifest(PodSpec::new(REUSING).labels("app=bad").number(NUMBER))?;
     let answered = under_load(&shop, || {

@@ -1,4 +1,5 @@
-//! Connections through a `NodePort` are masqueraded as the node. They are not evaluated as traffic from the node.
+//! Connections through a `NodePort` are masqueraded with the node's address. They are not evaluated as traffic from the
+//! node.
 
 use anyhow::{Context, Result};
 

@@ -1,4 +1,5 @@
-//! Services with a selector and no `EndpointSlices` in their manifests, and pods on the host network behind them.
+//! Services with a selector and no `EndpointSlices` in their manifests, and Services with host-network pods as
+//! backends.
 
 use anyhow::{Context, Result};
 use netpol_tests::{Cluster, Interconnect, Mode, Topology, policy};
@@ -8,7 +9,7 @@ use super::shop::{Shop, number};
 
 const SHAPE: Shape = Shape { topology: Topology::Bridge, interconnect: Interconnect::Vxlan, mode: Mode::Nftables };
 
-/// Has a Service select its backends, and kube-proxy translate to them.
+/// Writes a Service that selects backends by a label, and makes kube-proxy translate to these backends.
 fn select(shop: &Shop, service: u16, label: &str, backends: &[&str]) -> Result<()> {
     let selecting = Shop::service(service).selecting(label).backends(shop.cluster(), backends);
     selecting.write_manifest(shop.cluster())?;
@@ -21,14 +22,14 @@ fn s37_a_service_without_slices_leads_to_the_pods_it_selects() -> Result<()> {
     select(&shop, number::GOOD, "app: good", &["shop/near", "shop/far"])?;
     shop.wait_applied()?;
     shop.through("shop/client", &Shop::cluster_ips(number::GOOD), &["shop/near", "shop/far"])?;
-    // None of them is allowed: known at the sender's interface, so that kube-proxy sees nothing.
+    // No backend is allowed. The packets are dropped at the sender's interface, so none reaches kube-proxy.
     select(&shop, number::BAD, "app: bad", &["shop/bad", "shop/worse"])?;
     shop.wait_applied()?;
     shop.nowhere("shop/client", &Shop::cluster_ips(number::BAD))?;
     for (_, target) in Shop::cluster_ips(number::BAD) {
         shop.denied_through(number::BAD, "no-backend", "shop/client", &target.ip().to_string())?;
     }
-    // A pod that the selector no longer selects is no backend, and the only one left is allowed.
+    // With another selector, the only backend is a pod that is allowed.
     shop.lab.cluster.edit_pod("shop/bad", |pod| pod.labels("app=good,tier=one"))?;
     select(&shop, number::BAD, "tier: one", &["shop/bad"])?;
     shop.wait_applied()?;
@@ -54,7 +55,7 @@ fn s05_s22_host_network_pods_behind_a_service_are_their_nodes_addresses() -> Res
     on_host_network(shop.cluster(), "node-2", "app: good, net: host")?;
     select(&shop, number::GOOD, "net: host", &["node-2"])?;
     shop.wait_applied()?;
-    // The rule selects the pod's labels, and a pod on the host network is no peer.
+    // The rule selects the pod's labels, but a pod on the host network is not a peer.
     shop.nowhere("shop/client", &Shop::cluster_ips(number::GOOD)).context("by its labels")?;
     shop.denied_through(number::GOOD, "no-backend", "shop/client", "10.96.0.10")?;
     let blocks: Vec<String> = shop.cluster().host("node-2").addresses().iter().map(block).collect();
@@ -68,7 +69,7 @@ fn s05_s22_host_network_pods_behind_a_service_are_their_nodes_addresses() -> Res
     shop.cluster().apply("second", &to_node)?;
     shop.wait_applied()?;
     shop.through("shop/client", &Shop::cluster_ips(number::GOOD), &["node-2"]).context("by its node's addresses")?;
-    // On the client's own node it is the local node, which no rule has to allow.
+    // A host-network pod on the client's node has the address of the local node, which needs no rule.
     shop.cluster().delete("second")?;
     on_host_network(shop.cluster(), "node-1", "app: bad, net: here")?;
     select(&shop, number::GOOD, "net: here", &["node-1"])?;

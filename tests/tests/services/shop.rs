@@ -14,8 +14,8 @@ use netpol_tests::{Agent, AgentOptions, Cluster, Denied, Families, KubeProxy, La
 
 use super::Shape;
 
-/// Number of connections to each frontend. One of six backends is selected by none of them in one of 6,300 cases. Then
-/// the check is repeated.
+/// Number of connections to each frontend. With six backends, in one of 6,300 cases there is a backend that no
+/// connection selects. Then the check is repeated.
 const CONNECTIONS: usize = 48;
 
 /// Protocol, target port and Service port of everything that the backends serve.
@@ -188,8 +188,8 @@ impl Shop {
         PORTS.map(|(protocol, ..)| (protocol, node_port(service, protocol)))
     }
 
-    /// Opens many connections to each target. Checks that exactly those get a reply that kube-proxy sent to an allowed
-    /// backend.
+    /// Opens many connections to each target. Checks that a connection gets a reply exactly if kube-proxy sent it to an
+    /// allowed backend.
     pub(super) fn through(&self, from: &str, targets: &[(Protocol, SocketAddr)], allowed: &[&str]) -> Result<()> {
         let start = Instant::now();
         loop {
@@ -226,8 +226,8 @@ impl Shop {
         Ok(())
     }
 
-    /// Waits until the agent enforces the current manifests. The agent applies all of them at once, so a policy that
-    /// changes in every call shows when it has.
+    /// Waits until the agent enforces the current manifests. The agent applies all changes together, so it has applied
+    /// them when it enforces a policy that this function changes in every call.
     pub(super) fn wait_applied(&self) -> Result<()> {
         let round = self.rounds.fetch_add(1, Ordering::Relaxed);
         let rule = if round.is_multiple_of(2) { "" } else { ", egress: [{}]" };
@@ -253,7 +253,7 @@ impl Shop {
         self.agent().wait_denied(|line| self.matches(line, reason, from, to)).map(|_| ())
     }
 
-    /// Waits until the agent reports such a denial with the name of the Service.
+    /// Same as [`Self::denied`], for a denial that contains the name of the Service.
     ///
     /// # Panics
     /// If there is no Service with this number.
@@ -266,7 +266,7 @@ impl Shop {
         line.reason() == reason && line.from() == from && self.is_host(line.to(), to)
     }
 
-    /// Returns whether a name or address in a deny event stands for this host.
+    /// Returns whether a name or address in a deny event refers to this host.
     fn is_host(&self, reported: &str, name: &str) -> bool {
         let has_address = |address| self.cluster().host_at(address).is_some_and(|host| host.name() == name);
         reported == name || reported.parse().is_ok_and(has_address)

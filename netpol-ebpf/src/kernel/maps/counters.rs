@@ -17,8 +17,8 @@ static LOST_EVENTS: PerCpuArray<u64, 1> = PerCpuArray::new();
 #[inline(always)]
 pub(in crate::kernel) fn count(endpoint: u32, direction: Direction, reason: Reason) {
     if let Some(counters) = COUNTERS.get_ptr_mut(endpoint.wrapping_mul(2).wrapping_add(direction as u32)) {
-        // SAFETY: the slot belongs to this CPU, the program does not preempt itself on one CPU, and the index is inside
-        // the slot.
+        // SAFETY: the slot belongs to this CPU, no other run of the program interrupts this one on the same CPU, and
+        // the index is inside the slot.
         unsafe {
             let index = index(reason);
             if index < REASONS {
@@ -29,8 +29,9 @@ pub(in crate::kernel) fn count(endpoint: u32, direction: Direction, reason: Reas
     }
 }
 
-/// Returns the index of a reason, masked. The compiler knows the codes and would omit the comparison, which older
-/// verifiers (6.1) need, because they lose the bounds of a byte on the stack.
+/// Returns the index of a reason, masked in a way that is hidden from the compiler. Otherwise the compiler would omit
+/// the caller's comparison with `REASONS`, because all codes are lower. Older verifiers (6.1) need this comparison,
+/// because they lose the bounds of a byte on the stack.
 #[inline(always)]
 fn index(reason: Reason) -> usize {
     let mut index = reason as usize;

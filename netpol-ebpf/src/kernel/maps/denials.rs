@@ -1,8 +1,8 @@
 //! `DENIALS`: when a denied flow was last reported. `EVENT_BUDGETS`: how many events each pod can still cause.
 //!
-//! Size of `DENIALS`: a power of two of sets with four flows each, 64 bytes per set. Within a second, one budget takes
-//! at most 250 slots. If all four slots of a set belong to flows denied within the last second, one of them is reported
-//! too often. `EVENT_BUDGETS` has two entries of 16 bytes for each endpoint ID, as `COUNTERS` has. Both are always
+//! Size of `DENIALS`: a power of two. A set has slots for four flows and takes 64 bytes. Within a second, one budget
+//! takes at most 250 slots. If more than four flows of a set are denied within a second, some of them are reported too
+//! often. `EVENT_BUDGETS` has two entries of 16 bytes for each endpoint ID, as `COUNTERS` has. Both are always
 //! allocated.
 
 use aya_ebpf::btf_maps::Array;

@@ -1,9 +1,10 @@
 //! `ENDPOINTS` and `ENDPOINTS_OVERFLOW`: the endpoints of this node.
 //!
-//! `ENDPOINTS` is an array, because the verifier turns an array lookup into three instructions, and a hash lookup costs
-//! 30 ns. `ENDPOINTS_OVERFLOW` is a hash for interfaces that share a slot with another one, since an ifindex grows
-//! without limit as pods come and go. Its value is the index of a further slot of the array, not an endpoint: if an
-//! endpoint could be in either of two maps, the verifier would check all code twice.
+//! `ENDPOINTS` is an array, because the verifier replaces an array lookup with three instructions, while a hash lookup
+//! takes 30 ns. `ENDPOINTS_OVERFLOW` is a hash for interfaces that would share a slot with another one: each new
+//! interface gets a higher ifindex, so two of them can have the same low bits. Its value is the index of a further slot
+//! of the array, not an endpoint. If an endpoint could be in either of two maps, the verifier would check all code
+//! twice.
 //!
 //! Size: a power of two above the number of pods of a node, and as many slots again for the hash. 80 bytes per slot,
 //! always allocated.
@@ -28,8 +29,8 @@ static ENDPOINTS_OVERFLOW: HashMap<IfIndex, u32, CAPACITY, { BPF_F_NO_PREALLOC a
 /// Returns the endpoint of an interface.
 #[inline(always)]
 pub(in crate::kernel) fn get(ifindex: IfIndex) -> Option<&'static Endpoint> {
-    // The agent may replace an endpoint meanwhile. Fields are read as whole words, and `version` shows which policy
-    // they belong to.
+    // The agent may replace an endpoint at the same time. Fields are read as whole words, and `version` shows which
+    // policy they belong to.
     if let Some(endpoint) = ENDPOINTS.get(ifindex.0 & globals::endpoint_mask())
         && endpoint.ifindex == ifindex
     {

@@ -1,10 +1,10 @@
 //! `EVENTS`: deny events.
 //!
-//! The map has no value type, because libbpf, and so bpftool, refuses ring buffers that have one. The records are
-//! [`DenyEvent`].
+//! The map has no value type, because libbpf (and therefore bpftool) rejects ring buffers that have one. The records
+//! are [`DenyEvent`].
 //!
-//! Size: a power of two of pages. An event takes 80 bytes, so 256 KiB hold 3,000 events that the agent has not read
-//! yet.
+//! Size: a power of two, in whole pages. An event takes 80 bytes, so 256 KiB contain up to 3,000 events that the agent
+//! has not read yet.
 
 use aya_ebpf::btf_maps::RingBuf;
 use aya_ebpf::macros::btf_map;

@@ -34,7 +34,7 @@ static FLOW_TABLES_V6: ArrayOfMaps<LruHashMap<FlowKey<[u8; 16]>, FlowEntry, 512>
 /// space on the stack, which is small.
 #[inline(always)]
 fn own_table<T, const N: usize>(tables: &'static ArrayOfMaps<T, N>, endpoint: &Endpoint) -> Option<&'static T> {
-    // Without it, the address of the ID would take a register until the packet is counted.
+    // Without the barrier, the address of the ID would take a register until the packet is counted.
     let endpoint = barrier(endpoint);
     // SAFETY: the map has keys of four bytes, and its values are maps, which live until the program ends.
     unsafe {

@@ -1,7 +1,7 @@
 //! `FRAGMENTS_V4` and `FRAGMENTS_V6`: the ports of fragmented datagrams, which only their first fragments have.
 //!
 //! Size: the fragmented datagrams in transit at one time. If a map is full, the least recently used entries are
-//! evicted. 80 and 104 bytes per entry, preallocated.
+//! evicted. 104 and 128 bytes per entry, preallocated.
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::btf_maps::LruHashMap;
@@ -24,7 +24,7 @@ macro_rules! accessors {
             unsafe { $map.get(key) }.copied()
         }
 
-        /// Records a first fragment. If that fails, the other fragments are orphans.
+        /// Records a first fragment. If that fails, later fragments are evaluated without ports.
         #[inline(always)]
         pub(in crate::kernel) fn $insert(key: &FragmentKey<$address>, entry: &FragmentEntry) {
             let _ = $map.insert(key, entry, u64::from(BPF_ANY));
