@@ -47,6 +47,20 @@ pub(crate) enum Command {
     /// Wait until this node enforces a policy, or all policies of a pod
     #[command(after_help = WAIT_EXAMPLES)]
     Wait(WaitOptions),
+    /// Print a script with which a shell completes commands and options of netpol
+    #[command(after_help = COMPLETION_EXAMPLES)]
+    Completion {
+        /// The shell
+        #[arg(value_name = "SHELL")]
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages, for netpol and for each command, to a directory
+    #[command(after_help = MAN_EXAMPLES)]
+    Man {
+        /// The directory; created if it does not exist
+        #[arg(value_name = "DIRECTORY")]
+        directory: PathBuf,
+    },
 }
 
 const MATRIX_EXAMPLES: &str = "\
@@ -81,6 +95,16 @@ earlier or later. Enforced means: the current version of the objects is in the
 kernel for every pod on this node that the policy selects, and applies to the
 next packet.
 delete= waits until the object is deleted and no longer enforced.";
+
+const COMPLETION_EXAMPLES: &str = "\
+Examples:
+  source <(netpol completion bash)
+  netpol completion zsh > \"${fpath[1]}/_netpol\"
+  netpol completion fish > ~/.config/fish/completions/netpol.fish";
+
+const MAN_EXAMPLES: &str = "\
+Examples:
+  netpol man ~/.local/share/man/man1 && man netpol-explain";
 
 #[derive(Debug, Args)]
 pub(crate) struct InputOptions {

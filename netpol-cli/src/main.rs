@@ -3,6 +3,7 @@
 mod args;
 mod color;
 mod explain;
+mod generate;
 mod input;
 mod lint;
 mod matrix;
@@ -47,6 +48,8 @@ fn main() -> ExitCode {
         Command::Explain(options) => explain::run(options, &mut out),
         Command::Lint(options) => lint::run(options, &mut out),
         Command::Wait(options) => wait::run(options, &mut out),
+        Command::Completion { shell } => generate::completion(*shell, &mut out),
+        Command::Man { directory } => generate::manual(directory),
     };
     match result.and_then(|exit| out.flush().map(|()| exit).map_err(Into::into)) {
         Ok(exit) => exit.into(),

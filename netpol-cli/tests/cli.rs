@@ -344,3 +344,47 @@ spec:
     let value: Value = serde_json::from_str(&run.out).expect("JSON");
     assert!(value.to_string().contains("2J"), "the output contains the name");
 }
+
+#[test]
+fn completion_scripts_are_valid_and_complete_commands_and_options() {
+    let bash = netpol(&["completion", "bash"], "");
+    assert_eq!((bash.err.as_str(), bash.code), ("", 0));
+    for (words, expected) in [
+        (&["netpol", "expl"][..], "explain"),
+        (&["netpol", "lint", "--filen"], "--filename"),
+        (&["netpol", "lint", "--output", "js"], "json"),
+    ] {
+        let last = words.len() - 1;
+        let script = format!(
+            "{}\nCOMP_WORDS=({}) COMP_CWORD={last}\n_netpol netpol '{}' '{}'\necho \"${{COMPREPLY[*]}}\"",
+            bash.out,
+            words.join(" "),
+            words[last],
+            words[last - 1]
+        );
+        let output = Command::new("bash").args(["-c", &script]).output().expect("bash starts");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((String::from_utf8_lossy(&output.stdout).trim_end(), &*stderr), (expected, ""), "{words:?}");
+    }
+    // Their shells may not be installed.
+    for (shell, start) in [("zsh", "#compdef netpol"), ("fish", "# Print an optspec")] {
+        let script = netpol(&["completion", shell], "").out;
+        assert!(script.starts_with(start) && script.contains("explain"), "{shell}: {script}");
+    }
+}
+
+#[test]
+fn manual_pages_describe_each_command() {
+    let directory = TempDir::new().expect("a directory for the test");
+    let pages = directory.path().join("man/man1");
+    let run = netpol(&["man", pages.to_str().expect("text")], "");
+    assert_eq!((run.out.as_str(), run.err.as_str(), run.code), ("", "", 0));
+    for command in ["matrix", "explain", "lint", "wait", "completion", "man"] {
+        let page = fs::read_to_string(pages.join(format!("netpol-{command}.1"))).expect("a page");
+        assert!(page.contains(&format!("\\fBnetpol {command}\\fR")) && page.contains("Examples:"), "{page}");
+    }
+    let page = fs::read_to_string(pages.join("netpol.1")).expect("a page");
+    assert!(page.contains("Exit codes:") && page.contains("netpol\\-explain(1)"), "{page}");
+    let run = netpol(&["man", "/dev/null/man"], "");
+    assert_eq!((run.err.as_str(), run.code), ("netpol: creating /dev/null/man: Not a directory (os error 20)\n", 3));
+}

@@ -25,6 +25,13 @@ pub(crate) fn build() -> Result<()> {
     )
 }
 
+/// Writes the manual pages of the CLI to target/man.
+pub(crate) fn manual() -> Result<()> {
+    let directory = workspace::target().join("man");
+    let mut write = run::cargo(["run", "--quiet", "--package", "netpol-cli", "--", "man"]);
+    run::step("writing manual pages to target/man", write.arg(&directory))
+}
+
 fn build_plugin() -> Result<()> {
     setup()?;
     run::step(

@@ -36,6 +36,9 @@ enum Command {
     /// Build netpol, netpol-agent with the BPF object embedded, and netpol-cni in target/release.
     #[command(after_help = "Examples:\n  cargo xtask build && target/release/netpol-agent --help")]
     Build,
+    /// Write the manual pages of netpol to target/man.
+    #[command(after_help = "Examples:\n  cargo xtask man && man -l target/man/netpol-explain.1")]
+    Man,
     /// Build both programs and put them in a container image, without Docker. Writes an archive for `docker load`, `ctr
     /// images import` and kind.
     #[command(after_help = "Examples:\n  cargo xtask image\n  k3s ctr images import target/netpol-image.tar")]
@@ -179,6 +182,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<ExitCode> {
         }
         Command::Ebpf { log: true } => println!("{}", ebpf::build_with_log()?.display()),
         Command::Build => binaries::build_all()?,
+        Command::Man => binaries::manual()?,
         Command::Image(args) => image::run(&args)?,
         Command::Demo(args) => return demo(&args),
         Command::Test(args) => return test::run(&args),

@@ -2,7 +2,9 @@
 
 mod docs;
 mod layers;
+mod metrics;
 mod sources;
+mod tools;
 mod words;
 
 use std::process::ExitCode;
@@ -14,14 +16,17 @@ use crate::run;
 /// Returns one line for each finding.
 type Check = fn() -> Result<Vec<String>>;
 
+const ADVISORIES: &str = "dependencies have no security advisories";
+
 /// Runs all checks, even if some have findings.
 pub(crate) fn run() -> Result<ExitCode> {
-    let checks: [(&str, Check); 14] = [
+    let checks: [(&str, Check); 17] = [
         ("sources are small and have no leftovers", sources::check),
         ("netpol-policy does no I/O, netpol-common has few dependencies", layers::pure_crates),
         ("modules of netpol-ebpf use lower layers only", layers::packet_path),
         ("every reason is explained in docs/", docs::reasons),
-        ("every option and metric of the agent is in docs/", docs::agent),
+        ("every option of the agent is in docs/", docs::options),
+        ("every metric is in docs/, and metrics in docs/ exist", metrics::check),
         ("every line of docs/semantics.md has a test", docs::semantics),
         ("every example is listed, and links have a target", docs::links),
         ("every command is in CONTRIBUTING.md", docs::commands),
@@ -34,20 +39,30 @@ pub(crate) fn run() -> Result<ExitCode> {
             cargo(words, "see above; `cargo clippy --fix` can fix some of them")
         }),
         ("documentation builds without warnings", documentation),
+        ("spelling", tools::spelling),
+        ("licenses, versions and sources of dependencies", tools::dependencies),
     ];
     let mut all = 0;
     for (what, check) in checks {
-        let findings = check()?;
-        println!("{:<8}{what}", if findings.is_empty() { "ok" } else { "FAILED" });
-        for finding in &findings {
-            println!("        {finding}");
-        }
-        all += findings.len();
+        all += report(what, &check()?);
+    }
+    match tools::advisories()? {
+        Ok(findings) => all += report(ADVISORIES, &findings),
+        Err(reason) => println!("NOT CHECKED: {ADVISORIES}\n        {}", reason.replace('\n', "\n        ")),
     }
     if all > 0 {
         println!("\nFindings: {all}");
     }
     Ok(if all == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Prints the result of a check, and returns the number of its findings.
+fn report(what: &str, findings: &[String]) -> usize {
+    println!("{:<8}{what}", if findings.is_empty() { "ok" } else { "FAILED" });
+    for finding in findings {
+        println!("        {finding}");
+    }
+    findings.len()
 }
 
 /// Runs cargo with its output shown. A failure is a finding.

@@ -4,6 +4,7 @@ mod convergence;
 mod gate;
 mod page;
 mod source;
+mod table;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};

@@ -3,10 +3,10 @@
 
 use std::time::SystemTime;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::{Event, EventSeries};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
-use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::aggregate::{MAX_TOPICS, Series};

@@ -1,0 +1,147 @@
+//! A metric is one row of a table: name, help text, type and values. `cargo xtask tidy` reads the rows and compares them
+//! with the docs.
+
+use std::fmt::{Display, Write};
+use std::time::Duration;
+
+use netpol_policy::text::Safe;
+
+/// A row. `F` adds the samples of the metric.
+#[derive(Debug)]
+pub(super) struct Metric<F> {
+    kind: &'static str,
+    name: &'static str,
+    help: &'static str,
+    samples: F,
+}
+
+/// A table of metrics whose values are read from an `S`.
+pub(super) type Table<S> = &'static [Metric<fn(&S, &mut Samples)>];
+
+/// A value that can increase and decrease.
+pub(super) const fn gauge<F: Copy>(name: &'static str, help: &'static str, samples: F) -> Metric<F> {
+    Metric { kind: "gauge", name, help, samples }
+}
+
+/// A value that increases until the agent stops. Its name ends with `_total`.
+pub(super) const fn counter<F: Copy>(name: &'static str, help: &'static str, samples: F) -> Metric<F> {
+    Metric { kind: "counter", name, help, samples }
+}
+
+/// Number of observations below each bound: [`Samples::histogram`].
+pub(super) const fn histogram<F: Copy>(name: &'static str, help: &'static str, samples: F) -> Metric<F> {
+    Metric { kind: "histogram", name, help, samples }
+}
+
+/// Number and sum of observations: [`Samples::summary`].
+pub(super) const fn summary<F: Copy>(name: &'static str, help: &'static str, samples: F) -> Metric<F> {
+    Metric { kind: "summary", name, help, samples }
+}
+
+/// The lines of one metric, in the Prometheus text format.
+#[derive(Debug)]
+pub(super) struct Samples {
+    name: &'static str,
+    lines: String,
+}
+
+impl Samples {
+    /// Adds the only sample of a metric.
+    pub(super) fn value(&mut self, value: impl Display) {
+        self.add("", &[], value);
+    }
+
+    /// Adds a sample with labels.
+    pub(super) fn labeled(&mut self, labels: &[(&str, &str)], value: impl Display) {
+        self.add("", labels, value);
+    }
+
+    /// Adds a sample for each value of the only label.
+    pub(super) fn each<'a, V: Display>(&mut self, label: &str, values: impl IntoIterator<Item = (&'a str, V)>) {
+        for (of, value) in values {
+            self.add("", &[(label, of)], value);
+        }
+    }
+
+    /// Adds the buckets, the sum and the number of observations. The bounds are in seconds.
+    pub(super) fn histogram(&mut self, buckets: impl Iterator<Item = (f64, u64)>, sum: Duration, count: u64) {
+        for (bound, below) in buckets {
+            self.add("_bucket", &[("le", &bound.to_string())], below);
+        }
+        self.add("_bucket", &[("le", "+Inf")], count);
+        self.summary(sum, count);
+    }
+
+    /// Adds the sum and the number of observations.
+    pub(super) fn summary(&mut self, sum: Duration, count: u64) {
+        self.add("_sum", &[], sum.as_secs_f64());
+        self.add("_count", &[], count);
+    }
+
+    fn add(&mut self, suffix: &str, labels: &[(&str, &str)], value: impl Display) {
+        let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escaped(value))).collect();
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        // Writing to a string does not fail.
+        let _ = writeln!(self.lines, "{}{suffix}{labels} {value}", self.name);
+    }
+}
+
+/// Appends the metrics of a table. A metric without samples is left out.
+pub(super) fn append<S, F: Fn(&S, &mut Samples)>(text: &mut String, table: &[Metric<F>], source: &S) {
+    for Metric { kind, name, help, samples: add_samples } in table {
+        let mut samples = Samples { name, lines: String::new() };
+        add_samples(source, &mut samples);
+        if !samples.lines.is_empty() {
+            let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{}", samples.lines);
+        }
+    }
+}
+
+/// Escapes the value of a label: first characters that are not visible, then those that the exposition format
+/// escapes. Line feeds have been escaped in the first step.
+fn escaped(value: &str) -> String {
+    Safe(value).to_string().replace('\\', "\\\\").replace('"', "\\\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: Table<u64> = &[
+        gauge("a", "A.", |value, samples| {
+            samples.labeled(&[("x", "plain"), ("y", "q\"\\\n\u{e9}\u{202e}'")], value);
+        }),
+        counter("b_total", "B.", |_, _| {}),
+        gauge("e", "E.", |value, samples| samples.each("z", [("one", 1), ("two", *value)])),
+        histogram("c_seconds", "C.", |value, samples| {
+            samples.histogram([(0.5, 1)].into_iter(), Duration::from_millis(1500), *value);
+        }),
+        summary("d_seconds", "D.", |value, samples| samples.summary(Duration::ZERO, *value)),
+    ];
+
+    #[test]
+    fn a_table_becomes_a_page_without_metrics_that_have_no_samples() {
+        let mut text = String::new();
+        append(&mut text, TABLE, &2);
+        let expected = "\
+# HELP a A.
+# TYPE a gauge
+a{x=\"plain\",y=\"q\\\"\\\\\\\\n\u{e9}\\\\u{202e}'\"} 2
+# HELP e E.
+# TYPE e gauge
+e{z=\"one\"} 1
+e{z=\"two\"} 2
+# HELP c_seconds C.
+# TYPE c_seconds histogram
+c_seconds_bucket{le=\"0.5\"} 1
+c_seconds_bucket{le=\"+Inf\"} 2
+c_seconds_sum 1.5
+c_seconds_count 2
+# HELP d_seconds D.
+# TYPE d_seconds summary
+d_seconds_sum 0
+d_seconds_count 2
+";
+        assert_eq!(text, expected);
+    }
+}

@@ -1,0 +1,79 @@
+//! Checks by other programs: cargo builds fixed versions of them in target/tools.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::finding;
+use crate::{run, workspace};
+
+/// A program, its crate and version.
+struct Tool {
+    program: &'static str,
+    package: &'static str,
+    version: &'static str,
+}
+
+const TYPOS: Tool = Tool { program: "typos", package: "typos-cli", version: "1.52.0" };
+const DENY: Tool = Tool { program: "cargo-deny", package: "cargo-deny", version: "0.20.2" };
+
+/// Checks the spelling of all files; `_typos.toml` has the exceptions.
+pub(super) fn spelling() -> Result<Vec<String>> {
+    finding(TYPOS.command()?.args(["--format", "brief"]), "see above; exceptions are in _typos.toml")
+}
+
+/// Checks the licenses, versions and sources of dependencies by the rules in deny.toml.
+pub(super) fn dependencies() -> Result<Vec<String>> {
+    let mut check = deny()?;
+    check.args(["check", "--hide-inclusion-graph", "bans", "licenses", "sources"]);
+    finding(&mut check, "see above; the rules are in deny.toml")
+}
+
+/// Checks that no dependency has a security advisory or was withdrawn from the registry. The inner error is the reason
+/// why advisories cannot be checked on this machine.
+pub(super) fn advisories() -> Result<Result<Vec<String>, String>> {
+    if let Err(error) = run::output("fetching the advisory database", deny()?.args(["fetch", "db"])) {
+        return Ok(Err(format!("{error:#}")));
+    }
+    let mut check = deny()?;
+    check.args(["check", "--disable-fetch", "--hide-inclusion-graph", "advisories"]);
+    finding(&mut check, "see above; update the dependency, or give the reason for an exception in deny.toml").map(Ok)
+}
+
+/// Returns a command that prints errors only: warnings about two versions of a crate are many.
+fn deny() -> Result<Command> {
+    let mut command = DENY.command()?;
+    command.args(["--log-level", "error", "--all-features"]);
+    Ok(command)
+}
+
+impl Tool {
+    /// Returns a command for the program. Installs this version if neither the PATH nor target/tools has it.
+    fn command(&self) -> Result<Command> {
+        let root = workspace::target().join("tools");
+        let installed = root.join("bin").join(self.program);
+        for program in run::find(self.program).into_iter().chain([installed.clone()]) {
+            if self.is_version(&program)? {
+                return Ok(run::command::<&str>(&program.to_string_lossy(), []));
+            }
+        }
+        let mut install =
+            run::cargo(["install", self.package, "--version", self.version, "--locked", "--force", "--root"]);
+        // Outside of the workspace, so that its configuration does not apply.
+        install.arg(&root).current_dir("/");
+        run::step(&format!("building {} {} (some minutes)", self.package, self.version), &mut install)?;
+        Ok(run::command::<&str>(&installed.to_string_lossy(), []))
+    }
+
+    /// Returns whether the program exists and has this version: it prints `typos-cli 1.52.0` or `cargo-deny 0.20.2`.
+    fn is_version(&self, program: &PathBuf) -> Result<bool> {
+        if !program.exists() {
+            return Ok(false);
+        }
+        let mut query = Command::new(program);
+        let output = run::output(self.program, query.arg("--version"))?;
+        let version = output.split_whitespace().nth(1).with_context(|| format!("{} has no version", self.program))?;
+        Ok(version == self.version)
+    }
+}
