@@ -321,12 +321,13 @@ fn the_agent_uses_little_memory_and_attaches_in_milliseconds() {
         line.and_then(|value| value.parse().ok()).unwrap_or(-1.0)
     };
     node.wait("all pods are enforced", || {
-        (value(&node.page(9465, "/metrics"), "netpol_unprotected_seconds_count") - 8.0).abs() < 0.5
+        (value(&node.page(9465, "/metrics"), "netpol_unprotected_seconds_count{since=\"interface\"}") - 8.0).abs() < 0.5
     });
     let page = node.page(9465, "/metrics");
     let attach = value(&page, "netpol_attach_seconds_sum") / value(&page, "netpol_attach_seconds_count");
     assert!(attach > 0.0 && attach < 0.25, "attaching a pod takes {attach} s");
-    let gap = value(&page, "netpol_unprotected_seconds_sum") / value(&page, "netpol_unprotected_seconds_count");
+    let gap = value(&page, "netpol_unprotected_seconds_sum{since=\"interface\"}")
+        / value(&page, "netpol_unprotected_seconds_count{since=\"interface\"}");
     // Code pages of a debug build are not representative; `cargo xtask bench memory` measures a release build.
     let status = std::fs::read_to_string(format!("/proc/{}/status", node.agent_pid()))
         .expect("cannot read the status of the agent");

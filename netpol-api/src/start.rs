@@ -68,6 +68,12 @@ impl StartOutcome {
 pub struct GateStatus {
     /// How starts are reported to the agent: `nri`, `cni`, or `off`.
     pub mode: String,
+    /// Why `--start-gate auto` chose this mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The list of CNI plugins that contains `netpol-cni`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<String>,
     /// The container runtime that is connected with NRI.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,

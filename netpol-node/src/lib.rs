@@ -7,6 +7,7 @@
 mod clsact;
 mod interface_watcher;
 mod interfaces;
+mod namespaces;
 mod netlink;
 mod pod_addresses;
 mod routes;

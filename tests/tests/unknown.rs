@@ -59,7 +59,10 @@ fn s27_unprotected_time_and_packets_in_metrics_and_log_are_correct() -> Result<(
             let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
             line.with_context(|| format!("no {name}"))?.parse().with_context(|| format!("reading {name}"))
         };
-        Ok([value("netpol_unprotected_seconds_sum")?, value("netpol_unprotected_packets_total")?])
+        Ok([
+            value("netpol_unprotected_seconds_sum{since=\"interface\"}")?,
+            value("netpol_unprotected_packets_total{since=\"interface\"}")?,
+        ])
     };
     let before = sums(&lab)?;
     let appeared = std::time::Instant::now();

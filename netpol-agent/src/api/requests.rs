@@ -9,7 +9,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::gate::{GateStats, StartingPods};
-use crate::reconcile::{Check, CheckResult, ConditionState};
+use crate::reconcile::{Check, CheckResult, ConditionState, ContainerStarts};
 use netpol_source::{SourceQuery, SourceState};
 
 /// Maximum number of waiting requests; more are rejected. Each one is checked again after every change.
@@ -75,6 +75,8 @@ pub struct Requests {
     pub(super) warnings: Warnings,
     /// Pods whose start is held.
     pub(crate) starting: StartingPods,
+    /// Pods whose containers do not run yet.
+    pub(crate) container_starts: ContainerStarts,
     /// Counts of the start gate.
     pub gate: GateStats,
     to_loop: mpsc::Sender<LoopRequest>,
@@ -114,9 +116,18 @@ pub fn requests(
     let waiters = Arc::new(Semaphore::new(MAX_WAITERS));
     let metrics_turn = Arc::new(Semaphore::new(1));
     let (warnings, gate) = (Warnings::default(), GateStats::default());
-    let about = Arc::new(about);
-    let requests =
-        Requests { about, source_queries, progress, waiters, metrics_turn, warnings, starting, gate, to_loop };
+    let requests = Requests {
+        about: Arc::new(about),
+        source_queries,
+        progress,
+        waiters,
+        metrics_turn,
+        warnings,
+        starting,
+        container_starts: ContainerStarts::default(),
+        gate,
+        to_loop,
+    };
     (requests, receiver, Progress(sender))
 }
 

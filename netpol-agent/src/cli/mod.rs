@@ -5,6 +5,8 @@ mod memory;
 mod print;
 mod requirements;
 mod run;
+mod start_gate;
+mod starts;
 mod status;
 mod uninstall;
 
@@ -50,7 +52,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Enforce policies, and print deny events as JSON lines.
-    #[command(after_help = RUN_HELP)]
+    // An overlay of a deployment can only append arguments: the last one is used.
+    #[command(after_help = RUN_HELP, args_override_self = true)]
     Run(Box<RunArgs>),
     /// Show what the kernel enforces now, even if no agent is running.
     #[command(after_help = STATUS_HELP)]
@@ -153,7 +156,7 @@ struct RunArgs {
     /// Socket of the container runtime for NRI plugins
     #[arg(long, value_name = "PATH", default_value = netpol_nri::DEFAULT_SOCKET)]
     nri_socket: PathBuf,
-    /// Directory of CNI plugins, where --start-gate cni installs netpol-cni
+    /// Directory of CNI plugins, where --start-gate cni and auto install netpol-cni
     #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
     cni_bin: PathBuf,
     /// What netpol-cni does if no agent responds: wait and then fail, deny (fail at once), or allow the start
@@ -185,7 +188,8 @@ impl RunArgs {
 /// How the container runtime reports the start of a pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum StartGate {
-    /// NRI if the container runtime serves it when the agent starts, else off
+    /// NRI if the container runtime serves it when the agent starts, else CNI if --cni-config and --cni-bin are
+    /// writable, else off
     Auto,
     /// NRI, which containerd 2 serves by default, and containerd 1.7 and CRI-O if configured
     Nri,

@@ -1,30 +1,27 @@
 //! `netpol-agent run`.
 
 use std::collections::BTreeSet;
-use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
-use netpol_cni::Settings;
 use netpol_policy::cluster_state::Event;
 use netpol_policy::model::Object;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{RunArgs, StartGate, log, requirements};
+use super::{RunArgs, log, requirements, start_gate};
 use crate::api::{self, About, LoopRequest, Progress, Requests, Socket, SocketError};
 use crate::conflicts;
 use crate::events::kubernetes::{self, Sink};
 use crate::events::{Lines, Reporter};
-use crate::gate::cni::Installation;
-use crate::gate::{self, Gate, StartingPods};
+use crate::gate::StartingPods;
 use crate::metrics::Meter;
 use crate::reconcile::task::{self, Inputs};
-use crate::reconcile::{Compiler, Options, Reconciler};
+use crate::reconcile::{Compiler, ContainerStarts, Options, Reconciler};
 use netpol_dataplane::bpf_object;
 use netpol_dataplane::{Kernel, KernelError, KernelOptions, Lock, Mounts};
 use netpol_node::{InterfaceReader, InterfaceWatcher, KnownVeths, Monitor, PodAddressMonitor};
@@ -97,7 +94,7 @@ async fn run_until_signal(args: RunArgs, api_runtime: &Handle) -> Result<()> {
     let (requests, loop_requests, progress) = api::requests(about, feed.queries.clone(), starting);
     let _socket = {
         let _api_thread = api_runtime.enter();
-        start_gate(&args, &requests);
+        start_gate::start(&args, &requests);
         serve_api(&args, &requests)?
     };
     // A signal must stop the agent also while the API server is unavailable.
@@ -110,13 +107,14 @@ async fn run_until_signal(args: RunArgs, api_runtime: &Handle) -> Result<()> {
     let (sink, events_thread) = kube_events(&args)?.unzip();
     let (stop, stopped) = oneshot::channel::<()>();
     let (result_sender, mut result) = oneshot::channel();
+    // Without the gate, nothing holds containers.
+    let container_starts = (requests.gate.mode().0 != "off").then(|| requests.container_starts.clone());
+    let inputs = FromMain { loop_requests, progress, sink, container_starts };
     let work = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.context("cannot start the runtime");
         let stopped = async { drop(stopped.await) };
-        let result = runtime.and_then(|runtime| {
-            runtime.block_on(enforce(&args, object, first, feed, (loop_requests, progress), sink, stopped))
-        });
+        let result = runtime.and_then(|runtime| runtime.block_on(enforce(&args, object, first, feed, inputs, stopped)));
         drop(result_sender.send(result));
     };
     std::thread::Builder::new().name("enforce".to_owned()).spawn(work).context(NO_THREAD)?;
@@ -136,14 +134,21 @@ async fn run_until_signal(args: RunArgs, api_runtime: &Handle) -> Result<()> {
     Ok(())
 }
 
+/// What the main thread passes to the thread that enforces.
+struct FromMain {
+    loop_requests: mpsc::Receiver<LoopRequest>,
+    progress: Progress,
+    sink: Option<Sink>,
+    container_starts: Option<ContainerStarts>,
+}
+
 /// Enforces the policies that the source sends, until `stopped` resolves.
 async fn enforce(
     args: &RunArgs,
     object: impl AsRef<[u8]>,
     first: Batch,
     feed: Feed,
-    (loop_requests, progress): (mpsc::Receiver<LoopRequest>, Progress),
-    sink: Option<Sink>,
+    FromMain { loop_requests, progress, sink, container_starts }: FromMain,
     stopped: impl Future<Output = ()>,
 ) -> Result<()> {
     warn_of_wrong_node(&first.events, &args.node);
@@ -172,6 +177,7 @@ async fn enforce(
         anti_spoofing: !args.no_anti_spoofing,
         tunnels_to_node: args.allow_tunnels_to_node,
         policy_memory: Some(args.sizes.max_policy_memory.0),
+        container_starts,
     };
     let (compiler, compiled) = Compiler::start().context(NO_THREAD)?;
     let mut reconciler = Reconciler::begin(kernel, reconcile, old, first, interfaces, compiler)?;
@@ -218,42 +224,6 @@ fn serve_api(args: &RunArgs, requests: &Requests) -> Result<Option<Socket>> {
             Ok(None)
         }
     }
-}
-
-/// Holds the start of pods, if the container runtime reports it.
-fn start_gate(args: &RunArgs, requests: &Requests) {
-    let serves_nri = || UnixStream::connect(&args.nri_socket).is_ok();
-    let mode = match args.start_gate {
-        StartGate::Nri => "nri",
-        StartGate::Auto if serves_nri() => "nri",
-        StartGate::Cni => "cni",
-        StartGate::Auto | StartGate::Off => "off",
-    };
-    requests.gate.set_mode(mode);
-    tracing::info!(mode, "start gate");
-    match mode {
-        "nri" => {
-            let (gate, stats) = (Gate::new(requests.clone()), requests.gate.clone());
-            tokio::spawn(gate::serve_nri(args.nri_socket.clone(), gate, stats));
-        }
-        "cni" => match installation(args) {
-            Ok(installation) => {
-                tokio::spawn(gate::cni::watch(installation, gate::cni::log));
-            }
-            Err(error) => tracing::error!(%error, "CNI plugin not installed: the agent's own path is unknown"),
-        },
-        _ => {}
-    }
-}
-
-fn installation(args: &RunArgs) -> std::io::Result<Installation> {
-    let (socket, when_agent_away) = (args.api_socket.clone(), args.when_agent_away);
-    Ok(Installation {
-        config_dir: args.cni_config.clone(),
-        bin_dir: args.cni_bin.clone(),
-        binary: gate::cni::bundled()?,
-        settings: Settings { socket, when_agent_away, ..Settings::default() },
-    })
 }
 
 /// Warns if all pods are on other nodes: most often `--node` is wrong.

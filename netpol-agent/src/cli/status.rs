@@ -11,7 +11,7 @@ use netpol_api::{Client, PartialPolicy};
 use netpol_common::Reason;
 use netpol_policy::text::{self, Safe};
 
-use super::{Output, StatusArgs, print, requirements};
+use super::{Output, StatusArgs, print, requirements, starts};
 use netpol_dataplane::{EndpointStatus, Status, read_status};
 
 pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
@@ -33,11 +33,16 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
                 endpoint["policies"] = serde_json::to_value(known.map(|known| &known.policies))?;
             }
             json["partialPolicies"] = serde_json::to_value(partial)?;
+            json["gate"] = serde_json::to_value(known.as_ref().map(|known| &known.gate))?;
             json["warnings"] = serde_json::to_value(warnings)?;
             print::out(format_args!("{}\n", text::json(&format!("{json:#}"))))?;
         }
         Output::Table => {
             let mut text = format!("{}{}", table(&status, &pods), partial_policies(partial));
+            if let Some(known) = &known {
+                // Writing to a string does not fail.
+                let _ = write!(text, "\n{}", starts::text(&known.gate, width()));
+            }
             for warning in warnings {
                 // Writing to a string does not fail.
                 let _ = writeln!(text, "warning: {}", Safe(warning));
@@ -54,6 +59,11 @@ fn agent_status(socket: &Path) -> Option<netpol_api::Status> {
     let client = Client::new(socket);
     let response = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(2), client.status()).await });
     response.ok()?.ok()
+}
+
+/// Returns the width of the terminal; without one, lines are not wrapped.
+fn width() -> usize {
+    terminal_size::terminal_size_of(std::io::stdout()).map_or(usize::MAX, |(width, _)| usize::from(width.0))
 }
 
 fn by_interface(status: Option<&netpol_api::Status>) -> BTreeMap<u32, &netpol_api::Endpoint> {
@@ -160,7 +170,7 @@ fn policy_names(names: &[String]) -> String {
 }
 
 /// Aligns columns, separated by two blanks; columns in `right` are right-aligned. Cells are escaped.
-fn aligned<const N: usize>(rows: &[[String; N]], right: std::ops::Range<usize>) -> String {
+pub(super) fn aligned<const N: usize>(rows: &[[String; N]], right: std::ops::Range<usize>) -> String {
     let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(|cell| Safe(cell).to_string())).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);

@@ -43,6 +43,9 @@ pub enum StartError {
     /// The source cannot be asked for the pod.
     #[error("cannot get pod {0}: {1}")]
     Source(PodKey, String),
+    /// The addresses of the pod's sandbox cannot be read.
+    #[error("cannot read the addresses of pod {0}: {1}")]
+    Addresses(PodKey, String),
     /// The pod is not enforced yet.
     #[error("pod {0} is not enforced yet: {1}")]
     NotEnforced(PodKey, String),
@@ -155,27 +158,48 @@ impl Gate {
     /// If it is not enforced within `limit`.
     pub async fn hold(&self, start: PodStart, via: &'static str, limit: Duration) -> Result<Admitted, StartError> {
         let (begun, key) = (Instant::now(), start.key.clone());
+        let containers = &self.requests.container_starts;
+        containers.hold(&key);
         let result = self.start(start, begun + limit).await;
         let took = begun.elapsed();
-        let record = |outcome, error: Option<&StartError>| {
-            self.requests.gate.record(&key, via, outcome, took, error.map(ToString::to_string));
-        };
         match result {
             Ok(()) => {
-                record(StartOutcome::Enforced, None);
+                containers.remove(&key);
+                self.requests.gate.record(&key, via, StartOutcome::Enforced, took, None);
                 tracing::info!(pod = %key, via, took_ms = took.as_millis(), "the pod is enforced and may start");
                 Ok(Admitted { took, exempt: None })
             }
-            Err(error) if is_exempt(&key) => {
-                record(StartOutcome::Exempt, Some(&error));
-                tracing::warn!(pod = %key, via, %error, "the pod starts before it is enforced: kube-system is exempt");
-                Ok(Admitted { took, exempt: Some(error) })
-            }
-            Err(error) => {
-                record(StartOutcome::Refused, Some(&error));
-                tracing::warn!(pod = %key, via, %error, "the start of a pod is refused; the runtime retries it");
-                Err(error)
-            }
+            Err(error) => self.decide(&key, via, took, error),
+        }
+    }
+
+    /// Decides on a pod whose start cannot be held, because the runtime's report is incomplete.
+    ///
+    /// # Errors
+    /// Unless its namespace is exempt from the gate.
+    fn failed(&self, key: &PodKey, via: &'static str, error: StartError) -> Result<Admitted, StartError> {
+        self.decide(key, via, Duration::ZERO, error)
+    }
+
+    /// Decides on a pod that is not enforced.
+    fn decide(
+        &self,
+        key: &PodKey,
+        via: &'static str,
+        took: Duration,
+        error: StartError,
+    ) -> Result<Admitted, StartError> {
+        let record = |outcome| self.requests.gate.record(key, via, outcome, took, Some(error.to_string()));
+        if is_exempt(key) {
+            self.requests.container_starts.release(key);
+            record(StartOutcome::Exempt);
+            tracing::warn!(pod = %key, via, %error, "the pod starts before it is enforced: kube-system is exempt");
+            Ok(Admitted { took, exempt: Some(error) })
+        } else {
+            // No container starts: the runtime removes the sandbox, or netpol-cni asks again.
+            record(StartOutcome::Refused);
+            tracing::warn!(pod = %key, via, %error, "the start of a pod is refused; the runtime retries it");
+            Err(error)
         }
     }
 
@@ -213,8 +237,14 @@ impl Gate {
 
     /// Removes the addresses of a sandbox that has stopped.
     pub async fn stop(&self, key: PodKey, sandbox: String) {
+        self.requests.container_starts.remove(&key);
         // If the overlay has ended, the agent is stopping.
         let _ = self.requests.starting.0.send(Command::Stop(key, sandbox)).await;
+    }
+
+    /// Records that the runtime does not wait for this agent any more.
+    fn disconnected(&self) {
+        self.requests.container_starts.release_all();
     }
 
     async fn announce(&self, start: &PodStart) -> Result<(StartState, Revision), StartError> {

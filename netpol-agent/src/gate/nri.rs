@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use netpol_nri::{Disconnected, Error, Handler, Options, Runtime, Sandbox};
 use netpol_policy::model::{PodKey, Uid};
-use nix::sched::{CloneFlags, setns};
 
-use super::{Gate, GateStats, PodStart};
+use super::{Gate, GateStats, PodStart, StartError};
+use netpol_node::{Netlink, is_link_local};
 
 /// The way of starts in metrics and status.
 const VIA: &str = "nri";
@@ -31,7 +31,7 @@ pub async fn serve(socket: PathBuf, gate: Gate, stats: GateStats) {
         Ok(options) => options,
         Err(error) => return tracing::error!(%error, "cannot use NRI; starts of pods are not held"),
     };
-    let handler = Arc::new(NriGate { gate, stats: stats.clone() });
+    let handler = Arc::new(NriGate { gate: gate.clone(), stats: stats.clone() });
     let mut reported = None;
     let report = |ended: Result<Disconnected, Error>, wait: Duration| {
         let error = match ended {
@@ -39,6 +39,7 @@ pub async fn serve(socket: PathBuf, gate: Gate, stats: GateStats) {
             Ok(Disconnected::Shutdown) => "the runtime is shutting down".to_owned(),
             Err(error) => netpol_policy::text::error_chain(&error),
         };
+        gate.disconnected();
         stats.disconnected(error.clone());
         if reported.as_ref() != Some(&error) {
             tracing::warn!(
@@ -84,15 +85,23 @@ impl Handler for NriGate {
         if sandbox.host_network {
             return Ok(());
         }
-        let addresses = addresses_of(&sandbox).await?;
+        let refused = |error: StartError| format!("netpol: {error}");
+        let addresses = match addresses_of(&sandbox).await {
+            Ok(addresses) => addresses,
+            Err(error) => {
+                let key = key_of(&sandbox);
+                let error = StartError::Addresses(key.clone(), error);
+                return self.gate.failed(&key, VIA, error).map(drop).map_err(refused);
+            }
+        };
         // The runtime starts one pod at a time: another one must not wait for long.
         let limit = deadline.min(LIMIT);
         let held = self.gate.hold(start_of(&sandbox, addresses), VIA, limit).await;
-        held.map(drop).map_err(|error| format!("netpol: {error}"))
+        held.map(drop).map_err(refused)
     }
 
     async fn stop(&self, sandbox: Sandbox) {
-        self.gate.stop(PodKey::new(sandbox.namespace.as_str(), sandbox.name.as_str()), sandbox.id).await;
+        self.gate.stop(key_of(&sandbox), sandbox.id).await;
     }
 
     fn unanswered(&self, sandbox: Sandbox) {
@@ -104,13 +113,12 @@ impl Handler for NriGate {
     }
 }
 
+fn key_of(sandbox: &Sandbox) -> PodKey {
+    PodKey::new(sandbox.namespace.as_str(), sandbox.name.as_str())
+}
+
 fn start_of(sandbox: &Sandbox, addresses: Vec<IpAddr>) -> PodStart {
-    PodStart {
-        key: PodKey::new(sandbox.namespace.as_str(), sandbox.name.as_str()),
-        uid: Uid::parse(&sandbox.uid),
-        sandbox: sandbox.id.clone(),
-        addresses,
-    }
+    PodStart { key: key_of(sandbox), uid: Uid::parse(&sandbox.uid), sandbox: sandbox.id.clone(), addresses }
 }
 
 /// Returns the addresses of a sandbox. NRI before 0.9 does not report them; then they are read in its network namespace.
@@ -128,26 +136,18 @@ async fn addresses_of(sandbox: &Sandbox) -> Result<Vec<IpAddr>, String> {
 /// Returns the addresses in a network namespace, without those of the loopback interface and link-local ones, at most
 /// one of each family.
 fn addresses_in(namespace: &Path) -> Result<Vec<IpAddr>, String> {
-    let failed = |what: &str, error: &dyn std::fmt::Display| {
-        format!("netpol: cannot {what} the network namespace {}: {error}", namespace.display())
+    let failed = |error: &dyn std::fmt::Display| format!("network namespace {}: {error}", namespace.display());
+    let file = File::open(namespace).map_err(|error| failed(&error))?;
+    let read = || {
+        let mut netlink = Netlink::open()?;
+        let id = netlink.namespace_id(&file)?;
+        netlink.addresses(Some(id))
     };
-    let file = File::open(namespace).map_err(|error| failed("open", &error))?;
-    // A thread of its own, because it stays in the namespace.
-    let read = std::thread::spawn(move || {
-        setns(&file, CloneFlags::CLONE_NEWNET)?;
-        let addresses = nix::ifaddrs::getifaddrs()?.filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
-        });
-        Ok::<Vec<IpAddr>, nix::Error>(addresses.collect())
-    });
-    let read = read.join().map_err(|_| failed("read", &"the thread died"))?;
     let mut addresses: Vec<IpAddr> = Vec::new();
-    for address in read.map_err(|error| failed("read", &error))? {
+    for address in read().map_err(|error| failed(&error))?.into_values().flatten().map(|net| net.addr()) {
         let is_link_local = match address {
             IpAddr::V4(v4) => v4.is_link_local(),
-            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+            IpAddr::V6(v6) => is_link_local(&v6),
         };
         let has_family = addresses.iter().any(|other| other.is_ipv4() == address.is_ipv4());
         if !address.is_loopback() && !is_link_local && !has_family {

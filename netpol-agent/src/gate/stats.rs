@@ -32,6 +32,8 @@ pub struct GateStats(Arc<Mutex<Counts>>);
 #[derive(Debug, Default)]
 struct Counts {
     mode: &'static str,
+    reason: Option<String>,
+    configuration: Option<String>,
     runtime: Option<String>,
     error: Option<String>,
     starts: BTreeMap<(&'static str, StartOutcome), u64>,
@@ -40,9 +42,16 @@ struct Counts {
 }
 
 impl GateStats {
-    /// Sets how the runtime reports starts: `nri`, `cni` or `off`.
-    pub fn set_mode(&self, mode: &'static str) {
-        self.lock().mode = mode;
+    /// Sets how the runtime reports starts, `nri`, `cni` or `off`, and why, if it was chosen automatically.
+    pub fn set_mode(&self, mode: &'static str, reason: Option<String>) {
+        let mut counts = self.lock();
+        (counts.mode, counts.reason) = (mode, reason);
+    }
+
+    /// Records that this list of CNI plugins contains `netpol-cni`.
+    pub fn installed(&self, list: String) {
+        let mut counts = self.lock();
+        (counts.configuration, counts.error) = (Some(list), None);
     }
 
     /// Records that a runtime is connected.
@@ -51,10 +60,10 @@ impl GateStats {
         (counts.runtime, counts.error) = (Some(runtime), None);
     }
 
-    /// Records why no runtime is connected.
+    /// Records why no runtime is connected, or why the CNI plugin is not installed.
     pub fn disconnected(&self, error: String) {
         let mut counts = self.lock();
-        (counts.runtime, counts.error) = (None, Some(error));
+        (counts.runtime, counts.configuration, counts.error) = (None, None, Some(error));
     }
 
     /// Records a start.
@@ -94,10 +103,10 @@ impl GateStats {
         self.lock().times
     }
 
-    /// Returns the way, and whether a runtime is connected.
+    /// Returns how the runtime reports starts, and whether it does.
     pub fn mode(&self) -> (&'static str, bool) {
         let counts = self.lock();
-        (counts.mode, counts.runtime.is_some())
+        (counts.mode, counts.runtime.is_some() || counts.configuration.is_some())
     }
 
     /// Returns the status.
@@ -105,6 +114,8 @@ impl GateStats {
         let counts = self.lock();
         GateStatus {
             mode: counts.mode.to_owned(),
+            reason: counts.reason.clone(),
+            configuration: counts.configuration.clone(),
             runtime: counts.runtime.clone(),
             error: counts.error.clone(),
             recent: counts.recent.iter().cloned().collect(),

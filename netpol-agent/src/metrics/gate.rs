@@ -6,10 +6,10 @@ use crate::gate::{BOUNDS, GateStats};
 const GATE: Table<GateStats> = &[
     gauge(
         "netpol_start_gate_connected",
-        "1 if the container runtime is connected to the start gate, or calls the CNI plugin.",
+        "1 if the container runtime is connected with NRI, or its CNI configuration contains netpol-cni.",
         |gate, samples| {
             let (mode, connected) = gate.mode();
-            samples.labeled(&[("mode", mode)], u8::from(connected || mode == "cni"));
+            samples.labeled(&[("mode", mode)], u8::from(connected));
         },
     ),
     counter("netpol_pod_starts_total", "Number of pod starts that were held, by way and outcome.", |gate, samples| {

@@ -11,7 +11,7 @@ use super::table::{Metric, Samples, append, counter, gauge, histogram, summary};
 use crate::conflicts::ConflictKind;
 use crate::events::Reporter;
 use crate::events::kubernetes::Dropped;
-use crate::reconcile::{PodEndpoint, Reconciler, UNPROTECTED_BOUNDS};
+use crate::reconcile::{PodEndpoint, Reconciler, UNPROTECTED_BOUNDS, UnprotectedStart};
 
 /// What the values are read from.
 struct Page<'a> {
@@ -185,17 +185,24 @@ const CHANGES: PageTable = &[
 const STARTS: PageTable = &[
     histogram(
         "netpol_unprotected_seconds",
-        "Time from the appearance of an interface to its enforcement.",
+        "Time until a pod was enforced: since the appearance of its interface, or, with the start gate, since its \
+         containers could start.",
         |page, samples| {
-            let times = page.reconciler.unprotected();
-            let bounds = UNPROTECTED_BOUNDS.iter().map(|millis| f64::from(*millis) / 1e3);
-            samples.histogram(bounds.zip(times.buckets), times.unprotected, times.count);
+            for start in UnprotectedStart::ALL {
+                let times = page.reconciler.unprotected().since(start);
+                let bounds = UNPROTECTED_BOUNDS.iter().map(|millis| f64::from(*millis) / 1e3);
+                let since = [("since", start.name())];
+                samples.labeled_histogram(&since, bounds.zip(times.buckets), times.sum, times.count);
+            }
         },
     ),
     counter(
         "netpol_unprotected_packets_total",
-        "Number of packets that passed interfaces before they were enforced.",
-        |page, samples| samples.value(page.reconciler.unprotected().packets),
+        "Number of packets that passed in the times of netpol_unprotected_seconds.",
+        |page, samples| {
+            let times = page.reconciler.unprotected();
+            samples.each("since", UnprotectedStart::ALL.map(|start| (start.name(), times.since(start).packets)));
+        },
     ),
     summary("netpol_attach_seconds", "Time to attach the programs to an interface.", |page, samples| {
         let times = page.reconciler.unprotected();

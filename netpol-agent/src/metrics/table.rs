@@ -65,11 +65,23 @@ impl Samples {
 
     /// Adds the buckets, the sum and the number of observations. The bounds are in seconds.
     pub(super) fn histogram(&mut self, buckets: impl Iterator<Item = (f64, u64)>, sum: Duration, count: u64) {
+        self.labeled_histogram(&[], buckets, sum, count);
+    }
+
+    /// Adds a histogram with labels.
+    pub(super) fn labeled_histogram(
+        &mut self,
+        labels: &[(&str, &str)],
+        buckets: impl Iterator<Item = (f64, u64)>,
+        sum: Duration,
+        count: u64,
+    ) {
         for (bound, below) in buckets {
-            self.add("_bucket", &[("le", &bound.to_string())], below);
+            self.add("_bucket", &[labels, &[("le", &bound.to_string())]].concat(), below);
         }
-        self.add("_bucket", &[("le", "+Inf")], count);
-        self.summary(sum, count);
+        self.add("_bucket", &[labels, &[("le", "+Inf")]].concat(), count);
+        self.add("_sum", labels, sum.as_secs_f64());
+        self.add("_count", labels, count);
     }
 
     /// Adds the sum and the number of observations.

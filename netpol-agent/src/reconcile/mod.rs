@@ -13,6 +13,7 @@
 mod binding;
 mod compiler;
 mod condition;
+mod container_starts;
 mod desired;
 mod devices;
 mod failures;
@@ -54,10 +55,11 @@ use work::Work;
 
 pub use compiler::{Compiled, Compiler};
 pub use condition::{Check, CheckResult, ConditionState};
+pub use container_starts::ContainerStarts;
 pub use desired::UnknownPods;
 pub use failures::FailedWrites;
 pub use interface::PodEndpoint;
-pub use unprotected::{BOUNDS as UNPROTECTED_BOUNDS, UnprotectedTimes};
+pub use unprotected::{BOUNDS as UNPROTECTED_BOUNDS, UnprotectedStart, UnprotectedTimes};
 pub use work::Origin;
 
 /// Rule set of a pod if a prefix could not be written, so that an `except` would count as part of its block. It
@@ -77,6 +79,8 @@ pub struct Options {
     pub tunnels_to_node: bool,
     /// Bytes of kernel memory for policies; `None` means no limit.
     pub policy_memory: Option<u64>,
+    /// When containers could start; `None`: no start gate holds them.
+    pub container_starts: Option<ContainerStarts>,
 }
 
 impl Options {
@@ -89,6 +93,7 @@ impl Options {
             anti_spoofing: true,
             tunnels_to_node: false,
             policy_memory: None,
+            container_starts: None,
         }
     }
 }

@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use netpol_common::IfIndex;
+use netpol_policy::model::PodKey;
 
 use super::interface::{Interface, Phase, log_once};
 use super::program::{ProgramAction, ProgramEvent, ProgramState};
-use super::unprotected::Exposure;
-use super::{Reconciler, Verifying};
+use super::unprotected::{Exposure, UnprotectedInterval};
+use super::{Options, Reconciler, Verifying};
 use netpol_dataplane::{Dataplane, InterfaceOutcome, Role};
 
 impl<D: Dataplane> Reconciler<D> {
@@ -82,18 +83,25 @@ impl<D: Dataplane> Reconciler<D> {
         let veth = self.snapshot.veths.get(&ifindex).map(|(veth, _)| veth);
         let passed = packets.or(veth.map(|veth| veth.packets)).unwrap_or(0);
         let interval = interface.exposure.end(passed);
-        self.unprotected.attached(begun.elapsed(), interval);
+        self.unprotected.attached(begun.elapsed());
+        let pod = interface.endpoint().and_then(|endpoint| endpoint.pod.clone());
+        let interval = interval.map(|interval| limited(&self.options, pod.as_ref(), interval));
+        // With the start gate, an unknown pod may be one that is held: what counts is clear when it is known.
+        let is_unclear = pod.is_none() && self.options.container_starts.is_some();
+        if let Some(interval) = interval.as_ref().filter(|_| !is_unclear) {
+            self.unprotected.record(interval);
+        }
         let Some(endpoint) = interface.endpoint_mut() else { return };
         endpoint.marks = true;
         let is_shut = endpoint.phase == Phase::Shut;
-        let pod = endpoint.pod.clone();
         interface.error = None;
         let Some(veth) = veth else { return };
-        let interval = interval.unwrap_or_default();
+        let counted = !is_unclear || interval.is_none();
+        let interval = interval.unwrap_or_else(UnprotectedInterval::none);
         if is_shut || pod.is_none() {
-            interface.exposure = Exposure::DropAll(interval);
+            interface.exposure = Exposure::DropAll { interval, counted };
         }
-        let (interface, packets, unprotected_ms) = (&veth.name, interval.packets, tenths_of_ms(interval.time));
+        let (interface, packets, unprotected_ms) = (&veth.name, interval.packets, tenths_of_ms(interval.time()));
         match pod {
             Some(pod) if is_shut => {
                 let known_ms = self.pods.known_for(&pod).map(tenths_of_ms);
@@ -115,10 +123,15 @@ impl<D: Dataplane> Reconciler<D> {
         let Some(interface) = self.interfaces.get_mut(&ifindex) else { return };
         let enforced = interface.enforced().filter(|endpoint| endpoint.phase != Phase::Shut);
         let Some(pod) = enforced.and_then(|endpoint| endpoint.pod.clone()) else { return };
-        let Some(interval) = interface.exposure.take_drop_all() else { return };
+        let Some((mut interval, counted)) = interface.exposure.take_drop_all() else { return };
         let evaluated_ms = interface.age().map(tenths_of_ms);
+        if !counted {
+            interval = limited(&self.options, Some(&pod), interval);
+            self.unprotected.record(&interval);
+        }
         let (interface, packets) = (self.name_of(ifindex), interval.packets);
-        tracing::info!(%pod, interface, evaluated_ms, unprotected_ms = tenths_of_ms(interval.time), packets, "enforced");
+        let unprotected_ms = tenths_of_ms(interval.time());
+        tracing::info!(%pod, interface, evaluated_ms, unprotected_ms, packets, "enforced");
     }
 
     /// Checks that programs are still attached, and reattaches missing ones.
@@ -164,6 +177,12 @@ impl<D: Dataplane> Reconciler<D> {
             interface.program.handle(ProgramEvent::Retry);
         }
     }
+}
+
+/// Returns the part of an interval in which containers of the pod could run, if the start gate reported the pod.
+fn limited(options: &Options, pod: Option<&PodKey>, interval: UnprotectedInterval) -> UnprotectedInterval {
+    let start = pod.zip(options.container_starts.as_ref()).and_then(|(pod, starts)| starts.of(pod));
+    start.map_or(interval, |start| interval.with_containers(start))
 }
 
 /// Returns milliseconds, rounded to a tenth for log lines.

@@ -138,7 +138,9 @@ fn adopted_interfaces(
         (interface.appeared, interface.is_veth) = (Some(now), true);
         match interface.enforced().map(|known| known.endpoint.has(endpoint_flags::UNKNOWN)) {
             None => interface.exposure.start(now, veth.packets),
-            Some(true) => interface.exposure = Exposure::DropAll(UnprotectedInterval::default()),
+            Some(true) => {
+                interface.exposure = Exposure::DropAll { interval: UnprotectedInterval::none(), counted: true }
+            }
             Some(false) => {}
         }
     }

@@ -1,17 +1,30 @@
-//! Measures how long interfaces existed before their pods were enforced, and how many packets passed meanwhile.
+//! Measures how long pods were open before they were enforced, and how many packets passed meanwhile.
 
 use std::time::{Duration, Instant};
 
-/// Upper bounds of [`UnprotectedTimes::buckets`], in milliseconds.
+use super::container_starts::ContainerStart;
+
+/// Upper bounds of [`UnprotectedTime::buckets`], in milliseconds.
 pub const BOUNDS: [u32; 9] = [1, 2, 5, 10, 25, 50, 100, 1_000, 10_000];
 
 /// Time and packets of an interface without programs.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct UnprotectedInterval {
-    /// Time without programs.
-    pub(super) time: Duration,
+    since: Instant,
+    until: Instant,
     /// Packets that passed in that time.
     pub(super) packets: u64,
+    /// What the time counts from.
+    pub(super) start: UnprotectedStart,
+}
+
+/// What an unprotected time counts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnprotectedStart {
+    /// The appearance of the interface.
+    Interface,
+    /// The time from which the first container could start, because the start gate reported the pod.
+    Container,
 }
 
 /// Whether traffic of an interface passes without being evaluated.
@@ -23,7 +36,48 @@ pub(super) enum Exposure {
     /// It passes since this time, when the interface had passed this many packets.
     Open { since: Instant, packets: u64 },
     /// All of it is dropped until the pod is enforced, after this unprotected time.
-    DropAll(UnprotectedInterval),
+    DropAll {
+        interval: UnprotectedInterval,
+        /// Whether the interval is in the totals already.
+        counted: bool,
+    },
+}
+
+impl UnprotectedInterval {
+    /// Returns an interval without any time.
+    pub(super) fn none() -> Self {
+        let now = Instant::now();
+        Self { since: now, until: now, packets: 0, start: UnprotectedStart::Interface }
+    }
+
+    /// Returns its length.
+    pub(super) fn time(&self) -> Duration {
+        self.until.saturating_duration_since(self.since)
+    }
+
+    /// Returns the part of it in which containers could run. The packets of a pod that the gate did not hold until
+    /// the end cannot be divided.
+    pub(super) fn with_containers(self, start: ContainerStart) -> Self {
+        let since = match start {
+            ContainerStart::Held => self.until,
+            ContainerStart::Possible(at) => at.clamp(self.since, self.until),
+        };
+        let packets = if since == self.until { 0 } else { self.packets };
+        Self { since, packets, start: UnprotectedStart::Container, ..self }
+    }
+}
+
+impl UnprotectedStart {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Interface, Self::Container];
+
+    /// Returns the name, as in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Interface => "interface",
+            Self::Container => "container",
+        }
+    }
 }
 
 impl Exposure {
@@ -46,14 +100,16 @@ impl Exposure {
     pub(super) fn end(&mut self, packets: u64) -> Option<UnprotectedInterval> {
         let Self::Open { since, packets: before } = *self else { return None };
         *self = Self::None;
-        Some(UnprotectedInterval { time: since.elapsed(), packets: packets.saturating_sub(before) })
+        let (until, start) = (Instant::now(), UnprotectedStart::Interface);
+        Some(UnprotectedInterval { since, until, packets: packets.saturating_sub(before), start })
     }
 
-    /// Returns the unprotected time of an interface that dropped everything and whose pod is enforced now.
-    pub(super) fn take_drop_all(&mut self) -> Option<UnprotectedInterval> {
-        let Self::DropAll(interval) = *self else { return None };
+    /// Returns the unprotected time of an interface that dropped everything and whose pod is enforced now, and whether
+    /// it is in the totals already.
+    pub(super) fn take_drop_all(&mut self) -> Option<(UnprotectedInterval, bool)> {
+        let Self::DropAll { interval, counted } = *self else { return None };
         *self = Self::None;
-        Some(interval)
+        Some((interval, counted))
     }
 }
 
@@ -61,33 +117,85 @@ impl Exposure {
 /// agent have no unprotected time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UnprotectedTimes {
-    /// Number of interfaces.
-    pub count: u64,
-    /// Time from the appearance of an interface, as reported by the kernel, until its programs ran, compile time
-    /// included. For interfaces that existed when the agent started: from that start. For interfaces with programs that
-    /// another process detached: from the report of the kernel.
-    pub unprotected: Duration,
-    /// Number of interfaces with at most the time of each of [`BOUNDS`].
-    pub buckets: [u64; BOUNDS.len()],
-    /// Packets that passed in that time, according to the counters of the interfaces.
-    pub packets: u64,
+    /// Times until the programs of an interface ran, compile time included. From the appearance of an interface, as
+    /// reported by the kernel. For interfaces that existed when the agent started: from that start. For interfaces with
+    /// programs that another process detached: from the report of the kernel.
+    interface: UnprotectedTime,
+    /// The same, from the time from which the first container could start.
+    container: UnprotectedTime,
     /// Number of times that programs were attached.
     pub attached: u64,
     /// Time that attaching took.
     pub attaching: Duration,
 }
 
+/// Totals of the times with one start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UnprotectedTime {
+    /// Number of interfaces.
+    pub count: u64,
+    /// Sum of the times.
+    pub sum: Duration,
+    /// Number of interfaces with at most the time of each of [`BOUNDS`].
+    pub buckets: [u64; BOUNDS.len()],
+    /// Packets that passed in that time, according to the counters of the interfaces.
+    pub packets: u64,
+}
+
 impl UnprotectedTimes {
     /// Records that programs were attached to an interface.
-    pub(super) fn attached(&mut self, attaching: Duration, interval: Option<UnprotectedInterval>) {
+    pub(super) fn attached(&mut self, attaching: Duration) {
         self.attaching += attaching;
         self.attached += 1;
-        let Some(UnprotectedInterval { time: unprotected, packets }) = interval else { return };
-        self.count += 1;
-        self.unprotected += unprotected;
-        self.packets += packets;
-        for (bucket, bound) in self.buckets.iter_mut().zip(BOUNDS) {
-            *bucket += u64::from(unprotected <= Duration::from_millis(bound.into()));
+    }
+
+    /// Records an unprotected time.
+    pub(super) fn record(&mut self, interval: &UnprotectedInterval) {
+        let times = match interval.start {
+            UnprotectedStart::Interface => &mut self.interface,
+            UnprotectedStart::Container => &mut self.container,
+        };
+        let time = interval.time();
+        times.count += 1;
+        times.sum += time;
+        times.packets += interval.packets;
+        for (bucket, bound) in times.buckets.iter_mut().zip(BOUNDS) {
+            *bucket += u64::from(time <= Duration::from_millis(bound.into()));
+        }
+    }
+
+    /// Returns the totals of the times with this start.
+    pub fn since(&self, start: UnprotectedStart) -> &UnprotectedTime {
+        match start {
+            UnprotectedStart::Interface => &self.interface,
+            UnprotectedStart::Container => &self.container,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_time_in_which_containers_could_run_counts() {
+        let since = Instant::now();
+        let at = |ms: u64| since + Duration::from_millis(ms);
+        let interval = UnprotectedInterval { since, until: at(40), packets: 7, start: UnprotectedStart::Interface };
+        // When containers could start; then milliseconds and packets.
+        let table = [
+            (ContainerStart::Held, 0, 0),
+            (ContainerStart::Possible(at(30)), 10, 7),
+            (ContainerStart::Possible(at(50)), 0, 0),
+            (ContainerStart::Possible(since), 40, 7),
+        ];
+        for (start, ms, packets) in table {
+            let part = interval.with_containers(start);
+            assert_eq!((part.time(), part.packets), (Duration::from_millis(ms), packets), "{start:?}");
+            let mut times = UnprotectedTimes::default();
+            times.record(&part);
+            assert_eq!(times.since(UnprotectedStart::Container).sum, Duration::from_millis(ms));
+            assert_eq!(times.since(UnprotectedStart::Interface).count, 0);
         }
     }
 }

@@ -18,7 +18,7 @@ use thiserror::Error;
 use crate::conflicts::cni::files as configurations;
 use list::List;
 
-pub use watch::{log, watch};
+pub use watch::{report, watch};
 
 /// How often a file is read again because another program changed it meanwhile.
 const ATTEMPTS: usize = 5;

@@ -7,6 +7,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use super::{InstallError, Installation, Installed, Skipped};
+use crate::gate::GateStats;
 use netpol_source::dir::watch::Watch;
 
 /// Interval of checks without inotify events, for directories that do not exist yet.
@@ -64,8 +65,16 @@ async fn wait(watch: &mut Option<Watch>) {
     }
 }
 
-/// Logs a result, for [`watch`].
-pub fn log(result: &Result<Installed, InstallError>) {
+/// Logs and records a result, for [`watch`].
+pub fn report(result: &Result<Installed, InstallError>, stats: &GateStats) {
+    match result {
+        Ok(installed) => stats.installed(installed.file.display().to_string()),
+        Err(error) => stats.disconnected(error.to_string()),
+    }
+    log(result);
+}
+
+fn log(result: &Result<Installed, InstallError>) {
     match result {
         Ok(Installed { file, entry_written, binary_written, skipped }) => {
             tracing::info!(file = %file.display(), entry_written, binary_written, "CNI plugin installed");

@@ -1,0 +1,98 @@
+//! Starts the start gate in the mode of `--start-gate`.
+
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use netpol_cni::Settings;
+use nix::unistd::{AccessFlags, access};
+
+use super::{RunArgs, StartGate};
+use crate::api::Requests;
+use crate::gate::cni::Installation;
+use crate::gate::{self, Gate};
+
+/// Holds the start of pods, if the container runtime reports it. Runs in the current runtime.
+pub(super) fn start(args: &RunArgs, requests: &Requests) {
+    let (mode, reason) = match args.start_gate {
+        StartGate::Nri => ("nri", None),
+        StartGate::Cni => ("cni", None),
+        StartGate::Off => ("off", None),
+        StartGate::Auto => {
+            let (mode, reason) = choose(&args.nri_socket, [&args.cni_config, &args.cni_bin]);
+            (mode, Some(reason))
+        }
+    };
+    tracing::info!(mode, reason, "start gate");
+    requests.gate.set_mode(mode, reason);
+    let stats = requests.gate.clone();
+    match mode {
+        "nri" => {
+            tokio::spawn(gate::serve_nri(args.nri_socket.clone(), Gate::new(requests.clone()), stats));
+        }
+        "cni" => match installation(args) {
+            Ok(installation) => {
+                tokio::spawn(gate::cni::watch(installation, move |result| gate::cni::report(result, &stats)));
+            }
+            Err(error) => {
+                tracing::error!(%error, "CNI plugin not installed: the agent's own path is unknown");
+                stats.disconnected(format!("the agent's own path is unknown: {error}"));
+            }
+        },
+        _ => {}
+    }
+}
+
+/// Returns the mode for `auto`, and the reason: NRI if the runtime serves it, else CNI if the plugin can be installed,
+/// else off. A deployment without the gate for CNI mounts the directories read-only, or not at all.
+fn choose(nri_socket: &Path, cni_directories: [&Path; 2]) -> (&'static str, String) {
+    let nri_socket_shown = nri_socket.display();
+    let no_nri = match UnixStream::connect(nri_socket) {
+        Ok(_) => return ("nri", format!("the container runtime serves NRI at {nri_socket_shown}")),
+        Err(error) => format!("no NRI at {nri_socket_shown} ({error})"),
+    };
+    for directory in cni_directories {
+        if let Err(error) = access(directory, AccessFlags::W_OK) {
+            let directory = directory.display();
+            return ("off", format!("{no_nri}, and {directory} is not writable ({})", error.desc()));
+        }
+    }
+    let [configuration, plugins] = cni_directories.map(Path::display);
+    ("cni", format!("{no_nri}; {configuration} and {plugins} are writable"))
+}
+
+fn installation(args: &RunArgs) -> std::io::Result<Installation> {
+    let (socket, when_agent_away) = (args.api_socket.clone(), args.when_agent_away);
+    Ok(Installation {
+        config_dir: args.cni_config.clone(),
+        bin_dir: args.cni_bin.clone(),
+        binary: gate::cni::bundled()?,
+        settings: Settings { socket, when_agent_away, ..Settings::default() },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn auto_prefers_nri_and_then_cni() {
+        let directory = tempfile::tempdir().expect("no temporary directory");
+        let at = |name: &str| directory.path().join(name);
+        let (socket, config, bin, missing) = (at("nri.sock"), at("net.d"), at("bin"), at("missing"));
+        std::fs::create_dir(&config).expect("cannot create a directory");
+        std::fs::create_dir(&bin).expect("cannot create a directory");
+        let check = |directories: [&Path; 2], expected: &str, words: &str| {
+            let (mode, reason) = choose(&socket, directories);
+            assert!(mode == expected && reason.contains(words), "{mode}: {reason}");
+        };
+        check([&missing, &bin], "off", "missing is not writable (No such file or directory)");
+        check([&config, &missing], "off", "no NRI at");
+        check([&config, &bin], "cni", "are writable");
+        let listener = UnixListener::bind(&socket).expect("cannot listen");
+        check([&config, &bin], "nri", "serves NRI at");
+        drop(listener);
+        check([&config, &bin], "cni", "Connection refused");
+    }
+}

@@ -1,0 +1,93 @@
+//! When the containers of pods could start, as reported by the start gate.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use netpol_policy::model::PodKey;
+
+/// Maximum number of pods. Beyond it, pods are forgotten, and count from the appearance of their interface.
+const MAX_PODS: usize = 4_096;
+
+/// When the first container of a pod could start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ContainerStart {
+    /// The container runtime waits for the agent: no container runs.
+    Held,
+    /// The start was not held any more from this time, although the pod was not enforced.
+    Possible(Instant),
+}
+
+/// The pods whose start the gate holds, or did not hold until they were enforced. Clones share everything.
+#[derive(Clone, Debug, Default)]
+pub struct ContainerStarts(Arc<Mutex<BTreeMap<PodKey, ContainerStart>>>);
+
+impl ContainerStarts {
+    /// Records that the container runtime waits before it starts the containers of a pod.
+    pub fn hold(&self, pod: &PodKey) {
+        let mut pods = self.lock();
+        if pods.len() >= MAX_PODS {
+            pods.clear();
+        }
+        pods.insert(pod.clone(), ContainerStart::Held);
+    }
+
+    /// Records that the containers of a pod can start now, although the pod is not enforced.
+    pub fn release(&self, pod: &PodKey) {
+        self.lock().insert(pod.clone(), ContainerStart::Possible(Instant::now()));
+    }
+
+    /// Records that the container runtime does not wait for the agent any more.
+    pub fn release_all(&self) {
+        let now = Instant::now();
+        for start in self.lock().values_mut().filter(|start| **start == ContainerStart::Held) {
+            *start = ContainerStart::Possible(now);
+        }
+    }
+
+    /// Removes a pod that is enforced, or whose sandbox stopped.
+    pub fn remove(&self, pod: &PodKey) {
+        self.lock().remove(pod);
+    }
+
+    /// Returns when the first container of a pod could start; `None`: the gate has no start of it.
+    pub(super) fn of(&self, pod: &PodKey) -> Option<ContainerStart> {
+        self.lock().get(pod).copied()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PodKey, ContainerStart>> {
+        // The map is consistent after each change.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_is_held_until_it_is_released_or_removed() {
+        let starts = ContainerStarts::default();
+        let [one, other] = ["one", "other"].map(|name| PodKey::new("shop", name));
+        starts.hold(&one);
+        starts.hold(&other);
+        assert_eq!(starts.of(&one), Some(ContainerStart::Held));
+        starts.release(&one);
+        let released = starts.of(&one);
+        assert!(matches!(released, Some(ContainerStart::Possible(_))));
+        starts.release_all();
+        assert_eq!(starts.of(&one), released, "released before");
+        assert!(matches!(starts.of(&other), Some(ContainerStart::Possible(_))));
+        starts.remove(&one);
+        assert_eq!(starts.of(&one), None);
+    }
+
+    #[test]
+    fn the_number_of_pods_is_limited() {
+        let starts = ContainerStarts::default();
+        for number in 0..3 * MAX_PODS / 2 {
+            starts.hold(&PodKey::new("shop", format!("pod-{number}").as_str()));
+        }
+        assert_eq!(starts.lock().len(), MAX_PODS / 2);
+    }
+}
