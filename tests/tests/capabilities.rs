@@ -1,32 +1,9 @@
 //! The agent with exactly the capabilities that `deploy/` gives it.
 
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-
 use anyhow::{Context, Result, ensure};
 use netpol_tests::cleanup::{PathGuard, temporary_root, unique};
 use netpol_tests::program::Programs;
 use netpol_tests::{AgentOptions, Cluster, Lab, agent, policy};
-
-const DAEMON_SET: &str = include_str!("../../deploy/base/daemonset.yaml");
-
-/// Writes a script that starts the agent with the container's capabilities. When root executes a program, it gets the
-/// capabilities of the bounding set: capabilities(7).
-fn confined(directory: &Path) -> Result<std::path::PathBuf> {
-    let line = DAEMON_SET.lines().find_map(|line| line.trim().strip_prefix("add: [")?.strip_suffix(']'));
-    let added: Vec<_> =
-        line.context("the DaemonSet adds no capabilities")?.split(", ").map(str::to_lowercase).collect();
-    let set: String = added.iter().flat_map(|name| [",+", name]).collect();
-    std::fs::create_dir_all(directory)?;
-    let script = directory.join("agent");
-    let agent = agent::binary()?;
-    std::fs::write(
-        &script,
-        format!("#!/bin/sh\nexec setpriv --inh-caps=-all --bounding-set=-all{set} {} \"$@\"\n", agent.display()),
-    )?;
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
-    Ok(script)
-}
 
 #[test]
 fn the_capabilities_of_the_daemonset_are_enough_to_enforce_and_to_take_over() -> Result<()> {
@@ -41,7 +18,8 @@ fn the_capabilities_of_the_daemonset_are_enough_to_enforce_and_to_take_over() ->
                 ),
             )
         };
-        let options = AgentOptions::default().binary(&confined(directory.path())?).arguments(&["--attach", attach]);
+        let options =
+            AgentOptions::default().binary(&agent::confined(directory.path())?).arguments(&["--attach", attach]);
         let mut lab = Lab::start_with(cluster, &[isolate("none")], options)?;
         let status =
             std::fs::read_to_string(format!("/proc/{}/status", lab.agent().pid().context("the agent does not run")?))?;

@@ -1,8 +1,11 @@
 //! Paths of the executables under test.
 
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+
+const DAEMON_SET: &str = include_str!("../../../deploy/base/daemonset.yaml");
 
 /// Returns the agent's path: the value of `NETPOL_AGENT`, or else the executable that Cargo built next to this one.
 ///
@@ -43,4 +46,22 @@ pub fn netpol_cni() -> Result<PathBuf> {
     let path = agent()?.with_file_name("netpol-cni");
     ensure!(path.is_file(), "netpol-cni not found at {}: build it with `cargo build -p netpol-cni`", path.display());
     Ok(path)
+}
+
+/// Writes a script into a new directory that starts the agent with exactly the capabilities of the container in
+/// `deploy/`. When root executes a program, it gets the capabilities of the bounding set: capabilities(7).
+///
+/// # Errors
+/// Returns an error if there is no agent, the DaemonSet adds no capabilities, or the script cannot be written.
+pub fn confined(directory: &Path) -> Result<PathBuf> {
+    let line = DAEMON_SET.lines().find_map(|line| line.trim().strip_prefix("add: [")?.strip_suffix(']'));
+    let added: Vec<_> =
+        line.context("the DaemonSet adds no capabilities")?.split(", ").map(str::to_lowercase).collect();
+    let set: String = added.iter().flat_map(|name| [",+", name]).collect();
+    std::fs::create_dir_all(directory)?;
+    let (script, agent) = (directory.join("agent"), agent()?);
+    let text = format!("#!/bin/sh\nexec setpriv --inh-caps=-all --bounding-set=-all{set} {} \"$@\"\n", agent.display());
+    std::fs::write(&script, text)?;
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
+    Ok(script)
 }

@@ -22,7 +22,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 pub use denied::Denied;
-pub use executable::{agent as binary, netpol, netpol_cni};
+pub use executable::{agent as binary, confined, netpol, netpol_cni};
 pub use options::AgentOptions;
 pub use upstream::{SOURCE, as_deployed};
 

@@ -1,13 +1,15 @@
 //! Calls the CNI plugin `netpol-cni` after the plugin that connects a pod, as a runtime does.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::plugin::{CniCommand, call};
+use super::plugin::{CniCommand, INTERFACE, call};
 use super::{Cluster, node_name};
 use crate::agent::netpol_cni;
+use crate::netns::Netns;
 
 /// Settings of `netpol-cni`.
 #[derive(Clone, Debug)]
@@ -45,10 +47,23 @@ impl StartGate {
     pub fn add(&self, cluster: &Cluster, pod: &str) -> Result<()> {
         let plugin = cluster.plugin.as_ref().context("the topology has no CNI plugin")?;
         let previous = plugin.result(pod).with_context(|| format!("the plugin did not connect {pod}"))?;
-        let result = self.call(cluster, CniCommand::Add, pod, &previous)?;
+        let result = self.call(cluster, CniCommand::Add, pod, place(cluster, pod), &previous)?;
         let result: Value = serde_json::from_slice(&result).context("parsing the result of netpol-cni")?;
         ensure!(result == previous, "netpol-cni changed {previous} to {result}");
         Ok(())
+    }
+
+    /// Waits until a pod on the first node may start that no plugin connected, but for example [`crate::PodSlots`].
+    ///
+    /// # Errors
+    /// Same as [`Self::add`].
+    pub fn add_at(&self, cluster: &Cluster, pod: &str, netns: &Netns, address: Ipv4Addr) -> Result<()> {
+        let previous = json!({
+            "cniVersion": "1.0.0",
+            "interfaces": [{"name": INTERFACE, "sandbox": netns.path()}],
+            "ips": [{"address": format!("{address}/24"), "interface": 0}],
+        });
+        self.call(cluster, CniCommand::Add, pod, (1, netns), &previous).map(drop)
     }
 
     /// Reports that a pod stops, before the cluster's plugin disconnects it.
@@ -56,13 +71,19 @@ impl StartGate {
     /// # Errors
     /// Returns an error with the plugin's output if it fails.
     pub fn delete(&self, cluster: &Cluster, pod: &str) -> Result<()> {
-        let output = self.call(cluster, CniCommand::Delete, pod, &Value::Null)?;
+        let output = self.call(cluster, CniCommand::Delete, pod, place(cluster, pod), &Value::Null)?;
         ensure!(output.is_empty(), "DEL printed {}", String::from_utf8_lossy(&output));
         Ok(())
     }
 
-    fn call(&self, cluster: &Cluster, command: CniCommand, pod: &str, previous: &Value) -> Result<Vec<u8>> {
-        let host = cluster.host(pod);
+    fn call(
+        &self,
+        cluster: &Cluster,
+        command: CniCommand,
+        pod: &str,
+        (node, netns): (u8, &Netns),
+        previous: &Value,
+    ) -> Result<Vec<u8>> {
         let configuration = json!({
             "cniVersion": "1.0.0",
             "name": "pods",
@@ -72,6 +93,12 @@ impl StartGate {
             "timeoutSeconds": self.timeout_seconds,
             "prevResult": previous,
         });
-        call(&netpol_cni()?, command, cluster.host(&node_name(host.node)), pod, host.netns(), &configuration)
+        call(&netpol_cni()?, command, cluster.host(&node_name(node)), pod, netns, &configuration)
     }
+}
+
+/// Returns a pod's node and namespace.
+fn place<'a>(cluster: &'a Cluster, pod: &str) -> (u8, &'a Netns) {
+    let host = cluster.host(pod);
+    (host.node, host.netns())
 }

@@ -11,6 +11,7 @@ mod syntax;
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::VolumeMount;
 use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
 use netpol_tests::agent;
 use serde_json::Value;
@@ -20,6 +21,9 @@ use check::Objects;
 /// Every folder that users apply.
 const FOLDERS: [&str; 6] =
     ["base", "overlays/k3s", "overlays/kubeadm", "overlays/kubeadm-events", "overlays/kind", "uninstall"];
+
+/// Every component that users add. All of them together are valid, too.
+const COMPONENTS: [&str; 3] = ["components/events", "components/start-gate-cni", "components/open-start"];
 
 /// The resources that the agent reads, by API group.
 const READ_RESOURCES: [(&str, &[&str]); 3] = [
@@ -55,6 +59,10 @@ fn every_overlay_is_checked() -> Result<()> {
         let name = format!("overlays/{}", entry?.file_name().to_string_lossy());
         ensure!(FOLDERS.contains(&name.as_str()), "deploy/{name} is not in FOLDERS");
     }
+    for entry in std::fs::read_dir(kubectl::deploy().join("components"))? {
+        let name = format!("components/{}", entry?.file_name().to_string_lossy());
+        ensure!(COMPONENTS.contains(&name.as_str()), "deploy/{name} is not in COMPONENTS");
+    }
     Ok(())
 }
 
@@ -86,6 +94,44 @@ fn the_events_component_adds_one_rule_and_one_option() -> Result<()> {
     Ok(())
 }
 
+/// Kubernetes requires that pods are isolated before they start.
+#[test]
+fn new_pods_are_closed_unless_a_component_opens_them() -> Result<()> {
+    let closed = ["--start-gate=auto", "--unknown-pods=deny"].map(str::to_owned);
+    for folder in FOLDERS.into_iter().filter(|folder| *folder != "uninstall") {
+        let objects = checked(&kubectl::build(folder, &[])?)?;
+        let set = only("DaemonSet", objects.daemon_sets)?;
+        ensure!(closed.iter().all(|word| args(&set).contains(word)), "deploy/{folder}: {:?}", args(&set));
+        // For NRI: the runtime's socket, and network namespaces, whose mounts appear later.
+        let mounts: Vec<_> =
+            mounts(&set).into_iter().filter(|mount| mount.mount_path.starts_with("/var/run/")).collect();
+        let found = mounts.iter().map(|mount| (&*mount.mount_path, mount.mount_propagation.as_deref()));
+        ensure!(found.eq([("/var/run/nri", None), ("/var/run/netns", Some("HostToContainer"))]), "{mounts:?}");
+    }
+    // Of options that appear twice, the agent uses the last one.
+    let objects = checked(&kubectl::build("base", &["components/open-start"])?)?;
+    let open = args(&only("DaemonSet", objects.daemon_sets)?);
+    ensure!(open.ends_with(&["--start-gate=off", "--unknown-pods=allow"].map(str::to_owned)), "{open:?}");
+    Ok(())
+}
+
+/// The agent may change the CNI configuration only with the component.
+#[test]
+fn the_cni_gate_can_be_installed_and_uninstalled() -> Result<()> {
+    let writable = |folder: &str, components: &[&str]| -> Result<Vec<String>> {
+        let objects = checked(&kubectl::build(folder, components)?)?;
+        let mounts = mounts(&only("DaemonSet", objects.daemon_sets)?);
+        let cni = mounts.into_iter().filter(|mount| mount.mount_path.contains("cni") && mount.read_only != Some(true));
+        Ok(cni.map(|mount| mount.mount_path).collect())
+    };
+    ensure!(writable("base", &[])?.is_empty());
+    let with = writable("base", &["components/start-gate-cni"])?;
+    ensure!(with == ["/etc/cni/net.d", "/opt/cni/bin"], "{with:?}");
+    let uninstall = writable("uninstall", &[])?;
+    ensure!(uninstall == ["/etc/cni/net.d"], "{uninstall:?}");
+    Ok(())
+}
+
 #[test]
 fn the_uninstall_has_no_service_account_and_no_role() -> Result<()> {
     let objects = checked(&kubectl::build("uninstall", &[])?)?;
@@ -98,8 +144,7 @@ fn the_uninstall_has_no_service_account_and_no_role() -> Result<()> {
 #[test]
 fn the_agent_accepts_the_arguments_in_the_manifests() -> Result<()> {
     let built = FOLDERS.map(|folder| (folder, &[][..]));
-    for (folder, components) in built.into_iter().chain([("base", &["components/events", "components/start-gate"][..])])
-    {
+    for (folder, components) in built.into_iter().chain([("base", &COMPONENTS[..])]) {
         let objects = checked(&kubectl::build(folder, components)?)?;
         let spec =
             only("DaemonSet", objects.daemon_sets)?.spec.context("no spec")?.template.spec.context("no pod spec")?;
@@ -160,6 +205,13 @@ fn parses(words: &[String]) -> Result<Result<(), String>> {
     let output = std::process::Command::new(agent::binary()?).args(words).arg("--help").output()?;
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     Ok(if output.status.success() { Ok(()) } else { Err(stderr) })
+}
+
+/// Returns the mounts of the first container, init containers included.
+fn mounts(set: &DaemonSet) -> Vec<VolumeMount> {
+    let spec = set.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+    let first = spec.and_then(|spec| spec.init_containers.iter().flatten().chain(&spec.containers).next());
+    first.and_then(|container| container.volume_mounts.clone()).unwrap_or_default()
 }
 
 fn args(set: &DaemonSet) -> Vec<String> {

@@ -1,13 +1,19 @@
 //! The start gate, with a fake container runtime: pods that send from their first instruction.
 
+mod away;
+mod status;
+
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use netpol_nri_double::{LinuxNamespace, LinuxPodSandbox, NriServer, Options, PodSandbox, Start};
-use netpol_tests::{AgentOptions, Cluster, Host, Lab, Netns, PodSlots, PodSpec, deny_all, policy};
+use netpol_tests::{
+    AgentOptions, Cluster, ClusterBuilder, Host, Lab, Netns, PodSlots, PodSpec, agent, deny_all, policy,
+};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// Number of pods that are started, and how many exist at a time.
 const STARTS: usize = 240;
@@ -22,12 +28,20 @@ fn policies() -> [String; 2] {
     [deny_all("jobs"), policy("jobs/to-server", to_server)]
 }
 
+fn pods() -> ClusterBuilder {
+    Cluster::builder().namespace("jobs", "").pods(&[("shop/server", "app=server"), ("shop/other", "app=other")])
+}
+
+/// Returns options of an agent that finds the sockets and directories of a container runtime below a directory.
+fn options(runtime: &Path, arguments: &[&str]) -> Result<AgentOptions> {
+    let at = |name: &str| runtime.join(name).to_str().map(str::to_owned).context("the path is not UTF-8");
+    let (socket, config, plugins) = (at("nri.sock")?, at("net.d")?, at("bin")?);
+    let places = ["--nri-socket", &socket, "--cni-config", &config, "--cni-bin", &plugins];
+    Ok(AgentOptions::default().arguments(&places).arguments(arguments))
+}
+
 fn lab(runtime: &Path, arguments: &[&str]) -> Result<Lab> {
-    let pods =
-        Cluster::builder().namespace("jobs", "").pods(&[("shop/server", "app=server"), ("shop/other", "app=other")]);
-    let socket = runtime.to_str().context("the socket's path is not UTF-8")?;
-    let options = AgentOptions::default().arguments(&["--nri-socket", socket]).arguments(arguments);
-    Lab::start_with(pods, &policies(), options)
+    Lab::start_with(pods(), &policies(), options(runtime, arguments)?)
 }
 
 #[test]
@@ -35,7 +49,7 @@ fn s38_a_pod_is_enforced_before_its_first_packet() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let socket = directory.path().join("nri.sock");
     let runtime = NriServer::start(&socket, Options::default())?;
-    let lab = lab(&socket, &["--start-gate", "nri"])?;
+    let lab = lab(directory.path(), &["--start-gate", "nri"])?;
     runtime.wait_for_plugin("netpol", REPLY_TIMEOUT)?;
     let mut slots = PodSlots::prepare(&lab.cluster, SLOTS)?;
     let (server, other) = (lab.cluster.host("shop/server").v4(), lab.cluster.host("shop/other").v4());
@@ -79,7 +93,7 @@ fn s38_a_pod_is_enforced_before_its_first_packet() -> Result<()> {
 #[test]
 fn s38_without_the_gate_an_unpublished_pod_is_open() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let lab = lab(&directory.path().join("nri.sock"), &["--start-gate", "auto"])?;
+    let lab = lab(directory.path(), &["--start-gate", "auto"])?;
     let mut slots = PodSlots::prepare(&lab.cluster, 1)?;
     let (server, other) = (lab.cluster.host("shop/server").v4(), lab.cluster.host("shop/other").v4());
     lab.cluster.manifests().write("pod.yaml", &PodSpec::new("jobs/pod").manifest(&[]))?;
@@ -100,7 +114,7 @@ fn s38_a_pod_that_cannot_be_enforced_does_not_start() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let socket = directory.path().join("nri.sock");
     let runtime = NriServer::start(&socket, Options::default())?;
-    let lab = lab(&socket, &["--start-gate", "auto"])?;
+    let lab = lab(directory.path(), &["--start-gate", "auto"])?;
     runtime.wait_for_plugin("netpol", REPLY_TIMEOUT)?;
     let mut slots = PodSlots::prepare(&lab.cluster, 1)?;
     let address = slots.attach(0, "job", 1)?;
@@ -109,7 +123,13 @@ fn s38_a_pod_that_cannot_be_enforced_does_not_start() -> Result<()> {
         other => bail!("{other:?} instead of a refusal with {words:?}\n{}", lab.agent_ref().log()),
     };
     refused(runtime.run(&sandbox("jobs/pod", address, true)), "no pod jobs/pod")?;
+    let mut unreadable = sandbox("jobs/pod", address, true);
+    unreadable.ips.clear();
+    unreadable.linux.get_or_insert_default().namespaces[1].path = "/nowhere".to_owned();
+    refused(runtime.run(&unreadable), "cannot read the addresses of pod jobs/pod: network namespace /nowhere")?;
     // Pods of kube-system are not held, because a node may need them to start.
+    unreadable.namespace = "kube-system".to_owned();
+    ensure!(runtime.run(&unreadable) == Start::Allowed, "a pod of kube-system had to wait");
     ensure!(
         runtime.run(&sandbox("kube-system/proxy", address, true)) == Start::Allowed,
         "a pod of kube-system had to wait"
@@ -138,7 +158,10 @@ fn s38_addresses_are_read_from_the_sandbox_and_pods_of_a_restart_are_enforced() 
     let directory = tempfile::tempdir()?;
     let socket = directory.path().join("nri.sock");
     let runtime = NriServer::start(&socket, Options::default())?;
-    let mut lab = lab(&socket, &["--start-gate", "nri"])?;
+    // In `deploy/`, the agent may not enter other network namespaces.
+    let confined = agent::confined(&directory.path().join("confined"))?;
+    let options = options(directory.path(), &["--start-gate", "nri"])?.binary(&confined);
+    let mut lab = Lab::start_with(pods(), &policies(), options)?;
     runtime.wait_for_plugin("netpol", REPLY_TIMEOUT)?;
     let mut slots = PodSlots::prepare(&lab.cluster, 2)?;
     let (server, other) = (lab.cluster.host("shop/server").v4(), lab.cluster.host("shop/other").v4());
@@ -149,11 +172,11 @@ fn s38_addresses_are_read_from_the_sandbox_and_pods_of_a_restart_are_enforced() 
     let before = received(lab.cluster.host("shop/other"))?;
 
     let address = slots.attach(0, "job0", 1)?;
-    let netns = slots.netns(0).path();
+    let netns = BoundNetns::new(slots.netns(0), directory.path().join("netns"))?;
     let mut old = sandbox("jobs/pod-0", address, true);
     old.ips.clear();
     old.linux = Some(LinuxPodSandbox {
-        namespaces: vec![LinuxNamespace { r#type: "network".to_owned(), path: netns }],
+        namespaces: vec![LinuxNamespace { r#type: "network".to_owned(), path: netns.0.display().to_string() }],
         ..LinuxPodSandbox::default()
     });
     let started = runtime.run(&old);
@@ -162,7 +185,9 @@ fn s38_addresses_are_read_from_the_sandbox_and_pods_of_a_restart_are_enforced() 
 
     lab.agent().crash()?;
     let address = slots.attach(1, "job1", 1)?;
-    runtime.add(&sandbox("jobs/pod-1", address, true));
+    // NRI has no choice: without an agent, pods start. Their packets are not evaluated until an agent is back.
+    let started = runtime.run(&sandbox("jobs/pod-1", address, true));
+    ensure!(matches!(started, Start::Unguarded(_)), "{started:?}");
     lab.agent().launch()?;
     lab.agent().wait_ready()?;
     runtime.wait_for_plugin("netpol", REPLY_TIMEOUT)?;
@@ -175,6 +200,25 @@ fn s38_addresses_are_read_from_the_sandbox_and_pods_of_a_restart_are_enforced() 
     let arrived = received(lab.cluster.host("shop/other"))? - before;
     ensure!(arrived == 0, "{arrived} packets that no policy allows arrived");
     Ok(())
+}
+
+/// A network namespace at a path, as container runtimes provide it. Removed with this value.
+struct BoundNetns(PathBuf);
+
+impl BoundNetns {
+    fn new(netns: &Netns, path: PathBuf) -> Result<Self> {
+        std::fs::write(&path, "")?;
+        let none: Option<&str> = None;
+        mount(Some(netns.path().as_str()), &path, none, MsFlags::MS_BIND, none).context("mounting a namespace")?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for BoundNetns {
+    fn drop(&mut self) {
+        // The directory cannot be removed then, and its removal reports the error.
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
 }
 
 fn file_of(name: &str) -> String {

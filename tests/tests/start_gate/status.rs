@@ -1,0 +1,80 @@
+//! What the agent reports about the gate, and the default of `deploy/base` on a node without one.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use netpol_nri_double::{NriServer, Options, Start};
+use netpol_policy::model::Protocol::{Tcp, Udp};
+use netpol_tests::{Lab, PodSlots, PodSpec, ProbeResult};
+
+use super::{REPLY_TIMEOUT, lab, options, pods, policies, sandbox};
+
+/// Returns the value of a metric.
+fn metric(lab: &Lab, name: &str) -> Result<f64> {
+    let page = lab.metrics()?;
+    let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+    value.with_context(|| format!("no {name} in\n{page}"))
+}
+
+#[test]
+fn s38_unprotected_time_counts_from_the_start_of_containers() -> Result<()> {
+    const SINCE_CONTAINER: &str = "netpol_unprotected_seconds_count{since=\"container\"}";
+    let directory = tempfile::tempdir()?;
+    for unknown_pods in ["allow", "deny"] {
+        let runtime = NriServer::start(&directory.path().join("nri.sock"), Options::default())?;
+        let lab = lab(directory.path(), &["--start-gate", "nri", "--unknown-pods", unknown_pods])?;
+        runtime.wait_for_plugin("netpol", REPLY_TIMEOUT)?;
+        let since_interface = metric(&lab, "netpol_unprotected_seconds_count{since=\"interface\"}")?;
+        let mut slots = PodSlots::prepare(&lab.cluster, 1)?;
+        lab.cluster.manifests().write("pod.yaml", &PodSpec::new("jobs/pod").manifest(&[]))?;
+        let address = slots.attach(0, "job", 1)?;
+        // The interface exists for a while before the runtime starts containers.
+        sleep(Duration::from_millis(100));
+        let started = runtime.run(&sandbox("jobs/pod", address, true));
+        ensure!(started == Start::Allowed, "{started:?}\n{}", lab.agent_ref().log());
+        let log = lab.agent_ref().log();
+        ensure!(metric(&lab, SINCE_CONTAINER)? > 0.5, "{unknown_pods}: the start is not counted:\n{log}");
+        let time = metric(&lab, "netpol_unprotected_seconds_sum{since=\"container\"}")?;
+        ensure!(time < f64::EPSILON, "{unknown_pods}: {time} s before the containers started\n{log}");
+        let others = metric(&lab, "netpol_unprotected_seconds_count{since=\"interface\"}")? - since_interface;
+        ensure!(others < 0.5, "{unknown_pods}: counted from the interface, too:\n{log}");
+    }
+    Ok(())
+}
+
+/// No runtime serves NRI, and no CNI configuration is writable. Unknown pods are closed, but a node can always boot:
+/// pods of `kube-system` start, and are open as soon as their addresses are published, also for other pods.
+#[test]
+fn s38_the_closed_default_does_not_lock_out_a_cluster() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let closed = options(directory.path(), &["--start-gate", "auto", "--unknown-pods", "deny"])?;
+    let cluster = pods().namespace("kube-system", "").pods(&[("kube-system/proxy", "app=proxy")]);
+    let mut lab = Lab::start_with(cluster, &policies(), closed)?;
+    lab.cluster.add_pod_without_manifest(PodSpec::new("kube-system/dns").labels("app=dns"))?;
+    let dns = lab.cluster.probe("kube-system/proxy", "kube-system/dns", Udp, 53);
+    let before = lab.cluster.try_all(std::slice::from_ref(&dns))?;
+    ensure!(before == [ProbeResult::Dropped], "an unpublished pod must be closed: {before:?}");
+    lab.cluster.write_manifest("kube-system/dns")?;
+    let start = Instant::now();
+    while lab.cluster.try_all(std::slice::from_ref(&dns))? != [ProbeResult::Allowed] {
+        ensure!(
+            start.elapsed() < REPLY_TIMEOUT,
+            "DNS is not open although it is published:\n{}",
+            lab.agent_ref().log()
+        );
+    }
+    // The kubelet's connections, and those of a DNS pod to the outside, for example to an API server.
+    lab.expect(
+        "node-1 -> kube-system/dns 80/TCP\nkube-system/dns -> outside 80/TCP\noutside -> kube-system/dns 80/TCP",
+    )?;
+    // A restart of the agent closes nothing that is published.
+    lab.agent().restart()?;
+    lab.expect("kube-system/proxy -> kube-system/dns 53/UDP")?;
+    lab.wait_until_expected(&[(Tcp, 80), (Udp, 53)])?;
+    let agent = lab.agent_ref();
+    let status = agent.run_subcommand("status", &["--api-socket", &agent.socket().display().to_string()])?;
+    let expected = "start gate: off: pods start without waiting until they are enforced; chosen because: no NRI at ";
+    ensure!(status.stdout.contains(expected), "{}", status.stdout);
+    Ok(())
+}
