@@ -16,6 +16,7 @@ pub mod agent;
 pub mod cleanup;
 pub mod cluster;
 pub mod examples;
+pub mod first_packets;
 pub mod flow;
 pub mod kubectl;
 pub mod lab;

@@ -10,6 +10,7 @@ mod net;
 mod packets;
 mod report;
 mod services;
+mod starts;
 mod testbed;
 
 use std::process::ExitCode;
@@ -24,6 +25,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         Benchmark::Packets => packets::run(args),
         Benchmark::Convergence => convergence::run(args),
         Benchmark::Churn => churn::run(args),
+        Benchmark::Starts => starts::run(args),
         Benchmark::Memory => memory::run(args),
         Benchmark::Net => net::run(args),
     }

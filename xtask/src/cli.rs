@@ -131,7 +131,7 @@ pub(crate) struct BenchArgs {
     /// What to measure.
     #[arg(value_enum, default_value_t = Benchmark::Packets)]
     pub(crate) what: Benchmark,
-    /// Number of pods in the cluster; default 10,000 for convergence and churn, 100,000 for memory
+    /// Number of pods in the cluster; default 10,000 for convergence, churn and starts, 100,000 for memory
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1000..=1_000_000))]
     pub(crate) pods: Option<u32>,
     /// Number of policies in the cluster
@@ -157,6 +157,8 @@ pub(crate) enum Benchmark {
     Convergence,
     /// Pods added and removed per second that the agent can enforce
     Churn,
+    /// Milliseconds for which the start gate holds pods, and which of their first packets arrive
+    Starts,
     /// The agent's resident memory
     Memory,
     /// Gbit/s, requests and connections per second between two pods, compared with packet filters; program time on
@@ -219,7 +221,9 @@ fn bench(args: &BenchArgs) -> Result<ExitCode> {
     ebpf::build_with_tests()?;
     match args.what {
         Benchmark::Packets => {}
-        Benchmark::Convergence | Benchmark::Churn | Benchmark::Memory | Benchmark::Net => binaries::build()?,
+        Benchmark::Convergence | Benchmark::Churn | Benchmark::Starts | Benchmark::Memory | Benchmark::Net => {
+            binaries::build()?
+        }
     }
     match lab::rerun(lab::Profile::Release)? {}
 }

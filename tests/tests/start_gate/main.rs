@@ -1,17 +1,17 @@
 //! The start gate, with a fake container runtime: pods that send from their first instruction.
 
 mod away;
+mod far;
 mod status;
 
-use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use netpol_nri_double::{LinuxNamespace, LinuxPodSandbox, NriServer, Options, PodSandbox, Start};
 use netpol_tests::{
-    AgentOptions, Cluster, ClusterBuilder, Host, Lab, Netns, PodSlots, PodSpec, agent, deny_all, policy,
+    AgentOptions, Cluster, ClusterBuilder, Host, Lab, Netns, PodSlots, PodSpec, agent, deny_all, first_packets, policy,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -244,40 +244,12 @@ fn sandbox(name: &str, address: Ipv4Addr, own_network: bool) -> PodSandbox {
     }
 }
 
-/// Sends to a denied pod, and then to an allowed one, over UDP and TCP. Each allowed packet must get a reply.
+/// Sends the first packets of a pod.
 fn first_packets(server: Ipv4Addr, other: Ipv4Addr) -> Result<()> {
-    let datagrams = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    datagrams.set_read_timeout(Some(REPLY_TIMEOUT))?;
-    // A drop at the pod's interface is not reported to the sender.
-    datagrams.send_to(b"forbidden", (other, 53)).context("sending a forbidden datagram")?;
-    match TcpStream::connect_timeout(&SocketAddr::from((other, 80)), Duration::from_millis(1)) {
-        Ok(_) => {}
-        Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) => {}
-        Err(error) => return Err(error).context("connecting to the forbidden pod"),
-    }
-    datagrams.send_to(b"allowed", (server, 53)).context("sending an allowed datagram")?;
-    let mut reply = [0; 16];
-    loop {
-        let (length, from) = datagrams.recv_from(&mut reply).context("waiting for the reply of the allowed pod")?;
-        if from.ip() == IpAddr::from(server) && length > 0 {
-            break;
-        }
-    }
-    // A lost SYN is retransmitted after a second.
-    let allowed = SocketAddr::from((server, 80));
-    TcpStream::connect_timeout(&allowed, Duration::from_millis(900)).context("connecting to the allowed pod")?;
-    Ok(())
+    first_packets::first_packets(server, other, REPLY_TIMEOUT)
 }
 
-/// Returns the number of IP packets that a host has received. Only pods under test send packets to this host.
+/// Returns how many IP packets a host has received.
 fn received(host: &Host) -> Result<u64> {
-    received_in(host.netns())
-}
-
-fn received_in(netns: &Netns) -> Result<u64> {
-    let text = netns.run(|| Ok(std::fs::read_to_string("/proc/thread-self/net/snmp")?))?;
-    let mut lines = text.lines().filter(|line| line.starts_with("Ip: "));
-    let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
-    let value = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "InReceives");
-    value.and_then(|(_, value)| value.parse().ok()).context("no Ip.InReceives in /proc/net/snmp")
+    first_packets::received(host.netns())
 }

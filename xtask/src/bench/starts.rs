@@ -1,0 +1,226 @@
+//! Starts of pods: how long the start gate holds them, and which of their first packets arrive, with and without it.
+//!
+//! A pod exists in the API server before it starts, without an address. Its interface appears, the container runtime
+//! reports it, and its first instructions send over UDP and TCP to a pod that policies allow and to one that they
+//! forbid. Only then is its address published.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use netpol_apiserver::{ApiServer, Resource};
+use netpol_nri_double::{NriServer, Options, PodSandbox, Start};
+use netpol_tests::cluster::node_name;
+use netpol_tests::first_packets::{first_packets, received};
+use netpol_tests::{PodSlots, Protocol, StartGate};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::cluster_state::{ClusterState, apply, namespace, pod_in};
+use super::report::{Machine, Row};
+use super::testbed::{Testbed, local_name};
+use crate::cli::{BenchArgs, Output};
+
+/// Number of pods that exist at a time.
+const SLOTS: u8 = 100;
+/// The namespace of the new pods.
+const JOBS: &str = "jobs";
+/// How long the reply to an allowed packet may take.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// How long the container runtime may take to accept the agent.
+const CONNECTED: Duration = Duration::from_secs(10);
+
+/// How pods are started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Mode {
+    Nri,
+    Cni,
+    Off,
+    /// Without the gate, and with unknown pods closed.
+    OffDeny,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    pods: usize,
+    policies: usize,
+    machine: Machine,
+    runs: Vec<Run>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Run {
+    mode: Mode,
+    starts: usize,
+    /// Packets to the forbidden pod that arrived.
+    forbidden_arrived: u64,
+    /// Pods with an allowed datagram or connection that failed.
+    allowed_failed: usize,
+    /// How long the start was held, as measured by the runtime. Without the gate, nothing holds it.
+    held: Row,
+}
+
+impl Mode {
+    /// All, and how many starts are measured. Where allowed packets are lost, each start takes a second.
+    const ALL: [(Self, usize); 4] = [(Self::Nri, 1_000), (Self::Cni, 1_000), (Self::Off, 1_000), (Self::OffDeny, 100)];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Nri => "gate, NRI",
+            Self::Cni => "gate, CNI",
+            Self::Off => "off",
+            Self::OffDeny => "off, unknown pods denied",
+        }
+    }
+
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Nri => &["--start-gate=nri"],
+            Self::Cni | Self::Off => &["--start-gate=off"],
+            Self::OffDeny => &["--start-gate=off", "--unknown-pods=deny"],
+        }
+    }
+}
+
+pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
+    let cluster_state = ClusterState::from_args(args, 10_000, 0)?;
+    let directory = std::env::temp_dir().join(netpol_tests::cleanup::unique("runtime"));
+    let directory = netpol_tests::cleanup::PathGuard::new(directory);
+    std::fs::create_dir_all(directory.path())?;
+    let (mut runs, mut machine) = (Vec::new(), None);
+    for (mode, starts) in Mode::ALL {
+        let socket = directory.path().join("nri.sock");
+        let runtime = NriServer::start(&socket, Options::default()).context("starting the fake container runtime")?;
+        let mut testbed = prepare(cluster_state, mode, &socket)?;
+        if machine.is_none() {
+            machine = Some(Machine::now()?);
+        }
+        testbed.start()?;
+        if mode == Mode::Nri {
+            runtime.wait_for_plugin("netpol", CONNECTED)?;
+        }
+        eprintln!("starting {starts} pods, {} …", mode.name());
+        runs.push(measure(&testbed, &runtime, mode, starts)?);
+    }
+    let machine = machine.context("nothing was measured")?;
+    let report = Report { pods: cluster_state.pods, policies: cluster_state.policies, machine, runs };
+    match args.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        Output::Text => print_report(&report),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_report(report: &Report) {
+    let Report { pods, policies, machine, .. } = report;
+    println!("{pods} pods, {policies} policies; {} CPUs, load {:.1} before", machine.cpus, machine.load);
+    println!(
+        "{:<26}{:>8}{:>11}{:>9}  {:>9}{:>9}{:>9}{:>9} ms held",
+        "", "starts", "forbidden", "failed", "median", "p95", "p99", "max"
+    );
+    for Run { mode, starts, forbidden_arrived, allowed_failed, held } in &report.runs {
+        let Row { median_ms, p95_ms, p99_ms, max_ms, .. } = held;
+        println!(
+            "{:<26}{starts:>8}{forbidden_arrived:>11}{allowed_failed:>9}  {median_ms:>9.1}{p95_ms:>9.1}{p99_ms:>9.1}\
+             {max_ms:>9.1}",
+            mode.name()
+        );
+    }
+}
+
+/// The allowed and the forbidden pod. Both accept everything, so that only the rules of new pods drop.
+fn peers() -> [String; 2] {
+    [local_name(0, 0), local_name(0, 1)]
+}
+
+fn prepare(cluster_state: ClusterState, mode: Mode, socket: &Path) -> Result<Testbed> {
+    let socket = format!("--nri-socket={}", socket.display());
+    let arguments: Vec<&str> = mode.arguments().iter().copied().chain([socket.as_str()]).collect();
+    let mut testbed = Testbed::prepare(cluster_state, &arguments)?;
+    for peer in peers() {
+        testbed.cluster.serve_at(&peer, &[(Protocol::Tcp, 80), (Protocol::Udp, 53)])?;
+    }
+    let server = testbed.server()?;
+    let mut jobs = namespace(0, 0);
+    jobs["metadata"] = json!({"name": JOBS, "labels": {"kubernetes.io/metadata.name": JOBS}});
+    apply(server, jobs)?;
+    let open = json!({"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{}]});
+    let to_server = json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [{
+        "to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ns-0"}},
+                "podSelector": {"matchLabels": {"app": "app-0"}}}],
+        "ports": [{"protocol": "TCP", "port": 80}, {"protocol": "UDP", "port": 53}]}]});
+    let deny_all = json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]});
+    for (namespace, name, spec) in
+        [("ns-0", "open", open), (JOBS, "to-server", to_server), (JOBS, "deny-all", deny_all)]
+    {
+        let metadata = json!({"namespace": namespace, "name": name});
+        let (version, kind) = ("networking.k8s.io/v1", "NetworkPolicy");
+        apply(server, json!({"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}))?;
+    }
+    Ok(testbed)
+}
+
+fn measure(testbed: &Testbed, runtime: &NriServer, mode: Mode, starts: usize) -> Result<Run> {
+    let server = testbed.server()?;
+    let [allowed, forbidden] = peers().map(|peer| testbed.cluster.host(&peer));
+    let mut slots = PodSlots::prepare(&testbed.cluster, SLOTS)?;
+    let gate = StartGate::new(&testbed.agent.socket());
+    let before = received(forbidden.netns())?;
+    let (mut held, mut allowed_failed) = (Vec::new(), 0);
+    for first in (0..starts).step_by(slots.count()) {
+        let group = u32::try_from(first)? + 1;
+        let names: Vec<_> = (first..starts.min(first + slots.count())).map(|number| format!("job-{number}")).collect();
+        // Scheduled long before they start.
+        for name in &names {
+            apply(server, unpublished(name))?;
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        for (slot, name) in names.iter().enumerate() {
+            let address = slots.attach(slot, &format!("job{slot}"), group)?;
+            let start = Instant::now();
+            match mode {
+                Mode::Nri => {
+                    let started = runtime.run(&sandbox(server, name, address)?);
+                    ensure!(started == Start::Allowed, "{name}: {started:?}\n{}", testbed.agent.log());
+                }
+                Mode::Cni => {
+                    gate.add_at(&testbed.cluster, &format!("{JOBS}/{name}"), slots.netns(slot), address)?;
+                }
+                Mode::Off | Mode::OffDeny => {}
+            }
+            held.push(start.elapsed());
+            let sent = slots.netns(slot).run(|| first_packets(allowed.v4(), forbidden.v4(), PATIENCE));
+            allowed_failed += usize::from(sent.is_err());
+            apply(server, pod_in(JOBS, name, &node_name(1), 3, address))?;
+        }
+        slots.detach_group(group)?;
+        for name in &names {
+            if mode == Mode::Nri {
+                runtime.stop(&sandbox(server, name, Ipv4Addr::UNSPECIFIED)?).map_err(anyhow::Error::msg)?;
+            }
+            server.delete(Resource::Pods, JOBS, name);
+        }
+    }
+    let forbidden_arrived = received(forbidden.netns())? - before;
+    Ok(Run { mode, starts, forbidden_arrived, allowed_failed, held: Row::of("held", &held) })
+}
+
+/// Returns a pod that is scheduled and has no address yet.
+fn unpublished(name: &str) -> Value {
+    let mut pod = pod_in(JOBS, name, &node_name(1), 3, Ipv4Addr::UNSPECIFIED);
+    pod["status"] = json!({"phase": "Pending", "qosClass": "Burstable"});
+    pod
+}
+
+/// Describes a pod's sandbox as containerd does.
+fn sandbox(server: &ApiServer, name: &str, address: Ipv4Addr) -> Result<PodSandbox> {
+    let pod = server.get(Resource::Pods, JOBS, name).with_context(|| format!("no pod {name}"))?;
+    let uid = pod["metadata"]["uid"].as_str().context("the pod has no UID")?.to_owned();
+    let (id, namespace, name) = (format!("sandbox-of-{name}"), JOBS.to_owned(), name.to_owned());
+    Ok(PodSandbox { id, name, namespace, uid, ips: vec![address.to_string()], linux: None, ..PodSandbox::default() })
+}
