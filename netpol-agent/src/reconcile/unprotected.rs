@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::container_starts::ContainerStart;
 
-/// Upper bounds of [`UnprotectedTime::buckets`], in milliseconds.
+/// Upper bounds of the buckets of unprotected times, in milliseconds.
 pub const BOUNDS: [u32; 9] = [1, 2, 5, 10, 25, 50, 100, 1_000, 10_000];
 
 /// Time and packets of an interface without programs.
