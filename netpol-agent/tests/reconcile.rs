@@ -305,7 +305,7 @@ fn the_unprotected_time_of_a_held_pod_starts_with_its_containers() {
             assert_eq!(counts(&reconciler), expected, "{unknown_pods:?}, {held}, released: {released}");
             let time = reconciler.unprotected().since(UnprotectedStart::Container);
             let is_open = released && unknown_pods == UnknownPods::Allow;
-            assert!(!time.sum.is_zero() == is_open, "{unknown_pods:?}, released: {released}: {time:?}");
+            assert!(time.sum.is_zero() != is_open, "{unknown_pods:?}, released: {released}: {time:?}");
             assert_eq!(time.packets, if is_open { 7 } else { 0 });
         }
     }

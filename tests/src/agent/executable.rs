@@ -52,7 +52,7 @@ pub fn netpol_cni() -> Result<PathBuf> {
 /// `deploy/`. When root executes a program, it gets the capabilities of the bounding set: capabilities(7).
 ///
 /// # Errors
-/// Returns an error if there is no agent, the DaemonSet adds no capabilities, or the script cannot be written.
+/// Returns an error if there is no agent, the `DaemonSet` adds no capabilities, or the script cannot be written.
 pub fn confined(directory: &Path) -> Result<PathBuf> {
     let line = DAEMON_SET.lines().find_map(|line| line.trim().strip_prefix("add: [")?.strip_suffix(']'));
     let added: Vec<_> =
