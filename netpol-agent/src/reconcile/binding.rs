@@ -18,6 +18,9 @@ use super::interface::{Interface, Interfaces};
 use netpol_dataplane::Dataplane;
 use netpol_node::{PodEnd, Veth, is_link_local};
 
+/// For each interface without a binding, the pods whose addresses it has.
+type Claims = BTreeMap<IfIndex, Vec<PodKey>>;
+
 /// How long the MAC address of a new interface is followed: later plugins of a CNI chain (`tuning`) may change it.
 /// Longer than it takes until interfaces are listed again.
 pub(super) const MAC_LEARNING: Duration = Duration::from_secs(15);
@@ -132,23 +135,8 @@ impl<D: Dataplane> Reconciler<D> {
         let claims = self.claims(&interfaces);
         for (&ifindex, pods) in &claims {
             let (veth, side) = &veths[&ifindex];
-            let conflict = match &pods[..] {
-                [pod] => match interface_of.get(pod) {
-                    Some(other) => Some(format!(
-                        "the interface has an address of {pod}, which is bound to {}",
-                        self.name_of(*other)
-                    )),
-                    None => newer_claimant(&claims, ifindex, pod)
-                        .map(|other| {
-                            format!("the interface has an address of {pod}, and so has {}", self.name_of(other))
-                        })
-                        .or_else(|| self.same_mac(&interfaces, veth, side)),
-                },
-                several => {
-                    let names: Vec<String> = several.iter().map(ToString::to_string).collect();
-                    Some(format!("the network namespace has addresses of several pods: {}", names.join(", ")))
-                }
-            };
+            let other = if let [pod] = &pods[..] { interface_of.get(pod).copied() } else { None };
+            let conflict = self.conflict(&claims, ifindex, other).or_else(|| self.same_mac(&interfaces, veth, side));
             let Some(Interface { identity, .. }) = interfaces.get_mut(&ifindex) else { continue };
             if let Some(conflict) = conflict {
                 identity.shut(veth, &conflict);
@@ -184,8 +172,21 @@ impl<D: Dataplane> Reconciler<D> {
         self.interfaces = interfaces;
     }
 
+    /// Returns why an interface must not be bound to what it claims. `other`: the interface that is bound to this pod.
+    fn conflict(&self, claims: &Claims, ifindex: IfIndex, other: Option<IfIndex>) -> Option<String> {
+        let [pod] = &claims[&ifindex][..] else {
+            let names: Vec<String> = claims[&ifindex].iter().map(ToString::to_string).collect();
+            return Some(format!("the network namespace has addresses of several pods: {}", names.join(", ")));
+        };
+        if let Some(other) = other {
+            return Some(format!("the interface has an address of {pod}, which is bound to {}", self.name_of(other)));
+        }
+        let other = newer_claimant(claims, ifindex, pod)?;
+        Some(format!("the interface has an address of {pod}, and so has {}", self.name_of(other)))
+    }
+
     /// Returns the pods whose addresses are found on interfaces without a binding.
-    fn claims(&self, interfaces: &Interfaces) -> BTreeMap<IfIndex, Vec<PodKey>> {
+    fn claims(&self, interfaces: &Interfaces) -> Claims {
         let is_bound =
             |ifindex| interfaces.get(ifindex).is_some_and(|known| matches!(known.identity.binding, Binding::Bound(_)));
         let mut claims: BTreeMap<IfIndex, Vec<PodKey>> = BTreeMap::new();
@@ -329,7 +330,7 @@ impl<D: Dataplane> Reconciler<D> {
 
 /// Returns a newer interface that claims the same pod, to which no interface is bound. The newest interface is the
 /// pod: one that is left over from an earlier sandbox is older.
-fn newer_claimant(claims: &BTreeMap<IfIndex, Vec<PodKey>>, ifindex: IfIndex, pod: &PodKey) -> Option<IfIndex> {
+fn newer_claimant(claims: &Claims, ifindex: IfIndex, pod: &PodKey) -> Option<IfIndex> {
     let rivals = claims.range((std::ops::Bound::Excluded(ifindex), std::ops::Bound::Unbounded));
     rivals.filter(|(_, pods)| pods.contains(pod)).map(|(other, _)| *other).next()
 }

@@ -100,15 +100,7 @@ impl<D: Dataplane> Reconciler<D> {
                     result.condition = ConditionState::Not(Some("the object still exists".to_owned()));
                     return result;
                 }
-                // Pods whose endpoint still has a rule set with the policy.
-                for known in self.pod_endpoints().filter(|known| !known.is_orphaned()) {
-                    let Some(pod) = &known.pod else { continue };
-                    if self.selects([known.endpoint.ingress, known.endpoint.egress], &policy) {
-                        result.pods.push(pod.to_string());
-                        let reason = "the policy is still enforced on the pod".to_owned();
-                        result.pending.push(Pending { pod: pod.to_string(), reason });
-                    }
-                }
+                self.add_pods_with(&mut result, &policy);
             }
             Condition::Deleted(Target { kind: TargetKind::Pod, namespace, name }) => {
                 let key = PodKey::new(namespace.as_str(), name.as_str());
@@ -125,6 +117,18 @@ impl<D: Dataplane> Reconciler<D> {
             result.condition = ConditionState::Not(None);
         }
         result
+    }
+
+    /// Adds the pods whose endpoint still has a rule set with a deleted policy.
+    fn add_pods_with(&self, result: &mut CheckResult, policy: &PolicyKey) {
+        for known in self.pod_endpoints().filter(|known| !known.is_orphaned()) {
+            let Some(pod) = &known.pod else { continue };
+            if self.selects([known.endpoint.ingress, known.endpoint.egress], policy) {
+                result.pods.push(pod.to_string());
+                let reason = "the policy is still enforced on the pod".to_owned();
+                result.pending.push(Pending { pod: pod.to_string(), reason });
+            }
+        }
     }
 
     /// Returns the pods of this node that are not enforced yet.

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
-use netpol_common::{AllowKey, ClassId, PortSetId, RuleId, RuleSetId};
+use netpol_common::{AllowEntry, AllowKey, ClassId, PortSetId, RuleId, RuleSetId};
 
 use super::Engine;
 use super::allow::{AllowEntries, PortPrefix, Ports};
@@ -139,39 +139,32 @@ impl Engine {
             indices.sort_unstable();
             indices.dedup();
             let rules = removed(&indices);
-            let Some(entry) = self.tables.allow(&key) else {
-                // The class had no entry because it got the same as any peer. Without that rule, its own rules apply.
-                if !for_any_peer.is_empty() {
-                    pending.singles.push((key, self.contents(any_after.clone().into_owned(), &matching, signature)));
+            let base = match self.tables.allow(&key) {
+                Some(entry) if entry.port_set != PortSetId::ALL => entry.port_set,
+                entry => {
+                    // A class has no entry if it got the same as any peer. Without that rule, its own rules apply.
+                    let has_removed = |entry: AllowEntry| rules.iter().any(|rule| rule.id == entry.rule);
+                    if entry.map_or(!for_any_peer.is_empty(), has_removed) {
+                        let contents = self.contents(any_after.clone().into_owned(), &matching, signature);
+                        pending.singles.push((key, contents));
+                    }
+                    continue;
                 }
-                continue;
             };
-            if entry.port_set == PortSetId::ALL {
-                if rules.iter().any(|rule| rule.id == entry.rule) {
-                    pending.singles.push((key, self.contents(any_after.clone().into_owned(), &matching, signature)));
-                }
-                continue;
-            }
             let named = named_ports(&rules, Some(signature));
             let compute = || {
                 let rest = remaining(&matching);
-                Rc::new(self.removed(entry.port_set, &rules, &rest, &any_after, Some(signature)))
+                Rc::new(self.removed(base, &rules, &rest, &any_after, Some(signature)))
             };
             let diff = if matching.len() > SCAN_LIMIT || have_names(&remaining(&matching)) {
                 compute()
             } else {
-                let base = entry.port_set;
-                let diff_key = DiffKey {
-                    rule_set: id,
-                    base,
-                    changed_rules: indices.clone(),
-                    remaining_rules: matching.clone(),
-                    named,
-                };
+                let (changed_rules, remaining_rules) = (indices.clone(), matching.clone());
+                let diff_key = DiffKey { rule_set: id, base, changed_rules, remaining_rules, named };
                 cache.entry(diff_key).or_insert_with(compute).clone()
             };
             if !diff.is_empty() {
-                pending.groups.entry((entry.port_set, diff)).or_default().push(PortSetUser::Class(key));
+                pending.groups.entry((base, diff)).or_default().push(PortSetUser::Class(key));
             }
         }
         pending.touched.entry(id).or_default().1 = for_any_peer;

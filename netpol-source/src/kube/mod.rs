@@ -5,8 +5,17 @@
 //!    access, client ─► API server ◄─ query
 //! ```
 //!
-//! `kube_runtime::watcher` is not used, because it fails a whole list if one object cannot be deserialized, does not
-//! fall back from streaming lists, hides `Retry-After`, and does not report when it loses and regains sync.
+//! `kube_runtime::watcher` (version 5.0) is not used, for these reasons:
+//!
+//! * It consumes bookmarks and does not report that a watch was resumed. So a source without changes cannot distinguish
+//!   "in sync" from "no data since the connection was lost", which `status`, readiness and metrics report.
+//! * It does not fall back to paginated lists if the API server has no streaming lists.
+//! * Its errors have no `Retry-After`. The retry policy of `kube_client` reads it, but retries inside of a request, so the
+//!   source would not learn that the API server is unavailable.
+//! * It deserializes complete objects. `trim` reads only the fields that policies need from the JSON text.
+//!
+//! That one invalid object fails a whole list is no longer a reason: `DeserializeGuard` prevents it, but it clones each object
+//! as a generic value first.
 
 mod access;
 mod backoff;

@@ -224,8 +224,7 @@ impl Watcher {
     /// Returns the current version of the server.
     async fn current_version(&self) -> Result<String, Failure> {
         let body = self.body("limit=1").await?;
-        let page: ListPage<'_> =
-            serde_json::from_slice(&body).map_err(|error| Failure::InvalidResponse(error.to_string()))?;
+        let page: ListPage<'_> = serde_json::from_slice(&body).map_err(|error| invalid(&error))?;
         Ok(page.metadata.resource_version)
     }
 
@@ -251,8 +250,7 @@ impl Watcher {
                 result => result?,
             };
             let received = Instant::now();
-            let page: ListPage<'_> =
-                serde_json::from_slice(&body).map_err(|error| Failure::InvalidResponse(error.to_string()))?;
+            let page: ListPage<'_> = serde_json::from_slice(&body).map_err(|error| invalid(&error))?;
             for item in page.items.into_iter().flatten() {
                 self.item(item.get(), received).await;
             }
@@ -290,12 +288,7 @@ impl Watcher {
         let mut listing = self.position.is_none();
         // Spread the timeouts of the watches.
         let seconds = self.options.watch.as_secs() + jitter(self.options.watch).as_secs();
-        let from = match &self.position {
-            None => "sendInitialEvents=true&resourceVersionMatch=NotOlderThan".to_owned(),
-            Some(position) => format!("resourceVersion={position}"),
-        };
-        let url = self.url(&format!("watch=1&allowWatchBookmarks=true&{from}&timeoutSeconds={seconds}"));
-        let response = match self.access.get(&url).await {
+        let response = match self.access.get(&self.stream_url(seconds)).await {
             Err(Failure::Status { code: 400 | 422, .. }) if listing => return Ok(StreamEnd::NoStreaming(true)),
             result => result?,
         };
@@ -328,8 +321,7 @@ impl Watcher {
                     None => return Ok(StreamEnd::Timeout),
                 },
             };
-            let line: Line<'_> =
-                serde_json::from_str(line).map_err(|error| Failure::InvalidResponse(error.to_string()))?;
+            let line: Line<'_> = serde_json::from_str(line).map_err(|error| invalid(&error))?;
             match (line.kind, listing) {
                 ("ADDED" | "MODIFIED", true) => self.item(line.object.get(), received).await,
                 ("ADDED" | "MODIFIED" | "DELETED", false) => {
@@ -338,34 +330,40 @@ impl Watcher {
                         return Ok(StreamEnd::ReceiverDropped);
                     }
                 }
-                ("BOOKMARK", _) => {
-                    let Bookmark { metadata } = serde_json::from_str(line.object.get())
-                        .map_err(|error| Failure::InvalidResponse(error.to_string()))?;
-                    if listing && !metadata.annotations.contains_key("k8s.io/initial-events-end") {
-                        return Ok(StreamEnd::NoStreaming(true));
-                    }
-                    if std::mem::take(&mut listing) {
-                        self.verb = "watch";
-                        self.listed(&metadata.resource_version).await?;
-                    } else {
-                        self.report(WatchEvent::Position(version(&metadata.resource_version))).await;
-                    }
-                    self.position = Some(metadata.resource_version);
-                }
-                ("ERROR", _) => {
-                    let status: Status = serde_json::from_str(line.object.get()).unwrap_or_default();
-                    return match status.code {
-                        410 => Ok(StreamEnd::Expired(status.message)),
-                        code if listing && code != 429 => {
-                            tracing::debug!(code, message = status.message, "no streaming list");
-                            Ok(StreamEnd::NoStreaming(true))
-                        }
-                        code => Err(Failure::Status { code, message: status.message, retry_after: None }),
-                    };
-                }
+                ("BOOKMARK", _) => match self.bookmark(line.object.get(), listing).await? {
+                    Some(end) => return Ok(end),
+                    None => listing = false,
+                },
+                ("ERROR", _) => return end(serde_json::from_str(line.object.get()).unwrap_or_default(), listing),
                 (other, _) => return Err(Failure::InvalidResponse(format!("a watch event of type {other}"))),
             }
         }
+    }
+
+    /// Returns the URL of a watch, which starts with a full list if there is no position yet.
+    fn stream_url(&self, seconds: u64) -> String {
+        let from = match &self.position {
+            None => "sendInitialEvents=true&resourceVersionMatch=NotOlderThan".to_owned(),
+            Some(position) => format!("resourceVersion={position}"),
+        };
+        self.url(&format!("watch=1&allowWatchBookmarks=true&{from}&timeoutSeconds={seconds}"))
+    }
+
+    /// Processes a bookmark: the first one with its annotation ends the full list. Returns the end of the watch if the
+    /// server ignores that a list was requested.
+    async fn bookmark(&mut self, text: &str, listing: bool) -> Result<Option<StreamEnd>, Failure> {
+        let Bookmark { metadata } = serde_json::from_str(text).map_err(|error| invalid(&error))?;
+        if listing && !metadata.annotations.contains_key("k8s.io/initial-events-end") {
+            return Ok(Some(StreamEnd::NoStreaming(true)));
+        }
+        if listing {
+            self.verb = "watch";
+            self.listed(&metadata.resource_version).await?;
+        } else {
+            self.report(WatchEvent::Position(version(&metadata.resource_version))).await;
+        }
+        self.position = Some(metadata.resource_version);
+        Ok(None)
     }
 
     /// Sends a change. Returns false if the receiver was dropped.
@@ -436,4 +434,20 @@ impl Watcher {
             self.state.update(self.resource.plural(), |kind| kind.current_error = None);
         }
     }
+}
+
+/// Returns how an ERROR event ends a watch. `listing`: the watch still sends the full list.
+fn end(status: Status, listing: bool) -> Result<StreamEnd, Failure> {
+    match status.code {
+        410 => Ok(StreamEnd::Expired(status.message)),
+        code if listing && code != 429 => {
+            tracing::debug!(code, message = status.message, "no streaming list");
+            Ok(StreamEnd::NoStreaming(true))
+        }
+        code => Err(Failure::Status { code, message: status.message, retry_after: None }),
+    }
+}
+
+fn invalid(error: &serde_json::Error) -> Failure {
+    Failure::InvalidResponse(error.to_string())
 }

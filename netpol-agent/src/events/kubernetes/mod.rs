@@ -10,6 +10,17 @@
 //! * series: the Event of one topic, with the number of packets
 //! * publication: one write to the API server: a new Event, an update of a series, or a diagnostic
 //!
+//! `kube_runtime::events::Recorder` (version 5.0) is not used, for these reasons:
+//!
+//! * Each call is one request, and the number of a series counts calls. Here it counts packets, and one update stands for all
+//!   packets of its interval.
+//! * It combines all Events of a pod with the same reason and action. The first peer and port would stand for all, because
+//!   the API server rejects changes of a note.
+//! * It names Events after the time. Agents could not use one Event for a diagnostic of a policy, and a repeated request, whose
+//!   first response was lost, would create another Event.
+//! * If the API server has deleted an Event, all updates of its series fail until the Event is removed from the cache.
+//! * The cache has no limit, and there are no rate limits.
+//!
 //! All state is bounded: Events of a pod, tokens of a pod and of the node, and memory. While the API server is unavailable,
 //! counting continues; the counts are written when it is available again.
 
