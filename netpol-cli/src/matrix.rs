@@ -4,7 +4,8 @@ use std::io::{self, Write};
 
 use anyhow::{Result, bail};
 use netpol_policy::cluster_state::ClusterState;
-use netpol_policy::explain::Explanation;
+use netpol_policy::explain::{Explanation, Verdict};
+use netpol_policy::offline::OfflineCluster;
 use netpol_policy::reference::End;
 use netpol_policy::text::{self, Safe};
 use serde::Serialize;
@@ -14,6 +15,7 @@ use crate::args::{MatrixOptions, Output};
 use crate::color::Color;
 use crate::input::{Input, InputReport};
 use crate::table;
+use crate::unevaluated;
 use crate::verdict::{Evaluator, VerdictError};
 
 /// The number of excluded pods that are listed for each reason.
@@ -31,27 +33,33 @@ struct JsonOutput<'a> {
 pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit> {
     let input = Input::read(&options.input);
     input.report();
-    let cluster_state = input.cluster_state(true);
-    let (ends, excluded) = ends(&cluster_state, options);
+    let mut cluster = input.cluster(&options.input);
+    let (ends, excluded) = ends(cluster.state(), options);
     if ends.is_empty() {
         print_excluded(&mut io::stderr(), &excluded)?;
         bail!("no pods to show; pass manifests of pods with -f, and check --namespace");
     }
-    let evaluate = Evaluator::new(&cluster_state);
+    // A workload and itself: two of its pods.
+    let sources: Vec<End> = ends.iter().map(|end| source(&mut cluster, end)).collect();
+    let evaluate = Evaluator::new(cluster);
     let mut explanations: Vec<Explanation> = Vec::new();
-    let (mut no_common_family, mut one_family) = (false, false);
+    let (mut no_common_family, mut one_family, mut is_unknown) = (false, false, false);
     for &port in &options.ports {
-        let pairs = ends.iter().flat_map(|from| ends.iter().map(move |to| (from, to)));
+        let pairs = sources.iter().flat_map(|from| ends.iter().map(move |to| (from, to)));
         match options.output {
             Output::Json => {
                 for (from, to) in pairs {
-                    explanations.extend(if_connected(evaluate.explain(from, to, port))?);
+                    let explanation = if_connected(evaluate.explain(from, to, port))?;
+                    is_unknown |=
+                        explanation.as_ref().is_some_and(|explanation| explanation.verdict == Verdict::Unknown);
+                    explanations.extend(explanation);
                 }
             }
             Output::Table => {
                 let cells: Vec<_> =
                     pairs.map(|(from, to)| if_connected(evaluate.sides(from, to, port))).collect::<Result<_, _>>()?;
                 no_common_family |= cells.contains(&None);
+                is_unknown |= cells.iter().flatten().any(|sides| sides.verdict() == Verdict::Unknown);
                 one_family |= cells.iter().flatten().any(|sides| sides.only.is_some());
                 table::print(out, &port.to_string(), &ends, &cells, Color::detect(), table::terminal_width())?;
             }
@@ -72,11 +80,24 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
         Output::Table => {
             let families = if one_family { table::ONE_FAMILY } else { "" };
             let none = if no_common_family { table::NO_COMMON_FAMILY } else { "" };
-            writeln!(out, "{}{families}{none}", table::LEGEND)?;
+            let unknown = if is_unknown { table::UNKNOWN } else { "" };
+            writeln!(out, "{}{families}{none}{unknown}", table::LEGEND)?;
+            unevaluated::print(out, &input.parsed.unevaluated, table::text_width())?;
             print_excluded(out, &excluded)?;
         }
     }
-    Ok(if input.is_complete() { Exit::Ok } else { Exit::Input })
+    Ok(match input.is_complete() {
+        false => Exit::Input,
+        true if is_unknown => Exit::Unknown,
+        true => Exit::Ok,
+    })
+}
+
+fn source(cluster: &mut OfflineCluster, end: &End) -> End {
+    match end {
+        End::Pod(key) => End::Pod(cluster.second_pod(key)),
+        End::Address(_) | End::Service(_) => end.clone(),
+    }
 }
 
 /// Returns `None` for ends that cannot connect, such as ends without a common address family.
@@ -94,7 +115,6 @@ fn if_connected<T>(result: Result<T, VerdictError>) -> Result<Option<T>, Verdict
 enum Exclusion {
     HostNetwork,
     Finished,
-    NoAddress,
 }
 
 impl Exclusion {
@@ -105,7 +125,6 @@ impl Exclusion {
                 "on the host network, which policies do not apply to; to show the node address, use --address"
             }
             Self::Finished => "that finished (Succeeded or Failed)",
-            Self::NoAddress => "without an address (`status.podIPs`)",
         }
     }
 }
@@ -128,7 +147,6 @@ fn ends(cluster_state: &ClusterState, options: &MatrixOptions) -> (Vec<End>, Vec
         let reason = match pod {
             pod if pod.finished => Some(Exclusion::Finished),
             pod if pod.host_network => Some(Exclusion::HostNetwork),
-            pod if pod.addresses.is_empty() => Some(Exclusion::NoAddress),
             _ => None,
         };
         match reason {
@@ -142,7 +160,7 @@ fn ends(cluster_state: &ClusterState, options: &MatrixOptions) -> (Vec<End>, Vec
 
 /// Prints `not shown: 2 pods on the host network, …: kube-system/a, kube-system/b`, a line for each reason.
 fn print_excluded(out: &mut impl Write, excluded: &[ExcludedPod]) -> io::Result<()> {
-    for reason in [Exclusion::HostNetwork, Exclusion::Finished, Exclusion::NoAddress] {
+    for reason in [Exclusion::HostNetwork, Exclusion::Finished] {
         let pods: Vec<&str> = excluded.iter().filter(|pod| pod.reason == reason).map(|pod| &*pod.pod).collect();
         if pods.is_empty() {
             continue;

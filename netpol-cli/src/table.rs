@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 
-use netpol_policy::explain::Family;
+use netpol_policy::explain::{Family, Verdict};
 use netpol_policy::reference::End;
 use netpol_policy::text::Safe;
 
@@ -15,6 +15,9 @@ pub(crate) const NO_COMMON_FAMILY: &str = "    - no address family in common";
 
 /// The legend of cells of dual-stack pods, printed if there are any.
 pub(crate) const ONE_FAMILY: &str = "    4 allowed by IPv4 only    6 allowed by IPv6 only";
+
+/// The legend of cells without a known verdict, printed if there are any.
+pub(crate) const UNKNOWN: &str = "    ? unknown: see netpol explain";
 
 /// The legend of all other cells.
 pub(crate) const LEGEND: &str =
@@ -63,9 +66,9 @@ pub(crate) fn print(
             let mut line = format!("  {:>digits$} {:<names$}", from + 1, shorten(&name(end), names));
             for to in block.clone() {
                 let gap = if starts_group(ends, to, block.start) { "  " } else { " " };
-                let (letter, allowed) = cell(cells[from * ends.len() + to]);
+                let (letter, verdict) = cell(cells[from * ends.len() + to]);
                 let padding = " ".repeat(digits - 1);
-                let _ = write!(line, "{gap}{padding}{}", color.verdict(allowed, letter));
+                let _ = write!(line, "{gap}{padding}{}", color.verdict(verdict, letter));
             }
             writeln!(out, "{line}")?;
         }
@@ -74,16 +77,21 @@ pub(crate) fn print(
     Ok(())
 }
 
-fn cell(sides: Option<Sides>) -> (&'static str, bool) {
-    match sides {
-        None => ("-", false),
-        Some(Sides { only: Some(Family::V4), .. }) => ("4", false),
-        Some(Sides { only: Some(Family::V6), .. }) => ("6", false),
-        Some(Sides { egress: true, ingress: true, .. }) => ("+", true),
-        Some(Sides { egress: false, ingress: true, .. }) => ("e", false),
-        Some(Sides { egress: true, ingress: false, .. }) => ("i", false),
-        Some(Sides { egress: false, ingress: false, .. }) => ("x", false),
-    }
+fn cell(sides: Option<Sides>) -> (&'static str, Verdict) {
+    let Some(sides) = sides else { return ("-", Verdict::Deny) };
+    let is_denied = |verdict| verdict == Verdict::Deny;
+    let letter = match sides {
+        Sides { only: Some(Family::V4), .. } => "4",
+        Sides { only: Some(Family::V6), .. } => "6",
+        _ => match (is_denied(sides.egress), is_denied(sides.ingress)) {
+            (true, true) => "x",
+            (true, false) => "e",
+            (false, true) => "i",
+            (false, false) if sides.verdict() == Verdict::Unknown => "?",
+            (false, false) => "+",
+        },
+    };
+    (letter, if letter == "+" || letter == "?" { sides.verdict() } else { Verdict::Deny })
 }
 
 /// The heading above the rows of an end.
@@ -101,7 +109,11 @@ fn starts_group(ends: &[End], index: usize, first: usize) -> bool {
 
 fn name(end: &End) -> String {
     match end {
-        End::Pod(key) => Safe(&key.name).to_string(),
+        End::Pod(key) => Safe(key.workload().map_or_else(
+            || key.name.to_string(),
+            |workload| format!("{}/{}", workload.kind.resource(), workload.name),
+        ))
+        .to_string(),
         End::Address(address) => address.to_string(),
         End::Service(key) => Safe(key).to_string(),
     }
