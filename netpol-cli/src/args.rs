@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use netpol_api::{Condition, parse_duration};
 use netpol_policy::model::Protocol;
 
-use crate::ends::EndArgument;
+use crate::ends::{EndArgument, MatrixEnd};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -41,7 +41,7 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Show which pods can connect to which, for each port
+    /// Show which pods can connect to which, at which ports
     #[command(after_help = MATRIX_EXAMPLES)]
     Matrix(MatrixOptions),
     /// Explain why a connection is allowed or denied
@@ -71,6 +71,8 @@ pub(crate) enum Command {
 
 const MATRIX_EXAMPLES: &str = "\
 Examples:
+  netpol matrix -f manifests/
+  helm template . | netpol matrix -f - --to deploy/db --only-allowed -o md
   netpol matrix -f manifests/ -p 80/TCP
   netpol matrix -f pods.yaml -f policies/ -p 80/TCP -p 53/UDP --namespace shop
   kubectl get ns,pods,nodes,svc,endpointslices,netpol -A -o yaml | netpol matrix -f - -p 443/TCP -o json";
@@ -164,18 +166,46 @@ pub(crate) struct MatrixOptions {
     #[command(flatten)]
     pub(crate) input: InputOptions,
     /// Port and protocol, such as 80/TCP or 53/UDP; without protocol, TCP; repeatable
-    #[arg(short, long = "port", value_name = "PORT/PROTOCOL", required = true)]
+    ///
+    /// Without ports, the matrix is a list of the exact ports that are allowed.
+    #[arg(short, long = "port", value_name = "PORT/PROTOCOL")]
     pub(crate) ports: Vec<PortArgument>,
-    /// Show only pods in this namespace; repeatable
+    /// Show only connections from this end: a workload, a pod, labels (as of explain), or a namespace as NAMESPACE/*
+    #[arg(long, value_name = "END", allow_hyphen_values = true)]
+    pub(crate) from: Option<MatrixEnd>,
+    /// Show only connections to this end
+    #[arg(long, value_name = "END", allow_hyphen_values = true)]
+    pub(crate) to: Option<MatrixEnd>,
+    /// Show only connections that are allowed or unknown at some port
+    #[arg(long)]
+    pub(crate) only_allowed: bool,
+    /// Show only pods in this namespace; repeatable. Ends of --from and --to are in the first one
     #[arg(short, long = "namespace", value_name = "NAMESPACE")]
     pub(crate) namespaces: Vec<String>,
     /// An address to show with the pods, such as one outside the cluster or of a Service (allowed if all backends are);
     /// repeatable
     #[arg(short, long = "address", value_name = "ADDRESS")]
     pub(crate) addresses: Vec<IpAddr>,
-    /// The output format
+    /// The output format. With csv, md, dot and mermaid, -p limits the ports
     #[arg(short, long, value_enum, default_value = "table")]
-    pub(crate) output: Output,
+    pub(crate) output: MatrixOutput,
+}
+
+/// The output format of the matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MatrixOutput {
+    /// Text: with -p a matrix for each port, otherwise a list
+    Table,
+    /// JSON
+    Json,
+    /// A line for each connection
+    Csv,
+    /// A Markdown table
+    Md,
+    /// A graph for Graphviz
+    Dot,
+    /// A graph for Mermaid, as in Markdown on GitHub
+    Mermaid,
 }
 
 #[derive(Debug, Args)]

@@ -64,6 +64,42 @@ impl FromStr for EndArgument {
     }
 }
 
+/// A filter of the matrix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum MatrixEnd {
+    Namespace(String),
+    Pods(EndArgument),
+}
+
+impl FromStr for MatrixEnd {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(namespace) = text.strip_suffix("/*").filter(|namespace| !namespace.contains('/')) {
+            return Ok(Self::Namespace(namespace.to_owned()));
+        }
+        match text.parse()? {
+            EndArgument::Service(..) | EndArgument::Range(_) | EndArgument::Internet => Err(format!(
+                "`{text}` is no row of the matrix; write a workload, a pod, labels, an address or NAMESPACE/*"
+            )),
+            pods => Ok(Self::Pods(pods)),
+        }
+    }
+}
+
+impl MatrixEnd {
+    /// Returns the ends that the filter accepts.
+    pub(crate) fn find(&self, cluster: &OfflineCluster, namespace: &str) -> Result<Vec<End>> {
+        Ok(match self {
+            Self::Namespace(name) => {
+                let pods = cluster.state().pods.keys().filter(|key| *key.namespace == **name);
+                pods.cloned().map(End::Pod).collect()
+            }
+            Self::Pods(argument) => find(cluster, argument, namespace)?.ends.into_iter().map(|(end, _)| end).collect(),
+        })
+    }
+}
+
 fn usage(text: &str) -> String {
     format!(
         "`{text}` is not an end; write namespace/pod, deploy/NAME with -n NAMESPACE, svc/NAME, key=value, an address, a range, or internet"

@@ -1,11 +1,13 @@
 //! Computes verdicts from the tables that the agent writes to the kernel, and explanations from the reference. If the
 //! two differ, the result is an error.
 
+use std::net::IpAddr;
+
 use netpol_common::Reason;
 use netpol_policy::cluster_state::{ClusterState, Event};
 use netpol_policy::compile::{Engine, FirstIds, NodeScope};
 use netpol_policy::explain::{self, Explanation, Family, Verdict};
-use netpol_policy::model::PodKey;
+use netpol_policy::model::{Pod, PodKey};
 use netpol_policy::offline::OfflineCluster;
 use netpol_policy::reference::{self, ConnectionError, End, Evaluation, Packet};
 
@@ -72,6 +74,15 @@ impl Evaluator {
         Self { tables: Tables::new(cluster.state()), at_most: cluster.at_most().map(Tables::new), cluster }
     }
 
+    pub(crate) const fn cluster(&self) -> &OfflineCluster {
+        &self.cluster
+    }
+
+    /// Returns what decides the verdicts on a pod in the compiled tables.
+    pub(crate) fn classes(&self, pod: &Pod) -> Vec<EndClass> {
+        std::iter::once(&self.tables).chain(&self.at_most).map(|tables| tables.class(pod)).collect()
+    }
+
     /// Evaluates both sides with the tables, through a Service at all of its backends. Returns an error if the
     /// reference differs.
     pub(crate) fn sides(&self, from: &End, to: &End, port: PortArgument) -> Result<Sides, VerdictError> {
@@ -126,7 +137,27 @@ struct Difference {
     reference: &'static str,
 }
 
+/// The rule sets of a pod, and the class of each of its addresses with their family. Pods with the same ones have the
+/// same verdicts.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct EndClass {
+    rule_sets: Option<[u32; 2]>,
+    addresses: Vec<(bool, u32)>,
+}
+
 impl Tables {
+    fn class(&self, pod: &Pod) -> EndClass {
+        let endpoint = self.engine.endpoint(&pod.key);
+        let address = |address: &IpAddr| {
+            let entry = self.engine.tables().address(*address).unwrap_or_default();
+            (address.is_ipv4(), entry.class.0)
+        };
+        EndClass {
+            rule_sets: endpoint.map(|endpoint| [endpoint.ingress.rule_set.0, endpoint.egress.rule_set.0]),
+            addresses: pod.addresses.iter().map(address).collect(),
+        }
+    }
+
     fn new(cluster_state: &ClusterState) -> Self {
         let mut engine = Engine::new(NodeScope::All, FirstIds::default());
         engine.apply(Event::LocalAddresses(cluster_state.local_addresses.clone()));

@@ -1,5 +1,5 @@
 //! What only manifests need: pods of workloads that do not exist yet, unknown addresses, and policies that are not
-//! evaluated (docs/semantics.md, lines 39 to 42).
+//! evaluated (docs/semantics.md, lines 39 to 41).
 //!
 //! ```text
 //! Parsed ─► workloads: a pod for each workload ─► addresses: placeholders ─► two cluster states:
@@ -9,20 +9,24 @@
 //! A verdict that differs between the two states depends on an unknown address.
 
 mod addresses;
+mod ports;
 mod workloads;
 
 use ipnet::IpNet;
+use std::net::IpAddr;
+
 use netpol_common::{Direction, Reason};
 
 pub(crate) use addresses::is_pod_placeholder_range;
 pub use addresses::{PodRanges, is_placeholder};
+pub use ports::PortSet;
 pub use workloads::Workloads;
 
 use crate::cluster_state::{ClusterState, Event};
 use crate::derived;
 use crate::explain::peer_path;
 use crate::manifest::{Parsed, Unevaluated};
-use crate::model::{Object, Peer, Peers, PodKey};
+use crate::model::{Object, Peer, Peers, Pod, PodKey};
 use crate::reference::{self, Evaluation, Packet};
 
 /// The number of policies in a message; the others are counted.
@@ -111,6 +115,34 @@ impl OfflineCluster {
         let may_change =
             |policy: &&Unevaluated| policy.scope.may_change(pod, &namespace, packet.direction, is_isolated);
         self.unevaluated.iter().filter(may_change).collect()
+    }
+
+    /// Returns the policies that are not evaluated and may change the verdicts on a pod, by their indices.
+    pub fn may_change_pod(&self, pod: &Pod, direction: Direction) -> Vec<usize> {
+        if self.unevaluated.is_empty() {
+            return Vec::new();
+        }
+        let namespace = self.state.namespace_labels(&pod.key.namespace);
+        let is_isolated = reference::isolating(&self.state, pod, direction).next().is_some();
+        let policies = self.unevaluated.iter().enumerate();
+        let may_change =
+            policies.filter(|(_, policy)| policy.scope.may_change(pod, &namespace, direction, is_isolated));
+        may_change.map(|(index, _)| index).collect()
+    }
+
+    /// Returns the ports at which a pod's policies allow connections with an address: those that are allowed, and those
+    /// that may be. The address is not that of a Service.
+    pub fn ports(&self, pod: &Pod, direction: Direction, remote: IpAddr) -> [PortSet; 2] {
+        if pod.addresses.contains(&remote) {
+            return [PortSet::all(), PortSet::all()];
+        }
+        if !self.may_change_pod(pod, direction).is_empty() {
+            return [PortSet::default(), PortSet::all()];
+        }
+        let allowed = ports::allowed(&self.state, pod, direction, remote);
+        let at_most = self.at_most.as_ref();
+        let possible = at_most.map_or_else(|| allowed.clone(), |state| ports::allowed(state, pod, direction, remote));
+        [allowed, possible]
     }
 
     /// Returns whether the verdict on a packet depends on an unknown address.

@@ -6,11 +6,11 @@ use netpol_common::{Direction, protocol};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::{OfflineCluster, is_placeholder};
+use super::{OfflineCluster, PortSet, is_placeholder};
 use crate::cluster_state::{ClusterState, Event};
 use crate::compile::{Engine, FirstIds, NodeScope};
 use crate::manifest::{Located, Parsed, parse_offline};
-use crate::model::{Object, Pod, PodKey, WorkloadKey, WorkloadKind};
+use crate::model::{Object, Pod, PodKey, Protocol, WorkloadKey, WorkloadKind};
 use crate::reference::{Packet, evaluate};
 use crate::testing::{pod, policy};
 
@@ -56,8 +56,12 @@ fn packets(pod: &PodKey, remote: IpAddr) -> Vec<Packet> {
         is_hairpin: false,
         post_dnat: false,
     };
-    let ports = [(protocol::TCP, 80), (protocol::TCP, 8080), (protocol::UDP, 53), (protocol::ICMP, 0)];
-    let of = |direction| ports.map(|(protocol, port)| packet(direction, protocol, port));
+    // The ports of random policies, and those next to them.
+    let ports = [1, 52, 53, 54, 78, 79, 80, 81, 82, 8079, 8080, 8081, 65534, 65535];
+    let protocols = [protocol::TCP, protocol::UDP, protocol::SCTP];
+    let with_ports = protocols.into_iter().flat_map(|protocol| ports.map(|port| (protocol, port)));
+    let all: Vec<(u8, u16)> = with_ports.chain([(protocol::ICMP, 0)]).collect();
+    let of = |direction| all.iter().map(move |(protocol, port)| packet(direction, *protocol, *port));
     Direction::BOTH.into_iter().flat_map(of).collect()
 }
 
@@ -88,6 +92,8 @@ proptest! {
             .map(|address| (address, ClusterState::of(objects(Pod { addresses: vec![address], ..unknown.clone() }))))
             .collect();
         prop_assert!(!states.is_empty());
+        let pod = &cluster.state().pods[&known.key];
+        let port_sets = Direction::BOTH.map(|direction| (direction, cluster.ports(pod, direction, placeholder)));
         for packet in packets(&known.key, placeholder) {
             let [low, high] = tables.each_ref().map(|(state, engine)| {
                 let reference = evaluate(state, &packet).reason;
@@ -95,6 +101,11 @@ proptest! {
             });
             prop_assert_eq!((Some(low.0), Some(high.0)), (low.1, high.1), "{:?}", packet);
             prop_assert!(high.0.allows() || !low.0.allows());
+            let sets = port_sets.iter().find(|(direction, _)| *direction == packet.direction).map(|(_, sets)| sets);
+            if let Some(protocol) = Protocol::from_number(packet.protocol) {
+                let has = |set: &PortSet| set.contains(protocol, packet.port);
+                prop_assert_eq!(sets.map(|[low, high]| (has(low), has(high))), Some((low.0.allows(), high.0.allows())));
+            }
             for (address, state) in &states {
                 let allowed = evaluate(state, &Packet { remote: *address, ..packet.clone() }).reason.allows();
                 prop_assert!(allowed || !low.0.allows(), "allowed, but not at {address}: {packet:?}");
