@@ -127,7 +127,7 @@ impl<'g> List<'g> {
             match names.len() {
                 _ if sources.len() == 1 => rows.push(("all".to_owned(), ports)),
                 count if count == most && count > 1 && others.is_none() => {
-                    others = Some(("all others".to_owned(), ports))
+                    others = Some(("all others".to_owned(), ports));
                 }
                 _ => rows.push((self.names(names), ports)),
             }
