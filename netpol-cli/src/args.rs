@@ -6,9 +6,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use netpol_api::{Condition, parse_duration};
-use netpol_policy::model::{PodKey, Protocol, ServiceKey};
-use netpol_policy::reference::End;
+use netpol_policy::model::Protocol;
+
+use crate::ends::{EndArgument, MatrixEnd};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -22,6 +24,10 @@ Exit codes:
       explain, matrix: also if a part of an object is invalid, or a template
       was skipped; the result is printed, and may be wrong
       wait: no agent responds
+  4   unknown: the verdict depends on a policy of a kind that netpol does not
+      evaluate (Cilium, Calico, Antrea, AdminNetworkPolicy, …), or on an
+      address that the manifests do not contain
+      matrix: at least one verdict is unknown
   70  a bug in netpol: the compiled tables and the reference differ";
 
 /// Evaluate network policies: which pods can connect, and why. Reads manifests and needs no cluster; `wait` connects to
@@ -35,7 +41,7 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Show which pods can connect to which, for each port
+    /// Show which pods can connect to which, at which ports
     #[command(after_help = MATRIX_EXAMPLES)]
     Matrix(MatrixOptions),
     /// Explain why a connection is allowed or denied
@@ -65,6 +71,8 @@ pub(crate) enum Command {
 
 const MATRIX_EXAMPLES: &str = "\
 Examples:
+  netpol matrix -f manifests/
+  helm template . | netpol matrix -f - --to deploy/db --only-allowed -o md
   netpol matrix -f manifests/ -p 80/TCP
   netpol matrix -f pods.yaml -f policies/ -p 80/TCP -p 53/UDP --namespace shop
   kubectl get ns,pods,nodes,svc,endpointslices,netpol -A -o yaml | netpol matrix -f - -p 443/TCP -o json";
@@ -74,6 +82,20 @@ Examples:
   netpol explain -f manifests/ --from shop/frontend --to shop/backend --port 8080/TCP
   netpol explain -f manifests/ --from shop/frontend --to service/shop/backend --port 80/TCP
   netpol explain -f manifests/ --from shop/frontend --to 198.51.100.7 --port 443/TCP -o json
+  helm template . | netpol explain -f - -n shop --from deploy/web --to svc/db --port 5432
+  kubectl kustomize . | netpol explain -f - -n shop --from app=web --to internet --port 443
+
+Ends, with kubectl's names of resources:
+  deploy/web, sts/db, job/migrate …    the pods of a workload in the namespace of -n
+  deploy/shop/web                      the same, with the namespace
+  shop/web-0, pod/web-0                a pod
+  svc/db, svc/shop/db                  a Service (--to)
+  app=web,tier!=edge                   all pods in the namespace of -n with these labels
+  198.51.100.7, 198.51.100.0/24        an address, all addresses of a range
+  internet                             all public addresses, but not those of pods, nodes and Services
+
+An end can stand for several pods or addresses. Then all of them are evaluated,
+and one connection with the worst verdict is explained.
 
 If both ends have an IPv4 and an IPv6 address, each family is evaluated; the
 verdict is the worse of the two.";
@@ -118,6 +140,10 @@ pub(crate) struct InputOptions {
     /// this size is not read
     #[arg(long, value_name = "MIB", default_value_t = netpol_files::DEFAULT.all / netpol_files::MIB)]
     pub(crate) max_manifests: u64,
+    /// A range of pod addresses in your cluster, which decides if an ipBlock contains pods whose addresses are not in
+    /// the input; repeatable. Default: the private ranges 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 and `fc00::/7`
+    #[arg(long = "pod-cidr", value_name = "CIDR")]
+    pub(crate) pod_cidrs: Vec<IpNet>,
 }
 
 impl InputOptions {
@@ -140,30 +166,61 @@ pub(crate) struct MatrixOptions {
     #[command(flatten)]
     pub(crate) input: InputOptions,
     /// Port and protocol, such as 80/TCP or 53/UDP; without protocol, TCP; repeatable
-    #[arg(short, long = "port", value_name = "PORT/PROTOCOL", required = true)]
+    ///
+    /// Without ports, the matrix is a list of the exact ports that are allowed.
+    #[arg(short, long = "port", value_name = "PORT/PROTOCOL")]
     pub(crate) ports: Vec<PortArgument>,
-    /// Show only pods in this namespace; repeatable
+    /// Show only connections from this end: a workload, a pod, labels (as of explain), or a namespace as NAMESPACE/*
+    #[arg(long, value_name = "END", allow_hyphen_values = true)]
+    pub(crate) from: Option<MatrixEnd>,
+    /// Show only connections to this end
+    #[arg(long, value_name = "END", allow_hyphen_values = true)]
+    pub(crate) to: Option<MatrixEnd>,
+    /// Show only connections that are allowed or unknown at some port
+    #[arg(long)]
+    pub(crate) only_allowed: bool,
+    /// Show only pods in this namespace; repeatable. Ends of --from and --to are in the first one
     #[arg(short, long = "namespace", value_name = "NAMESPACE")]
     pub(crate) namespaces: Vec<String>,
     /// An address to show with the pods, such as one outside the cluster or of a Service (allowed if all backends are);
     /// repeatable
     #[arg(short, long = "address", value_name = "ADDRESS")]
     pub(crate) addresses: Vec<IpAddr>,
-    /// The output format
+    /// The output format. With csv, md, dot and mermaid, -p limits the ports
     #[arg(short, long, value_enum, default_value = "table")]
-    pub(crate) output: Output,
+    pub(crate) output: MatrixOutput,
+}
+
+/// The output format of the matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MatrixOutput {
+    /// Text: with -p a matrix for each port, otherwise a list
+    Table,
+    /// JSON
+    Json,
+    /// A line for each connection
+    Csv,
+    /// A Markdown table
+    Md,
+    /// A graph for Graphviz
+    Dot,
+    /// A graph for Mermaid, as in Markdown on GitHub
+    Mermaid,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ExplainOptions {
     #[command(flatten)]
     pub(crate) input: InputOptions,
-    /// Source: namespace/pod, or an address
-    #[arg(long, value_name = "END", value_parser = end)]
-    pub(crate) from: End,
-    /// Destination: namespace/pod, service/namespace/name (svc/…), or an address, also of a Service or a node
-    #[arg(long, value_name = "END", value_parser = destination)]
-    pub(crate) to: End,
+    /// Source: a workload, a pod, labels, an address, a range, or internet; see below
+    #[arg(long, value_name = "END", allow_hyphen_values = true)]
+    pub(crate) from: EndArgument,
+    /// Destination: the same, or a Service
+    #[arg(long, value_name = "END", allow_hyphen_values = true)]
+    pub(crate) to: EndArgument,
+    /// The namespace of ends that are written without one
+    #[arg(short, long, value_name = "NAMESPACE", default_value = "default")]
+    pub(crate) namespace: String,
     /// Port and protocol, such as 80/TCP or 53/UDP; without protocol, TCP
     #[arg(short, long, value_name = "PORT/PROTOCOL")]
     pub(crate) port: PortArgument,
@@ -224,29 +281,6 @@ impl std::fmt::Display for PortArgument {
     }
 }
 
-fn destination(text: &str) -> Result<End, String> {
-    match text.split('/').collect::<Vec<_>>()[..] {
-        ["service" | "svc" | "services", namespace, name] if !namespace.is_empty() && !name.is_empty() => {
-            Ok(End::Service(ServiceKey::new(namespace, name)))
-        }
-        _ => end(text),
-    }
-}
-
-fn end(text: &str) -> Result<End, String> {
-    if let Ok(address) = text.parse::<IpAddr>() {
-        return Ok(End::Address(address));
-    }
-    match text.split_once('/') {
-        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
-            Ok(End::Pod(PodKey::new(namespace, name)))
-        }
-        _ => Err(format!(
-            "`{text}` is neither namespace/pod nor an address; write NAMESPACE/POD, such as default/{text}"
-        )),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -265,22 +299,6 @@ mod tests {
         }
         for text in ["", "0", "65536", "http", "80/ICMP", "80/"] {
             assert!(text.parse::<PortArgument>().is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn ends_are_pods_services_or_addresses() {
-        for (text, expected) in [("a/b", "a/b"), ("10.0.0.1", "10.0.0.1"), ("fd00::1", "fd00::1")] {
-            assert_eq!(end(text).map(|end| end.to_string()), Ok(expected.to_owned()));
-        }
-        for text in ["web", "a/", "/b", "a/b/c", "svc/a/b"] {
-            assert!(end(text).is_err(), "{text}");
-        }
-        for (text, expected) in [("svc/a/b", "service/a/b"), ("service/a/b", "service/a/b"), ("svc/a", "svc/a")] {
-            assert_eq!(destination(text).map(|end| end.to_string()), Ok(expected.to_owned()));
-        }
-        for text in ["svc/a/", "svc//b", "svc/a/b/c", "pod/a/b"] {
-            assert!(destination(text).is_err(), "{text}");
         }
     }
 }

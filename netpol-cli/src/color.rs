@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 
+use netpol_policy::explain::Verdict;
 use netpol_policy::model::Severity;
 
 /// Foreground colors of ECMA-48, SGR.
@@ -22,9 +23,14 @@ impl Color {
     #[cfg(test)]
     pub(crate) const NEVER: Self = Self(false);
 
-    /// Colors a verdict green or red.
-    pub(crate) fn verdict(self, allowed: bool, text: &str) -> String {
-        self.paint(if allowed { GREEN } else { RED }, text)
+    /// Colors a verdict: green if allowed, yellow if unknown, otherwise red.
+    pub(crate) fn verdict(self, verdict: Verdict, text: &str) -> String {
+        let color = match verdict {
+            Verdict::Allow => GREEN,
+            Verdict::Unknown => YELLOW,
+            Verdict::Some | Verdict::Deny => RED,
+        };
+        self.paint(color, text)
     }
 
     /// Colors the name of a severity.

@@ -6,15 +6,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use netpol_files::{is_manifest, read_any, read_regular, read_stream};
-use netpol_policy::cluster_state::{ClusterState, Event};
-use netpol_policy::derived;
-use netpol_policy::manifest::{self, Located, ManifestError, Parsed, SkipReason};
+use netpol_policy::manifest::{self, Located, ManifestError, Parsed, SkipReason, Unevaluated};
 use netpol_policy::model::{Object, Severity};
+use netpol_policy::offline::OfflineCluster;
 use netpol_policy::text::Safe;
 use serde::Serialize;
 
 use crate::args::InputOptions;
-use crate::placeholder;
+use crate::unevaluated;
 
 /// The input of a command.
 #[derive(Debug, Default)]
@@ -44,6 +43,8 @@ pub(crate) struct InputReport<'i> {
     unreadable: &'i [String],
     diagnostics: Vec<ManifestError>,
     skipped: &'i [SkippedFile],
+    /// Policies of kinds that netpol does not evaluate.
+    unevaluated: &'i [Unevaluated],
 }
 
 impl Input {
@@ -88,6 +89,7 @@ impl Input {
         for error in &self.parsed.errors {
             eprintln!("{error}");
         }
+        unevaluated::warn(&self.parsed.unevaluated);
         if !self.is_complete() {
             eprintln!("netpol: not all of the input was read, so the result may be wrong (exit code 3)");
         }
@@ -112,27 +114,23 @@ impl Input {
             unreadable: &self.unreadable,
             diagnostics: self.errors(),
             skipped: &self.skipped,
+            unevaluated: &self.parsed.unevaluated,
         }
     }
 
-    /// Returns the objects, with placeholder addresses of Services, their `EndpointSlices`, and, if requested,
-    /// placeholder addresses of pods.
-    pub(crate) fn cluster_state(&self, addresses_of_pods: bool) -> ClusterState {
-        let mut cluster_state = ClusterState::of(self.parsed.objects.iter().map(|located| located.object.clone()));
-        if addresses_of_pods {
-            placeholder::pods(&mut cluster_state);
-        }
-        placeholder::services(&mut cluster_state);
-        let objects: Vec<Object> = cluster_state.objects().collect();
-        for slice in derived::endpoint_slices(&objects) {
-            cluster_state.apply(Event::Apply(Object::Slice(slice)));
-        }
-        cluster_state
+    /// Returns the cluster that the manifests describe.
+    pub(crate) fn cluster(&self, options: &InputOptions) -> OfflineCluster {
+        OfflineCluster::new(&self.parsed, &options.pod_cidrs)
     }
 
     /// Returns an object and its position in the input; the last one if there are several.
     pub(crate) fn locate(&self, wanted: &netpol_policy::model::ObjectKey) -> Option<&Located<Object>> {
         self.parsed.objects.iter().rev().find(|located| located.object.key() == *wanted)
+    }
+
+    /// The number of objects that are used.
+    pub(crate) fn object_count(&self) -> usize {
+        self.parsed.objects.len() + self.parsed.workloads.len()
     }
 
     /// Returns all errors and warnings, sorted by file and line.
@@ -145,8 +143,12 @@ impl Input {
     fn text(&mut self, name: &str, bytes: Vec<u8>, named: bool) {
         match String::from_utf8(bytes) {
             Ok(text) => {
-                let Parsed { objects, errors, ignored, left_out, skipped } = manifest::parse(&text, name);
+                let Parsed { objects, errors, ignored, unevaluated, workloads, controllers, left_out, skipped } =
+                    manifest::parse_offline(&text, name);
                 self.parsed.objects.extend(objects);
+                self.parsed.unevaluated.extend(unevaluated);
+                self.parsed.workloads.extend(workloads);
+                self.parsed.controllers.extend(controllers);
                 self.parsed.errors.extend(errors);
                 self.parsed.ignored.extend(ignored);
                 self.parsed.left_out += left_out;

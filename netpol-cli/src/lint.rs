@@ -15,6 +15,7 @@ use crate::args::{LintOptions, Output};
 use crate::color::Color;
 use crate::input::{Input, InputReport};
 use crate::table;
+use crate::unevaluated;
 
 /// The number of skipped files that are listed.
 const FILES_SHOWN: usize = 5;
@@ -40,9 +41,10 @@ pub(crate) fn run(options: &LintOptions, out: &mut impl Write) -> Result<Exit> {
     for message in &input.unreadable {
         eprintln!("netpol: {}", Safe(message));
     }
-    let cluster_state = input.cluster_state(false);
+    unevaluated::warn(&input.parsed.unevaluated);
+    let cluster = input.cluster(&options.input);
     let mut entries: Vec<Entry> = input.errors().into_iter().map(|error| Entry { error, finding: None }).collect();
-    for finding in explain::lint(&cluster_state) {
+    for finding in explain::lint(cluster.state()) {
         let key = ObjectKey::Policy(finding.policy.clone());
         let Some(located) = input.locate(&key) else { continue };
         let error = ManifestError {
@@ -65,7 +67,7 @@ pub(crate) fn run(options: &LintOptions, out: &mut impl Write) -> Result<Exit> {
                 out,
                 "{}",
                 text::json(&serde_json::to_string_pretty(&JsonOutput {
-                    objects: input.parsed.objects.len(),
+                    objects: input.object_count(),
                     input: input.json()
                 })?)
             )?;
@@ -89,11 +91,12 @@ fn print(out: &mut impl Write, input: &Input, entries: &[Entry], width: usize, c
         of_it.map(|error| error.count).sum::<usize>()
     };
     let counts = [
-        counted(input.parsed.objects.len(), "object"),
+        counted(input.object_count(), "object"),
         counted(count(Severity::Error), "error"),
         counted(count(Severity::Warning), "warning"),
     ];
     paragraph(out, &counts.join(", "), width)?;
+    unevaluated::print(out, &input.parsed.unevaluated, width)?;
     let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
     for ignored in &input.parsed.ignored {
         *kinds.entry(&ignored.kind).or_default() += 1;

@@ -2,13 +2,14 @@
 
 mod args;
 mod color;
+mod ends;
 mod explain;
 mod generate;
 mod input;
 mod lint;
 mod matrix;
-mod placeholder;
 mod table;
+mod unevaluated;
 mod verdict;
 mod wait;
 
@@ -30,6 +31,8 @@ pub(crate) enum Exit {
     /// Some input could not be read, or a requested object is not in it; `wait`: no agent responds. clap uses 2 for
     /// wrong usage.
     Input = 3,
+    /// The verdict depends on something that netpol does not evaluate, or on an unknown address.
+    Unknown = 4,
     /// The compiled tables and the reference differ, which is a bug in netpol (`EX_SOFTWARE` of sysexits.h).
     Bug = 70,
 }

@@ -3,8 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 
-use netpol_policy::explain::Family;
-use netpol_policy::reference::End;
+use netpol_policy::explain::{Family, Verdict};
 use netpol_policy::text::Safe;
 
 use crate::color::Color;
@@ -13,8 +12,14 @@ use crate::verdict::Sides;
 /// The legend of cells without a verdict, printed if there are any.
 pub(crate) const NO_COMMON_FAMILY: &str = "    - no address family in common";
 
+/// The legend of cells that filters exclude.
+pub(crate) const NOT_SHOWN: &str = "    - not shown";
+
 /// The legend of cells of dual-stack pods, printed if there are any.
 pub(crate) const ONE_FAMILY: &str = "    4 allowed by IPv4 only    6 allowed by IPv6 only";
+
+/// The legend of cells without a known verdict, printed if there are any.
+pub(crate) const UNKNOWN: &str = "    ? unknown: see netpol explain";
 
 /// The legend of all other cells.
 pub(crate) const LEGEND: &str =
@@ -33,17 +38,26 @@ pub(crate) fn text_width() -> usize {
     if std::io::stdout().is_terminal() { terminal_width().unwrap_or(DEFAULT_WIDTH) } else { DEFAULT_WIDTH }
 }
 
+/// A row and a column.
+#[derive(Clone, Debug)]
+pub(crate) struct Heading {
+    /// The heading above it, such as its namespace.
+    pub(crate) group: String,
+    /// The name below the heading.
+    pub(crate) name: String,
+}
+
 /// Prints one table. `cells` has a row for each end, and a column for each end in each row.
 pub(crate) fn print(
     out: &mut impl Write,
     title: &str,
-    ends: &[End],
+    ends: &[Heading],
     cells: &[Option<Sides>],
     color: Color,
     width: Option<usize>,
 ) -> io::Result<()> {
     let digits = ends.len().to_string().len();
-    let longest = ends.iter().map(|end| name(end).chars().count()).max().unwrap_or(0);
+    let longest = ends.iter().map(|end| end.name.chars().count()).max().unwrap_or(0);
     // At least half of a narrow terminal is for the columns.
     let names = width.map_or(longest, |width| longest.min((width / 2).saturating_sub(digits + 3)).max(4));
     let margin = 2 + digits + 1 + names;
@@ -58,14 +72,14 @@ pub(crate) fn print(
         writeln!(out, "{}", header.trim_end())?;
         for (from, end) in ends.iter().enumerate() {
             if starts_group(ends, from, 0) {
-                writeln!(out, "{}", Safe(group(end)))?;
+                writeln!(out, "{}", Safe(&end.group))?;
             }
-            let mut line = format!("  {:>digits$} {:<names$}", from + 1, shorten(&name(end), names));
+            let mut line = format!("  {:>digits$} {:<names$}", from + 1, shorten(&end.name, names));
             for to in block.clone() {
                 let gap = if starts_group(ends, to, block.start) { "  " } else { " " };
-                let (letter, allowed) = cell(cells[from * ends.len() + to]);
+                let (letter, verdict) = cell(cells[from * ends.len() + to]);
                 let padding = " ".repeat(digits - 1);
-                let _ = write!(line, "{gap}{padding}{}", color.verdict(allowed, letter));
+                let _ = write!(line, "{gap}{padding}{}", color.verdict(verdict, letter));
             }
             writeln!(out, "{line}")?;
         }
@@ -74,37 +88,25 @@ pub(crate) fn print(
     Ok(())
 }
 
-fn cell(sides: Option<Sides>) -> (&'static str, bool) {
-    match sides {
-        None => ("-", false),
-        Some(Sides { only: Some(Family::V4), .. }) => ("4", false),
-        Some(Sides { only: Some(Family::V6), .. }) => ("6", false),
-        Some(Sides { egress: true, ingress: true, .. }) => ("+", true),
-        Some(Sides { egress: false, ingress: true, .. }) => ("e", false),
-        Some(Sides { egress: true, ingress: false, .. }) => ("i", false),
-        Some(Sides { egress: false, ingress: false, .. }) => ("x", false),
-    }
+fn cell(sides: Option<Sides>) -> (&'static str, Verdict) {
+    let Some(sides) = sides else { return ("-", Verdict::Deny) };
+    let is_denied = |verdict| verdict == Verdict::Deny;
+    let letter = match sides {
+        Sides { only: Some(Family::V4), .. } => "4",
+        Sides { only: Some(Family::V6), .. } => "6",
+        _ => match (is_denied(sides.egress), is_denied(sides.ingress)) {
+            (true, true) => "x",
+            (true, false) => "e",
+            (false, true) => "i",
+            (false, false) if sides.verdict() == Verdict::Unknown => "?",
+            (false, false) => "+",
+        },
+    };
+    (letter, if letter == "+" || letter == "?" { sides.verdict() } else { Verdict::Deny })
 }
 
-/// The heading above the rows of an end.
-fn group(end: &End) -> &str {
-    match end {
-        End::Pod(key) => &key.namespace,
-        End::Address(_) => "(addresses)",
-        End::Service(_) => "(Services)",
-    }
-}
-
-fn starts_group(ends: &[End], index: usize, first: usize) -> bool {
-    index == first || group(&ends[index]) != group(&ends[index - 1])
-}
-
-fn name(end: &End) -> String {
-    match end {
-        End::Pod(key) => Safe(&key.name).to_string(),
-        End::Address(address) => address.to_string(),
-        End::Service(key) => Safe(key).to_string(),
-    }
+fn starts_group(ends: &[Heading], index: usize, first: usize) -> bool {
+    index == first || ends[index].group != ends[index - 1].group
 }
 
 /// Shortens a name in its middle: the names of a workload's pods differ at the end.
@@ -120,8 +122,6 @@ fn shorten(name: &str, width: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use netpol_policy::model::PodKey;
-
     use super::*;
 
     #[test]
@@ -132,7 +132,8 @@ mod tests {
 
     #[test]
     fn columns_are_split_into_blocks_on_a_narrow_terminal() {
-        let ends: Vec<End> = (0..30).map(|i| End::Pod(PodKey::new("shop", format!("pod-{i}")))).collect();
+        let ends: Vec<Heading> =
+            (0..30).map(|i| Heading { group: "shop".to_owned(), name: format!("pod-{i}") }).collect();
         let cells = vec![None; ends.len() * ends.len()];
         let mut out = Vec::new();
         print(&mut out, "80/TCP", &ends, &cells, Color::NEVER, Some(60)).expect("writing to memory");

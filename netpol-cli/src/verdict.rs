@@ -1,29 +1,47 @@
 //! Computes verdicts from the tables that the agent writes to the kernel, and explanations from the reference. If the
 //! two differ, the result is an error.
 
+use std::net::IpAddr;
+
 use netpol_common::Reason;
 use netpol_policy::cluster_state::{ClusterState, Event};
 use netpol_policy::compile::{Engine, FirstIds, NodeScope};
-use netpol_policy::explain::{self, Explanation, Family};
-use netpol_policy::model::PodKey;
+use netpol_policy::explain::{self, Explanation, Family, Verdict};
+use netpol_policy::model::{Pod, PodKey};
+use netpol_policy::offline::OfflineCluster;
 use netpol_policy::reference::{self, ConnectionError, End, Evaluation, Packet};
 
 use crate::args::PortArgument;
 
-/// Computes verdicts for one cluster state.
+/// Computes verdicts for the cluster of manifests.
 pub(crate) struct Evaluator {
+    cluster: OfflineCluster,
+    tables: Tables,
+    /// With the unknown addresses in all blocks that may contain them.
+    at_most: Option<Tables>,
+}
+
+/// The compiled tables of one cluster state.
+struct Tables {
     engine: Engine,
 }
 
-/// Whether each side allows a connection, in all common address families.
+/// The verdict of each side on a connection, in all common address families.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sides {
-    /// The source; true if it is not a pod.
-    pub(crate) egress: bool,
-    /// The destination; true if it is not a pod.
-    pub(crate) ingress: bool,
+    /// The source; `Allow` if it is not a pod.
+    pub(crate) egress: Verdict,
+    /// The destination; `Allow` if it is not a pod.
+    pub(crate) ingress: Verdict,
     /// The allowed address family, if only one of two is allowed.
     pub(crate) only: Option<Family>,
+}
+
+impl Sides {
+    /// The verdict on the connection.
+    pub(crate) fn verdict(self) -> Verdict {
+        self.egress.max(self.ingress)
+    }
 }
 
 /// An error that leaves a connection without a verdict.
@@ -52,47 +70,115 @@ pub(crate) enum VerdictError {
 }
 
 impl Evaluator {
-    pub(crate) fn new(cluster_state: &ClusterState) -> Self {
+    pub(crate) fn new(cluster: OfflineCluster) -> Self {
+        Self { tables: Tables::new(cluster.state()), at_most: cluster.at_most().map(Tables::new), cluster }
+    }
+
+    pub(crate) const fn cluster(&self) -> &OfflineCluster {
+        &self.cluster
+    }
+
+    /// Returns what decides the verdicts on a pod in the compiled tables.
+    pub(crate) fn classes(&self, pod: &Pod) -> Vec<EndClass> {
+        std::iter::once(&self.tables).chain(&self.at_most).map(|tables| tables.class(pod)).collect()
+    }
+
+    /// Evaluates both sides with the tables, through a Service at all of its backends. Returns an error if the
+    /// reference differs.
+    pub(crate) fn sides(&self, from: &End, to: &End, port: PortArgument) -> Result<Sides, VerdictError> {
+        let connections = reference::connections(self.cluster.state(), from, to, port.protocol.number(), port.port)?;
+        let side = |evaluated: &Option<(Packet, Evaluation)>| {
+            let Some((packet, evaluation)) = evaluated else { return Ok(Verdict::Allow) };
+            self.side(packet, evaluation).map_err(|Difference { tables, reference }| {
+                let (from, to) = (from.clone(), to.clone());
+                VerdictError::Mismatch { from, to, port, tables, reference }
+            })
+        };
+        let (mut all, mut families) =
+            (Sides { egress: Verdict::Allow, ingress: Verdict::Allow, only: None }, Vec::new());
+        for connection in &connections {
+            let (mut egress, mut ingress) = (side(&connection.egress)?, side(&connection.ingress)?);
+            for backend in &connection.backends {
+                egress = egress.max(side(&backend.egress)?);
+                ingress = ingress.max(side(&backend.ingress)?);
+            }
+            families.push((Family::of(connection.destination), egress.max(ingress)));
+            all.egress = all.egress.max(egress);
+            all.ingress = all.ingress.max(ingress);
+        }
+        let is_known = families.iter().all(|(_, verdict)| *verdict != Verdict::Unknown);
+        let allowed = families.into_iter().map(|(family, verdict)| (family, verdict == Verdict::Allow));
+        Ok(Sides { only: Family::only(allowed).filter(|_| is_known), ..all })
+    }
+
+    /// Returns the verdict of one side.
+    fn side(&self, packet: &Packet, evaluation: &Evaluation) -> Result<Verdict, Difference> {
+        let is_allowed = self.tables.check(packet, evaluation)?;
+        let is_possible = match &self.at_most {
+            Some(at_most) if !is_allowed => {
+                at_most.check(packet, &reference::evaluate(at_most.engine.cluster_state(), packet))?
+            }
+            _ => is_allowed,
+        };
+        let is_unknown = is_allowed != is_possible || !self.cluster.may_change(packet, evaluation).is_empty();
+        Ok(if is_unknown { Verdict::Unknown } else { Verdict::of(is_allowed) })
+    }
+
+    /// Explains a verdict.
+    pub(crate) fn explain(&self, from: &End, to: &End, port: PortArgument) -> Result<Explanation, VerdictError> {
+        self.sides(from, to, port)?;
+        Ok(explain::explain_offline(&self.cluster, from, to, port.protocol, port.port)?)
+    }
+}
+
+/// The reasons of the tables and of the reference, if they differ.
+struct Difference {
+    tables: &'static str,
+    reference: &'static str,
+}
+
+/// The rule sets of a pod, and the class of each of its addresses with their family. Pods with the same ones have the
+/// same verdicts.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct EndClass {
+    rule_sets: Option<[u32; 2]>,
+    addresses: Vec<(bool, u32)>,
+}
+
+impl Tables {
+    fn class(&self, pod: &Pod) -> EndClass {
+        let endpoint = self.engine.endpoint(&pod.key);
+        let address = |address: &IpAddr| {
+            let entry = self.engine.tables().address(*address).unwrap_or_default();
+            (address.is_ipv4(), entry.class.0)
+        };
+        EndClass {
+            rule_sets: endpoint.map(|endpoint| [endpoint.ingress.rule_set.0, endpoint.egress.rule_set.0]),
+            addresses: pod.addresses.iter().map(address).collect(),
+        }
+    }
+
+    fn new(cluster_state: &ClusterState) -> Self {
         let mut engine = Engine::new(NodeScope::All, FirstIds::default());
         engine.apply(Event::LocalAddresses(cluster_state.local_addresses.clone()));
         engine.apply(Event::Reset(cluster_state.objects().collect()));
         Self { engine }
     }
 
-    /// Evaluates both sides with the tables, through a Service at all of its backends. Returns an error if the
-    /// reference differs.
-    pub(crate) fn sides(&self, from: &End, to: &End, port: PortArgument) -> Result<Sides, VerdictError> {
-        let connections =
-            reference::connections(self.engine.cluster_state(), from, to, port.protocol.number(), port.port)?;
-        let side = |evaluated: &Option<(Packet, Evaluation)>| {
-            let Some((packet, evaluation)) = evaluated else { return Ok(true) };
-            let tables = match self.engine.evaluate(packet) {
-                Some(evaluation) => evaluation.reason,
-                None if self.is_on_host_network(packet) => Reason::NotIsolated,
-                None => Reason::NoEndpoint,
-            };
-            if tables == evaluation.reason {
-                return Ok(tables.allows());
-            }
-            if evaluation.reason == Reason::NoBackend && self.shares_rules_with_backend(packet) {
-                return Ok(false);
-            }
-            let (from, to) = (from.clone(), to.clone());
-            let (tables, reference) = (tables.name(), evaluation.reason.name());
-            Err(VerdictError::Mismatch { from, to, port, tables, reference })
+    /// Returns whether the tables allow a packet, or an error if the reference differs.
+    fn check(&self, packet: &Packet, evaluation: &Evaluation) -> Result<bool, Difference> {
+        let tables = match self.engine.evaluate(packet) {
+            Some(evaluation) => evaluation.reason,
+            None if self.is_on_host_network(packet) => Reason::NotIsolated,
+            None => Reason::NoEndpoint,
         };
-        let (mut all, mut families) = (Sides { egress: true, ingress: true, only: None }, Vec::new());
-        for connection in &connections {
-            let (mut egress, mut ingress) = (side(&connection.egress)?, side(&connection.ingress)?);
-            for backend in &connection.backends {
-                egress &= side(&backend.egress)?;
-                ingress &= side(&backend.ingress)?;
-            }
-            families.push((Family::of(connection.destination), egress && ingress));
-            all.egress &= egress;
-            all.ingress &= ingress;
+        if tables == evaluation.reason {
+            return Ok(tables.allows());
         }
-        Ok(Sides { only: Family::only(families), ..all })
+        if evaluation.reason == Reason::NoBackend && self.shares_rules_with_backend(packet) {
+            return Ok(false);
+        }
+        Err(Difference { tables: tables.name(), reference: evaluation.reason.name() })
     }
 
     /// Returns whether a pod with the same rules is a backend of the Service that a packet is for. Pods with the same
@@ -111,11 +197,5 @@ impl Evaluator {
     /// Returns whether the pod is on the host network, so that it has no endpoint.
     fn is_on_host_network(&self, packet: &Packet) -> bool {
         self.engine.cluster_state().pods.get(&packet.pod).is_some_and(|pod| pod.host_network)
-    }
-
-    /// Explains a verdict.
-    pub(crate) fn explain(&self, from: &End, to: &End, port: PortArgument) -> Result<Explanation, VerdictError> {
-        self.sides(from, to, port)?;
-        Ok(explain::explain(self.engine.cluster_state(), from, to, port.protocol, port.port)?)
     }
 }

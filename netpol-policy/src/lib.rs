@@ -17,6 +17,7 @@ pub mod explain;
 mod index;
 pub mod manifest;
 pub mod model;
+pub mod offline;
 pub mod reference;
 pub mod tables;
 #[cfg(feature = "testing")]

@@ -2,6 +2,7 @@
 
 use crate::cluster_state::ClusterState;
 use crate::model::{Labels, NamedPort, Peer, Pod, Policy, PortMatch, PortRange, Requirement, Selector};
+use crate::offline::is_placeholder;
 use crate::reference::{Packet, Remote};
 
 use super::describe;
@@ -22,12 +23,17 @@ pub(super) fn unmet_by_peer(
             }
             Some(pod) => {
                 let mut unmet = unmet_by_namespace(cluster_state, policy, namespaces.as_ref(), pod);
-                unmet.extend(unmet_by_labels(".podSelector", &format!("pod {}", pod.key), pods, &pod.labels));
+                unmet.extend(unmet_by_labels(".podSelector", &pod.key.title(), pods, &pod.labels));
                 unmet
             }
         },
         Peer::Block(block) => {
             let address = remote.address;
+            if let Some(pod) = remote.pod.filter(|_| is_placeholder(address)) {
+                let (title, cidr) = (pod.key.title(), block.cidr);
+                let unmet = || format!(".ipBlock.cidr: the address of {title} is not known to be in {cidr}");
+                return (!block.contains(address)).then(unmet).into_iter().collect();
+            }
             if !block.cidr.contains(&address) {
                 return vec![format!(".ipBlock.cidr: {address} is not in {}", block.cidr)];
             }
@@ -67,8 +73,9 @@ fn unmet_by_namespace(
         }
         None if *namespace == policy.key.namespace => Vec::new(),
         None => vec![format!(
-            ": pod {} is in namespace {namespace}; without a namespaceSelector, the peer selects pods in namespace {} only",
-            pod.key, policy.key.namespace
+            ": {} is in namespace {namespace}; without a namespaceSelector, the peer selects pods in namespace {} only",
+            pod.key.title(),
+            policy.key.namespace
         )],
     }
 }
@@ -119,9 +126,9 @@ fn port_name_note(name: &str, port: &PortMatch, destination: Option<&Pod>) -> St
     let named = || pod.ports.iter().filter(|named| *named.name == *name);
     let numbers = |ports: &mut dyn Iterator<Item = &NamedPort>| {
         let numbers: Vec<String> = ports.map(|named| format!("{}/{}", named.port, named.protocol.name())).collect();
-        (!numbers.is_empty()).then(|| format!(" (\"{name}\" is {} on pod {})", numbers.join(", "), pod.key))
+        (!numbers.is_empty()).then(|| format!(" (\"{name}\" is {} on {})", numbers.join(", "), pod.key.title()))
     };
     numbers(&mut named().filter(|named| named.protocol == port.protocol))
         .or_else(|| numbers(&mut named()))
-        .unwrap_or_else(|| format!(" (pod {} has no {protocol} port named \"{name}\")", pod.key))
+        .unwrap_or_else(|| format!(" ({} has no {protocol} port named \"{name}\")", pod.key.title()))
 }

@@ -2,12 +2,13 @@
 
 use crate::cluster_state::ClusterState;
 use crate::model::{IpBlock, Peer, Peers, Pod, Policy, PortMatch, PortRange, Ports, Protocol, Requirement, Selector};
+use crate::offline::is_pod_placeholder_range;
 use crate::reference::{End, Packet, Remote, peer_matches, port_matches};
 
-/// `pod shop/web`, `Service shop/db`, or the address.
+/// `pod shop/web`, `Deployment shop/web`, `Service shop/db`, or the address.
 pub(super) fn end(end: &End) -> String {
     match end {
-        End::Pod(key) => format!("pod {key}"),
+        End::Pod(key) => key.title(),
         End::Service(key) => format!("Service {key}"),
         End::Address(address) => address.to_string(),
     }
@@ -64,10 +65,14 @@ pub(super) fn peer(policy: &Policy, peer: &Peer) -> String {
 }
 
 fn ip_block(block: &IpBlock) -> String {
-    if block.except.is_empty() {
+    if is_pod_placeholder_range(&block.cidr) {
+        return "addresses of pods".to_owned();
+    }
+    let written = block.except.iter().filter(|except| !is_pod_placeholder_range(except));
+    let except: Vec<String> = written.map(ToString::to_string).collect();
+    if except.is_empty() {
         return format!("addresses in {}", block.cidr);
     }
-    let except: Vec<String> = block.except.iter().map(ToString::to_string).collect();
     format!("addresses in {} except {}", block.cidr, except.join(", "))
 }
 

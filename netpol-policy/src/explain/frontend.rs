@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use serde::{Serialize, Serializer};
 
-use super::{Side, Verdict, explain_end};
-use crate::cluster_state::{ClusterState, Owner};
+use super::{Scene, Side, Verdict, explain_end, is_unknown};
+use crate::cluster_state::Owner;
 use crate::model::{PodKey, Protocol};
 use crate::reference::{BackendConnection, Connection};
 
@@ -15,7 +15,8 @@ use crate::reference::{BackendConnection, Connection};
 pub struct FrontendVerdict {
     /// `service/namespace/name` or `hostPort of namespace/pod`; several if they share an address and a port.
     pub owners: Vec<String>,
-    /// The address of the frontend.
+    /// The address of the frontend; in JSON only if it is known.
+    #[serde(skip_serializing_if = "is_unknown")]
     pub address: IpAddr,
     /// Whether all, some or none of the backends are allowed.
     pub verdict: Verdict,
@@ -27,7 +28,8 @@ pub struct FrontendVerdict {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendVerdict {
-    /// Its address.
+    /// Its address; in JSON only if it is known.
+    #[serde(skip_serializing_if = "is_unknown")]
     pub address: IpAddr,
     /// Its port, which can differ from that of the Service.
     pub port: u16,
@@ -42,42 +44,50 @@ pub struct BackendVerdict {
     pub ingress: Side,
 }
 
-/// `None` if the destination is not a frontend.
+/// Explains each backend. `source`: the verdict of the source on the address of the frontend. `None` if the destination
+/// is not a frontend.
 pub(super) fn frontend(
-    cluster_state: &ClusterState,
+    scene: Scene<'_>,
     connection: &Connection,
+    source: Verdict,
     protocol: Protocol,
     port: u16,
 ) -> Option<FrontendVerdict> {
+    let cluster_state = scene.cluster_state;
     let frontend = cluster_state.frontend_at(connection.destination, protocol.number(), port)?;
     let name = |owner: &Owner| match owner {
         Owner::Service(key) => format!("service/{key}"),
         Owner::HostPort(key) => format!("hostPort of {key}"),
     };
-    let backends = &connection.backends;
-    let source_allows = connection.egress.as_ref().is_none_or(|(_, evaluation)| evaluation.reason.allows());
-    let verdict = match backends.iter().filter(|backend| backend.allowed()).count() {
-        _ if !source_allows => Verdict::Deny,
-        0 if !backends.is_empty() => Verdict::Deny,
-        allowed if allowed == backends.len() && allowed > 0 => Verdict::Allow,
-        _ => Verdict::Some,
+    let backends: Vec<BackendVerdict> =
+        connection.backends.iter().map(|connection| backend(scene, connection)).collect();
+    let has = |verdict| backends.iter().any(|backend| backend.verdict == verdict);
+    let verdict = match source {
+        Verdict::Deny => Verdict::Deny,
+        _ if backends.is_empty() => source.max(Verdict::Some),
+        _ if has(Verdict::Allow) && has(Verdict::Deny) => Verdict::Some,
+        _ if has(Verdict::Unknown) => Verdict::Unknown,
+        _ if has(Verdict::Deny) => Verdict::Deny,
+        source => source,
     };
     Some(FrontendVerdict {
         owners: cluster_state.owners(&frontend).iter().map(name).collect(),
         address: connection.destination,
         verdict,
-        backends: backends.iter().map(|connection| backend(cluster_state, connection)).collect(),
+        backends,
     })
 }
 
-fn backend(cluster_state: &ClusterState, connection: &BackendConnection) -> BackendVerdict {
+fn backend(scene: Scene<'_>, connection: &BackendConnection) -> BackendVerdict {
+    let egress = explain_end(scene, connection.egress.as_ref());
+    let ingress = explain_end(scene, connection.ingress.as_ref());
     BackendVerdict {
         address: connection.backend.address,
         port: connection.backend.port,
-        pod: cluster_state.peer_at(connection.backend.address).map(|pod| pod.key.clone()),
-        verdict: Verdict::of(connection.allowed()),
-        egress: explain_end(cluster_state, connection.egress.as_ref()),
-        ingress: explain_end(cluster_state, connection.ingress.as_ref()),
+        pod: scene.cluster_state.peer_at(connection.backend.address).map(|pod| pod.key.clone()),
+        verdict: Verdict::of_sides(egress.verdict, ingress.verdict),
+        egress,
+        ingress,
     }
 }
 

@@ -19,6 +19,7 @@ use crate::model::{
     Backend, Diagnostic, NAMESPACE_NAME_LABEL, NamespaceName, Peer, Peers, Pod, Policy, PolicyKey, PortMatch,
     PortRange, Ports, Protocol, Requirement, Rule, Selector, Severity,
 };
+use crate::offline::is_placeholder;
 use crate::reference::{self, Packet, Remote};
 
 /// Prefixes of labels that controllers set, and that differ between replicas or versions of a workload.
@@ -180,8 +181,8 @@ fn service_port(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest
             && named.protocol.number() == packet.protocol
     })?;
     let text = format!(
-        "pod {} has port {}/{} (\"{}\"), which is allowed; policies match the port of the pod, not the port of a Service",
-        pod.key,
+        "{} has port {}/{} (\"{}\"), which is allowed; policies match the port of the pod, not the port of a Service",
+        pod.key.title(),
         listens.port,
         listens.protocol.name(),
         listens.name
@@ -213,7 +214,7 @@ fn block_for_service(cluster_state: &ClusterState, packet: &Packet, nearest: &Ne
     let keys = cluster_state.services_of(backend, packet.protocol);
     let services = keys.iter().filter_map(|key| cluster_state.services.get(key));
     let mut addresses = services.flat_map(|service| service.addresses.iter().map(move |address| (service, address)));
-    let in_block = |address: IpAddr| block.cidr.prefix_len() > 0 && block.contains(address);
+    let in_block = |address: IpAddr| !is_placeholder(address) && block.cidr.prefix_len() > 0 && block.contains(address);
     let (service, address) =
         addresses.find(|(_, address)| address.is_ipv4() == packet.remote.is_ipv4() && in_block(**address))?;
     let port =
@@ -308,10 +309,15 @@ fn block_for_pod(cluster_state: &ClusterState, packet: &Packet, nearest: &Neares
     if !matches!(nearest.peer, Some(Peer::Block(_))) || nearest.rule.peer_matches {
         return None;
     }
-    let text = format!(
-        "{} is the address of pod {}; pod addresses change, so select pods with a podSelector, not with an ipBlock",
-        packet.remote, pod.key
-    );
+    let title = pod.key.title();
+    let text = if is_placeholder(packet.remote) {
+        format!("the address of {title} is unknown; select pods with a podSelector, not with an ipBlock")
+    } else {
+        let address = packet.remote;
+        format!(
+            "{address} is the address of {title}; pod addresses change, so select pods with a podSelector, not with an ipBlock"
+        )
+    };
     Some(Hint {
         text,
         fix: fix_nearest_rule(cluster_state, packet, nearest, |rule| {
@@ -415,8 +421,10 @@ fn port_name(
         (format!("write the number, `port: {}`", packet.port), item(packet)?)
     };
     let text = format!(
-        "port \"{name}\" of pod {} is {}/{pod_protocol}, but NetworkPolicy {} uses it with {policy_protocol}: {instead}",
-        destination.key, named.port, policy.key
+        "port \"{name}\" of {} is {}/{pod_protocol}, but NetworkPolicy {} uses it with {policy_protocol}: {instead}",
+        destination.key.title(),
+        named.port,
+        policy.key
     );
     Some(Hint { text, fix: Fix::Rule(policy.key.clone(), Some(index), with_port(rule, item)) })
 }

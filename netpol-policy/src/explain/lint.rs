@@ -132,8 +132,16 @@ fn empty_namespace_selectors(
 }
 
 fn selects_a_namespace(cluster_state: &ClusterState, selector: &Selector) -> bool {
+    // Other objects can refer to a namespace that is not in the input (docs/semantics.md, line 39).
     let of_pods = cluster_state.pods.keys().map(|key| &key.namespace);
-    cluster_state.namespaces.keys().chain(of_pods).any(|name| selector.matches(&cluster_state.namespace_labels(name)))
+    let of_policies = cluster_state.policies.keys().map(|key| &key.namespace);
+    let of_services = cluster_state.services.keys().map(|key| &key.namespace);
+    let referred_to = of_pods.chain(of_policies).chain(of_services);
+    cluster_state
+        .namespaces
+        .keys()
+        .chain(referred_to)
+        .any(|name| selector.matches(&cluster_state.namespace_labels(name)))
 }
 
 #[cfg(test)]

@@ -19,9 +19,11 @@ use serde::{Serialize, Serializer};
 pub use change::PolicyChange;
 pub use frontend::{BackendVerdict, FrontendVerdict};
 pub use lint::{Finding, lint};
+pub(crate) use nearest::peer_path;
 
 use crate::cluster_state::ClusterState;
 use crate::model::{PolicyKey, Protocol};
+use crate::offline::{OfflineCluster, is_placeholder};
 use crate::reference::{self, Connection, ConnectionError, End, Evaluation, Packet, RuleRef};
 
 use hints::Fix;
@@ -34,6 +36,8 @@ pub enum Verdict {
     Allow,
     /// Through a Service: only some backends are allowed, or there are none yet.
     Some,
+    /// Offline: depends on a policy that is not evaluated, or on an unknown address.
+    Unknown,
     /// Denied.
     Deny,
 }
@@ -44,11 +48,17 @@ impl Verdict {
         if allowed { Self::Allow } else { Self::Deny }
     }
 
-    /// `allow`, `some` or `deny`.
+    /// Returns the verdict of a connection from those of its sides.
+    pub(crate) fn of_sides(egress: Self, ingress: Self) -> Self {
+        egress.max(ingress)
+    }
+
+    /// `allow`, `some`, `unknown` or `deny`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Allow => "allow",
             Self::Some => "some",
+            Self::Unknown => "unknown",
             Self::Deny => "deny",
         }
     }
@@ -101,9 +111,11 @@ pub struct Path {
 pub struct FamilyPath {
     /// The address family.
     pub family: Family,
-    /// The source's address.
+    /// The source's address; in JSON only if it is known.
+    #[serde(skip_serializing_if = "is_unknown")]
     pub source: IpAddr,
-    /// The destination's address.
+    /// The destination's address; in JSON only if it is known.
+    #[serde(skip_serializing_if = "is_unknown")]
     pub destination: IpAddr,
     /// `Allow` only if both sides allow.
     pub verdict: Verdict,
@@ -167,6 +179,10 @@ pub struct Side {
     pub nearest: Option<NearestRule>,
     /// Common mistakes that apply here, and invalid parts of the policies.
     pub hints: Vec<String>,
+    /// Why the verdict is unknown. The other fields are about the policies that are evaluated, and about unknown
+    /// addresses that match only blocks for all pods.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unknown_because: Vec<String>,
     /// Changes of policies; each of them allows the connection on this side.
     #[serde(skip)]
     pub changes: Vec<PolicyChange>,
@@ -234,10 +250,42 @@ pub fn explain(
     protocol: Protocol,
     port: u16,
 ) -> Result<Explanation, ConnectionError> {
-    let connections = reference::connections(cluster_state, from, to, protocol.number(), port)?;
+    explain_in(Scene { cluster_state, offline: None }, from, to, protocol, port)
+}
+
+/// Explains a connection in the cluster of manifests. The verdict is unknown if it depends on an unknown address or on
+/// a policy that is not evaluated.
+///
+/// # Errors
+/// As [`explain`].
+pub fn explain_offline(
+    offline: &OfflineCluster,
+    from: &End,
+    to: &End,
+    protocol: Protocol,
+    port: u16,
+) -> Result<Explanation, ConnectionError> {
+    explain_in(Scene { cluster_state: offline.state(), offline: Some(offline) }, from, to, protocol, port)
+}
+
+/// The objects, and what is unknown offline.
+#[derive(Clone, Copy)]
+struct Scene<'w> {
+    cluster_state: &'w ClusterState,
+    offline: Option<&'w OfflineCluster>,
+}
+
+fn explain_in(
+    scene: Scene<'_>,
+    from: &End,
+    to: &End,
+    protocol: Protocol,
+    port: u16,
+) -> Result<Explanation, ConnectionError> {
+    let connections = reference::connections(scene.cluster_state, from, to, protocol.number(), port)?;
     let mut families: Vec<FamilyPath> =
-        connections.iter().map(|connection| explain_family(cluster_state, connection, protocol, port)).collect();
-    let in_part = families.iter().any(|each| each.verdict == Verdict::Some);
+        connections.iter().map(|connection| explain_family(scene, connection, protocol, port)).collect();
+    let in_part = families.iter().any(|each| matches!(each.verdict, Verdict::Some | Verdict::Unknown));
     let allowed_family = Family::only(families.iter().map(|each| (each.family, each.verdict == Verdict::Allow)));
     let allowed_family = allowed_family.filter(|_| !in_part);
     // The first of the worst verdicts.
@@ -251,11 +299,12 @@ pub fn explain(
     Ok(Explanation { from: from.clone(), to: to.clone(), port, protocol, verdict, allowed_family, path, families })
 }
 
-fn explain_family(cluster_state: &ClusterState, connection: &Connection, protocol: Protocol, port: u16) -> FamilyPath {
-    let frontend = frontend::frontend(cluster_state, connection, protocol, port);
-    let verdict = frontend.as_ref().map_or_else(|| Verdict::of(connection.allowed()), |frontend| frontend.verdict);
-    let egress = explain_end(cluster_state, connection.egress.as_ref());
-    let ingress = explain_end(cluster_state, connection.ingress.as_ref());
+fn explain_family(scene: Scene<'_>, connection: &Connection, protocol: Protocol, port: u16) -> FamilyPath {
+    let egress = explain_end(scene, connection.egress.as_ref());
+    let ingress = explain_end(scene, connection.ingress.as_ref());
+    let frontend = frontend::frontend(scene, connection, egress.verdict, protocol, port);
+    let of_sides = || Verdict::of_sides(egress.verdict, ingress.verdict);
+    let verdict = frontend.as_ref().map_or_else(of_sides, |frontend| frontend.verdict);
     FamilyPath {
         family: Family::of(connection.destination),
         source: connection.source,
@@ -280,8 +329,12 @@ pub fn explain_packet(cluster_state: &ClusterState, packet: &Packet) -> Side {
 }
 
 /// `None` stands for an end that is not a pod.
-fn explain_end(cluster_state: &ClusterState, evaluated: Option<&(Packet, Evaluation)>) -> Side {
-    evaluated.map_or_else(Side::no_pod, |(packet, evaluation)| explain_side(cluster_state, packet, evaluation))
+fn explain_end(scene: Scene<'_>, evaluated: Option<&(Packet, Evaluation)>) -> Side {
+    let Some((packet, evaluation)) = evaluated else { return Side::no_pod() };
+    let side = explain_side(scene.cluster_state, packet, evaluation);
+    let unknown_because = scene.offline.map(|offline| offline.uncertainties(packet, evaluation)).unwrap_or_default();
+    let verdict = if unknown_because.is_empty() { side.verdict } else { Verdict::Unknown };
+    Side { verdict, unknown_because, ..side }
 }
 
 fn explain_side(cluster_state: &ClusterState, packet: &Packet, evaluation: &Evaluation) -> Side {
@@ -306,6 +359,7 @@ fn explain_side(cluster_state: &ClusterState, packet: &Packet, evaluation: &Eval
         changes: changes.chain(added).collect(),
         nearest: nearest.map(|nearest| nearest.rule),
         hints,
+        unknown_because: Vec::new(),
     }
 }
 
@@ -325,6 +379,7 @@ impl Side {
             rule: None,
             nearest: None,
             hints: Vec::new(),
+            unknown_because: Vec::new(),
             changes: Vec::new(),
         }
     }
@@ -349,6 +404,11 @@ fn destination<'w>(cluster_state: &'w ClusterState, packet: &Packet) -> Option<&
         Direction::Ingress => cluster_state.pods.get(&packet.pod),
         Direction::Egress => cluster_state.peer_at(packet.remote),
     }
+}
+
+/// Whether an address stands for an unknown one.
+fn is_unknown(address: &IpAddr) -> bool {
+    is_placeholder(*address)
 }
 
 fn as_text<S: Serializer>(value: &impl ToString, serializer: S) -> Result<S::Ok, S::Error> {

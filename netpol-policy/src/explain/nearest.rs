@@ -80,7 +80,7 @@ fn peers_path(direction: Direction, rule: usize) -> String {
 }
 
 /// The path of a peer in the manifest. The model does not contain invalid peers, so its indices can differ.
-pub(super) fn peer_path(policy: &Policy, direction: Direction, rule: usize, peer: usize) -> String {
+pub(crate) fn peer_path(policy: &Policy, direction: Direction, rule: usize, peer: usize) -> String {
     let list = peers_path(direction, rule);
     let errors = policy.diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Error);
     let left_out: BTreeSet<usize> = errors

@@ -1,11 +1,12 @@
 //! Explanations as text for a terminal.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use netpol_common::{Direction, Reason};
 
 use super::{Cause, Explanation, FamilyPath, FrontendVerdict, Path, PolicyChange, Side, Verdict, describe};
+use crate::offline::is_placeholder;
 use crate::text::{Safe, wrap};
 
 /// The number of backends shown; denied ones come first.
@@ -64,7 +65,8 @@ impl Writer<'_> {
             return self.path(0, explanation, &first.path);
         }
         for FamilyPath { family, source, destination, verdict, path } in families {
-            let addresses = format!(" for {source} -> {destination}");
+            let is_known = !is_placeholder(*source) && !is_placeholder(*destination);
+            let addresses = if is_known { format!(" for {source} -> {destination}") } else { String::new() };
             self.heading(0, &format!("{}: ", family.name()), *verdict, verdict.name(), &addresses);
             self.path(2, explanation, path);
         }
@@ -84,19 +86,20 @@ impl Writer<'_> {
     fn frontend(&mut self, indent: usize, explanation: &Explanation, from: &str, frontend: &FrontendVerdict) {
         let owners = frontend.owners.iter().map(|owner| match owner.split_once('/') {
             Some(("service", key)) => format!("Service {key}"),
+            _ if owner.matches('/').count() > 1 => owner.clone(),
             _ => owner.replacen("hostPort of ", "hostPort of pod ", 1),
         });
         let owners = owners.collect::<Vec<_>>().join(" and ");
         self.heading(
             indent,
-            &format!("{owners} at {}: ", frontend.address),
+            &format!("{owners}{}: ", at(frontend.address)),
             frontend.verdict,
             frontend.verdict.name(),
             "",
         );
         let all = frontend.backends.len();
-        let allowed = frontend.backends.iter().filter(|backend| backend.verdict == Verdict::Allow).count();
-        for sentence in backend_summary(allowed, all, frontend.verdict) {
+        let count = |verdict| frontend.backends.iter().filter(|backend| backend.verdict == verdict).count();
+        for sentence in backend_summary(count(Verdict::Allow), count(Verdict::Unknown), all, frontend.verdict) {
             self.paragraph(indent + 2, &sentence);
         }
         let mut backends: Vec<_> = frontend.backends.iter().collect();
@@ -104,7 +107,10 @@ impl Writer<'_> {
         for backend in backends.iter().take(BACKENDS_SHOWN) {
             let address = SocketAddr::from((backend.address, backend.port));
             let (name, local) = match &backend.pod {
-                Some(pod) => (format!("pod {pod} at {address}"), format!("pod {pod}")),
+                Some(pod) if is_placeholder(backend.address) => {
+                    (format!("{} at port {}", pod.title(), backend.port), pod.title())
+                }
+                Some(pod) => (format!("{} at {address}", pod.title()), pod.title()),
                 None => (address.to_string(), backend.address.to_string()),
             };
             let port = format!("{}/{}", backend.port, explanation.protocol.name());
@@ -127,6 +133,9 @@ impl Writer<'_> {
         self.heading(indent, label, side.verdict, side.verdict.name(), "");
         for sentence in sentences(direction, ends, side) {
             self.paragraph(indent + 2, &sentence);
+        }
+        for cause in &side.unknown_because {
+            self.paragraph(indent + 2, &format!("Unknown: {cause}"));
         }
         if let Some(rule) = &side.nearest {
             let path = format!("spec.{}[{}]", direction.name(), rule.index);
@@ -181,8 +190,16 @@ impl Writer<'_> {
     }
 }
 
-fn backend_summary(allowed: usize, all: usize, verdict: Verdict) -> Vec<String> {
+/// ` at 10.0.0.1`; nothing for an unknown address.
+fn at(address: IpAddr) -> String {
+    if is_placeholder(address) { String::new() } else { format!(" at {address}") }
+}
+
+fn backend_summary(allowed: usize, unknown: usize, all: usize, verdict: Verdict) -> Vec<String> {
     match (allowed, all) {
+        (_, 1..) if unknown > 0 => {
+            vec![format!("{allowed} of {all} backends are allowed, and the verdict on {unknown} is unknown.")]
+        }
         (_, 0) => {
             vec!["There is no backend now.".into(), "A backend is evaluated when a connection reaches it.".into()]
         }

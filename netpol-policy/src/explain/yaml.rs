@@ -3,6 +3,7 @@
 use netpol_common::Direction;
 
 use crate::model::{IpBlock, Peer, Peers, PortMatch, PortRange, Ports, Requirement, Rule, Selector};
+use crate::offline::is_pod_placeholder_range;
 use crate::text;
 
 /// A YAML node. Scalars are stored as they are written, with quotes if they need any.
@@ -45,6 +46,11 @@ pub(super) fn is_valid(peer: &Peer) -> bool {
     }
 }
 
+/// Whether a peer was not written by an author, but stands for blocks that contain all pod addresses.
+fn is_placeholder_peer(peer: &Peer) -> bool {
+    matches!(peer, Peer::Block(block) if is_pod_placeholder_range(&block.cidr))
+}
+
 fn of_rule(rule: &Rule, direction: Direction) -> Option<Node> {
     let mut entries = Vec::new();
     if let Peers::Of(peers) = &rule.peers {
@@ -52,7 +58,8 @@ fn of_rule(rule: &Rule, direction: Direction) -> Option<Node> {
             Direction::Ingress => "from",
             Direction::Egress => "to",
         };
-        let peers: Vec<Node> = peers.iter().filter(|peer| is_valid(peer)).map(of_peer).collect();
+        let peers: Vec<Node> =
+            peers.iter().filter(|peer| is_valid(peer) && !is_placeholder_peer(peer)).map(of_peer).collect();
         (!peers.is_empty()).then(|| entries.push((name.to_owned(), Node::List(peers))))?;
     }
     if let Ports::Of(ports) = &rule.ports {
@@ -66,9 +73,10 @@ fn of_peer(peer: &Peer) -> Node {
     let entries = match peer {
         Peer::Block(IpBlock { cidr, except }) => {
             let mut entries = vec![entry("cidr", string(&cidr.to_string()))];
+            let written = except.iter().filter(|except| !is_pod_placeholder_range(except));
+            let except: Vec<Node> = written.map(|cidr| string(&cidr.to_string())).collect();
             if !except.is_empty() {
-                entries
-                    .push(entry("except", Node::List(except.iter().map(|cidr| string(&cidr.to_string())).collect())));
+                entries.push(entry("except", Node::List(except)));
             }
             vec![entry("ipBlock", Node::Map(entries))]
         }

@@ -26,7 +26,7 @@ use serde::Serialize;
 
 use diagnostics::Diagnostics;
 
-use crate::model::{Object, ObjectKey, Severity};
+use crate::model::{Object, ObjectKey, PodKey, PolicyScope, Severity, Workload, WorkloadKey};
 use crate::text::Safe;
 
 /// The content of a file.
@@ -41,6 +41,12 @@ pub struct Parsed {
     pub left_out: usize,
     /// Objects of kinds that netpol does not use.
     pub ignored: Vec<Ignored>,
+    /// Policies of kinds that netpol does not evaluate; not in `ignored`.
+    pub unevaluated: Vec<Unevaluated>,
+    /// Workloads. Only [`parse_offline`] reads them; otherwise they are in `ignored`.
+    pub workloads: Vec<Located<Workload>>,
+    /// The workloads that control pods of `objects`. Only [`parse_offline`] reads them.
+    pub controllers: Vec<(PodKey, WorkloadKey)>,
     /// Set if the file has no Kubernetes objects at all or is a template that must be rendered first.
     pub skipped: Option<SkipReason>,
 }
@@ -80,6 +86,25 @@ pub struct Ignored {
     pub api_version: String,
     /// `kind`.
     pub kind: String,
+}
+
+/// A policy of a kind that netpol does not evaluate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Unevaluated {
+    /// The file.
+    pub file: Arc<str>,
+    /// Line of its start, from 1.
+    pub line: usize,
+    /// `apiVersion`.
+    pub api_version: String,
+    /// `kind`.
+    pub kind: String,
+    /// `namespace/name`, or the name if the kind is cluster-scoped.
+    pub name: String,
+    /// The pods that it may apply to.
+    #[serde(skip)]
+    pub scope: PolicyScope,
 }
 
 /// A diagnostic of a file.
@@ -123,7 +148,15 @@ impl fmt::Display for ManifestError {
 
 /// Parses all documents of a YAML or JSON text. This never fails: what cannot be parsed is reported in `errors`.
 pub fn parse(text: &str, file: &str) -> Parsed {
-    let mut reader = object::ObjectReader::new(file);
+    parse_with(object::ObjectReader::new(file), text)
+}
+
+/// Parses like [`parse`], and reads workloads, whose pods do not exist yet.
+pub fn parse_offline(text: &str, file: &str) -> Parsed {
+    parse_with(object::ObjectReader::new(file).with_workloads(), text)
+}
+
+fn parse_with(mut reader: object::ObjectReader, text: &str) -> Parsed {
     let mut aliased = 0;
     for document in split::documents(text) {
         reader.faults(&document.faults);

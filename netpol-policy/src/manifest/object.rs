@@ -1,5 +1,7 @@
 //! Parses the objects of a document and reports their errors.
 
+mod workload;
+
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, networking::v1::NetworkPolicy};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -8,10 +10,12 @@ use super::diagnostics::Diagnostics;
 use super::path::{FieldPath, Step};
 use super::split::Fault;
 use super::tree::{SyntaxError, Tree};
-use super::{Ignored, Located, Parsed, SkipReason};
+use super::{Ignored, Located, Parsed, SkipReason, Unevaluated};
 use super::{nulls, salvage, size, stray};
 use crate::model::names;
-use crate::model::{Diagnostic, EndpointSlice, Namespace, Node, Object, Pod, Policy, Service, Severity};
+use crate::model::{
+    Diagnostic, EndpointSlice, Namespace, Node, Object, Pod, Policy, PolicyScope, Service, Severity, UnevaluatedKind,
+};
 
 /// Maximum number of errors in one policy for which only the invalid parts are replaced. Each needs a pass over the whole
 /// policy, so a policy with more errors is replaced as a whole.
@@ -27,6 +31,8 @@ pub(super) struct ObjectReader {
     stray: Vec<Stray>,
     /// Whether a document is like a Kubernetes object.
     is_kubernetes: bool,
+    /// Whether to read workloads.
+    reads_workloads: bool,
 }
 
 /// A document that is not like a Kubernetes object.
@@ -53,7 +59,11 @@ struct FieldError {
 impl ObjectReader {
     pub(super) fn new(file: &str) -> Self {
         let (parsed, diagnostics) = (Parsed::default(), Diagnostics::new(file));
-        Self { document: 0, parsed, diagnostics, stray: Vec::new(), is_kubernetes: false }
+        Self { document: 0, parsed, diagnostics, stray: Vec::new(), is_kubernetes: false, reads_workloads: false }
+    }
+
+    pub(super) fn with_workloads(self) -> Self {
+        Self { reads_workloads: true, ..self }
     }
 
     pub(super) fn finish(mut self) -> Parsed {
@@ -171,10 +181,11 @@ impl ObjectReader {
             }
             return;
         }
+        if let Some(workload) = workload::kind(&kind, &api_version).filter(|_| self.reads_workloads) {
+            return self.workload(location, workload, value);
+        }
         let Some(expected) = expected_version(&kind, &api_version) else {
-            let line = tree.lines.of(&location.root);
-            self.parsed.ignored.push(Ignored { file: self.diagnostics.file().clone(), line, api_version, kind });
-            return;
+            return self.ignored(&location, api_version, kind, &value);
         };
         location.name = Some(title(&kind, map));
         if api_version != expected {
@@ -199,6 +210,23 @@ impl ObjectReader {
             );
         }
         self.typed_object(&location, &kind, value);
+    }
+
+    /// Records an object that is not used.
+    fn ignored(&mut self, location: &ObjectLocation<'_>, api_version: String, kind: String, value: &Value) {
+        let (file, line) = (self.diagnostics.file().clone(), location.tree.lines.of(&location.root));
+        let Some(unevaluated) = UnevaluatedKind::of(&api_version, &kind) else {
+            return self.parsed.ignored.push(Ignored { file, line, api_version, kind });
+        };
+        let metadata = |key: &str| value["metadata"][key].as_str().filter(|text| !text.is_empty());
+        let name = metadata("name").unwrap_or("(without a name)");
+        let scope = PolicyScope::of(unevaluated, value);
+        let name = if scope.is_cluster_scoped() {
+            name.to_owned()
+        } else {
+            format!("{}/{name}", metadata("namespace").unwrap_or("default"))
+        };
+        self.parsed.unevaluated.push(Unevaluated { file, line, api_version, kind, name, scope });
     }
 
     /// Reports a name and labels that the API server rejects. The object is used anyway.
@@ -251,6 +279,9 @@ impl ObjectReader {
                 let Some(api) = self.typed::<core::Pod>(location, value) else { return };
                 let (pod, diagnostics) = Pod::from_api(&api);
                 self.diagnostics(location, &diagnostics);
+                if let Some(controller) = workload::controller(&api.metadata).filter(|_| self.reads_workloads) {
+                    self.parsed.controllers.push((pod.key.clone(), controller));
+                }
                 self.add_object(location, Object::Pod(pod));
             }
             "Node" => {

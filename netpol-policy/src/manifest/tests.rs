@@ -160,7 +160,7 @@ fn old_api_versions_are_read_and_reported() {
         ]
     );
     let other = parse("apiVersion: crd.projectcalico.org/v1\nkind: NetworkPolicy\nmetadata: {name: p}", "f");
-    assert_eq!((other.objects.len(), other.ignored.len(), other.errors.len()), (0, 1, 0));
+    assert_eq!((other.objects.len(), other.unevaluated.len(), other.errors.len()), (0, 1, 0));
 }
 
 #[test]

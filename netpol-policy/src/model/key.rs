@@ -23,7 +23,11 @@ macro_rules! namespaced_key {
                 Self { namespace: namespace.into(), name: name.into() }
             }
         }
+    };
+}
 
+macro_rules! display_namespaced_key {
+    ($name:ident) => {
         /// Writes `namespace/name`.
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -49,6 +53,9 @@ namespaced_key! {
     /// Key of an `EndpointSlice`.
     SliceKey
 }
+display_namespaced_key!(PolicyKey);
+display_namespaced_key!(ServiceKey);
+display_namespaced_key!(SliceKey);
 
 /// Key of any object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

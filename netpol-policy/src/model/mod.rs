@@ -10,8 +10,11 @@ mod parse;
 mod pod;
 mod policy;
 mod selector;
+mod selector_text;
 mod service;
 mod uid;
+mod unevaluated;
+mod workload;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use key::{NamespaceName, ObjectKey, PodKey, PolicyKey, ServiceKey, SliceKey};
@@ -25,6 +28,8 @@ pub use service::{
     SlicePort, TargetPort,
 };
 pub use uid::{MIRROR_ANNOTATION, Uid};
+pub use unevaluated::{PolicyScope, UnevaluatedKind};
+pub use workload::{Workload, WorkloadKey, WorkloadKind};
 
 /// Any object of the cluster state.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

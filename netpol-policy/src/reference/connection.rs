@@ -35,13 +35,13 @@ impl fmt::Display for End {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectionError {
     /// The pod is not in the input.
-    #[error("pod {0} not found in the input; check its namespace and name")]
+    #[error("{} not found in the input; check its namespace and name", .0.title())]
     NoSuchPod(PodKey),
     /// The pod has finished, and another pod may have its address.
     #[error("pod {0} has finished (phase Succeeded or Failed) and no longer has an address; use a running pod")]
     Finished(PodKey),
     /// The pod has no address yet.
-    #[error("pod {0} has no address; add `status.podIPs`")]
+    #[error("{} has no address; add `status.podIPs`", .0.title())]
     NoAddress(PodKey),
     /// The Service is not in the input.
     #[error("Service {0} not found in the input; check its namespace and name")]

@@ -44,7 +44,7 @@ fn of_pods<'w>(pods: impl Iterator<Item = &'w Pod>, no_pod: &str, name: &str, po
         Some((protocol, number, pod)) => {
             let has = protocol.name();
             vec![
-                format!("Port \"{name}\" of pod {pod} is {number}/{has}, but the rule uses it with {used}."),
+                format!("Port \"{name}\" of {} is {number}/{has}, but the rule uses it with {used}.", pod.title()),
                 "The name matches no port.".to_owned(),
                 format!("Fix: write `protocol: {has}`, or add the name to a {used} port of the pod."),
             ]

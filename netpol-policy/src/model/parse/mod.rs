@@ -10,7 +10,14 @@ mod service;
 #[cfg(test)]
 mod tests;
 
-use super::{Diagnostic, Severity};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+
+use super::{Diagnostic, Selector, Severity};
+
+/// Parses a selector. An invalid one is marked as such.
+pub(super) fn label_selector(api: &LabelSelector) -> Selector {
+    selector::selector(Some(api), "", &mut Diagnostics::default())
+}
 
 /// Collects the diagnostics of one object.
 #[derive(Debug, Default)]

@@ -1,0 +1,245 @@
+//! The ends of a connection as arguments: workloads, pods, Services, labels, addresses and ranges.
+
+mod ranges;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use anyhow::{Result, bail};
+use ipnet::IpNet;
+use netpol_policy::model::{PodKey, Selector, ServiceKey, WorkloadKey, WorkloadKind};
+use netpol_policy::offline::OfflineCluster;
+use netpol_policy::reference::End;
+
+/// One end of a connection, as it is written. A namespace that is not written is that of `-n`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum EndArgument {
+    Pod(Option<String>, String),
+    Service(Option<String>, String),
+    Workload(WorkloadKind, Option<String>, String),
+    Labels(String, Selector),
+    Address(IpAddr),
+    Range(IpNet),
+    Internet,
+}
+
+impl FromStr for EndArgument {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "internet" {
+            return Ok(Self::Internet);
+        }
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(Self::Address(address.to_canonical()));
+        }
+        if let Ok(range) = text.parse::<IpNet>() {
+            return Ok(Self::Range(range.trunc()));
+        }
+        let labels = text.strip_prefix("-l").map(str::trim);
+        if labels.is_some() || text.contains('=') || text.contains(" in (") || text.contains(" notin (") {
+            let labels = labels.unwrap_or(text);
+            return Ok(Self::Labels(labels.to_owned(), Selector::parse(labels)?));
+        }
+        let parts: Vec<&str> = text.split('/').collect();
+        let (namespace, name) = match parts[..] {
+            [_, name] => (None, name),
+            [_, namespace, name] if !namespace.is_empty() => (Some(namespace.to_owned()), name),
+            _ => return Err(usage(text)),
+        };
+        if name.is_empty() || parts[0].is_empty() {
+            return Err(usage(text));
+        }
+        let name = name.to_owned();
+        match parts[0] {
+            "service" | "services" | "svc" => Ok(Self::Service(namespace, name)),
+            "pod" | "pods" | "po" => Ok(Self::Pod(namespace, name)),
+            resource => match WorkloadKind::from_resource(resource) {
+                Some(kind) => Ok(Self::Workload(kind, namespace, name)),
+                None if namespace.is_none() => Ok(Self::Pod(Some(resource.to_owned()), name)),
+                None => Err(usage(text)),
+            },
+        }
+    }
+}
+
+/// A filter of the matrix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum MatrixEnd {
+    Namespace(String),
+    Pods(EndArgument),
+}
+
+impl FromStr for MatrixEnd {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(namespace) = text.strip_suffix("/*").filter(|namespace| !namespace.contains('/')) {
+            return Ok(Self::Namespace(namespace.to_owned()));
+        }
+        match text.parse()? {
+            EndArgument::Service(..) | EndArgument::Range(_) | EndArgument::Internet => Err(format!(
+                "`{text}` is no row of the matrix; write a workload, a pod, labels, an address or NAMESPACE/*"
+            )),
+            pods => Ok(Self::Pods(pods)),
+        }
+    }
+}
+
+impl MatrixEnd {
+    /// Returns the ends that the filter accepts.
+    pub(crate) fn find(&self, cluster: &OfflineCluster, namespace: &str) -> Result<Vec<End>> {
+        Ok(match self {
+            Self::Namespace(name) => {
+                let pods = cluster.state().pods.keys().filter(|key| *key.namespace == **name);
+                pods.cloned().map(End::Pod).collect()
+            }
+            Self::Pods(argument) => find(cluster, argument, namespace)?.ends.into_iter().map(|(end, _)| end).collect(),
+        })
+    }
+}
+
+fn usage(text: &str) -> String {
+    format!(
+        "`{text}` is not an end; write namespace/pod, deploy/NAME with -n NAMESPACE, svc/NAME, key=value, an address, a range, or internet"
+    )
+}
+
+/// What an end stands for: pods, addresses or a Service.
+#[derive(Clone, Debug)]
+pub(crate) struct EndSet {
+    /// As in messages: `Deployment shop/web`.
+    pub(crate) title: String,
+    /// Each end, and the text for it.
+    pub(crate) ends: Vec<(End, EndText)>,
+}
+
+/// What an end is called in the output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum EndText {
+    /// A pod or a Service.
+    Name(String),
+    /// All addresses from the first to the last one.
+    Addresses(IpAddr, IpAddr),
+}
+
+impl EndText {
+    /// Returns the addresses of both, if the other ones follow.
+    pub(crate) fn joined(&self, next: &Self) -> Option<Self> {
+        let (Self::Addresses(first, last), Self::Addresses(start, end)) = (self, next) else { return None };
+        (ranges::next(*last)? == *start).then_some(Self::Addresses(*first, *end))
+    }
+}
+
+/// `pod shop/web`, `10.0.0.1` or `10.0.0.0-10.0.0.255`.
+impl fmt::Display for EndText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Addresses(first, last) if first == last => first.fmt(f),
+            Self::Addresses(first, last) => write!(f, "{first}-{last}"),
+        }
+    }
+}
+
+impl EndSet {
+    fn one(end: End, title: String) -> Self {
+        Self { ends: vec![(end, EndText::Name(title.clone()))], title }
+    }
+
+    fn pods(title: String, pods: impl IntoIterator<Item = PodKey>) -> Self {
+        Self { ends: pods.into_iter().map(|pod| (End::Pod(pod.clone()), EndText::Name(pod.title()))).collect(), title }
+    }
+}
+
+/// Finds the ends of a connection. As a source, a workload without pods stands for another pod than as a destination.
+pub(crate) fn resolve(
+    cluster: &mut OfflineCluster,
+    (from, to): (&EndArgument, &EndArgument),
+    namespace: &str,
+) -> Result<(EndSet, EndSet)> {
+    let mut sources = find(cluster, from, namespace)?;
+    let destinations = find(cluster, to, namespace)?;
+    for (end, _) in &mut sources.ends {
+        if let End::Pod(key) = end {
+            *key = cluster.second_pod(key);
+        }
+    }
+    let sources = ranges::split(cluster, from, sources, &destinations);
+    let destinations = ranges::split(cluster, to, destinations, &sources);
+    Ok((sources, destinations))
+}
+
+fn find(cluster: &OfflineCluster, end: &EndArgument, default: &str) -> Result<EndSet> {
+    let namespace = |written: &Option<String>| written.clone().unwrap_or_else(|| default.to_owned());
+    Ok(match end {
+        EndArgument::Pod(written, name) => {
+            let key = PodKey::new(namespace(written), name.as_str());
+            let title = key.title();
+            EndSet::one(End::Pod(key), title)
+        }
+        EndArgument::Service(written, name) => {
+            let key = ServiceKey::new(namespace(written), name.as_str());
+            let title = format!("Service {key}");
+            EndSet::one(End::Service(key), title)
+        }
+        EndArgument::Workload(kind, written, name) => {
+            let key = WorkloadKey::new(*kind, namespace(written), name.as_str());
+            let pods = cluster.workloads().pods(&key);
+            if pods.is_empty() {
+                bail!("{} not found in the input; check its namespace (-n) and name", key.title());
+            }
+            EndSet::pods(key.title(), pods.iter().cloned())
+        }
+        EndArgument::Labels(text, selector) => {
+            let pods = cluster.state().pods.values();
+            let matching = pods.filter(|pod| {
+                *pod.key.namespace == *default
+                    && !pod.finished
+                    && !pod.addresses.is_empty()
+                    && selector.matches(&pod.labels)
+            });
+            let title = format!("pods with {text} in namespace {default}");
+            let set = EndSet::pods(title, matching.map(|pod| pod.key.clone()));
+            if set.ends.is_empty() {
+                bail!("no pod in namespace {default} has the labels {text}; check the namespace (-n) and the labels");
+            }
+            set
+        }
+        EndArgument::Address(address) => EndSet::one(End::Address(*address), address.to_string()),
+        EndArgument::Range(range) => EndSet { title: range.to_string(), ends: Vec::new() },
+        EndArgument::Internet => EndSet { title: "internet".to_owned(), ends: Vec::new() },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_have_the_syntax_of_kubectl() {
+        let some = |text: &str| Some(text.to_owned());
+        let pod = |namespace: &str, name: &str| EndArgument::Pod(some(namespace), name.to_owned());
+        for (text, expected) in [
+            ("a/b", pod("a", "b")),
+            ("pod/b", EndArgument::Pod(None, "b".to_owned())),
+            ("pod/deploy/b", pod("deploy", "b")),
+            ("svc/a/b", EndArgument::Service(some("a"), "b".to_owned())),
+            ("svc/b", EndArgument::Service(None, "b".to_owned())),
+            ("deploy/b", EndArgument::Workload(WorkloadKind::Deployment, None, "b".to_owned())),
+            ("sts/a/b", EndArgument::Workload(WorkloadKind::StatefulSet, some("a"), "b".to_owned())),
+            ("10.0.0.1", EndArgument::Address(IpAddr::from([10, 0, 0, 1]))),
+            ("10.0.0.1/8", EndArgument::Range("10.0.0.0/8".parse().expect("a range"))),
+            ("internet", EndArgument::Internet),
+        ] {
+            assert_eq!(text.parse(), Ok(expected), "{text}");
+        }
+        for text in ["app=web", "-l app=web", "-lapp", "tier in (a, b)"] {
+            assert!(matches!(text.parse(), Ok(EndArgument::Labels(..))), "{text}");
+        }
+        for text in ["web", "a/", "/b", "a/b/c", "svc/a/", "svc//b", "deploy/", "a/b/c/d", "=x"] {
+            assert!(text.parse::<EndArgument>().is_err(), "{text}");
+        }
+    }
+}

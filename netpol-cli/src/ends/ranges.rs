@@ -1,0 +1,133 @@
+//! Ranges of addresses, split so that all addresses of a part have the same verdict.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use netpol_policy::model::{Peer, Peers};
+use netpol_policy::offline::{OfflineCluster, is_placeholder};
+use netpol_policy::reference::End;
+
+use super::{EndArgument, EndSet, EndText};
+
+/// Addresses that are not public. Sources: the special-purpose registries of RFC 6890. Of IPv6, only `2000::/3` is public.
+const NOT_PUBLIC: [&str; 16] = [
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.0.2.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    "224.0.0.0/3",
+    "2001::/23",
+    "2001:db8::/32",
+    "2002::/16",
+];
+
+/// A range of addresses of one family as numbers, both included.
+type Span = (u128, u128);
+
+/// Replaces a range by parts: each has the same verdict for every address. `other`: the other end, whose families are
+/// used.
+pub(super) fn split(cluster: &OfflineCluster, argument: &EndArgument, set: EndSet, other: &EndSet) -> EndSet {
+    let ranges: Vec<IpNet> = match argument {
+        EndArgument::Range(range) => vec![*range],
+        EndArgument::Internet => ["0.0.0.0/0", "2000::/3"].iter().filter_map(|text| text.parse().ok()).collect(),
+        _ => return set,
+    };
+    let (mut ends, known) = (Vec::new(), known_addresses(cluster));
+    for range in ranges.into_iter().filter(|range| has_family(cluster, other, range)) {
+        let is_ipv4 = range.addr().is_ipv4();
+        let not_public = NOT_PUBLIC.iter().filter_map(|text| text.parse::<IpNet>().ok());
+        let excluded: Vec<IpNet> = match argument {
+            EndArgument::Internet => not_public.chain(known.iter().map(|address| IpNet::from(*address))).collect(),
+            _ => Vec::new(),
+        };
+        let parts = parts(cluster, &range, known.iter().map(|address| IpNet::from(*address)).chain(excluded.clone()));
+        let excluded: Vec<Span> =
+            excluded.iter().filter(|excluded| excluded.addr().is_ipv4() == is_ipv4).map(span).collect();
+        for (first, last) in parts {
+            if !excluded.iter().any(|(start, end)| (*start..=*end).contains(&first)) {
+                let (first, last) = (address(first, is_ipv4), address(last, is_ipv4));
+                ends.push((End::Address(first), EndText::Addresses(first, last)));
+            }
+        }
+    }
+    EndSet { ends, ..set }
+}
+
+/// Returns whether one of the ends has an address of the family of a range.
+fn has_family(cluster: &OfflineCluster, ends: &EndSet, range: &IpNet) -> bool {
+    let is_same = |address: &IpAddr| address.is_ipv4() == range.addr().is_ipv4();
+    // The other end is a range, too: only if it has not been split yet.
+    ends.ends.is_empty()
+        || ends.ends.iter().any(|(end, _)| match end {
+            End::Address(address) => is_same(address),
+            End::Pod(key) => cluster.state().pods.get(key).is_some_and(|pod| pod.addresses.iter().any(is_same)),
+            End::Service(key) => cluster.state().services.get(key).is_some_and(|it| it.addresses.iter().any(is_same)),
+        })
+}
+
+/// Returns the known addresses of pods, nodes and Services.
+fn known_addresses(cluster: &OfflineCluster) -> BTreeSet<IpAddr> {
+    let state = cluster.state();
+    let pods = state.pods.values().flat_map(|pod| pod.addresses.iter().copied());
+    let services = state.services.values().flat_map(|service| service.addresses.iter().copied());
+    pods.chain(services).chain(state.node_addresses()).filter(|address| !is_placeholder(*address)).collect()
+}
+
+/// Splits a range at the blocks of all policies, and at other ranges.
+fn parts(cluster: &OfflineCluster, range: &IpNet, others: impl Iterator<Item = IpNet>) -> Vec<Span> {
+    let policies = cluster.state().policies.values();
+    let rules = policies.flat_map(|policy| policy.ingress.iter().chain(&policy.egress).flatten());
+    let peers = rules.flat_map(|rule| match &rule.peers {
+        Peers::Any => &[][..],
+        Peers::Of(peers) => peers.as_slice(),
+    });
+    let blocks = peers.flat_map(|peer| match peer {
+        Peer::Block(block) => [block.cidr].into_iter().chain(block.except.iter().copied()).collect::<Vec<_>>(),
+        Peer::Pods { .. } => Vec::new(),
+    });
+    // Blocks for placeholders are not of the input.
+    let blocks = blocks.filter(|block| !is_placeholder(block.addr()));
+    let (first, last) = span(range);
+    let mut starts = BTreeSet::from([first]);
+    for net in blocks.chain(others) {
+        let (start, end) = span(&net);
+        if net.addr().is_ipv4() == range.addr().is_ipv4() {
+            let edges = [Some(start), end.checked_add(1)].into_iter().flatten();
+            starts.extend(edges.filter(|edge| (first..=last).contains(edge)));
+        }
+    }
+    let ends = starts.iter().skip(1).map(|start| start - 1).chain([last]);
+    starts.iter().copied().zip(ends).collect()
+}
+
+fn span(net: &IpNet) -> Span {
+    let number = |address: IpAddr| match address {
+        IpAddr::V4(address) => u128::from(address.to_bits()),
+        IpAddr::V6(address) => address.to_bits(),
+    };
+    (number(net.network()), number(net.broadcast()))
+}
+
+fn address(number: u128, is_ipv4: bool) -> IpAddr {
+    match u32::try_from(number) {
+        Ok(number) if is_ipv4 => Ipv4Addr::from_bits(number).into(),
+        _ => Ipv6Addr::from_bits(number).into(),
+    }
+}
+
+/// Returns the address after this one, in the same family.
+pub(super) fn next(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(address) => Some(Ipv4Addr::from_bits(address.to_bits().checked_add(1)?).into()),
+        IpAddr::V6(address) => Some(Ipv6Addr::from_bits(address.to_bits().checked_add(1)?).into()),
+    }
+}

@@ -1,0 +1,117 @@
+//! The list of connections as text, CSV, Markdown, DOT and Mermaid.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use netpol_policy::text::{Safe, wrap};
+
+use super::groups::Group;
+use super::list::{List, Row};
+
+/// The least width of a column of the table.
+const MIN_COLUMN: usize = 12;
+
+/// Prints the rows as three columns that fit the width.
+pub(super) fn table(out: &mut impl Write, rows: &[Row], width: usize) -> io::Result<()> {
+    let longest = |text: fn(&Row) -> &str, heading: &str| {
+        rows.iter().map(|row| text(row).chars().count()).max().unwrap_or(0).max(heading.len())
+    };
+    let third = (width / 3).max(MIN_COLUMN);
+    let to = longest(|row| &row.to, "TO").min(third);
+    let from = longest(|row| &row.from, "FROM").min(third);
+    let ports = width.saturating_sub(to + from + 4).max(MIN_COLUMN);
+    writeln!(out, "{:<to$}  {:<from$}  PORTS", "TO", "FROM")?;
+    let mut last = "";
+    for row in rows {
+        let shown = if row.to == last { "" } else { row.to.as_str() };
+        last = &row.to;
+        let columns = [wrap(shown, to, 0), wrap(&row.from, from, 0), wrap(&row.ports, ports, 0)];
+        let height = columns.iter().map(Vec::len).max().unwrap_or(0);
+        for line in 0..height {
+            let cell = |column: usize| columns[column].get(line).map_or("", |text| text.trim_start());
+            let text = format!("{:<to$}  {:<from$}  {}", cell(0), cell(1), cell(2));
+            writeln!(out, "{}", text.trim_end())?;
+        }
+    }
+    Ok(())
+}
+
+/// Prints a line for each pair of groups. Quotes as in RFC 4180.
+pub(super) fn csv(out: &mut impl Write, list: &List<'_>, only_allowed: bool) -> io::Result<()> {
+    let quoted = |text: &str| format!("\"{}\"", Safe(text).to_string().replace('"', "\"\""));
+    writeln!(out, "from,to,allowed,unknown")?;
+    for (from, to, connection) in list.connections(only_allowed) {
+        let unknown = if connection.unknown.is_empty() { String::new() } else { connection.unknown.to_string() };
+        let fields = [&from.name, &to.name, &connection.allowed.to_string(), &unknown].map(|text| quoted(text));
+        writeln!(out, "{}", fields.join(","))?;
+    }
+    Ok(())
+}
+
+/// Prints a Markdown table.
+pub(super) fn markdown(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
+    let cell = |text: &str| {
+        let text = Safe(text).to_string();
+        text.replace('\\', "\\\\").replace('|', "\\|").replace('<', "&lt;").replace('*', "\\*").replace('`', "\\`")
+    };
+    writeln!(out, "| to | from | ports |\n|---|---|---|")?;
+    rows.iter().try_for_each(|row| writeln!(out, "| {} | {} | {} |", cell(&row.to), cell(&row.from), cell(&row.ports)))
+}
+
+/// Prints a graph in the language of Graphviz, with a cluster for each namespace and an edge for each pair of groups
+/// with a port.
+pub(super) fn dot(out: &mut impl Write, list: &List<'_>) -> io::Result<()> {
+    let quoted = |text: &str| format!("\"{}\"", Safe(text).to_string().replace('\\', "\\\\").replace('"', "\\\""));
+    writeln!(out, "digraph netpol {{\n  rankdir=LR;\n  node [shape=box];")?;
+    for (number, (namespace, groups)) in by_namespace(list.groups).into_iter().enumerate() {
+        writeln!(out, "  subgraph cluster_{number} {{\n    label={};", quoted(namespace))?;
+        for (index, group) in groups {
+            writeln!(out, "    g{index} [label={}];", quoted(&group.short_name()))?;
+        }
+        writeln!(out, "  }}")?;
+    }
+    for (from, to, ports, style) in edges(list) {
+        writeln!(out, "  g{from} -> g{to} [label={}{}];", quoted(&ports), if style { "" } else { ", style=dashed" })?;
+    }
+    writeln!(out, "}}")
+}
+
+/// Prints a Mermaid flowchart, as [`dot`].
+pub(super) fn mermaid(out: &mut impl Write, list: &List<'_>) -> io::Result<()> {
+    // Mermaid has entities, but no escapes: <https://mermaid.js.org/syntax/flowchart.html#special-characters-that-break-syntax>.
+    let quoted = |text: &str| {
+        let text = Safe(text).to_string().replace('#', "#35;").replace('"', "#quot;");
+        format!("\"{}\"", text.replace('<', "#lt;"))
+    };
+    writeln!(out, "flowchart LR")?;
+    for (number, (namespace, groups)) in by_namespace(list.groups).into_iter().enumerate() {
+        writeln!(out, "  subgraph n{number}[{}]", quoted(namespace))?;
+        for (index, group) in groups {
+            writeln!(out, "    g{index}[{}]", quoted(&group.short_name()))?;
+        }
+        writeln!(out, "  end")?;
+    }
+    for (from, to, ports, style) in edges(list) {
+        writeln!(out, "  g{from} {}|{}| g{to}", if style { "-->" } else { "-.->" }, quoted(&ports))?;
+    }
+    Ok(())
+}
+
+fn by_namespace(groups: &[Group]) -> BTreeMap<&str, Vec<(usize, &Group)>> {
+    let mut found: BTreeMap<&str, Vec<(usize, &Group)>> = BTreeMap::new();
+    for (index, group) in groups.iter().enumerate() {
+        found.entry(group.namespace.as_deref().unwrap_or("(addresses)")).or_default().push((index, group));
+    }
+    found
+}
+
+/// The connections with a port that is allowed or unknown, without those within a group: indices, ports, and whether a
+/// port is allowed.
+fn edges<'l>(list: &'l List<'_>) -> impl Iterator<Item = (usize, usize, String, bool)> + 'l {
+    let index: BTreeMap<&str, usize> =
+        list.groups.iter().enumerate().map(|(index, group)| (&*group.name, index)).collect();
+    let edges = list.connections(true).filter(|(from, to, _)| from.name != to.name);
+    edges.map(move |(from, to, connection)| {
+        (index[&*from.name], index[&*to.name], connection.text(), !connection.allowed.is_empty())
+    })
+}

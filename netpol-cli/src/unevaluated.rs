@@ -1,0 +1,46 @@
+//! Names the policies that netpol does not evaluate.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use netpol_policy::manifest::Unevaluated;
+use netpol_policy::text::{Safe, wrap};
+
+/// The number of policies that are listed.
+const SHOWN: usize = 10;
+
+/// Prints one line to standard error: `netpol: 2 policies are not evaluated …`.
+pub(crate) fn warn(policies: &[Unevaluated]) {
+    if !policies.is_empty() {
+        eprintln!("netpol: {}", Safe(summary(policies)));
+    }
+}
+
+/// Prints the policies to the output, below the result.
+pub(crate) fn print(out: &mut impl Write, policies: &[Unevaluated], width: usize) -> io::Result<()> {
+    if policies.is_empty() {
+        return Ok(());
+    }
+    let lines = wrap(format!("not evaluated: {}", names(policies)), width, 0);
+    lines.into_iter().try_for_each(|line| writeln!(out, "{line}"))
+}
+
+fn summary(policies: &[Unevaluated]) -> String {
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    for policy in policies {
+        *kinds.entry(&policy.kind).or_default() += 1;
+    }
+    let kinds: Vec<String> = kinds.iter().map(|(kind, count)| format!("{kind} ({count})")).collect();
+    format!("these kinds are not evaluated; verdicts that they may change are unknown: {}", kinds.join(", "))
+}
+
+/// `CiliumNetworkPolicy shop/a (policies.yaml:1), …`.
+fn names(policies: &[Unevaluated]) -> String {
+    let shown = policies.iter().take(SHOWN);
+    let mut names: Vec<String> =
+        shown.map(|policy| format!("{} {} ({}:{})", policy.kind, policy.name, policy.file, policy.line)).collect();
+    if policies.len() > SHOWN {
+        names.push(format!("{} more: see -o json", policies.len() - SHOWN));
+    }
+    names.join(", ")
+}

@@ -1,0 +1,166 @@
+//! Workloads as input, ends of connections, unknown addresses, and policies that are not evaluated.
+
+mod common;
+
+use common::{Manifests, Run};
+use expect_test::expect_file;
+use serde_json::{Value, json};
+
+/// As `helm template` prints it: a Deployment, a `StatefulSet`, a `CronJob`, a Service, and policies.
+const APP: &str = include_str!("data/app.yaml");
+const CILIUM: &str = include_str!("data/cilium.yaml");
+
+fn app() -> Manifests {
+    Manifests::of(&[("app.yaml", APP)])
+}
+
+fn explain(manifests: &Manifests, from: &str, to: &str, port: &str, more: &[&str]) -> Run {
+    manifests.run("explain", &[&["-n", "shop", "--from", from, "--to", to, "--port", port], more].concat())
+}
+
+fn json_of(run: &Run) -> Value {
+    serde_json::from_str(&run.out).unwrap_or_else(|error| panic!("{error}: {} {}", run.out, run.err))
+}
+
+/// No output may contain a placeholder address.
+fn assert_no_placeholder(run: &Run) {
+    let is_word = |character: char| character.is_ascii_hexdigit() || ".:".contains(character);
+    let text = format!("{} {}", run.out, run.err);
+    let invented =
+        |word: &&str| ["255.0.0.", "255.64.", "255.128.", "100::"].iter().any(|start| word.starts_with(start));
+    assert_eq!(text.split(|character| !is_word(character)).find(invented), None, "{text}");
+}
+
+#[test]
+fn s39_workloads_are_ends_of_connections() {
+    let manifests = app();
+    for (from, to, port, code) in [
+        ("deploy/web", "sts/db", "5432", 0),
+        ("deploy/shop/web", "shop/db-0", "5432", 0),
+        ("deploy/web", "svc/db", "5432", 0),
+        ("cj/backup", "svc/db", "5432", 1),
+        // Two pods of the same workload: not a hairpin connection.
+        ("deploy/web", "deploy/web", "8080", 1),
+        ("shop/db-0", "shop/db-0", "1", 0),
+        ("sts/db", "sts/db", "5432", 1),
+        ("app in (web, db)", "cj/backup", "80", 1),
+        ("app=db", "cj/backup", "80", 0),
+        ("deploy/web", "internet", "443", 0),
+        ("deploy/web", "198.51.100.0/24", "443", 0),
+        ("deploy/web", "0.0.0.0/0", "443", 1),
+        ("198.51.100.7", "deploy/web", "8080", 0),
+        ("deploy/absent", "deploy/web", "80", 3),
+        ("app=absent", "deploy/web", "80", 3),
+    ] {
+        for output in ["table", "json"] {
+            let run = explain(&manifests, from, to, port, &["-o", output]);
+            assert_eq!(run.code, code, "{from} {to} {port}: {} {}", run.out, run.err);
+            assert_no_placeholder(&run);
+        }
+    }
+}
+
+#[test]
+fn s39_a_policy_can_select_one_pod_of_a_stateful_set() {
+    let policy = "
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: first, namespace: shop}
+spec: {podSelector: {matchLabels: {statefulset.kubernetes.io/pod-name: db-0}}, ingress: [{}]}
+";
+    let manifests = Manifests::of(&[("app.yaml", &format!("{APP}{policy}"))]);
+    let run = explain(&manifests, "cj/backup", "sts/db", "80", &["-o", "json"]);
+    let output = json_of(&run);
+    let pairs = |verdict: &str, pod: &str| json!({"verdict": verdict, "pairs": [["CronJob shop/backup", pod]]});
+    assert_eq!(output["connections"], json!([pairs("allow", "pod shop/db-0"), pairs("deny", "pod shop/db-1")]));
+    assert_eq!((run.code, &output["verdict"]), (1, &json!("some")));
+}
+
+#[test]
+fn s39_a_workload_with_running_pods_stands_for_them() {
+    let pods = "
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: web-5d9-x
+  namespace: shop
+  labels: {app: web, pod-template-hash: 5d9}
+  ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, name: web-5d9, uid: u, controller: true}]
+status: {podIP: 10.1.0.1}
+---
+apiVersion: apps/v1
+kind: ReplicaSet
+metadata:
+  name: web-5d9
+  namespace: shop
+  ownerReferences: [{apiVersion: apps/v1, kind: Deployment, name: web, uid: u, controller: true}]
+spec: {template: {metadata: {labels: {app: web}}, spec: {containers: []}}}
+";
+    let manifests = Manifests::of(&[("app.yaml", &format!("{APP}{pods}"))]);
+    let output = json_of(&explain(&manifests, "deploy/web", "svc/db", "5432", &["-o", "json"]));
+    assert_eq!((&output["from"], &output["verdict"]), (&json!("shop/web-5d9-x"), &json!("allow")));
+    let run = manifests.run("matrix", &["-p", "5432"]);
+    assert_eq!((run.code, run.out.matches("deployment/web").count()), (0, 1), "{}", run.out);
+}
+
+#[test]
+fn s40_a_verdict_that_depends_on_an_unknown_address_is_unknown() {
+    let manifests = app();
+    let run = explain(&manifests, "cj/backup", "shop/db-0", "9187", &[]);
+    expect_file!["golden/unknown-address.txt"].assert_eq(&run.out);
+    assert_eq!((run.code, run.err.as_str()), (4, ""));
+    for (pod_cidr, code) in [("10.20.0.0/16", 0), ("10.20.1.0/24", 0), ("10.0.0.0/8", 4), ("10.42.0.0/16", 1)] {
+        let run = explain(&manifests, "cj/backup", "shop/db-0", "9187", &["--pod-cidr", pod_cidr]);
+        assert_eq!(run.code, code, "{pod_cidr}: {}", run.out);
+        assert_no_placeholder(&run);
+    }
+    // No private range is in the block, so no pod is.
+    assert_eq!(explain(&manifests, "deploy/web", "cj/backup", "443", &[]).code, 1);
+    let run = manifests.run("matrix", &["-p", "9187"]);
+    assert!(run.code == 4 && run.out.contains("? unknown"), "{}", run.out);
+}
+
+#[test]
+fn s41_policies_that_are_not_evaluated_are_named_and_never_allow() {
+    let manifests = Manifests::of(&[("app.yaml", APP), ("cilium.yaml", CILIUM)]);
+    let run = explain(&manifests, "cj/backup", "deploy/web", "80", &[]);
+    expect_file!["golden/unevaluated.txt"].assert_eq(&run.out);
+    assert_eq!(run.code, 4);
+    let output = json_of(&explain(&manifests, "cj/backup", "deploy/web", "80", &["-o", "json"]));
+    assert_eq!((&output["verdict"], &output["ingress"]["verdict"]), (&json!("unknown"), &json!("allow")));
+    let named = json!([{"file": "FILE", "line": 1, "apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy",
+        "name": "shop/backup"}]);
+    for (command, arguments) in [
+        ("lint", &[][..]),
+        ("matrix", &["-p", "80"]),
+        ("explain", &["--from", "shop/db-0", "--to", "shop/db-1", "--port", "80"]),
+    ] {
+        let run = manifests.run(command, arguments);
+        assert!(run.out.contains("not evaluated: CiliumNetworkPolicy shop/backup"), "{command}: {}", run.out);
+        assert!(run.err.contains("CiliumNetworkPolicy (1)"), "{command}: {}", run.err);
+        let mut output = json_of(&manifests.run(command, &[arguments, &["-o", "json"]].concat()));
+        let input = if command == "lint" { &mut output } else { &mut output["input"] };
+        input["unevaluated"][0]["file"] = json!("FILE");
+        assert_eq!(input["unevaluated"], named, "{command}");
+    }
+    // The policy cannot change the verdict on other pods, and a denial by the other end stays a denial.
+    assert_eq!(explain(&manifests, "deploy/web", "svc/db", "5432", &[]).code, 0);
+    assert_eq!(explain(&manifests, "cj/backup", "shop/db-0", "80", &[]).code, 1);
+}
+
+#[test]
+fn a_workload_with_an_invalid_template_is_reported_with_its_line() {
+    let text = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec:\n  template:\n    spec:\n      containers: 1\n";
+    let run =
+        common::netpol(&["lint", "-f", "-"], &format!("{APP}---\n{text}---\n{}", text.replace("template", "tmpl")));
+    let line = APP.lines().count() + 1;
+    assert_eq!(run.code, 3, "{}", run.out);
+    let unwrapped = run.unwrapped();
+    assert!(
+        unwrapped.contains(&format!("<stdin>:{}: error: Deployment default/web: spec.template.spec", line + 7)),
+        "{unwrapped}"
+    );
+    assert!(unwrapped.contains("spec.template is missing; the object is ignored"), "{unwrapped}");
+}

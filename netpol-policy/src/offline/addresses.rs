@@ -1,0 +1,207 @@
+//! Placeholder addresses of pods and Services that have none (docs/semantics.md, lines 40 and 41).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::cluster_state::{ClusterState, Event};
+use crate::model::{IpBlock, Labels, Object, Peer, Peers, Pod, Policy, RequestedFamilies, Rule, Service};
+
+/// The placeholders of pods. 240.0.0.0/4 is reserved: <https://www.rfc-editor.org/rfc/rfc1112#section-4>. `100::/64` is the
+/// discard prefix: <https://www.rfc-editor.org/rfc/rfc6666>.
+const PODS_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(255, 0, 0, 0), 9);
+const PODS_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x100, 0, 0, 0, 1, 0, 0, 0), 80);
+/// The placeholders of Services.
+const SERVICES_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(255, 128, 0, 0), 10);
+const SERVICES_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0), 80);
+/// The distance between the placeholders of the first and the second pod of a workload.
+const SECOND_POD: u32 = 1 << 22;
+
+/// The private ranges, in which pod addresses are if no range is given: RFC 1918 and RFC 4193.
+const PRIVATE: [IpNet; 4] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8)),
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(172, 16, 0, 0), 12)),
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 0, 0), 16)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7)),
+];
+
+/// Returns whether an address stands for an unknown address of a pod or Service. It must not be printed.
+pub fn is_placeholder(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => PODS_V4.contains(&address) || SERVICES_V4.contains(&address),
+        IpAddr::V6(address) => PODS_V6.contains(&address) || SERVICES_V6.contains(&address),
+    }
+}
+
+/// Returns whether a range is that of the placeholders of pods.
+pub(crate) fn is_pod_placeholder_range(range: &IpNet) -> bool {
+    *range == placeholders(range.addr().is_ipv4())
+}
+
+fn placeholders(is_ipv4: bool) -> IpNet {
+    if is_ipv4 { PODS_V4.into() } else { PODS_V6.into() }
+}
+
+/// The ranges of pod addresses, and the address families of pods.
+#[derive(Clone, Debug)]
+pub struct PodRanges {
+    ranges: Vec<IpNet>,
+    v4: bool,
+    v6: bool,
+}
+
+/// How much of the pod addresses a block contains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Coverage {
+    All,
+    Some,
+    None,
+}
+
+impl PodRanges {
+    pub(super) fn new(state: &ClusterState, cidrs: &[IpNet]) -> Self {
+        let has = |is_ipv4: bool| cidrs.iter().any(|cidr| cidr.addr().is_ipv4() == is_ipv4);
+        if !cidrs.is_empty() {
+            return Self { ranges: cidrs.to_vec(), v4: has(true), v6: has(false) };
+        }
+        let existing = state.pods.values().find(|pod| pod.is_selectable() && !pod.addresses.is_empty());
+        let families = |is_ipv4| existing.is_some_and(|pod| pod.addresses.iter().any(|own| own.is_ipv4() == is_ipv4));
+        Self { ranges: PRIVATE.to_vec(), v4: existing.is_none() || families(true), v6: families(false) }
+    }
+
+    fn coverage(&self, block: &IpBlock) -> Coverage {
+        let contains = |one: &IpNet, other: &IpNet| one.contains(other);
+        let overlaps = |one: &IpNet, other: &IpNet| contains(one, other) || contains(other, one);
+        let except = || block.except.iter().filter(|hole| !is_pod_placeholder_range(hole));
+        let mut ranges = self.ranges.iter().filter(|range| range.addr().is_ipv4() == block.cidr.addr().is_ipv4());
+        let has_all = |range: &IpNet| contains(&block.cidr, range) && !except().any(|hole| overlaps(hole, range));
+        let has_none = |range: &IpNet| {
+            let common = if contains(range, &block.cidr) { &block.cidr } else { range };
+            !overlaps(&block.cidr, range) || except().any(|hole| contains(hole, common))
+        };
+        if ranges.clone().all(has_none) {
+            Coverage::None
+        } else if ranges.all(has_all) {
+            Coverage::All
+        } else {
+            Coverage::Some
+        }
+    }
+
+    /// Returns whether a block contains some pod addresses, but not all.
+    pub(super) fn is_undecided(&self, block: &IpBlock) -> bool {
+        self.coverage(block) == Coverage::Some
+    }
+}
+
+/// Gives a placeholder address to each pod without an address. Returns whether there are such pods. Policies do not
+/// select host-network pods and finished pods.
+pub(super) fn give_to_pods(state: &mut ClusterState, ranges: &PodRanges) -> bool {
+    let without = state.pods.values().filter(|pod| pod.is_selectable() && pod.addresses.is_empty());
+    let pods: Vec<Pod> = without.cloned().collect();
+    let has_unknown = !pods.is_empty();
+    for (mut pod, offset) in pods.into_iter().zip(1..SECOND_POD) {
+        let v4 = ranges.v4.then(|| v4(PODS_V4, offset));
+        let v6 = ranges.v6.then(|| v6(PODS_V6, offset));
+        pod.addresses = v4.into_iter().chain(v6).collect();
+        state.apply(Event::Apply(Object::Pod(pod)));
+    }
+    has_unknown
+}
+
+/// Returns the placeholders of the second pod of a workload.
+pub(super) fn second(first: &[IpAddr]) -> Vec<IpAddr> {
+    let second = |address: &IpAddr| match address {
+        IpAddr::V4(address) => Ipv4Addr::from_bits(address.to_bits().saturating_add(SECOND_POD)).into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits().saturating_add(SECOND_POD.into())).into(),
+    };
+    first.iter().map(second).collect()
+}
+
+fn v4(range: Ipv4Net, offset: u32) -> IpAddr {
+    Ipv4Addr::from_bits(range.network().to_bits().saturating_add(offset)).into()
+}
+
+fn v6(range: Ipv6Net, offset: u32) -> IpAddr {
+    Ipv6Addr::from_bits(range.network().to_bits().saturating_add(offset.into())).into()
+}
+
+/// Gives each Service without cluster IPs a placeholder: a Service without one was never in a cluster.
+pub(super) fn give_to_services(state: &mut ClusterState) {
+    let requested = state.services.values().filter_map(|service| Some((service.clone(), service.requested_families?)));
+    let requested: Vec<(Service, RequestedFamilies)> = requested.collect();
+    for ((mut service, families), offset) in requested.into_iter().zip(1_u32..) {
+        // By default a Service has the first address family of its pods.
+        let selected =
+            |pod: &&Pod| pod.key.namespace == service.key.namespace && has_all(&pod.labels, &service.selector);
+        let mut first = state.pods.values().filter(selected).filter_map(|pod| pod.addresses.first());
+        let is_v4 = families.v4 || !families.v6 && first.next().is_none_or(IpAddr::is_ipv4);
+        let is_v6 = families.v6 || !is_v4;
+        let addresses = [is_v4.then(|| v4(SERVICES_V4, offset)), is_v6.then(|| v6(SERVICES_V6, offset))];
+        service.addresses = addresses.into_iter().flatten().collect();
+        state.apply(Event::Apply(Object::Service(service)));
+    }
+}
+
+fn has_all(labels: &Labels, wanted: &Labels) -> bool {
+    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// Changes the policies so that placeholders match only blocks with all pod addresses. Returns the state in which they
+/// match blocks with some pod addresses, too, if there are such blocks.
+pub(super) fn resolve_blocks(state: &mut ClusterState, ranges: &PodRanges) -> Option<ClusterState> {
+    let is_undecided = |peer: &Peer| matches!(peer, Peer::Block(block) if ranges.is_undecided(block));
+    let has_undecided = |policy: &Policy| {
+        let mut rules = policy.ingress.iter().chain(&policy.egress).flatten();
+        rules.any(|rule| matches!(&rule.peers, Peers::Of(peers) if peers.iter().any(is_undecided)))
+    };
+    let policies: Vec<Policy> = state.policies.values().cloned().collect();
+    let mut at_most = policies.iter().any(has_undecided).then(|| state.clone());
+    for policy in policies {
+        let resolved = |includes_some: bool| {
+            let mut resolved = policy.clone();
+            let lists = resolved.ingress.iter_mut().chain(&mut resolved.egress);
+            lists.flatten().for_each(|rule| resolve_rule(rule, ranges, includes_some));
+            resolved
+        };
+        let put = |state: &mut ClusterState, resolved: Policy| {
+            if resolved != policy {
+                state.apply(Event::Apply(Object::Policy(resolved)));
+            }
+        };
+        put(state, resolved(false));
+        if let Some(at_most) = &mut at_most {
+            put(at_most, resolved(true));
+        }
+    }
+    at_most
+}
+
+/// Makes a rule match placeholders if one of its blocks contains all pod addresses, or some of them.
+fn resolve_rule(rule: &mut Rule, ranges: &PodRanges, includes_some: bool) {
+    let Peers::Of(peers) = &mut rule.peers else { return };
+    let mut added: Vec<IpNet> = Vec::new();
+    for peer in peers.iter_mut() {
+        let Peer::Block(block) = peer else { continue };
+        let range = placeholders(block.cidr.addr().is_ipv4());
+        let has_placeholders = block.cidr.contains(&range) && !block.except.iter().any(|hole| overlaps(hole, &range));
+        let matches = match ranges.coverage(block) {
+            Coverage::All => true,
+            Coverage::Some => includes_some,
+            Coverage::None => false,
+        };
+        if matches && !has_placeholders {
+            added.push(range);
+        } else if !matches && overlaps(&block.cidr, &range) {
+            block.except.push(if block.cidr.contains(&range) { range } else { block.cidr });
+            block.except.sort_unstable();
+        }
+    }
+    added.sort_unstable();
+    added.dedup();
+    peers.extend(added.into_iter().map(|cidr| Peer::Block(IpBlock { cidr, except: Vec::new() })));
+}
+
+fn overlaps(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(other) || other.contains(one)
+}

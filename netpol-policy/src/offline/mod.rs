@@ -1,0 +1,214 @@
+//! What only manifests need: pods of workloads that do not exist yet, unknown addresses, and policies that are not
+//! evaluated (docs/semantics.md, lines 39 to 41).
+//!
+//! ```text
+//! Parsed ─► workloads: a pod for each workload ─► addresses: placeholders ─► two cluster states:
+//!             `state` allows what is allowed at every possible address, `at_most` what is allowed at some
+//! ```
+//!
+//! A verdict that differs between the two states depends on an unknown address.
+
+mod addresses;
+mod ports;
+mod workloads;
+
+use ipnet::IpNet;
+use std::net::IpAddr;
+
+use netpol_common::{Direction, Reason};
+
+pub(crate) use addresses::is_pod_placeholder_range;
+pub use addresses::{PodRanges, is_placeholder};
+pub use ports::PortSet;
+pub use workloads::Workloads;
+
+use crate::cluster_state::{ClusterState, Event};
+use crate::derived;
+use crate::explain::peer_path;
+use crate::manifest::{Parsed, Unevaluated};
+use crate::model::{Object, Peer, Peers, Pod, PodKey};
+use crate::reference::{self, Evaluation, Packet};
+
+/// The number of policies in a message; the others are counted.
+const POLICIES_SHOWN: usize = 3;
+
+/// A cluster as manifests describe it.
+#[derive(Clone, Debug)]
+pub struct OfflineCluster {
+    state: ClusterState,
+    /// `None` if it is equal to `state`.
+    at_most: Option<ClusterState>,
+    workloads: Workloads,
+    unevaluated: Vec<Unevaluated>,
+    ranges: PodRanges,
+}
+
+impl OfflineCluster {
+    /// Creates the cluster of these manifests. `pod_cidrs`: the ranges of pod addresses; none if unknown.
+    pub fn new(parsed: &Parsed, pod_cidrs: &[IpNet]) -> Self {
+        let mut state = ClusterState::of(parsed.objects.iter().map(|located| located.object.clone()));
+        let workloads = Workloads::new(parsed, &state);
+        for pod in workloads.pods_to_add() {
+            state.apply(Event::Apply(Object::Pod(pod.clone())));
+        }
+        let ranges = PodRanges::new(&state, pod_cidrs);
+        let has_unknown = addresses::give_to_pods(&mut state, &ranges);
+        addresses::give_to_services(&mut state);
+        let objects: Vec<Object> = state.objects().collect();
+        for slice in derived::endpoint_slices(&objects) {
+            state.apply(Event::Apply(Object::Slice(slice)));
+        }
+        let at_most = has_unknown.then(|| addresses::resolve_blocks(&mut state, &ranges)).flatten();
+        Self { state, at_most, workloads, unevaluated: parsed.unevaluated.clone(), ranges }
+    }
+
+    /// Returns the state in which unknown addresses match only the blocks that contain every possible pod address.
+    pub const fn state(&self) -> &ClusterState {
+        &self.state
+    }
+
+    /// Returns the state in which unknown addresses match all blocks that contain a possible pod address; `None` if it
+    /// is the same as [`OfflineCluster::state`].
+    pub const fn at_most(&self) -> Option<&ClusterState> {
+        self.at_most.as_ref()
+    }
+
+    /// Returns the workloads and their pods.
+    pub const fn workloads(&self) -> &Workloads {
+        &self.workloads
+    }
+
+    /// Returns the policies that are not evaluated.
+    pub fn unevaluated(&self) -> &[Unevaluated] {
+        &self.unevaluated
+    }
+
+    /// Returns the ranges of pod addresses.
+    pub const fn ranges(&self) -> &PodRanges {
+        &self.ranges
+    }
+
+    /// Returns a second pod of the same workload, so that a connection from the workload to itself is one between two
+    /// pods. Returns the same key for a real pod.
+    pub fn second_pod(&mut self, key: &PodKey) -> PodKey {
+        let Some(pod) = self.state.pods.get(key).filter(|_| key.workload().is_some()) else { return key.clone() };
+        let mut second = pod.clone();
+        second.key = key.second_of_workload();
+        second.addresses = addresses::second(&pod.addresses);
+        let key = second.key.clone();
+        let event = Event::Apply(Object::Pod(second));
+        if let Some(at_most) = &mut self.at_most {
+            at_most.apply(event.clone());
+        }
+        self.state.apply(event);
+        key
+    }
+
+    /// Returns the names of the policies that are not evaluated and may change the verdict on a packet.
+    pub fn may_change(&self, packet: &Packet, evaluation: &Evaluation) -> Vec<&Unevaluated> {
+        let Some(pod) = self.state.pods.get(&packet.pod) else { return Vec::new() };
+        if self.unevaluated.is_empty() || evaluation.reason == Reason::Hairpin {
+            return Vec::new();
+        }
+        let (namespace, is_isolated) =
+            (self.state.namespace_labels(&pod.key.namespace), !evaluation.isolating.is_empty());
+        let may_change =
+            |policy: &&Unevaluated| policy.scope.may_change(pod, &namespace, packet.direction, is_isolated);
+        self.unevaluated.iter().filter(may_change).collect()
+    }
+
+    /// Returns the policies that are not evaluated and may change the verdicts on a pod, by their indices.
+    pub fn may_change_pod(&self, pod: &Pod, direction: Direction) -> Vec<usize> {
+        if self.unevaluated.is_empty() {
+            return Vec::new();
+        }
+        let namespace = self.state.namespace_labels(&pod.key.namespace);
+        let is_isolated = reference::isolating(&self.state, pod, direction).next().is_some();
+        let policies = self.unevaluated.iter().enumerate();
+        let may_change =
+            policies.filter(|(_, policy)| policy.scope.may_change(pod, &namespace, direction, is_isolated));
+        may_change.map(|(index, _)| index).collect()
+    }
+
+    /// Returns the ports at which a pod's policies allow connections with an address: those that are allowed, and those
+    /// that may be. The address is not that of a Service.
+    pub fn ports(&self, pod: &Pod, direction: Direction, remote: IpAddr) -> [PortSet; 2] {
+        if pod.addresses.contains(&remote) {
+            return [PortSet::all(), PortSet::all()];
+        }
+        if !self.may_change_pod(pod, direction).is_empty() {
+            return [PortSet::default(), PortSet::all()];
+        }
+        let allowed = ports::allowed(&self.state, pod, direction, remote);
+        let at_most = self.at_most.as_ref();
+        let possible = at_most.map_or_else(|| allowed.clone(), |state| ports::allowed(state, pod, direction, remote));
+        [allowed, possible]
+    }
+
+    /// Returns whether the verdict on a packet depends on an unknown address.
+    pub fn depends_on_address(&self, packet: &Packet, evaluation: &Evaluation) -> bool {
+        let at_most = self.at_most.as_ref().filter(|_| !evaluation.reason.allows());
+        at_most.is_some_and(|at_most| reference::evaluate(at_most, packet).reason.allows())
+    }
+
+    /// Returns why the verdict on a packet is unknown, a sentence for each cause; none if it is known.
+    pub fn uncertainties(&self, packet: &Packet, evaluation: &Evaluation) -> Vec<String> {
+        let mut causes = Vec::new();
+        let policies = self.may_change(packet, evaluation);
+        if !policies.is_empty() {
+            let names = policies.iter().map(|policy| format!("{} {}", policy.kind, policy.name));
+            let mut names: Vec<String> = names.take(POLICIES_SHOWN).collect();
+            if policies.len() > POLICIES_SHOWN {
+                names.push(format!("{} more policies", policies.len() - POLICIES_SHOWN));
+            }
+            let it = if policies.len() == 1 { "it" } else { "them" };
+            causes.push(format!("{} may change this, and netpol does not evaluate {it}.", list(&names)));
+        }
+        if self.depends_on_address(packet, evaluation) {
+            causes.push(self.undecided_block(packet).unwrap_or_else(|| {
+                "The addresses of the backends are unknown, and an ipBlock may contain them; set --pod-cidr.".to_owned()
+            }));
+        }
+        causes
+    }
+
+    /// Names the first block that may contain the unknown address of the other end, in a rule with the packet's port.
+    fn undecided_block(&self, packet: &Packet) -> Option<String> {
+        let pod = self.state.pods.get(&packet.pod)?;
+        let remote = self.state.peer_at(packet.remote)?;
+        let destination = if packet.direction == Direction::Ingress { pod } else { remote };
+        reference::isolating(&self.state, pod, packet.direction).find_map(|policy| {
+            let rules = reference::rules(policy, packet.direction).iter().enumerate();
+            let mut rules = rules.filter(|(_, rule)| {
+                reference::allows_port(&rule.ports, packet.protocol, packet.port, Some(destination))
+            });
+            rules.find_map(|(index, rule)| {
+                let Peers::Of(peers) = &rule.peers else { return None };
+                peers.iter().enumerate().find_map(|(number, peer)| {
+                    let Peer::Block(block) = peer else { return None };
+                    self.ranges.is_undecided(block).then(|| {
+                        let path = peer_path(policy, packet.direction, index, number);
+                        format!(
+                            "The address of {} is unknown, and the ipBlock {} may contain it (NetworkPolicy {}, {path}); \
+                             set --pod-cidr.",
+                            remote.key.title(),
+                            block.cidr,
+                            policy.key
+                        )
+                    })
+                })
+            })
+        })
+    }
+}
+
+/// `a`, `a and b`, `a, b and c`.
+fn list(names: &[String]) -> String {
+    match names.split_last() {
+        Some((last, others)) if !others.is_empty() => format!("{} and {last}", others.join(", ")),
+        _ => names.concat(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

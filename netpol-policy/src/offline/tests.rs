@@ -1,0 +1,154 @@
+//! The verdicts with unknown addresses, compared with those at each possible address, and with the compiled tables.
+
+use std::net::IpAddr;
+
+use netpol_common::{Direction, protocol};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::{OfflineCluster, PortSet, is_placeholder};
+use crate::cluster_state::{ClusterState, Event};
+use crate::compile::{Engine, FirstIds, NodeScope};
+use crate::manifest::{Located, Parsed, parse_offline};
+use crate::model::{Object, Pod, PodKey, Protocol, WorkloadKey, WorkloadKind};
+use crate::reference::{Packet, evaluate};
+use crate::testing::{pod, policy};
+
+/// Addresses inside and outside of the blocks of random policies, and at their boundaries.
+const POSSIBLE: [&str; 9] = [
+    "10.0.0.0",
+    "10.0.0.2",
+    "10.0.0.3",
+    "10.0.0.4",
+    "10.0.0.255",
+    "10.0.1.7",
+    "10.0.2.0",
+    "10.1.2.3",
+    "10.255.255.255",
+];
+const POD_CIDRS: [&str; 4] = ["10.0.0.0/8", "10.0.0.0/24", "10.0.0.0/30", "10.0.1.0/24"];
+
+fn parsed(objects: impl IntoIterator<Item = Object>) -> Parsed {
+    let located = |object| Located { object, file: "f".into(), line: 1, document: 1 };
+    Parsed { objects: objects.into_iter().map(located).collect(), ..Parsed::default() }
+}
+
+fn engine(state: &ClusterState) -> Engine {
+    let mut engine = Engine::new(NodeScope::All, FirstIds::default());
+    engine.apply(Event::Reset(state.objects().collect()));
+    engine
+}
+
+fn plain(pod: Pod, name: &str, addresses: Vec<IpAddr>) -> Pod {
+    let key = PodKey::new(pod.key.namespace.clone(), name);
+    Pod { key, addresses, host_network: false, finished: false, host_ports: None, ..pod }
+}
+
+/// Packets between the pods `known` and `unknown`, at `known`.
+fn packets(pod: &PodKey, remote: IpAddr) -> Vec<Packet> {
+    let packet = |direction, protocol, port| Packet {
+        pod: pod.clone(),
+        direction,
+        remote,
+        protocol,
+        port,
+        from_node: false,
+        is_hairpin: false,
+        post_dnat: false,
+    };
+    // The ports of random policies, and those next to them.
+    let ports = [1, 52, 53, 54, 78, 79, 80, 81, 82, 8079, 8080, 8081, 65534, 65535];
+    let protocols = [protocol::TCP, protocol::UDP, protocol::SCTP];
+    let with_ports = protocols.into_iter().flat_map(|protocol| ports.map(|port| (protocol, port)));
+    let all: Vec<(u8, u16)> = with_ports.chain([(protocol::ICMP, 0)]).collect();
+    let of = |direction| all.iter().map(move |(protocol, port)| packet(direction, *protocol, *port));
+    Direction::BOTH.into_iter().flat_map(of).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(192))]
+    #[test]
+    fn s40_a_known_verdict_is_the_same_at_every_possible_address(
+        policies in vec(policy(), 1..5),
+        known in pod(),
+        unknown in pod(),
+        pod_cidr in prop::sample::select(&POD_CIDRS[..]),
+    ) {
+        let known = plain(known, "known", vec![IpAddr::from([192, 0, 2, 9])]);
+        let unknown = plain(unknown, "unknown", Vec::new());
+        let range: ipnet::IpNet = pod_cidr.parse().expect("a range");
+        let objects = |unknown: Pod| {
+            let pods = [known.clone(), unknown].map(Object::Pod);
+            pods.into_iter().chain(policies.iter().cloned().map(Object::Policy))
+        };
+        let cluster = OfflineCluster::new(&parsed(objects(unknown.clone())), &[range]);
+        let placeholder = cluster.state().pods[&unknown.key].addresses[0];
+        prop_assert!(is_placeholder(placeholder));
+        let at_most = cluster.at_most().unwrap_or(cluster.state());
+        let tables = [cluster.state(), at_most].map(|state| (state, engine(state)));
+        let possible = POSSIBLE.iter().map(|text| text.parse::<IpAddr>().expect("an address"));
+        let states: Vec<(IpAddr, ClusterState)> = possible
+            .filter(|address| range.contains(address))
+            .map(|address| (address, ClusterState::of(objects(Pod { addresses: vec![address], ..unknown.clone() }))))
+            .collect();
+        prop_assert!(!states.is_empty());
+        let pod = &cluster.state().pods[&known.key];
+        let port_sets = Direction::BOTH.map(|direction| (direction, cluster.ports(pod, direction, placeholder)));
+        for packet in packets(&known.key, placeholder) {
+            let [low, high] = tables.each_ref().map(|(state, engine)| {
+                let reference = evaluate(state, &packet).reason;
+                (reference, engine.evaluate(&packet).map(|evaluation| evaluation.reason))
+            });
+            prop_assert_eq!((Some(low.0), Some(high.0)), (low.1, high.1), "{:?}", packet);
+            prop_assert!(high.0.allows() || !low.0.allows());
+            let sets = port_sets.iter().find(|(direction, _)| *direction == packet.direction).map(|(_, sets)| sets);
+            if let Some(protocol) = Protocol::from_number(packet.protocol) {
+                let has = |set: &PortSet| set.contains(protocol, packet.port);
+                prop_assert_eq!(sets.map(|[low, high]| (has(low), has(high))), Some((low.0.allows(), high.0.allows())));
+            }
+            for (address, state) in &states {
+                let allowed = evaluate(state, &Packet { remote: *address, ..packet.clone() }).reason.allows();
+                prop_assert!(allowed || !low.0.allows(), "allowed, but not at {address}: {packet:?}");
+                prop_assert!(!allowed || high.0.allows(), "denied, but not at {address}: {packet:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn s39_the_pods_of_workloads_are_added_once() {
+    let workload = |kind: &str, name: &str, spec: &str, owner: &str| {
+        let owner = if owner.is_empty() {
+            String::new()
+        } else {
+            format!(", ownerReferences: [{{apiVersion: apps/v1, kind: Deployment, name: {owner}, controller: true}}]")
+        };
+        format!(
+            "---\n{{apiVersion: apps/v1, kind: {kind}, metadata: {{name: {name}, namespace: shop{owner}}}, spec: {{{spec} \
+             template: {{metadata: {{labels: {{app: {name}}}}}, spec: {{containers: []}}}}}}}}\n"
+        )
+    };
+    let text = [
+        workload("Deployment", "web", "replicas: 500,", ""),
+        workload("ReplicaSet", "web-1", "", "web"),
+        workload("ReplicaSet", "old", "", "gone"),
+        workload("StatefulSet", "db", "replicas: 2, ordinals: {start: 3},", ""),
+        workload("StatefulSet", "none", "replicas: 0,", ""),
+        workload("StatefulSet", "huge", "replicas: 4000000000,", ""),
+    ]
+    .concat();
+    let cluster = OfflineCluster::new(&parse_offline(&text, "f"), &[]);
+    let names: Vec<String> = cluster.state().pods.keys().map(ToString::to_string).collect();
+    let small: Vec<&str> = names.iter().map(String::as_str).filter(|name| !name.contains("huge")).collect();
+    let expected = ["shop/db-3", "shop/db-4", "deployment/shop/web", "shop/none-0", "replicaset/shop/old"];
+    assert_eq!(small, expected);
+    assert_eq!(names.len() - small.len(), 1000);
+    let key = WorkloadKey::new(WorkloadKind::StatefulSet, "shop", "db");
+    let pods = cluster.workloads().pods(&key);
+    assert_eq!(pods, [PodKey::new("shop", "db-3"), PodKey::new("shop", "db-4")]);
+    let labels = &cluster.state().pods[&pods[1]].labels;
+    assert_eq!(labels.get("statefulset.kubernetes.io/pod-name").map(|value| &**value), Some("db-4"));
+    assert_eq!(labels.get("apps.kubernetes.io/pod-index").map(|value| &**value), Some("4"));
+    assert!(parse_offline(&text, "f").ignored.is_empty());
+    assert_eq!(crate::manifest::parse(&text, "f").ignored.len(), 6, "the agent does not read workloads");
+}

@@ -1,0 +1,94 @@
+//! The pods of workloads (docs/semantics.md, line 39).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::cluster_state::ClusterState;
+use crate::manifest::Parsed;
+use crate::model::{Pod, PodKey, Workload, WorkloadKey, WorkloadKind};
+
+/// Workloads, with the pods that exist or stand for them.
+#[derive(Clone, Debug, Default)]
+pub struct Workloads {
+    pods: BTreeMap<WorkloadKey, Vec<PodKey>>,
+    of_pods: BTreeMap<PodKey, WorkloadKey>,
+    added: Vec<Pod>,
+}
+
+impl Workloads {
+    pub(super) fn new(parsed: &Parsed, state: &ClusterState) -> Self {
+        let objects: BTreeMap<&WorkloadKey, &Workload> =
+            parsed.workloads.iter().map(|located| (&located.object.key, &located.object)).collect();
+        let mut result = Self::default();
+        for (pod, controller) in &parsed.controllers {
+            let is_running = state.pods.get(pod).is_some_and(|pod| !pod.finished);
+            if is_running {
+                result.add(top(&objects, controller), pod.clone());
+            }
+        }
+        let with_pods: BTreeSet<WorkloadKey> = result.pods.keys().cloned().collect();
+        for workload in objects.values() {
+            let is_controlled = workload.controller.as_ref().is_some_and(|controller| objects.contains_key(controller));
+            if is_controlled || with_pods.contains(&workload.key) {
+                continue;
+            }
+            for pod in pods(workload) {
+                // A StatefulSet's pod may be an object of its own.
+                if !state.pods.contains_key(&pod.key) {
+                    result.added.push(pod.clone());
+                }
+                result.add(workload.key.clone(), pod.key);
+            }
+        }
+        for pods in result.pods.values_mut() {
+            pods.sort_unstable();
+            pods.dedup();
+        }
+        result
+    }
+
+    fn add(&mut self, workload: WorkloadKey, pod: PodKey) {
+        self.of_pods.insert(pod.clone(), workload.clone());
+        self.pods.entry(workload).or_default().push(pod);
+    }
+
+    /// Returns the pods that are not objects of the input, without addresses.
+    pub(super) fn pods_to_add(&self) -> &[Pod] {
+        &self.added
+    }
+
+    /// Returns the pods of a workload: existing pods, the named pods of a `StatefulSet`, or the pod that stands for all
+    /// others. Empty if the workload is not in the input.
+    pub fn pods(&self, workload: &WorkloadKey) -> &[PodKey] {
+        self.pods.get(workload).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Returns the workload of a pod; none if no workload controls it.
+    pub fn of_pod(&self, pod: &PodKey) -> Option<&WorkloadKey> {
+        self.of_pods.get(pod)
+    }
+
+    /// Returns the keys of all workloads that have pods.
+    pub fn keys(&self) -> impl Iterator<Item = &WorkloadKey> {
+        self.pods.keys()
+    }
+}
+
+/// Returns the workload at the top of the controllers: the `CronJob` of a Job, the Deployment of a `ReplicaSet`.
+fn top(objects: &BTreeMap<&WorkloadKey, &Workload>, key: &WorkloadKey) -> WorkloadKey {
+    let controller = objects.get(key).and_then(|workload| workload.controller.as_ref());
+    // Only one level: no controller of these kinds has a controller itself.
+    controller.unwrap_or(key).clone()
+}
+
+fn pods(workload: &Workload) -> Vec<Pod> {
+    let Some(ordinals) = workload.ordinals.clone() else { return vec![workload.pod.clone()] };
+    let pod = |ordinal: u32| {
+        let name = format!("{}-{ordinal}", workload.key.name);
+        // Source: <https://kubernetes.io/docs/concepts/workloads/controllers/statefulset/#pod-name-label>.
+        let labels = workload.pod.labels.with("statefulset.kubernetes.io/pod-name".into(), name.as_str().into());
+        let labels = labels.with("apps.kubernetes.io/pod-index".into(), ordinal.to_string().into());
+        Pod { key: PodKey::new(workload.key.namespace.clone(), name), labels, ..workload.pod.clone() }
+    };
+    debug_assert_eq!(workload.key.kind, WorkloadKind::StatefulSet, "only its pods have ordinals");
+    ordinals.map(pod).collect()
+}
