@@ -9,7 +9,7 @@ use netpol_policy::model::PodKey;
 
 use crate::events::rfc3339;
 
-/// Upper bounds of the buckets of [`Times`], in milliseconds.
+/// Upper bounds of the buckets of the times, in milliseconds.
 pub const BOUNDS: [u32; 9] = [1, 2, 5, 10, 15, 25, 50, 250, 1_000];
 /// Number of starts in the status.
 const RECENT: usize = 10;
