@@ -12,7 +12,7 @@ use netpol_node::{InterfaceSnapshot, PodEnd, Veth};
 use netpol_policy::cluster_state::Event;
 use netpol_policy::manifest;
 use netpol_policy::model::{ObjectKey, PodKey};
-use netpol_source::{Batch, Revision};
+use netpol_source::{Batch, Generation};
 
 const OPEN: &str = "
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: open, namespace: shop},
@@ -53,8 +53,8 @@ fn interfaces(veths: &[(u32, u8)]) -> InterfaceSnapshot {
     InterfaceSnapshot { veths: veths.iter().map(veth).collect(), ..InterfaceSnapshot::default() }
 }
 
-fn batch(revision: u64, events: Vec<Event>) -> Batch {
-    Batch { revision: Revision(revision), events, after_resync: false, received: Instant::now() }
+fn batch(generation: u64, events: Vec<Event>) -> Batch {
+    Batch { generation: Generation(generation), events, after_resync: false, received: Instant::now() }
 }
 
 /// Returns a reconciler with a pending first compile.
@@ -255,15 +255,18 @@ fn batches_finish_when_written_and_waiting_batches_are_one_job() {
     reconciler.apply_batch(batch(3, applied(&[&pod("b", "db", 4)])));
     reconciler.apply_batch(batch(4, applied(&[&pod("c", "db", 5)])));
     assert!(!reconciler.has_engine() && reconciler.finished().is_empty());
-    let check =
-        Check { condition: "pod/shop/a".parse().expect("invalid condition"), revision: Revision(1), addresses: None };
-    assert!(matches!(reconciler.check(&check, Revision(1)).condition, ConditionState::Not(Some(_))));
+    let check = Check {
+        condition: "pod/shop/a".parse().expect("invalid condition"),
+        generation: Generation(1),
+        addresses: None,
+    };
+    assert!(matches!(reconciler.check(&check, Generation(1)).condition, ConditionState::NotYet(Some(_))));
     let mut finished = Vec::new();
     while reconciler.compile() {
         while reconciler.execute(Duration::MAX) {}
-        let revisions =
+        let generations =
             |origin: netpol_agent::reconcile::Origin| origin.batches.into_iter().map(|(number, _)| number.0);
-        finished.push(reconciler.finished().into_iter().flat_map(revisions).collect::<Vec<_>>());
+        finished.push(reconciler.finished().into_iter().flat_map(generations).collect::<Vec<_>>());
         reconciler.advance();
     }
     assert_eq!(finished, [vec![2], vec![3, 4]]);

@@ -9,7 +9,7 @@ use netpol_dataplane::{MapName, Memory};
 use netpol_node::{InterfaceSnapshot, PodEnd, Veth};
 use netpol_policy::cluster_state::Event;
 use netpol_policy::manifest;
-use netpol_source::Revision;
+use netpol_source::Generation;
 
 const OBJECTS: &str = "
 {apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {app: web}}, spec: {nodeName: n1},
@@ -51,13 +51,13 @@ fn start(dataplane: Memory, exists: bool) -> Reconciler<Memory> {
 }
 
 /// Checks a condition after five batches were applied.
-fn check(reconciler: &Reconciler<Memory>, condition: &str, revision: u64) -> CheckResult {
+fn check(reconciler: &Reconciler<Memory>, condition: &str, generation: u64) -> CheckResult {
     let condition = condition.parse().expect("invalid condition");
-    reconciler.check(&Check { condition, revision: Revision(revision), addresses: None }, Revision(5))
+    reconciler.check(&Check { condition, generation: Generation(generation), addresses: None }, Generation(5))
 }
 
 fn why(result: &CheckResult) -> String {
-    assert!(matches!(result.condition, ConditionState::Not(_)), "{result:?}");
+    assert!(matches!(result.condition, ConditionState::NotYet(_)), "{result:?}");
     result.pending.iter().map(|pending| format!("{}: {}", pending.pod, pending.reason)).collect::<Vec<_>>().join("; ")
 }
 
@@ -73,7 +73,7 @@ fn a_policy_holds_for_pods_of_this_node_once_its_change_is_applied() {
             (ConditionState::Holds, &pods.iter().map(ToString::to_string).collect::<Vec<_>>()[..])
         );
         let early = check(&reconciler, condition, 6);
-        assert!(matches!(early.condition, ConditionState::Not(Some(_))), "{early:?}");
+        assert!(matches!(early.condition, ConditionState::NotYet(Some(_))), "{early:?}");
     }
     assert!(reconciler.is_fully_applied() && reconciler.pending().is_empty());
 }
@@ -91,7 +91,7 @@ fn the_reason_why_a_pod_is_not_enforced_is_reported() {
     rejecting.rejects_attach = true;
     let not_attached = start(rejecting, true);
     let result = check(&not_attached, "sync", 5);
-    assert!(why(&result).starts_with("shop/web: attach failed; retrying: "), "{result:?}");
+    assert!(why(&result).starts_with("shop/web: attach failed: "), "{result:?}");
     assert!(!not_attached.is_fully_applied());
 
     for (map, words) in
@@ -121,8 +121,8 @@ fn conditions_that_can_never_hold_on_this_node_are_reported() {
 #[test]
 fn a_pod_is_deleted_when_its_interface_is_removed() {
     let mut reconciler = start(Memory::default(), true);
-    assert!(matches!(check(&reconciler, "delete=pod/shop/web", 5).condition, ConditionState::Not(Some(_))));
-    assert!(matches!(check(&reconciler, "delete=policy/shop/block", 5).condition, ConditionState::Not(Some(_))));
+    assert!(matches!(check(&reconciler, "delete=pod/shop/web", 5).condition, ConditionState::NotYet(Some(_))));
+    assert!(matches!(check(&reconciler, "delete=policy/shop/block", 5).condition, ConditionState::NotYet(Some(_))));
     reconciler.apply(vec![Event::Reset(Vec::new())]);
     let result = check(&reconciler, "delete=pod/shop/web", 5);
     assert_eq!(why(&result), "shop/web: the interface still exists and is enforced as before");

@@ -68,7 +68,7 @@ fn adopts_and_uninstalls(mode: &str) {
     let output = next.subcommand(&["uninstall"]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(
-        output.status.success() && text.contains("nothing of netpol remains"),
+        output.status.success() && text.contains("netpol was removed completely"),
         "{mode}: {text}{}",
         reported(&output)
     );
@@ -360,7 +360,7 @@ fn denied_packets_do_not_delay_other_work() {
         // The address is added later, without a message to the agent.
         node.write_pod(5);
         std::thread::sleep(Duration::from_secs(1));
-        assert!(!node.log().contains("pod=shop/p5"), "a pod was enforced without its address");
+        assert!(!node.log().contains("pod=shop/p5"), "a pod's policies were enforced without its address");
         node.pod_ip(5, "addr add 10.9.0.5/24 dev eth0");
         node.wait_log("pod=shop/p5");
         assert!(node.page(9466, "/healthz?verbose").contains("200 OK"));

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use netpol_agent::events::kubernetes::{self, Dropped, Handle, Numbers, Sink};
+use netpol_agent::events::kubernetes::{self, DropReason, EventCounters, Handle, Sink};
 use netpol_agent::events::{Lines, Reporter};
 use netpol_agent::reconcile::{Options, Reconciler};
 use netpol_apiserver::{ApiServer, Effect, Fault, Network, Options as ServerOptions, Resource, Rules, Verb};
@@ -112,7 +112,7 @@ impl Pipeline {
         self.reporter.as_mut().expect("the pipeline has ended").deny(&event, &self.reconciler);
     }
 
-    fn numbers(&self) -> &Numbers {
+    fn numbers(&self) -> &EventCounters {
         self.reporter.as_ref().and_then(Reporter::kubernetes).expect("the pipeline has ended")
     }
 
@@ -219,7 +219,7 @@ fn a_port_scan_does_not_flood_the_api_server() {
     }
     pipeline.events(11);
     std::thread::sleep(Duration::from_millis(500));
-    let dropped = pipeline.numbers().dropped(Dropped::QueueFull);
+    let dropped = pipeline.numbers().dropped(DropReason::QueueFull);
     pipeline.end();
     let events = pipeline.events(11);
     assert_eq!(events.len(), 11, "ten Events for single ports and one for all others");
@@ -338,7 +338,7 @@ fn a_deleted_pod_gets_no_event() {
     let mut pipeline = Pipeline::start("n1", POLICIES);
     pipeline.server.delete(Resource::Pods, "shop", "web");
     pipeline.deny([10, 0, 1, 2], 5432, 0);
-    pipeline.wait_until("a dropped Event", || pipeline.numbers().dropped(Dropped::Deleted) == 1);
+    pipeline.wait_until("a dropped Event", || pipeline.numbers().dropped(DropReason::Deleted) == 1);
     assert!(pipeline.server.events().is_empty());
     assert_eq!(pipeline.reporter.as_ref().map(Reporter::reported), Some(1), "the packet is reported as a JSON line");
 }

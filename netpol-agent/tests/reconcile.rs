@@ -8,7 +8,7 @@ use netpol_agent::reconcile::{ContainerStarts, Options, Reconciler, UnknownPods,
 use netpol_common::{Endpoint, EndpointVersion, IfIndex, PortSetId, endpoint_flags};
 use netpol_dataplane::migration::Snapshot;
 use netpol_dataplane::{AttachError, InterfaceOutcome, MapName, Memory, PendingCall};
-use netpol_node::{InterfaceSnapshot, PodEnd, Veth};
+use netpol_node::{Device, InterfaceSnapshot, PodEnd, Veth};
 use netpol_policy::cluster_state::Event;
 use netpol_policy::manifest;
 use netpol_policy::model::PodKey;
@@ -320,6 +320,53 @@ fn a_pod_without_programs_is_waited_for() {
     reconciler.dataplane_mut().rejects_attach = false;
     reconciler.retry();
     assert!(reconciler.pods_waiting() == 0 && reconciler.dataplane().attached.contains(&IfIndex(3)));
+}
+
+#[test]
+fn a_device_without_a_program_is_waited_for() {
+    let mut rejecting = Memory::default();
+    rejecting.rejects_attach = true;
+    let mut reconciler = start(rejecting, UnknownPods::Allow, &[], &[]);
+    assert!(!reconciler.is_waiting());
+    let routed = || [(IfIndex(9), Device { name: "eth0".to_owned(), has_no_link_header: false })].into();
+    reconciler.interfaces(InterfaceSnapshot { routed: routed(), ..InterfaceSnapshot::default() });
+    assert!(reconciler.devices_waiting() == 1 && reconciler.is_waiting() && !reconciler.is_fully_applied());
+    reconciler.dataplane_mut().rejects_attach = false;
+    reconciler.interfaces(InterfaceSnapshot { routed: routed(), ..InterfaceSnapshot::default() });
+    assert!(reconciler.devices_waiting() == 0 && !reconciler.is_waiting() && reconciler.is_fully_applied());
+    assert_eq!(reconciler.dataplane().devices, [IfIndex(9)].into());
+}
+
+#[test]
+fn the_error_of_a_failed_attach_is_cleared_even_without_room_for_an_endpoint() {
+    let mut rejecting = Memory::default();
+    (rejecting.rejects_attach, rejecting.no_free_ids) = (true, true);
+    let mut reconciler = start(rejecting, UnknownPods::Allow, &[PODS, DENY_ALL], &[(3, "10.0.0.2")]);
+    assert!(!reconciler.is_fully_applied());
+    reconciler.dataplane_mut().rejects_attach = false;
+    reconciler.retry();
+    assert_eq!(reconciler.dataplane().attached, [IfIndex(3)].into());
+    assert!(endpoints(&reconciler).is_empty() && reconciler.is_fully_applied());
+}
+
+#[test]
+fn a_failed_write_of_an_owner_is_retried() {
+    let address: IpAddr = "10.0.0.2".parse().expect("invalid address");
+    let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
+    let id = reconciler.dataplane().owners[&address];
+    reconciler.dataplane_mut().owner_error = Some(libc::EINVAL);
+    reconciler.interfaces(interfaces(&[]));
+    assert_eq!(reconciler.dataplane().owners, [(address, id)].into(), "the removal must fail first");
+    reconciler.dataplane_mut().owner_error = None;
+    reconciler.interfaces(interfaces(&[]));
+    assert_eq!(reconciler.dataplane().owners, BTreeMap::new());
+
+    reconciler.dataplane_mut().owner_error = Some(libc::EINVAL);
+    reconciler.interfaces(interfaces(&[(3, "10.0.0.2")]));
+    assert_eq!(reconciler.dataplane().owners, BTreeMap::new());
+    reconciler.dataplane_mut().owner_error = None;
+    reconciler.reconcile(false);
+    assert!(reconciler.dataplane().owners.contains_key(&address));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::{Condition, ErrorResponse, PodStart, PodStarted, PodStop, Status, WaitResponse, show_duration};
+use crate::{Condition, ErrorResponse, PodStart, PodStarted, PodStop, Status, WaitResponse, format_duration};
 
 /// Time for a response, in addition to the requested wait.
 const RESPONSE_TIME: Duration = Duration::from_secs(10);
@@ -73,10 +73,10 @@ impl Client {
         self.get("/v1/status", RESPONSE_TIME).await
     }
 
-    /// Waits until a starting pod is enforced.
+    /// Waits until a starting pod's policies are enforced.
     ///
     /// # Errors
-    /// If it is not enforced in time, or the agent does not respond.
+    /// If the policies are not enforced in time, or the agent does not respond.
     pub async fn start_pod(&self, start: &PodStart) -> Result<PodStarted, ClientError> {
         self.post("/v1/pods/start", start, Duration::from_millis(start.timeout_ms) + RESPONSE_TIME).await
     }
@@ -94,7 +94,7 @@ impl Client {
     /// # Errors
     /// If the agent does not respond. A condition that does not hold is not an error.
     pub async fn wait(&self, conditions: &[Condition], time: Duration) -> Result<WaitResponse, ClientError> {
-        let mut path = format!("/v1/wait?timeout={}", show_duration(time));
+        let mut path = format!("/v1/wait?timeout={}", format_duration(time));
         for condition in conditions {
             path.push_str("&for=");
             path.push_str(&condition.to_string());
@@ -132,7 +132,7 @@ impl Client {
         let request = request.map_err(|error| broken(error.to_string()))?;
         let (status, body) = timeout(time_limit, exchange(stream, request))
             .await
-            .map_err(|_| broken(format!("no response within {}", show_duration(time_limit))))?
+            .map_err(|_| broken(format!("no response within {}", format_duration(time_limit))))?
             .map_err(|error| broken(error.to_string()))?;
         if status != StatusCode::OK {
             let why = serde_json::from_slice(&body)

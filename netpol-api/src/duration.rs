@@ -22,7 +22,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let duration = milliseconds
         .and_then(|unit| number.parse::<u64>().ok()?.checked_mul(unit))
         .map(Duration::from_millis)
-        .ok_or_else(|| format!("`{text}` is not a duration; write for example 500ms, 30s or 2m"))?;
+        .ok_or_else(|| format!("`{text}` is not a duration; use a number and a unit, such as 500ms, 30s or 2m"))?;
     if duration > MAX_WAIT {
         return Err(format!("`{text}` is too long; the maximum is 1h"));
     }
@@ -30,7 +30,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 }
 
 /// Formats a duration, in whole seconds if possible.
-pub fn show_duration(duration: Duration) -> String {
+pub fn format_duration(duration: Duration) -> String {
     let milliseconds = duration.as_millis();
     if milliseconds.is_multiple_of(1_000) { format!("{}s", milliseconds / 1_000) } else { format!("{milliseconds}ms") }
 }
@@ -46,7 +46,7 @@ mod tests {
         {
             let duration = Duration::from_millis(milliseconds);
             assert_eq!(parse_duration(text), Ok(duration));
-            assert_eq!(parse_duration(&show_duration(duration)), Ok(duration));
+            assert_eq!(parse_duration(&format_duration(duration)), Ok(duration));
         }
         for text in ["", "30", "s", "-1s", "1.5s", "2d", "61m", "99999999999999999999s"] {
             assert!(parse_duration(text).is_err(), "{text}");

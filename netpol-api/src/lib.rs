@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `/v1/status` | [`Status`] |
 //! | `/v1/wait?for=CONDITION&timeout=30s` | [`WaitResponse`]; `for` can be repeated |
-//! | `POST /v1/pods/start` with a [`PodStart`] | [`PodStarted`], once the pod is enforced |
+//! | `POST /v1/pods/start` with a [`PodStart`] | [`PodStarted`], once the pod's policies are enforced |
 //! | `POST /v1/pods/stop` with a [`PodStop`] | `null` |
 //! | `/metrics`, `/healthz`, `/readyz` | the same as on the agent's `--metrics` address |
 //!
@@ -21,7 +21,7 @@ mod wait;
 #[cfg(feature = "client")]
 pub use client::{Client, ClientError};
 pub use condition::{Condition, ConditionError, Target, TargetKind};
-pub use duration::{parse_duration, show_duration};
+pub use duration::{format_duration, parse_duration};
 pub use start::{EXEMPT_NAMESPACE, GateStatus, PodStart, PodStarted, PodStop, RecentStart, StartOutcome};
 pub use status::{Directions, Endpoint, PartialPolicy, Status};
 pub use wait::{ConditionResult, ErrorResponse, Pending, WaitOutcome, WaitResponse};

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// The namespace whose pods start even if they are not enforced in time: without them, a node may not work at all.
+/// The namespace whose pods start even if their policies are not enforced in time: without them, a node may not work at
+/// all.
 pub const EXEMPT_NAMESPACE: &str = "kube-system";
 
 /// A pod whose network is ready and whose containers have not started.
@@ -22,7 +23,7 @@ pub struct PodStart {
     pub uid: String,
     /// The addresses of the sandbox, without those of the loopback interface.
     pub addresses: Vec<IpAddr>,
-    /// How long to wait until the pod is enforced, in milliseconds.
+    /// How long to wait until the pod's policies are enforced, in milliseconds.
     pub timeout_ms: u64,
 }
 
@@ -34,7 +35,7 @@ pub struct PodStarted {
     pub outcome: StartOutcome,
     /// How long it took, in milliseconds.
     pub took_ms: u64,
-    /// Why the pod starts although it is not enforced.
+    /// Why the pod starts although its policies are not enforced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
@@ -43,11 +44,11 @@ pub struct PodStarted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StartOutcome {
-    /// The pod is enforced.
+    /// The pod's policies are enforced.
     Enforced,
-    /// The pod is not enforced yet, and may start anyway: its namespace is exempt from the start gate.
+    /// The pod's policies are not enforced yet. It may start anyway: its namespace is exempt from the start gate.
     Exempt,
-    /// The pod is not enforced yet. The runtime retries the start.
+    /// The pod's policies are not enforced yet. The runtime retries the start.
     Refused,
 }
 
@@ -98,7 +99,7 @@ pub struct RecentStart {
     pub outcome: StartOutcome,
     /// How long it was held, in milliseconds.
     pub took_ms: u64,
-    /// Why the pod is not enforced.
+    /// Why the pod's policies are not enforced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }

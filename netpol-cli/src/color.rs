@@ -12,9 +12,9 @@ const YELLOW: u8 = 33;
 
 /// Whether to color standard output.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Color(bool);
+pub(crate) struct ColorMode(bool);
 
-impl Color {
+impl ColorMode {
     /// Colors output to a terminal, unless `NO_COLOR` is set: <https://no-color.org>.
     pub(crate) fn detect() -> Self {
         Self(std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()))

@@ -11,7 +11,7 @@ use serde::{Serialize, Serializer};
 
 use crate::Exit;
 use crate::args::{ExplainOptions, Output, PortArgument};
-use crate::color::Color;
+use crate::color::ColorMode;
 use crate::ends::{self, EndSet, EndText};
 use crate::input::{Input, InputReport};
 use crate::table;
@@ -91,10 +91,10 @@ pub(crate) fn run(options: &ExplainOptions, out: &mut impl Write) -> Result<Exit
         unevaluated::print(out, &input.parsed.unevaluated, table::text_width())?;
     }
     Ok(match verdict {
-        _ if !input.is_complete() => Exit::Input,
+        _ if !input.is_complete() => Exit::InvalidInput,
         Verdict::Allow => Exit::Ok,
         Verdict::Unknown => Exit::Unknown,
-        Verdict::Some | Verdict::Deny => Exit::No,
+        Verdict::Some | Verdict::Deny => Exit::Negative,
     })
 }
 
@@ -141,7 +141,7 @@ fn several(
             },
         )?,
         Output::Table => {
-            let word = Color::detect().verdict(verdict, &verdict.name().to_uppercase());
+            let word = ColorMode::detect().verdict(verdict, &verdict.name().to_uppercase());
             writeln!(out, "{word}: {} -> {}, {}", Safe(&from.title), Safe(&to.title), options.port)?;
             writeln!(out)?;
             for connections in &connections {
@@ -216,7 +216,7 @@ fn print_connections(out: &mut impl Write, Connections { verdict, pairs, .. }: &
 }
 
 fn render(explanation: &Explanation) -> String {
-    let color = Color::detect();
+    let color = ColorMode::detect();
     explanation.render(table::text_width(), |verdict, text: &str| color.verdict(verdict, text))
 }
 

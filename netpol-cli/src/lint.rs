@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::Exit;
 use crate::args::{LintOptions, Output};
-use crate::color::Color;
+use crate::color::ColorMode;
 use crate::input::{Input, InputReport};
 use crate::table;
 use crate::unevaluated;
@@ -72,17 +72,17 @@ pub(crate) fn run(options: &LintOptions, out: &mut impl Write) -> Result<Exit> {
                 })?)
             )?;
         }
-        Output::Table => print(out, &input, &entries, table::text_width(), Color::detect())?,
+        Output::Table => print(out, &input, &entries, table::text_width(), ColorMode::detect())?,
     }
     let failed = entries.iter().any(|entry| entry.error.severity == Severity::Error);
     Ok(match failed {
-        _ if input.is_lossy() => Exit::Input,
-        true => Exit::No,
+        _ if input.is_lossy() => Exit::InvalidInput,
+        true => Exit::Negative,
         false => Exit::Ok,
     })
 }
 
-fn print(out: &mut impl Write, input: &Input, entries: &[Entry], width: usize, color: Color) -> io::Result<()> {
+fn print(out: &mut impl Write, input: &Input, entries: &[Entry], width: usize, color: ColorMode) -> io::Result<()> {
     for entry in entries {
         print_entry(out, entry, width, color)?;
     }
@@ -122,7 +122,12 @@ fn print(out: &mut impl Write, input: &Input, entries: &[Entry], width: usize, c
 }
 
 /// Prints `file:line: warning: object: field`, then the message below.
-fn print_entry(out: &mut impl Write, Entry { error, finding }: &Entry, width: usize, color: Color) -> io::Result<()> {
+fn print_entry(
+    out: &mut impl Write,
+    Entry { error, finding }: &Entry,
+    width: usize,
+    color: ColorMode,
+) -> io::Result<()> {
     let position = format!("{}:{}: ", error.file, error.line);
     let heading = format!("{position}{}", error.severity.name());
     let parts: Vec<&str> =

@@ -27,10 +27,10 @@ pub(crate) enum Exit {
     /// Done; `explain`: allowed; `lint`: no errors.
     Ok = 0,
     /// `explain`: denied; `lint`: errors found; `wait`: not enforced.
-    No = 1,
+    Negative = 1,
     /// Some input could not be read, or a requested object is not in it; `wait`: no agent responds. clap uses 2 for
     /// wrong usage.
-    Input = 3,
+    InvalidInput = 3,
     /// The verdict depends on something that netpol does not evaluate, or on an unknown address.
     Unknown = 4,
     /// The compiled tables and the reference differ, which is a bug in netpol (`EX_SOFTWARE` of sysexits.h).
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("netpol: {}", Safe(format_args!("{error:#}")));
             let is_bug = matches!(error.downcast_ref(), Some(verdict::VerdictError::Mismatch { .. }));
-            if is_bug { Exit::Bug } else { Exit::Input }.into()
+            if is_bug { Exit::Bug } else { Exit::InvalidInput }.into()
         }
     }
 }

@@ -20,7 +20,7 @@ use list::List;
 
 use crate::Exit;
 use crate::args::{MatrixOptions, MatrixOutput, PortArgument};
-use crate::color::Color;
+use crate::color::ColorMode;
 use crate::ends::MatrixEnd;
 use crate::input::{Input, InputReport};
 use crate::table;
@@ -101,7 +101,7 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
         _ => matrix.print_list(out)?,
     };
     Ok(match input.is_complete() {
-        false => Exit::Input,
+        false => Exit::InvalidInput,
         true if is_unknown => Exit::Unknown,
         true => Exit::Ok,
     })
@@ -119,7 +119,7 @@ impl Matrix<'_> {
                     let is_shown = self.from[row] && self.to[column];
                     let sides = || if_connected(self.evaluate.sides(&from.source, &to.destination, port));
                     let sides = if is_shown { sides()? } else { None };
-                    let is_allowed = |sides: &Sides| sides.verdict() != Verdict::Deny || sides.only.is_some();
+                    let is_allowed = |sides: &Sides| sides.verdict() != Verdict::Deny || sides.only_family.is_some();
                     let sides = sides.filter(|sides| !self.options.only_allowed || is_allowed(sides));
                     verdicts.extend(sides.map(|sides| verdict(from, to, port, sides)));
                     cells.push(sides);
@@ -134,7 +134,8 @@ impl Matrix<'_> {
         if self.options.output == MatrixOutput::Json {
             self.print_json(out, &verdicts)?;
         } else {
-            let families = if all.iter().flatten().any(|sides| sides.only.is_some()) { table::ONE_FAMILY } else { "" };
+            let families =
+                if all.iter().flatten().any(|sides| sides.only_family.is_some()) { table::ONE_FAMILY } else { "" };
             let is_filtered = self.options.only_allowed || self.options.from.is_some() || self.options.to.is_some();
             let none = match all.contains(&None) {
                 true if is_filtered => table::NOT_SHOWN,
@@ -169,13 +170,13 @@ impl Matrix<'_> {
             .collect();
         let pairs = shown.iter().flat_map(|row| shown.iter().map(move |column| cells[row * count + column]));
         let cells: Vec<_> = pairs.collect();
-        table::print(out, &port.to_string(), &names, &cells, Color::detect(), table::terminal_width())
+        table::print(out, &port.to_string(), &names, &cells, ColorMode::detect(), table::terminal_width())
     }
 
     /// Prints the exact ports. Returns whether a verdict is unknown.
     fn print_list(&self, out: &mut impl Write) -> Result<bool> {
         let state = self.evaluate.cluster().state();
-        if let Some(address) = self.options.addresses.iter().find(|address| state.is_service(**address)) {
+        if let Some(address) = self.options.addresses.iter().find(|address| state.has_frontend_at(**address)) {
             bail!(
                 "{address} is the address of a Service, which has a verdict for each port; use netpol explain, or -p with -o table"
             );
@@ -219,9 +220,9 @@ impl Matrix<'_> {
 
 fn verdict<'g>(from: &'g Group, to: &'g Group, port: PortArgument, sides: Sides) -> JsonVerdict<'g> {
     let (verdict, protocol) = (sides.verdict(), port.protocol.name());
-    let Sides { egress, ingress, only } = sides;
+    let Sides { egress, ingress, only_family } = sides;
     let (from, to) = (&*from.name, &*to.name);
-    JsonVerdict { from, to, port: port.port, protocol, verdict, egress, ingress, allowed_family: only }
+    JsonVerdict { from, to, port: port.port, protocol, verdict, egress, ingress, allowed_family: only_family }
 }
 
 /// Returns `None` for ends that cannot connect, such as ends without a common address family.

@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal, Write};
 use netpol_policy::explain::{Family, Verdict};
 use netpol_policy::text::Safe;
 
-use crate::color::Color;
+use crate::color::ColorMode;
 use crate::verdict::Sides;
 
 /// The legend of cells without a verdict, printed if there are any.
@@ -53,7 +53,7 @@ pub(crate) fn print(
     title: &str,
     ends: &[Heading],
     cells: &[Option<Sides>],
-    color: Color,
+    color: ColorMode,
     width: Option<usize>,
 ) -> io::Result<()> {
     let digits = ends.len().to_string().len();
@@ -92,8 +92,8 @@ fn cell(sides: Option<Sides>) -> (&'static str, Verdict) {
     let Some(sides) = sides else { return ("-", Verdict::Deny) };
     let is_denied = |verdict| verdict == Verdict::Deny;
     let letter = match sides {
-        Sides { only: Some(Family::V4), .. } => "4",
-        Sides { only: Some(Family::V6), .. } => "6",
+        Sides { only_family: Some(Family::V4), .. } => "4",
+        Sides { only_family: Some(Family::V6), .. } => "6",
         _ => match (is_denied(sides.egress), is_denied(sides.ingress)) {
             (true, true) => "x",
             (true, false) => "e",
@@ -136,7 +136,7 @@ mod tests {
             (0..30).map(|i| Heading { group: "shop".to_owned(), name: format!("pod-{i}") }).collect();
         let cells = vec![None; ends.len() * ends.len()];
         let mut out = Vec::new();
-        print(&mut out, "80/TCP", &ends, &cells, Color::NEVER, Some(60)).expect("writing to memory");
+        print(&mut out, "80/TCP", &ends, &cells, ColorMode::NEVER, Some(60)).expect("writing to memory");
         let text = String::from_utf8(out).expect("text");
         assert!(text.lines().all(|line| line.chars().count() <= 60), "{text}");
         assert_eq!(text.matches("80/TCP").count(), 2);

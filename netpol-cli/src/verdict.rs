@@ -34,7 +34,7 @@ pub(crate) struct Sides {
     /// The destination; `Allow` if it is not a pod.
     pub(crate) ingress: Verdict,
     /// The allowed address family, if only one of two is allowed.
-    pub(crate) only: Option<Family>,
+    pub(crate) only_family: Option<Family>,
 }
 
 impl Sides {
@@ -47,7 +47,7 @@ impl Sides {
 /// An error that leaves a connection without a verdict.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VerdictError {
-    /// The ends cannot connect.
+    /// There is no connection between these two ends, for example because they have no address family in common.
     #[error(transparent)]
     Connection(#[from] ConnectionError),
     /// The compiled tables and the reference differ.
@@ -83,8 +83,8 @@ impl Evaluator {
         std::iter::once(&self.tables).chain(&self.at_most).map(|tables| tables.class(pod)).collect()
     }
 
-    /// Evaluates both sides with the tables, through a Service at all of its backends. Returns an error if the
-    /// reference differs.
+    /// Evaluates both sides with the tables. If `to` is a Service, evaluates all of its backends, too. Returns an error
+    /// if the reference differs.
     pub(crate) fn sides(&self, from: &End, to: &End, port: PortArgument) -> Result<Sides, VerdictError> {
         let connections = reference::connections(self.cluster.state(), from, to, port.protocol.number(), port.port)?;
         let side = |evaluated: &Option<(Packet, Evaluation)>| {
@@ -95,7 +95,7 @@ impl Evaluator {
             })
         };
         let (mut all, mut families) =
-            (Sides { egress: Verdict::Allow, ingress: Verdict::Allow, only: None }, Vec::new());
+            (Sides { egress: Verdict::Allow, ingress: Verdict::Allow, only_family: None }, Vec::new());
         for connection in &connections {
             let (mut egress, mut ingress) = (side(&connection.egress)?, side(&connection.ingress)?);
             for backend in &connection.backends {
@@ -108,7 +108,7 @@ impl Evaluator {
         }
         let is_known = families.iter().all(|(_, verdict)| *verdict != Verdict::Unknown);
         let allowed = families.into_iter().map(|(family, verdict)| (family, verdict == Verdict::Allow));
-        Ok(Sides { only: Family::only(allowed).filter(|_| is_known), ..all })
+        Ok(Sides { only_family: Family::only(allowed).filter(|_| is_known), ..all })
     }
 
     /// Returns the verdict of one side.
@@ -175,7 +175,7 @@ impl Tables {
         if tables == evaluation.reason {
             return Ok(tables.allows());
         }
-        if evaluation.reason == Reason::NoBackend && self.shares_rules_with_backend(packet) {
+        if evaluation.reason == Reason::NoAllowedBackend && self.shares_rules_with_backend(packet) {
             return Ok(false);
         }
         Err(Difference { tables: tables.name(), reference: evaluation.reason.name() })

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use netpol_api::{Client, Condition, ConditionResult, WaitOutcome, WaitResponse, show_duration};
+use netpol_api::{Client, Condition, ConditionResult, WaitOutcome, WaitResponse, format_duration};
 use netpol_policy::text::{self, Safe};
 use tokio::time::timeout;
 
@@ -29,7 +29,7 @@ pub(crate) fn run(options: &WaitOptions, out: &mut impl Write) -> Result<Exit> {
             }
         }
     }
-    Ok(if all_met { Exit::Ok } else { Exit::No })
+    Ok(if all_met { Exit::Ok } else { Exit::Negative })
 }
 
 async fn wait(options: &WaitOptions) -> Result<WaitResponse> {
@@ -84,7 +84,7 @@ fn failure_line(condition: &Condition, answer: &ConditionResult, time: Duration)
             Condition::Enforced(target) | Condition::Deleted(target) => format!("{target} not found"),
             Condition::Sync => "not found".to_owned(),
         },
-        WaitOutcome::Timeout => format!("timed out after {} waiting for {subject}{reasons}", show_duration(time)),
+        WaitOutcome::Timeout => format!("timed out after {} waiting for {subject}{reasons}", format_duration(time)),
         WaitOutcome::Never => format!("{subject} will not be enforced on this node{reasons}"),
         WaitOutcome::Unknown => format!("the state of {subject} is unknown{reasons}"),
     }

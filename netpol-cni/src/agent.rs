@@ -17,7 +17,7 @@ const MAX_RESPONSE: u64 = 64 << 10;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RequestError {
     /// No agent responded.
-    Away(String),
+    Unavailable(String),
     /// The agent refused the request.
     Refused(String),
 }
@@ -25,7 +25,7 @@ pub(crate) enum RequestError {
 impl fmt::Display for RequestError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Away(reason) => write!(formatter, "no agent responds: {reason}"),
+            Self::Unavailable(reason) => write!(formatter, "no agent responds: {reason}"),
             Self::Refused(reason) => formatter.write_str(reason),
         }
     }
@@ -41,16 +41,16 @@ pub(crate) fn post(socket: &Path, path: &str, body: &str, limit: Duration) -> Re
         "POST {path} HTTP/1.1\r\nHost: netpol\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\
          Connection: close\r\n\r\n{body}"
     );
-    let away = |reason: String| RequestError::Away(format!("{}: {reason}", socket.display()));
+    let unavailable = |reason: String| RequestError::Unavailable(format!("{}: {reason}", socket.display()));
     // On a thread: connecting to a Unix socket blocks without limit while its queue is full, as with a stopped agent.
     // The thread ends with the process.
     let (sender, response) = mpsc::channel();
     let path = socket.to_owned();
     let exchange = move || drop(sender.send(exchange(&path, &request)));
-    thread::Builder::new().spawn(exchange).map_err(|error| away(error.to_string()))?;
-    let response = response.recv_timeout(limit).map_err(|_| away(format!("no response within {limit:.1?}")))?;
-    parse(&response.map_err(|error| away(error.to_string()))?)
-        .unwrap_or_else(|| Err(away("the response is not valid HTTP".to_owned())))
+    thread::Builder::new().spawn(exchange).map_err(|error| unavailable(error.to_string()))?;
+    let response = response.recv_timeout(limit).map_err(|_| unavailable(format!("no response within {limit:.1?}")))?;
+    parse(&response.map_err(|error| unavailable(error.to_string()))?)
+        .unwrap_or_else(|| Err(unavailable("the response is not valid HTTP".to_owned())))
 }
 
 fn exchange(socket: &Path, request: &str) -> std::io::Result<Vec<u8>> {
@@ -114,9 +114,9 @@ mod tests {
     }
 
     #[test]
-    fn without_a_valid_response_the_agent_is_away() {
+    fn without_a_valid_response_the_agent_is_unavailable() {
         for response in ["", "HTTP/1.1 200 OK\r\n", "SSH-2.0-x\r\n\r\n", "\r\n\r\n"] {
-            assert!(matches!(respond(response), Err(RequestError::Away(_))), "{response:?}");
+            assert!(matches!(respond(response), Err(RequestError::Unavailable(_))), "{response:?}");
         }
     }
 
@@ -125,13 +125,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("agent.sock");
         let result = || post(&socket, "/", "", LIMIT);
-        assert!(matches!(result(), Err(RequestError::Away(_))), "no socket");
+        assert!(matches!(result(), Err(RequestError::Unavailable(_))), "no socket");
         drop(UnixListener::bind(&socket).unwrap());
-        assert!(matches!(result(), Err(RequestError::Away(_))), "a socket of a killed agent");
+        assert!(matches!(result(), Err(RequestError::Unavailable(_))), "a stale socket");
     }
 
     #[test]
-    fn a_stopped_agent_is_away_after_the_limit() {
+    fn a_stopped_agent_is_unavailable_after_the_limit() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("agent.sock");
         let _listener = UnixListener::bind(&socket).unwrap();
@@ -144,7 +144,7 @@ mod tests {
             .collect();
         let start = Instant::now();
         for client in clients {
-            assert!(matches!(client.join().unwrap(), Err(RequestError::Away(_))));
+            assert!(matches!(client.join().unwrap(), Err(RequestError::Unavailable(_))));
         }
         assert!(start.elapsed() < LIMIT, "{:?}", start.elapsed());
     }

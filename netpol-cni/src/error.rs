@@ -62,11 +62,11 @@ mod tests {
 
     #[test]
     fn an_error_has_the_version_of_the_configuration() {
-        let error = CniError::new(ErrorCode::TryAgainLater, "the agent is away");
+        let error = CniError::new(ErrorCode::TryAgainLater, "the agent is unavailable");
         let json = |input| serde_json::from_str::<Value>(&error.to_json(input)).unwrap();
         assert_eq!(
             json(r#"{"cniVersion":"0.4.0"}"#),
-            json!({"cniVersion": "0.4.0", "code": 11, "msg": "the agent is away"})
+            json!({"cniVersion": "0.4.0", "code": 11, "msg": "the agent is unavailable"})
         );
         assert_eq!(json("not JSON")["cniVersion"], "1.1.0");
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use netpol_api::{EXEMPT_NAMESPACE, PodStart, PodStarted};
 
 use crate::agent::{RequestError, post};
-use crate::{CniError, ErrorCode, Settings, WhenAgentAway};
+use crate::{CniError, ErrorCode, Settings, WhenAgentUnavailable};
 
 /// Time for the agent's response, in addition to the time it waits.
 const RESPONSE_TIME: Duration = Duration::from_secs(1);
@@ -18,7 +18,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// Longest pause between two requests. The agent may ask the API server at each.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// Time that an agent needs to find out why a pod is not enforced.
+/// Time that an agent needs to find out why a pod's policies are not enforced.
 const MIN_TIME: Duration = Duration::from_millis(500);
 
 /// Returns once the pod may start.
@@ -52,11 +52,11 @@ pub(crate) fn hold(
             }
             Err(error) => error,
         };
-        let starts_anyway = match (&error, settings.when_agent_away) {
+        let starts_anyway = match (&error, settings.when_agent_unavailable) {
             _ if is_exempt => true,
-            (RequestError::Away(_), WhenAgentAway::Allow) => true,
-            (RequestError::Away(_), WhenAgentAway::Deny) => return Err(retry_later(&pod, &error)),
-            (RequestError::Away(_), WhenAgentAway::Wait) | (RequestError::Refused(_), _) => false,
+            (RequestError::Unavailable(_), WhenAgentUnavailable::Allow) => true,
+            (RequestError::Unavailable(_), WhenAgentUnavailable::Deny) => return Err(retry_later(&pod, &error)),
+            (RequestError::Unavailable(_), WhenAgentUnavailable::Wait) | (RequestError::Refused(_), _) => false,
         };
         if starts_anyway {
             log(&format_args!("{pod} starts without enforcement: {error}"));

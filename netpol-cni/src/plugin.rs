@@ -46,7 +46,7 @@ pub fn run(environment: &Environment, input: &str, log: &mut dyn FnMut(&dyn Disp
         }
         // The agent checks enforcement by itself and forgets deleted pods; the plugin creates nothing. STATUS does not
         // depend on the agent: if it failed, containerd would report the node's network as not ready, and Kubernetes
-        // would evict all pods of a node whose agent is away for some minutes.
+        // would evict all pods of a node whose agent is unavailable for some minutes.
         "CHECK" | "GC" | "STATUS" => configuration(input).map(|_| String::new()),
         "VERSION" => {
             let version = version_of(input).unwrap_or_else(|| LATEST.to_owned());

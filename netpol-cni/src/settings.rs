@@ -17,7 +17,7 @@ pub const MAX_TIMEOUT_SECONDS: u16 = 60;
 /// What the plugin does if no agent responds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum WhenAgentAway {
+pub enum WhenAgentUnavailable {
     /// Waits for the agent until the time is over, then fails, so that the runtime retries the start.
     #[default]
     Wait,
@@ -34,8 +34,8 @@ pub struct Settings {
     /// The agent's socket.
     pub socket: PathBuf,
     /// What to do if no agent responds.
-    pub when_agent_away: WhenAgentAway,
-    /// How long one call waits until the pod is enforced, in seconds; from 1 to [`MAX_TIMEOUT_SECONDS`].
+    pub when_agent_unavailable: WhenAgentUnavailable,
+    /// How long one call waits until the pod's policies are enforced, in seconds; from 1 to [`MAX_TIMEOUT_SECONDS`].
     pub timeout_seconds: u16,
 }
 
@@ -55,7 +55,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             socket: netpol_api::DEFAULT_SOCKET.into(),
-            when_agent_away: WhenAgentAway::default(),
+            when_agent_unavailable: WhenAgentUnavailable::default(),
             timeout_seconds: 10,
         }
     }
@@ -111,7 +111,7 @@ impl Settings {
     }
 }
 
-impl WhenAgentAway {
+impl WhenAgentUnavailable {
     /// All choices.
     pub const ALL: [Self; 3] = [Self::Wait, Self::Deny, Self::Allow];
 
@@ -125,13 +125,13 @@ impl WhenAgentAway {
     }
 }
 
-impl fmt::Display for WhenAgentAway {
+impl fmt::Display for WhenAgentUnavailable {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.name())
     }
 }
 
-impl FromStr for WhenAgentAway {
+impl FromStr for WhenAgentUnavailable {
     type Err = SettingsError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -146,13 +146,12 @@ mod tests {
 
     #[test]
     fn an_entry_is_read_as_the_same_settings() {
-        for when_agent_away in WhenAgentAway::ALL {
-            let settings = Settings { socket: "/run/a \"b\".sock".into(), when_agent_away, timeout_seconds: 7 };
+        for when_agent_unavailable in WhenAgentUnavailable::ALL {
+            let settings = Settings { socket: "/run/a \"b\".sock".into(), when_agent_unavailable, timeout_seconds: 7 };
             assert_eq!(Settings::parse(&settings.entry().unwrap()), Ok(settings));
-            assert_eq!(when_agent_away.to_string().parse(), Ok(when_agent_away));
+            assert_eq!(when_agent_unavailable.to_string().parse(), Ok(when_agent_unavailable));
         }
-        let default =
-            r#"{"type":"netpol-cni","socket":"/run/netpol/agent.sock","whenAgentAway":"wait","timeoutSeconds":10}"#;
+        let default = r#"{"type":"netpol-cni","socket":"/run/netpol/agent.sock","whenAgentUnavailable":"wait","timeoutSeconds":10}"#;
         assert_eq!(Settings::default().entry().unwrap(), default);
         assert_eq!(Settings::parse(r#"{"type":"netpol-cni","of":"a later version"}"#), Ok(Settings::default()));
     }
@@ -164,13 +163,13 @@ mod tests {
             r#"{"timeoutSeconds":61}"#,
             r#"{"timeoutSeconds":-1}"#,
             r#"{"timeoutSeconds":"10"}"#,
-            r#"{"whenAgentAway":"never"}"#,
+            r#"{"whenAgentUnavailable":"never"}"#,
             r#"{"socket":"agent.sock"}"#,
             r#"{"socket":5}"#,
             "5",
         ] {
             assert!(Settings::parse(invalid).is_err(), "{invalid}");
         }
-        assert!("Wait".parse::<WhenAgentAway>().is_err());
+        assert!("Wait".parse::<WhenAgentUnavailable>().is_err());
     }
 }

@@ -334,7 +334,7 @@ fn evaluate_frontend<A: Address, T: Tables<A>>(
     if allowed == PortSetId::ALL || (some && !post_dnat) {
         return Evaluation { recheck: some, ..Evaluation::without_rule(Reason::Service, class) };
     }
-    let reason = if some { Reason::SomeBackends } else { or_incomplete(endpoint, Reason::NoBackend) };
+    let reason = if some { Reason::NotAllBackendsAllowed } else { or_incomplete(endpoint, Reason::NoAllowedBackend) };
     Evaluation::without_rule(reason, class)
 }
 

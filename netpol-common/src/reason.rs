@@ -87,12 +87,12 @@ reasons! {
     /// [`endpoint_flags::INCOMPLETE`](crate::endpoint_flags::INCOMPLETE).
     TablesIncomplete = 26, "tables-incomplete", false;
     /// The packet is to a Service, and no rule allows any of its backends.
-    NoBackend = 27, "no-backend", false;
+    NoAllowedBackend = 27, "no-allowed-backend", false;
     /// The packet is to a Service, and no rule allows its post-DNAT destination, which is a backend.
-    Backend = 28, "backend", false;
+    BackendDenied = 28, "backend-denied", false;
     /// The packet is to a Service, and rules allow only some of its backends. The packet is post-DNAT and still has the
     /// Service's address, so another node selects the backend.
-    SomeBackends = 29, "some-backends", false;
+    NotAllBackendsAllowed = 29, "not-all-backends-allowed", false;
     /// The packet must be rechecked post-DNAT, and its source endpoint no longer exists.
     SourceEndpointGone = 30, "source-endpoint-gone", false;
     /// The packet is to a tunnel endpoint of a node. The inner packet could not be attributed to the pod.
@@ -105,7 +105,7 @@ reasons! {
     SpoofedNeighbor = 33, "spoofed-neighbor", false;
     /// ARP, neighbor discovery, multicast listener discovery or IGMP that is longer or more frequent than the protocols
     /// need.
-    NeighborRate = 34, "neighbor-rate", false;
+    NeighborLimit = 34, "neighbor-limit", false;
     /// A frame for another MAC address, which a bridge flooded. This is not a policy denial, and is never reported.
     OtherHost = 35, "other-host", false;
 }

@@ -29,6 +29,8 @@ pub struct Memory {
     pub full: Option<MapName>,
     /// Rejects attaching programs.
     pub rejects_attach: bool,
+    /// Error number of writes of addresses' endpoint IDs; `None`: they succeed.
+    pub owner_error: Option<i32>,
     /// Has no free endpoint IDs.
     pub no_free_ids: bool,
     /// Makes operations on interfaces asynchronous: calls are recorded in `pending`.
@@ -82,6 +84,10 @@ impl Dataplane for Memory {
     }
 
     fn set_address_endpoint(&mut self, address: IpAddr, id: u32) -> Result<(), WriteError> {
+        if let Some(number) = self.owner_error {
+            let source = std::io::Error::from_raw_os_error(number);
+            return Err(WriteError::Failed { map: MapName::AddressesV4, source });
+        }
         if id == 0 {
             self.owners.remove(&address);
         } else {

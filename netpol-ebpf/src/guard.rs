@@ -336,7 +336,7 @@ fn are_own_options<S: Context>(context: &S, endpoint: &Endpoint, start: u32) -> 
 #[inline(always)]
 fn charge<S: Context>(context: &S, endpoint: &Endpoint, fits: bool) -> Reason {
     let taken = fits && context.neighbor_budget(endpoint.id).is_none_or(|slot| take(context, slot));
-    if taken { Reason::NeighborDiscovery } else { Reason::NeighborRate }
+    if taken { Reason::NeighborDiscovery } else { Reason::NeighborLimit }
 }
 
 /// Adds tokens for the time since the last message, and takes one. Returns whether there was one. Tokens are in units

@@ -74,7 +74,7 @@ pub(crate) fn barrier_within_option<S: Context>(context: &S, reason: Option<Reas
 #[inline(always)]
 pub(crate) fn conclude<S: Context>(context: &S, endpoint: &Endpoint, direction: Direction, reason: Reason) -> Reason {
     let reason = barrier_within(context, reason);
-    let reason = if context.is_post_dnat() && reason == Reason::NoRule { Reason::Backend } else { reason };
+    let reason = if context.is_post_dnat() && reason == Reason::NoRule { Reason::BackendDenied } else { reason };
     // An allowed packet was already counted pre-DNAT; it is not counted again post-DNAT.
     if !reason.allows() || !context.is_post_dnat() {
         context.count(endpoint.id, direction, reason);

@@ -29,7 +29,7 @@ impl PodEnd {
     }
 }
 
-/// The result of one pass.
+/// The result of one reading.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InterfaceSnapshot {
     /// Veths with a peer in another namespace, and these peers.
@@ -50,7 +50,7 @@ pub struct InterfaceSnapshot {
 #[derive(Clone, Debug, Default)]
 pub struct KnownVeths {
     /// Veths with cached addresses that need not be read again.
-    pub settled: BTreeSet<IfIndex>,
+    pub complete: BTreeSet<IfIndex>,
     /// Veths for which the MAC address is to be read, because it is unknown or may change.
     pub read_mac: BTreeSet<IfIndex>,
 }
@@ -78,8 +78,8 @@ impl InterfaceReader {
     }
 
     /// Reads all links and this namespace's addresses. Reads the addresses in a peer's namespace if the veth is new, not
-    /// `settled`, or `uncached` is set: addresses in other namespaces may change without a message. Reads routes only if
-    /// `uncached` is set; between such passes, [`Monitor`](super::Monitor) reports new routes, which are passed in
+    /// `complete`, or `uncached` is set: addresses in other namespaces may change without a message. Reads routes only if
+    /// `uncached` is set; between such readings, [`Monitor`](super::Monitor) reports new routes, which are passed in
     /// `routed`.
     ///
     /// # Errors
@@ -87,13 +87,13 @@ impl InterfaceReader {
     /// it may just be being removed. It is read again in the next pass.
     pub fn read_all(
         &mut self,
-        KnownVeths { settled, read_mac }: &KnownVeths,
+        KnownVeths { complete, read_mac }: &KnownVeths,
         routed: BTreeSet<IfIndex>,
         uncached: bool,
     ) -> Result<InterfaceSnapshot, NetlinkError> {
         let Links { veths, devices, tunnels } = self.netlink.links()?;
         if uncached {
-            self.routed = self.netlink.routed()?;
+            self.routed = self.netlink.route_devices()?;
         }
         self.routed.extend(routed);
         self.routed.retain(|ifindex| devices.contains_key(ifindex));
@@ -109,7 +109,7 @@ impl InterfaceReader {
             let is_same = |before: &Veth| before.namespace == veth.namespace && before.peer == veth.peer;
             let known = self.cache.remove(&veth.ifindex).filter(|(before, _)| is_same(before));
             let pod_end = match known {
-                Some((_, pod_end)) if !uncached && settled.contains(&veth.ifindex) => pod_end,
+                Some((_, pod_end)) if !uncached && complete.contains(&veth.ifindex) => pod_end,
                 known => {
                     let namespace_addresses = addresses_by_namespace.entry(veth.namespace).or_insert_with(|| {
                         self.netlink.addresses(Some(veth.namespace)).unwrap_or_else(|error| {

@@ -2,10 +2,10 @@
 //! objects have the pods' addresses.
 //!
 //! Like a Kubernetes controller, it is level-triggered: every event (a link changed, a pod changed, time has passed) leads
-//! to one full pass, so lost or merged events do not change the result.
+//! to one full reading, so lost or merged events do not change the result.
 
 mod clsact;
-mod interface_watcher;
+mod interface_reader_thread;
 mod interfaces;
 mod namespaces;
 mod netlink;
@@ -15,7 +15,7 @@ mod tunnels;
 pub mod worker;
 
 pub use clsact::{BpfFilter, Hook};
-pub use interface_watcher::InterfaceWatcher;
+pub use interface_reader_thread::{CacheUse, InterfaceReaderThread};
 pub use interfaces::{InterfaceReader, InterfaceSnapshot, KnownVeths, PodEnd};
 pub use netlink::{Device, Links, Monitor, Netlink, NetlinkError, Veth, is_link_local};
 pub use pod_addresses::PodAddressMonitor;

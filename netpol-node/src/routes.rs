@@ -11,11 +11,11 @@ use super::netlink::is_link_local;
 use super::{Netlink, NetlinkError};
 
 impl Netlink {
-    /// Returns the interfaces of all unicast routes of this namespace, in all tables.
+    /// Returns the devices of all unicast routes of this namespace, in all tables.
     ///
     /// # Errors
     /// If the dump fails.
-    pub fn routed(&mut self) -> Result<BTreeSet<IfIndex>, NetlinkError> {
+    pub fn route_devices(&mut self) -> Result<BTreeSet<IfIndex>, NetlinkError> {
         let mut devices = BTreeSet::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut request = RouteMessage::default();
@@ -30,7 +30,7 @@ impl Netlink {
     }
 }
 
-/// Returns the interfaces of a route. Routes for link-local addresses are ignored, since every interface has one.
+/// Returns the devices of a route. Routes for link-local addresses are ignored, since every interface has one.
 pub(super) fn devices_of(route: &RouteMessage) -> Vec<IfIndex> {
     let mut devices = Vec::new();
     if route.header.kind != RouteType::Unicast {

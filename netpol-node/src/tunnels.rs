@@ -46,7 +46,7 @@ mod port {
     pub(super) const FLANNEL_UDP: u16 = 8285;
     /// VXLAN port of Linux before RFC 7348; the default of Flannel and Cilium.
     pub(super) const VXLAN_LINUX: u16 = 8472;
-    /// Usual `WireGuard` ports: Flannel, Calico (IPv4; IPv6: 51821), Cilium 51871.
+    /// Default `WireGuard` ports: 51820 (Flannel, Calico), 51821 (both, for IPv6), 51871 (Cilium).
     pub(super) const WIREGUARD: [u16; 3] = [51_820, 51_821, 51_871];
 }
 
@@ -82,7 +82,7 @@ impl TunnelEndpoints {
     }
 }
 
-/// Returns the tunnel endpoints that a device of this node opens. Devices that are down count too, as they may come up
+/// Returns the tunnel endpoints of a device of this node. Devices that are down count too, as they may come up
 /// at any time. ESP is not included, since it decapsulates nothing without a key.
 pub(super) fn opened_by(link: &LinkMessage) -> TunnelEndpoints {
     let mut found = TunnelEndpoints::default();
@@ -93,8 +93,8 @@ pub(super) fn opened_by(link: &LinkMessage) -> TunnelEndpoints {
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
                     match info {
-                        LinkInfo::Kind(kind) => by_kind(kind, &mut found),
-                        LinkInfo::Data(data) => by_data(data, &mut found),
+                        LinkInfo::Kind(kind) => add_of_kind(kind, &mut found),
+                        LinkInfo::Data(data) => add_from_data(data, &mut found),
                         _ => {}
                     }
                 }
@@ -114,9 +114,9 @@ pub(super) fn opened_by(link: &LinkMessage) -> TunnelEndpoints {
     found
 }
 
-/// Adds what a kind of device decapsulates regardless of its parameters, and its standard port if rtnetlink does not
-/// report the port.
-fn by_kind(kind: &InfoKind, found: &mut TunnelEndpoints) {
+/// Adds the protocols that every device of this kind decapsulates. Also adds the standard ports of kinds whose port
+/// rtnetlink does not report.
+fn add_of_kind(kind: &InfoKind, found: &mut TunnelEndpoints) {
     match kind {
         InfoKind::IpIp | InfoKind::SitTun | InfoKind::Ip6Tnl | InfoKind::Vti | InfoKind::Vti6 => {
             // A device of these kinds may decapsulate one of these protocols or all of them.
@@ -141,7 +141,8 @@ fn by_kind(kind: &InfoKind, found: &mut TunnelEndpoints) {
     }
 }
 
-fn by_data(data: &InfoData, found: &mut TunnelEndpoints) {
+/// Adds the ports in the parameters of a device.
+fn add_from_data(data: &InfoData, found: &mut TunnelEndpoints) {
     let mut ports: Vec<u16> = Vec::new();
     match data {
         InfoData::Vxlan(data) => ports.extend(data.iter().filter_map(|info| match info {

@@ -48,7 +48,7 @@ impl<J: Send + 'static> Worker<J> {
     }
 
     /// Sends a job and returns immediately. If the thread has died, [`Outcomes::next`] returns an error.
-    pub fn give(&self, job: J) {
+    pub fn send(&self, job: J) {
         drop(self.jobs.send(job));
     }
 }
@@ -77,7 +77,7 @@ mod tests {
         let (worker, mut outcomes) =
             Worker::start("double", "doubles", |number: u32| number * 2).expect("cannot start the thread");
         for number in 1..=3 {
-            worker.give(number);
+            worker.send(number);
         }
         for doubled in [2, 4, 6] {
             assert_eq!(outcomes.next().await.expect("the thread runs"), doubled);
@@ -89,11 +89,11 @@ mod tests {
         let (worker, mut outcomes) =
             Worker::start("halve", "halves", |number: u32| 8 / number).expect("cannot start the thread");
         for number in [2, 0, 4] {
-            worker.give(number);
+            worker.send(number);
         }
         assert_eq!(outcomes.next().await.expect("the job before the panic"), 4);
         let died = outcomes.next().await.expect_err("the thread panicked").to_string();
         assert!(died.contains("the thread that halves has died"), "{died}");
-        worker.give(1);
+        worker.send(1);
     }
 }

@@ -14,11 +14,11 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::call::{Call, SUBSCRIPTION};
-use crate::deadline::Deadline;
 use crate::messages::{
     ConfigureResponse, RUNTIME_SERVICE, RegisterPluginRequest, Request, Response, Status, SynchronizeResponse,
 };
 use crate::mux::{PLUGIN_CONNECTION, RUNTIME_CONNECTION};
+use crate::time_limits::TimeLimits;
 use crate::transport::{Incoming, Transport};
 use crate::ttrpc::{self, Message};
 use crate::{Error, Handler, Options, Sandbox};
@@ -211,12 +211,12 @@ impl<H: Handler> Connection<'_, H> {
         };
         let timeout = call.as_ref().map_or(0, |request| request.timeout_nano);
         match call.and_then(Call::parse) {
-            Ok(call) => self.call(stream, call, Deadline::new(timeout, self.request_timeout)).await,
+            Ok(call) => self.call(stream, call, TimeLimits::new(timeout, self.request_timeout)).await,
             Err(status) => self.answer(stream, Err(status)).await,
         }
     }
 
-    async fn call(&mut self, stream: u32, call: Call, deadline: Deadline) -> Result<(), Error> {
+    async fn call(&mut self, stream: u32, call: Call, limits: TimeLimits) -> Result<(), Error> {
         match call {
             Call::Configure(runtime) => {
                 self.request_timeout = runtime.request_timeout;
@@ -236,16 +236,16 @@ impl<H: Handler> Connection<'_, H> {
                 }
                 let (handler, sandboxes) = (self.handler.clone(), std::mem::take(&mut self.listed));
                 self.spawn(stream, Kind::Synchronize, async move {
-                    let handled = timeout(deadline.answer, handler.synchronize(sandboxes)).await;
+                    let handled = timeout(limits.answer, handler.synchronize(sandboxes)).await;
                     handled.map_err(|_| Status::internal("the list of sandboxes was not handled in time"))
                 });
             }
             Call::Run(sandbox) => {
                 let (handler, kind) = (self.handler.clone(), Kind::Run(sandbox.clone()));
                 self.spawn(stream, kind, async move {
-                    match timeout(deadline.answer, handler.run(sandbox, deadline.handler)).await {
+                    match timeout(limits.answer, handler.run(sandbox, limits.handler)).await {
                         Ok(result) => result.map_err(|reason| Status::refused(&reason)),
-                        Err(_) => Err(Status::refused(&format!("not ready within {} ms", deadline.answer.as_millis()))),
+                        Err(_) => Err(Status::refused(&format!("not ready within {} ms", limits.answer.as_millis()))),
                     }
                 });
             }
@@ -253,7 +253,7 @@ impl<H: Handler> Connection<'_, H> {
                 let handler = self.handler.clone();
                 self.spawn(stream, Kind::Stop, async move {
                     // A sandbox stops in any case.
-                    let _ = timeout(deadline.answer, handler.stop(sandbox)).await;
+                    let _ = timeout(limits.answer, handler.stop(sandbox)).await;
                     Ok(())
                 });
             }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-/// Why a connection to the runtime failed. All are worth a new connection after a while: [`crate::keep_connected`].
+/// Why a connection to the runtime failed. After any of these errors, [`crate::keep_connected`] connects again after a
+/// while.
 #[derive(Debug, Error)]
 pub enum Error {
     /// No runtime listens on the socket.
@@ -28,10 +29,10 @@ pub enum Error {
     /// The runtime closed the connection before it accepted the plugin.
     #[error("the container runtime closed the connection before it had registered and synchronized the plugin")]
     NotAccepted,
-    /// The runtime did not do its part in time.
+    /// The runtime did not complete a step in time.
     #[error("the container runtime did not {step} within {limit:?}")]
     Timeout {
-        /// What it should have done.
+        /// The step.
         step: &'static str,
         /// The limit.
         limit: Duration,

@@ -33,7 +33,7 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Handles the start of a sandbox. Its network is ready, and it has no containers until this returns.
     ///
-    /// `deadline` is the time until the runtime needs the answer, less a reserve. Without an answer the start is refused.
+    /// `deadline` is the time until the runtime needs the answer, minus a reserve. Without an answer the start is refused.
     /// containerd calls plugins for one event at a time: no other pod on the node starts or stops meanwhile.
     ///
     /// # Errors

@@ -34,7 +34,6 @@
 
 mod call;
 mod connection;
-mod deadline;
 mod error;
 mod handler;
 mod messages;
@@ -43,6 +42,7 @@ mod options;
 mod retry;
 mod sandbox;
 mod status;
+mod time_limits;
 mod transport;
 mod ttrpc;
 

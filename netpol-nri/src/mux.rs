@@ -1,7 +1,8 @@
 //! Frames: several connections over one socket.
 //!
-//! A frame is the connection's ID, the payload's length, both 4 bytes in network byte order, and the payload. Connections
-//! are not opened or closed; each is a stream of bytes, cut anywhere. Layout and limits:
+//! A frame consists of the connection ID and the payload length, each 4 bytes in network byte order, and the payload.
+//! Connections are not opened or closed; each is a stream of bytes that may be split into frames at any byte. Layout
+//! and limits:
 //! `pkg/net/multiplex/{mux,ttrpc}.go` of <https://github.com/containerd/nri>.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -17,8 +18,8 @@ pub(crate) const RUNTIME_CONNECTION: u32 = 2;
 const HEADER: usize = 8;
 /// The runtime never sends a longer payload: `maxPayloadSize`.
 const MAX_PAYLOAD: usize = ttrpc::HEADER + ttrpc::MAX_PAYLOAD;
-/// Payloads of sent frames. The runtime reads each frame at once, into a buffer of 4096 bytes (Go's `bufio`), and closes the
-/// connection if it does not fit (`ENOMEM` in `conn.Read`).
+/// Maximum payload of a sent frame. The runtime reads each frame at once, into a buffer of 4096 bytes (Go's `bufio`),
+/// and closes the connection if it does not fit (`ENOMEM` in `conn.Read`).
 const MAX_SENT_PAYLOAD: usize = 4096;
 
 /// A part of a connection's bytes.

@@ -12,9 +12,9 @@ use crate::mux::{self, Frame, PLUGIN_CONNECTION, RUNTIME_CONNECTION};
 use crate::ttrpc::{self, Message};
 
 /// How long a message may stay incomplete, and how long writing one may take.
-const STALL: Duration = Duration::from_secs(10);
+const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much is read at once, in bytes.
-const READ: usize = 16 << 10;
+const READ_SIZE: usize = 16 << 10;
 
 /// A received message.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(crate) enum Incoming {
     Runtime(Message),
 }
 
-/// The socket, and what of it is not parsed yet: at most one frame, and one message on each connection.
+/// The socket, and received bytes that are not parsed yet: at most one frame, and one message on each connection.
 #[derive(Debug)]
 pub(crate) struct Transport {
     socket: UnixStream,
@@ -67,14 +67,14 @@ impl Transport {
 
     async fn read(&mut self) -> Result<usize, Error> {
         let is_complete = self.frames.is_empty() && self.plugin.is_empty() && self.runtime.is_empty();
-        self.frames.reserve(READ);
+        self.frames.reserve(READ_SIZE);
         let read = self.socket.read_buf(&mut self.frames);
         if is_complete {
             return Ok(read.await?);
         }
-        timeout(STALL, read)
+        timeout(STALL_TIMEOUT, read)
             .await
-            .map_err(|_| Error::Timeout { step: "complete a message", limit: STALL })?
+            .map_err(|_| Error::Timeout { step: "complete a message", limit: STALL_TIMEOUT })?
             .map_err(Error::Io)
     }
 
@@ -82,7 +82,7 @@ impl Transport {
     pub(crate) async fn send(&mut self, connection: u32, message: &[u8]) -> Result<(), Error> {
         let mut frames = BytesMut::new();
         mux::write(connection, message, &mut frames);
-        let write = timeout(STALL, self.socket.write_all(&frames)).await;
-        write.map_err(|_| Error::Timeout { step: "read a message", limit: STALL })?.map_err(Error::Io)
+        let write = timeout(STALL_TIMEOUT, self.socket.write_all(&frames)).await;
+        write.map_err(|_| Error::Timeout { step: "read a message", limit: STALL_TIMEOUT })?.map_err(Error::Io)
     }
 }

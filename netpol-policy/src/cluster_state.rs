@@ -56,7 +56,7 @@ pub struct ClusterState {
 
 impl ClusterState {
     /// Creates a state with these objects.
-    pub fn of(objects: impl IntoIterator<Item = Object>) -> Self {
+    pub fn from_objects(objects: impl IntoIterator<Item = Object>) -> Self {
         let mut cluster_state = Self::default();
         for object in objects {
             cluster_state.put(object);
@@ -71,7 +71,7 @@ impl ClusterState {
             Event::Delete(key) => self.remove(&key),
             Event::Reset(objects) => {
                 let local_addresses = std::mem::take(&mut self.local_addresses);
-                *self = Self { local_addresses, ..Self::of(objects) };
+                *self = Self { local_addresses, ..Self::from_objects(objects) };
             }
             Event::LocalAddresses(mut addresses) => {
                 addresses.sort_unstable();
@@ -161,7 +161,8 @@ impl ClusterState {
     /// Returns the pod that has an address. If several pods list it, one that is not being deleted is preferred, then the
     /// youngest, then the one with the greatest key. Selectors do not match the others.
     ///
-    /// This identifies the pod of an interface. As a peer, a node's address belongs to no pod: see [`ClusterState::peer_at`].
+    /// This identifies the pod of an interface. For peers, see [`ClusterState::peer_at`]: the address of a node matches
+    /// no pod.
     pub fn pod_with_address(&self, address: IpAddr) -> Option<&Pod> {
         self.pods_with_address(address).max_by_key(|pod| (!pod.deleting, pod.created, &pod.key))
     }
@@ -271,7 +272,7 @@ mod tests {
             for event in events {
                 cluster_state.apply(event);
             }
-            let rebuilt = ClusterState::of(cluster_state.pods.values().rev().cloned().map(Object::Pod));
+            let rebuilt = ClusterState::from_objects(cluster_state.pods.values().rev().cloned().map(Object::Pod));
             prop_assert_eq!(&cluster_state, &rebuilt);
             let objects = cluster_state.pods.values().cloned().map(Object::Pod).collect();
             cluster_state.apply(Event::Reset(objects));
@@ -291,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_pod_with_a_new_address_releases_the_old_one() {
-        let mut cluster_state = ClusterState::of([pod("a", 1, 0, false, false)]);
+        let mut cluster_state = ClusterState::from_objects([pod("a", 1, 0, false, false)]);
         cluster_state.apply(Event::Apply(pod("a", 2, 0, false, false)));
         assert!(cluster_state.pod_with_address(IpAddr::from([10, 0, 0, 1])).is_none());
         assert!(cluster_state.pod_with_address(IpAddr::from([10, 0, 0, 2])).is_some());

@@ -8,7 +8,7 @@ use crate::model::{
 };
 
 /// Returns `EndpointSlices` for all Services that have a selector and no slice among the objects (docs/semantics.md,
-/// line 37). Their backends are the selected pods that have an address and have not finished. Readiness is ignored: it
+/// item 37). Their backends are the selected pods that have an address and have not finished. Readiness is ignored: it
 /// can change at any time.
 ///
 /// Source: the `EndpointSlice` controller,
@@ -112,7 +112,7 @@ mod tests {
     /// The backends of each port of Service `shop/db`, as `port: backends`.
     fn backends(objects: &[Object]) -> Vec<String> {
         let slices = endpoint_slices(objects).into_iter().map(Object::Slice);
-        let cluster_state = ClusterState::of(objects.iter().cloned().chain(slices));
+        let cluster_state = ClusterState::from_objects(objects.iter().cloned().chain(slices));
         let address = "10.96.0.1".parse().expect("an address");
         let backends_of = |port: u16| {
             let frontend = cluster_state.frontend_at(address, protocol::TCP, port).expect("a port of the Service");
@@ -159,7 +159,7 @@ mod tests {
                       {tier: a}}}], ports: [{port: 5432}]}]}}\n";
         let objects = objects(&format!("{SHOP}{policy}"));
         let slices = endpoint_slices(&objects).into_iter().map(Object::Slice);
-        let cluster_state = ClusterState::of(objects.iter().cloned().chain(slices));
+        let cluster_state = ClusterState::from_objects(objects.iter().cloned().chain(slices));
         let from = End::Pod(crate::model::PodKey::new("shop", "other"));
         let to = End::Service(ServiceKey::new("shop", "db"));
         let found = connection(&cluster_state, &from, &to, protocol::TCP, 80).expect("ends with addresses");

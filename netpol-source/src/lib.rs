@@ -20,13 +20,13 @@ pub use state::{KindState, SourceState};
 
 /// The number of a batch, starting at 1. If a batch is enforced, all earlier ones are too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Revision(pub u64);
+pub struct Generation(pub u64);
 
 /// Events that arrived together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     /// Its number.
-    pub revision: Revision,
+    pub generation: Generation,
     /// The events, in order.
     pub events: Vec<Event>,
     /// The source lost its watch and resynced: the events are the differences since the loss. They must be enforced at
@@ -61,7 +61,7 @@ pub struct SubjectState {
     /// Whether it exists.
     pub exists: bool,
     /// The batch that includes this state, or a later one.
-    pub revision: Revision,
+    pub generation: Generation,
 }
 
 /// A running source.

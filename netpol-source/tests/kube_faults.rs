@@ -54,7 +54,7 @@ async fn a_silent_watch_over_http_1_is_detected() -> Result<()> {
 async fn idle_watches_are_kept_and_a_dead_connection_is_detected_within_30_seconds() -> Result<()> {
     let mut cluster = cluster().await;
     let watches = cluster.requests_with("watch=1");
-    sleep(short_times().idle * 2).await;
+    sleep(short_times().idle_timeout * 2).await;
     assert_eq!(cluster.requests_with("watch=1"), watches, "an idle watch was replaced");
     let errors = |cluster: &Cluster| cluster.feed.state.kinds().values().filter(|kind| !kind.errors.is_empty()).count();
     assert_eq!(errors(&cluster), 0);
@@ -136,7 +136,7 @@ async fn a_restored_backup_with_newer_versions_is_detected_after_a_long_outage()
         server.apply(pod("web", "web", "10.1.0.1")).expect("cannot create the pod");
     });
     let backup = server.backup();
-    let options = netpol_source::kube::Options { trust: Duration::from_secs(1), ..short_times() };
+    let options = netpol_source::kube::Options { max_resume_age: Duration::from_secs(1), ..short_times() };
     let mut cluster = Cluster::watch(server, options);
     for index in 0..3 {
         cluster.server.apply(pod(&format!("old{index}"), "web", &format!("10.1.1.{index}")))?;

@@ -25,7 +25,7 @@ async fn the_first_batch_has_all_objects_and_later_ones_have_changes() -> Result
     assert_eq!((keys(&batch), batch.after_resync), (vec!["+Pod shop/db".to_owned()], false));
     cluster.server.delete(Resource::Pods, "shop", "web");
     assert_eq!(keys(&cluster.next_batch().await), ["-Pod shop/web"]);
-    assert_eq!(cluster.batches.last().map(|batch| batch.revision.0), Some(3));
+    assert_eq!(cluster.batches.last().map(|batch| batch.generation.0), Some(3));
     assert!(cluster.requests_with("sendInitialEvents=true") >= 6 && cluster.requests_with("/pods?limit") == 0);
     Ok(())
 }
@@ -111,8 +111,11 @@ async fn servers_that_ignore_send_initial_events_are_read_in_pages() -> Result<(
                     .expect("cannot create the pod");
             }
         });
-        let patience = if bookmarks { kube_cluster::WAIT_TIMEOUT * 2 } else { short_times().patience };
-        let mut cluster = Cluster::watch(server, netpol_source::kube::Options { patience, ..short_times() });
+        let limit = if bookmarks { kube_cluster::WAIT_TIMEOUT * 2 } else { short_times().streaming_list_idle_timeout };
+        let mut cluster = Cluster::watch(
+            server,
+            netpol_source::kube::Options { streaming_list_idle_timeout: limit, ..short_times() },
+        );
         cluster.wait_watching().await;
         cluster.server.apply(policy("meanwhile"))?;
         cluster.wait_in_sync().await;
@@ -161,7 +164,7 @@ async fn a_query_about_an_object_is_answered_when_its_watch_has_caught_up() -> R
     cluster.server.apply(policy("new"))?;
     let subject_state = cluster.query(policy_key("new")).await.expect("the query failed");
     assert!(subject_state.exists && cluster.state.contains(&policy_key("new")));
-    assert_eq!(subject_state.revision, cluster.batches.last().expect("no batch was received").revision);
+    assert_eq!(subject_state.generation, cluster.batches.last().expect("no batch was received").generation);
     cluster.server.delete(Resource::NetworkPolicies, "shop", "new");
     let subject_state = cluster.query(policy_key("new")).await.expect("the query failed");
     assert!(!subject_state.exists && !cluster.state.contains(&policy_key("new")));

@@ -137,7 +137,7 @@ pub fn cluster_state_of(cluster: &Cluster) -> Result<ClusterState> {
         let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         objects.extend(manifest::parse(&text, &name).objects.into_iter().map(|located| located.object));
     }
-    Ok(ClusterState::of(objects))
+    Ok(ClusterState::from_objects(objects))
 }
 
 /// Measures until the connections match the policies, which take effect after some milliseconds.

@@ -1,4 +1,4 @@
-//! Changes take effect and do not affect anything else: lines 24 to 26 of docs/semantics.md.
+//! Changes take effect and do not affect anything else: items 24 to 26 of docs/semantics.md.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -63,7 +63,7 @@ fn s28_two_sandboxes_in_quick_succession_are_one_pod() -> Result<()> {
         "shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP\nblog/web -x shop/server 80/TCP";
     lab.expect(verdicts)?;
     for round in 0..4 {
-        // With the same address, the pod is enforced as soon as the interface exists, because the object already has
+        // With the same address, policies are enforced as soon as the interface exists, because the object already has
         // the address.
         let number = lab.cluster.host("shop/server").v4().octets()[3];
         for _ in 0..2 {

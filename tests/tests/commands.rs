@@ -169,7 +169,7 @@ fn s26_uninstall_allows_all_traffic_and_removes_and_reports_everything() -> Resu
         lab.agent().stop()?;
         let output = lab.agent().run_subcommand("uninstall", &[])?;
         ensure!(output.code == Some(0) && output.stderr.is_empty(), "{output:?}");
-        for text in ["removed ", "nothing of netpol remains"] {
+        for text in ["removed ", "netpol was removed completely"] {
             ensure!(output.stdout.contains(text), "uninstall does not print {text:?}:\n{}", output.stdout);
         }
         ensure!(!pins.exists(), "{} still exists", pins.display());
@@ -210,7 +210,7 @@ fn uninstall_keeps_running_on_request_only_if_nothing_remains() -> Result<()> {
     kill(Pid::from_raw(uninstall.id().try_into()?), Signal::SIGTERM).context("sending SIGTERM to uninstall")?;
     let code = uninstall.wait()?.code();
     ensure!(ended.is_none(), "uninstall --keep-running ended early: {ended:?}");
-    let reported = lines.iter().any(|line| line.starts_with("nothing of netpol remains"));
+    let reported = lines.iter().any(|line| line.starts_with("netpol was removed completely"));
     ensure!(reported, "uninstall does not report that nothing remains: {lines:?}");
     ensure!(code == Some(0), "uninstall ended with {code:?} after SIGTERM, expected 0");
     lab.expect_without_reference("shop/front -> shop/back 80/TCP")

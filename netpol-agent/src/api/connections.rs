@@ -31,7 +31,7 @@ impl Peer {
 /// Maximum number of connections of a listener.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Of all peers together.
+    /// For all peers together.
     pub(super) all: usize,
     /// For each peer.
     pub(super) per_peer: usize,
@@ -55,17 +55,17 @@ struct OpenConnections {
 struct Connection {
     peer: Peer,
     /// Whether its request is being answered, so that the connection does not wait for its client.
-    answering: Answering,
+    answering: IsAnswering,
     /// Closes the connection when dropped.
     _close: oneshot::Sender<()>,
 }
 
 /// Flag that is set while the agent prepares the response.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Answering(Arc<AtomicBool>);
+pub(super) struct IsAnswering(Arc<AtomicBool>);
 
-impl Answering {
-    /// Keeps the connection from being closed for another one until `answer` is ready.
+impl IsAnswering {
+    /// While `answer` is computed, the connection is not closed to make room for another one.
     pub(super) async fn during<T>(&self, answer: impl Future<Output = T>) -> T {
         self.0.store(true, Ordering::Relaxed);
         let answer = answer.await;
@@ -80,7 +80,7 @@ pub(super) struct Admitted {
     number: u64,
     open: Arc<Mutex<OpenConnections>>,
     closed: oneshot::Receiver<()>,
-    pub(super) answering: Answering,
+    pub(super) answering: IsAnswering,
 }
 
 impl Connections {
@@ -88,10 +88,11 @@ impl Connections {
         Self { limits, open: Arc::default() }
     }
 
-    /// Admits a new connection. `None`: no other connection can be closed for it, because all are being answered.
+    /// Admits a new connection. `None`: no other connection can be closed to make room, because each has a request that
+    /// is being answered.
     pub(super) fn admit(&self, peer: Peer) -> Option<Admitted> {
         let mut open = lock(&self.open);
-        if open.of(peer) >= self.limits.per_peer {
+        if open.count_of(peer) >= self.limits.per_peer {
             open.close_oldest(peer)?;
         }
         if open.connections.len() >= self.limits.all {
@@ -101,14 +102,14 @@ impl Connections {
         let number = open.next;
         open.next += 1;
         let (close, closed) = oneshot::channel();
-        let answering = Answering::default();
+        let answering = IsAnswering::default();
         open.connections.insert(number, Connection { peer, answering: answering.clone(), _close: close });
         Some(Admitted { number, open: Arc::clone(&self.open), closed, answering })
     }
 }
 
 impl Admitted {
-    /// Serves the connection until it ends or is closed for another one.
+    /// Serves the connection until it ends or is closed to make room for another one.
     pub(super) async fn run(mut self, serve: impl Future) {
         tokio::select! {
             biased;
@@ -125,7 +126,7 @@ impl Drop for Admitted {
 }
 
 impl OpenConnections {
-    fn of(&self, peer: Peer) -> usize {
+    fn count_of(&self, peer: Peer) -> usize {
         self.connections.values().filter(|connection| connection.peer == peer).count()
     }
 
@@ -137,11 +138,11 @@ impl OpenConnections {
 
     /// Returns the peer with the most connections, of those with a connection that waits for its client.
     fn busiest(&self) -> Option<Peer> {
-        self.waiting().map(|(_, peer)| peer).max_by_key(|peer| self.of(*peer))
+        self.waiting().map(|(_, peer)| peer).max_by_key(|peer| self.count_of(*peer))
     }
 
     fn close_oldest(&mut self, peer: Peer) -> Option<()> {
-        let (oldest, _) = self.waiting().find(|(_, of)| *of == peer)?;
+        let (oldest, _) = self.waiting().find(|(_, owner)| *owner == peer)?;
         self.connections.remove(&oldest).map(drop)
     }
 }
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_is_being_answered_is_not_closed_for_another_one() {
+    async fn a_connection_with_a_request_that_is_being_answered_is_not_closed() {
         let connections = Connections::new(Limits { all: 8, per_peer: 1 });
         let first = connections.admit(peer(1)).expect("the connection was refused");
         let refused = first.answering.during(async { connections.admit(peer(1)).is_none() }).await;

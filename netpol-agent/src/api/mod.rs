@@ -17,4 +17,4 @@ pub use requests::{About, LoopRequest, Progress, Readiness, Requests, requests};
 pub use routes::unknown_node;
 pub use server::{serve_health, serve_metrics, serve_socket};
 pub use socket::{Socket, SocketError};
-pub use thread::runtime;
+pub use thread::start_runtime;

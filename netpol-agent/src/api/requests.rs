@@ -166,7 +166,7 @@ impl Requests {
             };
             let result = result?;
             let left = until.saturating_duration_since(Instant::now());
-            if !matches!(result.condition, ConditionState::Not(_)) || left.is_zero() {
+            if !matches!(result.condition, ConditionState::NotYet(_)) || left.is_zero() {
                 return Some(result);
             }
             // An error means that the loop ended; the next request detects that.

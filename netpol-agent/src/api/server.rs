@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 
-use super::connections::{Answering, Connections, Limits, Peer};
+use super::connections::{Connections, IsAnswering, Limits, Peer};
 use super::requests::{MAX_WAITERS, Requests};
 use super::routes::{self, Paths};
 
@@ -150,7 +150,7 @@ async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     requests: Requests,
     paths: Paths,
-    answering: Answering,
+    answering: IsAnswering,
 ) -> hyper::Result<()> {
     let answer = service_fn(move |request| {
         let (requests, answering) = (requests.clone(), answering.clone());

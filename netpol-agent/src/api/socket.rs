@@ -1,5 +1,5 @@
-//! Creates the Unix socket of the local API, accessible by root only. A socket of a dead agent is replaced, one of a
-//! running agent is not.
+//! Creates the Unix socket of the local API, accessible by root only. A stale socket is replaced;
+//! the socket of a running agent is not.
 
 use std::fs;
 use std::io;
@@ -57,7 +57,7 @@ impl Socket {
                     return Err(SocketError::NotASocket(path.to_owned()));
                 }
             }
-            // Creating the file reports other errors.
+            // Other errors are reported when the socket is created below.
             Err(_) => {}
         }
         if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
@@ -67,7 +67,7 @@ impl Socket {
         let mut new = path.as_os_str().to_owned();
         new.push(format!(".{}", std::process::id()));
         let new = PathBuf::from(new);
-        // A socket of an agent that had the same process ID and died before the rename.
+        // A stale socket of an agent that had the same process ID and ended before the rename.
         let _ = fs::remove_file(&new);
         let listener = UnixListener::bind(&new).map_err(failed("create the socket", &new))?;
         let named = fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).and_then(|()| fs::rename(&new, path));
@@ -110,14 +110,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_of_a_dead_agent_is_replaced_and_one_of_a_running_agent_is_not() {
+    async fn a_stale_socket_is_replaced_and_the_socket_of_a_running_agent_is_not() {
         let directory = tempfile::tempdir().expect("cannot create a directory");
         let path = directory.path().join("agent.sock");
         let (first, listener) = Socket::listen(&path).expect("cannot create the socket");
         assert!(matches!(Socket::listen(&path), Err(SocketError::Taken(_))));
         // As after a crash.
         drop(listener);
-        let (second, _listener) = Socket::listen(&path).expect("the socket of the dead agent was not replaced");
+        let (second, _listener) = Socket::listen(&path).expect("the stale socket was not replaced");
         drop(first);
         assert!(UnixStream::connect(&path).is_ok(), "dropping the first socket must not remove the second");
         drop(second);

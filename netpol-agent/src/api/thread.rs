@@ -9,7 +9,7 @@ use tokio::runtime::{Builder, Handle};
 ///
 /// # Errors
 /// If the thread cannot be started.
-pub fn runtime() -> io::Result<Handle> {
+pub fn start_runtime() -> io::Result<Handle> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let handle = runtime.handle().clone();
     std::thread::Builder::new().name("api".to_owned()).spawn(move || runtime.block_on(pending::<()>()))?;

@@ -23,12 +23,12 @@ const SOURCE_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct WaitRequest {
     conditions: Vec<Condition>,
-    time: Duration,
+    timeout: Duration,
 }
 
 /// Parses `for=policy/shop/web&timeout=30s`.
 pub(super) fn parse(query: &str) -> Result<WaitRequest, String> {
-    let mut request = WaitRequest { conditions: Vec::new(), time: DEFAULT_TIMEOUT };
+    let mut request = WaitRequest { conditions: Vec::new(), timeout: DEFAULT_TIMEOUT };
     for part in query.split('&').filter(|part| !part.is_empty()) {
         match part.split_once('=') {
             Some(("for", text)) => {
@@ -36,7 +36,7 @@ pub(super) fn parse(query: &str) -> Result<WaitRequest, String> {
                 request.conditions.push(text.parse().map_err(|error| format!("for: {error}"))?);
             }
             Some(("timeout", text)) => {
-                request.time = parse_duration(text).map_err(|error| format!("timeout: {error}"))?;
+                request.timeout = parse_duration(text).map_err(|error| format!("timeout: {error}"))?;
             }
             _ => return Err(format!("`{part}` is not supported; use for=CONDITION and timeout=DURATION")),
         }
@@ -52,7 +52,8 @@ pub(super) fn parse(query: &str) -> Result<WaitRequest, String> {
 /// stopping.
 pub(super) async fn wait(request: &WaitRequest, requests: &Requests) -> Option<WaitResponse> {
     let begun = Instant::now();
-    let waiting = request.conditions.iter().map(|condition| wait_for(condition, begun, begun + request.time, requests));
+    let waiting =
+        request.conditions.iter().map(|condition| wait_for(condition, begun, begun + request.timeout, requests));
     let results: Option<Vec<_>> = join_all(waiting).await.into_iter().collect();
     Some(WaitResponse { node: requests.about.node.clone(), results: results? })
 }
@@ -74,17 +75,17 @@ async fn wait_for(
     };
     match query_source(condition, until, requests).await {
         Ok(known) if !known.exists && matches!(condition, Condition::Enforced(_)) => {
-            answer.generation = Some(known.revision.0);
+            answer.generation = Some(known.generation.0);
             answer.result = WaitOutcome::Absent;
         }
         Ok(known) => {
-            let check = Check { condition: condition.clone(), revision: known.revision, addresses: None };
+            let check = Check { condition: condition.clone(), generation: known.generation, addresses: None };
             let result = requests.wait_until(&check, until).await?;
             answer.generation = Some(result.enforced.0);
             (answer.result, answer.reason) = match result.condition {
                 ConditionState::Holds => (WaitOutcome::Met, None),
                 ConditionState::Absent => (WaitOutcome::Absent, None),
-                ConditionState::Not(reason) => (WaitOutcome::Timeout, reason),
+                ConditionState::NotYet(reason) => (WaitOutcome::Timeout, reason),
                 ConditionState::Never(reason) => (WaitOutcome::Never, Some(reason)),
             };
             (answer.pods, answer.pending) = (result.pods, result.pending);
@@ -113,7 +114,7 @@ async fn query_source(condition: &Condition, until: Instant, requests: &Requests
     let limit = until.saturating_duration_since(Instant::now()).max(SOURCE_TIMEOUT);
     timeout(limit, response)
         .await
-        .unwrap_or_else(|_| Err("the source did not respond in time: it may be disconnected, or slow".to_owned()))
+        .unwrap_or_else(|_| Err("the source did not respond in time: it may be disconnected or slow".to_owned()))
 }
 
 fn key(target: &Target) -> ObjectKey {
@@ -134,8 +135,8 @@ mod tests {
             .expect("the query was refused");
         let texts: Vec<_> = request.conditions.iter().map(ToString::to_string).collect();
         assert_eq!(texts, ["policy/shop/web", "delete=pod/shop/a", "delete=policy/shop/b"]);
-        assert_eq!(request.time, Duration::from_secs(2));
-        assert_eq!(parse("for=sync").expect("the query was refused").time, DEFAULT_TIMEOUT);
+        assert_eq!(request.timeout, Duration::from_secs(2));
+        assert_eq!(parse("for=sync").expect("the query was refused").timeout, DEFAULT_TIMEOUT);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use netpol_cni::WhenAgentAway;
+use netpol_cni::WhenAgentUnavailable;
 use netpol_common::DENIAL_WAYS;
 use netpol_policy::text::Safe;
 
@@ -161,7 +161,7 @@ struct RunArgs {
     cni_bin: PathBuf,
     /// What netpol-cni does if no agent responds: wait and then fail, deny (fail at once), or allow the start
     #[arg(long, value_name = "wait|deny|allow", default_value = "wait")]
-    when_agent_away: WhenAgentAway,
+    when_agent_unavailable: WhenAgentUnavailable,
     /// Write this file when everything known at the start is enforced
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
@@ -223,7 +223,7 @@ struct Sizes {
     #[arg(long, default_value_t = Capacities::default().addresses_v6)]
     max_addresses_v6: u32,
     /// Approximate kernel memory for policies, in bytes or with Ki, Mi or Gi. If policies need more, namespaces share
-    /// it; parts of the policies that need most are left out and allow nothing
+    /// it; parts of the policies that need most are omitted and allow nothing
     #[arg(long, value_name = "BYTES", default_value_t)]
     max_policy_memory: PolicyMemory,
     /// Distinct CIDRs, including excepts, for each family; default: as many as fit into --max-policy-memory

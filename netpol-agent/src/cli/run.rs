@@ -24,7 +24,7 @@ use crate::reconcile::task::{self, Inputs};
 use crate::reconcile::{Compiler, ContainerStarts, Options, Reconciler};
 use netpol_dataplane::bpf_object;
 use netpol_dataplane::{Kernel, KernelError, KernelOptions, Lock, Mounts};
-use netpol_node::{InterfaceReader, InterfaceWatcher, KnownVeths, Monitor, PodAddressMonitor};
+use netpol_node::{InterfaceReader, InterfaceReaderThread, KnownVeths, Monitor, PodAddressMonitor};
 use netpol_source::{Batch, Feed};
 
 /// Time after a signal until the process is ended by force. Normally it ends within some milliseconds. With
@@ -41,7 +41,7 @@ pub(super) fn run(args: RunArgs) -> Result<ExitCode> {
     log::start(args.log_format, args.verbose);
     // Three runtimes, each on its own thread: parsing objects, enforcing them and serving the API do not delay each
     // other.
-    let api_runtime = api::runtime().context(NO_THREAD)?;
+    let api_runtime = api::start_runtime().context(NO_THREAD)?;
     api_runtime.spawn(exit_after_timeout());
     let sources =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
@@ -187,7 +187,7 @@ async fn enforce(
         source: feed.batches,
         monitor,
         pod_addresses,
-        interface_watcher: InterfaceWatcher::start(reader).context(NO_THREAD)?,
+        interface_reader: InterfaceReaderThread::start(reader).context(NO_THREAD)?,
         outcomes,
         compiled,
         ring,

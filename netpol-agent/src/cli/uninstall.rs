@@ -21,7 +21,8 @@ pub(super) fn run(args: &UninstallArgs) -> Result<ExitCode> {
     let (removed, remains) = remove_socket(&args.api_socket);
     report.removed.extend(removed);
     report.remains.extend(remains);
-    // The executable stays: CRI-O needs it to remove pods that were started with it.
+    // The executable stays: CRI-O calls the plugin when it removes pods that were started while the plugin was
+    // configured.
     let plugin = gate::cni::uninstall(&args.cni_config, None);
     report.removed.extend(plugin.removed);
     report.remains.extend(plugin.remains);
@@ -30,7 +31,9 @@ pub(super) fn run(args: &UninstallArgs) -> Result<ExitCode> {
     }
     if report.remains.is_empty() {
         let pin_path = args.pin_path.display();
-        print::out(format_args!("nothing of netpol remains below {pin_path}, nor on any interface\n"))?;
+        print::out(format_args!(
+            "netpol was removed completely: nothing remains below {pin_path} or on any interface\n"
+        ))?;
         if args.keep_running {
             wait_for_signal()?;
         }
@@ -47,8 +50,8 @@ pub(super) fn run(args: &UninstallArgs) -> Result<ExitCode> {
 fn remove_socket(socket: &Path) -> (Vec<String>, Option<String>) {
     let mut removed = Vec::new();
     let failed = |path: &Path, error: io::Error| Some(format!("{}: {error}", path.display()));
-    let is_dead = UnixStream::connect(socket).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
-    if is_dead && fs::symlink_metadata(socket).is_ok_and(|metadata| metadata.file_type().is_socket()) {
+    let is_stale = UnixStream::connect(socket).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
+    if is_stale && fs::symlink_metadata(socket).is_ok_and(|metadata| metadata.file_type().is_socket()) {
         match fs::remove_file(socket) {
             Ok(()) => removed.push(format!("socket {}", socket.display())),
             Err(error) => return (removed, failed(socket, error)),
@@ -70,8 +73,8 @@ fn remove_socket(socket: &Path) -> (Vec<String>, Option<String>) {
     (removed, None)
 }
 
-/// Waits for SIGTERM or SIGINT. Blocks them first, because the kernel drops a signal with its default action if the
-/// receiver is the first process of a container (`pid_namespaces(7)`).
+/// Waits for SIGTERM or SIGINT. Blocks them first, because for PID 1 of a PID namespace, the kernel ignores
+/// signals that have no handler and are not blocked (`pid_namespaces(7)`).
 fn wait_for_signal() -> Result<()> {
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     signals.thread_block().context("cannot block SIGTERM")?;
@@ -87,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dead_agents_socket_and_its_empty_directory_are_removed() {
+    fn a_stale_socket_and_its_empty_directory_are_removed() {
         let root = tempfile::tempdir().expect("cannot create a directory");
         let directory = root.path().join("netpol");
         let socket = directory.join("agent.sock");

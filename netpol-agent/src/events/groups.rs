@@ -138,9 +138,9 @@ const fn is_summarized_reason(reason: Reason) -> bool {
         | Reason::OrphanFragment
         | Reason::FlowTableFull
         | Reason::TablesIncomplete
-        | Reason::NoBackend
-        | Reason::Backend
-        | Reason::SomeBackends
+        | Reason::NoAllowedBackend
+        | Reason::BackendDenied
+        | Reason::NotAllBackendsAllowed
         | Reason::SourceEndpointGone
         | Reason::UnknownPod
         | Reason::NoEndpoint
@@ -158,7 +158,7 @@ const fn is_summarized_reason(reason: Reason) -> bool {
         | Reason::TooManyHeaders
         | Reason::UnverifiedSource
         | Reason::SpoofedNeighbor
-        | Reason::NeighborRate
+        | Reason::NeighborLimit
         | Reason::OtherHost => false,
     }
 }

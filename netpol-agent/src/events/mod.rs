@@ -97,7 +97,7 @@ impl Reporter {
             return;
         }
         self.written.spend(key, 1);
-        let by_rules = [Reason::NoRule, Reason::NoBackend, Reason::Backend].map(|reason| reason as u8);
+        let by_rules = [Reason::NoRule, Reason::NoAllowedBackend, Reason::BackendDenied].map(|reason| reason as u8);
         if let Some(pod) = pod.filter(|_| by_rules.contains(&event.reason) && self.explained.allow(key, now)) {
             report::explain(&mut denial, event, &pod, reconciler.engine());
             self.explained.spend(key, u64::try_from(now.elapsed().as_micros()).unwrap_or(u64::MAX));
@@ -149,7 +149,7 @@ impl Reporter {
     }
 
     /// Returns the counters of Kubernetes Events, if they are written.
-    pub fn kubernetes(&self) -> Option<&kubernetes::Numbers> {
+    pub fn kubernetes(&self) -> Option<&kubernetes::EventCounters> {
         self.kubernetes.as_ref().map(Sink::numbers)
     }
 

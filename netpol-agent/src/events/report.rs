@@ -75,7 +75,7 @@ pub struct End {
     /// The Services with this address and port, as `namespace/name`.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pub services: Box<[String]>,
-    /// With [`Reason::Backend`]: the Services that may have selected this backend.
+    /// With [`Reason::BackendDenied`]: the Services that may have selected this backend.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pub via_services: Box<[String]>,
 }
@@ -172,7 +172,7 @@ fn name_services(to: &mut End, event: &DenyEvent, cluster_state: &ClusterState) 
             Owner::HostPort(_) => None,
         });
         to.services = services.collect();
-    } else if event.reason == Reason::Backend as u8 {
+    } else if event.reason == Reason::BackendDenied as u8 {
         let selecting = cluster_state.services_of(Backend { address, port }, event.protocol);
         to.via_services = selecting.iter().map(ToString::to_string).collect();
     }
@@ -194,7 +194,9 @@ pub(super) fn explain(denial: &mut Denial, event: &DenyEvent, pod: &PodKey, engi
         port: denial.port.unwrap_or(0),
         from_node: false,
         is_hairpin: false,
-        post_dnat: [Reason::Backend, Reason::SomeBackends].map(|reason| reason as u8).contains(&event.reason),
+        post_dnat: [Reason::BackendDenied, Reason::NotAllBackendsAllowed]
+            .map(|reason| reason as u8)
+            .contains(&event.reason),
     };
     let side = explain_packet(engine.cluster_state(), &packet);
     // Policies may have changed since. An explanation of another verdict would be misleading.
@@ -258,11 +260,11 @@ ports: [{port: 5432}]
         engine.apply(Event::Reset(objects));
         let (service, backend) = ([10, 96, 0, 7], [10, 1, 0, 2]);
         for (direction, reason, address, port, services, via_services) in [
-            (Direction::Egress, Reason::NoBackend, service, 80, &["shop/db"][..], &[][..]),
+            (Direction::Egress, Reason::NoAllowedBackend, service, 80, &["shop/db"][..], &[][..]),
             (Direction::Egress, Reason::Revoked, service, 80, &["shop/db"], &[]),
             (Direction::Egress, Reason::NoRule, service, 81, &[], &[]),
-            (Direction::Egress, Reason::Backend, backend, 5432, &[], &["shop/db"]),
-            (Direction::Egress, Reason::Backend, backend, 80, &[], &[]),
+            (Direction::Egress, Reason::BackendDenied, backend, 5432, &[], &["shop/db"]),
+            (Direction::Egress, Reason::BackendDenied, backend, 80, &[], &[]),
             (Direction::Egress, Reason::NoRule, backend, 5432, &[], &[]),
             (Direction::Ingress, Reason::NoRule, backend, 5432, &[], &[]),
         ] {

@@ -1,4 +1,4 @@
-//! The start gate: holds the start of a pod until it is enforced.
+//! The start gate: holds the start of a pod until the pod's policies are enforced.
 //!
 //! The container runtime reports a pod when its sandbox has a network, and starts its containers only after the
 //! response. The pod's labels are known from the source; its addresses come from the runtime.
@@ -24,7 +24,7 @@ use tokio::time::timeout_at;
 
 use crate::api::Requests;
 use crate::reconcile::{Check, ConditionState};
-use netpol_source::{Batch, Feed, Revision, SourceQuery, Subject};
+use netpol_source::{Batch, Feed, Generation, SourceQuery, Subject};
 use overlay::{Overlay, StartState};
 
 pub use nri::serve as serve_nri;
@@ -34,7 +34,7 @@ pub use stats::{BOUNDS, GateStats};
 /// Number of queued commands.
 const QUEUE: usize = 64;
 
-/// Why a pod is not enforced in time. The runtime retries the start.
+/// Why a pod's policies are not enforced in time. The runtime retries the start.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum StartError {
     /// The source has no such pod.
@@ -46,7 +46,7 @@ pub enum StartError {
     /// The addresses of the pod's sandbox cannot be read.
     #[error("cannot read the addresses of pod {0}: {1}")]
     Addresses(PodKey, String),
-    /// The pod is not enforced yet.
+    /// The pod's policies are not enforced yet.
     #[error("pod {0} is not enforced yet: {1}")]
     NotEnforced(PodKey, String),
     /// The agent is stopping.
@@ -57,7 +57,7 @@ pub enum StartError {
 /// A command to the overlay.
 #[derive(Debug)]
 enum Command {
-    Start(PodStart, oneshot::Sender<(StartState, Revision)>),
+    Start(PodStart, oneshot::Sender<(StartState, Generation)>),
     Running(Vec<PodStart>),
     Stop(PodKey, String),
 }
@@ -77,12 +77,12 @@ pub struct Gate {
 pub struct Admitted {
     /// How long the start was held.
     pub took: Duration,
-    /// Why the pod is not enforced, if it is exempt from the gate.
+    /// Why the pod's policies are not enforced, if it is exempt from the gate.
     pub exempt: Option<StartError>,
 }
 
-/// Returns whether a pod may start even if it is not enforced in time: without the pods of this namespace, a node may
-/// not work at all.
+/// Returns whether a pod may start even if its policies are not enforced in time: without the pods of this namespace, a
+/// node may not work at all.
 fn is_exempt(pod: &PodKey) -> bool {
     &*pod.namespace == EXEMPT_NAMESPACE
 }
@@ -110,7 +110,7 @@ async fn forward(
     mut commands: mpsc::Receiver<Command>,
     sender: mpsc::Sender<Batch>,
 ) {
-    let mut revision = Revision::default();
+    let mut generation = Generation::default();
     loop {
         let events = tokio::select! {
             // A pod that the source has delivered is known to the next command.
@@ -118,7 +118,7 @@ async fn forward(
             batch = batches.recv() => {
                 let Some(mut batch) = batch else { return };
                 overlay.apply(&mut batch.events);
-                revision = batch.revision;
+                generation = batch.generation;
                 if sender.send(batch).await.is_err() {
                     return;
                 }
@@ -132,14 +132,14 @@ async fn forward(
                         StartState::Unknown => Vec::new(),
                     };
                     // The runtime may have given up.
-                    let _ = answer.send((state, revision));
+                    let _ = answer.send((state, generation));
                     events
                 }
                 Command::Running(running) => overlay.running(running),
                 Command::Stop(key, sandbox) => overlay.stop(&key, &sandbox).into_iter().collect(),
             },
         };
-        let batch = Batch { revision, events, after_resync: false, received: Instant::now() };
+        let batch = Batch { generation, events, after_resync: false, received: Instant::now() };
         if !batch.events.is_empty() && sender.send(batch).await.is_err() {
             return;
         }
@@ -152,10 +152,11 @@ impl Gate {
         Self { requests }
     }
 
-    /// Waits until a starting pod is enforced, or returns immediately if its namespace is exempt from the gate.
+    /// Waits until a starting pod's policies are enforced. Returns immediately if its namespace is exempt from the
+    /// gate.
     ///
     /// # Errors
-    /// If it is not enforced within `limit`.
+    /// If the pod's policies are not enforced within `limit`.
     pub async fn hold(&self, start: PodStart, via: &'static str, limit: Duration) -> Result<Admitted, StartError> {
         let (begun, key) = (Instant::now(), start.key.clone());
         let containers = &self.requests.container_starts;
@@ -166,7 +167,7 @@ impl Gate {
             Ok(()) => {
                 containers.remove(&key);
                 self.requests.gate.record(&key, via, StartOutcome::Enforced, took, None);
-                tracing::info!(pod = %key, via, took_ms = took.as_millis(), "the pod is enforced and may start");
+                tracing::info!(pod = %key, via, took_ms = took.as_millis(), "enforced; the pod may start");
                 Ok(Admitted { took, exempt: None })
             }
             Err(error) => self.decide(&key, via, took, error),
@@ -181,7 +182,7 @@ impl Gate {
         self.decide(key, via, Duration::ZERO, error)
     }
 
-    /// Decides on a pod that is not enforced.
+    /// Decides on a pod whose policies are not enforced.
     fn decide(
         &self,
         key: &PodKey,
@@ -204,26 +205,26 @@ impl Gate {
     }
 
     async fn start(&self, start: PodStart, until: Instant) -> Result<(), StartError> {
-        let revision = match self.announce(&start).await? {
-            (StartState::Known(_), revision) => revision,
+        let generation = match self.announce(&start).await? {
+            (StartState::Known(_), generation) => generation,
             (StartState::Unknown, _) => {
                 self.find(&start.key, until).await?;
                 match self.announce(&start).await? {
-                    (StartState::Known(_), revision) => revision,
+                    (StartState::Known(_), generation) => generation,
                     (StartState::Unknown, _) => return Err(StartError::NoSuchPod(start.key)),
                 }
             }
         };
         let (namespace, name) = (start.key.namespace.to_string(), start.key.name.to_string());
         let condition = Condition::Enforced(Target { kind: TargetKind::Pod, namespace, name });
-        let check = Check { condition, revision, addresses: Some(start.addresses) };
+        let check = Check { condition, generation, addresses: Some(start.addresses) };
         let Some(result) = self.requests.wait_until(&check, until).await else { return Err(StartError::Stopping) };
         let pending = || result.pending.first().map(|pending| pending.reason.clone());
         match result.condition {
             ConditionState::Holds => Ok(()),
             ConditionState::Absent => Err(StartError::NoSuchPod(start.key)),
             ConditionState::Never(reason) => Err(StartError::NotEnforced(start.key, reason)),
-            ConditionState::Not(reason) => {
+            ConditionState::NotYet(reason) => {
                 Err(StartError::NotEnforced(start.key, reason.or_else(pending).unwrap_or_default()))
             }
         }
@@ -247,7 +248,7 @@ impl Gate {
         self.requests.container_starts.release_all();
     }
 
-    async fn announce(&self, start: &PodStart) -> Result<(StartState, Revision), StartError> {
+    async fn announce(&self, start: &PodStart) -> Result<(StartState, Generation), StartError> {
         let (answer, answered) = oneshot::channel();
         let sent = self.requests.starting.0.send(Command::Start(start.clone(), answer)).await;
         sent.map_err(|_| StartError::Stopping)?;

@@ -13,10 +13,10 @@ use netpol_policy::model::{PodKey, Uid};
 use super::{Gate, GateStats, PodStart, StartError};
 use netpol_node::{Netlink, is_link_local};
 
-/// The way of starts in metrics and status.
+/// Value of the label `via` for starts that NRI reports.
 const VIA: &str = "nri";
-/// Longest time for which a start is held.
-const LIMIT: Duration = Duration::from_secs(1);
+/// Maximum time for which a start is held.
+const MAX_HOLD: Duration = Duration::from_secs(1);
 
 /// Holds the starts that a runtime reports.
 struct NriGate {
@@ -26,7 +26,7 @@ struct NriGate {
 
 /// Keeps a connection to the runtime, in the current task.
 pub async fn serve(socket: PathBuf, gate: Gate, stats: GateStats) {
-    // After other plugins, because their answers do not depend on enforcement.
+    // NRI calls plugins in the order of their index, so others, whose answers do not depend on enforcement, run first.
     let options = match Options::new("netpol", 90) {
         Ok(options) => options,
         Err(error) => return tracing::error!(%error, "cannot use NRI; starts of pods are not held"),
@@ -61,7 +61,8 @@ impl Handler for NriGate {
     }
 
     async fn synchronize(&self, sandboxes: Vec<Sandbox>) {
-        // A pod with several sandboxes was started again, and only one of them is running: its object has the addresses.
+        // A restarted pod can have several sandboxes, only one of which runs. Such pods are skipped: the addresses of
+        // the Pod object are used.
         let mut by_pod: BTreeMap<(String, String), Vec<Sandbox>> = BTreeMap::new();
         for sandbox in sandboxes {
             by_pod.entry((sandbox.namespace.clone(), sandbox.name.clone())).or_default().push(sandbox);
@@ -71,10 +72,15 @@ impl Handler for NriGate {
         for sandbox in single.filter(|sandbox| !sandbox.host_network) {
             // The network namespace of a stopped sandbox may be gone.
             match addresses_of(&sandbox).await {
-                Ok(addresses) if !addresses.is_empty() => running.push(start_of(&sandbox, addresses)),
+                Ok(addresses) if !addresses.is_empty() => running.push(pod_start(&sandbox, addresses)),
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::debug!(namespace = sandbox.namespace, pod = sandbox.name, error, "skipped a sandbox");
+                    tracing::debug!(
+                        namespace = sandbox.namespace,
+                        pod = sandbox.name,
+                        error,
+                        "cannot read the addresses of a sandbox"
+                    );
                 }
             }
         }
@@ -95,8 +101,8 @@ impl Handler for NriGate {
             }
         };
         // The runtime starts one pod at a time: another one must not wait for long.
-        let limit = deadline.min(LIMIT);
-        let held = self.gate.hold(start_of(&sandbox, addresses), VIA, limit).await;
+        let limit = deadline.min(MAX_HOLD);
+        let held = self.gate.hold(pod_start(&sandbox, addresses), VIA, limit).await;
         held.map(drop).map_err(refused)
     }
 
@@ -117,7 +123,7 @@ fn key_of(sandbox: &Sandbox) -> PodKey {
     PodKey::new(sandbox.namespace.as_str(), sandbox.name.as_str())
 }
 
-fn start_of(sandbox: &Sandbox, addresses: Vec<IpAddr>) -> PodStart {
+fn pod_start(sandbox: &Sandbox, addresses: Vec<IpAddr>) -> PodStart {
     PodStart { key: key_of(sandbox), uid: Uid::parse(&sandbox.uid), sandbox: sandbox.id.clone(), addresses }
 }
 

@@ -90,7 +90,7 @@ impl Overlay {
         StartState::Known(is_new.then_some(Event::Apply(Object::Pod(pod))))
     }
 
-    /// Adds the addresses of running pods whose objects have none: they were started while the agent was away. Returns the
+    /// Adds the addresses of running pods whose objects have none: they were started while no agent ran. Returns the
     /// changed pods.
     pub(super) fn running(&mut self, running: Vec<PodStart>) -> Vec<Event> {
         self.running = running.into_iter().map(|start| (start.key.clone(), start)).collect();

@@ -93,7 +93,7 @@ impl GateStats {
         });
     }
 
-    /// Returns the number of starts by way and outcome.
+    /// Returns the number of starts by path (NRI or CNI) and outcome.
     pub fn starts(&self) -> BTreeMap<(&'static str, StartOutcome), u64> {
         self.lock().starts.clone()
     }

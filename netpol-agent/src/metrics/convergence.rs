@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use netpol_source::Revision;
+use netpol_source::Generation;
 
 /// Upper bounds of [`Convergence::buckets`], in microseconds.
 pub(super) const BOUNDS: [u32; 14] = [
@@ -18,10 +18,10 @@ const MAX_UNFINISHED: usize = 4096;
 #[derive(Debug, Default)]
 pub(super) struct Convergence {
     /// Last batch that was applied.
-    pub(super) received: Revision,
+    pub(super) applied: Generation,
     /// Last batch that is written to the BPF maps, with all batches before it.
-    pub(super) enforced: Revision,
-    /// Time when the last batch was applied, since 1970.
+    pub(super) enforced: Generation,
+    /// Unix time at which the last batch was applied.
     pub(super) last_change: Option<Duration>,
     /// Arrival times of the batches that are not fully written.
     unfinished: VecDeque<Instant>,
@@ -32,21 +32,24 @@ pub(super) struct Convergence {
 }
 
 impl Convergence {
-    pub(super) fn start(&mut self, revision: Revision) {
-        self.received = self.received.max(revision);
+    /// Records that a batch was applied.
+    pub(super) fn record_applied(&mut self, generation: Generation) {
+        self.applied = self.applied.max(generation);
         self.last_change = SystemTime::now().duration_since(UNIX_EPOCH).ok();
     }
 
-    pub(super) fn receive(&mut self, revision: Revision, at: Instant) {
-        self.start(revision);
+    /// Records that a batch was applied, and measures the time from when the agent received it until it is fully
+    /// written.
+    pub(super) fn measure(&mut self, generation: Generation, received_at: Instant) {
+        self.record_applied(generation);
         if self.unfinished.len() == MAX_UNFINISHED {
             self.unfinished.pop_front();
         }
-        self.unfinished.push_back(at);
+        self.unfinished.push_back(received_at);
     }
 
     pub(super) fn fully_applied(&mut self) {
-        self.enforced = self.received;
+        self.enforced = self.applied;
         for at in self.unfinished.drain(..) {
             let took = at.elapsed();
             self.count += 1;
@@ -65,16 +68,16 @@ mod tests {
     #[test]
     fn a_change_is_measured_once_when_it_is_fully_applied() {
         let mut convergence = Convergence::default();
-        convergence.start(Revision(1));
+        convergence.record_applied(Generation(1));
         convergence.fully_applied();
-        assert_eq!((convergence.enforced, convergence.count), (Revision(1), 0), "the start is no change");
+        assert_eq!((convergence.enforced, convergence.count), (Generation(1), 0), "the start is no change");
         let before = Instant::now().checked_sub(Duration::from_millis(30)).expect("the monotonic clock is too young");
-        convergence.receive(Revision(2), before);
-        convergence.receive(Revision(3), before);
-        assert_eq!((convergence.received, convergence.enforced), (Revision(3), Revision(1)));
+        convergence.measure(Generation(2), before);
+        convergence.measure(Generation(3), before);
+        assert_eq!((convergence.applied, convergence.enforced), (Generation(3), Generation(1)));
         convergence.fully_applied();
         convergence.fully_applied();
-        assert_eq!((convergence.enforced, convergence.count), (Revision(3), 2));
+        assert_eq!((convergence.enforced, convergence.count), (Generation(3), 2));
         let fast = BOUNDS.iter().position(|bound| *bound == 20_000).expect("no such bound");
         assert_eq!((convergence.buckets[fast], convergence.buckets[BOUNDS.len() - 1]), (0, 2));
     }

@@ -12,11 +12,15 @@ const GATE: Table<GateStats> = &[
             samples.labeled(&[("mode", mode)], u8::from(connected));
         },
     ),
-    counter("netpol_pod_starts_total", "Number of pod starts that were held, by way and outcome.", |gate, samples| {
-        for ((via, outcome), count) in gate.starts() {
-            samples.labeled(&[("via", via), ("outcome", outcome.name())], count);
-        }
-    }),
+    counter(
+        "netpol_pod_starts_total",
+        "Number of pod starts that were held, by path (NRI or CNI) and outcome.",
+        |gate, samples| {
+            for ((via, outcome), count) in gate.starts() {
+                samples.labeled(&[("via", via), ("outcome", outcome.name())], count);
+            }
+        },
+    ),
     histogram("netpol_pod_start_seconds", "Time for which the start of a pod was held.", |gate, samples| {
         let times = gate.times();
         let bounds = BOUNDS.iter().map(|millis| f64::from(*millis) / 1e3);

@@ -1,4 +1,5 @@
-//! Prometheus metrics, and whether the agent is ready. Served only if an address is given.
+//! Prometheus metrics, and whether the agent is ready. The metrics are served at `--metrics`, if given, and at
+//! the Unix socket.
 
 mod convergence;
 mod gate;
@@ -15,7 +16,7 @@ use crate::events::rfc3339;
 use crate::reconcile::Reconciler;
 use convergence::Convergence;
 use netpol_dataplane::{CounterReader, Kernel};
-use netpol_source::{Revision, SourceState};
+use netpol_source::{Generation, SourceState};
 
 pub use gate::render_gate;
 pub use page::render;
@@ -31,14 +32,14 @@ pub struct Meter {
     pub conflicts: Arc<Counts>,
     convergence: Convergence,
     source: SourceState,
-    /// Number of enforced batches.
+    /// Number of written batches.
     batches: u64,
     /// Total time spent on them.
     applying: Duration,
 }
 
 impl Meter {
-    /// Starts at zero. The source updates its own state.
+    /// Creates a meter with zero counts. `source` is a shared handle that the source updates.
     pub fn new(counters: CounterReader, source: SourceState) -> Self {
         Self {
             counters,
@@ -51,20 +52,20 @@ impl Meter {
         }
     }
 
-    /// Records how long it took to enforce a batch of objects.
-    pub fn applied(&mut self, took: Duration) {
+    /// Records how long it took to write a batch of objects.
+    pub fn batch_written(&mut self, took: Duration) {
         self.batches += 1;
         self.applying += took;
     }
 
     /// Records that the first objects are applied. The time for them is not measured as a change.
-    pub fn started(&mut self, revision: Revision) {
-        self.convergence.start(revision);
+    pub fn first_objects_applied(&mut self, generation: Generation) {
+        self.convergence.record_applied(generation);
     }
 
-    /// Records that a batch is applied that reached the agent at this time.
-    pub fn received(&mut self, revision: Revision, at: Instant) {
-        self.convergence.receive(revision, at);
+    /// Records that a batch was applied, and when the agent had received it.
+    pub fn batch_applied(&mut self, generation: Generation, received_at: Instant) {
+        self.convergence.measure(generation, received_at);
     }
 
     /// Records that all batches are written to the BPF maps.
@@ -73,18 +74,18 @@ impl Meter {
     }
 
     /// Returns the last batch that was applied.
-    pub fn last_received(&self) -> Revision {
-        self.convergence.received
+    pub fn last_applied(&self) -> Generation {
+        self.convergence.applied
     }
 
-    /// Returns the status, without node, source and gate.
+    /// Returns the status. `version`, `node`, `source` and `gate` are empty; the API fills them.
     pub fn status(&self, reconciler: &Reconciler<Kernel>) -> netpol_api::Status {
         netpol_api::Status {
             version: String::new(),
             node: String::new(),
             source: String::new(),
             ready: self.readiness == Readiness::Ready,
-            generation_received: self.convergence.received.0,
+            generation_received: self.convergence.applied.0,
             generation: self.convergence.enforced.0,
             last_change_time: self.convergence.last_change.map(|since| rfc3339(UNIX_EPOCH + since)),
             pending: reconciler.pending(),

@@ -10,7 +10,7 @@ use super::source::append_source;
 use super::table::{Metric, Samples, append, counter, gauge, histogram, summary};
 use crate::conflicts::ConflictKind;
 use crate::events::Reporter;
-use crate::events::kubernetes::Dropped;
+use crate::events::kubernetes::DropReason;
 use crate::reconcile::{PodEndpoint, Reconciler, UNPROTECTED_BOUNDS, UnprotectedStart};
 
 /// What the values are read from.
@@ -34,7 +34,7 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
 }
 
 const PACKETS: PageTable = &[
-    counter("netpol_packets_total", "Packets at pods by direction, reason and verdict.", packets),
+    counter("netpol_packets_total", "Packets by pod, direction, reason and verdict.", packets),
     counter(
         "netpol_deny_events_suppressed_total",
         "Number of denied packets without a deny event because of the limit for each pod.",
@@ -67,12 +67,12 @@ const MAPS: PageTable = &[
 ];
 
 const INTERFACES: PageTable = &[
-    gauge("netpol_endpoints", "Number of endpoints of known pods that are enforced.", |page, samples| {
+    gauge("netpol_endpoints", "Number of endpoints of known pods on which policies are enforced.", |page, samples| {
         samples.value(enforced(page, |endpoint| endpoint.pod.is_some() && !endpoint.is_orphaned()));
     }),
     gauge(
         "netpol_endpoints_orphaned",
-        "Number of orphaned endpoints: the pod is gone, the interface is enforced as before.",
+        "Number of orphaned endpoints: the pod is gone, its last policies stay enforced.",
         |page, samples| samples.value(enforced(page, PodEndpoint::is_orphaned)),
     ),
     gauge(
@@ -80,17 +80,21 @@ const INTERFACES: PageTable = &[
         "Number of interfaces without a known pod, where all traffic is dropped.",
         |page, samples| samples.value(enforced(page, |endpoint| endpoint.pod.is_none() && !endpoint.is_orphaned())),
     ),
-    gauge("netpol_pods_waiting", "Number of pods of this node that are not enforced yet.", |page, samples| {
-        samples.value(page.reconciler.pods_waiting());
-    }),
+    gauge(
+        "netpol_pods_waiting",
+        "Number of pods of this node whose policies are not enforced yet.",
+        |page, samples| {
+            samples.value(page.reconciler.pods_waiting());
+        },
+    ),
     gauge(
         "netpol_endpoint_conflicts",
-        "Number of interfaces that claim a pod or an address to which another interface is bound.",
+        "Number of interfaces with the address of a pod that is bound to another interface.",
         |page, samples| samples.value(page.reconciler.conflicts()),
     ),
     gauge(
         "netpol_endpoints_secondary",
-        "Number of further interfaces in pods' namespaces, to which policies do not apply.",
+        "Number of secondary interfaces in pods' namespaces, to which policies do not apply.",
         |page, samples| samples.value(page.reconciler.secondary_interfaces()),
     ),
     gauge(
@@ -140,7 +144,7 @@ const KUBE_EVENTS: PageTable = &[
         "Number of Events that were not written to the API server, by reason.",
         |page, samples| {
             let Some(numbers) = page.reporter.kubernetes() else { return };
-            samples.each("reason", Dropped::ALL.map(|reason| (reason.name(), numbers.dropped(reason))));
+            samples.each("reason", DropReason::ALL.map(|reason| (reason.name(), numbers.dropped(reason))));
         },
     ),
 ];
@@ -160,12 +164,16 @@ const CHANGES: PageTable = &[
         "Time spent so far on the changes that are being compiled; 0 if there are none.",
         |page, samples| samples.value(page.reconciler.evaluating().unwrap_or_default().as_secs_f64()),
     ),
-    gauge("netpol_generation", "Last batch of changes that is enforced.", |page, samples| {
+    gauge("netpol_generation", "Generation of the last batch of changes that is enforced.", |page, samples| {
         samples.value(page.meter.convergence.enforced.0);
     }),
-    gauge("netpol_generation_received", "Last batch of changes that was received and applied.", |page, samples| {
-        samples.value(page.meter.convergence.received.0);
-    }),
+    gauge(
+        "netpol_generation_received",
+        "Generation of the last batch of changes that was received and applied.",
+        |page, samples| {
+            samples.value(page.meter.convergence.applied.0);
+        },
+    ),
     gauge(
         "netpol_last_change_timestamp_seconds",
         "Unix time when the last batch of changes was received and applied.",
@@ -185,7 +193,7 @@ const CHANGES: PageTable = &[
 const STARTS: PageTable = &[
     histogram(
         "netpol_unprotected_seconds",
-        "Time until a pod was enforced: since the appearance of its interface, or, with the start gate, since its \
+        "Time until a pod's policies were enforced: since the appearance of its interface, or, with the start gate, since its \
          containers could start.",
         |page, samples| {
             for start in UnprotectedStart::ALL {
@@ -241,7 +249,7 @@ fn suppressed(page: &Page<'_>, samples: &mut Samples) {
 }
 
 fn omitted_parts(page: &Page<'_>, samples: &mut Samples) {
-    for (policy, counts) in page.reconciler.left_out() {
+    for (policy, counts) in page.reconciler.omitted() {
         for (kind, count) in [("block", counts.blocks), ("port", counts.ports), ("entry", counts.entries)] {
             let labels = [("namespace", &*policy.namespace), ("policy", &*policy.name), ("kind", kind)];
             samples.labeled(&labels, count);

@@ -1,4 +1,4 @@
-//! Runs the engine on its own thread: a compile takes as long as it takes, and the loop continues meanwhile.
+//! Runs the engine on its own thread: compilation can take long, and must not block the main loop.
 //!
 //! The engine is sent to the thread with a job and returns with the writes. While it is compiling, the loop uses the
 //! pods of this node ([`super::pods`]) and the policies that are enforced.
@@ -9,17 +9,17 @@ use std::time::{Duration, Instant};
 
 use netpol_common::Endpoint;
 use netpol_policy::cluster_state::Event;
-use netpol_policy::compile::{Engine, FirstIds, LeftOut, NodeScope};
+use netpol_policy::compile::{Engine, FirstIds, NodeScope, Omitted};
 use netpol_policy::model::{PodKey, PolicyKey};
 use netpol_policy::tables::{Change, EndpointPolicy};
 
 use super::Options;
-use super::resync::{free_ids, snapshot_of};
+use super::migration_input::{free_ids, snapshot_of};
 use netpol_dataplane::MapName;
 use netpol_dataplane::migration::{Snapshot, plan};
 use netpol_node::worker::{Outcomes, Worker};
 
-/// Minimum time between two counts of the content of the engine, which read all of it.
+/// Minimum time between two updates of [`EngineStats`]: each update reads all tables and policies.
 const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where compile jobs run.
@@ -54,7 +54,7 @@ pub(super) enum Job {
     Apply(Vec<Event>),
     /// Apply these events as one step: they are the difference after an outage of the source.
     Resync(Vec<Event>),
-    /// Start a new engine with new IDs.
+    /// Replace the engine with one that has the same objects and new IDs, before the IDs are used up.
     Renew,
 }
 
@@ -75,7 +75,7 @@ pub struct Compiled {
     pub(super) step: Step,
     pub(super) stats: EngineStats,
     /// Policies that are only partly enforced.
-    pub(super) left_out: BTreeMap<PolicyKey, LeftOut>,
+    pub(super) omitted: BTreeMap<PolicyKey, Omitted>,
 }
 
 /// The writes of a job.
@@ -87,7 +87,7 @@ pub(super) enum Step {
     Migration { before: Vec<Change>, policies: BTreeMap<PodKey, EndpointPolicy>, after: Vec<Change> },
 }
 
-/// Numbers for metrics, for the time while the engine is compiling.
+/// Copies of the engine's metrics. They are reported while the compile thread has the engine.
 #[derive(Clone, Debug, Default)]
 pub(super) struct EngineStats {
     counted: Option<Instant>,
@@ -129,7 +129,7 @@ impl Task {
             Job::Start(old, events) => {
                 engine.apply_all(events);
                 let step = migration(&old, &engine);
-                trim();
+                release_free_memory();
                 step
             }
             Job::Apply(events) => Step::Writes(engine.apply_all(events)),
@@ -140,12 +140,12 @@ impl Task {
             Job::Renew => replace_engine(&mut engine, Vec::new(), &endpoints),
         };
         stats.refresh(&engine);
-        let left_out = engine.left_out();
-        Compiled { engine, step, stats, left_out }
+        let omitted = engine.omitted();
+        Compiled { engine, step, stats, omitted }
     }
 }
 
-/// Returns an engine without objects that allocates none of the IDs in `old` tables and endpoints.
+/// Returns an engine that has no objects yet. It does not allocate the IDs that `old` or `endpoints` use.
 pub(super) fn new_engine<'a>(
     options: &Options,
     old: &Snapshot,
@@ -167,7 +167,7 @@ fn replace_engine(engine: &mut Box<Engine>, events: Vec<Event>, endpoints: &[End
     for endpoint in endpoints {
         old.note_egress(endpoint.egress);
     }
-    // A rule set that allows nothing has no map entry; only endpoints name it.
+    // A rule set that allows nothing has no map entries, so its ID is found only in endpoints.
     let desired = engine.tables().endpoints().map(|(_, policy)| Endpoint {
         ingress: policy.ingress,
         egress: policy.egress,
@@ -187,7 +187,7 @@ fn migration(old: &Snapshot, engine: &Engine) -> Step {
 }
 
 /// Returns free memory to the kernel. Parsing and loading use far more than the agent needs later.
-fn trim() {
+fn release_free_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: the argument is a number, and only free memory is affected.
     unsafe {

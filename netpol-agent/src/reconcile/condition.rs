@@ -11,7 +11,7 @@ use super::desired::addresses_of;
 use super::interface::{Interface, Phase};
 use super::{QUARANTINE, Reconciler};
 use netpol_dataplane::Dataplane;
-use netpol_source::Revision;
+use netpol_source::Generation;
 
 /// A condition to check.
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ pub struct Check {
     /// Condition that must hold.
     pub condition: Condition,
     /// Batch with the change: the condition cannot hold before it is applied.
-    pub revision: Revision,
+    pub generation: Generation,
     /// Addresses that the pod of the condition must have; `None`: any.
     pub addresses: Option<Vec<IpAddr>>,
 }
@@ -30,7 +30,7 @@ pub enum ConditionState {
     /// It holds.
     Holds,
     /// It does not hold; the reason, unless the pending pods have it.
-    Not(Option<String>),
+    NotYet(Option<String>),
     /// The object does not exist.
     Absent,
     /// It will never hold on this node.
@@ -43,32 +43,32 @@ pub struct CheckResult {
     /// State of the condition.
     pub condition: ConditionState,
     /// Last batch that was applied.
-    pub enforced: Revision,
+    pub enforced: Generation,
     /// Pods of this node that the condition is about.
     pub pods: Vec<String>,
-    /// Pods that are not enforced yet.
+    /// Pods whose policies are not enforced yet.
     pub pending: Vec<Pending>,
 }
 
 impl CheckResult {
     /// Returns the result of a check that cannot be decided yet.
     pub fn unknown(reason: &str) -> Self {
-        let condition = ConditionState::Not(Some(reason.to_owned()));
-        Self { condition, enforced: Revision::default(), pods: Vec::new(), pending: Vec::new() }
+        let condition = ConditionState::NotYet(Some(reason.to_owned()));
+        Self { condition, enforced: Generation::default(), pods: Vec::new(), pending: Vec::new() }
     }
 }
 
 impl<D: Dataplane> Reconciler<D> {
     /// Checks one condition; `received` is the last batch that was applied.
-    pub fn check(&self, check: &Check, received: Revision) -> CheckResult {
+    pub fn check(&self, check: &Check, received: Generation) -> CheckResult {
         let mut result =
             CheckResult { condition: ConditionState::Holds, enforced: received, pods: Vec::new(), pending: Vec::new() };
-        if received < check.revision {
-            result.condition = ConditionState::Not(Some("its latest change is not applied yet".to_owned()));
+        if received < check.generation {
+            result.condition = ConditionState::NotYet(Some("its latest change is not applied yet".to_owned()));
             return result;
         }
         if !self.has_engine() {
-            result.condition = ConditionState::Not(Some("changes are still being evaluated".to_owned()));
+            result.condition = ConditionState::NotYet(Some("changes are still being evaluated".to_owned()));
             return result;
         }
         let cluster_state = self.engine.cluster_state();
@@ -86,7 +86,7 @@ impl<D: Dataplane> Reconciler<D> {
                 result.condition = match cluster_state.pods.get(&key) {
                     None => ConditionState::Absent,
                     Some(pod) if check.addresses.as_ref().is_some_and(|addresses| *addresses != pod.addresses) => {
-                        ConditionState::Not(Some("its addresses are not applied yet".to_owned()))
+                        ConditionState::NotYet(Some("its addresses are not applied yet".to_owned()))
                     }
                     Some(pod) => self.condition_of(pod),
                 };
@@ -97,7 +97,7 @@ impl<D: Dataplane> Reconciler<D> {
             Condition::Deleted(Target { kind: TargetKind::Policy, namespace, name }) => {
                 let policy = PolicyKey::new(namespace.as_str(), name.as_str());
                 if cluster_state.policies.contains_key(&policy) {
-                    result.condition = ConditionState::Not(Some("the object still exists".to_owned()));
+                    result.condition = ConditionState::NotYet(Some("the object still exists".to_owned()));
                     return result;
                 }
                 self.add_pods_with(&mut result, &policy);
@@ -105,7 +105,7 @@ impl<D: Dataplane> Reconciler<D> {
             Condition::Deleted(Target { kind: TargetKind::Pod, namespace, name }) => {
                 let key = PodKey::new(namespace.as_str(), name.as_str());
                 if cluster_state.pods.contains_key(&key) {
-                    result.condition = ConditionState::Not(Some("the object still exists".to_owned()));
+                    result.condition = ConditionState::NotYet(Some("the object still exists".to_owned()));
                 } else if self.pod_endpoints().any(|known| known.pod.as_ref() == Some(&key)) {
                     let reason = "the interface still exists and is enforced as before";
                     result.pending.push(Pending { pod: key.to_string(), reason: reason.to_owned() });
@@ -114,7 +114,7 @@ impl<D: Dataplane> Reconciler<D> {
             Condition::Sync => self.add_pods(&mut result, |_, _| true),
         }
         if result.condition == ConditionState::Holds && !result.pending.is_empty() {
-            result.condition = ConditionState::Not(None);
+            result.condition = ConditionState::NotYet(None);
         }
         result
     }
@@ -131,7 +131,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Returns the pods of this node that are not enforced yet.
+    /// Returns the pods of this node whose policies are not enforced yet.
     pub fn pending(&self) -> Vec<Pending> {
         let pending = |pod: &Pod| Some(Pending { pod: pod.key.to_string(), reason: self.pending_reason(pod)? });
         self.local_pods().filter(|pod| !pod.addresses.is_empty()).filter_map(pending).collect()
@@ -139,7 +139,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Returns whether all changes are in the kernel, except for pods without an interface.
     pub fn is_fully_applied(&self) -> bool {
-        self.failures.is_empty() && self.interfaces.values().all(|interface| interface.error.is_none())
+        self.failures.is_empty() && self.interfaces.values().all(|interface| interface.error().is_none())
     }
 
     /// Returns whether there are Node objects but none of this node: `--node` is wrong.
@@ -212,7 +212,7 @@ impl<D: Dataplane> Reconciler<D> {
     /// Returns whether a pod can be enforced on this node at all.
     fn condition_of(&self, pod: &Pod) -> ConditionState {
         match &pod.node {
-            None => ConditionState::Not(Some("the pod is not scheduled yet".to_owned())),
+            None => ConditionState::NotYet(Some("the pod is not scheduled yet".to_owned())),
             Some(node) if *node != self.options.node => ConditionState::Never(format!(
                 "the pod is on node {node}; this agent runs on node {}",
                 self.options.node
@@ -221,7 +221,9 @@ impl<D: Dataplane> Reconciler<D> {
                 ConditionState::Never("the pod uses the host network, to which policies do not apply".to_owned())
             }
             Some(_) if pod.finished => ConditionState::Never("the pod is finished".to_owned()),
-            Some(_) if pod.addresses.is_empty() => ConditionState::Not(Some("the pod has no address yet".to_owned())),
+            Some(_) if pod.addresses.is_empty() => {
+                ConditionState::NotYet(Some("the pod has no address yet".to_owned()))
+            }
             Some(_) => ConditionState::Holds,
         }
     }
@@ -254,7 +256,7 @@ impl<D: Dataplane> Reconciler<D> {
                 "no interface with an address of the pod was found yet".to_owned()
             });
         };
-        let error = interface.error.as_deref();
+        let error = interface.error();
         if interface.enforced().is_none() {
             return Some(error.unwrap_or("the eBPF programs are not attached yet").to_owned());
         }

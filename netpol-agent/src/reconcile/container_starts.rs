@@ -14,7 +14,7 @@ const MAX_PODS: usize = 4_096;
 pub(super) enum ContainerStart {
     /// The container runtime waits for the agent: no container runs.
     Held,
-    /// The start was not held any more from this time, although the pod was not enforced.
+    /// The start was not held any more from this time, although the pod's policies were not enforced.
     Possible(Instant),
 }
 
@@ -32,7 +32,7 @@ impl ContainerStarts {
         pods.insert(pod.clone(), ContainerStart::Held);
     }
 
-    /// Records that the containers of a pod can start now, although the pod is not enforced.
+    /// Records that the containers of a pod can start now, although the pod's policies are not enforced.
     pub fn release(&self, pod: &PodKey) {
         self.lock().insert(pod.clone(), ContainerStart::Possible(Instant::now()));
     }

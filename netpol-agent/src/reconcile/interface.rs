@@ -1,5 +1,5 @@
-//! The state of one interface: what it is for, its endpoint, and its programs. All that the reconciler remembers of an
-//! interface is here, so that a removed interface, or a reused index, leaves nothing behind.
+//! The state of one interface: what it is for, its endpoint, and its programs. The reconciler keeps no other state of
+//! an interface, so that nothing remains when an interface is removed or its index is reused.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -34,8 +34,10 @@ pub(super) struct Interface {
     pub(super) identity: Identity,
     /// Whether traffic passes without being evaluated.
     pub(super) exposure: Exposure,
-    /// Last error, also while the operation is retried.
-    pub(super) error: Option<String>,
+    /// Last error when programs were attached or detached; cleared after the next success.
+    pub(super) program_error: Option<String>,
+    /// Last error when the endpoint was written or deleted; cleared after the next success.
+    pub(super) endpoint_error: Option<String>,
 }
 
 /// What an interface is for.
@@ -76,9 +78,9 @@ pub(super) enum Phase {
 }
 
 impl Interface {
-    /// Returns the next phase of the endpoint, which is then written for it; `None`: it stays as it is, or the
-    /// interface stays without one. `evaluated`: the policies of the pod are compiled; `overdue`: they are not, for
-    /// longer than a moment.
+    /// Returns the next phase of the endpoint; the caller then writes the endpoint. `None`: nothing is written, so an
+    /// endpoint stays as it is, and a missing one is not created. `evaluated`: the policies of the pod are compiled;
+    /// `overdue`: they were not compiled within the time limit (`pods`).
     pub(super) fn next_phase(&self, evaluated: bool, overdue: bool) -> Option<Phase> {
         let Identity { pod, binding, .. } = &self.identity;
         match self.endpoint() {
@@ -101,6 +103,11 @@ impl Interface {
         if let Purpose::Endpoint(endpoint) = &mut self.purpose { Some(endpoint) } else { None }
     }
 
+    /// Returns the last error, if the operation has not succeeded since.
+    pub(super) fn error(&self) -> Option<&str> {
+        self.program_error.as_deref().or(self.endpoint_error.as_deref())
+    }
+
     /// Returns the endpoint if programs evaluate its packets.
     pub(super) fn enforced(&self) -> Option<&PodEndpoint> {
         self.endpoint().filter(|_| self.program == ProgramState::On(Role::Pod))
@@ -111,7 +118,7 @@ impl Interface {
         matches!(self.purpose, Purpose::Device)
     }
 
-    /// Returns whether anything must be remembered of the interface.
+    /// Returns whether state of the interface must be kept.
     pub(super) fn is_needed(&self, now: Instant) -> bool {
         !matches!(self.purpose, Purpose::None)
             || self.program != ProgramState::Off
@@ -119,16 +126,16 @@ impl Interface {
             || self.appeared.is_some_and(|at| now.duration_since(at) < REPORTED_LIMIT)
     }
 
-    /// Records that the last snapshot has it as a veth. Traffic has passed since it appeared.
-    pub(super) fn read(&mut self, now: Instant) {
+    /// Records that the last snapshot contains the interface as a veth. Traffic has passed since it appeared.
+    pub(super) fn set_present(&mut self, now: Instant) {
         if !std::mem::replace(&mut self.is_veth, true) {
             let appeared = *self.appeared.get_or_insert(now);
             self.exposure.start(appeared, 0);
         }
     }
 
-    /// Records that the last snapshot does not have it as a veth.
-    pub(super) fn unread(&mut self) {
+    /// Records that the last snapshot does not contain the interface as a veth.
+    pub(super) fn set_absent(&mut self) {
         if std::mem::take(&mut self.is_veth) {
             self.appeared = None;
         }
@@ -219,18 +226,18 @@ mod tests {
     }
 
     #[test]
-    fn a_reported_interface_is_remembered_until_it_is_read_or_for_a_while() {
+    fn a_reported_interface_is_kept_until_it_is_read_or_for_a_while() {
         let start = Instant::now();
         let mut interface = Interface { appeared: Some(start), ..Interface::default() };
         assert!(interface.is_needed(start) && !interface.is_needed(start + REPORTED_LIMIT));
         assert_eq!(interface.age(), None);
-        interface.read(start + Duration::from_secs(1));
+        interface.set_present(start + Duration::from_secs(1));
         assert_eq!(
             (interface.appeared, interface.exposure),
             (Some(start), Exposure::Open { since: start, packets: 0 })
         );
         assert!(interface.age().is_some() && interface.is_needed(start + REPORTED_LIMIT));
-        interface.unread();
+        interface.set_absent();
         assert!(interface.appeared.is_none() && interface.exposure == Exposure::None && !interface.is_needed(start));
     }
 }

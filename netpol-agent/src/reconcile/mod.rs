@@ -19,15 +19,16 @@ mod devices;
 mod failures;
 mod ids;
 mod interface;
+mod migration_input;
 mod operations;
 mod owners;
 mod pass;
 mod pods;
 mod program;
-mod resync;
 mod shortage;
 mod startup;
 pub mod task;
+mod tunnels;
 mod unprotected;
 mod waiting;
 mod work;
@@ -307,7 +308,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     fn endpoint_failed(&mut self, operation: &'static str, ifindex: IfIndex, error: &WriteError) {
         self.failures.count(error);
-        let last = &mut self.interfaces.entry(ifindex).or_default().error;
+        let last = &mut self.interfaces.entry(ifindex).or_default().endpoint_error;
         log_once(last, ifindex, format!("cannot {operation} the endpoint; retrying: {error}"));
     }
 }

@@ -47,7 +47,7 @@ impl<D: Dataplane> Reconciler<D> {
                 self.record_attached(ifindex, begun, packets);
             }
             Some(ProgramAction::RecordAttached { .. }) => {
-                interface.error = None;
+                interface.program_error = None;
                 tracing::info!(device = self.name_of(ifindex), "evaluating packets that leave by this device");
             }
             Some(ProgramAction::RecordMissing(role)) => {
@@ -63,7 +63,7 @@ impl<D: Dataplane> Reconciler<D> {
                 self.snapshot.veths.remove(&ifindex);
                 self.snapshot.routed.remove(&ifindex);
             }
-            Some(ProgramAction::Report(text)) => log_once(&mut interface.error, ifindex, text),
+            Some(ProgramAction::Report(text)) => log_once(&mut interface.program_error, ifindex, text),
         }
     }
 
@@ -91,10 +91,10 @@ impl<D: Dataplane> Reconciler<D> {
         if let Some(interval) = interval.as_ref().filter(|_| !is_unclear) {
             self.unprotected.record(interval);
         }
+        interface.program_error = None;
         let Some(endpoint) = interface.endpoint_mut() else { return };
         endpoint.marks = true;
         let is_shut = endpoint.phase == Phase::Shut;
-        interface.error = None;
         let Some(veth) = veth else { return };
         let counted = !is_unclear || interval.is_none();
         let interval = interval.unwrap_or_else(UnprotectedInterval::none);
@@ -117,8 +117,8 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Logs that a pod is enforced on an interface that dropped everything until then, because the pod was unknown or
-    /// its policies were not compiled.
+    /// Logs that a pod's policies are enforced on an interface that dropped everything until then, because the pod was
+    /// unknown or its policies were not compiled.
     pub(super) fn log_enforced(&mut self, ifindex: IfIndex) {
         let Some(interface) = self.interfaces.get_mut(&ifindex) else { return };
         let enforced = interface.enforced().filter(|endpoint| endpoint.phase != Phase::Shut);

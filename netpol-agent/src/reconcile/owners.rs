@@ -1,6 +1,6 @@
-//! Writes endpoint IDs to the addresses of this node's pods. Another pod accepts a packet from such an address only
-//! with that source endpoint ID. The ID is written as long as programs that mark packets are attached to the pod's
-//! interface.
+//! Writes the endpoint ID of each local pod into the map entries of its addresses. At other pods, the programs accept a
+//! packet from one of these addresses only if it carries the ID of that pod's endpoint. The ID is written as long as
+//! programs that mark packets are attached to the pod's interface.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,10 +11,9 @@ use super::Reconciler;
 use super::desired::addresses_of;
 use super::interface::{Interface, PodEndpoint};
 use netpol_dataplane::Dataplane;
-use netpol_node::TunnelEndpoints;
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Writes the expected endpoint ID to each address.
+    /// Writes the expected endpoint ID into the entry of each address, and removes all others.
     pub(super) fn reconcile_owners(&mut self) {
         let wanted = self.wanted_owners();
         let outdated: Vec<IpAddr> =
@@ -41,8 +40,8 @@ impl<D: Dataplane> Reconciler<D> {
         orphaned.into_iter().chain(others).flat_map(owned).collect()
     }
 
-    /// Removes the endpoint ID of an interface from its addresses: its packets no longer have this ID, or will have
-    /// another one.
+    /// Removes the endpoint ID of an interface from the entries of its addresses: its packets no longer have this ID,
+    /// or will have another one.
     pub(super) fn clear_owner(&mut self, ifindex: IfIndex) {
         let Some(known) = self.interfaces.get_mut(&ifindex).and_then(Interface::endpoint_mut) else { return };
         known.marks = false;
@@ -55,35 +54,16 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     fn set_owner(&mut self, address: IpAddr, id: u32) {
-        if id == 0 {
-            self.owners.remove(&address);
-        } else {
-            self.owners.insert(address, id);
-        }
-        if let Err(error) = self.dataplane.set_address_endpoint(address, id) {
-            // Retried with the next change of this address. Until then its packets are checked less strictly or
-            // dropped.
-            self.owners.remove(&address);
-            tracing::error!(%address, %error, "cannot write the endpoint ID of an address");
-        }
-    }
-
-    /// Writes which UDP ports and IP protocols of nodes are tunnel endpoints.
-    pub(super) fn put_tunnels(&mut self) {
-        let (mut local, mut others) = (TunnelEndpoints::default(), TunnelEndpoints::default());
-        if !self.options.tunnels_to_node {
-            local.extend(&self.snapshot.tunnels);
-            others.extend(&TunnelEndpoints::standard());
-            // The nodes of a cluster are configured alike.
-            others.extend(&local);
-        }
-        match self.dataplane.put_tunnels(&local, &others) {
+        match self.dataplane.set_address_endpoint(address, id) {
+            Ok(()) if id == 0 => {
+                self.owners.remove(&address);
+            }
             Ok(()) => {
-                tracing::info!(ports = ?local.ports, protocols = ?local.protocols, "tunnel endpoints of this node");
+                self.owners.insert(address, id);
             }
-            Err(error) => {
-                tracing::error!(%error, "cannot write the tunnel endpoints; retrying after their next change");
-            }
+            // `owners` still has the earlier ID, so the next pass tries again. Until then, packets from this address are
+            // checked less strictly or dropped.
+            Err(error) => tracing::error!(%address, %error, "cannot write the endpoint ID of an address; retrying"),
         }
     }
 }

@@ -19,13 +19,13 @@ impl<D: Dataplane> Reconciler<D> {
         self.reconciled_at = now;
         let veths: Vec<IfIndex> = self.snapshot.veths.keys().copied().collect();
         for ifindex in &veths {
-            self.interfaces.entry(*ifindex).or_default().read(now);
+            self.interfaces.entry(*ifindex).or_default().set_present(now);
         }
         let mut gone = Vec::new();
         for (ifindex, interface) in &mut self.interfaces {
             let is_veth = self.snapshot.veths.contains_key(ifindex);
             if !is_veth {
-                interface.unread();
+                interface.set_absent();
             }
             // Devices need not be veths.
             if !is_veth && !interface.is_device() || interface.endpoint().is_some_and(PodEndpoint::is_released) {
@@ -122,9 +122,7 @@ impl<D: Dataplane> Reconciler<D> {
             Ok(endpoint) => {
                 let interface = self.interfaces.entry(ifindex).or_default();
                 let attached = interface.program == ProgramState::On(Role::Pod);
-                if attached {
-                    interface.error = None;
-                }
+                interface.endpoint_error = None;
                 let marks = attached || interface.endpoint().is_some_and(|known| known.marks);
                 interface.purpose = Purpose::Endpoint(PodEndpoint { pod, endpoint, phase, marks });
                 interface.no_room = false;
@@ -168,6 +166,7 @@ impl<D: Dataplane> Reconciler<D> {
             self.ids.release(known.endpoint.id);
             tracing::info!(pod = known.pod_name(), interface = %ifindex, reason = why, "detached");
         }
-        (interface.purpose, interface.no_room, interface.error) = Default::default();
+        (interface.purpose, interface.no_room) = Default::default();
+        (interface.program_error, interface.endpoint_error) = Default::default();
     }
 }

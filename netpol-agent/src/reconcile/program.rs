@@ -13,7 +13,7 @@
 //! ```
 //!
 //! `NeedNone` also leads from `On` to `Detaching`, and a failed detach to `Failed`. While an operation is in progress
-//! or has failed, needs wait.
+//! or has failed, `Need` and `NeedNone` are ignored; the next pass sends them again.
 
 use std::time::Instant;
 
@@ -34,8 +34,8 @@ pub(super) enum ProgramState {
     On(Role),
     /// Programs are being detached.
     Detaching,
-    /// The last operation failed, for the reason in `Interface::error`. It is retried when interfaces have been read
-    /// again; the loop's back-off (`task`) determines when.
+    /// The last operation failed, for the reason in `Interface::program_error`. It is retried when interfaces have been
+    /// read again; the loop's back-off (`task`) determines when.
     Failed,
 }
 
@@ -46,7 +46,7 @@ pub(super) enum ProgramEvent {
     Need(Role, Instant),
     /// The interface needs no programs.
     NeedNone,
-    /// Attaching ended. `packets`: packets that the interface had passed by then, if known.
+    /// Attaching ended. `packets`: number of packets that had passed the interface by then, if known.
     Attached { result: Result<(), AttachError>, packets: Option<u64> },
     /// Detaching ended.
     Detached(Result<(), AttachError>),
@@ -99,15 +99,15 @@ impl ProgramState {
             }
             (Self::Attaching(role, _), Event::Attached { result: Err(error), .. }) => {
                 let effect = if role.is_device() {
-                    ", so packets that leave by this device are not evaluated post-DNAT"
+                    "; packets that leave by this device are not evaluated post-DNAT"
                 } else {
                     ""
                 };
-                (Self::Failed, Some(Action::Report(format!("attach failed{effect}; retrying: {error}"))))
+                (Self::Failed, Some(Action::Report(format!("attach failed: {error}{effect}; retrying"))))
             }
             (Self::Detaching, Event::Detached(Ok(()))) => (Self::Off, None),
             (Self::Detaching, Event::Detached(Err(error))) => {
-                (Self::Failed, Some(Action::Report(format!("detach failed; retrying: {error}"))))
+                (Self::Failed, Some(Action::Report(format!("detach failed: {error}; retrying"))))
             }
             (Self::On(role), Event::Missing) => (Self::Leftover, Some(Action::RecordMissing(role))),
             (Self::Failed, Event::Retry) => (Self::Leftover, None),
@@ -166,8 +166,10 @@ mod tests {
         let [pod, device, tunnel] = [Role::Pod, Role::Device, Role::Tunnel];
         let attach = |role| Some(Action::Attach(role));
         let attached = |role| Some(Action::RecordAttached { role, begun: now, packets: Some(7) });
-        let report = |text: &str| Some(Action::Report(format!("{text}; retrying: {}", error(false))));
-        let no_recheck = "attach failed, so packets that leave by this device are not evaluated post-DNAT";
+        let report = |operation: &str, effect: &str| {
+            Some(Action::Report(format!("{operation} failed: {}{effect}; retrying", error(false))))
+        };
+        let no_recheck = "; packets that leave by this device are not evaluated post-DNAT";
         // All other pairs change nothing.
         let transitions = [
             (Off, "need pod", Attaching(pod, now), attach(pod)),
@@ -178,10 +180,10 @@ mod tests {
             (Leftover, "need tunnel", Attaching(tunnel, now), attach(tunnel)),
             (Leftover, "need none", Detaching, Some(Action::Detach)),
             (Attaching(pod, now), "attached", On(pod), attached(pod)),
-            (Attaching(pod, now), "attach failed", Failed, report("attach failed")),
+            (Attaching(pod, now), "attach failed", Failed, report("attach", "")),
             (Attaching(pod, now), "gone", Leftover, Some(Action::RemoveInterface)),
             (Attaching(device, now), "attached", On(device), attached(device)),
-            (Attaching(device, now), "attach failed", Failed, report(no_recheck)),
+            (Attaching(device, now), "attach failed", Failed, report("attach", no_recheck)),
             (Attaching(device, now), "gone", Leftover, Some(Action::RemoveInterface)),
             (On(pod), "need device", Attaching(device, now), attach(device)),
             (On(pod), "need tunnel", Attaching(tunnel, now), attach(tunnel)),
@@ -191,7 +193,7 @@ mod tests {
             (On(device), "need none", Detaching, Some(Action::Detach)),
             (On(device), "missing", Leftover, Some(Action::RecordMissing(device))),
             (Detaching, "detached", Off, None),
-            (Detaching, "detach failed", Failed, report("detach failed")),
+            (Detaching, "detach failed", Failed, report("detach", "")),
             (Failed, "retry", Leftover, None),
         ];
         let states =
@@ -207,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_operation_is_repeated_after_a_retry_only() {
+    fn a_failed_operation_is_repeated_only_after_retry() {
         let now = Instant::now();
         let mut state = Off;
         let mut run = |names: &[&str]| -> Vec<Action> {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use netpol_policy::compile::LeftOut;
+use netpol_policy::compile::Omitted;
 use netpol_policy::model::PolicyKey;
 
 use super::Reconciler;
@@ -15,22 +15,22 @@ const LOGGED: usize = 10;
 /// Policies that are only partly enforced.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Shortage {
-    policies: BTreeMap<PolicyKey, LeftOut>,
+    policies: BTreeMap<PolicyKey, Omitted>,
 }
 
 impl Shortage {
     /// Logs what changed.
-    pub(super) fn review(&mut self, now: BTreeMap<PolicyKey, LeftOut>) {
+    pub(super) fn review(&mut self, now: BTreeMap<PolicyKey, Omitted>) {
         let mut lines = 0;
-        for (policy, left_out) in &now {
-            if self.policies.get(policy) == Some(left_out) {
+        for (policy, omitted) in &now {
+            if self.policies.get(policy) == Some(omitted) {
                 continue;
             }
             lines += 1;
             if lines <= LOGGED {
-                let LeftOut { blocks, ports, total, entries } = left_out;
+                let Omitted { blocks, ports, total, entries } = omitted;
                 tracing::error!(%policy, blocks, ports, total, entries,
-                    "policies exceed --max-policy-memory: these numbers of ipBlocks, ports and map entries of the policy are left out and allow nothing");
+                    "policies exceed --max-policy-memory: these numbers of ipBlocks, ports and map entries of the policy are omitted and allow nothing");
             }
         }
         if lines > LOGGED {
@@ -46,20 +46,20 @@ impl Shortage {
 
 impl<D: Dataplane> Reconciler<D> {
     /// Returns the policies that are only partly enforced.
-    pub fn left_out(&self) -> &BTreeMap<PolicyKey, LeftOut> {
+    pub fn omitted(&self) -> &BTreeMap<PolicyKey, Omitted> {
         &self.shortage.policies
     }
 
     /// Returns the same for the API.
     pub fn partial_policies(&self) -> Vec<netpol_api::PartialPolicy> {
-        let convert = |(policy, left_out): (&PolicyKey, &LeftOut)| netpol_api::PartialPolicy {
+        let convert = |(policy, omitted): (&PolicyKey, &Omitted)| netpol_api::PartialPolicy {
             policy: policy.to_string(),
-            omitted_blocks: left_out.blocks,
-            omitted_ports: left_out.ports,
-            total: left_out.total,
-            missing_entries: left_out.entries,
+            omitted_blocks: omitted.blocks,
+            omitted_ports: omitted.ports,
+            total: omitted.total,
+            missing_entries: omitted.entries,
         };
-        self.left_out().iter().map(convert).collect()
+        self.omitted().iter().map(convert).collect()
     }
 }
 
@@ -68,15 +68,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_policies_that_are_left_out_now_are_kept() {
+    fn only_policies_with_omitted_parts_are_kept() {
         let policy = |name: &str| PolicyKey::new("shop", name);
-        let left_out = LeftOut { blocks: 3, ports: 0, total: 9, entries: 0 };
+        let omitted = Omitted { blocks: 3, ports: 0, total: 9, entries: 0 };
         let mut shortage = Shortage::default();
         let many: Vec<_> = (0..30).map(|index| policy(&format!("p{index}"))).collect();
-        shortage.review(many.iter().map(|policy| (policy.clone(), left_out)).collect());
+        shortage.review(many.iter().map(|policy| (policy.clone(), omitted)).collect());
         assert_eq!(shortage.policies.len(), 30);
-        shortage.review(BTreeMap::from([(policy("p1"), left_out)]));
-        assert_eq!(shortage.policies, BTreeMap::from([(policy("p1"), left_out)]));
+        shortage.review(BTreeMap::from([(policy("p1"), omitted)]));
+        assert_eq!(shortage.policies, BTreeMap::from([(policy("p1"), omitted)]));
         shortage.review(BTreeMap::new());
         assert_eq!(shortage, Shortage::default());
     }

@@ -21,7 +21,7 @@ use super::{Options, Reconciler, UnprotectedTimes, Verifying};
 use netpol_dataplane::migration::Snapshot;
 use netpol_dataplane::{Adopted, Dataplane, Role, WriteError};
 use netpol_node::InterfaceSnapshot;
-use netpol_source::{Batch, Revision};
+use netpol_source::{Batch, Generation};
 
 impl<D: Dataplane> Reconciler<D> {
     /// Starts to enforce these objects, whatever `old` tables and endpoints the data plane has. Pinned state is not
@@ -37,7 +37,7 @@ impl<D: Dataplane> Reconciler<D> {
         interfaces: InterfaceSnapshot,
     ) -> Result<Self, WriteError> {
         let first =
-            Batch { revision: Revision::default(), events: objects, after_resync: false, received: Instant::now() };
+            Batch { generation: Generation::default(), events: objects, after_resync: false, received: Instant::now() };
         Self::begin(dataplane, options, old.clone(), first, interfaces, Compiler::Inline)
     }
 
@@ -68,7 +68,7 @@ impl<D: Dataplane> Reconciler<D> {
         let now = Instant::now();
         let states = adopted_interfaces(endpoints, &dataplane.adopted(), &interfaces, now);
         let mut work = Work::new(compiler);
-        let origin = Origin { batches: vec![(first.revision, first.received)], start: true, ..Origin::default() };
+        let origin = Origin { batches: vec![(first.generation, first.received)], start: true, ..Origin::default() };
         work.push(Job::Start(Box::new(old), events), origin, pods.ticket());
         let mut reconciler = Self {
             engine,

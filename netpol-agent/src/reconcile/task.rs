@@ -17,7 +17,7 @@ use crate::events::Reporter;
 use crate::metrics::{self, Meter};
 use netpol_dataplane::{InterfaceOutcome, Kernel, RingReader};
 use netpol_node::worker::{Died, Outcomes};
-use netpol_node::{InterfaceWatcher, Monitor, NetlinkError, PodAddressMonitor};
+use netpol_node::{CacheUse, InterfaceReaderThread, Monitor, NetlinkError, PodAddressMonitor};
 use netpol_source::Batch;
 
 /// Time between full readings of interfaces and programs, whatever the kernel reported.
@@ -44,7 +44,7 @@ pub struct Inputs {
     /// Changes of addresses in pods' namespaces.
     pub pod_addresses: PodAddressMonitor,
     /// Reads interfaces and addresses.
-    pub interface_watcher: InterfaceWatcher,
+    pub interface_reader: InterfaceReaderThread,
     /// Results of data plane operations.
     pub outcomes: Outcomes<InterfaceOutcome>,
     /// The engine after each compile job.
@@ -121,8 +121,8 @@ pub async fn run(
         if reconciler.is_fully_applied() {
             meter.fully_applied();
         }
-        inputs.interface_watcher.start_requested(|| reconciler.known());
-        let is_reading = inputs.interface_watcher.is_running();
+        inputs.interface_reader.start_requested(|| reconciler.known());
+        let is_reading = inputs.interface_reader.is_running();
         let waiting = reconciler.is_waiting();
         // Based on the time of the last reading, and computed before the ring buffer is read: deny events must not
         // delay readings.
@@ -143,7 +143,7 @@ pub async fn run(
                 }
                 // The kernel reports changed interfaces. The interfaces are read here only if a pod waits for one.
                 if reconciler.is_waiting() {
-                    inputs.interface_watcher.request(false);
+                    inputs.interface_reader.request(CacheUse::Allowed);
                 }
                 back_off = MIN_INTERVAL;
             }
@@ -152,7 +152,7 @@ pub async fn run(
                 outcomes.extend(std::iter::from_fn(|| inputs.outcomes.ready()));
                 reconciler.jobs_finished(outcomes);
             }
-            interfaces = inputs.interface_watcher.next_snapshot() => {
+            interfaces = inputs.interface_reader.next_snapshot() => {
                 match interfaces? {
                     Ok(interfaces) => reconciler.interfaces(interfaces),
                     Err(error) => reconciler.not_read(&error),
@@ -162,12 +162,13 @@ pub async fn run(
             changed = inputs.monitor.changed() => {
                 let changed = changed?;
                 reconciler.interfaces_removed(&changed.gone);
-                inputs.interface_watcher.removed(changed.gone);
+                inputs.interface_reader.removed(changed.gone);
                 reconciler.links_reported(changed.links);
                 let leads_elsewhere = changed.routed.iter().any(|ifindex| !reconciler.is_routed(*ifindex));
                 if changed.interfaces || leads_elsewhere {
-                    inputs.interface_watcher.add_routed(changed.routed);
-                    inputs.interface_watcher.request(changed.anything);
+                    inputs.interface_reader.add_routed(changed.routed);
+                    let cache_use = if changed.anything { CacheUse::Bypassed } else { CacheUse::Allowed };
+                    inputs.interface_reader.request(cache_use);
                     back_off = MIN_INTERVAL;
                 }
                 if changed.filters {
@@ -175,7 +176,7 @@ pub async fn run(
                 }
             }
             namespaces = inputs.pod_addresses.changed() => {
-                inputs.interface_watcher.request_addresses(reconciler.interfaces_to(&namespaces?));
+                inputs.interface_reader.request_for_changed_addresses(reconciler.interfaces_to(&namespaces?));
                 continue;
             }
             compiled = inputs.compiled.next() => {
@@ -189,9 +190,9 @@ pub async fn run(
                 if last_full_read.elapsed() >= FULL_INTERVAL {
                     last_full_read = Instant::now();
                     reconciler.verify();
-                    inputs.interface_watcher.request(true);
+                    inputs.interface_reader.request(CacheUse::Bypassed);
                 } else {
-                    inputs.interface_watcher.request(false);
+                    inputs.interface_reader.request(CacheUse::Allowed);
                 }
                 if waiting {
                     back_off = (back_off * 2).min(MAX_INTERVAL);
@@ -255,15 +256,15 @@ fn execute_slice(
 /// Records that batches are enforced.
 fn record_finished(finished: Vec<Origin>, meter: &mut Meter) {
     for Origin { batches, took, start } in finished {
-        for (revision, at) in &batches {
+        for (generation, at) in &batches {
             if start {
-                meter.started(*revision);
+                meter.first_objects_applied(*generation);
             } else {
-                meter.received(*revision, *at);
+                meter.batch_applied(*generation, *at);
             }
         }
         if !start && !batches.is_empty() {
-            meter.applied(took);
+            meter.batch_written(took);
         }
     }
 }
@@ -282,7 +283,7 @@ fn answer(request: LoopRequest, reconciler: &Reconciler<Kernel>, meter: &Meter, 
         LoopRequest::Metrics(client) => drop(client.send(metrics::render(reconciler, meter, reporter))),
         LoopRequest::Ready(client) => drop(client.send(meter.readiness.clone())),
         LoopRequest::Status(client) => drop(client.send(meter.status(reconciler))),
-        LoopRequest::Check(check, client) => drop(client.send(reconciler.check(&check, meter.last_received()))),
+        LoopRequest::Check(check, client) => drop(client.send(reconciler.check(&check, meter.last_applied()))),
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) enum Exposure {
     None,
     /// It passes since this time, when the interface had passed this many packets.
     Open { since: Instant, packets: u64 },
-    /// All of it is dropped until the pod is enforced, after this unprotected time.
+    /// All of it is dropped until the pod's policies are enforced, after this unprotected time.
     DropAll {
         interval: UnprotectedInterval,
         /// Whether the interval is in the totals already.

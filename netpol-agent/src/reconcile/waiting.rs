@@ -1,4 +1,4 @@
-//! Determines what the agent waits for, and what the next reading of interfaces can skip.
+//! Determines what the agent waits for, and which interfaces the next reading can skip.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use netpol_policy::model::PodKey;
 use super::Reconciler;
 use super::binding::MAC_LEARNING;
 use super::interface::{Interface, Phase};
+use super::program::ProgramState;
 use netpol_dataplane::Dataplane;
 use netpol_node::KnownVeths;
 
@@ -46,9 +47,9 @@ impl<D: Dataplane> Reconciler<D> {
         self.interfaces_that(Interface::is_complete)
     }
 
-    /// Returns what the next reading of interfaces can skip, and what it must include.
+    /// Returns which interfaces the next reading can skip, and whose MAC address it must include.
     pub fn known(&self) -> KnownVeths {
-        KnownVeths { settled: self.complete_interfaces(), read_mac: self.interfaces_that(Interface::needs_mac) }
+        KnownVeths { complete: self.complete_interfaces(), read_mac: self.interfaces_that(Interface::needs_mac) }
     }
 
     /// Returns the veths that lead to these namespaces.
@@ -57,12 +58,14 @@ impl<D: Dataplane> Reconciler<D> {
         veths.map(|(ifindex, _)| *ifindex).collect()
     }
 
-    /// Returns whether a pod of this node waits for its interface, or an interface for its programs or addresses. An
-    /// unknown interface waits for nothing: its pod is waited for as soon as the source reports it.
+    /// Returns whether a pod of this node waits for its interface, an interface for its programs or addresses, or a
+    /// failed write or operation for its retry. An interface whose pod is unknown does not count. When the source
+    /// reports the pod, the pod counts as waiting.
     pub fn is_waiting(&self) -> bool {
         let waits = |interface: &Interface| {
             let is_unknown = interface.enforced().is_some_and(|known| known.endpoint.has(endpoint_flags::UNKNOWN));
-            interface.is_veth && interface.endpoint().is_some() && !interface.is_complete() && !is_unknown
+            let is_incomplete = interface.is_veth && interface.endpoint().is_some() && !interface.is_complete();
+            is_incomplete && !is_unknown || interface.program == ProgramState::Failed
         };
         self.interfaces.values().any(waits) || !self.failures.is_empty() || self.pods_waiting() > 0
     }
@@ -75,7 +78,8 @@ impl<D: Dataplane> Reconciler<D> {
         self.local_pods().filter(|pod| !pod.addresses.is_empty() && !found.contains(&pod.key)).count()
     }
 
-    /// Returns when an interface may have to be shut next, because its pod has waited too long for its policies.
+    /// Returns the next time at which an interface may have to be shut, because its pod has waited too long for its
+    /// policies.
     pub fn next_overdue(&self) -> Option<Instant> {
         self.pods.next_overdue(self.reconciled_at)
     }

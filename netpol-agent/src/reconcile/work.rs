@@ -12,7 +12,7 @@ use super::compiler::{Compiled, Compiler, Job, Step, Task, placeholder};
 use super::pods::Ticket;
 use super::{Reconciler, failures};
 use netpol_dataplane::Dataplane;
-use netpol_source::{Batch, Revision};
+use netpol_source::{Batch, Generation};
 
 /// Number of writes between two checks of the clock: about 0.1 ms.
 const WRITES_PER_CHECK: usize = 64;
@@ -21,7 +21,7 @@ const WRITES_PER_CHECK: usize = 64;
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
     /// Numbers of the batches, and when the agent received them.
-    pub batches: Vec<(Revision, Instant)>,
+    pub batches: Vec<(Generation, Instant)>,
     /// Whether these are the first objects.
     pub start: bool,
     /// Time for compiling and writing, when both are done.
@@ -99,8 +99,8 @@ impl Work {
 impl<D: Dataplane> Reconciler<D> {
     /// Queues a batch of a source, and enforces immediately what needs no compile.
     pub fn apply_batch(&mut self, batch: Batch) {
-        let Batch { revision, events, after_resync, received } = batch;
-        let origin = Origin { batches: vec![(revision, received)], ..Origin::default() };
+        let Batch { generation, events, after_resync, received } = batch;
+        let origin = Origin { batches: vec![(generation, received)], ..Origin::default() };
         let job = if after_resync { Job::Resync } else { Job::Apply };
         self.submit(events, job, origin);
     }
@@ -160,17 +160,17 @@ impl<D: Dataplane> Reconciler<D> {
         let task = Task { engine, job, endpoints, stats: self.stats.clone() };
         self.work.compiling = Some((origin, ticket, Instant::now()));
         match &self.work.compiler {
-            Compiler::Thread(worker) => worker.give(task),
+            Compiler::Thread(worker) => worker.send(task),
             Compiler::Inline | Compiler::Manual => self.work.manual_task = Some(task),
         }
     }
 
     /// Takes the engine back from the compiler, and queues the writes.
     pub fn compiled(&mut self, compiled: Compiled) {
-        let Compiled { engine, step, stats, left_out } = compiled;
+        let Compiled { engine, step, stats, omitted } = compiled;
         self.engine = engine;
         self.stats = stats;
-        self.shortage.review(left_out);
+        self.shortage.review(omitted);
         let Some((origin, ticket, begun)) = self.work.compiling.take() else { return };
         let changes = |changes: Vec<Change>| {
             let makes_room = changes.iter().any(failures::makes_room);

@@ -1,5 +1,5 @@
-//! Attaches programs to interfaces. If no other program is at the hooks, uses clsact filters, which need no pin.
-//! Otherwise uses pinned TCX links, since TCX programs run before all filters. A TCX link costs about 26 ms under
+//! Attaches programs to interfaces. Without other programs at the hooks, these are clsact filters, which need no pin.
+//! Otherwise these are pinned TCX links, since TCX programs run before all filters. A TCX link costs about 26 ms under
 //! `rtnl_lock` when it is created and again when its interface is removed; a filter costs about 1 ms.
 
 use std::collections::BTreeSet;
@@ -31,7 +31,7 @@ const HANDLE_MINOR: u16 = 0x6e70;
 /// How programs are attached to interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum AttachMode {
-    /// clsact filters; TCX if other programs use the hooks and the kernel has it (6.6).
+    /// clsact filters; TCX (Linux 6.6 or later) if other programs use the hooks.
     #[default]
     Auto,
     /// TCX links.
@@ -41,11 +41,12 @@ pub enum AttachMode {
 }
 
 impl AttachMode {
-    /// Returns whether to use TCX on an interface. In mode `auto`, links of an earlier agent stay links.
-    fn is_tcx(self, pins: &Pins, ifindex: IfIndex, name: &str) -> bool {
-        let is_linked = || Program::ALL.iter().any(|program| pins.link(ifindex, *program).exists());
+    /// Returns whether to use TCX on an interface. In mode `auto`, an interface to which an earlier agent attached TCX
+    /// links keeps using TCX. Otherwise, this creates the qdisc for filters: see [`create_own_qdisc`].
+    fn uses_tcx(self, pins: &Pins, ifindex: IfIndex, name: &str) -> bool {
+        let has_pinned_link = || Program::ALL.iter().any(|program| pins.link(ifindex, *program).exists());
         match self {
-            Self::Auto => has_tcx() && (is_linked() || !is_alone(pins, ifindex, name)),
+            Self::Auto => has_tcx() && (has_pinned_link() || !create_own_qdisc(pins, ifindex, name)),
             Self::Tcx => true,
             Self::Tc => false,
         }
@@ -56,10 +57,11 @@ fn has_tcx() -> bool {
     KernelVersion::current().is_ok_and(|kernel| kernel >= KernelVersion::new(6, 6, 0))
 }
 
-/// Returns whether netpol's filters would be the only programs at the hooks. A TCX program of other software would run
-/// before them, and most such programs end the evaluation. In a qdisc of other software, other filters may run first, and
-/// a qdisc of kind `ingress` has no egress hook.
-fn is_alone(pins: &Pins, ifindex: IfIndex, name: &str) -> bool {
+/// Creates the clsact qdisc if no other program uses the hooks. Returns whether netpol's filters are the only programs.
+///
+/// A TCX program of other software would run before them, and most such programs end the evaluation. In a qdisc of
+/// other software, other filters may run first, and a qdisc of kind `ingress` has no egress hook.
+fn create_own_qdisc(pins: &Pins, ifindex: IfIndex, name: &str) -> bool {
     let is_empty = |hook| tcx_programs(ifindex, hook).is_ok_and(|programs| programs.is_empty());
     [TcAttachType::Ingress, TcAttachType::Egress].into_iter().all(is_empty)
         && make_qdisc(&pins.filter(ifindex), name).unwrap_or(false)
@@ -73,7 +75,7 @@ pub(super) fn program(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedCla
 
 /// Returns the ids of the loaded programs.
 pub(super) fn ids(ebpf: &mut Ebpf) -> Vec<u32> {
-    let id = |of| Some(program(ebpf, of).ok()?.info().ok()?.id());
+    let id = |wanted| Some(program(ebpf, wanted).ok()?.info().ok()?.id());
     Program::ALL.into_iter().filter_map(id).collect()
 }
 
@@ -87,23 +89,23 @@ pub(super) fn attach(
     name: &str,
     role: Role,
 ) -> Result<(), AttachError> {
-    let tcx = mode.is_tcx(pins, ifindex, name);
-    let failed = |message: String| {
+    let tcx = mode.uses_tcx(pins, ifindex, name);
+    let attach_error = |message: String| {
         let gone = name_of(ifindex).is_none_or(|now| now != name);
         AttachError { interface: name.to_owned(), message, gone }
     };
-    for &of in role.programs() {
-        let program = program(ebpf, of).map_err(failed)?;
+    for &wanted in role.programs() {
+        let program = program(ebpf, wanted).map_err(attach_error)?;
         let attached = if tcx {
-            attach_tcx(program, &pins.link(ifindex, of), of.hook(), ifindex, name)
+            attach_tcx(program, &pins.link(ifindex, wanted), wanted.hook(), ifindex, name)
         } else {
-            attach_filter(program, &pins.filter(ifindex), of.hook(), name)
+            attach_filter(program, &pins.filter(ifindex), wanted.hook(), name)
         };
-        attached.map_err(|error| failed(error_chain(error.as_ref())))?;
+        attached.map_err(|error| attach_error(error_chain(error.as_ref())))?;
     }
-    pins.set_role(ifindex, role, tcx).map_err(|error| failed(error.to_string()))?;
+    pins.set_role(ifindex, role, tcx).map_err(|error| attach_error(error.to_string()))?;
     // Detach what an agent in the other mode attached, and the programs of another role.
-    let others = Program::ALL.into_iter().filter(|of| !role.programs().contains(of));
+    let others = Program::ALL.into_iter().filter(|program| !role.programs().contains(program));
     if tcx {
         detach_tcx(pins, ifindex, others)?;
         detach_filters(pins, ifindex)?;
@@ -126,7 +128,7 @@ fn attach_tcx(
     name: &str,
 ) -> Result<(), Failure> {
     if let Some(link) = pinned_link(pin)? {
-        if is_on(&link, hook, ifindex)? {
+        if runs_on(&link, hook, ifindex)? {
             let id = program.attach_to_link(SchedClassifierLink::try_from(link)?)?;
             drop(program.take_link(id)?);
             return Ok(());
@@ -151,19 +153,19 @@ pub(super) fn pinned_link(pin: &Path) -> Result<Option<FdLink>, LinkError> {
 }
 
 /// Returns whether a link's program runs on this interface. A pinned link outlives its interface.
-fn is_on(link: &FdLink, hook: TcAttachType, ifindex: IfIndex) -> Result<bool, Failure> {
+fn runs_on(link: &FdLink, hook: TcAttachType, ifindex: IfIndex) -> Result<bool, Failure> {
     let program = link.info()?.program_id();
     Ok(tcx_programs(ifindex, hook)?.contains(&program))
 }
 
-/// Returns whether the programs of its role run on an interface, according to the kernel, not the pins.
+/// Returns whether an interface runs all programs of its role, according to the kernel rather than the pins.
 pub(super) fn is_running(pins: &Pins, ifindex: IfIndex) -> Result<bool, Failure> {
     let programs = pins.role(ifindex).programs();
     let mut linked = true;
     for program in programs {
         linked = linked
             && match pinned_link(&pins.link(ifindex, *program))? {
-                Some(link) => is_on(&link, program.hook(), ifindex)?,
+                Some(link) => runs_on(&link, program.hook(), ifindex)?,
                 None => false,
             };
     }
@@ -179,17 +181,22 @@ pub(super) fn is_running(pins: &Pins, ifindex: IfIndex) -> Result<bool, Failure>
 }
 
 /// Creates the qdisc for filters, unless there is one. Returns whether netpol created it.
-fn make_qdisc(mark: &Path, name: &str) -> io::Result<bool> {
-    let own = mark.join("qdisc");
+fn make_qdisc(marker_dir: &Path, name: &str) -> io::Result<bool> {
+    let own_qdisc_marker = marker_dir.join("qdisc");
     if qdisc_add_clsact(name).is_ok() {
-        fs::create_dir_all(&own)?;
+        fs::create_dir_all(&own_qdisc_marker)?;
     }
-    Ok(own.exists())
+    Ok(own_qdisc_marker.exists())
 }
 
-fn attach_filter(program: &mut SchedClassifier, mark: &Path, hook: TcAttachType, name: &str) -> Result<(), Failure> {
-    fs::create_dir_all(mark)?;
-    make_qdisc(mark, name)?;
+fn attach_filter(
+    program: &mut SchedClassifier,
+    marker_dir: &Path,
+    hook: TcAttachType,
+    name: &str,
+) -> Result<(), Failure> {
+    fs::create_dir_all(marker_dir)?;
+    make_qdisc(marker_dir, name)?;
     let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
     let id = match program.attach_with_options(name, hook, TcAttachOptions::Netlink(options)) {
         Ok(id) => id,
@@ -253,9 +260,9 @@ pub(super) fn detach_tcx(
 }
 
 fn detach_filters(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachError> {
-    let mark = pins.filter(ifindex);
+    let marker_dir = pins.filter(ifindex);
     let mut removed = Vec::new();
-    if !mark.exists() {
+    if !marker_dir.exists() {
         return Ok(removed);
     }
     if let Some(name) = name_of(ifindex) {
@@ -264,19 +271,20 @@ fn detach_filters(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachEr
                 removed.push(format!("clsact filter of {} on {name}", program.name()));
             }
         }
-        if mark.join("qdisc").exists() {
+        if marker_dir.join("qdisc").exists() {
             let mut netlink = Netlink::open().map_err(|error| failed(ifindex, &error))?;
             if netlink.delete_clsact_if_empty(ifindex).map_err(|error| failed(ifindex, &error))? {
                 removed.push(format!("clsact qdisc on {name}"));
             }
         }
     }
-    // These directories exist only if netpol made the qdisc, or if the interface is not a pod's veth.
-    let _ = fs::remove_dir(mark.join("qdisc"));
+    // `qdisc` exists only if netpol created the qdisc; the others only on devices.
+    let _ = fs::remove_dir(marker_dir.join("qdisc"));
     for program in [Program::Recheck, Program::RecheckL3] {
-        let _ = fs::remove_dir(mark.join(program.short_name()));
+        let _ = fs::remove_dir(marker_dir.join(program.short_name()));
     }
-    fs::remove_dir(&mark).map_err(|error| failed(ifindex, &format!("cannot remove {}: {error}", mark.display())))?;
+    fs::remove_dir(&marker_dir)
+        .map_err(|error| failed(ifindex, &format!("cannot remove {}: {error}", marker_dir.display())))?;
     Ok(removed)
 }
 

@@ -1,7 +1,7 @@
 //! The data plane in the kernel: BPF maps and programs. They are loaded once and pinned, and the next agent adopts them.
 
 mod attach;
-mod attacher;
+mod attach_thread;
 mod diagnostics;
 mod earlier;
 mod flows;
@@ -35,7 +35,7 @@ use netpol_node::worker::{Outcomes, Worker};
 use netpol_node::{Netlink, TunnelEndpoints};
 
 pub use attach::AttachMode;
-use attacher::{Attacher, Job};
+use attach_thread::{Attacher, Job};
 pub use aya::util::KernelVersion;
 use flows::FlowTables;
 pub use flows::SHARED_TABLE_DIVISOR;
@@ -355,17 +355,17 @@ impl Dataplane for Kernel {
 
     fn attach(&mut self, ifindex: IfIndex, name: &str, role: Role) -> Option<Result<(), AttachError>> {
         let endpoint = if role == Role::Pod { self.maps.endpoint(ifindex) } else { None };
-        self.attacher.give(Job::Attach { ifindex, name: name.to_owned(), role, endpoint });
+        self.attacher.send(Job::Attach { ifindex, name: name.to_owned(), role, endpoint });
         None
     }
 
     fn detach(&mut self, ifindex: IfIndex) -> Option<Result<(), AttachError>> {
-        self.attacher.give(Job::Detach(ifindex));
+        self.attacher.send(Job::Detach(ifindex));
         None
     }
 
     fn verify(&mut self, ifindexes: Vec<IfIndex>) -> Option<Vec<IfIndex>> {
-        self.attacher.give(Job::Verify(ifindexes));
+        self.attacher.send(Job::Verify(ifindexes));
         None
     }
 

@@ -119,14 +119,14 @@ impl ClusterState {
         let mut backends = BTreeSet::new();
         for owner in self.owners(frontend) {
             match owner {
-                Owner::Service(key) => self.add_endpoints(key, frontend, &mut backends),
-                Owner::HostPort(key) => self.add_pod(key, frontend, &mut backends),
+                Owner::Service(key) => self.add_service_backends(key, frontend, &mut backends),
+                Owner::HostPort(key) => self.add_host_port_backends(key, frontend, &mut backends),
             }
         }
         backends
     }
 
-    fn add_pod(&self, key: &PodKey, frontend: &Frontend, backends: &mut BTreeSet<Backend>) {
+    fn add_host_port_backends(&self, key: &PodKey, frontend: &Frontend, backends: &mut BTreeSet<Backend>) {
         let Some(pod) = self.pods.get(key) else { return };
         for (_, port) in pod.host_frontends().filter(|(candidate, _)| candidate == frontend) {
             let addresses = pod.addresses.iter().filter(|address| address.is_ipv4() == frontend.is_ipv4());
@@ -134,7 +134,7 @@ impl ClusterState {
         }
     }
 
-    fn add_endpoints(&self, key: &ServiceKey, frontend: &Frontend, backends: &mut BTreeSet<Backend>) {
+    fn add_service_backends(&self, key: &ServiceKey, frontend: &Frontend, backends: &mut BTreeSet<Backend>) {
         let Some(service) = self.services.get(key) else { return };
         for (_, port) in service.frontends().filter(|(candidate, _)| candidate == frontend) {
             for slice in self.frontends.slices.get(key).iter().filter_map(|key| self.slices.get(key)) {
@@ -188,8 +188,8 @@ impl ClusterState {
         self.frontends.endpoints.range(first..=last).map(|(address, _)| *address)
     }
 
-    /// Returns whether a frontend exists at exactly this address.
-    pub fn is_service(&self, address: IpAddr) -> bool {
+    /// Returns whether a Service or hostPort has a frontend at exactly this address.
+    pub fn has_frontend_at(&self, address: IpAddr) -> bool {
         let first = Frontend { address: FrontendAddress::Address(address), port: 0, protocol: 0 };
         self.frontends.owners.range(first..).next().is_some_and(|(next, _)| next.address == first.address)
     }
@@ -209,7 +209,7 @@ impl ClusterState {
         self.local_addresses.binary_search(&address).is_ok()
     }
 
-    /// Returns the live pods that claim an address, including those that do not own it.
+    /// Returns the pods that list an address, including those that [`ClusterState::pod_with_address`] does not return.
     pub fn pods_with_address(&self, address: IpAddr) -> impl Iterator<Item = &Pod> {
         self.claims.get(&address).iter().filter_map(|key| self.pods.get(key))
     }

@@ -26,7 +26,7 @@ impl Engine {
         let is_local = |engine: &Self| engine.cluster_state.pods.get(key).is_some_and(|pod| engine.scope.covers(pod));
         let (mut addresses, host_ports, was_local) = (addresses_of(self), host_ports_of(self), is_local(self));
         self.cluster_state.apply(event);
-        self.budget.record_pod(key, is_local(self));
+        self.memory_limit.record_pod(key, is_local(self));
         addresses.extend(addresses_of(self));
         let mut touched = Touched::default();
         for address in addresses {
@@ -55,7 +55,7 @@ impl Engine {
         let old = self.cluster_state.policies.get(key).cloned();
         self.cluster_state.apply(event);
         let new = self.cluster_state.policies.get(key).cloned();
-        self.budget.record_policy(key, new.as_ref());
+        self.memory_limit.record_policy(key, new.as_ref());
         for direction in Direction::BOTH {
             let before = old.as_ref().and_then(|policy| rules(policy, direction));
             if before != new.as_ref().and_then(|policy| rules(policy, direction)) {
@@ -69,12 +69,12 @@ impl Engine {
         let pods = self.endpoints.of_namespace(&key.namespace);
         let pods = pods.filter(|pod| selects(old.as_ref(), pod) || selects(new.as_ref(), pod)).cloned().collect();
         let mut touched = Touched { renaming: true, ..Touched::default() };
-        let (evolutions, pods) = match self.balance() {
+        let (in_place, pods) = match self.balance() {
             // Parts of other policies change, too.
             Some(others) => (Vec::new(), &pods | &others),
-            None => self.evolutions(&mut touched, key, pods),
+            None => self.updates_in_place(&mut touched, key, pods),
         };
-        let changes = self.commit(Update { touched, pods, evolutions, ..Update::default() });
+        let changes = self.commit(Update { touched, pods, in_place, ..Update::default() });
         if let Some(old) = old {
             self.rule_names.retire(&old, new.as_ref());
         }

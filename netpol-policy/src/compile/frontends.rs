@@ -34,7 +34,7 @@ pub(super) enum Target {
 
 impl BackendSet {
     /// Returns whether every rule set allows at least some of the backends.
-    fn is_always_some(&self) -> bool {
+    fn is_never_none(&self) -> bool {
         self.targets.is_empty() || self.targets.iter().any(|target| !matches!(target, Target::Peer(..)))
     }
 
@@ -54,7 +54,8 @@ pub(super) struct BackendSets {
     by_backend: Index<ClassId, ClassId>,
     by_port: Index<(u8, u16), ClassId>,
     by_hairpin: Index<IpAddr, ClassId>,
-    always_some: BTreeSet<ClassId>,
+    /// The backend sets for which every rule set has an entry: it allows at least some of the backends.
+    never_none: BTreeSet<ClassId>,
     /// Rule sets that have an entry in `ALLOW`, by backend set.
     allowed_by: Index<ClassId, RuleSetId>,
     by_rule_set: Index<RuleSetId, ClassId>,
@@ -72,8 +73,8 @@ impl BackendSets {
         for address in &backend_set.hairpin {
             self.by_hairpin.insert(*address, id);
         }
-        if backend_set.is_always_some() {
-            self.always_some.insert(id);
+        if backend_set.is_never_none() {
+            self.never_none.insert(id);
         }
         (id, true)
     }
@@ -87,7 +88,7 @@ impl BackendSets {
     pub(super) fn retire(&mut self) -> Vec<(RuleSetId, ClassId)> {
         let mut retired = Vec::new();
         for (id, backend_set) in self.sets.retire() {
-            self.always_some.remove(&id);
+            self.never_none.remove(&id);
             for (class, port) in backend_set.peers() {
                 self.by_backend.remove(&class, &id);
                 self.by_port.remove(&(backend_set.protocol, port), &id);
@@ -141,8 +142,8 @@ impl BackendSets {
         self.by_hairpin.get(&address).iter().copied()
     }
 
-    /// Returns the backend sets of which every rule set allows at least some backends.
-    pub(super) fn always_some(&self) -> impl Iterator<Item = ClassId> {
-        self.always_some.iter().copied()
+    /// Returns the backend sets for which every rule set has an entry: it allows at least some of the backends.
+    pub(super) fn never_none(&self) -> impl Iterator<Item = ClassId> {
+        self.never_none.iter().copied()
     }
 }

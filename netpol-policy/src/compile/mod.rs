@@ -18,20 +18,19 @@
 //! takes writes for the pod's address and endpoint. A policy takes writes for the pods that it selects on this node and
 //! for the addresses that only its peers distinguish.
 
+mod admission;
 mod allow;
 mod blocks;
-mod budget;
-mod charges;
 mod classes;
 mod difference;
 mod endpoints;
 mod events;
-mod evolve;
 mod frontends;
 mod identities;
 mod ids;
 mod interned;
-mod memory;
+mod memory_limit;
+mod memory_usage;
 mod parts;
 mod port_sets;
 mod reclassify;
@@ -42,6 +41,7 @@ mod selector_set;
 mod selectors;
 mod services;
 mod transaction;
+mod update_in_place;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -49,8 +49,8 @@ use std::sync::Arc;
 
 use netpol_common::{Evaluation, RuleId, RuleSetId};
 
-pub use budget::{ALLOW_ENTRY, LeftOut};
 pub use ids::{FirstIds, UsedIds};
+pub use memory_limit::{ALLOW_ENTRY, Omitted};
 pub use rules::RuleName;
 
 use crate::cluster_state::{ClusterState, Event};
@@ -96,7 +96,7 @@ pub struct Engine {
     rule_sets: rule_sets::RuleSets,
     port_sets: port_sets::PortSets,
     endpoints: endpoints::Endpoints,
-    budget: budget::Budget,
+    memory_limit: memory_limit::MemoryLimit,
 }
 
 impl Engine {
@@ -116,7 +116,7 @@ impl Engine {
             rule_sets: rule_sets::RuleSets::new(ids.rule_set),
             port_sets: port_sets::PortSets::new(ids.port_set),
             endpoints: endpoints::Endpoints::default(),
-            budget: budget::Budget::default(),
+            memory_limit: memory_limit::MemoryLimit::default(),
         }
     }
 
@@ -124,7 +124,7 @@ impl Engine {
     /// largest policies are left out. Call this before the first event.
     #[must_use]
     pub fn with_policy_memory(mut self, limit: Option<u64>) -> Self {
-        self.budget = budget::Budget::of(limit);
+        self.memory_limit = memory_limit::MemoryLimit::of(limit);
         self
     }
 
@@ -157,7 +157,7 @@ impl Engine {
         for event in events {
             cluster_state.apply(event);
         }
-        let mut next = Self::new(self.scope.clone(), ids).with_policy_memory(self.budget.limit());
+        let mut next = Self::new(self.scope.clone(), ids).with_policy_memory(self.memory_limit.bytes());
         next.apply(Event::LocalAddresses(cluster_state.local_addresses.clone()));
         next.apply(Event::Reset(cluster_state.into_objects().collect()));
         next.rule_names.inherit(&self.rule_names);
@@ -246,15 +246,15 @@ impl Engine {
     }
 
     /// Returns the policies with blocks, ports or entries left out because of the memory limit.
-    pub fn left_out(&self) -> BTreeMap<PolicyKey, LeftOut> {
-        let mut left_out: BTreeMap<PolicyKey, LeftOut> =
-            self.budget.cuts().map(|(policy, left_out)| (policy.clone(), left_out)).collect();
+    pub fn omitted(&self) -> BTreeMap<PolicyKey, Omitted> {
+        let mut omitted: BTreeMap<PolicyKey, Omitted> =
+            self.memory_limit.cuts().map(|(policy, omitted)| (policy.clone(), omitted)).collect();
         for rule_set in self.rule_sets.refusals() {
             for policy in self.rule_sets.policies(rule_set).unwrap_or_default() {
-                left_out.entry(policy.clone()).or_default().entries += 1;
+                omitted.entry(policy.clone()).or_default().entries += 1;
             }
         }
-        left_out
+        omitted
     }
 
     /// Returns the pod that an interface with this address belongs to.
@@ -299,7 +299,7 @@ impl Engine {
             ObjectKey::Pod(_) => 4,
             ObjectKey::Service(_) => 5,
         };
-        let wanted = ClusterState::of(objects);
+        let wanted = ClusterState::from_objects(objects);
         let mut gone: Vec<_> = self.cluster_state.keys().filter(|key| !wanted.contains(key)).collect();
         let mut new: Vec<_> =
             wanted.into_objects().filter(|object| !self.cluster_state.contains_unchanged(object)).collect();

@@ -1,4 +1,4 @@
-//! Port sets, stored once for each content.
+//! Port sets. Equal sets are stored once.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
@@ -6,19 +6,19 @@ use std::hash::{BuildHasher, RandomState};
 use netpol_common::{AllowEntry, PortEntry, PortKey, PortSetId, RuleId, port_verdict};
 
 use super::allow::{AllowEntries, PortPrefix, Ports};
-use super::charges::Charges;
 use super::ids::Counter;
+use super::memory_usage::MemoryUsage;
 use crate::model::NamespaceName;
 use crate::tables::Change;
 
 /// The port sets in use.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PortSets {
-    /// IDs by the sum of the hashes of the entries, which can be updated for each changed entry.
+    /// IDs by content hash. The hash is the sum of the entries' hashes, so it can be updated incrementally.
     by_hash: HashMap<u64, Vec<PortSetId>>,
     entries: BTreeMap<PortSetId, PortSet>,
     /// Number of entries by the namespace that first used them.
-    charges: Charges,
+    memory_usage: MemoryUsage,
     counter: Counter,
     hasher: RandomState,
 }
@@ -88,12 +88,12 @@ impl PortSets {
     }
 
     /// Returns the number of entries by namespace.
-    pub(super) fn charges(&self) -> &Charges {
-        &self.charges
+    pub(super) fn memory_usage(&self) -> &MemoryUsage {
+        &self.memory_usage
     }
 
-    /// Returns how many map entries it takes to acquire the set of these ports.
-    pub(super) fn missing(&self, contents: &AllowEntries) -> u64 {
+    /// Returns how many map entries [`PortSets::acquire`] would add for these ports.
+    pub(super) fn entries_to_add(&self, contents: &AllowEntries) -> u64 {
         match contents {
             AllowEntries::Of(ports) if self.find(self.hash_of(ports), |existing| existing == ports).is_none() => {
                 ports.len() as u64
@@ -120,7 +120,7 @@ impl PortSets {
         let id = PortSetId(self.counter.next());
         self.by_hash.entry(hash).or_default().push(id);
         self.entries.insert(id, PortSet { ports: ports.clone(), hash, users: 1, owner: owner.clone(), frozen: false });
-        self.charges.add(owner, ports.len() as u64);
+        self.memory_usage.add(owner, ports.len() as u64);
         (entry(id), ports.iter().map(|(prefix, rule)| put(id, *prefix, *rule)).collect())
     }
 
@@ -154,12 +154,12 @@ impl PortSets {
                 return None;
             }
         }
-        self.forget_hash(id);
+        self.remove_hash(id);
         let set = self.entries.get_mut(&id)?;
         set.hash = hash;
-        self.charges.subtract(&set.owner, set.ports.len() as u64);
+        self.memory_usage.subtract(&set.owner, set.ports.len() as u64);
         diff.apply(&mut set.ports);
-        self.charges.add(&set.owner, set.ports.len() as u64);
+        self.memory_usage.add(&set.owner, set.ports.len() as u64);
         self.by_hash.entry(hash).or_default().push(id);
         let puts = diff.put.iter().map(|(prefix, rule)| put(id, *prefix, *rule));
         Some(puts.chain(diff.delete.iter().map(|prefix| delete(id, *prefix))).collect())
@@ -179,9 +179,9 @@ impl PortSets {
         if set.users > 0 {
             return Vec::new();
         }
-        self.forget_hash(id);
+        self.remove_hash(id);
         let Some(PortSet { ports, owner, .. }) = self.entries.remove(&id) else { return Vec::new() };
-        self.charges.subtract(&owner, ports.len() as u64);
+        self.memory_usage.subtract(&owner, ports.len() as u64);
         ports.keys().map(|prefix| delete(id, *prefix)).collect()
     }
 
@@ -198,7 +198,7 @@ impl PortSets {
         ids.find(|id| self.entries.get(id).is_some_and(|set| is_same(&set.ports))).copied()
     }
 
-    fn forget_hash(&mut self, id: PortSetId) {
+    fn remove_hash(&mut self, id: PortSetId) {
         let Some(hash) = self.entries.get(&id).map(|set| set.hash) else { return };
         if let Some(ids) = self.by_hash.get_mut(&hash) {
             ids.retain(|existing| *existing != id);

@@ -121,7 +121,7 @@ impl Engine {
             return address_flags::LOCAL_NODE;
         }
         let flag = |is: bool, flag: u16| if is { flag } else { 0 };
-        flag(self.cluster_state.is_service(address), address_flags::SERVICE)
+        flag(self.cluster_state.has_frontend_at(address), address_flags::SERVICE)
             | flag(self.cluster_state.is_node(address), address_flags::NODE)
     }
 
@@ -230,7 +230,7 @@ impl Engine {
         } else {
             let contents = self.contents(any.clone(), &matching, signature);
             let is_needless = matches!(&contents, AllowEntries::Of(ports) if ports == any);
-            if !is_needless && !self.has_room(&namespace, (self.port_sets.missing(&contents), entries)) {
+            if !is_needless && !self.has_room(&namespace, (self.port_sets.entries_to_add(&contents), entries)) {
                 self.rule_sets.refuse(rule_set, class);
                 return false;
             }

@@ -9,8 +9,8 @@ use netpol_common::{AllowEntry, Direction, DirectionPolicy, PortSetId, RuleSetId
 
 use super::Engine;
 use super::allow::AllowEntries;
-use super::budget::policies_of;
 use super::classes::Signature;
+use super::memory_limit::policies_of;
 use super::parts::{Part, PartId, RuleAt};
 use super::rules::rules;
 use super::selectors::PeerSelector;
@@ -41,7 +41,7 @@ impl Engine {
         direction: Direction,
         pod: &PodKey,
     ) -> Option<PartId> {
-        let Self { cluster_state, parts, rule_names, selectors, budget, .. } = self;
+        let Self { cluster_state, parts, rule_names, selectors, memory_limit, .. } = self;
         let (policy, pod) = cluster_state.policies.get(policy).zip(cluster_state.pods.get(pod))?;
         if !policy.pods.isolates(&pod.labels) || rules(policy, direction).is_none() {
             return None;
@@ -50,10 +50,10 @@ impl Engine {
             Ok(part) => return Some(part),
             Err(numbers) => numbers,
         };
-        let mut room = budget.room(&policy.key, direction);
-        let resolved = rule_names.resolve(policy, direction, &numbers, &mut room);
+        let mut quota = memory_limit.quota(&policy.key, direction);
+        let resolved = rule_names.resolve(policy, direction, &numbers, &mut quota);
         let mut new_selectors = Vec::new();
-        let part = parts.add(policy, direction, numbers, (resolved, room.is_exceeded()), |selector| {
+        let part = parts.add(policy, direction, numbers, (resolved, quota.is_exceeded()), |selector| {
             let (id, new) = selectors.acquire(selector);
             new_selectors.extend(new.map(|selector| (id, selector)));
             id
@@ -87,7 +87,8 @@ impl Engine {
         }
         let any = self.for_any_peer(parts);
         let namespace = parts.first().and_then(|part| self.parts.get(*part)).map(|part| part.policy.namespace.clone());
-        let namespace = namespace.filter(|namespace| self.has_room(namespace, (self.port_sets.missing(&any), 0)));
+        let namespace =
+            namespace.filter(|namespace| self.has_room(namespace, (self.port_sets.entries_to_add(&any), 0)));
         let any_set = namespace.map(|namespace| self.intern(changes, &any, &namespace).port_set);
         let id = self.rule_sets.add(direction, parts, &mut self.parts, any, any_set);
         new.insert(id);

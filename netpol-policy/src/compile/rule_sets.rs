@@ -6,17 +6,17 @@ use std::sync::Arc;
 use netpol_common::{ClassId, Direction, DirectionPolicy, PortSetId, RuleSetId};
 
 use super::allow::{AllowEntries, PortPrefix};
-use super::charges::Charges;
 use super::classes::Signature;
 use super::ids::Counter;
+use super::memory_usage::MemoryUsage;
 use super::parts::{PartId, Parts, RuleAt};
-use super::rules::RETIRED;
+use super::rules::MAX_RETIRED;
 use super::selectors::PeerSelectorId;
 use crate::index::Index;
 use crate::model::{NamespaceName, PolicyKey};
 
 /// Number of policy names that are kept for deleted rule sets.
-const RETIRED_POLICIES: usize = 65_536;
+const MAX_RETIRED_POLICIES: usize = 65_536;
 
 /// Identifies a rule set: direction, and parts in the order of their policies.
 type Key = (Direction, Arc<[PartId]>);
@@ -32,7 +32,7 @@ pub(super) struct RuleSets {
     /// Those of them that allow some ports to any peer, by port prefix.
     by_port_for_any_peer: Index<PortPrefix, RuleSetId>,
     /// Number of `ALLOW` entries for classes of pods.
-    charges: Charges,
+    memory_usage: MemoryUsage,
     /// Entries for which there is no room.
     refused: BTreeSet<(RuleSetId, ClassId)>,
     /// Rule sets that lost their last user, and may have got one since.
@@ -129,7 +129,9 @@ impl RuleSets {
     fn keep_name(&mut self, id: RuleSetId, policies: Vec<PolicyKey>) {
         self.retired_policies += policies.len();
         self.retired.push_back((id, policies));
-        while self.retired.len() > RETIRED || (self.retired_policies > RETIRED_POLICIES && self.retired.len() > 1) {
+        while self.retired.len() > MAX_RETIRED
+            || (self.retired_policies > MAX_RETIRED_POLICIES && self.retired.len() > 1)
+        {
             self.retired_policies -= self.retired.pop_front().map_or(0, |(_, policies)| policies.len());
         }
     }
@@ -283,7 +285,7 @@ impl RuleSets {
         }
         let rule_set = self.entries.remove(&id)?;
         if let Some(namespace) = rule_set.namespace() {
-            self.charges.subtract(namespace, rule_set.charged.len() as u64);
+            self.memory_usage.subtract(namespace, rule_set.charged.len() as u64);
         }
         let refused: Vec<_> = self.refused_by(id).collect();
         for entry in refused {
@@ -312,8 +314,8 @@ impl RuleSets {
     }
 
     /// Returns the number of entries for classes of pods, by namespace.
-    pub(super) fn charges(&self) -> &Charges {
-        &self.charges
+    pub(super) fn memory_usage(&self) -> &MemoryUsage {
+        &self.memory_usage
     }
 
     /// Charges an entry for a class of pods.
@@ -322,7 +324,7 @@ impl RuleSets {
         if rule_set.charged.insert(class)
             && let Some(namespace) = rule_set.policies.first().map(|policy| &policy.namespace)
         {
-            self.charges.add(namespace, 1);
+            self.memory_usage.add(namespace, 1);
         }
     }
 
@@ -333,7 +335,7 @@ impl RuleSets {
             && rule_set.charged.remove(&class)
             && let Some(namespace) = rule_set.policies.first().map(|policy| &policy.namespace)
         {
-            self.charges.subtract(namespace, 1);
+            self.memory_usage.subtract(namespace, 1);
         }
     }
 

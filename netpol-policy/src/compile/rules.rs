@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use netpol_common::{Direction, RuleId};
 
-use super::budget::Room;
 use super::ids::Counter;
+use super::memory_limit::Quota;
 use super::selectors::{Namespaces, PeerSelector};
 use crate::model::{Peer, Peers, Policy, PolicyKey, PortRange, Ports, Protocol, Rule};
 
 /// Number of names of deleted rules and rule sets that are kept for late events.
-pub(super) const RETIRED: usize = 4096;
+pub(super) const MAX_RETIRED: usize = 4096;
 
 /// Identifies a rule of a policy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,9 +47,9 @@ impl RuleNames {
         self.counter.allocated()
     }
 
-    /// Keeps the names of another engine's rules, as of its own deleted ones.
+    /// Imports the rule names of the previous engine, and keeps them as it keeps the names of deleted rules.
     pub(super) fn inherit(&mut self, before: &Self) {
-        let latest = before.names.iter().rev().take(RETIRED);
+        let latest = before.names.iter().rev().take(MAX_RETIRED);
         for (id, name) in latest.rev() {
             self.names.insert(*id, name.clone());
             self.retired.push_back(*id);
@@ -70,7 +70,8 @@ impl RuleNames {
         })
     }
 
-    /// Retires the rules that a changed or deleted policy no longer has. If they return, they get other IDs.
+    /// Retires the rules that a changed or deleted policy no longer has. If they are added again, they
+    /// get new IDs.
     pub(super) fn retire(&mut self, before: &Policy, now: Option<&Policy>) {
         let count = |policy, direction| rules(policy, direction).map_or(0, <[Rule]>::len);
         for direction in Direction::BOTH {
@@ -80,26 +81,26 @@ impl RuleNames {
                 self.retired.extend(self.ids.remove(&name));
             }
         }
-        while self.retired.len() > RETIRED {
+        while self.retired.len() > MAX_RETIRED {
             self.retired.pop_front().and_then(|id| self.names.remove(&id));
         }
     }
 
     /// Resolves the rules of a policy in one direction for a pod with these named ports. Blocks and ports above the
-    /// memory limit are left out.
+    /// memory limit are omitted.
     pub(super) fn resolve(
         &mut self,
         policy: &Policy,
         direction: Direction,
         pod_ports: &[Vec<u16>],
-        room: &mut Room,
+        quota: &mut Quota,
     ) -> Vec<ResolvedRule> {
         let names = names(policy, direction);
         let rules = rules(policy, direction).unwrap_or_default().iter().enumerate();
         let resolve = |(index, rule): (usize, &Rule)| ResolvedRule {
             id: self.id(RuleName { policy: policy.key.clone(), direction, index }),
-            peers: peers(&rule.peers, policy, room),
-            ports: ports(&rule.ports, direction, &names, pod_ports, room),
+            peers: peers(&rule.peers, policy, quota),
+            ports: ports(&rule.ports, direction, &names, pod_ports, quota),
         };
         rules.map(resolve).collect()
     }
@@ -110,7 +111,8 @@ impl RuleNames {
     }
 }
 
-/// Returns the port names that are resolved on the selected pod; sorted. None for egress, where the peer resolves them.
+/// Returns the port names that are resolved on the selected pod; sorted. Empty for egress, where
+/// they are resolved on the peer.
 pub(super) fn names(policy: &Policy, direction: Direction) -> Vec<(Arc<str>, Protocol)> {
     if direction == Direction::Egress {
         return Vec::new();
@@ -157,7 +159,7 @@ pub(super) fn rules(policy: &Policy, direction: Direction) -> Option<&[Rule]> {
     }
 }
 
-fn peers(peers: &Peers, policy: &Policy, room: &mut Room) -> Option<Vec<PeerSelector>> {
+fn peers(peers: &Peers, policy: &Policy, quota: &mut Quota) -> Option<Vec<PeerSelector>> {
     let Peers::Of(peers) = peers else { return None };
     let selector = |peer: &Peer| match peer {
         Peer::Pods { namespaces, pods } => Some(PeerSelector::Pods {
@@ -167,8 +169,8 @@ fn peers(peers: &Peers, policy: &Policy, room: &mut Room) -> Option<Vec<PeerSele
             },
             pods: pods.clone(),
         }),
-        // A block counts with all of its excepts or not at all. A missing except would allow too much.
-        Peer::Block(block) => room.admits().then(|| PeerSelector::Block(block.clone())),
+        // A block is used only with all of its `except` entries: a missing one would allow too much.
+        Peer::Block(block) => quota.take_one().then(|| PeerSelector::Block(block.clone())),
     };
     Some(peers.iter().filter_map(selector).collect())
 }
@@ -179,13 +181,13 @@ fn ports(
     direction: Direction,
     names: &[(Arc<str>, Protocol)],
     pod_ports: &[Vec<u16>],
-    room: &mut Room,
+    quota: &mut Quota,
 ) -> ResolvedPorts {
     let Ports::Of(items) = ports else { return ResolvedPorts::All };
     let mut ranges = Vec::new();
     let mut named = Vec::new();
     for item in items {
-        if !room.admits() {
+        if !quota.take_one() {
             continue;
         }
         match (&item.port, direction) {

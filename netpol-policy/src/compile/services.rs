@@ -1,4 +1,5 @@
-//! Moves frontends to another backend set, and writes one entry for what a rule set allows of a backend set.
+//! Moves frontends to another backend set, and writes the `ALLOW` entry of each pair of rule set and backend set. The
+//! entry stores whether the rule set allows all backends or only some.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -40,7 +41,7 @@ impl FrontendMoves {
         self.changed().filter(|(.., to)| to.is_none()).map(|(frontend, ..)| Change::DeleteFrontend(frontend))
     }
 
-    /// Returns the class before of each frontend.
+    /// Returns the previous class of each frontend.
     pub(super) fn classes_before(&self) -> impl Iterator<Item = ClassId> {
         self.all.values().filter_map(|(from, _)| *from)
     }
@@ -57,7 +58,7 @@ enum Destination {
 }
 
 impl Engine {
-    /// Returns the frontends with a backend inside a block that has no address entry of its own.
+    /// Returns the frontends with a backend that is inside this block and has no address entry.
     pub(super) fn frontends_into(&self, net: IpNet) -> BTreeSet<Frontend> {
         let backends = self.cluster_state.backends_between(net.network(), net.broadcast());
         let by_prefix = backends.filter(|address| self.tables.exact_address(*address).is_none());
@@ -106,8 +107,8 @@ impl Engine {
         backend_set
     }
 
-    /// Writes what rule sets allow of new backend sets, what new rule sets allow of any backend sets, and what pods
-    /// with another rule set are allowed of themselves.
+    /// Writes the `ALLOW` entries for new backend sets, for new rule sets, and for the hairpin traffic of pods whose
+    /// rule set changed.
     pub(super) fn allow_new_frontends(
         &mut self,
         changes: &mut Changes,
@@ -118,7 +119,7 @@ impl Engine {
         let mut entries = Vec::new();
         for class in &frontends.new {
             let Some(backend_set) = self.backend_sets.get(*class) else { continue };
-            let rule_sets: BTreeSet<_> = if self.backend_sets.always_some().any(|id| id == *class) {
+            let rule_sets: BTreeSet<_> = if self.backend_sets.never_none().any(|id| id == *class) {
                 self.rule_sets.evaluating_services().collect()
             } else {
                 let (peers, ports): (Vec<_>, Vec<_>) = backend_set.peers().unzip();
@@ -135,7 +136,7 @@ impl Engine {
             let peers = self.classes_with_entries(rule_set);
             let mut classes = self.backend_sets.with_backend_at(rule_set.any.prefixes());
             classes.extend(peers.into_iter().flat_map(|peer| self.backend_sets.with_backend_of(peer)));
-            classes.extend(self.backend_sets.always_some());
+            classes.extend(self.backend_sets.never_none());
             entries.extend(classes.into_iter().map(|class| (*id, class)));
         }
         for (pod, rule_sets) in next {
@@ -154,9 +155,9 @@ impl Engine {
         ports.into_iter().flat_map(|port| self.rule_sets.allowing_any_peer(protocol, *port)).collect()
     }
 
-    /// Updates what a rule set that changes in place allows of frontends, for changed classes of backends and ports for
-    /// any peer.
-    pub(super) fn reallow_frontends(
+    /// Updates the frontend entries of a rule set that is changed in place. `peers`: the classes of backends whose
+    /// entries changed; `for_any_peer`: the changed ports for any peer.
+    pub(super) fn update_frontends_of(
         &mut self,
         changes: &mut Changes,
         next: &NextEndpoints,
@@ -178,7 +179,7 @@ impl Engine {
         }
     }
 
-    /// Writes what rule sets allow of backend sets, where it differs from their entries.
+    /// Writes the `ALLOW` entries of these pairs of rule set and backend set, if they changed.
     fn update_frontends(
         &mut self,
         changes: &mut Changes,
@@ -207,7 +208,7 @@ impl Engine {
         self.write(changes, Change::DeleteAllow(AllowKey { rule_set, class }));
     }
 
-    /// Returns whether a rule set allows all, some or none of the backends.
+    /// Returns `ALL`, `SOME` or `NONE`: how many of the backends a rule set allows.
     fn allowed_backends(&self, next: &NextEndpoints, rule_set: RuleSetId, class: ClassId) -> PortSetId {
         let Some(backend_set) = self.backend_sets.get(class) else { return PortSetId::NONE };
         let (mut all, mut none) = (true, true);
@@ -255,8 +256,8 @@ impl Engine {
         rule_sets.collect()
     }
 
-    /// Returns the rule sets that now allow less of some frontend than before the moves.
-    pub(super) fn narrowed_frontends(&self, moves: &Moves, frontends: &FrontendMoves) -> BTreeSet<RuleSetId> {
+    /// Returns the rule sets that allow fewer backends of some frontend than before the moves.
+    pub(super) fn narrowed_rule_sets(&self, moves: &Moves, frontends: &FrontendMoves) -> BTreeSet<RuleSetId> {
         let (mut narrowed, mut pairs) = (BTreeSet::new(), BTreeSet::new());
         for (frontend, from, to) in frontends.changed() {
             match (frontend.address, from, to) {
@@ -310,7 +311,7 @@ impl Engine {
         class.map_or(Destination::Peer(entry.class, protocol, port), Destination::Backends)
     }
 
-    /// Returns the rule sets for egress that may allow something at a destination.
+    /// Returns the rule sets for egress that may allow all or a part of the traffic to a destination.
     fn rule_sets_allowing_some(&self, destination: Destination) -> BTreeSet<RuleSetId> {
         let mut rule_sets = match destination {
             Destination::LocalNode => BTreeSet::new(),
@@ -323,7 +324,7 @@ impl Engine {
         rule_sets
     }
 
-    /// Returns whether a rule set allows all, some or none of a destination.
+    /// Returns `ALL`, `SOME` or `NONE`: how much of the traffic to a destination a rule set allows.
     fn allowed_at(&self, rule_set: RuleSetId, destination: Destination) -> PortSetId {
         match destination {
             Destination::LocalNode => PortSetId::SOME,

@@ -67,7 +67,7 @@ fn summaries(changes: &[Change]) -> Vec<String> {
         Change::DeleteFrontend(frontend) => format!("-frontend {}", frontend.port),
         Change::PutEndpoint(pod, _) => format!("+endpoint {}", pod.name),
         Change::DeleteEndpoint(pod) => format!("-endpoint {}", pod.name),
-        Change::Reevaluate(rule_sets) => format!("rejudge {}", rule_sets.len()),
+        Change::Reevaluate(rule_sets) => format!("reevaluate {}", rule_sets.len()),
     };
     changes.iter().map(summary).collect()
 }
@@ -101,7 +101,7 @@ fn a_pod_like_existing_pods_takes_one_write() {
     assert_eq!(apply(&mut engine, &elsewhere), ["+address 10.0.0.4"]);
     assert_eq!(rule_set(&engine, "web"), rule_set(&engine, "web-2"));
     assert!(allows(&engine, Direction::Ingress, "10.0.0.4", 80));
-    assert_eq!(delete(&mut engine, &elsewhere), ["-address 10.0.0.4", "rejudge 1"]);
+    assert_eq!(delete(&mut engine, &elsewhere), ["-address 10.0.0.4", "reevaluate 1"]);
     assert_eq!(delete(&mut engine, &replica), ["-address 10.0.0.3", "-endpoint web-2"]);
 }
 
@@ -110,7 +110,7 @@ fn a_changed_policy_adds_new_ports_before_it_removes_old_ones() {
     let mut engine =
         engine(&[pod("web", 1, "web", "10.0.0.1", ""), pod("front", 2, "front", "10.0.0.2", ""), web(80)].concat());
     let before = rule_set(&engine, "web");
-    assert_eq!(apply(&mut engine, &web(81)), ["+port 81", "-port 80", "rejudge 1"]);
+    assert_eq!(apply(&mut engine, &web(81)), ["+port 81", "-port 80", "reevaluate 1"]);
     assert_eq!(rule_set(&engine, "web"), before, "all pods of the rule set have the policy, so it changes in place");
 }
 
@@ -152,7 +152,7 @@ fn ten_thousand_blocks_share_a_changed_port() {
         policy("p", &format!("podSelector: {{}}, ingress: [{{from: [{blocks}], ports: [{ports}]}}]"))
     };
     let mut engine = engine(&[pod("web", 1, "web", "192.168.0.1", ""), with("{port: 80}, {port: 90}")].concat());
-    assert_eq!(apply(&mut engine, &with("{port: 80}, {port: 91}")), ["+port 91", "-port 90", "rejudge 1"]);
+    assert_eq!(apply(&mut engine, &with("{port: 80}, {port: 91}")), ["+port 91", "-port 90", "reevaluate 1"]);
     for (port, expected) in [(80, true), (90, false), (91, true)] {
         assert_eq!(allows(&engine, Direction::Ingress, "10.39.15.1", port), expected, "{port}");
     }
@@ -274,7 +274,7 @@ fn only_rule_sets_that_allow_less_are_reevaluated() {
     let mut engine =
         engine(&[pod("web", 1, "web", "10.0.0.1", ""), pod("front", 2, "front", "10.0.0.2", ""), web(80)].concat());
     let other = pod("front", 2, "other", "10.0.0.2", "");
-    assert_eq!(apply(&mut engine, &other), ["+address 10.0.0.2", "rejudge 1", "-allow", "-port 80"]);
+    assert_eq!(apply(&mut engine, &other), ["+address 10.0.0.2", "reevaluate 1", "-allow", "-port 80"]);
     let restored = pod("front", 2, "front", "10.0.0.2", "");
     assert_eq!(apply(&mut engine, &restored), ["+port 80", "+allow", "+address 10.0.0.2"]);
 }

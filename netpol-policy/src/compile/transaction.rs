@@ -19,9 +19,9 @@ use ipnet::IpNet;
 use netpol_common::{Direction, RuleSetId};
 
 use super::Engine;
-use super::evolve::Evolution;
 use super::reclassify::Moves;
 use super::services::FrontendMoves;
+use super::update_in_place::InPlaceUpdate;
 use crate::model::{Frontend, PodKey};
 use crate::tables::Change;
 
@@ -34,7 +34,7 @@ pub(super) struct Update {
     /// Pods that may get other rule sets.
     pub(super) pods: BTreeSet<PodKey>,
     /// Rule sets that change in place.
-    pub(super) evolutions: Vec<Evolution>,
+    pub(super) in_place: Vec<InPlaceUpdate>,
 }
 
 /// Addresses, prefixes and frontends that may get another class.
@@ -74,7 +74,7 @@ pub(super) type NextEndpoints = BTreeMap<PodKey, Option<[RuleSetId; 2]>>;
 struct NextRules {
     new: BTreeSet<RuleSetId>,
     endpoints: NextEndpoints,
-    evolutions: Vec<Evolution>,
+    in_place: Vec<InPlaceUpdate>,
 }
 
 /// All rule sets exist. No table refers to new ones.
@@ -105,7 +105,7 @@ struct Enforced {
     changes: Changes,
     /// The egress rule sets that changed pods had.
     previous_egress: BTreeSet<RuleSetId>,
-    evolutions: Vec<Evolution>,
+    in_place: Vec<InPlaceUpdate>,
 }
 
 /// Rule sets allow only what their rules state, and everything without users is deleted, except for peer selectors.
@@ -141,8 +141,8 @@ impl Engine {
     }
 
     /// Resolves the policies of pods into rule sets. Gives rule sets that change in place their new parts, too.
-    fn resolve(&mut self, Update { mut changes, mut touched, pods, evolutions }: Update) -> Resolved {
-        self.begin_evolutions(&evolutions);
+    fn resolve(&mut self, Update { mut changes, mut touched, pods, in_place }: Update) -> Resolved {
+        self.begin_updates_in_place(&in_place);
         let (mut new, mut endpoints) = (BTreeSet::new(), BTreeMap::new());
         for key in pods {
             let pod = self.cluster_state.pods.get(&key).filter(|pod| self.scope.covers(pod)).cloned();
@@ -154,7 +154,7 @@ impl Engine {
             });
             endpoints.insert(key, rule_sets);
         }
-        Resolved { changes, touched, rules: NextRules { new, endpoints, evolutions } }
+        Resolved { changes, touched, rules: NextRules { new, endpoints, in_place } }
     }
 
     /// Finds the next class of addresses and prefixes. Writes what rule sets allow to new classes, and what new rules
@@ -162,11 +162,12 @@ impl Engine {
     fn classify(&mut self, Resolved { mut changes, touched, rules }: Resolved) -> Classified {
         let moves = self.moves(&touched);
         self.allow_new(&mut changes, &moves, &rules.new);
-        self.grow(&mut changes, &rules.endpoints, &rules.evolutions);
+        self.grow(&mut changes, &rules.endpoints, &rules.in_place);
         Classified { changes, moves, frontends: touched.frontends, rules }
     }
 
-    /// Finds the next backend set of frontends, also of those with moved backends. Writes what rule sets allow of them.
+    /// Finds the next backend set of frontends, also of those with moved backends. Writes their `ALLOW`
+    /// entries.
     fn classify_frontends(&mut self, Classified { mut changes, moves, frontends, rules }: Classified) -> Prepared {
         let frontends = self.frontend_moves(frontends, &moves);
         self.allow_new_frontends(&mut changes, &rules.endpoints, &frontends, &rules.new);
@@ -184,20 +185,20 @@ impl Engine {
             previous_egress.extend(previous.map(|[_, egress]| egress));
         }
         // New rule sets have no flows yet. Rule sets that change in place only grow in this step.
-        let grows = |id: &RuleSetId| rules.evolutions.iter().any(|evolution| evolution.rule_set == *id);
-        let mut narrowed = &self.narrowed(&moves) | &self.narrowed_frontends(&moves, &frontends);
+        let grows = |id: &RuleSetId| rules.in_place.iter().any(|update| update.rule_set == *id);
+        let mut narrowed = &self.narrowed(&moves) | &self.narrowed_rule_sets(&moves, &frontends);
         narrowed.retain(|id| self.rule_sets.is_used(*id) && !rules.new.contains(id) && !grows(id));
         if !narrowed.is_empty() {
             self.write(&mut changes, Change::Reevaluate(narrowed.into_iter().collect()));
         }
         moves.classes_before().for_each(|class| self.classes.release(class));
         frontends.classes_before().for_each(|class| self.backend_sets.release(class));
-        Enforced { changes, previous_egress, evolutions: rules.evolutions }
+        Enforced { changes, previous_egress, in_place: rules.in_place }
     }
 
     /// Deletes the rule sets, backend sets and classes without users, with their entries. Then removes what only the
     /// removed parts of rule sets that change in place allowed.
-    fn retire(&mut self, Enforced { mut changes, previous_egress, evolutions }: Enforced) -> Retired {
+    fn retire(&mut self, Enforced { mut changes, previous_egress, in_place }: Enforced) -> Retired {
         for (id, rule_set) in self.rule_sets.retire() {
             for class in self.classes_with_entries(&rule_set) {
                 self.disallow(&mut changes, id, class);
@@ -211,7 +212,7 @@ impl Engine {
         self.disallow_previous(&mut changes, previous_egress);
         self.retire_backend_sets(&mut changes);
         self.retire_classes(&mut changes);
-        self.shrink(&mut changes, &evolutions);
+        self.shrink(&mut changes, &in_place);
         Retired(changes)
     }
 

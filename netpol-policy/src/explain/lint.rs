@@ -132,7 +132,7 @@ fn empty_namespace_selectors(
 }
 
 fn selects_a_namespace(cluster_state: &ClusterState, selector: &Selector) -> bool {
-    // Other objects can refer to a namespace that is not in the input (docs/semantics.md, line 39).
+    // Other objects can refer to a namespace that is not in the input (docs/semantics.md, item 39).
     let of_pods = cluster_state.pods.keys().map(|key| &key.namespace);
     let of_policies = cluster_state.policies.keys().map(|key| &key.namespace);
     let of_services = cluster_state.services.keys().map(|key| &key.namespace);

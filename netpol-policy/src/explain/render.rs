@@ -251,12 +251,12 @@ fn sentences(direction: Direction, ends: Ends<'_>, side: &Side) -> Vec<String> {
             vec![isolated(), format!("No rule allows {name} {preposition} {remote} at {port}.")]
         }
         Reason::Service => vec![isolated(), "Each backend is evaluated by its own address and port.".to_owned()],
-        Reason::NoBackend => vec![isolated(), "No rule allows any of the backends.".to_owned()],
-        Reason::SomeBackends => {
+        Reason::NoAllowedBackend => vec![isolated(), "No rule allows any of the backends.".to_owned()],
+        Reason::NotAllBackendsAllowed => {
             vec![isolated(), "Only some backends are allowed, and another node selects the backend.".to_owned()]
         }
         other @ (Reason::Flow
-        | Reason::Backend
+        | Reason::BackendDenied
         | Reason::SourceEndpointGone
         | Reason::NeighborDiscovery
         | Reason::IcmpError
@@ -272,7 +272,7 @@ fn sentences(direction: Direction, ends: Ends<'_>, side: &Side) -> Vec<String> {
         | Reason::TunnelEndpoint
         | Reason::UnverifiedSource
         | Reason::SpoofedNeighbor
-        | Reason::NeighborRate
+        | Reason::NeighborLimit
         | Reason::OtherHost
         | Reason::TablesIncomplete) => vec![other.name().to_owned()],
     }

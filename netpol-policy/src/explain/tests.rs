@@ -46,7 +46,7 @@ fn explain_ingress(rules: &str, from: &str, port: u16) -> Explanation {
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, namespace: shop}}\nspec:\n  podSelector: {{matchLabels: {{app: web}}}}\n  ingress: {rules}\n"
     );
     let parsed = manifest::parse(&format!("{CLUSTER}{policy}"), "f");
-    let cluster_state = ClusterState::of(parsed.objects.into_iter().map(|located| located.object));
+    let cluster_state = ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object));
     let from = match from.split_once('/') {
         Some((namespace, name)) => End::Pod(crate::model::PodKey::new(namespace, name)),
         None => End::Address(from.parse().expect("an address")),
@@ -128,7 +128,7 @@ const NEAREST: [(&str, &str, u16, &str); 12] = [
         80,
         "spec.ingress[0].from[0].podSelector: pod shop/front has label app=frontnd; the selector requires app not in (frontnd, x)",
     ),
-    // Invalid peers count: the path is that of the manifest.
+    // Invalid peers keep their index, so that the path is the one in the manifest.
     (
         "[{from: [{ipBlock: {cidr: nonsense}}, {}, {podSelector: {matchLabels: {app: frontend}}}]}]",
         "shop/front",

@@ -1,4 +1,4 @@
-//! Placeholder addresses of pods and Services that have none (docs/semantics.md, lines 40 and 41).
+//! Placeholder addresses of pods and Services that have none (docs/semantics.md, items 40 and 41).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

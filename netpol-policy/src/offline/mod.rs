@@ -1,5 +1,5 @@
 //! What only manifests need: pods of workloads that do not exist yet, unknown addresses, and policies that are not
-//! evaluated (docs/semantics.md, lines 39 to 41).
+//! evaluated (docs/semantics.md, items 39 to 41).
 //!
 //! ```text
 //! Parsed ─► workloads: a pod for each workload ─► addresses: placeholders ─► two cluster states:
@@ -46,7 +46,7 @@ pub struct OfflineCluster {
 impl OfflineCluster {
     /// Creates the cluster of these manifests. `pod_cidrs`: the ranges of pod addresses; none if unknown.
     pub fn new(parsed: &Parsed, pod_cidrs: &[IpNet]) -> Self {
-        let mut state = ClusterState::of(parsed.objects.iter().map(|located| located.object.clone()));
+        let mut state = ClusterState::from_objects(parsed.objects.iter().map(|located| located.object.clone()));
         let workloads = Workloads::new(parsed, &state);
         for pod in workloads.pods_to_add() {
             state.apply(Event::Apply(Object::Pod(pod.clone())));

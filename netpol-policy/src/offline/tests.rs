@@ -89,7 +89,7 @@ proptest! {
         let possible = POSSIBLE.iter().map(|text| text.parse::<IpAddr>().expect("an address"));
         let states: Vec<(IpAddr, ClusterState)> = possible
             .filter(|address| range.contains(address))
-            .map(|address| (address, ClusterState::of(objects(Pod { addresses: vec![address], ..unknown.clone() }))))
+            .map(|address| (address, ClusterState::from_objects(objects(Pod { addresses: vec![address], ..unknown.clone() }))))
             .collect();
         prop_assert!(!states.is_empty());
         let pod = &cluster.state().pods[&known.key];

@@ -1,4 +1,4 @@
-//! The pods of workloads (docs/semantics.md, line 39).
+//! The pods of workloads (docs/semantics.md, item 39).
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -189,7 +189,7 @@ fn between(
     let leaves_node = |pod: &Pod| cluster_state.is_node(destination) && !is_pods_node(cluster_state, pod, destination);
     let egress = |pod: &Pod| {
         let leaving = leaves_node(pod).then(|| evaluated(pod, Direction::Egress, destination, port, true));
-        let denied = leaving.filter(|(_, evaluation)| evaluation.reason == Reason::SomeBackends);
+        let denied = leaving.filter(|(_, evaluation)| evaluation.reason == Reason::NotAllBackendsAllowed);
         denied.unwrap_or_else(|| evaluated(pod, Direction::Egress, destination, port, false))
     };
     Connection {

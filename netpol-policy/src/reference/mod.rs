@@ -37,7 +37,7 @@ pub struct Packet {
     /// Ingress: the pod itself sent the packet.
     pub is_hairpin: bool,
     /// Egress: the packet is post-DNAT, and `remote` and `port` are those of the backend. The programs report
-    /// [`Reason::Backend`] instead of [`Reason::NoRule`] then.
+    /// [`Reason::BackendDenied`] instead of [`Reason::NoRule`] then.
     pub post_dnat: bool,
 }
 

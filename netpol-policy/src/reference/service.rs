@@ -60,9 +60,9 @@ pub(super) fn verdict(candidates: &[Candidate], post_dnat: bool) -> Reason {
     if has_backends && candidates.iter().all(Candidate::is_allowed) {
         Reason::Service
     } else if has_backends && candidates.iter().all(Candidate::is_denied) {
-        Reason::NoBackend
+        Reason::NoAllowedBackend
     } else if post_dnat {
-        Reason::SomeBackends
+        Reason::NotAllBackendsAllowed
     } else {
         Reason::Service
     }

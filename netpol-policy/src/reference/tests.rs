@@ -1,4 +1,4 @@
-//! A test for each line of `docs/semantics.md` that the objects alone decide; `s7_…` is for line 7.
+//! A test for each line of `docs/semantics.md` that the objects alone decide; `s7_…` is for item 7.
 
 use netpol_common::{Direction, Reason, protocol};
 
@@ -56,7 +56,7 @@ fn cluster(specs: &[&str]) -> ClusterState {
     }
     let parsed = manifest::parse(&text, "cluster.yaml");
     assert_eq!(parsed.objects.len(), 9 + specs.len(), "{:?}", parsed.errors);
-    ClusterState::of(parsed.objects.into_iter().map(|located| located.object))
+    ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object))
 }
 
 fn end(text: &str) -> End {

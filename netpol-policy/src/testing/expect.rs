@@ -17,10 +17,10 @@ pub fn expected(cluster_state: &ClusterState, tables: &Tables, packet: &Packet) 
     let found = evaluate(cluster_state, packet);
     let rules = |pod: &PodKey| tables.endpoint(pod).map(|policy| policy.egress.rule_set);
     let has_same_rules = |pod: &Pod| pod.key != packet.pod && rules(&pod.key) == rules(&packet.pod);
-    if found.reason != Reason::NoBackend || !is_among_backends(cluster_state, packet, has_same_rules) {
+    if found.reason != Reason::NoAllowedBackend || !is_among_backends(cluster_state, packet, has_same_rules) {
         (found.reason, found.recheck)
     } else if packet.post_dnat {
-        (Reason::SomeBackends, false)
+        (Reason::NotAllBackendsAllowed, false)
     } else {
         (Reason::Service, true)
     }

@@ -22,7 +22,7 @@ const VALUES: [&str; 3] = ["a", "b", "c"];
 const PORT_NAMES: [&str; 2] = ["http", "dns"];
 const SERVICES: [&str; 2] = ["s", "t"];
 
-/// The node with pods that have endpoints.
+/// The local node: only its pods have endpoints.
 pub(super) const NODE: &str = "node-1";
 /// Addresses of pods, nodes, Services and outside hosts.
 pub(super) const ADDRESSES: [&str; 14] = [
@@ -158,9 +158,9 @@ fn address(text: &str) -> IpAddr {
     text.parse().expect("invalid address in the list")
 }
 
-fn addresses(of: &'static [&'static str], most: usize) -> impl Strategy<Value = Vec<IpAddr>> {
-    subsequence(of, 0..=most).prop_map(|list| {
-        let mut addresses: Vec<_> = list.into_iter().map(address).collect();
+fn addresses(list: &'static [&'static str], max: usize) -> impl Strategy<Value = Vec<IpAddr>> {
+    subsequence(list, 0..=max).prop_map(|subset| {
+        let mut addresses: Vec<_> = subset.into_iter().map(address).collect();
         addresses.sort_unstable();
         addresses
     })

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Batch, Feed, Revision, SourceError, SourceQuery, SourceState, Subject, SubjectState};
+use super::{Batch, Feed, Generation, SourceError, SourceQuery, SourceState, Subject, SubjectState};
 use scan::{Scan, Stamp, scan};
 use store::{FileChanges, FileContent, Store};
 use watch::Watch;
@@ -44,21 +44,21 @@ pub fn start(root: &Path, limits: Limits) -> Result<Feed, SourceError> {
     let tree = Tree::open(root, limits)?;
     let (sender, batches) = mpsc::channel(16);
     let (queries, received_queries) = mpsc::channel(16);
-    tokio::spawn(tree.run(BatchSender { sender, revision: Revision::default() }, received_queries));
+    tokio::spawn(tree.run(BatchSender { sender, generation: Generation::default() }, received_queries));
     Ok(Feed { batches, queries, state: SourceState::default() })
 }
 
 /// Numbers batches and sends them.
 struct BatchSender {
     sender: mpsc::Sender<Batch>,
-    revision: Revision,
+    generation: Generation,
 }
 
 impl BatchSender {
     /// Returns false if the receiver was dropped.
     async fn send(&mut self, events: Vec<Event>, received: Instant) -> bool {
-        self.revision.0 += 1;
-        let batch = Batch { revision: self.revision, events, after_resync: false, received: received.into_std() };
+        self.generation.0 += 1;
+        let batch = Batch { generation: self.generation, events, after_resync: false, received: received.into_std() };
         self.sender.send(batch).await.is_ok()
     }
 }
@@ -135,7 +135,7 @@ impl Tree {
                     Subject::Everything => true,
                 };
                 let known = match tree.failures.iter().next() {
-                    None => Ok(SubjectState { exists, revision: sender.revision }),
+                    None => Ok(SubjectState { exists, generation: sender.generation }),
                     Some((path, failure)) => Err(format!("{}: {failure}", path.display())),
                 };
                 // The requester may have stopped waiting.

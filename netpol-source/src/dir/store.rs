@@ -36,7 +36,7 @@ pub(super) struct FileChanges {
 pub(super) struct Store {
     files: BTreeMap<PathBuf, BTreeMap<ObjectKey, Object>>,
     /// The files that contain each object.
-    holders: BTreeMap<ObjectKey, BTreeSet<PathBuf>>,
+    files_with: BTreeMap<ObjectKey, BTreeSet<PathBuf>>,
     /// `EndpointSlice` objects derived for Services that have none in any file.
     derived: BTreeMap<ObjectKey, Object>,
 }
@@ -92,17 +92,17 @@ impl Store {
 
     /// Returns every object, as defined by the file that is used, and the objects that are derived from them.
     pub(super) fn objects(&self) -> Vec<Object> {
-        self.of_files().chain(self.derived.values()).cloned().collect()
+        self.defined_objects().chain(self.derived.values()).cloned().collect()
     }
 
-    fn of_files(&self) -> impl Iterator<Item = &Object> {
-        self.holders.keys().filter_map(|key| self.effective(key))
+    fn defined_objects(&self) -> impl Iterator<Item = &Object> {
+        self.files_with.keys().filter_map(|key| self.effective(key))
     }
 
     /// Derives `EndpointSlice` objects for Services that have none, after files changed. Returns the changes of
     /// derived slices.
     pub(super) fn derive(&mut self) -> Vec<Event> {
-        let slices = derived::endpoint_slices(self.of_files()).into_iter().map(Object::Slice);
+        let slices = derived::endpoint_slices(self.defined_objects()).into_iter().map(Object::Slice);
         let now: BTreeMap<ObjectKey, Object> = slices.map(|slice| (slice.key(), slice)).collect();
         let before = std::mem::replace(&mut self.derived, now);
         let gone = before.keys().filter(|key| !self.derived.contains_key(*key));
@@ -114,11 +114,11 @@ impl Store {
 
     /// Returns whether a file contains this object.
     pub(super) fn contains(&self, key: &ObjectKey) -> bool {
-        self.holders.contains_key(key)
+        self.files_with.contains_key(key)
     }
 
     fn effective(&self, key: &ObjectKey) -> Option<&Object> {
-        self.files.get(self.holders.get(key)?.last()?)?.get(key)
+        self.files.get(self.files_with.get(key)?.last()?)?.get(key)
     }
 
     fn replace(&mut self, path: &Path, objects: BTreeMap<ObjectKey, Object>, changes: &mut FileChanges) {
@@ -127,26 +127,26 @@ impl Store {
         let mut duplicates = 0;
         let before: Vec<Option<Object>> = keys.iter().map(|key| self.effective(key).cloned()).collect();
         for key in &keys {
-            let holders = self.holders.entry(key.clone()).or_default();
+            let files_with = self.files_with.entry(key.clone()).or_default();
             if !objects.contains_key(key) {
-                holders.remove(path);
-            } else if holders.insert(path.to_owned()) && holders.len() > 1 {
+                files_with.remove(path);
+            } else if files_with.insert(path.to_owned()) && files_with.len() > 1 {
                 duplicates += 1;
                 if duplicates <= MAX_WARNINGS {
                     changes
                         .warnings
-                        .push(format!("{key} is defined in {}; the last definition is used", file_names(holders)));
+                        .push(format!("{key} is defined in {}; the last definition is used", file_names(files_with)));
                 }
             }
-            if holders.is_empty() {
-                self.holders.remove(key);
+            if files_with.is_empty() {
+                self.files_with.remove(key);
             }
         }
         if duplicates > MAX_WARNINGS {
             let more = duplicates - MAX_WARNINGS;
             changes
                 .warnings
-                .push(format!("{}: {more} more of its objects are also defined in other files", path.display()));
+                .push(format!("{}: {more} more objects of this file are also defined in other files", path.display()));
         }
         self.files.insert(path.to_owned(), objects);
         for (key, before) in keys.into_iter().zip(before) {
@@ -160,8 +160,8 @@ impl Store {
 }
 
 /// Formats two files by name; of more files, only their number and the last one.
-fn file_names(holders: &BTreeSet<PathBuf>) -> String {
-    match (holders.len(), holders.first(), holders.last()) {
+fn file_names(files_with: &BTreeSet<PathBuf>) -> String {
+    match (files_with.len(), files_with.first(), files_with.last()) {
         (2, Some(first), Some(last)) => format!("{} and {}", first.display(), last.display()),
         (count, _, Some(last)) => format!("{count} files, the last of which is {}", last.display()),
         _ => String::new(),

@@ -13,7 +13,7 @@ use netpol_policy::model::{Object, ObjectKey};
 use super::intern::Interner;
 use super::resource::Resource;
 use super::store::Store;
-use super::trim::Seen;
+use super::trim::ReceivedObject;
 
 /// How long the differences of a recovered resource wait for other resources. An API server that has just started may
 /// reject requests for a while, and a full list of a large cluster takes time. Meanwhile, the state from before the outage
@@ -28,15 +28,15 @@ pub(super) enum WatchEvent {
     /// A full list starts.
     Began,
     /// An object of the list. The list ends with [`WatchEvent::Listed`], or never.
-    Item(Seen, Instant),
+    Item(ReceivedObject, Instant),
     /// An object of the list without a name. Missing objects do not count as deleted then.
     Unnamed,
     /// The list is complete, at this version.
     Listed(u64),
     /// An object is new or changed.
-    Changed(Seen, Instant),
+    Changed(ReceivedObject, Instant),
     /// An object was deleted.
-    Deleted(Seen, Instant),
+    Deleted(ReceivedObject, Instant),
     /// All changes up to this version were sent.
     Position(u64),
     /// The watch is lost: the resource is out of sync from now on.

@@ -38,7 +38,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant as Deadline, sleep_until};
 
 use super::state::SourceState;
-use super::{Batch, Feed, Revision, SourceError, SourceQuery};
+use super::{Batch, Feed, Generation, SourceError, SourceQuery};
 use access::Access;
 pub use backoff::jitter;
 pub(super) use client::client;
@@ -54,20 +54,20 @@ const MAX_BATCH: usize = 4096;
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// The first requests are spread over this time, because all agents of a cluster may start at once.
-    pub spread: Duration,
+    pub start_jitter: Duration,
     /// Time limit for the start of a response.
-    pub answer: Duration,
-    /// A list that receives no data for this long has failed, and so has a watch over HTTP/1.1, which has no pings.
-    pub idle: Duration,
+    pub response_timeout: Duration,
+    /// Idle timeout of lists, and of watches over HTTP/1.1, which has no pings.
+    pub idle_timeout: Duration,
     /// Watches are renewed after this time, or up to twice as long.
-    pub watch: Duration,
-    /// After an outage longer than this, watches do not resume but list everything again. By then the API server has
-    /// nearly always compacted its history, which it does at the same interval.
-    pub trust: Duration,
-    /// A streaming list that pauses for this long is abandoned.
-    pub patience: Duration,
+    pub watch_timeout: Duration,
+    /// After an outage longer than this, watches do not resume but list everything again. The API server compacts its
+    /// history every five minutes, so after that a watch can rarely resume.
+    pub max_resume_age: Duration,
+    /// Idle timeout of streaming lists.
+    pub streaming_list_idle_timeout: Duration,
     /// Number of objects in a page.
-    pub page: u32,
+    pub page_size: u32,
     /// Whether streaming lists are tried first.
     pub streaming: bool,
 }
@@ -75,40 +75,41 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            spread: Duration::from_millis(500),
-            answer: Duration::from_secs(15),
-            idle: Duration::from_secs(100),
-            watch: Duration::from_mins(5),
-            trust: Duration::from_mins(5),
-            patience: Duration::from_secs(10),
-            page: 500,
+            start_jitter: Duration::from_millis(500),
+            response_timeout: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(100),
+            watch_timeout: Duration::from_mins(5),
+            max_resume_age: Duration::from_mins(5),
+            streaming_list_idle_timeout: Duration::from_secs(10),
+            page_size: 500,
             streaming: true,
         }
     }
 }
 
-/// Watches the cluster of a kubeconfig. Without one, the cluster in which this runs, or that of the default kubeconfig.
+/// Watches the cluster of a kubeconfig. Without a kubeconfig, watches the cluster in which the agent runs, or else that
+/// of the default kubeconfig.
 ///
 /// # Errors
 /// If the credentials cannot be read. An unavailable API server is not an error; the source retries.
 pub fn start(kubeconfig: Option<PathBuf>, options: Options) -> Result<Feed, SourceError> {
-    let access = Arc::new(Access::open(kubeconfig, options.answer)?);
+    let access = Arc::new(Access::open(kubeconfig, options.response_timeout)?);
     let state = SourceState::default();
-    let (events_in, events) = mpsc::channel(MAX_BATCH);
+    let (event_sender, events) = mpsc::channel(MAX_BATCH);
     for resource in Resource::ALL {
         state.update(resource.plural(), |_| {});
-        let watcher = Watcher::new(resource, access.clone(), events_in.clone(), options, state.clone());
+        let watcher = Watcher::new(resource, access.clone(), event_sender.clone(), options, state.clone());
         tokio::spawn(watcher.run());
     }
     let (sender, batches) = mpsc::channel(16);
     let (queries, received_queries) = mpsc::channel(16);
-    let (results_in, query_results) = mpsc::channel(16);
+    let (result_sender, query_results) = mpsc::channel(16);
     let source = Source {
         gatherer: Gatherer::new(&Resource::ALL),
         access,
         state: state.clone(),
-        revision: Revision::default(),
-        query_results: results_in,
+        generation: Generation::default(),
+        query_results: result_sender,
         pending: Vec::new(),
     };
     tokio::spawn(source.run(Inputs { events, queries: received_queries, query_results }, sender));
@@ -125,9 +126,9 @@ struct Source {
     gatherer: Gatherer,
     access: Arc<Access>,
     state: SourceState,
-    revision: Revision,
+    generation: Generation,
     query_results: mpsc::Sender<QueryResult>,
-    /// Queries that wait for the watch.
+    /// Queries that are answered when the watch reaches their version.
     pending: Vec<PendingQuery>,
 }
 
@@ -151,9 +152,9 @@ impl Source {
                 Some(result) = inputs.query_results.recv() => self.pending.extend(result.into_pending(&self.gatherer)),
             }
             for bundle in self.gatherer.due(Instant::now()) {
-                self.revision.0 += 1;
+                self.generation.0 += 1;
                 let gather::Bundle { events, after_resync, received } = bundle;
-                if batches.send(Batch { revision: self.revision, events, after_resync, received }).await.is_err() {
+                if batches.send(Batch { generation: self.generation, events, after_resync, received }).await.is_err() {
                     return;
                 }
             }
@@ -163,8 +164,8 @@ impl Source {
     }
 
     fn answer_queries(&mut self) {
-        let (gatherer, revision) = (&self.gatherer, self.revision);
-        self.pending.retain_mut(|query| !query.try_answer(gatherer, revision));
+        let (gatherer, generation) = (&self.gatherer, self.generation);
+        self.pending.retain_mut(|query| !query.try_answer(gatherer, generation));
     }
 
     fn update_state(&self) {

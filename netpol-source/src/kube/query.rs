@@ -14,8 +14,8 @@ use super::access::Access;
 use super::failure::Failure;
 use super::gather::Gatherer;
 use super::resource::Resource;
-use super::trim::{name, version};
-use crate::{Revision, SourceQuery, Subject, SubjectState};
+use super::trim::{key_and_version, version};
+use crate::{Generation, SourceQuery, Subject, SubjectState};
 
 /// Requests only metadata.
 const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
@@ -93,7 +93,9 @@ async fn object(access: &Access, key: ObjectKey) -> Result<QueriedVersions, Stri
         }
     };
     let version = match text(access, &url, METADATA).await {
-        Ok(text) => name(resource, &text).map(|(_, version)| Some(version)).map_err(Failure::InvalidResponse),
+        Ok(text) => {
+            key_and_version(resource, &text).map(|(_, version)| Some(version)).map_err(Failure::InvalidResponse)
+        }
         Err(Failure::Status { code: 404, .. }) => Ok(None),
         Err(failure) => Err(failure),
     };
@@ -120,7 +122,7 @@ async fn list(access: &Access, resource: Resource) -> Result<ListedVersions, Fai
         let invalid = |error: serde_json::Error| Failure::InvalidResponse(error.to_string());
         let page: ListPage<'_> = serde_json::from_str(&text).map_err(invalid)?;
         for item in page.items.into_iter().flatten() {
-            let (key, version) = name(resource, item.get()).map_err(Failure::InvalidResponse)?;
+            let (key, version) = key_and_version(resource, item.get()).map_err(Failure::InvalidResponse)?;
             listed.versions.insert(key, version);
         }
         listed.version = version(&page.metadata.resource_version);
@@ -175,7 +177,7 @@ impl ListedVersions {
 
 impl PendingQuery {
     /// Answers the query if possible. Returns whether it is done.
-    pub(super) fn try_answer(&mut self, gatherer: &Gatherer, revision: Revision) -> bool {
+    pub(super) fn try_answer(&mut self, gatherer: &Gatherer, generation: Generation) -> bool {
         if self.answer.as_ref().is_none_or(oneshot::Sender::is_closed) {
             return true;
         }
@@ -190,7 +192,7 @@ impl PendingQuery {
             return false;
         }
         if let Some(answer) = self.answer.take() {
-            let _ = answer.send(Ok(SubjectState { exists: self.exists, revision }));
+            let _ = answer.send(Ok(SubjectState { exists: self.exists, generation }));
         }
         true
     }

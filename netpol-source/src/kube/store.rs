@@ -8,7 +8,7 @@ use netpol_policy::cluster_state::Event;
 use netpol_policy::model::{Object, ObjectKey};
 
 use super::intern::Interner;
-use super::trim::Seen;
+use super::trim::ReceivedObject;
 
 /// The last known state of an object.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +56,7 @@ impl Store {
     }
 
     /// Adds an object of the full list.
-    pub(super) fn list(&mut self, mut seen: Seen, received: Instant, interner: &mut Interner) {
+    pub(super) fn list(&mut self, mut seen: ReceivedObject, received: Instant, interner: &mut Interner) {
         let Some(listing) = &mut self.listing else { return };
         listing.received.get_or_insert(received);
         let Some(mut object) = seen.object else {
@@ -108,7 +108,7 @@ impl Store {
     }
 
     /// Records a new or changed object. Returns it if a field that policies need has changed.
-    pub(super) fn put(&mut self, mut seen: Seen, interner: &mut Interner) -> Option<Object> {
+    pub(super) fn put(&mut self, mut seen: ReceivedObject, interner: &mut Interner) -> Option<Object> {
         let Some(mut object) = seen.object else {
             report(&seen.key, &seen.diagnostics);
             return None;
@@ -164,13 +164,13 @@ mod tests {
 
     use super::*;
 
-    fn seen(name: &str, address: Option<u8>, version: u64) -> Seen {
+    fn seen(name: &str, address: Option<u8>, version: u64) -> ReceivedObject {
         let addresses = address.into_iter().map(|last| std::net::IpAddr::from([10, 0, 0, last])).collect();
         let object = address.map(|_| Object::Node(Node { name: name.into(), addresses }));
-        Seen { key: ObjectKey::Node(name.into()), version, object, diagnostics: Vec::new() }
+        ReceivedObject { key: ObjectKey::Node(name.into()), version, object, diagnostics: Vec::new() }
     }
 
-    fn listed(store: &mut Store, all: Vec<Seen>) -> Vec<String> {
+    fn listed(store: &mut Store, all: Vec<ReceivedObject>) -> Vec<String> {
         store.begin();
         for seen in all {
             store.list(seen, Instant::now(), &mut Interner::default());

@@ -18,11 +18,11 @@ use super::resource::Resource;
 
 /// A received object.
 #[derive(Debug)]
-pub(super) struct Seen {
+pub(super) struct ReceivedObject {
     pub(super) key: ObjectKey,
     /// `metadata.resourceVersion`.
     pub(super) version: u64,
-    /// The parsed object; `None` if it could not be parsed: its last state stays.
+    /// The parsed object, or `None` if it could not be parsed. Then its last parsed state stays in effect.
     pub(super) object: Option<Object>,
     /// Diagnostics to log.
     pub(super) diagnostics: Vec<String>,
@@ -153,7 +153,7 @@ struct RawSpec {
 ///
 /// # Errors
 /// If the object has no name and therefore cannot be identified.
-pub(super) fn parse_object(resource: Resource, text: &str) -> Result<Seen, String> {
+pub(super) fn parse_object(resource: Resource, text: &str) -> Result<ReceivedObject, String> {
     let metadata = parse_metadata(text)?;
     let key = key(resource, &metadata);
     let version = version(&metadata.resource_version);
@@ -161,11 +161,11 @@ pub(super) fn parse_object(resource: Resource, text: &str) -> Result<Seen, Strin
         Ok((object, diagnostics)) => (object, diagnostics.iter().map(ToString::to_string).collect()),
         Err(error) => (None, vec![format!("cannot parse the object: {error}; its last state stays in effect")]),
     };
-    Ok(Seen { key, version, object, diagnostics })
+    Ok(ReceivedObject { key, version, object, diagnostics })
 }
 
-/// Returns key and version of an object. Only its metadata is required.
-pub(super) fn name(resource: Resource, text: &str) -> Result<(ObjectKey, u64), String> {
+/// Returns the key and the version of an object. Only its metadata is required.
+pub(super) fn key_and_version(resource: Resource, text: &str) -> Result<(ObjectKey, u64), String> {
     let metadata = parse_metadata(text)?;
     Ok((key(resource, &metadata), version(&metadata.resource_version)))
 }
@@ -231,7 +231,7 @@ fn parse(resource: Resource, metadata: &Metadata, text: &str) -> Result<ParsedOb
     })
 }
 
-/// Parses a policy like one in a file, so that a policy of invalid shape isolates its pods, too.
+/// Parses a policy in the same way as a file, so that a policy of invalid shape isolates its pods, too.
 fn policy(metadata: &Metadata, spec: &Value) -> ParsedObject {
     let value = json!({
         "apiVersion": "networking.k8s.io/v1",

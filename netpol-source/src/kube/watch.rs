@@ -15,7 +15,7 @@ use super::failure::{Failure, Status};
 use super::gather::WatchEvent;
 use super::lines::Lines;
 use super::resource::Resource;
-use super::trim::{Seen, parse_object, version};
+use super::trim::{ReceivedObject, parse_object, version};
 use crate::state::SourceState;
 
 /// A watch that lasted this long has worked: the backoff is reset.
@@ -126,7 +126,7 @@ impl Watcher {
     }
 
     pub(super) async fn run(mut self) {
-        sleep(jitter(self.options.spread)).await;
+        sleep(jitter(self.options.start_jitter)).await;
         loop {
             let started = Instant::now();
             self.recoveries.mark_unchanged();
@@ -184,7 +184,7 @@ impl Watcher {
     async fn attempt(&mut self) -> Result<StreamEnd, Failure> {
         // After a long outage, list again: a server that was restored from a backup may have reached this version again,
         // with different changes.
-        if matches!(self.connection, ConnectionState::Lost(since) if since.elapsed() > self.options.trust) {
+        if matches!(self.connection, ConnectionState::Lost(since) if since.elapsed() > self.options.max_resume_age) {
             self.position = None;
         }
         self.verb = if self.position.is_none() && !self.streaming { "list" } else { "watch" };
@@ -215,7 +215,7 @@ impl Watcher {
 
     async fn body(&self, query: &str) -> Result<Vec<u8>, Failure> {
         let response = self.access.get(&self.url(query)).await?;
-        let idle = self.options.idle;
+        let idle = self.options.idle_timeout;
         let body = timeout(idle, response.into_body().collect_bytes()).await;
         let body = body.map_err(|_| Failure::Timeout(idle))?;
         body.map(|bytes| bytes.to_vec()).map_err(|error| Failure::Connection(netpol_policy::text::error_chain(&error)))
@@ -231,7 +231,7 @@ impl Watcher {
     /// Reads a full list in pages, and returns its version.
     async fn list_pages(&mut self) -> Result<String, Failure> {
         let mut next = String::new();
-        let mut limit = self.options.page;
+        let mut limit = self.options.page_size;
         self.report(WatchEvent::Began).await;
         loop {
             let query = if next.is_empty() {
@@ -287,7 +287,7 @@ impl Watcher {
     async fn stream(&mut self) -> Result<StreamEnd, Failure> {
         let mut listing = self.position.is_none();
         // Spread the timeouts of the watches.
-        let seconds = self.options.watch.as_secs() + jitter(self.options.watch).as_secs();
+        let seconds = self.options.watch_timeout.as_secs() + jitter(self.options.watch_timeout).as_secs();
         let response = match self.access.get(&self.stream_url(seconds)).await {
             Err(Failure::Status { code: 400 | 422, .. }) if listing => return Ok(StreamEnd::NoStreaming(true)),
             result => result?,
@@ -303,13 +303,13 @@ impl Watcher {
         // HTTP/2 pings detect a dead connection. An API server sends no bookmark while the version of a kind stays the
         // same (`k8s.io/apiserver/pkg/storage/cacher`), so a watch without any data is normal until its timeout.
         let max_idle = if response.version() == http::Version::HTTP_2 {
-            Duration::from_secs(seconds) + self.options.answer
+            Duration::from_secs(seconds) + self.options.response_timeout
         } else {
-            self.options.idle
+            self.options.idle_timeout
         };
         let mut lines = Lines::of(response.into_body());
         loop {
-            let idle = if listing { self.options.patience } else { max_idle };
+            let idle = if listing { self.options.streaming_list_idle_timeout } else { max_idle };
             let (line, received) = match timeout(idle, lines.next()).await {
                 Err(_) if listing => return Ok(StreamEnd::NoStreaming(false)),
                 Err(_) => return Err(Failure::Timeout(idle)),
@@ -377,7 +377,7 @@ impl Watcher {
         self.report(event).await
     }
 
-    fn parsed(&self, text: &str) -> Option<Seen> {
+    fn parsed(&self, text: &str) -> Option<ReceivedObject> {
         match parse_object(self.resource, text) {
             Ok(seen) => Some(seen),
             Err(error) => {

@@ -40,13 +40,13 @@ pub(crate) struct Cluster {
 /// Returns options of the source with short timeouts.
 pub(crate) fn short_times() -> kube::Options {
     kube::Options {
-        spread: Duration::ZERO,
-        answer: Duration::from_secs(2),
-        idle: Duration::from_secs(3),
-        watch: Duration::from_mins(1),
-        trust: Duration::from_mins(1),
-        patience: Duration::from_secs(1),
-        page: 3,
+        start_jitter: Duration::ZERO,
+        response_timeout: Duration::from_secs(2),
+        idle_timeout: Duration::from_secs(3),
+        watch_timeout: Duration::from_mins(1),
+        max_resume_age: Duration::from_mins(1),
+        streaming_list_idle_timeout: Duration::from_secs(1),
+        page_size: 3,
         streaming: true,
     }
 }
@@ -151,11 +151,11 @@ impl Cluster {
 
     /// Returns the cluster state on the server, parsed as a file with the same objects. Fields of Services that are
     /// only used for files are removed: with an API server, backends come only from `EndpointSlice` objects
-    /// (docs/semantics.md, line 37).
+    /// (docs/semantics.md, item 37).
     pub(crate) fn server_state(&self) -> ClusterState {
         let objects = WATCHED.into_iter().flat_map(|resource| self.server.all(resource));
         let objects = objects.flat_map(|object| manifest::read(object, "server").objects);
-        ClusterState::of(objects.map(|located| match located.object {
+        ClusterState::from_objects(objects.map(|located| match located.object {
             Object::Service(mut service) => {
                 service.selector = Labels::default();
                 service.requested_families = None;
@@ -192,7 +192,7 @@ impl Cluster {
             tokio::select! {
                 subject_state = &mut receiver => {
                     let subject_state = subject_state.expect("the source dropped the query")?;
-                    while self.batches.last().is_none_or(|batch| batch.revision < subject_state.revision) {
+                    while self.batches.last().is_none_or(|batch| batch.generation < subject_state.generation) {
                         self.next_batch().await;
                     }
                     return Ok(subject_state);

@@ -1,4 +1,4 @@
-//! Node addresses that are added and removed while the agent runs: line 15 of docs/semantics.md.
+//! Node addresses that are added and removed while the agent runs: item 15 of docs/semantics.md.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};

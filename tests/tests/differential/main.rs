@@ -116,7 +116,7 @@ fn reference_tables_and_loaded_program_agree() {
     println!("packets by reason: {tally:?}");
     let required =
         [Reason::NotIsolated, Reason::Rule, Reason::Flow, Reason::LocalNode, Reason::Hairpin, Reason::NoRule];
-    for reason in required.into_iter().chain([Reason::Revoked, Reason::Service, Reason::NoBackend]) {
+    for reason in required.into_iter().chain([Reason::Revoked, Reason::Service, Reason::NoAllowedBackend]) {
         assert!(tally.contains_key(&reason), "no packet had the reason {reason:?}: {tally:?}");
     }
 }

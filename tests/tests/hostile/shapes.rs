@@ -258,7 +258,7 @@ const ICMPV6: &[(u8, Form<Build>)] = &[
 const TAGS: &[(&[u16], bool)] =
     &[(&[0], true), (&[7], true), (&[7, 8], true), (&[7, 8, 9], true), (&[7, 8, 9, 10], false)];
 
-/// Neighbor and listener discovery messages stay on the link, regardless of policies (docs/semantics.md, line 32). With
+/// Neighbor and listener discovery messages stay on the link, regardless of policies (docs/semantics.md, item 32). With
 /// another hop limit these are ordinary ICMP messages, which receivers do not process as discovery.
 fn is_link_scope(transport: &str, wrap: &str) -> bool {
     match transport {

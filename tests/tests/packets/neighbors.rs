@@ -66,8 +66,8 @@ fn s32_arp_from_a_pod_has_its_own_addresses_and_limited_length() {
         (arp(2, MAC, [10, 0, 0, 254], 0), Reason::SpoofedNeighbor, "with the gateway's address"),
         (arp(2, OTHER, own, 0), Reason::SpoofedNeighbor, "with another MAC address"),
         (arp(3, MAC, own, 0), Reason::SpoofedNeighbor, "reverse ARP"),
-        (arp(1, MAC, own, 23), Reason::NeighborRate, "with a payload"),
-        (arp(1, MAC, own, 1400), Reason::NeighborRate, "with a large payload"),
+        (arp(1, MAC, own, 23), Reason::NeighborLimit, "with a payload"),
+        (arp(1, MAC, own, 1400), Reason::NeighborLimit, "with a large payload"),
     ] {
         assert_eq!(both.run(Egress, &frame), expected, "{what}");
     }
@@ -136,7 +136,7 @@ fn s32_neighbor_discovery_from_a_pod_has_its_own_addresses_and_stays_on_the_link
         ),
         (message(143, LINK_LOCAL, REPORTS, &[0; 20]), Reason::NeighborDiscovery, "a listener report"),
         (message(143, "::", REPORTS, &[0; 20]), Reason::NeighborDiscovery, "one from the unspecified address"),
-        (message(143, LINK_LOCAL, REPORTS, &[0; 321]), Reason::NeighborRate, "a long one"),
+        (message(143, LINK_LOCAL, REPORTS, &[0; 321]), Reason::NeighborLimit, "a long one"),
         (message(143, LINK_LOCAL, client, &[0; 20]), Reason::SpoofedNeighbor, "not to a group"),
         (message(131, LINK_LOCAL, "ff05::9", &address("ff05::9")), Reason::NeighborDiscovery, "an older report"),
         (message(130, LINK_LOCAL, ALL_NODES, &[0; 16]), Reason::SpoofedNeighbor, "a query"),
@@ -204,7 +204,7 @@ fn s32_neighbor_discovery_is_rate_limited() {
         assert!(passed <= NEIGHBOR_BURST, "no limit");
     }
     assert_eq!(passed, NEIGHBOR_BURST);
-    assert_eq!(both.memory.run(Egress, &frame, 1, 0), Reason::NeighborRate);
+    assert_eq!(both.memory.run(Egress, &frame, 1, 0), Reason::NeighborLimit);
     both.memory.wait(1);
     let passed_later = (0..NEIGHBOR_BURST).take_while(|_| both.memory.run(Egress, &frame, 1, 0).allows()).count();
     assert_eq!(passed_later, 100, "a second later");

@@ -40,8 +40,8 @@ fn s21_a_connection_to_a_service_is_evaluated_by_its_backends() {
             (Reason::Service, POD_WITH_RECHECK),
             "all backends are allowed"
         );
-        assert_eq!(both.send(&to.tcp(1000, 3, SYN, b"")), (Reason::NoBackend, POD), "no backend is allowed");
-        assert_eq!(both.send(&to.udp(1000, 3, b"")), (Reason::NoBackend, POD), "no backend is allowed");
+        assert_eq!(both.send(&to.tcp(1000, 3, SYN, b"")), (Reason::NoAllowedBackend, POD), "no backend is allowed");
+        assert_eq!(both.send(&to.udp(1000, 3, b"")), (Reason::NoAllowedBackend, POD), "no backend is allowed");
         assert_eq!(both.send(&to.tcp(1000, 4, SYN, b"")), (Reason::NoRule, POD), "no port of the Service");
         // Only the packet that starts the flow is rechecked.
         assert_eq!(both.send(&to.tcp(1000, 1, ACK, b"")), (Reason::Flow, POD));
@@ -61,8 +61,8 @@ fn s22_each_packet_is_rechecked_post_dnat_if_only_some_backends_are_allowed() {
         let (client, outsider) = (ip(addresses.pod, addresses.client), ip(addresses.pod, addresses.outsider));
         assert_eq!(both.send_post_dnat(&client.udp(1000, 53, b""), POD), Reason::Rule, "allowed there");
         assert_eq!(both.send_post_dnat(&client.udp(1000, 53, b""), POD), Reason::Flow, "a known flow");
-        assert_eq!(both.send_post_dnat(&client.udp(1000, 54, b""), POD), Reason::Backend, "another port there");
-        assert_eq!(both.send_post_dnat(&outsider.udp(1000, 53, b""), POD), Reason::Backend);
+        assert_eq!(both.send_post_dnat(&client.udp(1000, 54, b""), POD), Reason::BackendDenied, "another port there");
+        assert_eq!(both.send_post_dnat(&outsider.udp(1000, 53, b""), POD), Reason::BackendDenied);
         // Masqueraded, so the source address does not show the sender.
         let masqueraded = ip(addresses.node, addresses.client);
         assert_eq!(both.send_post_dnat(&masqueraded.udp(3000, 53, b""), POD), Reason::Rule);
@@ -71,9 +71,9 @@ fn s22_each_packet_is_rechecked_post_dnat_if_only_some_backends_are_allowed() {
             Reason::Rule,
             "its port is not the pod's"
         );
-        assert_eq!(both.send_post_dnat(&masqueraded.udp(3000, 54, b""), POD), Reason::Backend);
+        assert_eq!(both.send_post_dnat(&masqueraded.udp(3000, 54, b""), POD), Reason::BackendDenied);
         // The packet is not translated yet: another node selects the backend, and does not have the pod's policy.
-        assert_eq!(both.send_post_dnat(&to.udp(1000, 2, b""), POD), Reason::SomeBackends);
+        assert_eq!(both.send_post_dnat(&to.udp(1000, 2, b""), POD), Reason::NotAllBackendsAllowed);
         assert_eq!(both.send_post_dnat(&to.udp(1000, 1, b""), POD), Reason::Service);
         assert_eq!(both.send_post_dnat(&client.udp(1000, 53, b""), UNKNOWN_ID), Reason::SourceEndpointGone);
     }
@@ -88,7 +88,7 @@ fn s23_the_first_packet_of_a_flow_is_always_rechecked_post_dnat() {
         assert_eq!(both.send(&node.tcp(1000, 30080, SYN, b"")), (Reason::LocalNode, POD_WITH_RECHECK));
         assert_eq!(both.send(&node.tcp(1000, 30080, ACK, b"")), (Reason::Flow, POD_WITH_RECHECK));
         let outsider = ip(addresses.pod, addresses.outsider);
-        assert_eq!(both.send_post_dnat(&outsider.tcp(1000, 80, SYN, b""), POD), Reason::Backend);
+        assert_eq!(both.send_post_dnat(&outsider.tcp(1000, 80, SYN, b""), POD), Reason::BackendDenied);
         // A packet directly to the backend belongs to the same flow post-DNAT.
         assert_eq!(both.send(&client.tcp(1000, 80, SYN, b"")), (Reason::Rule, POD_WITH_RECHECK));
         assert_eq!(both.send_post_dnat(&client.tcp(1000, 80, SYN, b""), POD), Reason::Flow);
@@ -178,7 +178,7 @@ fn later_fragments_follow_the_first_post_dnat() {
     let mut both = both(SERVICES[0]);
     for (to, port, first, later) in [
         (addresses.client, 53, Reason::Rule, Reason::Flow),
-        (addresses.outsider, 53, Reason::Backend, Reason::OrphanFragment),
+        (addresses.outsider, 53, Reason::BackendDenied, Reason::OrphanFragment),
     ] {
         let fragment = |offset, more| ip(addresses.pod, to).fragment(77, offset, more);
         assert_eq!(both.send_post_dnat(&fragment(0, true).udp(1000, port, &[7; 64]), POD), first, "{to}");

@@ -1,4 +1,4 @@
-//! ipBlocks: lines 11 to 14 of docs/semantics.md.
+//! ipBlocks: items 11 to 14 of docs/semantics.md.
 
 use anyhow::Result;
 use netpol_tests::{Families, Lab, policy};

@@ -1,4 +1,4 @@
-//! Isolation, missing rules and empty rules: lines 1 to 3 of docs/semantics.md.
+//! Isolation, missing rules and empty rules: items 1 to 3 of docs/semantics.md.
 
 use anyhow::Result;
 use netpol_policy::model::Protocol::{Tcp, Udp};

@@ -1,4 +1,4 @@
-//! Which pods policies select and what they allow, with real connections: lines 1 to 14 of docs/semantics.md.
+//! Which pods policies select and what they allow, with real connections: items 1 to 14 of docs/semantics.md.
 
 mod blocks;
 mod isolation;

@@ -1,4 +1,4 @@
-//! Pods that peers and policies select: lines 4 to 7 of docs/semantics.md.
+//! Pods that peers and policies select: items 4 to 7 of docs/semantics.md.
 
 use anyhow::{Context, Result};
 use netpol_tests::{Lab, PodSpec, deny_all, policy};

@@ -1,4 +1,4 @@
-//! Protocols and ports: lines 8 to 10 of docs/semantics.md.
+//! Protocols and ports: items 8 to 10 of docs/semantics.md.
 
 use anyhow::Result;
 use netpol_policy::model::Protocol::{Sctp, Tcp, Udp};

@@ -20,7 +20,7 @@ pub(super) fn measure(shop: &Shop) -> Result<()> {
 fn no_backend_allowed(shop: &Shop) -> Result<()> {
     shop.nowhere("shop/client", &Shop::cluster_ips(number::BAD))?;
     for (_, target) in Shop::cluster_ips(number::BAD) {
-        shop.denied_through(number::BAD, "no-backend", "shop/client", &target.ip().to_string())?;
+        shop.denied_through(number::BAD, "no-allowed-backend", "shop/client", &target.ip().to_string())?;
     }
     Ok(())
 }
@@ -31,7 +31,7 @@ fn some_backends_allowed(shop: &Shop) -> Result<()> {
     shop.through("shop/client", &Shop::cluster_ips(number::MIXED), &allowed)?;
     let denied: Vec<_> = ALL.into_iter().filter(|name| !allowed.contains(name)).collect();
     ensure!(denied.len() == 3, "{denied:?}");
-    denied.iter().try_for_each(|backend| shop.denied_through(number::MIXED, "backend", "shop/client", backend))
+    denied.iter().try_for_each(|backend| shop.denied_through(number::MIXED, "backend-denied", "shop/client", backend))
 }
 
 /// A pod reaches itself without a rule. This does not allow another backend of the same Service.

@@ -24,7 +24,7 @@ fn local_node(shop: &Shop) -> Result<()> {
     }
     ["shop/bad", "shop/worse", "node-2"]
         .iter()
-        .try_for_each(|backend| shop.denied_through(number::MIXED, "backend", "shop/client", backend))
+        .try_for_each(|backend| shop.denied_through(number::MIXED, "backend-denied", "shop/client", backend))
 }
 
 /// The other node selects the backend, which is unknown on this node.
@@ -32,7 +32,7 @@ fn other_node(shop: &Shop) -> Result<()> {
     let at = |service| targets(shop.cluster().host("node-2").addresses(), &Shop::node_ports(service));
     shop.through("shop/free", &at(number::MIXED), &ALL)?;
     shop.through("shop/client", &at(number::GOOD), &["shop/near", "shop/far"])?;
-    for (service, reason) in [(number::MIXED, "some-backends"), (number::BAD, "no-backend")] {
+    for (service, reason) in [(number::MIXED, "not-all-backends-allowed"), (number::BAD, "no-allowed-backend")] {
         shop.nowhere("shop/client", &at(service))?;
         shop.denied_through(service, reason, "shop/client", "node-2").with_context(|| format!("Service {service}"))?;
     }

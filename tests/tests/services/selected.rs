@@ -27,7 +27,7 @@ fn s37_a_service_without_slices_leads_to_the_pods_it_selects() -> Result<()> {
     shop.wait_applied()?;
     shop.nowhere("shop/client", &Shop::cluster_ips(number::BAD))?;
     for (_, target) in Shop::cluster_ips(number::BAD) {
-        shop.denied_through(number::BAD, "no-backend", "shop/client", &target.ip().to_string())?;
+        shop.denied_through(number::BAD, "no-allowed-backend", "shop/client", &target.ip().to_string())?;
     }
     // With another selector, the only backend is a pod that is allowed.
     shop.lab.cluster.edit_pod("shop/bad", |pod| pod.labels("app=good,tier=one"))?;
@@ -57,7 +57,7 @@ fn s05_s22_host_network_pods_behind_a_service_are_their_nodes_addresses() -> Res
     shop.wait_applied()?;
     // The rule selects the pod's labels, but a pod on the host network is not a peer.
     shop.nowhere("shop/client", &Shop::cluster_ips(number::GOOD)).context("by its labels")?;
-    shop.denied_through(number::GOOD, "no-backend", "shop/client", "10.96.0.10")?;
+    shop.denied_through(number::GOOD, "no-allowed-backend", "shop/client", "10.96.0.10")?;
     let blocks: Vec<String> = shop.cluster().host("node-2").addresses().iter().map(block).collect();
     let to_node = policy(
         "shop/client-to-node",

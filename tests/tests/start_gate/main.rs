@@ -1,8 +1,8 @@
 //! The start gate, with a fake container runtime: pods that send from their first instruction.
 
-mod away;
 mod far;
 mod status;
+mod unavailable;
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};

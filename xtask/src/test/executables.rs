@@ -13,7 +13,7 @@ use crate::{run, workspace};
 const LIVE: &str = "tests";
 
 /// Live executables that run a second time, unchanged, with an agent that reads its objects from an API server.
-const ALSO_WITH_API_SERVER: [&str; 4] = ["always", "change", "selection", "unknown"];
+const ALSO_WITH_API_SERVER: [&str; 4] = ["independent_of_rules", "change", "selection", "unknown_pods"];
 
 /// Source of the objects of the agents under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -169,7 +169,11 @@ mod tests {
         let all: Vec<_> = ALSO_WITH_API_SERVER.iter().map(|target| one(target)).collect();
         let repeated = with_api_server(&all).unwrap();
         assert_eq!(repeated.len(), ALSO_WITH_API_SERVER.len());
-        assert!(repeated[0].to_string().ends_with("always.rs, with objects from an API server"), "{}", repeated[0]);
+        assert!(
+            repeated[0].to_string().ends_with("independent_of_rules.rs, with objects from an API server"),
+            "{}",
+            repeated[0]
+        );
         assert!(with_api_server(&all[1..]).is_err(), "a missing executable is an error");
     }
 }

@@ -50,23 +50,23 @@ fn reason(line: &str) -> Option<&str> {
     parts.next()?.strip_prefix('"')?.strip_suffix('"')
 }
 
-/// Checks that each line of docs/semantics.md has a test: a test of line 17 has `s17_` in its name.
+/// Checks that each item of docs/semantics.md has a test: a test of item 17 has `s17_` in its name.
 pub(super) fn semantics() -> Result<Vec<String>> {
     let text = sources::read(Path::new("docs/semantics.md"))?;
     let mut tested = BTreeSet::new();
     for (_, text) in sources::rust()? {
         let names = text.lines().filter_map(|line| line.trim_start().strip_prefix("fn s"));
-        tested.extend(names.flat_map(lines_of));
+        tested.extend(names.flat_map(items_of));
     }
     let lines: Vec<u32> =
         text.lines().filter_map(|line| line.split_once(". ")).filter_map(|(number, _)| number.parse().ok()).collect();
-    ensure!(lines.len() > 10, "docs/semantics.md no longer has numbered lines");
+    ensure!(lines.len() > 10, "docs/semantics.md no longer has numbered items");
     let untested = lines.iter().filter(|line| !tested.contains(line));
     Ok(untested.map(|line| format!("no test is named s{line}_…")).collect())
 }
 
 /// Returns 11 and 12 for `11_and_s12_excepts()`, the text after `fn s`.
-fn lines_of(name: &str) -> Vec<u32> {
+fn items_of(name: &str) -> Vec<u32> {
     name.split('_')
         .map_while(|part| if part == "and" { Some(None) } else { number(part).map(Some) })
         .flatten()
@@ -142,7 +142,7 @@ mod tests {
             ("11_and_s12_excepts() {", &[11, 12]),
             ("ettles(&self) {", &[]),
         ] {
-            assert_eq!(lines_of(name), lines, "{name}");
+            assert_eq!(items_of(name), lines, "{name}");
         }
     }
 

@@ -10,7 +10,7 @@ use netpol_policy::model::PodKey;
 
 use super::diagnostics::{DiagnosticSchedule, PolicyDiagnostic};
 use super::limit::Bucket;
-use super::sink::{Denied, Dropped};
+use super::sink::{Denied, DropReason};
 use super::topic::Topic;
 
 /// The first Event of a topic is delayed by this time, to include further packets.
@@ -153,12 +153,12 @@ impl Aggregator {
     ///
     /// # Errors
     /// If too many pods are in memory; the packets are not reported then.
-    pub fn denied(&mut self, denied: Denied, now: Instant) -> Result<(), Dropped> {
+    pub fn denied(&mut self, denied: Denied, now: Instant) -> Result<(), DropReason> {
         let subject = (denied.pod, denied.created);
         if !self.pods.contains_key(&subject) && self.pods.len() >= MAX_PODS {
             self.pods.retain(|_, pod| !pod.series.is_empty());
             if self.pods.len() >= MAX_PODS {
-                return Err(Dropped::TooManyPods);
+                return Err(DropReason::TooManyPods);
             }
         }
         let new = || Pod { series: Vec::new(), bucket: Bucket::new(POD_BURST, POD_REFILL, now) };
@@ -298,11 +298,11 @@ impl Aggregator {
 
     /// Records that a publication can never be written, because its object was deleted or the API server rejects it. If
     /// the pod was deleted, all its series are removed; otherwise only this one.
-    pub fn discarded(&mut self, publication: &Publication, why: Dropped, now: Instant) {
+    pub fn discarded(&mut self, publication: &Publication, reason: DropReason, now: Instant) {
         match publication {
             Publication::Denied(series) => {
                 if let Some(pod) = self.pods.get_mut(&(series.pod.clone(), series.created)) {
-                    pod.series.retain(|state| why != Dropped::Deleted && state.id != series.id);
+                    pod.series.retain(|state| reason != DropReason::Deleted && state.id != series.id);
                 }
             }
             Publication::PolicyDiagnostic(diagnostic) => self.diagnostics.reported(diagnostic, now),

@@ -36,6 +36,6 @@ mod writer;
 
 pub use aggregate::{Aggregator, Publication};
 pub use diagnostics::PolicyDiagnostic;
-pub use sink::{Denied, Dropped, Numbers, Sink};
+pub use sink::{Denied, DropReason, EventCounters, Sink};
 pub use thread::{FINISH_TIMEOUT, Handle, start};
 pub use topic::Topic;

@@ -87,7 +87,7 @@ pub(super) mod tests {
                       spec: {podSelector: {matchLabels: {odd: \"1\"}}, ingress: [{from: [{ipBlock: {cidr: nonsense}}]}]}}";
         let all: Vec<_> = named.chain(pods).chain([policy.to_owned()]).collect();
         let parsed = parse(&all.join("\n---\n"), "cluster.yaml");
-        ClusterState::of(parsed.objects.into_iter().map(|located| located.object))
+        ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object))
     }
 
     fn reporters(cluster_state: &ClusterState) -> Vec<String> {

@@ -22,7 +22,7 @@ pub(super) const QUEUE: usize = 1024;
 pub struct Denied {
     /// The pod.
     pub pod: PodKey,
-    /// The pod's creation time, in seconds since 1970: a later pod may have the same name.
+    /// The pod's creation time, in seconds since 1970. Distinguishes a pod from a later one with the same name.
     pub created: i64,
     /// What the packets have in common.
     pub topic: Topic,
@@ -42,7 +42,7 @@ pub(super) enum Message {
 
 /// Why something is never reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dropped {
+pub enum DropReason {
     /// The queue was full.
     QueueFull,
     /// Too many pods are in memory.
@@ -53,7 +53,7 @@ pub enum Dropped {
     Invalid,
 }
 
-impl Dropped {
+impl DropReason {
     /// All reasons.
     pub const ALL: [Self; 4] = [Self::QueueFull, Self::TooManyPods, Self::Deleted, Self::Invalid];
 
@@ -70,41 +70,42 @@ impl Dropped {
 
 /// Counts written and dropped Events.
 #[derive(Debug, Default)]
-pub struct Numbers {
+pub struct EventCounters {
     published: AtomicU64,
-    dropped: [AtomicU64; Dropped::ALL.len()],
+    dropped: [AtomicU64; DropReason::ALL.len()],
 }
 
-impl Numbers {
+impl EventCounters {
     /// Returns the number of Events written, both new ones and updates.
     pub fn published(&self) -> u64 {
         self.published.load(Ordering::Relaxed)
     }
 
     /// Returns the number of Events dropped for a reason.
-    pub fn dropped(&self, why: Dropped) -> u64 {
-        self.dropped[why as usize].load(Ordering::Relaxed)
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.dropped[reason as usize].load(Ordering::Relaxed)
     }
 
     pub(super) fn count_published(&self) {
         self.published.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn count_dropped(&self, why: Dropped, events: u64) {
-        self.dropped[why as usize].fetch_add(events, Ordering::Relaxed);
+    pub(super) fn count_dropped(&self, reason: DropReason, events: u64) {
+        self.dropped[reason as usize].fetch_add(events, Ordering::Relaxed);
     }
 }
 
 /// Minimum time between two checks for changed diagnostics.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// The reporting agents of a policy are selected again after this time, because its pods may have moved.
+/// The reporting agents of a policy are selected again after this time, because its pods may be on
+/// other nodes by then.
 const RESELECT_INTERVAL: Duration = Duration::from_mins(10);
 
 /// The main loop's side of the queue.
 #[derive(Debug)]
 pub struct Sink {
     sender: mpsc::Sender<Message>,
-    numbers: Arc<Numbers>,
+    numbers: Arc<EventCounters>,
     node: Arc<str>,
     checked_at: Option<Instant>,
     selected_at: Option<Instant>,
@@ -113,12 +114,12 @@ pub struct Sink {
 }
 
 impl Sink {
-    pub(super) fn new(sender: mpsc::Sender<Message>, numbers: Arc<Numbers>, node: &str) -> Self {
+    pub(super) fn new(sender: mpsc::Sender<Message>, numbers: Arc<EventCounters>, node: &str) -> Self {
         Self { sender, numbers, node: node.into(), checked_at: None, selected_at: None, diagnostics: Vec::new() }
     }
 
     /// Returns the counters.
-    pub fn numbers(&self) -> &Numbers {
+    pub fn numbers(&self) -> &EventCounters {
         &self.numbers
     }
 
@@ -136,7 +137,7 @@ impl Sink {
         let Some(direction) = Direction::from_code(event.direction) else { return };
         // Reserves a place in the queue first, so that nothing is copied if the queue is full.
         let Ok(permit) = self.sender.try_reserve() else {
-            self.numbers.count_dropped(Dropped::QueueFull, 1);
+            self.numbers.count_dropped(DropReason::QueueFull, 1);
             return;
         };
         let mut peer = match direction {

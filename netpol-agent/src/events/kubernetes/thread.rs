@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep_until, timeout};
 
 use super::aggregate::{Aggregator, Publication};
-use super::sink::{Dropped, Message, Numbers, QUEUE, Sink};
+use super::sink::{DropReason, EventCounters, Message, QUEUE, Sink};
 use super::writer::{WriteFailure, WriteResult, Writer};
 use netpol_source::kube::jitter;
 
@@ -47,7 +47,7 @@ pub fn start(
     client: impl Fn() -> Result<Client, String> + Send + 'static,
 ) -> std::io::Result<(Sink, Handle)> {
     let (sender, messages) = mpsc::channel(QUEUE);
-    let numbers = Arc::new(Numbers::default());
+    let numbers = Arc::new(EventCounters::default());
     let (end, ended) = oneshot::channel();
     let sink = Sink::new(sender, Arc::clone(&numbers), node);
     let node = node.to_owned();
@@ -76,7 +76,7 @@ pub fn start(
     Ok((sink, Handle { ended }))
 }
 
-async fn run(mut writer: Writer, mut messages: mpsc::Receiver<Message>, numbers: &Numbers) {
+async fn run(mut writer: Writer, mut messages: mpsc::Receiver<Message>, numbers: &EventCounters) {
     let (jobs, mut work) = mpsc::channel::<Publication>(1);
     let (results_in, mut results) = mpsc::channel(1);
     tokio::spawn(async move {
@@ -129,11 +129,11 @@ async fn run(mut writer: Writer, mut messages: mpsc::Receiver<Message>, numbers:
     }
 }
 
-fn process(message: Message, aggregator: &mut Aggregator, numbers: &Numbers, now: Instant) {
+fn process(message: Message, aggregator: &mut Aggregator, numbers: &EventCounters, now: Instant) {
     match message {
         Message::Denied(denied) => {
-            if let Err(why) = aggregator.denied(*denied, now) {
-                numbers.count_dropped(why, 1);
+            if let Err(reason) = aggregator.denied(*denied, now) {
+                numbers.count_dropped(reason, 1);
             }
         }
         Message::Diagnostics(all) => aggregator.set_diagnostics(all, now),
@@ -145,7 +145,7 @@ fn handle_result(
     result: WriteResult,
     aggregator: &mut Aggregator,
     backoff: &mut Backoff,
-    numbers: &Numbers,
+    numbers: &EventCounters,
 ) {
     let now = Instant::now();
     match result {
@@ -154,18 +154,18 @@ fn handle_result(
             backoff.success();
             aggregator.published(publication, now);
         }
-        WriteResult::Discarded(why, error) => {
-            match why {
+        WriteResult::Discarded(reason, error) => {
+            match reason {
                 // Pods are deleted all the time.
-                Dropped::Deleted => tracing::debug!(error, "the object of an Event was deleted"),
-                Dropped::Invalid => {
+                DropReason::Deleted => tracing::debug!(error, "the object of an Event was deleted"),
+                DropReason::Invalid => {
                     tracing::warn!(error, "the API server rejected an Event as invalid; this is a bug in netpol");
                 }
-                Dropped::QueueFull | Dropped::TooManyPods => {}
+                DropReason::QueueFull | DropReason::TooManyPods => {}
             }
-            numbers.count_dropped(why, 1);
+            numbers.count_dropped(reason, 1);
             backoff.success();
-            aggregator.discarded(publication, why, now);
+            aggregator.discarded(publication, reason, now);
         }
         WriteResult::Retry(failure) => {
             backoff.failure(&failure, now);

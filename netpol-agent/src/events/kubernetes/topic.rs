@@ -46,9 +46,11 @@ fn reason_and_cause(reason: Reason) -> Option<(&'static str, &'static str)> {
     const FULL: &str = "NetworkPolicyTableFull";
     Some(match reason {
         Reason::NoRule => (DENIED, "no rule allows it"),
-        Reason::NoBackend => (DENIED, "no rule allows any backend"),
-        Reason::Backend => (DENIED, "it was sent to this backend, and no rule allows it"),
-        Reason::SomeBackends => (DENIED, "rules allow only some backends, and another node selects the backend"),
+        Reason::NoAllowedBackend => (DENIED, "no rule allows any backend"),
+        Reason::BackendDenied => (DENIED, "it was translated to this backend, which no rule allows"),
+        Reason::NotAllBackendsAllowed => {
+            (DENIED, "rules allow only some backends, and another node selects the backend")
+        }
         Reason::Revoked => (DENIED, "the flow was allowed when it started, but no longer is"),
         Reason::Malformed => (DENIED, "the packet is truncated, or its headers are inconsistent"),
         Reason::NotIp => (DENIED, "it is neither IPv4 nor IPv6"),
@@ -60,7 +62,7 @@ fn reason_and_cause(reason: Reason) -> Option<(&'static str, &'static str)> {
         Reason::SpoofedNeighbor => {
             ("SpoofedNeighborDiscovery", "the Ethernet source or a field of ARP or neighbor discovery is not the pod's")
         }
-        Reason::NeighborRate => (
+        Reason::NeighborLimit => (
             "NeighborDiscoveryRateLimited",
             "ARP or neighbor discovery longer or more frequent than the protocols need",
         ),
@@ -100,7 +102,11 @@ pub(super) fn note(topic: &Topic) -> String {
     };
     let denied = matches!(
         topic.reason,
-        Reason::NoRule | Reason::NoBackend | Reason::Backend | Reason::SomeBackends | Reason::Revoked
+        Reason::NoRule
+            | Reason::NoAllowedBackend
+            | Reason::BackendDenied
+            | Reason::NotAllBackendsAllowed
+            | Reason::Revoked
     );
     note += if denied { " denied by " } else { " dropped" };
     if denied {
@@ -212,17 +218,17 @@ mod tests {
                 "egress to 10.1.2.3, protocol 47 denied by NetworkPolicy shop/deny-all: no rule allows it",
             ),
             (
-                with_services(Reason::NoBackend, "", &["shop/db"], &[]),
+                with_services(Reason::NoAllowedBackend, "", &["shop/db"], &[]),
                 "egress to Service shop/db (10.1.2.3) port 80/TCP denied by NetworkPolicy shop/deny-all: no rule allows any \
                  backend",
             ),
             (
-                with_services(Reason::Backend, "shop/db-0", &[], &["shop/db"]),
+                with_services(Reason::BackendDenied, "shop/db-0", &[], &["shop/db"]),
                 "egress to shop/db-0 (10.1.2.3) through Service shop/db port 80/TCP denied by NetworkPolicy shop/deny-all: it \
                  was sent to this backend, and no rule allows it",
             ),
             (
-                with_services(Reason::SomeBackends, "", &["shop/a", "shop/b", "shop/c"], &[]),
+                with_services(Reason::NotAllBackendsAllowed, "", &["shop/a", "shop/b", "shop/c"], &[]),
                 "egress to Service shop/a and 2 more (10.1.2.3) port 80/TCP denied by NetworkPolicy shop/deny-all: rules allow \
                  only some backends, and another node selects the backend",
             ),

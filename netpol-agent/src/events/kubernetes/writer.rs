@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::aggregate::{Publication, Series};
 use super::diagnostics::PolicyDiagnostic;
 use super::object;
-use super::sink::Dropped;
+use super::sink::DropReason;
 use netpol_policy::text::error_chain;
 
 /// The time limit of a request.
@@ -33,7 +33,7 @@ pub(super) enum WriteResult {
     /// The API server stored it.
     Written,
     /// It can never be written.
-    Discarded(Dropped, String),
+    Discarded(DropReason, String),
     /// It may be written later.
     Retry(WriteFailure),
 }
@@ -157,7 +157,7 @@ impl Writer {
         let current_created = found.creation_timestamp.map_or(0, |time| time.0.as_second());
         if created != 0 && current_created != created {
             return Err(WriteResult::Discarded(
-                Dropped::Deleted,
+                DropReason::Deleted,
                 format!("pod {pod} was replaced by another pod with the same name"),
             ));
         }
@@ -210,10 +210,10 @@ fn failed(error: &Error, rule: &'static str) -> WriteResult {
     let requested = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
     let message = status.message.clone();
     match status.code {
-        403 if is_terminating(status) => WriteResult::Discarded(Dropped::Deleted, message),
+        403 if is_terminating(status) => WriteResult::Discarded(DropReason::Deleted, message),
         // The object or its namespace does not exist.
-        404 => WriteResult::Discarded(Dropped::Deleted, message),
-        400 | 413 | 422 => WriteResult::Discarded(Dropped::Invalid, message),
+        404 => WriteResult::Discarded(DropReason::Deleted, message),
+        400 | 413 | 422 => WriteResult::Discarded(DropReason::Invalid, message),
         403 => retry(Duration::ZERO, Some(rule), false),
         code => retry(Duration::from_secs(requested.into()), None, code == 401),
     }

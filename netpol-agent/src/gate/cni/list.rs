@@ -1,4 +1,4 @@
-//! Edits the text of a list of plugins.
+//! Edits the text of a CNI network configuration list.
 
 use std::ops::Range;
 
@@ -7,10 +7,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-/// A list of plugins: a file `*.conflist`. Source: the CNI specification, "Configuration format", and
+/// A network configuration list: a file `*.conflist`. Source: the CNI specification, "Configuration format", and
 /// `ConfListFromBytes` of libcni.
 #[derive(Debug)]
-pub(super) struct List<'a> {
+pub(super) struct ConfigList<'a> {
     text: &'a str,
     versions: Vec<String>,
     /// In order.
@@ -39,17 +39,17 @@ struct RawList<'a> {
 }
 
 #[derive(Debug, Deserialize)]
-struct Typed {
+struct PluginType {
     #[serde(rename = "type")]
     kind: String,
 }
 
 /// Checks the configuration of a single plugin: a file `*.conf` or `*.json`.
 pub(super) fn check_single(text: &str) -> Result<(), String> {
-    serde_json::from_str::<Typed>(text).map(|_| ()).map_err(|error| error.to_string())
+    serde_json::from_str::<PluginType>(text).map(|_| ()).map_err(|error| error.to_string())
 }
 
-impl<'a> List<'a> {
+impl<'a> ConfigList<'a> {
     /// Parses a list.
     ///
     /// # Errors
@@ -57,7 +57,8 @@ impl<'a> List<'a> {
     pub(super) fn parse(text: &'a str) -> Result<Self, String> {
         let list: RawList = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let plugin = |raw: &&RawValue| {
-            let Typed { kind } = serde_json::from_str(raw.get()).map_err(|error| format!("in a plugin: {error}"))?;
+            let PluginType { kind } =
+                serde_json::from_str(raw.get()).map_err(|error| format!("in a plugin: {error}"))?;
             // The raw value is a part of the text.
             let start = raw.get().as_ptr() as usize - text.as_ptr() as usize;
             Ok(Plugin { kind, span: start..start + raw.get().len() })
@@ -75,13 +76,13 @@ impl<'a> List<'a> {
         self.versions.iter().map(String::as_str)
     }
 
-    /// Returns the text with an entry for the plugin, or `None` if it is there already. The entry is the last one when
-    /// it is added. Later it may have others after it: moving it again and again would fight with other programs that
-    /// add their plugin.
+    /// Returns the text with an entry for the plugin, or `None` if nothing must change. A new entry is appended. An
+    /// existing entry is not moved back to the end: if another program also keeps its plugin last, the two would
+    /// rewrite the file forever.
     pub(super) fn with_entry(&self, entry: &str) -> Option<String> {
-        let own = self.own();
+        let own = self.own_indexes();
         match own[..] {
-            // The first one has no result of others.
+            // A runtime passes no `prevResult` to the first plugin of a list, so an entry at index 0 must move.
             [index] if index > 0 => {
                 let span = &self.plugins[index].span;
                 let is_same = parse(&self.text[span.clone()]) == parse(entry);
@@ -89,14 +90,15 @@ impl<'a> List<'a> {
             }
             [] => Some(self.appended(entry)),
             _ => {
-                // Only of this plugin: it becomes the second one.
                 let last = *own.last()?;
+                // A list that has only netpol's entries is left unchanged. The entry moves when another plugin is
+                // added.
                 if own.len() == self.plugins.len() {
                     return None;
                 }
                 let rest = self.without(last);
-                // Until there is one entry.
-                let list = List::parse(&rest).ok()?;
+                // Repeats until one entry is left.
+                let list = ConfigList::parse(&rest).ok()?;
                 Some(list.with_entry(entry).unwrap_or(rest))
             }
         }
@@ -107,18 +109,18 @@ impl<'a> List<'a> {
     /// # Errors
     /// If there is no other plugin.
     pub(super) fn without_entry(&self) -> Result<Option<String>, String> {
-        let own = self.own();
+        let own = self.own_indexes();
         if own.len() == self.plugins.len() {
             return Err("the list has no other plugin".to_owned());
         }
         let Some(last) = own.last() else { return Ok(None) };
         let rest = self.without(*last);
-        let further = List::parse(&rest)?.without_entry()?;
+        let further = ConfigList::parse(&rest)?.without_entry()?;
         Ok(Some(further.unwrap_or(rest)))
     }
 
-    /// Returns the indexes of the plugin.
-    fn own(&self) -> Vec<usize> {
+    /// Returns the indexes of the plugin's entries.
+    fn own_indexes(&self) -> Vec<usize> {
         (0..self.plugins.len()).filter(|index| self.plugins[*index].kind == PLUGIN).collect()
     }
 
@@ -176,19 +178,19 @@ mod tests {
 ";
 
     fn with(text: &str) -> Option<String> {
-        List::parse(text).unwrap().with_entry(ENTRY)
+        ConfigList::parse(text).unwrap().with_entry(ENTRY)
     }
 
     fn without(text: &str) -> Option<String> {
-        List::parse(text).unwrap().without_entry().unwrap()
+        ConfigList::parse(text).unwrap().without_entry().unwrap()
     }
 
     fn kinds(text: &str) -> Vec<String> {
-        List::parse(text).unwrap().plugins.into_iter().map(|plugin| plugin.kind).collect()
+        ConfigList::parse(text).unwrap().plugins.into_iter().map(|plugin| plugin.kind).collect()
     }
 
     #[test]
-    fn an_entry_is_added_at_the_end_and_removed_without_a_trace() {
+    fn adding_and_removing_an_entry_restores_the_text() {
         for text in [
             FLANNEL,
             r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"bridge"}]}"#,
@@ -231,7 +233,7 @@ mod tests {
             assert_eq!(without(&list(&plugins)), Some(list(ptp)), "{plugins}");
         }
         let only = list(ENTRY);
-        assert!(List::parse(&only).unwrap().without_entry().is_err());
+        assert!(ConfigList::parse(&only).unwrap().without_entry().is_err());
         assert_eq!(with(&only), None);
     }
 
@@ -253,16 +255,16 @@ mod tests {
             r#"{"name":"n","cniVersion":1,"plugins":[{"type":"ptp"}]}"#,
             r#"{"name":"n","plugins":[{"type":"ptp"}],"plugins":[{"type":"bridge"}]}"#,
         ] {
-            assert!(List::parse(invalid).is_err(), "{invalid}");
+            assert!(ConfigList::parse(invalid).is_err(), "{invalid}");
         }
     }
 
     #[test]
     fn all_versions_are_read() {
         let text = r#"{"name":"n","cniVersion":"1.0.0","cniVersions":["1.1.0","9.0.0"],"plugins":[{"type":"ptp"}]}"#;
-        assert!(List::parse(text).unwrap().versions().eq(["1.0.0", "1.1.0", "9.0.0"]));
-        assert!(List::parse(FLANNEL).unwrap().versions().eq(["0.3.1"]));
+        assert!(ConfigList::parse(text).unwrap().versions().eq(["1.0.0", "1.1.0", "9.0.0"]));
+        assert!(ConfigList::parse(FLANNEL).unwrap().versions().eq(["0.3.1"]));
         let none = r#"{"name":"n","plugins":[{"type":"ptp"}]}"#;
-        assert!(List::parse(none).unwrap().versions().eq([""]));
+        assert!(ConfigList::parse(none).unwrap().versions().eq([""]));
     }
 }

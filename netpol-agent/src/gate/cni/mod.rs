@@ -16,7 +16,7 @@ use netpol_cni::{PLUGIN, Settings, SettingsError, VERSIONS};
 use thiserror::Error;
 
 use crate::conflicts::cni::files as configurations;
-use list::List;
+use list::ConfigList;
 
 pub use watch::{report, watch};
 
@@ -136,7 +136,7 @@ impl Installation {
         for _ in 0..ATTEMPTS {
             let Chosen { file, text, metadata, skipped } = choose(&self.config_dir)?;
             // Parsed before.
-            let Ok(list) = List::parse(&text) else { continue };
+            let Ok(list) = ConfigList::parse(&text) else { continue };
             if let Some(version) = list.versions().find(|version| !VERSIONS.contains(version)) {
                 return Err(InstallError::Version { version: version.to_owned(), file });
             }
@@ -208,7 +208,7 @@ fn choose(directory: &Path) -> Result<Chosen, InstallError> {
         // A link stays one.
         let file = file.canonicalize().unwrap_or(file);
         let result = files::read(&file).map_err(|error| error.to_string()).and_then(|(text, metadata)| {
-            if is_list(&file) { List::parse(&text).map(|_| ()) } else { list::check_single(&text) }?;
+            if is_list(&file) { ConfigList::parse(&text).map(|_| ()) } else { list::check_single(&text) }?;
             Ok((text, metadata))
         });
         match result {
@@ -228,7 +228,7 @@ fn remove_entry(file: &Path) -> Result<bool, String> {
         if !text.contains(&format!("\"{PLUGIN}\"")) {
             return Ok(false);
         }
-        let without = if is_list(&file) { List::parse(&text)?.without_entry()? } else { None };
+        let without = if is_list(&file) { ConfigList::parse(&text)?.without_entry()? } else { None };
         let Some(without) = without else {
             // For example a copy of a list that Multus has in its own configuration.
             return Err("not an entry of a list; remove it by hand".to_owned());

@@ -70,7 +70,7 @@ impl TakeOver {
     }
 
     /// Frees the memory of the connections that were read.
-    pub(in crate::kernel) fn drop_connections(&mut self) {
+    pub(in crate::kernel) fn free_connection_list(&mut self) {
         self.connections = None;
     }
 

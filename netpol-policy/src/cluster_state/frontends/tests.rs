@@ -36,7 +36,7 @@ fn slice(name: &str, service: &str, port: &str, endpoints: &[(&str, &str)]) -> S
 fn cluster_state(texts: &[&str]) -> ClusterState {
     let parsed = manifest::parse(&texts.concat(), "world.yaml");
     assert_eq!(parsed.errors, []);
-    ClusterState::of(parsed.objects.into_iter().map(|located| located.object))
+    ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object))
 }
 
 fn at(cluster_state: &ClusterState, address: &str, port: u16) -> Option<Frontend> {
@@ -150,7 +150,7 @@ fn two_services_at_one_address_are_one_frontend_with_the_backends_of_both() {
     assert_eq!(backends_of(&cluster_state, "198.51.100.1", 80), ["10.0.0.2:9090"]);
     cluster_state.apply(Event::Delete(ObjectKey::Service(ServiceKey::new("shop", "api"))));
     assert_eq!(at(&cluster_state, "198.51.100.1", 80), None);
-    assert!(!cluster_state.is_service("198.51.100.1".parse().unwrap()));
+    assert!(!cluster_state.has_frontend_at("198.51.100.1".parse().unwrap()));
 }
 
 #[test]

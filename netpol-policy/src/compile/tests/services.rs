@@ -1,4 +1,4 @@
-//! Tests of the changes that Services, slices and nodes take.
+//! Tests of the map changes that events of Services, slices and nodes cause.
 
 use netpol_common::{Reason, address_flags};
 
@@ -63,18 +63,18 @@ fn evaluated(engine: &Engine, remote: &str, port: u16) -> (Reason, bool) {
 }
 
 #[test]
-fn a_service_like_existing_services_takes_writes_for_frontends_and_address() {
+fn a_service_with_an_existing_backend_set_needs_only_frontends_and_an_address() {
     let slices = [slice("db-1", "db", &["10.0.0.2"]), slice("twin-1", "twin", &["10.0.0.2", "10.0.0.3"])].concat();
     let mut engine = engine(&[pods(), may_reach("db"), slices, service("db", "10.96.0.1", 30080)].concat());
     assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::Service, false));
     let twin = service("twin", "10.96.0.2", 30081);
     assert_eq!(apply(&mut engine, &twin), ["+frontend 80", "+frontend 30081", "+address 10.96.0.2"]);
     assert_eq!(evaluated(&engine, "10.96.0.2", 80), (Reason::Service, false));
-    assert_eq!(delete(&mut engine, &twin), ["-address 10.96.0.2", "-frontend 80", "-frontend 30081", "rejudge 1"]);
+    assert_eq!(delete(&mut engine, &twin), ["-address 10.96.0.2", "-frontend 80", "-frontend 30081", "reevaluate 1"]);
 }
 
 #[test]
-fn a_slice_that_changes_nothing_for_rule_sets_takes_no_write() {
+fn a_slice_that_changes_nothing_for_rule_sets_causes_no_write() {
     let services = [service("db", "10.96.0.1", 30080), slice("db-1", "db", &["10.0.0.2"])].concat();
     let mut engine = engine(&[pods(), may_reach("db"), services].concat());
     assert_eq!(apply(&mut engine, &slice("db-1", "db", &["10.0.0.2", "10.0.0.3"])), [""; 0]);
@@ -88,11 +88,11 @@ fn a_slice_change_moves_frontends_to_a_backend_set_that_is_written_first() {
     let mut engine = engine(&[pods(), may_reach("db"), services].concat());
     let (both, none) = (slice("db-1", "db", &["10.0.0.2", "10.0.0.4"]), slice("db-1", "db", &["10.0.0.4"]));
     let moved = ["+frontend 80", "+frontend 30080"];
-    let some: Vec<_> = [&["+allow"][..], &moved, &["rejudge 1", "-allow"]].concat();
+    let some: Vec<_> = [&["+allow"][..], &moved, &["reevaluate 1", "-allow"]].concat();
     assert_eq!(apply(&mut engine, &both), some);
     assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::Service, true));
-    assert_eq!(apply(&mut engine, &none), [&moved[..], &["rejudge 1", "-allow"]].concat());
-    assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::NoBackend, false));
+    assert_eq!(apply(&mut engine, &none), [&moved[..], &["reevaluate 1", "-allow"]].concat());
+    assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::NoAllowedBackend, false));
     let empty: Vec<_> = [&["+allow"][..], &moved].concat();
     assert_eq!(apply(&mut engine, &slice("db-1", "db", &[])), empty);
     assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::Service, true));
@@ -103,12 +103,12 @@ fn a_changed_backend_moves_its_frontends() {
     let services = [service("db", "10.96.0.1", 30080), slice("db-1", "db", &["10.0.0.2"])].concat();
     let mut engine = engine(&[pods(), may_reach("db"), services].concat());
     let other = pod("db", 2, "other", "10.0.0.2", "");
-    let moved_away = ["+frontend 80", "+frontend 30080", "+address 10.0.0.2", "rejudge 1", "-allow"];
+    let moved_away = ["+frontend 80", "+frontend 30080", "+address 10.0.0.2", "reevaluate 1", "-allow"];
     assert_eq!(apply(&mut engine, &other), moved_away);
-    assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::NoBackend, false));
+    assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::NoAllowedBackend, false));
     let moved_back = ["+allow", "+frontend 80", "+frontend 30080", "+address 10.0.0.2"];
     assert_eq!(apply(&mut engine, &pod("db", 2, "db", "10.0.0.2", "")), moved_back);
-    // A pod that no rule distinguishes takes only its own write.
+    // A pod that no rule distinguishes causes only the write of its own address.
     let mut expected = vec!["-address 10.0.0.4"];
     expected.extend(["+address 10.0.0.4"]);
     let api = pod("api", 2, "api", "10.0.0.4", "");
@@ -137,7 +137,7 @@ fn a_policy_is_written_for_frontends_with_selected_backends() {
     ];
     assert_eq!(apply(&mut engine, &may_reach("db")), added);
     assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::Service, false));
-    assert_eq!(evaluated(&engine, "10.96.0.2", 80), (Reason::NoBackend, false));
+    assert_eq!(evaluated(&engine, "10.96.0.2", 80), (Reason::NoAllowedBackend, false));
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn a_pod_that_is_its_own_backend_is_allowed() {
     apply(&mut engine, &may_reach("missing"));
     assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::Service, true));
     apply(&mut engine, &slice("web-1", "web", &["10.0.0.4"]));
-    assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::NoBackend, false));
+    assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::NoAllowedBackend, false));
 }
 
 #[test]
@@ -184,7 +184,7 @@ fn node_ports_are_on_all_nodes_and_rechecked_on_the_local_node() {
     let services = [service("db", "10.96.0.1", 30080), slice("db-1", "db", &["10.0.0.2"])].concat();
     let mut engine = engine(&[pods(), may_reach("db"), services].concat());
     assert_eq!(evaluated(&engine, "192.168.0.2", 30080), (Reason::NoRule, false));
-    assert_eq!(apply(&mut engine, &node("node-2", "192.168.0.2")), ["+address 192.168.0.2", "rejudge 1"]);
+    assert_eq!(apply(&mut engine, &node("node-2", "192.168.0.2")), ["+address 192.168.0.2", "reevaluate 1"]);
     assert_eq!(evaluated(&engine, "192.168.0.2", 30080), (Reason::Service, false));
     assert_eq!(evaluated(&engine, "192.168.0.2", 80), (Reason::NoRule, false));
     engine.apply(Event::LocalAddresses(vec![IpAddr::from([192, 168, 0, 2]), IpAddr::from([10, 96, 0, 1])]));
@@ -194,7 +194,7 @@ fn node_ports_are_on_all_nodes_and_rechecked_on_the_local_node() {
         assert_eq!(evaluated(&engine, address, 30080), (Reason::LocalNode, true));
     }
     engine.apply(Event::LocalAddresses(Vec::new()));
-    assert_eq!(delete(&mut engine, &node("node-2", "192.168.0.2")), ["-address 192.168.0.2", "rejudge 1"]);
+    assert_eq!(delete(&mut engine, &node("node-2", "192.168.0.2")), ["-address 192.168.0.2", "reevaluate 1"]);
 }
 
 #[test]

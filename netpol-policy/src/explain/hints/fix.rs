@@ -37,7 +37,7 @@ impl Fix {
                 reference::isolating(cluster_state, pod, packet.direction).all(|policy| policy.key == *key)
             }
             Self::OtherPacket(other) => reference::evaluate(cluster_state, other).reason.allows(),
-            // Traffic between a pod and the local node is allowed (docs/semantics.md, line 15).
+            // Traffic between a pod and the local node is allowed (docs/semantics.md, item 15).
             Self::LocalNode => true,
         }
     }

@@ -1,4 +1,4 @@
-//! A hint, and the YAML that goes with it, allow the connection.
+//! Tests that following a hint, or applying its YAML, allows the connection.
 
 use expect_test::expect_file;
 use netpol_common::{Direction, Reason};
@@ -175,7 +175,7 @@ const CASES: [Case; 16] = [
         "ingress",
         "[{from: [{podSelector: {}}], ports: [{port: '80'}]}]",
         ("shop/front", "shop/web", "80/TCP"),
-        "NetworkPolicy shop/p has an invalid field: spec.ingress[0].ports[0].port: \"80\" in quotes is a port name, and no name is all digits; write 80 without quotes",
+        "NetworkPolicy shop/p has an invalid field: spec.ingress[0].ports[0].port: \"80\" in quotes is a port name, and a port name must contain a letter; write 80 without quotes",
         "[{from: [{podSelector: {}}], ports: [{port: 80}]}]",
     ),
     case(
@@ -197,7 +197,7 @@ const CASES: [Case; 16] = [
         "[]",
         ("ops/probe", "192.0.2.1", "80/TCP"),
         "192.0.2.1 is an address of node n1, on which the pod runs; traffic from the pod to the node itself is always allowed; \"denied\" applies only to packets that the node forwards to another destination",
-        // Only an agent has a local node.
+        // Offline, no node is the local node.
         "[{}]",
     ),
 ];
@@ -209,7 +209,7 @@ fn cluster_state(direction: &str, rules: &str) -> ClusterState {
         "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: {namespace}}}, \
          spec: {{podSelector: {{matchLabels: {{app: {app}}}}}, policyTypes: [{types}], {direction}: {rules}}}}}"
     );
-    ClusterState::of(
+    ClusterState::from_objects(
         manifest::parse(&format!("{CLUSTER}{policy}"), "f").objects.into_iter().map(|located| located.object),
     )
 }
@@ -333,7 +333,7 @@ fn hints_that_do_not_change_the_verdict_are_not_given() {
         let explanation = explain(&cluster_state(direction, rules), from, to, port);
         assert_eq!((explanation.verdict, hints_of(&explanation)), (Verdict::Deny, vec![]), "{rules}");
     }
-    // "80/UDP is allowed" is not a hint for the address of a Service and a rule without ports.
+    // For a rule without ports and the address of a Service, there must be no hint about 80/UDP.
     let rules = "[{to: [{ipBlock: {cidr: 10.96.0.0/12}}]}]";
     let explanation = explain(&cluster_state("egress", rules), "ops/probe", "10.96.0.1", "80/TCP");
     let hints = hints_of(&explanation);
@@ -362,7 +362,7 @@ proptest! {
                     prop_assert!(reason.allows(), "{packet:?} is still {reason:?} after: {}", hint.text);
                 }
                 let side = explain_packet(&cluster_state, &packet);
-                // The changes of a packet to a Service are for its first denied backend.
+                // If the destination is a Service, the suggested changes allow only its first denied backend.
                 let changes = if side.reason == Cause::Evaluated(Reason::NoRule) { side.changes } else { Vec::new() };
                 for change in changes {
                     let mut cluster_state = cluster_state.clone();

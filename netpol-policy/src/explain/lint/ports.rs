@@ -57,7 +57,7 @@ fn of_pods<'w>(pods: impl Iterator<Item = &'w Pod>, no_pod: &str, name: &str, po
     })
 }
 
-/// A port name is resolved on the destination pod (docs/semantics.md, line 9). Other addresses have no port names.
+/// A port name is resolved on the destination pod (docs/semantics.md, item 9). Other addresses have no port names.
 fn of_block(cluster_state: &ClusterState, block: &IpBlock, name: &str, port: &PortMatch) -> Option<Vec<String>> {
     let has = |pod: &&Pod| pod.ports.iter().any(|named| *named.name == *name && named.protocol == port.protocol);
     let in_block = |pod: &Pod| pod.addresses.iter().any(|address| block.contains(*address));

@@ -66,7 +66,7 @@ const DNS: &str = "{to: [{namespaceSelector: {matchLabels: {kubernetes.io/metada
 fn lint(policies: &[String]) -> Vec<String> {
     let parsed = manifest::parse(&format!("{CLUSTER}{}", policies.join("\n---\n")), "f");
     assert_eq!(parsed.errors, []);
-    let cluster_state = ClusterState::of(parsed.objects.into_iter().map(|located| located.object));
+    let cluster_state = ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object));
     assert!(cluster_state.pods.contains_key(&PodKey::new("shop", "web")));
     super::lint(&cluster_state).iter().map(text).collect()
 }
@@ -199,7 +199,7 @@ fn a_port_name_that_no_pod_has_is_reported() {
         let policies = with_dns(rule);
         let parsed = manifest::parse(&format!("{CLUSTER}{pods}{}", policies.join("\n---\n")), "f");
         assert_eq!(parsed.errors, []);
-        let cluster_state = ClusterState::of(parsed.objects.into_iter().map(|located| located.object));
+        let cluster_state = ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object));
         let found: Vec<String> =
             super::lint(&cluster_state).iter().map(|found| format!("{}: {}", found.field, found.message())).collect();
         assert_eq!(found, expected, "{rule}");
@@ -233,5 +233,5 @@ fn a_port_name_that_no_pod_has_is_reported() {
     );
     let of_n = ingress.replace("app: web", "app: named");
     let parsed = manifest::parse(&format!("{CLUSTER}{pods}{of_n}"), "f");
-    assert_eq!(super::lint(&ClusterState::of(parsed.objects.into_iter().map(|located| located.object))), []);
+    assert_eq!(super::lint(&ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object))), []);
 }

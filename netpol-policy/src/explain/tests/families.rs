@@ -36,7 +36,7 @@ fn egress(rules: &str, to: &End) -> Explanation {
     );
     let parsed = manifest::parse(&format!("{PODS}{policy}"), "f");
     assert_eq!(parsed.errors, []);
-    let cluster_state = ClusterState::of(parsed.objects.into_iter().map(|located| located.object));
+    let cluster_state = ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object));
     let from = End::Pod(PodKey::new("shop", "web"));
     explain(&cluster_state, &from, to, Protocol::Tcp, 80).expect("both ends have addresses")
 }

@@ -38,7 +38,7 @@ fn shop(egress: &str) -> ClusterState {
     );
     let parsed = manifest::parse(&format!("{SHOP}{policy}"), "f");
     assert_eq!(parsed.errors, []);
-    ClusterState::of(parsed.objects.into_iter().map(|located| located.object))
+    ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object))
 }
 
 fn to(cluster_state: &ClusterState, to: &End, port: u16) -> Result<Explanation, ConnectionError> {
@@ -190,7 +190,7 @@ fn a_denied_packet_for_a_service_is_explained_by_its_first_backend() {
         post_dnat: false,
     };
     let side = explain_packet(&cluster_state, &packet);
-    assert_eq!(side.reason, Cause::Evaluated(Reason::NoBackend));
+    assert_eq!(side.reason, Cause::Evaluated(Reason::NoAllowedBackend));
     assert!(side.nearest.expect("the policy has a rule").peer_matches);
     assert!(side.hints[0].contains("write 5432/TCP"), "{:?}", side.hints);
 }

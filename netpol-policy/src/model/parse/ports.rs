@@ -80,7 +80,7 @@ fn named(name: &str, field: &str, diagnostics: &mut Diagnostics) -> Option<PortR
     if name.parse::<u16>().is_ok() {
         diagnostics.error(
             field,
-            format!("\"{name}\" in quotes is a port name, and no name is all digits; write {name} without quotes"),
+            format!("\"{name}\" in quotes is a port name, and a port name must contain a letter; write {name} without quotes"),
         );
         return None;
     }

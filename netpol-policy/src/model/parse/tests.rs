@@ -66,10 +66,10 @@ fn host_ports_are_at_node_addresses_or_at_their_host_ip() {
             {name: sidecar, image: x, restartPolicy: Always, ports: [{containerPort: 90, hostPort: 8090, hostIP: 0.0.0.0}]},
             {name: init, image: x, ports: [{containerPort: 91, hostPort: 8091}]}]}";
     let both = "{hostIP: 192.0.2.1, hostIPs: [{ip: 192.0.2.1}, {ip: '2001:db8::1'}]}";
-    let (pod_of, errors) = pod(spec, both);
+    let (with_host_ports, errors) = pod(spec, both);
     assert_eq!(errors, [""; 0]);
     assert_eq!(
-        frontends(&pod_of),
+        frontends(&with_host_ports),
         [
             "192.0.2.1 8080/6 -> 80",
             "2001:db8::1 8080/6 -> 80",
@@ -167,13 +167,13 @@ fn a_service_has_ports_and_node_ports() {
         (ports, errors)
     };
     let listed = "ports: [{port: 53, protocol: UDP, name: dns, targetPort: dns}, {port: 80, nodePort: 30080}, {port: 81, nodePort: 0}]";
-    let (of_cluster_ip, errors) = ports(&format!("{{clusterIP: 10.96.0.7, {listed}}}"));
+    let (cluster_ip_ports, errors) = ports(&format!("{{clusterIP: 10.96.0.7, {listed}}}"));
     assert_eq!(
-        (of_cluster_ip, errors.len()),
+        (cluster_ip_ports, errors.len()),
         (vec!["dns:53/UDP None".into(), ":80/TCP Some(30080)".into(), ":81/TCP None".into()], 0)
     );
-    let (of_name, _) = ports(&format!("{{type: ExternalName, externalName: example.org, {listed}}}"));
-    assert_eq!(of_name[1], ":80/TCP None");
+    let (external_name_ports, _) = ports(&format!("{{type: ExternalName, externalName: example.org, {listed}}}"));
+    assert_eq!(external_name_ports[1], ":80/TCP None");
     let (some, errors) = ports("{clusterIP: 10.96.0.7, ports: [{port: 0}, {port: 80, protocol: http}, {port: 81}]}");
     assert_eq!(some, [":81/TCP None"]);
     assert_eq!(
@@ -213,7 +213,7 @@ fn conditions_make_an_endpoint_ready_or_draining() {
         (", conditions: {ready: false, serving: true, terminating: true}", false, true),
         (", conditions: {ready: false, terminating: true}", false, true),
         (", conditions: {ready: false, serving: false, terminating: true}", false, false),
-        // publishNotReadyAddresses: the slice has the endpoint as ready, whatever its other conditions are.
+        // publishNotReadyAddresses: the slice lists the endpoint as ready, whatever its other conditions are.
         (", conditions: {ready: true, serving: false, terminating: true}", true, false),
     ] {
         let (slice, errors) = slice(&format!("addressType: IPv4, endpoints: [{{addresses: [10.1.0.2]{conditions}}}]"));
@@ -248,7 +248,7 @@ fn a_slice_has_the_same_ports_for_all_endpoints() {
 }
 
 #[test]
-fn slices_with_names_or_without_endpoints_have_no_backends() {
+fn fqdn_slices_and_slices_without_endpoints_have_no_backends() {
     let (names, errors) = slice("addressType: FQDN, endpoints: [{addresses: [example.org]}], ports: [{port: 80}]");
     assert_eq!((names.endpoints.len(), errors), (0, Vec::new()));
     let (empty, errors) = slice("addressType: IPv4, endpoints: null, ports: null");

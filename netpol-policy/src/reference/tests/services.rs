@@ -1,4 +1,4 @@
-//! Lines 21 to 23: egress to Services.
+//! Items 21 to 23: egress to Services.
 
 use netpol_common::{Direction, Reason, protocol};
 
@@ -112,9 +112,9 @@ fn s21_a_service_is_evaluated_by_its_backends_and_their_ports() {
         // By pods and target ports, with port names; never by the Service's own address and port.
         (both.as_str(), Reason::Service, false),
         (TO_WEB, Reason::Service, true),
-        ("", Reason::NoBackend, false),
-        ("{ports: [{port: 80}]}", Reason::NoBackend, false),
-        ("{to: [{ipBlock: {cidr: 10.96.0.0/16}}]}", Reason::NoBackend, false),
+        ("", Reason::NoAllowedBackend, false),
+        ("{ports: [{port: 80}]}", Reason::NoAllowedBackend, false),
+        ("{to: [{ipBlock: {cidr: 10.96.0.0/16}}]}", Reason::NoAllowedBackend, false),
         ("{to: [{ipBlock: {cidr: 10.0.0.0/24}}]}", Reason::Service, false),
         ("{ports: [{port: 8080}]}", Reason::Service, true),
         ("{ports: [{port: 8080, endPort: 9090}]}", Reason::Service, false),
@@ -147,8 +147,8 @@ fn s22_if_only_some_backends_are_allowed_each_connection_is_evaluated_post_dnat(
     assert_eq!(egress(&cluster_state, "ops/probe", "10.0.0.1", 8080, true).reason, Reason::Rule);
     assert_eq!(egress(&cluster_state, "ops/probe", "10.0.0.2", 9090, true).reason, Reason::NoRule);
     // Another node selects the backend, after this node has evaluated the packet.
-    assert_eq!(egress(&cluster_state, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::SomeBackends);
-    assert_eq!(egress(&services(""), "ops/probe", "192.168.0.2", 30080, true).reason, Reason::NoBackend);
+    assert_eq!(egress(&cluster_state, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::NotAllBackendsAllowed);
+    assert_eq!(egress(&services(""), "ops/probe", "192.168.0.2", 30080, true).reason, Reason::NoAllowedBackend);
     let both = services(&format!("{TO_WEB}, {TO_API}"));
     assert_eq!(egress(&both, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::Service);
 }
@@ -176,7 +176,7 @@ fn s22_a_service_without_backends_is_evaluated_post_dnat() {
     let cluster_state = services("");
     let pre_dnat = egress(&cluster_state, "ops/probe", "10.96.0.2", 80, false);
     assert_eq!((pre_dnat.reason, pre_dnat.recheck), (Reason::Service, true));
-    assert_eq!(egress(&cluster_state, "ops/probe", "10.96.0.2", 80, true).reason, Reason::SomeBackends);
+    assert_eq!(egress(&cluster_state, "ops/probe", "10.96.0.2", 80, true).reason, Reason::NotAllBackendsAllowed);
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn s23_every_kind_of_frontend_leads_to_the_service() {
         (&web, "192.168.0.1", 30080, Reason::LocalNode, true),
         (&web, "fd96::1", 80, Reason::Service, false),
         (&six, "fd96::1", 80, Reason::Service, false),
-        (&six, "10.96.0.1", 80, Reason::NoBackend, false),
+        (&six, "10.96.0.1", 80, Reason::NoAllowedBackend, false),
     ];
     for (cluster_state, remote, port, reason, recheck) in cases {
         let found = egress(cluster_state, "ops/probe", remote, port, false);
@@ -230,8 +230,8 @@ fn s23_a_load_balancer_address_with_ip_mode_proxy_is_no_frontend() {
 fn s23_a_host_port_leads_to_its_pod() {
     for (rules, reason) in [
         ("{to: [{podSelector: {matchLabels: {app: hosted}}}], ports: [{port: 8080}]}", Reason::Service),
-        ("{to: [{podSelector: {matchLabels: {app: hosted}}}], ports: [{port: 8000}]}", Reason::NoBackend),
-        ("{to: [{ipBlock: {cidr: 192.168.0.2/32}}]}", Reason::NoBackend),
+        ("{to: [{podSelector: {matchLabels: {app: hosted}}}], ports: [{port: 8000}]}", Reason::NoAllowedBackend),
+        ("{to: [{ipBlock: {cidr: 192.168.0.2/32}}]}", Reason::NoAllowedBackend),
     ] {
         assert_eq!(egress(&services(rules), "ops/probe", "192.168.0.2", 8000, false).reason, reason, "{rules}");
     }
@@ -242,7 +242,7 @@ fn s23_a_service_that_is_a_backend_is_evaluated_at_its_own_address() {
     let by_node = services("{to: [{ipBlock: {cidr: 192.168.0.2/32}}]}");
     let pre_dnat = egress(&by_node, "ops/probe", "10.96.0.4", 80, false);
     assert_eq!((pre_dnat.reason, pre_dnat.recheck), (Reason::Service, true));
-    assert_eq!(egress(&by_node, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::NoBackend);
+    assert_eq!(egress(&by_node, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::NoAllowedBackend);
     let by_pods = services(&format!("{TO_WEB}, {TO_API}"));
     assert_eq!(egress(&by_pods, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::Service);
 }

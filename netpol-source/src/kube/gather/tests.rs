@@ -11,14 +11,14 @@ struct Case {
     now: Instant,
 }
 
-fn node(name: &str, version: u64) -> Seen {
+fn node(name: &str, version: u64) -> ReceivedObject {
     let object = Object::Node(Node { name: name.into(), addresses: Vec::new() });
-    Seen { key: object.key(), version, object: Some(object), diagnostics: Vec::new() }
+    ReceivedObject { key: object.key(), version, object: Some(object), diagnostics: Vec::new() }
 }
 
-fn namespace(name: &str, version: u64) -> Seen {
+fn namespace(name: &str, version: u64) -> ReceivedObject {
     let object = Object::Namespace(Namespace { name: name.into(), labels: netpol_policy::model::Labels::new() });
-    Seen { key: object.key(), version, object: Some(object), diagnostics: Vec::new() }
+    ReceivedObject { key: object.key(), version, object: Some(object), diagnostics: Vec::new() }
 }
 
 impl Case {
@@ -39,7 +39,7 @@ impl Case {
         self.gatherer.take(resource, event, self.now);
     }
 
-    fn list(&mut self, resource: Resource, all: Vec<Seen>) {
+    fn list(&mut self, resource: Resource, all: Vec<ReceivedObject>) {
         self.take(resource, WatchEvent::Began);
         let version = all.iter().map(|seen| seen.version).max().unwrap_or(1);
         for seen in all {

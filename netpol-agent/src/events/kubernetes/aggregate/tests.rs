@@ -163,7 +163,7 @@ fn a_deleted_pod_is_not_reported_and_its_successor_is() {
     fixture.deny("web", 2, 1);
     fixture.now += SECOND;
     let first = fixture.aggregator.take(fixture.now).unwrap();
-    fixture.aggregator.discarded(&first, Dropped::Deleted, fixture.now);
+    fixture.aggregator.discarded(&first, DropReason::Deleted, fixture.now);
     assert_eq!(fixture.written(), []);
     let successor = Denied { created: 2, ..denied("web", 1, 1) };
     fixture.aggregator.denied(successor, fixture.now).unwrap();
@@ -175,7 +175,7 @@ fn the_number_of_pods_is_bounded_and_further_pods_are_an_error() {
     let mut fixture = Fixture::new();
     let results: Vec<_> =
         (0..2 * MAX_PODS).map(|n| fixture.aggregator.denied(denied(&format!("pod-{n}"), 1, 1), fixture.now)).collect();
-    assert_eq!(results.iter().filter(|result| **result == Err(Dropped::TooManyPods)).count(), MAX_PODS);
+    assert_eq!(results.iter().filter(|result| **result == Err(DropReason::TooManyPods)).count(), MAX_PODS);
     assert_eq!(fixture.aggregator.pods.len(), MAX_PODS);
     // Once they are reported and expired, there is room for others.
     fixture.wait(4 * 3600 * SECOND);

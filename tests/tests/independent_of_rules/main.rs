@@ -1,4 +1,4 @@
-//! Tests of verdicts that are independent of rules: lines 15 to 20 of docs/semantics.md.
+//! Tests of verdicts that are independent of rules: items 15 to 20 of docs/semantics.md.
 
 mod icmp;
 mod link;

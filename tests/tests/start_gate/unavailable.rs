@@ -1,4 +1,4 @@
-//! Starts while the agent or the API server is away. With the CNI plugin, a start waits until they are back.
+//! Starts while the agent or the API server is unavailable. With the CNI plugin, a start waits until they are back.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{scope, sleep};
@@ -111,7 +111,7 @@ fn s38_starts_wait_for_an_agent_that_is_killed_frozen_or_upgraded() -> Result<()
 
 /// With the arguments of `deploy/base`: also pods that were not held are closed until the agent knows them.
 #[test]
-fn s38_pods_start_or_wait_while_the_api_server_is_away() -> Result<()> {
+fn s38_pods_start_or_wait_while_the_api_server_is_unavailable() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let runtime = NriServer::start(&directory.path().join("nri.sock"), Options::default())?;
     let cluster = pods().namespace("kube-system", "").build()?;

@@ -1,4 +1,4 @@
-//! Supports migrations between two engines: finds free IDs, and the content of tables.
+//! Inputs of a migration between two engines: unused IDs, and a snapshot of the tables.
 
 use netpol_common::{Endpoint, PortSetId};
 use netpol_policy::compile::{FirstIds, UsedIds};
@@ -7,8 +7,8 @@ use netpol_policy::tables::{Change, Tables};
 use super::QUARANTINE;
 use netpol_dataplane::migration::Snapshot;
 
-/// Returns IDs that neither tables nor endpoints use. A rule set that allows nothing has no map entry; only endpoints
-/// name it.
+/// Returns IDs that neither tables nor endpoints use. A rule set that allows nothing has no map entries, so its ID is
+/// found only in endpoints.
 pub(super) fn free_ids<'a>(old: &Snapshot, endpoints: impl IntoIterator<Item = &'a Endpoint>) -> FirstIds {
     let mut used = UsedIds {
         classes: old.classes().collect(),

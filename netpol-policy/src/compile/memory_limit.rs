@@ -1,10 +1,10 @@
-//! Memory limit for policies: what each policy costs in the maps, and what is left out above the limit.
+//! Memory limit for policies: what each policy costs in the maps, and which parts are omitted above the limit.
 //!
 //! Costs are computed from the objects before anything is written, so that the same objects always have the same
 //! result. If the sum is above the limit, namespaces share it max-min fairly: a namespace that costs less than an equal
 //! share is not affected, and all others get the same amount. Policies share their namespace's amount in the same way.
 //! A policy that costs more than its share is cut: its blocks and ports count in order, up to the share. A block is
-//! left out with all its excepts, so that a cut policy never allows more than the complete one.
+//! omitted with all of its `except` entries, so that a cut policy never allows more than the complete one.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use netpol_common::Direction;
 
 use super::allow::prefix_count;
-use super::charges::Charges;
+use super::memory_usage::MemoryUsage;
 use super::rules::rules;
 use crate::cluster_state::ClusterState;
 use crate::model::{IpBlock, NamespaceName, Peer, Peers, Pod, PodKey, Policy, PolicyKey, PortMatch, Ports, Rule};
@@ -28,9 +28,9 @@ pub const ALLOW_ENTRY: u64 = 128;
 /// would move all cuts a little, and each moved cut recompiles its policy.
 const SHARE_BITS: u32 = 4;
 
-/// What is left out of a policy.
+/// The parts of a policy that are omitted because of the memory limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LeftOut {
+pub struct Omitted {
     /// Number of `ipBlock` peers that match nothing.
     pub blocks: usize,
     /// Number of items of `ports` that match nothing.
@@ -44,7 +44,7 @@ pub struct LeftOut {
 
 /// Memory limit and costs of policies; see the module documentation.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Budget {
+pub(super) struct MemoryLimit {
     /// Limit in bytes; `None`: no limit.
     limit: Option<u64>,
     /// Pods in scope.
@@ -83,19 +83,19 @@ struct Demand {
 struct Cut {
     /// Number of blocks and ports that count, by direction.
     items: [usize; 2],
-    left_out: LeftOut,
+    omitted: Omitted,
 }
 
-/// Number of blocks and ports of one policy in one direction that still fit.
+/// Number of blocks and ports of one policy in one direction that still fit within the memory limit.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct Quota {
     left: usize,
     exceeded: bool,
 }
 
-impl Room {
+impl Quota {
     /// Counts the next block or port. Returns whether it fits.
-    pub(super) fn admits(&mut self) -> bool {
+    pub(super) fn take_one(&mut self) -> bool {
         let fits = self.left > 0;
         self.left = self.left.saturating_sub(1);
         self.exceeded |= !fits;
@@ -108,12 +108,12 @@ impl Room {
     }
 }
 
-impl Budget {
+impl MemoryLimit {
     pub(super) fn of(limit: Option<u64>) -> Self {
         Self { limit, ..Self::default() }
     }
 
-    pub(super) fn limit(&self) -> Option<u64> {
+    pub(super) fn bytes(&self) -> Option<u64> {
         self.limit
     }
 
@@ -160,7 +160,7 @@ impl Budget {
     pub(super) fn has_room(
         &self,
         namespace: &NamespaceName,
-        (ports, allow): (&Charges, &Charges),
+        (ports, allow): (&MemoryUsage, &MemoryUsage),
         (new_ports, new_allow): (u64, u64),
     ) -> bool {
         let Some(limit) = self.limit else { return true };
@@ -171,15 +171,15 @@ impl Budget {
             || bytes(ports.of(namespace) + new_ports, allow.of(namespace) + new_allow) <= guaranteed
     }
 
-    /// Returns the blocks and ports of a policy that count in one direction.
-    pub(super) fn room(&self, policy: &PolicyKey, direction: Direction) -> Room {
+    /// Returns how many blocks and ports of a policy fit in one direction.
+    pub(super) fn quota(&self, policy: &PolicyKey, direction: Direction) -> Quota {
         let left = self.cuts.get(policy).map_or(usize::MAX, |cut| cut.items[direction as usize]);
-        Room { left, exceeded: false }
+        Quota { left, exceeded: false }
     }
 
     /// Returns the policies that are cut.
-    pub(super) fn cuts(&self) -> impl Iterator<Item = (&PolicyKey, LeftOut)> {
-        self.cuts.iter().map(|(policy, cut)| (policy, cut.left_out))
+    pub(super) fn cuts(&self) -> impl Iterator<Item = (&PolicyKey, Omitted)> {
+        self.cuts.iter().map(|(policy, cut)| (policy, cut.omitted))
     }
 
     /// Divides the limit after a change. Returns the policies with a changed cut.
@@ -368,7 +368,7 @@ impl Price<'_> {
 
     /// Cuts a policy to at most this cost.
     fn cut(&self, policy: &Policy, rule_sets: [u64; 2], most: u64) -> Cut {
-        let mut cut = Cut { items: [0; 2], left_out: LeftOut::default() };
+        let mut cut = Cut { items: [0; 2], omitted: Omitted::default() };
         let mut spent: u64 = 0;
         for direction in Direction::BOTH {
             let rule_sets = rule_sets[direction as usize];
@@ -381,14 +381,14 @@ impl Price<'_> {
                     Item::Port(port) => prefix_count(&port.port) * TRIE_ENTRY * rule_sets,
                 };
                 full |= rule_sets > 0 && spent.saturating_add(cost) > most;
-                cut.left_out.total += 1;
+                cut.omitted.total += 1;
                 match item {
                     _ if !full => {
                         spent += if rule_sets > 0 { cost } else { 0 };
                         cut.items[direction as usize] += 1;
                     }
-                    Item::Block(_) => cut.left_out.blocks += 1,
-                    Item::Port(_) => cut.left_out.ports += 1,
+                    Item::Block(_) => cut.omitted.blocks += 1,
+                    Item::Port(_) => cut.omitted.ports += 1,
                 }
             }
         }
@@ -405,7 +405,7 @@ pub(super) fn policies_of<'a>(
     policies.take_while(move |policy| policy.key.namespace == *namespace)
 }
 
-/// A block or port of a rule, in the order in which [`Room`] counts it.
+/// A block or port of a rule, in the order in which [`Quota`] counts it.
 enum Item<'a> {
     Block(&'a IpBlock),
     Port(&'a PortMatch),

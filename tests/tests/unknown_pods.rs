@@ -1,4 +1,4 @@
-//! Tests of interfaces without a known pod, before it is known and after it is deleted: line 27 of docs/semantics.md.
+//! Tests of interfaces without a known pod, before it is known and after it is deleted: item 27 of docs/semantics.md.
 
 use std::net::Ipv6Addr;
 
@@ -98,7 +98,7 @@ fn s27_unprotected_time_and_packets_in_metrics_and_log_are_correct() -> Result<(
     while lab.agent().log().matches("pod=shop/late").count() < 2 {
         ensure!(
             start.elapsed() < netpol_tests::lab::TIMEOUT,
-            "timed out: the pod is not enforced again:\n{}",
+            "timed out: the pod's policies are not enforced again:\n{}",
             lab.agent().log()
         );
         std::thread::sleep(std::time::Duration::from_millis(10));

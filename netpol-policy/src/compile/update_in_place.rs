@@ -22,7 +22,7 @@ use crate::tables::{Change, EndpointPolicy};
 
 /// A rule set that gets a new part, loses a part, or both.
 #[derive(Clone, Debug)]
-pub(super) struct Evolution {
+pub(super) struct InPlaceUpdate {
     pub(super) rule_set: RuleSetId,
     /// The parts after the change.
     parts: Arc<[PartId]>,
@@ -33,12 +33,12 @@ pub(super) struct Evolution {
 impl Engine {
     /// Splits pods with changed parts of a policy: into rule sets that can change in place, and pods that need other
     /// rule sets.
-    pub(super) fn evolutions(
+    pub(super) fn updates_in_place(
         &mut self,
         touched: &mut Touched,
         policy: &PolicyKey,
         pods: BTreeSet<PodKey>,
-    ) -> (Vec<Evolution>, BTreeSet<PodKey>) {
+    ) -> (Vec<InPlaceUpdate>, BTreeSet<PodKey>) {
         let mut flips = BTreeSet::new();
         let mut groups: BTreeMap<(RuleSetId, Direction), BTreeMap<Option<PartId>, Vec<PodKey>>> = BTreeMap::new();
         for key in pods {
@@ -51,7 +51,7 @@ impl Engine {
                 groups.entry((rule_set, direction)).or_default().entry(part).or_default().push(key.clone());
             }
         }
-        let mut evolutions: Vec<(Direction, Evolution, Vec<PodKey>)> = Vec::new();
+        let mut in_place: Vec<(Direction, InPlaceUpdate, Vec<PodKey>)> = Vec::new();
         // Pods that move from several rule sets to the same parts must end in one rule set.
         let mut goals: BTreeMap<(Direction, Arc<[PartId]>), usize> = BTreeMap::new();
         for ((id, direction), parts) in groups {
@@ -76,21 +76,21 @@ impl Engine {
                     && !self.rule_sets.has_refused(id);
                 let safe = new.is_none() || !touched.new_exceptions;
                 if safe && fits && count == 1 && !after.is_empty() && self.rule_sets.find(direction, &after).is_none() {
-                    evolutions.push((direction, Evolution { rule_set: id, parts: after, new, removed }, pods));
+                    in_place.push((direction, InPlaceUpdate { rule_set: id, parts: after, new, removed }, pods));
                 } else {
                     flips.extend(pods);
                 }
             }
         }
-        let is_only = |(direction, evolution, _): &(Direction, Evolution, _)| {
-            goals.get(&(*direction, evolution.parts.clone())) == Some(&1)
+        let is_only = |(direction, update, _): &(Direction, InPlaceUpdate, _)| {
+            goals.get(&(*direction, update.parts.clone())) == Some(&1)
         };
-        let (mut in_place, mut others): (Vec<_>, Vec<_>) = evolutions.into_iter().partition(is_only);
-        if !self.has_room_to_evolve(&policy.namespace, in_place.iter().map(|(_, evolution, _)| evolution)) {
+        let (mut in_place, mut others): (Vec<_>, Vec<_>) = in_place.into_iter().partition(is_only);
+        if !self.has_room_to_update(&policy.namespace, in_place.iter().map(|(_, update, _)| update)) {
             others.append(&mut in_place);
         }
         flips.extend(others.into_iter().flat_map(|(.., pods)| pods));
-        (in_place.into_iter().map(|(_, evolution, _)| evolution).collect(), flips)
+        (in_place.into_iter().map(|(_, update, _)| update).collect(), flips)
     }
 
     /// Replaces the policy's own part with a new one. Returns all parts and the replaced one.
@@ -108,8 +108,8 @@ impl Engine {
     }
 
     /// Gives rule sets their new parts, in addition to the parts that will be removed.
-    pub(super) fn begin_evolutions(&mut self, evolutions: &[Evolution]) {
-        for Evolution { rule_set, parts, new, .. } in evolutions {
+    pub(super) fn begin_updates_in_place(&mut self, in_place: &[InPlaceUpdate]) {
+        for InPlaceUpdate { rule_set, parts, new, .. } in in_place {
             self.rule_sets.set_parts(*rule_set, parts.clone());
             if let Some(new) = new {
                 self.rule_sets.change(*rule_set, PartChange::Add(*new), &mut self.parts);
@@ -118,29 +118,29 @@ impl Engine {
     }
 
     /// Writes what new parts allow.
-    pub(super) fn grow(&mut self, changes: &mut Changes, next: &NextEndpoints, evolutions: &[Evolution]) {
+    pub(super) fn grow(&mut self, changes: &mut Changes, next: &NextEndpoints, in_place: &[InPlaceUpdate]) {
         let (mut pending, mut cache) = (PendingEntries::default(), DiffCache::default());
-        for evolution in evolutions {
-            if let Some(new) = evolution.new {
-                self.collect_additions(evolution.rule_set, new, &mut pending, &mut cache);
+        for update in in_place {
+            if let Some(new) = update.new {
+                self.collect_additions(update.rule_set, new, &mut pending, &mut cache);
             }
         }
-        self.write_entries(changes, next, pending, evolutions);
+        self.write_entries(changes, next, pending, in_place);
     }
 
     /// Removes parts, and what only they allowed.
-    pub(super) fn shrink(&mut self, changes: &mut Changes, evolutions: &[Evolution]) {
+    pub(super) fn shrink(&mut self, changes: &mut Changes, in_place: &[InPlaceUpdate]) {
         let (mut pending, mut cache) = (PendingEntries::default(), DiffCache::default());
-        let shrinking = || evolutions.iter().filter_map(|evolution| Some((evolution, evolution.removed?)));
-        for (evolution, removed) in shrinking() {
-            self.rule_sets.change(evolution.rule_set, PartChange::Remove(removed), &mut self.parts);
+        let shrinking = || in_place.iter().filter_map(|update| Some((update, update.removed?)));
+        for (update, removed) in shrinking() {
+            self.rule_sets.change(update.rule_set, PartChange::Remove(removed), &mut self.parts);
         }
-        for (evolution, removed) in shrinking() {
-            self.collect_removals(evolution.rule_set, removed, &mut pending, &mut cache);
+        for (update, removed) in shrinking() {
+            self.collect_removals(update.rule_set, removed, &mut pending, &mut cache);
         }
-        let narrowed: Vec<_> = shrinking().map(|(evolution, _)| evolution.rule_set).collect();
+        let narrowed: Vec<_> = shrinking().map(|(update, _)| update.rule_set).collect();
         let written = changes.len();
-        self.write_entries(changes, &NextEndpoints::new(), pending, evolutions);
+        self.write_entries(changes, &NextEndpoints::new(), pending, in_place);
         if changes.len() > written {
             self.write(changes, Change::Reevaluate(narrowed));
         }
@@ -155,10 +155,10 @@ impl Engine {
         changes: &mut Changes,
         next: &NextEndpoints,
         pending: PendingEntries,
-        evolutions: &[Evolution],
+        in_place: &[InPlaceUpdate],
     ) {
         // All rule sets are of one policy.
-        let namespace = evolutions.iter().find_map(|one| self.rule_sets.get(one.rule_set)?.namespace().cloned());
+        let namespace = in_place.iter().find_map(|one| self.rule_sets.get(one.rule_set)?.namespace().cloned());
         let Some(namespace) = namespace else { return };
         for (key, contents) in pending.singles {
             let entry = self.intern(changes, &contents, &namespace);
@@ -198,7 +198,7 @@ impl Engine {
         }
         for (id, (classes, for_any_peer)) in pending.touched {
             self.drop_redundant(changes, id, &classes);
-            self.reallow_frontends(changes, next, id, (&classes, &for_any_peer));
+            self.update_frontends_of(changes, next, id, (&classes, &for_any_peer));
         }
     }
 

@@ -54,9 +54,9 @@ pub(super) enum Job {
 }
 
 impl Attacher {
-    /// Replaces an earlier agent's programs by this agent's on every interface that runs them. Returns these interfaces
-    /// with their roles, and whether the replacement succeeded; if not, the old programs stay. If the index was reused by
-    /// a new interface, nothing is attached here, because the new interface may not belong to a pod.
+    /// Replaces an earlier agent's programs with this agent's on every interface that runs them. Returns these
+    /// interfaces with their roles, and whether the replacement succeeded; if not, the old programs stay. If the index
+    /// was reused by a new interface, nothing is attached here, because the new interface may not belong to a pod.
     pub(super) fn adopt(&mut self) -> BTreeMap<IfIndex, Adopted> {
         let mut adopted = BTreeMap::new();
         for ifindex in self.pins.interfaces() {
@@ -91,18 +91,18 @@ impl Attacher {
                 let result = self.attach(ifindex, &name, role);
                 let packets = result.is_ok().then(|| self.packets(ifindex)).flatten();
                 if let (Ok(()), Some(endpoint), Some(later)) = (&result, &endpoint, &self.take_over_after_attach) {
-                    // If the thread has died, connections of new pods are evaluated by their next packets.
+                    // If the thread has died, connections of new pods are evaluated at their next packet.
                     let _ = later.send(*endpoint);
                 }
                 InterfaceOutcome::Attached { ifindex, result, packets }
             }
             // A job that does not attach usually means that attaching is over: free the list of connections.
             Job::Detach(ifindex) => {
-                self.take_over_before_attach.iter_mut().for_each(TakeOver::drop_connections);
+                self.take_over_before_attach.iter_mut().for_each(TakeOver::free_connection_list);
                 InterfaceOutcome::Detached { ifindex, result: attach::detach(&self.pins, ifindex).map(|_| ()) }
             }
             Job::Verify(mut ifindexes) => {
-                self.take_over_before_attach.iter_mut().for_each(TakeOver::drop_connections);
+                self.take_over_before_attach.iter_mut().for_each(TakeOver::free_connection_list);
                 ifindexes.retain(|ifindex| !self.runs(*ifindex) && attach::name_of(*ifindex).is_some());
                 InterfaceOutcome::Missing(ifindexes)
             }

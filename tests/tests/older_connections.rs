@@ -1,4 +1,4 @@
-//! Connections that are older than a pod's enforcement: line 34 of docs/semantics.md.
+//! Connections that are older than a pod's enforcement: item 34 of docs/semantics.md.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -270,7 +270,7 @@ fn s34_a_pod_that_connects_before_its_address_is_published_gets_its_replies() ->
         lab.cluster.add_pod_without_manifest(PodSpec::new(&name).labels("app=client"))?;
         let mut early = open(&lab.cluster, &name, "outside", 7000 + round, None)?;
         // Only IPv4: the server can send a neighbor advertisement to the new pod only after the agent has received the
-        // pod's address (line 32).
+        // pod's address (item 32).
         let server = IpAddr::from(lab.cluster.host("shop/server").v4());
         early.extend(open(&lab.cluster, &name, "shop/server", 7100 + round, Some(server))?);
         let denied = open(&lab.cluster, "outside", &name, 7200 + round, None)?;

@@ -1,23 +1,24 @@
-//! When an answer is due.
+//! Time limits of calls.
 
 use std::time::Duration;
 
 /// NRI's default for `plugin_request_timeout`: `pkg/api/timeouts.go`.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest part of a timeout that is kept in reserve. A node under load may not run the plugin for hundreds of milliseconds.
+/// Longest part of a timeout that is kept in reserve. On a loaded node, the plugin may wait
+/// hundreds of milliseconds for the CPU.
 const MAX_RESERVE: Duration = Duration::from_secs(1);
 
 /// Time limits of one call. An answer after the runtime's own timeout is worse than an error: the runtime has disconnected
 /// the plugin by then, and the pod starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Deadline {
-    /// When the handler should have returned.
+pub(crate) struct TimeLimits {
+    /// Time within which the handler should return.
     pub(crate) handler: Duration,
-    /// When the call is dropped and answered without the handler.
+    /// Time after which the handler is cancelled and an error is sent.
     pub(crate) answer: Duration,
 }
 
-impl Deadline {
+impl TimeLimits {
     /// Returns the limits of a request. `request_nanoseconds` is in the request, 0 if it has no timeout; `configured` is the
     /// runtime's timeout for all requests, if reported.
     pub(crate) fn new(request_nanoseconds: i64, configured: Option<Duration>) -> Self {
@@ -36,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_requests_own_timeout_counts_less_a_reserve() {
+    fn the_limits_are_the_requests_timeout_minus_a_reserve() {
         const SECOND: i64 = 1_000_000_000;
         for (request, configured, handler, answer) in [
             (2 * SECOND, Some(2000), 1500, 1750),
@@ -47,9 +48,10 @@ mod tests {
             (60 * SECOND, Some(2000), 59_000, 59_500),
             (-1, Some(2000), 0, 0),
         ] {
-            let deadline = Deadline::new(request, configured.map(Duration::from_millis));
-            let expected = Deadline { handler: Duration::from_millis(handler), answer: Duration::from_millis(answer) };
-            assert_eq!(deadline, expected, "{request} {configured:?}");
+            let limits = TimeLimits::new(request, configured.map(Duration::from_millis));
+            let expected =
+                TimeLimits { handler: Duration::from_millis(handler), answer: Duration::from_millis(answer) };
+            assert_eq!(limits, expected, "{request} {configured:?}");
         }
     }
 }

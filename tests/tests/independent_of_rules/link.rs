@@ -31,7 +31,7 @@ fn s16_neighbor_discovery_passes_only_from_the_link() -> Result<()> {
     // With a router alert (RFC 2711), as multicast listener discovery has it.
     let report = |to| ip(to).extension(protocol::HOP_BY_HOP, 0);
     // Description, ICMPv6 type, the bytes after its first word, the hop limit on the link, the packet around it, and
-    // whether a pod may send it (line 32).
+    // whether a pod may send it (item 32).
     let kinds = [
         ("a router solicitation", 133, vec![], 255, ip(routers), true),
         ("a router advertisement", 134, vec![0; 8], 255, ip(to), false),

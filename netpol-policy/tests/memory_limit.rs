@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use netpol_common::{Direction, Reason, protocol};
 use netpol_policy::cluster_state::Event;
-use netpol_policy::compile::{Engine, FirstIds, LeftOut, NodeScope};
+use netpol_policy::compile::{Engine, FirstIds, NodeScope, Omitted};
 use netpol_policy::manifest;
 use netpol_policy::model::{Object, PodKey, PolicyKey};
 use netpol_policy::reference::{Packet, evaluate};
@@ -71,8 +71,8 @@ fn incomplete(engine: &Engine, namespace: &str, name: &str) -> bool {
     engine.endpoint(&PodKey::new(namespace, name)).expect("the pod is on this node").incomplete
 }
 
-fn left_out(engine: &Engine) -> BTreeMap<String, LeftOut> {
-    engine.left_out().into_iter().map(|(policy, left_out)| (policy.to_string(), left_out)).collect()
+fn omitted(engine: &Engine) -> BTreeMap<String, Omitted> {
+    engine.omitted().into_iter().map(|(policy, omitted)| (policy.to_string(), omitted)).collect()
 }
 
 #[test]
@@ -88,9 +88,9 @@ fn only_the_namespace_with_too_many_blocks_is_cut() {
     engine.apply(Event::Reset(objects(&small.concat())));
     engine.apply_all(objects(&policy("a", "big", "big", separate_blocks(20_000))).into_iter().map(Event::Apply));
 
-    let left = left_out(&engine);
+    let left = omitted(&engine);
     assert_eq!(left.keys().collect::<Vec<_>>(), ["a/big"], "{left:?}");
-    let LeftOut { blocks, ports: 0, total: 20_000, entries: 0 } = left["a/big"] else { panic!("{left:?}") };
+    let Omitted { blocks, ports: 0, total: 20_000, entries: 0 } = left["a/big"] else { panic!("{left:?}") };
     assert!((10_000..18_000).contains(&blocks), "{left:?}");
     // Each block has a prefix, and entries for its own pod and for the pod with the wide block.
     let entries = engine.tables().entries().count();
@@ -112,7 +112,7 @@ fn only_the_namespace_with_too_many_blocks_is_cut() {
 
     // With fewer blocks, nothing is left out.
     engine.apply_all(objects(&policy("a", "big", "big", separate_blocks(1_000))).into_iter().map(Event::Apply));
-    assert_eq!(left_out(&engine), BTreeMap::new());
+    assert_eq!(omitted(&engine), BTreeMap::new());
     assert!(!incomplete(&engine, "a", "big"));
     assert_eq!(reason(&engine, ("a", "big"), address(4 * 999)), Reason::Rule);
 }
@@ -125,17 +125,17 @@ fn large_namespaces_share_and_use_the_room_that_another_one_frees() {
         pod(namespace, "web", &address) + &policy(namespace, "list", "web", separate_blocks(4_000))
     });
     engine.apply(Event::Reset(objects(&yaml.concat())));
-    let left = left_out(&engine);
+    let left = omitted(&engine);
     assert_eq!(left["a/list"], left["b/list"], "{left:?}");
     assert!((1_000..3_500).contains(&left["a/list"].blocks), "{left:?}");
 
     engine.apply(Event::Delete(netpol_policy::model::ObjectKey::Policy(PolicyKey::new("b", "list"))));
-    assert_eq!(left_out(&engine), BTreeMap::new());
+    assert_eq!(omitted(&engine), BTreeMap::new());
     assert_eq!(reason(&engine, ("a", "web"), address(4 * 3_999)), Reason::Rule);
 
     // A policy that selects no pod on this node costs nothing.
     engine.apply_all(objects(&policy("b", "list", "other", separate_blocks(60_000))).into_iter().map(Event::Apply));
-    assert_eq!(left_out(&engine), BTreeMap::new());
+    assert_eq!(omitted(&engine), BTreeMap::new());
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn a_block_is_left_out_with_its_excepts() {
             };
             assert!(is_correct, "{limit} bytes, {remote:?}: {found:?}, {reference:?}");
         }
-        assert_eq!(incomplete(&engine, "a", "web"), engine.left_out().len() == 1);
+        assert_eq!(incomplete(&engine, "a", "web"), engine.omitted().len() == 1);
     }
 }
 
@@ -201,7 +201,7 @@ fn a_namespace_with_many_port_sets_does_not_use_the_share_of_others() {
          {{podSelector: {{matchLabels: {{app: web}}}}, ingress: [{rules}]}}}}\n"
     );
     engine.apply(Event::Reset(objects(&yaml)));
-    let left = left_out(&engine);
+    let left = omitted(&engine);
     assert_eq!(left.keys().collect::<Vec<_>>(), ["a/many"], "{left:?}");
     assert!(left["a/many"].entries > 0 && incomplete(&engine, "a", "web"), "{left:?}");
     let ports =
@@ -216,7 +216,7 @@ fn a_namespace_with_many_port_sets_does_not_use_the_share_of_others() {
         )
     };
     engine.apply_all(objects(&(other("b") + &other("c"))).into_iter().map(Event::Apply));
-    assert_eq!(left_out(&engine).keys().collect::<Vec<_>>(), ["a/many"]);
+    assert_eq!(omitted(&engine).keys().collect::<Vec<_>>(), ["a/many"]);
     assert_eq!(reason(&engine, ("b", "web"), [10, 1, 0, 39].into()), Reason::Rule);
     assert!(!incomplete(&engine, "b", "web"));
 
@@ -225,7 +225,7 @@ fn a_namespace_with_many_port_sets_does_not_use_the_share_of_others() {
         let key = PodKey::new("a", format!("p{index}"));
         engine.apply(Event::Delete(netpol_policy::model::ObjectKey::Pod(key)));
     }
-    assert_eq!(left_out(&engine), BTreeMap::new());
+    assert_eq!(omitted(&engine), BTreeMap::new());
     assert!(!incomplete(&engine, "a", "web"));
 }
 
@@ -260,8 +260,8 @@ fn policies_added_one_by_one_stay_within_the_limit() {
             matches!(entry, Change::PutPort { .. } | Change::PutAllow(..) | Change::PutPrefix(..))
         });
         assert!(bytes.count() as u64 * 128 <= LIMIT);
-        assert_eq!(incomplete(engine, "a", "web"), !complete, "{:?}", left_out(engine));
-        assert_eq!(left_out(engine).is_empty(), complete);
+        assert_eq!(incomplete(engine, "a", "web"), !complete, "{:?}", omitted(engine));
+        assert_eq!(omitted(engine).is_empty(), complete);
         assert!(!incomplete(engine, "b", "web"));
         assert_eq!(reason(engine, ("b", "web"), [10, 1, 0, 3].into()), Reason::Rule);
     };
@@ -314,10 +314,10 @@ proptest! {
         let mut fresh = self::engine(limit);
         fresh.apply(Event::LocalAddresses(engine.cluster_state().local_addresses.clone()));
         fresh.apply(Event::Reset(engine.cluster_state().objects().collect()));
-        let has_refused_entries = |engine: &Engine| left_out(engine).values().any(|left_out| left_out.entries > 0);
-        let omissions = |engine: &Engine| -> BTreeMap<String, LeftOut> {
-            let all = left_out(engine).into_iter().map(|(policy, left_out)| (policy, LeftOut { entries: 0, ..left_out }));
-            all.filter(|(_, left_out)| *left_out != LeftOut::default()).collect()
+        let has_refused_entries = |engine: &Engine| omitted(engine).values().any(|omitted| omitted.entries > 0);
+        let omissions = |engine: &Engine| -> BTreeMap<String, Omitted> {
+            let all = omitted(engine).into_iter().map(|(policy, omitted)| (policy, Omitted { entries: 0, ..omitted }));
+            all.filter(|(_, omitted)| *omitted != Omitted::default()).collect()
         };
         prop_assert_eq!(omissions(&fresh), omissions(&engine));
         if !has_refused_entries(&fresh) && !has_refused_entries(&engine) {
@@ -325,6 +325,6 @@ proptest! {
         }
         engine.apply(Event::LocalAddresses(Vec::new()));
         engine.apply(Event::Reset(Vec::new()));
-        prop_assert!(engine.tables().is_empty() && left_out(&engine).is_empty());
+        prop_assert!(engine.tables().is_empty() && omitted(&engine).is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! Applies the memory limit for policies while rules are compiled; see [`super::budget`].
+//! Applies the memory limit for policies while rules are compiled; see [`super::memory_limit`].
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -6,36 +6,36 @@ use netpol_common::{AllowKey, Direction, PortSetId, RuleSetId};
 
 use super::Engine;
 use super::allow::{AllowEntries, Ports};
-use super::evolve::Evolution;
 use super::parts::{CompiledRule, RuleAt};
 use super::reclassify::AllowCache;
 use super::rule_sets::RuleSet;
 use super::transaction::Changes;
+use super::update_in_place::InPlaceUpdate;
 use crate::model::{NamespaceName, PodKey};
 use crate::tables::{Change, EndpointPolicy};
 
 impl Engine {
     /// Returns whether a namespace may use this many more (ports, entries).
     pub(super) fn has_room(&self, namespace: &NamespaceName, needed: (u64, u64)) -> bool {
-        let charges = (self.port_sets.charges(), self.rule_sets.charges());
-        needed == (0, 0) || self.budget.has_room(namespace, charges, needed)
+        let memory_usage = (self.port_sets.memory_usage(), self.rule_sets.memory_usage());
+        needed == (0, 0) || self.memory_limit.has_room(namespace, memory_usage, needed)
     }
 
     /// Returns whether rule sets of a namespace can change in place within the memory limit. If not, their pods get
     /// other rule sets, and each of the new entries is admitted or refused.
-    pub(super) fn has_room_to_evolve<'a>(
+    pub(super) fn has_room_to_update<'a>(
         &self,
         namespace: &NamespaceName,
-        evolutions: impl Iterator<Item = &'a Evolution>,
+        in_place: impl Iterator<Item = &'a InPlaceUpdate>,
     ) -> bool {
-        self.budget.limit().is_none() || self.has_room(namespace, self.most_needed(evolutions))
+        self.memory_limit.bytes().is_none() || self.has_room(namespace, self.most_needed(in_place))
     }
 
     /// Returns the most additional (ports, entries) that rule sets may need during their change.
-    fn most_needed<'a>(&self, evolutions: impl Iterator<Item = &'a Evolution>) -> (u64, u64) {
+    fn most_needed<'a>(&self, in_place: impl Iterator<Item = &'a InPlaceUpdate>) -> (u64, u64) {
         let (mut ports, mut entries) = (0, 0);
         let mut counted: HashSet<(RuleSetId, PortSetId, Vec<RuleAt>)> = HashSet::new();
-        for Evolution { rule_set: id, new, removed, .. } in evolutions {
+        for InPlaceUpdate { rule_set: id, new, removed, .. } in in_place {
             let Some(rule_set) = self.rule_sets.get(*id) else { continue };
             let AllowEntries::Of(any) = &rule_set.any else { continue };
             let new_ports = new.and_then(|new| self.parts.get(new)).map_or(0, |part| {
@@ -72,7 +72,7 @@ impl Engine {
     /// Divides the memory limit after a change. If the cut of policies changed, returns their pods, which must be
     /// resolved.
     pub(super) fn balance(&mut self) -> Option<BTreeSet<PodKey>> {
-        let policies = self.budget.balance(&self.cluster_state);
+        let policies = self.memory_limit.balance(&self.cluster_state);
         let mut pods = BTreeSet::new();
         for key in &policies {
             for direction in Direction::BOTH {
@@ -89,7 +89,7 @@ impl Engine {
     /// Writes refused entries for which there is room now, and marks endpoints with incomplete policies. Returns the
     /// pods that need a new rule set, because there is room for its ports now.
     pub(super) fn retry_refused(&mut self, changes: &mut Changes) -> BTreeSet<PodKey> {
-        if self.budget.limit().is_none() {
+        if self.memory_limit.bytes().is_none() {
             return BTreeSet::new();
         }
         self.admit_refused(changes);
@@ -118,7 +118,7 @@ impl Engine {
     /// set.
     fn replace_refused(&mut self) -> BTreeSet<PodKey> {
         let has_room = |rule_set: &RuleSet| {
-            let needed = (self.port_sets.missing(&rule_set.any), 0);
+            let needed = (self.port_sets.entries_to_add(&rule_set.any), 0);
             rule_set.namespace().is_some_and(|namespace| self.has_room(namespace, needed))
         };
         let ids: BTreeSet<_> =
