@@ -32,8 +32,10 @@ pub(super) fn check() -> Result<Vec<String>> {
 /// Returns `("gauge", "netpol_a", "A.")` for `gauge("netpol_a", "A.", …)`.
 fn rows(text: &str) -> impl Iterator<Item = Row<'_>> {
     TYPES.into_iter().flat_map(move |kind| {
-        let calls = text.split(kind).skip(1).filter_map(|rest| rest.strip_prefix('('));
-        calls.filter_map(move |arguments| {
+        // Not the methods of `Samples`, such as `.histogram` and `.labeled_histogram`.
+        let calls = text.match_indices(kind).filter(|(at, _)| !text[..*at].ends_with(['.', '_']));
+        calls.filter_map(move |(at, _)| {
+            let arguments = text[at + kind.len()..].strip_prefix('(')?;
             let mut literals = arguments.split('"').skip(1).step_by(2);
             Some((kind, literals.next()?, literals.next()?))
         })
@@ -66,8 +68,9 @@ mod tests {
     #[test]
     fn metrics_are_read_from_rows_and_docs() {
         let table = "const fn gauge<F>(name) {}\n    gauge(\"netpol_a\", \"A, by kind.\", |page, samples| x(\"kind\")),\n    \
-                     counter(\n        \"netpol_b_total\",\n        \"B.\",\n        b,\n    ),";
-        let expected = [("gauge", "netpol_a", "A, by kind."), ("counter", "netpol_b_total", "B.")];
+                     counter(\n        \"netpol_b_total\",\n        \"B.\",\n        b,\n    ), |s| s.labeled_histogram(bounds)), gauge(\"netpol_c\", \"C.\", c)";
+        let expected =
+            [("gauge", "netpol_a", "A, by kind."), ("gauge", "netpol_c", "C."), ("counter", "netpol_b_total", "B.")];
         assert_eq!(rows(table).collect::<Vec<_>>(), expected);
         let docs = "| `netpol_a`, `netpol_b_total{kind=\"x\"}` | see `netpol_egress`, netpol_c and `netpol lint` |";
         assert_eq!(described(docs), ["netpol_a", "netpol_b_total"].into());
