@@ -225,7 +225,7 @@ mod tests {
             (
                 with_services(Reason::BackendDenied, "shop/db-0", &[], &["shop/db"]),
                 "egress to shop/db-0 (10.1.2.3) through Service shop/db port 80/TCP denied by NetworkPolicy shop/deny-all: it \
-                 was sent to this backend, and no rule allows it",
+                 was translated to this backend, which no rule allows",
             ),
             (
                 with_services(Reason::NotAllBackendsAllowed, "", &["shop/a", "shop/b", "shop/c"], &[]),
