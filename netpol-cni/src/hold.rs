@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use netpol_api::{EXEMPT_NAMESPACE, PodStart, PodStarted};
 
 use crate::agent::{RequestError, post};
-use crate::{CniError, ErrorCode, Settings, WhenAgentUnavailable};
+use crate::{CniError, ErrorCode, Settings, WhenAgentAway};
 
 /// Time for the agent's response, in addition to the time it waits.
 const RESPONSE_TIME: Duration = Duration::from_secs(1);
@@ -52,11 +52,11 @@ pub(crate) fn hold(
             }
             Err(error) => error,
         };
-        let starts_anyway = match (&error, settings.when_agent_unavailable) {
+        let starts_anyway = match (&error, settings.when_agent_away) {
             _ if is_exempt => true,
-            (RequestError::Unavailable(_), WhenAgentUnavailable::Allow) => true,
-            (RequestError::Unavailable(_), WhenAgentUnavailable::Deny) => return Err(retry_later(&pod, &error)),
-            (RequestError::Unavailable(_), WhenAgentUnavailable::Wait) | (RequestError::Refused(_), _) => false,
+            (RequestError::Unavailable(_), WhenAgentAway::Allow) => true,
+            (RequestError::Unavailable(_), WhenAgentAway::Deny) => return Err(retry_later(&pod, &error)),
+            (RequestError::Unavailable(_), WhenAgentAway::Wait) | (RequestError::Refused(_), _) => false,
         };
         if starts_anyway {
             log(&format_args!("{pod} starts without enforcement: {error}"));

@@ -19,7 +19,7 @@ mod settings;
 pub use environment::Environment;
 pub use error::{CniError, ErrorCode};
 pub use plugin::run;
-pub use settings::{MAX_TIMEOUT_SECONDS, Settings, SettingsError, WhenAgentUnavailable};
+pub use settings::{MAX_TIMEOUT_SECONDS, Settings, SettingsError, WhenAgentAway};
 
 /// The name of the plugin: its `type` in a configuration, and the file name of its executable.
 pub const PLUGIN: &str = "netpol-cni";

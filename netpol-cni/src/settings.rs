@@ -17,7 +17,7 @@ pub const MAX_TIMEOUT_SECONDS: u16 = 60;
 /// What the plugin does if no agent responds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum WhenAgentUnavailable {
+pub enum WhenAgentAway {
     /// Waits for the agent until the time is over, then fails, so that the runtime retries the start.
     #[default]
     Wait,
@@ -34,7 +34,7 @@ pub struct Settings {
     /// The agent's socket.
     pub socket: PathBuf,
     /// What to do if no agent responds.
-    pub when_agent_unavailable: WhenAgentUnavailable,
+    pub when_agent_away: WhenAgentAway,
     /// How long one call waits until the pod's policies are enforced, in seconds; from 1 to [`MAX_TIMEOUT_SECONDS`].
     pub timeout_seconds: u16,
 }
@@ -55,7 +55,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             socket: netpol_api::DEFAULT_SOCKET.into(),
-            when_agent_unavailable: WhenAgentUnavailable::default(),
+            when_agent_away: WhenAgentAway::default(),
             timeout_seconds: 10,
         }
     }
@@ -111,7 +111,7 @@ impl Settings {
     }
 }
 
-impl WhenAgentUnavailable {
+impl WhenAgentAway {
     /// All choices.
     pub const ALL: [Self; 3] = [Self::Wait, Self::Deny, Self::Allow];
 
@@ -125,13 +125,13 @@ impl WhenAgentUnavailable {
     }
 }
 
-impl fmt::Display for WhenAgentUnavailable {
+impl fmt::Display for WhenAgentAway {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.name())
     }
 }
 
-impl FromStr for WhenAgentUnavailable {
+impl FromStr for WhenAgentAway {
     type Err = SettingsError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -146,12 +146,13 @@ mod tests {
 
     #[test]
     fn an_entry_is_read_as_the_same_settings() {
-        for when_agent_unavailable in WhenAgentUnavailable::ALL {
-            let settings = Settings { socket: "/run/a \"b\".sock".into(), when_agent_unavailable, timeout_seconds: 7 };
+        for when_agent_away in WhenAgentAway::ALL {
+            let settings = Settings { socket: "/run/a \"b\".sock".into(), when_agent_away, timeout_seconds: 7 };
             assert_eq!(Settings::parse(&settings.entry().unwrap()), Ok(settings));
-            assert_eq!(when_agent_unavailable.to_string().parse(), Ok(when_agent_unavailable));
+            assert_eq!(when_agent_away.to_string().parse(), Ok(when_agent_away));
         }
-        let default = r#"{"type":"netpol-cni","socket":"/run/netpol/agent.sock","whenAgentUnavailable":"wait","timeoutSeconds":10}"#;
+        let default =
+            r#"{"type":"netpol-cni","socket":"/run/netpol/agent.sock","whenAgentAway":"wait","timeoutSeconds":10}"#;
         assert_eq!(Settings::default().entry().unwrap(), default);
         assert_eq!(Settings::parse(r#"{"type":"netpol-cni","of":"a later version"}"#), Ok(Settings::default()));
     }
@@ -163,13 +164,13 @@ mod tests {
             r#"{"timeoutSeconds":61}"#,
             r#"{"timeoutSeconds":-1}"#,
             r#"{"timeoutSeconds":"10"}"#,
-            r#"{"whenAgentUnavailable":"never"}"#,
+            r#"{"whenAgentAway":"never"}"#,
             r#"{"socket":"agent.sock"}"#,
             r#"{"socket":5}"#,
             "5",
         ] {
             assert!(Settings::parse(invalid).is_err(), "{invalid}");
         }
-        assert!("Wait".parse::<WhenAgentUnavailable>().is_err());
+        assert!("Wait".parse::<WhenAgentAway>().is_err());
     }
 }

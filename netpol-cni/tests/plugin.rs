@@ -185,7 +185,7 @@ fn invalid_calls_have_the_codes_of_the_specification() {
     call(&[], r#"{"cniVersion":"1.0.0","prevResult":{"ips":[{"address":"x"}]}}"#).fails(6, "prevResult");
     call(&[], r#"{"cniVersion":"1.0.0"}"#).fails(7, "prevResult");
     call(&[], r#"{"cniVersion":"1.0.0","prevResult":null}"#).fails(7, "prevResult");
-    agent.add(r#""whenAgentUnavailable":"maybe","#).fails(7, "maybe");
+    agent.add(r#""whenAgentAway":"maybe","#).fails(7, "maybe");
     agent.add(r#""timeoutSeconds":0,"#).fails(7, "timeoutSeconds");
     assert_eq!(agent.requests(), []);
     assert_eq!(call(&[], r#"{"cniVersion":"0.4.0"}"#).json()["cniVersion"], "0.4.0");
@@ -213,14 +213,14 @@ fn with_wait_the_runtime_retries_after_the_timeout() {
 
 #[test]
 fn with_deny_the_runtime_retries_at_once() {
-    let output = Agent::absent().add(r#""whenAgentUnavailable":"deny","#);
+    let output = Agent::absent().add(r#""whenAgentAway":"deny","#);
     output.fails(11, "no agent responds");
     assert!(output.took < Duration::from_secs(1), "{output:?}");
 }
 
 #[test]
 fn with_allow_a_pod_starts_without_an_agent() {
-    let output = Agent::absent().add(r#""whenAgentUnavailable":"allow","#);
+    let output = Agent::absent().add(r#""whenAgentAway":"allow","#);
     output.passes();
     assert!(output.stderr.contains("pod shop/web starts without enforcement"), "{output:?}");
     assert!(output.took < Duration::from_secs(1), "{output:?}");
@@ -230,10 +230,10 @@ fn with_allow_a_pod_starts_without_an_agent() {
 fn a_refusal_is_retried_whatever_happens_without_an_agent() {
     for choice in ["wait", "deny", "allow"] {
         let agent = Agent::start(&[REFUSED, REFUSED, ENFORCED]);
-        agent.add(&format!(r#""whenAgentUnavailable":"{choice}","#)).passes();
+        agent.add(&format!(r#""whenAgentAway":"{choice}","#)).passes();
         assert_eq!(agent.requests().len(), 3);
         let agent = Agent::start(&[REFUSED]);
-        let output = agent.add(&format!(r#""whenAgentUnavailable":"{choice}","timeoutSeconds":1,"#));
+        let output = agent.add(&format!(r#""whenAgentAway":"{choice}","timeoutSeconds":1,"#));
         output.fails(11, "pod shop/web is not enforced: no pod shop/web");
         assert!(output.took >= Duration::from_secs(1), "{output:?}");
     }
@@ -253,7 +253,7 @@ fn a_stopped_agent_counts_as_unavailable() {
     let output = agent.add(r#""timeoutSeconds":1,"#);
     output.fails(11, "no response within");
     assert!(output.took < Duration::from_secs(4), "{output:?}");
-    agent.add(r#""timeoutSeconds":1,"whenAgentUnavailable":"allow","#).passes();
+    agent.add(r#""timeoutSeconds":1,"whenAgentAway":"allow","#).passes();
 }
 
 #[test]
@@ -262,7 +262,7 @@ fn pods_of_kube_system_are_never_held_up() {
     let refusing = Agent::start(&[REFUSED]);
     for agent in [Agent::absent(), refusing] {
         for choice in ["wait", "deny"] {
-            let output = call(&[arguments], &input(&agent.socket(), &format!(r#""whenAgentUnavailable":"{choice}","#)));
+            let output = call(&[arguments], &input(&agent.socket(), &format!(r#""whenAgentAway":"{choice}","#)));
             output.passes();
             assert!(output.stderr.contains("pod kube-system/dns starts without enforcement"), "{output:?}");
             assert!(output.took < Duration::from_secs(1), "{output:?}");
@@ -315,7 +315,7 @@ fn a_stop_is_reported_and_never_fails() {
 
 #[test]
 fn check_gc_and_status_succeed_without_an_agent() {
-    let configuration = input(&Agent::absent().socket(), r#""whenAgentUnavailable":"deny","#);
+    let configuration = input(&Agent::absent().socket(), r#""whenAgentAway":"deny","#);
     for command in ["CHECK", "GC", "STATUS"] {
         let output = call(&[("CNI_COMMAND", command), ("CNI_CONTAINERID", ""), ("CNI_ARGS", "")], &configuration);
         assert_eq!((output.code, output.stdout.as_str()), (Some(0), ""), "{command}: {output:?}");

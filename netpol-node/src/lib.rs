@@ -5,7 +5,7 @@
 //! to one full reading, so lost or merged events do not change the result.
 
 mod clsact;
-mod interface_reader_thread;
+mod interface_watcher;
 mod interfaces;
 mod namespaces;
 mod netlink;
@@ -15,7 +15,7 @@ mod tunnels;
 pub mod worker;
 
 pub use clsact::{BpfFilter, Hook};
-pub use interface_reader_thread::{CacheUse, InterfaceReaderThread};
+pub use interface_watcher::{CacheUse, InterfaceWatcher};
 pub use interfaces::{InterfaceReader, InterfaceSnapshot, KnownVeths, PodEnd};
 pub use netlink::{Device, Links, Monitor, Netlink, NetlinkError, Veth, is_link_local};
 pub use pod_addresses::PodAddressMonitor;

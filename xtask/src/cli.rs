@@ -79,7 +79,7 @@ enum Command {
 /// Options of `image`.
 #[derive(Args, Debug)]
 pub(crate) struct ImageArgs {
-    /// Name and tag of the image. The default has the version of this checkout and is what deploy/ runs; nobody can push to a
+    /// Name and tag of the image. The default has the version of this checkout and is what deploy/ runs; nothing can be pushed to a
     /// registry named `localhost`.
     #[arg(long, default_value = concat!("localhost/netpol:", env!("CARGO_PKG_VERSION")))]
     pub(crate) tag: String,

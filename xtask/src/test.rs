@@ -129,7 +129,7 @@ fn report(tally: &Tally, args: &TestArgs, test_time: Duration, build_time: Durat
         bail!("no test matches {}: a filter is a part of a test's path", args.filter.join(" or "));
     }
     if tally.ignored > 0 {
-        println!("tests marked #[ignore]: {}. Run them always, or remove them", tally.ignored);
+        println!("tests with the attribute `ignore`: {}. Run them always, or remove them", tally.ignored);
     }
     println!("{} passed, {} failed", tally.passed, tally.failed);
     Ok(if tally.failed == 0 && tally.ignored == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

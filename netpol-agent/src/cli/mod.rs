@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use netpol_cni::WhenAgentUnavailable;
+use netpol_cni::WhenAgentAway;
 use netpol_common::DENIAL_WAYS;
 use netpol_policy::text::Safe;
 
@@ -161,7 +161,7 @@ struct RunArgs {
     cni_bin: PathBuf,
     /// What netpol-cni does if no agent responds: wait and then fail, deny (fail at once), or allow the start
     #[arg(long, value_name = "wait|deny|allow", default_value = "wait")]
-    when_agent_unavailable: WhenAgentUnavailable,
+    when_agent_away: WhenAgentAway,
     /// Write this file when everything known at the start is enforced
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,

@@ -24,7 +24,7 @@ use crate::reconcile::task::{self, Inputs};
 use crate::reconcile::{Compiler, ContainerStarts, Options, Reconciler};
 use netpol_dataplane::bpf_object;
 use netpol_dataplane::{Kernel, KernelError, KernelOptions, Lock, Mounts};
-use netpol_node::{InterfaceReader, InterfaceReaderThread, KnownVeths, Monitor, PodAddressMonitor};
+use netpol_node::{InterfaceReader, InterfaceWatcher, KnownVeths, Monitor, PodAddressMonitor};
 use netpol_source::{Batch, Feed};
 
 /// Time after a signal until the process is ended by force. Normally it ends within some milliseconds. With
@@ -187,7 +187,7 @@ async fn enforce(
         source: feed.batches,
         monitor,
         pod_addresses,
-        interface_reader: InterfaceReaderThread::start(reader).context(NO_THREAD)?,
+        interface_reader: InterfaceWatcher::start(reader).context(NO_THREAD)?,
         outcomes,
         compiled,
         ring,

@@ -61,12 +61,12 @@ fn choose(nri_socket: &Path, cni_directories: [&Path; 2]) -> (&'static str, Stri
 }
 
 fn installation(args: &RunArgs) -> std::io::Result<Installation> {
-    let (socket, when_agent_unavailable) = (args.api_socket.clone(), args.when_agent_unavailable);
+    let (socket, when_agent_away) = (args.api_socket.clone(), args.when_agent_away);
     Ok(Installation {
         config_dir: args.cni_config.clone(),
         bin_dir: args.cni_bin.clone(),
         binary: gate::cni::bundled()?,
-        settings: Settings { socket, when_agent_unavailable, ..Settings::default() },
+        settings: Settings { socket, when_agent_away, ..Settings::default() },
     })
 }
 

@@ -17,7 +17,7 @@ use crate::events::Reporter;
 use crate::metrics::{self, Meter};
 use netpol_dataplane::{InterfaceOutcome, Kernel, RingReader};
 use netpol_node::worker::{Died, Outcomes};
-use netpol_node::{CacheUse, InterfaceReaderThread, Monitor, NetlinkError, PodAddressMonitor};
+use netpol_node::{CacheUse, InterfaceWatcher, Monitor, NetlinkError, PodAddressMonitor};
 use netpol_source::Batch;
 
 /// Time between full readings of interfaces and programs, whatever the kernel reported.
@@ -44,7 +44,7 @@ pub struct Inputs {
     /// Changes of addresses in pods' namespaces.
     pub pod_addresses: PodAddressMonitor,
     /// Reads interfaces and addresses.
-    pub interface_reader: InterfaceReaderThread,
+    pub interface_reader: InterfaceWatcher,
     /// Results of data plane operations.
     pub outcomes: Outcomes<InterfaceOutcome>,
     /// The engine after each compile job.

@@ -273,7 +273,7 @@ fn namespace_label(cluster_state: &ClusterState, packet: &Packet, nearest: &Near
     })
 }
 
-/// Two selectors in one item must both match. Often the author meant that one of them is enough.
+/// Two selectors in one item must both match. Often one of them should be enough.
 fn both_selectors(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
     let (namespaces, pods, _) = selectors(cluster_state, packet, nearest)?;
     let namespaces = namespaces.filter(|_| !pods.requirements.is_empty())?;

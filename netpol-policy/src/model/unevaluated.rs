@@ -50,7 +50,7 @@ impl UnevaluatedKind {
     }
 }
 
-/// The pods and directions that a policy may apply to. A part of the policy that is not understood does not narrow it.
+/// The pods and directions that a policy may apply to. A part of the policy that cannot be parsed does not narrow it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyScope {
     kind: UnevaluatedKind,

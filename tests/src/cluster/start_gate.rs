@@ -15,20 +15,20 @@ use crate::netns::Netns;
 #[derive(Clone, Debug)]
 pub struct StartGate {
     socket: PathBuf,
-    when_agent_unavailable: &'static str,
+    when_agent_away: &'static str,
     timeout_seconds: u16,
 }
 
 impl StartGate {
     /// Uses the agent at a socket.
     pub fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned(), when_agent_unavailable: "wait", timeout_seconds: 20 }
+        Self { socket: socket.to_owned(), when_agent_away: "wait", timeout_seconds: 20 }
     }
 
     /// Sets what happens without an agent: `wait`, `deny` or `allow`.
     #[must_use]
-    pub const fn when_agent_unavailable(mut self, choice: &'static str) -> Self {
-        self.when_agent_unavailable = choice;
+    pub const fn when_agent_away(mut self, choice: &'static str) -> Self {
+        self.when_agent_away = choice;
         self
     }
 
@@ -89,7 +89,7 @@ impl StartGate {
             "name": "pods",
             "type": "netpol-cni",
             "socket": self.socket,
-            "whenAgentUnavailable": self.when_agent_unavailable,
+            "whenAgentAway": self.when_agent_away,
             "timeoutSeconds": self.timeout_seconds,
             "prevResult": previous,
         });

@@ -134,7 +134,7 @@ fn a_pod_that_the_agent_does_not_know_yet_waits() -> Result<()> {
     let gate = StartGate::new(&agent.socket());
     cluster.add_pod_without_manifest(job("shop/late"))?;
     expect_refused(
-        gate.clone().timeout_seconds(1).when_agent_unavailable("allow").add(&cluster, "shop/late"),
+        gate.clone().timeout_seconds(1).when_agent_away("allow").add(&cluster, "shop/late"),
         "no pod shop/late",
     );
     std::thread::scope(|scope| {
@@ -163,11 +163,11 @@ fn without_an_agent_pods_start_as_configured() -> Result<()> {
         agent.crash()?;
 
         let start = Instant::now();
-        expect_refused(gate.clone().when_agent_unavailable("deny").add(&cluster, "shop/denied"), "no agent responds");
+        expect_refused(gate.clone().when_agent_away("deny").add(&cluster, "shop/denied"), "no agent responds");
         ensure!(start.elapsed() < Duration::from_secs(2), "deny took {:?}", start.elapsed());
         expect_refused(gate.clone().timeout_seconds(1).add(&cluster, "shop/waits"), "no agent responds");
         gate.add(&cluster, "kube-system/dns").context("pods of kube-system must never wait")?;
-        gate.clone().when_agent_unavailable("allow").add(&cluster, "shop/allowed")?;
+        gate.clone().when_agent_away("allow").add(&cluster, "shop/allowed")?;
         let open = first_packets(&cluster, "shop/allowed")?;
         ensure!(open.denied > 0, "nothing was tested: no denied packet arrives without the gate: {open:?}");
         // A runtime that gives up removes the sandbox.

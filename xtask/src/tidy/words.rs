@@ -75,9 +75,9 @@ fn prose(line: &str) -> String {
     strings.chain([comment]).collect::<Vec<_>>().join(" ").to_lowercase()
 }
 
-/// Returns whether text contains a word, or several, and not as a part of another one.
+/// Returns whether text contains a word, or several, and not as a part of another one, or of a name like `shop:nobody`.
 fn has_word(text: &str, word: &str) -> bool {
-    let is_part = |character: char| character.is_alphanumeric() || character == '_';
+    let is_part = |character: char| character.is_alphanumeric() || matches!(character, '_' | ':');
     text.match_indices(word).any(|(start, _)| {
         let (before, after) = (&text[..start], &text[start + word.len()..]);
         !before.chars().next_back().is_some_and(is_part) && !after.chars().next().is_some_and(is_part)
@@ -95,5 +95,6 @@ mod tests {
         assert!(!has_word(&prose("atom.judge(meant)"), "atom"));
         assert!(!has_word(&prose("// atomic"), "atom"));
         assert!(!has_word(&prose("// whomever"), "whom"));
+        assert!(!has_word(&prose("// serviceaccount:shop:nobody"), "nobody"));
     }
 }

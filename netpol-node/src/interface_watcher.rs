@@ -11,7 +11,7 @@ use crate::worker::{Died, Outcomes, Worker};
 /// Runs readings one after the other. Requests during a reading lead to one more reading, since the current one may
 /// have missed the change.
 #[derive(Debug)]
-pub struct InterfaceReaderThread {
+pub struct InterfaceWatcher {
     worker: Worker<Reading>,
     snapshots: Outcomes<Result<InterfaceSnapshot, NetlinkError>>,
     /// The requested reading, if any.
@@ -44,7 +44,7 @@ pub enum CacheUse {
     Bypassed,
 }
 
-impl InterfaceReaderThread {
+impl InterfaceWatcher {
     /// Starts the thread.
     ///
     /// # Errors
@@ -130,7 +130,7 @@ mod tests {
     #[tokio::test]
     async fn requests_during_a_reading_lead_to_one_more_reading() {
         let reader = InterfaceReader::open().expect("cannot open a netlink socket");
-        let mut thread = InterfaceReaderThread::start(reader).expect("cannot start a thread");
+        let mut thread = InterfaceWatcher::start(reader).expect("cannot start a thread");
         thread.start_requested(|| panic!("no reading is requested"));
         thread.request(CacheUse::Allowed);
         thread.start_requested(KnownVeths::default);
