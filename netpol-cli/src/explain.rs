@@ -197,9 +197,13 @@ fn connections(
 }
 
 fn print_connections(out: &mut impl Write, Connections { verdict, pairs, .. }: &Connections) -> Result<()> {
-    let mut destinations: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut destinations: Vec<(String, Vec<String>)> = Vec::new();
     for [source, destination] in pairs {
-        destinations.entry(source.to_string()).or_default().push(destination.to_string());
+        let source = source.to_string();
+        match destinations.last_mut() {
+            Some((last, of_last)) if *last == source => of_last.push(destination.to_string()),
+            _ => destinations.push((source, vec![destination.to_string()])),
+        }
     }
     writeln!(out, "{}:", verdict.name())?;
     for (source, to) in destinations.iter().take(SHOWN) {

@@ -16,10 +16,8 @@ pub(super) fn table(out: &mut impl Write, rows: &[Row], width: usize) -> io::Res
     let longest = |text: fn(&Row) -> &str, heading: &str| {
         rows.iter().map(|row| text(row).chars().count()).max().unwrap_or(0).max(heading.len())
     };
-    let third = (width / 3).max(MIN_COLUMN);
-    let to = longest(|row| &row.to, "TO").min(third);
-    let from = longest(|row| &row.from, "FROM").min(third);
-    let ports = width.saturating_sub(to + from + 4).max(MIN_COLUMN);
+    let longest = [longest(|row| &row.to, "TO"), longest(|row| &row.from, "FROM"), longest(|row| &row.ports, "PORTS")];
+    let [to, from, ports] = column_widths(longest, width.saturating_sub(4));
     writeln!(out, "{:<to$}  {:<from$}  PORTS", "TO", "FROM")?;
     let mut last = "";
     for row in rows {
@@ -34,6 +32,19 @@ pub(super) fn table(out: &mut impl Write, rows: &[Row], width: usize) -> io::Res
         }
     }
     Ok(())
+}
+
+/// Returns widths that together fit. A column that is narrower than its share leaves the rest to the others.
+fn column_widths(longest: [usize; 3], width: usize) -> [usize; 3] {
+    let mut narrow_first = [0, 1, 2];
+    narrow_first.sort_by_key(|column| longest[*column]);
+    let mut widths = longest;
+    let mut left = width;
+    for (position, column) in narrow_first.into_iter().enumerate() {
+        widths[column] = longest[column].min((left / (3 - position)).max(MIN_COLUMN));
+        left = left.saturating_sub(widths[column]);
+    }
+    widths
 }
 
 /// Prints a line for each pair of groups. Quotes as in RFC 4180.
@@ -114,4 +125,17 @@ fn edges<'l>(list: &'l List<'_>) -> impl Iterator<Item = (usize, usize, String, 
     edges.map(move |(from, to, connection)| {
         (index[&*from.name], index[&*to.name], connection.text(), !connection.allowed.is_empty())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_get_what_they_need_and_share_what_is_short() {
+        assert_eq!(column_widths([20, 25, 8], 76), [20, 25, 8]);
+        assert_eq!(column_widths([20, 60, 8], 76), [20, 48, 8]);
+        assert_eq!(column_widths([60, 60, 8], 76), [34, 34, 8]);
+        assert_eq!(column_widths([60, 60, 60], 20), [12, 12, 12]);
+    }
 }
