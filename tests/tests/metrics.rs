@@ -115,23 +115,34 @@ impl Metrics {
         self.values.get(series).copied().with_context(|| format!("there is no series {series}"))
     }
 
-    /// Checks that the buckets of a histogram are cumulative and that the last has all observations.
+    /// Checks that the buckets of a histogram are cumulative and that the last has all observations, for each combination
+    /// of labels.
     fn check_histogram(&self, name: &str) -> Result<()> {
-        let start = format!("{name}_bucket{{le=\"");
-        let mut buckets = Vec::new();
+        let start = format!("{name}_bucket{{");
+        let mut histograms: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();
         for (series, count) in &self.values {
-            if let Some(bound) = series.strip_prefix(&start).and_then(|rest| rest.strip_suffix("\"}")) {
-                buckets.push((bound.parse::<f64>().with_context(|| format!("parsing the bound of {series}"))?, *count));
-            }
+            let Some((labels, bound)) = series.strip_prefix(&start).and_then(|rest| rest.split_once("le=\"")) else {
+                continue;
+            };
+            let bound =
+                bound.trim_end_matches("\"}").parse().with_context(|| format!("parsing the bound of {series}"))?;
+            histograms.entry(labels.trim_end_matches(',')).or_default().push((bound, *count));
         }
-        buckets.sort_by(|one, other| one.0.total_cmp(&other.0));
-        ensure!(buckets.len() > 2 && buckets.windows(2).all(|pair| pair[0].1 <= pair[1].1), "{name}: {buckets:?}");
-        let (bound, all) = buckets[buckets.len() - 1];
-        ensure!(
-            bound.is_infinite() && (all - self.value(&format!("{name}_count"))?).abs() < 0.5,
-            "{name}: {buckets:?}"
-        );
-        ensure!(self.value(&format!("{name}_sum"))? >= 0.0, "{name}: its sum is negative");
+        ensure!(!histograms.is_empty(), "{name} has no buckets");
+        for (labels, mut buckets) in histograms {
+            let labels = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
+            buckets.sort_by(|one, other| one.0.total_cmp(&other.0));
+            ensure!(
+                buckets.len() > 2 && buckets.windows(2).all(|pair| pair[0].1 <= pair[1].1),
+                "{name}{labels}: {buckets:?}"
+            );
+            let (bound, all) = buckets[buckets.len() - 1];
+            ensure!(
+                bound.is_infinite() && (all - self.value(&format!("{name}_count{labels}"))?).abs() < 0.5,
+                "{name}{labels}: {buckets:?}"
+            );
+            ensure!(self.value(&format!("{name}_sum{labels}"))? >= 0.0, "{name}{labels}: its sum is negative");
+        }
         Ok(())
     }
 }
