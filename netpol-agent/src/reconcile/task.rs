@@ -101,7 +101,7 @@ pub async fn run(
             reconciler.advance();
         }
         let node_unknown = reconciler.is_node_unknown();
-        let waiting = reconciler.pods_waiting() + reconciler.devices_waiting();
+        let waiting = reconciler.pods_waiting() + reconciler.unknown_pods_waiting() + reconciler.devices_waiting();
         if !ready && !node_unknown && waiting == 0 && !reconciler.is_starting() {
             ready = true;
             report_ready(&reconciler, inputs.ready_file.as_deref());

@@ -78,6 +78,15 @@ impl<D: Dataplane> Reconciler<D> {
         self.local_pods().filter(|pod| !pod.addresses.is_empty() && !found.contains(&pod.key)).count()
     }
 
+    /// Returns the number of interfaces of unknown pods to which programs are being attached.
+    pub fn unknown_pods_waiting(&self) -> usize {
+        let waits = |interface: &&Interface| {
+            let is_unknown = interface.endpoint().is_some_and(|endpoint| endpoint.pod.is_none());
+            is_unknown && matches!(interface.program, ProgramState::Attaching(..))
+        };
+        self.interfaces.values().filter(waits).count()
+    }
+
     /// Returns the next time at which an interface may have to be shut, because its pod has waited too long for its
     /// policies.
     pub fn next_overdue(&self) -> Option<Instant> {
