@@ -75,6 +75,16 @@ fn omitted(engine: &Engine) -> BTreeMap<String, Omitted> {
     engine.omitted().into_iter().map(|(policy, omitted)| (policy.to_string(), omitted)).collect()
 }
 
+/// Returns peer `index`, which has all labels up to `l{index}`: each peer is a class of its own.
+fn peer(index: usize) -> String {
+    let labels: Vec<_> = (0..=index).map(|label| format!("l{label}: x")).collect();
+    format!(
+        "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: p{index}, namespace: a, labels: {{{}}}}}, spec: {{nodeName: \
+         node-2, containers: [{{name: c}}]}}, status: {{podIP: 10.1.0.{index}}}}}\n",
+        labels.join(", ")
+    )
+}
+
 #[test]
 fn only_the_namespace_with_too_many_blocks_is_cut() {
     let mut engine = engine(4 << 20);
@@ -183,14 +193,7 @@ fn a_namespace_with_many_port_sets_does_not_use_the_share_of_others() {
     let mut yaml = pod("a", "web", "10.0.0.1") + &pod("b", "web", "10.0.0.2") + &pod("c", "web", "10.0.0.3");
     let mut rules = String::new();
     for index in 0..40 {
-        // Peer `index` has all labels up to `index`.
-        let labels: Vec<_> = (0..=index).map(|label| format!("l{label}: x")).collect();
-        let _ = write!(
-            yaml,
-            "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: p{index}, namespace: a, labels: {{{}}}}}, spec: {{nodeName: \
-             node-2, containers: [{{name: c}}]}}, status: {{podIP: 10.1.0.{index}}}}}\n",
-            labels.join(", ")
-        );
+        yaml += &peer(index);
         let ports: Vec<_> = (0..10).map(|port| format!("{{port: {}}}", 2 * (10 * index + port) + 1)).collect();
         let from = format!("{{podSelector: {{matchLabels: {{l{index}: x}}}}}}");
         let _ = write!(rules, "{{from: [{from}], ports: [{}]}}, ", ports.join(", "));
@@ -236,13 +239,7 @@ fn policies_added_one_by_one_stay_within_the_limit() {
     let mut engine = engine(LIMIT);
     let mut yaml = pod("a", "web", "10.0.0.1") + &pod("b", "web", "10.0.0.2");
     for index in 0..30 {
-        let labels: Vec<_> = (0..=index).map(|label| format!("l{label}: x")).collect();
-        let _ = write!(
-            yaml,
-            "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: p{index}, namespace: a, labels: {{{}}}}}, spec: {{nodeName: \
-             node-2, containers: [{{name: c}}]}}, status: {{podIP: 10.1.0.{index}}}}}\n",
-            labels.join(", ")
-        );
+        yaml += &peer(index);
     }
     let other = policy("b", "few", "web", ["{cidr: 10.1.0.0/16}".to_owned()]);
     engine.apply(Event::Reset(objects(&(yaml + &other))));

@@ -27,21 +27,14 @@ pub(super) fn serves(path: &str) -> bool {
     matches!(path, START | STOP)
 }
 
-/// Answers a POST request.
+/// Handles a POST request to one of these paths.
 pub(super) async fn answer(request: Request<Incoming>, requests: &Requests, limit: Duration) -> HttpResponse {
     let gate = Gate::new(requests.clone());
-    let answered = if request.uri().path() == START {
-        match body(request, limit).await {
-            Ok(started) => Ok(start(started, &gate).await),
-            Err(error) => Err(error),
-        }
-    } else {
-        match body(request, limit).await {
-            Ok(stopped) => Ok(stop(stopped, &gate).await),
-            Err(error) => Err(error),
-        }
+    let response = match request.uri().path() {
+        START => async { Ok(start(body(request, limit).await?, &gate).await) }.await,
+        _ => async { Ok(stop(body(request, limit).await?, &gate).await) }.await,
     };
-    answered.unwrap_or_else(|error| refuse(StatusCode::BAD_REQUEST, error))
+    response.unwrap_or_else(|error| refuse(StatusCode::BAD_REQUEST, error))
 }
 
 async fn stop(stopped: PodStop, gate: &Gate) -> HttpResponse {

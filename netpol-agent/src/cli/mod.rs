@@ -1,12 +1,12 @@
 //! Defines the command line.
 
+mod gate_status;
 mod log;
 mod memory;
 mod print;
 mod requirements;
 mod run;
 mod start_gate;
-mod starts;
 mod status;
 mod uninstall;
 

@@ -187,7 +187,7 @@ async fn enforce(
         source: feed.batches,
         monitor,
         pod_addresses,
-        interface_reader: InterfaceWatcher::start(reader).context(NO_THREAD)?,
+        interface_watcher: InterfaceWatcher::start(reader).context(NO_THREAD)?,
         outcomes,
         compiled,
         ring,

@@ -14,22 +14,25 @@ use crate::gate::{self, Gate};
 /// Holds the start of pods, if the container runtime reports it. Runs in the current runtime.
 pub(super) fn start(args: &RunArgs, requests: &Requests) {
     let (mode, reason) = match args.start_gate {
-        StartGate::Nri => ("nri", None),
-        StartGate::Cni => ("cni", None),
-        StartGate::Off => ("off", None),
         StartGate::Auto => {
             let (mode, reason) = choose(&args.nri_socket, [&args.cni_config, &args.cni_bin]);
             (mode, Some(reason))
         }
+        mode => (mode, None),
     };
-    tracing::info!(mode, reason, "start gate");
-    requests.gate.set_mode(mode, reason);
+    let name = match mode {
+        StartGate::Nri => "nri",
+        StartGate::Cni => "cni",
+        StartGate::Auto | StartGate::Off => "off",
+    };
+    tracing::info!(mode = name, reason, "start gate");
     let stats = requests.gate.clone();
+    stats.set_mode(name, reason);
     match mode {
-        "nri" => {
+        StartGate::Nri => {
             tokio::spawn(gate::serve_nri(args.nri_socket.clone(), Gate::new(requests.clone()), stats));
         }
-        "cni" => match installation(args) {
+        StartGate::Cni => match installation(args) {
             Ok(installation) => {
                 tokio::spawn(gate::cni::watch(installation, move |result| gate::cni::report(result, &stats)));
             }
@@ -38,26 +41,26 @@ pub(super) fn start(args: &RunArgs, requests: &Requests) {
                 stats.disconnected(format!("the agent's own path is unknown: {error}"));
             }
         },
-        _ => {}
+        StartGate::Auto | StartGate::Off => {}
     }
 }
 
 /// Returns the mode for `auto`, and the reason: NRI if the runtime serves it, else CNI if the plugin can be installed,
 /// else off. A deployment without the gate for CNI mounts the directories read-only, or not at all.
-fn choose(nri_socket: &Path, cni_directories: [&Path; 2]) -> (&'static str, String) {
+fn choose(nri_socket: &Path, cni_directories: [&Path; 2]) -> (StartGate, String) {
     let nri_socket_shown = nri_socket.display();
     let no_nri = match UnixStream::connect(nri_socket) {
-        Ok(_) => return ("nri", format!("the container runtime serves NRI at {nri_socket_shown}")),
+        Ok(_) => return (StartGate::Nri, format!("the container runtime serves NRI at {nri_socket_shown}")),
         Err(error) => format!("no NRI at {nri_socket_shown} ({error})"),
     };
     for directory in cni_directories {
         if let Err(error) = access(directory, AccessFlags::W_OK) {
             let directory = directory.display();
-            return ("off", format!("{no_nri}, and {directory} is not writable ({})", error.desc()));
+            return (StartGate::Off, format!("{no_nri}, and {directory} is not writable ({})", error.desc()));
         }
     }
     let [configuration, plugins] = cni_directories.map(Path::display);
-    ("cni", format!("{no_nri}; {configuration} and {plugins} are writable"))
+    (StartGate::Cni, format!("{no_nri}; {configuration} and {plugins} are writable"))
 }
 
 fn installation(args: &RunArgs) -> std::io::Result<Installation> {
@@ -83,16 +86,16 @@ mod tests {
         let (socket, config, bin, missing) = (at("nri.sock"), at("net.d"), at("bin"), at("missing"));
         std::fs::create_dir(&config).expect("cannot create a directory");
         std::fs::create_dir(&bin).expect("cannot create a directory");
-        let check = |directories: [&Path; 2], expected: &str, words: &str| {
+        let check = |directories: [&Path; 2], expected: StartGate, words: &str| {
             let (mode, reason) = choose(&socket, directories);
-            assert!(mode == expected && reason.contains(words), "{mode}: {reason}");
+            assert!(mode == expected && reason.contains(words), "{mode:?}: {reason}");
         };
-        check([&missing, &bin], "off", "missing is not writable (No such file or directory)");
-        check([&config, &missing], "off", "no NRI at");
-        check([&config, &bin], "cni", "are writable");
+        check([&missing, &bin], StartGate::Off, "missing is not writable (No such file or directory)");
+        check([&config, &missing], StartGate::Off, "no NRI at");
+        check([&config, &bin], StartGate::Cni, "are writable");
         let listener = UnixListener::bind(&socket).expect("cannot listen");
-        check([&config, &bin], "nri", "serves NRI at");
+        check([&config, &bin], StartGate::Nri, "serves NRI at");
         drop(listener);
-        check([&config, &bin], "cni", "Connection refused");
+        check([&config, &bin], StartGate::Cni, "Connection refused");
     }
 }

@@ -11,7 +11,7 @@ use netpol_api::{Client, PartialPolicy};
 use netpol_common::Reason;
 use netpol_policy::text::{self, Safe};
 
-use super::{Output, StatusArgs, print, requirements, starts};
+use super::{Output, StatusArgs, gate_status, print, requirements};
 use netpol_dataplane::{EndpointStatus, Status, read_status};
 
 pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
@@ -41,7 +41,7 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
             let mut text = format!("{}{}", table(&status, &pods), partial_policies(partial));
             if let Some(known) = &known {
                 // Writing to a string does not fail.
-                let _ = write!(text, "\n{}", starts::text(&known.gate, width()));
+                let _ = write!(text, "\n{}", gate_status::text(&known.gate, width()));
             }
             for warning in warnings {
                 // Writing to a string does not fail.

@@ -205,11 +205,11 @@ impl Gate {
     }
 
     async fn start(&self, start: PodStart, until: Instant) -> Result<(), StartError> {
-        let generation = match self.announce(&start).await? {
+        let generation = match self.announce(&start, until).await? {
             (StartState::Known(_), generation) => generation,
             (StartState::Unknown, _) => {
                 self.find(&start.key, until).await?;
-                match self.announce(&start).await? {
+                match self.announce(&start, until).await? {
                     (StartState::Known(_), generation) => generation,
                     (StartState::Unknown, _) => return Err(StartError::NoSuchPod(start.key)),
                 }
@@ -248,11 +248,16 @@ impl Gate {
         self.requests.container_starts.release_all();
     }
 
-    async fn announce(&self, start: &PodStart) -> Result<(StartState, Generation), StartError> {
+    /// Adds the addresses of the pod to the source. The overlay waits while the agent handles earlier changes.
+    async fn announce(&self, start: &PodStart, until: Instant) -> Result<(StartState, Generation), StartError> {
         let (answer, answered) = oneshot::channel();
-        let sent = self.requests.starting.0.send(Command::Start(start.clone(), answer)).await;
-        sent.map_err(|_| StartError::Stopping)?;
-        answered.await.map_err(|_| StartError::Stopping)
+        let announced = async {
+            let sent = self.requests.starting.0.send(Command::Start(start.clone(), answer)).await;
+            sent.map_err(|_| StartError::Stopping)?;
+            answered.await.map_err(|_| StartError::Stopping)
+        };
+        let busy = || StartError::NotEnforced(start.key.clone(), "the agent handles earlier changes".to_owned());
+        timeout_at(until.into(), announced).await.map_err(|_| busy())?
     }
 
     /// Waits until the source has delivered the pod as it is now.
@@ -267,5 +272,24 @@ impl Gate {
         let response = timeout_at(until.into(), response).await;
         let state = response.map_err(|_| failed("the API server did not respond in time".to_owned()))??;
         if state.exists { Ok(()) } else { Err(StartError::NoSuchPod(key.clone())) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netpol_source::SourceState;
+
+    use super::*;
+    use crate::api::{About, requests};
+
+    #[tokio::test]
+    async fn the_start_of_a_pod_is_refused_in_time_while_the_agent_is_busy() {
+        let (commands, _not_received) = mpsc::channel(1);
+        let about = About { node: "n1".into(), source: "dir:x".into(), state: SourceState::default() };
+        let (requests, _, _) = requests(about, mpsc::channel(1).0, StartingPods(commands));
+        let start =
+            PodStart { key: PodKey::new("shop", "web"), uid: None, sandbox: "1".to_owned(), addresses: Vec::new() };
+        let refused = Gate::new(requests).hold(start, "cni", Duration::from_millis(20)).await;
+        assert!(matches!(refused, Err(StartError::NotEnforced(..))), "{refused:?}");
     }
 }

@@ -85,7 +85,7 @@ impl<D: Dataplane> Reconciler<D> {
         let interval = interface.exposure.end(passed);
         self.unprotected.attached(begun.elapsed());
         let pod = interface.endpoint().and_then(|endpoint| endpoint.pod.clone());
-        let interval = interval.map(|interval| limited(&self.options, pod.as_ref(), interval));
+        let interval = interval.map(|interval| since_containers(&self.options, pod.as_ref(), interval));
         // With the start gate, an unknown pod may be one that is held: what counts is clear when it is known.
         let is_unclear = pod.is_none() && self.options.container_starts.is_some();
         if let Some(interval) = interval.as_ref().filter(|_| !is_unclear) {
@@ -126,7 +126,7 @@ impl<D: Dataplane> Reconciler<D> {
         let Some((mut interval, counted)) = interface.exposure.take_drop_all() else { return };
         let evaluated_ms = interface.age().map(tenths_of_ms);
         if !counted {
-            interval = limited(&self.options, Some(&pod), interval);
+            interval = since_containers(&self.options, Some(&pod), interval);
             self.unprotected.record(&interval);
         }
         let (interface, packets) = (self.name_of(ifindex), interval.packets);
@@ -180,7 +180,7 @@ impl<D: Dataplane> Reconciler<D> {
 }
 
 /// Returns the part of an interval in which containers of the pod could run, if the start gate reported the pod.
-fn limited(options: &Options, pod: Option<&PodKey>, interval: UnprotectedInterval) -> UnprotectedInterval {
+fn since_containers(options: &Options, pod: Option<&PodKey>, interval: UnprotectedInterval) -> UnprotectedInterval {
     let start = pod.zip(options.container_starts.as_ref()).and_then(|(pod, starts)| starts.of(pod));
     start.map_or(interval, |start| interval.with_containers(start))
 }

@@ -44,7 +44,7 @@ pub struct Inputs {
     /// Changes of addresses in pods' namespaces.
     pub pod_addresses: PodAddressMonitor,
     /// Reads interfaces and addresses.
-    pub interface_reader: InterfaceWatcher,
+    pub interface_watcher: InterfaceWatcher,
     /// Results of data plane operations.
     pub outcomes: Outcomes<InterfaceOutcome>,
     /// The engine after each compile job.
@@ -101,8 +101,8 @@ pub async fn run(
             reconciler.advance();
         }
         let node_unknown = reconciler.is_node_unknown();
-        let waiting = reconciler.pods_waiting() + reconciler.unknown_pods_waiting() + reconciler.devices_waiting();
-        if !ready && !node_unknown && waiting == 0 && !reconciler.is_starting() {
+        let waiting = reconciler.pods_waiting() + reconciler.devices_waiting();
+        if !ready && !node_unknown && waiting == 0 && !reconciler.is_attaching() && !reconciler.is_starting() {
             ready = true;
             report_ready(&reconciler, inputs.ready_file.as_deref());
         }
@@ -121,8 +121,8 @@ pub async fn run(
         if reconciler.is_fully_applied() {
             meter.fully_applied();
         }
-        inputs.interface_reader.start_requested(|| reconciler.known());
-        let is_reading = inputs.interface_reader.is_running();
+        inputs.interface_watcher.start_requested(|| reconciler.known());
+        let is_reading = inputs.interface_watcher.is_running();
         let waiting = reconciler.is_waiting();
         // Based on the time of the last reading, and computed before the ring buffer is read: deny events must not
         // delay readings.
@@ -143,7 +143,7 @@ pub async fn run(
                 }
                 // The kernel reports changed interfaces. The interfaces are read here only if a pod waits for one.
                 if reconciler.is_waiting() {
-                    inputs.interface_reader.request(CacheUse::Allowed);
+                    inputs.interface_watcher.request(CacheUse::Allowed);
                 }
                 back_off = MIN_INTERVAL;
             }
@@ -152,7 +152,7 @@ pub async fn run(
                 outcomes.extend(std::iter::from_fn(|| inputs.outcomes.ready()));
                 reconciler.jobs_finished(outcomes);
             }
-            interfaces = inputs.interface_reader.next_snapshot() => {
+            interfaces = inputs.interface_watcher.next_snapshot() => {
                 match interfaces? {
                     Ok(interfaces) => reconciler.interfaces(interfaces),
                     Err(error) => reconciler.not_read(&error),
@@ -162,13 +162,13 @@ pub async fn run(
             changed = inputs.monitor.changed() => {
                 let changed = changed?;
                 reconciler.interfaces_removed(&changed.gone);
-                inputs.interface_reader.removed(changed.gone);
+                inputs.interface_watcher.removed(changed.gone);
                 reconciler.links_reported(changed.links);
                 let leads_elsewhere = changed.routed.iter().any(|ifindex| !reconciler.is_routed(*ifindex));
                 if changed.interfaces || leads_elsewhere {
-                    inputs.interface_reader.add_routed(changed.routed);
+                    inputs.interface_watcher.add_routed(changed.routed);
                     let cache_use = if changed.anything { CacheUse::Bypassed } else { CacheUse::Allowed };
-                    inputs.interface_reader.request(cache_use);
+                    inputs.interface_watcher.request(cache_use);
                     back_off = MIN_INTERVAL;
                 }
                 if changed.filters {
@@ -176,7 +176,7 @@ pub async fn run(
                 }
             }
             namespaces = inputs.pod_addresses.changed() => {
-                inputs.interface_reader.request_for_changed_addresses(reconciler.interfaces_to(&namespaces?));
+                inputs.interface_watcher.request_for_changed_addresses(reconciler.interfaces_to(&namespaces?));
                 continue;
             }
             compiled = inputs.compiled.next() => {
@@ -190,9 +190,9 @@ pub async fn run(
                 if last_full_read.elapsed() >= FULL_INTERVAL {
                     last_full_read = Instant::now();
                     reconciler.verify();
-                    inputs.interface_reader.request(CacheUse::Bypassed);
+                    inputs.interface_watcher.request(CacheUse::Bypassed);
                 } else {
-                    inputs.interface_reader.request(CacheUse::Allowed);
+                    inputs.interface_watcher.request(CacheUse::Allowed);
                 }
                 if waiting {
                     back_off = (back_off * 2).min(MAX_INTERVAL);

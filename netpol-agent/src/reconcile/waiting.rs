@@ -78,13 +78,9 @@ impl<D: Dataplane> Reconciler<D> {
         self.local_pods().filter(|pod| !pod.addresses.is_empty() && !found.contains(&pod.key)).count()
     }
 
-    /// Returns the number of interfaces of unknown pods to which programs are being attached.
-    pub fn unknown_pods_waiting(&self) -> usize {
-        let waits = |interface: &&Interface| {
-            let is_unknown = interface.endpoint().is_some_and(|endpoint| endpoint.pod.is_none());
-            is_unknown && matches!(interface.program, ProgramState::Attaching(..))
-        };
-        self.interfaces.values().filter(waits).count()
+    /// Returns whether programs are being attached to an interface, also to one that is not of a known pod.
+    pub fn is_attaching(&self) -> bool {
+        self.interfaces.values().any(|interface| matches!(interface.program, ProgramState::Attaching(..)))
     }
 
     /// Returns the next time at which an interface may have to be shut, because its pod has waited too long for its

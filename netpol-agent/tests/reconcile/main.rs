@@ -323,9 +323,9 @@ fn enforced_slowly(unknown_pods: UnknownPods) -> Reconciler<Memory> {
 fn an_unknown_pod_is_waited_for_while_programs_are_attached() {
     let mut reconciler = start(Memory::slow(), UnknownPods::Deny, &[], &[(3, "10.0.0.9")]);
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))]);
-    assert_eq!((reconciler.unknown_pods_waiting(), reconciler.pods_waiting()), (1, 0));
+    assert_eq!((reconciler.is_attaching(), reconciler.pods_waiting()), (true, 0));
     reconciler.jobs_finished([attached(Ok(()))]);
-    assert_eq!(reconciler.unknown_pods_waiting(), 0);
+    assert!(!reconciler.is_attaching());
 }
 
 #[test]

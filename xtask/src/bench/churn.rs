@@ -12,9 +12,9 @@ use netpol_tests::cluster::node_name;
 use serde::Serialize;
 
 use super::cluster_state::{ClusterState, apply, namespace_name, pod_in};
-use super::report::{Machine, Row};
+use super::report::{self, Machine, Row};
 use super::testbed::Testbed;
-use crate::cli::{BenchArgs, Output};
+use crate::cli::BenchArgs;
 
 /// Pods per second.
 const RATES: [u32; 3] = [25, 50, 100];
@@ -74,11 +74,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
     let machine = machine.context("no way of attaching was measured")?;
     let report =
         Report { pods: cluster_state.pods, policies: cluster_state.policies, seconds: args.seconds, machine, runs };
-    match args.output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        Output::Text => print_report(&report),
-    }
-    Ok(ExitCode::SUCCESS)
+    report::print(args.output, &report, print_report)
 }
 
 fn print_report(report: &Report) {

@@ -17,9 +17,9 @@ use serde_json::Value;
 use super::changes::Changes;
 use super::cluster_state::{self, ClusterState, namespace_name};
 use super::map_watcher::{ChangeKind, MapWatcher, SentChange};
-use super::report::{Machine, Row, milliseconds};
+use super::report::{self, Machine, Row, milliseconds};
 use super::testbed::Testbed;
-use crate::cli::{BenchArgs, Output};
+use crate::cli::BenchArgs;
 
 /// Target of the 99th percentile, in milliseconds.
 const TARGET: f64 = 10.0;
@@ -83,11 +83,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         agent,
         target_ms: TARGET,
     };
-    match args.output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        Output::Text => print_report(&report),
-    }
-    Ok(ExitCode::SUCCESS)
+    report::print(args.output, &report, print_report)
 }
 
 fn print_report(report: &Report) {

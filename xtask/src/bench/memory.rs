@@ -7,9 +7,9 @@ use netpol_apiserver::{Resource, StreamingLists};
 use serde::Serialize;
 
 use super::cluster_state::{APPS, ClusterState};
-use super::report::Machine;
+use super::report::{self, Machine};
 use super::testbed::{LOCAL_NAMESPACES, Testbed};
-use crate::cli::{BenchArgs, Output};
+use crate::cli::BenchArgs;
 
 /// Target of the peak, in megabytes of a million bytes.
 const TARGET: f64 = 200.0;
@@ -61,25 +61,15 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
             machine,
         });
     }
-    match args.output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&lines)?),
-        Output::Text => {
+    report::print(args.output, lines.as_slice(), |lines| {
+        println!("{} pods, {} policies, {} Services", lines[0].pods, cluster_state.policies, cluster_state.services);
+        println!("{:<12}{:>10}{:>14}{:>14}{:>10}", "objects", "ready, s", "resident, MB", "anonymous, MB", "peak, MB");
+        for line in lines {
+            let Line { list, ready_seconds, resident_mb, anonymous_mb, peak_mb, .. } = line;
+            let comparison = if *peak_mb < TARGET { "below the target of 200" } else { "above the target of 200" };
             println!(
-                "{} pods, {} policies, {} Services",
-                lines[0].pods, cluster_state.policies, cluster_state.services
+                "{list:<12}{ready_seconds:>10.1}{resident_mb:>14.0}{anonymous_mb:>14.0}{peak_mb:>10.0}  {comparison}"
             );
-            println!(
-                "{:<12}{:>10}{:>14}{:>14}{:>10}",
-                "objects", "ready, s", "resident, MB", "anonymous, MB", "peak, MB"
-            );
-            for line in &lines {
-                let Line { list, ready_seconds, resident_mb, anonymous_mb, peak_mb, .. } = line;
-                let comparison = if *peak_mb < TARGET { "below the target of 200" } else { "above the target of 200" };
-                println!(
-                    "{list:<12}{ready_seconds:>10.1}{resident_mb:>14.0}{anonymous_mb:>14.0}{peak_mb:>10.0}  {comparison}"
-                );
-            }
         }
-    }
-    Ok(ExitCode::SUCCESS)
+    })
 }

@@ -19,8 +19,9 @@ use netpol_tests::packet::{Ip, frame};
 use netpol_tests::program::{INTERFACE, Programs};
 use serde::Serialize;
 
+use super::report;
 use super::services;
-use crate::cli::{BenchArgs, Output};
+use crate::cli::BenchArgs;
 
 /// Rounds of each program.
 pub(super) const ROUNDS: usize = 15;
@@ -67,26 +68,22 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
     }
     eprintln!("measuring Services …");
     services::measure(&mut lines)?;
-    match args.output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&lines)?),
-        Output::Text => {
-            println!("{:<7}{:>7}  {:<22}{:>8}{:>8}{:>7}{:>8}", "family", "peers", "case", "ns", "±", "target", "empty");
-            for line in &lines {
-                println!(
-                    "IPv{:<4}{:>7}  {:<22}{:>8.1}{:>8.1}{:>7.0}{:>8.1}{}",
-                    line.family,
-                    line.peers,
-                    line.case,
-                    line.ns,
-                    line.spread,
-                    line.target_ns,
-                    line.empty_ns,
-                    if line.ns > line.target_ns { "  above the target" } else { "" }
-                );
-            }
+    report::print(args.output, lines.as_slice(), |lines| {
+        println!("{:<7}{:>7}  {:<22}{:>8}{:>8}{:>7}{:>8}", "family", "peers", "case", "ns", "±", "target", "empty");
+        for line in lines {
+            println!(
+                "IPv{:<4}{:>7}  {:<22}{:>8.1}{:>8.1}{:>7.0}{:>8.1}{}",
+                line.family,
+                line.peers,
+                line.case,
+                line.ns,
+                line.spread,
+                line.target_ns,
+                line.empty_ns,
+                if line.ns > line.target_ns { "  above the target" } else { "" }
+            );
         }
-    }
-    Ok(ExitCode::SUCCESS)
+    })
 }
 
 #[derive(Clone, Copy)]

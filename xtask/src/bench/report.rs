@@ -1,9 +1,21 @@
 //! Rows of figures, and the machine that they were measured on.
 
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+
+use crate::cli::Output;
+
+/// Prints a report as JSON, or as text by a function.
+pub(super) fn print<R: Serialize + ?Sized>(output: Output, report: &R, text: impl FnOnce(&R)) -> Result<ExitCode> {
+    match output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(report)?),
+        Output::Text => text(report),
+    }
+    Ok(ExitCode::SUCCESS)
+}
 
 /// Percentiles of one kind of change.
 #[derive(Debug, Serialize)]

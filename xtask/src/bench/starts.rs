@@ -19,21 +19,21 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::cluster_state::{ClusterState, apply, namespace, pod_in};
-use super::report::{Machine, Row};
+use super::report::{self, Machine, Row};
 use super::testbed::{Testbed, local_name};
-use crate::cli::{BenchArgs, Output};
+use crate::cli::BenchArgs;
 
 /// Number of pods that exist at a time.
 const SLOTS: u8 = 100;
 /// The namespace of the new pods.
 const JOBS: &str = "jobs";
 /// How long the reply to an allowed packet may take.
-const PATIENCE: Duration = Duration::from_millis(500);
+const REPLY_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a container runtime takes from the pod's interface to the first instruction of a container, at least. It
 /// makes a difference without the gate only: with unknown pods closed, the agent closes the interface meanwhile.
-const RUNTIME: Duration = Duration::from_millis(100);
+const RUNTIME_DELAY: Duration = Duration::from_millis(100);
 /// How long the container runtime may take to accept the agent.
-const CONNECTED: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How pods are started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -106,18 +106,14 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         }
         testbed.start()?;
         if mode == Mode::Nri {
-            runtime.wait_for_plugin("netpol", CONNECTED)?;
+            runtime.wait_for_plugin("netpol", CONNECT_TIMEOUT)?;
         }
         eprintln!("starting {starts} pods, {} …", mode.name());
         runs.push(measure(&testbed, &runtime, mode, starts)?);
     }
     let machine = machine.context("nothing was measured")?;
     let report = Report { pods: cluster_state.pods, policies: cluster_state.policies, machine, runs };
-    match args.output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        Output::Text => print_report(&report),
-    }
-    Ok(ExitCode::SUCCESS)
+    report::print(args.output, &report, print_report)
 }
 
 fn print_report(report: &Report) {
@@ -199,9 +195,9 @@ fn measure(testbed: &Testbed, runtime: &NriServer, mode: Mode, starts: usize) ->
             }
             held.push(start.elapsed());
             if matches!(mode, Mode::Off | Mode::OffDeny) {
-                std::thread::sleep(RUNTIME);
+                std::thread::sleep(RUNTIME_DELAY);
             }
-            let sent = slots.netns(slot).run(|| first_packets(allowed.v4(), forbidden.v4(), PATIENCE));
+            let sent = slots.netns(slot).run(|| first_packets(allowed.v4(), forbidden.v4(), REPLY_TIMEOUT));
             if let Err(error) = sent {
                 if allowed_failed == 0 {
                     eprintln!("the first failure, {name}: {error:#}");
