@@ -4,11 +4,11 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// The namespace whose pods start even if their policies are not enforced in time: without them, a node may not work at
+/// Pods of this namespace start even if their policies are not enforced in time: without them, a node may not work at
 /// all.
 pub const EXEMPT_NAMESPACE: &str = "kube-system";
 
-/// A pod whose network is ready and whose containers have not started.
+/// A pod with a network, before its containers start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodStart {

@@ -27,7 +27,7 @@ pub struct ConditionResult {
     pub seconds: f64,
     /// Pods of this node that the condition is about, `namespace/name`.
     pub pods: Vec<String>,
-    /// Pods of this node whose policies are not enforced, with the reason.
+    /// Pods of this node on which policies are not enforced, with the reason.
     pub pending: Vec<Pending>,
     /// Why the condition does not hold, if `pending` does not show it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,7 +50,7 @@ pub enum WaitOutcome {
     Unknown,
 }
 
-/// A pod whose policies are not enforced, and why.
+/// A pod on which policies are not enforced, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Pending {

@@ -140,8 +140,8 @@ pub(crate) struct InputOptions {
     /// this size is not read
     #[arg(long, value_name = "MIB", default_value_t = netpol_files::DEFAULT.all / netpol_files::MIB)]
     pub(crate) max_manifests: u64,
-    /// A range of pod addresses in your cluster, which decides if an ipBlock contains pods whose addresses are not in
-    /// the input; repeatable. Default: the private ranges 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 and `fc00::/7`
+    /// A range of pod addresses in your cluster, which decides if an ipBlock contains pods without addresses in the
+    /// input; repeatable. Default: the private ranges 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 and `fc00::/7`
     #[arg(long = "pod-cidr", value_name = "CIDR")]
     pub(crate) pod_cidrs: Vec<IpNet>,
 }

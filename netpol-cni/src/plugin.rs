@@ -44,9 +44,9 @@ pub fn run(environment: &Environment, input: &str, log: &mut dyn FnMut(&dyn Disp
             delete(environment, input, log);
             Ok(String::new())
         }
-        // The agent checks enforcement by itself and forgets deleted pods; the plugin creates nothing. STATUS does not
+        // The agent checks enforcement by itself and removes deleted pods; the plugin creates nothing. STATUS does not
         // depend on the agent: if it failed, containerd would report the node's network as not ready, and Kubernetes
-        // would evict all pods of a node whose agent is unavailable for some minutes.
+        // would evict all pods of a node if its agent is unavailable for a few minutes.
         "CHECK" | "GC" | "STATUS" => configuration(input).map(|_| String::new()),
         "VERSION" => {
             let version = version_of(input).unwrap_or_else(|| LATEST.to_owned());

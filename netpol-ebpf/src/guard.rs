@@ -36,8 +36,8 @@ pub(crate) fn is_spoofed<A: PacketAddress>(endpoint: &Endpoint, direction: Direc
 }
 
 /// Returns whether a packet is a DHCP request from a client that has no address yet, or that verifies its previous
-/// address after a reboot (RFC 2131, 4.1): from the unspecified address, to broadcast, from port 68 to 67. Policy
-/// decides on it.
+/// address after a reboot (RFC 2131, 4.1): from the unspecified address, to broadcast, from port 68 to 67. Policies
+/// are evaluated for it.
 #[inline(always)]
 pub(crate) fn is_dhcp_request<A: PacketAddress>(packet: &Plain<A>) -> bool {
     const CLIENT: [u8; 2] = 68_u16.to_be_bytes();

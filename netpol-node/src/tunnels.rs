@@ -114,8 +114,8 @@ pub(super) fn opened_by(link: &LinkMessage) -> TunnelEndpoints {
     found
 }
 
-/// Adds the protocols that every device of this kind decapsulates. Also adds the standard ports of kinds whose port
-/// rtnetlink does not report.
+/// Adds the protocols that every device of this kind decapsulates. Also adds the standard ports of kinds for which
+/// rtnetlink reports no port.
 fn add_of_kind(kind: &InfoKind, found: &mut TunnelEndpoints) {
     match kind {
         InfoKind::IpIp | InfoKind::SitTun | InfoKind::Ip6Tnl | InfoKind::Vti | InfoKind::Vti6 => {

@@ -26,19 +26,19 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Receives all sandboxes that the runtime has when the plugin connects. From then on, it reports each start.
     ///
-    /// The list includes stopped sandboxes. Their addresses may belong to other pods by now, and their network namespaces may
-    /// be gone. Older versions of containerd leave out a sandbox whose start is under way, and do not report that start either
-    /// (<https://github.com/containerd/nri/issues/63>).
+    /// The list includes stopped sandboxes. Their addresses may belong to other pods by now, and their network
+    /// namespaces may be gone. Older versions of containerd leave out a sandbox that is being started, and do not
+    /// report that start either (<https://github.com/containerd/nri/issues/63>).
     fn synchronize(&self, sandboxes: Vec<Sandbox>) -> impl Future<Output = ()> + Send;
 
     /// Handles the start of a sandbox. Its network is ready, and it has no containers until this returns.
     ///
-    /// `deadline` is the time until the runtime needs the answer, minus a reserve. Without an answer the start is refused.
-    /// containerd calls plugins for one event at a time: no other pod on the node starts or stops meanwhile.
+    /// `deadline` is the time until the runtime needs the response, minus a reserve. Without a response the start is
+    /// refused. containerd calls plugins for one event at a time: no other pod on the node starts or stops meanwhile.
     ///
     /// # Errors
-    /// The text refuses the start: the runtime tears the sandbox down, which calls [`Handler::stop`], and the kubelet tries
-    /// again with a new sandbox. The text is cut after 1 KiB.
+    /// The text refuses the start: the runtime tears the sandbox down, which calls [`Handler::stop`], and the kubelet
+    /// retries with a new sandbox. The text is cut after 1 KiB.
     fn run(&self, sandbox: Sandbox, deadline: Duration) -> impl Future<Output = Result<(), String>> + Send;
 
     /// Handles the end of a sandbox. It is called when a sandbox stops and again when it is removed, possibly for one that was
@@ -46,6 +46,6 @@ pub trait Handler: Send + Sync + 'static {
     fn stop(&self, sandbox: Sandbox) -> impl Future<Output = ()> + Send;
 
     /// The connection ended while [`Handler::run`] was unfinished for this sandbox. The runtime starts its containers
-    /// without an answer.
+    /// without a response.
     fn unanswered(&self, _sandbox: Sandbox) {}
 }

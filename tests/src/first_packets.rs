@@ -8,11 +8,11 @@ use anyhow::{Context, Result};
 
 use crate::netns::Netns;
 
-/// Sends to a forbidden pod, and then to an allowed one, over UDP and TCP. Each allowed packet must be answered within
+/// Sends to a forbidden pod, and then to an allowed one, over UDP and TCP. Each allowed packet must get a reply within
 /// `patience`, and an allowed connection within 900 ms: a lost SYN is repeated after a second.
 ///
 /// # Errors
-/// Returns an error if an allowed packet is not answered in time, or a packet cannot be sent.
+/// Returns an error if an allowed packet gets no reply in time, or a packet cannot be sent.
 pub fn first_packets(server: Ipv4Addr, other: Ipv4Addr, patience: Duration) -> Result<()> {
     let datagrams = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     datagrams.set_read_timeout(Some(patience))?;

@@ -140,7 +140,7 @@ pub fn cluster_state_of(cluster: &Cluster) -> Result<ClusterState> {
     Ok(ClusterState::from_objects(objects))
 }
 
-/// Measures until the connections match the policies, which take effect after some milliseconds.
+/// Measures until the connections match the policies, which take effect after a few milliseconds.
 ///
 /// # Errors
 /// Returns the differences if the connections do not match within `within`.

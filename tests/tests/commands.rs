@@ -239,7 +239,7 @@ fn a_second_agent_on_the_same_pins_is_refused() -> Result<()> {
 
 #[test]
 fn the_agent_allocates_less_than_ten_megabytes_in_a_cluster_like_the_demo() -> Result<()> {
-    /// Without the pages of the executable, whose number depends on the profile of the build.
+    /// Without the pages of the executable: their number depends on the profile of the build.
     const MAX_KIB: u64 = 10_000;
     let mut lab = Lab::start(demo_sized(), &[deny_all("shop")])?;
     for round in 0..20 {

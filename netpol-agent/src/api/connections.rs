@@ -88,8 +88,8 @@ impl Connections {
         Self { limits, open: Arc::default() }
     }
 
-    /// Admits a new connection. `None`: no other connection can be closed to make room, because each has a request that
-    /// is being answered.
+    /// Admits a new connection. `None`: no other connection can be closed to make room, because each has a request in
+    /// progress.
     pub(super) fn admit(&self, peer: Peer) -> Option<Admitted> {
         let mut open = lock(&self.open);
         if open.count_of(peer) >= self.limits.per_peer {

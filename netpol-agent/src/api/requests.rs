@@ -73,9 +73,9 @@ pub struct Requests {
     /// Permits one metrics request at a time.
     pub(super) metrics_turn: Arc<Semaphore>,
     pub(super) warnings: Warnings,
-    /// Pods whose start is held.
+    /// Pods held before their start.
     pub(crate) starting: StartingPods,
-    /// Pods whose containers do not run yet.
+    /// Pods before their containers run.
     pub(crate) container_starts: ContainerStarts,
     /// Counts of the start gate.
     pub gate: GateStats,

@@ -27,7 +27,7 @@ use netpol_dataplane::{Kernel, KernelError, KernelOptions, Lock, Mounts};
 use netpol_node::{InterfaceReader, InterfaceWatcher, KnownVeths, Monitor, PodAddressMonitor};
 use netpol_source::{Batch, Feed};
 
-/// Time after a signal until the process is ended by force. Normally it ends within some milliseconds. With
+/// Time after a signal until the process is ended by force. Normally it ends within a few milliseconds. With
 /// --kube-events, it first writes the last Events.
 const STOP_TIMEOUT: Duration = Duration::from_millis(850);
 const _: () = assert!(kubernetes::FINISH_TIMEOUT.as_millis() < STOP_TIMEOUT.as_millis());

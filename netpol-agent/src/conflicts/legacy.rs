@@ -82,8 +82,8 @@ impl Family {
     }
 }
 
-/// Finds the names of the chains: a chain starts with an entry whose target is named `ERROR` and contains the chain's
-/// name.
+/// Finds the names of the chains: a chain starts with an entry that has a target named `ERROR`, which contains the
+/// chain's name.
 fn names(entries: &[u8], target_offset_at: usize, report: &mut impl FnMut(&str)) {
     let mut rest = entries;
     while let (Some(target), Some(next)) = (u16_at(rest, target_offset_at), u16_at(rest, target_offset_at + 2)) {

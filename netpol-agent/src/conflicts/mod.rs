@@ -1,6 +1,6 @@
-//! Detects components on this node that conflict with netpol: other policy engines, and CNI plugins for whose pods netpol
-//! cannot enforce policies. Runs once a minute on its own thread. Each conflict is logged once and counted in the
-//! metrics. Policies are enforced whether or not there are conflicts.
+//! Detects components on this node that conflict with netpol: other policy engines, and CNI plugins with pods on which
+//! netpol cannot enforce policies. Runs once a minute on its own thread. Each conflict is logged once and counted in
+//! the metrics. Policies are enforced whether or not there are conflicts.
 
 mod chains;
 pub(crate) mod cni;

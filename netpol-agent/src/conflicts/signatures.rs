@@ -23,7 +23,7 @@ const KINDNET: &str = "it enforces the same policies, and a packet passes only i
     disableDefaultCNI and a CNI plugin without policy enforcement, or remove kube-network-policies; \
     `nft delete table inet NAME` removes its rules";
 const CALICO: &str = "it enforces the same policies and its own, and a packet passes only if both Calico and netpol allow it. \
-    Run netpol on nodes whose CNI plugin enforces no policies, or keep Calico and remove netpol";
+    Run netpol on nodes with a CNI plugin that enforces no policies, or keep Calico and remove netpol";
 const WEAVE: &str = "it enforces the same policies, and a packet passes only if both Weave and netpol allow it. Run weave-kube \
     with EXPECT_NPC=0 and without weave-npc";
 

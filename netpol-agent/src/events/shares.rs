@@ -50,7 +50,7 @@ impl Shares {
 mod tests {
     use super::*;
 
-    /// Returns what each user gets, if it requests this amount in each of some seconds.
+    /// Returns what each user gets, if it requests this amount in each of this many seconds.
     fn seconds(shares: &mut Shares, start: Instant, seconds: u64, requested: &[(u32, u64)]) -> Vec<u64> {
         let mut got = vec![0; requested.len()];
         for second in 0..seconds {

@@ -174,7 +174,7 @@ impl Gate {
         }
     }
 
-    /// Decides on a pod whose start cannot be held, because the runtime's report is incomplete.
+    /// Allows or refuses a start that cannot be held, because the runtime's report is incomplete.
     ///
     /// # Errors
     /// Unless its namespace is exempt from the gate.
@@ -182,7 +182,7 @@ impl Gate {
         self.decide(key, via, Duration::ZERO, error)
     }
 
-    /// Decides on a pod whose policies are not enforced.
+    /// Allows or refuses the start of a pod before its policies are enforced.
     fn decide(
         &self,
         key: &PodKey,
@@ -197,7 +197,7 @@ impl Gate {
             tracing::warn!(pod = %key, via, %error, "the pod starts before it is enforced: kube-system is exempt");
             Ok(Admitted { took, exempt: Some(error) })
         } else {
-            // No container starts: the runtime removes the sandbox, or netpol-cni asks again.
+            // No container starts: the runtime removes the sandbox, or netpol-cni repeats the request.
             record(StartOutcome::Refused);
             tracing::warn!(pod = %key, via, %error, "the start of a pod is refused; the runtime retries it");
             Err(error)
@@ -230,7 +230,7 @@ impl Gate {
         }
     }
 
-    /// Adds the addresses of running pods whose addresses are not published yet.
+    /// Adds the addresses of running pods if they are not published yet.
     pub async fn running(&self, running: Vec<PodStart>) {
         // If the overlay has ended, the agent is stopping.
         let _ = self.requests.starting.0.send(Command::Running(running)).await;

@@ -26,7 +26,7 @@ struct NriGate {
 
 /// Keeps a connection to the runtime, in the current task.
 pub async fn serve(socket: PathBuf, gate: Gate, stats: GateStats) {
-    // NRI calls plugins in the order of their index, so others, whose answers do not depend on enforcement, run first.
+    // NRI calls plugins in the order of their index: plugins that do not depend on enforcement run before this one.
     let options = match Options::new("netpol", 90) {
         Ok(options) => options,
         Err(error) => return tracing::error!(%error, "cannot use NRI; starts of pods are not held"),

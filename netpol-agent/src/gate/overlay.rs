@@ -8,7 +8,7 @@ use std::sync::Arc;
 use netpol_policy::cluster_state::Event;
 use netpol_policy::model::{Object, ObjectKey, Pod, PodKey, Uid};
 
-/// A pod whose network is ready and whose containers have not started, as reported by the container runtime.
+/// A pod with a network, before its containers start, as reported by the container runtime.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodStart {
     /// The pod.
@@ -90,8 +90,8 @@ impl Overlay {
         StartState::Known(is_new.then_some(Event::Apply(Object::Pod(pod))))
     }
 
-    /// Adds the addresses of running pods whose objects have none: they were started while no agent ran. Returns the
-    /// changed pods.
+    /// Adds the addresses of running pods that have none in their objects: they were started while no agent ran.
+    /// Returns the changed pods.
     pub(super) fn running(&mut self, running: Vec<PodStart>) -> Vec<Event> {
         self.running = running.into_iter().map(|start| (start.key.clone(), start)).collect();
         let known: Vec<PodKey> = self.running.keys().filter(|key| self.pods.contains_key(*key)).cloned().collect();

@@ -82,7 +82,7 @@ const INTERFACES: PageTable = &[
     ),
     gauge(
         "netpol_pods_waiting",
-        "Number of pods of this node whose policies are not enforced yet.",
+        "Number of pods of this node on which policies are not enforced yet.",
         |page, samples| {
             samples.value(page.reconciler.pods_waiting());
         },

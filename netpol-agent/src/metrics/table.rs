@@ -15,7 +15,7 @@ pub(super) struct Metric<F> {
     samples: F,
 }
 
-/// A table of metrics whose values are read from an `S`.
+/// A table of metrics with values from an `S`.
 pub(super) type Table<S> = &'static [Metric<fn(&S, &mut Samples)>];
 
 /// A value that can increase and decrease.

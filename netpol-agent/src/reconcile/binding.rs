@@ -18,7 +18,7 @@ use super::interface::{Interface, Interfaces};
 use netpol_dataplane::Dataplane;
 use netpol_node::{PodEnd, Veth, is_link_local};
 
-/// For each interface without a binding, the pods whose addresses it has.
+/// For each interface without a binding, the pods that have its addresses.
 type Claims = BTreeMap<IfIndex, Vec<PodKey>>;
 
 /// How long the MAC address of a new interface is followed: later plugins of a CNI chain (`tuning`) may change it.
@@ -185,7 +185,7 @@ impl<D: Dataplane> Reconciler<D> {
         Some(format!("the interface has an address of {pod}, and so has {}", self.name_of(other)))
     }
 
-    /// Returns the pods whose addresses are found on interfaces without a binding.
+    /// Returns the pods with addresses that are found on interfaces without a binding.
     fn claims(&self, interfaces: &Interfaces) -> Claims {
         let is_bound =
             |ifindex| interfaces.get(ifindex).is_some_and(|known| matches!(known.identity.binding, Binding::Bound(_)));
@@ -279,8 +279,8 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Reports bound interfaces whose pod took the address of another pod, unlisted addresses, and further interfaces
-    /// of pods' namespaces.
+    /// Reports bound interfaces of pods that took the address of another pod, unlisted addresses, and further
+    /// interfaces of pods' namespaces.
     fn report_irregular(&self, interfaces: &mut Interfaces) {
         let pod_in_namespace = |(ifindex, interface): (&IfIndex, &Interface)| {
             Some((self.snapshot.veths.get(ifindex)?.0.namespace, interface.identity.pod.clone()?))

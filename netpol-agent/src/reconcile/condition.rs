@@ -46,7 +46,7 @@ pub struct CheckResult {
     pub enforced: Generation,
     /// Pods of this node that the condition is about.
     pub pods: Vec<String>,
-    /// Pods whose policies are not enforced yet.
+    /// Pods on which policies are not enforced yet.
     pub pending: Vec<Pending>,
 }
 
@@ -119,7 +119,7 @@ impl<D: Dataplane> Reconciler<D> {
         result
     }
 
-    /// Adds the pods whose endpoint still has a rule set with a deleted policy.
+    /// Adds the pods with an endpoint that still has a rule set with a deleted policy.
     fn add_pods_with(&self, result: &mut CheckResult, policy: &PolicyKey) {
         for known in self.pod_endpoints().filter(|known| !known.is_orphaned()) {
             let Some(pod) = &known.pod else { continue };
@@ -131,7 +131,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Returns the pods of this node whose policies are not enforced yet.
+    /// Returns the pods of this node on which policies are not enforced yet.
     pub fn pending(&self) -> Vec<Pending> {
         let pending = |pod: &Pod| Some(Pending { pod: pod.key.to_string(), reason: self.pending_reason(pod)? });
         self.local_pods().filter(|pod| !pod.addresses.is_empty()).filter_map(pending).collect()

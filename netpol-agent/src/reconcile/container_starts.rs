@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use netpol_policy::model::PodKey;
 
-/// Maximum number of pods. Beyond it, pods are forgotten, and count from the appearance of their interface.
+/// Maximum number of pods. Beyond it, pods are removed, and count from the appearance of their interface.
 const MAX_PODS: usize = 4_096;
 
 /// When the first container of a pod could start.
@@ -18,7 +18,7 @@ pub(super) enum ContainerStart {
     Possible(Instant),
 }
 
-/// The pods whose start the gate holds, or did not hold until they were enforced. Clones share everything.
+/// The pods that the gate holds, or did not hold until they were enforced. Clones share everything.
 #[derive(Clone, Debug, Default)]
 pub struct ContainerStarts(Arc<Mutex<BTreeMap<PodKey, ContainerStart>>>);
 
@@ -45,7 +45,7 @@ impl ContainerStarts {
         }
     }
 
-    /// Removes a pod that is enforced, or whose sandbox stopped.
+    /// Removes a pod that is enforced, or that has no running sandbox any more.
     pub fn remove(&self, pod: &PodKey) {
         self.lock().remove(pod);
     }

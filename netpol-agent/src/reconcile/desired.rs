@@ -13,7 +13,7 @@ use netpol_dataplane::Dataplane;
 /// Policy of a direction in which everything is dropped.
 const DROP_ALL: DirectionPolicy = DirectionPolicy { rule_set: QUARANTINE, any: PortSetId::NONE };
 
-/// How to treat veths whose peer, in another namespace, never had the address of a known pod of this node. This
+/// How to treat veths with a peer, in another namespace, that never had the address of a known pod of this node. This
 /// applies to every veth that leads to another namespace, whatever created it. The veth of a deleted pod is not
 /// unknown: the endpoint stays as it was until the interface is removed or another pod has the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, clap::ValueEnum)]

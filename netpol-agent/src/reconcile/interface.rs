@@ -183,7 +183,7 @@ mod tests {
     use super::*;
     use crate::reconcile::binding::Binding;
 
-    /// An interface whose endpoint is in this phase; `None`: it has no endpoint.
+    /// An interface with an endpoint in this phase; `None`: it has no endpoint.
     fn interface(phase: Option<Phase>, flags: u32) -> Interface {
         let endpoint = |phase| {
             let endpoint = Endpoint { flags, ..Endpoint::default() };
@@ -196,7 +196,7 @@ mod tests {
     fn the_next_phase_follows_from_the_phase_and_the_state_of_the_pod() {
         use Phase::{Current, Orphaned, Released, Shut};
         let released = Some(Released("removed"));
-        // Phases before; then the next phase without a pod, with a conflict, and with a pod whose policies are compiled,
+        // Phases before; then the next phase without a pod, with a conflict, and with a pod: its policies are compiled,
         // being compiled, and being compiled for too long.
         let table = [
             (None, [Some(Current), Some(Current), Some(Current), None, Some(Shut)]),

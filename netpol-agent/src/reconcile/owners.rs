@@ -61,7 +61,7 @@ impl<D: Dataplane> Reconciler<D> {
             Ok(()) => {
                 self.owners.insert(address, id);
             }
-            // `owners` still has the earlier ID, so the next pass tries again. Until then, packets from this address are
+            // `owners` still has the earlier ID, so the next pass retries. Until then, packets from this address are
             // checked less strictly or dropped.
             Err(error) => tracing::error!(%address, %error, "cannot write the endpoint ID of an address; retrying"),
         }

@@ -104,7 +104,7 @@ impl Exposure {
         Some(UnprotectedInterval { since, until, packets: packets.saturating_sub(before), start })
     }
 
-    /// Returns the unprotected time of an interface that dropped everything and whose pod is enforced now, and whether
+    /// Returns the unprotected time of an interface that dropped everything and has an enforced pod now, and whether
     /// it is in the totals already.
     pub(super) fn take_drop_all(&mut self) -> Option<(UnprotectedInterval, bool)> {
         let Self::DropAll { interval, counted } = *self else { return None };

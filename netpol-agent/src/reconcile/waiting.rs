@@ -47,7 +47,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.interfaces_that(Interface::is_complete)
     }
 
-    /// Returns which interfaces the next reading can skip, and whose MAC address it must include.
+    /// Returns which interfaces the next reading can skip, and for which it must include the MAC address.
     pub fn known(&self) -> KnownVeths {
         KnownVeths { complete: self.complete_interfaces(), read_mac: self.interfaces_that(Interface::needs_mac) }
     }
@@ -59,7 +59,7 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Returns whether a pod of this node waits for its interface, an interface for its programs or addresses, or a
-    /// failed write or operation for its retry. An interface whose pod is unknown does not count. When the source
+    /// failed write or operation for its retry. An interface of an unknown pod does not count. When the source
     /// reports the pod, the pod counts as waiting.
     pub fn is_waiting(&self) -> bool {
         let waits = |interface: &Interface| {

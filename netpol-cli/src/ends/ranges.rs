@@ -33,7 +33,7 @@ const NOT_PUBLIC: [&str; 16] = [
 /// A range of addresses of one family as numbers, both included.
 type Span = (u128, u128);
 
-/// Replaces a range by parts: each has the same verdict for every address. `other`: the other end, whose families are
+/// Replaces a range by parts: each has the same verdict for every address. `other`: the other end; its families are
 /// used.
 pub(super) fn split(cluster: &OfflineCluster, argument: &EndArgument, set: EndSet, other: &EndSet) -> EndSet {
     let ranges: Vec<IpNet> = match argument {

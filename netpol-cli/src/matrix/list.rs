@@ -13,7 +13,7 @@ use super::groups::Group;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Connection {
     pub(super) allowed: PortSet,
-    /// Ports whose verdict is unknown.
+    /// Ports with an unknown verdict.
     pub(super) unknown: PortSet,
 }
 

@@ -32,9 +32,9 @@ unsafe impl<T: bytemuck::Pod> aya::Pod for Raw<T> {}
 pub(super) struct Maps {
     pub(super) endpoints: Array<MapData, Raw<Endpoint>>,
     /// Number of regular slots of `endpoints`; an interface's slot is `ifindex & (slots - 1)`. The elements after them
-    /// are for interfaces whose slot is used by another interface.
+    /// are for interfaces with a slot that another interface uses.
     pub(super) slots: u32,
-    /// The index in `endpoints` of each interface whose slot is used by another interface.
+    /// The index in `endpoints` of each interface with a slot that another interface uses.
     pub(super) overflow: HashMap<MapData, u32, u32>,
     addresses_v4: HashMap<MapData, [u8; 4], Raw<AddressEntry>>,
     addresses_v6: HashMap<MapData, [u8; 16], Raw<AddressEntry>>,

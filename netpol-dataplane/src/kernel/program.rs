@@ -74,7 +74,7 @@ impl Role {
         !matches!(self, Self::Pod)
     }
 
-    /// Returns the program whose name in the pin path marks a device. A pod's veth has no mark.
+    /// Returns the program with the name that marks a device in the pin path. A pod's veth has no mark.
     pub(super) const fn mark(self) -> Option<Program> {
         match self {
             Self::Pod => None,

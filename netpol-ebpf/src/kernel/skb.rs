@@ -43,7 +43,7 @@ pub(super) mod hook {
     pub(crate) const EGRESS: u32 = 1;
     /// At the device to which a packet from a pod goes post-DNAT.
     pub(crate) const POST_DNAT: u32 = 2;
-    /// Like `POST_DNAT`, at a device whose packets have no link header.
+    /// Like `POST_DNAT`, at a device without link headers.
     pub(crate) const POST_DNAT_L3: u32 = 3;
 }
 

@@ -131,7 +131,7 @@ impl Engine {
         pods
     }
 
-    /// Writes endpoints whose policy became complete or incomplete with the same rule sets.
+    /// Writes endpoints if their policy became complete or incomplete with the same rule sets.
     fn mark_incomplete(&mut self, changes: &mut Changes) {
         let changed = |(pod, rule_sets): (&PodKey, [RuleSetId; 2])| {
             let incomplete = rule_sets.into_iter().any(|rule_set| self.rule_sets.is_incomplete(rule_set));

@@ -81,7 +81,7 @@ impl Classes {
         retired
     }
 
-    /// Renames classes whose users all get the same new signature. They keep their IDs. Returns these classes.
+    /// Renames classes if all their users get the same new signature. They keep their IDs. Returns these classes.
     ///
     /// `moving` has the class and the next signature of each moving user. This is valid only if the peer selectors in
     /// the difference are new or unused: then a class stays the same for every other rule set.

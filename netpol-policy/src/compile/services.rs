@@ -107,8 +107,8 @@ impl Engine {
         backend_set
     }
 
-    /// Writes the `ALLOW` entries for new backend sets, for new rule sets, and for the hairpin traffic of pods whose
-    /// rule set changed.
+    /// Writes the `ALLOW` entries for new backend sets, for new rule sets, and for the hairpin traffic of pods that
+    /// have another rule set now.
     pub(super) fn allow_new_frontends(
         &mut self,
         changes: &mut Changes,
@@ -155,8 +155,8 @@ impl Engine {
         ports.into_iter().flat_map(|port| self.rule_sets.allowing_any_peer(protocol, *port)).collect()
     }
 
-    /// Updates the frontend entries of a rule set that is changed in place. `peers`: the classes of backends whose
-    /// entries changed; `for_any_peer`: the changed ports for any peer.
+    /// Updates the frontend entries of a rule set that is changed in place. `peers`: the classes of backends with
+    /// changed entries; `for_any_peer`: the changed ports for any peer.
     pub(super) fn update_frontends_of(
         &mut self,
         changes: &mut Changes,

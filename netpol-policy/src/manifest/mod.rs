@@ -151,7 +151,7 @@ pub fn parse(text: &str, file: &str) -> Parsed {
     parse_with(object::ObjectReader::new(file), text)
 }
 
-/// Parses like [`parse`], and reads workloads, whose pods do not exist yet.
+/// Parses like [`parse`], and also reads workloads, which have no pods yet.
 pub fn parse_offline(text: &str, file: &str) -> Parsed {
     parse_with(object::ObjectReader::new(file).with_workloads(), text)
 }

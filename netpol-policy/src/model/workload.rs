@@ -129,7 +129,7 @@ impl PodKey {
         Self { namespace: self.namespace.clone(), name: format!("{}/2", self.name).into() }
     }
 
-    /// Returns the workload whose pods this key stands for; `None` for the key of a real pod.
+    /// Returns the workload if this key stands for its pods; `None` for the key of a real pod.
     pub fn workload(&self) -> Option<WorkloadKey> {
         let (resource, name) = self.name.split_once('/')?;
         let kind = WorkloadKind::from_resource(resource)?;

@@ -11,7 +11,7 @@
 //!   "in sync" from "no data since the connection was lost", which `status`, readiness and metrics report.
 //! * It does not fall back to paginated lists if the API server has no streaming lists.
 //! * Its errors have no `Retry-After`. The retry policy of `kube_client` reads it, but retries inside of a request, so the
-//!   source would not learn that the API server is unavailable.
+//!   source could not report that the API server is unavailable.
 //! * It deserializes complete objects. `trim` reads only the fields that policies need from the JSON text.
 //!
 //! That one invalid object fails a whole list is no longer a reason: `DeserializeGuard` prevents it, but it clones each object
@@ -128,7 +128,7 @@ struct Source {
     state: SourceState,
     generation: Generation,
     query_results: mpsc::Sender<QueryResult>,
-    /// Queries that are answered when the watch reaches their version.
+    /// Queries that get a result when the watch reaches their version.
     pending: Vec<PendingQuery>,
 }
 

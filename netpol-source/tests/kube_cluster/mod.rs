@@ -201,7 +201,7 @@ impl Cluster {
                     batch.events.iter().cloned().for_each(|event| self.state.apply(event));
                     self.batches.push(batch);
                 }
-                () = tokio::time::sleep(WAIT_TIMEOUT) => panic!("timed out waiting for the answer to a query"),
+                () = tokio::time::sleep(WAIT_TIMEOUT) => panic!("timed out waiting for the result of a query"),
             }
         }
     }

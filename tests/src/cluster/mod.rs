@@ -236,7 +236,7 @@ impl Cluster {
     fn unwire_pod(&self, pod: &Host) -> Result<()> {
         match &self.plugin {
             Some(plugin) => plugin.unwire_pod(self.host(&node_name(pod.node)), pod),
-            // Deletes the link explicitly, because the kernel removes the namespace some milliseconds after its last
+            // Deletes the link explicitly, because the kernel removes the namespace a few milliseconds after its last
             // descriptor is closed.
             None => pod.netns().ip("link delete eth0"),
         }

@@ -90,7 +90,7 @@ fn expect_refused(result: Result<()>, reason: &str) {
     assert!(error.contains("\"code\":11") && error.contains(reason), "{error}");
 }
 
-/// Adds a pod whose object has no address.
+/// Adds a pod without an address in its object.
 fn connect(cluster: &mut Cluster, spec: PodSpec) -> Result<()> {
     cluster.schedule_pod(&spec)?;
     cluster.add_pod_without_manifest(spec)

@@ -102,7 +102,7 @@ fn new_pods_are_closed_unless_a_component_opens_them() -> Result<()> {
         let objects = checked(&kubectl::build(folder, &[])?)?;
         let set = only("DaemonSet", objects.daemon_sets)?;
         ensure!(closed.iter().all(|word| args(&set).contains(word)), "deploy/{folder}: {:?}", args(&set));
-        // For NRI: the runtime's socket, and network namespaces, whose mounts appear later.
+        // For NRI: the runtime's socket, and network namespaces, which are mounted later.
         let mounts: Vec<_> =
             mounts(&set).into_iter().filter(|mount| mount.mount_path.starts_with("/var/run/")).collect();
         let found = mounts.iter().map(|mount| (&*mount.mount_path, mount.mount_propagation.as_deref()));

@@ -15,7 +15,7 @@ const PODS: u8 = 10;
 /// The address of the bridge on the first node.
 const GATEWAY: &str = "10.244.1.1";
 
-/// Sends datagrams until one is answered. Returns the time.
+/// Sends datagrams until a reply arrives. Returns the time.
 fn until_answered(server: Ipv4Addr) -> Result<Duration> {
     let start = Instant::now();
     let datagrams = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
@@ -26,7 +26,7 @@ fn until_answered(server: Ipv4Addr) -> Result<Duration> {
             return Ok(start.elapsed());
         }
     }
-    anyhow::bail!("no answer of {server} within {REPLY_TIMEOUT:?}")
+    anyhow::bail!("no reply from {server} within {REPLY_TIMEOUT:?}")
 }
 
 /// Isolation first: a peer on another node denies the new pod as an unknown address, and allows it once it is published.
@@ -65,7 +65,7 @@ fn s38_a_peer_on_another_node_allows_a_new_pod_when_its_address_is_published() -
     }
     times.sort();
     println!(
-        "answered {:.1?} (median), {:.1?} (max) after publication",
+        "first reply {:.1?} (median), {:.1?} (max) after publication",
         times[times.len() / 2],
         times[times.len() - 1]
     );

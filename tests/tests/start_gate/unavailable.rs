@@ -109,7 +109,7 @@ fn s38_starts_wait_for_an_agent_that_is_killed_frozen_or_upgraded() -> Result<()
     Ok(())
 }
 
-/// With the arguments of `deploy/base`: also pods that were not held are closed until the agent knows them.
+/// With the arguments of `deploy/base`: also pods that were not held are closed until the agent receives them.
 #[test]
 fn s38_pods_start_or_wait_while_the_api_server_is_unavailable() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -169,7 +169,7 @@ fn s38_pods_start_or_wait_while_the_api_server_is_unavailable() -> Result<()> {
         sleep(Duration::from_millis(300));
         api.network(Network::Up);
         added.join().expect("the thread that calls netpol-cni panicked")?;
-        ensure!(start.elapsed() > Duration::from_millis(300), "the pod started before the agent knew it");
+        ensure!(start.elapsed() > Duration::from_millis(300), "the pod started before the agent received it");
         anyhow::Ok(())
     })
     .with_context(|| with_log("an unknown pod"))?;

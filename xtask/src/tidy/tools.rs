@@ -62,7 +62,7 @@ impl Tool {
             run::cargo(["install", self.package, "--version", self.version, "--locked", "--force", "--root"]);
         // Outside of the workspace, so that its configuration does not apply.
         install.arg(&root).current_dir("/");
-        run::step(&format!("building {} {} (some minutes)", self.package, self.version), &mut install)?;
+        run::step(&format!("building {} {} (a few minutes)", self.package, self.version), &mut install)?;
         Ok(run::command::<&str>(&installed.to_string_lossy(), []))
     }
 

@@ -16,8 +16,8 @@
 //!   packets of its interval.
 //! * It combines all Events of a pod with the same reason and action. The first peer and port would stand for all, because
 //!   the API server rejects changes of a note.
-//! * It names Events after the time. Agents could not use one Event for a diagnostic of a policy, and a repeated request, whose
-//!   first response was lost, would create another Event.
+//! * It names Events after the time. Agents could not use one Event for a diagnostic of a policy, and a request
+//!   repeated after its response was lost would create another Event.
 //! * If the API server has deleted an Event, all updates of its series fail until the Event is removed from the cache.
 //! * The cache has no limit, and there are no rate limits.
 //!

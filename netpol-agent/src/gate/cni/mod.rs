@@ -140,7 +140,7 @@ impl Installation {
             if let Some(version) = list.versions().find(|version| !VERSIONS.contains(version)) {
                 return Err(InstallError::Version { version: version.to_owned(), file });
             }
-            // First: a runtime whose list names a plugin without an executable starts no pod.
+            // First: if the list names a plugin without an executable, the runtime starts no pod.
             binary_written |= self.install_binary()?;
             let new = list.with_entry(&entry);
             let entry_written = new.is_some();
@@ -242,7 +242,7 @@ fn remove_entry(file: &Path) -> Result<bool, String> {
 }
 
 /// Checks that a file still has the text that was read. The change by another program after this check is lost, but
-/// the time until the file is replaced is some microseconds.
+/// the time until the file is replaced is a few microseconds.
 fn is_unchanged(file: &Path, text: &str) -> bool {
     files::read(file).is_ok_and(|(now, _)| now == text)
 }
