@@ -1,5 +1,4 @@
-//! Puts the BPF object into the agent, where there is one: `cargo build` works without the BPF toolchain, and an agent
-//! built so says what to run.
+//! Embeds the BPF object, if it exists. Without it, `cargo build` works, and the agent reports which command to run.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -18,12 +17,12 @@ fn main() {
     }
 }
 
-/// Where `cargo xtask ebpf` leaves it, whatever the profile.
+/// Returns the path to which `cargo xtask ebpf` writes the object.
 fn object() -> PathBuf {
     if let Some(path) = env::var_os("NETPOL_BPF_OBJECT") {
         return path.into();
     }
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the agent is a workspace member");
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("netpol-dataplane is a workspace member");
     let target =
         env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), |target| workspace.join(target));
     target.join("bpf/netpol.o")

@@ -112,7 +112,7 @@ where
     match find_flow(&context, endpoint, direction, &key, Some(TcpFlags(flags))) {
         Some(FlowVerdict::Allowed) => KNOWN,
         Some(FlowVerdict::Stale(recheck, reversal)) => {
-            STALE | reversal | source_check << SOURCE_CHECK_SHIFT | u64::from(recheck.pack())
+            STALE | reversal | source_check << STALE_SOURCE_CHECK_SHIFT | u64::from(recheck.pack())
         }
         None => source_check,
     }
@@ -129,7 +129,7 @@ pub(crate) const REVERSIBLE: u64 = 1 << 34;
 /// With `STALE`: see [`KnownFlow::may_start_reversed`].
 pub(crate) const MAY_START_REVERSED: u64 = 1 << 35;
 /// With `STALE`: the position of the [`SourceCheck`].
-pub(crate) const SOURCE_CHECK_SHIFT: u32 = 36;
+pub(crate) const STALE_SOURCE_CHECK_SHIFT: u32 = 36;
 
 /// Stores the source endpoint ID of a packet to a pod as the flow's remote endpoint, if it changed and is valid.
 /// Returns whether the packet comes from the flow's remote endpoint.

@@ -195,10 +195,10 @@ mod icmpv6 {
     pub(super) const NONCE: u8 = 14;
 }
 
-/// Checks a message of neighbor or listener discovery from a pod. The source must be the pod's own address or
-/// unspecified, and so must advertised targets and link-layer options. The destination must be on the link, and the
-/// message must not be longer than the protocols need. Advertisements of routers, redirects and queries are denied,
-/// because only routers send them.
+/// Checks a message of neighbor or listener discovery from a pod. The source must be the pod's own address, or
+/// unspecified in solicitations and reports. Advertised targets must be the pod's addresses, and link-layer options its
+/// MAC address, if it is known. The destination must be on the link, and the message must not be longer than the
+/// protocols need. All other messages are denied, such as router advertisements, redirects and queries.
 #[inline(always)]
 pub(crate) fn discovery<S: Context>(context: &S, start: u32, payload: u32) -> Reason {
     let Some(endpoint) = context.endpoint() else { return Reason::NoEndpoint };

@@ -8,7 +8,7 @@ use crate::case::{Case, opaque, role};
 use crate::context::{Context, PacketAddress};
 use crate::flow::{self, Role};
 use crate::flow_lookup::{
-    FlowFunctions, FlowVerdict, KNOWN, MAY_START_REVERSED, REVERSIBLE, SOURCE_CHECK_SHIFT, STALE, find_flow,
+    FlowFunctions, FlowVerdict, KNOWN, MAY_START_REVERSED, REVERSIBLE, STALE, STALE_SOURCE_CHECK_SHIFT, find_flow,
 };
 use crate::fragment::{self, FragmentFunctions};
 use crate::guard::{self, GuardFunctions};
@@ -160,7 +160,7 @@ where
             } else if found & REVERSIBLE == 0 {
                 case.decide(Reason::Revoked);
             } else {
-                case.set_source_check(found >> SOURCE_CHECK_SHIFT);
+                case.set_source_check(found >> STALE_SOURCE_CHECK_SHIFT);
                 case.set_reversed(found & MAY_START_REVERSED != 0);
             }
         } else if found & KNOWN != 0 {

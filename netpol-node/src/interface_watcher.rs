@@ -5,7 +5,7 @@ use std::io;
 
 use netpol_common::IfIndex;
 
-use super::{InterfaceReader, InterfaceSnapshot, KnownVeths, NetlinkError};
+use super::{CacheUse, InterfaceReader, InterfaceSnapshot, KnownVeths, NetlinkError};
 use crate::worker::{Died, Outcomes, Worker};
 
 /// Runs readings one after the other. Requests during a reading lead to one more reading, since the current one may
@@ -35,15 +35,6 @@ struct Reading {
     cache_use: CacheUse,
 }
 
-/// Whether a reading may use cached data: see [`InterfaceReader::read_all`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum CacheUse {
-    /// It may.
-    Allowed,
-    /// All data is read again.
-    Bypassed,
-}
-
 impl InterfaceWatcher {
     /// Starts the thread.
     ///
@@ -52,7 +43,7 @@ impl InterfaceWatcher {
     pub fn start(mut reader: InterfaceReader) -> io::Result<Self> {
         let read = move |Reading { known, routed, removed, cache_use }| {
             reader.remove(&removed);
-            reader.read_all(&known, routed, cache_use == CacheUse::Bypassed)
+            reader.read_all(&known, routed, cache_use)
         };
         let (worker, snapshots) = Worker::start("interfaces", "reads interfaces", read)?;
         Ok(Self {

@@ -63,6 +63,15 @@ pub struct InterfaceReader {
     routed: BTreeSet<IfIndex>,
 }
 
+/// Whether a reading may use cached data: see [`InterfaceReader::read_all`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CacheUse {
+    /// It may.
+    Allowed,
+    /// All data is read again.
+    Bypassed,
+}
+
 impl InterfaceReader {
     /// Opens a netlink socket.
     ///
@@ -78,19 +87,20 @@ impl InterfaceReader {
     }
 
     /// Reads all links and this namespace's addresses. Reads the addresses in a peer's namespace if the veth is new, not
-    /// `complete`, or `uncached` is set: addresses in other namespaces may change without a message. Reads routes only if
-    /// `uncached` is set; between such readings, [`Monitor`](super::Monitor) reports new routes, which are passed in
+    /// `complete`, or the cache is bypassed: addresses in other namespaces may change without a message. Reads routes only if
+    /// the cache is bypassed; between such readings, [`Monitor`](super::Monitor) reports new routes, which are passed in
     /// `routed`.
     ///
     /// # Errors
     /// If links or local addresses cannot be listed. A namespace that cannot be read is treated as having no addresses:
-    /// it may just be being removed. It is read again in the next pass.
+    /// it may just be being removed. It is read again in the next reading.
     pub fn read_all(
         &mut self,
         KnownVeths { complete, read_mac }: &KnownVeths,
         routed: BTreeSet<IfIndex>,
-        uncached: bool,
+        cache_use: CacheUse,
     ) -> Result<InterfaceSnapshot, NetlinkError> {
+        let uncached = cache_use == CacheUse::Bypassed;
         let Links { veths, devices, tunnels } = self.netlink.links()?;
         if uncached {
             self.routed = self.netlink.route_devices()?;

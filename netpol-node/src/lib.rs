@@ -15,8 +15,8 @@ mod tunnels;
 pub mod worker;
 
 pub use clsact::{BpfFilter, Hook};
-pub use interface_watcher::{CacheUse, InterfaceWatcher};
-pub use interfaces::{InterfaceReader, InterfaceSnapshot, KnownVeths, PodEnd};
+pub use interface_watcher::InterfaceWatcher;
+pub use interfaces::{CacheUse, InterfaceReader, InterfaceSnapshot, KnownVeths, PodEnd};
 pub use netlink::{Device, Links, Monitor, Netlink, NetlinkError, Veth, is_link_local};
 pub use pod_addresses::PodAddressMonitor;
 pub use tunnels::TunnelEndpoints;

@@ -31,7 +31,7 @@ impl Netlink {
                 });
             }
         })?;
-        let none = || io::Error::new(io::ErrorKind::NotFound, "no interface of the node leads there");
+        let none = || io::Error::new(io::ErrorKind::NotFound, "no interface of this node has a peer in this namespace");
         id.ok_or_else(|| NetlinkError::Io { request: REQUEST, source: none() })
     }
 }

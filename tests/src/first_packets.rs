@@ -9,13 +9,13 @@ use anyhow::{Context, Result};
 use crate::netns::Netns;
 
 /// Sends to a forbidden pod, and then to an allowed one, over UDP and TCP. Each allowed packet must get a reply within
-/// `patience`, and an allowed connection within 900 ms: a lost SYN is repeated after a second.
+/// `reply_timeout`, and an allowed connection within 900 ms: a lost SYN is repeated after a second.
 ///
 /// # Errors
 /// Returns an error if an allowed packet gets no reply in time, or a packet cannot be sent.
-pub fn first_packets(server: Ipv4Addr, other: Ipv4Addr, patience: Duration) -> Result<()> {
+pub fn first_packets(server: Ipv4Addr, other: Ipv4Addr, reply_timeout: Duration) -> Result<()> {
     let datagrams = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    datagrams.set_read_timeout(Some(patience))?;
+    datagrams.set_read_timeout(Some(reply_timeout))?;
     // A drop at the pod's interface is not reported to the sender.
     datagrams.send_to(b"forbidden", (other, 53)).context("sending a forbidden datagram")?;
     match TcpStream::connect_timeout(&SocketAddr::from((other, 80)), Duration::from_millis(1)) {
@@ -31,10 +31,18 @@ pub fn first_packets(server: Ipv4Addr, other: Ipv4Addr, patience: Duration) -> R
             break;
         }
     }
+    connects(server, reply_timeout)
+}
+
+/// Connects to a pod that policies allow.
+///
+/// # Errors
+/// Returns an error if the connection fails, or takes longer than the timeout or 900 ms: a lost SYN is repeated after a
+/// second.
+pub fn connects(server: Ipv4Addr, timeout: Duration) -> Result<()> {
     let allowed = SocketAddr::from((server, 80));
-    let patience = patience.min(Duration::from_millis(900));
-    TcpStream::connect_timeout(&allowed, patience).context("connecting to the allowed pod")?;
-    Ok(())
+    let timeout = timeout.min(Duration::from_millis(900));
+    TcpStream::connect_timeout(&allowed, timeout).map(drop).context("connecting to the allowed pod")
 }
 
 /// Returns how many IP packets a namespace has received. Sent to no other host, they are of a pod under test.

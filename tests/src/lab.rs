@@ -111,6 +111,17 @@ impl Lab {
         self.agent.as_ref().expect("the lab has no agent").get("/metrics")
     }
 
+    /// Returns the value of one series of the agent's metrics, such as `netpol_map_entries{map="ALLOW"}`.
+    ///
+    /// # Errors
+    /// Returns an error if the agent does not respond, or there is no such series.
+    pub fn metric(&self, series: &str) -> Result<f64> {
+        let page = self.metrics()?;
+        let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        let value = value.with_context(|| format!("there is no {series} in\n{page}"))?;
+        value.parse().with_context(|| format!("reading {series}"))
+    }
+
     /// Replaces the policies given at the start.
     ///
     /// # Errors

@@ -54,14 +54,9 @@ fn s27_unprotected_time_and_packets_in_metrics_and_log_are_correct() -> Result<(
     const CONNECTIONS: u32 = 5;
     let mut lab = Lab::start(pods(), &[deny_all("shop")])?;
     let sums = |lab: &Lab| -> Result<[f64; 2]> {
-        let page = lab.metrics()?;
-        let value = |name: &str| -> Result<f64> {
-            let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-            line.with_context(|| format!("no {name}"))?.parse().with_context(|| format!("reading {name}"))
-        };
         Ok([
-            value("netpol_unprotected_seconds_sum{since=\"interface\"}")?,
-            value("netpol_unprotected_packets_total{since=\"interface\"}")?,
+            lab.metric("netpol_unprotected_seconds_sum{since=\"interface\"}")?,
+            lab.metric("netpol_unprotected_packets_total{since=\"interface\"}")?,
         ])
     };
     let before = sums(&lab)?;

@@ -33,9 +33,7 @@ fn many() -> String {
 
 /// Returns for how long the agent has been compiling, from its metrics.
 fn compiling(lab: &Lab) -> Result<f64> {
-    let page = lab.metrics()?;
-    let line = page.lines().find_map(|line| line.strip_prefix("netpol_evaluating_seconds "));
-    line.context("no netpol_evaluating_seconds")?.parse().context("parsing the value")
+    lab.metric("netpol_evaluating_seconds")
 }
 
 /// Starts a lab with an agent that has just begun to compile [`many`] policies.

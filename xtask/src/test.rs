@@ -35,8 +35,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     setup::run()?;
     setup::mount_bpffs()?;
     ebpf::build_with_tests()?;
-    let executables = executables::build()?;
-    let agent = executables::agent()?;
+    let (executables, agent) = executables::build()?;
     let build_time = start.elapsed();
 
     let mut tally = Tally::default();

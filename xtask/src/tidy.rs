@@ -48,7 +48,11 @@ pub(crate) fn run() -> Result<ExitCode> {
     }
     match tools::advisories()? {
         Ok(findings) => all += report(ADVISORIES, &findings),
-        Err(reason) => println!("NOT CHECKED: {ADVISORIES}\n        {}", reason.replace('\n', "\n        ")),
+        // A machine without a network can check everything else; CI must have one.
+        Err(reason) => {
+            println!("NOT CHECKED: {ADVISORIES}\n        {}", reason.replace('\n', "\n        "));
+            all += usize::from(std::env::var_os("CI").is_some());
+        }
     }
     if all > 0 {
         println!("\nFindings: {all}");

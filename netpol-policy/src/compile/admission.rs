@@ -17,8 +17,8 @@ use crate::tables::{Change, EndpointPolicy};
 impl Engine {
     /// Returns whether a namespace may use this many more (ports, entries).
     pub(super) fn has_room(&self, namespace: &NamespaceName, needed: (u64, u64)) -> bool {
-        let memory_usage = (self.port_sets.memory_usage(), self.rule_sets.memory_usage());
-        needed == (0, 0) || self.memory_limit.has_room(namespace, memory_usage, needed)
+        let entry_counts = (self.port_sets.entry_counts(), self.rule_sets.entry_counts());
+        needed == (0, 0) || self.memory_limit.has_room(namespace, entry_counts, needed)
     }
 
     /// Returns whether rule sets of a namespace can change in place within the memory limit. If not, their pods get

@@ -34,7 +34,7 @@ pub(super) enum Target {
 
 impl BackendSet {
     /// Returns whether every rule set allows at least some of the backends.
-    fn is_never_none(&self) -> bool {
+    pub(super) fn is_partly_allowed_by_all(&self) -> bool {
         self.targets.is_empty() || self.targets.iter().any(|target| !matches!(target, Target::Peer(..)))
     }
 
@@ -55,7 +55,7 @@ pub(super) struct BackendSets {
     by_port: Index<(u8, u16), ClassId>,
     by_hairpin: Index<IpAddr, ClassId>,
     /// The backend sets for which every rule set has an entry: it allows at least some of the backends.
-    never_none: BTreeSet<ClassId>,
+    partly_allowed_by_all: BTreeSet<ClassId>,
     /// Rule sets that have an entry in `ALLOW`, by backend set.
     allowed_by: Index<ClassId, RuleSetId>,
     by_rule_set: Index<RuleSetId, ClassId>,
@@ -73,8 +73,8 @@ impl BackendSets {
         for address in &backend_set.hairpin {
             self.by_hairpin.insert(*address, id);
         }
-        if backend_set.is_never_none() {
-            self.never_none.insert(id);
+        if backend_set.is_partly_allowed_by_all() {
+            self.partly_allowed_by_all.insert(id);
         }
         (id, true)
     }
@@ -88,7 +88,7 @@ impl BackendSets {
     pub(super) fn retire(&mut self) -> Vec<(RuleSetId, ClassId)> {
         let mut retired = Vec::new();
         for (id, backend_set) in self.sets.retire() {
-            self.never_none.remove(&id);
+            self.partly_allowed_by_all.remove(&id);
             for (class, port) in backend_set.peers() {
                 self.by_backend.remove(&class, &id);
                 self.by_port.remove(&(backend_set.protocol, port), &id);
@@ -143,7 +143,7 @@ impl BackendSets {
     }
 
     /// Returns the backend sets for which every rule set has an entry: it allows at least some of the backends.
-    pub(super) fn never_none(&self) -> impl Iterator<Item = ClassId> {
-        self.never_none.iter().copied()
+    pub(super) fn partly_allowed_by_all(&self) -> impl Iterator<Item = ClassId> {
+        self.partly_allowed_by_all.iter().copied()
     }
 }

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use netpol_common::Direction;
 
 use super::allow::prefix_count;
-use super::memory_usage::MemoryUsage;
+use super::entry_counts::EntryCounts;
 use super::rules::rules;
 use crate::cluster_state::ClusterState;
 use crate::model::{IpBlock, NamespaceName, Peer, Peers, Pod, PodKey, Policy, PolicyKey, PortMatch, Ports, Rule};
@@ -160,7 +160,7 @@ impl MemoryLimit {
     pub(super) fn has_room(
         &self,
         namespace: &NamespaceName,
-        (ports, allow): (&MemoryUsage, &MemoryUsage),
+        (ports, allow): (&EntryCounts, &EntryCounts),
         (new_ports, new_allow): (u64, u64),
     ) -> bool {
         let Some(limit) = self.limit else { return true };

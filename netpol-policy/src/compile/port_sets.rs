@@ -6,8 +6,8 @@ use std::hash::{BuildHasher, RandomState};
 use netpol_common::{AllowEntry, PortEntry, PortKey, PortSetId, RuleId, port_verdict};
 
 use super::allow::{AllowEntries, PortPrefix, Ports};
+use super::entry_counts::EntryCounts;
 use super::ids::Counter;
-use super::memory_usage::MemoryUsage;
 use crate::model::NamespaceName;
 use crate::tables::Change;
 
@@ -18,7 +18,7 @@ pub(super) struct PortSets {
     by_hash: HashMap<u64, Vec<PortSetId>>,
     entries: BTreeMap<PortSetId, PortSet>,
     /// Number of entries by the namespace that first used them.
-    memory_usage: MemoryUsage,
+    entry_counts: EntryCounts,
     counter: Counter,
     hasher: RandomState,
 }
@@ -88,8 +88,8 @@ impl PortSets {
     }
 
     /// Returns the number of entries by namespace.
-    pub(super) fn memory_usage(&self) -> &MemoryUsage {
-        &self.memory_usage
+    pub(super) fn entry_counts(&self) -> &EntryCounts {
+        &self.entry_counts
     }
 
     /// Returns how many map entries [`PortSets::acquire`] would add for these ports.
@@ -120,7 +120,7 @@ impl PortSets {
         let id = PortSetId(self.counter.next());
         self.by_hash.entry(hash).or_default().push(id);
         self.entries.insert(id, PortSet { ports: ports.clone(), hash, users: 1, owner: owner.clone(), frozen: false });
-        self.memory_usage.add(owner, ports.len() as u64);
+        self.entry_counts.add(owner, ports.len() as u64);
         (entry(id), ports.iter().map(|(prefix, rule)| put(id, *prefix, *rule)).collect())
     }
 
@@ -157,9 +157,9 @@ impl PortSets {
         self.remove_hash(id);
         let set = self.entries.get_mut(&id)?;
         set.hash = hash;
-        self.memory_usage.subtract(&set.owner, set.ports.len() as u64);
+        self.entry_counts.subtract(&set.owner, set.ports.len() as u64);
         diff.apply(&mut set.ports);
-        self.memory_usage.add(&set.owner, set.ports.len() as u64);
+        self.entry_counts.add(&set.owner, set.ports.len() as u64);
         self.by_hash.entry(hash).or_default().push(id);
         let puts = diff.put.iter().map(|(prefix, rule)| put(id, *prefix, *rule));
         Some(puts.chain(diff.delete.iter().map(|prefix| delete(id, *prefix))).collect())
@@ -181,7 +181,7 @@ impl PortSets {
         }
         self.remove_hash(id);
         let Some(PortSet { ports, owner, .. }) = self.entries.remove(&id) else { return Vec::new() };
-        self.memory_usage.subtract(&owner, ports.len() as u64);
+        self.entry_counts.subtract(&owner, ports.len() as u64);
         ports.keys().map(|prefix| delete(id, *prefix)).collect()
     }
 

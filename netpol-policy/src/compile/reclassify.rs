@@ -135,7 +135,7 @@ impl Engine {
     }
 
     /// Returns the rule sets that now allow less to some address.
-    pub(super) fn narrowed(&self, moves: &Moves) -> BTreeSet<RuleSetId> {
+    pub(super) fn narrowed_by_addresses(&self, moves: &Moves) -> BTreeSet<RuleSetId> {
         let (mut narrowed, mut pairs) = (BTreeSet::new(), BTreeSet::new());
         for (address, step) in &moves.addresses {
             let now = self.tables.address(*address).unwrap_or_default();

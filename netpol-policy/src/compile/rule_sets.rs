@@ -7,8 +7,8 @@ use netpol_common::{ClassId, Direction, DirectionPolicy, PortSetId, RuleSetId};
 
 use super::allow::{AllowEntries, PortPrefix};
 use super::classes::Signature;
+use super::entry_counts::EntryCounts;
 use super::ids::Counter;
-use super::memory_usage::MemoryUsage;
 use super::parts::{PartId, Parts, RuleAt};
 use super::rules::MAX_RETIRED;
 use super::selectors::PeerSelectorId;
@@ -32,7 +32,7 @@ pub(super) struct RuleSets {
     /// Those of them that allow some ports to any peer, by port prefix.
     by_port_for_any_peer: Index<PortPrefix, RuleSetId>,
     /// Number of `ALLOW` entries for classes of pods.
-    memory_usage: MemoryUsage,
+    entry_counts: EntryCounts,
     /// Entries for which there is no room.
     refused: BTreeSet<(RuleSetId, ClassId)>,
     /// Rule sets that lost their last user, and may have got one since.
@@ -285,7 +285,7 @@ impl RuleSets {
         }
         let rule_set = self.entries.remove(&id)?;
         if let Some(namespace) = rule_set.namespace() {
-            self.memory_usage.subtract(namespace, rule_set.charged.len() as u64);
+            self.entry_counts.subtract(namespace, rule_set.charged.len() as u64);
         }
         let refused: Vec<_> = self.refused_by(id).collect();
         for entry in refused {
@@ -314,8 +314,8 @@ impl RuleSets {
     }
 
     /// Returns the number of entries for classes of pods, by namespace.
-    pub(super) fn memory_usage(&self) -> &MemoryUsage {
-        &self.memory_usage
+    pub(super) fn entry_counts(&self) -> &EntryCounts {
+        &self.entry_counts
     }
 
     /// Charges an entry for a class of pods.
@@ -324,7 +324,7 @@ impl RuleSets {
         if rule_set.charged.insert(class)
             && let Some(namespace) = rule_set.policies.first().map(|policy| &policy.namespace)
         {
-            self.memory_usage.add(namespace, 1);
+            self.entry_counts.add(namespace, 1);
         }
     }
 
@@ -335,7 +335,7 @@ impl RuleSets {
             && rule_set.charged.remove(&class)
             && let Some(namespace) = rule_set.policies.first().map(|policy| &policy.namespace)
         {
-            self.memory_usage.subtract(namespace, 1);
+            self.entry_counts.subtract(namespace, 1);
         }
     }
 

@@ -119,7 +119,7 @@ impl Engine {
         let mut entries = Vec::new();
         for class in &frontends.new {
             let Some(backend_set) = self.backend_sets.get(*class) else { continue };
-            let rule_sets: BTreeSet<_> = if self.backend_sets.never_none().any(|id| id == *class) {
+            let rule_sets: BTreeSet<_> = if backend_set.is_partly_allowed_by_all() {
                 self.rule_sets.evaluating_services().collect()
             } else {
                 let (peers, ports): (Vec<_>, Vec<_>) = backend_set.peers().unzip();
@@ -136,7 +136,7 @@ impl Engine {
             let peers = self.classes_with_entries(rule_set);
             let mut classes = self.backend_sets.with_backend_at(rule_set.any.prefixes());
             classes.extend(peers.into_iter().flat_map(|peer| self.backend_sets.with_backend_of(peer)));
-            classes.extend(self.backend_sets.never_none());
+            classes.extend(self.backend_sets.partly_allowed_by_all());
             entries.extend(classes.into_iter().map(|class| (*id, class)));
         }
         for (pod, rule_sets) in next {
@@ -257,7 +257,7 @@ impl Engine {
     }
 
     /// Returns the rule sets that allow fewer backends of some frontend than before the moves.
-    pub(super) fn narrowed_rule_sets(&self, moves: &Moves, frontends: &FrontendMoves) -> BTreeSet<RuleSetId> {
+    pub(super) fn narrowed_by_frontends(&self, moves: &Moves, frontends: &FrontendMoves) -> BTreeSet<RuleSetId> {
         let (mut narrowed, mut pairs) = (BTreeSet::new(), BTreeSet::new());
         for (frontend, from, to) in frontends.changed() {
             match (frontend.address, from, to) {

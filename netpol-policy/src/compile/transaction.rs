@@ -186,7 +186,7 @@ impl Engine {
         }
         // New rule sets have no flows yet. Rule sets that change in place only grow in this step.
         let grows = |id: &RuleSetId| rules.in_place.iter().any(|update| update.rule_set == *id);
-        let mut narrowed = &self.narrowed(&moves) | &self.narrowed_rule_sets(&moves, &frontends);
+        let mut narrowed = &self.narrowed_by_addresses(&moves) | &self.narrowed_by_frontends(&moves, &frontends);
         narrowed.retain(|id| self.rule_sets.is_used(*id) && !rules.new.contains(id) && !grows(id));
         if !narrowed.is_empty() {
             self.write(&mut changes, Change::Reevaluate(narrowed.into_iter().collect()));

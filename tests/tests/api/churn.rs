@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use netpol_apiserver::{ApiServer, Resource, WatchFault};
 use netpol_tests::{AgentOptions, Lab};
 use serde_json::json;
@@ -28,21 +28,12 @@ fn address(number: u16) -> String {
     format!("10.99.{}.{}", number / 250, number % 250 + 1)
 }
 
-fn metric(lab: &Lab, series: &str) -> Result<f64> {
-    let page = lab.metrics()?;
-    let line = page
-        .lines()
-        .find_map(|line| line.strip_prefix(series))
-        .with_context(|| format!("there is no {series}: {page}"))?;
-    line.trim().parse().with_context(|| format!("reading {series}"))
-}
-
 /// Returns whether the agent has as many pods and policies as the API server.
 fn is_in_sync(lab: &Lab) -> Result<bool> {
     for (resource, kind) in [(Resource::Pods, "pods"), (Resource::NetworkPolicies, "networkpolicies")] {
         let expected = lab.api_server().all(resource).len();
-        let objects = metric(lab, &format!("netpol_source_objects{{kind=\"{kind}\"}}"))?;
-        let in_sync = metric(lab, &format!("netpol_source_in_sync{{kind=\"{kind}\"}}"))?;
+        let objects = lab.metric(&format!("netpol_source_objects{{kind=\"{kind}\"}}"))?;
+        let in_sync = lab.metric(&format!("netpol_source_in_sync{{kind=\"{kind}\"}}"))?;
         if objects.to_string() != expected.to_string() || in_sync < 1.0 {
             return Ok(false);
         }

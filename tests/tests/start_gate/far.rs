@@ -55,7 +55,8 @@ fn s38_a_peer_on_another_node_allows_a_new_pod_when_its_address_is_published() -
         })?;
         let is_dropped = early.as_ref().is_err_and(|error| error.kind() == ErrorKind::TimedOut);
         ensure!(is_dropped, "{pod}, before its address was published: {early:?}\n{}", far.log());
-        far.wait_denied(|line| line.reason() == "no-rule" && line.direction() == "ingress")?;
+        let from = address.to_string();
+        far.wait_denied(|line| line.reason() == "no-rule" && line.direction() == "ingress" && line.from() == from)?;
         let before = received(cluster.host("shop/far"))?;
         cluster.manifests().write(&file_of(&pod), &PodSpec::new(&pod).manifest(&[address.into()]))?;
         far.sync_api_server()?;

@@ -3,19 +3,12 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use netpol_nri_double::{NriServer, Options, Start};
 use netpol_policy::model::Protocol::{Tcp, Udp};
 use netpol_tests::{Lab, PodSlots, PodSpec, ProbeResult};
 
 use super::{REPLY_TIMEOUT, lab, options, pods, policies, sandbox};
-
-/// Returns the value of a metric.
-fn metric(lab: &Lab, name: &str) -> Result<f64> {
-    let page = lab.metrics()?;
-    let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
-    value.with_context(|| format!("no {name} in\n{page}"))
-}
 
 #[test]
 fn s38_unprotected_time_counts_from_the_start_of_containers() -> Result<()> {
@@ -25,7 +18,7 @@ fn s38_unprotected_time_counts_from_the_start_of_containers() -> Result<()> {
         let runtime = NriServer::start(&directory.path().join("nri.sock"), Options::default())?;
         let lab = lab(directory.path(), &["--start-gate", "nri", "--unknown-pods", unknown_pods])?;
         runtime.wait_for_plugin("netpol", REPLY_TIMEOUT)?;
-        let since_interface = metric(&lab, "netpol_unprotected_seconds_count{since=\"interface\"}")?;
+        let since_interface = lab.metric("netpol_unprotected_seconds_count{since=\"interface\"}")?;
         let mut slots = PodSlots::prepare(&lab.cluster, 1)?;
         lab.cluster.manifests().write("pod.yaml", &PodSpec::new("jobs/pod").manifest(&[]))?;
         let address = slots.attach(0, "job", 1)?;
@@ -34,10 +27,10 @@ fn s38_unprotected_time_counts_from_the_start_of_containers() -> Result<()> {
         let started = runtime.run(&sandbox("jobs/pod", address, true));
         ensure!(started == Start::Allowed, "{started:?}\n{}", lab.agent_ref().log());
         let log = lab.agent_ref().log();
-        ensure!(metric(&lab, SINCE_CONTAINER)? > 0.5, "{unknown_pods}: the start is not counted:\n{log}");
-        let time = metric(&lab, "netpol_unprotected_seconds_sum{since=\"container\"}")?;
+        ensure!(lab.metric(SINCE_CONTAINER)? > 0.5, "{unknown_pods}: the start is not counted:\n{log}");
+        let time = lab.metric("netpol_unprotected_seconds_sum{since=\"container\"}")?;
         ensure!(time < f64::EPSILON, "{unknown_pods}: {time} s before the containers started\n{log}");
-        let others = metric(&lab, "netpol_unprotected_seconds_count{since=\"interface\"}")? - since_interface;
+        let others = lab.metric("netpol_unprotected_seconds_count{since=\"interface\"}")? - since_interface;
         ensure!(others < 0.5, "{unknown_pods}: counted from the interface, too:\n{log}");
     }
     Ok(())

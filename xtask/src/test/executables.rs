@@ -1,5 +1,6 @@
 //! Lists the test executables, from cargo's messages.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -7,7 +8,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
-use crate::{run, workspace};
+use crate::run;
 
 /// The crate with the live integration tests.
 const LIVE: &str = "tests";
@@ -61,18 +62,12 @@ impl fmt::Display for Executable {
     }
 }
 
-/// Returns the agent that [`build`] has built: cargo builds a crate's programs with its integration tests. `netpol` and
-/// `netpol-cni` are beside it.
-pub(super) fn agent() -> Result<PathBuf> {
-    let folder = workspace::target().join("debug");
-    for program in ["netpol-agent", "netpol", "netpol-cni"] {
-        ensure!(folder.join(program).is_file(), "cargo has not built {program} with the tests of its crate");
-    }
-    Ok(folder.join("netpol-agent"))
-}
+/// Programs that tests run. Cargo builds a crate's programs with its integration tests.
+const PROGRAMS: [&str; 3] = ["netpol-agent", "netpol", "netpol-cni"];
 
-/// Builds all tests and returns them, fast ones first.
-pub(super) fn build() -> Result<Vec<Executable>> {
+/// Builds all tests, and the programs that they run. Returns the tests, fast ones first, and the agent. The other
+/// programs are beside it.
+pub(super) fn build() -> Result<(Vec<Executable>, PathBuf)> {
     run::announce("building the tests");
     let mut cargo = run::cargo(["test", "--workspace", "--all-features", "--no-run"]);
     cargo.arg("--message-format=json-render-diagnostics").stdin(Stdio::null()).stderr(Stdio::inherit());
@@ -80,13 +75,22 @@ pub(super) fn build() -> Result<Vec<Executable>> {
     if !output.status.success() {
         bail!("the tests do not compile: cargo test --workspace --all-features --no-run");
     }
-    let mut executables = String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| parse(line).transpose())
-        .collect::<Result<Vec<_>>>()?;
+    let output = String::from_utf8_lossy(&output.stdout);
+    let built = output.lines().filter_map(|line| parse(line).transpose()).collect::<Result<Vec<_>>>()?;
+    let (mut executables, mut programs) = (Vec::new(), BTreeMap::new());
+    for one in built {
+        match one {
+            Built::Test(executable) => executables.push(executable),
+            Built::Program(name, path) => drop(programs.insert(name, path)),
+        }
+    }
+    for program in PROGRAMS {
+        ensure!(programs.contains_key(program), "cargo has not built {program} with the tests of its crate");
+    }
+    let agent = programs.remove(PROGRAMS[0]).context("no agent was built")?;
     executables.extend(with_api_server(&executables)?);
     executables.sort_by_key(|one| (one.is_live(), one.source, one.integration, one.folder.clone(), one.target.clone()));
-    Ok(executables)
+    Ok((executables, agent))
 }
 
 /// Returns the executables that run a second time, with an API server.
@@ -101,8 +105,16 @@ fn with_api_server(executables: &[Executable]) -> Result<Vec<Executable>> {
     ALSO_WITH_API_SERVER.iter().map(find).collect()
 }
 
-/// Parses one line of cargo's messages. Returns a test executable if the line has one.
-fn parse(line: &str) -> Result<Option<Executable>> {
+/// What cargo has built.
+#[derive(Debug, PartialEq, Eq)]
+enum Built {
+    Test(Executable),
+    /// A program with its name.
+    Program(String, PathBuf),
+}
+
+/// Parses one line of cargo's messages. Returns the executable if the line has one.
+fn parse(line: &str) -> Result<Option<Built>> {
     let message: Message = serde_json::from_str(line).with_context(|| format!("parsing cargo's message {line}"))?;
     let (Some(path), Some(manifest), Some(target), Some(profile)) =
         (message.executable, message.manifest_path, message.target, message.profile)
@@ -110,11 +122,11 @@ fn parse(line: &str) -> Result<Option<Executable>> {
         return Ok(None);
     };
     if !profile.test {
-        return Ok(None);
+        return Ok(Some(Built::Program(target.name, path)));
     }
     let folder = manifest.parent().context("the manifest's path has no folder")?.to_owned();
     let integration = target.kind.iter().any(|kind| kind == "test");
-    Ok(Some(Executable { folder, target: target.name, integration, path, source: Source::Default }))
+    Ok(Some(Built::Test(Executable { folder, target: target.name, integration, path, source: Source::Default })))
 }
 
 #[derive(Deserialize)]
@@ -148,11 +160,14 @@ mod tests {
                 "target":{{"name":"x","kind":["{kind}"]}},"profile":{{"test":{test}}}}}"#
             )
         };
-        let found = parse(&artifact("test", true)).unwrap().unwrap();
-        assert!(found.is_live());
-        let unit = parse(&artifact("lib", true)).unwrap().unwrap();
-        assert!(!unit.is_live() && !unit.integration);
-        assert_eq!(parse(&artifact("bin", false)).unwrap(), None, "a program, not a test");
+        let test = |kind| match parse(&artifact(kind, true)).unwrap() {
+            Some(Built::Test(test)) => test,
+            other => panic!("{other:?} is no test"),
+        };
+        assert!(test("test").is_live());
+        assert!(!test("lib").is_live() && !test("lib").integration);
+        let program = parse(&artifact("bin", false)).unwrap();
+        assert_eq!(program, Some(Built::Program("x".to_owned(), "/t/x-1".into())));
         assert_eq!(parse(r#"{"reason":"build-finished","success":true}"#).unwrap(), None);
         assert!(parse("warning: not a message").is_err());
     }

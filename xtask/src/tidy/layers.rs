@@ -37,9 +37,9 @@ pub(super) fn pure_crates() -> Result<Vec<String>> {
     for name in dependencies("netpol-cni")?.iter().filter(|name| ["tokio", "hyper"].contains(&name.as_str())) {
         findings.push(format!("netpol-cni depends on {name}: it is copied to each node and started for each pod"));
     }
-    for package in ["netpol-api", "netpol-cli", "netpol-cni"] {
+    for package in ["netpol-api", "netpol-cli", "netpol-cni", "netpol-source", "netpol-node", "netpol-nri"] {
         for name in dependencies(package)?.iter().filter(|name| name.starts_with("aya") || *name == "netpol-agent") {
-            findings.push(format!("{package} depends on {name}: clients must not depend on the agent"));
+            findings.push(format!("{package} depends on {name}: only the agent uses the data plane"));
         }
     }
     let allowed_in_common =

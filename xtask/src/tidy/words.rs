@@ -77,10 +77,11 @@ fn prose(line: &str) -> String {
 
 /// Returns whether text contains a word, or several, and not as a part of another one, or of a name like `shop:nobody`.
 fn has_word(text: &str, word: &str) -> bool {
-    let is_part = |character: char| character.is_alphanumeric() || matches!(character, '_' | ':');
+    let is_part = |character: char| character.is_alphanumeric() || character == '_';
     text.match_indices(word).any(|(start, _)| {
         let (before, after) = (&text[..start], &text[start + word.len()..]);
-        !before.chars().next_back().is_some_and(is_part) && !after.chars().next().is_some_and(is_part)
+        !before.chars().next_back().is_some_and(|character| is_part(character) || character == ':')
+            && !after.chars().next().is_some_and(is_part)
     })
 }
 
@@ -96,5 +97,6 @@ mod tests {
         assert!(!has_word(&prose("// atomic"), "atom"));
         assert!(!has_word(&prose("// whomever"), "whom"));
         assert!(!has_word(&prose("// serviceaccount:shop:nobody"), "nobody"));
+        assert!(has_word(&prose("// nobody: x"), "nobody"));
     }
 }

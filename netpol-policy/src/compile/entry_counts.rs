@@ -6,12 +6,12 @@ use crate::model::NamespaceName;
 
 /// Number of entries of a map, by the namespace that they are charged to.
 #[derive(Clone, Debug, Default)]
-pub(super) struct MemoryUsage {
+pub(super) struct EntryCounts {
     total: u64,
     of: BTreeMap<NamespaceName, u64>,
 }
 
-impl MemoryUsage {
+impl EntryCounts {
     pub(super) fn add(&mut self, namespace: &NamespaceName, entries: u64) {
         self.total += entries;
         *self.of.entry(namespace.clone()).or_default() += entries;
