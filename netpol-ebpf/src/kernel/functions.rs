@@ -108,7 +108,7 @@ impl FrameFunctions for Skb {
         /// The IP version, above the offset. 0: the low byte is a reason.
         const V4: u32 = 1 << 8;
         const V6: u32 = 2 << 8;
-        let word = call!(self, netpol_find() -> u32, |skb| match slow_path::check_frame(skb, skb.direction()) {
+        let word = call!(self, netpol_check_frame() -> u32, |skb| match slow_path::check_frame(skb, skb.direction()) {
             FrameResult::Evaluated(reason) => reason as u32,
             FrameResult::V4(start) => V4 | start,
             FrameResult::V6(start) => V6 | start,
@@ -139,10 +139,10 @@ impl ReportFunctions for Skb {
     fn limit_event(self, hash: u64, budget: u32) -> u64 {
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn netpol_limit(hash: u64, budget: u32) -> u64 {
+        extern "C" fn netpol_limit_event(hash: u64, budget: u32) -> u64 {
             denied::limit_event(Node, hash, budget)
         }
-        netpol_limit(hash, budget)
+        netpol_limit_event(hash, budget)
     }
 }
 
