@@ -61,14 +61,11 @@ pub(super) fn frontend(
     };
     let backends: Vec<BackendVerdict> =
         connection.backends.iter().map(|connection| backend(scene, connection)).collect();
-    let has = |verdict| backends.iter().any(|backend| backend.verdict == verdict);
-    let verdict = match source {
-        Verdict::Deny => Verdict::Deny,
-        _ if backends.is_empty() => source.max(Verdict::Some),
-        _ if has(Verdict::Allow) && has(Verdict::Deny) => Verdict::Some,
-        _ if has(Verdict::Unknown) => Verdict::Unknown,
-        _ if has(Verdict::Deny) => Verdict::Deny,
-        source => source,
+    let verdict = match (source, Verdict::of_several(backends.iter().map(|backend| backend.verdict))) {
+        (Verdict::Deny, _) => Verdict::Deny,
+        (source, None) => source.max(Verdict::Some),
+        (source, Some(Verdict::Allow)) => source,
+        (_, Some(of_backends)) => of_backends,
     };
     Some(FrontendVerdict {
         owners: cluster_state.owners(&frontend).iter().map(name).collect(),

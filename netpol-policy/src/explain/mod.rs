@@ -11,6 +11,7 @@ mod nearest;
 mod render;
 mod yaml;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use netpol_common::{Direction, Reason};
@@ -34,7 +35,7 @@ use hints::Fix;
 pub enum Verdict {
     /// Allowed.
     Allow,
-    /// Through a Service: only some backends are allowed, or there are none yet.
+    /// Of several connections: some are allowed, and some are denied. Through a Service: also if it has no backends yet.
     Some,
     /// Offline: depends on a policy that is not evaluated, or on an unknown address.
     Unknown,
@@ -51,6 +52,18 @@ impl Verdict {
     /// Returns the verdict of a connection from those of its sides.
     pub(crate) fn of_sides(egress: Self, ingress: Self) -> Self {
         egress.max(ingress)
+    }
+
+    /// Returns the verdict on several connections, such as those to the backends of a Service: their verdict if it is
+    /// the same, otherwise `Some` if a connection is allowed and another one is denied. `None` without connections.
+    pub fn of_several(verdicts: impl IntoIterator<Item = Self>) -> Option<Self> {
+        let verdicts: BTreeSet<Self> = verdicts.into_iter().collect();
+        let has = |verdict| verdicts.contains(&verdict);
+        Some(match verdicts.first()? {
+            first if verdicts.len() == 1 => *first,
+            _ if has(Self::Some) || has(Self::Allow) && has(Self::Deny) => Self::Some,
+            _ => Self::Unknown,
+        })
     }
 
     /// `allow`, `some`, `unknown` or `deny`.

@@ -71,6 +71,24 @@ fn the_verdict_depends_on_how_many_backends_are_allowed() {
 }
 
 #[test]
+fn several_connections_have_the_verdict_some_if_one_is_allowed_and_one_denied() {
+    use Verdict::{Allow, Deny, Some as Part, Unknown};
+    for (verdicts, expected) in [
+        (&[][..], None),
+        (&[Allow, Allow], Some(Allow)),
+        (&[Deny], Some(Deny)),
+        (&[Unknown, Unknown], Some(Unknown)),
+        (&[Allow, Deny, Unknown], Some(Part)),
+        (&[Part, Unknown], Some(Part)),
+        (&[Deny, Part], Some(Part)),
+        (&[Unknown, Deny], Some(Unknown)),
+        (&[Unknown, Allow], Some(Unknown)),
+    ] {
+        assert_eq!(Verdict::of_several(verdicts.iter().copied()), expected, "{verdicts:?}");
+    }
+}
+
+#[test]
 fn each_backend_is_shown_with_what_it_lacks() {
     let cluster_state = shop("[{to: [{podSelector: {matchLabels: {app: db, tier: a}}}], ports: [{port: 5432}]}]");
     let explanation = to(&cluster_state, &service("db"), 80).expect("it has an address");
