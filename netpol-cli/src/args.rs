@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::net::IpAddr;
+use std::net::{AddrParseError, IpAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -184,7 +184,7 @@ pub(crate) struct MatrixOptions {
     pub(crate) namespaces: Vec<String>,
     /// An address to show with the pods, such as one outside the cluster or of a Service (allowed if all backends are);
     /// repeatable
-    #[arg(short, long = "address", value_name = "ADDRESS")]
+    #[arg(short, long = "address", value_name = "ADDRESS", value_parser = address)]
     pub(crate) addresses: Vec<IpAddr>,
     /// The output format. With csv, md, dot and mermaid, -p limits the ports
     #[arg(short, long, value_enum, default_value = "table")]
@@ -252,6 +252,11 @@ pub(crate) struct WaitOptions {
     /// The output format
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: Output,
+}
+
+/// Parses an address. An IPv4-mapped IPv6 address is the IPv4 address.
+fn address(text: &str) -> Result<IpAddr, AddrParseError> {
+    text.parse::<IpAddr>().map(|address| address.to_canonical())
 }
 
 /// The port and protocol of a connection.

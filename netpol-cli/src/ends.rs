@@ -68,7 +68,7 @@ impl FromStr for EndArgument {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum MatrixEnd {
     Namespace(String),
-    Pods(EndArgument),
+    End(EndArgument),
 }
 
 impl FromStr for MatrixEnd {
@@ -80,23 +80,23 @@ impl FromStr for MatrixEnd {
         }
         match text.parse()? {
             EndArgument::Service(..) | EndArgument::Range(_) | EndArgument::Internet => Err(format!(
-                "`{text}` is no row of the matrix; write a workload, a pod, labels, an address or NAMESPACE/*"
+                "`{text}` is not a row of the matrix; write a workload, a pod, labels, an address or NAMESPACE/*"
             )),
-            pods => Ok(Self::Pods(pods)),
+            end => Ok(Self::End(end)),
         }
     }
 }
 
 impl MatrixEnd {
     /// Returns the ends that the filter accepts.
-    pub(crate) fn find(&self, cluster: &OfflineCluster, namespace: &str) -> Result<Vec<End>> {
-        Ok(match self {
+    pub(crate) fn find(&self, cluster: &OfflineCluster, namespace: &str) -> Result<EndSet> {
+        match self {
             Self::Namespace(name) => {
                 let pods = cluster.state().pods.keys().filter(|key| *key.namespace == **name);
-                pods.cloned().map(End::Pod).collect()
+                Ok(EndSet::pods(format!("{name}/*"), pods.cloned()))
             }
-            Self::Pods(argument) => find(cluster, argument, namespace)?.ends.into_iter().map(|(end, _)| end).collect(),
-        })
+            Self::End(argument) => find(cluster, argument, namespace),
+        }
     }
 }
 

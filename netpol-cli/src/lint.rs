@@ -91,9 +91,9 @@ fn print(out: &mut impl Write, input: &Input, entries: &[Entry], width: usize, c
         of_it.map(|error| error.count).sum::<usize>()
     };
     let counts = [
-        counted(input.object_count(), "object"),
-        counted(count(Severity::Error), "error"),
-        counted(count(Severity::Warning), "warning"),
+        table::counted(input.object_count(), "object"),
+        table::counted(count(Severity::Error), "error"),
+        table::counted(count(Severity::Warning), "warning"),
     ];
     paragraph(out, &counts.join(", "), width)?;
     unevaluated::print(out, &input.parsed.unevaluated, width)?;
@@ -158,10 +158,4 @@ fn paragraph(out: &mut impl Write, text: &str, width: usize) -> io::Result<()> {
 
 fn print_lines(out: &mut impl Write, lines: impl IntoIterator<Item = String>) -> io::Result<()> {
     lines.into_iter().try_for_each(|line| writeln!(out, "{line}"))
-}
-
-/// `1 warning`, `2 warnings`.
-fn counted(count: usize, noun: &str) -> String {
-    let plural = if count == 1 { "" } else { "s" };
-    format!("{count} {noun}{plural}")
 }

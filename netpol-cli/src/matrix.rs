@@ -4,14 +4,14 @@ mod formats;
 mod groups;
 mod list;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 use anyhow::{Result, bail};
 use netpol_policy::cluster_state::ClusterState;
 use netpol_policy::explain::{Family, Verdict};
 use netpol_policy::offline::PortSet;
-use netpol_policy::reference::End;
+use netpol_policy::reference::{ConnectionError, End};
 use netpol_policy::text::{self, Safe};
 use serde::Serialize;
 
@@ -21,9 +21,9 @@ use list::List;
 use crate::Exit;
 use crate::args::{MatrixOptions, MatrixOutput, PortArgument};
 use crate::color::ColorMode;
-use crate::ends::MatrixEnd;
+use crate::ends::{EndSet, MatrixEnd};
 use crate::input::{Input, InputReport};
-use crate::table;
+use crate::table::{self, Cell};
 use crate::unevaluated;
 use crate::verdict::{Evaluator, Sides, VerdictError};
 
@@ -78,8 +78,8 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
         bail!("no pods to show; pass manifests of pods or workloads with -f, and check --namespace");
     }
     let namespace = options.namespaces.first().map_or("default", String::as_str);
-    let find = |filter: &Option<MatrixEnd>| filter.as_ref().map(|filter| filter.find(&cluster, namespace)).transpose();
-    let filters = [find(&options.from)?, find(&options.to)?];
+    let find = |filter: &Option<MatrixEnd>| filter.as_ref().map(|end| end.find(&cluster, namespace)).transpose();
+    let filters = (find(&options.from)?, find(&options.to)?);
     // A workload and itself: two of its pods.
     for end in &ends {
         if let End::Pod(key) = end {
@@ -88,16 +88,15 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
     }
     let evaluate = Evaluator::new(cluster);
     let groups = groups::of(&evaluate, &ends);
-    let [from, to] = filters.map(|accepted| {
-        let accepted: Option<BTreeSet<String>> = accepted.map(|ends| ends.iter().map(ToString::to_string).collect());
-        let is_shown = |group: &Group| {
-            accepted.as_ref().is_none_or(|accepted| group.members.iter().any(|member| accepted.contains(member)))
-        };
-        groups.iter().map(is_shown).collect::<Vec<_>>()
-    });
+    let [from, to] = [accepted("--from", filters.0, &groups), accepted("--to", filters.1, &groups)];
+    if from.is_err() || to.is_err() {
+        print_excluded(&mut io::stderr(), &excluded)?;
+    }
+    let (from, to) = (from?, to?);
     let matrix = Matrix { options, input: &input, evaluate: &evaluate, groups: &groups, excluded: &excluded, from, to };
     let is_unknown = match (options.output, options.ports.is_empty()) {
-        (MatrixOutput::Table | MatrixOutput::Json, false) => matrix.print_verdicts(out)?,
+        (MatrixOutput::Table, false) => matrix.print_tables(out)?,
+        (MatrixOutput::Json, false) => matrix.print_verdicts(out)?,
         _ => matrix.print_list(out)?,
     };
     Ok(match input.is_complete() {
@@ -107,57 +106,82 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
     })
 }
 
+/// Returns which groups a filter accepts. An error if it accepts none: the name may be misspelled.
+fn accepted(option: &str, filter: Option<EndSet>, groups: &[Group]) -> Result<Vec<bool>> {
+    let Some(EndSet { title, ends }) = filter else { return Ok(vec![true; groups.len()]) };
+    let members: BTreeSet<String> = ends.iter().map(|(end, _)| end.to_string()).collect();
+    let has_member = |group: &Group| group.members.iter().any(|member| members.contains(member));
+    let accepted: Vec<bool> = groups.iter().map(has_member).collect();
+    if !accepted.contains(&true) {
+        bail!(
+            "{option} {title} matches no row of the matrix; check its name and namespace (-n), or add an address with -a"
+        );
+    }
+    Ok(accepted)
+}
+
 impl Matrix<'_> {
-    /// Prints the verdicts at each port. Returns whether one is unknown.
-    fn print_verdicts(&self, out: &mut impl Write) -> Result<bool> {
-        let count = self.groups.len();
-        let (mut verdicts, mut all) = (Vec::new(), Vec::new());
+    /// Evaluates the connection between two groups, by index.
+    fn cell(&self, row: usize, column: usize, port: PortArgument) -> Result<Cell, VerdictError> {
+        if !self.from[row] || !self.to[column] {
+            return Ok(Cell::NotShown);
+        }
+        let only_allowed = self.options.only_allowed;
+        match self.evaluate.sides(&self.groups[row].source, &self.groups[column].destination, port) {
+            Ok(sides) if only_allowed && sides.verdict() == Verdict::Deny && sides.only_family.is_none() => {
+                Ok(Cell::NotShown)
+            }
+            Ok(sides) => Ok(Cell::Verdict(sides)),
+            Err(VerdictError::Connection(ConnectionError::NoCommonFamily(..))) if only_allowed => Ok(Cell::NotShown),
+            Err(VerdictError::Connection(ConnectionError::NoCommonFamily(..))) => Ok(Cell::NoCommonFamily),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Evaluates the connections between all groups, a row for each source.
+    fn cells(&self, port: PortArgument) -> Result<Vec<Cell>, VerdictError> {
+        list::pairs(self.groups.len()).map(|(row, column)| self.cell(row, column, port)).collect()
+    }
+
+    /// Prints a table for each port. Returns whether a verdict is unknown.
+    fn print_tables(&self, out: &mut impl Write) -> Result<bool> {
+        let mut printed = Vec::new();
         for &port in &self.options.ports {
-            let mut cells: Vec<Option<Sides>> = Vec::with_capacity(count * count);
-            for (row, from) in self.groups.iter().enumerate() {
-                for (column, to) in self.groups.iter().enumerate() {
-                    let is_shown = self.from[row] && self.to[column];
-                    let sides = || if_connected(self.evaluate.sides(&from.source, &to.destination, port));
-                    let sides = if is_shown { sides()? } else { None };
-                    let is_allowed = |sides: &Sides| sides.verdict() != Verdict::Deny || sides.only_family.is_some();
-                    let sides = sides.filter(|sides| !self.options.only_allowed || is_allowed(sides));
-                    verdicts.extend(sides.map(|sides| verdict(from, to, port, sides)));
-                    cells.push(sides);
-                }
-            }
-            if self.options.output == MatrixOutput::Table {
-                self.print_table(out, port, &cells)?;
-            }
-            all.extend(cells);
+            printed.extend(self.print_table(out, port, &self.cells(port)?)?);
         }
-        let is_unknown = all.iter().flatten().any(|sides| sides.verdict() == Verdict::Unknown);
-        if self.options.output == MatrixOutput::Json {
-            self.print_json(out, &verdicts)?;
-        } else {
-            let families =
-                if all.iter().flatten().any(|sides| sides.only_family.is_some()) { table::ONE_FAMILY } else { "" };
-            let is_filtered = self.options.only_allowed || self.options.from.is_some() || self.options.to.is_some();
-            let none = match all.contains(&None) {
-                true if is_filtered => table::NOT_SHOWN,
-                true => table::NO_COMMON_FAMILY,
-                false => "",
-            };
-            let unknown = if is_unknown { table::UNKNOWN } else { "" };
-            writeln!(out, "{}{families}{none}{unknown}", table::LEGEND)?;
-            self.print_notes(out)?;
-        }
+        let has = |is: fn(Sides) -> bool| printed.iter().filter_map(|cell| cell.sides()).any(is);
+        let is_unknown = has(|sides| sides.verdict() == Verdict::Unknown);
+        let legends = [
+            (has(|sides| sides.only_family.is_some()), table::ONE_FAMILY),
+            (printed.contains(&Cell::NoCommonFamily), table::NO_COMMON_FAMILY),
+            (printed.contains(&Cell::NotShown), table::NOT_SHOWN),
+            (is_unknown, table::UNKNOWN),
+        ];
+        let legends: String = legends.iter().filter(|(is_used, _)| *is_used).map(|(_, legend)| *legend).collect();
+        writeln!(out, "{}{legends}", table::LEGEND)?;
+        self.print_notes(out)?;
         Ok(is_unknown)
     }
 
-    /// Prints the rows and columns of a port that the filters accept.
-    fn print_table(&self, out: &mut impl Write, port: PortArgument, cells: &[Option<Sides>]) -> io::Result<()> {
+    /// Prints the verdicts at each port as JSON. Returns whether one is unknown.
+    fn print_verdicts(&self, out: &mut impl Write) -> Result<bool> {
+        let mut verdicts = Vec::new();
+        for &port in &self.options.ports {
+            for ((row, column), cell) in list::pairs(self.groups.len()).zip(self.cells(port)?) {
+                let (from, to) = (&self.groups[row], &self.groups[column]);
+                verdicts.extend(cell.sides().map(|sides| verdict(from, to, port, sides)));
+            }
+        }
+        self.print_json(out, &verdicts)?;
+        Ok(verdicts.iter().any(|connection| connection.verdict == Verdict::Unknown))
+    }
+
+    /// Prints and returns the rows and columns of a port with a cell that the filters accept.
+    fn print_table(&self, out: &mut impl Write, port: PortArgument, cells: &[Cell]) -> io::Result<Vec<Cell>> {
         let count = self.groups.len();
         let is_shown = |index: &usize| {
-            let (row, column) = (*index * count, *index);
-            let is_empty =
-                (0..count).all(|other| cells[row + other].is_none() && cells[other * count + column].is_none());
-            let is_filtered = self.options.from.is_some() || self.options.to.is_some() || self.options.only_allowed;
-            !is_filtered || !is_empty
+            let is_used = |row: usize, column: usize| cells[row * count + column] != Cell::NotShown;
+            (0..count).any(|other| is_used(*index, other) || is_used(other, *index))
         };
         let shown: Vec<usize> = (0..count).filter(is_shown).collect();
         let names: Vec<table::Heading> = shown
@@ -170,7 +194,8 @@ impl Matrix<'_> {
             .collect();
         let pairs = shown.iter().flat_map(|row| shown.iter().map(move |column| cells[row * count + column]));
         let cells: Vec<_> = pairs.collect();
-        table::print(out, &port.to_string(), &names, &cells, ColorMode::detect(), table::terminal_width())
+        table::print(out, &port.to_string(), &names, &cells, ColorMode::detect(), table::terminal_width())?;
+        Ok(cells)
     }
 
     /// Prints the exact ports. Returns whether a verdict is unknown.
@@ -185,11 +210,8 @@ impl Matrix<'_> {
             [] => PortSet::all(),
             ports => PortSet::of(ports.iter().map(|port| (port.protocol, port.port))),
         };
-        let index: BTreeMap<&str, usize> =
-            self.groups.iter().enumerate().map(|(index, group)| (&*group.name, index)).collect();
-        let list = List::new(self.evaluate.cluster(), self.groups, &ports, |from, to| {
-            self.from[index[&*from.name]] && self.to[index[&*to.name]]
-        });
+        let shows = |from: usize, to: usize| self.from[from] && self.to[to];
+        let list = List::new(self.evaluate.cluster(), self.groups, &ports, shows);
         let only_allowed = self.options.only_allowed;
         match self.options.output {
             MatrixOutput::Table => {
@@ -200,8 +222,8 @@ impl Matrix<'_> {
             MatrixOutput::Json => self.print_json(out, &list.json(only_allowed))?,
             MatrixOutput::Csv => formats::csv(out, &list, only_allowed)?,
             MatrixOutput::Md => formats::markdown(out, &list.rows(only_allowed))?,
-            MatrixOutput::Dot => formats::dot(out, &list)?,
-            MatrixOutput::Mermaid => formats::mermaid(out, &list)?,
+            MatrixOutput::Dot => formats::dot(out, &list, only_allowed)?,
+            MatrixOutput::Mermaid => formats::mermaid(out, &list, only_allowed)?,
         }
         Ok(list.has_unknown())
     }
@@ -223,15 +245,6 @@ fn verdict<'g>(from: &'g Group, to: &'g Group, port: PortArgument, sides: Sides)
     let Sides { egress, ingress, only_family } = sides;
     let (from, to) = (&*from.name, &*to.name);
     JsonVerdict { from, to, port: port.port, protocol, verdict, egress, ingress, allowed_family: only_family }
-}
-
-/// Returns `None` for ends that cannot connect, such as ends without a common address family.
-fn if_connected<T>(result: Result<T, VerdictError>) -> Result<Option<T>, VerdictError> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(VerdictError::Connection(_)) => Ok(None),
-        Err(mismatch) => Err(mismatch),
-    }
 }
 
 /// The reason why a pod is not in the matrix.
@@ -292,8 +305,8 @@ fn print_excluded(out: &mut impl Write, excluded: &[ExcludedPod]) -> io::Result<
         }
         let shown = pods.iter().take(PODS_SHOWN).copied().collect::<Vec<_>>().join(", ");
         let more = if pods.len() > PODS_SHOWN { ", …" } else { "" };
-        let plural = if pods.len() == 1 { "" } else { "s" };
-        writeln!(out, "not shown: {} pod{plural} {}: {}{more}", pods.len(), reason.text(), Safe(shown))?;
+        let count = table::counted(pods.len(), "pod");
+        writeln!(out, "not shown: {count} {}: {}{more}", reason.text(), Safe(shown))?;
     }
     Ok(())
 }

@@ -12,8 +12,8 @@ use crate::verdict::Sides;
 /// The legend of cells without a verdict, printed if there are any.
 pub(crate) const NO_COMMON_FAMILY: &str = "    - no address family in common";
 
-/// The legend of cells that filters exclude.
-pub(crate) const NOT_SHOWN: &str = "    - not shown";
+/// The legend of cells that filters exclude, printed if there are any.
+pub(crate) const NOT_SHOWN: &str = "    . not shown";
 
 /// The legend of cells of dual-stack pods, printed if there are any.
 pub(crate) const ONE_FAMILY: &str = "    4 allowed by IPv4 only    6 allowed by IPv6 only";
@@ -38,6 +38,21 @@ pub(crate) fn text_width() -> usize {
     if std::io::stdout().is_terminal() { terminal_width().unwrap_or(DEFAULT_WIDTH) } else { DEFAULT_WIDTH }
 }
 
+/// A cell of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cell {
+    Verdict(Sides),
+    NoCommonFamily,
+    /// Excluded by a filter.
+    NotShown,
+}
+
+impl Cell {
+    pub(crate) const fn sides(self) -> Option<Sides> {
+        if let Self::Verdict(sides) = self { Some(sides) } else { None }
+    }
+}
+
 /// A row and a column.
 #[derive(Clone, Debug)]
 pub(crate) struct Heading {
@@ -52,10 +67,13 @@ pub(crate) fn print(
     out: &mut impl Write,
     title: &str,
     ends: &[Heading],
-    cells: &[Option<Sides>],
+    cells: &[Cell],
     color: ColorMode,
     width: Option<usize>,
 ) -> io::Result<()> {
+    if ends.is_empty() {
+        return writeln!(out, "{title}: no connection to show\n");
+    }
     let digits = ends.len().to_string().len();
     let longest = ends.iter().map(|end| end.name.chars().count()).max().unwrap_or(0);
     // At least half of a narrow terminal is for the columns.
@@ -77,7 +95,7 @@ pub(crate) fn print(
             let mut line = format!("  {:>digits$} {:<names$}", from + 1, shorten(&end.name, names));
             for to in block.clone() {
                 let gap = if starts_group(ends, to, block.start) { "  " } else { " " };
-                let (letter, verdict) = cell(cells[from * ends.len() + to]);
+                let (letter, verdict) = symbol(cells[from * ends.len() + to]);
                 let padding = " ".repeat(digits - 1);
                 let _ = write!(line, "{gap}{padding}{}", color.verdict(verdict, letter));
             }
@@ -88,8 +106,12 @@ pub(crate) fn print(
     Ok(())
 }
 
-fn cell(sides: Option<Sides>) -> (&'static str, Verdict) {
-    let Some(sides) = sides else { return ("-", Verdict::Deny) };
+fn symbol(cell: Cell) -> (&'static str, Verdict) {
+    let sides = match cell {
+        Cell::Verdict(sides) => sides,
+        Cell::NoCommonFamily => return ("-", Verdict::Deny),
+        Cell::NotShown => return (".", Verdict::Deny),
+    };
     let is_denied = |verdict| verdict == Verdict::Deny;
     let letter = match sides {
         Sides { only_family: Some(Family::V4), .. } => "4",
@@ -107,6 +129,12 @@ fn cell(sides: Option<Sides>) -> (&'static str, Verdict) {
 
 fn starts_group(ends: &[Heading], index: usize, first: usize) -> bool {
     index == first || ends[index].group != ends[index - 1].group
+}
+
+/// `1 warning`, `2 warnings`.
+pub(crate) fn counted(count: usize, noun: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {noun}{plural}")
 }
 
 /// Shortens a name in its middle: the names of a workload's pods differ at the end.
@@ -134,7 +162,7 @@ mod tests {
     fn columns_are_split_into_blocks_on_a_narrow_terminal() {
         let ends: Vec<Heading> =
             (0..30).map(|i| Heading { group: "shop".to_owned(), name: format!("pod-{i}") }).collect();
-        let cells = vec![None; ends.len() * ends.len()];
+        let cells = vec![Cell::NotShown; ends.len() * ends.len()];
         let mut out = Vec::new();
         print(&mut out, "80/TCP", &ends, &cells, ColorMode::NEVER, Some(60)).expect("writing to memory");
         let text = String::from_utf8(out).expect("text");

@@ -53,9 +53,106 @@ fn filters_select_connections() {
     assert_eq!(rows(&["--from", "shop/*", "--to", "sts/db", "-p", "9187"]).len(), 3);
     assert_eq!(rows(&["--from", "shop/*", "--to", "sts/db", "-p", "9187", "--only-allowed"]), [""; 0]);
     let run = manifests.run("matrix", &["-n", "shop", "-p", "5432", "--from", "deploy/web"]);
-    assert!(run.code == 0 && run.out.contains("- not shown"), "{}", run.out);
+    assert!(run.code == 0 && run.out.contains(". not shown") && !run.out.contains("- no address"), "{}", run.out);
     assert_eq!(manifests.run("matrix", &["--from", "svc/db"]).code, 2);
     assert_eq!(manifests.run("matrix", &["-n", "shop", "--from", "deploy/absent"]).code, 3);
+}
+
+/// Five pods in `s`. Pod `d` allows only `a` and `b`, at port 80.
+const FIVE: &str = "\
+{apiVersion: v1, kind: Pod, metadata: {name: a, namespace: s, labels: {client: a}}, status: {podIP: 10.0.0.1}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: b, namespace: s, labels: {client: b}}, status: {podIP: 10.0.0.2}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: c, namespace: s}, status: {podIP: 10.0.0.3}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: d, namespace: s, labels: {app: d}}, status: {podIP: 10.0.0.4}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: e, namespace: s}, status: {podIP: 10.0.0.5}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: d, namespace: s}
+spec:
+  podSelector: {matchLabels: {app: d}}
+  ingress: [{from: [{podSelector: {matchExpressions: [{key: client, operator: Exists}]}}], ports: [{port: 80}]}]
+";
+/// A pod in `s` without an IPv4 address.
+const SIX: &str = "---\n{apiVersion: v1, kind: Pod, metadata: {name: six, namespace: s}, status: {podIP: 'fd00::1'}}\n";
+
+#[test]
+fn a_row_is_for_all_sources_only_if_none_is_left_out() {
+    let (five, six) = (FIVE.to_owned(), format!("{FIVE}{SIX}"));
+    for (text, arguments, expected) in [
+        (&five, &["--from", "s/a", "--to", "s/d"][..], "| s/d | s/a | TCP 80 |\n"),
+        (&five, &["--to", "s/d", "--only-allowed"], "| s/d | s/a, s/b | TCP 80 |\n"),
+        (&five, &["--to", "s/d"], "| s/d | s/c, s/e | none |\n| s/d | all others | TCP 80 |\n"),
+        (&five, &["--to", "s/a"], "| s/a | all | all |\n"),
+        (&five, &["--to", "s/a", "--only-allowed"], "| s/a | all | all |\n"),
+        (&six, &["--to", "s/a"], "| s/a | s/b, s/c, s/d, s/e | all |\n"),
+        (&six, &["--to", "s/d"], "| s/d | s/a, s/b | TCP 80 |\n| s/d | s/c, s/e | none |\n"),
+    ] {
+        let run = netpol(&[&["matrix", "-f", "-", "-o", "md"], arguments].concat(), text);
+        let rows = run.out.strip_prefix("| to | from | ports |\n|---|---|---|\n");
+        assert_eq!((rows, run.code), (Some(expected), 0), "{arguments:?}: {}", run.err);
+    }
+}
+
+#[test]
+fn a_filter_that_matches_no_row_is_an_error() {
+    let other = "---\n{apiVersion: v1, kind: Pod, metadata: {name: x, namespace: other}}\n";
+    let text = format!("{FIVE}{other}");
+    for (arguments, message) in [
+        (&["--from", "s/typo"][..], "--from pod s/typo matches no row"),
+        (&["--from", "nosuch/*", "--only-allowed"], "--from nosuch/* matches no row"),
+        (&["--to", "10.0.0.9", "-a", "10.0.0.8"], "--to 10.0.0.9 matches no row"),
+        (&["-n", "s", "--to", "other/x"], "--to pod other/x matches no row"),
+    ] {
+        for ports in [&[][..], &["-p", "80"]] {
+            let run = netpol(&[&["matrix", "-f", "-"], arguments, ports].concat(), &text);
+            assert_eq!((run.code, run.out.as_str()), (3, ""), "{arguments:?}");
+            assert!(run.err.contains(message) && run.err.contains("check its"), "{arguments:?}: {}", run.err);
+        }
+    }
+}
+
+#[test]
+fn a_matrix_without_connections_to_show_has_no_table() {
+    let run = netpol(&["matrix", "-f", "-", "-p", "81", "--from", "s/a", "--to", "s/d", "--only-allowed"], FIVE);
+    let start = "81/TCP: no connection to show\n\nrows: from";
+    assert!(run.code == 0 && run.out.starts_with(start), "{} {}", run.out, run.err);
+}
+
+#[test]
+fn hidden_cells_and_cells_without_a_common_family_have_different_symbols() {
+    let run = netpol(&["matrix", "-f", "-", "-p", "80", "--from", "s/a"], &format!("{FIVE}{SIX}"));
+    let row = "  1 a    + + + + + -\n  2 b    . . . . . .\n";
+    assert!(run.out.contains(row), "{}", run.out);
+    assert!(run.out.ends_with("    - no address family in common    . not shown\n"), "{}", run.out);
+}
+
+#[test]
+fn an_ipv4_mapped_address_is_the_ipv4_address() {
+    for more in [&["-o", "csv"][..], &["-p", "80"]] {
+        let of = |address| netpol(&[&["matrix", "-f", "-", "-a", address], more].concat(), FIVE).out;
+        assert_eq!(of("::ffff:192.0.2.5"), of("192.0.2.5"), "{more:?}");
+    }
+}
+
+#[test]
+fn graphs_have_only_the_groups_that_the_filters_accept() {
+    for (arguments, nodes) in [
+        (&[][..], 5),
+        (&["--from", "s/a", "--to", "s/d"], 2),
+        (&["--to", "s/d"], 5),
+        (&["--to", "s/d", "--only-allowed"], 3),
+    ] {
+        for (format, start) in [("dot", "    g"), ("mermaid", "    g")] {
+            let run = netpol(&[&["matrix", "-f", "-", "-o", format], arguments].concat(), FIVE);
+            let found = run.out.lines().filter(|line| line.starts_with(start)).count();
+            assert_eq!((found, run.code), (nodes, 0), "{format} {arguments:?}: {}", run.out);
+        }
+    }
 }
 
 /// The list has the same verdicts as the matrix of a port, which compares the compiled tables with the reference.

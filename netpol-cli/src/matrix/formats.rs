@@ -1,6 +1,6 @@
 //! The list of connections as text, CSV, Markdown, DOT and Mermaid.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 
 use netpol_policy::text::{Safe, wrap};
@@ -53,7 +53,8 @@ pub(super) fn csv(out: &mut impl Write, list: &List<'_>, only_allowed: bool) -> 
     writeln!(out, "from,to,allowed,unknown")?;
     for (from, to, connection) in list.connections(only_allowed) {
         let unknown = if connection.unknown.is_empty() { String::new() } else { connection.unknown.to_string() };
-        let fields = [&from.name, &to.name, &connection.allowed.to_string(), &unknown].map(|text| quoted(text));
+        let [from, to] = [from, to].map(|index| &list.groups[index].name);
+        let fields = [from, to, &connection.allowed.to_string(), &unknown].map(|text| quoted(text));
         writeln!(out, "{}", fields.join(","))?;
     }
     Ok(())
@@ -70,11 +71,11 @@ pub(super) fn markdown(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
 }
 
 /// Prints a graph in the language of Graphviz, with a cluster for each namespace and an edge for each pair of groups
-/// with a port.
-pub(super) fn dot(out: &mut impl Write, list: &List<'_>) -> io::Result<()> {
+/// with a port. The nodes are the groups that the filters accept.
+pub(super) fn dot(out: &mut impl Write, list: &List<'_>, only_allowed: bool) -> io::Result<()> {
     let quoted = |text: &str| format!("\"{}\"", Safe(text).to_string().replace('\\', "\\\\").replace('"', "\\\""));
     writeln!(out, "digraph netpol {{\n  rankdir=LR;\n  node [shape=box];")?;
-    for (number, (namespace, groups)) in by_namespace(list.groups).into_iter().enumerate() {
+    for (number, (namespace, groups)) in by_namespace(list, only_allowed).into_iter().enumerate() {
         writeln!(out, "  subgraph cluster_{number} {{\n    label={};", quoted(namespace))?;
         for (index, group) in groups {
             writeln!(out, "    g{index} [label={}];", quoted(&group.short_name()))?;
@@ -88,14 +89,14 @@ pub(super) fn dot(out: &mut impl Write, list: &List<'_>) -> io::Result<()> {
 }
 
 /// Prints a Mermaid flowchart, as [`dot`].
-pub(super) fn mermaid(out: &mut impl Write, list: &List<'_>) -> io::Result<()> {
+pub(super) fn mermaid(out: &mut impl Write, list: &List<'_>, only_allowed: bool) -> io::Result<()> {
     // Mermaid has entities, but no escapes: <https://mermaid.js.org/syntax/flowchart.html#special-characters-that-break-syntax>.
     let quoted = |text: &str| {
         let text = Safe(text).to_string().replace('#', "#35;").replace('"', "#quot;");
         format!("\"{}\"", text.replace('<', "#lt;"))
     };
     writeln!(out, "flowchart LR")?;
-    for (number, (namespace, groups)) in by_namespace(list.groups).into_iter().enumerate() {
+    for (number, (namespace, groups)) in by_namespace(list, only_allowed).into_iter().enumerate() {
         writeln!(out, "  subgraph n{number}[{}]", quoted(namespace))?;
         for (index, group) in groups {
             writeln!(out, "    g{index}[{}]", quoted(&group.short_name()))?;
@@ -108,9 +109,14 @@ pub(super) fn mermaid(out: &mut impl Write, list: &List<'_>) -> io::Result<()> {
     Ok(())
 }
 
-fn by_namespace(groups: &[Group]) -> BTreeMap<&str, Vec<(usize, &Group)>> {
+/// The groups with a connection that is shown, by namespace. That of a pod with itself counts if denied ones do, too.
+fn by_namespace<'g>(list: &List<'g>, only_allowed: bool) -> BTreeMap<&'g str, Vec<(usize, &'g Group)>> {
+    let connections = list.connections(only_allowed);
+    let shown = connections.filter(|(from, to, _)| !only_allowed || !list.is_hairpin(*from, *to));
+    let nodes: BTreeSet<usize> = shown.flat_map(|(from, to, _)| [from, to]).collect();
     let mut found: BTreeMap<&str, Vec<(usize, &Group)>> = BTreeMap::new();
-    for (index, group) in groups.iter().enumerate() {
+    for index in nodes {
+        let group = &list.groups[index];
         found.entry(group.namespace.as_deref().unwrap_or("(addresses)")).or_default().push((index, group));
     }
     found
@@ -119,12 +125,8 @@ fn by_namespace(groups: &[Group]) -> BTreeMap<&str, Vec<(usize, &Group)>> {
 /// The connections with a port that is allowed or unknown, without those within a group: indices, ports, and whether a
 /// port is allowed.
 fn edges<'l>(list: &'l List<'_>) -> impl Iterator<Item = (usize, usize, String, bool)> + 'l {
-    let index: BTreeMap<&str, usize> =
-        list.groups.iter().enumerate().map(|(index, group)| (&*group.name, index)).collect();
-    let edges = list.connections(true).filter(|(from, to, _)| from.name != to.name);
-    edges.map(move |(from, to, connection)| {
-        (index[&*from.name], index[&*to.name], connection.text(), !connection.allowed.is_empty())
-    })
+    let edges = list.connections(true).filter(|(from, to, _)| from != to);
+    edges.map(|(from, to, connection)| (from, to, connection.text(), !connection.allowed.is_empty()))
 }
 
 #[cfg(test)]

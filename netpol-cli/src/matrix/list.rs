@@ -47,16 +47,16 @@ pub(super) struct List<'g> {
 }
 
 impl<'g> List<'g> {
-    /// Computes all connections of the pairs that `shows` accepts, at these ports.
+    /// Computes all connections of the pairs that `shows` accepts by index, at these ports.
     pub(super) fn new(
         cluster: &OfflineCluster,
         groups: &'g [Group],
         ports: &PortSet,
-        shows: impl Fn(&Group, &Group) -> bool,
+        shows: impl Fn(usize, usize) -> bool,
     ) -> Self {
-        let pairs = groups.iter().flat_map(|from| groups.iter().map(move |to| (from, to)));
-        let cells = pairs.map(|(from, to)| {
-            let connection = shows(from, to).then(|| connection(cluster, &from.source, &to.destination)).flatten()?;
+        let cells = pairs(groups.len()).map(|(from, to)| {
+            let connection = || connection(cluster, &groups[from].source, &groups[to].destination);
+            let connection = shows(from, to).then(connection).flatten()?;
             let [allowed, possible] = connection.map(|set| set.intersection(ports));
             Some(Connection { unknown: possible.difference(&allowed), allowed })
         });
@@ -67,45 +67,46 @@ impl<'g> List<'g> {
         self.cells.iter().flatten().any(|connection| !connection.unknown.is_empty())
     }
 
-    /// Returns all connections with their source and destination.
-    pub(super) fn connections(&self, only_allowed: bool) -> impl Iterator<Item = (&'g Group, &'g Group, &Connection)> {
-        let pairs = self.groups.iter().flat_map(|from| self.groups.iter().map(move |to| (from, to)));
-        let shown = pairs.zip(&self.cells).filter_map(|((from, to), cell)| Some((from, to, cell.as_ref()?)));
+    /// Returns all connections with the indices of their source and destination.
+    pub(super) fn connections(&self, only_allowed: bool) -> impl Iterator<Item = (usize, usize, &Connection)> {
+        let cells = pairs(self.groups.len()).zip(&self.cells);
+        let shown = cells.filter_map(|((from, to), cell)| Some((from, to, cell.as_ref()?)));
         shown.filter(move |(_, _, connection)| !only_allowed || connection.is_possible())
     }
 
     pub(super) fn json(&self, only_allowed: bool) -> Vec<JsonConnection<'g>> {
-        let of = |(from, to, connection): (&'g Group, &'g Group, &Connection)| JsonConnection {
-            from: &from.name,
-            to: &to.name,
+        let of = |(from, to, connection): (usize, usize, &Connection)| JsonConnection {
+            from: &self.groups[from].name,
+            to: &self.groups[to].name,
             allowed: connection.allowed.to_string(),
             unknown: (!connection.unknown.is_empty()).then(|| connection.unknown.to_string()),
         };
         self.connections(only_allowed).map(of).collect()
     }
 
-    /// Returns the rows by destination. The sources that are most are `all` or `all others`. Destinations with the same
-    /// sources and ports share their rows.
+    /// Returns whether a connection is that of a pod or an address with itself, which is always allowed.
+    pub(super) fn is_hairpin(&self, from: usize, to: usize) -> bool {
+        from == to && self.groups[from].source == self.groups[to].destination
+    }
+
+    /// Returns the rows by destination. The sources that are most are `all` or `all others`, unless one is not shown.
+    /// Destinations with the same sources and ports share their rows. The connection of a pod to itself needs no row.
     pub(super) fn rows(&self, only_allowed: bool) -> Vec<Row> {
-        let mut by_destination: BTreeMap<&str, BTreeMap<&Connection, Vec<&Group>>> = BTreeMap::new();
-        // A pod can always reach itself, which needs no row.
-        let others =
-            self.connections(false).filter(|(from, to, _)| from.name != to.name || from.source != to.destination);
-        for (from, to, connection) in others {
-            by_destination.entry(&to.name).or_default().entry(connection).or_default().push(from);
+        let mut by_destination: BTreeMap<usize, BTreeMap<&Connection, Vec<&Group>>> = BTreeMap::new();
+        for (from, to, connection) in self.connections(false).filter(|(from, to, _)| !self.is_hairpin(*from, *to)) {
+            by_destination.entry(to).or_default().entry(connection).or_default().push(&self.groups[from]);
         }
         let mut shared: Vec<(Sources, Vec<&Group>)> = Vec::new();
         let mut index: BTreeMap<Sources, usize> = BTreeMap::new();
-        for to in self.groups {
-            let Some(sources) = by_destination.get(&*to.name) else { continue };
-            let rows = self.rows_of(sources, only_allowed);
+        for (to, sources) in by_destination {
+            let rows = self.rows_of(to, &sources, only_allowed);
             if rows.is_empty() {
                 continue;
             }
             let position = *index.entry(rows.clone()).or_insert(shared.len());
             match shared.get_mut(position) {
-                Some((_, destinations)) => destinations.push(to),
-                None => shared.push((rows, vec![to])),
+                Some((_, destinations)) => destinations.push(&self.groups[to]),
+                None => shared.push((rows, vec![&self.groups[to]])),
             }
         }
         let rows = shared.into_iter().flat_map(|(rows, destinations)| {
@@ -116,7 +117,10 @@ impl<'g> List<'g> {
     }
 
     /// The sources and ports of one destination.
-    fn rows_of(&self, sources: &BTreeMap<&Connection, Vec<&Group>>, only_allowed: bool) -> Sources {
+    fn rows_of(&self, to: usize, sources: &BTreeMap<&Connection, Vec<&Group>>, only_allowed: bool) -> Sources {
+        let possible = self.groups.len() - usize::from(self.is_hairpin(to, to));
+        let has_all = sources.values().map(Vec::len).sum::<usize>() == possible;
+        let has_all_others = has_all && (!only_allowed || sources.keys().all(|connection| connection.is_possible()));
         let most = sources.values().map(Vec::len).max().unwrap_or_default();
         let (mut rows, mut others) = (Vec::new(), None);
         for (connection, names) in sources.iter().rev() {
@@ -125,8 +129,8 @@ impl<'g> List<'g> {
             }
             let ports = connection.text();
             match names.len() {
-                _ if sources.len() == 1 => rows.push(("all".to_owned(), ports)),
-                count if count == most && count > 1 && others.is_none() => {
+                _ if has_all && sources.len() == 1 => rows.push(("all".to_owned(), ports)),
+                count if has_all_others && count == most && count > 1 && others.is_none() => {
                     others = Some(("all others".to_owned(), ports));
                 }
                 _ => rows.push((self.names(names), ports)),
@@ -155,6 +159,11 @@ impl<'g> List<'g> {
         }
         names.join(", ")
     }
+}
+
+/// The indices of all pairs of groups.
+pub(super) fn pairs(count: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..count).flat_map(move |from| (0..count).map(move |to| (from, to)))
 }
 
 impl Connection {
