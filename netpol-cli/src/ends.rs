@@ -100,6 +100,13 @@ impl MatrixEnd {
     }
 }
 
+impl EndArgument {
+    /// Returns whether the argument stands for one end in every input: it is a pod, a Service or an address.
+    pub(crate) const fn is_single(&self) -> bool {
+        matches!(self, Self::Pod(..) | Self::Service(..) | Self::Address(_))
+    }
+}
+
 fn usage(text: &str) -> String {
     format!(
         "`{text}` is not an end; write namespace/pod, deploy/NAME with -n NAMESPACE, svc/NAME, key=value, an address, a range, or internet"

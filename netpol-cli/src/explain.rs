@@ -5,7 +5,7 @@ use std::io::Write;
 
 use anyhow::{Result, bail};
 use netpol_policy::explain::{Explanation, Verdict};
-use netpol_policy::reference::End;
+use netpol_policy::reference::{ConnectionError, End};
 use netpol_policy::text::{self, Safe, wrap};
 use serde::{Serialize, Serializer};
 
@@ -23,7 +23,7 @@ const MAX_CONNECTIONS: usize = 100_000;
 /// The number of connections that are listed for each verdict.
 const SHOWN: usize = 10;
 
-/// The output of `-o json`.
+/// The output of `-o json` for a pod or an address and a pod, an address or a Service.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct JsonOutput<'a> {
@@ -32,7 +32,7 @@ struct JsonOutput<'a> {
     input: InputReport<'a>,
 }
 
-/// The output of `-o json`, if an end stands for several pods or addresses.
+/// The output of `-o json`, if an end can stand for several pods or addresses.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct JsonOutputOfSeveral<'a> {
@@ -43,9 +43,22 @@ struct JsonOutputOfSeveral<'a> {
     verdict: Verdict,
     /// The sources and destinations of all connections, by verdict.
     connections: &'a [Connections],
+    /// The number of pairs without a verdict, because no connection between them is possible.
+    impossible: usize,
     /// One of the connections with the worst verdict.
     example: &'a Explanation,
     input: InputReport<'a>,
+}
+
+/// The connections between two ends that stand for several pods or addresses.
+#[derive(Default)]
+struct Evaluated {
+    /// The connections by verdict; the last ones have the worst.
+    connections: Vec<Connections>,
+    /// The number of pairs that cannot connect.
+    impossible: usize,
+    /// Why the first of them cannot.
+    reason: Option<ConnectionError>,
 }
 
 /// Connections with the same verdict.
@@ -83,8 +96,11 @@ pub(crate) fn run(options: &ExplainOptions, out: &mut impl Write) -> Result<Exit
     let mut cluster = input.cluster(&options.input);
     let (from, to) = ends::resolve(&mut cluster, (&options.from, &options.to), &options.namespace)?;
     let evaluate = Evaluator::new(cluster);
+    let is_single = options.output == Output::Table || options.from.is_single() && options.to.is_single();
     let verdict = match (&from.ends[..], &to.ends[..]) {
-        ([(source, _)], [(destination, _)]) => one(options, &input, &evaluate, (source, destination), out)?,
+        ([(source, _)], [(destination, _)]) if is_single => {
+            one(options, &input, &evaluate, (source, destination), out)?
+        }
         _ => several(options, &input, &evaluate, (&from, &to), out)?,
     };
     if options.output == Output::Table {
@@ -120,11 +136,12 @@ fn several(
     (from, to): (&EndSet, &EndSet),
     out: &mut impl Write,
 ) -> Result<Verdict> {
-    let connections = connections(evaluate, from, to, options.port)?;
-    let Some(worst) = connections.last() else {
-        bail!("no connection from {} to {} is possible: they have no address family in common", from.title, to.title)
+    let Evaluated { connections, impossible, reason } = connections(evaluate, from, to, options.port)?;
+    let verdict = Verdict::of_several(connections.iter().map(|connections| connections.verdict));
+    let (Some(worst), Some(verdict)) = (connections.last(), verdict) else {
+        let reason = reason.map_or("they have no address family in common".to_owned(), |reason| reason.to_string());
+        bail!("no connection from {} to {} is possible: {reason}", from.title, to.title)
     };
-    let verdict = if connections.len() == 1 { worst.verdict } else { mixed(&connections) };
     let example = evaluate.explain(&worst.first.0, &worst.first.1, options.port)?;
     match options.output {
         Output::Json => print_json(
@@ -136,6 +153,7 @@ fn several(
                 protocol: options.port.protocol.name(),
                 verdict,
                 connections: &connections,
+                impossible,
                 example: &example,
                 input: input.json(),
             },
@@ -147,6 +165,12 @@ fn several(
             for connections in &connections {
                 print_connections(out, connections)?;
             }
+            if let Some(reason) = reason {
+                let text = format!("not possible: {} ({reason})", table::counted(impossible, "connection"));
+                for line in wrap(text, table::text_width(), 0) {
+                    writeln!(out, "{line}")?;
+                }
+            }
             writeln!(out, "\nAn example:\n")?;
             write!(out, "{}", render(&example))?;
         }
@@ -154,20 +178,8 @@ fn several(
     Ok(verdict)
 }
 
-/// Different verdicts: some connections are denied, or none is denied and some are unknown.
-fn mixed(connections: &[Connections]) -> Verdict {
-    let is_denied = connections.iter().any(|connections| matches!(connections.verdict, Verdict::Deny | Verdict::Some));
-    if is_denied { Verdict::Some } else { Verdict::Unknown }
-}
-
-/// Evaluates each connection, except those of a pod to itself, if there are others. Returns them by verdict; the last
-/// one is the worst.
-fn connections(
-    evaluate: &Evaluator,
-    from: &EndSet,
-    to: &EndSet,
-    port: PortArgument,
-) -> Result<Vec<Connections>, anyhow::Error> {
+/// Evaluates each connection, except those of a pod to itself, if there are others.
+fn connections(evaluate: &Evaluator, from: &EndSet, to: &EndSet, port: PortArgument) -> Result<Evaluated> {
     let count = from.ends.len() * to.ends.len();
     if count > MAX_CONNECTIONS {
         bail!(
@@ -176,24 +188,32 @@ fn connections(
             to.title
         );
     }
-    let mut found: BTreeMap<Verdict, Connections> = BTreeMap::new();
+    let (mut found, mut evaluated) = (BTreeMap::<Verdict, Connections>::new(), Evaluated::default());
     let pairs = from.ends.iter().flat_map(|source| to.ends.iter().map(move |destination| (source, destination)));
     for ((source, source_text), (destination, text)) in pairs {
         if source == destination && count > 1 {
             continue;
         }
-        let verdict = match evaluate.sides(source, destination, port) {
-            Ok(_) if matches!(destination, End::Service(_)) => evaluate.explain(source, destination, port)?.verdict,
-            Ok(sides) => sides.verdict(),
-            Err(VerdictError::Connection(_)) => continue,
-            Err(mismatch) => return Err(mismatch.into()),
+        let verdict = match evaluate.verdict(source, destination, port) {
+            Ok(verdict) => verdict,
+            // These are about one pair. Other errors, such as a pod that does not exist, are about an argument.
+            Err(VerdictError::Connection(
+                reason @ (ConnectionError::NoCommonFamily(..)
+                | ConnectionError::Finished(_)
+                | ConnectionError::NoAddress(_)),
+            )) => {
+                evaluated.impossible += 1;
+                evaluated.reason.get_or_insert(reason);
+                continue;
+            }
+            Err(error) => return Err(error.into()),
         };
         let first = || (source.clone(), destination.clone());
         let connections =
             found.entry(verdict).or_insert_with(|| Connections { verdict, pairs: Vec::new(), first: first() });
         connections.add(source_text, text);
     }
-    Ok(found.into_values().collect())
+    Ok(Evaluated { connections: found.into_values().collect(), ..evaluated })
 }
 
 fn print_connections(out: &mut impl Write, Connections { verdict, pairs, .. }: &Connections) -> Result<()> {

@@ -9,7 +9,7 @@ use netpol_policy::text::{Safe, wrap};
 /// The number of policies that are listed.
 const SHOWN: usize = 10;
 
-/// Prints one line to standard error: `netpol: 2 policies are not evaluated …`.
+/// Prints one line with the kinds to standard error.
 pub(crate) fn warn(policies: &[Unevaluated]) {
     if !policies.is_empty() {
         eprintln!("netpol: {}", Safe(summary(policies)));
@@ -31,7 +31,7 @@ fn summary(policies: &[Unevaluated]) -> String {
         *kinds.entry(&policy.kind).or_default() += 1;
     }
     let kinds: Vec<String> = kinds.iter().map(|(kind, count)| format!("{kind} ({count})")).collect();
-    format!("these kinds are not evaluated; verdicts that they may change are unknown: {}", kinds.join(", "))
+    format!("not evaluated: {}; verdicts that these policies may change are unknown", kinds.join(", "))
 }
 
 /// `CiliumNetworkPolicy shop/a (policies.yaml:1), …`.

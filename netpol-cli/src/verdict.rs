@@ -9,7 +9,7 @@ use netpol_policy::compile::{Engine, FirstIds, NodeScope};
 use netpol_policy::explain::{self, Explanation, Family, Verdict};
 use netpol_policy::model::{Pod, PodKey};
 use netpol_policy::offline::OfflineCluster;
-use netpol_policy::reference::{self, ConnectionError, End, Evaluation, Packet};
+use netpol_policy::reference::{self, Connection, ConnectionError, End, Evaluation, Packet};
 
 use crate::args::PortArgument;
 
@@ -86,7 +86,34 @@ impl Evaluator {
     /// Evaluates both sides with the tables. If `to` is a Service, evaluates all of its backends, too. Returns an error
     /// if the reference differs.
     pub(crate) fn sides(&self, from: &End, to: &End, port: PortArgument) -> Result<Sides, VerdictError> {
-        let connections = reference::connections(self.cluster.state(), from, to, port.protocol.number(), port.port)?;
+        self.sides_of(&self.connections(from, to, port)?, from, to, port)
+    }
+
+    /// Returns the verdict on a connection. Through a Service or a hostPort, it is that of all backends together.
+    pub(crate) fn verdict(&self, from: &End, to: &End, port: PortArgument) -> Result<Verdict, VerdictError> {
+        let connections = self.connections(from, to, port)?;
+        let sides = self.sides_of(&connections, from, to, port)?;
+        let state = self.cluster.state();
+        let is_frontend = |connection: &Connection| {
+            state.frontend_at(connection.destination, port.protocol.number(), port.port).is_some()
+        };
+        if !connections.iter().any(is_frontend) {
+            return Ok(sides.verdict());
+        }
+        Ok(explain::explain_offline(&self.cluster, from, to, port.protocol, port.port)?.verdict)
+    }
+
+    fn connections(&self, from: &End, to: &End, port: PortArgument) -> Result<Vec<Connection>, ConnectionError> {
+        reference::connections(self.cluster.state(), from, to, port.protocol.number(), port.port)
+    }
+
+    fn sides_of(
+        &self,
+        connections: &[Connection],
+        from: &End,
+        to: &End,
+        port: PortArgument,
+    ) -> Result<Sides, VerdictError> {
         let side = |evaluated: &Option<(Packet, Evaluation)>| {
             let Some((packet, evaluation)) = evaluated else { return Ok(Verdict::Allow) };
             self.side(packet, evaluation).map_err(|Difference { tables, reference }| {
@@ -96,7 +123,7 @@ impl Evaluator {
         };
         let (mut all, mut families) =
             (Sides { egress: Verdict::Allow, ingress: Verdict::Allow, only_family: None }, Vec::new());
-        for connection in &connections {
+        for connection in connections {
             let (mut egress, mut ingress) = (side(&connection.egress)?, side(&connection.ingress)?);
             for backend in &connection.backends {
                 egress = egress.max(side(&backend.egress)?);

@@ -50,6 +50,19 @@ fn explain_exits_with_0_only_if_all_backends_are_allowed() {
 }
 
 #[test]
+fn the_verdict_on_a_service_does_not_depend_on_how_the_ends_are_written() {
+    let more = "{apiVersion: v1, kind: Pod, metadata: {name: web-2, namespace: shop, labels: {app: web}}}";
+    for from in ["shop/web", "app=web"] {
+        for to in ["svc/shop/orders", "10.96.0.20", "10.96.0.20/32"] {
+            let arguments = ["-n", "shop", "--from", from, "--to", to, "--port", "80", "-o", "json"];
+            let (code, out, err) = netpol("explain", &arguments, more);
+            let json: Value = serde_json::from_str(&out).expect("JSON");
+            assert_eq!((code, json["verdict"].as_str()), (1, Some("some")), "{from} {to}: {err} {json:#}");
+        }
+    }
+}
+
+#[test]
 fn a_port_that_the_service_does_not_have_is_an_error() {
     let (code, out, err) = netpol("explain", &["--from", "shop/web", "--to", "svc/shop/orders", "--port", "8080"], "");
     assert_eq!((code, out.as_str()), (3, ""));

@@ -100,7 +100,8 @@ spec: {template: {metadata: {labels: {app: web}}, spec: {containers: []}}}
 ";
     let manifests = Manifests::of(&[("app.yaml", &format!("{APP}{pods}"))]);
     let output = json_of(&explain(&manifests, "deploy/web", "svc/db", "5432", &["-o", "json"]));
-    assert_eq!((&output["from"], &output["verdict"]), (&json!("shop/web-5d9-x"), &json!("allow")));
+    let pairs = json!([{"verdict": "allow", "pairs": [["pod shop/web-5d9-x", "Service shop/db"]]}]);
+    assert_eq!((&output["connections"], &output["verdict"]), (&pairs, &json!("allow")));
     let run = manifests.run("matrix", &["-p", "5432"]);
     assert_eq!((run.code, run.out.matches("deployment/web").count()), (0, 1), "{}", run.out);
 }
@@ -129,7 +130,7 @@ fn s41_policies_that_are_not_evaluated_are_named_and_never_allow() {
     expect_file!["golden/unevaluated.txt"].assert_eq(&run.out);
     assert_eq!(run.code, 4);
     let output = json_of(&explain(&manifests, "cj/backup", "deploy/web", "80", &["-o", "json"]));
-    assert_eq!((&output["verdict"], &output["ingress"]["verdict"]), (&json!("unknown"), &json!("allow")));
+    assert_eq!((&output["verdict"], &output["example"]["ingress"]["verdict"]), (&json!("unknown"), &json!("allow")));
     let named = json!([{"file": "FILE", "line": 1, "apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy",
         "name": "shop/backup"}]);
     for (command, arguments) in [
@@ -139,7 +140,9 @@ fn s41_policies_that_are_not_evaluated_are_named_and_never_allow() {
     ] {
         let run = manifests.run(command, arguments);
         assert!(run.out.contains("not evaluated: CiliumNetworkPolicy shop/backup"), "{command}: {}", run.out);
-        assert!(run.err.contains("CiliumNetworkPolicy (1)"), "{command}: {}", run.err);
+        let warning =
+            "netpol: not evaluated: CiliumNetworkPolicy (1); verdicts that these policies may change are unknown\n";
+        assert!(run.err.contains(warning), "{command}: {}", run.err);
         let mut output = json_of(&manifests.run(command, &[arguments, &["-o", "json"]].concat()));
         let input = if command == "lint" { &mut output } else { &mut output["input"] };
         input["unevaluated"][0]["file"] = json!("FILE");
@@ -148,6 +151,66 @@ fn s41_policies_that_are_not_evaluated_are_named_and_never_allow() {
     // The policy cannot change the verdict on other pods, and a denial by the other end stays a denial.
     assert_eq!(explain(&manifests, "deploy/web", "svc/db", "5432", &[]).code, 0);
     assert_eq!(explain(&manifests, "cj/backup", "shop/db-0", "80", &[]).code, 1);
+    // One connection is denied, the other one is unknown: none is known to be allowed.
+    let run = explain(&manifests, "cj/backup", "app in (web, db)", "80", &[]);
+    assert!(run.code == 4 && run.out.starts_with("UNKNOWN: "), "{} {}", run.code, run.out);
+}
+
+#[test]
+fn the_kind_of_the_ends_decides_the_form_of_the_json_output() {
+    let one_pod = APP.replace("replicas: 2", "replicas: 1");
+    for (from, to, port, is_one) in [
+        ("shop/db-0", "svc/db", "5432", true),
+        ("198.51.100.7", "shop/db-0", "5432", true),
+        ("deploy/web", "shop/db-0", "5432", false),
+        ("shop/db-0", "sts/db", "5432", false),
+        ("shop/db-0", "app=web", "8080", false),
+        ("shop/db-0", "198.51.100.7/32", "80", false),
+        ("internet", "shop/db-0", "80", false),
+    ] {
+        for text in [APP, &one_pod] {
+            let manifests = Manifests::of(&[("app.yaml", text)]);
+            let output = json_of(&explain(&manifests, from, to, port, &["-o", "json"]));
+            let has = |key: &str| !output[key].is_null();
+            assert!(has("from") && has("to") && has("port") && has("protocol") && has("verdict"), "{output:#}");
+            assert_eq!((has("egress"), has("connections"), has("example")), (is_one, !is_one, !is_one), "{output:#}");
+        }
+    }
+}
+
+#[test]
+fn the_reason_why_no_connection_is_possible_is_reported() {
+    let more = "
+---
+{apiVersion: v1, kind: Pod, metadata: {name: done, namespace: shop}, status: {podIP: 10.0.0.9, phase: Succeeded}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: four, namespace: shop}, status: {podIP: 10.0.0.8}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: six, namespace: shop, labels: {app: web}}, status: {podIP: 'fd00::1'}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: none, namespace: shop}, spec: {clusterIP: None, selector: {app: db}}}
+";
+    let manifests = Manifests::of(&[("app.yaml", &format!("{APP}{more}"))]);
+    for (from, to, port, message) in [
+        ("shop/typo", "app=db", "80", "pod shop/typo not found in the input"),
+        ("app=db", "shop/typo", "80", "pod shop/typo not found in the input"),
+        ("10.0.0.0/8", "shop/typo", "80", "pod shop/typo not found in the input"),
+        ("10.0.0.0/8", "svc/typo", "80", "Service shop/typo not found in the input"),
+        ("10.0.0.0/8", "svc/none", "80", "Service shop/none has no cluster IP"),
+        ("internet", "shop/done", "80", "pod shop/done has finished"),
+        ("app=db", "shop/done", "80", "pod shop/done has finished"),
+        ("app in (web, db)", "svc/db", "81", "Service shop/db has no port 81/TCP"),
+        ("10.0.0.0/8", "shop/six", "80", "have no address family in common"),
+    ] {
+        let run = explain(&manifests, from, to, port, &[]);
+        assert!(run.code == 3 && run.err.contains(message), "{from} {to}: {} {}", run.code, run.err);
+    }
+    // Other connections are evaluated, and these are counted.
+    let run = explain(&manifests, "app=web", "198.51.100.7", "443", &[]);
+    let note = "not possible: 1 connection (shop/six and 198.51.100.7 have no address family in common)";
+    assert!(run.code == 0 && run.unwrapped().contains(note), "{} {} {}", run.code, run.out, run.err);
+    let output = json_of(&explain(&manifests, "app=web", "198.51.100.7", "443", &["-o", "json"]));
+    assert_eq!((&output["impossible"], &output["verdict"]), (&json!(1), &json!("allow")));
 }
 
 #[test]

@@ -62,15 +62,17 @@ pub(super) fn split(cluster: &OfflineCluster, argument: &EndArgument, set: EndSe
     EndSet { ends, ..set }
 }
 
-/// Returns whether one of the ends has an address of the family of a range.
+/// Returns whether one of the ends has an address of the family of a range, or has no known address: the evaluation
+/// reports the reason.
 fn has_family(cluster: &OfflineCluster, ends: &EndSet, range: &IpNet) -> bool {
     let is_same = |address: &IpAddr| address.is_ipv4() == range.addr().is_ipv4();
+    let any_same = |addresses: &[IpAddr]| addresses.is_empty() || addresses.iter().any(is_same);
     // The other end is a range, too: only if it has not been split yet.
     ends.ends.is_empty()
         || ends.ends.iter().any(|(end, _)| match end {
             End::Address(address) => is_same(address),
-            End::Pod(key) => cluster.state().pods.get(key).is_some_and(|pod| pod.addresses.iter().any(is_same)),
-            End::Service(key) => cluster.state().services.get(key).is_some_and(|it| it.addresses.iter().any(is_same)),
+            End::Pod(key) => cluster.state().pods.get(key).is_none_or(|pod| any_same(&pod.addresses)),
+            End::Service(key) => cluster.state().services.get(key).is_none_or(|it| any_same(&it.addresses)),
         })
 }
 
