@@ -16,7 +16,7 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0   done
       explain: allowed; lint: no errors; wait: enforced
-  1   explain: denied, or only some backends of the Service allowed
+  1   explain: denied, or only some connections or backends allowed
       lint: errors found
       wait: timed out, not found, or cannot be enforced on this node
   2   wrong usage

@@ -26,7 +26,7 @@ use args::{Arguments, Command};
 pub(crate) enum Exit {
     /// Done; `explain`: allowed; `lint`: no errors.
     Ok = 0,
-    /// `explain`: denied; `lint`: errors found; `wait`: not enforced.
+    /// `explain`: denied, or only some connections or backends allowed; `lint`: errors found; `wait`: not enforced.
     Negative = 1,
     /// Some input could not be read, or a requested object is not in it; `wait`: no agent responds. clap uses 2 for
     /// wrong usage.
