@@ -2,7 +2,7 @@
 //! [`crate::compile`], so that tests can compare both.
 //!
 //! Source: <https://kubernetes.io/docs/concepts/services-networking/network-policies/>; the numbers in comments are the
-//! lines of `docs/semantics.md`.
+//! items of `docs/semantics.md`.
 
 mod connection;
 mod matching;
@@ -132,9 +132,11 @@ pub fn isolating<'w>(
     pod: &'w Pod,
     direction: Direction,
 ) -> impl Iterator<Item = &'w Policy> {
-    cluster_state.policies.values().filter(move |policy| {
+    let first = PolicyKey::new(pod.key.namespace.clone(), "");
+    let of_namespace = cluster_state.policies.range(first..).map(|(_, policy)| policy);
+    let of_namespace = of_namespace.take_while(|policy| policy.key.namespace == pod.key.namespace);
+    of_namespace.filter(move |policy| {
         pod.is_selectable()
-            && policy.key.namespace == pod.key.namespace
             && policy.pods.isolates(&pod.labels)
             && match direction {
                 Direction::Ingress => policy.ingress.is_some(),

@@ -1,4 +1,4 @@
-//! A test for each line of `docs/semantics.md` that the objects alone decide; `s7_…` is for item 7.
+//! A test for each item of `docs/semantics.md` that the objects alone decide; `s7_…` is for item 7.
 
 use netpol_common::{Direction, Reason, protocol};
 
