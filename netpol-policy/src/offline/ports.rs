@@ -27,8 +27,16 @@ impl PortSet {
 
     /// Returns the set of single ports.
     pub fn of(ports: impl IntoIterator<Item = (Protocol, u16)>) -> Self {
+        Self::of_ranges(ports.into_iter().map(|(protocol, port)| (protocol, port, port)))
+    }
+
+    /// Returns the set of ranges in any order: the first and the last port, both included.
+    fn of_ranges(ranges: impl IntoIterator<Item = (Protocol, u16, u16)>) -> Self {
         let mut set = Self::default();
-        ports.into_iter().for_each(|(protocol, port)| set.insert(protocol, port, port));
+        for (protocol, first, last) in ranges {
+            set.ranges.entry(protocol).or_default().push((first, last));
+        }
+        set.ranges.values_mut().for_each(merge);
         set
     }
 
@@ -46,72 +54,79 @@ impl PortSet {
         self.ranges.get(&protocol).map(Vec::as_slice).unwrap_or_default()
     }
 
-    fn insert(&mut self, protocol: Protocol, first: u16, last: u16) {
-        let ranges = self.ranges.entry(protocol).or_default();
-        ranges.push((first, last));
-        ranges.sort_unstable();
-        let mut merged: Vec<(u16, u16)> = Vec::with_capacity(ranges.len());
-        for &(first, last) in ranges.iter() {
-            match merged.last_mut() {
-                Some((_, end)) if first <= end.saturating_add(1) => *end = last.max(*end),
-                _ => merged.push((first, last)),
-            }
-        }
-        *ranges = merged;
-    }
-
     /// Returns the ports in both sets.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
-        let mut set = Self { other_protocols: self.other_protocols && other.other_protocols, ..Self::default() };
-        for (protocol, ranges) in &self.ranges {
-            for (first, last) in ranges {
-                for (start, end) in other.of_protocol(*protocol) {
-                    if first.max(start) <= last.min(end) {
-                        set.insert(*protocol, *first.max(start), *last.min(end));
-                    }
-                }
-            }
+        let ranges =
+            self.ranges.iter().map(|(protocol, ranges)| (*protocol, common(ranges, other.of_protocol(*protocol))));
+        Self {
+            ranges: ranges.filter(|(_, ranges)| !ranges.is_empty()).collect(),
+            other_protocols: self.other_protocols && other.other_protocols,
         }
-        set
     }
 
     /// Returns the ports in this set that are not in the other one.
     #[must_use]
     pub fn difference(&self, other: &Self) -> Self {
-        let mut outside = Self { other_protocols: !other.other_protocols, ..Self::default() };
-        for protocol in Protocol::ALL {
-            let mut next = Some(0_u16);
-            for (first, last) in other.of_protocol(protocol) {
-                if let Some(start) = next.filter(|start| start < first) {
-                    outside.insert(protocol, start, first - 1);
-                }
-                next = last.checked_add(1);
-            }
-            if let Some(start) = next {
-                outside.insert(protocol, start, u16::MAX);
-            }
-        }
-        self.intersection(&outside)
+        let outside = Protocol::ALL.map(|protocol| (protocol, complement(other.of_protocol(protocol))));
+        let ranges = outside.into_iter().filter(|(_, ranges)| !ranges.is_empty()).collect();
+        self.intersection(&Self { ranges, other_protocols: !other.other_protocols })
     }
+}
 
-    fn extend(&mut self, ports: &Ports, destination: Option<&Pod>) {
-        let ports = match ports {
-            Ports::Any => return *self = Self::all(),
-            Ports::Of(ports) => ports,
-        };
-        for PortMatch { protocol, port } in ports {
-            match port {
-                PortRange::All => self.insert(*protocol, 0, u16::MAX),
-                PortRange::Range(first, last) if first <= last => self.insert(*protocol, *first, *last),
-                PortRange::Range(..) => {}
-                PortRange::Named(name) => {
-                    let named = destination.into_iter().flat_map(|pod| &pod.ports);
-                    for named in named.filter(|named| named.name == *name && named.protocol == *protocol) {
-                        self.insert(*protocol, named.port, named.port);
-                    }
-                }
-            }
+/// Sorts ranges, and merges those that overlap or are adjacent.
+fn merge(ranges: &mut Vec<(u16, u16)>) {
+    ranges.sort_unstable();
+    ranges.dedup_by(|(first, last), (_, end)| {
+        let is_connected = *first <= end.saturating_add(1);
+        if is_connected {
+            *end = (*last).max(*end);
+        }
+        is_connected
+    });
+}
+
+/// Returns the ports in both of two sorted lists.
+fn common(one: &[(u16, u16)], other: &[(u16, u16)]) -> Vec<(u16, u16)> {
+    let (mut one, mut other) = (one.iter().peekable(), other.iter().peekable());
+    let mut common = Vec::new();
+    while let (Some(&&(first, last)), Some(&&(start, end))) = (one.peek(), other.peek()) {
+        if first.max(start) <= last.min(end) {
+            common.push((first.max(start), last.min(end)));
+        }
+        if last <= end {
+            one.next();
+        } else {
+            other.next();
+        }
+    }
+    common
+}
+
+/// Returns the ports that are not in a sorted list.
+fn complement(ranges: &[(u16, u16)]) -> Vec<(u16, u16)> {
+    let mut outside = Vec::new();
+    let mut next = Some(0_u16);
+    for (first, last) in ranges {
+        if let Some(start) = next.filter(|start| start < first) {
+            outside.push((start, first - 1));
+        }
+        next = last.checked_add(1);
+    }
+    outside.extend(next.map(|start| (start, u16::MAX)));
+    outside
+}
+
+/// Returns the ranges of a port of a rule. A port name is resolved on the destination.
+fn ranges_of(PortMatch { protocol, port }: &PortMatch, destination: Option<&Pod>) -> Vec<(Protocol, u16, u16)> {
+    match port {
+        PortRange::All => vec![(*protocol, 0, u16::MAX)],
+        PortRange::Range(first, last) if first <= last => vec![(*protocol, *first, *last)],
+        PortRange::Range(..) => Vec::new(),
+        PortRange::Named(name) => {
+            let named = destination.into_iter().flat_map(|pod| &pod.ports);
+            let named = named.filter(|named| named.name == *name && named.protocol == *protocol);
+            named.map(|named| (*protocol, named.port, named.port)).collect()
         }
     }
 }
@@ -141,18 +156,21 @@ impl fmt::Display for PortSet {
 /// Returns the ports at which the policies of a pod allow connections with an address, in one direction. The address is
 /// not that of a Service, and not the pod's own.
 pub(super) fn allowed(state: &ClusterState, pod: &Pod, direction: Direction, remote: IpAddr) -> PortSet {
-    let (mut set, mut is_isolated) = (PortSet::default(), false);
+    let (mut ranges, mut is_isolated) = (Vec::new(), false);
     let remote = Remote::of(state, remote);
     let destination = if direction == Direction::Ingress { Some(pod) } else { remote.pod };
     for policy in reference::isolating(state, pod, direction) {
         is_isolated = true;
         for rule in reference::rules(policy, direction) {
             if reference::allows_peer(state, policy, &rule.peers, &remote) {
-                set.extend(&rule.ports, destination);
+                match &rule.ports {
+                    Ports::Any => return PortSet::all(),
+                    Ports::Of(ports) => ranges.extend(ports.iter().flat_map(|port| ranges_of(port, destination))),
+                }
             }
         }
     }
-    if is_isolated { set } else { PortSet::all() }
+    if is_isolated { PortSet::of_ranges(ranges) } else { PortSet::all() }
 }
 
 #[cfg(test)]
@@ -160,11 +178,7 @@ mod tests {
     use super::*;
 
     fn set(ranges: &[(Protocol, u16, u16)]) -> PortSet {
-        let mut set = PortSet::default();
-        for (protocol, first, last) in ranges {
-            set.insert(*protocol, *first, *last);
-        }
-        set
+        PortSet::of_ranges(ranges.iter().copied())
     }
 
     #[test]
@@ -179,5 +193,14 @@ mod tests {
         assert!(!rest.contains(Tcp, 80) && rest.contains(Tcp, 79) && rest.intersection(&ports).is_empty());
         assert_eq!(PortSet::all().difference(&rest), ports);
         assert_eq!(set(&[(Tcp, 0, 65535)]).to_string(), "TCP all");
+    }
+
+    #[test]
+    fn sets_of_many_ports_are_computed_without_delay() {
+        // Merging the list at each insertion takes minutes.
+        let every = |step: u16| PortSet::of((1..u16::MAX).step_by(step.into()).map(|port| (Protocol::Tcp, port)));
+        let [even, third] = [every(2), every(3)];
+        assert_eq!(even.intersection(&third), every(6));
+        assert_eq!(even.difference(&third).intersection(&third), PortSet::default());
     }
 }
