@@ -158,7 +158,7 @@ impl Input {
                         self.unreadable.push(format!("{name} contains no Kubernetes object; check the path"));
                     }
                     Some(SkipReason::Template) if named => {
-                        let reason = "is a template; render it first: `helm template CHART | netpol lint -f -`";
+                        let reason = "is a template; render it first with `helm template CHART`";
                         self.unreadable.push(format!("{name} {reason}"));
                         self.parsed.errors.retain(|error| *error.file != *name || error.severity == Severity::Error);
                     }

@@ -93,8 +93,8 @@ fn files_without_kubernetes_objects_are_counted_and_skipped() {
 2 objects, 0 errors, 1 warning
 skipped 4 files without Kubernetes objects: DIR/chart/Chart.yaml, DIR/chart/values.yaml, DIR/mkdocs.yml, DIR/package.json
 skipped 1 template: DIR/chart/templates/policy.yaml";
-    let warning = "DIR/chart/templates/policy.yaml:3: warning this file is a template and is not read; render it first: `helm template CHART | \
-                   netpol lint -f -`";
+    let warning = "DIR/chart/templates/policy.yaml:3: warning this file is a template and is not read; render it first with \
+                   `helm template CHART`";
     assert_eq!((run.unwrapped(), run.code), (format!("{warning} {}", expected.replace('\n', " ")), 0), "{}", run.err);
     let skipped = &json_of(&manifests.run("lint", &["-o", "json"]))["skipped"];
     assert_eq!(skipped[0], json!({"file": "DIR/chart/Chart.yaml", "reason": "notKubernetes"}));
@@ -111,7 +111,7 @@ skipped 1 template: DIR/chart/templates/policy.yaml";
     let run = netpol(&["lint", "-f", values.to_str().expect("text")], "");
     assert!(run.code == 3 && run.err.contains("values.yaml contains no Kubernetes object"), "{}", run.err);
     let run = netpol(&["lint", "-f", "-"], "{{- if .Values.policies }}\nkind: NetworkPolicy\n{{- end }}\n");
-    assert!(run.code == 3 && run.err.contains("helm template CHART | netpol lint -f -"), "{}", run.err);
+    assert!(run.code == 3 && run.err.contains("render it first with `helm template CHART`"), "{}", run.err);
 }
 
 #[test]

@@ -3,8 +3,7 @@
 use serde_json::Value;
 
 /// Message for a template.
-pub(super) const TEMPLATE: &str =
-    "this file is a template and is not read; render it first: `helm template CHART | netpol lint -f -`";
+pub(super) const TEMPLATE: &str = "this file is a template and is not read; render it first with `helm template CHART`";
 
 /// Returns whether a text has template actions such as `{{ .Values.name }}`, outside of comments.
 pub(super) fn is_template(text: &str) -> bool {
@@ -100,7 +99,7 @@ mod tests {
         let unquoted = POLICY.replace("name: p", "name: {{ .Release.Name }}");
         for text in [&name, &action, &unquoted, &format!("{action}---\n{unquoted}")] {
             assert_eq!(skipped(text), (Some(SkipReason::Template), 0, 1), "{text}");
-            assert!(parse(text, "f").errors[0].to_string().contains("helm template CHART | netpol lint -f -"));
+            assert!(parse(text, "f").errors[0].to_string().contains("render it first with `helm template CHART`"));
         }
         let mixed = parse(&format!("{unquoted}---\n{POLICY}"), "f");
         assert_eq!((mixed.skipped, mixed.objects.len()), (Some(SkipReason::Template), 1));
