@@ -38,8 +38,7 @@ pub fn endpoint_slices<'o>(objects: impl IntoIterator<Item = &'o Object>) -> Vec
 /// Returns one slice for all pods that have the same target port numbers.
 fn of_service<'o>(service: &Service, pods: impl Iterator<Item = &'o Pod>) -> Vec<EndpointSlice> {
     let mut groups: BTreeMap<Vec<SlicePort>, Vec<SliceEndpoint>> = BTreeMap::new();
-    let selected = pods.filter(|pod| service.selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value)));
-    for pod in selected {
+    for pod in pods.filter(|pod| service.selects(pod)) {
         let endpoints = pod.addresses.iter().map(|address| SliceEndpoint {
             address: *address,
             ready: !pod.deleting,

@@ -1,6 +1,6 @@
 //! Text for ends, peers and ports.
 
-use crate::cluster_state::ClusterState;
+use super::ExplainContext;
 use crate::model::{IpBlock, Peer, Peers, Pod, Policy, PortMatch, PortRange, Ports, Protocol, Requirement, Selector};
 use crate::offline::is_pod_placeholder_range;
 use crate::reference::{End, Packet, Remote, peer_matches, port_matches};
@@ -97,19 +97,20 @@ pub(super) fn ports(ports: &[PortMatch]) -> String {
     texts.join(", ")
 }
 
-/// The first peer that matches.
+/// The first peer that matches. For an unknown address of a pod, this is a block that contains all pod addresses.
 pub(super) fn matching_peer(
-    cluster_state: &ClusterState,
+    context: ExplainContext<'_>,
     policy: &Policy,
     peers: &Peers,
     remote: &Remote<'_>,
 ) -> String {
     match peers {
         Peers::Any => "any address".into(),
-        Peers::Of(peers) => peers
-            .iter()
-            .find(|candidate| peer_matches(cluster_state, policy, candidate, remote))
-            .map_or_else(String::new, |found| peer(policy, found)),
+        Peers::Of(peers) => {
+            let found = peers.iter().find(|peer| peer_matches(context.cluster_state, policy, peer, remote));
+            let written = found.map(|found| context.offline.and_then(|it| it.written(found, peers)).unwrap_or(found));
+            written.map_or_else(String::new, |written| peer(policy, written))
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Serialize, Serializer};
 
-use super::{Scene, Side, Verdict, explain_end, is_unknown};
+use super::{ExplainContext, Side, Verdict, explain_end, is_unknown};
 use crate::cluster_state::Owner;
 use crate::model::{PodKey, Protocol};
 use crate::reference::{BackendConnection, Connection};
@@ -47,20 +47,20 @@ pub struct BackendVerdict {
 /// Explains each backend. `source`: the verdict of the source on the address of the frontend. `None` if the destination
 /// is not a frontend.
 pub(super) fn frontend(
-    scene: Scene<'_>,
+    context: ExplainContext<'_>,
     connection: &Connection,
     source: Verdict,
     protocol: Protocol,
     port: u16,
 ) -> Option<FrontendVerdict> {
-    let cluster_state = scene.cluster_state;
+    let cluster_state = context.cluster_state;
     let frontend = cluster_state.frontend_at(connection.destination, protocol.number(), port)?;
     let name = |owner: &Owner| match owner {
         Owner::Service(key) => format!("service/{key}"),
         Owner::HostPort(key) => format!("hostPort of {key}"),
     };
     let backends: Vec<BackendVerdict> =
-        connection.backends.iter().map(|connection| backend(scene, connection)).collect();
+        connection.backends.iter().map(|connection| backend(context, connection)).collect();
     let verdict = match (source, Verdict::of_several(backends.iter().map(|backend| backend.verdict))) {
         (Verdict::Deny, _) => Verdict::Deny,
         (source, None) => source.max(Verdict::Some),
@@ -75,13 +75,13 @@ pub(super) fn frontend(
     })
 }
 
-fn backend(scene: Scene<'_>, connection: &BackendConnection) -> BackendVerdict {
-    let egress = explain_end(scene, connection.egress.as_ref());
-    let ingress = explain_end(scene, connection.ingress.as_ref());
+fn backend(context: ExplainContext<'_>, connection: &BackendConnection) -> BackendVerdict {
+    let egress = explain_end(context, connection.egress.as_ref());
+    let ingress = explain_end(context, connection.ingress.as_ref());
     BackendVerdict {
         address: connection.backend.address,
         port: connection.backend.port,
-        pod: scene.cluster_state.peer_at(connection.backend.address).map(|pod| pod.key.clone()),
+        pod: context.cluster_state.peer_at(connection.backend.address).map(|pod| pod.key.clone()),
         verdict: Verdict::of_sides(egress.verdict, ingress.verdict),
         egress,
         ingress,

@@ -263,7 +263,7 @@ pub fn explain(
     protocol: Protocol,
     port: u16,
 ) -> Result<Explanation, ConnectionError> {
-    explain_in(Scene { cluster_state, offline: None }, from, to, protocol, port)
+    explain_in(ExplainContext { cluster_state, offline: None }, from, to, protocol, port)
 }
 
 /// Explains a connection in the cluster of manifests. The verdict is unknown if it depends on an unknown address or on
@@ -278,26 +278,26 @@ pub fn explain_offline(
     protocol: Protocol,
     port: u16,
 ) -> Result<Explanation, ConnectionError> {
-    explain_in(Scene { cluster_state: offline.state(), offline: Some(offline) }, from, to, protocol, port)
+    explain_in(ExplainContext { cluster_state: offline.state(), offline: Some(offline) }, from, to, protocol, port)
 }
 
 /// The objects, and what is unknown offline.
 #[derive(Clone, Copy)]
-struct Scene<'w> {
+struct ExplainContext<'w> {
     cluster_state: &'w ClusterState,
     offline: Option<&'w OfflineCluster>,
 }
 
 fn explain_in(
-    scene: Scene<'_>,
+    context: ExplainContext<'_>,
     from: &End,
     to: &End,
     protocol: Protocol,
     port: u16,
 ) -> Result<Explanation, ConnectionError> {
-    let connections = reference::connections(scene.cluster_state, from, to, protocol.number(), port)?;
+    let connections = reference::connections(context.cluster_state, from, to, protocol.number(), port)?;
     let mut families: Vec<FamilyPath> =
-        connections.iter().map(|connection| explain_family(scene, connection, protocol, port)).collect();
+        connections.iter().map(|connection| explain_family(context, connection, protocol, port)).collect();
     let in_part = families.iter().any(|each| matches!(each.verdict, Verdict::Some | Verdict::Unknown));
     let allowed_family = Family::only(families.iter().map(|each| (each.family, each.verdict == Verdict::Allow)));
     let allowed_family = allowed_family.filter(|_| !in_part);
@@ -312,10 +312,10 @@ fn explain_in(
     Ok(Explanation { from: from.clone(), to: to.clone(), port, protocol, verdict, allowed_family, path, families })
 }
 
-fn explain_family(scene: Scene<'_>, connection: &Connection, protocol: Protocol, port: u16) -> FamilyPath {
-    let egress = explain_end(scene, connection.egress.as_ref());
-    let ingress = explain_end(scene, connection.ingress.as_ref());
-    let frontend = frontend::frontend(scene, connection, egress.verdict, protocol, port);
+fn explain_family(context: ExplainContext<'_>, connection: &Connection, protocol: Protocol, port: u16) -> FamilyPath {
+    let egress = explain_end(context, connection.egress.as_ref());
+    let ingress = explain_end(context, connection.ingress.as_ref());
+    let frontend = frontend::frontend(context, connection, egress.verdict, protocol, port);
     let of_sides = || Verdict::of_sides(egress.verdict, ingress.verdict);
     let verdict = frontend.as_ref().map_or_else(of_sides, |frontend| frontend.verdict);
     FamilyPath {
@@ -331,26 +331,28 @@ fn explain_family(scene: Scene<'_>, connection: &Connection, protocol: Protocol,
 /// of the first denied backend.
 pub fn explain_packet(cluster_state: &ClusterState, packet: &Packet) -> Side {
     let evaluation = reference::evaluate(cluster_state, packet);
-    let side = explain_side(cluster_state, packet, &evaluation);
+    let context = ExplainContext { cluster_state, offline: None };
+    let side = explain_side(context, packet, &evaluation);
     let denied = evaluation.candidates.iter().find(|candidate| candidate.reason == Reason::NoRule);
     let Some(denied) = denied.filter(|_| side.verdict == Verdict::Deny) else { return side };
     let post_dnat =
         Packet { remote: denied.backend.address, port: denied.backend.port, post_dnat: true, ..packet.clone() };
-    let at_backend = explain_side(cluster_state, &post_dnat, &reference::evaluate(cluster_state, &post_dnat));
+    let at_backend = explain_side(context, &post_dnat, &reference::evaluate(cluster_state, &post_dnat));
     let Side { nearest, hints, changes, .. } = at_backend;
     Side { nearest, hints, changes, ..side }
 }
 
 /// `None` stands for an end that is not a pod.
-fn explain_end(scene: Scene<'_>, evaluated: Option<&(Packet, Evaluation)>) -> Side {
+fn explain_end(context: ExplainContext<'_>, evaluated: Option<&(Packet, Evaluation)>) -> Side {
     let Some((packet, evaluation)) = evaluated else { return Side::no_pod() };
-    let side = explain_side(scene.cluster_state, packet, evaluation);
-    let unknown_because = scene.offline.map(|offline| offline.uncertainties(packet, evaluation)).unwrap_or_default();
+    let side = explain_side(context, packet, evaluation);
+    let unknown_because = context.offline.map(|offline| offline.uncertainties(packet, evaluation)).unwrap_or_default();
     let verdict = if unknown_because.is_empty() { side.verdict } else { Verdict::Unknown };
     Side { verdict, unknown_because, ..side }
 }
 
-fn explain_side(cluster_state: &ClusterState, packet: &Packet, evaluation: &Evaluation) -> Side {
+fn explain_side(context: ExplainContext<'_>, packet: &Packet, evaluation: &Evaluation) -> Side {
+    let cluster_state = context.cluster_state;
     let no_rule = evaluation.reason == Reason::NoRule;
     let nearest = no_rule.then(|| nearest::nearest(cluster_state, packet)).flatten();
     let hints =
@@ -368,7 +370,7 @@ fn explain_side(cluster_state: &ClusterState, packet: &Packet, evaluation: &Eval
         reason: Cause::Evaluated(evaluation.reason),
         isolated: !evaluation.isolating.is_empty(),
         policies: evaluation.isolating.clone(),
-        rule: evaluation.rule.as_ref().and_then(|rule| allowing_rule(cluster_state, packet, rule)),
+        rule: evaluation.rule.as_ref().and_then(|rule| allowing_rule(context, packet, rule)),
         changes: changes.chain(added).collect(),
         nearest: nearest.map(|nearest| nearest.rule),
         hints,
@@ -398,7 +400,8 @@ impl Side {
     }
 }
 
-fn allowing_rule(cluster_state: &ClusterState, packet: &Packet, found: &RuleRef) -> Option<AllowingRule> {
+fn allowing_rule(context: ExplainContext<'_>, packet: &Packet, found: &RuleRef) -> Option<AllowingRule> {
+    let cluster_state = context.cluster_state;
     let policy = cluster_state.policies.get(&found.policy)?;
     let rule = reference::rules(policy, found.direction).get(found.index)?;
     let remote = reference::Remote::of(cluster_state, packet.remote);
@@ -406,7 +409,7 @@ fn allowing_rule(cluster_state: &ClusterState, packet: &Packet, found: &RuleRef)
     Some(AllowingRule {
         policy: found.policy.clone(),
         index: found.index,
-        peer: describe::matching_peer(cluster_state, policy, &rule.peers, &remote),
+        peer: describe::matching_peer(context, policy, &rule.peers, &remote),
         port: describe::matching_port(&rule.ports, packet, destination),
     })
 }

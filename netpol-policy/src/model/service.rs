@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use netpol_common::{FrontendKey, frontend_scope};
 
-use super::{Labels, Protocol, ServiceKey, SliceKey};
+use super::{Labels, Pod, Protocol, ServiceKey, SliceKey};
 
 /// A Service. Session affinity, traffic policies and topology are left out: they only affect which backend kube-proxy
 /// selects.
@@ -35,6 +35,14 @@ pub struct RequestedFamilies {
 }
 
 impl Service {
+    /// Returns whether the selector matches a pod. A Service without a selector matches none.
+    pub fn selects(&self, pod: &Pod) -> bool {
+        let mut labels = self.selector.iter();
+        pod.key.namespace == self.key.namespace
+            && !self.selector.is_empty()
+            && labels.all(|(key, value)| pod.labels.get(key) == Some(value))
+    }
+
     /// Returns the frontends with their ports. A nodePort has a frontend at all nodes for each family in which the Service
     /// has an address.
     pub fn frontends(&self) -> impl Iterator<Item = (Frontend, &ServicePort)> {

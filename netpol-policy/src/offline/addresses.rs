@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::cluster_state::{ClusterState, Event};
-use crate::model::{IpBlock, Labels, Object, Peer, Peers, Pod, Policy, RequestedFamilies, Rule, Service};
+use crate::model::{IpBlock, Object, Peer, Peers, Pod, Policy, RequestedFamilies, Rule, Service};
 
 /// The placeholders of pods. 240.0.0.0/4 is reserved: <https://www.rfc-editor.org/rfc/rfc1112#section-4>. `100::/64` is the
 /// discard prefix: <https://www.rfc-editor.org/rfc/rfc6666>.
@@ -44,7 +44,7 @@ fn placeholders(is_ipv4: bool) -> IpNet {
 
 /// The ranges of pod addresses, and the address families of pods.
 #[derive(Clone, Debug)]
-pub struct PodRanges {
+pub(super) struct PodRanges {
     ranges: Vec<IpNet>,
     v4: bool,
     v6: bool,
@@ -70,14 +70,12 @@ impl PodRanges {
     }
 
     fn coverage(&self, block: &IpBlock) -> Coverage {
-        let contains = |one: &IpNet, other: &IpNet| one.contains(other);
-        let overlaps = |one: &IpNet, other: &IpNet| contains(one, other) || contains(other, one);
-        let except = || block.except.iter().filter(|hole| !is_pod_placeholder_range(hole));
+        let except = || block.except.iter().filter(|except| !is_pod_placeholder_range(except));
         let mut ranges = self.ranges.iter().filter(|range| range.addr().is_ipv4() == block.cidr.addr().is_ipv4());
-        let has_all = |range: &IpNet| contains(&block.cidr, range) && !except().any(|hole| overlaps(hole, range));
+        let has_all = |range: &IpNet| block.cidr.contains(range) && !except().any(|except| overlaps(except, range));
         let has_none = |range: &IpNet| {
-            let common = if contains(range, &block.cidr) { &block.cidr } else { range };
-            !overlaps(&block.cidr, range) || except().any(|hole| contains(hole, common))
+            let common = if range.contains(&block.cidr) { &block.cidr } else { range };
+            !overlaps(&block.cidr, range) || except().any(|except| except.contains(common))
         };
         if ranges.clone().all(has_none) {
             Coverage::None
@@ -88,15 +86,20 @@ impl PodRanges {
         }
     }
 
+    /// Returns whether a block contains all pod addresses.
+    pub(super) fn has_all(&self, block: &IpBlock) -> bool {
+        self.coverage(block) == Coverage::All
+    }
+
     /// Returns whether a block contains some pod addresses, but not all.
     pub(super) fn is_undecided(&self, block: &IpBlock) -> bool {
         self.coverage(block) == Coverage::Some
     }
 }
 
-/// Gives a placeholder address to each pod without an address. Returns whether there are such pods. Policies do not
+/// Assigns a placeholder address to each pod without an address. Returns whether there are such pods. Policies do not
 /// select host-network pods and finished pods.
-pub(super) fn give_to_pods(state: &mut ClusterState, ranges: &PodRanges) -> bool {
+pub(super) fn assign_to_pods(state: &mut ClusterState, ranges: &PodRanges) -> bool {
     let without = state.pods.values().filter(|pod| pod.is_selectable() && pod.addresses.is_empty());
     let pods: Vec<Pod> = without.cloned().collect();
     let has_unknown = !pods.is_empty();
@@ -126,25 +129,19 @@ fn v6(range: Ipv6Net, offset: u32) -> IpAddr {
     Ipv6Addr::from_bits(range.network().to_bits().saturating_add(offset.into())).into()
 }
 
-/// Gives each Service without cluster IPs a placeholder: a Service without one was never in a cluster.
-pub(super) fn give_to_services(state: &mut ClusterState) {
+/// Assigns a placeholder to each Service without cluster IPs: a Service without one was never in a cluster.
+pub(super) fn assign_to_services(state: &mut ClusterState) {
     let requested = state.services.values().filter_map(|service| Some((service.clone(), service.requested_families?)));
     let requested: Vec<(Service, RequestedFamilies)> = requested.collect();
     for ((mut service, families), offset) in requested.into_iter().zip(1_u32..) {
         // By default a Service has the first address family of its pods.
-        let selected =
-            |pod: &&Pod| pod.key.namespace == service.key.namespace && has_all(&pod.labels, &service.selector);
-        let mut first = state.pods.values().filter(selected).filter_map(|pod| pod.addresses.first());
+        let mut first = state.pods.values().filter(|pod| service.selects(pod)).filter_map(|pod| pod.addresses.first());
         let is_v4 = families.v4 || !families.v6 && first.next().is_none_or(IpAddr::is_ipv4);
         let is_v6 = families.v6 || !is_v4;
         let addresses = [is_v4.then(|| v4(SERVICES_V4, offset)), is_v6.then(|| v6(SERVICES_V6, offset))];
         service.addresses = addresses.into_iter().flatten().collect();
         state.apply(Event::Apply(Object::Service(service)));
     }
-}
-
-fn has_all(labels: &Labels, wanted: &Labels) -> bool {
-    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
 /// Changes the policies so that placeholders match only blocks with all pod addresses. Returns the state in which they
@@ -184,7 +181,8 @@ fn resolve_rule(rule: &mut Rule, ranges: &PodRanges, includes_some: bool) {
     for peer in peers.iter_mut() {
         let Peer::Block(block) = peer else { continue };
         let range = placeholders(block.cidr.addr().is_ipv4());
-        let has_placeholders = block.cidr.contains(&range) && !block.except.iter().any(|hole| overlaps(hole, &range));
+        let has_placeholders =
+            block.cidr.contains(&range) && !block.except.iter().any(|except| overlaps(except, &range));
         let matches = match ranges.coverage(block) {
             Coverage::All => true,
             Coverage::Some => includes_some,

@@ -17,8 +17,9 @@ use std::net::IpAddr;
 
 use netpol_common::{Direction, Reason};
 
+use addresses::PodRanges;
+pub use addresses::is_placeholder;
 pub(crate) use addresses::is_pod_placeholder_range;
-pub use addresses::{PodRanges, is_placeholder};
 pub use ports::PortSet;
 pub use workloads::Workloads;
 
@@ -26,7 +27,7 @@ use crate::cluster_state::{ClusterState, Event};
 use crate::derived;
 use crate::explain::peer_path;
 use crate::manifest::{Parsed, Unevaluated};
-use crate::model::{Object, Peer, Peers, Pod, PodKey};
+use crate::model::{IpBlock, Object, Peer, Peers, Pod, PodKey};
 use crate::reference::{self, Evaluation, Packet};
 
 /// The number of policies in a message; the others are counted.
@@ -52,8 +53,8 @@ impl OfflineCluster {
             state.apply(Event::Apply(Object::Pod(pod.clone())));
         }
         let ranges = PodRanges::new(&state, pod_cidrs);
-        let has_unknown = addresses::give_to_pods(&mut state, &ranges);
-        addresses::give_to_services(&mut state);
+        let has_unknown = addresses::assign_to_pods(&mut state, &ranges);
+        addresses::assign_to_services(&mut state);
         let objects: Vec<Object> = state.objects().collect();
         for slice in derived::endpoint_slices(&objects) {
             state.apply(Event::Apply(Object::Slice(slice)));
@@ -78,22 +79,14 @@ impl OfflineCluster {
         &self.workloads
     }
 
-    /// Returns the policies that are not evaluated.
-    pub fn unevaluated(&self) -> &[Unevaluated] {
-        &self.unevaluated
-    }
-
-    /// Returns the ranges of pod addresses.
-    pub const fn ranges(&self) -> &PodRanges {
-        &self.ranges
-    }
-
     /// Returns a second pod of the same workload, so that a connection from the workload to itself is one between two
     /// pods. Returns the same key for a real pod.
     pub fn second_pod(&mut self, key: &PodKey) -> PodKey {
         let Some(pod) = self.state.pods.get(key).filter(|_| key.workload().is_some()) else { return key.clone() };
         let mut second = pod.clone();
         second.key = key.second_of_workload();
+        // A hostPort belongs to one pod of a node.
+        second.host_ports = None;
         second.addresses = addresses::second(&pod.addresses);
         let key = second.key.clone();
         let event = Event::Apply(Object::Pod(second));
@@ -170,6 +163,16 @@ impl OfflineCluster {
             }));
         }
         causes
+    }
+
+    /// Returns the peer of the input that a peer for placeholders stands for: the first block with all pod addresses.
+    pub(crate) fn written<'p>(&self, peer: &Peer, peers: &'p [Peer]) -> Option<&'p Peer> {
+        let Peer::Block(IpBlock { cidr, .. }) = peer else { return None };
+        let is_v4 = is_pod_placeholder_range(cidr).then(|| cidr.addr().is_ipv4())?;
+        peers.iter().find(|peer| {
+            matches!(peer, Peer::Block(block)
+                if block.cidr.addr().is_ipv4() == is_v4 && self.ranges.has_all(block))
+        })
     }
 
     /// Names the first block that may contain the unknown address of the other end, in a rule with the packet's port.

@@ -9,9 +9,10 @@ use proptest::prelude::*;
 use super::{OfflineCluster, PortSet, is_placeholder};
 use crate::cluster_state::{ClusterState, Event};
 use crate::compile::{Engine, FirstIds, NodeScope};
+use crate::explain::explain_offline;
 use crate::manifest::{Located, Parsed, parse_offline};
 use crate::model::{Object, Pod, PodKey, Protocol, WorkloadKey, WorkloadKind};
-use crate::reference::{Packet, evaluate};
+use crate::reference::{End, Packet, evaluate};
 use crate::testing::{pod, policy};
 
 /// Addresses inside and outside of the blocks of random policies, and at their boundaries.
@@ -113,6 +114,45 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn s40_the_family_of_a_service_is_that_of_the_pods_it_selects() {
+    let text = "
+{apiVersion: v1, kind: Pod, metadata: {name: a, labels: {app: a}}, status: {podIP: 'fd00::1'}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {selector: {app: a}, ports: [{port: 80}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: none}, spec: {ports: [{port: 80}]}}
+";
+    let cluster = OfflineCluster::new(&parse_offline(text, "f"), &[]);
+    let is_ipv4 = |service: &crate::model::Service| service.addresses.iter().map(IpAddr::is_ipv4).collect();
+    let families: Vec<Vec<bool>> = cluster.state().services.values().map(is_ipv4).collect();
+    assert_eq!(families, [[false], [true]], "the default is IPv4 without selected pods");
+}
+
+#[test]
+fn s40_a_peer_for_placeholders_is_described_as_the_block_of_the_input() {
+    let text = "
+{apiVersion: apps/v1, kind: Deployment, metadata: {name: web}, spec: {template: {metadata: {labels: {app: web}}}}}
+---
+{apiVersion: apps/v1, kind: Deployment, metadata: {name: db}, spec: {template: {spec: {containers: [{name: c, ports: \
+                [{containerPort: 80, hostPort: 8080}]}]}}}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {podSelector: {matchLabels: {app: \
+                web}}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 192.0.2.0/24}}, {ipBlock: {cidr: 10.0.0.0/8}}]}]}}
+";
+    let mut cluster = OfflineCluster::new(&parse_offline(text, "f"), &["10.1.0.0/16".parse().expect("a range")]);
+    let [web, db] =
+        ["web", "db"].map(|name| PodKey::of_workload(&WorkloadKey::new(WorkloadKind::Deployment, "default", name)));
+    let found =
+        explain_offline(&cluster, &End::Pod(web), &End::Pod(db.clone()), Protocol::Tcp, 80).expect("an address");
+    let rule = found.path.egress.rule.expect("an allowing rule");
+    assert_eq!(rule.peer, "addresses in 10.0.0.0/8");
+    // Two pods of a workload cannot have the same hostPort of a node.
+    let second = cluster.second_pod(&db);
+    let pods = &cluster.state().pods;
+    assert!(pods[&db].host_ports.is_some() && pods[&second].host_ports.is_none());
 }
 
 #[test]

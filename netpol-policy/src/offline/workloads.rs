@@ -66,11 +66,6 @@ impl Workloads {
     pub fn of_pod(&self, pod: &PodKey) -> Option<&WorkloadKey> {
         self.of_pods.get(pod)
     }
-
-    /// Returns the keys of all workloads that have pods.
-    pub fn keys(&self) -> impl Iterator<Item = &WorkloadKey> {
-        self.pods.keys()
-    }
 }
 
 /// Returns the workload at the top of the controllers: the `CronJob` of a Job, the Deployment of a `ReplicaSet`.
