@@ -10,8 +10,9 @@ use netpol_policy::reference::End;
 
 use super::{EndArgument, EndSet, EndText};
 
-/// Addresses that are not public. Sources: the special-purpose registries of RFC 6890. Of IPv6, only `2000::/3` is public.
-const NOT_PUBLIC: [&str; 16] = [
+/// Addresses that are not public. Sources: the special-purpose registries of RFC 6890, and RFC 9637. Of IPv6, only
+/// `2000::/3` is public.
+const NOT_PUBLIC: [&str; 17] = [
     "0.0.0.0/8",
     "10.0.0.0/8",
     "100.64.0.0/10",
@@ -28,6 +29,7 @@ const NOT_PUBLIC: [&str; 16] = [
     "2001::/23",
     "2001:db8::/32",
     "2002::/16",
+    "3fff::/20",
 ];
 
 /// A range of addresses of one family as numbers, both included.
@@ -50,10 +52,10 @@ pub(super) fn split(cluster: &OfflineCluster, argument: &EndArgument, set: EndSe
             _ => Vec::new(),
         };
         let parts = parts(cluster, &range, known.iter().map(|address| IpNet::from(*address)).chain(excluded.clone()));
-        let excluded: Vec<Span> =
-            excluded.iter().filter(|excluded| excluded.addr().is_ipv4() == is_ipv4).map(span).collect();
+        let excluded =
+            merged(excluded.iter().filter(|excluded| excluded.addr().is_ipv4() == is_ipv4).map(span).collect());
         for (first, last) in parts {
-            if !excluded.iter().any(|(start, end)| (*start..=*end).contains(&first)) {
+            if !contains(&excluded, first) {
                 let (first, last) = (address(first, is_ipv4), address(last, is_ipv4));
                 ends.push((End::Address(first), EndText::Addresses(first, last)));
             }
@@ -111,6 +113,25 @@ fn parts(cluster: &OfflineCluster, range: &IpNet, others: impl Iterator<Item = I
     starts.iter().copied().zip(ends).collect()
 }
 
+/// Sorts spans, and merges those that overlap or are adjacent.
+fn merged(mut spans: Vec<Span>) -> Vec<Span> {
+    spans.sort_unstable();
+    spans.dedup_by(|(first, last), (_, end)| {
+        let is_connected = *first <= end.saturating_add(1);
+        if is_connected {
+            *end = (*last).max(*end);
+        }
+        is_connected
+    });
+    spans
+}
+
+/// Returns whether one of the merged spans contains a number.
+fn contains(spans: &[Span], number: u128) -> bool {
+    let index = spans.partition_point(|(_, last)| *last < number);
+    spans.get(index).is_some_and(|(first, _)| *first <= number)
+}
+
 fn span(net: &IpNet) -> Span {
     let number = |address: IpAddr| match address {
         IpAddr::V4(address) => u128::from(address.to_bits()),
@@ -131,5 +152,60 @@ pub(super) fn next(address: IpAddr) -> Option<IpAddr> {
     match address {
         IpAddr::V4(address) => Some(Ipv4Addr::from_bits(address.to_bits().checked_add(1)?).into()),
         IpAddr::V6(address) => Some(Ipv6Addr::from_bits(address.to_bits().checked_add(1)?).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netpol_policy::manifest::parse_offline;
+
+    use super::*;
+
+    #[test]
+    fn the_internet_has_only_public_addresses_that_are_not_in_the_cluster() {
+        // More addresses than a scan of all pairs finishes in time.
+        let node = |index: u32| {
+            let address = Ipv4Addr::from_bits(0x0808_0000 + index);
+            format!(
+                "{{apiVersion: v1, kind: Node, metadata: {{name: n{index}}}, status: {{addresses: [{{type: InternalIP, address: {address}}}]}}}}\n---\n"
+            )
+        };
+        let pod =
+            "{apiVersion: v1, kind: Pod, metadata: {name: a}, status: {podIPs: [{ip: 10.0.0.1}, {ip: '2001:db8::1'}]}}";
+        let text = (0..10_000).map(|index| node(2 * index)).collect::<String>() + pod;
+        let cluster = OfflineCluster::new(&parse_offline(&text, "f"), &[]);
+        let set = EndSet { title: "internet".to_owned(), ends: Vec::new() };
+        let parts = split(&cluster, &EndArgument::Internet, set.clone(), &set).ends;
+        let contains = |address: &str| {
+            let address: IpAddr = address.parse().expect("an address");
+            parts
+                .iter()
+                .any(|(_, text)| matches!(text, EndText::Addresses(first, last) if (*first..=*last).contains(&address)))
+        };
+        let found =
+            |addresses: &[&'static str]| addresses.iter().copied().filter(|it| contains(it)).collect::<Vec<_>>();
+        let public = [
+            "1.0.0.0",
+            "9.255.255.255",
+            "8.8.0.1",
+            "8.8.0.5",
+            "223.255.255.255",
+            "2000::",
+            "3fff:1000::",
+            "2001:db9::",
+        ];
+        assert_eq!(found(&public), public);
+        let others = [
+            "0.0.0.1",
+            "8.8.0.0",
+            "8.8.0.2",
+            "10.0.0.1",
+            "192.0.2.255",
+            "224.0.0.1",
+            "2001:db8::1",
+            "3fff::1",
+            "4000::",
+        ];
+        assert_eq!(found(&others), [""; 0]);
     }
 }
