@@ -76,8 +76,8 @@ impl Input {
                 Err(error) => input.unreadable.push(format!("{} {error}", file.display())),
             }
         }
-        let duplicates = manifest::duplicates(&input.parsed.objects);
-        input.parsed.errors.extend(duplicates);
+        let of_all_files = manifest::report(&input.parsed);
+        input.parsed.errors.extend(of_all_files);
         input
     }
 

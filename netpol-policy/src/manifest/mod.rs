@@ -7,6 +7,7 @@
 //!
 //! Files are split at `---` lines before anything is parsed, so that an invalid document does not affect others.
 
+mod all_files;
 mod diagnostics;
 mod nulls;
 mod object;
@@ -18,15 +19,15 @@ mod split;
 mod stray;
 mod tree;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use serde::Serialize;
 
-use diagnostics::Diagnostics;
+pub(crate) use all_files::beyond_pod_limit;
+pub use all_files::report;
 
-use crate::model::{Object, ObjectKey, PodKey, PolicyScope, Severity, Workload, WorkloadKey};
+use crate::model::{Object, PodKey, PolicyScope, Severity, Workload, WorkloadKey};
 use crate::text::Safe;
 
 /// The content of a file.
@@ -180,22 +181,6 @@ pub fn read(value: serde_json::Value, name: &str) -> Parsed {
     let mut reader = object::ObjectReader::new(name);
     reader.document(&mut tree::Tree::without_lines(value));
     reader.finish()
-}
-
-/// Returns a warning for each object that is defined again later in `objects`, which may come from many files. The last
-/// definition is used. For each file, the first few warnings are listed and the others are counted.
-pub fn duplicates(objects: &[Located<Object>]) -> Vec<ManifestError> {
-    let mut last: BTreeMap<ObjectKey, &Located<Object>> = BTreeMap::new();
-    let mut files: BTreeMap<&str, Diagnostics> = BTreeMap::new();
-    for located in objects {
-        let key = located.object.key();
-        let Some(other) = last.insert(key.clone(), located) else { continue };
-        let message = format!("is also defined in {}:{}; this definition is used", other.file, other.line);
-        let diagnostics = files.entry(&located.file).or_insert_with(|| Diagnostics::new(&located.file));
-        let locate = || (located.line, None);
-        diagnostics.add(Severity::Warning, located.document, Some(&key.to_string()), &message, locate);
-    }
-    files.into_values().flat_map(Diagnostics::finish).collect()
 }
 
 #[cfg(test)]

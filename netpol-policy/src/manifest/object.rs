@@ -15,6 +15,7 @@ use super::{nulls, salvage, size, stray};
 use crate::model::names;
 use crate::model::{
     Diagnostic, EndpointSlice, Namespace, Node, Object, Pod, Policy, PolicyScope, Service, Severity, UnevaluatedKind,
+    WorkloadKind,
 };
 
 /// Maximum number of errors in one policy for which only the invalid parts are replaced. Each needs a pass over the whole
@@ -181,10 +182,8 @@ impl ObjectReader {
             }
             return;
         }
-        if let Some(workload) = workload::kind(&kind, &api_version).filter(|_| self.reads_workloads) {
-            return self.workload(location, workload, value);
-        }
-        let Some(expected) = expected_version(&kind, &api_version) else {
+        let of_workload = || workload::expected_version(&kind, &api_version).filter(|_| self.reads_workloads);
+        let Some(expected) = expected_version(&kind, &api_version).or_else(of_workload) else {
             return self.ignored(&location, api_version, kind, &value);
         };
         location.name = Some(title(&kind, map));
@@ -218,14 +217,8 @@ impl ObjectReader {
         let Some(unevaluated) = UnevaluatedKind::of(&api_version, &kind) else {
             return self.parsed.ignored.push(Ignored { file, line, api_version, kind });
         };
-        let metadata = |key: &str| value["metadata"][key].as_str().filter(|text| !text.is_empty());
-        let name = metadata("name").unwrap_or("(without a name)");
         let scope = PolicyScope::of(unevaluated, value);
-        let name = if scope.is_cluster_scoped() {
-            name.to_owned()
-        } else {
-            format!("{}/{name}", metadata("namespace").unwrap_or("default"))
-        };
+        let name = qualified_name(value.get("metadata"), scope.is_cluster_scoped());
         self.parsed.unevaluated.push(Unevaluated { file, line, api_version, kind, name, scope });
     }
 
@@ -302,7 +295,10 @@ impl ObjectReader {
                 self.diagnostics(location, &diagnostics);
                 self.add_object(location, Object::Slice(slice));
             }
-            _ => self.policy(location, value),
+            _ => match WorkloadKind::from_name(kind) {
+                Some(kind) => self.workload(location, kind, value),
+                None => self.policy(location, value),
+            },
         }
     }
 
@@ -312,7 +308,8 @@ impl ObjectReader {
         let (result, unknown) = deserialize::<T>(value);
         for path in unknown {
             // Other unknown fields are most likely from a newer Kubernetes version.
-            if path.to_string().starts_with("metadata.") {
+            let text = path.to_string();
+            if text.starts_with("metadata.") || text.contains(".template.metadata.") {
                 self.warning(location, &path, "unknown field (typo?)");
             }
         }
@@ -452,12 +449,14 @@ fn expected_version(kind: &str, api_version: &str) -> Option<&'static str> {
 }
 
 fn title(kind: &str, map: &Map<String, Value>) -> String {
-    let metadata = |key| map.get("metadata").and_then(|metadata| metadata.get(key)).and_then(Value::as_str);
-    let name = metadata("name").unwrap_or("(without a name)");
-    match kind {
-        "Namespace" | "Node" => format!("{kind} {name}"),
-        _ => format!("{kind} {}/{name}", metadata("namespace").unwrap_or("default")),
-    }
+    format!("{kind} {}", qualified_name(map.get("metadata"), matches!(kind, "Namespace" | "Node")))
+}
+
+/// Returns `namespace/name`, or the name of a cluster-scoped object.
+fn qualified_name(metadata: Option<&Value>, is_cluster_scoped: bool) -> String {
+    let text = |key: &str| metadata?.get(key)?.as_str().filter(|text| !text.is_empty());
+    let name = text("name").unwrap_or("(without a name)");
+    if is_cluster_scoped { name.to_owned() } else { format!("{}/{name}", text("namespace").unwrap_or("default")) }
 }
 
 /// Returns the object or the first field with a wrong type, and the unknown fields.

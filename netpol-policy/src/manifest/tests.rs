@@ -255,9 +255,79 @@ fn json_that_the_yaml_parser_rejects_is_parsed_as_json() {
 #[test]
 fn duplicates_are_reported_with_both_locations() {
     let text = "{apiVersion: v1, kind: Pod, metadata: {name: a}}";
-    let objects: Vec<_> = ["x.yaml", "y.yaml"].into_iter().flat_map(|file| parse(text, file).objects).collect();
-    let found: Vec<_> = duplicates(&objects).iter().map(ToString::to_string).collect();
-    assert_eq!(found, ["y.yaml:1: warning: Pod default/a: is also defined in x.yaml:1; this definition is used"]);
+    let workload = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: a}, spec: {template: {}}}";
+    let [mut parsed, other] = ["x.yaml", "y.yaml"].map(|file| parse_offline(&format!("{text}\n---\n{workload}"), file));
+    parsed.objects.extend(other.objects);
+    parsed.workloads.extend(other.workloads);
+    let found: Vec<_> = report(&parsed).iter().map(ToString::to_string).collect();
+    let expected = [
+        "y.yaml:1: warning: Pod default/a: is also defined in x.yaml:1; this definition is used",
+        "y.yaml:3: warning: Deployment default/a: is also defined in x.yaml:3; this definition is used",
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn workloads_have_the_same_diagnostics_as_other_objects() {
+    let typos = "apiVersion: apps/v1
+kind: Deployment
+metadata: {name: a, lables: {}}
+spec:
+  template:
+    metadata: {lables: {app: a}}
+    spec: {containers: [{name: c, ports: [{containerPort: 1, containerPort: 2, name: http}]}], newField: 1}";
+    let large = format!(
+        "{{apiVersion: apps/v1, kind: Deployment, metadata: {{name: a, annotations: {{a: {}}}}}, spec: {{template: {{}}}}}}",
+        "x".repeat(3 << 20)
+    );
+    let old = |version: &str, kind: &str, spec: &str| {
+        format!("{{apiVersion: {version}, kind: {kind}, metadata: {{name: a}}, spec: {{{spec}}}}}")
+    };
+    for (text, workloads, expected) in [
+        (
+            typos.to_owned(),
+            1,
+            &[
+                "f:7: warning: Deployment default/a: spec.template.spec.containers[0].ports[0].containerPort: duplicate key; the last value is used",
+                "f:3: warning: Deployment default/a: metadata.lables: unknown field (typo?)",
+                "f:6: warning: Deployment default/a: spec.template.metadata.lables: unknown field (typo?)",
+            ][..],
+        ),
+        (
+            large,
+            0,
+            &[
+                "f:1: error: Deployment default/a: is larger than 3 MiB, the limit of the API server; the object is ignored",
+            ],
+        ),
+        (
+            old("apps/v1beta1", "StatefulSet", "replicas: 1001, template: {}"),
+            1,
+            &[
+                "f:1: error: StatefulSet default/a: apiVersion: is `apps/v1beta1`, which is read as apps/v1; write apps/v1",
+                "f:1: warning: StatefulSet default/a: spec.replicas: netpol evaluates only the first 1000 pods of a StatefulSet",
+            ],
+        ),
+        (
+            old(
+                "v1",
+                "CronJob",
+                "jobTemplate: {spec: {template: {spec: {containers: [{ports: [{containerPort: 0}]}]}}}}",
+            ),
+            1,
+            &["f:1: error: CronJob default/a: apiVersion: is `v1`, which is read as batch/v1; write batch/v1"],
+        ),
+        (
+            old("batch/v1", "CronJob", "template: {}"),
+            0,
+            &["f:1: error: CronJob default/a: spec.jobTemplate.spec.template: is missing; the object is ignored"],
+        ),
+        (old("example.com/v1", "Deployment", ""), 0, &[]),
+    ] {
+        let parsed = parse_offline(&text, "f");
+        assert_eq!(messages(&parsed), expected);
+        assert_eq!(parsed.workloads.len(), workloads, "{expected:?}");
+    }
 }
 
 #[test]

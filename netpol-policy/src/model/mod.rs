@@ -29,7 +29,7 @@ pub use service::{
 };
 pub use uid::{MIRROR_ANNOTATION, Uid};
 pub use unevaluated::{PolicyScope, UnevaluatedKind};
-pub use workload::{Workload, WorkloadKey, WorkloadKind};
+pub use workload::{MAX_ALL_ORDINALS, MAX_ORDINALS, Workload, WorkloadKey, WorkloadKind};
 
 /// Any object of the cluster state.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

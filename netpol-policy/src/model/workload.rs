@@ -5,6 +5,11 @@ use std::sync::Arc;
 
 use super::{NamespaceName, Pod, PodKey};
 
+/// Maximum number of pods of one `StatefulSet`. Without a limit, one manifest could use all memory.
+pub const MAX_ORDINALS: u32 = 1000;
+/// Maximum number of pods of all `StatefulSets` of the input.
+pub const MAX_ALL_ORDINALS: usize = 10_000;
+
 /// A kind of workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum WorkloadKind {

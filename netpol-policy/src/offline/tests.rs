@@ -132,6 +132,26 @@ fn s40_the_family_of_a_service_is_that_of_the_pods_it_selects() {
 }
 
 #[test]
+fn s39_the_pods_of_all_stateful_sets_are_limited() {
+    let set = |index: u32| {
+        format!(
+            "---\n{{apiVersion: apps/v1, kind: StatefulSet, metadata: {{name: s{index}}}, spec: {{replicas: 1000, template: \
+             {{spec: {{containers: [{{name: c}}]}}}}}}}}\n"
+        )
+    };
+    let parsed = parse_offline(&(0..50).map(set).collect::<String>(), "f");
+    let cluster = OfflineCluster::new(&parsed, &[]);
+    assert_eq!(cluster.state().pods.len(), 10 * 1000 + 40);
+    let last = WorkloadKey::new(WorkloadKind::StatefulSet, "default", "s49");
+    assert_eq!(cluster.workloads().pods(&last), [PodKey::of_workload(&last)]);
+    let warnings = crate::manifest::report(&parsed);
+    assert_eq!(warnings.iter().map(|warning| warning.count).sum::<usize>(), 40);
+    let expected = "f:22: warning: StatefulSet default/s10: the StatefulSets of the input have more than 10000 pods; one pod \
+                    stands for all pods of this one";
+    assert_eq!(warnings[0].to_string(), expected);
+}
+
+#[test]
 fn s40_a_peer_for_placeholders_is_described_as_the_block_of_the_input() {
     let text = "
 {apiVersion: apps/v1, kind: Deployment, metadata: {name: web}, spec: {template: {metadata: {labels: {app: web}}}}}

@@ -1,9 +1,10 @@
 //! The pods of workloads (docs/semantics.md, item 39).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use crate::cluster_state::ClusterState;
-use crate::manifest::Parsed;
+use crate::manifest::{Parsed, beyond_pod_limit};
 use crate::model::{Pod, PodKey, Workload, WorkloadKey, WorkloadKind};
 
 /// Workloads, with the pods that exist or stand for them.
@@ -18,6 +19,8 @@ impl Workloads {
     pub(super) fn new(parsed: &Parsed, state: &ClusterState) -> Self {
         let objects: BTreeMap<&WorkloadKey, &Workload> =
             parsed.workloads.iter().map(|located| (&located.object.key, &located.object)).collect();
+        let beyond_limit: BTreeSet<&WorkloadKey> =
+            beyond_pod_limit(&parsed.workloads).map(|located| &located.object.key).collect();
         let mut result = Self::default();
         for (pod, controller) in &parsed.controllers {
             let is_running = state.pods.get(pod).is_some_and(|pod| !pod.finished);
@@ -31,7 +34,8 @@ impl Workloads {
             if is_controlled || with_pods.contains(&workload.key) {
                 continue;
             }
-            for pod in pods(workload) {
+            let ordinals = workload.ordinals.clone().filter(|_| !beyond_limit.contains(&workload.key));
+            for pod in pods(workload, ordinals) {
                 // A StatefulSet's pod may be an object of its own.
                 if !state.pods.contains_key(&pod.key) {
                     result.added.push(pod.clone());
@@ -75,8 +79,9 @@ fn top(objects: &BTreeMap<&WorkloadKey, &Workload>, key: &WorkloadKey) -> Worklo
     controller.unwrap_or(key).clone()
 }
 
-fn pods(workload: &Workload) -> Vec<Pod> {
-    let Some(ordinals) = workload.ordinals.clone() else { return vec![workload.pod.clone()] };
+/// Returns a pod for each ordinal, or the pod that stands for all pods.
+fn pods(workload: &Workload, ordinals: Option<Range<u32>>) -> Vec<Pod> {
+    let Some(ordinals) = ordinals else { return vec![workload.pod.clone()] };
     let pod = |ordinal: u32| {
         let name = format!("{}-{ordinal}", workload.key.name);
         // Source: <https://kubernetes.io/docs/concepts/workloads/controllers/statefulset/#pod-name-label>.

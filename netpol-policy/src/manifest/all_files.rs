@@ -1,0 +1,58 @@
+//! Diagnostics that depend on all files of the input.
+
+use std::collections::BTreeMap;
+
+use super::diagnostics::Diagnostics;
+use super::{Located, ManifestError, Parsed};
+use crate::model::{MAX_ALL_ORDINALS, Severity, Workload};
+
+/// The diagnostics of each file.
+type Files<'p> = BTreeMap<&'p str, Diagnostics>;
+
+/// Returns warnings about the input as a whole: objects that are defined again later, of which the last definition is
+/// used, and `StatefulSets` beyond the limit. For each file, the first few warnings are listed and the others are
+/// counted.
+pub fn report(parsed: &Parsed) -> Vec<ManifestError> {
+    let mut files = Files::new();
+    add_duplicates(&mut files, &parsed.objects, |object| (object.key(), object.key().to_string()));
+    add_duplicates(&mut files, &parsed.workloads, |workload| (workload.key.clone(), workload.key.title()));
+    for located in beyond_pod_limit(&parsed.workloads) {
+        let message = format!(
+            "the StatefulSets of the input have more than {MAX_ALL_ORDINALS} pods; \
+             one pod stands for all pods of this one"
+        );
+        add(&mut files, located, &located.object.key.title(), &message);
+    }
+    files.into_values().flat_map(Diagnostics::finish).collect()
+}
+
+/// Adds a warning for each object that is defined again. `key` returns the key and the title of an object.
+fn add_duplicates<'p, T, K: Ord>(files: &mut Files<'p>, objects: &'p [Located<T>], key: impl Fn(&T) -> (K, String)) {
+    let mut last: BTreeMap<K, &Located<T>> = BTreeMap::new();
+    for located in objects {
+        let (key, title) = key(&located.object);
+        if let Some(other) = last.insert(key, located) {
+            let message = format!("is also defined in {}:{}; this definition is used", other.file, other.line);
+            add(files, located, &title, &message);
+        }
+    }
+}
+
+fn add<'p, T>(files: &mut Files<'p>, located: &'p Located<T>, title: &str, message: &str) {
+    let diagnostics = files.entry(&located.file).or_insert_with(|| Diagnostics::new(&located.file));
+    diagnostics.add(Severity::Warning, located.document, Some(title), message, || (located.line, None));
+}
+
+/// Returns the `StatefulSets` with pods beyond [`MAX_ALL_ORDINALS`]. One pod stands for all pods of such a
+/// `StatefulSet`.
+pub(crate) fn beyond_pod_limit(workloads: &[Located<Workload>]) -> impl Iterator<Item = &Located<Workload>> {
+    let mut pods = 0;
+    workloads.iter().filter(move |located| {
+        let count = located.object.ordinals.as_ref().map_or(0, ExactSizeIterator::len);
+        let is_beyond = pods + count > MAX_ALL_ORDINALS;
+        if !is_beyond {
+            pods += count;
+        }
+        is_beyond
+    })
+}
