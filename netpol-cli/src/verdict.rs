@@ -141,13 +141,11 @@ impl Evaluator {
     /// Returns the verdict of one side.
     fn side(&self, packet: &Packet, evaluation: &Evaluation) -> Result<Verdict, Difference> {
         let is_allowed = self.tables.check(packet, evaluation)?;
-        let is_possible = match &self.at_most {
-            Some(at_most) if !is_allowed => {
-                at_most.check(packet, &reference::evaluate(at_most.engine.cluster_state(), packet))?
-            }
-            _ => is_allowed,
-        };
-        let is_unknown = is_allowed != is_possible || !self.cluster.may_change(packet, evaluation).is_empty();
+        let at_most = self.cluster.evaluate_at_most(packet, evaluation);
+        if let (Some(tables), Some(evaluation)) = (&self.at_most, &at_most) {
+            tables.check(packet, evaluation)?;
+        }
+        let is_unknown = self.cluster.is_unknown(packet, evaluation, at_most.as_ref());
         Ok(if is_unknown { Verdict::Unknown } else { Verdict::of(is_allowed) })
     }
 

@@ -138,15 +138,26 @@ impl OfflineCluster {
         [allowed, possible]
     }
 
-    /// Returns whether the verdict on a packet depends on an unknown address.
-    pub fn depends_on_address(&self, packet: &Packet, evaluation: &Evaluation) -> bool {
+    /// Evaluates a denied packet in the state [`OfflineCluster::at_most`]. If it is allowed there, its verdict depends on
+    /// an unknown address.
+    pub fn evaluate_at_most(&self, packet: &Packet, evaluation: &Evaluation) -> Option<Evaluation> {
         let at_most = self.at_most.as_ref().filter(|_| !evaluation.reason.allows());
-        at_most.is_some_and(|at_most| reference::evaluate(at_most, packet).reason.allows())
+        at_most.map(|at_most| reference::evaluate(at_most, packet))
+    }
+
+    /// Returns whether the verdict on a packet is unknown. `at_most`: the result of
+    /// [`OfflineCluster::evaluate_at_most`].
+    pub fn is_unknown(&self, packet: &Packet, evaluation: &Evaluation, at_most: Option<&Evaluation>) -> bool {
+        at_most.is_some_and(|at_most| at_most.reason.allows()) || !self.may_change(packet, evaluation).is_empty()
     }
 
     /// Returns why the verdict on a packet is unknown, a sentence for each cause; none if it is known.
     pub fn uncertainties(&self, packet: &Packet, evaluation: &Evaluation) -> Vec<String> {
         let mut causes = Vec::new();
+        let at_most = self.evaluate_at_most(packet, evaluation);
+        if !self.is_unknown(packet, evaluation, at_most.as_ref()) {
+            return causes;
+        }
         let policies = self.may_change(packet, evaluation);
         if !policies.is_empty() {
             let names = policies.iter().map(|policy| format!("{} {}", policy.kind, policy.name));
@@ -157,7 +168,7 @@ impl OfflineCluster {
             let it = if policies.len() == 1 { "it" } else { "them" };
             causes.push(format!("{} may change this, and netpol does not evaluate {it}.", list(&names)));
         }
-        if self.depends_on_address(packet, evaluation) {
+        if at_most.is_some_and(|at_most| at_most.reason.allows()) {
             causes.push(self.undecided_block(packet).unwrap_or_else(|| {
                 "The addresses of the backends are unknown, and an ipBlock may contain them; set --pod-cidr.".to_owned()
             }));
