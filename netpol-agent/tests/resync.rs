@@ -38,7 +38,8 @@ impl Recorder {
     fn record(&mut self, after: String) {
         let verdicts = self.memory.endpoints.values().filter_map(|endpoint| {
             let (pod, addresses) = self.local_pods.get(&endpoint.ifindex)?;
-            let policy = EndpointPolicy { ingress: endpoint.ingress, egress: endpoint.egress, incomplete: false };
+            let Endpoint { ingress, egress, shadow_ingress, shadow_egress, .. } = *endpoint;
+            let policy = EndpointPolicy { ingress, egress, shadow_ingress, shadow_egress, incomplete: false };
             let evaluate = |probe: &Probe| self.tables.evaluate(policy, addresses, &probe.at(pod)).reason.allows();
             Some((pod.clone(), self.probes.iter().map(evaluate).collect()))
         });

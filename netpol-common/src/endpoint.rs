@@ -66,9 +66,15 @@ pub struct Endpoint {
     pub address_v6: [u8; 16],
     /// The pod's IPv6 link-local address on this interface, or zero.
     pub link_local: [u8; 16],
+    /// The policy that would apply to packets to the pod if policies in shadow mode were enforced.
+    /// [`DirectionPolicy::isolated`] returns false if no policy in shadow mode isolates this direction.
+    pub shadow_ingress: DirectionPolicy,
+    /// The same for packets from the pod.
+    pub shadow_egress: DirectionPolicy,
 }
 
-const _: () = assert!(size_of::<Endpoint>() == 80);
+const _: () = assert!(size_of::<Endpoint>() == 96);
+const _: () = assert!(offset_of!(Endpoint, shadow_ingress) == 80 && offset_of!(Endpoint, shadow_egress) == 88);
 const _: () = assert!(offset_of!(Endpoint, mac) % 4 == 0 && offset_of!(Endpoint, address_v4) % 4 == 0);
 const _: () = assert!(offset_of!(Endpoint, ingress) == 8 && offset_of!(Endpoint, egress) == 16);
 
@@ -79,6 +85,15 @@ impl Endpoint {
         match direction {
             Direction::Ingress => self.ingress,
             Direction::Egress => self.egress,
+        }
+    }
+
+    /// Returns the policy of a direction that would apply if policies in shadow mode were enforced.
+    #[inline(always)]
+    pub const fn shadow_policy(&self, direction: Direction) -> DirectionPolicy {
+        match direction {
+            Direction::Ingress => self.shadow_ingress,
+            Direction::Egress => self.shadow_egress,
         }
     }
 

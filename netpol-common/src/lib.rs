@@ -46,7 +46,7 @@ pub use tunnels::{TUNNEL_WORDS, TunnelScope, TunnelWord};
 
 /// The version of the layout of the maps and of their meaning. It is part of the pin path, so that an agent adopts only
 /// maps that it can read.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// IP protocol numbers. Source: <https://www.iana.org/assignments/protocol-numbers/>.
 pub mod protocol {

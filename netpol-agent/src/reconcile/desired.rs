@@ -62,6 +62,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
         let policy = self.policies.get(pod)?;
         (desired.ingress, desired.egress) = (policy.ingress, policy.egress);
+        (desired.shadow_ingress, desired.shadow_egress) = (policy.shadow_ingress, policy.shadow_egress);
         if policy.incomplete || self.failures.affects(&desired) {
             desired.flags |= endpoint_flags::INCOMPLETE;
         }

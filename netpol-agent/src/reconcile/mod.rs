@@ -197,7 +197,9 @@ impl<D: Dataplane> Reconciler<D> {
                 self.rewrite_endpoints(|known| known.phase == Phase::Current && known.pod.as_ref() == Some(&pod));
             }
             Change::Reevaluate(rule_sets) => self.rewrite_endpoints(|PodEndpoint { endpoint, .. }| {
-                [endpoint.ingress, endpoint.egress].iter().any(|direction| rule_sets.contains(&direction.rule_set))
+                let netpol_common::Endpoint { ingress, egress, shadow_ingress, shadow_egress, .. } = endpoint;
+                let policies = [ingress, egress, shadow_ingress, shadow_egress];
+                policies.iter().any(|policy| rule_sets.contains(&policy.rule_set))
             }),
             // `reconcile` decides what happens to the interface.
             Change::DeleteEndpoint(pod) => {

@@ -237,7 +237,8 @@ impl Engine {
         let [ingress, egress] =
             rule_sets.map(|id| self.rule_sets.get(id).map_or(DirectionPolicy::OPEN, |rule_set| rule_set.policy));
         let incomplete = rule_sets.into_iter().any(|id| self.rule_sets.is_incomplete(id));
-        EndpointPolicy { ingress, egress, incomplete }
+        let (shadow_ingress, shadow_egress) = (DirectionPolicy::OPEN, DirectionPolicy::OPEN);
+        EndpointPolicy { ingress, egress, shadow_ingress, shadow_egress, incomplete }
     }
 
     /// Removes entries that equal what any peer is allowed.

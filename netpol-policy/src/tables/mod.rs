@@ -19,6 +19,11 @@ pub struct EndpointPolicy {
     pub ingress: DirectionPolicy,
     /// Policy for traffic from the pod.
     pub egress: DirectionPolicy,
+    /// The policy that would apply to traffic to the pod if policies in shadow mode were enforced, see
+    /// [`netpol_common::Endpoint::shadow_ingress`].
+    pub shadow_ingress: DirectionPolicy,
+    /// The same for traffic from the pod.
+    pub shadow_egress: DirectionPolicy,
     /// Whether parts of the policies are omitted because of the memory limit, so that less is allowed than they state.
     pub incomplete: bool,
 }

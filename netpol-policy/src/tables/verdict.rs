@@ -14,8 +14,9 @@ const OTHER_INTERFACE: u32 = 2;
 impl Tables {
     /// Evaluates a packet at a pod with this policy and these addresses.
     pub fn evaluate(&self, policy: EndpointPolicy, addresses: &[IpAddr], packet: &Packet) -> Evaluation {
-        let mut endpoint =
-            Endpoint { ifindex: POD_INTERFACE, ingress: policy.ingress, egress: policy.egress, ..Endpoint::default() };
+        let EndpointPolicy { ingress, egress, shadow_ingress, shadow_egress, .. } = policy;
+        let mut endpoint = Endpoint { ifindex: POD_INTERFACE, ingress, egress, ..Endpoint::default() };
+        (endpoint.shadow_ingress, endpoint.shadow_egress) = (shadow_ingress, shadow_egress);
         for address in addresses {
             match address {
                 IpAddr::V4(address) => endpoint.address_v4 = address.octets(),
