@@ -14,6 +14,7 @@
 mod client;
 mod condition;
 mod duration;
+mod record;
 mod start;
 mod status;
 mod wait;
@@ -22,6 +23,10 @@ mod wait;
 pub use client::{Client, ClientError};
 pub use condition::{Condition, ConditionError, Target, TargetKind};
 pub use duration::{format_duration, parse_duration};
+pub use record::{
+    Fix, FlowDirection, FlowEnd, FlowRecord, FlowRule, FlowSide, FlowVerdict, LostRecord, MulticastRecord,
+    RECORD_SCHEMA, RateLimitedRecord, Record, RecordHeader, RevokedBy, Workload,
+};
 pub use start::{EXEMPT_NAMESPACE, GateStatus, PodStart, PodStarted, PodStop, RecentStart, StartOutcome};
 pub use status::{Directions, Endpoint, PartialPolicy, Status};
 pub use wait::{ConditionResult, ErrorResponse, Pending, WaitOutcome, WaitResponse};

@@ -1,0 +1,269 @@
+//! Records of flows and of summaries: one JSON object each, the same in the agent's API, in its output and in files.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// The version of the schema. It changes if a field is removed or gets another meaning; new fields do not change it.
+pub const RECORD_SCHEMA: &str = "netpol.io/v1";
+
+/// A record. The field `type` contains its kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase")]
+pub enum Record {
+    /// A flow.
+    Flow(Box<FlowRecord>),
+    /// Denied packets to a multicast or broadcast group.
+    Multicast(MulticastRecord),
+    /// Packets of a pod without a record, because the pod's budget was used up.
+    RateLimited(RateLimitedRecord),
+    /// Records that this client did not receive, because it read too slowly.
+    Lost(LostRecord),
+}
+
+/// The fields that each record has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecordHeader {
+    /// [`RECORD_SCHEMA`].
+    pub schema: String,
+    /// When it happened: RFC 3339, UTC, with milliseconds.
+    pub time: String,
+    /// The node of the agent.
+    pub node: String,
+}
+
+/// The verdict of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum FlowVerdict {
+    /// Allowed.
+    Allowed,
+    /// Denied.
+    Denied,
+    /// Allowed, but a policy in shadow mode would deny it.
+    Shadow,
+}
+
+/// Where a flow was evaluated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum FlowDirection {
+    /// At the receiver.
+    Ingress,
+    /// At the sender.
+    Egress,
+}
+
+/// A flow that starts, or a denied packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowRecord {
+    /// Schema, time and node.
+    #[serde(flatten)]
+    pub header: RecordHeader,
+    /// The verdict at the pod of this record.
+    pub verdict: FlowVerdict,
+    /// Whether that pod is the receiver or the sender.
+    pub direction: FlowDirection,
+    /// The reason of the verdict, see docs/reasons.md. With [`FlowVerdict::Shadow`]: the reason with which the flow
+    /// would be denied.
+    pub reason: String,
+    /// The source.
+    pub from: FlowEnd,
+    /// The destination. For a Service, its address before translation.
+    pub to: FlowEnd,
+    /// `TCP`, `UDP`, `SCTP`, `ICMP`, `ICMPv6`, or a number.
+    pub protocol: String,
+    /// The destination port, if the protocol has ports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// The evaluation of the sender's policies. `None` if the sender is not a pod, or if it was not evaluated, see
+    /// `unexplained`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<FlowSide>,
+    /// The evaluation of the receiver's policies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<FlowSide>,
+    /// Why `egress` and `ingress` are missing: the agent's time for explanations was used up, or policies have changed
+    /// since the packet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unexplained: Option<String>,
+    /// With the reason `revoked`: the change that revoked the flow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_by: Option<RevokedBy>,
+    /// The local pod that sent the packet, `namespace/name`, if the source address is not that pod's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sender: Option<String>,
+    /// Hints on frequent causes, such as a missing rule for DNS.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hints: Vec<String>,
+    /// Denied: packets of this flow without a record since the last one. Otherwise: flows between the same ends, to the
+    /// same port, without a record since the last one.
+    pub suppressed: u32,
+    /// Length of the packet in bytes, from its IP header on.
+    pub length: u32,
+}
+
+/// One end of a flow.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowEnd {
+    /// The pod's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// The pod's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// The object that controls the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<Workload>,
+    /// The pod's labels, if the client requested them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<std::collections::BTreeMap<String, String>>,
+    /// The pod's node, or the node with this address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Whether the node has replaced the sender's address by its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub masqueraded: bool,
+    /// The address, if the packet has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// The port, if the protocol has ports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// The Services with this address and port, as `namespace/name`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<String>,
+    /// The Services that may have selected this backend.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub via_services: Vec<String>,
+    /// For an address that is neither a pod's nor a node's: the `ipBlock` peers of the pod's policies that cover it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blocks: Vec<String>,
+}
+
+/// The object that controls a pod. For a ReplicaSet of a Deployment, the Deployment; for a Job of a CronJob, the CronJob.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Workload {
+    /// Such as `Deployment`.
+    pub kind: String,
+    /// Its name, in the pod's namespace.
+    pub name: String,
+}
+
+/// The evaluation of one end's policies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowSide {
+    /// The verdict of this side alone.
+    pub verdict: FlowVerdict,
+    /// Its reason, see docs/reasons.md.
+    pub reason: String,
+    /// The policies that isolate this end in this direction, `namespace/name`. Shadow: including those in shadow mode.
+    pub policies: Vec<String>,
+    /// The rule that allows the flow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<FlowRule>,
+    /// If no rule allows it: the rule with the fewest unmet conditions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nearest: Option<FlowRule>,
+    /// If no rule allows it: a change of a policy that does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fix: Option<Fix>,
+}
+
+/// A rule of a policy.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowRule {
+    /// The policy, `namespace/name`.
+    pub policy: String,
+    /// The rule's path in the policy, such as `spec.ingress[0]`.
+    pub path: String,
+    /// The conditions that the flow does not meet, each as `field: text`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unmet_conditions: Vec<String>,
+}
+
+/// A change that allows a flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Fix {
+    /// The policy to change, `namespace/name`.
+    pub policy: String,
+    /// Where the change belongs, such as `spec.egress`.
+    pub path: String,
+    /// YAML to add there.
+    pub yaml: String,
+}
+
+/// The change that revoked a flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RevokedBy {
+    /// The changed object, such as `NetworkPolicy shop/web`. If a batch changed several, the first ones.
+    pub objects: Vec<String>,
+    /// The number of changed objects.
+    pub object_count: usize,
+    /// The batch of changes.
+    pub generation: u64,
+    /// When it was received.
+    pub time: String,
+}
+
+/// Denied packets to a multicast or broadcast group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MulticastRecord {
+    /// Schema, time and node.
+    #[serde(flatten)]
+    pub header: RecordHeader,
+    /// Denied, or shadow.
+    pub verdict: FlowVerdict,
+    /// Where the packets were evaluated.
+    pub direction: FlowDirection,
+    /// The reason.
+    pub reason: String,
+    /// The group.
+    pub to: FlowEnd,
+    /// The protocol.
+    pub protocol: String,
+    /// The port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Packets since the last record. A packet that several pods receive counts once.
+    pub packets: u64,
+    /// The first senders.
+    pub senders: Vec<String>,
+    /// The number of senders.
+    pub sender_count: usize,
+}
+
+/// Packets of a pod without a record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RateLimitedRecord {
+    /// Schema, time and node.
+    #[serde(flatten)]
+    pub header: RecordHeader,
+    /// `egress`: packets from the pod, dropped there or at another local pod. `ingress`: packets to the pod.
+    pub direction: FlowDirection,
+    /// The pod, `namespace/name`.
+    pub pod: String,
+    /// Packets since the last record.
+    pub suppressed: u64,
+}
+
+/// Records that a client did not receive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LostRecord {
+    /// Schema, time and node.
+    #[serde(flatten)]
+    pub header: RecordHeader,
+    /// The number of records.
+    pub records: u64,
+}
