@@ -7,7 +7,8 @@ use crate::context::{Context, Family, PacketAddress};
 use crate::flow::{self, KnownFlow};
 use crate::packet::{Parse, TcpFlags};
 use crate::slot::Slot;
-use crate::verdict::{self, Recheck, Stale};
+use crate::stale::{Recheck, Stale};
+use crate::verdict;
 
 /// The function of one address family that is a separate BPF function in the kernel.
 pub(crate) trait FlowFunctions<A: Parse>: Context + Family<A> {
@@ -42,7 +43,7 @@ where
     A: PacketAddress,
     S: Context + Family<A>,
 {
-    let version = verdict::version(endpoint);
+    let version = verdict::version(context, endpoint);
     let slot = context.flow(endpoint, key)?;
     let (now, hz) = (context.now(), context.hz());
     let known = KnownFlow::read(slot);

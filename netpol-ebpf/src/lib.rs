@@ -34,6 +34,10 @@ mod fragment;
 mod guard;
 
 mod case;
+mod event_limit;
+mod packet_verdict;
+mod stale;
+
 mod verdict;
 
 mod flow_lookup;
