@@ -1,6 +1,8 @@
-//! The latest version of each object, by key. Four events change it: apply, delete, reset and local addresses.
+//! The latest version of each object, by key. Five events change it: apply, delete, reset, local
+//! addresses and clock.
 
 mod frontends;
+mod modes;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -9,11 +11,12 @@ use std::sync::Arc;
 
 use frontends::Frontends;
 pub use frontends::Owner;
+pub use modes::{AGENT_NAMESPACE, EffectiveModes, MAX_SUSPENSION_SECONDS};
 
 use crate::index::Index;
 use crate::model::{
     EndpointSlice, Labels, NAMESPACE_NAME_LABEL, Namespace, NamespaceName, Node, Object, ObjectKey, Pod, PodKey,
-    Policy, PolicyKey, Service, ServiceKey, SliceKey,
+    Policy, PolicyKey, Service, ServiceKey, SliceKey, Timestamp,
 };
 
 /// A change of the cluster state.
@@ -27,6 +30,8 @@ pub enum Event {
     Reset(Vec<Object>),
     /// The complete list of addresses of the local node, including bridge gateways, as the kernel reports them.
     LocalAddresses(Vec<IpAddr>),
+    /// The time, from which suspensions of enforcement follow. An earlier time than before is used, too.
+    Clock(Timestamp),
 }
 
 /// The objects as they are now.
@@ -49,8 +54,14 @@ pub struct ClusterState {
     pub slices: BTreeMap<SliceKey, EndpointSlice>,
     /// Addresses of the local node, sorted. Empty offline, where no address is the local node's.
     pub local_addresses: Vec<IpAddr>,
+    /// The time, as of the last [`Event::Clock`].
+    pub clock: Timestamp,
+    /// `None`: [`AGENT_NAMESPACE`].
+    agent_namespace: Option<NamespaceName>,
     /// The pods that list each address, without finished and host-network pods.
     claims: Index<IpAddr, PodKey>,
+    /// The finished and host-network pods that list each address.
+    unselectable: Index<IpAddr, PodKey>,
     frontends: Frontends,
 }
 
@@ -70,14 +81,17 @@ impl ClusterState {
             Event::Apply(object) => self.put(object),
             Event::Delete(key) => self.remove(&key),
             Event::Reset(objects) => {
-                let local_addresses = std::mem::take(&mut self.local_addresses);
-                *self = Self { local_addresses, ..Self::from_objects(objects) };
+                let (local_addresses, agent_namespace) =
+                    (std::mem::take(&mut self.local_addresses), self.agent_namespace.take());
+                let clock = self.clock;
+                *self = Self { local_addresses, clock, agent_namespace, ..Self::from_objects(objects) };
             }
             Event::LocalAddresses(mut addresses) => {
                 addresses.sort_unstable();
                 addresses.dedup();
                 self.local_addresses = addresses;
             }
+            Event::Clock(time) => self.clock = time,
         }
     }
 
@@ -88,10 +102,9 @@ impl ClusterState {
             }
             Object::Pod(pod) => {
                 self.remove_pod(&pod.key);
-                if pod.is_selectable() {
-                    for address in &pod.addresses {
-                        self.claims.insert(*address, pod.key.clone());
-                    }
+                let index = if pod.is_selectable() { &mut self.claims } else { &mut self.unselectable };
+                for address in &pod.addresses {
+                    index.insert(*address, pod.key.clone());
                 }
                 self.frontends.add_pod(&pod);
                 self.pods.insert(pod.key.clone(), pod);
@@ -136,6 +149,7 @@ impl ClusterState {
         let Some(pod) = self.pods.remove(key) else { return };
         for address in &pod.addresses {
             self.claims.remove(address, key);
+            self.unselectable.remove(address, key);
         }
         self.frontends.remove_pod(&pod);
     }
@@ -165,6 +179,11 @@ impl ClusterState {
     /// no pod.
     pub fn pod_with_address(&self, address: IpAddr) -> Option<&Pod> {
         self.pods_with_address(address).max_by_key(|pod| (!pod.deleting, pod.created, &pod.key))
+    }
+
+    /// Returns the first finished or host-network pod that lists an address. Selectors do not match it.
+    pub fn unselectable_pod_with_address(&self, address: IpAddr) -> Option<&Pod> {
+        self.unselectable.get(&address).iter().find_map(|key| self.pods.get(key))
     }
 
     /// Returns the pod that selectors match at this address. Returns none for the address of any node, even if a pod lists
@@ -251,6 +270,7 @@ mod tests {
             addresses: vec![IpAddr::from([10, 0, 0, address])],
             ports: Vec::new(),
             uid: None,
+            workload: None,
             host_ports: None,
         })
     }

@@ -22,6 +22,7 @@ pub struct PodStart {
 }
 
 /// Whether a pod is known; see [`Overlay::start`].
+#[expect(clippy::large_enum_variant, reason = "the value is matched at once and never stored")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum StartState {
     /// The pod is known and gets the addresses with this event; `None`: it has them already.
@@ -71,7 +72,7 @@ impl Overlay {
                     }
                     self.starts.retain(|key, _| self.pods.contains_key(key));
                 }
-                Event::Apply(_) | Event::Delete(_) | Event::LocalAddresses(_) => {}
+                Event::Apply(_) | Event::Delete(_) | Event::LocalAddresses(_) | Event::Clock(_) => {}
             }
         }
     }
@@ -175,6 +176,7 @@ mod tests {
             labels: Labels::default(),
             addresses,
             ports: Vec::new(),
+            workload: None,
             host_ports: None,
         }
     }

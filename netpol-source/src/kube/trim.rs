@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use netpol_policy::manifest;
 use netpol_policy::model::{
-    Diagnostic, EndpointSlice, MIRROR_ANNOTATION, Namespace, Node, Object, ObjectKey, Pod, PodKey, PolicyKey, Service,
-    ServiceKey, SliceKey,
+    Diagnostic, EndpointSlice, Namespace, Node, Object, ObjectKey, Pod, PodKey, PolicyKey, Service, ServiceKey,
+    SliceKey,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::annotations::Annotations;
 use super::resource::Resource;
 
 /// A received object.
@@ -48,16 +49,18 @@ struct SlimMetadata {
     uid: Option<String>,
     labels: Option<BTreeMap<String, String>>,
     annotations: Option<Annotations>,
+    owner_references: Option<Vec<Owner>>,
     creation_timestamp: Option<Time>,
     deletion_timestamp: Option<Time>,
 }
 
-/// The annotations that are used.
+/// An owner reference.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Annotations {
-    #[serde(rename = "kubernetes.io/config.mirror")]
-    mirror: Option<String>,
+struct Owner {
+    kind: String,
+    name: String,
+    controller: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -146,6 +149,7 @@ struct NodeStatus {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct RawSpec {
+    metadata: SlimMetadata,
     spec: Value,
 }
 
@@ -200,7 +204,8 @@ fn parse(resource: Resource, metadata: &Metadata, text: &str) -> Result<ParsedOb
         Resource::Namespaces => {
             let slim: Slim<Unused, Unused> = serde_json::from_str(text)?;
             let api = core::Namespace { metadata: object_meta(metadata, slim.metadata), ..core::Namespace::default() };
-            (Some(Object::Namespace(Namespace::from_api(&api))), Vec::new())
+            let (namespace, diagnostics) = Namespace::from_api(&api);
+            (Some(Object::Namespace(namespace)), diagnostics)
         }
         Resource::Nodes => {
             let slim: Slim<Unused, NodeStatus> = serde_json::from_str(text)?;
@@ -226,17 +231,18 @@ fn parse(resource: Resource, metadata: &Metadata, text: &str) -> Result<ParsedOb
         }
         Resource::NetworkPolicies => {
             let raw: RawSpec = serde_json::from_str(text)?;
-            policy(metadata, &raw.spec)
+            policy(metadata, raw)
         }
     })
 }
 
 /// Parses a policy in the same way as a file, so that a policy of invalid shape isolates its pods, too.
-fn policy(metadata: &Metadata, spec: &Value) -> ParsedObject {
+fn policy(metadata: &Metadata, RawSpec { metadata: slim, spec }: RawSpec) -> ParsedObject {
+    let annotations = slim.annotations.and_then(Annotations::into_map);
     let value = json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": { "name": metadata.name, "namespace": metadata.namespace },
+        "metadata": { "name": metadata.name, "namespace": metadata.namespace, "annotations": annotations.unwrap_or_default() },
         "spec": spec,
     });
     let parsed = manifest::read(value, "the API server");
@@ -255,10 +261,16 @@ fn object_meta(metadata: &Metadata, slim: SlimMetadata) -> ObjectMeta {
         namespace: metadata.namespace.clone(),
         uid: slim.uid,
         labels: slim.labels,
-        annotations: slim
-            .annotations
-            .and_then(|annotations| annotations.mirror)
-            .map(|mirror| BTreeMap::from([(MIRROR_ANNOTATION.to_owned(), mirror)])),
+        annotations: slim.annotations.and_then(Annotations::into_map),
+        owner_references: slim.owner_references.map(|owners| {
+            let full = |Owner { kind, name, controller }| OwnerReference {
+                kind,
+                name,
+                controller,
+                ..OwnerReference::default()
+            };
+            owners.into_iter().map(full).collect()
+        }),
         creation_timestamp: slim.creation_timestamp,
         deletion_timestamp: slim.deletion_timestamp,
         ..ObjectMeta::default()
@@ -321,6 +333,8 @@ fn pod(metadata: &Metadata, slim: Slim<PodSpec, PodStatus>) -> core::Pod {
 
 #[cfg(test)]
 mod tests {
+    use netpol_policy::model::Mode;
+
     use super::*;
 
     /// Returns the items of a recorded list.
@@ -389,6 +403,31 @@ mod tests {
             Resource::EndpointSlices,
             &list(json!({"metadata": metadata, "addressType": "FQDN", "endpoints": null, "ports": null})),
         );
+    }
+
+    #[test]
+    fn s43_trimmed_annotations_and_owners_parse_like_complete_ones() {
+        let list = |item: Value| json!({ "items": [item] }).to_string();
+        let annotations = json!({"netpol.io/mode": "shadow", "netpol.io/suspended-until": "2026-11-29T18:00:00Z",
+            "netpol.io/suspend-cluster-until": "2026-11-29T19:00:00Z", "netpol.io/suspended-reason": "x", "other": "y"});
+        let owner =
+            json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-5d4f", "uid": "u", "controller": true});
+        let metadata = json!({"name": "a", "namespace": "shop", "resourceVersion": "7", "annotations": annotations,
+            "labels": {"pod-template-hash": "5d4f"}, "ownerReferences": [owner]});
+        let spec = json!({"podSelector": {}});
+        check(Resource::NetworkPolicies, &list(json!({"metadata": metadata, "spec": spec})));
+        check(Resource::Namespaces, &list(json!({"metadata": metadata})));
+        check(Resource::Pods, &list(json!({"metadata": metadata, "spec": {"containers": []}, "status": {}})));
+        let found = |resource| {
+            let text = json!({"metadata": metadata, "spec": spec}).to_string();
+            parse_object(resource, &text).expect("it has a name").object.expect("it is valid")
+        };
+        let Object::Policy(policy) = found(Resource::NetworkPolicies) else { panic!("not a policy") };
+        assert_eq!(policy.mode, Some(Mode::Shadow));
+        let Object::Namespace(namespace) = found(Resource::Namespaces) else { panic!("not a namespace") };
+        assert!(namespace.modes.suspended_until < namespace.modes.cluster_suspended_until);
+        let Object::Pod(pod) = found(Resource::Pods) else { panic!("not a pod") };
+        assert_eq!(&*pod.workload.expect("it has a controller").name, "web");
     }
 
     /// With an API server, only `EndpointSlice` objects determine the backends of a Service, not its selector.
