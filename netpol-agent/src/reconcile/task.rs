@@ -120,6 +120,7 @@ pub async fn run(
         }
         if reconciler.is_fully_applied() {
             meter.fully_applied();
+            reconciler.batches_enforced(meter.last_applied());
         }
         inputs.interface_watcher.start_requested(|| reconciler.known());
         let is_reading = inputs.interface_watcher.is_running();
