@@ -8,7 +8,7 @@ use netpol_agent::events::kubernetes::{self, DropReason, EventCounters, Handle, 
 use netpol_agent::events::{Lines, Reporter};
 use netpol_agent::reconcile::{Options, Reconciler};
 use netpol_apiserver::{ApiServer, Effect, Fault, Network, Options as ServerOptions, Resource, Rules, Verb};
-use netpol_common::{DenyEvent, Direction, IfIndex, Reason, protocol};
+use netpol_common::{Direction, FlowEvent, IfIndex, Reason, protocol};
 use netpol_dataplane::Memory;
 use netpol_dataplane::migration::Snapshot;
 use netpol_node::{InterfaceSnapshot, PodEnd, Veth};
@@ -94,7 +94,7 @@ impl Pipeline {
     /// Reports a deny event of shop/web to this address and port, with this number of suppressed packets.
     fn deny(&mut self, destination: [u8; 4], port: u16, suppressed: u32) {
         let bytes = |address: [u8; 4]| std::array::from_fn(|at| address.get(at).copied().unwrap_or(0));
-        let event = DenyEvent {
+        let event = FlowEvent {
             ifindex: IfIndex(3),
             rule_set: self.reconciler.endpoint(IfIndex(3)).expect("no endpoint").endpoint.egress.rule_set,
             suppressed,
@@ -107,7 +107,7 @@ impl Pipeline {
             destination_port: port.to_be_bytes(),
             source: bytes([10, 0, 0, 2]),
             destination: bytes(destination),
-            ..DenyEvent::default()
+            ..FlowEvent::default()
         };
         self.reporter.as_mut().expect("the pipeline has ended").deny(&event, &self.reconciler);
     }

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use netpol_cni::WhenAgentAway;
-use netpol_common::DENIAL_WAYS;
+use netpol_common::{EVENT_BUDGETS_PER_ENDPOINT, EVENT_LIMIT_WAYS};
 use netpol_policy::text::Safe;
 
 use crate::api::SocketError;
@@ -251,7 +251,7 @@ struct Sizes {
     #[arg(long, default_value_t = Capacities::default().fragments_v4)]
     max_fragments: u32,
     /// Denied flows with a separate limit of deny events; rounded up to four times a power of two
-    #[arg(long, default_value_t = Capacities::default().denials * DENIAL_WAYS)]
+    #[arg(long, default_value_t = Capacities::default().denials * EVENT_LIMIT_WAYS)]
     max_denials: u32,
     /// Size of the ring buffer for deny events, in bytes; rounded up to a power of two
     #[arg(long, default_value_t = Capacities::default().events)]
@@ -284,8 +284,9 @@ impl Sizes {
             flows_v6: (self.max_flows_v6 / SHARED_TABLE_DIVISOR).max(1),
             fragments_v4: self.max_fragments.max(1),
             fragments_v6: (self.max_fragments / 2).max(1),
-            denials: power(self.max_denials / DENIAL_WAYS),
-            event_budgets: (endpoints + 1) * 2,
+            denials: power(self.max_denials / EVENT_LIMIT_WAYS),
+            allowed_flows: power(self.max_denials / EVENT_LIMIT_WAYS),
+            event_budgets: (endpoints + 1) * EVENT_BUDGETS_PER_ENDPOINT,
             events: power(self.event_buffer).max(4096),
             ..default
         }

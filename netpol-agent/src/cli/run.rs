@@ -159,8 +159,12 @@ async fn enforce(
     let interfaces = reader.read_all(&KnownVeths::default(), BTreeSet::new(), CacheUse::Bypassed)?;
     tracing::info!(veths = interfaces.veths.len(), local_addresses = interfaces.own.len(), "interfaces listed");
 
-    let options =
-        KernelOptions { pin_path: args.pin_path.clone(), attach: args.attach, capacities: args.sizes.capacities() };
+    let options = KernelOptions {
+        pin_path: args.pin_path.clone(),
+        attach: args.attach,
+        capacities: args.sizes.capacities(),
+        observe: false,
+    };
     let (kernel, outcomes) = Kernel::start(object.as_ref(), &options)?;
     drop(object);
     tracing::info!(pin_path = %args.pin_path.display(), "programs loaded");

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
-use netpol_common::{DenyEvent, Direction, Reason, event_flags};
+use netpol_common::{Direction, FlowEvent, Reason, event_flags};
 use serde::Serialize;
 
 use super::report::{Denial, End, rfc3339};
@@ -64,13 +64,13 @@ pub(super) struct Groups(HashMap<GroupKey, Group>);
 
 impl Groups {
     /// Returns whether an event is summarized instead of reported by itself.
-    pub(super) fn is_summarized(event: &DenyEvent) -> bool {
+    pub(super) fn is_summarized(event: &FlowEvent) -> bool {
         let to_group = event.flags & event_flags::GROUP != 0 || is_group(event);
         event.family != 0 && to_group && Reason::from_code(event.reason).is_some_and(is_summarized_reason)
     }
 
     /// Counts an event.
-    pub(super) fn count(&mut self, event: &DenyEvent, denial: &Denial, now: Instant) {
+    pub(super) fn count(&mut self, event: &FlowEvent, denial: &Denial, now: Instant) {
         let mut key = GroupKey {
             direction: denial.direction,
             reason: denial.reason,
@@ -121,7 +121,7 @@ impl Groups {
 
 /// Returns whether the destination is a multicast or broadcast address. The Ethernet frame does not always show it: it may
 /// be unicast, and on tunnels there is none.
-fn is_group(event: &DenyEvent) -> bool {
+fn is_group(event: &FlowEvent) -> bool {
     match event.family {
         4 => event.destination[0] & 0xf0 == 0xe0 || event.destination[..4] == [255; 4],
         _ => event.destination[0] == 0xff,
@@ -196,13 +196,13 @@ mod tests {
     use super::super::report;
     use super::*;
 
-    fn event(source: u8, destination: [u8; 4]) -> DenyEvent {
+    fn event(source: u8, destination: [u8; 4]) -> FlowEvent {
         let wide = |address: [u8; 4]| {
             let mut wide = [0; 16];
             wide[..4].copy_from_slice(&address);
             wide
         };
-        DenyEvent {
+        FlowEvent {
             direction: Direction::Ingress as u8,
             reason: Reason::NoRule as u8,
             family: 4,
@@ -210,7 +210,7 @@ mod tests {
             source: wide([10, 1, 0, source]),
             destination: wide(destination),
             destination_port: 5353_u16.to_be_bytes(),
-            ..DenyEvent::default()
+            ..FlowEvent::default()
         }
     }
 
@@ -240,9 +240,9 @@ mod tests {
     fn spoofed_and_unicast_packets_are_reported_individually() {
         let broadcast = event(1, [255; 4]);
         assert!(Groups::is_summarized(&broadcast));
-        assert!(Groups::is_summarized(&DenyEvent { flags: event_flags::GROUP, ..event(1, [10, 1, 0, 255]) }));
+        assert!(Groups::is_summarized(&FlowEvent { flags: event_flags::GROUP, ..event(1, [10, 1, 0, 255]) }));
         assert!(!Groups::is_summarized(&event(1, [10, 1, 0, 255])), "only the frame shows that this is a broadcast");
-        assert!(!Groups::is_summarized(&DenyEvent { reason: Reason::SpoofedSource as u8, ..broadcast }));
+        assert!(!Groups::is_summarized(&FlowEvent { reason: Reason::SpoofedSource as u8, ..broadcast }));
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod shares;
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
-use netpol_common::{DenyEvent, Direction, Reason};
+use netpol_common::{Direction, FlowEvent, Reason};
 use netpol_policy::model::PodKey;
 
 use crate::reconcile::Reconciler;
@@ -70,7 +70,7 @@ impl Reporter {
     }
 
     /// Reports a denied packet.
-    pub fn deny<D: Dataplane>(&mut self, event: &DenyEvent, reconciler: &Reconciler<D>) {
+    pub fn deny<D: Dataplane>(&mut self, event: &FlowEvent, reconciler: &Reconciler<D>) {
         let pod = reconciler.endpoint(event.ifindex).and_then(|held| held.pod.clone());
         if let Some(pod) = &pod {
             self.recent_pods.insert(event.ifindex.0, pod.clone());
@@ -177,7 +177,7 @@ const LIMITED_INTERVAL: Duration = Duration::from_secs(10);
 const SUMMARY_KEY: u32 = u32::MAX;
 
 /// Returns the local pod that sent the packet, if the source address is not that pod's.
-fn sender<D: Dataplane>(event: &DenyEvent, denial: &Denial, reconciler: &Reconciler<D>) -> Option<String> {
+fn sender<D: Dataplane>(event: &FlowEvent, denial: &Denial, reconciler: &Reconciler<D>) -> Option<String> {
     let id = u32::from(event.source_endpoint);
     if id == 0 || event.direction != Direction::Ingress as u8 {
         return None;

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::SystemTime;
 
 use jiff::Timestamp;
-use netpol_common::{DenyEvent, Direction, Reason, protocol};
+use netpol_common::{Direction, FlowEvent, Reason, protocol};
 use netpol_policy::cluster_state::{ClusterState, Owner};
 use netpol_policy::compile::Engine;
 use netpol_policy::explain::{NearestRule, Verdict, explain_packet};
@@ -91,7 +91,7 @@ pub struct PolicyRef {
 }
 
 /// Describes an event, with names of both ends and the policies. `pod` is the pod of the interface.
-pub(super) fn denial(event: &DenyEvent, pod: Option<&PodKey>, engine: &Engine, time: SystemTime) -> Denial {
+pub(super) fn denial(event: &FlowEvent, pod: Option<&PodKey>, engine: &Engine, time: SystemTime) -> Denial {
     let direction = Direction::from_code(event.direction);
     let ports = protocol::has_ports(event.protocol);
     let end = |address: &[u8; 16], port: [u8; 2], own: Option<&PodKey>| {
@@ -146,7 +146,7 @@ pub(super) fn denial(event: &DenyEvent, pod: Option<&PodKey>, engine: &Engine, t
 
 /// Marks and explains a packet to a pod from an address of this node. Packets that the node itself sends are always
 /// allowed, so policy denies only what it forwards from its own address.
-fn masqueraded(from: &mut End, to: &End, event: &DenyEvent, cluster_state: &ClusterState) -> Option<String> {
+fn masqueraded(from: &mut End, to: &End, event: &FlowEvent, cluster_state: &ClusterState) -> Option<String> {
     let by_policy = [Reason::NoRule, Reason::Revoked].iter().any(|reason| *reason as u8 == event.reason);
     let address = from.address.filter(|_| from.node.is_some() && by_policy)?;
     from.masqueraded = true;
@@ -164,7 +164,7 @@ fn masqueraded(from: &mut End, to: &End, event: &DenyEvent, cluster_state: &Clus
 }
 
 /// Adds the Services that the packet was sent to. Post-DNAT, the destination is a backend's address.
-fn name_services(to: &mut End, event: &DenyEvent, cluster_state: &ClusterState) {
+fn name_services(to: &mut End, event: &FlowEvent, cluster_state: &ClusterState) {
     let (Some(address), Some(port)) = (to.address, to.port) else { return };
     if let Some(frontend) = cluster_state.frontend_at(address, event.protocol, port) {
         let services = cluster_state.owners(&frontend).iter().filter_map(|owner| match owner {
@@ -179,7 +179,7 @@ fn name_services(to: &mut End, event: &DenyEvent, cluster_state: &ClusterState) 
 }
 
 /// Adds the nearest rule and hints. Evaluates every rule of the pod's policies.
-pub(super) fn explain(denial: &mut Denial, event: &DenyEvent, pod: &PodKey, engine: &Engine) {
+pub(super) fn explain(denial: &mut Denial, event: &FlowEvent, pod: &PodKey, engine: &Engine) {
     let Some(direction) = Direction::from_code(event.direction) else { return };
     let other = match direction {
         Direction::Ingress => &event.source,
@@ -270,14 +270,14 @@ ports: [{port: 5432}]
         ] {
             let mut destination = [0; 16];
             destination[..4].copy_from_slice(&address);
-            let event = DenyEvent {
+            let event = FlowEvent {
                 direction: direction as u8,
                 reason: reason as u8,
                 family: 4,
                 protocol: protocol::TCP,
                 destination,
                 destination_port: u16::to_be_bytes(port),
-                ..DenyEvent::default()
+                ..FlowEvent::default()
             };
             let to = denial(&event, None, &engine, UNIX_EPOCH).to;
             let texts = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Box<[_]>>();
@@ -295,7 +295,7 @@ ports: [{port: 5432}]
             let (mut from, mut to) = ([0; 16], [0; 16]);
             from[..4].copy_from_slice(&source);
             to[..4].copy_from_slice(&[10, 1, 0, 2]);
-            DenyEvent {
+            FlowEvent {
                 direction: direction as u8,
                 reason: reason as u8,
                 family: 4,
@@ -303,7 +303,7 @@ ports: [{port: 5432}]
                 source: from,
                 destination: to,
                 destination_port: 5432_u16.to_be_bytes(),
-                ..DenyEvent::default()
+                ..FlowEvent::default()
             }
         };
         let node = [192, 0, 2, 1];

@@ -1,6 +1,6 @@
 //! The metrics of a running agent.
 
-use netpol_common::{Direction, Reason};
+use netpol_common::{Direction, EventKind, Reason};
 use netpol_dataplane::{Kernel, MapName};
 use netpol_policy::model::PodKey;
 
@@ -240,7 +240,7 @@ fn packets(page: &Page<'_>, samples: &mut Samples) {
 
 fn suppressed(page: &Page<'_>, samples: &mut Samples) {
     for (pod, id, direction) in pods(page) {
-        let suppressed = page.meter.counters.suppressed(id, direction).unwrap_or(0);
+        let suppressed = page.meter.counters.suppressed(id, direction, EventKind::Denied).unwrap_or(0);
         let labels = [("namespace", &*pod.namespace), ("pod", &*pod.name), ("direction", direction.name())];
         if suppressed > 0 {
             samples.labeled(&labels, suppressed);

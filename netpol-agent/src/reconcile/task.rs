@@ -15,6 +15,7 @@ use super::{Compiled, Origin, Reconciler};
 use crate::api::{LoopRequest, Progress, Readiness, unknown_node};
 use crate::events::Reporter;
 use crate::metrics::{self, Meter};
+use netpol_common::EventKind;
 use netpol_dataplane::{InterfaceOutcome, Kernel, RingReader};
 use netpol_node::worker::{Died, Outcomes};
 use netpol_node::{CacheUse, InterfaceWatcher, Monitor, NetlinkError, PodAddressMonitor};
@@ -246,7 +247,9 @@ fn execute_slice(
     }
     if reconciler.has_engine() {
         reporter.report_diagnostics(reconciler);
-        reporter.summarize(reconciler, |id, direction| meter.counters.suppressed(id, direction).unwrap_or(0));
+        reporter.summarize(reconciler, |id, direction| {
+            meter.counters.suppressed(id, direction, EventKind::Denied).unwrap_or(0)
+        });
         for check in checks.drain(..) {
             answer(check, reconciler, meter, reporter);
         }

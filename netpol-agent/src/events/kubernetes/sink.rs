@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use netpol_common::{DenyEvent, Direction, Reason};
+use netpol_common::{Direction, FlowEvent, Reason};
 use netpol_policy::cluster_state::ClusterState;
 use netpol_policy::model::{Diagnostic, PodKey, PolicyKey};
 use tokio::sync::mpsc;
@@ -126,7 +126,7 @@ impl Sink {
     /// Reports a packet that was denied at `pod`.
     pub(in crate::events) fn denied(
         &self,
-        event: &DenyEvent,
+        event: &FlowEvent,
         denial: &Denial,
         pod: &PodKey,
         cluster_state: &ClusterState,
