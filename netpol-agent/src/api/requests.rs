@@ -8,6 +8,7 @@ use netpol_api::Status;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
+use crate::events::FlowBuffer;
 use crate::gate::{GateStats, StartingPods};
 use crate::reconcile::{Check, CheckResult, ConditionState, ContainerStarts};
 use netpol_source::{SourceQuery, SourceState};
@@ -61,6 +62,8 @@ pub struct About {
     pub source: String,
     /// State of the source.
     pub state: SourceState,
+    /// The last records of flows.
+    pub flows: FlowBuffer,
 }
 
 /// Sends requests to the loop; clones share everything.

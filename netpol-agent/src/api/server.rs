@@ -174,6 +174,7 @@ mod tests {
     use super::super::requests::{About, LoopRequest, Progress, Readiness, requests};
     use super::super::socket::Socket;
     use super::*;
+    use crate::events::FlowBuffer;
     use crate::gate::StartingPods;
     use netpol_source::{SourceQuery, SourceState};
 
@@ -189,7 +190,12 @@ mod tests {
     fn server() -> TestServer {
         let directory = tempfile::tempdir().expect("cannot create a directory");
         let (source_queries, receiver) = mpsc::channel(1);
-        let about = About { node: "n1".into(), source: "dir:x".into(), state: SourceState::default() };
+        let about = About {
+            node: "n1".into(),
+            source: "dir:x".into(),
+            state: SourceState::default(),
+            flows: FlowBuffer::default(),
+        };
         let (requests, loop_requests, progress) = requests(about, source_queries, StartingPods::closed());
         let (socket, listener) = Socket::listen(&directory.path().join("s")).expect("cannot create the socket");
         serve_socket(listener, requests);
@@ -239,7 +245,12 @@ mod tests {
     async fn a_port_in_use_is_reported_and_bound_once_it_is_free() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("no free port");
         let address = taken.local_addr().expect("invalid address");
-        let about = About { node: "n1".into(), source: "dir:x".into(), state: SourceState::default() };
+        let about = About {
+            node: "n1".into(),
+            source: "dir:x".into(),
+            state: SourceState::default(),
+            flows: FlowBuffer::default(),
+        };
         let (requests, _questions, _progress) = requests(about, mpsc::channel(1).0, StartingPods::closed());
         serve_metrics(address, requests.clone());
         sleep(RETRY / 4).await;

@@ -20,6 +20,7 @@ use netpol_common::{EVENT_BUDGETS_PER_ENDPOINT, EVENT_LIMIT_WAYS};
 use netpol_policy::text::Safe;
 
 use crate::api::SocketError;
+use crate::events::DEFAULT_FLOW_BUFFER;
 use crate::reconcile::UnknownPods;
 use memory::PolicyMemory;
 use netpol_dataplane::{AttachMode, Capacities, SHARED_TABLE_DIVISOR};
@@ -138,6 +139,13 @@ struct RunArgs {
     /// Write Events about denied traffic for pods and about diagnostics for policies; requires --source kube
     #[arg(long)]
     kube_events: bool,
+    /// Which flows are recorded for API clients and counted for each rule. Denied flows are always written to standard
+    /// output
+    #[arg(long, value_enum, default_value_t)]
+    record_flows: RecordFlows,
+    /// Number of the last records that are kept in memory for API clients, about 1 KiB each; pods share it fairly
+    #[arg(long, value_name = "RECORDS", default_value_t = DEFAULT_FLOW_BUFFER)]
+    flow_buffer: usize,
     /// CNI configuration directory of the container runtime, used to report plugins that conflict with netpol
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     cni_config: PathBuf,
@@ -183,6 +191,16 @@ impl RunArgs {
         let bytes = |mib: u64| mib.saturating_mul(netpol_files::MIB);
         netpol_files::Limits { file: bytes(self.max_manifest_file), all: bytes(self.max_manifests) }
     }
+}
+
+/// Which flows are recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum RecordFlows {
+    /// Denied flows, and flows that policies in shadow mode would deny
+    Denied,
+    /// Also allowed flows, when they start
+    #[default]
+    All,
 }
 
 /// How the container runtime reports the start of a pod.

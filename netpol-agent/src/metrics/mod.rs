@@ -2,6 +2,7 @@
 //! the Unix socket.
 
 mod convergence;
+mod flows;
 mod gate;
 mod page;
 mod source;

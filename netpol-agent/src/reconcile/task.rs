@@ -15,7 +15,6 @@ use super::{Compiled, Origin, Reconciler};
 use crate::api::{LoopRequest, Progress, Readiness, unknown_node};
 use crate::events::Reporter;
 use crate::metrics::{self, Meter};
-use netpol_common::EventKind;
 use netpol_dataplane::{InterfaceOutcome, Kernel, RingReader};
 use netpol_node::worker::{Died, Outcomes};
 use netpol_node::{CacheUse, InterfaceWatcher, Monitor, NetlinkError, PodAddressMonitor};
@@ -214,7 +213,7 @@ pub async fn run(
             // The next slice of writes: before less urgent events, after more urgent ones.
             () = future::ready(()), if more => continue,
             // Deny events need names from the engine; while it is compiling, the ring buffer keeps them.
-            result = inputs.ring.read(|event| reporter.deny(&event, &reconciler)), if ring_open && reconciler.has_engine() => {
+            result = inputs.ring.read(|event| reporter.record(&event, &reconciler)), if ring_open && reconciler.has_engine() => {
                 ring_open = is_open(&result);
                 ring_served = Instant::now();
                 // The ring buffer is never empty in a flood, and the runtime must run other tasks too.
@@ -247,9 +246,8 @@ fn execute_slice(
     }
     if reconciler.has_engine() {
         reporter.report_diagnostics(reconciler);
-        reporter.summarize(reconciler, |id, direction| {
-            meter.counters.suppressed(id, direction, EventKind::Denied).unwrap_or(0)
-        });
+        reporter
+            .summarize(reconciler, |id, direction, kind| meter.counters.suppressed(id, direction, kind).unwrap_or(0));
         for check in checks.drain(..) {
             answer(check, reconciler, meter, reporter);
         }
