@@ -171,7 +171,7 @@ async fn enforce(
         pin_path: args.pin_path.clone(),
         attach: args.attach,
         capacities: args.sizes.capacities(),
-        observe: false,
+        observe: args.observe,
     };
     let (mut kernel, outcomes) = Kernel::start(object.as_ref(), &options)?;
     kernel.set_settings(Settings { record_allowed: u32::from(args.record_flows == RecordFlows::All) })?;
@@ -181,7 +181,7 @@ async fn enforce(
     let ring = kernel.events()?;
     let mut meter = Meter::new(kernel.counters()?, feed.state.clone());
     match conflicts::start(kernel.foreign(), args.cni_config.clone()) {
-        Ok(counts) => meter.conflicts = counts,
+        Ok(conflicts) => meter.conflicts = conflicts,
         Err(error) => tracing::error!(%error, "cannot start the thread that detects conflicts; check the pids limit"),
     }
     let reconcile = Options {
@@ -195,7 +195,9 @@ async fn enforce(
     let (compiler, compiled) = Compiler::start().context(NO_THREAD)?;
     let mut reconciler = Reconciler::begin(kernel, reconcile, old, first, interfaces, compiler)?;
     reconciler.interfaces_listed_at(listed_at);
-    let reporter = Reporter::new(Lines::to(std::io::stdout()), flows).with_kube_events(sink);
+    let reporter = Reporter::new(Lines::to(std::io::stdout()), flows)
+        .with_modes(args.record_flows == RecordFlows::All, args.observe)
+        .with_kube_events(sink);
     let inputs = Inputs {
         source: feed.batches,
         monitor,

@@ -52,7 +52,7 @@ impl FlowBuffer {
     }
 
     /// Adds a record. `key` identifies the budget of the pod that it is counted for.
-    pub(super) fn push(&self, key: u32, record: BufferedRecord) {
+    pub(crate) fn push(&self, key: u32, record: BufferedRecord) {
         let record = Arc::new(record);
         // Under the lock, so that a new subscription gets each record once.
         let mut buffer = self.lock();

@@ -26,6 +26,8 @@ use netpol_policy::cluster_state::ClusterState;
 use netpol_policy::model::{Labels, PodKey, PolicyKey};
 
 use crate::reconcile::Reconciler;
+#[cfg(test)]
+pub(crate) use buffer::tests::record as test_record;
 pub use buffer::{BufferedRecord, FlowBuffer};
 use cache::{ExplanationCache, ExplanationKey};
 use describe::{Described, Names, describe, own_side, verdict};
@@ -77,6 +79,8 @@ pub struct Reporter {
     /// Pods of recently removed endpoints. Their last events may still be in the ring buffer.
     recent_pods: HashMap<u32, PodKey>,
     kubernetes: Option<Sink>,
+    records_allowed: bool,
+    observes: bool,
 }
 
 /// An event, and what is known about it.
@@ -114,6 +118,8 @@ impl Reporter {
             summarized: Instant::now(),
             recent_pods: HashMap::new(),
             kubernetes: None,
+            records_allowed: false,
+            observes: false,
         }
     }
 
@@ -122,6 +128,23 @@ impl Reporter {
     pub fn with_kube_events(mut self, sink: Option<Sink>) -> Self {
         self.kubernetes = sink;
         self
+    }
+
+    /// Sets whether allowed flows are recorded, and whether nothing is enforced.
+    #[must_use]
+    pub fn with_modes(mut self, records_allowed: bool, observes: bool) -> Self {
+        (self.records_allowed, self.observes) = (records_allowed, observes);
+        self
+    }
+
+    /// Returns whether allowed flows are recorded.
+    pub fn records_allowed(&self) -> bool {
+        self.records_allowed
+    }
+
+    /// Returns whether nothing is enforced.
+    pub fn observes(&self) -> bool {
+        self.observes
     }
 
     /// Records the flow of an event.

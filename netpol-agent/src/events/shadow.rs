@@ -171,6 +171,11 @@ impl ShadowFlows {
         }
     }
 
+    /// Returns the policies in shadow mode, and since when.
+    pub fn policies(&self) -> impl Iterator<Item = (&PolicyKey, SystemTime)> {
+        self.policies.iter().map(|(policy, since)| (policy, *since))
+    }
+
     /// Returns since when a policy is in shadow mode; `None` if it is not.
     pub fn since_of(&self, policy: &PolicyKey) -> Option<SystemTime> {
         self.policies.get(policy).copied()

@@ -106,7 +106,7 @@ const INTERFACES: PageTable = &[
         "Number of other policy engines on this node, and of settings that conflict with netpol, by kind.",
         |page, samples| {
             let conflicts = &page.meter.conflicts;
-            samples.each("kind", ConflictKind::ALL.map(|kind| (kind.name(), conflicts.of(kind))));
+            samples.each("kind", ConflictKind::ALL.map(|kind| (kind.name(), conflicts.count(kind))));
         },
     ),
 ];

@@ -209,7 +209,8 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    pub(super) fn local_pods(&self) -> impl Iterator<Item = &Pod> {
+    /// Returns the pods of this node.
+    pub fn local_pods(&self) -> impl Iterator<Item = &Pod> {
         self.pods.iter()
     }
 
