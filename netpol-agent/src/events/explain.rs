@@ -8,7 +8,7 @@ use netpol_common::Direction;
 use netpol_policy::cluster_state::ClusterState;
 use netpol_policy::explain::{PolicyChange, Side, Verdict, explain_packet};
 use netpol_policy::model::{Peer, Peers, PodKey, PolicyKey, Rule};
-use netpol_policy::reference::{self, Packet, RuleRef};
+use netpol_policy::reference::{self, Packet, RuleRef, rule_path};
 
 /// The explanation of a flow at one pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,11 +99,6 @@ fn fix(change: &PolicyChange) -> Fix {
         path: change.index.map_or(list, |index| rule_path(change.direction, index)),
         yaml: change.yaml().join("\n") + "\n",
     }
-}
-
-/// The path of a rule in its policy.
-pub(crate) fn rule_path(direction: Direction, index: usize) -> String {
-    format!("spec.{}[{index}]", direction.name())
 }
 
 /// Returns the blocks of these policies that cover the packet's remote address.

@@ -16,7 +16,7 @@ mod revoked;
 mod shadow;
 mod shares;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -32,7 +32,6 @@ pub use buffer::{BufferedRecord, FlowBuffer};
 use cache::{ExplanationCache, ExplanationKey};
 use describe::{Described, Names, describe, own_side, verdict};
 pub(crate) use describe::{flow_direction, rfc3339, workload};
-pub(crate) use explain::rule_path;
 use explain::{Explanation, explain};
 use groups::Groups;
 pub use hits::{HitCounters, Hits};
@@ -321,7 +320,7 @@ impl Reporter {
         }
         self.summarized = now;
         let time = SystemTime::now();
-        self.shadow.set_policies(shadow_policies(reconciler.engine().cluster_state()), time);
+        self.shadow.review(reconciler, time);
         self.hits.review(reconciler, now);
         for summary in self.groups.due(now, time, reconciler.node()) {
             self.keep(SUMMARY_KEY, summary.verdict, Record::Multicast(Box::new(summary)), [None, None], time);
@@ -392,11 +391,6 @@ impl Explanation {
         remote.blocks.clone_from(&self.blocks);
         record.hints.extend(self.hints.iter().cloned());
     }
-}
-
-/// Returns the policies in shadow mode.
-fn shadow_policies(_cluster_state: &ClusterState) -> BTreeSet<PolicyKey> {
-    BTreeSet::new()
 }
 
 /// Returns the local pod that sent the packet, if the source address is not that pod's.
