@@ -87,6 +87,12 @@ impl ClusterState {
         self.suspensions_with(|until| self.is_active(Some(until)))
     }
 
+    /// Returns the suspensions that are in effect now in a namespace.
+    pub fn suspensions_of<'a>(&'a self, namespace: &'a NamespaceName) -> impl Iterator<Item = Suspension> + 'a {
+        let all = self.suspensions().into_iter();
+        all.filter(move |suspension| suspension.cluster || suspension.namespace == *namespace)
+    }
+
     /// Returns the suspensions that are not in effect because their end is too late. Each takes effect
     /// [`MAX_SUSPENSION_SECONDS`] before its end, unless its annotation changes.
     pub fn rejected_suspensions(&self) -> Vec<Suspension> {
