@@ -12,7 +12,7 @@ use netpol_policy::model::PolicyKey;
 use netpol_policy::reference::RuleRef;
 use netpol_source::{Batch, Generation};
 
-use super::{DENY_ALL, PODS, interfaces, objects, start};
+use super::{DENY_ALL, PODS, objects, start};
 
 const ALLOW_FAR: &str = "
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: far, namespace: shop},
