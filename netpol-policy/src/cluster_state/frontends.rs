@@ -199,6 +199,11 @@ impl ClusterState {
         self.frontends.nodes.contains(&address)
     }
 
+    /// Returns the first node with this address.
+    pub fn node_with_address(&self, address: IpAddr) -> Option<&Node> {
+        self.frontends.nodes.get(&address).iter().find_map(|name| self.nodes.get(name))
+    }
+
     /// Returns the addresses of all nodes.
     pub fn node_addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.frontends.nodes.keys().copied()
