@@ -103,6 +103,9 @@ fn every_response_of_the_api_matches_its_description() -> Result<()> {
     let denied: Value = serde_json::from_str(&denied).context("not one record")?;
     ensure!(denied["ingress"]["policies"] == serde_json::json!(["shop/deny-all"]), "{denied:#}");
     ensure!(denied["egress"]["reason"] == "not-isolated" && denied["to"]["node"] == "node-1", "{denied:#}");
+    let allowed = lab.agent().get("/v1/flows?verdict=allowed&from=blog/back&to=ops/back&port=80/TCP&last=1")?;
+    let allowed: Value = serde_json::from_str(&allowed).context("no record of the allowed flow")?;
+    ensure!(allowed["reason"] == "not-isolated" && allowed["from"]["pod"] == "back", "{allowed:#}");
     for invalid in ["/v1/flows?verdict=deny", "/v1/pods?x=1", "/v1/explain", "/v1/nothing"] {
         let error = lab.agent().get(invalid).expect_err(invalid).to_string();
         ensure!(error.contains(r#"{"error":""#), "{invalid}: {error}");
