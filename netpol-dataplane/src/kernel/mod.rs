@@ -4,6 +4,7 @@ mod attach;
 mod attach_thread;
 mod diagnostics;
 mod earlier;
+mod evaluate;
 mod flows;
 mod foreign;
 mod load;
