@@ -92,6 +92,11 @@ impl Meter {
             endpoints: reconciler.endpoints(),
             partial_policies: reconciler.partial_policies(),
             gate: netpol_api::GateStatus::default(),
+            observe: false,
+            suspensions: Vec::new(),
+            flows: netpol_api::FlowCounts::default(),
+            conflicts: Vec::new(),
+            maps: Vec::new(),
             warnings: match self.readiness {
                 Readiness::UnknownNode => vec![unknown_node(reconciler.node())],
                 Readiness::Ready | Readiness::Starting => Vec::new(),
