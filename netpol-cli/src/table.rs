@@ -138,7 +138,7 @@ pub(crate) fn counted(count: usize, noun: &str) -> String {
 }
 
 /// Shortens a name in its middle: the names of a workload's pods differ at the end.
-fn shorten(name: &str, width: usize) -> String {
+pub(crate) fn shorten(name: &str, width: usize) -> String {
     let length = name.chars().count();
     if length <= width {
         return name.to_owned();

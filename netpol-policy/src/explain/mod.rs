@@ -18,6 +18,7 @@ use netpol_common::{Direction, Reason};
 use serde::{Serialize, Serializer};
 
 pub use change::PolicyChange;
+pub use describe::rule as describe_rule;
 pub use frontend::{BackendVerdict, FrontendVerdict};
 pub use lint::{Finding, lint};
 pub(crate) use nearest::peer_path;

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 
 use crate::body::Body;
 use crate::exec::{self, ExecRequest};
@@ -23,6 +23,9 @@ use crate::write::write;
 
 /// The user name that a real server gives to requests without credentials.
 const ANONYMOUS: &str = "system:anonymous";
+
+/// The path at which a client asks for its own name.
+const SELF_REVIEW: &str = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
 
 /// Responds to a request; an error closes the connection.
 pub(crate) async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<Response<Body>> {
@@ -66,6 +69,9 @@ async fn handle(
             return Ok(error_response(&Status::forbidden_exec(&user, &command.namespace, &command.pod)));
         }
         return Ok(exec::respond(shared, &command, request).await.unwrap_or_else(|status| error_response(&status)));
+    }
+    if (request.method(), request.uri().path()) == (&Method::POST, SELF_REVIEW) {
+        return Ok(json(StatusCode::CREATED, self_review(&user)));
     }
     let target = match target {
         Some(Ok(target)) => target,
@@ -152,6 +158,14 @@ fn take_effect(shared: &Shared, target: &Target) -> Option<EffectKind> {
     }
     let page = *page;
     state.faults.next_effect(target.verb, target.resource, page).map(|effect| effect.0)
+}
+
+fn self_review(user: &str) -> Vec<u8> {
+    let review = serde_json::json!({
+        "kind": "SelfSubjectReview", "apiVersion": "authentication.k8s.io/v1", "metadata": {},
+        "status": {"userInfo": {"username": user}},
+    });
+    review.to_string().into_bytes()
 }
 
 /// Responds to paths that are not a resource's.
