@@ -210,19 +210,60 @@ mod tests {
 
     #[test]
     fn a_narrow_table_leaves_out_columns_and_shortens_cells() {
-        check(&table(), Some(80), ColorMode::NEVER, &expect![[""]]);
-        check(&table(), Some(40), ColorMode::NEVER, &expect![[""]]);
+        check(
+            &table(),
+            Some(80),
+            ColorMode::NEVER,
+            &expect![[r#"
+            POD                  NODE                 ADDRESS             STATE        FLOWS
+            shop/web-0           n1                   10.0.0.1            enforced         7
+            very-long…6f4-x2x4q  ip-10-0-1….internal  2001:db8…1234:5678  CONFLICT  12345678
+        "#]],
+        );
+        check(
+            &table(),
+            Some(40),
+            ColorMode::NEVER,
+            &expect![[r#"
+            POD                   STATE        FLOWS
+            shop/web-0            enforced         7
+            very-long…b6f4-x2x4q  CONFLICT  12345678
+        "#]],
+        );
     }
 
     #[test]
     fn a_wide_table_and_one_without_a_terminal_have_everything() {
-        check(&table(), Some(200), ColorMode::NEVER, &expect![[""]]);
-        check(&table(), None, ColorMode::ALWAYS, &expect![[""]]);
+        check(
+            &table(),
+            Some(200),
+            ColorMode::NEVER,
+            &expect![[r#"
+            POD                                                                      NODE                                          ADDRESS                                 STATE        FLOWS
+            shop/web-0                                                               n1                                            10.0.0.1                                enforced         7
+            very-long-namespace-of-a-team/frontend-with-a-long-name-7d9c5b6f4-x2x4q  ip-10-0-113-27.eu-central-1.compute.internal  2001:db8:1234:5678:9abc:def0:1234:5678  CONFLICT  12345678
+        "#]],
+        );
+        let mut out = Vec::new();
+        table().print(&mut out, None, ColorMode::ALWAYS).expect("writing to memory");
+        let text = String::from_utf8(out).expect("text");
+        assert!(text.ends_with("  \x1b[31mCONFLICT\x1b[0m  12345678\n"), "{text}");
+        // Colors do not move columns.
+        let plain = text.replace("\x1b[31m", "").replace("\x1b[0m", "");
+        let widths: Vec<usize> = plain.lines().map(|line| line.chars().count()).collect();
+        assert!(widths.iter().all(|width| *width == widths[0]), "{widths:?}");
     }
 
     #[test]
     fn an_empty_table_has_only_its_heading() {
-        check(&TextTable::new(&[text("POD"), number("FLOWS")]), Some(80), ColorMode::NEVER, &expect![[""]]);
+        check(
+            &TextTable::new(&[text("POD"), number("FLOWS")]),
+            Some(80),
+            ColorMode::NEVER,
+            &expect![[r#"
+            POD  FLOWS
+        "#]],
+        );
     }
 
     #[test]

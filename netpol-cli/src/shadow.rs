@@ -13,10 +13,10 @@ use crate::args::{Output, ShadowOptions};
 use crate::color::ColorMode;
 use crate::columns::{TextTable, number, some_of, table_width, text};
 use crate::flows::{protocol_port, workload_end};
-use crate::output::print_items;
-use crate::remote::{Answer, Fleet, runtime};
+use crate::output::print_json;
+use crate::remote::{Answer, Failure, Fleet, runtime};
 use crate::scope::Scope;
-use crate::table::{counted, text_width};
+use crate::table::{counted, text_width, time_span};
 
 /// The number of nodes that a note names.
 const NODES_SHOWN: usize = 3;
@@ -33,15 +33,43 @@ async fn report(options: &ShadowOptions, out: &mut impl Write) -> Result<Exit> {
     let reports: Vec<ShadowReport> = answers.into_iter().map(|answer| answer.content).collect();
     let policies = merge(&reports, &scope);
     match options.output {
-        Output::Json => print_items(out, &policies, fleet.failures())?,
+        Output::Json => print_json(
+            out,
+            &JsonOutput { items: &policies, nodes: reports.iter().map(node).collect(), failures: fleet.failures() },
+        )?,
         Output::Table if reports.is_empty() => {}
         Output::Table => {
             let width = table_width();
             let text = Text { width, text_width: text_width(), color: ColorMode::detect() };
-            print(out, &policies, &reports, (&scope, &format_duration(options.since)), text)?;
+            print(out, &policies, &reports, (&scope, &time_span(options.since)), text)?;
         }
     }
     fleet.finish(reports.len())
+}
+
+/// The output of `-o json`.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct JsonOutput<'a> {
+    items: &'a [Policy],
+    nodes: Vec<Node<'a>>,
+    failures: &'a [Failure],
+}
+
+/// What the report of a node covers.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Node<'a> {
+    node: &'a str,
+    since: &'a str,
+    collected_since: &'a str,
+    observe: bool,
+    other_flows: u64,
+}
+
+fn node(report: &ShadowReport) -> Node<'_> {
+    let ShadowReport { node, since, collected_since, observe, other_flows, .. } = report;
+    Node { node, since, collected_since, observe: *observe, other_flows: *other_flows }
 }
 
 /// A policy in shadow mode, on all nodes.

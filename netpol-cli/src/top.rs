@@ -20,6 +20,7 @@ use crate::flows::{FlowEvent, protocol_port, read_flows, workload_end};
 use crate::output::print_items;
 use crate::remote::{Fleet, runtime};
 use crate::scope::Scope;
+use crate::table::time_span;
 
 /// The number of flows that are kept; older ones are forgotten first.
 const MAX_FLOWS: usize = 200_000;
@@ -241,12 +242,7 @@ fn print_table(
     rows: usize,
 ) -> Result<()> {
     if pairs.is_empty() {
-        writeln!(
-            out,
-            "no flows{} in the last {}",
-            window.scope.describe(),
-            netpol_api::format_duration(window.duration)
-        )?;
+        writeln!(out, "no flows{} in the last {}", window.scope.describe(), time_span(window.duration))?;
         return Ok(());
     }
     let mut table = TextTable::new(&[

@@ -47,9 +47,7 @@ pub(crate) fn run(options: &WhyOptions, out: &mut impl Write) -> Result<Exit> {
         print_direction(out, direction)?;
     }
     print_connections(&answer, &input, out)?;
-    for missing in &answer.missing {
-        paragraph(out, &format!("not complete: {missing}"), 0)?;
-    }
+    print_missing(out, &answer)?;
     Ok(Exit::Ok)
 }
 
@@ -312,9 +310,38 @@ fn print_connections(answer: &Answer, input: &Input, out: &mut impl Write) -> Re
             addresses: Vec::new(),
             output: MatrixOutput::Table,
         };
-        writeln!(out)?;
+        let mut table = Vec::new();
         // The exit code is that of `matrix`; here, an unknown port is part of the text.
-        matrix::show(&options, input, out)?;
+        matrix::show(&options, input, &mut table)?;
+        let text = String::from_utf8_lossy(&table);
+        let (heading, from_it) = text.split_once('\n').unwrap_or((&text, ""));
+        let direction = if options.from.is_some() { "from" } else { "to" };
+        writeln!(out)?;
+        if from_it.trim().is_empty() {
+            writeln!(out, "no connection with another pod is allowed {direction} it")?;
+        } else {
+            writeln!(out, "allowed {direction} it, exact ports:\n{heading}\n{}", from_it.trim_end())?;
+        }
+    }
+    Ok(())
+}
+
+/// Prints what the answer does not cover: objects of other namespaces in one paragraph.
+fn print_missing(out: &mut impl Write, answer: &Answer) -> Result<()> {
+    let elsewhere: Vec<&str> = answer
+        .missing
+        .iter()
+        .filter(|missing| missing.namespace.is_none())
+        .map(|missing| missing.kind.as_str())
+        .collect();
+    if !elsewhere.is_empty() {
+        writeln!(out)?;
+        let text =
+            format!("not complete outside of namespace {}: you cannot list {}", answer.namespace, elsewhere.join(", "));
+        paragraph(out, &text, 0)?;
+    }
+    for missing in answer.missing.iter().filter(|missing| missing.namespace.is_some()) {
+        paragraph(out, &format!("not complete: {missing}"), 0)?;
     }
     Ok(())
 }

@@ -17,6 +17,8 @@ use crate::table::{counted, shorten};
 const POLICIES_SHOWN: usize = 2;
 /// The smallest width to which an end is shortened.
 const MIN_END: usize = 16;
+/// The smallest width to which the names of policies are shortened. Without it, they are left out.
+const MIN_POLICIES: usize = 12;
 /// The width of text below a line, without a terminal.
 const TEXT_WIDTH: usize = 120;
 /// The indentation of text below a line: below the verdict.
@@ -93,17 +95,30 @@ fn flow_line(out: &mut impl Write, flow: &FlowRecord, width: Option<usize>, colo
     let from = end(&flow.from, flow.from.port);
     let to = format!("{}/{}", end(&flow.to, flow.port), flow.protocol);
     let suppressed = if flow.suppressed > 0 { format!(" +{}", flow.suppressed) } else { String::new() };
-    let because = format!("{}{}{suppressed}", flow.reason, policies(flow));
+    let direction = format!(" ({}){suppressed}", flow.direction.name());
+    let mut policies = Safe(policies(flow)).to_string();
+    let reason = Safe(&flow.reason).to_string();
     let time = time(&flow.header.time);
     let mut ends = [Safe(from).to_string(), Safe(to).to_string()];
-    let because = Safe(because).to_string();
     if let Some(width) = width {
-        let fixed = time.len() + 1 + 7 + 1 + 3 + 2 + because.chars().count();
-        fit(&mut ends, width.saturating_sub(fixed));
+        // The time, the verdict, the arrow, and the spaces between them.
+        let fixed = time.chars().count() + 1 + 7 + 1 + 3 + 2;
+        let fixed = fixed + reason.chars().count() + direction.chars().count();
+        let rest = width.saturating_sub(fixed);
+        let of_ends = ends.iter().map(|end| end.chars().count()).sum::<usize>();
+        // The ends have at least two thirds of the rest, if they need it.
+        let for_ends = of_ends.min((rest * 2 / 3).max(2 * MIN_END));
+        let for_policies = rest.saturating_sub(for_ends + 2);
+        policies = if for_policies < MIN_POLICIES { String::new() } else { shorten(&policies, for_policies) };
+        let of_policies = if policies.is_empty() { 0 } else { policies.chars().count() + 2 };
+        fit(&mut ends, rest.saturating_sub(of_policies));
+    }
+    if !policies.is_empty() {
+        policies.insert_str(0, "  ");
     }
     let [from, to] = ends;
     let word = color.tone(Some(tone), word);
-    writeln!(out, "{time} {word} {from} → {to}  {because}")
+    writeln!(out, "{time} {word} {from} → {to}  {reason}{policies}{direction}")
 }
 
 /// Shortens the longer end, until both fit.
@@ -177,20 +192,16 @@ fn sides(flow: &FlowRecord) -> impl Iterator<Item = (FlowDirection, &FlowSide)> 
     sides.into_iter().filter_map(|(direction, side)| Some((direction, side.as_ref()?)))
 }
 
-/// The policies that decided, with the direction: `  shop/db (ingress)`.
+/// The policies that decided: `shop/db`, or `shop/web spec.egress[1]`.
 fn policies(flow: &FlowRecord) -> String {
     let own = sides(flow).find(|(direction, _)| *direction == flow.direction).map(|(_, side)| side);
-    let names = match (flow.verdict, own) {
+    match (flow.verdict, own) {
         (_, None) => String::new(),
         (FlowVerdict::Allowed, Some(side)) => {
-            side.rule.as_ref().map(|rule| format!("  {} {}", rule.policy, rule.path)).unwrap_or_default()
+            side.rule.as_ref().map(|rule| format!("{} {}", rule.policy, rule.path)).unwrap_or_default()
         }
-        (FlowVerdict::Denied | FlowVerdict::Shadow, Some(side)) if side.policies.is_empty() => String::new(),
-        (FlowVerdict::Denied | FlowVerdict::Shadow, Some(side)) => {
-            format!("  {}", some_of(&side.policies, POLICIES_SHOWN))
-        }
-    };
-    format!("{names} ({})", flow.direction.name())
+        (FlowVerdict::Denied | FlowVerdict::Shadow, Some(side)) => some_of(&side.policies, POLICIES_SHOWN),
+    }
 }
 
 fn multicast_line(summary: &MulticastRecord) -> String {
@@ -228,4 +239,79 @@ fn lost_line(lost: &LostRecord) -> String {
         lost.header.node,
         lost.records
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// A flow between pods with long names, or with IPv6 addresses.
+    fn flow(changes: &Value) -> FlowRecord {
+        let policies = ["team-with-a-long-name/policy-of-the-backend-database", "team-with-a-long-name/default-deny"];
+        let mut flow = json!({
+            "schema": "netpol.io/v1", "time": "2026-11-29T12:03:04.5Z", "node": "n1",
+            "verdict": "denied", "direction": "ingress", "reason": "no-rule", "protocol": "TCP", "port": 5432,
+            "from": {"namespace": "team-with-a-long-name", "pod": "frontend-with-a-long-name-7d9c5b6f4-x2x4q", "port": 41234},
+            "to": {"namespace": "team-with-a-long-name", "pod": "backend-database-with-a-long-name-0"},
+            "ingress": {"verdict": "denied", "reason": "no-rule", "policies": policies},
+            "suppressed": 0, "length": 60,
+        });
+        for (name, value) in changes.as_object().into_iter().flatten() {
+            flow[name] = value.clone();
+        }
+        serde_json::from_value(flow).expect("a record")
+    }
+
+    fn line_of(changes: &Value, width: Option<usize>) -> String {
+        let mut out = Vec::new();
+        flow_line(&mut out, &flow(changes), width, ColorMode::NEVER).expect("writing to memory");
+        String::from_utf8(out).expect("text")
+    }
+
+    #[test]
+    fn a_line_fits_the_terminal() {
+        let ipv6 = json!({
+            "from": {"address": "2001:db8:1234:5678:9abc:def0:1234:5678", "port": 41234},
+            "to": {"address": "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff", "port": 443}, "protocol": "SCTP",
+        });
+        let long = json!({});
+        let mut lines = String::new();
+        for changes in [&long, &ipv6] {
+            for width in [Some(80), Some(200), None] {
+                let line = line_of(changes, width);
+                assert!(width.is_none_or(|width| line.trim_end().chars().count() <= width), "{line}");
+                lines.push_str(&line);
+            }
+        }
+        expect![[r#"
+            12:03:04.500 DENIED  team-wit…x4q:41234 → team-with…:5432/TCP  no-rule (ingress)
+            12:03:04.500 DENIED  team-with-a-long-name/fro…name-7d9c5b6f4-x2x4q:41234 → team-with-a-long-name/bac…ith-a-long-name-0:5432/TCP  no-rule  team-with-a-long-name/pol…-a-long-name/default-deny (ingress)
+            12:03:04.500 DENIED  team-with-a-long-name/frontend-with-a-long-name-7d9c5b6f4-x2x4q:41234 → team-with-a-long-name/backend-database-with-a-long-name-0:5432/TCP  no-rule  team-with-a-long-name/policy-of-the-backend-database, team-with-a-long-name/default-deny (ingress)
+            12:03:04.500 DENIED  [2001:db…78]:41234 → [2001:db8…5432/SCTP  no-rule (ingress)
+            12:03:04.500 DENIED  [2001:db8:1234:5678:9abc:def0:1234:5678]:41234 → [2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff]:5432/SCTP  no-rule  team-with-a-long-name/policy-…with-a-long-name/default-deny (ingress)
+            12:03:04.500 DENIED  [2001:db8:1234:5678:9abc:def0:1234:5678]:41234 → [2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff]:5432/SCTP  no-rule  team-with-a-long-name/policy-of-the-backend-database, team-with-a-long-name/default-deny (ingress)
+        "#]].assert_eq(&lines);
+    }
+
+    #[test]
+    fn ends_are_pods_services_nodes_or_addresses() {
+        for (to, text) in [
+            (json!({"address": "10.0.0.9"}), "10.0.0.9:5432/TCP"),
+            (json!({"address": "10.96.0.1", "services": ["shop/db", "shop/other"]}), "svc/shop/db:5432/TCP"),
+            (json!({"address": "10.0.0.9", "node": "n1"}), "node/n1:5432/TCP"),
+            (json!({}), "-/TCP"),
+        ] {
+            let line = line_of(&json!({"to": to}), None);
+            assert!(line.contains(&format!("→ {text}  no-rule")), "{line}");
+        }
+        let ping = json!({"protocol": "ICMPv6", "port": null, "to": {"address": "fd00::1"}, "verdict": "shadow", "suppressed": 9});
+        let line = line_of(&ping, None);
+        assert!(
+            line.contains("SHADOW ") && line.contains("→ fd00::1/ICMPv6  no-rule") && line.ends_with(" +9\n"),
+            "{line}"
+        );
+    }
 }

@@ -37,7 +37,9 @@ async fn list(options: &ListOptions, out: &mut impl Write) -> Result<Exit> {
         Output::Table if lists.is_empty() => {}
         Output::Table => {
             print(out, &policies, &scope, table_width(), ColorMode::detect())?;
-            print_notes(out, &lists)?;
+            if !policies.is_empty() {
+                print_notes(out, &lists)?;
+            }
         }
     }
     fleet.finish(lists.len())

@@ -68,9 +68,8 @@ impl Route {
             Self::Socket(path) => match UnixStream::connect(path).await {
                 Ok(stream) => Ok(Connection { stream: Box::new(stream), closed: Closed(None) }),
                 Err(error) => Err(format!(
-                    "cannot connect to {}: {error}; run this command as root on the node (or in the agent's container), or set \
-                     another socket with --socket",
-                    path.display()
+                    "cannot connect: {error}; run this command as root on the node (or in the agent's container), or set \
+                     another socket with --socket"
                 )),
             },
             Self::Exec { pods, pod } => exec(pods, pod).await,

@@ -195,26 +195,14 @@ fn why_needs_only_rights_in_the_namespace() {
         ingress: isolated by shop/db
           shop/db spec.ingress[0]: pods with app=backend in namespace shop; at 5432/TCP
 
+        allowed from it, exact ports:
         TO                        FROM  PORTS
         shop/replicaset/web-7d9c  all   all
 
+        no connection with another pod is allowed to it
 
-        TO  FROM  PORTS
-
-        not complete: cannot list EndpointSlices: endpointslices.discovery.k8s.io is
-          forbidden: User "jane" cannot list resource "endpointslices" in API group
-          "discovery.k8s.io" at the cluster scope
-        not complete: cannot list Namespaces: namespaces is forbidden: User "jane"
-          cannot list resource "namespaces" in API group "" at the cluster scope
-        not complete: cannot list NetworkPolicies: networkpolicies.networking.k8s.io is
-          forbidden: User "jane" cannot list resource "networkpolicies" in API group
-          "networking.k8s.io" at the cluster scope
-        not complete: cannot list Nodes: nodes is forbidden: User "jane" cannot list
-          resource "nodes" in API group "" at the cluster scope
-        not complete: cannot list Pods: pods is forbidden: User "jane" cannot list
-          resource "pods" in API group "" at the cluster scope
-        not complete: cannot list Services: services is forbidden: User "jane" cannot
-          list resource "services" in API group "" at the cluster scope
+        not complete outside of namespace shop: you cannot list EndpointSlices,
+          Namespaces, NetworkPolicies, Nodes, Pods, Services
     "#]]
     .assert_eq(rest);
     let run = cluster.netpol(&["why", "deploy/web", "-n", "shop", "-o", "json"]);

@@ -154,8 +154,6 @@ fn policies_have_the_flows_of_all_nodes_and_rules_never_used() {
     .assert_eq(&cluster.netpol(&["policies", "-A"]).out);
     expect![[r#"
         no policies in namespace absent
-
-        flows are counted since 2026-11-29T11:30:00Z or earlier
     "#]]
     .assert_eq(&cluster.netpol(&["policies", "-n", "absent"]).out);
     let output: Value =
@@ -172,7 +170,7 @@ fn the_shadow_report_says_when_nothing_was_seen() {
     let seen = report(shadow("n1", 4), shadow("n2", 2));
     expect![[r#"
         shop/db-next (2 pods, in shadow mode since 2026-11-29T11:15:00Z): would have
-          denied 6 flows in the last 3600s
+          denied 6 flows in the last 1h
         FROM                   TO                     PORT      FLOWS  DIRECTION  LAST                  REASON
         shop/web (Deployment)  shop/db (StatefulSet)  5432/TCP      6  ingress    2026-11-29T11:59:00Z  no-rule
 
@@ -183,7 +181,7 @@ fn the_shadow_report_says_when_nothing_was_seen() {
     restarted.collected_since = "2026-11-29T11:50:00Z".into();
     expect![[r#"
         shop/db-next (2 pods, in shadow mode since 2026-11-29T11:15:00Z): would have
-          denied nothing in the last 3600s
+          denied nothing in the last 1h
         not complete: agents have started since then, the last one at
           2026-11-29T11:50:00Z: n2
     "#]]
