@@ -10,8 +10,10 @@ use crate::table::{shorten, terminal_width};
 
 /// The spaces between columns.
 const GAP: usize = 2;
-/// The smallest width to which a cell is shortened.
-const MIN_WIDTH: usize = 12;
+/// The smallest width to which a cell is shortened, in a column that is always shown.
+const MIN_WIDTH: usize = 24;
+/// The same, in other columns.
+const MIN_OPTIONAL_WIDTH: usize = 16;
 
 /// The colors of cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +47,15 @@ pub(crate) const fn number(title: &'static str) -> Column {
 }
 
 impl Column {
+    /// The smallest width of a column whose longest cell has this width.
+    fn least(self, natural: usize) -> usize {
+        match (self.is_number, self.rank) {
+            (true, _) => natural,
+            (false, 0) => natural.min(MIN_WIDTH),
+            (false, _) => natural.min(MIN_OPTIONAL_WIDTH),
+        }
+    }
+
     /// Leaves the column out if there is no room. Columns with a higher rank are left out first.
     pub(crate) const fn optional(self, rank: usize) -> Self {
         Self { rank, ..self }
@@ -109,9 +120,7 @@ impl TextTable {
         let mut columns: Vec<(usize, usize)> =
             (0..self.columns.len()).map(|index| (index, self.natural(index))).collect();
         let Some(width) = width else { return columns };
-        let least = |&(index, natural): &(usize, usize)| {
-            if self.columns[index].is_number { natural } else { natural.min(MIN_WIDTH) }
-        };
+        let least = |&(index, natural): &(usize, usize)| self.columns[index].least(natural);
         let total = |widths: &mut dyn Iterator<Item = usize>| {
             let (sum, count) = widths.fold((0, 0), |(sum, count), width| (sum + width, count + 1));
             sum + GAP * usize::saturating_sub(count, 1)
@@ -121,14 +130,9 @@ impl TextTable {
             let Some(&(last, _)) = last.max_by_key(|(index, _)| self.columns[*index].rank) else { break };
             columns.retain(|(index, _)| *index != last);
         }
-        loop {
-            let excess = total(&mut columns.iter().map(|(_, width)| *width)).saturating_sub(width);
-            let widest =
-                columns.iter_mut().filter(|(index, width)| !self.columns[*index].is_number && *width > MIN_WIDTH);
-            let Some((_, widest)) = widest.max_by_key(|(_, width)| *width) else { break };
-            if excess == 0 {
-                break;
-            }
+        while total(&mut columns.iter().map(|(_, width)| *width)) > width {
+            let shrinks = |(index, width): &&mut (usize, usize)| *width > self.columns[*index].least(*width);
+            let Some((_, widest)) = columns.iter_mut().filter(shrinks).max_by_key(|(_, width)| *width) else { break };
             *widest -= 1;
         }
         columns

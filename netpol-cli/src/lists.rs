@@ -74,12 +74,12 @@ fn print_endpoints(
     }
     let mut table = TextTable::new(&[
         text("POD"),
-        text("NODE").optional(1),
+        text("NODE").optional(2),
         text("INTERFACE").optional(4),
-        text("ADDRESS").optional(2),
+        text("ADDRESS").optional(3),
         text("INGRESS"),
         text("EGRESS"),
-        text("STATE").optional(3),
+        text("STATE").optional(1),
     ]);
     let mut items: Vec<&OfNode<'_, Endpoint>> = items.iter().collect();
     items.sort_by_key(|of_node| (&of_node.item.pod, of_node.node));

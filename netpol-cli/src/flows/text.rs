@@ -7,6 +7,7 @@ use netpol_api::{
     FlowDirection, FlowEnd, FlowRecord, FlowSide, FlowVerdict, LostRecord, MulticastRecord, RateLimitedRecord, Record,
     WorkloadEnd,
 };
+use netpol_policy::model::WorkloadKind;
 use netpol_policy::text::{Safe, wrap};
 
 use crate::color::ColorMode;
@@ -166,11 +167,13 @@ fn end(end: &FlowEnd, port: Option<u16>) -> String {
     }
 }
 
-/// The name of an end of aggregated flows.
+/// The name of an end of aggregated flows, as in the matrix: `shop/deployment/web`.
 pub(crate) fn workload_end(end: &WorkloadEnd) -> String {
     match (&end.namespace, &end.workload, &end.pod) {
         (Some(namespace), Some(workload), _) => {
-            format!("{namespace}/{} ({})", workload.name, workload.kind)
+            let kind = WorkloadKind::from_name(&workload.kind).map(WorkloadKind::resource);
+            let kind = kind.map_or_else(|| workload.kind.to_lowercase(), str::to_owned);
+            format!("{namespace}/{kind}/{}", workload.name)
         }
         (Some(namespace), None, Some(pod)) => format!("{namespace}/{pod}"),
         _ => match (end.services.first(), &end.node, end.address) {
