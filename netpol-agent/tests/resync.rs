@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use netpol_agent::reconcile::{Options, Reconciler};
-use netpol_common::{Endpoint, EndpointVersion, IfIndex};
+use netpol_common::{Endpoint, EndpointVersion, IfIndex, Settings};
 use netpol_dataplane::migration::Snapshot;
 use netpol_dataplane::{Adopted, AttachError, Dataplane, Memory, Role, WriteError};
 use netpol_node::{InterfaceSnapshot, PodEnd, TunnelEndpoints, Veth};
@@ -74,6 +74,10 @@ impl Dataplane for Recorder {
         self.memory.put_tunnels(local, others)
     }
 
+    fn set_settings(&mut self, settings: Settings) -> Result<(), WriteError> {
+        self.memory.set_settings(settings)
+    }
+
     fn endpoints(&self) -> Result<BTreeMap<IfIndex, Endpoint>, WriteError> {
         self.memory.endpoints()
     }
@@ -109,6 +113,7 @@ impl Dataplane for Recorder {
 
 fn expected_verdicts(cluster_state: &ClusterState, local_pods: &LocalPods, probes: &[Probe]) -> Verdicts {
     let mut engine = Engine::new(NodeScope::Node("node-1".into()), FirstIds::default());
+    engine.apply(Event::Clock(cluster_state.clock));
     engine.apply(Event::LocalAddresses(cluster_state.local_addresses.clone()));
     engine.apply(Event::Reset(cluster_state.objects().collect()));
     let verdicts = |pod: &PodKey| -> Vec<bool> {
@@ -160,7 +165,7 @@ fn differences(cluster_state: &ClusterState, events: Vec<Event>) -> Vec<Event> {
             Event::Apply(object) => {
                 latest.insert(object.key(), Event::Apply(object));
             }
-            Event::Delete(ObjectKey::Pod(_)) | Event::Reset(_) | Event::LocalAddresses(_) => {}
+            Event::Delete(ObjectKey::Pod(_)) | Event::Reset(_) | Event::LocalAddresses(_) | Event::Clock(_) => {}
             Event::Delete(ref key) => {
                 if cluster_state.contains(key) {
                     latest.insert(key.clone(), event);

@@ -282,8 +282,7 @@ pub struct RateLimitedRecord {
     /// Schema, time and node.
     #[serde(flatten)]
     pub header: RecordHeader,
-    /// `denied`: the number of denied packets. `allowed`: the number of flows that policies allow, including those that
-    /// policies in shadow mode would deny.
+    /// What was not recorded: denied packets, allowed flows, or flows that policies in shadow mode would deny.
     pub verdict: FlowVerdict,
     /// `egress`: packets from the pod, dropped there or at another local pod. `ingress`: packets to the pod.
     pub direction: FlowDirection,

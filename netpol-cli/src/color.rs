@@ -11,6 +11,7 @@ use crate::columns::Tone;
 const RED: u8 = 31;
 const GREEN: u8 = 32;
 const YELLOW: u8 = 33;
+const CYAN: u8 = 36;
 
 /// Whether to color standard output.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +51,7 @@ impl ColorMode {
     /// Colors the name of a severity.
     pub(crate) fn severity(self, severity: Severity) -> String {
         let color = match severity {
+            Severity::Info => CYAN,
             Severity::Warning => YELLOW,
             Severity::Error => RED,
         };

@@ -1,5 +1,6 @@
 //! Defines the command line.
 
+mod connect;
 mod gate_status;
 mod log;
 mod memory;
@@ -16,10 +17,12 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use netpol_cni::WhenAgentAway;
-use netpol_common::DENIAL_WAYS;
+use netpol_common::{EVENT_BUDGETS_PER_ENDPOINT, EVENT_LIMIT_WAYS};
+use netpol_policy::cluster_state::AGENT_NAMESPACE;
 use netpol_policy::text::Safe;
 
 use crate::api::SocketError;
+use crate::events::DEFAULT_FLOW_BUFFER;
 use crate::reconcile::UnknownPods;
 use memory::PolicyMemory;
 use netpol_dataplane::{AttachMode, Capacities, SHARED_TABLE_DIVISOR};
@@ -55,6 +58,9 @@ enum Command {
     // An overlay of a deployment can only append arguments: the last one is used.
     #[command(after_help = RUN_HELP, args_override_self = true)]
     Run(Box<RunArgs>),
+    /// Connect standard input and output to the API socket of the agent, for clients on other machines.
+    #[command(after_help = CONNECT_HELP)]
+    Connect(ConnectArgs),
     /// Show what the kernel enforces now, even if no agent is running.
     #[command(after_help = STATUS_HELP)]
     Status(StatusArgs),
@@ -101,6 +107,14 @@ Examples:
 
 Stop the agent first. Exit code 1: something could not be removed, and is listed; 3: an agent is still running.";
 
+const CONNECT_HELP: &str = "\
+Examples:
+  printf 'GET /v1/status HTTP/1.1\\r\\nHost: n1\\r\\n\\r\\n' | netpol-agent connect
+  kubectl -n netpol exec -i POD -- netpol-agent connect
+
+`netpol` uses it through the API server (pods/exec), so that no port is open on any node. At the end of the input, the
+response is still read to its end. Exit code 1: no agent listens on the socket, or the connection failed.";
+
 const PIN_PATH: &str = "/sys/fs/bpf/netpol";
 
 #[derive(Debug, Args)]
@@ -120,6 +134,9 @@ struct RunArgs {
     /// Name of this node, as in `spec.nodeName` of its pods
     #[arg(long, env = "NODE_NAME")]
     node: String,
+    /// Namespace of the agents; its annotation netpol.io/suspend-cluster-until suspends enforcement in all namespaces
+    #[arg(long, env = "POD_NAMESPACE", default_value = AGENT_NAMESPACE)]
+    agent_namespace: String,
     /// Directory on a BPF filesystem for maps and links
     #[arg(long, default_value = PIN_PATH)]
     pin_path: PathBuf,
@@ -138,6 +155,16 @@ struct RunArgs {
     /// Write Events about denied traffic for pods and about diagnostics for policies; requires --source kube
     #[arg(long)]
     kube_events: bool,
+    /// Enforce nothing: packets that policies deny pass, and are recorded as flows that would be denied
+    #[arg(long)]
+    observe: bool,
+    /// Which flows are recorded for API clients and counted for each rule. Denied flows are always written to standard
+    /// output
+    #[arg(long, value_enum, default_value_t)]
+    record_flows: RecordFlows,
+    /// Number of the last records that are kept in memory for API clients, about 1 KiB each; pods share it fairly
+    #[arg(long, value_name = "RECORDS", default_value_t = DEFAULT_FLOW_BUFFER)]
+    flow_buffer: usize,
     /// CNI configuration directory of the container runtime, used to report plugins that conflict with netpol
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     cni_config: PathBuf,
@@ -183,6 +210,16 @@ impl RunArgs {
         let bytes = |mib: u64| mib.saturating_mul(netpol_files::MIB);
         netpol_files::Limits { file: bytes(self.max_manifest_file), all: bytes(self.max_manifests) }
     }
+}
+
+/// Which flows are recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum RecordFlows {
+    /// Denied flows, and flows that policies in shadow mode would deny
+    Denied,
+    /// Also allowed flows, when they start
+    #[default]
+    All,
 }
 
 /// How the container runtime reports the start of a pod.
@@ -251,7 +288,7 @@ struct Sizes {
     #[arg(long, default_value_t = Capacities::default().fragments_v4)]
     max_fragments: u32,
     /// Denied flows with a separate limit of deny events; rounded up to four times a power of two
-    #[arg(long, default_value_t = Capacities::default().denials * DENIAL_WAYS)]
+    #[arg(long, default_value_t = Capacities::default().denials * EVENT_LIMIT_WAYS)]
     max_denials: u32,
     /// Size of the ring buffer for deny events, in bytes; rounded up to a power of two
     #[arg(long, default_value_t = Capacities::default().events)]
@@ -284,12 +321,20 @@ impl Sizes {
             flows_v6: (self.max_flows_v6 / SHARED_TABLE_DIVISOR).max(1),
             fragments_v4: self.max_fragments.max(1),
             fragments_v6: (self.max_fragments / 2).max(1),
-            denials: power(self.max_denials / DENIAL_WAYS),
-            event_budgets: (endpoints + 1) * 2,
+            denials: power(self.max_denials / EVENT_LIMIT_WAYS),
+            allowed_flows: power(self.max_denials / EVENT_LIMIT_WAYS),
+            event_budgets: (endpoints + 1) * EVENT_BUDGETS_PER_ENDPOINT,
             events: power(self.event_buffer).max(4096),
             ..default
         }
     }
+}
+
+#[derive(Debug, Args)]
+struct ConnectArgs {
+    /// Unix socket of the agent
+    #[arg(long, value_name = "PATH", default_value = netpol_api::DEFAULT_SOCKET)]
+    api_socket: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -335,6 +380,7 @@ struct UninstallArgs {
 pub fn main(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => run::run(*args),
+        Command::Connect(args) => connect::run(&args),
         Command::Status(args) => status::status(&args),
         Command::Uninstall(args) => uninstall::run(&args),
     };

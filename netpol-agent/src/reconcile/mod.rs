@@ -17,6 +17,7 @@ mod container_starts;
 mod desired;
 mod devices;
 mod failures;
+mod history;
 mod ids;
 mod interface;
 mod migration_input;
@@ -27,6 +28,7 @@ mod pods;
 mod program;
 mod shortage;
 mod startup;
+mod suspension;
 pub mod task;
 mod tunnels;
 mod unprotected;
@@ -38,18 +40,20 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use netpol_common::{IfIndex, RuleSetId};
-use netpol_policy::cluster_state::Event;
+use netpol_common::{DirectionPolicy, Endpoint, IfIndex, RuleSetId};
+use netpol_policy::cluster_state::{AGENT_NAMESPACE, Event};
 use netpol_policy::compile::{Engine, NodeScope};
-use netpol_policy::model::{PodKey, PolicyKey};
+use netpol_policy::model::{PodKey, PolicyKey, Suspension};
 use netpol_policy::tables::{Change, EndpointPolicy};
 
 use compiler::EngineStats;
 use failures::Failures;
+use history::History;
 use ids::EndpointIdAllocator;
 use interface::{Interface, Interfaces, Phase, log_once};
 use netpol_dataplane::{Dataplane, MapName, WriteError};
 use netpol_node::{InterfaceSnapshot, NetlinkError};
+use netpol_source::Generation;
 use pods::LocalPods;
 use shortage::Shortage;
 use work::Work;
@@ -59,6 +63,7 @@ pub use condition::{Check, CheckResult, ConditionState};
 pub use container_starts::ContainerStarts;
 pub use desired::UnknownPods;
 pub use failures::FailedWrites;
+pub use history::{BatchChange, BatchRecord};
 pub use interface::PodEndpoint;
 pub use unprotected::{BOUNDS as UNPROTECTED_BOUNDS, UnprotectedStart, UnprotectedTimes};
 pub use work::Origin;
@@ -66,6 +71,11 @@ pub use work::Origin;
 /// Rule set of a pod if a prefix could not be written, so that an `except` would count as part of its block. It
 /// allows nothing. Its ID is above every ID that the engine allocates.
 const QUARANTINE: RuleSetId = RuleSetId(u32::MAX);
+
+/// Returns the policies of an endpoint, also those for shadow mode.
+fn all_policies(endpoint: &Endpoint) -> [DirectionPolicy; 4] {
+    [endpoint.ingress, endpoint.egress, endpoint.shadow_ingress, endpoint.shadow_egress]
+}
 
 /// Settings of the reconciler.
 #[derive(Clone, Debug)]
@@ -80,6 +90,8 @@ pub struct Options {
     pub tunnels_to_node: bool,
     /// Bytes of kernel memory for policies; `None` means no limit.
     pub policy_memory: Option<u64>,
+    /// The namespace in which agents run. Its annotations can suspend enforcement in all namespaces.
+    pub agent_namespace: Arc<str>,
     /// When containers could start; `None`: no start gate holds them.
     pub container_starts: Option<ContainerStarts>,
 }
@@ -94,6 +106,7 @@ impl Options {
             anti_spoofing: true,
             tunnels_to_node: false,
             policy_memory: None,
+            agent_namespace: AGENT_NAMESPACE.into(),
             container_starts: None,
         }
     }
@@ -144,6 +157,11 @@ pub struct Reconciler<D> {
     failures: Failures,
     unprotected: UnprotectedTimes,
     shortage: Shortage,
+    history: History,
+    /// Suspensions of enforcement, when the engine was available last.
+    suspensions: Vec<Suspension>,
+    /// Number of compile jobs that finished: what is derived from the engine is valid for one of them.
+    jobs_compiled: u64,
 }
 
 impl<D: Dataplane> Reconciler<D> {
@@ -168,6 +186,7 @@ impl<D: Dataplane> Reconciler<D> {
     pub fn interfaces_removed(&mut self, ifindexes: &BTreeSet<IfIndex>) {
         for ifindex in ifindexes {
             self.snapshot.veths.remove(ifindex);
+            self.history.removed(*ifindex);
             if let Some(interface) = self.interfaces.get_mut(ifindex) {
                 (interface.appeared, interface.is_veth, interface.identity) = Default::default();
             }
@@ -197,9 +216,7 @@ impl<D: Dataplane> Reconciler<D> {
                 self.rewrite_endpoints(|known| known.phase == Phase::Current && known.pod.as_ref() == Some(&pod));
             }
             Change::Reevaluate(rule_sets) => self.rewrite_endpoints(|PodEndpoint { endpoint, .. }| {
-                let netpol_common::Endpoint { ingress, egress, shadow_ingress, shadow_egress, .. } = endpoint;
-                let policies = [ingress, egress, shadow_ingress, shadow_egress];
-                policies.iter().any(|policy| rule_sets.contains(&policy.rule_set))
+                all_policies(endpoint).iter().any(|policy| rule_sets.contains(&policy.rule_set))
             }),
             // `reconcile` decides what happens to the interface.
             Change::DeleteEndpoint(pod) => {
@@ -255,6 +272,31 @@ impl<D: Dataplane> Reconciler<D> {
     /// Returns the engine, for names. While it is compiling ([`Self::has_engine`] is false), returns an empty one.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// Returns the suspensions of enforcement that are in effect.
+    pub fn suspensions(&self) -> &[Suspension] {
+        &self.suspensions
+    }
+
+    /// Returns a number that changes whenever the engine may have changed.
+    pub fn engine_version(&self) -> u64 {
+        self.jobs_compiled
+    }
+
+    /// Returns the batch that changed an endpoint last.
+    pub fn last_change(&self, ifindex: IfIndex) -> Option<&Arc<BatchChange>> {
+        self.history.of_endpoint(ifindex)
+    }
+
+    /// Returns the last batches, the latest first.
+    pub fn batches(&self) -> impl Iterator<Item = &BatchRecord> {
+        self.history.batches()
+    }
+
+    /// Records that all batches up to this one are enforced.
+    pub fn batches_enforced(&mut self, generation: Generation) {
+        self.history.enforced(generation);
     }
 
     fn scope(&self) -> NodeScope {

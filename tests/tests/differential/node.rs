@@ -81,7 +81,8 @@ impl Node {
             events: 4096,
             ..Capacities::default()
         };
-        let options = KernelOptions { pin_path: pins.path().to_owned(), attach: AttachMode::Auto, capacities };
+        let options =
+            KernelOptions { pin_path: pins.path().to_owned(), attach: AttachMode::Auto, capacities, observe: false };
         let (kernel, _outcomes) = Kernel::start(&object, &options).context("loading the programs: run as root")?;
         let root = pins.path().join(format!("v{LAYOUT_VERSION}"));
         let runner = Rc::new(Runner::open(&root, kernel.counters()?)?);
@@ -112,11 +113,17 @@ impl Node {
         self.round += 1;
         match event {
             Event::LocalAddresses(addresses) => self.addresses.clone_from(addresses),
-            Event::Apply(_) | Event::Delete(_) | Event::Reset(_) => self.reconciler.apply(vec![event.clone()]),
+            Event::Apply(_) | Event::Delete(_) | Event::Reset(_) | Event::Clock(_) => {
+                self.reconciler.apply(vec![event.clone()]);
+            }
         }
         let interfaces = self.interfaces();
         self.reconciler.interfaces(interfaces);
         self.check_maps()
+    }
+
+    pub(crate) fn in_safe_order(&self, event: &Event) -> Option<Vec<Event>> {
+        self.reconciler.engine().in_safe_order(vec![event.clone()])
     }
 
     pub(crate) fn cluster_state(&self) -> &ClusterState {
