@@ -80,7 +80,7 @@ async fn list(kube: &Kube, kind: &Kind, needed: &Needed) -> Result<(Vec<Value>, 
         Listed::Forbidden(error) => error,
     };
     let without = |namespace: Option<&String>, error| Missing {
-        kind: kind.plural_kind.to_owned(),
+        kind: kind.title.to_owned(),
         namespace: namespace.cloned(),
         error,
         is_unevaluated: kind.is_unevaluated,
@@ -91,7 +91,7 @@ async fn list(kube: &Kube, kind: &Kind, needed: &Needed) -> Result<(Vec<Value>, 
         let found = if kind.is_namespaced {
             let api = Api::namespaced_with(kube.client.clone(), namespace, &resource);
             pages(&api, &resource, kind).await?
-        } else if kind.plural_kind == "Namespaces" {
+        } else if kind.title == "Namespaces" {
             one(&all, &resource, namespace).await?
         } else {
             break;
@@ -114,7 +114,7 @@ async fn pages(api: &Api<DynamicObject>, resource: &ApiResource, kind: &Kind) ->
     let (mut items, mut parameters) = (Vec::new(), ListParams::default().limit(PAGE));
     loop {
         let page = timeout(RESPONSE_TIME, api.list(&parameters)).await;
-        let page = page.map_err(|_| anyhow!("cannot list {}: the API server did not respond", kind.plural_kind))?;
+        let page = page.map_err(|_| anyhow!("cannot list {}: the API server did not respond", kind.title))?;
         let page = match page {
             Ok(page) => page,
             Err(kube::Error::Api(status)) if status.code == 403 => {
@@ -124,7 +124,7 @@ async fn pages(api: &Api<DynamicObject>, resource: &ApiResource, kind: &Kind) ->
             Err(kube::Error::Api(status)) if status.code == 404 && kind.is_unevaluated => {
                 return Ok(Listed::Items(items));
             }
-            Err(error) => return Err(anyhow!("cannot list {}: {}", kind.plural_kind, explain_error(&error))),
+            Err(error) => return Err(anyhow!("cannot list {}: {}", kind.title, explain_error(&error))),
         };
         for object in page.items {
             items.push(value(&object, resource)?);

@@ -39,8 +39,7 @@ async fn report(options: &ShadowOptions, out: &mut impl Write) -> Result<Exit> {
         )?,
         Output::Table if reports.is_empty() => {}
         Output::Table => {
-            let width = table_width();
-            let text = Text { width, text_width: text_width(), color: ColorMode::detect() };
+            let text = Layout { table: table_width(), text: text_width(), color: ColorMode::detect() };
             print(out, &policies, &reports, (&scope, &time_span(options.since)), text)?;
         }
     }
@@ -51,15 +50,15 @@ async fn report(options: &ShadowOptions, out: &mut impl Write) -> Result<Exit> {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct JsonOutput<'a> {
-    items: &'a [Policy],
-    nodes: Vec<Node<'a>>,
+    items: &'a [ShadowedPolicy],
+    nodes: Vec<Coverage<'a>>,
     failures: &'a [Failure],
 }
 
 /// What the report of a node covers.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Node<'a> {
+struct Coverage<'a> {
     node: &'a str,
     since: &'a str,
     collected_since: &'a str,
@@ -67,15 +66,15 @@ struct Node<'a> {
     other_flows: u64,
 }
 
-fn node(report: &ShadowReport) -> Node<'_> {
+fn node(report: &ShadowReport) -> Coverage<'_> {
     let ShadowReport { node, since, collected_since, observe, other_flows, .. } = report;
-    Node { node, since, collected_since, observe: *observe, other_flows: *other_flows }
+    Coverage { node, since, collected_since, observe: *observe, other_flows: *other_flows }
 }
 
 /// A policy in shadow mode, on all nodes.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Policy {
+struct ShadowedPolicy {
     policy: String,
     /// The number of pods that it selects.
     pods: usize,
@@ -104,8 +103,8 @@ struct Denial {
 
 type DenialKey<'r> = (&'r WorkloadEnd, &'r WorkloadEnd, Option<u16>, &'r str, FlowDirection, &'r str);
 
-fn merge(reports: &[ShadowReport], scope: &Scope) -> Vec<Policy> {
-    let mut policies: BTreeMap<&str, Policy> = BTreeMap::new();
+fn merge(reports: &[ShadowReport], scope: &Scope) -> Vec<ShadowedPolicy> {
+    let mut policies: BTreeMap<&str, ShadowedPolicy> = BTreeMap::new();
     let mut denials: BTreeMap<(&str, DenialKey<'_>), Denial> = BTreeMap::new();
     let is_shown = |policy: &str| policy.split_once('/').is_none_or(|(namespace, _)| scope.has_namespace(namespace));
     for report in reports {
@@ -148,8 +147,8 @@ fn merge(reports: &[ShadowReport], scope: &Scope) -> Vec<Policy> {
             policy.denials.push(denial);
         }
     }
-    let named = policies.into_iter().map(|(name, policy)| Policy { policy: name.to_owned(), ..policy });
-    let mut policies: Vec<Policy> = named.collect();
+    let named = policies.into_iter().map(|(name, policy)| ShadowedPolicy { policy: name.to_owned(), ..policy });
+    let mut policies: Vec<ShadowedPolicy> = named.collect();
     for policy in &mut policies {
         policy.denials.sort_by_key(|denial| std::cmp::Reverse(denial.flows));
     }
@@ -159,18 +158,18 @@ fn merge(reports: &[ShadowReport], scope: &Scope) -> Vec<Policy> {
 
 /// Widths and colors.
 #[derive(Clone, Copy)]
-struct Text {
-    width: Option<usize>,
-    text_width: usize,
+struct Layout {
+    table: Option<usize>,
+    text: usize,
     color: ColorMode,
 }
 
 fn print(
     out: &mut impl Write,
-    policies: &[Policy],
+    policies: &[ShadowedPolicy],
     reports: &[ShadowReport],
     (scope, since): (&Scope, &str),
-    text_style: Text,
+    style: Layout,
 ) -> Result<()> {
     if policies.is_empty() {
         writeln!(out, "no policy in shadow mode{} selects a pod of these nodes", scope.describe())?;
@@ -180,11 +179,11 @@ fn print(
         let heading = format!("{} ({}{known})", policy.policy, counted(policy.pods, "pod"));
         if policy.denials.is_empty() {
             let text = format!("{heading}: would have denied nothing in the last {since}");
-            paragraph(out, &text, text_style)?;
+            paragraph(out, &text, style)?;
             continue;
         }
         let flows = counted(usize::try_from(policy.flows).unwrap_or(usize::MAX), "flow");
-        paragraph(out, &format!("{heading}: would have denied {flows} in the last {since}"), text_style)?;
+        paragraph(out, &format!("{heading}: would have denied {flows} in the last {since}"), style)?;
         let mut table = TextTable::new(&[
             text("FROM"),
             text("TO"),
@@ -205,14 +204,14 @@ fn print(
                 (&denial.reason).into(),
             ]);
         }
-        table.print(out, text_style.width, text_style.color)?;
+        table.print(out, style.table, style.color)?;
         writeln!(out)?;
     }
-    notes(out, reports, text_style)
+    notes(out, reports, style)
 }
 
 /// Prints what the report does not cover.
-fn notes(out: &mut impl Write, reports: &[ShadowReport], style: Text) -> Result<()> {
+fn notes(out: &mut impl Write, reports: &[ShadowReport], style: Layout) -> Result<()> {
     let names = |is_meant: &dyn Fn(&ShadowReport) -> bool| -> Vec<String> {
         reports.iter().filter(|report| is_meant(report)).map(|report| report.node.clone()).collect()
     };
@@ -239,8 +238,8 @@ fn notes(out: &mut impl Write, reports: &[ShadowReport], style: Text) -> Result<
     Ok(())
 }
 
-fn paragraph(out: &mut impl Write, text: &str, style: Text) -> Result<()> {
-    for line in wrap(Safe(text), style.text_width, 0) {
+fn paragraph(out: &mut impl Write, text: &str, style: Layout) -> Result<()> {
+    for line in wrap(Safe(text), style.text, 0) {
         writeln!(out, "{line}")?;
     }
     Ok(())

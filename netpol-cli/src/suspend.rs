@@ -94,7 +94,8 @@ pub(crate) fn resume(options: &ResumeOptions, out: &mut impl Write) -> Result<Ex
     }
     match &done.before {
         Some(until) => {
-            writeln!(out, "enforcement of {} is resumed; it was suspended until {}", target.title(), Safe(until))?
+            let until = Safe(until);
+            writeln!(out, "enforcement of {} is resumed; it was suspended until {until}", target.title())?;
         }
         None => writeln!(out, "enforcement of {} was not suspended", target.title())?,
     }

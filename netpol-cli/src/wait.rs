@@ -62,7 +62,7 @@ async fn responses(options: &WaitOptions, fleet: &mut Fleet) -> Vec<WaitResponse
             }
         }
         fleet.forget_failures();
-        return request(options, fleet, options.timeout - PROGRESS_DELAY).await;
+        return request(options, fleet, options.timeout.saturating_sub(PROGRESS_DELAY)).await;
     }
     request(options, fleet, options.timeout).await
 }

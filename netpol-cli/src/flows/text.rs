@@ -245,6 +245,7 @@ fn lost_line(lost: &LostRecord) -> String {
 }
 
 #[cfg(test)]
+#[expect(clippy::needless_raw_string_hashes, reason = "expect-test writes them")]
 mod tests {
     use expect_test::expect;
     use serde_json::{Value, json};

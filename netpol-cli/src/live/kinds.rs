@@ -18,10 +18,11 @@ const RESPONSE_TIME: Duration = Duration::from_secs(10);
 pub(super) struct Kind {
     group: String,
     version: String,
-    kind: &'static str,
+    /// `kind` of the objects.
+    name: &'static str,
     plural: &'static str,
-    /// For messages.
-    pub(super) plural_kind: &'static str,
+    /// The plural in messages.
+    pub(super) title: &'static str,
     pub(super) is_namespaced: bool,
     /// Whether these are policies that netpol does not evaluate.
     pub(super) is_unevaluated: bool,
@@ -35,7 +36,7 @@ impl Kind {
             group: self.group.clone(),
             version: self.version.clone(),
             api_version,
-            kind: self.kind.to_owned(),
+            kind: self.name.to_owned(),
             plural: self.plural.to_owned(),
         }
     }
@@ -81,13 +82,13 @@ const UNEVALUATED: [(&str, &str, &str, &str, bool); 11] = [
     ("policy.networking.k8s.io", "ClusterNetworkPolicy", "clusternetworkpolicies", "ClusterNetworkPolicies", false),
 ];
 
-fn used((group, version, kind, plural, plural_kind, is_namespaced): &Row) -> Kind {
+fn used((group, version, name, plural, title, is_namespaced): &Row) -> Kind {
     Kind {
         group: (*group).to_owned(),
         version: (*version).to_owned(),
-        kind,
+        name,
         plural,
-        plural_kind,
+        title,
         is_namespaced: *is_namespaced,
         is_unevaluated: false,
     }
@@ -106,10 +107,10 @@ pub(super) async fn all(kube: &Kube) -> Result<Vec<Kind>> {
     // Calico's own API server serves the same objects as its custom resources.
     let is_duplicate = |group: &str| group == "crd.projectcalico.org" && version("projectcalico.org").is_some();
     let unevaluated = UNEVALUATED.iter().filter(|(group, ..)| !is_duplicate(group)).filter_map(
-        |&(group, kind, plural, plural_kind, is_namespaced)| {
+        |&(group, name, plural, title, is_namespaced)| {
             let version = version(group)?;
             let group = group.to_owned();
-            Some(Kind { group, version, kind, plural, plural_kind, is_namespaced, is_unevaluated: true })
+            Some(Kind { group, version, name, plural, title, is_namespaced, is_unevaluated: true })
         },
     );
     Ok(USED.iter().map(used).chain(unevaluated).collect())

@@ -36,7 +36,7 @@ pub(super) enum Route {
     /// A Unix socket of this machine.
     Socket(PathBuf),
     /// A command in a pod.
-    Exec { pods: Api<Pod>, pod: String },
+    Exec { pods: Box<Api<Pod>>, pod: String },
 }
 
 /// A stream of bytes to an agent.

@@ -149,7 +149,7 @@ impl Fleet {
                 });
                 continue;
             }
-            self.agents.push(Agent { node, route: Route::Exec { pods: api.clone(), pod: name } });
+            self.agents.push(Agent { node, route: Route::Exec { pods: Box::new(api.clone()), pod: name } });
         }
         Ok(())
     }

@@ -51,7 +51,7 @@ async fn send(route: &Route, path: &str) -> Result<(Response<Incoming>, Closed),
     if status == StatusCode::OK {
         return Ok((response, closed));
     }
-    let body = Limited::new(response.into_body(), MAX_LINE).collect().await.map(|body| body.to_bytes());
+    let body = Limited::new(response.into_body(), MAX_LINE).collect().await.map(http_body_util::Collected::to_bytes);
     let message = body.ok().and_then(|body| serde_json::from_slice::<ErrorResponse>(&body).ok());
     Err(match message {
         Some(message) => format!("the agent rejected the request: {}", message.error),

@@ -201,14 +201,12 @@ fn respond(agent: &Agent, request: &Request<hyper::body::Incoming>) -> Response<
             StreamBody::new(lines).boxed_unsync()
         });
     }
-    match agent.responses.get(path) {
-        Some(bytes) => Response::new(whole(bytes.clone())),
-        None => {
-            let mut response = Response::new(whole(br#"{"error":"no such path"}"#.to_vec()));
-            *response.status_mut() = StatusCode::NOT_FOUND;
-            response
-        }
+    if let Some(bytes) = agent.responses.get(path) {
+        return Response::new(whole(bytes.clone()));
     }
+    let mut response = Response::new(whole(br#"{"error":"no such path"}"#.to_vec()));
+    *response.status_mut() = StatusCode::NOT_FOUND;
+    response
 }
 
 /// A directory that does not exist, for runs without a kubeconfig.

@@ -171,8 +171,8 @@ fn the_shadow_report_says_when_nothing_was_seen() {
     expect![[r#"
         shop/db-next (2 pods, in shadow mode since 2026-11-29T11:15:00Z): would have
           denied 6 flows in the last 1h
-        FROM                   TO                     PORT      FLOWS  DIRECTION  LAST                  REASON
-        shop/web (Deployment)  shop/db (StatefulSet)  5432/TCP      6  ingress    2026-11-29T11:59:00Z  no-rule
+        FROM                 TO                   PORT      FLOWS  DIRECTION  LAST                  REASON
+        shop/deployment/web  shop/statefulset/db  5432/TCP      6  ingress    2026-11-29T11:59:00Z  no-rule
 
     "#]]
     .assert_eq(&seen.netpol(&["shadow", "report", "-A"]).out);
