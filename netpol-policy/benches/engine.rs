@@ -1,10 +1,14 @@
 //! Time and number of writes to compile one change, in small and large clusters: `cargo bench -p netpol-policy`.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use netpol_policy::cluster_state::Event;
+use netpol_common::Direction;
+use netpol_policy::cluster_state::{ClusterState, Event};
 use netpol_policy::compile::{Engine, FirstIds, NodeScope};
-use netpol_policy::model::{Object, ObjectKey};
+use netpol_policy::explain::explain_flow;
+use netpol_policy::model::{Mode, Object, ObjectKey, Pod, Protocol};
+use netpol_policy::reference::Packet;
 use netpol_policy::testing::{cluster, cluster_with_services, local_node};
 
 /// How often each kind of change is measured.
@@ -31,6 +35,32 @@ fn main() {
         delete_and_apply(&mut engine, &label("a policy"), &some_policies);
     }
     services(20_000, 5_000);
+    flows(10_000, 1_000);
+}
+
+/// Measures the explanation of flows to the pods of the local node: from a pod and from outside, allowed and denied.
+fn flows(pods: usize, policies: usize) {
+    let state = ClusterState::from_objects(cluster(pods, policies));
+    let node = local_node();
+    let local: Vec<&Pod> = state.pods.values().filter(|pod| pod.node.as_ref() == Some(&node)).collect();
+    let inside = local[0].addresses[0];
+    for (label, remote) in [("a pod", inside), ("outside", IpAddr::from([198, 51, 100, 1]))] {
+        let mut times = Vec::new();
+        for pod in local.iter().cycle().skip(1).take(1_000) {
+            let packet = Packet {
+                pod: pod.key.clone(),
+                direction: Direction::Ingress,
+                remote,
+                protocol: Protocol::Tcp.number(),
+                port: 8080,
+                from_node: false,
+                is_hairpin: false,
+                post_dnat: false,
+            };
+            timed(&mut times, || usize::from(explain_flow(&state, &packet, Mode::Enforce).ingress.is_none()));
+        }
+        row(&format!("{pods} / {policies}: explain a flow from {label}"), &mut times, 0);
+    }
 }
 
 /// Measures a cluster with Services that each have an equal share of the pods as backends, and one Service with a

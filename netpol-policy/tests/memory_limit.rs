@@ -336,7 +336,7 @@ fn s42_policies_in_shadow_mode_get_only_memory_that_enforced_ones_do_not_need() 
     let enforced = [
         pod("a", "web", "10.0.0.1"),
         pod("b", "other", "10.0.0.2"),
-        policy("a", "enforced", "web", separate_blocks(5_000)),
+        policy("a", "enforced", "web", separate_blocks(2_000)),
     ];
     let is_evaluated = |engine: &Engine, namespace: &str, name: &str| {
         engine.endpoint(&PodKey::new(namespace, name)).expect("a pod of this node").shadow_ingress.isolated()

@@ -25,6 +25,7 @@ pub mod manifests;
 pub mod matrix;
 pub mod netns;
 pub mod objects;
+pub mod openapi;
 pub mod packet;
 pub mod pinned;
 pub mod pod_slots;

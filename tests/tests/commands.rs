@@ -1,13 +1,14 @@
 //! The agent's commands `status` and `uninstall`, its memory use, and a second agent on the same pins.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use netpol_tests::lab::TIMEOUT;
 use netpol_tests::objects::{self, ObjectKind};
+use netpol_tests::openapi::OpenApi;
 use netpol_tests::{Agent, AgentOptions, Cluster, ClusterBuilder, Lab, deny_all};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -60,6 +61,80 @@ fn status_prints_what_is_enforced_as_text_and_as_json() -> Result<()> {
         ensure!(back["packets"]["ingress"]["no-rule"].as_u64() > Some(0), "{back}");
         ensure!(endpoints.iter().filter(|one| one["ingressRuleSet"] == 0).count() == 6, "{status:#}");
         ensure!(status["maps"]["ENDPOINTS"]["entries"] == 9, "{status:#}");
+    }
+    Ok(())
+}
+
+/// The parameters that a path needs, or that make its response more complete.
+fn parameters(path: &str) -> &'static str {
+    match path {
+        "/v1/explain" => "?from=blog/back&to=shop/back&port=80/TCP",
+        "/v1/flows" => "?labels=true&verdict=denied,allowed",
+        "/v1/policies" => "?all=true",
+        "/v1/shadow" => "?since=5m",
+        "/v1/wait" => "?for=sync&timeout=1s",
+        _ => "",
+    }
+}
+
+#[test]
+fn every_response_of_the_api_matches_its_description() -> Result<()> {
+    let mut lab = Lab::start(demo_sized(), &[deny_all("shop")])?;
+    lab.expect("blog/back -x shop/back 80/TCP\nblog/back -> ops/back 80/TCP")?;
+    lab.agent().wait_denied(|line| line.to() == "shop/back" && line.from() == "blog/back")?;
+    let api = OpenApi::parse(&lab.agent().get("/openapi.json")?)?;
+    for path in api.get_paths() {
+        let body = lab.agent().get(&format!("{path}{}", parameters(path)))?;
+        ensure!(!body.is_empty(), "GET {path} returned nothing");
+        api.check_response(path, &body)?;
+    }
+    let json = |path: &str| -> Result<Value> { Ok(serde_json::from_str(&lab.agent_ref().get(path)?)?) };
+    let policies = json("/v1/policies")?;
+    let policy = &policies["items"][0];
+    ensure!(policy["name"] == "deny-all" && policy["deniedFlows"].as_u64() > Some(0), "{policies:#}");
+    ensure!(policy["pods"].as_array().is_some_and(|pods| pods.len() == 3), "{policies:#}");
+    let explained = json(&format!("/v1/explain{}", parameters("/v1/explain")))?;
+    let tables = explained["tables"].as_array().context("no verdicts of tables")?;
+    let verdicts: Vec<_> =
+        tables.iter().map(|table| (table["direction"].as_str(), table["verdict"].as_str())).collect();
+    assert_eq!(verdicts, [(Some("egress"), Some("allowed")), (Some("ingress"), Some("denied"))], "{explained:#}");
+    ensure!(explained["differs"] == false, "{explained:#}");
+    let denied = lab.agent().get("/v1/flows?verdict=denied&to=shop/back&from=blog/back&last=1")?;
+    let denied: Value = serde_json::from_str(&denied).context("not one record")?;
+    ensure!(denied["ingress"]["policies"] == serde_json::json!(["shop/deny-all"]), "{denied:#}");
+    ensure!(denied["egress"]["reason"] == "not-isolated" && denied["to"]["node"] == "node-1", "{denied:#}");
+    for invalid in ["/v1/flows?verdict=deny", "/v1/pods?x=1", "/v1/explain", "/v1/nothing"] {
+        let error = lab.agent().get(invalid).expect_err(invalid).to_string();
+        ensure!(error.contains(r#"{"error":""#), "{invalid}: {error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn connect_streams_new_records_after_its_input_has_ended() -> Result<()> {
+    let mut lab = Lab::start(demo_sized(), &[deny_all("shop")])?;
+    let mut command = lab.cluster.host("node-1").netns().command(netpol_tests::agent::binary()?);
+    command.args(["connect", "--api-socket"]).arg(lab.agent().socket());
+    let mut connect = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut input = connect.stdin.take().context("no input")?;
+    write!(input, "GET /v1/flows?follow=true&to=shop/back HTTP/1.0\r\nHost: node\r\n\r\n")?;
+    drop(input);
+    let mut lines = BufReader::new(connect.stdout.take().context("no output")?).lines();
+    let head = lines.next().context("no response")??;
+    ensure!(head.contains("200"), "{head}");
+    lab.expect("blog/back -x shop/back 80/TCP")?;
+    let record = lines.by_ref().map_while(Result::ok).find(|line| line.starts_with('{')).context("no record")?;
+    let record: Value = serde_json::from_str(&record)?;
+    ensure!(
+        record["type"] == "flow" && record["to"]["pod"] == "back" && record["schema"] == "netpol.io/v1",
+        "{record}"
+    );
+    // No process reads the output any more: the command must end although no record arrives.
+    drop(lines);
+    let start = Instant::now();
+    while connect.try_wait()?.is_none() {
+        ensure!(start.elapsed() < Duration::from_secs(10), "netpol-agent connect does not end");
+        std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
 }

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant, SystemTime};
 use netpol_api::{FlowVerdict, Record};
 use netpol_common::{Direction, EventKind, FlowEvent, Reason};
 use netpol_policy::cluster_state::ClusterState;
-use netpol_policy::model::{Labels, PodKey, PolicyKey};
+use netpol_policy::model::{Labels, Mode, PodKey, PolicyKey};
 
 use crate::reconcile::Reconciler;
 #[cfg(test)]
@@ -241,7 +241,7 @@ impl Reporter {
     /// Returns the key of the explanation; `None` if policies did not decide.
     fn explanation_key(&self, observed: &Observed<'_>) -> Option<ExplanationKey> {
         let packet = packet::of_event(observed.event, observed.pod.as_ref()?)?;
-        let shadow = observed.verdict == FlowVerdict::Shadow;
+        let shadow = observed.event.kind() == EventKind::Shadow;
         Some(ExplanationKey { packet, rule_set: observed.event.rule_set, shadow })
     }
 
@@ -282,8 +282,10 @@ impl Reporter {
             return None;
         }
         let begun = Instant::now();
-        let explanation = Arc::new(explain(reconciler.engine().cluster_state(), &key.packet));
+        let mode = if key.shadow { Mode::Shadow } else { Mode::Enforce };
+        let explanation = explain(reconciler.engine().cluster_state(), &key.packet, mode).map(Arc::new);
         share.spend(budget, u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
+        let explanation = explanation?;
         self.explanations.insert(key, Arc::clone(&explanation));
         Some(explanation)
     }

@@ -1,6 +1,7 @@
 //! Tests the reconciler with a data plane in memory: which interfaces get an endpoint, and what happens to pods when
 //! a map is full.
 
+mod records;
 mod unprotected;
 
 use std::collections::BTreeMap;

@@ -7,6 +7,9 @@ use crate::reference::{Packet, Remote};
 
 use super::describe;
 
+/// Receives each unmet condition. Its text is written only if it is needed: most conditions are only counted.
+type Report<'r> = &'r mut dyn FnMut(&dyn Fn() -> String);
+
 /// Returns the conditions of a peer that are not met; none if it matches. Each begins with its path below the peer, which
 /// may be empty.
 pub(super) fn unmet_by_peer(
@@ -15,30 +18,49 @@ pub(super) fn unmet_by_peer(
     peer: &Peer,
     remote: &Remote<'_>,
 ) -> Vec<String> {
+    let mut texts = Vec::new();
+    report_unmet(cluster_state, policy, peer, remote, &mut |text| texts.push(text()));
+    texts
+}
+
+/// Returns the number of conditions of a peer that are not met.
+pub(super) fn count_unmet_by_peer(
+    cluster_state: &ClusterState,
+    policy: &Policy,
+    peer: &Peer,
+    remote: &Remote<'_>,
+) -> usize {
+    let mut count = 0;
+    report_unmet(cluster_state, policy, peer, remote, &mut |_| count += 1);
+    count
+}
+
+fn report_unmet(cluster_state: &ClusterState, policy: &Policy, peer: &Peer, remote: &Remote<'_>, report: Report<'_>) {
     match peer {
         Peer::Pods { namespaces, pods } => match remote.pod {
-            None => {
+            None => report(&|| {
                 let reason = not_a_pod(cluster_state, remote);
-                vec![format!(": {reason}; this peer selects {}", describe::peer(policy, peer))]
-            }
+                format!(": {reason}; this peer selects {}", describe::peer(policy, peer))
+            }),
             Some(pod) => {
-                let mut unmet = unmet_by_namespace(cluster_state, policy, namespaces.as_ref(), pod);
-                unmet.extend(unmet_by_labels(".podSelector", &pod.key.title(), pods, &pod.labels));
-                unmet
+                unmet_by_namespace(cluster_state, policy, namespaces.as_ref(), pod, report);
+                unmet_by_labels(".podSelector", &|| pod.key.title(), pods, &pod.labels, report);
             }
         },
         Peer::Block(block) => {
             let address = remote.address;
             if let Some(pod) = remote.pod.filter(|_| is_placeholder(address)) {
-                let (title, cidr) = (pod.key.title(), block.cidr);
-                let unmet = || format!(".ipBlock.cidr: the address of {title} is not known to be in {cidr}");
-                return (!block.contains(address)).then(unmet).into_iter().collect();
+                if !block.contains(address) {
+                    let (title, cidr) = (pod.key.title(), block.cidr);
+                    report(&|| format!(".ipBlock.cidr: the address of {title} is not known to be in {cidr}"));
+                }
+            } else if !block.cidr.contains(&address) {
+                report(&|| format!(".ipBlock.cidr: {address} is not in {}", block.cidr));
+            } else {
+                for except in block.except.iter().filter(|except| except.contains(&address)) {
+                    report(&|| format!(".ipBlock.except: {address} is in {except}"));
+                }
             }
-            if !block.cidr.contains(&address) {
-                return vec![format!(".ipBlock.cidr: {address} is not in {}", block.cidr)];
-            }
-            let excluded = block.except.iter().filter(|except| except.contains(&address));
-            excluded.map(|except| format!(".ipBlock.except: {address} is in {except}")).collect()
         }
     }
 }
@@ -64,28 +86,32 @@ fn unmet_by_namespace(
     policy: &Policy,
     namespaces: Option<&Selector>,
     pod: &Pod,
-) -> Vec<String> {
+    report: Report<'_>,
+) {
     let namespace = &pod.key.namespace;
     match namespaces {
         Some(selector) => {
             let labels = cluster_state.namespace_labels(namespace);
-            unmet_by_labels(".namespaceSelector", &format!("namespace {namespace}"), selector, &labels)
+            unmet_by_labels(".namespaceSelector", &|| format!("namespace {namespace}"), selector, &labels, report);
         }
-        None if *namespace == policy.key.namespace => Vec::new(),
-        None => vec![format!(
-            ": {} is in namespace {namespace}; without a namespaceSelector, the peer selects pods in namespace {} only",
-            pod.key.title(),
-            policy.key.namespace
-        )],
+        None if *namespace == policy.key.namespace => {}
+        None => report(&|| {
+            format!(
+                ": {} is in namespace {namespace}; without a namespaceSelector, the peer selects pods in namespace {} only",
+                pod.key.title(),
+                policy.key.namespace
+            )
+        }),
     }
 }
 
-fn unmet_by_labels(path: &str, object: &str, selector: &Selector, labels: &Labels) -> Vec<String> {
+fn unmet_by_labels(path: &str, object: &dyn Fn() -> String, selector: &Selector, labels: &Labels, report: Report<'_>) {
     if selector.invalid {
-        return vec![format!("{path}: the selector is invalid and matches nothing")];
+        return report(&|| format!("{path}: the selector is invalid and matches nothing"));
     }
-    let unmet = selector.requirements.iter().filter(|requirement| !requirement.holds(labels));
-    unmet.map(|requirement| format!("{path}: {}", unmet_requirement(object, requirement, labels))).collect()
+    for requirement in selector.requirements.iter().filter(|requirement| !requirement.holds(labels)) {
+        report(&|| format!("{path}: {}", unmet_requirement(&object(), requirement, labels)));
+    }
 }
 
 fn unmet_requirement(object: &str, requirement: &Requirement, labels: &Labels) -> String {

@@ -368,7 +368,7 @@ fn explain_end(context: ExplainContext<'_>, evaluated: Option<&(Packet, Evaluati
         Box::new(explain_evaluated(context, packet, &evaluation))
     });
     let suspended_until = suspension_end(context.cluster_state, packet).map(|end| end.to_string());
-    Side { shadow, suspended_until, ..explain_evaluated(context, packet, evaluation) }
+    Side { suspended_until, shadow, ..explain_evaluated(context, packet, evaluation) }
 }
 
 fn explain_evaluated(context: ExplainContext<'_>, packet: &Packet, evaluation: &Evaluation) -> Side {
@@ -391,9 +391,10 @@ fn explain_side(context: ExplainContext<'_>, packet: &Packet, evaluation: &Evalu
     let cluster_state = context.cluster_state;
     let no_rule = evaluation.reason == Reason::NoRule;
     let nearest = no_rule.then(|| nearest::nearest(cluster_state, packet, context.mode)).flatten();
-    let hints = match evaluation.reason.allows() {
-        true => Vec::new(),
-        false => hints::hints(cluster_state, packet, context.mode, nearest.as_ref()),
+    let hints = if evaluation.reason.allows() {
+        Vec::new()
+    } else {
+        hints::hints(cluster_state, packet, context.mode, nearest.as_ref())
     };
     let policy = nearest.as_ref().map(|nearest| &nearest.rule.policy).or_else(|| evaluation.isolating.first());
     let added =

@@ -22,19 +22,19 @@ pub(super) struct Nearest<'w> {
 /// conditions of the peer. Of equal rules, the first one. `None` if there is no rule.
 pub(super) fn nearest<'w>(cluster_state: &'w ClusterState, packet: &Packet, mode: Mode) -> Option<Nearest<'w>> {
     let pod = cluster_state.pods.get(&packet.pod)?;
-    let mut best: Option<(usize, usize, Candidate<'w>)> = None;
+    let remote = Remote::of(cluster_state, packet.remote);
+    let mut best: Option<((usize, usize), Candidate<'w>)> = None;
     for policy in reference::isolating_in(cluster_state, pod, packet.direction, mode) {
         for (index, rule) in reference::rules(policy, packet.direction).iter().enumerate() {
-            let peer = nearest_peer(cluster_state, policy, rule, packet);
-            let port = unmet_ports(cluster_state, rule, index, packet);
-            let unmet = usize::from(!peer.lacks.is_empty()) + usize::from(port.is_some());
-            let distance = peer.lacks.len();
-            if best.as_ref().is_none_or(|(least, length, _)| (*least, *length) > (unmet, distance)) {
-                best = Some((unmet, distance, Candidate { policy, index, rule, peer, port }));
+            let (distance, peer) = nearest_peer(cluster_state, policy, rule, &remote);
+            let port_matches = has_port(cluster_state, rule, packet);
+            let unmet = usize::from(distance > 0) + usize::from(!port_matches);
+            if best.as_ref().is_none_or(|(least, _)| *least > (unmet, distance)) {
+                best = Some(((unmet, distance), Candidate { policy, index, rule, peer, port_matches }));
             }
         }
     }
-    best.map(|(_, _, candidate)| candidate.finish(packet.direction))
+    best.map(|(_, candidate)| candidate.finish(cluster_state, packet, &remote))
 }
 
 /// A rule that may be the nearest.
@@ -42,31 +42,30 @@ struct Candidate<'w> {
     policy: &'w Policy,
     index: usize,
     rule: &'w Rule,
-    peer: NearestPeer<'w>,
-    /// The unmet condition of the ports.
-    port: Option<String>,
-}
-
-/// The nearest peer of a rule.
-struct NearestPeer<'w> {
-    /// Its index in the model, and the peer.
-    found: Option<(usize, &'w Peer)>,
-    /// Its unmet conditions, each with the path below the peer.
-    lacks: Vec<String>,
+    /// The nearest peer, and its index in the model.
+    peer: Option<(usize, &'w Peer)>,
+    port_matches: bool,
 }
 
 impl<'w> Candidate<'w> {
-    fn finish(self, direction: Direction) -> Nearest<'w> {
-        let Self { policy, index, rule, peer: NearestPeer { found, lacks }, port } = self;
-        let path = match found {
-            Some((peer, _)) => peer_path(policy, direction, index, peer),
-            None => peers_path(direction, index),
+    /// Describes the unmet conditions.
+    fn finish(self, cluster_state: &ClusterState, packet: &Packet, remote: &Remote<'_>) -> Nearest<'w> {
+        let Self { policy, index, rule, peer, port_matches } = self;
+        let direction = packet.direction;
+        let (path, lacks) = match (peer, &rule.peers) {
+            (Some((number, peer)), _) => {
+                let lacks = conditions::unmet_by_peer(cluster_state, policy, peer, remote);
+                (peer_path(policy, direction, index, number), lacks)
+            }
+            (None, Peers::Any) => (String::new(), Vec::new()),
+            (None, Peers::Of(_)) => (peers_path(direction, index), vec![": no valid peer".into()]),
         };
-        let (peer_matches, port_matches) = (lacks.is_empty(), port.is_none());
+        let port = unmet_ports(cluster_state, rule, index, packet).filter(|_| !port_matches);
+        let peer_matches = lacks.is_empty();
         let unmet_conditions = lacks.iter().map(|lack| format!("{path}{lack}")).chain(port).collect();
         let found_rule =
             NearestRule { policy: policy.key.clone(), index, peer_matches, port_matches, unmet_conditions };
-        Nearest { rule: found_rule, peer: found.map(|(_, peer)| peer), ports: &rule.ports }
+        Nearest { rule: found_rule, peer: peer.map(|(_, peer)| peer), ports: &rule.ports }
     }
 }
 
@@ -95,21 +94,28 @@ pub(crate) fn peer_path(policy: &Policy, direction: Direction, rule: usize, peer
     format!("{list}[{index}]")
 }
 
-fn nearest_peer<'w>(cluster_state: &ClusterState, policy: &Policy, rule: &'w Rule, packet: &Packet) -> NearestPeer<'w> {
-    let Peers::Of(peers) = &rule.peers else { return NearestPeer { found: None, lacks: Vec::new() } };
-    let remote = Remote::of(cluster_state, packet.remote);
-    let of_peer = |(index, peer): (usize, &'w Peer)| NearestPeer {
-        found: Some((index, peer)),
-        lacks: conditions::unmet_by_peer(cluster_state, policy, peer, &remote),
+/// Returns the number of unmet conditions of the nearest peer, and that peer with its index.
+fn nearest_peer<'w>(
+    cluster_state: &ClusterState,
+    policy: &Policy,
+    rule: &'w Rule,
+    remote: &Remote<'_>,
+) -> (usize, Option<(usize, &'w Peer)>) {
+    let Peers::Of(peers) = &rule.peers else { return (0, None) };
+    let of_peer = |(index, peer): (usize, &'w Peer)| {
+        (conditions::count_unmet_by_peer(cluster_state, policy, peer, remote), Some((index, peer)))
     };
-    let nearest = peers.iter().enumerate().map(of_peer).min_by_key(|peer| peer.lacks.len());
-    nearest.unwrap_or_else(|| NearestPeer { found: None, lacks: vec![": no valid peer".into()] })
+    // Without a valid peer, one condition is unmet.
+    peers.iter().enumerate().map(of_peer).min_by_key(|(unmet, _)| *unmet).unwrap_or((1, None))
+}
+
+fn has_port(cluster_state: &ClusterState, rule: &Rule, packet: &Packet) -> bool {
+    matches!(rule.ports, Ports::Any)
+        || reference::allows_port(&rule.ports, packet.protocol, packet.port, destination(cluster_state, packet))
 }
 
 fn unmet_ports(cluster_state: &ClusterState, rule: &Rule, index: usize, packet: &Packet) -> Option<String> {
-    let destination = destination(cluster_state, packet);
     let Ports::Of(ports) = &rule.ports else { return None };
-    let matches = reference::allows_port(&rule.ports, packet.protocol, packet.port, destination);
-    let path = || format!("spec.{}[{index}].ports", packet.direction.name());
-    (!matches).then(|| conditions::unmet_ports(&path(), ports, packet, destination))
+    let path = format!("spec.{}[{index}].ports", packet.direction.name());
+    Some(conditions::unmet_ports(&path, ports, packet, destination(cluster_state, packet)))
 }

@@ -2,6 +2,7 @@
 
 mod families;
 mod services;
+mod shadow;
 
 use expect_test::expect_file;
 

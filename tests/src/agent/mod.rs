@@ -217,11 +217,12 @@ impl Agent {
     pub fn get(&self, path: &str) -> Result<String> {
         let socket = self.socket();
         let mut stream = UnixStream::connect(&socket).with_context(|| format!("connecting to {}", socket.display()))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+        // In HTTP/1.0, a stream has no chunks and ends with the connection.
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: node\r\n\r\n")?;
         let mut response = String::new();
         stream.read_to_string(&mut response).context("reading the agent's response")?;
         let (head, body) = response.split_once("\r\n\r\n").context("the response has no end of its header")?;
-        ensure!(head.starts_with("HTTP/1.1 200 "), "GET {path}: {head}\n{body}");
+        ensure!(head.split(' ').nth(1) == Some("200"), "GET {path}: {head}\n{body}");
         Ok(body.to_owned())
     }
 

@@ -7,7 +7,7 @@ use netpol_common::{Direction, protocol};
 use super::services::{Target, added_rule, targets};
 use crate::cluster_state::ClusterState;
 use crate::explain::PolicyChange;
-use crate::model::{Backend, Frontend, FrontendAddress, PolicyKey, ServiceKey};
+use crate::model::{Backend, Frontend, FrontendAddress, PolicyKey, Service, ServiceKey};
 use crate::reference::Packet;
 
 /// The namespace of the cluster DNS.
@@ -38,7 +38,7 @@ impl DnsQuery {
         let to = Backend { address: packet.remote, port: packet.port };
         let is_frontend = |service: &ServiceKey| {
             let service = cluster_state.services.get(service);
-            let mut frontends = service.into_iter().flat_map(|service| service.frontends());
+            let mut frontends = service.into_iter().flat_map(Service::frontends);
             let at =
                 Frontend { address: FrontendAddress::Address(to.address), port: to.port, protocol: packet.protocol };
             frontends.any(|(frontend, _)| frontend == at)

@@ -235,3 +235,17 @@ fn a_port_name_that_no_pod_has_is_reported() {
     let parsed = manifest::parse(&format!("{CLUSTER}{pods}{of_n}"), "f");
     assert_eq!(super::lint(&ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object))), []);
 }
+
+#[test]
+fn s42_policies_that_are_not_enforced_are_listed_as_information() {
+    let shadow =
+        egress("p", "{}").replace("namespace: shop}", "namespace: shop, annotations: {netpol.io/mode: shadow}}");
+    let parsed = manifest::parse(&format!("{CLUSTER}{shadow}"), "f");
+    let cluster_state = ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object));
+    let findings = super::lint(&cluster_state);
+    let [finding] = &findings[..] else { panic!("{findings:?}") };
+    assert_eq!(finding.severity, crate::model::Severity::Info);
+    let expected = "shop/p metadata.annotations.netpol.io/mode: The policy is in shadow mode. It is not enforced; netpol reports \
+                    what it would deny.";
+    assert_eq!(text(finding), expected);
+}

@@ -1,5 +1,7 @@
 //! Policies in shadow mode, and suspensions of enforcement.
 
+use std::fmt::Write;
+
 use super::*;
 use crate::model::Timestamp;
 
@@ -8,12 +10,14 @@ fn state(namespace: &str, policies: &[(&str, &str, &str)]) -> ClusterState {
     let mut text =
         format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: shop, annotations: {{{namespace}}}}}}}\n");
     for (name, address) in [("a", "10.0.0.1"), ("b", "10.0.0.2")] {
-        text += &format!(
+        let _ = write!(
+            text,
             "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: shop, labels: {{app: {name}}}}}, status: {{podIP: {address}}}}}\n"
         );
     }
     for (name, annotations, spec) in policies {
-        text += &format!(
+        let _ = write!(
+            text,
             "---\n{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: {name}, namespace: shop, annotations: \
              {{{annotations}}}}}, spec: {{{spec}}}}}\n"
         );

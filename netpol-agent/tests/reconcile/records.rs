@@ -1,0 +1,162 @@
+//! Tests the records of flows: names, explanations, counters and limits.
+
+use std::time::Instant;
+
+use netpol_agent::events::{FlowBuffer, Lines, Reporter};
+use netpol_agent::reconcile::{Reconciler, UnknownPods};
+use netpol_api::{FlowRecord, FlowVerdict, Record};
+use netpol_common::{Direction, FlowEvent, IfIndex, Reason, event_flags, protocol};
+use netpol_dataplane::Memory;
+use netpol_policy::cluster_state::Event;
+use netpol_policy::model::PolicyKey;
+use netpol_policy::reference::RuleRef;
+use netpol_source::{Batch, Generation};
+
+use super::{DENY_ALL, PODS, objects, start};
+
+const ALLOW_FAR: &str = "
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: far, namespace: shop},
+ spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{to: [{podSelector: {}}], ports: [{port: 80}]}]}}
+";
+
+/// An event at shop/web of a connection to shop/far.
+fn event(reconciler: &Reconciler<Memory>, reason: Reason, port: u16) -> FlowEvent {
+    let endpoint = reconciler.endpoint(IfIndex(3)).expect("no endpoint").endpoint;
+    let address = |address: [u8; 4]| std::array::from_fn(|at| address.get(at).copied().unwrap_or(0));
+    FlowEvent {
+        ifindex: IfIndex(3),
+        endpoint: u16::try_from(endpoint.id).expect("the ID is too large"),
+        rule_set: endpoint.egress.rule_set,
+        direction: Direction::Egress as u8,
+        reason: reason as u8,
+        family: 4,
+        protocol: protocol::TCP,
+        source: address([10, 0, 0, 2]),
+        source_port: 40_000_u16.to_be_bytes(),
+        destination: address([10, 0, 1, 2]),
+        destination_port: port.to_be_bytes(),
+        length: 60,
+        ..FlowEvent::default()
+    }
+}
+
+fn reporter(buffer: &FlowBuffer) -> Reporter {
+    Reporter::new(Lines::to(std::io::sink()), buffer.clone()).with_modes(true, false)
+}
+
+fn flows(buffer: &FlowBuffer) -> Vec<FlowRecord> {
+    let flow = |record: &Record| match record {
+        Record::Flow(flow) => Some((**flow).clone()),
+        _ => None,
+    };
+    buffer.records().iter().filter_map(|buffered| flow(&buffered.record)).collect()
+}
+
+fn node(policies: &[&str]) -> Reconciler<Memory> {
+    let manifests: Vec<&str> = [PODS].into_iter().chain(policies.iter().copied()).collect();
+    start(Memory::default(), UnknownPods::Allow, &manifests, &[(3, "10.0.0.2")])
+}
+
+#[test]
+fn a_record_has_both_ends_their_policies_and_the_rule() {
+    let reconciler = node(&[ALLOW_FAR]);
+    let buffer = FlowBuffer::new(10);
+    let mut reporter = reporter(&buffer);
+    let allowed = FlowEvent { suppressed: 4, ..event(&reconciler, Reason::Rule, 80) };
+    reporter.record(&allowed, &reconciler);
+    reporter.record(&event(&reconciler, Reason::NoRule, 81), &reconciler);
+    reporter.record(&event(&reconciler, Reason::NoRule, 80), &reconciler);
+    let [allowed, denied, stale] = &flows(&buffer)[..] else { panic!("{:?}", flows(&buffer)) };
+
+    assert_eq!((allowed.verdict, allowed.header.node.as_str()), (FlowVerdict::Allowed, "n1"));
+    assert_eq!((allowed.from.pod.as_deref(), allowed.to.pod.as_deref()), (Some("web"), Some("far")));
+    assert_eq!((allowed.from.node.as_deref(), allowed.to.node.as_deref()), (Some("n1"), Some("n2")));
+    let egress = allowed.egress.as_ref().expect("no egress");
+    assert_eq!(egress.rule.as_ref().map(|rule| rule.path.as_str()), Some("spec.egress[0]"));
+    assert_eq!(allowed.ingress.as_ref().map(|side| side.reason.as_str()), Some("not-isolated"));
+
+    let egress = denied.egress.as_ref().expect("no egress");
+    assert_eq!((denied.verdict, &egress.policies[..]), (FlowVerdict::Denied, &["shop/far".to_owned()][..]));
+    assert!(
+        egress.nearest.is_some() && egress.fix.as_ref().is_some_and(|fix| fix.yaml.contains("port: 81")),
+        "{egress:?}"
+    );
+
+    let egress = stale.egress.as_ref().expect("no egress");
+    assert_eq!(stale.unexplained.as_deref(), Some("policies have changed since the packet"));
+    assert_eq!((egress.verdict, &egress.nearest), (FlowVerdict::Denied, &None));
+
+    let rule = RuleRef { policy: PolicyKey::new("shop", "far"), direction: Direction::Egress, index: 0 };
+    let hits = reporter.hits().of_rule(&rule, reconciler.engine().cluster_state()).expect("no flows");
+    assert_eq!((hits.flows, reporter.hits().denied_of(&rule.policy).map(|hits| hits.flows)), (5, Some(2)));
+}
+
+#[test]
+fn a_revoked_flow_has_the_change_that_revoked_it() {
+    let mut reconciler = node(&[]);
+    let buffer = FlowBuffer::new(10);
+    let mut reporter = reporter(&buffer);
+    let batch = |generation, manifests: &[&str]| Batch {
+        generation: Generation(generation),
+        events: match &objects(manifests)[..] {
+            [Event::Reset(objects)] => objects.iter().cloned().map(Event::Apply).collect(),
+            other => panic!("{other:?}"),
+        },
+        after_resync: false,
+        received: Instant::now(),
+    };
+    reconciler.apply_batch(batch(2, &[DENY_ALL]));
+    reporter.record(&event(&reconciler, Reason::Revoked, 80), &reconciler);
+    reconciler.apply_batch(batch(3, &[ALLOW_FAR]));
+    reporter.record(&event(&reconciler, Reason::Revoked, 80), &reconciler);
+    for flow in flows(&buffer) {
+        let revoked = flow.revoked_by.expect("no change");
+        assert_eq!((revoked.generation, &revoked.objects[..]), (2, &["NetworkPolicy shop/deny".to_owned()][..]));
+    }
+    let generations: Vec<u64> = reconciler.batches().map(|batch| batch.change.generation.0).collect();
+    assert_eq!(generations, [3, 2, 0]);
+}
+
+#[test]
+fn flows_that_policies_in_shadow_mode_would_deny_are_counted_by_workload() {
+    let shadow = DENY_ALL.replace("namespace: shop}", "namespace: shop, annotations: {netpol.io/mode: shadow}}");
+    let reconciler = node(&[&shadow]);
+    let buffer = FlowBuffer::new(10);
+    let mut reporter = reporter(&buffer);
+    // The first summary finds out which policies are in shadow mode.
+    std::thread::sleep(std::time::Duration::from_millis(600));
+    reporter.summarize(&reconciler, |_, _, _| 0);
+    let endpoint = reconciler.endpoint(IfIndex(3)).expect("no endpoint").endpoint;
+    let event = FlowEvent {
+        rule_set: endpoint.shadow_egress.rule_set,
+        flags: event_flags::SHADOW,
+        suppressed: 2,
+        ..event(&reconciler, Reason::NoRule, 80)
+    };
+    reporter.record(&event, &reconciler);
+    let [flow] = &flows(&buffer)[..] else { panic!("{:?}", flows(&buffer)) };
+    let egress = flow.egress.as_ref().expect("no egress");
+    assert_eq!((flow.verdict, egress.verdict, &flow.unexplained), (FlowVerdict::Shadow, FlowVerdict::Shadow, &None));
+    assert_eq!(egress.policies, ["shop/deny"]);
+    let denials = reporter.shadow().denials(std::time::SystemTime::UNIX_EPOCH);
+    assert_eq!((denials.len(), denials[0].flows, &denials[0].policies[..]), (1, 3, &["shop/deny".to_owned()][..]));
+    assert_eq!(reporter.hits().shadow_denied_of(&PolicyKey::new("shop", "deny")).map(|hits| hits.flows), Some(3));
+}
+
+#[test]
+fn events_beyond_the_limit_are_counted_and_cost_little() {
+    let reconciler = node(&[ALLOW_FAR]);
+    let buffer = FlowBuffer::new(10_000);
+    let mut reporter = reporter(&buffer);
+    let event = event(&reconciler, Reason::NoRule, 81);
+    let begun = Instant::now();
+    let events = 20_000;
+    for _ in 0..events {
+        reporter.record(&event, &reconciler);
+    }
+    let seconds = begun.elapsed().as_secs() + 2;
+    let records = buffer.records().len() as u64;
+    assert!((1000..=1000 * seconds).contains(&records), "{records} records in {seconds} s");
+    assert_eq!(records + reporter.skipped(), events);
+    println!("{:.2} µs for each event", begun.elapsed().as_secs_f64() * 1e6 / 20_000.0);
+}
