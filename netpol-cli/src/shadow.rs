@@ -212,8 +212,8 @@ fn print(
 
 /// Prints what the report does not cover.
 fn notes(out: &mut impl Write, reports: &[ShadowReport], style: Layout) -> Result<()> {
-    let names = |is_meant: &dyn Fn(&ShadowReport) -> bool| -> Vec<String> {
-        reports.iter().filter(|report| is_meant(report)).map(|report| report.node.clone()).collect()
+    let names = |includes: &dyn Fn(&ShadowReport) -> bool| -> Vec<String> {
+        reports.iter().filter(|report| includes(report)).map(|report| report.node.clone()).collect()
     };
     let later = names(&|report| report.collected_since > report.since);
     if let Some(since) = reports.iter().map(|report| &report.collected_since).max()

@@ -94,7 +94,7 @@ async fn live(
             },
             () = sleep_until(next) => {
                 next = Instant::now() + interval;
-                window.expire(Timestamp::now());
+                window.expire();
                 // The size of the terminal may have changed.
                 let height = terminal_size().map_or(usize::MAX, |(_, height)| usize::from(height.0));
                 write!(out, "{CLEAR}")?;
@@ -115,6 +115,8 @@ struct Window {
     flows: VecDeque<Counted>,
     scope: Scope,
     forgotten: u64,
+    /// The time of the latest flow, and when it was received.
+    latest: Option<(Timestamp, Instant)>,
 }
 
 /// A flow in the window.
@@ -151,7 +153,7 @@ struct PairCounts {
 impl Window {
     fn new(duration: Duration) -> Self {
         let scope = Scope { namespace: None, default_namespace: String::new(), labels: None };
-        Self { duration, flows: VecDeque::new(), scope, forgotten: 0 }
+        Self { duration, flows: VecDeque::new(), scope, forgotten: 0, latest: None }
     }
 
     fn take(&mut self, event: FlowEvent, fleet: &mut Fleet, open: &mut std::collections::BTreeSet<String>) {
@@ -175,6 +177,9 @@ impl Window {
         if self.scope.labels.is_some() && !has_labels(&flow.from) && !has_labels(&flow.to) {
             return;
         }
+        if self.latest.is_none_or(|(latest, _)| time > latest) {
+            self.latest = Some((time, Instant::now()));
+        }
         if self.flows.len() >= MAX_FLOWS {
             self.flows.pop_front();
             self.forgotten += 1;
@@ -193,10 +198,12 @@ impl Window {
         });
     }
 
-    /// Forgets flows that are too old.
-    fn expire(&mut self, now: Timestamp) {
-        let seconds = i64::try_from(self.duration.as_secs()).unwrap_or(i64::MAX);
-        let first = Timestamp::from_second(now.as_second().saturating_sub(seconds)).unwrap_or(Timestamp::MIN);
+    /// Forgets flows that are too old by the clock of the nodes: that of this machine may differ.
+    fn expire(&mut self) {
+        let Some((latest, at)) = self.latest else { return };
+        let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+        let now = latest.as_second().saturating_add(seconds(at.elapsed()));
+        let first = Timestamp::from_second(now.saturating_sub(seconds(self.duration))).unwrap_or(Timestamp::MIN);
         self.flows.retain(|flow| flow.time >= first);
     }
 

@@ -72,7 +72,7 @@ impl EndMatch {
         }
     }
 
-    /// Whether an end that passed [`Self::filter`] is meant.
+    /// Whether this includes an end that passed [`Self::filter`].
     pub(super) fn matches(&self, end: &FlowEnd, default: &str) -> bool {
         match self {
             Self::Filter(_) | Self::Pod(_) => true,

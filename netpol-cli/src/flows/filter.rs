@@ -28,7 +28,7 @@ impl Filter {
             Some(policy) => Some(format!("{default}/{policy}")),
             None => None,
         };
-        // An end or a policy with its namespace is meant, whatever the namespace of the context.
+        // An end or a policy with its namespace selects this namespace, whatever that of the context is.
         let is_explicit = options.scope.namespace.is_some();
         let names_namespace = [&options.from, &options.to].into_iter().flatten().any(EndMatch::names_namespace)
             || options.policy.as_deref().is_some_and(|policy| policy.contains('/'));

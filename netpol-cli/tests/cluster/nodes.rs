@@ -163,6 +163,16 @@ fn a_socket_needs_no_cluster() {
 }
 
 #[test]
+fn as_a_plugin_of_kubectl_help_has_its_name() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let plugin = directory.path().join("kubectl-netpol");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_netpol"), &plugin).expect("a link");
+    let output = std::process::Command::new(plugin).args(["flows", "--help"]).output().expect("netpol runs");
+    let help = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(help.contains("Usage: kubectl netpol flows"), "{help}");
+}
+
+#[test]
 fn wait_holds_if_it_holds_on_all_nodes() {
     let agent = |node: &str, result| Agent::default().responds("/v1/wait", &waited(node, result));
     let met = Behavior::Responds;

@@ -103,7 +103,7 @@ impl ExecRequest {
     }
 }
 
-/// Responds to a request of a user who has the permission.
+/// Responds to a permitted request.
 pub(crate) async fn respond(
     shared: &Arc<Shared>,
     command: &ExecRequest,

@@ -95,7 +95,7 @@ fn the_events_component_adds_one_rule_and_one_option() -> Result<()> {
     Ok(())
 }
 
-/// `netpol` lists the agents, and runs a command in each of them. Nothing else is granted, and to nobody.
+/// `netpol` lists the agents, and runs a command in each of them. Nothing else is granted, and to no user.
 #[test]
 fn the_viewer_component_adds_one_role() -> Result<()> {
     let plain = checked(&kubectl::build("base", &[])?)?;
