@@ -121,7 +121,6 @@ fn agents_are_found_by_label_namespace_and_node() {
 fn a_role_in_the_namespace_of_the_agents_is_enough() {
     let role = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/components/viewer/rbac.yaml"));
     let role = role.expect("deploy/components/viewer/rbac.yaml");
-    let role = role.replacen("metadata:", &format!("metadata:\n  namespace: {NAMESPACE}"), 1);
     let cluster = Cluster::start(&[("n1", Behavior::Responds, agent("n1"))]);
     cluster.server.set_rules(Rules::from_yaml(&role).expect("a role"));
     let run = cluster.netpol(&["status"]);
