@@ -9,7 +9,7 @@ use crate::barrier;
 use crate::slot::Slot;
 use crate::window::{Bytes, Window};
 
-/// The part of the context that does not depend on the packet: the clocks, and the limits of deny events.
+/// The part of the context that does not depend on the packet: the clocks, and the limits of events.
 pub(crate) trait NodeContext: Copy {
     /// Returns the low 32 bits of jiffies.
     fn now(&self) -> u32;
@@ -19,6 +19,10 @@ pub(crate) trait NodeContext: Copy {
     fn boot_ns(&self) -> u64;
     /// Returns the set of slots for a denied flow. `index` may be any hash: only its low bits are used.
     fn denials(&self, index: u32) -> Option<Slot<'_, EventLimitSet>>;
+    /// Returns the set of slots for an allowed flow, in the same way.
+    fn allowed_flows(&self, index: u32) -> Option<Slot<'_, EventLimitSet>>;
+    /// Returns whether more than half of the ring buffer of events has not been read yet.
+    fn is_ring_half_full(&self) -> bool;
     /// Returns an event budget, by the index from [`netpol_common::event_budget`].
     fn event_budget(&self, index: u32) -> Option<Slot<'_, EventBudget>>;
 }
@@ -63,12 +67,18 @@ pub(crate) trait Context: NodeContext + Family<[u8; 4]> + Family<[u8; 16]> {
     fn neighbor_budget(&self, endpoint: u32) -> Option<Slot<'_, NeighborBudget>>;
     /// Counts the packet.
     fn count(&self, endpoint: u32, direction: Direction, reason: Reason);
-    /// Returns a word of the random key for hashing denied flows. The index is below
+    /// Counts an allowed flow that the policies in shadow mode would deny.
+    fn count_shadow_denied(&self, endpoint: u32, direction: Direction);
+    /// Returns whether allowed flows are reported.
+    fn records_allowed(&self) -> bool;
+    /// Returns whether nothing is enforced: every packet passes, whatever its verdict is.
+    fn observes(&self) -> bool;
+    /// Returns a word of the random key for hashing flows. The index is below
     /// [`netpol_common::EVENT_KEY_WORDS`].
     fn event_key(&self, word: usize) -> u32;
     /// Returns whether the frame is for an Ethernet group address: multicast or broadcast.
     fn is_group(&self) -> bool;
-    /// Sends a deny event, or counts it as lost.
+    /// Sends an event, or counts it as lost.
     fn emit(&self, event: &FlowEvent);
     /// Returns the value unchanged, but hides it from the verifier, which then assumes any value within the mask. If
     /// several code paths that differ only in this value join here, the verifier checks the code that follows once and

@@ -42,7 +42,7 @@ where
     A: PacketAddress,
     S: Context + Family<A>,
 {
-    let version = verdict::version(endpoint);
+    let version = verdict::version(context, endpoint);
     let slot = context.flow(endpoint, key)?;
     let (now, hz) = (context.now(), context.hz());
     let known = KnownFlow::read(slot);

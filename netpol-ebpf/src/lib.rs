@@ -34,8 +34,10 @@ mod fragment;
 mod guard;
 
 mod case;
+mod packet_verdict;
 mod verdict;
 
+mod event_limit;
 mod flow_lookup;
 mod report;
 

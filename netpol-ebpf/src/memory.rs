@@ -7,17 +7,18 @@ use std::hash::Hash;
 use netpol_common::{
     AddressEntry, AllowEntry, AllowKey, Direction, EVENT_KEY_WORDS, Endpoint, EventBudget, EventLimitSet, FlowEntry,
     FlowEvent, FlowKey, FragmentEntry, FragmentKey, FrontendEntry, FrontendKey, NeighborBudget, PORT_PREFIX_EXACT,
-    PortEntry, PortKey, Reason, Tables,
+    PortEntry, PortKey, Reason, Settings, Tables,
 };
 
 use crate::context::{Context, Family, NodeContext};
+use crate::event_limit::mix;
 use crate::flow_lookup::FlowFunctions;
 use crate::fragment::FragmentFunctions;
 use crate::guard::GuardFunctions;
 use crate::packet::{Parse, ParserFunctions};
 use crate::process::process;
 use crate::recheck::{RecheckFunctions, process_post_dnat, process_source};
-use crate::report::{ReportFunctions, mix};
+use crate::report::ReportFunctions;
 use crate::slot::Slot;
 use crate::slow_path::{FrameFunctions, IpFunctions};
 use crate::verdict::VerdictFunctions;
@@ -47,13 +48,22 @@ pub struct Memory {
     pub source_endpoint: Cell<u32>,
     /// Whether new flows can be recorded; otherwise the tables are full.
     pub room: Cell<bool>,
+    /// `SETTINGS`.
+    pub settings: Cell<Settings>,
+    /// Whether nothing is enforced.
+    pub observe: Cell<bool>,
+    /// Whether the ring buffer of events is more than half full.
+    pub ring_half_full: Cell<bool>,
+    /// The slots `SHADOW_DENIED` of `COUNTERS`, by endpoint and direction.
+    pub shadow_denied: RefCell<HashMap<(u32, Direction), u64>>,
     /// `COUNTERS`, by endpoint, direction and reason.
     pub counted: RefCell<HashMap<(u32, Direction, Reason), u64>>,
     /// `EVENTS`.
     pub events: RefCell<Vec<FlowEvent>>,
-    /// The key of `DENIALS`.
+    /// The key of `DENIALS` and `ALLOWED_FLOWS`.
     pub event_key: [u32; EVENT_KEY_WORDS],
     denials: Vec<UnsafeCell<EventLimitSet>>,
+    allowed_flows: Vec<UnsafeCell<EventLimitSet>>,
     budgets: Vec<UnsafeCell<EventBudget>>,
     neighbors: Vec<UnsafeCell<NeighborBudget>>,
 }
@@ -108,10 +118,15 @@ impl Default for Memory {
             now: Cell::new(1_000_000),
             source_endpoint: Cell::new(0),
             room: Cell::new(true),
+            settings: Cell::default(),
+            observe: Cell::default(),
+            ring_half_full: Cell::default(),
+            shadow_denied: RefCell::default(),
             counted: RefCell::default(),
             events: RefCell::default(),
             event_key: std::array::from_fn(|word| u32::try_from(mix(word as u64 + 1) >> 32).unwrap_or_default()),
             denials: (0..4096).map(|_| UnsafeCell::default()).collect(),
+            allowed_flows: (0..4096).map(|_| UnsafeCell::default()).collect(),
             budgets: (0..6150).map(|_| UnsafeCell::default()).collect(),
             neighbors: (0..1025).map(|_| UnsafeCell::default()).collect(),
         }
@@ -157,10 +172,12 @@ impl Memory {
         )
     }
 
-    /// Returns the number of packets without an event: in `EVENT_BUDGETS`, by index, and in all slots of `DENIALS`.
+    /// Returns the number of packets without an event: in `EVENT_BUDGETS`, by index, and in all slots of `DENIALS` and
+    /// `ALLOWED_FLOWS`.
     pub fn suppressed(&mut self) -> (Vec<u64>, u64) {
         let budgets = self.budgets.iter_mut().map(|budget| budget.get_mut().suppressed).collect();
-        let slots = self.denials.iter_mut().flat_map(|set| set.get_mut().ways);
+        let sets = self.denials.iter_mut().chain(&mut self.allowed_flows);
+        let slots = sets.flat_map(|set| set.get_mut().ways);
         (budgets, slots.map(|slot| u64::from(slot.suppressed)).sum())
     }
 
@@ -200,6 +217,16 @@ impl NodeContext for Frame<'_> {
         let set = self.memory.denials.get(index as usize % self.memory.denials.len())?;
         // SAFETY: lives as long as `memory`, which is not shared between threads, and is only accessed by slots.
         Some(unsafe { Slot::new(set.get()) })
+    }
+
+    fn allowed_flows(&self, index: u32) -> Option<Slot<'_, EventLimitSet>> {
+        let set = self.memory.allowed_flows.get(index as usize % self.memory.allowed_flows.len())?;
+        // SAFETY: as above.
+        Some(unsafe { Slot::new(set.get()) })
+    }
+
+    fn is_ring_half_full(&self) -> bool {
+        self.memory.ring_half_full.get()
     }
 
     fn event_budget(&self, index: u32) -> Option<Slot<'_, EventBudget>> {
@@ -257,6 +284,18 @@ impl Context for Frame<'_> {
 
     fn count(&self, endpoint: u32, direction: Direction, reason: Reason) {
         *self.memory.counted.borrow_mut().entry((endpoint, direction, reason)).or_default() += 1;
+    }
+
+    fn count_shadow_denied(&self, endpoint: u32, direction: Direction) {
+        *self.memory.shadow_denied.borrow_mut().entry((endpoint, direction)).or_default() += 1;
+    }
+
+    fn records_allowed(&self) -> bool {
+        self.memory.settings.get().record_allowed != 0
+    }
+
+    fn observes(&self) -> bool {
+        self.memory.observe.get()
     }
 
     fn event_key(&self, word: usize) -> u32 {

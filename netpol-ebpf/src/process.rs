@@ -14,53 +14,49 @@ use crate::context::{Context, Family, PacketAddress};
 use crate::flow::{self, KnownFlow};
 use crate::guard;
 use crate::packet::{self, Parse, Plain, TcpFlags};
-use crate::report::{ReportFunctions, report_if_denied};
+use crate::packet_verdict::{FlowReport, PacketVerdict};
+use crate::report::{ReportFunctions, report};
 use crate::slow_path::{self, FrameFunctions};
 use crate::verdict::{self, FlowStart, Recheck, Stale, VerdictFunctions, conclude};
 
-/// Evaluates a packet at a pod's veth, counts it, and reports it if it is denied.
+/// Evaluates a packet at a pod's veth, counts it, and reports it or its flow.
 #[inline(always)]
 pub(crate) fn process<S: FrameFunctions + ReportFunctions>(context: S, direction: Direction) -> Reason {
-    let reason = match direction {
+    let verdict = match direction {
         Direction::Ingress => process_at::<false, S>(context),
         Direction::Egress => process_at::<true, S>(context),
     };
-    report_if_denied(context, direction, reason)
+    report(context, direction, verdict)
 }
 
 /// Evaluates a packet at an endpoint. The direction is a const generic, so that building the flow key needs no branch.
 #[inline(always)]
-fn process_at<const EGRESS: bool, S: FrameFunctions>(context: S) -> Reason {
+fn process_at<const EGRESS: bool, S: FrameFunctions>(context: S) -> PacketVerdict {
     if let Some(endpoint) = context.endpoint() {
         if EGRESS {
             // This overwrites a value that the pod set.
             context.set_tc_index(endpoint.id);
         }
-        let version = verdict::version(endpoint);
+        let version = verdict::version(&context, endpoint);
         if let Some(packet) = packet::parse_plain_v4(&context) {
-            if let Some(reason) = process_plain::<EGRESS, _, S>(context, endpoint, version, &packet) {
-                return reason;
+            if let Some(verdict) = process_plain::<EGRESS, _, S>(context, endpoint, version, &packet) {
+                return verdict;
             }
-        } else {
-            let reason = process_plain_v6::<EGRESS, S>(context, endpoint);
-            if let Some(reason) = reason {
-                return reason;
-            }
+        } else if let Some(verdict) = PacketVerdict::unpack(process_plain_v6::<EGRESS, S>(context, endpoint)) {
+            return verdict;
         }
     }
     slow_path::evaluate_frame(context, direction_of::<EGRESS>())
 }
 
-/// Evaluates a plain IPv6 packet. `None`: it takes the slow path. It is a separate function, because the caller's stack
-/// has no space for the key.
+/// Evaluates a plain IPv6 packet. The result is packed by [`PacketVerdict::pack`]; without a verdict, the packet takes
+/// the slow path. It is a separate function, because the caller's stack has no space for the key.
 #[inline(never)]
-fn process_plain_v6<const EGRESS: bool, S: VerdictFunctions<[u8; 16]>>(
-    context: S,
-    endpoint: &Endpoint,
-) -> Option<Reason> {
-    let version = verdict::version(endpoint);
-    let packet = packet::parse_plain_v6(&context)?;
-    process_plain::<EGRESS, _, S>(context, endpoint, version, &packet)
+fn process_plain_v6<const EGRESS: bool, S: VerdictFunctions<[u8; 16]>>(context: S, endpoint: &Endpoint) -> u32 {
+    let version = verdict::version(&context, endpoint);
+    let packet = packet::parse_plain_v6(&context);
+    let verdict = packet.and_then(|packet| process_plain::<EGRESS, _, S>(context, endpoint, version, &packet));
+    PacketVerdict::pack(verdict)
 }
 
 #[inline(always)]
@@ -75,7 +71,7 @@ fn process_plain<const EGRESS: bool, A, S>(
     endpoint: &Endpoint,
     version: EndpointVersion,
     packet: &Plain<A>,
-) -> Option<Reason>
+) -> Option<PacketVerdict>
 where
     A: Parse,
     S: VerdictFunctions<A>,
@@ -83,10 +79,10 @@ where
     let direction = direction_of::<EGRESS>();
     let key = flow::plain_key::<EGRESS, A>(context.ifindex(), packet);
     if guard::is_spoofed(endpoint, direction, &packet.source) && !guard::is_dhcp_request(packet) {
-        return Some(conclude(&context, endpoint, Direction::Egress, Reason::SpoofedSource));
+        return Some(denied::<S>(context, endpoint, Reason::SpoofedSource));
     }
     if EGRESS && guard::is_spoofed_mac(endpoint, packet.link_source) {
-        return Some(conclude(&context, endpoint, Direction::Egress, Reason::SpoofedNeighbor));
+        return Some(denied::<S>(context, endpoint, Reason::SpoofedNeighbor));
     }
     let new_connection = packet.flags.starts_connection();
     let mut bits = u32::from(packet.flags.0) | MAY_INITIATE;
@@ -95,7 +91,7 @@ where
         // handled without the slow path.
         if !EGRESS && (flow::is_local_or_hairpin(slot) || flow::remote_endpoint(slot) != context.source_endpoint()) {
             let allowed = process_plain_with_new_remote(context, endpoint, version, &key, packet.flags.0);
-            return allowed.then_some(Reason::Flow);
+            return allowed.then_some(PacketVerdict::of(Reason::Flow));
         }
         let (now, hz) = (context.now(), context.hz());
         let known = KnownFlow::read(slot);
@@ -104,19 +100,31 @@ where
                 known.touch(slot, direction, packet.flags, now, hz);
                 verdict::mark_for_recheck(&context, endpoint, direction, known.needs_recheck());
                 context.count(endpoint.id, direction, Reason::Flow);
-                return Some(Reason::Flow);
+                return Some(PacketVerdict::of(Reason::Flow));
             }
             known.refresh_stale(slot, packet.protocol, now, hz);
             let stale = Stale { initiator: known.initiator, state: known.state_after(direction, packet.flags) };
             let reason = process_plain_stale::<EGRESS, A, S>(context, &key, stale.pack());
             if reason != Reason::Revoked || !known.may_be_reversed(direction, packet.protocol) {
-                return Some(conclude(&context, endpoint, direction, reason));
+                // A flow that is still allowed may be denied by the policies in shadow mode.
+                let report = if reason.allows() {
+                    FlowReport::new(endpoint, stale.initiator, stale.state, false)
+                } else {
+                    FlowReport::NONE
+                };
+                return Some(PacketVerdict::with(conclude(&context, endpoint, direction, reason), report));
             }
             bits =
                 u32::from(packet.flags.0) | REVERSED | if known.may_start_reversed(now, hz) { MAY_INITIATE } else { 0 };
         }
     }
     Some(process_plain_new::<EGRESS, A, S>(context, endpoint, version, &key, bits))
+}
+
+/// Counts a packet that the pod sent with a wrong address.
+#[inline(always)]
+fn denied<S: Context>(context: S, endpoint: &Endpoint, reason: Reason) -> PacketVerdict {
+    PacketVerdict::of(conclude(&context, endpoint, Direction::Egress, reason))
 }
 
 /// Evaluates a plain packet to a pod, of a known flow with another source endpoint ID. Returns whether it is allowed.
@@ -170,14 +178,14 @@ fn process_plain_new<const EGRESS: bool, A, S>(
     version: EndpointVersion,
     key: &FlowKey<A>,
     bits: u32,
-) -> Reason
+) -> PacketVerdict
 where
     A: PacketAddress,
     S: Context + Family<A>,
 {
     let direction = direction_of::<EGRESS>();
     if !EGRESS && guard::is_for_other_host(&context, endpoint) {
-        return conclude(&context, endpoint, direction, Reason::OtherHost);
+        return PacketVerdict::of(conclude(&context, endpoint, direction, Reason::OtherHost));
     }
     let flags = TcpFlags(bits as u8);
     let initiates = bits & MAY_INITIATE != 0;
@@ -189,8 +197,7 @@ where
     let source = SourceCheck(context.barrier_within::<3>(source.0));
     let attempt = verdict::attempt(&context, direction, key, source);
     let found = verdict::admit(&context, endpoint, version, &attempt, key, flow_start);
-    let found = verdict::revoked_if_reversed(bits & REVERSED != 0, found);
-    conclude(&context, endpoint, direction, found)
+    verdict::conclude_new(&context, endpoint, direction, found, bits & REVERSED != 0)
 }
 
 /// Evaluates a plain packet of a flow of another version. Returns `Flow` or `Revoked`.

@@ -5,7 +5,8 @@ use netpol_common::{Direction, Endpoint, Reason};
 use crate::context::{Context, Family};
 use crate::flow::{self, KnownFlow};
 use crate::packet::{self, Parse, Plain};
-use crate::report::{ReportFunctions, report_if_denied};
+use crate::packet_verdict::{FlowReport, PacketVerdict};
+use crate::report::{ReportFunctions, report};
 use crate::slow_path::{self, FrameFunctions};
 use crate::verdict;
 
@@ -24,21 +25,25 @@ pub(crate) trait RecheckFunctions: FrameFunctions + ReportFunctions {
 #[inline(always)]
 pub(crate) fn process_source<S: RecheckFunctions>(context: S) -> Option<Reason> {
     // The slow path repeats this check, and denies and counts the packet.
-    context
-        .is_unverified()
-        .then(|| report_if_denied(context, Direction::Egress, slow_path::evaluate_frame(context, Direction::Egress)))
+    context.is_unverified().then(|| {
+        let verdict = slow_path::evaluate_frame(context, Direction::Egress);
+        report(context, Direction::Egress, verdict)
+    })
 }
 
 /// Evaluates a packet with a source endpoint ID post-DNAT, by the egress policy of its source endpoint. Requires
-/// [`Context::is_post_dnat`].
+/// [`Context::is_post_dnat`]. The packet is marked for this if a policy isolates egress, or if a policy in shadow mode
+/// would isolate it.
 #[inline(always)]
 pub(crate) fn process_post_dnat<S: RecheckFunctions>(context: S) -> Reason {
-    let reason = match context.endpoint() {
-        Some(endpoint) if !endpoint.egress.isolated() => Reason::NotIsolated,
-        _ if context.l3_type().is_none() && context.is_known_flow() => Reason::Flow,
+    let verdict = match context.endpoint() {
+        Some(endpoint) if !endpoint.egress.isolated() => {
+            PacketVerdict::with(Reason::NotIsolated, FlowReport::new(endpoint, Direction::Egress, 0, false))
+        }
+        _ if context.l3_type().is_none() && context.is_known_flow() => PacketVerdict::of(Reason::Flow),
         _ => slow_path::evaluate_frame(context, Direction::Egress),
     };
-    report_if_denied(context, Direction::Egress, reason)
+    report(context, Direction::Egress, verdict)
 }
 
 /// See [`RecheckFunctions::is_known_flow`].
@@ -60,7 +65,7 @@ where
     A: Parse,
     S: Context + Family<A>,
 {
-    let version = verdict::version(endpoint);
+    let version = verdict::version(&context, endpoint);
     let key = flow::plain_key::<true, A>(endpoint.ifindex.0, packet);
     let Some(slot) = context.flow(endpoint, &key).filter(|_| packet.source.belongs_to(endpoint)) else {
         return false;

@@ -13,7 +13,8 @@ use crate::flow_lookup::{
 use crate::fragment::{self, FragmentFunctions};
 use crate::guard::{self, GuardFunctions};
 use crate::packet::{self, Fragment, Icmp, Packet, Parse, ParserFunctions, TcpFlags, link};
-use crate::verdict::{self, FlowStart, VerdictFunctions, barrier_within, conclude, deny_if_isolated};
+use crate::packet_verdict::{FlowReport, PacketVerdict};
+use crate::verdict::{self, FlowStart, Recheck, VerdictFunctions, barrier_within, conclude, deny_if_isolated};
 
 /// The functions of one address family that are separate BPF functions in the kernel.
 pub(crate) trait IpFunctions<A: Parse>:
@@ -22,7 +23,7 @@ pub(crate) trait IpFunctions<A: Parse>:
     /// Evaluates the IP packet at an offset of the frame. `None`: it is an ICMP error, and the flow of the packet that
     /// it quotes was not looked up yet.
     #[inline(always)]
-    fn evaluate_ip(self, direction: Direction, start: u32, quoted: Quoted) -> Option<Reason> {
+    fn evaluate_ip(self, direction: Direction, start: u32, quoted: Quoted) -> Option<PacketVerdict> {
         evaluate_ip::<A, Self>(self, direction, start, quoted)
     }
     /// Evaluates the ICMP error in the IP packet at an offset of the frame, by the flow of the packet that it quotes.
@@ -32,7 +33,7 @@ pub(crate) trait IpFunctions<A: Parse>:
     }
     /// Returns the verdict on a packet that is summarized in a [`Case`], and counts it.
     #[inline(always)]
-    fn decide(self, direction: Direction, case: Case) -> Reason {
+    fn decide(self, direction: Direction, case: Case) -> PacketVerdict {
         decide::<A, Self>(self, direction, case)
     }
 }
@@ -70,9 +71,9 @@ pub(crate) enum Quoted {
 
 /// Evaluates a frame that is not a plain packet.
 #[inline(always)]
-pub(crate) fn evaluate_frame<S: FrameFunctions>(context: S, direction: Direction) -> Reason {
+pub(crate) fn evaluate_frame<S: FrameFunctions>(context: S, direction: Direction) -> PacketVerdict {
     match context.check_frame(direction) {
-        FrameResult::Evaluated(reason) => reason,
+        FrameResult::Evaluated(reason) => PacketVerdict::of(reason),
         FrameResult::V4(start) => ip_packet::<[u8; 4], S>(context, direction, start),
         FrameResult::V6(start) => ip_packet::<[u8; 16], S>(context, direction, start),
     }
@@ -81,12 +82,13 @@ pub(crate) fn evaluate_frame<S: FrameFunctions>(context: S, direction: Direction
 /// Evaluates an IP packet. For an ICMP error, the flow of the quoted packet is looked up. If there is none, the error
 /// is evaluated like any packet.
 #[inline(always)]
-fn ip_packet<A: Parse, S: IpFunctions<A>>(context: S, direction: Direction, start: u32) -> Reason {
-    if let Some(reason) = IpFunctions::<A>::evaluate_ip(context, direction, start, Quoted::NotChecked) {
-        return reason;
+fn ip_packet<A: Parse, S: IpFunctions<A>>(context: S, direction: Direction, start: u32) -> PacketVerdict {
+    if let Some(verdict) = IpFunctions::<A>::evaluate_ip(context, direction, start, Quoted::NotChecked) {
+        return verdict;
     }
     let quoted = IpFunctions::<A>::evaluate_quoted(context, direction, start);
-    IpFunctions::<A>::evaluate_ip(context, direction, start, quoted).unwrap_or(Reason::Malformed)
+    let verdict = IpFunctions::<A>::evaluate_ip(context, direction, start, quoted);
+    verdict.unwrap_or(PacketVerdict::of(Reason::Malformed))
 }
 
 /// See [`FrameFunctions::check_frame`].
@@ -131,14 +133,16 @@ fn no_endpoint<S: Context>(context: S, direction: Direction) -> Reason {
 /// See [`IpFunctions::evaluate_ip`].
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "parts of packed words")]
-pub(crate) fn evaluate_ip<A, S>(context: S, direction: Direction, start: u32, quoted: Quoted) -> Option<Reason>
+pub(crate) fn evaluate_ip<A, S>(context: S, direction: Direction, start: u32, quoted: Quoted) -> Option<PacketVerdict>
 where
     A: Parse,
     S: IpFunctions<A>,
 {
-    let Some(endpoint) = context.endpoint() else { return Some(no_endpoint(context, direction)) };
+    let Some(endpoint) = context.endpoint() else { return Some(PacketVerdict::of(no_endpoint(context, direction))) };
     // Never happens: `check_frame` checked this.
-    let Some(mut packet) = A::parse(&context, start, false) else { return Some(Reason::Malformed) };
+    let Some(mut packet) = A::parse(&context, start, false) else {
+        return Some(PacketVerdict::of(Reason::Malformed));
+    };
     hide_parse_path(&context, &mut packet);
     let decided = decide_without_policy(&context, endpoint, direction, &mut packet);
     let icmp = packet.icmp();
@@ -150,6 +154,7 @@ where
         Quoted::NotChecked | Quoted::UnknownFlow => decided,
     };
     let mut case = Case::new(direction, &packet, icmp, decided);
+    let mut report = FlowReport::NONE;
     if !case.is_decided() {
         let ports = case.flow_ports();
         let found = FlowFunctions::<A>::lookup_flow(context, direction, start, ports, case.flow_bits());
@@ -157,6 +162,8 @@ where
             // Not called in `lookup_flow`, because both together need more stack than there is.
             if VerdictFunctions::<A>::is_still_allowed(context, start, ports, found as u32) {
                 case.decide(Reason::Flow);
+                let stale = Recheck::unpack(found as u32).stale;
+                report = FlowReport::new(endpoint, stale.initiator, stale.state, false);
             } else if found & REVERSIBLE == 0 {
                 case.decide(Reason::Revoked);
             } else {
@@ -169,8 +176,12 @@ where
             case.set_source_check(found);
         }
     }
-    let reason = IpFunctions::<A>::decide(context, direction, case);
-    if packet.fragment == Fragment::FIRST && reason.allows() {
+    let mut verdict = IpFunctions::<A>::decide(context, direction, case);
+    if report.is_needed() {
+        // If the source is spoofed, the flow's verdict does not matter.
+        verdict = PacketVerdict::with(verdict.reason(), report);
+    }
+    if packet.fragment == Fragment::FIRST && (verdict.reason().allows() || context.observes()) {
         FragmentFunctions::<A>::record_fragment(
             context,
             direction,
@@ -179,7 +190,7 @@ where
             fragment::FragmentInfo::of(&packet).pack(),
         );
     }
-    Some(reason)
+    Some(verdict)
 }
 
 /// Hides from the verifier how the packet was parsed. Otherwise it would check the code that follows once for each way
@@ -250,7 +261,7 @@ where
 
 /// See [`IpFunctions::decide`].
 #[inline(always)]
-pub(crate) fn decide<A, S>(context: S, direction: Direction, case: Case) -> Reason
+pub(crate) fn decide<A, S>(context: S, direction: Direction, case: Case) -> PacketVerdict
 where
     A: Parse,
     S: IpFunctions<A>,
@@ -258,9 +269,11 @@ where
     let (bits, ports) = case.words();
     let [start, protocol, _, role, ..] = bits.to_le_bytes();
     // Never happens: the caller checked this.
-    let Some(endpoint) = context.endpoint() else { return Reason::NoEndpoint };
-    let Some((source, destination)) = A::addresses(&context, u32::from(start)) else { return Reason::Malformed };
-    let version = verdict::version(endpoint);
+    let Some(endpoint) = context.endpoint() else { return PacketVerdict::of(Reason::NoEndpoint) };
+    let Some((source, destination)) = A::addresses(&context, u32::from(start)) else {
+        return PacketVerdict::of(Reason::Malformed);
+    };
+    let version = verdict::version(&context, endpoint);
     let post_dnat = context.is_post_dnat();
     let is_own = source.belongs_to(endpoint);
     let from_unspecified = role & role::DISCOVERY != 0 && source.is_zero();
@@ -273,9 +286,9 @@ where
     }
     let has_spoofed_source = direction == Direction::Egress && endpoint.has(endpoint_flags::ANTI_SPOOFING) && !is_own;
     let found = if !post_dnat && !from_unspecified && has_spoofed_source {
-        Reason::SpoofedSource
+        PacketVerdict::of(Reason::SpoofedSource)
     } else if let Some(reason) = case.decided() {
-        reason
+        PacketVerdict::of(reason)
     } else {
         let [_, _, flags, role, ..] = opaque(bits).to_le_bytes();
         let [_, _, c, d, ..] = opaque(ports).to_le_bytes();
@@ -289,13 +302,14 @@ where
         let attempt = Attempt { port: [c, d], ..verdict::attempt(&context, direction, &key, source) };
         let found = verdict::admit(&context, endpoint, version, &attempt, &key, flow_start);
         // The first fragment is not known, so the ports are zero: the packet is only allowed if all ports are allowed.
-        if role & role::ORPHAN != 0 && found == Reason::NoRule {
-            Reason::OrphanFragment
+        if role & role::ORPHAN != 0 && found.reason() == Reason::NoRule {
+            PacketVerdict::of(Reason::OrphanFragment)
         } else {
-            verdict::revoked_if_reversed(role & role::REVERSED != 0, found)
+            found
         }
     };
-    conclude(&context, endpoint, direction, found)
+    let [_, _, _, role, ..] = opaque(bits).to_le_bytes();
+    verdict::conclude_new(&context, endpoint, direction, found, role & role::REVERSED != 0)
 }
 
 /// See [`IpFunctions::evaluate_quoted`]. An ICMP error is sent to the source of the quoted packet, so the quoted packet

@@ -2,13 +2,14 @@
 
 use netpol_common::{
     Attempt, Direction, Endpoint, EndpointVersion, Evaluation, FlowEntry, FlowKey, NO_REASON, REASON_MASK, RECHECK,
-    Reason, SourceCheck, endpoint_flags, evaluate, flow_state, protocol,
+    Reason, SourceCheck, endpoint_flags, evaluate, evaluate_policy, flow_state, protocol,
 };
 
 use crate::barrier;
 use crate::context::{Context, Family, PacketAddress};
 use crate::flow::{self, KnownFlow};
 use crate::packet::{Parse, TcpFlags};
+use crate::packet_verdict::{FlowReport, PacketVerdict};
 use crate::slot::field;
 
 /// The functions of one address family that are separate BPF functions in the kernel.
@@ -19,6 +20,12 @@ pub(crate) trait VerdictFunctions<A: Parse>: Context + Family<A> {
     fn is_still_allowed(self, start: u32, ports: u32, word: u32) -> bool {
         is_still_allowed::<A, Self>(self, start, ports, Recheck::unpack(word))
     }
+    /// Evaluates an allowed flow in its initiator's direction by the policies in shadow mode, see [`evaluate_shadow`].
+    /// The arguments are those of [`Self::is_still_allowed`].
+    #[inline(always)]
+    fn evaluate_shadow(self, start: u32, ports: u32, word: u32) -> Reason {
+        evaluate_shadow::<A, Self>(self, start, ports, Recheck::unpack(word))
+    }
 }
 
 /// The [`Attempt::ingress_ifindex`] of packets that came in by another interface: no interface has this index.
@@ -26,8 +33,21 @@ const OTHER_INTERFACE: u32 = u32::MAX;
 
 /// Returns the version. It has to be read before all other fields of the endpoint. The agent writes it last. So if the
 /// policy changes during the evaluation, the flow is recorded with the old version, and is evaluated again.
+///
+/// If nothing is enforced, the flows of denied packets are recorded, too. So flows have other versions then, and are
+/// evaluated again when an agent that enforces policies replaces the programs.
 #[inline(always)]
-pub(crate) fn version(endpoint: &Endpoint) -> EndpointVersion {
+pub(crate) fn version<S: Context>(context: &S, endpoint: &Endpoint) -> EndpointVersion {
+    let version = current_version(endpoint);
+    if context.observes() { EndpointVersion(version.0 ^ OBSERVED_VERSION) } else { version }
+}
+
+/// The bit of the versions of flows that is set if nothing is enforced. No endpoint has such a high version.
+const OBSERVED_VERSION: u32 = 1 << 31;
+
+/// Reads the version before all fields that are read later.
+#[inline(always)]
+fn current_version(endpoint: &Endpoint) -> EndpointVersion {
     // SAFETY: a reference is valid for reads. Volatile, because the agent writes concurrently.
     let version = unsafe { (&raw const endpoint.version).read_volatile() };
     #[cfg(target_arch = "bpf")]
@@ -70,11 +90,26 @@ pub(crate) fn barrier_within_option<S: Context>(context: &S, reason: Option<Reas
     (code != NO_REASON).then(|| unsafe { Reason::from_code_unchecked(code) })
 }
 
+/// Returns the final verdict of [`admit`], and counts the packet. A packet with the addresses and ports of a revoked flow
+/// gets the reason `Revoked` instead of `NoRule`.
+#[inline(always)]
+pub(crate) fn conclude_new<S: Context>(
+    context: &S,
+    endpoint: &Endpoint,
+    direction: Direction,
+    verdict: PacketVerdict,
+    reversed: bool,
+) -> PacketVerdict {
+    let reason = verdict.reason();
+    let reason = if reversed && reason == Reason::NoRule { Reason::Revoked } else { reason };
+    PacketVerdict::with(conclude(context, endpoint, direction, reason), verdict.report())
+}
+
 /// Returns the final verdict, and counts the packet.
 #[inline(always)]
 pub(crate) fn conclude<S: Context>(context: &S, endpoint: &Endpoint, direction: Direction, reason: Reason) -> Reason {
     let reason = barrier_within(context, reason);
-    let reason = if context.is_post_dnat() && reason == Reason::NoRule { Reason::BackendDenied } else { reason };
+    let reason = after_dnat(context, reason);
     // An allowed packet was already counted pre-DNAT; it is not counted again post-DNAT.
     if !reason.allows() || !context.is_post_dnat() {
         context.count(endpoint.id, direction, reason);
@@ -93,7 +128,8 @@ pub(crate) struct FlowStart {
     pub(crate) flags: TcpFlags,
 }
 
-/// Evaluates a packet that belongs to no known flow, and records the flow that it initiates.
+/// Evaluates a packet that belongs to no known flow, and records the flow that it initiates. If nothing is enforced, the
+/// flow of a denied packet is recorded, too: its next packets pass, so neither they nor the replies are denied again.
 #[inline(always)]
 pub(crate) fn admit<A, S>(
     context: &S,
@@ -102,21 +138,27 @@ pub(crate) fn admit<A, S>(
     attempt: &Attempt<A>,
     key: &FlowKey<A>,
     flow_start: FlowStart,
-) -> Reason
+) -> PacketVerdict
 where
     A: PacketAddress,
     S: Context + Family<A>,
 {
     let evaluation = evaluate(context, endpoint, attempt);
     let reason = barrier_within(context, evaluation.reason);
-    if !reason.allows() {
+    if reason.allows() {
+        mark_for_recheck(context, endpoint, attempt.direction, true);
+    } else {
         let is_reply =
             flow_start.new_connection && is_simultaneous_open(context, endpoint, key, version, attempt.direction);
-        return if is_reply { Reason::Flow } else { reason };
+        if is_reply || !context.observes() {
+            return PacketVerdict::of(if is_reply { Reason::Flow } else { reason });
+        }
     }
-    mark_for_recheck(context, endpoint, attempt.direction, true);
-    let reply = attempt.direction == Direction::Ingress && evaluation.recheck;
-    if flow_start.initiates && !reply {
+    if attempt.direction == Direction::Ingress && evaluation.recheck {
+        return PacketVerdict::of(reason);
+    }
+    let mut recorded = Recorded::No;
+    if flow_start.initiates {
         let state = flow::tcp_state(flow_start.flags, false)
             | origin_state(endpoint, attempt)
             | recheck_flag(context, attempt.direction, key.protocol, &evaluation);
@@ -125,38 +167,63 @@ where
             ..entry(version, context.now(), attempt.direction, state)
         };
         // A packet that starts a connection may be forged, or its receiver may ignore it, so an existing flow is kept.
-        let recorded = if flow_start.new_connection {
-            context.insert_flow(endpoint, key, &entry, false) || update_existing(context, endpoint, key, &entry)
+        recorded = if context.insert_flow(endpoint, key, &entry, !flow_start.new_connection) {
+            Recorded::New
+        } else if flow_start.new_connection {
+            update_existing(context, endpoint, key, &entry)
         } else {
-            context.insert_flow(endpoint, key, &entry, true)
+            Recorded::No
         };
-        if !recorded && (endpoint.ingress.isolated() || endpoint.egress.isolated()) {
-            return Reason::FlowTableFull;
+        if matches!(recorded, Recorded::No) && (endpoint.ingress.isolated() || endpoint.egress.isolated()) {
+            return PacketVerdict::of(Reason::FlowTableFull);
         }
     }
-    reason
+    if !reason.allows() {
+        return PacketVerdict::of(reason);
+    }
+    // Post-DNAT, the flow was already reported.
+    let new = matches!(recorded, Recorded::New) && !context.is_post_dnat() && context.records_allowed();
+    let report = FlowReport::new(endpoint, attempt.direction, origin_state(endpoint, attempt), new);
+    PacketVerdict::with(reason, FlowReport::from_byte(context.barrier_within::<255>(report.byte())))
 }
 
-/// Updates an existing flow with the addresses and ports of an allowed packet that starts a connection. Returns whether
-/// there is one. A TCP endpoint ignores a SYN in an open connection (RFC 5961, 4), so a flow that has not timed out
+/// Whether a flow was recorded.
+#[derive(Clone, Copy)]
+enum Recorded {
+    /// It could not be recorded.
+    No,
+    /// It is a new flow.
+    New,
+    /// The packet repeats the start of a known flow.
+    Known,
+}
+
+/// Updates an existing flow with the addresses and ports of an allowed packet that starts a connection. Returns `No` if
+/// there is none. A TCP endpoint ignores a SYN in an open connection (RFC 5961, 4), so a flow that has not timed out
 /// keeps parts of its state.
+///
+/// After a reply, a SYN usually starts a new connection with the same ports. Without a reply, it is the same SYN again.
 #[inline(always)]
-fn update_existing<A, S>(context: &S, endpoint: &Endpoint, key: &FlowKey<A>, entry: &FlowEntry) -> bool
+fn update_existing<A, S>(context: &S, endpoint: &Endpoint, key: &FlowKey<A>, entry: &FlowEntry) -> Recorded
 where
     A: PacketAddress,
     S: Context + Family<A>,
 {
-    let Some(slot) = context.flow(endpoint, key) else { return false };
+    let Some(slot) = context.flow(endpoint, key) else { return Recorded::No };
     let (known, hz) = (KnownFlow::read(slot), context.hz());
     let mut state = entry.state;
+    let mut recorded = Recorded::New;
     if known.is_alive(key.protocol, entry.last_used, hz) {
         if known.initiator as u8 == entry.initiator {
             state |= known.state & flow_state::REPLIED;
+            if known.state & flow_state::REPLIED == 0 {
+                recorded = Recorded::Known;
+            }
         } else if known.version == entry.version {
             // The flow is allowed in its initiator's direction, so its initiator is not changed.
             slot.write(field!(FlowEntry, last_used), entry.last_used);
             slot.write(field!(FlowEntry, state), known.state | flow_state::REPLIED);
-            return true;
+            return Recorded::Known;
         }
     }
     slot.write(field!(FlowEntry, state), state);
@@ -164,13 +231,7 @@ where
     slot.write(field!(FlowEntry, remote_endpoint), entry.remote_endpoint);
     slot.write(field!(FlowEntry, last_used), entry.last_used);
     slot.write(field!(FlowEntry, version), entry.version);
-    true
-}
-
-/// Returns `Revoked` instead of `NoRule` for a packet with the addresses and ports of a revoked flow.
-#[inline(always)]
-pub(crate) fn revoked_if_reversed(reversed: bool, found: Reason) -> Reason {
-    if reversed && found == Reason::NoRule { Reason::Revoked } else { found }
+    recorded
 }
 
 /// A flow that was evaluated under another version of the endpoint.
@@ -237,18 +298,20 @@ where
     // Never happens: both were read to look up the flow.
     let Some(endpoint) = context.endpoint() else { return false };
     let Some((source, destination)) = A::addresses(&context, start) else { return false };
-    let version = version(endpoint);
+    let version = version(&context, endpoint);
     let (pod, remote) = flow::pod_and_remote(direction, source, destination);
     let key = A::flow_key(endpoint.ifindex.0, pod, remote, ports, protocol);
     let evaluation = evaluate(&context, endpoint, &original_attempt(endpoint, &key, stale, context.is_post_dnat()));
-    if !barrier_within(&context, evaluation.reason).allows() {
-        // The entry stays, with its old version: without it, the next packet of the other side could start a new
-        // flow.
+    let allowed = barrier_within(&context, evaluation.reason).allows();
+    // The entry stays, with its old version: without it, the next packet of the other side could start a new flow. If
+    // nothing is enforced, the flow continues, and is only denied once: at its initiator's next packet.
+    let continues = context.observes() && direction == stale.initiator;
+    if !allowed && !continues {
         return false;
     }
     // Only packets of flows that the pod initiated are rechecked. A reply does not depend on the pod's egress policy,
     // and could have a Service's address post-DNAT.
-    mark_for_recheck(&context, endpoint, direction, stale.initiator == Direction::Egress);
+    mark_for_recheck(&context, endpoint, direction, allowed && stale.initiator == Direction::Egress);
     // The backend that was selected when the flow started may no longer belong to the Service. So the Service's current
     // backends are not enough for a verdict on this flow, and each packet is rechecked.
     let through_service = matches!(evaluation.reason, Reason::Service);
@@ -261,7 +324,42 @@ where
         ..entry(version, context.now(), stale.initiator, state)
     };
     context.insert_flow(endpoint, &key, &entry, true);
-    true
+    allowed
+}
+
+/// Evaluates an allowed flow, in its initiator's direction, by the policy that includes policies in shadow mode. Returns
+/// the reason, and counts the flow if it would be denied. Neither the verdict nor the flow changes.
+///
+/// A flow to a Service is evaluated pre-DNAT and post-DNAT, as it would be if the policies were enforced: if it would be
+/// allowed pre-DNAT, its packet is marked for a recheck. Only the first packet is marked, so a later change of the
+/// backend is not noticed.
+#[inline(always)]
+pub(crate) fn evaluate_shadow<A, S>(context: S, start: u32, ports: u32, recheck: Recheck) -> Reason
+where
+    A: Parse,
+    S: Context + Family<A>,
+{
+    let Recheck { direction, protocol, stale } = recheck;
+    // Never happens: both were read to evaluate the packet.
+    let Some(endpoint) = context.endpoint() else { return Reason::NotIsolated };
+    let Some((source, destination)) = A::addresses(&context, start) else { return Reason::NotIsolated };
+    let (pod, remote) = flow::pod_and_remote(direction, source, destination);
+    let key = A::flow_key(endpoint.ifindex.0, pod, remote, ports, protocol);
+    let attempt = original_attempt(endpoint, &key, stale, context.is_post_dnat());
+    let evaluation = evaluate_policy(&context, endpoint, endpoint.shadow_policy(stale.initiator), &attempt);
+    let reason = after_dnat(&context, barrier_within(&context, evaluation.reason));
+    if !reason.allows() {
+        context.count_shadow_denied(endpoint.id, stale.initiator);
+    } else if direction == Direction::Egress && stale.initiator == Direction::Egress && !context.is_post_dnat() {
+        context.set_tc_index(endpoint.id | RECHECK);
+    }
+    reason
+}
+
+/// Returns `BackendDenied` instead of `NoRule` for a packet that is post-DNAT.
+#[inline(always)]
+fn after_dnat<S: Context>(context: &S, reason: Reason) -> Reason {
+    if context.is_post_dnat() && reason == Reason::NoRule { Reason::BackendDenied } else { reason }
 }
 
 /// Marks an allowed packet from a pod for a recheck post-DNAT, if `recheck` is set. The first packet of each flow is

@@ -60,6 +60,8 @@ pub struct ClusterState {
     agent_namespace: Option<NamespaceName>,
     /// The pods that list each address, without finished and host-network pods.
     claims: Index<IpAddr, PodKey>,
+    /// The finished and host-network pods that list each address.
+    unselectable: Index<IpAddr, PodKey>,
     frontends: Frontends,
 }
 
@@ -100,10 +102,9 @@ impl ClusterState {
             }
             Object::Pod(pod) => {
                 self.remove_pod(&pod.key);
-                if pod.is_selectable() {
-                    for address in &pod.addresses {
-                        self.claims.insert(*address, pod.key.clone());
-                    }
+                let index = if pod.is_selectable() { &mut self.claims } else { &mut self.unselectable };
+                for address in &pod.addresses {
+                    index.insert(*address, pod.key.clone());
                 }
                 self.frontends.add_pod(&pod);
                 self.pods.insert(pod.key.clone(), pod);
@@ -148,6 +149,7 @@ impl ClusterState {
         let Some(pod) = self.pods.remove(key) else { return };
         for address in &pod.addresses {
             self.claims.remove(address, key);
+            self.unselectable.remove(address, key);
         }
         self.frontends.remove_pod(&pod);
     }
@@ -177,6 +179,11 @@ impl ClusterState {
     /// no pod.
     pub fn pod_with_address(&self, address: IpAddr) -> Option<&Pod> {
         self.pods_with_address(address).max_by_key(|pod| (!pod.deleting, pod.created, &pod.key))
+    }
+
+    /// Returns the first finished or host-network pod that lists an address. Selectors do not match it.
+    pub fn unselectable_pod_with_address(&self, address: IpAddr) -> Option<&Pod> {
+        self.unselectable.get(&address).iter().find_map(|key| self.pods.get(key))
     }
 
     /// Returns the pod that selectors match at this address. Returns none for the address of any node, even if a pod lists

@@ -15,7 +15,7 @@ use aya::{Ebpf, EbpfLoader};
 use bytemuck::{AnyBitPattern, NoUninit, Zeroable};
 use netpol_common::{
     AddressEntry, AllowEntry, AllowKey, Counters, Direction, Endpoint, FlowEntry, FlowEvent, FlowKey, FrontendEntry,
-    FrontendKey, IfIndex, PortEntry, PortKey, Reason,
+    FrontendKey, IfIndex, PortEntry, PortKey, Reason, SHADOW_DENIED, Settings,
 };
 
 /// Ifindex of `lo`, the only interface in every network namespace.
@@ -103,9 +103,24 @@ impl Programs {
     /// # Errors
     /// Returns an error without the object, without root, or if the verifier rejects a program.
     pub fn load() -> Result<Self> {
+        Self::load_as(false)
+    }
+
+    /// Loads maps and programs that enforce nothing.
+    ///
+    /// # Errors
+    /// Same as [`Self::load`].
+    pub fn load_observing() -> Result<Self> {
+        Self::load_as(true)
+    }
+
+    fn load_as(observing: bool) -> Result<Self> {
         let bytes = read(&test_object())?;
-        let mut bpf =
-            EbpfLoader::new().load(&bytes).context("loading the maps: run as root (CAP_BPF, CAP_NET_ADMIN)")?;
+        let observe = u32::from(observing);
+        let mut bpf = EbpfLoader::new()
+            .override_global("OBSERVE", &observe, true)
+            .load(&bytes)
+            .context("loading the maps: run as root (CAP_BPF, CAP_NET_ADMIN)")?;
         for name in ["netpol_ingress", "netpol_egress", "netpol_empty"] {
             classifier(&mut bpf, name)?.load().with_context(|| format!("the verifier rejected {name}"))?;
         }
@@ -292,6 +307,16 @@ impl Programs {
         self.set_source_endpoint(endpoint.id, ifindex)
     }
 
+    /// Sets the settings of the programs.
+    ///
+    /// # Errors
+    /// Same as [`Self::set_endpoint`].
+    pub fn set_settings(&mut self, settings: Settings) -> Result<()> {
+        let mut map: Array<&mut MapData, Wire<Settings>> =
+            self.bpf.map_mut("SETTINGS").context("SETTINGS")?.try_into()?;
+        Ok(map.set(0, Wire(settings), 0)?)
+    }
+
     /// Sets a word of the tunnel bitmap.
     ///
     /// # Errors
@@ -415,12 +440,24 @@ impl Programs {
     /// # Errors
     /// Same as [`Self::set_endpoint`].
     pub fn packet_count(&mut self, endpoint: u32, direction: Direction, reason: Reason) -> Result<u64> {
-        let map: PerCpuArray<&MapData, Wire<Counters>> = self.bpf.map("COUNTERS").context("COUNTERS")?.try_into()?;
-        let values = map.get(&(endpoint * 2 + direction as u32), 0)?;
-        Ok(values.iter().map(|Wire(counters)| counters.packets[reason as usize]).sum())
+        self.count(endpoint, direction, reason as usize)
     }
 
-    /// Removes and returns the deny events so far.
+    /// Returns the allowed flows of an endpoint that its policies in shadow mode would deny.
+    ///
+    /// # Errors
+    /// Same as [`Self::set_endpoint`].
+    pub fn shadow_denied_count(&mut self, endpoint: u32, direction: Direction) -> Result<u64> {
+        self.count(endpoint, direction, SHADOW_DENIED)
+    }
+
+    fn count(&mut self, endpoint: u32, direction: Direction, slot: usize) -> Result<u64> {
+        let map: PerCpuArray<&MapData, Wire<Counters>> = self.bpf.map("COUNTERS").context("COUNTERS")?.try_into()?;
+        let values = map.get(&(endpoint * 2 + direction as u32), 0)?;
+        Ok(values.iter().map(|Wire(counters)| counters.packets[slot]).sum())
+    }
+
+    /// Removes and returns the events so far.
     ///
     /// # Errors
     /// Same as [`Self::set_endpoint`].

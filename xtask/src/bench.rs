@@ -4,6 +4,7 @@ mod changes;
 mod churn;
 mod cluster_state;
 mod convergence;
+mod flow_events;
 mod map_watcher;
 mod memory;
 mod net;

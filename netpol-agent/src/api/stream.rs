@@ -29,7 +29,7 @@ pub(super) struct RecordStream {
     labels: bool,
     node: String,
     /// What is held until the stream ends.
-    _held: Vec<Box<dyn std::any::Any + Send + Sync>>,
+    held: Vec<Box<dyn std::any::Any + Send + Sync>>,
 }
 
 /// New records.
@@ -78,13 +78,13 @@ impl RecordStream {
             LiveRecords { queue, task: task.abort_handle() }
         });
         let existing = existing.into();
-        Self { existing, live, labels: query.labels, node: node.to_owned(), _held: Vec::new() }
+        Self { existing, live, labels: query.labels, node: node.to_owned(), held: Vec::new() }
     }
 
     /// Holds a value until the stream ends.
     #[must_use]
     pub(super) fn holding(mut self, value: impl std::any::Any + Send + Sync) -> Self {
-        self._held.push(Box::new(value));
+        self.held.push(Box::new(value));
         self
     }
 

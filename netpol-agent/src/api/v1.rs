@@ -33,45 +33,46 @@ pub const PATHS: [(&str, &str); 17] = [
 
 /// Handles a request for a resource; `None` if there is none at this path.
 pub(super) async fn respond(path: &str, query: &str, requests: &Requests) -> Option<HttpResponse> {
-    let response = match path {
-        "/openapi.json" => {
-            no_parameters(query).map(|()| response(StatusCode::OK, JSON, OPENAPI.to_owned())).map_err(invalid)
-        }
-        "/v1/status" => with_status(query, requests, |status| json(StatusCode::OK, &status)).await,
-        "/v1/endpoints" => {
-            with_status(query, requests, |status| list(&status.node, status.generation, status.endpoints)).await
-        }
-        "/v1/conflicts" => {
-            with_status(query, requests, |status| list(&status.node, status.generation, status.conflicts)).await
-        }
-        "/v1/maps" => with_status(query, requests, |status| list(&status.node, status.generation, status.maps)).await,
-        "/v1/pods" => match no_parameters(query) {
-            Ok(()) => answered(requests.send(LoopRequest::Pods).await),
-            Err(error) => Err(invalid(error)),
-        },
-        "/v1/generations" => match no_parameters(query) {
-            Ok(()) => answered(requests.send(LoopRequest::Generations).await),
-            Err(error) => Err(invalid(error)),
-        },
+    Some(match path {
         "/v1/policies" => match PolicyQuery::parse(query) {
             Ok(query) => answered(requests.send(|client| LoopRequest::Policies(query, client)).await),
-            Err(error) => Err(invalid(error)),
+            Err(error) => invalid(error),
         },
         "/v1/shadow" => match ShadowQuery::parse(query) {
             Ok(query) => answered(requests.send(|client| LoopRequest::Shadow(query, client)).await),
-            Err(error) => Err(invalid(error)),
+            Err(error) => invalid(error),
         },
         "/v1/explain" => match ExplainQuery::parse(query) {
             Ok(query) => match requests.send(|client| LoopRequest::Explain(query, client)).await {
-                Some(Err(error)) => Err(refuse(StatusCode::NOT_FOUND, error)),
-                Some(Ok(explained)) => Ok(json(StatusCode::OK, &explained)),
-                None => Err(stopping()),
+                Some(Err(error)) => refuse(StatusCode::NOT_FOUND, error),
+                explained => answered(explained.and_then(Result::ok)),
             },
-            Err(error) => Err(invalid(error)),
+            Err(error) => invalid(error),
+        },
+        "/openapi.json" | "/v1/status" | "/v1/endpoints" | "/v1/conflicts" | "/v1/maps" | "/v1/pods"
+        | "/v1/generations" => match no_parameters(query) {
+            Ok(()) => respond_without_parameters(path, requests).await,
+            Err(error) => invalid(error),
         },
         _ => return None,
-    };
-    Some(response.unwrap_or_else(|error| error))
+    })
+}
+
+async fn respond_without_parameters(path: &str, requests: &Requests) -> HttpResponse {
+    match path {
+        "/openapi.json" => return response(StatusCode::OK, JSON, OPENAPI.to_owned()),
+        "/v1/pods" => return answered(requests.send(LoopRequest::Pods).await),
+        "/v1/generations" => return answered(requests.send(LoopRequest::Generations).await),
+        _ => {}
+    }
+    let Some(status) = status(requests).await else { return stopping() };
+    let (node, generation) = (status.node.clone(), status.generation);
+    match path {
+        "/v1/endpoints" => json(StatusCode::OK, &List { node, generation, items: status.endpoints }),
+        "/v1/conflicts" => json(StatusCode::OK, &List { node, generation, items: status.conflicts }),
+        "/v1/maps" => json(StatusCode::OK, &List { node, generation, items: status.maps }),
+        _ => json(StatusCode::OK, &status),
+    }
 }
 
 /// Returns the names of all paths, for an error message.
@@ -89,26 +90,18 @@ fn invalid(error: String) -> HttpResponse {
     refuse(StatusCode::BAD_REQUEST, error)
 }
 
-fn answered(answer: Option<impl serde::Serialize>) -> Result<HttpResponse, HttpResponse> {
-    answer.map(|answer| json(StatusCode::OK, &answer)).ok_or_else(stopping)
+fn answered(answer: Option<impl serde::Serialize>) -> HttpResponse {
+    answer.map_or_else(stopping, |answer| json(StatusCode::OK, &answer))
 }
 
-fn list<T: serde::Serialize>(node: &str, generation: u64, items: Vec<T>) -> HttpResponse {
-    json(StatusCode::OK, &List { node: node.to_owned(), generation, items })
-}
-
-async fn with_status(
-    query: &str,
-    requests: &Requests,
-    respond: impl FnOnce(Status) -> HttpResponse,
-) -> Result<HttpResponse, HttpResponse> {
-    no_parameters(query).map_err(invalid)?;
-    let status = requests.send(LoopRequest::Status).await.ok_or_else(stopping)?;
+/// Returns the status; `None` if the agent is stopping.
+async fn status(requests: &Requests) -> Option<Status> {
+    let status = requests.send(LoopRequest::Status).await?;
     let (node, source) = (requests.about.node.clone(), requests.about.source.clone());
     let mut status = Status { version: env!("CARGO_PKG_VERSION").to_owned(), node, source, ..status };
     status.warnings.extend(requests.warnings.all());
     status.gate = requests.gate.status();
-    Ok(respond(status))
+    Some(status)
 }
 
 #[cfg(test)]

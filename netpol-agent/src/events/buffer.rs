@@ -99,7 +99,7 @@ impl Buffer {
             self.remove_oldest_of_longest(key);
         }
         self.records.insert(self.next, (key, record));
-        self.change(key, |numbers, next| numbers.push_back(next));
+        self.change(key, VecDeque::push_back);
         self.next += 1;
     }
 

@@ -136,7 +136,7 @@ fn describe_end(
     let node_at = |address: IpAddr| {
         let cluster_state = names.engine.cluster_state();
         let local = cluster_state.is_local_address(address).then_some(names.node);
-        local.or_else(|| cluster_state.node_at(address).map(|node| &**node))
+        local.or_else(|| cluster_state.node_with_address(address).map(|node| &*node.name))
     };
     let node = match (key, pod) {
         (Some(_), _) => pod.and_then(|pod| pod.node.as_deref()),

@@ -96,6 +96,13 @@ impl Observed<'_> {
     fn count(&self) -> u64 {
         1 + u64::from(self.event.suppressed)
     }
+
+    /// Returns the key of the explanation; `None` if policies did not decide.
+    fn explanation_key(&self) -> Option<ExplanationKey> {
+        let packet = packet::of_event(self.event, self.pod.as_ref()?)?;
+        let shadow = self.event.kind() == EventKind::Shadow;
+        Some(ExplanationKey { packet, rule_set: self.event.rule_set, shadow })
+    }
 }
 
 impl Reporter {
@@ -225,7 +232,7 @@ impl Reporter {
                 self.shadow.count_other(observed.count(), observed.time);
             }
             FlowVerdict::Allowed => {
-                let key = self.explanation_key(observed);
+                let key = observed.explanation_key();
                 let known = key.and_then(|key| self.explanations.get(&key, reconciler.engine_version()));
                 self.count_rule(observed, known.as_deref(), reconciler.engine().cluster_state());
             }
@@ -238,13 +245,6 @@ impl Reporter {
         }
     }
 
-    /// Returns the key of the explanation; `None` if policies did not decide.
-    fn explanation_key(&self, observed: &Observed<'_>) -> Option<ExplanationKey> {
-        let packet = packet::of_event(observed.event, observed.pod.as_ref()?)?;
-        let shadow = observed.event.kind() == EventKind::Shadow;
-        Some(ExplanationKey { packet, rule_set: observed.event.rule_set, shadow })
-    }
-
     /// Adds the policies and rules of both ends, if there is time, and counts the flow at its rule.
     fn add_explanation<D: Dataplane>(
         &mut self,
@@ -253,7 +253,7 @@ impl Reporter {
         reconciler: &Reconciler<D>,
     ) {
         let cluster_state = reconciler.engine().cluster_state();
-        let explanation = self.explanation_key(observed).map(|key| self.explanation(key, observed, reconciler));
+        let explanation = observed.explanation_key().map(|key| self.explanation(key, observed, reconciler));
         let record = &mut described.record;
         match &explanation {
             None => {}

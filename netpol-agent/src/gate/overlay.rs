@@ -23,6 +23,7 @@ pub struct PodStart {
 
 /// Whether a pod is known; see [`Overlay::start`].
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "it is returned and used at once")]
 pub(super) enum StartState {
     /// The pod is known and gets the addresses with this event; `None`: it has them already.
     Known(Option<Event>),

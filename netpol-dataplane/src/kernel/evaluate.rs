@@ -56,12 +56,12 @@ fn address<A: Pod + Copy>(addresses: &Addresses<A>, prefixes: &Prefixes<A>, addr
 }
 
 impl Maps {
-    fn port_entry(&self, key: &PortKey) -> Option<PortEntry> {
-        self.ports.get(&Key::new(PORT_PREFIX_EXACT, Raw(*key)), 0).ok().map(|Raw(entry)| entry)
+    fn port_entry(&self, key: PortKey) -> Option<PortEntry> {
+        self.ports.get(&Key::new(PORT_PREFIX_EXACT, Raw(key)), 0).ok().map(|Raw(entry)| entry)
     }
 
-    fn allow_entry(&self, key: &AllowKey) -> Option<AllowEntry> {
-        self.allow.get(&Raw(*key), 0).ok().map(|Raw(entry)| entry)
+    fn allow_entry(&self, key: AllowKey) -> Option<AllowEntry> {
+        self.allow.get(&Raw(key), 0).ok().map(|Raw(entry)| entry)
     }
 
     fn tunnel_word(&self, index: u32) -> u64 {
@@ -79,11 +79,11 @@ impl Tables<[u8; 4]> for Maps {
     }
 
     fn allow(&self, key: &AllowKey) -> Option<AllowEntry> {
-        self.allow_entry(key)
+        self.allow_entry(*key)
     }
 
     fn port(&self, key: &PortKey) -> Option<PortEntry> {
-        self.port_entry(key)
+        self.port_entry(*key)
     }
 
     fn tunnels(&self, index: u32) -> u64 {
@@ -101,11 +101,11 @@ impl Tables<[u8; 16]> for Maps {
     }
 
     fn allow(&self, key: &AllowKey) -> Option<AllowEntry> {
-        self.allow_entry(key)
+        self.allow_entry(*key)
     }
 
     fn port(&self, key: &PortKey) -> Option<PortEntry> {
-        self.port_entry(key)
+        self.port_entry(*key)
     }
 
     fn tunnels(&self, index: u32) -> u64 {

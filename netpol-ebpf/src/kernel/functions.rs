@@ -4,15 +4,17 @@
 //! can only be the context and numbers, so this file packs and unpacks them.
 
 use aya_ebpf::bindings::__sk_buff;
-use netpol_common::{Direction, Reason};
+use netpol_common::{Direction, EventKind, Reason};
 
 use super::skb::{Node, Skb, hook};
 use crate::case::Case;
 use crate::context::Context as _;
+use crate::event_limit;
 use crate::flow_lookup::{self, FlowFunctions};
 use crate::fragment::{self, FragmentFunctions};
 use crate::guard::{self, GuardFunctions};
 use crate::packet::{self, ParserFunctions};
+use crate::packet_verdict::PacketVerdict;
 use crate::recheck::{self, RecheckFunctions};
 use crate::report::{self, ReportFunctions};
 use crate::slow_path::{self, FrameFunctions, FrameResult, IpFunctions, Quoted};
@@ -124,11 +126,22 @@ impl FrameFunctions for Skb {
 
 impl ReportFunctions for Skb {
     #[inline(always)]
-    fn report(self, _direction: Direction, reason: Reason) {
+    fn report_denied(self, _direction: Direction, reason: Reason) {
         let code = reason as u32;
         call!(self, netpol_report(code: u32) -> u32, |skb| {
             // SAFETY: the argument is a reason's code.
-            report::report(skb, skb.direction(), unsafe { self::reason(code) });
+            report::report_denied(skb, skb.direction(), unsafe { self::reason(code) });
+            0
+        });
+    }
+
+    #[inline(always)]
+    fn report_flow(self, _direction: Direction, verdict: PacketVerdict) {
+        let word = PacketVerdict::pack(Some(verdict));
+        call!(self, netpol_report_flow(word: u32) -> u32, |skb| {
+            if let Some(verdict) = PacketVerdict::unpack(word) {
+                report::report_flow(skb, skb.direction(), verdict);
+            }
             0
         });
     }
@@ -136,13 +149,13 @@ impl ReportFunctions for Skb {
     /// The BPF function has no context argument, because it only needs maps and clocks. The compiler would remove an
     /// unused argument.
     #[inline(always)]
-    fn limit_event(self, hash: u64, budget: u32) -> u64 {
+    fn limit_event(self, hash: u64, budget: u32, kind: EventKind) -> u64 {
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn netpol_limit_event(hash: u64, budget: u32) -> u64 {
-            report::limit_event(Node, hash, budget)
+        extern "C" fn netpol_limit_event(hash: u64, budget: u32, kind: u32) -> u64 {
+            event_limit::limit_event(Node, hash, budget, EventKind::ALL[(kind % 3) as usize])
         }
-        netpol_limit_event(hash, budget)
+        netpol_limit_event(hash, budget, kind as u32)
     }
 }
 
@@ -163,8 +176,6 @@ unsafe fn reason(code: u32) -> Reason {
     unsafe { Reason::from_code_unchecked(code as u8) }
 }
 
-/// A code that no reason has.
-const NONE: u32 = u32::MAX;
 /// The code of [`Quoted::NotChecked`].
 const NOT_CHECKED: u64 = u64::MAX;
 /// The code of [`Quoted::UnknownFlow`].
@@ -202,8 +213,8 @@ fn location(skb: Skb, start: u32, first: bool) -> u32 {
 }
 
 macro_rules! family {
-    ($address:ty, $ip:ident, $quoted:ident, $lookup_flow:ident, $still_allowed:ident, $decide:ident, $resolve:ident,
-     $record:ident) => {
+    ($address:ty, $ip:ident, $quoted:ident, $lookup_flow:ident, $still_allowed:ident, $shadow:ident, $decide:ident,
+     $resolve:ident, $record:ident) => {
         impl FragmentFunctions<$address> for Skb {
             #[inline(always)]
             fn resolve_fragment(
@@ -240,6 +251,16 @@ macro_rules! family {
                     u32::from(verdict::is_still_allowed::<$address, Skb>(skb, start, ports, recheck))
                 }) != 0
             }
+
+            #[inline(always)]
+            fn evaluate_shadow(self, start: u32, ports: u32, word: u32) -> Reason {
+                let code = call!(self, $shadow(start: u32, ports: u32, word: u32) -> u32, |skb| {
+                    let recheck = verdict::Recheck::unpack(word);
+                    verdict::evaluate_shadow::<$address, Skb>(skb, start, ports, recheck) as u32
+                });
+                // SAFETY: the function returns a reason's code.
+                unsafe { reason(code) }
+            }
         }
 
         impl FlowFunctions<$address> for Skb {
@@ -253,17 +274,15 @@ macro_rules! family {
 
         impl IpFunctions<$address> for Skb {
             #[inline(always)]
-            fn evaluate_ip(self, _direction: Direction, start: u32, quoted: Quoted) -> Option<Reason> {
+            fn evaluate_ip(self, _direction: Direction, start: u32, quoted: Quoted) -> Option<PacketVerdict> {
                 let quoted = pack(quoted);
-                let code = call!(self, $ip(start: u32, quoted: u64) -> u32, |skb| {
+                let word = call!(self, $ip(start: u32, quoted: u64) -> u32, |skb| {
                     let direction = skb.direction();
                     // SAFETY: the argument is packed above.
                     let quoted = unsafe { unpack(quoted) };
-                    let evaluated = slow_path::evaluate_ip::<$address, Skb>(skb, direction, start, quoted);
-                    evaluated.map_or(NONE, |reason| reason as u32)
+                    PacketVerdict::pack(slow_path::evaluate_ip::<$address, Skb>(skb, direction, start, quoted))
                 });
-                // SAFETY: the function returns `NONE` or a reason's code.
-                (code != NONE).then(|| unsafe { reason(code) })
+                PacketVerdict::unpack(word)
             }
 
             #[inline(always)]
@@ -276,15 +295,15 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn decide(self, _direction: Direction, case: Case) -> Reason {
+            fn decide(self, _direction: Direction, case: Case) -> PacketVerdict {
                 let (bits, ports) = case.words();
-                let code = call!(self, $decide(bits: u64, ports: u64) -> u32, |skb| {
+                let word = call!(self, $decide(bits: u64, ports: u64) -> u32, |skb| {
                     // SAFETY: the arguments are the words of a case.
                     let case = unsafe { Case::from_words(bits, ports) };
-                    slow_path::decide::<$address, Skb>(skb, skb.direction(), case) as u32
+                    PacketVerdict::pack(Some(slow_path::decide::<$address, Skb>(skb, skb.direction(), case)))
                 });
-                // SAFETY: the function returns a reason's code.
-                unsafe { reason(code) }
+                // Never `None`: the function packs a verdict.
+                PacketVerdict::unpack(word).unwrap_or(PacketVerdict::of(Reason::Malformed))
             }
         }
     };
@@ -295,6 +314,7 @@ family!(
     netpol_quoted_v4,
     netpol_lookup_flow_v4,
     netpol_still_allowed_v4,
+    netpol_shadow_v4,
     netpol_decide_v4,
     netpol_resolve_v4,
     netpol_record_v4
@@ -305,6 +325,7 @@ family!(
     netpol_quoted_v6,
     netpol_lookup_flow_v6,
     netpol_still_allowed_v6,
+    netpol_shadow_v6,
     netpol_decide_v6,
     netpol_resolve_v6,
     netpol_record_v6

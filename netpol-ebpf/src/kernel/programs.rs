@@ -1,7 +1,7 @@
 //! The programs at each hook. Each returns a TC action.
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
-use netpol_common::Direction;
+use netpol_common::{Direction, Reason};
 
 use super::skb::{Skb, hook};
 use crate::context::Context as _;
@@ -27,7 +27,7 @@ pub unsafe fn egress(skb: *mut __sk_buff) -> i32 {
 pub unsafe fn ingress(skb: *mut __sk_buff) -> i32 {
     // SAFETY: the caller guarantees it.
     let (post_dnat, at_veth) = unsafe { (Skb::new(skb, hook::POST_DNAT), Skb::new(skb, hook::INGRESS)) };
-    if post_dnat.needs_recheck() && !at_veth.is_for_other_host() && !process_post_dnat(post_dnat).allows() {
+    if post_dnat.needs_recheck() && !at_veth.is_for_other_host() && is_dropped(at_veth, process_post_dnat(post_dnat)) {
         return TC_ACT_SHOT;
     }
     run(at_veth, Direction::Ingress)
@@ -60,11 +60,11 @@ fn leave(skb: Skb) -> i32 {
     if skb.tc_index() == 0 {
         return TC_ACT_UNSPEC;
     }
-    let spoofed = process_source(skb);
-    if spoofed.is_some_and(|reason| !reason.allows()) {
+    let denied = process_source(skb).filter(|reason| !reason.allows());
+    if denied.is_some_and(|reason| is_dropped(skb, reason)) {
         return TC_ACT_SHOT;
     }
-    if skb.needs_recheck() && !process_post_dnat(skb).allows() {
+    if denied.is_none() && skb.needs_recheck() && is_dropped(skb, process_post_dnat(skb)) {
         return TC_ACT_SHOT;
     }
     skb.set_tc_index(0);
@@ -77,14 +77,19 @@ fn run(skb: Skb, direction: Direction) -> i32 {
     let reason = process(skb, direction);
     #[cfg(feature = "log")]
     log(skb, reason);
-    if reason.allows() { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
+    if is_dropped(skb, reason) { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
+}
+
+/// Returns whether to drop a packet with this reason. If nothing is enforced, every packet passes.
+#[inline(always)]
+fn is_dropped(skb: Skb, reason: Reason) -> bool {
+    !reason.allows() && !skb.observes()
 }
 
 /// Logs states that the agent should never cause.
 #[cfg(feature = "log")]
 #[inline(always)]
-fn log(skb: Skb, reason: netpol_common::Reason) {
-    use netpol_common::Reason;
+fn log(skb: Skb, reason: Reason) {
     let context = aya_ebpf::programs::TcContext::new(skb.context());
     let ifindex = skb.ifindex();
     if reason == Reason::NoEndpoint {

@@ -11,7 +11,7 @@ use netpol_common::{
 use super::globals;
 use super::maps::{
     addresses, allow, counters, endpoint_ids, endpoints, event_limits, events, flows, fragments, neighbors, ports,
-    prefixes, services, tunnels,
+    prefixes, services, settings, tunnels,
 };
 use crate::context::{Context, Family, NodeContext};
 use crate::slot::Slot;
@@ -116,6 +116,17 @@ impl<T: OnNode> NodeContext for T {
     }
 
     #[inline(always)]
+    fn allowed_flows(&self, index: u32) -> Option<Slot<'_, EventLimitSet>> {
+        // SAFETY: as above.
+        event_limits::allowed(index).map(|set| unsafe { Slot::new(set) })
+    }
+
+    #[inline(always)]
+    fn is_ring_half_full(&self) -> bool {
+        events::is_half_full()
+    }
+
+    #[inline(always)]
     fn event_budget(&self, index: u32) -> Option<Slot<'_, EventBudget>> {
         // SAFETY: as above.
         event_limits::budget(index).map(|budget| unsafe { Slot::new(budget) })
@@ -200,6 +211,21 @@ impl Context for Skb {
     #[inline(always)]
     fn count(&self, endpoint: u32, direction: Direction, reason: Reason) {
         counters::count(endpoint, direction, reason);
+    }
+
+    #[inline(always)]
+    fn count_shadow_denied(&self, endpoint: u32, direction: Direction) {
+        counters::count_shadow_denied(endpoint, direction);
+    }
+
+    #[inline(always)]
+    fn records_allowed(&self) -> bool {
+        settings::record_allowed()
+    }
+
+    #[inline(always)]
+    fn observes(&self) -> bool {
+        globals::observe() != 0
     }
 
     #[inline(always)]

@@ -199,9 +199,9 @@ impl ClusterState {
         self.frontends.nodes.contains(&address)
     }
 
-    /// Returns the name of a node with this address.
-    pub fn node_at(&self, address: IpAddr) -> Option<&Arc<str>> {
-        self.frontends.nodes.get(&address).first()
+    /// Returns the first node with this address.
+    pub fn node_with_address(&self, address: IpAddr) -> Option<&Node> {
+        self.frontends.nodes.get(&address).iter().find_map(|name| self.nodes.get(name))
     }
 
     /// Returns the addresses of all nodes.

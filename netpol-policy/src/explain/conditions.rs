@@ -68,13 +68,12 @@ fn report_unmet(cluster_state: &ClusterState, policy: &Policy, peer: &Peer, remo
 /// The reason why no selector matches this address.
 fn not_a_pod(cluster_state: &ClusterState, remote: &Remote<'_>) -> String {
     let address = remote.address;
-    let pod_with_address = cluster_state.pods.values().find(|pod| pod.addresses.contains(&address));
-    match pod_with_address {
+    match cluster_state.unselectable_pod_with_address(address) {
         Some(pod) if pod.host_network => {
             format!("selectors never match the node address {address}, which host-network pod {} uses", pod.key)
         }
         Some(pod) if pod.finished => format!("pod {}, which had address {address}, has finished", pod.key),
-        _ => match cluster_state.nodes.values().find(|node| node.addresses.contains(&address)) {
+        _ => match cluster_state.node_with_address(address) {
             Some(node) => format!("selectors never match {address}, an address of node {}", node.name),
             None => format!("{address} is not the address of a pod"),
         },

@@ -365,6 +365,8 @@ fn pod(metadata: &Metadata, slim: Slim<PodSpec, PodStatus>) -> core::Pod {
 
 #[cfg(test)]
 mod tests {
+    use netpol_policy::model::Mode;
+
     use super::*;
 
     /// Returns the items of a recorded list.
@@ -433,6 +435,31 @@ mod tests {
             Resource::EndpointSlices,
             &list(json!({"metadata": metadata, "addressType": "FQDN", "endpoints": null, "ports": null})),
         );
+    }
+
+    #[test]
+    fn s43_trimmed_annotations_and_owners_parse_like_complete_ones() {
+        let list = |item: Value| json!({ "items": [item] }).to_string();
+        let annotations = json!({"netpol.io/mode": "shadow", "netpol.io/suspended-until": "2026-11-29T18:00:00Z",
+            "netpol.io/suspend-cluster-until": "2026-11-29T19:00:00Z", "netpol.io/suspended-reason": "x", "other": "y"});
+        let owner =
+            json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-5d4f", "uid": "u", "controller": true});
+        let metadata = json!({"name": "a", "namespace": "shop", "resourceVersion": "7", "annotations": annotations,
+            "labels": {"pod-template-hash": "5d4f"}, "ownerReferences": [owner]});
+        let spec = json!({"podSelector": {}});
+        check(Resource::NetworkPolicies, &list(json!({"metadata": metadata, "spec": spec})));
+        check(Resource::Namespaces, &list(json!({"metadata": metadata})));
+        check(Resource::Pods, &list(json!({"metadata": metadata, "spec": {"containers": []}, "status": {}})));
+        let found = |resource| {
+            let text = json!({"metadata": metadata, "spec": spec}).to_string();
+            parse_object(resource, &text).expect("it has a name").object.expect("it is valid")
+        };
+        let Object::Policy(policy) = found(Resource::NetworkPolicies) else { panic!("not a policy") };
+        assert_eq!(policy.mode, Some(Mode::Shadow));
+        let Object::Namespace(namespace) = found(Resource::Namespaces) else { panic!("not a namespace") };
+        assert!(namespace.modes.suspended_until < namespace.modes.cluster_suspended_until);
+        let Object::Pod(pod) = found(Resource::Pods) else { panic!("not a pod") };
+        assert_eq!(&*pod.workload.expect("it has a controller").name, "web");
     }
 
     /// With an API server, only `EndpointSlice` objects determine the backends of a Service, not its selector.

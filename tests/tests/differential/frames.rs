@@ -157,6 +157,24 @@ impl Runner {
         Ok(())
     }
 
+    /// Sends a frame to an endpoint that no policy isolates. Returns whether its policies in shadow mode would deny it.
+    pub(crate) fn shadow_denies(
+        &self,
+        endpoint: &Endpoint,
+        direction: Direction,
+        frame: &[u8],
+        ingress_ifindex: u32,
+    ) -> Result<bool> {
+        let before = self.counters.packets(endpoint.id, direction)?.shadow_denied();
+        let reason = self.evaluate(endpoint, direction, frame, ingress_ifindex)?;
+        ensure!(reason == Reason::NotIsolated, "shadow mode changed the verdict to {}", reason.name());
+        match self.counters.packets(endpoint.id, direction)?.shadow_denied() - before {
+            0 => Ok(false),
+            1 => Ok(true),
+            more => bail!("one packet was counted as {more} flows"),
+        }
+    }
+
     /// Returns the reason that is counted for a frame at an endpoint. Checks that it agrees with the verdict.
     pub(crate) fn evaluate(
         &self,

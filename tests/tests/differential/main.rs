@@ -6,6 +6,7 @@
 mod conversation;
 mod frames;
 mod node;
+mod observe;
 mod sampler;
 
 use std::cell::RefCell;
@@ -34,6 +35,7 @@ use sampler::Sample;
 const LAST_ROUND: u16 = 1900;
 const PROBE_PORTS: u16 = 20_000;
 const SAMPLE_PORTS: u16 = 22_000;
+const SHADOW_PORTS: u16 = 24_000;
 const CONVERSATION_PORTS: u16 = 30_000;
 /// Maximum number of conversations that a step begins.
 const MAX_BEGUN: u16 = 4;
@@ -136,7 +138,7 @@ fn run(node: &mut Node, history: &[Step], tally: &mut Tally) -> Result<()> {
         converse(node, step, &probes, &mut conversations, tally)
             .with_context(|| format!("in a conversation after event {index}"))?;
     }
-    Ok(())
+    compare_shadow(node, &probes).context("in shadow mode, after the last event")
 }
 
 /// Returns the pod's address of the same family as the remote address.
@@ -168,6 +170,26 @@ fn compare(node: &Node, probes: &[Probe], tally: &mut Tally) -> Result<()> {
             *tally.entry(program).or_default() += 1;
         }
         node.runner.remove_flows(&endpoint, PROBE_PORTS + node.round)?;
+    }
+    Ok(())
+}
+
+/// Moves the policies of every pod of the node to shadow mode. The programs must report exactly the probes that the
+/// policies would deny, and deny none.
+fn compare_shadow(node: &mut Node, probes: &[Probe]) -> Result<()> {
+    for (pod, endpoint) in node.endpoints().into_values() {
+        let shadow = node.move_to_shadow(&endpoint)?;
+        for probe in probes {
+            let Some(address) = pod_address(&endpoint, probe.remote) else { continue };
+            let frame = craft(address, probe, SHADOW_PORTS + node.round, PacketKind::Initial);
+            let ingress_ifindex = ingress_ifindex(&endpoint, probe, PacketKind::Initial);
+            let (reference, _) = expected(node.cluster_state(), node.tables(), &probe.at(&pod));
+            let denied = node.runner.shadow_denies(&shadow, probe.direction, &frame, ingress_ifindex);
+            let denied = denied.with_context(|| format!("{pod} {probe:?}, expected {reference:?}"))?;
+            ensure!(denied != reference.allows(), "{pod} {probe:?}: {reference:?}, but shadow mode denies: {denied}");
+        }
+        node.runner.remove_flows(&endpoint, SHADOW_PORTS + node.round)?;
+        node.put(&endpoint)?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result, bail, ensure};
 use netpol_agent::reconcile::{Options, Reconciler};
-use netpol_common::{Endpoint, IfIndex, LAYOUT_VERSION};
+use netpol_common::{DirectionPolicy, Endpoint, IfIndex, LAYOUT_VERSION};
 use netpol_dataplane::migration::Snapshot;
 use netpol_dataplane::{AttachMode, Capacities, Dataplane, Kernel, KernelOptions, Mounts};
 use netpol_node::{InterfaceSnapshot, PodEnd, Veth};
@@ -138,6 +138,24 @@ impl Node {
     pub(crate) fn endpoints(&self) -> BTreeMap<IfIndex, (PodKey, Endpoint)> {
         let current = self.reconciler.pod_endpoints().filter(|known| !known.is_orphaned());
         current.filter_map(|known| Some((known.endpoint.ifindex, (known.pod.clone()?, known.endpoint)))).collect()
+    }
+
+    /// Replaces an endpoint by one with the same policies in shadow mode only. Returns the new endpoint.
+    pub(crate) fn move_to_shadow(&mut self, endpoint: &Endpoint) -> Result<Endpoint> {
+        let shadow = Endpoint {
+            ingress: DirectionPolicy::OPEN,
+            egress: DirectionPolicy::OPEN,
+            shadow_ingress: endpoint.ingress,
+            shadow_egress: endpoint.egress,
+            ..*endpoint
+        };
+        self.put(&shadow)?;
+        Ok(shadow)
+    }
+
+    /// Writes an endpoint.
+    pub(crate) fn put(&mut self, endpoint: &Endpoint) -> Result<()> {
+        Ok(self.reconciler.dataplane_mut().kernel.put_endpoint(endpoint)?)
     }
 
     /// Returns the node's interfaces: a veth for each pod, with those of the pod's addresses that no other pod has

@@ -8,3 +8,4 @@ mod kernel_and_memory;
 mod neighbors;
 mod program_size;
 mod services;
+mod shadow;

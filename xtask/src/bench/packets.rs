@@ -19,6 +19,7 @@ use netpol_tests::packet::{Ip, frame};
 use netpol_tests::program::{INTERFACE, Programs};
 use serde::Serialize;
 
+use super::flow_events;
 use super::report;
 use super::services;
 use crate::cli::BenchArgs;
@@ -36,8 +37,8 @@ pub(super) const TARGET_NEW: f64 = 330.0;
 const TARGET_DENIED: f64 = 100.0;
 
 const RULE_SET: RuleSetId = RuleSetId(7);
-const PEERS: ClassId = ClassId(1);
-const PORTS: PortSetId = PortSetId(1);
+pub(super) const PEERS: ClassId = ClassId(1);
+pub(super) const PORTS: PortSetId = PortSetId(1);
 const ALLOWED_PORT: u16 = 8080;
 const OTHER_INTERFACE: u32 = 4000;
 
@@ -87,7 +88,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
 }
 
 #[derive(Clone, Copy)]
-enum Family {
+pub(super) enum Family {
     V4,
     V6,
 }
@@ -116,7 +117,7 @@ impl Family {
 }
 
 #[derive(Clone, Copy)]
-enum Host {
+pub(super) enum Host {
     Pod,
     Peer(u32),
     Unknown,
@@ -124,7 +125,7 @@ enum Host {
 
 fn measure(family: Family, peers: u32, lines: &mut Vec<Line>) -> Result<()> {
     let mut programs = Programs::load()?;
-    fill(&mut programs, family, peers)?;
+    let endpoint = fill(&mut programs, family, peers)?;
     let from = |host| Ip::new(family.address(host), family.address(Host::Pod));
     let peer = Host::Peer(peers / 2);
     let syn = wire(&from(peer).tcp(40_000, ALLOWED_PORT, 0x02, b""));
@@ -137,6 +138,11 @@ fn measure(family: Family, peers: u32, lines: &mut Vec<Line>) -> Result<()> {
     add("established, TCP", TARGET_ESTABLISHED, compare(&mut programs, &ack, true)?);
     add("new, TCP SYN", TARGET_NEW, compare(&mut programs, &syn, true)?);
     add("new, UDP", TARGET_NEW, compare_new(&mut programs, family, peer)?);
+    if peers == 1 {
+        for (case, cost) in flow_events::measure(&mut programs, family, peer, endpoint)? {
+            add(case, TARGET_NEW + flow_events::TARGET_EXTRA, cost);
+        }
+    }
     for (case, packet) in [
         ("denied port, TCP SYN", from(peer).tcp(40_000, 22, 0x02, b"")),
         ("denied port, UDP", from(peer).udp(40_000, 22, b"12345678")),
@@ -153,7 +159,7 @@ pub(super) fn wire(packet: &[u8]) -> Vec<u8> {
 }
 
 /// Fills the maps: one pod that all peers may reach at one port. Each peer has an address of its own.
-fn fill(programs: &mut Programs, family: Family, peers: u32) -> Result<()> {
+fn fill(programs: &mut Programs, family: Family, peers: u32) -> Result<Endpoint> {
     let mut endpoint = Endpoint {
         ifindex: IfIndex(INTERFACE),
         version: EndpointVersion(1),
@@ -180,7 +186,8 @@ fn fill(programs: &mut Programs, family: Family, peers: u32) -> Result<()> {
         let key = PortKey { set: PORTS, protocol, zero: 0, port: ALLOWED_PORT.to_be_bytes() };
         programs.set_port(PORT_PREFIX_EXACT, key, PortEntry { verdict: port_verdict::ALLOW, rule: RuleId(1) })?;
     }
-    programs.set_endpoint(&endpoint)
+    programs.set_endpoint(&endpoint)?;
+    Ok(endpoint)
 }
 
 /// Returns the median above the empty program, the spread, and the empty program's median, in nanoseconds.
@@ -201,21 +208,29 @@ fn compare(programs: &mut Programs, frame: &[u8], passes: bool) -> Result<(f64, 
 fn compare_new(programs: &mut Programs, family: Family, peer: Host) -> Result<(f64, f64, f64)> {
     let mut empty = Vec::new();
     let mut full = Vec::new();
-    let (source, pod) = (family.address(peer), family.address(Host::Pod));
     for _ in 0..ROUNDS {
-        let mut sums = [Duration::ZERO; 2];
-        for port in 10_000..10_000 + SINGLE {
-            let frame = wire(&Ip::new(source, pod).udp(port, ALLOWED_PORT, b"12345678"));
-            sums[0] += programs.run_empty(&frame, 1)?;
-            let ran = programs.run(Direction::Ingress, &frame, OTHER_INTERFACE, 1)?;
-            ensure!(ran.passed, "a new flow was denied");
-            sums[1] += ran.time;
-        }
-        empty.push(nanoseconds(sums[0]) / f64::from(SINGLE));
-        full.push(nanoseconds(sums[1]) / f64::from(SINGLE));
-        delete_flows(programs, source, pod).context("deleting the flows of a round")?;
+        let times = new_flows(programs, family, peer)?;
+        empty.push(times.0);
+        full.push(times.1);
     }
     Ok(difference(full, empty))
+}
+
+/// Creates the flows of one round, and deletes them. Returns the mean times of the empty program and of the program, in
+/// nanoseconds.
+pub(super) fn new_flows(programs: &mut Programs, family: Family, peer: Host) -> Result<(f64, f64)> {
+    let (source, pod) = (family.address(peer), family.address(Host::Pod));
+    let mut sums = [Duration::ZERO; 2];
+    for port in 10_000..10_000 + SINGLE {
+        let frame = wire(&Ip::new(source, pod).udp(port, ALLOWED_PORT, b"12345678"));
+        sums[0] += programs.run_empty(&frame, 1)?;
+        let ran = programs.run(Direction::Ingress, &frame, OTHER_INTERFACE, 1)?;
+        ensure!(ran.passed, "a new flow was denied");
+        sums[1] += ran.time;
+    }
+    delete_flows(programs, source, pod).context("deleting the flows of a round")?;
+    let [empty, full] = sums.map(|sum| nanoseconds(sum) / f64::from(SINGLE));
+    Ok((empty, full))
 }
 
 fn delete_flows(programs: &mut Programs, source: IpAddr, pod: IpAddr) -> Result<()> {

@@ -141,8 +141,8 @@ impl Sink {
             return;
         };
         let mut peer = match direction {
-            Direction::Ingress => record.from.clone(),
-            Direction::Egress => record.to.clone(),
+            Direction::Ingress => Box::new(record.from.clone()),
+            Direction::Egress => Box::new(record.to.clone()),
         };
         peer.port = None;
         permit.send(Message::Denied(Box::new(Denied {

@@ -19,7 +19,7 @@ pub struct Topic {
     /// Why the packets were denied.
     pub reason: Reason,
     /// The peer, without its port, because the ports of clients change.
-    pub peer: FlowEnd,
+    pub peer: Box<FlowEnd>,
     /// The protocol's name or number.
     pub protocol: String,
     /// The destination's port.
@@ -182,7 +182,7 @@ mod tests {
     fn topic(direction: Direction, reason: Reason, pod: &str, port: Option<u16>) -> Topic {
         let policies = vec!["shop/deny-all".to_owned()];
         let (namespace, pod) = pod.split_once('/').map(|(of, pod)| (of.to_owned(), pod.to_owned())).unzip();
-        let peer = FlowEnd { namespace, pod, address: Some([10, 1, 2, 3].into()), ..FlowEnd::default() };
+        let peer = Box::new(FlowEnd { namespace, pod, address: Some([10, 1, 2, 3].into()), ..FlowEnd::default() });
         Topic { direction, reason, peer, protocol: "TCP".into(), port, policies }
     }
 

@@ -1,11 +1,12 @@
-//! `COUNTERS` and `LOST_EVENTS`: packets by reason, and events that were lost.
+//! `COUNTERS` and `LOST_EVENTS`: packets by reason and flows that would be denied by policies in shadow mode, and events
+//! that were lost.
 //!
 //! Size: two entries per endpoint ID, 320 bytes each on every CPU, always allocated. ID 0 counts packets at interfaces
 //! without an endpoint.
 
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
-use netpol_common::{Counters, Direction, REASON_MASK, REASONS, Reason};
+use netpol_common::{Counters, Direction, REASON_MASK, REASONS, Reason, SHADOW_DENIED};
 
 #[btf_map]
 static COUNTERS: PerCpuArray<Counters, 2050> = PerCpuArray::new();
@@ -16,15 +17,26 @@ static LOST_EVENTS: PerCpuArray<u64, 1> = PerCpuArray::new();
 /// Counts a packet.
 #[inline(always)]
 pub(in crate::kernel) fn count(endpoint: u32, direction: Direction, reason: Reason) {
-    if let Some(counters) = COUNTERS.get_ptr_mut(endpoint.wrapping_mul(2).wrapping_add(direction as u32)) {
+    increment(endpoint, direction, index(reason));
+}
+
+/// Counts an allowed flow that the policies in shadow mode would deny.
+#[inline(always)]
+pub(in crate::kernel) fn count_shadow_denied(endpoint: u32, direction: Direction) {
+    increment(endpoint, direction, SHADOW_DENIED);
+}
+
+/// Increments a slot of [`Counters`].
+#[inline(always)]
+fn increment(endpoint: u32, direction: Direction, index: usize) {
+    if let Some(counters) = COUNTERS.get_ptr_mut(endpoint.wrapping_mul(2).wrapping_add(direction as u32))
+        && index < REASONS
+    {
         // SAFETY: the slot belongs to this CPU, no other run of the program interrupts this one on the same CPU, and
         // the index is inside the slot.
         unsafe {
-            let index = index(reason);
-            if index < REASONS {
-                let packets = (&raw mut (*counters).packets).cast::<u64>().add(index);
-                packets.write(packets.read().wrapping_add(1));
-            }
+            let packets = (&raw mut (*counters).packets).cast::<u64>().add(index);
+            packets.write(packets.read().wrapping_add(1));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `EVENTS`: deny events.
+//! `EVENTS`: events of denied packets and allowed flows.
 //!
 //! The map has no value type, because libbpf (and therefore bpftool) rejects ring buffers that have one. The records
 //! are [`FlowEvent`].
@@ -7,11 +7,26 @@
 //! has not read yet.
 
 use aya_ebpf::btf_maps::RingBuf;
+use aya_ebpf::helpers::generated::bpf_ringbuf_query;
 use aya_ebpf::macros::btf_map;
 use netpol_common::FlowEvent;
 
 #[btf_map]
 static EVENTS: RingBuf<(), 262_144> = RingBuf::new();
+
+/// `BPF_RB_AVAIL_DATA` and `BPF_RB_RING_SIZE`: flags of `bpf_ringbuf_query`. Source: `include/uapi/linux/bpf.h`.
+const AVAILABLE_DATA: u64 = 0;
+const RING_SIZE: u64 = 1;
+
+/// Returns whether more than half of the ring buffer has not been read yet.
+#[inline(always)]
+pub(in crate::kernel) fn is_half_full() -> bool {
+    let query = |flags| {
+        // SAFETY: the pointer is that of a ring buffer, which the loader replaces with the map.
+        unsafe { bpf_ringbuf_query(core::ptr::from_ref(&EVENTS).cast_mut().cast(), flags) }
+    };
+    query(AVAILABLE_DATA) > query(RING_SIZE) / 2
+}
 
 /// Sends an event, and returns whether there was room for it.
 #[inline(always)]

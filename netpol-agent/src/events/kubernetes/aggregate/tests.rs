@@ -16,7 +16,7 @@ fn denied(pod: &str, peer: u16, packets: u64) -> Denied {
         topic: Topic {
             direction: Direction::Egress,
             reason: Reason::NoRule,
-            peer: FlowEnd { address: Some([10, 0, high, low].into()), ..FlowEnd::default() },
+            peer: Box::new(FlowEnd { address: Some([10, 0, high, low].into()), ..FlowEnd::default() }),
             protocol: "TCP".into(),
             port: Some(80),
             policies: vec!["shop/deny-all".to_owned()],

@@ -1,0 +1,95 @@
+//! The limits on events: at most one per second for each flow, within a budget for each pod.
+
+use netpol_common::{
+    EVENT_BURST, EVENT_INTERVAL_NS, EVENT_LIMIT_WAYS, EventBudget, EventKind, EventLimit, EventLimitSet,
+};
+
+use crate::context::{Context, NodeContext};
+use crate::slot::field;
+
+/// Returns one product of the universal hash NH. Two given flows have the same hash for only one key in 2³². With an
+/// unkeyed hash, or with a key that is only mixed in, a pod could send flows that take another flow's slot. Source: RFC
+/// 4418, 5.2.2 (the sum of products of words to which the key's words are added).
+#[inline(always)]
+pub(crate) fn product<S: Context>(context: &S, at: usize, [a, b]: [u32; 2]) -> u64 {
+    let a = a.wrapping_add(context.event_key(at));
+    let b = b.wrapping_add(context.event_key(at + 1));
+    u64::from(a).wrapping_mul(u64::from(b))
+}
+
+/// Computes one round of a multiplicative hash. The product spreads each bit to higher bits, and the shift copies the
+/// upper half to the lower half.
+#[inline(always)]
+pub(crate) const fn mix(bits: u64) -> u64 {
+    let spread = bits.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    spread ^ (spread >> 32)
+}
+
+/// Set in the result of [`limit_event`] if an event is to be sent. The bits below are the number of packets of the flow
+/// without an event.
+pub(crate) const REPORT: u64 = 1 << 32;
+
+/// Decides whether a packet of the flow with this hash causes an event. If not, the packet is counted as suppressed.
+///
+/// Events of allowed flows have slots of their own, and are only sent while the ring buffer is at most half full. So
+/// they never suppress an event of a denied packet.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "halves of the hash")]
+pub(crate) fn limit_event<N: NodeContext>(node: N, hash: u64, budget: u32, kind: EventKind) -> u64 {
+    let denied = matches!(kind, EventKind::Denied);
+    let index = (hash >> 32) as u32;
+    let Some(set) = (if denied { node.denials(index) } else { node.allowed_flows(index) }) else { return 0 };
+    let Some(charged) = node.event_budget(budget) else { return 0 };
+    // An unused slot has tag 0.
+    let (tag, now) = (hash as u32 | 1, node.now());
+    let mut own = None;
+    let ways = set.part(field!(EventLimitSet, ways));
+    let mut oldest = ways.element(0);
+    let mut age = 0;
+    for way in 0..EVENT_LIMIT_WAYS as usize {
+        let slot = ways.element(way);
+        let since = now.wrapping_sub(slot.read(field!(EventLimit, last_event)));
+        if slot.read(field!(EventLimit, tag)) == tag {
+            if since < node.hz() {
+                slot.add_u32(field!(EventLimit, suppressed), 1);
+                return 0;
+            }
+            own = Some(slot);
+        }
+        if since >= age {
+            (oldest, age) = (slot, since);
+        }
+    }
+    let now_ns = node.boot_ns();
+    let paid_until = charged.read(field!(EventBudget, paid_until_ns));
+    let is_spent = paid_until > now_ns + EVENT_INTERVAL_NS * (EVENT_BURST - 1);
+    if is_spent || (!denied && node.is_ring_half_full()) {
+        // A flow without a slot does not get one now: a flood must not take the slots of flows that are within their
+        // budget.
+        match own {
+            Some(slot) => slot.add_u32(field!(EventLimit, suppressed), 1),
+            None => charged.add_u64(field!(EventBudget, suppressed), 1),
+        }
+        return 0;
+    }
+    if paid_until < now_ns {
+        charged.write(field!(EventBudget, paid_until_ns), now_ns);
+    }
+    charged.add_u64(field!(EventBudget, paid_until_ns), EVENT_INTERVAL_NS);
+    let slot = own.unwrap_or(oldest);
+    // Subtracted rather than set to 0, because another CPU may count at the same time.
+    let suppressed = slot.read(field!(EventLimit, suppressed));
+    slot.add_u32(field!(EventLimit, suppressed), suppressed.wrapping_neg());
+    slot.write(field!(EventLimit, last_event), now);
+    if own.is_some() {
+        return REPORT | u64::from(suppressed);
+    }
+    if suppressed != 0
+        && let Some(previous) = node.event_budget(slot.read(field!(EventLimit, budget)))
+    {
+        previous.add_u64(field!(EventBudget, suppressed), u64::from(suppressed));
+    }
+    slot.write(field!(EventLimit, tag), tag);
+    slot.write(field!(EventLimit, budget), budget);
+    REPORT
+}

@@ -1,0 +1,291 @@
+//! Tests of events of allowed flows, of policies in shadow mode and of observing, with [`Memory`], where maps are in
+//! memory and the test sets the clock.
+
+use netpol_common::Direction::{Egress, Ingress};
+use netpol_common::{
+    AddressEntry, AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, EVENT_BURST, Endpoint, EndpointVersion,
+    EventKind, FlowEvent, FrontendEntry, FrontendKey, IfIndex, PortSetId, RECHECK, Reason, RuleId, RuleSetId, Settings,
+    address_flags, event_budget, event_flags, frontend_scope, protocol,
+};
+use netpol_ebpf::memory::Memory;
+
+const VETH: u32 = 7;
+const OTHER_INTERFACE: u32 = 9;
+const POD: [u8; 4] = [10, 0, 0, 1];
+const CLIENT: [u8; 4] = [10, 0, 0, 2];
+const BACKEND: [u8; 4] = [10, 0, 0, 3];
+const SERVICE: [u8; 4] = [10, 96, 0, 1];
+/// A rule set that allows nothing but what a test adds.
+const RULES: RuleSetId = RuleSetId(3);
+const DENIES: DirectionPolicy = DirectionPolicy { rule_set: RULES, any: PortSetId::NONE };
+/// The flag of a fragment that is not the last one.
+const MORE: u16 = 0x2000;
+const SYN: u8 = 0x02;
+const SYN_ACK: u8 = 0x12;
+const ACK: u8 = 0x10;
+
+/// Returns a pod that no policy isolates. Allowed flows are reported.
+fn pod() -> Memory {
+    let mut memory = Memory::default();
+    let endpoint = Endpoint {
+        ifindex: IfIndex(VETH),
+        version: EndpointVersion(1),
+        ingress: DirectionPolicy::OPEN,
+        egress: DirectionPolicy::OPEN,
+        id: 1,
+        address_v4: POD,
+        shadow_ingress: DirectionPolicy::OPEN,
+        shadow_egress: DirectionPolicy::OPEN,
+        ..Endpoint::default()
+    };
+    memory.endpoints.insert(VETH, endpoint);
+    memory.settings.set(Settings { record_allowed: 1 });
+    memory
+}
+
+/// Changes the endpoint and increments its version, as the agent does.
+fn change(memory: &mut Memory, change: impl FnOnce(&mut Endpoint)) {
+    let endpoint = memory.endpoints.get_mut(&VETH).expect("the pod's endpoint");
+    change(endpoint);
+    endpoint.version.0 += 1;
+}
+
+fn frame(from: [u8; 4], to: [u8; 4], protocol: u8, fragment: u16, transport: &[u8]) -> Vec<u8> {
+    let total = u16::try_from(20 + transport.len()).expect("a short packet");
+    let mut frame = [&[2; 12][..], &[8, 0, 0x45, 0], &total.to_be_bytes(), &[0, 1]].concat();
+    frame.extend([&fragment.to_be_bytes()[..], &[64, protocol, 0, 0], &from, &to, transport].concat());
+    frame
+}
+
+fn tcp(flags: u8, ports: [u16; 2]) -> Vec<u8> {
+    let mut header = ports.map(u16::to_be_bytes).concat();
+    header.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 1, 0, 0, 0, 0, 0]);
+    header
+}
+
+fn udp(ports: [u16; 2]) -> Vec<u8> {
+    [ports[0].to_be_bytes(), ports[1].to_be_bytes(), [0, 16], [0; 2], [0; 2], [0; 2], [0; 2], [0; 2]].concat()
+}
+
+/// Runs a TCP packet from `CLIENT`, port 1000, to the pod's port 80.
+fn request(memory: &Memory, flags: u8) -> Reason {
+    connect(memory, flags, 1000, 80)
+}
+
+fn connect(memory: &Memory, flags: u8, from: u16, to: u16) -> Reason {
+    memory.source_endpoint.set(0);
+    memory.run(Ingress, &frame(CLIENT, POD, protocol::TCP, 0, &tcp(flags, [from, to])), VETH, OTHER_INTERFACE)
+}
+
+/// Runs a reply to [`request`].
+fn reply(memory: &Memory, flags: u8) -> Reason {
+    memory.run(Egress, &frame(POD, CLIENT, protocol::TCP, 0, &tcp(flags, [80, 1000])), VETH, 0)
+}
+
+/// Runs a datagram from the pod, and returns the reason and the source endpoint ID with the recheck bit.
+fn send(memory: &Memory, to: [u8; 4], port: u16) -> (Reason, u32) {
+    let reason = memory.run(Egress, &frame(POD, to, protocol::UDP, 0, &udp([1000, port])), VETH, 0);
+    (reason, memory.source_endpoint.get())
+}
+
+fn events(memory: &Memory) -> Vec<FlowEvent> {
+    std::mem::take(&mut *memory.events.borrow_mut())
+}
+
+/// Returns kind, direction, reason and destination port of each event.
+fn summary(memory: &Memory) -> Vec<(EventKind, Direction, Reason, u16)> {
+    let summary = |event: FlowEvent| {
+        let direction = if event.direction == 0 { Ingress } else { Egress };
+        let reason = Reason::from_code(event.reason).expect("the code of a reason");
+        (event.kind(), direction, reason, u16::from_be_bytes(event.destination_port))
+    };
+    events(memory).into_iter().map(summary).collect()
+}
+
+fn shadow_denied(memory: &Memory, direction: Direction) -> u64 {
+    memory.shadow_denied.borrow().get(&(1, direction)).copied().unwrap_or_default()
+}
+
+#[test]
+fn a_new_flow_is_reported_once_if_allowed_flows_are_reported() {
+    for record_allowed in [0, 1] {
+        let memory = pod();
+        memory.settings.set(Settings { record_allowed });
+        assert_eq!(request(&memory, SYN), Reason::NotIsolated);
+        // The same SYN again, a reply, and more packets.
+        assert_eq!(request(&memory, SYN), Reason::NotIsolated);
+        assert_eq!((reply(&memory, SYN_ACK), request(&memory, ACK)), (Reason::Flow, Reason::Flow));
+        let expected = [(EventKind::Allowed, Ingress, Reason::NotIsolated, 80)];
+        assert_eq!(summary(&memory), expected[..record_allowed as usize]);
+        // A new connection with the same ports.
+        memory.wait(1);
+        assert_eq!(request(&memory, SYN), Reason::NotIsolated);
+        assert_eq!(summary(&memory), expected[..record_allowed as usize]);
+    }
+}
+
+#[test]
+fn a_flow_event_has_the_ends_and_the_rule_set() {
+    let mut memory = pod();
+    let everything = AllowEntry { port_set: PortSetId::ALL, rule: RuleId(1) };
+    memory.allow.insert(AllowKey { rule_set: RULES, class: ClassId(1) }, everything);
+    memory.v4.addresses.insert(CLIENT, AddressEntry { class: ClassId(1), ..AddressEntry::default() });
+    change(&mut memory, |endpoint| endpoint.ingress = DENIES);
+    assert_eq!(request(&memory, SYN), Reason::Rule);
+    let [event] = events(&memory)[..] else { panic!("one event") };
+    assert_eq!((event.reason, event.rule_set, event.flags), (Reason::Rule as u8, RULES, 0));
+    assert_eq!((&event.source[..4], &event.destination[..4]), (&CLIENT[..], &POD[..]));
+    assert_eq!((event.source_port, event.destination_port), (1000_u16.to_be_bytes(), 80_u16.to_be_bytes()));
+    assert_eq!((event.endpoint, event.source_endpoint, event.length), (1, 0, 40));
+    assert_eq!(event.budget(), event_budget(1, Ingress, EventKind::Allowed));
+}
+
+#[test]
+fn connections_of_one_client_to_one_port_have_one_event_a_second() {
+    let mut memory = pod();
+    for second in 0..3 {
+        for port in 0..100 {
+            assert!(connect(&memory, SYN, 2000 + second * 100 + port, 80).allows());
+        }
+        assert!(connect(&memory, SYN, 1000, 81 + second).allows(), "another port of the pod");
+        memory.wait(1);
+    }
+    let found = events(&memory);
+    let suppressed: Vec<_> = found.iter().map(|event| event.suppressed).collect();
+    assert_eq!(suppressed, [0, 0, 99, 0, 99, 0]);
+    assert_eq!(memory.suppressed().1, 99, "counted for the next event");
+}
+
+#[test]
+fn allowed_flows_do_not_suppress_events_of_denied_packets() {
+    let mut memory = pod();
+    change(&mut memory, |endpoint| endpoint.egress = DENIES);
+    for port in 0..20_000 {
+        assert_eq!(connect(&memory, SYN, 1000, port), Reason::NotIsolated);
+    }
+    assert_eq!(events(&memory).len() as u64, EVENT_BURST);
+    assert_eq!(memory.suppressed().0[event_budget(1, Ingress, EventKind::Allowed) as usize], 20_000 - EVENT_BURST);
+    for port in 0..100 {
+        assert_eq!(send(&memory, CLIENT, port).0, Reason::NoRule);
+    }
+    assert_eq!(events(&memory).len(), 100, "denied packets have their own budget");
+    // Only denied packets use the second half of the ring buffer.
+    memory.wait(10);
+    memory.ring_half_full.set(true);
+    assert_eq!(connect(&memory, SYN, 1000, 20_000), Reason::NotIsolated);
+    assert_eq!(send(&memory, CLIENT, 200).0, Reason::NoRule);
+    assert_eq!(summary(&memory), [(EventKind::Denied, Egress, Reason::NoRule, 200)]);
+    assert_eq!(memory.suppressed().0[event_budget(1, Ingress, EventKind::Allowed) as usize], 20_001 - EVENT_BURST);
+}
+
+#[test]
+fn shadow_mode_reports_what_it_would_deny_and_changes_nothing() {
+    let mut memory = pod();
+    assert_eq!((request(&memory, SYN), reply(&memory, SYN_ACK)), (Reason::NotIsolated, Reason::Flow));
+    events(&memory);
+    change(&mut memory, |endpoint| endpoint.shadow_ingress = DENIES);
+    // The open flow is evaluated once, in its initiator's direction, although its next packet is a reply.
+    for _ in 0..3 {
+        assert_eq!((reply(&memory, ACK), request(&memory, ACK)), (Reason::Flow, Reason::Flow));
+    }
+    let [event] = events(&memory)[..] else { panic!("one event") };
+    assert_eq!((event.flags, event.reason), (event_flags::SHADOW, Reason::NoRule as u8));
+    assert_eq!((event.direction, event.rule_set), (Ingress as u8, RULES));
+    assert_eq!((&event.source[..4], &event.destination[..4]), (&CLIENT[..], &POD[..]));
+    assert_eq!((event.source_port, event.destination_port), (1000_u16.to_be_bytes(), 80_u16.to_be_bytes()));
+    assert_eq!(shadow_denied(&memory, Ingress), 1);
+    // A new flow has one event, with the verdict of shadow mode.
+    assert_eq!(connect(&memory, SYN, 1001, 81), Reason::NotIsolated);
+    assert_eq!(connect(&memory, ACK, 1001, 81), Reason::Flow);
+    assert_eq!(summary(&memory), [(EventKind::Shadow, Ingress, Reason::NoRule, 81)]);
+    assert_eq!(shadow_denied(&memory, Ingress), 2);
+    // Flows of the other direction, and flows that it allows, have no such event.
+    memory.settings.set(Settings::default());
+    assert_eq!(send(&memory, CLIENT, 53).0, Reason::NotIsolated);
+    memory.v4.addresses.insert(CLIENT, AddressEntry { class: ClassId(1), ..AddressEntry::default() });
+    let everything = AllowEntry { port_set: PortSetId::ALL, rule: RuleId(1) };
+    memory.allow.insert(AllowKey { rule_set: RULES, class: ClassId(1) }, everything);
+    assert_eq!(connect(&memory, SYN, 1002, 82), Reason::NotIsolated);
+    assert_eq!((summary(&memory), shadow_denied(&memory, Ingress)), (Vec::new(), 2));
+}
+
+#[test]
+fn shadow_mode_evaluates_flows_to_services_before_and_after_translation() {
+    let mut memory = pod();
+    memory.settings.set(Settings::default());
+    memory.v4.addresses.insert(SERVICE, AddressEntry { flags: address_flags::SERVICE, ..AddressEntry::default() });
+    memory.v4.addresses.insert(BACKEND, AddressEntry { class: ClassId(2), ..AddressEntry::default() });
+    for (port, class, port_set) in [(1, 11, PortSetId::ALL), (2, 12, PortSetId::SOME), (3, 13, PortSetId::NONE)] {
+        let port = u16::to_be_bytes(port);
+        let key = FrontendKey { address: SERVICE, port, protocol: protocol::UDP, scope: frontend_scope::ADDRESS };
+        memory.v4.frontends.insert(key, FrontendEntry { class: ClassId(class) });
+        let allow = AllowEntry { port_set, rule: RuleId::NONE };
+        memory.allow.insert(AllowKey { rule_set: RULES, class: ClassId(class) }, allow);
+    }
+    let everything = AllowEntry { port_set: PortSetId::ALL, rule: RuleId(1) };
+    memory.allow.insert(AllowKey { rule_set: RULES, class: ClassId(2) }, everything);
+    assert_eq!(send(&memory, SERVICE, 3), (Reason::NotIsolated, 1), "without shadow mode");
+    change(&mut memory, |endpoint| endpoint.shadow_egress = DENIES);
+    let marked = 1 | RECHECK;
+    for (port, expected) in [(1, marked), (2, marked), (3, 1)] {
+        assert_eq!(send(&memory, SERVICE, port).1, expected, "port {port}");
+        assert_eq!(send(&memory, SERVICE, port), (Reason::Flow, 1), "only the first packet");
+    }
+    assert_eq!(summary(&memory), [(EventKind::Shadow, Egress, Reason::NoAllowedBackend, 3)]);
+    // Post-DNAT: at an allowed backend, at another one, and masqueraded.
+    let post_dnat = |from, to| {
+        memory.source_endpoint.set(marked);
+        let reason = memory.run_post_dnat(&frame(from, to, protocol::UDP, 0, &udp([1000, 53])), VETH);
+        assert_eq!(reason, Reason::NotIsolated);
+        summary(&memory)
+    };
+    assert_eq!(post_dnat(POD, BACKEND), []);
+    assert_eq!(post_dnat(POD, CLIENT), [(EventKind::Shadow, Egress, Reason::BackendDenied, 53)]);
+    assert_eq!(post_dnat([192, 0, 2, 1], BACKEND), []);
+    assert_eq!(shadow_denied(&memory, Egress), 2);
+}
+
+#[test]
+fn shadow_mode_evaluates_a_datagram_by_its_first_fragment() {
+    let mut memory = pod();
+    memory.settings.set(Settings::default());
+    change(&mut memory, |endpoint| endpoint.shadow_ingress = DENIES);
+    memory.source_endpoint.set(0);
+    let first = frame(CLIENT, POD, protocol::UDP, MORE, &udp([1000, 53]));
+    assert_eq!(memory.run(Ingress, &first, VETH, OTHER_INTERFACE), Reason::NotIsolated);
+    let later = frame(CLIENT, POD, protocol::UDP, 2, &[0; 8]);
+    assert_eq!(memory.run(Ingress, &later, VETH, OTHER_INTERFACE), Reason::Flow);
+    // The first fragment of this datagram was not seen.
+    let mut orphan = later;
+    orphan[19] = 9;
+    assert_eq!(memory.run(Ingress, &orphan, VETH, OTHER_INTERFACE), Reason::NotIsolated);
+    assert_eq!(summary(&memory), [(EventKind::Shadow, Ingress, Reason::NoRule, 53)]);
+    assert_eq!(shadow_denied(&memory, Ingress), 1);
+}
+
+#[test]
+fn observing_reports_a_denied_flow_once_and_enforcing_denies_it_again() {
+    let mut memory = pod();
+    memory.observe.set(true);
+    // Both directions are isolated: without a flow, the replies would be denied, too.
+    change(&mut memory, |endpoint| (endpoint.ingress, endpoint.egress) = (DENIES, DENIES));
+    assert_eq!(request(&memory, SYN), Reason::NoRule);
+    for _ in 0..2 {
+        assert_eq!((reply(&memory, SYN_ACK), request(&memory, ACK)), (Reason::Flow, Reason::Flow));
+    }
+    let [event] = events(&memory)[..] else { panic!("one event") };
+    assert_eq!((event.flags, event.reason), (event_flags::OBSERVED, Reason::NoRule as u8));
+    // A change of the policy: replies do not hide that the flow would be denied at its initiator's next packet.
+    change(&mut memory, |_| {});
+    assert_eq!((reply(&memory, ACK), request(&memory, ACK)), (Reason::Revoked, Reason::Revoked));
+    assert_eq!((reply(&memory, ACK), request(&memory, ACK)), (Reason::Flow, Reason::Flow));
+    // An agent that enforces the same policies replaces the programs.
+    events(&memory);
+    memory.wait(1);
+    memory.observe.set(false);
+    assert_eq!((request(&memory, ACK), reply(&memory, ACK)), (Reason::Revoked, Reason::Revoked));
+    assert!(events(&memory).iter().all(|event| event.flags == 0 && event.reason == Reason::Revoked as u8));
+    // And the reverse.
+    memory.observe.set(true);
+    assert_eq!((request(&memory, ACK), reply(&memory, ACK)), (Reason::Flow, Reason::Flow), "already reported");
+}
