@@ -3,35 +3,42 @@
 use std::net::{AddrParseError, IpAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
-use netpol_api::{Condition, parse_duration};
 use netpol_policy::model::Protocol;
 
 use crate::ends::{EndArgument, MatrixEnd};
+
+mod live;
+
+pub(crate) use live::{
+    AGENT_NAMESPACE, AgentOptions, FlowsOptions, FlowsOutput, KubeOptions, ListOptions, ResumeOptions, ScopeOptions,
+    ShadowCommand, ShadowOptions, StatusOptions, SuspendOptions, SuspendScope, TopOptions, WaitOptions, WhyOptions,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0   done
       explain: allowed; lint: no errors; wait: enforced
-  1   explain: denied, or only some connections or backends allowed
+  1   explain: denied, or only some connections or backends allowed; or, with
+      --live, the tables of a node deny it
       lint: errors found
-      wait: timed out, not found, or cannot be enforced on this node
+      wait: timed out, not found, or cannot be enforced
   2   wrong usage
   3   input could not be read, or the requested object is not in the input
       explain, matrix: also if a part of an object is invalid, or a template
       was skipped; the result is printed, and may be wrong
-      wait: no agent responds
+      commands for a cluster: the API server or no agent responds
   4   unknown: the verdict depends on a policy of a kind that netpol does not
-      evaluate (Cilium, Calico, Antrea, AdminNetworkPolicy, …), or on an
-      address that the manifests do not contain
+      evaluate (Cilium, Calico, Antrea, AdminNetworkPolicy, …), on an address
+      that the manifests do not contain, or on objects that you cannot list
       matrix: at least one verdict is unknown
+  5   some nodes did not respond; the output is about the others
   70  a bug in netpol: the compiled tables and the reference differ";
 
-/// Evaluate network policies: which pods can connect, and why. Reads manifests and needs no cluster; `wait` connects to
-/// the agent on this node.
+/// Evaluate network policies: which pods can connect, and why; and show what the agents of a cluster enforce. Reads
+/// manifests, or uses the cluster of your kubeconfig.
 #[derive(Debug, Parser)]
 #[command(name = "netpol", version, after_help = EXIT_CODES)]
 pub(crate) struct Arguments {
@@ -45,14 +52,32 @@ pub(crate) enum Command {
     #[command(after_help = MATRIX_EXAMPLES)]
     Matrix(MatrixOptions),
     /// Explain why a connection is allowed or denied
-    #[command(after_help = EXPLAIN_EXAMPLES)]
-    Explain(ExplainOptions),
+    #[command(after_help = EXPLAIN_EXAMPLES, mut_arg("paths", |arg| arg.required(false)))]
+    Explain(Box<ExplainOptions>),
     /// Report errors and mistakes in manifests, with file and line
     #[command(after_help = LINT_EXAMPLES)]
     Lint(LintOptions),
-    /// Wait until this node enforces a policy, or all policies of a pod
-    #[command(after_help = WAIT_EXAMPLES)]
+    /// Show the flows of all nodes: allowed, denied, and what policies in shadow mode would deny
+    Flows(FlowsOptions),
+    /// Show the pairs of workloads with the most flows
+    Top(TopOptions),
+    /// Show the agents of all nodes, those with problems first
+    Status(StatusOptions),
+    /// Show the pod interfaces on all nodes, with the policies that isolate them
+    Endpoints(ListOptions),
+    /// Show what each policy selects, and the flows of each rule
+    Policies(ListOptions),
+    /// Show what policies in shadow mode would deny
+    #[command(subcommand)]
+    Shadow(ShadowCommand),
+    /// Show why a pod's connections are denied, with rights in its namespace only
+    Why(WhyOptions),
+    /// Wait until all nodes enforce a policy, or all policies of a pod
     Wait(WaitOptions),
+    /// Suspend the enforcement of policies for a limited time
+    Suspend(SuspendOptions),
+    /// End a suspension
+    Resume(ResumeOptions),
     /// Print a script with which a shell completes commands and options of netpol
     #[command(after_help = COMPLETION_EXAMPLES)]
     Completion {
@@ -84,6 +109,10 @@ Examples:
   netpol explain -f manifests/ --from shop/frontend --to 198.51.100.7 --port 443/TCP -o json
   helm template . | netpol explain -f - -n shop --from deploy/web --to svc/db --port 5432
   kubectl kustomize . | netpol explain -f - -n shop --from app=web --to internet --port 443
+  netpol explain -n shop --from deploy/web --to svc/db --port 5432 --live
+
+Without -f, explain lists the objects of the cluster with your rights. If you
+cannot list objects that may matter, the verdict is unknown.
 
 Ends, with kubectl's names of resources:
   deploy/web, sts/db, job/migrate …    the pods of a workload in the namespace of -n
@@ -105,19 +134,6 @@ Examples:
   netpol lint -f manifests/
   netpol lint -f policy.yaml -o json";
 
-const WAIT_EXAMPLES: &str = "\
-Examples:
-  netpol wait --for policy/shop/backend --timeout 30s
-  netpol wait --for delete=policy/shop/backend
-  netpol wait --for pod/shop/web-0 --for pod/shop/web-1 -o json
-  netpol wait --for sync
-
-Waits for the agent on this node only: other nodes may enforce the same policy
-earlier or later. Enforced means: the current version of the objects is in the
-kernel for every pod on this node that the policy selects, and applies to the
-next packet.
-delete= waits until the object is deleted and no longer enforced.";
-
 const COMPLETION_EXAMPLES: &str = "\
 Examples:
   source <(netpol completion bash)
@@ -128,7 +144,7 @@ const MAN_EXAMPLES: &str = "\
 Examples:
   netpol man ~/.local/share/man/man1 && man netpol-explain";
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct InputOptions {
     /// Manifests: a file, a directory (read recursively: *.yaml, *.yml, *.json), or - for standard input; repeatable
     #[arg(short = 'f', long = "filename", value_name = "PATH", required = true)]
@@ -218,12 +234,18 @@ pub(crate) struct ExplainOptions {
     /// Destination: the same, or a Service
     #[arg(long, value_name = "END", allow_hyphen_values = true)]
     pub(crate) to: EndArgument,
-    /// The namespace of ends that are written without one
-    #[arg(short, long, value_name = "NAMESPACE", default_value = "default")]
-    pub(crate) namespace: String,
+    /// The namespace of ends that are written without one. Default: default; without -f, that of the context
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub(crate) namespace: Option<String>,
     /// Port and protocol, such as 80/TCP or 53/UDP; without protocol, TCP
     #[arg(short, long, value_name = "PORT/PROTOCOL")]
     pub(crate) port: PortArgument,
+    /// Also ask the agents for the verdicts of their nodes' tables, and report differences. Each end must be a pod, a
+    /// Service or an address
+    #[arg(long)]
+    pub(crate) live: bool,
+    #[command(flatten)]
+    pub(crate) agents: AgentOptions,
     /// The output format
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: Output,
@@ -233,22 +255,6 @@ pub(crate) struct ExplainOptions {
 pub(crate) struct LintOptions {
     #[command(flatten)]
     pub(crate) input: InputOptions,
-    /// The output format
-    #[arg(short, long, value_enum, default_value = "table")]
-    pub(crate) output: Output,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct WaitOptions {
-    /// policy/NAMESPACE/NAME, pod/NAMESPACE/NAME, delete= and either of them, or sync (all current objects); repeatable
-    #[arg(long = "for", value_name = "CONDITION", required = true)]
-    pub(crate) conditions: Vec<Condition>,
-    /// The maximum time to wait, such as 500ms, 30s or 2m; 0s checks once
-    #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = parse_duration)]
-    pub(crate) timeout: Duration,
-    /// The socket of the agent (its --api-socket)
-    #[arg(long, default_value = netpol_api::DEFAULT_SOCKET, value_name = "PATH")]
-    pub(crate) socket: PathBuf,
     /// The output format
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: Output,

@@ -5,6 +5,8 @@ use std::io::IsTerminal;
 use netpol_policy::explain::Verdict;
 use netpol_policy::model::Severity;
 
+use crate::columns::Tone;
+
 /// Foreground colors of ECMA-48, SGR.
 const RED: u8 = 31;
 const GREEN: u8 = 32;
@@ -21,8 +23,20 @@ impl ColorMode {
         Self(std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()))
     }
 
-    #[cfg(test)]
     pub(crate) const NEVER: Self = Self(false);
+
+    #[cfg(test)]
+    pub(crate) const ALWAYS: Self = Self(true);
+
+    /// Colors a cell or a word.
+    pub(crate) fn tone(self, tone: Option<Tone>, text: &str) -> String {
+        match tone {
+            Some(Tone::Good) => self.paint(GREEN, text),
+            Some(Tone::Notice) => self.paint(YELLOW, text),
+            Some(Tone::Bad) => self.paint(RED, text),
+            None => text.to_owned(),
+        }
+    }
 
     /// Colors a verdict: green if allowed, yellow if unknown, otherwise red.
     pub(crate) fn verdict(self, verdict: Verdict, text: &str) -> String {

@@ -101,6 +101,17 @@ impl MatrixEnd {
 }
 
 impl EndArgument {
+    /// Returns the namespace of the pods or the Service; `None` for addresses.
+    pub(crate) fn namespace<'e>(&'e self, default: &'e str) -> Option<&'e str> {
+        match self {
+            Self::Pod(namespace, _) | Self::Service(namespace, _) | Self::Workload(_, namespace, _) => {
+                Some(namespace.as_deref().unwrap_or(default))
+            }
+            Self::Labels(..) => Some(default),
+            Self::Address(_) | Self::Range(_) | Self::Internet => None,
+        }
+    }
+
     /// Returns whether the argument stands for one end in every input: it is a pod, a Service or an address.
     pub(crate) const fn is_single(&self) -> bool {
         matches!(self, Self::Pod(..) | Self::Service(..) | Self::Address(_))

@@ -1,9 +1,11 @@
 //! `netpol explain`.
 
+mod live_tables;
+
 use std::collections::BTreeMap;
 use std::io::Write;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use netpol_policy::explain::{Explanation, Verdict};
 use netpol_policy::reference::{ConnectionError, End};
 use netpol_policy::text::{self, Safe, wrap};
@@ -14,9 +16,13 @@ use crate::args::{ExplainOptions, Output, PortArgument};
 use crate::color::ColorMode;
 use crate::ends::{self, EndSet, EndText};
 use crate::input::{Input, InputReport};
+use crate::live::{self, Ends};
+use crate::remote::{Kube, progress, runtime};
 use crate::table;
 use crate::unevaluated;
 use crate::verdict::{Evaluator, VerdictError};
+
+use live_tables::live_tables;
 
 /// The number of connections that are evaluated at most.
 const MAX_CONNECTIONS: usize = 100_000;
@@ -29,6 +35,9 @@ const SHOWN: usize = 10;
 struct JsonOutput<'a> {
     #[serde(flatten)]
     explanation: &'a Explanation,
+    /// With `--live`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    live: Option<&'a live_tables::Tables>,
     input: InputReport<'a>,
 }
 
@@ -91,58 +100,132 @@ fn as_texts<S: Serializer>(pairs: &[[EndText; 2]], serializer: S) -> Result<S::O
 }
 
 pub(crate) fn run(options: &ExplainOptions, out: &mut impl Write) -> Result<Exit> {
-    let input = Input::read(&options.input);
+    let (input, namespace) = input(options)?;
     input.report();
     let mut cluster = input.cluster(&options.input);
-    let (from, to) = ends::resolve(&mut cluster, (&options.from, &options.to), &options.namespace)?;
+    let resolved = ends::resolve(&mut cluster, (&options.from, &options.to), &namespace);
+    let (from, to) = resolved.map_err(|error| with_missing(error, &input))?;
     let evaluate = Evaluator::new(cluster);
+    let ends = Ends { from: &options.from, to: &options.to, namespace: &namespace };
+    let mut context = Context {
+        options,
+        input: &input,
+        evaluate: &evaluate,
+        unknown_because: ends.unknown_because(&input),
+        live: None,
+    };
+    let mut live_exit = Exit::Ok;
+    if options.live {
+        let (answers, exit) = live_tables(options, (&from, &to))?;
+        context.live = Some(answers);
+        live_exit = exit;
+    }
     let is_single = options.output == Output::Table || options.from.is_single() && options.to.is_single();
     let verdict = match (&from.ends[..], &to.ends[..]) {
-        ([(source, _)], [(destination, _)]) if is_single => {
-            one(options, &input, &evaluate, (source, destination), out)?
-        }
-        _ => several(options, &input, &evaluate, (&from, &to), out)?,
+        ([(source, _)], [(destination, _)]) if is_single => context.one((source, destination), out),
+        _ => context.several((&from, &to), out),
     };
+    let verdict = verdict.map_err(|error| with_missing(error, &input))?;
     if options.output == Output::Table {
         unevaluated::print(out, &input.parsed.unevaluated, table::text_width())?;
+        if let Some(answers) = &context.live {
+            live_tables::print(out, answers)?;
+        }
     }
     Ok(match verdict {
         _ if !input.is_complete() => Exit::InvalidInput,
-        Verdict::Allow => Exit::Ok,
+        Verdict::Allow => live_exit,
         Verdict::Unknown => Exit::Unknown,
         Verdict::Some | Verdict::Deny => Exit::Negative,
     })
 }
 
-fn one(
-    options: &ExplainOptions,
-    input: &Input,
-    evaluate: &Evaluator,
-    (from, to): (&End, &End),
-    out: &mut impl Write,
-) -> Result<Verdict> {
-    let explanation = evaluate.explain(from, to, options.port)?;
-    match options.output {
-        Output::Json => print_json(out, &JsonOutput { explanation: &explanation, input: input.json() })?,
+/// Returns the input, and the namespace of ends without one.
+fn input(options: &ExplainOptions) -> Result<(Input, String)> {
+    if !options.input.paths.is_empty() {
+        let namespace = options.namespace.clone().unwrap_or_else(|| "default".to_owned());
+        return Ok((Input::read(&options.input), namespace));
+    }
+    runtime()?.block_on(async {
+        let kube = Kube::open(&options.agents.kube).await?;
+        let namespace = options.namespace.clone().unwrap_or_else(|| kube.namespace.clone());
+        let ends = Ends { from: &options.from, to: &options.to, namespace: &namespace };
+        let input = progress("the objects of the cluster", live::read(&kube, &ends.needed())).await?;
+        Ok((input, namespace))
+    })
+}
+
+/// An end that is not found may be one that the caller cannot list.
+fn with_missing(error: anyhow::Error, input: &Input) -> anyhow::Error {
+    let in_namespace: Vec<String> =
+        input.missing.iter().filter(|missing| missing.namespace.is_some()).map(ToString::to_string).collect();
+    if in_namespace.is_empty() || error.is::<std::io::Error>() {
+        return error;
+    }
+    anyhow!("{error}; {}", in_namespace.join("; "))
+}
+
+/// What all kinds of output have in common.
+struct Context<'a> {
+    options: &'a ExplainOptions,
+    input: &'a Input,
+    evaluate: &'a Evaluator,
+    /// Objects that the caller cannot list, and that may change the verdict.
+    unknown_because: Vec<String>,
+    /// The verdicts of the nodes' tables.
+    live: Option<live_tables::Tables>,
+}
+
+impl Context<'_> {
+    fn one(&self, ends: (&End, &End), out: &mut impl Write) -> Result<Verdict> {
+        one(self, ends, out)
+    }
+
+    fn several(&self, ends: (&EndSet, &EndSet), out: &mut impl Write) -> Result<Verdict> {
+        several(self, ends, out)
+    }
+
+    /// The verdict is unknown, if the caller cannot list objects that may change it.
+    fn known(&self, verdict: Verdict) -> Verdict {
+        if self.unknown_because.is_empty() { verdict } else { Verdict::Unknown }
+    }
+
+    /// Explains one connection.
+    fn explain(&self, from: &End, to: &End) -> Result<Explanation> {
+        let mut explanation = self.evaluate.explain(from, to, self.options.port)?;
+        if !self.unknown_because.is_empty() {
+            explanation.verdict = Verdict::Unknown;
+            let is_pod = matches!(to, End::Pod(_));
+            let side = if is_pod { &mut explanation.path.ingress } else { &mut explanation.path.egress };
+            side.verdict = Verdict::Unknown;
+            side.unknown_because.extend(self.unknown_because.iter().cloned());
+        }
+        Ok(explanation)
+    }
+}
+
+fn one(context: &Context<'_>, (from, to): (&End, &End), out: &mut impl Write) -> Result<Verdict> {
+    let explanation = context.explain(from, to)?;
+    match context.options.output {
+        Output::Json => print_json(
+            out,
+            &JsonOutput { explanation: &explanation, live: context.live.as_ref(), input: context.input.json() },
+        )?,
         Output::Table => write!(out, "{}", render(&explanation))?,
     }
     Ok(explanation.verdict)
 }
 
-fn several(
-    options: &ExplainOptions,
-    input: &Input,
-    evaluate: &Evaluator,
-    (from, to): (&EndSet, &EndSet),
-    out: &mut impl Write,
-) -> Result<Verdict> {
+fn several(context: &Context<'_>, (from, to): (&EndSet, &EndSet), out: &mut impl Write) -> Result<Verdict> {
+    let Context { options, input, evaluate, .. } = context;
     let Evaluated { connections, impossible, reason } = connections(evaluate, from, to, options.port)?;
     let verdict = Verdict::of_several(connections.iter().map(|connections| connections.verdict));
     let (Some(worst), Some(verdict)) = (connections.last(), verdict) else {
         let reason = reason.map_or("they have no address family in common".to_owned(), |reason| reason.to_string());
         bail!("no connection from {} to {} is possible: {reason}", from.title, to.title)
     };
-    let example = evaluate.explain(&worst.first.0, &worst.first.1, options.port)?;
+    let verdict = context.known(verdict);
+    let example = context.explain(&worst.first.0, &worst.first.1)?;
     match options.output {
         Output::Json => print_json(
             out,

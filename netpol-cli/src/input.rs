@@ -14,7 +14,12 @@ use netpol_policy::text::Safe;
 use serde::Serialize;
 
 use crate::args::InputOptions;
+use crate::live::Missing;
+use crate::message::message;
 use crate::unevaluated;
+
+/// The name of a cluster's objects in diagnostics, instead of a file.
+const CLUSTER: &str = "cluster";
 
 /// The input of a command.
 #[derive(Debug, Default)]
@@ -24,6 +29,8 @@ pub(crate) struct Input {
     pub(crate) unreadable: Vec<String>,
     /// Files in directories that are not used.
     pub(crate) skipped: Vec<SkippedFile>,
+    /// Objects of a cluster that the caller cannot list.
+    pub(crate) missing: Vec<Missing>,
 }
 
 /// A file that is not used.
@@ -46,6 +53,9 @@ pub(crate) struct InputReport<'i> {
     skipped: &'i [SkippedFile],
     /// Policies of kinds that netpol does not evaluate.
     unevaluated: &'i [Unevaluated],
+    /// Objects of the cluster that the caller cannot list.
+    #[serde(skip_serializing_if = "<[Missing]>::is_empty")]
+    missing: &'i [Missing],
 }
 
 impl Input {
@@ -82,17 +92,26 @@ impl Input {
         input
     }
 
+    /// Returns the input with the objects of a cluster, as a JSON list.
+    pub(crate) fn of_cluster(list: Vec<u8>) -> Self {
+        let mut input = Self::default();
+        input.text(CLUSTER, list, false);
+        let of_all_objects = manifest::report(&input.parsed);
+        input.parsed.errors.extend(of_all_objects);
+        input
+    }
+
     /// Prints errors and warnings about the input to standard error.
     pub(crate) fn report(&self) {
         for message in &self.unreadable {
-            eprintln!("netpol: {}", Safe(message));
+            message!("netpol: {}", Safe(message));
         }
         for error in &self.parsed.errors {
-            eprintln!("{error}");
+            message!("{error}");
         }
         unevaluated::warn(&self.parsed.unevaluated);
         if !self.is_complete() {
-            eprintln!("netpol: not all of the input was read, so the result may be wrong (exit code 3)");
+            message!("netpol: not all of the input was read, so the result may be wrong (exit code 3)");
         }
     }
 
@@ -116,6 +135,7 @@ impl Input {
             diagnostics: self.errors(),
             skipped: &self.skipped,
             unevaluated: &self.parsed.unevaluated,
+            missing: &self.missing,
         }
     }
 

@@ -14,6 +14,7 @@ use crate::Exit;
 use crate::args::{LintOptions, Output};
 use crate::color::ColorMode;
 use crate::input::{Input, InputReport};
+use crate::message::message;
 use crate::table;
 use crate::unevaluated;
 
@@ -39,7 +40,7 @@ struct Entry {
 pub(crate) fn run(options: &LintOptions, out: &mut impl Write) -> Result<Exit> {
     let mut input = Input::read(&options.input);
     for message in &input.unreadable {
-        eprintln!("netpol: {}", Safe(message));
+        message!("netpol: {}", Safe(message));
     }
     unevaluated::warn(&input.parsed.unevaluated);
     let cluster = input.cluster(&options.input);

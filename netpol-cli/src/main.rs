@@ -1,25 +1,40 @@
-//! `netpol`: evaluates network policies offline, from manifests, and waits until this node enforces them.
+//! `netpol`: evaluates network policies offline, from manifests, and shows what the agents of a cluster enforce.
 
 mod args;
 mod color;
+mod columns;
 mod ends;
 mod explain;
+mod flows;
 mod generate;
 mod input;
 mod lint;
+mod lists;
+mod live;
 mod matrix;
+mod message;
+mod nodes;
+mod output;
+mod remote;
+mod scope;
+mod shadow;
+mod suspend;
 mod table;
+mod top;
 mod unevaluated;
 mod verdict;
 mod wait;
+mod why;
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use netpol_policy::text::Safe;
 
-use args::{Arguments, Command};
+use args::{Arguments, Command, ShadowCommand};
+use message::message;
 
 /// The exit codes, as listed in `--help`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,11 +43,13 @@ pub(crate) enum Exit {
     Ok = 0,
     /// `explain`: denied, or only some connections or backends allowed; `lint`: errors found; `wait`: not enforced.
     Negative = 1,
-    /// Some input could not be read, or a requested object is not in it; `wait`: no agent responds. clap uses 2 for
-    /// wrong usage.
+    /// Some input could not be read, or a requested object is not in it; the API server or no agent responds. clap uses 2
+    /// for wrong usage.
     InvalidInput = 3,
     /// The verdict depends on something that netpol does not evaluate, or on an unknown address.
     Unknown = 4,
+    /// Some nodes did not respond; the output is about the others.
+    Partial = 5,
     /// The compiled tables and the reference differ, which is a bug in netpol (`EX_SOFTWARE` of sysexits.h).
     Bug = 70,
 }
@@ -44,13 +61,22 @@ impl From<Exit> for ExitCode {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = arguments();
     let mut out = io::BufWriter::new(io::stdout().lock());
     let result = match &arguments.command {
         Command::Matrix(options) => matrix::run(options, &mut out),
         Command::Explain(options) => explain::run(options, &mut out),
         Command::Lint(options) => lint::run(options, &mut out),
+        Command::Flows(options) => flows::run(options, &mut out),
+        Command::Top(options) => top::run(options, &mut out),
+        Command::Status(options) => nodes::run(options, &mut out),
+        Command::Endpoints(options) => lists::endpoints(options, &mut out),
+        Command::Policies(options) => lists::policies(options, &mut out),
+        Command::Shadow(ShadowCommand::Report(options)) => shadow::run(options, &mut out),
+        Command::Why(options) => why::run(options, &mut out),
         Command::Wait(options) => wait::run(options, &mut out),
+        Command::Suspend(options) => suspend::suspend(options, &mut out),
+        Command::Resume(options) => suspend::resume(options, &mut out),
         Command::Completion { shell } => generate::completion(*shell, &mut out),
         Command::Man { directory } => generate::manual(directory),
     };
@@ -59,11 +85,20 @@ fn main() -> ExitCode {
         // The reader of the output has closed it, as in `netpol matrix … | head`.
         Err(error) if is_broken_pipe(&error) => Exit::Ok.into(),
         Err(error) => {
-            eprintln!("netpol: {}", Safe(format_args!("{error:#}")));
+            message!("netpol: {}", Safe(format_args!("{error:#}")));
             let is_bug = matches!(error.downcast_ref(), Some(verdict::VerdictError::Mismatch { .. }));
             if is_bug { Exit::Bug } else { Exit::InvalidInput }.into()
         }
     }
+}
+
+/// Parses the command line. kubectl runs `kubectl netpol` as `kubectl-netpol`; then help names it so.
+fn arguments() -> Arguments {
+    let program = std::env::args_os().next().unwrap_or_default();
+    let is_plugin = Path::new(&program).file_stem().is_some_and(|name| name == "kubectl-netpol");
+    let command = Arguments::command().bin_name(if is_plugin { "kubectl netpol" } else { "netpol" });
+    let parsed = Arguments::from_arg_matches(&command.get_matches());
+    parsed.unwrap_or_else(|error| error.exit())
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

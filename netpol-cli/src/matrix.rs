@@ -71,6 +71,11 @@ struct Matrix<'a> {
 pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit> {
     let input = Input::read(&options.input);
     input.report();
+    show(options, &input, out)
+}
+
+/// Prints the matrix of an input.
+pub(crate) fn show(options: &MatrixOptions, input: &Input, out: &mut impl Write) -> Result<Exit> {
     let mut cluster = input.cluster(&options.input);
     let (ends, excluded) = ends(cluster.state(), options);
     if ends.is_empty() {
@@ -93,7 +98,7 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
         print_excluded(&mut io::stderr(), &excluded)?;
     }
     let (from, to) = (from?, to?);
-    let matrix = Matrix { options, input: &input, evaluate: &evaluate, groups: &groups, excluded: &excluded, from, to };
+    let matrix = Matrix { options, input, evaluate: &evaluate, groups: &groups, excluded: &excluded, from, to };
     let is_unknown = match (options.output, options.ports.is_empty()) {
         (MatrixOutput::Table, false) => matrix.print_tables(out)?,
         (MatrixOutput::Json, false) => matrix.print_verdicts(out)?,

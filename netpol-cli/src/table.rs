@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
 
+use netpol_api::format_duration;
 use netpol_policy::explain::{Family, Verdict};
 use netpol_policy::text::Safe;
 
@@ -137,8 +139,18 @@ pub(crate) fn counted(count: usize, noun: &str) -> String {
     format!("{count} {noun}{plural}")
 }
 
+/// `1h`, `5m`, `90s`.
+pub(crate) fn time_span(duration: Duration) -> String {
+    match duration.as_secs() {
+        seconds if duration.subsec_millis() != 0 || seconds == 0 => format_duration(duration),
+        seconds if seconds.is_multiple_of(3_600) => format!("{}h", seconds / 3_600),
+        seconds if seconds.is_multiple_of(60) => format!("{}m", seconds / 60),
+        seconds => format!("{seconds}s"),
+    }
+}
+
 /// Shortens a name in its middle: the names of a workload's pods differ at the end.
-fn shorten(name: &str, width: usize) -> String {
+pub(crate) fn shorten(name: &str, width: usize) -> String {
     let length = name.chars().count();
     if length <= width {
         return name.to_owned();
@@ -156,6 +168,14 @@ mod tests {
     fn long_names_are_shortened_in_the_middle() {
         assert_eq!(shorten("frontend-7d9c-x2x4", 9), "fron…x2x4");
         assert_eq!(shorten("web", 9), "web");
+    }
+
+    #[test]
+    fn time_spans_have_the_largest_unit() {
+        for (milliseconds, text) in [(3_600_000, "1h"), (300_000, "5m"), (90_000, "90s"), (1_500, "1500ms"), (0, "0s")]
+        {
+            assert_eq!(time_span(Duration::from_millis(milliseconds)), text);
+        }
     }
 
     #[test]

@@ -6,13 +6,15 @@ use std::io::{self, Write};
 use netpol_policy::manifest::Unevaluated;
 use netpol_policy::text::{Safe, wrap};
 
+use crate::message::message;
+
 /// The number of policies that are listed.
 const SHOWN: usize = 10;
 
 /// Prints one line with the kinds to standard error.
 pub(crate) fn warn(policies: &[Unevaluated]) {
     if !policies.is_empty() {
-        eprintln!("netpol: {}", Safe(summary(policies)));
+        message!("netpol: {}", Safe(summary(policies)));
     }
 }
 

@@ -1,55 +1,117 @@
-//! `netpol wait`: waits until the agent on this node enforces a policy.
+//! `netpol wait`: waits until the agents of all nodes enforce a policy.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use netpol_api::{Client, Condition, ConditionResult, WaitOutcome, WaitResponse, format_duration};
-use netpol_policy::text::{self, Safe};
-use tokio::time::timeout;
+use anyhow::Result;
+use netpol_api::{Condition, ConditionResult, WaitOutcome, WaitResponse, format_duration};
+use netpol_policy::text::Safe;
 
 use crate::Exit;
 use crate::args::{Output, WaitOptions};
+use crate::message::message;
+use crate::output::{print_items, print_json};
+use crate::remote::{Answer, Fleet, runtime};
+use crate::table::counted;
 
 /// The time after which the pending conditions are printed, if standard error is a terminal.
 const PROGRESS_DELAY: Duration = Duration::from_secs(1);
+/// The number of nodes that are named for a condition that does not hold.
+const NODES_SHOWN: usize = 5;
 
 pub(crate) fn run(options: &WaitOptions, out: &mut impl Write) -> Result<Exit> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-    let waited = runtime.block_on(wait(options))?;
-    let all_met = waited.results.iter().all(|answer| answer.result == WaitOutcome::Met);
-    match options.output {
-        Output::Json => writeln!(out, "{}", text::json(&serde_json::to_string_pretty(&waited)?))?,
-        Output::Table => {
-            for (condition, answer) in options.conditions.iter().zip(&waited.results) {
-                match answer.result {
-                    WaitOutcome::Met => writeln!(out, "{}", Safe(success_line(condition, answer, &waited.node)))?,
-                    _ => eprintln!("error: {}", Safe(failure_line(condition, answer, options.timeout))),
-                }
-            }
-        }
-    }
-    Ok(if all_met { Exit::Ok } else { Exit::Negative })
+    runtime()?.block_on(wait(options, out))
 }
 
-async fn wait(options: &WaitOptions) -> Result<WaitResponse> {
-    let client = Client::new(&options.socket);
-    let waiting = client.wait(&options.conditions, options.timeout);
-    tokio::pin!(waiting);
-    if io::stderr().is_terminal() {
-        if let Ok(waited) = timeout(PROGRESS_DELAY, &mut waiting).await {
-            return Ok(waited?);
-        }
-        // For information only: an error here is also the error of the wait.
-        if let Ok(now) = client.wait(&options.conditions, Duration::ZERO).await {
-            let pending =
-                options.conditions.iter().zip(&now.results).filter(|(_, answer)| answer.result == WaitOutcome::Timeout);
-            for (condition, answer) in pending {
-                eprintln!("waiting for {}{}", Safe(subject(condition)), Safe(reasons(answer)));
+async fn wait(options: &WaitOptions, out: &mut impl Write) -> Result<Exit> {
+    let mut fleet = Fleet::find(&options.agents).await?;
+    let waited = responses(options, &mut fleet).await;
+    let results: Vec<Vec<NodeResult<'_>>> =
+        (0..options.conditions.len()).map(|index| of_condition(&waited, index)).collect();
+    match (options.output, fleet.is_local(), &waited[..]) {
+        (Output::Json, true, [response]) => print_json(out, response)?,
+        (Output::Json, ..) => print_items(out, &waited, fleet.failures())?,
+        (Output::Table, ..) => {
+            for (condition, results) in options.conditions.iter().zip(&results) {
+                print(out, condition, results, options.timeout)?;
             }
         }
     }
-    Ok(waiting.await?)
+    let exit = fleet.finish(waited.len())?;
+    let all_met = results.iter().flatten().all(|(_, result)| result.result == WaitOutcome::Met);
+    Ok(if all_met { exit } else { Exit::Negative })
+}
+
+/// The result on one node.
+type NodeResult<'r> = (&'r str, &'r ConditionResult);
+
+/// Waits on all nodes. On a terminal, prints after a second what is pending.
+async fn responses(options: &WaitOptions, fleet: &mut Fleet) -> Vec<WaitResponse> {
+    if io::stderr().is_terminal() && options.timeout > PROGRESS_DELAY {
+        let first = request(options, fleet, PROGRESS_DELAY).await;
+        let is_pending =
+            |response: &WaitResponse| response.results.iter().any(|result| result.result == WaitOutcome::Timeout);
+        if !first.iter().any(is_pending) {
+            return first;
+        }
+        for (index, condition) in options.conditions.iter().enumerate() {
+            let results = of_condition(&first, index);
+            let pending = results.iter().filter(|(_, result)| result.result == WaitOutcome::Timeout);
+            for (node, result) in pending.take(NODES_SHOWN) {
+                message!("waiting for {} on {}{}", Safe(subject(condition)), Safe(node), Safe(reasons(result)));
+            }
+        }
+        fleet.forget_failures();
+        return request(options, fleet, options.timeout.saturating_sub(PROGRESS_DELAY)).await;
+    }
+    request(options, fleet, options.timeout).await
+}
+
+async fn request(options: &WaitOptions, fleet: &mut Fleet, time: Duration) -> Vec<WaitResponse> {
+    let mut path = format!("/v1/wait?timeout={}", format_duration(time));
+    for condition in &options.conditions {
+        path.push_str("&for=");
+        path.push_str(&condition.to_string());
+    }
+    let answers: Vec<Answer<WaitResponse>> = fleet.get_within(&path, time + options.agents.request_timeout).await;
+    answers.into_iter().map(|answer| answer.content).collect()
+}
+
+/// The results for a condition. A pod is on one node; the results of the others do not count if one has it.
+fn of_condition(responses: &[WaitResponse], index: usize) -> Vec<NodeResult<'_>> {
+    let results = responses.iter().filter_map(|response| Some((response.node.as_str(), response.results.get(index)?)));
+    let (elsewhere, mut results): (Vec<_>, Vec<_>) =
+        results.partition(|(_, result)| result.result == WaitOutcome::Never);
+    if results.is_empty() {
+        // The reason is the same on all of them, such as a finished pod, or the pod's node has not responded.
+        results.extend(elsewhere.into_iter().take(1));
+    }
+    results
+}
+
+fn print(out: &mut impl Write, condition: &Condition, results: &[NodeResult<'_>], time: Duration) -> Result<()> {
+    let failed: Vec<_> = results.iter().filter(|(_, result)| result.result != WaitOutcome::Met).collect();
+    match (&failed[..], results) {
+        ([], []) => {}
+        ([], _) => writeln!(out, "{}", Safe(success_line(condition, results)))?,
+        ([(node, result)], [_]) => {
+            message!("error: {}", Safe(failure_line(condition, result, time, node)));
+        }
+        (failed, results) => {
+            for (node, result) in failed.iter().take(NODES_SHOWN) {
+                message!("error: node {}: {}", Safe(node), Safe(failure_line(condition, result, time, node)));
+            }
+            if failed.len() > NODES_SHOWN {
+                let others = failed.len() - NODES_SHOWN;
+                message!(
+                    "error: the same on {} (of {} nodes): see -o json",
+                    counted(others, "more node"),
+                    results.len()
+                );
+            }
+        }
+    }
+    Ok(())
 }
 
 fn subject(condition: &Condition) -> String {
@@ -60,22 +122,32 @@ fn subject(condition: &Condition) -> String {
     }
 }
 
-fn success_line(condition: &Condition, answer: &ConditionResult, node: &str) -> String {
+fn success_line(condition: &Condition, results: &[NodeResult<'_>]) -> String {
+    let node = match results {
+        [(node, _)] => (*node).to_owned(),
+        _ => format!("{} nodes", results.len()),
+    };
     let what = match condition {
         Condition::Enforced(target) => format!("{target} enforced on {node}"),
         Condition::Deleted(target) => format!("{target} deleted from {node}"),
         Condition::Sync => format!("all objects enforced on {node}"),
     };
-    let pods = match (condition, answer.pods.len()) {
+    let pods = match (condition, results.iter().map(|(_, result)| result.pods.len()).sum()) {
         (Condition::Deleted(_), _) => String::new(),
-        (_, 1) => ", 1 pod".to_owned(),
-        (_, count) => format!(", {count} pods"),
+        (_, count) => format!(", {}", counted(count, "pod")),
     };
-    let generation = answer.generation.unwrap_or_default();
-    format!("{what} (generation {generation}{pods}, {:.1} ms)", answer.seconds * 1e3)
+    let generation = match results {
+        [(_, result)] => format!("generation {}", result.generation.unwrap_or_default()),
+        _ => String::new(),
+    };
+    let details = format!("{generation}{pods}");
+    let details = details.strip_prefix(", ").unwrap_or(&details);
+    let gap = if details.is_empty() { "" } else { ", " };
+    let slowest = results.iter().map(|(_, result)| result.seconds).fold(0.0, f64::max);
+    format!("{what} ({details}{gap}{:.1} ms)", slowest * 1e3)
 }
 
-fn failure_line(condition: &Condition, answer: &ConditionResult, time: Duration) -> String {
+fn failure_line(condition: &Condition, answer: &ConditionResult, time: Duration, node: &str) -> String {
     let subject = subject(condition);
     let reasons = reasons(answer);
     match answer.result {
@@ -85,7 +157,7 @@ fn failure_line(condition: &Condition, answer: &ConditionResult, time: Duration)
             Condition::Sync => "not found".to_owned(),
         },
         WaitOutcome::Timeout => format!("timed out after {} waiting for {subject}{reasons}", format_duration(time)),
-        WaitOutcome::Never => format!("{subject} will not be enforced on this node{reasons}"),
+        WaitOutcome::Never => format!("{subject} will not be enforced on {node}{reasons}"),
         WaitOutcome::Unknown => format!("the state of {subject} is unknown{reasons}"),
     }
 }
@@ -128,21 +200,42 @@ mod tests {
             ("delete=policy/shop/x", "networkpolicy shop/x deleted from n1 (generation 12, 4.2 ms)"),
             ("sync", "all objects enforced on n1 (generation 12, 2 pods, 4.2 ms)"),
         ] {
-            assert_eq!(success_line(&condition(text), &met, "n1"), line);
+            assert_eq!(success_line(&condition(text), &[("n1", &met)]), line);
         }
         let time = Duration::from_secs(30);
         let policy = condition("policy/shop/x");
-        assert_eq!(failure_line(&policy, &answer(WaitOutcome::Absent), time), "networkpolicy shop/x not found");
+        assert_eq!(failure_line(&policy, &answer(WaitOutcome::Absent), time, "n1"), "networkpolicy shop/x not found");
         let pending = |number: u8| Pending { pod: format!("shop/web-{number}"), reason: "no interface".into() };
         let late = ConditionResult { pending: (0..7).map(pending).collect(), ..answer(WaitOutcome::Timeout) };
-        let line = failure_line(&policy, &late, time);
+        let line = failure_line(&policy, &late, time, "n1");
         let start =
             "timed out after 30s waiting for networkpolicy shop/x: pod shop/web-0: no interface; pod shop/web-1:";
         assert!(line.starts_with(start) && line.ends_with("; and 2 more pods"), "{line}");
         let never = ConditionResult { reason: Some("the pod is finished".into()), ..answer(WaitOutcome::Never) };
         assert_eq!(
-            failure_line(&condition("pod/shop/a"), &never, time),
-            "pod shop/a will not be enforced on this node: the pod is finished"
+            failure_line(&condition("pod/shop/a"), &never, time, "n1"),
+            "pod shop/a will not be enforced on n1: the pod is finished"
         );
+    }
+
+    #[test]
+    fn several_nodes_are_one_line_if_all_hold() {
+        let condition = |text: &str| text.parse::<Condition>().expect(text);
+        let met = answer(WaitOutcome::Met);
+        let results = [("n1", &met), ("n2", &met)];
+        for (text, line) in [
+            ("policy/shop/x", "networkpolicy shop/x enforced on 2 nodes (4 pods, 4.2 ms)"),
+            ("delete=policy/shop/x", "networkpolicy shop/x deleted from 2 nodes (4.2 ms)"),
+        ] {
+            assert_eq!(success_line(&condition(text), &results), line);
+        }
+    }
+
+    #[test]
+    fn the_node_of_a_pod_decides() {
+        let response = |node: &str, result| WaitResponse { node: node.to_owned(), results: vec![answer(result)] };
+        let responses = [response("n1", WaitOutcome::Never), response("n2", WaitOutcome::Met)];
+        assert_eq!(of_condition(&responses, 0).iter().map(|(node, _)| *node).collect::<Vec<_>>(), ["n2"]);
+        assert_eq!(of_condition(&responses[..1], 0).len(), 1);
     }
 }

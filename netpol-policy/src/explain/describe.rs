@@ -1,7 +1,9 @@
 //! Text for ends, peers and ports.
 
 use super::ExplainContext;
-use crate::model::{IpBlock, Peer, Peers, Pod, Policy, PortMatch, PortRange, Ports, Protocol, Requirement, Selector};
+use crate::model::{
+    IpBlock, Peer, Peers, Pod, Policy, PortMatch, PortRange, Ports, Protocol, Requirement, Rule, Selector,
+};
 use crate::offline::is_pod_placeholder_range;
 use crate::reference::{End, Packet, Remote, peer_matches, port_matches};
 
@@ -45,6 +47,20 @@ fn selector(selector: &Selector) -> Option<String> {
 /// All requirements of a selector; `{}` if there are none.
 pub(super) fn labels(of: &Selector) -> String {
     selector(of).unwrap_or_else(|| "{}".into())
+}
+
+/// What a rule allows: `pods with app=web in namespace shop; at 8080/TCP`.
+pub fn rule(policy: &Policy, rule: &Rule) -> String {
+    let peers = match &rule.peers {
+        Peers::Any => "any address".to_owned(),
+        Peers::Of(peers) if peers.is_empty() => "no address".to_owned(),
+        Peers::Of(peers) => peers.iter().map(|of| peer(policy, of)).collect::<Vec<_>>().join(" or "),
+    };
+    match &rule.ports {
+        Ports::Any => format!("{peers}; at all ports"),
+        Ports::Of(list) if list.is_empty() => format!("{peers}; at no port"),
+        Ports::Of(list) => format!("{peers}; at {}", ports(list)),
+    }
 }
 
 /// A peer: `pods with app=web in namespace shop`.

@@ -19,6 +19,7 @@ use netpol_common::{Direction, Reason};
 use serde::{Serialize, Serializer};
 
 pub use change::PolicyChange;
+pub use describe::rule as describe_rule;
 pub use flow::{CoveringBlock, FlowExplanation, FlowFix, FlowRule, FlowSide, explain_flow};
 pub use frontend::{BackendVerdict, FrontendVerdict};
 pub use lint::{Finding, lint};

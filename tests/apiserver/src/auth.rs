@@ -15,6 +15,8 @@ pub struct Rules {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Rule {
+    /// The namespace in which it applies; `None` for all, and for cluster-scoped resources.
+    namespace: Option<String>,
     groups: Vec<String>,
     resources: Vec<String>,
     verbs: Vec<String>,
@@ -44,9 +46,16 @@ impl Rules {
 
     /// Allows these verbs on these resources of these API groups; `*` matches all.
     #[must_use]
-    pub fn allow(mut self, groups: &[&str], resources: &[&str], verbs: &[&str]) -> Self {
+    pub fn allow(self, groups: &[&str], resources: &[&str], verbs: &[&str]) -> Self {
+        self.allow_in(None, groups, resources, verbs)
+    }
+
+    /// Like [`Rules::allow`], in one namespace only, as a `Role` does.
+    #[must_use]
+    pub fn allow_in(mut self, namespace: Option<&str>, groups: &[&str], resources: &[&str], verbs: &[&str]) -> Self {
         let owned = |list: &[&str]| list.iter().map(|&one| one.to_owned()).collect();
-        self.allowed.push(Rule { groups: owned(groups), resources: owned(resources), verbs: owned(verbs) });
+        let namespace = namespace.map(str::to_owned);
+        self.allowed.push(Rule { namespace, groups: owned(groups), resources: owned(resources), verbs: owned(verbs) });
         self
     }
 
@@ -92,8 +101,10 @@ impl Rules {
             let list = rule.get(field).and_then(Value::as_array).into_iter().flatten();
             list.filter_map(Value::as_str).map(str::to_owned).collect()
         };
+        let namespace = object.pointer("/metadata/namespace").and_then(Value::as_str);
         let rules = object.get("rules").and_then(Value::as_array).into_iter().flatten();
         self.allowed.extend(rules.map(|rule| Rule {
+            namespace: namespace.map(str::to_owned),
             groups: texts(rule, "apiGroups"),
             resources: texts(rule, "resources"),
             verbs: texts(rule, "verbs"),
@@ -101,17 +112,34 @@ impl Rules {
         true
     }
 
-    /// Returns whether a verb on a resource is allowed.
+    /// Returns whether a verb on a resource is allowed in all namespaces.
     pub fn allows(&self, verb: Verb, resource: Resource) -> bool {
-        let contains = |list: &[String], wanted: &str| list.iter().any(|one| one == "*" || one == wanted);
+        self.allows_in(verb, resource, "")
+    }
+
+    /// Returns whether a verb on a resource is allowed in a namespace. An empty text stands for all namespaces.
+    pub fn allows_in(&self, verb: Verb, resource: Resource, namespace: &str) -> bool {
         let denied =
             |(what, which): &(Resource, Option<Verb>)| *what == resource && which.is_none_or(|one| one == verb);
-        let allowed = |rule: &Rule| {
-            contains(&rule.groups, resource.group())
-                && contains(&rule.resources, resource.plural())
-                && contains(&rule.verbs, verb.name())
-        };
+        let allowed = |rule: &Rule| rule.allows(verb.name(), resource.group(), resource.plural(), namespace);
         !self.denied.iter().any(denied) && self.allowed.iter().any(allowed)
+    }
+
+    /// Returns whether commands can be run in pods of a namespace. Since Kubernetes 1.35, a WebSocket needs both verbs.
+    pub(crate) fn allows_exec(&self, namespace: &str) -> bool {
+        ["get", "create"]
+            .iter()
+            .all(|verb| self.allowed.iter().any(|rule| rule.allows(verb, "", "pods/exec", namespace)))
+    }
+}
+
+impl Rule {
+    fn allows(&self, verb: &str, group: &str, resource: &str, namespace: &str) -> bool {
+        let contains = |list: &[String], wanted: &str| list.iter().any(|one| one == "*" || one == wanted);
+        self.namespace.as_deref().is_none_or(|own| own == namespace)
+            && contains(&self.groups, group)
+            && contains(&self.resources, resource)
+            && contains(&self.verbs, verb)
     }
 }
 
@@ -133,5 +161,19 @@ mod tests {
         assert!(!rules.allows(Verb::Get, Resource::Pods));
         assert!(!rules.without(Resource::Pods, None).allows(Verb::Watch, Resource::Pods));
         assert!(Rules::from_yaml("kind: Pod").is_err());
+    }
+
+    #[test]
+    fn a_role_in_a_namespace_allows_nothing_elsewhere() {
+        let rules = Rules::from_yaml(
+            "kind: Role\nmetadata: {name: a, namespace: shop}\nrules:\n\
+             - {apiGroups: [\"\"], resources: [pods], verbs: [list]}\n\
+             - {apiGroups: [\"\"], resources: [pods/exec], verbs: [get, create]}\n",
+        )
+        .expect("the manifests contain a role");
+        assert!(rules.allows_in(Verb::List, Resource::Pods, "shop"));
+        assert!(!rules.allows_in(Verb::List, Resource::Pods, "ops"));
+        assert!(!rules.allows(Verb::List, Resource::Pods));
+        assert!(rules.allows_exec("shop") && !rules.allows_exec("ops"));
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::auth::Rules;
+use crate::exec::{Exec, ExecRequest, Handler};
 use crate::faults::{Fault, FaultId};
 use crate::log::Request;
 use crate::mirror::{Mirror, MirrorError};
@@ -92,6 +93,14 @@ impl ApiServer {
     /// Removes the history of all changes so far: a watch from an older version gets 410.
     pub fn compact(&self) {
         self.shared.change(|state| state.store.compact());
+    }
+}
+
+/// Commands in pods.
+impl ApiServer {
+    /// Sets what commands in pods do (`pods/exec`). Without it, each fails.
+    pub fn on_exec(&self, handler: impl Fn(&ExecRequest) -> Exec + Send + Sync + 'static) {
+        self.shared.lock().exec = Some(Handler::new(handler));
     }
 }
 

@@ -22,7 +22,16 @@ pub(crate) fn normalize(resource: Resource, object: &mut Map<String, Value>) {
         }
         Resource::Services => protocols(object.get_mut("spec").and_then(|spec| spec.get_mut("ports"))),
         Resource::EndpointSlices => protocols(object.get_mut("ports")),
-        Resource::Nodes | Resource::CoreEvents | Resource::Events => {}
+        Resource::Nodes
+        | Resource::CoreEvents
+        | Resource::Events
+        | Resource::Deployments
+        | Resource::ReplicaSets
+        | Resource::StatefulSets
+        | Resource::DaemonSets
+        | Resource::Jobs
+        | Resource::CronJobs
+        | Resource::CiliumNetworkPolicies => {}
     }
 }
 
@@ -30,7 +39,18 @@ pub(crate) fn normalize(resource: Resource, object: &mut Map<String, Value>) {
 pub(crate) const fn has_generation(resource: Resource) -> bool {
     match resource {
         Resource::Pods | Resource::NetworkPolicies | Resource::EndpointSlices => true,
-        Resource::Namespaces | Resource::Nodes | Resource::Services | Resource::CoreEvents | Resource::Events => false,
+        Resource::Namespaces
+        | Resource::Nodes
+        | Resource::Services
+        | Resource::CoreEvents
+        | Resource::Events
+        | Resource::Deployments
+        | Resource::ReplicaSets
+        | Resource::StatefulSets
+        | Resource::DaemonSets
+        | Resource::Jobs
+        | Resource::CronJobs
+        | Resource::CiliumNetworkPolicies => false,
     }
 }
 

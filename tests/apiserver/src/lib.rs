@@ -24,6 +24,7 @@
 //! | change objects | [`ApiServer::apply`], [`ApiServer::delete`], [`ApiServer::mirror`] for a directory of manifests |
 //! | inspect | [`ApiServer::get`], [`ApiServer::events`], [`ApiServer::requests`], [`ApiServer::sent_at`] |
 //! | deny access | [`ApiServer::set_rules`], [`ApiServer::rotate_token`], [`ApiServer::expire_old_tokens`] |
+//! | run commands in pods | [`ApiServer::on_exec`] |
 //! | make requests fail | [`ApiServer::inject`] |
 //! | make watches fail | [`ApiServer::inject_watch_fault`], [`ApiServer::delay_events`], [`ApiServer::compact`] |
 //! | simulate an outage | [`ApiServer::network`], [`ApiServer::disconnect`] |
@@ -38,6 +39,7 @@ mod continue_token;
 mod control;
 mod credentials;
 mod defaults;
+mod exec;
 mod faults;
 mod history;
 mod list;
@@ -58,6 +60,7 @@ mod watch;
 mod write;
 
 pub use auth::{Rules, RulesError};
+pub use exec::{Exec, ExecRequest};
 pub use faults::{Effect, Fault, FaultId};
 pub use log::Request;
 pub use mirror::{Mirror, MirrorError};

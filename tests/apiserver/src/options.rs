@@ -26,6 +26,8 @@ pub struct Options {
     pub first_version: u64,
     /// Whether the server offers HTTP/2. Every API server does; a proxy in front of it may not.
     pub http2: bool,
+    /// The protocols of commands in pods, most preferred first.
+    pub exec_protocols: &'static [&'static str],
 }
 
 impl Default for Options {
@@ -41,6 +43,7 @@ impl Default for Options {
             names: Vec::new(),
             first_version: 1,
             http2: true,
+            exec_protocols: &["v5.channel.k8s.io", "v4.channel.k8s.io"],
         }
     }
 }

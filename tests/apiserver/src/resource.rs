@@ -21,6 +21,20 @@ pub enum Resource {
     NetworkPolicies,
     /// `discovery.k8s.io/v1` `EndpointSlices`.
     EndpointSlices,
+    /// `apps/v1` Deployments.
+    Deployments,
+    /// `apps/v1` `ReplicaSets`.
+    ReplicaSets,
+    /// `apps/v1` `StatefulSets`.
+    StatefulSets,
+    /// `apps/v1` `DaemonSets`.
+    DaemonSets,
+    /// `batch/v1` Jobs.
+    Jobs,
+    /// `batch/v1` `CronJobs`.
+    CronJobs,
+    /// `cilium.io/v2` `CiliumNetworkPolicies`.
+    CiliumNetworkPolicies,
 }
 
 /// The verb of a request.
@@ -52,7 +66,7 @@ struct Facts {
 
 impl Resource {
     /// All resources.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 15] = [
         Self::Pods,
         Self::Namespaces,
         Self::Nodes,
@@ -61,6 +75,13 @@ impl Resource {
         Self::Events,
         Self::NetworkPolicies,
         Self::EndpointSlices,
+        Self::Deployments,
+        Self::ReplicaSets,
+        Self::StatefulSets,
+        Self::DaemonSets,
+        Self::Jobs,
+        Self::CronJobs,
+        Self::CiliumNetworkPolicies,
     ];
 
     const fn facts(self) -> Facts {
@@ -76,6 +97,15 @@ impl Resource {
             }
             Self::EndpointSlices => {
                 ("discovery.k8s.io", "discovery.k8s.io/v1", "EndpointSlice", "endpointslices", true)
+            }
+            Self::Deployments => ("apps", "apps/v1", "Deployment", "deployments", true),
+            Self::ReplicaSets => ("apps", "apps/v1", "ReplicaSet", "replicasets", true),
+            Self::StatefulSets => ("apps", "apps/v1", "StatefulSet", "statefulsets", true),
+            Self::DaemonSets => ("apps", "apps/v1", "DaemonSet", "daemonsets", true),
+            Self::Jobs => ("batch", "batch/v1", "Job", "jobs", true),
+            Self::CronJobs => ("batch", "batch/v1", "CronJob", "cronjobs", true),
+            Self::CiliumNetworkPolicies => {
+                ("cilium.io", "cilium.io/v2", "CiliumNetworkPolicy", "ciliumnetworkpolicies", true)
             }
         };
         Facts { group, api_version, kind, plural, namespaced }

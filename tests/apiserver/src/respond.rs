@@ -6,14 +6,15 @@ use std::time::Instant;
 
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 
 use crate::body::Body;
+use crate::exec::{self, ExecRequest};
 use crate::faults::EffectKind;
 use crate::list::list;
 use crate::log;
 use crate::object::Form;
-use crate::resource::Verb;
+use crate::resource::{Resource, Verb};
 use crate::route::{self, Target};
 use crate::shared::Shared;
 use crate::status::Status;
@@ -22,6 +23,9 @@ use crate::write::write;
 
 /// The user name that a real server gives to requests without credentials.
 const ANONYMOUS: &str = "system:anonymous";
+
+/// The path at which a client asks for its own name.
+const SELF_REVIEW: &str = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
 
 /// Responds to a request; an error closes the connection.
 pub(crate) async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<Response<Body>> {
@@ -59,10 +63,20 @@ async fn handle(
         Ok(user) => user,
         Err(status) => return Ok(error_response(&status)),
     };
+    if let Some(command) = ExecRequest::parse(request.uri()) {
+        let allowed = user != ANONYMOUS && shared.lock().rules.allows_exec(&command.namespace);
+        if !allowed {
+            return Ok(error_response(&Status::forbidden_exec(&user, &command.namespace, &command.pod)));
+        }
+        return Ok(exec::respond(shared, &command, request).await.unwrap_or_else(|status| error_response(&status)));
+    }
+    if (request.method(), request.uri().path()) == (&Method::POST, SELF_REVIEW) {
+        return Ok(json(StatusCode::CREATED, self_review(&user)));
+    }
     let target = match target {
         Some(Ok(target)) => target,
         Some(Err(status)) => return Ok(error_response(&status)),
-        None => return Ok(non_resource(request.uri().path())),
+        None => return Ok(non_resource(shared, request.uri().path())),
     };
     if let Err(status) = authorize(shared, &user, &target) {
         return Ok(error_response(&status));
@@ -127,7 +141,9 @@ fn authenticate(shared: &Shared, request: &Request<Incoming>) -> Result<String, 
 }
 
 fn authorize(shared: &Shared, user: &str, target: &Target) -> Result<(), Status> {
-    let allowed = user != ANONYMOUS && shared.lock().rules.allows(target.verb, target.resource);
+    // As in RBAC, a Role permits access to its own Namespace object.
+    let namespace = if target.resource == Resource::Namespaces { &target.name } else { &target.namespace };
+    let allowed = user != ANONYMOUS && shared.lock().rules.allows_in(target.verb, target.resource, namespace);
     let denied = || Status::forbidden(user, target.verb, target.resource, &target.namespace, &target.name);
     if allowed { Ok(()) } else { Err(denied()) }
 }
@@ -144,9 +160,18 @@ fn take_effect(shared: &Shared, target: &Target) -> Option<EffectKind> {
     state.faults.next_effect(target.verb, target.resource, page).map(|effect| effect.0)
 }
 
+fn self_review(user: &str) -> Vec<u8> {
+    let review = serde_json::json!({
+        "kind": "SelfSubjectReview", "apiVersion": "authentication.k8s.io/v1", "metadata": {},
+        "status": {"userInfo": {"username": user}},
+    });
+    review.to_string().into_bytes()
+}
+
 /// Responds to paths that are not a resource's.
-fn non_resource(path: &str) -> Response<Body> {
+fn non_resource(shared: &Shared, path: &str) -> Response<Body> {
     match path {
+        "/apis" => json(StatusCode::OK, groups(shared).to_string().into_bytes()),
         "/healthz" | "/readyz" | "/livez" => plain(StatusCode::OK, "ok"),
         "/version" => {
             let version =
@@ -155,6 +180,27 @@ fn non_resource(path: &str) -> Response<Body> {
         }
         _ => plain(StatusCode::NOT_FOUND, "404 page not found\n"),
     }
+}
+
+/// Returns the API groups. A group of custom resources is there if it has an object.
+fn groups(shared: &Shared) -> serde_json::Value {
+    let state = shared.lock();
+    let mut groups: Vec<&str> = Vec::new();
+    for resource in Resource::ALL {
+        let is_custom = resource == Resource::CiliumNetworkPolicies;
+        let exists =
+            !is_custom || !state.store.at(resource, state.store.version(), "", "").unwrap_or_default().is_empty();
+        if exists && !resource.group().is_empty() && !groups.contains(&resource.api_version()) {
+            groups.push(resource.api_version());
+        }
+    }
+    let group = |api_version: &&str| {
+        let (name, version) = api_version.split_once('/').unwrap_or((api_version, ""));
+        let version = serde_json::json!({"groupVersion": api_version, "version": version});
+        serde_json::json!({"name": name, "versions": [version], "preferredVersion": version})
+    };
+    let groups: Vec<_> = groups.iter().map(group).collect();
+    serde_json::json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
 pub(crate) fn error_response(status: &Status) -> Response<Body> {

@@ -168,7 +168,7 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, acceptor: TlsAccepto
         if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
             let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
         } else {
-            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await;
         }
     });
     loop {

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use crate::auth::Rules;
 use crate::credentials::Credentials;
+use crate::exec::Handler;
 use crate::faults::Faults;
 use crate::log::Request;
 use crate::options::{Options, StreamingLists};
@@ -25,6 +26,9 @@ pub(crate) struct State {
     pub(crate) credentials: Credentials,
     pub(crate) faults: Faults,
     pub(crate) requests: Vec<Request>,
+    /// Decides what a command in a pod does.
+    pub(crate) exec: Option<Handler>,
+    pub(crate) exec_protocols: &'static [&'static str],
     /// When each event was first handed to a socket.
     pub(crate) sent: BTreeMap<u64, Instant>,
     /// The page requested last, by resource.
@@ -56,6 +60,8 @@ impl Shared {
             credentials,
             faults: Faults::default(),
             requests: Vec::new(),
+            exec: None,
+            exec_protocols: options.exec_protocols,
             sent: BTreeMap::new(),
             pages: BTreeMap::new(),
             watch_faults: Vec::new(),

@@ -50,6 +50,14 @@ impl Status {
         Self::new(403, "Forbidden", &message, Some(details(resource, name)))
     }
 
+    pub(crate) fn forbidden_exec(user: &str, namespace: &str, pod: &str) -> Self {
+        let message = format!(
+            "pods \"{pod}\" is forbidden: User \"{user}\" cannot create resource \"pods/exec\" in API group \"\" in the \
+             namespace \"{namespace}\""
+        );
+        Self::new(403, "Forbidden", &message, Some(details(Resource::Pods, pod)))
+    }
+
     pub(crate) fn not_found(resource: Resource, name: &str) -> Self {
         Self::new(404, "NotFound", &format!("{resource} \"{name}\" not found"), Some(details(resource, name)))
     }

@@ -332,6 +332,13 @@ const fn empty(resource: Resource) -> &'static str {
         Resource::Events => ",\"eventTime\":null",
         Resource::NetworkPolicies => ",\"spec\":{\"podSelector\":{}}",
         Resource::EndpointSlices => ",\"addressType\":\"\",\"endpoints\":null,\"ports\":null",
+        Resource::Deployments
+        | Resource::ReplicaSets
+        | Resource::StatefulSets
+        | Resource::DaemonSets
+        | Resource::Jobs
+        | Resource::CronJobs
+        | Resource::CiliumNetworkPolicies => ",\"spec\":{}",
     }
 }
 

@@ -9,10 +9,14 @@ use common::{client, pod, start};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::api::{AttachParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::watcher::{self, Event, watcher};
-use netpol_apiserver::{ApiServer, Effect, Fault, Network, Options, Resource, StreamingLists, Verb, WatchFault};
+use netpol_apiserver::{
+    ApiServer, Effect, Exec, Fault, Network, Options, Resource, Rules, StreamingLists, Verb, WatchFault,
+};
 use serde_json::json;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -230,4 +234,64 @@ async fn a_directory_is_mirrored() -> Result<()> {
         }
     };
     timeout(TIMEOUT, wait).await.context("the mirror did not delete the object of the removed file")
+}
+
+/// What a fake agent receives on its socket, and sends back.
+fn echo(directory: &TempDir) -> Result<std::path::PathBuf> {
+    use std::io::{Read, Write};
+    let path = directory.path().join("agent.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path)?;
+    std::thread::spawn(move || -> std::io::Result<()> {
+        let (mut stream, _) = listener.accept()?;
+        let mut text = String::new();
+        // To the end: the client closes only its side.
+        stream.read_to_string(&mut text)?;
+        stream.write_all(text.to_uppercase().as_bytes())
+    });
+    Ok(path)
+}
+
+#[tokio::test]
+async fn exec_connects_to_a_socket_and_version_5_closes_one_direction() -> Result<()> {
+    let (server, directory) = start(Options::default())?;
+    server.apply(pod("kube-system", "agent", &json!({})))?;
+    let socket = echo(&directory)?;
+    server.on_exec(move |request| match request.command.as_slice() {
+        [command] if command == "connect" => Exec::Socket(socket.clone()),
+        _ => Exec::Fails("unknown command".to_owned(), 2),
+    });
+    let pods: Api<Pod> = Api::namespaced(client(&server, &directory).await?, "kube-system");
+    let parameters = AttachParams::default().stdin(true);
+    let mut process = pods.exec("agent", ["connect"], &parameters).await?;
+    let (mut input, mut output) = (process.stdin().context("input")?, process.stdout().context("output")?);
+    input.write_all(b"hello").await?;
+    input.shutdown().await?;
+    let mut text = String::new();
+    output.read_to_string(&mut text).await?;
+    ensure!(text == "HELLO", "{text}");
+
+    let mut process = pods.exec("agent", ["other"], &parameters).await?;
+    let status = process.take_status().context("a status")?;
+    let mut errors = process.stderr().context("errors")?;
+    errors.read_to_string(&mut text).await?;
+    let status = status.await.context("a status")?;
+    ensure!(text == "HELLOunknown command" && status.reason.as_deref() == Some("NonZeroExitCode"), "{text} {status:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn exec_needs_a_pod_the_permission_and_a_known_protocol() -> Result<()> {
+    let (server, directory) = start(Options { exec_protocols: &["v3.channel.k8s.io"], ..Options::default() })?;
+    server.apply(pod("kube-system", "agent", &json!({})))?;
+    server.on_exec(|_| Exec::Silent);
+    let pods: Api<Pod> = Api::namespaced(client(&server, &directory).await?, "kube-system");
+    let code = async |name: &str| match pods.exec(name, ["connect"], &AttachParams::default()).await {
+        Err(kube::Error::Api(status)) => Some(status.code),
+        Ok(_) | Err(_) => None,
+    };
+    ensure!(code("agent").await == Some(400));
+    ensure!(code("absent").await == Some(404));
+    server.set_rules(Rules::none().allow(&[""], &["pods/exec"], &["get"]));
+    ensure!(code("agent").await == Some(403), "a WebSocket also needs the verb create");
+    Ok(())
 }

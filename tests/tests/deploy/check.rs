@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::ServiceAccount;
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::de::DeserializeOwned;
@@ -45,6 +45,7 @@ impl Findings<'_> {
 pub(crate) struct Objects {
     pub(crate) service_accounts: Vec<ServiceAccount>,
     pub(crate) cluster_roles: Vec<ClusterRole>,
+    pub(crate) roles: Vec<Role>,
     pub(crate) cluster_role_bindings: Vec<ClusterRoleBinding>,
     pub(crate) daemon_sets: Vec<DaemonSet>,
 }
@@ -64,6 +65,7 @@ impl Objects {
                 ("rbac.authorization.k8s.io/v1", "ClusterRole") => {
                     objects.cluster_roles.extend(typed(value, &mut findings));
                 }
+                ("rbac.authorization.k8s.io/v1", "Role") => objects.roles.extend(typed(value, &mut findings)),
                 ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => {
                     objects.cluster_role_bindings.extend(typed(value, &mut findings));
                 }
@@ -84,15 +86,10 @@ impl Objects {
         }
         for role in &self.cluster_roles {
             let mut findings = metadata("ClusterRole", &role.metadata, false, all);
-            for rule in role.rules.iter().flatten() {
-                let filled = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
-                findings.expect(!rule.verbs.is_empty(), "a rule has no verbs");
-                findings.expect(filled(&rule.api_groups) && filled(&rule.resources), "a rule has no group or resource");
-                for verb in &rule.verbs {
-                    let known = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
-                    findings.one_of("verb", Some(verb), &known);
-                }
-            }
+            rules(role.rules.as_deref(), &mut findings);
+        }
+        for role in &self.roles {
+            rules(role.rules.as_deref(), &mut metadata("Role", &role.metadata, true, all));
         }
         for binding in &self.cluster_role_bindings {
             let mut findings = metadata("ClusterRoleBinding", &binding.metadata, false, all);
@@ -175,4 +172,16 @@ fn metadata<'a>(kind: &str, metadata: &ObjectMeta, namespaced: bool, all: &'a mu
         findings.expect(is_label_key(key) && is_label_value(value), format!("label {key}: {value}"));
     }
     findings
+}
+
+fn rules(rules: Option<&[PolicyRule]>, findings: &mut Findings<'_>) {
+    for rule in rules.unwrap_or_default() {
+        let filled = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
+        findings.expect(!rule.verbs.is_empty(), "a rule has no verbs");
+        findings.expect(filled(&rule.api_groups) && filled(&rule.resources), "a rule has no group or resource");
+        for verb in &rule.verbs {
+            let known = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
+            findings.one_of("verb", Some(verb), &known);
+        }
+    }
 }

@@ -23,7 +23,8 @@ const FOLDERS: [&str; 6] =
     ["base", "overlays/k3s", "overlays/kubeadm", "overlays/kubeadm-events", "overlays/kind", "uninstall"];
 
 /// Every component that users add. All of them together are valid, too.
-const COMPONENTS: [&str; 3] = ["components/events", "components/start-gate-cni", "components/open-start"];
+const COMPONENTS: [&str; 4] =
+    ["components/events", "components/start-gate-cni", "components/open-start", "components/viewer"];
 
 /// The resources that the agent reads, by API group.
 const READ_RESOURCES: [(&str, &[&str]); 3] = [
@@ -91,6 +92,20 @@ fn the_events_component_adds_one_rule_and_one_option() -> Result<()> {
     let mut expected_arguments = args(&only("DaemonSet", plain.daemon_sets)?);
     expected_arguments.push("--kube-events".into());
     ensure!(args(&only("DaemonSet", with.daemon_sets)?) == expected_arguments);
+    Ok(())
+}
+
+/// `netpol` lists the agents, and runs a command in each of them. Nothing else is granted, and to no user.
+#[test]
+fn the_viewer_component_adds_one_role() -> Result<()> {
+    let plain = checked(&kubectl::build("base", &[])?)?;
+    let with = checked(&kubectl::build("base", &["components/viewer"])?)?;
+    ensure!(plain.roles.is_empty() && with.cluster_role_bindings.len() == plain.cluster_role_bindings.len());
+    let role = only("Role", with.roles)?;
+    ensure!(role.metadata.namespace.as_deref() == Some("kube-system"), "{:?}", role.metadata);
+    let expected = [("pods", "list"), ("pods/exec", "create"), ("pods/exec", "get")];
+    let expected: Vec<_> = expected.map(|(resource, verb)| (String::new(), resource.into(), verb.into())).into();
+    ensure!(reported(&role.rules.unwrap_or_default()) == expected);
     Ok(())
 }
 

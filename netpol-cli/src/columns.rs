@@ -1,0 +1,291 @@
+//! Tables with a heading for each column. On a terminal they fit its width: long cells are shortened in the middle, and
+//! the least important columns are left out.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+
+use netpol_policy::text::Safe;
+
+use crate::color::ColorMode;
+use crate::table::{shorten, terminal_width};
+
+/// The spaces between columns.
+const GAP: usize = 2;
+/// The smallest width to which a cell is shortened, in a column that is always shown.
+const MIN_WIDTH: usize = 24;
+/// The same, in other columns.
+const MIN_OPTIONAL_WIDTH: usize = 16;
+
+/// The colors of cells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tone {
+    /// Green.
+    Good,
+    /// Yellow.
+    Notice,
+    /// Red.
+    Bad,
+}
+
+/// A column.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Column {
+    title: &'static str,
+    /// Whether cells are numbers, which are aligned at the right and never shortened.
+    is_number: bool,
+    /// Columns with the highest number are left out first; those with 0 never.
+    rank: usize,
+}
+
+/// A column of text that is always shown.
+pub(crate) const fn text(title: &'static str) -> Column {
+    Column { title, is_number: false, rank: 0 }
+}
+
+/// A column of numbers that is always shown.
+pub(crate) const fn number(title: &'static str) -> Column {
+    Column { title, is_number: true, rank: 0 }
+}
+
+impl Column {
+    /// The smallest width of a column whose longest cell has this width.
+    fn least(self, natural: usize) -> usize {
+        match (self.is_number, self.rank) {
+            (true, _) => natural,
+            (false, 0) => natural.min(MIN_WIDTH),
+            (false, _) => natural.min(MIN_OPTIONAL_WIDTH),
+        }
+    }
+
+    /// Leaves the column out if there is no room. Columns with a higher rank are left out first.
+    pub(crate) const fn optional(self, rank: usize) -> Self {
+        Self { rank, ..self }
+    }
+}
+
+/// A cell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TextCell {
+    text: String,
+    tone: Option<Tone>,
+}
+
+impl TextCell {
+    /// A cell in a color.
+    pub(crate) fn toned(text: impl std::fmt::Display, tone: Option<Tone>) -> Self {
+        Self { text: Safe(text).to_string(), tone }
+    }
+}
+
+impl<T: std::fmt::Display> From<T> for TextCell {
+    fn from(text: T) -> Self {
+        Self::toned(text, None)
+    }
+}
+
+/// A table.
+#[derive(Debug)]
+pub(crate) struct TextTable {
+    columns: Vec<Column>,
+    rows: Vec<Vec<TextCell>>,
+}
+
+impl TextTable {
+    pub(crate) fn new(columns: &[Column]) -> Self {
+        Self { columns: columns.to_vec(), rows: Vec::new() }
+    }
+
+    /// Adds a row with a cell for each column.
+    pub(crate) fn row<const N: usize>(&mut self, cells: [TextCell; N]) {
+        debug_assert_eq!(N, self.columns.len(), "a cell for each column");
+        self.rows.push(cells.into());
+    }
+
+    /// Prints the table. Without a width, nothing is shortened.
+    pub(crate) fn print(&self, out: &mut impl Write, width: Option<usize>, color: ColorMode) -> io::Result<()> {
+        let layout = self.layout(width);
+        let titles = layout.iter().map(|&(index, width)| (self.columns[index], self.columns[index].title, width, None));
+        line(out, titles, ColorMode::NEVER)?;
+        for row in &self.rows {
+            let cells = layout.iter().map(|&(index, width)| {
+                let TextCell { text, tone } = &row[index];
+                (self.columns[index], text.as_str(), width, *tone)
+            });
+            line(out, cells, color)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the columns to print, and their widths.
+    fn layout(&self, width: Option<usize>) -> Vec<(usize, usize)> {
+        let mut columns: Vec<(usize, usize)> =
+            (0..self.columns.len()).map(|index| (index, self.natural(index))).collect();
+        let Some(width) = width else { return columns };
+        let least = |&(index, natural): &(usize, usize)| self.columns[index].least(natural);
+        let total = |widths: &mut dyn Iterator<Item = usize>| {
+            let (sum, count) = widths.fold((0, 0), |(sum, count), width| (sum + width, count + 1));
+            sum + GAP * usize::saturating_sub(count, 1)
+        };
+        while total(&mut columns.iter().map(least)) > width {
+            let last = columns.iter().filter(|(index, _)| self.columns[*index].rank > 0);
+            let Some(&(last, _)) = last.max_by_key(|(index, _)| self.columns[*index].rank) else { break };
+            columns.retain(|(index, _)| *index != last);
+        }
+        while total(&mut columns.iter().map(|(_, width)| *width)) > width {
+            let shrinks = |(index, width): &&mut (usize, usize)| *width > self.columns[*index].least(*width);
+            let Some((_, widest)) = columns.iter_mut().filter(shrinks).max_by_key(|(_, width)| *width) else { break };
+            *widest -= 1;
+        }
+        columns
+    }
+
+    /// Returns the width of the longest cell.
+    fn natural(&self, index: usize) -> usize {
+        let cells = self.rows.iter().map(|row| row[index].text.chars().count());
+        cells.max().unwrap_or(0).max(self.columns[index].title.chars().count())
+    }
+}
+
+fn line<'a>(
+    out: &mut impl Write,
+    cells: impl Iterator<Item = (Column, &'a str, usize, Option<Tone>)>,
+    color: ColorMode,
+) -> io::Result<()> {
+    let (mut text, mut pending) = (String::new(), 0);
+    for (index, (column, cell, width, tone)) in cells.enumerate() {
+        let cell = shorten(cell, width);
+        let padding = width - cell.chars().count();
+        let gap = if index == 0 { 0 } else { GAP };
+        let (before, after) = if column.is_number { (padding, 0) } else { (0, padding) };
+        if cell.is_empty() {
+            pending += gap + padding;
+        } else {
+            text.extend(std::iter::repeat_n(' ', pending + gap + before));
+            text.push_str(&color.tone(tone, &cell));
+            pending = after;
+        }
+    }
+    writeln!(out, "{text}")
+}
+
+/// The width of tables: that of the terminal; `None` if standard output is not a terminal.
+pub(crate) fn table_width() -> Option<usize> {
+    io::stdout().is_terminal().then(terminal_width).flatten()
+}
+
+/// Returns the first items of a list, and the number of the others: `a, b +3`.
+pub(crate) fn some_of(items: &[String], shown: usize) -> String {
+    let mut text = items.iter().take(shown).cloned().collect::<Vec<_>>().join(", ");
+    if items.len() > shown {
+        // Writing to a string does not fail.
+        let _ = write!(text, " +{}", items.len() - shown);
+    }
+    text
+}
+
+#[cfg(test)]
+#[expect(clippy::needless_raw_string_hashes, reason = "expect-test writes them")]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    fn table() -> TextTable {
+        let mut table = TextTable::new(&[
+            text("POD"),
+            text("NODE").optional(1),
+            text("ADDRESS").optional(2),
+            text("STATE"),
+            number("FLOWS"),
+        ]);
+        table.row(["shop/web-0".into(), "n1".into(), "10.0.0.1".into(), "enforced".into(), 7.into()]);
+        table.row([
+            "very-long-namespace-of-a-team/frontend-with-a-long-name-7d9c5b6f4-x2x4q".into(),
+            "ip-10-0-113-27.eu-central-1.compute.internal".into(),
+            "2001:db8:1234:5678:9abc:def0:1234:5678".into(),
+            TextCell::toned("CONFLICT", Some(Tone::Bad)),
+            12_345_678.into(),
+        ]);
+        table
+    }
+
+    fn check(table: &TextTable, width: Option<usize>, color: ColorMode, expected: &Expect) {
+        let mut out = Vec::new();
+        table.print(&mut out, width, color).expect("writing to memory");
+        expected.assert_eq(&String::from_utf8(out).expect("text"));
+    }
+
+    #[test]
+    fn a_narrow_table_leaves_out_columns_and_shortens_cells() {
+        check(
+            &table(),
+            Some(80),
+            ColorMode::NEVER,
+            &expect![[r#"
+                POD                       NODE              ADDRESS           STATE        FLOWS
+                shop/web-0                n1                10.0.0.1          enforced         7
+                very-long-n…c5b6f4-x2x4q  ip-10-0…internal  2001:db…234:5678  CONFLICT  12345678
+            "#]],
+        );
+        check(
+            &table(),
+            Some(40),
+            ColorMode::NEVER,
+            &expect![[r#"
+                POD                       STATE        FLOWS
+                shop/web-0                enforced         7
+                very-long-n…c5b6f4-x2x4q  CONFLICT  12345678
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_wide_table_and_one_without_a_terminal_have_everything() {
+        check(
+            &table(),
+            Some(200),
+            ColorMode::NEVER,
+            &expect![[r#"
+            POD                                                                      NODE                                          ADDRESS                                 STATE        FLOWS
+            shop/web-0                                                               n1                                            10.0.0.1                                enforced         7
+            very-long-namespace-of-a-team/frontend-with-a-long-name-7d9c5b6f4-x2x4q  ip-10-0-113-27.eu-central-1.compute.internal  2001:db8:1234:5678:9abc:def0:1234:5678  CONFLICT  12345678
+        "#]],
+        );
+        let mut out = Vec::new();
+        table().print(&mut out, None, ColorMode::ALWAYS).expect("writing to memory");
+        let text = String::from_utf8(out).expect("text");
+        assert!(text.ends_with("  \x1b[31mCONFLICT\x1b[0m  12345678\n"), "{text}");
+        // Colors do not move columns.
+        let plain = text.replace("\x1b[31m", "").replace("\x1b[0m", "");
+        let widths: Vec<usize> = plain.lines().map(|line| line.chars().count()).collect();
+        assert!(widths.iter().all(|width| *width == widths[0]), "{widths:?}");
+    }
+
+    #[test]
+    fn an_empty_table_has_only_its_heading() {
+        check(
+            &TextTable::new(&[text("POD"), number("FLOWS")]),
+            Some(80),
+            ColorMode::NEVER,
+            &expect![[r#"
+            POD  FLOWS
+        "#]],
+        );
+    }
+
+    #[test]
+    fn no_line_of_a_large_table_is_wider_than_the_terminal() {
+        let mut table = TextTable::new(&[text("A"), text("B"), number("C").optional(1), text("D").optional(2)]);
+        for row in 0..10_000 {
+            let name = |length: usize| "x".repeat(row % length);
+            table.row([name(70).into(), name(97).into(), row.into(), name(13).into()]);
+        }
+        for width in [60, 80, 200] {
+            let mut out = Vec::new();
+            table.print(&mut out, Some(width), ColorMode::NEVER).expect("writing to memory");
+            let text = String::from_utf8(out).expect("text");
+            assert_eq!(text.lines().count(), 10_001);
+            assert!(text.lines().all(|line| line.chars().count() <= width), "{width} columns");
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Which flows are shown: the part that agents filter, and the part that they cannot.
+
+use anyhow::{Result, bail};
+use netpol_api::{FlowQuery, Record};
+
+use super::EndMatch;
+use crate::args::FlowsOptions;
+use crate::scope::Scope;
+
+/// The number of flows, if none is given.
+const LAST: usize = 100;
+/// The same, with `--follow`.
+const LAST_OF_FOLLOW: usize = 10;
+
+/// A filter of flows.
+pub(crate) struct Filter {
+    pub(crate) query: FlowQuery,
+    from: Option<EndMatch>,
+    to: Option<EndMatch>,
+    scope: Scope,
+}
+
+impl Filter {
+    pub(crate) fn new(options: &FlowsOptions, scope: Scope) -> Result<Self> {
+        let default = &scope.default_namespace;
+        let policy = match options.policy.as_deref() {
+            Some(policy) if policy.contains('/') => Some(policy.to_owned()),
+            Some(policy) => Some(format!("{default}/{policy}")),
+            None => None,
+        };
+        // An end or a policy with its namespace selects this namespace, whatever that of the context is.
+        let is_explicit = options.scope.namespace.is_some();
+        let names_namespace = [&options.from, &options.to].into_iter().flatten().any(EndMatch::names_namespace)
+            || options.policy.as_deref().is_some_and(|policy| policy.contains('/'));
+        let default_last = if options.follow { LAST_OF_FOLLOW } else { LAST };
+        let query = FlowQuery {
+            follow: options.follow,
+            since: options.since,
+            last: options.last.or_else(|| options.since.is_none().then_some(default_last)),
+            verdicts: options.verdicts.clone(),
+            from: options.from.as_ref().and_then(|end| end.filter(default)),
+            to: options.to.as_ref().and_then(|end| end.filter(default)),
+            port: options.port.clone(),
+            policy,
+            namespace: scope.namespace.clone().filter(|_| is_explicit || !names_namespace),
+            labels: scope.labels.is_some(),
+        };
+        if let Err(error) = FlowQuery::parse(&query.to_query()) {
+            bail!("{error}");
+        }
+        Ok(Self { query, from: options.from.clone(), to: options.to.clone(), scope })
+    }
+
+    /// The path of the request.
+    pub(crate) fn path(&self) -> String {
+        // Agents limit what they return before the other filters are applied.
+        let mut query = self.query.clone();
+        if self.is_narrower_than_query() {
+            query.last = None;
+        }
+        format!("/v1/flows?{}", query.to_query())
+    }
+
+    fn is_narrower_than_query(&self) -> bool {
+        let is_narrower = |end: &EndMatch| matches!(end, EndMatch::Workload(..) | EndMatch::Service(..));
+        self.scope.labels.is_some() || [&self.from, &self.to].into_iter().flatten().any(is_narrower)
+    }
+
+    /// Whether a record that an agent returned is shown.
+    pub(crate) fn matches(&self, record: &Record) -> bool {
+        let Record::Flow(flow) = record else {
+            // A summary has no labels and no workloads.
+            return matches!(record, Record::Lost(_)) || !self.is_narrower_than_query();
+        };
+        let default = &self.scope.default_namespace;
+        let has_labels = || {
+            let labels = [&flow.from.labels, &flow.to.labels];
+            labels.into_iter().flatten().any(|labels| self.scope.has_labels(labels))
+        };
+        self.from.as_ref().is_none_or(|from| from.matches(&flow.from, default))
+            && self.to.as_ref().is_none_or(|to| to.matches(&flow.to, default))
+            && (self.scope.labels.is_none() || has_labels())
+    }
+}

@@ -1,0 +1,172 @@
+//! Merges the streams of several nodes by time.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use netpol_api::Record;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use crate::remote::{Answer, Lines};
+
+/// How long a record waits for earlier ones of other nodes.
+const REORDER_WINDOW: Duration = Duration::from_millis(300);
+/// The number of records of all nodes that wait to be printed.
+const QUEUE: usize = 1_024;
+
+/// A record, with its text.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) time: Timestamp,
+    pub(crate) record: Option<Record>,
+    /// The line of JSON, with fields that this version does not know.
+    pub(crate) line: String,
+    at: Instant,
+    sequence: u64,
+}
+
+/// What a stream has sent.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Record(Box<Received>),
+    /// The stream of a node has ended; `None` without an error.
+    Ended(String, Option<String>),
+}
+
+/// Reads all streams concurrently. A slow reader makes them wait: the agents then count what they cannot send.
+pub(crate) fn read(streams: Vec<Answer<Lines>>) -> mpsc::Receiver<Event> {
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    for Answer { node, content: mut lines } in streams {
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            let error = loop {
+                match lines.next().await {
+                    Ok(Some(line)) if line.is_empty() => {}
+                    Ok(Some(line)) => match received(&line) {
+                        Ok(received) => {
+                            if sender.send(Event::Record(Box::new(received))).await.is_err() {
+                                return;
+                            }
+                        }
+                        Err(error) => break Some(error),
+                    },
+                    Ok(None) => break None,
+                    Err(error) => break Some(error),
+                }
+            };
+            // An error means that the output has ended.
+            let _ = sender.send(Event::Ended(node, error)).await;
+        });
+    }
+    receiver
+}
+
+/// Parses a line. A record of a type that this version does not know has only its time.
+fn received(line: &[u8]) -> Result<Received, String> {
+    let invalid = |error: &dyn std::fmt::Display| format!("the agent sent an invalid record: {error}");
+    let line = std::str::from_utf8(line).map_err(|error| invalid(&error))?;
+    let value: serde_json::Value = serde_json::from_str(line).map_err(|error| invalid(&error))?;
+    let time = value["time"].as_str().unwrap_or_default();
+    let time = time.parse().map_err(|error: jiff::Error| invalid(&error))?;
+    let record = serde_json::from_value(value).ok();
+    Ok(Received { time, record, line: line.to_owned(), at: Instant::now(), sequence: 0 })
+}
+
+/// Records that wait for earlier ones.
+#[derive(Default)]
+pub(crate) struct Merger {
+    waiting: BinaryHeap<Reverse<Received>>,
+    sequence: u64,
+}
+
+impl Merger {
+    /// Adds a record.
+    pub(crate) fn add(&mut self, mut received: Received) {
+        self.sequence += 1;
+        received.sequence = self.sequence;
+        self.waiting.push(Reverse(received));
+    }
+
+    /// Removes the earliest records until only this number is left.
+    pub(crate) fn keep_last(&mut self, count: usize) {
+        while self.waiting.len() > count {
+            self.waiting.pop();
+        }
+    }
+
+    /// Returns the earliest record, if it has waited long enough at this time.
+    pub(crate) fn due(&mut self, now: Instant) -> Option<Received> {
+        let Reverse(first) = self.waiting.peek()?;
+        if first.at + REORDER_WINDOW > now {
+            return None;
+        }
+        self.waiting.pop().map(|Reverse(received)| received)
+    }
+
+    /// Returns the earliest record.
+    pub(crate) fn next(&mut self) -> Option<Received> {
+        self.waiting.pop().map(|Reverse(received)| received)
+    }
+
+    /// Waits until a record is due.
+    pub(crate) async fn wait(&self) {
+        match self.waiting.peek() {
+            Some(Reverse(first)) => sleep_until(first.at + REORDER_WINDOW).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Ord for Received {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.time, self.sequence).cmp(&(other.time, other.sequence))
+    }
+}
+
+impl PartialOrd for Received {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Received {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Received {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(time: &str) -> Received {
+        received(format!("{{\"type\":\"other\",\"time\":\"2026-11-29T12:00:{time}Z\"}}").as_bytes()).expect("a record")
+    }
+
+    #[test]
+    fn records_are_sorted_by_time_and_then_by_arrival() {
+        let mut merger = Merger::default();
+        for time in ["02.5", "01.000", "03", "01.000"] {
+            merger.add(record(time));
+        }
+        assert!(merger.due(Instant::now()).is_none(), "an earlier record may still arrive");
+        assert!(merger.due(Instant::now() + REORDER_WINDOW).is_some());
+        merger.keep_last(2);
+        let rest: Vec<String> =
+            std::iter::from_fn(|| merger.next()).map(|received| received.time.to_string()).collect();
+        assert_eq!(rest, ["2026-11-29T12:00:02.5Z", "2026-11-29T12:00:03Z"]);
+    }
+
+    #[test]
+    fn an_invalid_line_is_an_error_and_an_unknown_type_is_not() {
+        assert!(record("00").record.is_none());
+        for line in ["", "{", "{}", "{\"time\": \"noon\"}"] {
+            assert!(received(line.as_bytes()).is_err(), "{line}");
+        }
+        assert!(received(b"\xff").is_err());
+    }
+}

@@ -1,0 +1,321 @@
+//! Records as lines of text.
+
+use std::io::{self, Write};
+use std::net::IpAddr;
+
+use netpol_api::{
+    FlowDirection, FlowEnd, FlowRecord, FlowSide, FlowVerdict, LostRecord, MulticastRecord, RateLimitedRecord, Record,
+    WorkloadEnd,
+};
+use netpol_policy::model::WorkloadKind;
+use netpol_policy::text::{Safe, wrap};
+
+use crate::color::ColorMode;
+use crate::columns::{Tone, some_of};
+use crate::table::{counted, shorten};
+
+/// The number of policies that a line names.
+const POLICIES_SHOWN: usize = 2;
+/// The smallest width to which an end is shortened.
+const MIN_END: usize = 16;
+/// The smallest width to which the names of policies are shortened. Without it, they are left out.
+const MIN_POLICIES: usize = 12;
+/// The width of text below a line, without a terminal.
+const TEXT_WIDTH: usize = 120;
+/// The indentation of text below a line: below the verdict.
+const INDENT: usize = 13;
+
+/// Writes a record as one line.
+pub(super) fn compact(out: &mut impl Write, record: &Record, width: Option<usize>, color: ColorMode) -> io::Result<()> {
+    match record {
+        Record::Flow(flow) => flow_line(out, flow, width, color),
+        Record::Multicast(summary) => writeln!(out, "{}", Safe(multicast_line(summary))),
+        Record::RateLimited(limited) => writeln!(out, "{}", Safe(limited_line(limited))),
+        Record::Lost(lost) => writeln!(out, "{}", Safe(lost_line(lost))),
+    }
+}
+
+/// Writes a record as a line, and below it what explains the verdict.
+pub(super) fn wide(out: &mut impl Write, record: &Record, width: Option<usize>, color: ColorMode) -> io::Result<()> {
+    compact(out, record, width, color)?;
+    let Record::Flow(flow) = record else { return Ok(()) };
+    let width = width.unwrap_or(TEXT_WIDTH).max(INDENT + MIN_END);
+    let mut paragraph =
+        |text: String| wrap(text, width, INDENT).into_iter().try_for_each(|line| writeln!(out, "{line}"));
+    if let Some(revoked) = &flow.revoked_by {
+        let objects = some_of(&revoked.objects, POLICIES_SHOWN);
+        paragraph(format!("revoked by a change of {objects} at {} (generation {})", revoked.time, revoked.generation))?;
+    }
+    if let Some(sender) = &flow.sender {
+        paragraph(format!("sent by pod {sender} from another address than its own"))?;
+    }
+    for block in &flow.from.blocks {
+        paragraph(format!("source is in {block}"))?;
+    }
+    for block in &flow.to.blocks {
+        paragraph(format!("destination is in {block}"))?;
+    }
+    if let Some(unexplained) = &flow.unexplained {
+        paragraph(format!("not explained: {unexplained}"))?;
+    }
+    for hint in &flow.hints {
+        paragraph(format!("hint: {hint}"))?;
+    }
+    for (direction, side) in sides(flow) {
+        if side.verdict != FlowVerdict::Allowed {
+            write_side(out, direction, side, width)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes the nearest rule of a side, and the change that allows the flow.
+fn write_side(out: &mut impl Write, direction: FlowDirection, side: &FlowSide, width: usize) -> io::Result<()> {
+    let mut paragraph =
+        |text: String| wrap(text, width, INDENT).into_iter().try_for_each(|line| writeln!(out, "{line}"));
+    let would = if side.verdict == FlowVerdict::Shadow { "would be denied" } else { "denied" };
+    let by = if side.policies.is_empty() { String::new() } else { format!(" by {}", side.policies.join(", ")) };
+    paragraph(format!("{}: {would}{by} ({})", direction.name(), side.reason))?;
+    if let Some(nearest) = &side.nearest {
+        let unmet = nearest.unmet_conditions.join("; ");
+        paragraph(format!("nearest rule: {} {}: {unmet}", nearest.policy, nearest.path))?;
+    }
+    if let Some(fix) = &side.fix {
+        paragraph(format!("fix: add to NetworkPolicy {} at {}:", fix.policy, fix.path))?;
+        // Not wrapped, so that it can be pasted.
+        for line in fix.yaml.lines() {
+            writeln!(out, "{:indent$}{}", "", Safe(line), indent = INDENT + 2)?;
+        }
+    }
+    Ok(())
+}
+
+/// `12:03:04.123 DENIED  shop/web-0:41234 → shop/db-0:5432/TCP  no-rule  shop/db (ingress)`.
+fn flow_line(out: &mut impl Write, flow: &FlowRecord, width: Option<usize>, color: ColorMode) -> io::Result<()> {
+    let (word, tone) = word(flow.verdict);
+    let from = end(&flow.from, flow.from.port);
+    let to = format!("{}/{}", end(&flow.to, flow.port), flow.protocol);
+    let suppressed = if flow.suppressed > 0 { format!(" +{}", flow.suppressed) } else { String::new() };
+    let direction = format!(" ({}){suppressed}", flow.direction.name());
+    let mut policies = Safe(policies(flow)).to_string();
+    let reason = Safe(&flow.reason).to_string();
+    let time = time(&flow.header.time);
+    let mut ends = [Safe(from).to_string(), Safe(to).to_string()];
+    if let Some(width) = width {
+        // The time, the verdict, the arrow, and the spaces between them.
+        let fixed = time.chars().count() + 1 + 7 + 1 + 3 + 2;
+        let fixed = fixed + reason.chars().count() + direction.chars().count();
+        let rest = width.saturating_sub(fixed);
+        let of_ends = ends.iter().map(|end| end.chars().count()).sum::<usize>();
+        // The ends have at least two thirds of the rest, if they need it.
+        let for_ends = of_ends.min((rest * 2 / 3).max(2 * MIN_END));
+        let for_policies = rest.saturating_sub(for_ends + 2);
+        policies = if for_policies < MIN_POLICIES { String::new() } else { shorten(&policies, for_policies) };
+        let of_policies = if policies.is_empty() { 0 } else { policies.chars().count() + 2 };
+        fit(&mut ends, rest.saturating_sub(of_policies));
+    }
+    if !policies.is_empty() {
+        policies.insert_str(0, "  ");
+    }
+    let [from, to] = ends;
+    let word = color.tone(Some(tone), word);
+    writeln!(out, "{time} {word} {from} → {to}  {reason}{policies}{direction}")
+}
+
+/// Shortens the longer end, until both fit.
+fn fit(ends: &mut [String; 2], width: usize) {
+    let lengths = ends.each_ref().map(|end| end.chars().count());
+    if lengths[0] + lengths[1] <= width {
+        return;
+    }
+    let half = (width / 2).max(MIN_END);
+    let from = lengths[0].min(half.max(width.saturating_sub(lengths[1])));
+    let to = lengths[1].min(width.saturating_sub(from).max(MIN_END));
+    *ends = [shorten(&ends[0], from), shorten(&ends[1], to)];
+}
+
+fn word(verdict: FlowVerdict) -> (&'static str, Tone) {
+    match verdict {
+        FlowVerdict::Allowed => ("ALLOWED", Tone::Good),
+        FlowVerdict::Denied => ("DENIED ", Tone::Bad),
+        FlowVerdict::Shadow => ("SHADOW ", Tone::Notice),
+    }
+}
+
+/// The time of day, in UTC: the date is that of today in all but long recordings, and in JSON.
+fn time(time: &str) -> String {
+    let of_day = time.split_once('T').map_or(time, |(_, of_day)| of_day).trim_end_matches('Z');
+    let (seconds, fraction) = of_day.split_once('.').unwrap_or((of_day, ""));
+    Safe(format!("{seconds}.{fraction:0<3.3}")).to_string()
+}
+
+/// `shop/web-0:41234`, `svc/shop/db:5432`, `node/n1`, `[fd00::1]:53`.
+fn end(end: &FlowEnd, port: Option<u16>) -> String {
+    let port = |is_address: bool| match (port, end.address) {
+        (Some(port), Some(IpAddr::V6(address))) if is_address => format!("[{address}]:{port}"),
+        (Some(port), Some(address)) if is_address => format!("{address}:{port}"),
+        (None, Some(address)) if is_address => address.to_string(),
+        (Some(port), _) => format!(":{port}"),
+        (None, _) => String::new(),
+    };
+    match (&end.namespace, &end.pod, end.services.first(), &end.node) {
+        (Some(namespace), Some(pod), ..) => format!("{namespace}/{pod}{}", port(false)),
+        (.., Some(service), _) => format!("svc/{service}{}", port(false)),
+        (.., Some(node)) => format!("node/{node}{}", port(false)),
+        _ if end.address.is_some() => port(true),
+        _ => "-".to_owned(),
+    }
+}
+
+/// The name of an end of aggregated flows, as in the matrix: `shop/deployment/web`.
+pub(crate) fn workload_end(end: &WorkloadEnd) -> String {
+    match (&end.namespace, &end.workload, &end.pod) {
+        (Some(namespace), Some(workload), _) => {
+            let kind = WorkloadKind::from_name(&workload.kind).map(WorkloadKind::resource);
+            let kind = kind.map_or_else(|| workload.kind.to_lowercase(), str::to_owned);
+            format!("{namespace}/{kind}/{}", workload.name)
+        }
+        (Some(namespace), None, Some(pod)) => format!("{namespace}/{pod}"),
+        _ => match (end.services.first(), &end.node, end.address) {
+            (Some(service), ..) => format!("svc/{service}"),
+            (None, Some(node), _) => format!("node/{node}"),
+            (None, None, Some(address)) => address.to_string(),
+            (None, None, None) => "-".to_owned(),
+        },
+    }
+}
+
+/// `53/UDP`, or the protocol.
+pub(crate) fn protocol_port(port: Option<u16>, protocol: &str) -> String {
+    port.map_or_else(|| protocol.to_owned(), |port| format!("{port}/{protocol}"))
+}
+
+fn sides(flow: &FlowRecord) -> impl Iterator<Item = (FlowDirection, &FlowSide)> {
+    let sides = [(FlowDirection::Egress, &flow.egress), (FlowDirection::Ingress, &flow.ingress)];
+    sides.into_iter().filter_map(|(direction, side)| Some((direction, side.as_ref()?)))
+}
+
+/// The policies that decided: `shop/db`, or `shop/web spec.egress[1]`.
+fn policies(flow: &FlowRecord) -> String {
+    let own = sides(flow).find(|(direction, _)| *direction == flow.direction).map(|(_, side)| side);
+    match (flow.verdict, own) {
+        (_, None) => String::new(),
+        (FlowVerdict::Allowed, Some(side)) => {
+            side.rule.as_ref().map(|rule| format!("{} {}", rule.policy, rule.path)).unwrap_or_default()
+        }
+        (FlowVerdict::Denied | FlowVerdict::Shadow, Some(side)) => some_of(&side.policies, POLICIES_SHOWN),
+    }
+}
+
+fn multicast_line(summary: &MulticastRecord) -> String {
+    let (word, _) = word(summary.verdict);
+    let (time, packets) =
+        (time(&summary.header.time), counted(usize::try_from(summary.packets).unwrap_or(usize::MAX), "packet"));
+    let senders = some_of(&summary.senders, POLICIES_SHOWN);
+    let senders = if summary.sender_count > summary.senders.len().min(POLICIES_SHOWN) {
+        format!("{senders} ({})", counted(summary.sender_count, "sender"))
+    } else {
+        senders
+    };
+    let to = format!("{}/{}", end(&summary.to, summary.port), summary.protocol);
+    format!("{time} {word} {senders} → {to}  {} ({}), {packets} to a group", summary.reason, summary.direction.name())
+}
+
+fn limited_line(limited: &RateLimitedRecord) -> String {
+    let what = match limited.verdict {
+        FlowVerdict::Denied => "denied packets",
+        FlowVerdict::Allowed | FlowVerdict::Shadow => "allowed flows",
+    };
+    format!(
+        "{} ...     {}: {} {what} without a record ({}), the pod's budget is used up",
+        time(&limited.header.time),
+        limited.pod,
+        limited.suppressed,
+        limited.direction.name()
+    )
+}
+
+fn lost_line(lost: &LostRecord) -> String {
+    format!(
+        "{} ...     node {}: {} records lost, this command reads too slowly",
+        time(&lost.header.time),
+        lost.header.node,
+        lost.records
+    )
+}
+
+#[cfg(test)]
+#[expect(clippy::needless_raw_string_hashes, reason = "expect-test writes them")]
+mod tests {
+    use expect_test::expect;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// A flow between pods with long names, or with IPv6 addresses.
+    fn flow(changes: &Value) -> FlowRecord {
+        let policies = ["team-with-a-long-name/policy-of-the-backend-database", "team-with-a-long-name/default-deny"];
+        let mut flow = json!({
+            "schema": "netpol.io/v1", "time": "2026-11-29T12:03:04.5Z", "node": "n1",
+            "verdict": "denied", "direction": "ingress", "reason": "no-rule", "protocol": "TCP", "port": 5432,
+            "from": {"namespace": "team-with-a-long-name", "pod": "frontend-with-a-long-name-7d9c5b6f4-x2x4q", "port": 41234},
+            "to": {"namespace": "team-with-a-long-name", "pod": "backend-database-with-a-long-name-0"},
+            "ingress": {"verdict": "denied", "reason": "no-rule", "policies": policies},
+            "suppressed": 0, "length": 60,
+        });
+        for (name, value) in changes.as_object().into_iter().flatten() {
+            flow[name] = value.clone();
+        }
+        serde_json::from_value(flow).expect("a record")
+    }
+
+    fn line_of(changes: &Value, width: Option<usize>) -> String {
+        let mut out = Vec::new();
+        flow_line(&mut out, &flow(changes), width, ColorMode::NEVER).expect("writing to memory");
+        String::from_utf8(out).expect("text")
+    }
+
+    #[test]
+    fn a_line_fits_the_terminal() {
+        let ipv6 = json!({
+            "from": {"address": "2001:db8:1234:5678:9abc:def0:1234:5678", "port": 41234},
+            "to": {"address": "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff", "port": 443}, "protocol": "SCTP",
+        });
+        let long = json!({});
+        let mut lines = String::new();
+        for changes in [&long, &ipv6] {
+            for width in [Some(80), Some(200), None] {
+                let line = line_of(changes, width);
+                assert!(width.is_none_or(|width| line.trim_end().chars().count() <= width), "{line}");
+                lines.push_str(&line);
+            }
+        }
+        expect![[r#"
+            12:03:04.500 DENIED  team-wit…x4q:41234 → team-with…:5432/TCP  no-rule (ingress)
+            12:03:04.500 DENIED  team-with-a-long-name/fro…name-7d9c5b6f4-x2x4q:41234 → team-with-a-long-name/bac…ith-a-long-name-0:5432/TCP  no-rule  team-with-a-long-name/pol…-a-long-name/default-deny (ingress)
+            12:03:04.500 DENIED  team-with-a-long-name/frontend-with-a-long-name-7d9c5b6f4-x2x4q:41234 → team-with-a-long-name/backend-database-with-a-long-name-0:5432/TCP  no-rule  team-with-a-long-name/policy-of-the-backend-database, team-with-a-long-name/default-deny (ingress)
+            12:03:04.500 DENIED  [2001:db…78]:41234 → [2001:db8…5432/SCTP  no-rule (ingress)
+            12:03:04.500 DENIED  [2001:db8:1234:5678:9abc:def0:1234:5678]:41234 → [2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff]:5432/SCTP  no-rule  team-with-a-long-name/policy-…with-a-long-name/default-deny (ingress)
+            12:03:04.500 DENIED  [2001:db8:1234:5678:9abc:def0:1234:5678]:41234 → [2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff]:5432/SCTP  no-rule  team-with-a-long-name/policy-of-the-backend-database, team-with-a-long-name/default-deny (ingress)
+        "#]].assert_eq(&lines);
+    }
+
+    #[test]
+    fn ends_are_pods_services_nodes_or_addresses() {
+        for (to, text) in [
+            (json!({"address": "10.0.0.9"}), "10.0.0.9:5432/TCP"),
+            (json!({"address": "10.96.0.1", "services": ["shop/db", "shop/other"]}), "svc/shop/db:5432/TCP"),
+            (json!({"address": "10.0.0.9", "node": "n1"}), "node/n1:5432/TCP"),
+            (json!({}), "-/TCP"),
+        ] {
+            let line = line_of(&json!({"to": to}), None);
+            assert!(line.contains(&format!("→ {text}  no-rule")), "{line}");
+        }
+        let ping = json!({"protocol": "ICMPv6", "port": null, "to": {"address": "fd00::1"}, "verdict": "shadow", "suppressed": 9});
+        let line = line_of(&ping, None);
+        assert!(
+            line.contains("SHADOW ") && line.contains("→ fd00::1/ICMPv6  no-rule") && line.ends_with(" +9\n"),
+            "{line}"
+        );
+    }
+}

@@ -1,0 +1,195 @@
+//! `netpol policies`: what each policy selects, and the flows of each rule, on all nodes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+
+use anyhow::Result;
+use netpol_api::{FlowDirection, PolicyList, PolicyMode, PolicyStatus, RuleStatus};
+use netpol_policy::text::Safe;
+use serde::Serialize;
+
+use super::selected_pods;
+use crate::Exit;
+use crate::args::{ListOptions, Output};
+use crate::color::ColorMode;
+use crate::columns::{TextCell, TextTable, Tone, number, table_width, text};
+use crate::output::print_items;
+use crate::remote::{Answer, Fleet, runtime};
+use crate::scope::Scope;
+
+pub(crate) fn run(options: &ListOptions, out: &mut impl Write) -> Result<Exit> {
+    runtime()?.block_on(list(options, out))
+}
+
+async fn list(options: &ListOptions, out: &mut impl Write) -> Result<Exit> {
+    let mut fleet = Fleet::find(&options.agents).await?;
+    let scope = Scope::new(&options.scope, &fleet)?;
+    let answers: Vec<Answer<PolicyList>> = fleet.get("/v1/policies").await;
+    let selected = selected_pods(&scope, &mut fleet).await;
+    let lists: Vec<PolicyList> = answers.into_iter().map(|answer| answer.content).collect();
+    let mut policies = merge(&lists);
+    policies.retain(|policy| {
+        scope.has_namespace(&policy.namespace)
+            && selected.as_ref().is_none_or(|selected| !selected.is_disjoint(&policy.pods))
+    });
+    match options.output {
+        Output::Json => print_items(out, &policies, fleet.failures())?,
+        Output::Table if lists.is_empty() => {}
+        Output::Table => {
+            print(out, &policies, &scope, table_width(), ColorMode::detect())?;
+            if !policies.is_empty() {
+                print_notes(out, &lists)?;
+            }
+        }
+    }
+    fleet.finish(lists.len())
+}
+
+/// A policy, on all nodes.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Policy {
+    namespace: String,
+    name: String,
+    mode: PolicyMode,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    suspended_until: Option<String>,
+    directions: Vec<FlowDirection>,
+    /// The pods that it selects, on the nodes that responded.
+    pods: BTreeSet<String>,
+    rules: Vec<RuleStatus>,
+    denied_flows: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_denied: Option<String>,
+    shadow_denied_flows: u64,
+    diagnostics: BTreeSet<String>,
+    /// The nodes on which the policy is only partly enforced.
+    partial_on: Vec<String>,
+}
+
+impl Policy {
+    fn new(first: &PolicyStatus) -> Self {
+        Self {
+            namespace: first.namespace.clone(),
+            name: first.name.clone(),
+            mode: first.mode,
+            suspended_until: first.suspended_until.clone(),
+            directions: first.directions.clone(),
+            pods: BTreeSet::new(),
+            rules: Vec::new(),
+            denied_flows: 0,
+            last_denied: None,
+            shadow_denied_flows: 0,
+            diagnostics: BTreeSet::new(),
+            partial_on: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, status: &PolicyStatus, node: &str) {
+        self.pods.extend(status.pods.iter().cloned());
+        self.denied_flows += status.denied_flows;
+        self.shadow_denied_flows += status.shadow_denied_flows;
+        self.last_denied = self.last_denied.take().max(status.last_denied.clone());
+        self.diagnostics.extend(status.diagnostics.iter().cloned());
+        if status.partial.is_some() {
+            self.partial_on.push(node.to_owned());
+        }
+        for rule in &status.rules {
+            match self.rules.iter_mut().find(|known| known.path == rule.path) {
+                Some(known) => {
+                    known.flows += rule.flows;
+                    known.last_flow = known.last_flow.take().max(rule.last_flow.clone());
+                }
+                None => self.rules.push(rule.clone()),
+            }
+        }
+    }
+}
+
+fn merge(lists: &[PolicyList]) -> Vec<Policy> {
+    let mut policies: BTreeMap<(&str, &str), Policy> = BTreeMap::new();
+    for list in lists {
+        for status in &list.items {
+            let key = (status.namespace.as_str(), status.name.as_str());
+            policies.entry(key).or_insert_with(|| Policy::new(status)).add(status, &list.node);
+        }
+    }
+    policies.into_values().collect()
+}
+
+/// Prints a row for each policy, and one for each of its rules below it.
+fn print(
+    out: &mut impl Write,
+    policies: &[Policy],
+    scope: &Scope,
+    width: Option<usize>,
+    color: ColorMode,
+) -> Result<()> {
+    if policies.is_empty() {
+        writeln!(out, "no policies{}", scope.describe())?;
+        return Ok(());
+    }
+    let mut table = TextTable::new(&[
+        text("POLICY"),
+        text("MODE").optional(2),
+        number("PODS"),
+        number("ALLOWED"),
+        number("DENIED"),
+        number("SHADOW").optional(3),
+        text("LAST").optional(1),
+    ]);
+    for policy in policies {
+        let mode = match (policy.mode, &policy.suspended_until) {
+            (PolicyMode::Shadow, _) => TextCell::toned("shadow", Some(Tone::Notice)),
+            (PolicyMode::Enforce, Some(_)) => TextCell::toned("suspended", Some(Tone::Bad)),
+            (PolicyMode::Enforce, None) => "enforce".into(),
+        };
+        table.row([
+            format!("{}/{}", policy.namespace, policy.name).into(),
+            mode,
+            TextCell::toned(policy.pods.len(), policy.pods.is_empty().then_some(Tone::Notice)),
+            policy.rules.iter().map(|rule| rule.flows).sum::<u64>().into(),
+            TextCell::toned(policy.denied_flows, (policy.denied_flows > 0).then_some(Tone::Bad)),
+            policy.shadow_denied_flows.into(),
+            policy.last_denied.as_deref().unwrap_or_default().into(),
+        ]);
+        for rule in &policy.rules {
+            let (empty, path) = (|| TextCell::from(""), format!("  {}", rule.path));
+            let last = match &rule.last_flow {
+                Some(time) => time.into(),
+                None if rule.flows == 0 => TextCell::toned("never", Some(Tone::Notice)),
+                None => empty(),
+            };
+            table.row([path.into(), empty(), empty(), rule.flows.into(), empty(), empty(), last]);
+        }
+    }
+    table.print(out, width, color)?;
+    for policy in policies {
+        let name = format!("{}/{}", policy.namespace, policy.name);
+        if !policy.partial_on.is_empty() {
+            writeln!(out, "{}: only partly enforced on {}", Safe(&name), Safe(policy.partial_on.join(", ")))?;
+        }
+        for diagnostic in &policy.diagnostics {
+            writeln!(out, "{}: {}", Safe(&name), Safe(diagnostic))?;
+        }
+    }
+    Ok(())
+}
+
+/// Prints since when flows are counted, and on which nodes they are not.
+fn print_notes(out: &mut impl Write, lists: &[PolicyList]) -> Result<()> {
+    // An agent that has started later has counted fewer flows.
+    if let Some(since) = lists.iter().map(|list| &list.counted_since).max() {
+        writeln!(out, "\nflows are counted since {} or earlier", Safe(since))?;
+    }
+    let without: Vec<&str> =
+        lists.iter().filter(|list| !list.counts_allowed_flows).map(|list| list.node.as_str()).collect();
+    if !without.is_empty() {
+        writeln!(out, "allowed flows are not counted on {} (--record-flows denied)", Safe(without.join(", ")))?;
+    }
+    let other: u64 = lists.iter().map(|list| list.other_flows).sum();
+    if other > 0 {
+        writeln!(out, "{other} allowed flows are of rules without a counter: there are too many rules")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,223 @@
+//! Objects of a cluster as the input of offline commands, listed with the caller's rights.
+//!
+//! Each kind is listed in all namespaces. If that is forbidden, it is listed in the namespaces that the command needs,
+//! and what is missing is recorded: it may make a verdict unknown.
+
+mod kinds;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+use kube::Api;
+use kube::api::{ApiResource, DynamicObject, ListParams};
+use netpol_policy::model::{Object, Peer, Peers, Rule, WorkloadKind};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::ends::EndArgument;
+use crate::input::Input;
+use crate::remote::{Kube, explain_error};
+
+use kinds::Kind;
+
+/// The number of objects in one response.
+const PAGE: u32 = 500;
+/// The time for each response of the API server.
+const RESPONSE_TIME: Duration = Duration::from_secs(30);
+
+/// Objects that the caller cannot list.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Missing {
+    /// Their kind, in the plural: `NetworkPolicies`.
+    pub(crate) kind: String,
+    /// The namespace; `None`: all namespaces but those that were listed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) namespace: Option<String>,
+    /// The error of the API server.
+    pub(crate) error: String,
+    /// Whether only policies of other kinds are missing.
+    #[serde(skip)]
+    pub(crate) is_unevaluated: bool,
+}
+
+/// What a command needs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Needed {
+    /// The namespaces of the ends.
+    pub(crate) namespaces: BTreeSet<String>,
+    /// The kinds of workloads that are ends.
+    pub(crate) workloads: BTreeSet<WorkloadKind>,
+}
+
+/// Lists the objects.
+pub(crate) async fn read(kube: &Kube, needed: &Needed) -> Result<Input> {
+    let mut kinds = kinds::all(kube).await?;
+    kinds.extend(kinds::of_workloads(&needed.workloads));
+    let listed = futures::future::join_all(kinds.iter().map(|kind| list(kube, kind, needed))).await;
+    let (mut items, mut missing) = (Vec::new(), Vec::new());
+    for result in listed {
+        let (of_kind, without) = result?;
+        items.extend(of_kind);
+        missing.extend(without);
+    }
+    let text = serde_json::to_vec(&json!({"apiVersion": "v1", "kind": "List", "items": items}))?;
+    let mut input = Input::of_cluster(text);
+    missing.sort();
+    input.missing = missing;
+    Ok(input)
+}
+
+/// Lists one kind, as far as the caller can.
+async fn list(kube: &Kube, kind: &Kind, needed: &Needed) -> Result<(Vec<Value>, Vec<Missing>)> {
+    let resource = kind.resource();
+    let all = Api::all_with(kube.client.clone(), &resource);
+    let error = match pages(&all, &resource, kind).await? {
+        Listed::Items(items) => return Ok((items, Vec::new())),
+        Listed::Forbidden(error) => error,
+    };
+    let without = |namespace: Option<&String>, error| Missing {
+        kind: kind.title.to_owned(),
+        namespace: namespace.cloned(),
+        error,
+        is_unevaluated: kind.is_unevaluated,
+    };
+    let mut missing = vec![without(None, error)];
+    let mut items = Vec::new();
+    for namespace in &needed.namespaces {
+        let found = if kind.is_namespaced {
+            let api = Api::namespaced_with(kube.client.clone(), namespace, &resource);
+            pages(&api, &resource, kind).await?
+        } else if kind.title == "Namespaces" {
+            one(&all, &resource, namespace).await?
+        } else {
+            break;
+        };
+        match found {
+            Listed::Items(found) => items.extend(found),
+            Listed::Forbidden(error) => missing.push(without(Some(namespace), error)),
+        }
+    }
+    Ok((items, missing))
+}
+
+enum Listed {
+    Items(Vec<Value>),
+    /// The error of the API server.
+    Forbidden(String),
+}
+
+async fn pages(api: &Api<DynamicObject>, resource: &ApiResource, kind: &Kind) -> Result<Listed> {
+    let (mut items, mut parameters) = (Vec::new(), ListParams::default().limit(PAGE));
+    loop {
+        let page = timeout(RESPONSE_TIME, api.list(&parameters)).await;
+        let page = page.map_err(|_| anyhow!("cannot list {}: the API server did not respond", kind.title))?;
+        let page = match page {
+            Ok(page) => page,
+            Err(kube::Error::Api(status)) if status.code == 403 => {
+                return Ok(Listed::Forbidden(status.message.clone()));
+            }
+            // The API group has no such kind.
+            Err(kube::Error::Api(status)) if status.code == 404 && kind.is_unevaluated => {
+                return Ok(Listed::Items(items));
+            }
+            Err(error) => return Err(anyhow!("cannot list {}: {}", kind.title, explain_error(&error))),
+        };
+        for object in page.items {
+            items.push(value(&object, resource)?);
+        }
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => parameters = ListParams::default().limit(PAGE).continue_token(&token),
+            None => return Ok(Listed::Items(items)),
+        }
+    }
+}
+
+async fn one(api: &Api<DynamicObject>, resource: &ApiResource, name: &str) -> Result<Listed> {
+    match timeout(RESPONSE_TIME, api.get(name)).await {
+        Ok(Ok(object)) => Ok(Listed::Items(vec![value(&object, resource)?])),
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(Listed::Items(Vec::new())),
+        Ok(Err(kube::Error::Api(status))) if status.code == 403 => Ok(Listed::Forbidden(status.message.clone())),
+        Ok(Err(error)) => Err(anyhow!("cannot read namespace {name}: {}", explain_error(&error))),
+        Err(_) => Err(anyhow!("cannot read namespace {name}: the API server did not respond")),
+    }
+}
+
+/// The object as in a manifest: items of a list have no kind.
+fn value(object: &DynamicObject, resource: &ApiResource) -> Result<Value> {
+    let mut value = serde_json::to_value(object)?;
+    value["apiVersion"] = resource.api_version.as_str().into();
+    value["kind"] = resource.kind.as_str().into();
+    if let Some(metadata) = value["metadata"].as_object_mut() {
+        metadata.remove("managedFields");
+    }
+    Ok(value)
+}
+
+/// Two ends of a connection in a cluster.
+#[derive(Clone, Copy)]
+pub(crate) struct Ends<'e> {
+    pub(crate) from: &'e EndArgument,
+    pub(crate) to: &'e EndArgument,
+    /// The namespace of ends without one.
+    pub(crate) namespace: &'e str,
+}
+
+impl Ends<'_> {
+    /// What is needed to evaluate the connection.
+    pub(crate) fn needed(self) -> Needed {
+        let both = [self.from, self.to];
+        Needed {
+            namespaces: both.iter().filter_map(|end| end.namespace(self.namespace)).map(str::to_owned).collect(),
+            workloads: both
+                .iter()
+                .filter_map(|end| if let EndArgument::Workload(kind, ..) = end { Some(*kind) } else { None })
+                .collect(),
+        }
+    }
+
+    /// Returns why the verdict on the connection may differ: objects that the caller cannot list.
+    pub(crate) fn unknown_because(self, input: &Input) -> Vec<String> {
+        let has_address = [self.from, self.to].iter().any(|end| end.namespace(self.namespace).is_none());
+        let is_service = matches!(self.to, EndArgument::Service(..));
+        let matters = |missing: &&Missing| {
+            let in_namespace = missing.namespace.is_some();
+            match missing.kind.as_str() {
+                _ if missing.is_unevaluated => true,
+                "NetworkPolicies" => in_namespace,
+                "Namespaces" => in_namespace && has_namespace_selector(input),
+                "Pods" => in_namespace || has_address,
+                "Nodes" => has_address,
+                "Services" | "EndpointSlices" => has_address || is_service && in_namespace,
+                // Without a workload, its pods are not found, which is an error.
+                _ => false,
+            }
+        };
+        input.missing.iter().filter(matters).map(ToString::to_string).collect()
+    }
+}
+
+/// Whether a policy selects namespaces by their labels.
+fn has_namespace_selector(input: &Input) -> bool {
+    let selects = |rule: &Rule| match &rule.peers {
+        Peers::Any => false,
+        Peers::Of(peers) => peers.iter().any(|peer| matches!(peer, Peer::Pods { namespaces: Some(_), .. })),
+    };
+    input.parsed.objects.iter().any(|located| match &located.object {
+        Object::Policy(policy) => policy.ingress.iter().chain(&policy.egress).flatten().any(selects),
+        _ => false,
+    })
+}
+
+/// `cannot list Pods in namespace shop: …`.
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "cannot list {} in namespace {namespace}: {}", self.kind, self.error),
+            None => write!(f, "cannot list {}: {}", self.kind, self.error),
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! A connection to an agent.
+
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
+use kube::Api;
+use kube::api::{AttachParams, AttachedProcess};
+use tokio::io::{
+    AsyncRead, AsyncReadExt, AsyncWrite, Join, ReadBuf, ReadHalf, SimplexStream, WriteHalf, copy, join, sink,
+};
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::kubernetes::explain_error;
+
+/// The container of the agent, in deploy/base/daemonset.yaml.
+const CONTAINER: &str = "agent";
+/// The command that connects its standard input and output to the agent's socket.
+const COMMAND: [&str; 2] = ["/netpol-agent", "connect"];
+/// The size of the buffers between the HTTP client and the WebSocket.
+const BUFFER: usize = 64 << 10;
+/// How long to wait for the message of a command that has failed.
+const MESSAGE_TIME: Duration = Duration::from_millis(300);
+/// The maximum length of this message.
+const MESSAGE_LENGTH: u64 = 4096;
+
+/// The way to an agent.
+#[derive(Clone)]
+pub(super) enum Route {
+    /// A Unix socket of this machine.
+    Socket(PathBuf),
+    /// A command in a pod.
+    Exec { pods: Box<Api<Pod>>, pod: String },
+}
+
+/// A stream of bytes to an agent.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// An open connection.
+pub(super) struct Connection {
+    pub(super) stream: Box<dyn Stream>,
+    /// Why it was closed, if the other end reports it.
+    pub(super) closed: Closed,
+}
+
+/// The reason for the end of a connection.
+pub(super) struct Closed(Option<oneshot::Receiver<String>>);
+
+impl Closed {
+    /// Returns the message of the command, if it has failed.
+    pub(super) async fn reason(self) -> Option<String> {
+        timeout(MESSAGE_TIME, self.0?).await.ok()?.ok().filter(|reason| !reason.is_empty())
+    }
+}
+
+impl Route {
+    /// Connects; the error is a message.
+    pub(super) async fn connect(&self) -> Result<Connection, String> {
+        match self {
+            Self::Socket(path) => match UnixStream::connect(path).await {
+                Ok(stream) => Ok(Connection { stream: Box::new(stream), closed: Closed(None) }),
+                Err(error) => Err(format!(
+                    "cannot connect: {error}; run this command as root on the node (or in the agent's container), or set \
+                     another socket with --socket"
+                )),
+            },
+            Self::Exec { pods, pod } => exec(pods, pod).await,
+        }
+    }
+}
+
+async fn exec(pods: &Api<Pod>, pod: &str) -> Result<Connection, String> {
+    let parameters = AttachParams::default()
+        .container(CONTAINER)
+        .stdin(true)
+        .stdout(true)
+        .stderr(true)
+        .max_stdin_buf_size(BUFFER)
+        .max_stdout_buf_size(BUFFER);
+    let process = pods.exec(pod, COMMAND, &parameters).await;
+    let mut process = process.map_err(|error| refused(&error))?;
+    let (Some(input), Some(output)) = (process.stdin(), process.stdout()) else {
+        return Err("the API server opened no streams".to_owned());
+    };
+    let (ended, end) = oneshot::channel();
+    let (sender, receiver) = oneshot::channel();
+    tokio::spawn(watch(process.stderr(), process.take_status(), ended, sender));
+    Ok(Connection {
+        stream: Box::new(ExecStream { joined: join(output, input), end: Some(end), _process: process }),
+        closed: Closed(Some(receiver)),
+    })
+}
+
+/// Waits for the end of a command. Sends whether it was successful, and the message of the command.
+async fn watch(
+    errors: Option<impl AsyncRead + Unpin>,
+    status: Option<impl Future<Output = Option<Status>>>,
+    ended: oneshot::Sender<bool>,
+    message: oneshot::Sender<String>,
+) {
+    let mut text = Vec::new();
+    let read = async {
+        if let Some(mut errors) = errors {
+            // Without the text, the status remains. The rest is read so that the command does not wait.
+            let _ = (&mut errors).take(MESSAGE_LENGTH).read_to_end(&mut text).await;
+            let _ = copy(&mut errors, &mut sink()).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let wait = async {
+        match status {
+            Some(status) => status.await,
+            None => None,
+        }
+    };
+    let status = tokio::select! {
+        // First, so that the text before the status is read.
+        biased;
+        () = read => None,
+        status = wait => status,
+    };
+    let text = String::from_utf8_lossy(&text).trim().to_owned();
+    let is_success = status.as_ref().is_some_and(|status| status.status.as_deref() == Some("Success"));
+    let status = match status {
+        Some(status) if !is_success => status.message.unwrap_or_default(),
+        Some(_) => String::new(),
+        None => "the API server closed the connection to the pod".to_owned(),
+    };
+    let text = if text.is_empty() || status.is_empty() { text + &status } else { format!("{text} ({status})") };
+    // Errors mean that the connection is no longer used.
+    let _ = message.send(text);
+    let _ = ended.send(is_success);
+}
+
+fn refused(error: &kube::Error) -> String {
+    let reason = explain_error(error);
+    match error {
+        kube::Error::Api(status) if status.code == 403 => {
+            format!("{reason}; an administrator can grant it with deploy/components/viewer")
+        }
+        _ => reason,
+    }
+}
+
+/// The standard input and output of a command. Dropping it closes the WebSocket, which ends the command.
+struct ExecStream {
+    joined: Join<ReadHalf<SimplexStream>, WriteHalf<SimplexStream>>,
+    /// Resolves at the end of the command. If the WebSocket breaks, nothing else ends the output.
+    end: Option<oneshot::Receiver<bool>>,
+    _process: AttachedProcess,
+}
+
+impl AsyncRead for ExecStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.joined).poll_read(context, buffer);
+        let Some(end) = self.end.as_mut().filter(|_| read.is_pending()) else { return read };
+        let Poll::Ready(is_success) = Pin::new(end).poll(context) else { return Poll::Pending };
+        self.end = None;
+        // What arrived before the end.
+        let last = Pin::new(&mut self.joined).poll_read(context, buffer);
+        match (last, is_success) {
+            (Poll::Ready(last), _) => Poll::Ready(last),
+            (Poll::Pending, Ok(true)) => Poll::Ready(Ok(())),
+            (Poll::Pending, _) => Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
+        }
+    }
+}
+
+impl AsyncWrite for ExecStream {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.joined).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.joined).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.joined).poll_shutdown(context)
+    }
+}

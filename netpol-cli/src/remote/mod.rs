@@ -1,0 +1,26 @@
+//! Reaches agents: on this node at a Unix socket, or on all nodes of a cluster through the API server.
+//!
+//! ```text
+//! kubeconfig ─► list pods of the DaemonSet ─► pods/exec `netpol-agent connect` ─► the agent's socket
+//!                                             one for each node, in parallel      HTTP/1.1
+//! ```
+//!
+//! No port is opened on a node, and the user needs only the permissions to list these pods and to run a command in them
+//! (deploy/components/viewer).
+
+mod connect;
+mod fleet;
+mod http;
+mod kubernetes;
+
+pub(crate) use fleet::{Answer, Failure, Fleet, progress};
+pub(crate) use http::Lines;
+pub(crate) use kubernetes::{Kube, explain_error};
+
+/// Creates the runtime of a command.
+pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    anyhow::Context::context(
+        tokio::runtime::Builder::new_current_thread().enable_all().build(),
+        "cannot start the runtime",
+    )
+}

@@ -1,0 +1,54 @@
+//! The namespace and labels of `-n`, `-A` and `-l`.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, anyhow};
+use netpol_policy::model::{Labels, Selector};
+
+use crate::args::ScopeOptions;
+use crate::remote::Fleet;
+
+/// Which pods are shown.
+#[derive(Clone, Debug)]
+pub(crate) struct Scope {
+    /// The only namespace; `None` for all.
+    pub(crate) namespace: Option<String>,
+    /// The namespace of names without one.
+    pub(crate) default_namespace: String,
+    pub(crate) labels: Option<Selector>,
+}
+
+impl Scope {
+    /// Without `-n` and `-A`, it has the namespace of the context, as with kubectl; at a socket, all namespaces.
+    pub(crate) fn new(options: &ScopeOptions, fleet: &Fleet) -> Result<Self> {
+        let of_context = fleet.kube.as_ref().map(|kube| kube.namespace.clone());
+        let namespace = match (&options.namespace, options.all_namespaces) {
+            (Some(namespace), _) => Some(namespace.clone()),
+            (None, true) => None,
+            (None, false) => of_context.clone(),
+        };
+        let default_namespace = options.namespace.clone().or(of_context).unwrap_or_else(|| "default".to_owned());
+        let labels = options.selector.as_deref().map(Selector::parse).transpose();
+        let labels = labels.map_err(|error| anyhow!("-l: {error}"))?;
+        Ok(Self { namespace, default_namespace, labels })
+    }
+
+    /// Whether a namespace is shown.
+    pub(crate) fn has_namespace(&self, namespace: &str) -> bool {
+        self.namespace.as_deref().is_none_or(|wanted| wanted == namespace)
+    }
+
+    /// Whether pods with these labels are shown.
+    pub(crate) fn has_labels(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.labels.as_ref().is_none_or(|selector| {
+            let labels: Labels =
+                labels.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect();
+            selector.matches(&labels)
+        })
+    }
+
+    /// The text for an empty result: ` in namespace shop`.
+    pub(crate) fn describe(&self) -> String {
+        self.namespace.as_ref().map(|namespace| format!(" in namespace {namespace}")).unwrap_or_default()
+    }
+}

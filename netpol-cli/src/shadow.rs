@@ -1,0 +1,246 @@
+//! `netpol shadow report`: what policies in shadow mode would have denied, on all nodes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+
+use anyhow::Result;
+use netpol_api::{FlowDirection, ShadowReport, WorkloadEnd, format_duration};
+use netpol_policy::text::{Safe, wrap};
+use serde::Serialize;
+
+use crate::Exit;
+use crate::args::{Output, ShadowOptions};
+use crate::color::ColorMode;
+use crate::columns::{TextTable, number, some_of, table_width, text};
+use crate::flows::{protocol_port, workload_end};
+use crate::output::print_json;
+use crate::remote::{Answer, Failure, Fleet, runtime};
+use crate::scope::Scope;
+use crate::table::{counted, text_width, time_span};
+
+/// The number of nodes that a note names.
+const NODES_SHOWN: usize = 3;
+
+pub(crate) fn run(options: &ShadowOptions, out: &mut impl Write) -> Result<Exit> {
+    runtime()?.block_on(report(options, out))
+}
+
+async fn report(options: &ShadowOptions, out: &mut impl Write) -> Result<Exit> {
+    let mut fleet = Fleet::find(&options.agents).await?;
+    let scope = Scope::new(&options.scope, &fleet)?;
+    let path = format!("/v1/shadow?since={}", format_duration(options.since));
+    let answers: Vec<Answer<ShadowReport>> = fleet.get(&path).await;
+    let reports: Vec<ShadowReport> = answers.into_iter().map(|answer| answer.content).collect();
+    let policies = merge(&reports, &scope);
+    match options.output {
+        Output::Json => print_json(
+            out,
+            &JsonOutput { items: &policies, nodes: reports.iter().map(node).collect(), failures: fleet.failures() },
+        )?,
+        Output::Table if reports.is_empty() => {}
+        Output::Table => {
+            let text = Layout { table: table_width(), text: text_width(), color: ColorMode::detect() };
+            print(out, &policies, &reports, (&scope, &time_span(options.since)), text)?;
+        }
+    }
+    fleet.finish(reports.len())
+}
+
+/// The output of `-o json`.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct JsonOutput<'a> {
+    items: &'a [ShadowedPolicy],
+    nodes: Vec<Coverage<'a>>,
+    failures: &'a [Failure],
+}
+
+/// What the report of a node covers.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Coverage<'a> {
+    node: &'a str,
+    since: &'a str,
+    collected_since: &'a str,
+    observe: bool,
+    other_flows: u64,
+}
+
+fn node(report: &ShadowReport) -> Coverage<'_> {
+    let ShadowReport { node, since, collected_since, observe, other_flows, .. } = report;
+    Coverage { node, since, collected_since, observe: *observe, other_flows: *other_flows }
+}
+
+/// A policy in shadow mode, on all nodes.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ShadowedPolicy {
+    policy: String,
+    /// The number of pods that it selects.
+    pods: usize,
+    /// Since when each agent that has such a pod knows the policy in shadow mode: the latest time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since: Option<String>,
+    flows: u64,
+    denials: Vec<Denial>,
+}
+
+/// Flows between two workloads.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Denial {
+    from: WorkloadEnd,
+    to: WorkloadEnd,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+    protocol: String,
+    direction: FlowDirection,
+    reason: String,
+    flows: u64,
+    first: String,
+    last: String,
+}
+
+type DenialKey<'r> = (&'r WorkloadEnd, &'r WorkloadEnd, Option<u16>, &'r str, FlowDirection, &'r str);
+
+fn merge(reports: &[ShadowReport], scope: &Scope) -> Vec<ShadowedPolicy> {
+    let mut policies: BTreeMap<&str, ShadowedPolicy> = BTreeMap::new();
+    let mut denials: BTreeMap<(&str, DenialKey<'_>), Denial> = BTreeMap::new();
+    let is_shown = |policy: &str| policy.split_once('/').is_none_or(|(namespace, _)| scope.has_namespace(namespace));
+    for report in reports {
+        for of_node in report.policies.iter().filter(|of_node| is_shown(&of_node.policy)) {
+            let policy = policies.entry(&of_node.policy).or_default();
+            policy.pods += of_node.pods;
+            policy.since = policy.since.take().max(Some(of_node.since.clone()));
+        }
+        let shadow: BTreeSet<&str> = report.policies.iter().map(|policy| policy.policy.as_str()).collect();
+        for item in &report.items {
+            let key: DenialKey<'_> = (&item.from, &item.to, item.port, &item.protocol, item.direction, &item.reason);
+            // The item also names enforced policies; these would deny nothing more. A policy that is no longer in
+            // shadow mode is none of them, but has denials.
+            let in_shadow: Vec<&str> =
+                item.policies.iter().map(String::as_str).filter(|name| shadow.contains(name)).collect();
+            let named =
+                if in_shadow.is_empty() { item.policies.iter().map(String::as_str).collect() } else { in_shadow };
+            for policy in named.into_iter().filter(|policy| is_shown(policy)) {
+                policies.entry(policy).or_default();
+                let denial = denials.entry((policy, key)).or_insert_with(|| Denial {
+                    from: item.from.clone(),
+                    to: item.to.clone(),
+                    port: item.port,
+                    protocol: item.protocol.clone(),
+                    direction: item.direction,
+                    reason: item.reason.clone(),
+                    flows: 0,
+                    first: item.first.clone(),
+                    last: item.last.clone(),
+                });
+                denial.flows += item.flows;
+                denial.first = denial.first.clone().min(item.first.clone());
+                denial.last = denial.last.clone().max(item.last.clone());
+            }
+        }
+    }
+    for ((policy, _), denial) in denials {
+        if let Some(policy) = policies.get_mut(policy) {
+            policy.flows += denial.flows;
+            policy.denials.push(denial);
+        }
+    }
+    let named = policies.into_iter().map(|(name, policy)| ShadowedPolicy { policy: name.to_owned(), ..policy });
+    let mut policies: Vec<ShadowedPolicy> = named.collect();
+    for policy in &mut policies {
+        policy.denials.sort_by_key(|denial| std::cmp::Reverse(denial.flows));
+    }
+    policies.sort_by_key(|policy| std::cmp::Reverse(policy.flows));
+    policies
+}
+
+/// Widths and colors.
+#[derive(Clone, Copy)]
+struct Layout {
+    table: Option<usize>,
+    text: usize,
+    color: ColorMode,
+}
+
+fn print(
+    out: &mut impl Write,
+    policies: &[ShadowedPolicy],
+    reports: &[ShadowReport],
+    (scope, since): (&Scope, &str),
+    style: Layout,
+) -> Result<()> {
+    if policies.is_empty() {
+        writeln!(out, "no policy in shadow mode{} selects a pod of these nodes", scope.describe())?;
+    }
+    for policy in policies {
+        let known = policy.since.as_ref().map(|since| format!(", in shadow mode since {since}")).unwrap_or_default();
+        let heading = format!("{} ({}{known})", policy.policy, counted(policy.pods, "pod"));
+        if policy.denials.is_empty() {
+            let text = format!("{heading}: would have denied nothing in the last {since}");
+            paragraph(out, &text, style)?;
+            continue;
+        }
+        let flows = counted(usize::try_from(policy.flows).unwrap_or(usize::MAX), "flow");
+        paragraph(out, &format!("{heading}: would have denied {flows} in the last {since}"), style)?;
+        let mut table = TextTable::new(&[
+            text("FROM"),
+            text("TO"),
+            text("PORT"),
+            number("FLOWS"),
+            text("DIRECTION").optional(2),
+            text("LAST").optional(1),
+            text("REASON").optional(3),
+        ]);
+        for denial in &policy.denials {
+            table.row([
+                workload_end(&denial.from).into(),
+                workload_end(&denial.to).into(),
+                protocol_port(denial.port, &denial.protocol).into(),
+                denial.flows.into(),
+                denial.direction.name().into(),
+                (&denial.last).into(),
+                (&denial.reason).into(),
+            ]);
+        }
+        table.print(out, style.table, style.color)?;
+        writeln!(out)?;
+    }
+    notes(out, reports, style)
+}
+
+/// Prints what the report does not cover.
+fn notes(out: &mut impl Write, reports: &[ShadowReport], style: Layout) -> Result<()> {
+    let names = |includes: &dyn Fn(&ShadowReport) -> bool| -> Vec<String> {
+        reports.iter().filter(|report| includes(report)).map(|report| report.node.clone()).collect()
+    };
+    let later = names(&|report| report.collected_since > report.since);
+    if let Some(since) = reports.iter().map(|report| &report.collected_since).max()
+        && !later.is_empty()
+    {
+        let nodes = some_of(&later, NODES_SHOWN);
+        paragraph(
+            out,
+            &format!("not complete: agents have started since then, the last one at {since}: {nodes}"),
+            style,
+        )?;
+    }
+    let observing = names(&|report| report.observe);
+    if !observing.is_empty() {
+        let nodes = some_of(&observing, NODES_SHOWN);
+        paragraph(out, &format!("agents with --observe enforce nothing, and report all policies: {nodes}"), style)?;
+    }
+    let other: u64 = reports.iter().map(|report| report.other_flows).sum();
+    if other > 0 {
+        writeln!(out, "{other} more flows are counted, but not listed: there are too many different ones")?;
+    }
+    Ok(())
+}
+
+fn paragraph(out: &mut impl Write, text: &str, style: Layout) -> Result<()> {
+    for line in wrap(Safe(text), style.text, 0) {
+        writeln!(out, "{line}")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,281 @@
+//! `netpol top`: the pairs of workloads with the most flows.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::Write;
+use std::time::Duration;
+
+use anyhow::Result;
+use jiff::Timestamp;
+use netpol_api::{FlowDirection, FlowEnd, FlowQuery, FlowRecord, FlowVerdict, Record, WorkloadEnd};
+use serde::Serialize;
+use terminal_size::terminal_size;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::Exit;
+use crate::args::{Output, TopOptions};
+use crate::color::ColorMode;
+use crate::columns::{TextCell, TextTable, Tone, number, table_width, text};
+use crate::flows::{FlowEvent, protocol_port, read_flows, workload_end};
+use crate::output::print_items;
+use crate::remote::{Fleet, runtime};
+use crate::scope::Scope;
+use crate::table::time_span;
+
+/// The number of flows that are kept; older ones are forgotten first.
+const MAX_FLOWS: usize = 200_000;
+/// How long existing flows are collected before the table is first drawn.
+const FIRST_DRAW: Duration = Duration::from_millis(500);
+/// Moves the cursor to the top left, and clears the screen below: ECMA-48, CUP and ED.
+const CLEAR: &str = "\x1b[H\x1b[J";
+
+pub(crate) fn run(options: &TopOptions, out: &mut impl Write) -> Result<Exit> {
+    runtime()?.block_on(top(options, out))
+}
+
+async fn top(options: &TopOptions, out: &mut impl Write) -> Result<Exit> {
+    let mut fleet = Fleet::find(&options.agents).await?;
+    let scope = Scope::new(&options.scope, &fleet)?;
+    let width = table_width();
+    let is_live = !options.once && width.is_some() && options.output == Output::Table;
+    let query = FlowQuery {
+        follow: is_live,
+        since: Some(options.since),
+        verdicts: options.verdicts.clone(),
+        namespace: scope.namespace.clone(),
+        labels: scope.labels.is_some(),
+        ..FlowQuery::default()
+    };
+    let streams = fleet.lines(&format!("/v1/flows?{}", query.to_query())).await;
+    let answered = streams.len();
+    let mut stream = read_flows(streams);
+    let mut window = Window { scope, ..Window::new(options.since) };
+    if is_live {
+        live(options, &mut fleet, &mut stream, &mut window, out).await?;
+        return fleet.finish(answered);
+    }
+    let mut open = fleet.answering();
+    while !open.is_empty() {
+        match timeout(options.agents.request_timeout, stream.recv()).await {
+            Ok(Some(event)) => window.take(event, &mut fleet, &mut open),
+            Ok(None) => break,
+            Err(_) => {
+                for node in std::mem::take(&mut open) {
+                    fleet.fail(&node, "the response stopped before its end".to_owned());
+                }
+            }
+        }
+    }
+    let pairs = window.pairs();
+    match options.output {
+        Output::Json => print_items(out, &pairs, fleet.failures())?,
+        Output::Table if answered == 0 => {}
+        Output::Table => print_table(out, &window, &pairs, width, usize::MAX)?,
+    }
+    fleet.finish(answered)
+}
+
+/// Redraws the table until interrupted, or until all agents have stopped.
+async fn live(
+    options: &TopOptions,
+    fleet: &mut Fleet,
+    stream: &mut mpsc::Receiver<FlowEvent>,
+    window: &mut Window,
+    out: &mut impl Write,
+) -> Result<()> {
+    let mut open = fleet.answering();
+    let mut next = Instant::now() + FIRST_DRAW;
+    let interval = options.interval.max(FIRST_DRAW);
+    loop {
+        tokio::select! {
+            event = stream.recv() => match event {
+                Some(event) => window.take(event, fleet, &mut open),
+                None => return Ok(()),
+            },
+            () = sleep_until(next) => {
+                next = Instant::now() + interval;
+                window.expire();
+                // The size of the terminal may have changed.
+                let height = terminal_size().map_or(usize::MAX, |(_, height)| usize::from(height.0));
+                write!(out, "{CLEAR}")?;
+                let failed = fleet.failures().len();
+                if failed > 0 {
+                    writeln!(out, "{failed} of {} nodes did not respond", failed + open.len())?;
+                }
+                print_table(out, window, &window.pairs(), table_width(), height.saturating_sub(4))?;
+                out.flush()?;
+            }
+        }
+    }
+}
+
+/// The flows of the last minutes.
+struct Window {
+    duration: Duration,
+    flows: VecDeque<Counted>,
+    scope: Scope,
+    forgotten: u64,
+    /// The time of the latest flow, and when it was received.
+    latest: Option<(Timestamp, Instant)>,
+}
+
+/// A flow in the window.
+struct Counted {
+    time: Timestamp,
+    pair: Pair,
+    direction: FlowDirection,
+    verdict: FlowVerdict,
+    flows: u64,
+}
+
+/// Two workloads and a port.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Pair {
+    from: WorkloadEnd,
+    to: WorkloadEnd,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+    protocol: String,
+}
+
+/// A row.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PairCounts {
+    #[serde(flatten)]
+    pair: Pair,
+    allowed: u64,
+    denied: u64,
+    shadow: u64,
+}
+
+impl Window {
+    fn new(duration: Duration) -> Self {
+        let scope = Scope { namespace: None, default_namespace: String::new(), labels: None };
+        Self { duration, flows: VecDeque::new(), scope, forgotten: 0, latest: None }
+    }
+
+    fn take(&mut self, event: FlowEvent, fleet: &mut Fleet, open: &mut std::collections::BTreeSet<String>) {
+        match event {
+            FlowEvent::Record(received) => {
+                if let Some(Record::Flow(flow)) = &received.record {
+                    self.add(received.time, flow);
+                }
+            }
+            FlowEvent::Ended(node, error) => {
+                open.remove(&node);
+                if let Some(error) = error {
+                    fleet.fail(&node, error);
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, time: Timestamp, flow: &FlowRecord) {
+        let has_labels = |end: &FlowEnd| end.labels.as_ref().is_some_and(|labels| self.scope.has_labels(labels));
+        if self.scope.labels.is_some() && !has_labels(&flow.from) && !has_labels(&flow.to) {
+            return;
+        }
+        if self.latest.is_none_or(|(latest, _)| time > latest) {
+            self.latest = Some((time, Instant::now()));
+        }
+        if self.flows.len() >= MAX_FLOWS {
+            self.flows.pop_front();
+            self.forgotten += 1;
+        }
+        self.flows.push_back(Counted {
+            time,
+            pair: Pair {
+                from: aggregated(&flow.from),
+                to: aggregated(&flow.to),
+                port: flow.port,
+                protocol: flow.protocol.clone(),
+            },
+            direction: flow.direction,
+            verdict: flow.verdict,
+            flows: 1 + u64::from(flow.suppressed),
+        });
+    }
+
+    /// Forgets flows that are too old by the clock of the nodes: that of this machine may differ.
+    fn expire(&mut self) {
+        let Some((latest, at)) = self.latest else { return };
+        let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+        let now = latest.as_second().saturating_add(seconds(at.elapsed()));
+        let first = Timestamp::from_second(now.saturating_sub(seconds(self.duration))).unwrap_or(Timestamp::MIN);
+        self.flows.retain(|flow| flow.time >= first);
+    }
+
+    /// Counts the flows of each pair; those with the most denied flows are first, then those with the most flows.
+    fn pairs(&self) -> Vec<PairCounts> {
+        let mut counts: BTreeMap<&Pair, [[u64; 3]; 2]> = BTreeMap::new();
+        for flow in &self.flows {
+            let of_pair = counts.entry(&flow.pair).or_default();
+            of_pair[flow.direction as usize][flow.verdict as usize] += flow.flows;
+        }
+        let mut pairs: Vec<PairCounts> = counts
+            .into_iter()
+            .map(|(pair, [ingress, egress])| {
+                // A flow between two pods is recorded at both.
+                let flows = |verdict: FlowVerdict| ingress[verdict as usize].max(egress[verdict as usize]);
+                let [allowed, denied, shadow] = FlowVerdict::ALL.map(flows);
+                PairCounts { pair: pair.clone(), allowed, denied, shadow }
+            })
+            .collect();
+        pairs.sort_by_key(|pair| std::cmp::Reverse((pair.denied, pair.shadow, pair.allowed)));
+        pairs
+    }
+}
+
+/// The workload of an end; without one, the pod, node or address.
+fn aggregated(end: &FlowEnd) -> WorkloadEnd {
+    let is_named = end.pod.is_some() || end.node.is_some();
+    WorkloadEnd {
+        namespace: end.namespace.clone(),
+        workload: end.workload.clone(),
+        pod: end.pod.clone().filter(|_| end.workload.is_none()),
+        node: end.node.clone().filter(|_| end.pod.is_none()),
+        address: end.address.filter(|_| !is_named),
+        services: if is_named { Vec::new() } else { end.services.clone() },
+    }
+}
+
+fn print_table(
+    out: &mut impl Write,
+    window: &Window,
+    pairs: &[PairCounts],
+    width: Option<usize>,
+    rows: usize,
+) -> Result<()> {
+    if pairs.is_empty() {
+        writeln!(out, "no flows{} in the last {}", window.scope.describe(), time_span(window.duration))?;
+        return Ok(());
+    }
+    let mut table = TextTable::new(&[
+        text("FROM"),
+        text("TO"),
+        text("PORT"),
+        number("DENIED"),
+        number("SHADOW").optional(1),
+        number("ALLOWED"),
+    ]);
+    for PairCounts { pair, allowed, denied, shadow } in pairs.iter().take(rows) {
+        table.row([
+            workload_end(&pair.from).into(),
+            workload_end(&pair.to).into(),
+            protocol_port(pair.port, &pair.protocol).into(),
+            TextCell::toned(denied, (*denied > 0).then_some(Tone::Bad)),
+            TextCell::toned(shadow, (*shadow > 0).then_some(Tone::Notice)),
+            allowed.into(),
+        ]);
+    }
+    table.print(out, width, ColorMode::detect())?;
+    if pairs.len() > rows {
+        writeln!(out, "{} more: see netpol top --once", pairs.len() - rows)?;
+    }
+    if window.forgotten > 0 {
+        writeln!(out, "{} older flows are not counted: there are more than {MAX_FLOWS}", window.forgotten)?;
+    }
+    Ok(())
+}

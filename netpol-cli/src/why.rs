@@ -1,0 +1,354 @@
+//! `netpol why`: recent denials of a pod, from its Events, and what its policies allow. Needs only rights in the pod's
+//! namespace.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+
+use anyhow::{Result, anyhow, bail};
+use jiff::Timestamp;
+use k8s_openapi::api::events::v1::Event;
+use kube::Api;
+use kube::api::ListParams;
+use netpol_api::{EndFilter, format_duration};
+use netpol_common::Direction;
+use netpol_policy::cluster_state::ClusterState;
+use netpol_policy::explain::describe_rule;
+use netpol_policy::model::{Pod, PodKey, WorkloadKey};
+use netpol_policy::offline::OfflineCluster;
+use netpol_policy::reference;
+use netpol_policy::text::{Safe, wrap};
+use serde::Serialize;
+
+use crate::Exit;
+use crate::args::{InputOptions, MatrixOptions, MatrixOutput, Output, WhyOptions};
+use crate::ends::{EndArgument, MatrixEnd};
+use crate::flows::EndMatch;
+use crate::input::Input;
+use crate::live::{self, Missing, Needed};
+use crate::matrix;
+use crate::output::print_json;
+use crate::remote::{Kube, explain_error, progress, runtime};
+use crate::table::{counted, text_width};
+
+/// The component that writes the Events.
+const CONTROLLER: &str = "netpol-agent";
+/// The number of denials that are printed.
+const SHOWN: usize = 20;
+
+pub(crate) fn run(options: &WhyOptions, out: &mut impl Write) -> Result<Exit> {
+    let (answer, input) = runtime()?.block_on(answer(options))?;
+    if options.output == Output::Json {
+        print_json(out, &answer)?;
+        return Ok(Exit::Ok);
+    }
+    input.report();
+    print_denials(out, &answer)?;
+    for direction in [&answer.egress, &answer.ingress] {
+        print_direction(out, direction)?;
+    }
+    print_connections(&answer, &input, out)?;
+    print_missing(out, &answer)?;
+    Ok(Exit::Ok)
+}
+
+/// The output of `-o json`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer {
+    /// Such as `pod shop/web-0`.
+    subject: String,
+    pods: Vec<String>,
+    denials: Vec<Denial>,
+    /// Why there are no denials, although some may exist.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    denials_unknown_because: Option<String>,
+    egress: Allowed,
+    ingress: Allowed,
+    missing: Vec<Missing>,
+    #[serde(skip)]
+    namespace: String,
+}
+
+/// A denial, as an agent has recorded it in an Event.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Denial {
+    pod: String,
+    reason: String,
+    note: String,
+    count: i32,
+    last: Option<String>,
+    node: Option<String>,
+}
+
+/// What the policies allow in one direction.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Allowed {
+    direction: &'static str,
+    /// The policies that isolate a pod. Without any, everything is allowed.
+    policies: Vec<String>,
+    rules: Vec<AllowedRule>,
+}
+
+/// A rule of these policies.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AllowedRule {
+    policy: String,
+    path: String,
+    allows: String,
+}
+
+async fn answer(options: &WhyOptions) -> Result<(Answer, Input)> {
+    let kube = Kube::open(&options.kube).await?;
+    let default = options.namespace.clone().unwrap_or_else(|| kube.namespace.clone());
+    let end = match &options.pod {
+        EndMatch::Pod(name) => EndArgument::Pod(Some(default), name.clone()),
+        EndMatch::Filter(EndFilter::Pod { namespace, name }) => EndArgument::Pod(Some(namespace.clone()), name.clone()),
+        EndMatch::Workload(kind, namespace, name) => {
+            EndArgument::Workload(*kind, Some(namespace.clone().unwrap_or(default)), name.clone())
+        }
+        EndMatch::Filter(_) | EndMatch::Service(..) => {
+            bail!(
+                "why needs a pod or a workload, such as pod/web-0 or deploy/web; see netpol explain for Services and addresses"
+            )
+        }
+    };
+    let namespace = end.namespace("").unwrap_or_default().to_owned();
+    let needed = Needed {
+        namespaces: BTreeSet::from([namespace.clone()]),
+        workloads: if let EndArgument::Workload(kind, ..) = end { BTreeSet::from([kind]) } else { BTreeSet::new() },
+    };
+    let (input, events) = progress("the objects of the namespace", async {
+        tokio::join!(live::read(&kube, &needed), events(&kube, &namespace))
+    })
+    .await;
+    let input = input?;
+    let cluster = input.cluster(&InputOptions::default());
+    let (subject, pods) = find(&cluster, &end, &input)?;
+    let names: BTreeSet<&str> = pods.iter().map(|pod| &*pod.key.name).collect();
+    let (denials, denials_unknown_because) = match events {
+        Ok(events) => (denials(events, &names, &namespace), None),
+        Err(error) => (Vec::new(), Some(error)),
+    };
+    let allowed = |direction| allowed(cluster.state(), &pods, direction);
+    let answer = Answer {
+        subject,
+        pods: pods.iter().map(|pod| pod.key.to_string()).collect(),
+        denials,
+        denials_unknown_because,
+        egress: allowed(Direction::Egress),
+        ingress: allowed(Direction::Ingress),
+        missing: input.missing.clone(),
+        namespace,
+    };
+    Ok((answer, input))
+}
+
+/// Lists the Events of the agents in a namespace; the error is a message.
+async fn events(kube: &Kube, namespace: &str) -> Result<Vec<Event>, String> {
+    let api: Api<Event> = Api::namespaced(kube.client.clone(), namespace);
+    let events = api.list(&ListParams::default()).await.map_err(|error| explain_error(&error))?;
+    let of_agents = events.items.into_iter().filter(|event| event.reporting_controller.as_deref() == Some(CONTROLLER));
+    Ok(of_agents.collect())
+}
+
+/// Returns the pods, and what they are called in messages.
+fn find(cluster: &OfflineCluster, end: &EndArgument, input: &Input) -> Result<(String, Vec<Pod>)> {
+    let keys: Vec<PodKey> = match end {
+        EndArgument::Workload(kind, Some(namespace), name) => {
+            let key = WorkloadKey::new(*kind, namespace.as_str(), name.as_str());
+            cluster.workloads().pods(&key).to_vec()
+        }
+        EndArgument::Pod(Some(namespace), name) => vec![PodKey::new(namespace.as_str(), name.as_str())],
+        _ => Vec::new(),
+    };
+    let title = match end {
+        EndArgument::Workload(kind, Some(namespace), name) => format!("{} {namespace}/{name}", kind.name()),
+        EndArgument::Pod(Some(namespace), name) => format!("pod {namespace}/{name}"),
+        _ => String::new(),
+    };
+    let pods: Vec<Pod> = keys.iter().filter_map(|key| cluster.state().pods.get(key).cloned()).collect();
+    if !pods.is_empty() {
+        return Ok((title, pods));
+    }
+    let missing: Vec<String> =
+        input.missing.iter().filter(|missing| missing.namespace.is_some()).map(ToString::to_string).collect();
+    let because = if missing.is_empty() { String::new() } else { format!("; {}", missing.join("; ")) };
+    Err(anyhow!("{title} not found; check its name and namespace (-n){because}"))
+}
+
+/// Returns the denials of these pods, the latest first.
+fn denials(events: Vec<Event>, pods: &BTreeSet<&str>, namespace: &str) -> Vec<Denial> {
+    let mut denials: Vec<(Option<Timestamp>, Denial)> = events
+        .into_iter()
+        .filter_map(|event| {
+            let regarding = event.regarding?;
+            let name = regarding.name.filter(|name| pods.contains(name.as_str()))?;
+            if regarding.kind.as_deref() != Some("Pod") {
+                return None;
+            }
+            let count = event.series.as_ref().map_or(1, |series| series.count);
+            let last = event.series.map(|series| series.last_observed_time).or(event.event_time).map(|time| time.0);
+            let denial = Denial {
+                pod: format!("{namespace}/{name}"),
+                reason: event.reason.unwrap_or_default(),
+                note: event.note.unwrap_or_default(),
+                count,
+                last: last.map(|time| time.to_string()),
+                node: event.reporting_instance,
+            };
+            Some((last, denial))
+        })
+        .collect();
+    denials.sort_by_key(|(last, _)| std::cmp::Reverse(*last));
+    denials.into_iter().map(|(_, denial)| denial).collect()
+}
+
+fn allowed(state: &ClusterState, pods: &[Pod], direction: Direction) -> Allowed {
+    let mut policies = BTreeSet::new();
+    let mut rules = Vec::new();
+    for policy in pods.iter().flat_map(|pod| reference::isolating(state, pod, direction)) {
+        if !policies.insert(policy.key.to_string()) {
+            continue;
+        }
+        let of_direction = match direction {
+            Direction::Ingress => &policy.ingress,
+            Direction::Egress => &policy.egress,
+        };
+        for (index, rule) in of_direction.iter().flatten().enumerate() {
+            rules.push(AllowedRule {
+                policy: policy.key.to_string(),
+                path: format!("spec.{}[{index}]", direction.name()),
+                allows: describe_rule(policy, rule),
+            });
+        }
+    }
+    Allowed { direction: direction.name(), policies: policies.into_iter().collect(), rules }
+}
+
+fn print_denials(out: &mut impl Write, answer: &Answer) -> Result<()> {
+    let subject = &answer.subject;
+    if let Some(error) = &answer.denials_unknown_because {
+        return paragraph(out, &format!("{subject}: denials are unknown, cannot list Events: {error}"), 0);
+    }
+    if answer.denials.is_empty() {
+        let text = format!(
+            "{subject}: no denials in its Events. Agents write Events only with --kube-events, and the API server deletes \
+             them after an hour"
+        );
+        return paragraph(out, &text, 0);
+    }
+    writeln!(out, "{}: denied", Safe(subject))?;
+    let now = Timestamp::now();
+    for denial in answer.denials.iter().take(SHOWN) {
+        let age =
+            denial.last.as_deref().and_then(|last| age(now, last)).unwrap_or_else(|| "at an unknown time".to_owned());
+        let count = usize::try_from(denial.count).unwrap_or_default();
+        let pod = if answer.pods.len() > 1 { format!("{}: ", denial.pod) } else { String::new() };
+        paragraph(out, &format!("{age}, {}: {pod}{}", counted(count, "packet"), denial.note), 2)?;
+    }
+    if answer.denials.len() > SHOWN {
+        writeln!(out, "  {} more: see -o json", answer.denials.len() - SHOWN)?;
+    }
+    Ok(())
+}
+
+/// `2m ago`.
+fn age(now: Timestamp, last: &str) -> Option<String> {
+    let seconds = now.as_second() - last.parse::<Timestamp>().ok()?.as_second();
+    let seconds = u64::try_from(seconds).unwrap_or_default();
+    Some(match seconds {
+        0..120 => format!("{} ago", format_duration(std::time::Duration::from_secs(seconds))),
+        120..7_200 => format!("{}m ago", seconds / 60),
+        _ => format!("{}h ago", seconds / 3_600),
+    })
+}
+
+fn print_direction(out: &mut impl Write, allowed: &Allowed) -> Result<()> {
+    writeln!(out)?;
+    if allowed.policies.is_empty() {
+        return paragraph(out, &format!("{}: all allowed, no policy selects it", allowed.direction), 0);
+    }
+    let text = format!("{}: isolated by {}", allowed.direction, allowed.policies.join(", "));
+    paragraph(out, &text, 0)?;
+    if allowed.rules.is_empty() {
+        return paragraph(out, "no rule allows anything", 2);
+    }
+    for rule in &allowed.rules {
+        paragraph(out, &format!("{} {}: {}", rule.policy, rule.path, rule.allows), 2)?;
+    }
+    Ok(())
+}
+
+/// Prints the exact ports between the pod and the other pods that the caller can list.
+fn print_connections(answer: &Answer, input: &Input, out: &mut impl Write) -> Result<()> {
+    let Some(pod) = answer.pods.first().and_then(|pod| pod.split_once('/')) else { return Ok(()) };
+    let is_selectable = input.parsed.objects.iter().any(|located| match &located.object {
+        netpol_policy::model::Object::Pod(other) => {
+            *other.key.namespace == *pod.0 && *other.key.name == *pod.1 && other.is_selectable()
+        }
+        _ => false,
+    });
+    if !is_selectable {
+        return paragraph(out, "policies do not apply to it: it is finished, or on the host network", 0);
+    }
+    let end = || Some(MatrixEnd::End(EndArgument::Pod(Some(pod.0.to_owned()), pod.1.to_owned())));
+    for (from, to) in [(end(), None), (None, end())] {
+        let options = MatrixOptions {
+            input: InputOptions::default(),
+            ports: Vec::new(),
+            from,
+            to,
+            only_allowed: true,
+            namespaces: if answer.missing.iter().any(|missing| missing.kind == "Pods") {
+                vec![answer.namespace.clone()]
+            } else {
+                Vec::new()
+            },
+            addresses: Vec::new(),
+            output: MatrixOutput::Table,
+        };
+        let mut table = Vec::new();
+        // The exit code is that of `matrix`; here, an unknown port is part of the text.
+        matrix::show(&options, input, &mut table)?;
+        let text = String::from_utf8_lossy(&table);
+        let (heading, from_it) = text.split_once('\n').unwrap_or((&text, ""));
+        let direction = if options.from.is_some() { "from" } else { "to" };
+        writeln!(out)?;
+        if from_it.trim().is_empty() {
+            writeln!(out, "no connection with another pod is allowed {direction} it")?;
+        } else {
+            writeln!(out, "allowed {direction} it, exact ports:\n{heading}\n{}", from_it.trim_end())?;
+        }
+    }
+    Ok(())
+}
+
+/// Prints what the answer does not cover: objects of other namespaces in one paragraph.
+fn print_missing(out: &mut impl Write, answer: &Answer) -> Result<()> {
+    let elsewhere: Vec<&str> = answer
+        .missing
+        .iter()
+        .filter(|missing| missing.namespace.is_none())
+        .map(|missing| missing.kind.as_str())
+        .collect();
+    if !elsewhere.is_empty() {
+        writeln!(out)?;
+        let text =
+            format!("not complete outside of namespace {}: you cannot list {}", answer.namespace, elsewhere.join(", "));
+        paragraph(out, &text, 0)?;
+    }
+    for missing in answer.missing.iter().filter(|missing| missing.namespace.is_some()) {
+        paragraph(out, &format!("not complete: {missing}"), 0)?;
+    }
+    Ok(())
+}
+
+fn paragraph(out: &mut impl Write, text: &str, indent: usize) -> Result<()> {
+    for line in wrap(text, text_width(), indent) {
+        writeln!(out, "{line}")?;
+    }
+    Ok(())
+}

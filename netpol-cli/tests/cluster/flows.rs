@@ -1,0 +1,242 @@
+//! `netpol flows` and `netpol top`.
+
+use std::io::{BufRead, BufReader};
+use std::time::{Duration, Instant};
+
+use expect_test::expect;
+use netpol_api::{
+    FlowDirection, FlowEnd, FlowVerdict, LostRecord, MulticastRecord, RateLimitedRecord, Record, RevokedBy,
+};
+use serde_json::json;
+
+use crate::agents::{Agent, Behavior, Cluster};
+use crate::fixtures::{allowed, denied, header, record};
+
+/// Two nodes; their flows alternate.
+fn two_nodes() -> Cluster {
+    let first = Agent::default().flows([record(denied("12:03:04.123", "n1")), record(allowed("12:03:06", "n1"))]);
+    let second = Agent::default().flows([record(allowed("12:03:03.9", "n2")), record(denied("12:03:05.25", "n2"))]);
+    Cluster::start(&[("n1", Behavior::Responds, first), ("n2", Behavior::Responds, second)])
+}
+
+#[test]
+fn flows_of_all_nodes_are_sorted_by_time() {
+    let cluster = two_nodes();
+    let run = cluster.netpol(&["flows", "-n", "shop"]);
+    assert_eq!((run.code, run.err.as_str()), (0, ""));
+    expect![[r#"
+        12:03:03.900 ALLOWED shop/web-0:41234 → [2001:db8::1]:443/TCP  rule  shop/web spec.egress[1] (egress)
+        12:03:04.123 DENIED  shop/web-0:41234 → shop/db-0:5432/TCP  no-rule  shop/db (ingress) +3
+        12:03:05.250 DENIED  shop/web-0:41234 → shop/db-0:5432/TCP  no-rule  shop/db (ingress) +3
+        12:03:06.000 ALLOWED shop/web-0:41234 → [2001:db8::1]:443/TCP  rule  shop/web spec.egress[1] (egress)
+    "#]]
+    .assert_eq(&run.out);
+    let run = cluster.netpol(&["flows", "-n", "shop", "--last", "2"]);
+    assert_eq!(run.out.lines().count(), 2);
+    assert!(run.out.starts_with("12:03:05.250"), "{}", run.out);
+}
+
+#[test]
+fn wide_output_has_the_nearest_rule_and_a_fix_to_paste() {
+    let mut revoked = denied("12:03:04.5", "n1");
+    revoked.reason = "revoked".into();
+    revoked.revoked_by = Some(RevokedBy {
+        objects: vec!["NetworkPolicy shop/db".into()],
+        object_count: 1,
+        generation: 12,
+        time: "2026-11-29T12:03:04Z".into(),
+    });
+    revoked.from = FlowEnd {
+        address: Some([192, 0, 2, 1].into()),
+        blocks: vec!["shop/db spec.ingress[1]: 192.0.2.0/24".into()],
+        ..FlowEnd::default()
+    };
+    revoked.hints = vec!["a hint".into()];
+    let agent = Agent::default().flows([record(denied("12:03:04.123", "n1")), record(revoked)]);
+    let cluster = Cluster::start(&[("n1", Behavior::Responds, agent)]);
+    let run = cluster.netpol(&["flows", "-A", "-o", "wide"]);
+    expect![[r#"
+        12:03:04.123 DENIED  shop/web-0:41234 → shop/db-0:5432/TCP  no-rule  shop/db (ingress) +3
+                     ingress: denied by shop/db (no-rule)
+                     nearest rule: shop/db spec.ingress[0]: from[0].podSelector: the source has no label role=backend
+                     fix: add to NetworkPolicy shop/db at spec.ingress:
+                       - from:
+                         - podSelector:
+                             matchLabels:
+                               app: web
+        12:03:04.500 DENIED  192.0.2.1 → shop/db-0:5432/TCP  revoked  shop/db (ingress) +3
+                     revoked by a change of NetworkPolicy shop/db at 2026-11-29T12:03:04Z (generation 12)
+                     source is in shop/db spec.ingress[1]: 192.0.2.0/24
+                     hint: a hint
+                     ingress: denied by shop/db (no-rule)
+                     nearest rule: shop/db spec.ingress[0]: from[0].podSelector: the source has no label role=backend
+                     fix: add to NetworkPolicy shop/db at spec.ingress:
+                       - from:
+                         - podSelector:
+                             matchLabels:
+                               app: web
+    "#]]
+    .assert_eq(&run.out);
+}
+
+#[test]
+fn json_output_is_the_lines_of_the_agents() {
+    let unknown = json!({"type": "of-a-later-version", "time": "2026-11-29T12:03:05Z", "name": "\u{202e}x"});
+    let agent = Agent::default().flows([json!(record(denied("12:03:04.123", "n1"))), unknown]);
+    let cluster = Cluster::start(&[("n1", Behavior::Responds, agent)]);
+    let run = cluster.netpol(&["flows", "-A", "-o", "json"]);
+    let lines: Vec<&str> = run.out.lines().collect();
+    let parsed: Record = serde_json::from_str(lines[0]).expect("a record");
+    assert_eq!(parsed, record(denied("12:03:04.123", "n1")));
+    assert!(lines[1].contains("\\u202ex"), "{}", lines[1]);
+    let run = cluster.netpol(&["flows", "-A"]);
+    assert_eq!(run.out.lines().count(), 1);
+    assert_eq!(run.err, "netpol: 1 record of an unknown type is not shown; use -o json, or a newer netpol\n");
+}
+
+#[test]
+fn summaries_are_lines_too() {
+    let records = [
+        Record::Multicast(Box::new(MulticastRecord {
+            header: header("12:00:01", "n1"),
+            verdict: FlowVerdict::Denied,
+            direction: FlowDirection::Egress,
+            reason: "no-rule".into(),
+            to: FlowEnd { address: Some([224, 0, 0, 251].into()), ..FlowEnd::default() },
+            protocol: "UDP".into(),
+            port: Some(5_353),
+            packets: 12,
+            senders: vec!["shop/a".into(), "shop/b".into(), "shop/c".into()],
+            sender_count: 9,
+        })),
+        Record::RateLimited(RateLimitedRecord {
+            header: header("12:00:02", "n1"),
+            verdict: FlowVerdict::Denied,
+            direction: FlowDirection::Egress,
+            pod: "shop/a".into(),
+            suppressed: 120,
+        }),
+        Record::Lost(LostRecord { header: header("12:00:03", "n1"), records: 40 }),
+    ];
+    let cluster = Cluster::start(&[("n1", Behavior::Responds, Agent::default().flows(records))]);
+    let run = cluster.netpol(&["flows", "-A"]);
+    expect![[r#"
+        12:00:01.000 DENIED  shop/a, shop/b +1 (9 senders) → 224.0.0.251:5353/UDP  no-rule (egress), 12 packets to a group
+        12:00:02.000 ...     shop/a: 120 denied packets without a record (egress), the pod's budget is used up
+        12:00:03.000 ...     node n1: 40 records lost, this command reads too slowly
+    "#]].assert_eq(&run.out);
+}
+
+#[test]
+fn agents_filter_what_they_can() {
+    let cluster = two_nodes();
+    for (arguments, query) in [
+        (&["flows"][..], "last=100&namespace=kube-system"),
+        (&["flows", "-A"], "last=100"),
+        (&["flows", "-A", "--since", "5m"], "since=300s"),
+        (&["flows", "-A", "--since", "5m", "--last", "3"], "since=300s&last=3"),
+        (&["flows", "-n", "shop", "--verdict", "denied,shadow"], "last=100&verdict=denied,shadow&namespace=shop"),
+        (&["flows", "--from", "shop/web-0", "--port", "53"], "last=100&from=shop/web-0&port=53"),
+        (&["flows", "-n", "shop", "--to", "web-0"], "last=100&to=shop/web-0&namespace=shop"),
+        (&["flows", "-A", "--to", "10.0.0.1/8"], "last=100&to=10.0.0.0/8"),
+        (&["flows", "-n", "shop", "--policy", "db"], "last=100&policy=shop/db&namespace=shop"),
+        (&["flows", "--policy", "shop/db"], "last=100&policy=shop/db"),
+        (&["flows", "-A", "-l", "app=web"], "labels=true"),
+        (&["flows", "-n", "shop", "--from", "deploy/web"], "from=shop/*&namespace=shop"),
+    ] {
+        let run = cluster.netpol(arguments);
+        assert_eq!(run.code, 0, "{arguments:?}: {}", run.err);
+        let expected = format!("/v1/flows?{query}");
+        assert_eq!(cluster.requests(), [expected.as_str(); 2], "{arguments:?}");
+    }
+}
+
+#[test]
+fn workloads_services_and_labels_are_filtered_by_the_command() {
+    let mut labeled = denied("12:00:01", "n1");
+    labeled.from.labels = Some([("app".to_owned(), "web".to_owned())].into());
+    let mut to_service = allowed("12:00:02", "n1");
+    to_service.to.services = vec!["shop/db".into()];
+    to_service.from.workload = None;
+    let agent = Agent::default().flows([record(labeled), record(to_service)]);
+    let cluster = Cluster::start(&[("n1", Behavior::Responds, agent)]);
+    for (arguments, times) in [
+        (&["--from", "deploy/web"][..], &["12:00:01.000"][..]),
+        (&["--from", "sts/web"], &[]),
+        (&["--to", "sts/shop/db"], &["12:00:01.000"]),
+        (&["--to", "svc/db"], &["12:00:02.000"]),
+        (&["-l", "app=web"], &["12:00:01.000"]),
+        (&["-l", "app notin (web)"], &[]),
+        (&[], &["12:00:01.000", "12:00:02.000"]),
+    ] {
+        let run = cluster.netpol(&[&["flows", "-n", "shop"], arguments].concat());
+        let found: Vec<&str> = run.out.lines().filter_map(|line| line.split(' ').next()).collect();
+        assert_eq!(found, times, "{arguments:?} {}", run.err);
+    }
+    for arguments in [&["--from", "a/b/c"][..], &["--since", "5"], &["--verdict", "no"], &["-n", "a", "-A"]] {
+        assert_eq!(cluster.netpol(&[&["flows"], arguments].concat()).code, 2, "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_node_that_stops_in_the_middle_is_named_after_the_flows_of_the_others() {
+    let flows = || Agent::default().flows((0..50).map(|second| record(denied(&format!("12:00:{second:02}"), "n1"))));
+    let cluster = Cluster::start(&[
+        ("n1", Behavior::Responds, flows()),
+        ("n2", Behavior::Cut(4_000), flows()),
+        ("n3", Behavior::Silent, flows()),
+    ]);
+    let run = cluster.netpol(&["flows", "-A", "--since", "1h"]);
+    assert_eq!(run.code, 5);
+    assert!(run.out.lines().count() > 50, "all flows of n1, and some of n2");
+    let lines: Vec<&str> = run.err.lines().collect();
+    assert!(lines[0].starts_with("node n2: connection closed: "), "{}", run.err);
+    assert!(lines[1].starts_with("node n3: no response within 1500ms"), "{}", run.err);
+    assert_eq!(lines.len(), 3, "{}", run.err);
+}
+
+#[test]
+fn follow_prints_the_last_flows_and_stops_if_the_reader_does() {
+    let flows = (0..30).map(|second| record(denied(&format!("12:00:{second:02}"), "n1")));
+    let cluster = Cluster::start(&[
+        ("n1", Behavior::Responds, Agent::default().flows(flows)),
+        ("n2", Behavior::Silent, Agent::default()),
+    ]);
+    let start = Instant::now();
+    let mut child = cluster.spawn(&["flows", "-A", "-f", "--last", "3", "--request-timeout", "500ms"]);
+    let out = BufReader::new(child.stdout.take().expect("its output"));
+    let times: Vec<String> = out.lines().take(3).map(|line| line.expect("a line")[..8].to_owned()).collect();
+    assert_eq!(times, ["12:00:27", "12:00:28", "12:00:29"]);
+    let mut error = String::new();
+    BufReader::new(child.stderr.take().expect("its errors")).read_line(&mut error).expect("a line");
+    assert!(error.starts_with("node n2: no response within 500ms"), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(5));
+    child.kill().expect("netpol still runs");
+    child.wait().expect("netpol ends");
+    assert_eq!(cluster.requests(), ["/v1/flows?follow=true&last=3"]);
+}
+
+#[test]
+fn top_counts_a_flow_of_two_nodes_once() {
+    // The sender's node has the same flow with the direction egress.
+    let mut at_sender = denied("12:00:00", "n2");
+    (at_sender.direction, at_sender.verdict) = (FlowDirection::Egress, FlowVerdict::Allowed);
+    let mut at_receiver = at_sender.clone();
+    at_receiver.direction = FlowDirection::Ingress;
+    let cluster = Cluster::start(&[
+        ("n1", Behavior::Responds, Agent::default().flows([record(at_receiver), record(denied("12:00:01", "n1"))])),
+        ("n2", Behavior::Responds, Agent::default().flows([record(at_sender), record(allowed("12:00:02", "n2"))])),
+    ]);
+    let run = cluster.netpol(&["top", "-n", "shop", "--once", "--since", "10m"]);
+    expect![[r#"
+        FROM                 TO                   PORT      DENIED  SHADOW  ALLOWED
+        shop/deployment/web  shop/statefulset/db  5432/TCP       4       0        4
+        shop/deployment/web  2001:db8::1          443/TCP        0       0        1
+    "#]]
+    .assert_eq(&run.out);
+    assert_eq!(cluster.requests(), ["/v1/flows?since=600s&namespace=shop"; 2]);
+    let run = cluster.netpol(&["top", "-n", "shop", "-o", "json"]);
+    let output: serde_json::Value = serde_json::from_str(&run.out).expect("JSON");
+    assert_eq!((&output["items"][0]["denied"], &output["items"][0]["allowed"]), (&json!(4), &json!(4)));
+    assert_eq!(output["items"][0]["from"]["workload"]["name"], "web");
+}

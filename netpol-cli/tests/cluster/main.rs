@@ -1,0 +1,13 @@
+//! Commands for a cluster: a fake API server, and a fake agent for each node, reached by `pods/exec`.
+
+#![expect(clippy::needless_raw_string_hashes, reason = "expect-test writes them")]
+
+mod agents;
+#[path = "../common/mod.rs"]
+mod common;
+mod fixtures;
+mod flows;
+mod nodes;
+mod objects;
+mod pipes;
+mod tables;

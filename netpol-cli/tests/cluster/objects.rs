@@ -1,0 +1,263 @@
+//! Commands that use the objects of the API server, with the caller's rights: `explain`, `why`, `suspend`, `resume`.
+
+use expect_test::expect;
+use netpol_api::{ExplainResponse, FlowDirection, FlowVerdict, TableVerdict};
+use netpol_apiserver::{Resource, Rules};
+use serde_json::{Value, json};
+
+use crate::agents::{Agent, Behavior, Cluster};
+
+const EXPLAIN: [&str; 9] = ["explain", "-n", "shop", "--from", "deploy/web", "--to", "pod/db-0", "--port", "5432"];
+
+/// `shop/web-…` of a Deployment, and `shop/db-0`, which a policy isolates.
+fn shop(nodes: &[(&str, Behavior, Agent)]) -> Cluster {
+    let cluster = Cluster::start(nodes);
+    let owner = |kind: &str, name: &str| json!([{"apiVersion": "apps/v1", "kind": kind, "name": name, "uid": "1", "controller": true}]);
+    let spec = json!({"containers": [{"name": "c", "image": "x"}], "nodeName": "n1"});
+    let template = json!({"metadata": {"labels": {"app": "web"}}, "spec": spec});
+    for object in [
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}),
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "ops"}}),
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"namespace": "shop", "name": "web"},
+            "spec": {"selector": {"matchLabels": {"app": "web"}}, "template": template}}),
+        json!({"apiVersion": "apps/v1", "kind": "ReplicaSet",
+            "metadata": {"namespace": "shop", "name": "web-7d9c", "ownerReferences": owner("Deployment", "web")},
+            "spec": {"selector": {"matchLabels": {"app": "web"}}, "template": template}}),
+        json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"namespace": "shop", "name": "web-7d9c-x2x4", "labels": {"app": "web"}, "ownerReferences": owner("ReplicaSet", "web-7d9c")},
+            "spec": spec, "status": {"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}]}}),
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "shop", "name": "db-0", "labels": {"app": "db"}},
+            "spec": spec, "status": {"phase": "Running", "podIP": "10.0.0.2", "podIPs": [{"ip": "10.0.0.2"}]}}),
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "shop", "name": "db"},
+            "spec": {"podSelector": {"matchLabels": {"app": "db"}}, "policyTypes": ["Ingress"],
+                "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "backend"}}}], "ports": [{"port": 5432}]}]}}),
+    ] {
+        cluster.server.apply(object).expect("an object");
+    }
+    cluster
+}
+
+/// The rights of a developer: to read one namespace.
+fn developer() -> Rules {
+    Rules::none().allow_in(Some("shop"), &["*"], &["*"], &["get", "list"])
+}
+
+#[test]
+fn explain_without_manifests_uses_the_cluster() {
+    let cluster = shop(&[]);
+    let run = cluster.netpol(&EXPLAIN);
+    assert_eq!((run.code, run.err.as_str()), (1, ""));
+    expect![[r#"
+        DENY: pod shop/web-7d9c-x2x4 -> pod shop/db-0, 5432/TCP
+
+        Egress: allow
+          No NetworkPolicy isolates pod shop/web-7d9c-x2x4 for egress.
+        Ingress: deny
+          NetworkPolicy shop/db isolates pod shop/db-0 for ingress.
+          No rule allows ingress from pod shop/web-7d9c-x2x4 at 5432/TCP.
+          Nearest rule: NetworkPolicy shop/db, spec.ingress[0]
+            spec.ingress[0].from[0].podSelector: pod shop/web-7d9c-x2x4 lacks label
+              app=backend (it has app=web)
+          To allow it, add to spec.ingress of NetworkPolicy shop/db:
+            - from:
+              - podSelector:
+                  matchLabels:
+                    app: web
+              ports:
+              - port: 5432
+                protocol: TCP
+    "#]]
+    .assert_eq(&run.out);
+}
+
+#[test]
+fn explain_needs_only_rights_in_the_namespaces_of_the_ends() {
+    let cluster = shop(&[]);
+    cluster.server.set_rules(developer());
+    let run = cluster.netpol(&EXPLAIN);
+    assert_eq!((run.code, run.err.as_str()), (1, ""), "{}", run.out);
+    // A destination outside the cluster may be a pod that the caller cannot list.
+    let run = cluster.netpol(&["explain", "--from", "shop/db-0", "--to", "10.0.9.9", "--port", "80"]);
+    assert_eq!(run.code, 4, "{}", run.err);
+    let text = run.unwrapped();
+    assert!(text.contains("Unknown: cannot list Pods: pods is forbidden: User \"jane\""), "{text}");
+    let run = cluster.netpol(&["explain", "--from", "shop/db-0", "--to", "10.0.9.9", "--port", "80", "-o", "json"]);
+    let output: Value = serde_json::from_str(&run.out).expect("JSON");
+    assert_eq!(output["verdict"], "unknown");
+    assert!(output["input"]["missing"].as_array().is_some_and(|missing| !missing.is_empty()), "{output}");
+    // The policies of the other end's namespace are unknown, and so are its pods.
+    let run = cluster.netpol(&["explain", "--from", "shop/db-0", "--to", "ops/probe", "--port", "80"]);
+    assert_eq!(run.code, 3);
+    assert!(run.err.contains("cannot list Pods in namespace ops"), "{}", run.err);
+}
+
+#[test]
+fn policies_of_other_kinds_make_the_verdict_unknown() {
+    let cluster = shop(&[]);
+    let policy = json!({"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy",
+        "metadata": {"namespace": "shop", "name": "db"}, "spec": {"endpointSelector": {}, "ingress": [{}]}});
+    cluster.server.apply(policy).expect("a policy");
+    let run = cluster.netpol(&EXPLAIN);
+    assert_eq!(run.code, 4, "{}", run.out);
+    assert!(run.out.contains("not evaluated: CiliumNetworkPolicy shop/db"), "{}", run.out);
+    cluster.server.set_rules(Rules::all().without(Resource::CiliumNetworkPolicies, None));
+    let run = cluster.netpol(&EXPLAIN);
+    assert_eq!(run.code, 4, "{}", run.out);
+    assert!(run.unwrapped().contains("Unknown: cannot list CiliumNetworkPolicies"), "{}", run.out);
+}
+
+#[test]
+fn explain_live_compares_with_the_tables_of_the_nodes() {
+    let response = |generation: u64, verdict: FlowVerdict| ExplainResponse {
+        node: "n1".into(),
+        generation,
+        generation_received: 13,
+        explanation: json!({}),
+        tables: vec![TableVerdict {
+            pod: "shop/db-0".into(),
+            direction: FlowDirection::Ingress,
+            remote: [10, 0, 0, 1].into(),
+            port: 5_432,
+            backend: false,
+            verdict,
+            reason: "no-rule".into(),
+            expected: FlowVerdict::Allowed,
+        }],
+        differs: verdict != FlowVerdict::Allowed,
+    };
+    let empty =
+        ExplainResponse { node: "n2".into(), tables: Vec::new(), differs: false, ..response(13, FlowVerdict::Allowed) };
+    let explain =
+        ["explain", "-n", "shop", "--from", "pod/db-0", "--to", "pod/web-7d9c-x2x4", "--port", "80", "--live"];
+    for (generation, verdict, code, part) in [
+        (13, FlowVerdict::Allowed, 0, "n1, ingress of shop/db-0, 10.0.0.1 port 5432: allowed (no-rule), generation 13"),
+        (
+            12,
+            FlowVerdict::Denied,
+            1,
+            "n1 differs from the objects at generation 12: generation 13 is being enforced; 13 was received",
+        ),
+        (
+            13,
+            FlowVerdict::Denied,
+            1,
+            "n1 differs from the objects at generation 13: the tables should have the verdict",
+        ),
+    ] {
+        let agent = Agent::default().responds("/v1/explain", &response(generation, verdict));
+        let cluster = shop(&[
+            ("n1", Behavior::Responds, agent),
+            ("n2", Behavior::Responds, Agent::default().responds("/v1/explain", &empty)),
+        ]);
+        let run = cluster.netpol(&explain);
+        assert_eq!((run.code, run.err.as_str()), (code, ""), "{}", run.out);
+        assert!(run.unwrapped().contains(part), "{}", run.out);
+        assert!(!run.out.contains("n2"), "{}", run.out);
+        assert_eq!(cluster.requests(), ["/v1/explain?from=shop/db-0&to=shop/web-7d9c-x2x4&port=80/TCP"; 2]);
+        let run = cluster.netpol(&[&explain[..], &["-o", "json"]].concat());
+        let output: Value = serde_json::from_str(&run.out).expect("JSON");
+        assert_eq!(output["live"]["nodes"][0]["generation"], generation);
+    }
+}
+
+#[test]
+fn why_needs_only_rights_in_the_namespace() {
+    let cluster = shop(&[]);
+    let event = json!({
+        "apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"namespace": "shop", "name": "db-0.1"},
+        "eventTime": "2020-01-01T00:00:00.000000Z", "reportingController": "netpol-agent", "reportingInstance": "n1",
+        "action": "Deny", "reason": "IngressDenied", "type": "Warning",
+        "regarding": {"kind": "Pod", "namespace": "shop", "name": "db-0"},
+        "note": "Ingress from shop/web-7d9c-x2x4 (10.0.0.1) to port 5432/TCP denied by NetworkPolicy shop/db: no rule allows it",
+        "series": {"count": 7, "lastObservedTime": "2020-01-01T00:05:00.000000Z"},
+    });
+    let mut other = event.clone();
+    other["metadata"]["name"] = "db-0.2".into();
+    other["reportingController"] = "kubelet".into();
+    cluster.server.apply(event).expect("an Event");
+    cluster.server.apply(other).expect("an Event");
+    cluster.server.set_rules(developer());
+    let run = cluster.netpol(&["why", "pod/db-0", "-n", "shop"]);
+    assert_eq!((run.code, run.err.as_str()), (0, ""));
+    let (before, rest) = run.out.split_once("h ago").expect("the time of the denial");
+    let hours = before.rsplit(' ').next().unwrap_or_default();
+    assert!(hours.parse::<u64>().is_ok_and(|hours| hours > 50_000), "{hours}");
+    expect![[r#"
+        pod shop/db-0: denied
+          N"#]]
+    .assert_eq(&before.replace(hours, "N"));
+    expect![[r#"
+        , 7 packets: Ingress from shop/web-7d9c-x2x4 (10.0.0.1) to port
+            5432/TCP denied by NetworkPolicy shop/db: no rule allows it
+
+        egress: all allowed, no policy selects it
+
+        ingress: isolated by shop/db
+          shop/db spec.ingress[0]: pods with app=backend in namespace shop; at 5432/TCP
+
+        allowed from it, exact ports:
+        TO                        FROM  PORTS
+        shop/replicaset/web-7d9c  all   all
+
+        no connection with another pod is allowed to it
+
+        not complete outside of namespace shop: you cannot list EndpointSlices,
+          Namespaces, NetworkPolicies, Nodes, Pods, Services
+    "#]]
+    .assert_eq(rest);
+    let run = cluster.netpol(&["why", "deploy/web", "-n", "shop", "-o", "json"]);
+    let output: Value = serde_json::from_str(&run.out).expect("JSON");
+    assert_eq!((&output["denials"], &output["ingress"]["policies"]), (&json!([]), &json!([])));
+    assert_eq!(output["pods"], json!(["shop/web-7d9c-x2x4"]));
+    let run = cluster.netpol(&["why", "db-0", "-n", "ops"]);
+    assert_eq!(run.code, 3);
+    assert!(
+        run.err.contains("pod ops/db-0 not found") && run.err.contains("cannot list Pods in namespace ops"),
+        "{}",
+        run.err
+    );
+}
+
+#[test]
+fn suspend_and_resume_change_annotations_of_the_namespace() {
+    let cluster = shop(&[]);
+    let annotations = |namespace: &str| {
+        let namespace = cluster.server.get(Resource::Namespaces, "", namespace).expect("a namespace");
+        namespace["metadata"]["annotations"].clone()
+    };
+    // The right to change only this namespace.
+    cluster.server.set_rules(Rules::none().allow_in(Some("shop"), &[""], &["namespaces"], &["get", "patch"]));
+    let run = cluster.netpol(&["suspend", "-n", "shop", "--for", "30m", "--reason", "it's incident 4711"]);
+    assert_eq!((run.code, run.err.as_str()), (0, ""));
+    let set = annotations("shop");
+    let until = set["netpol.io/suspended-until"].as_str().expect("a time");
+    assert_eq!(set["netpol.io/suspended-reason"], "it's incident 4711");
+    let lines: Vec<&str> = run.out.lines().collect();
+    assert_eq!(lines[0], format!("enforcement of namespace shop is suspended until {until}"));
+    assert!(lines[1].starts_with("by jane at 20") && lines[1].ends_with("Z: it's incident 4711"), "{}", lines[1]);
+    let command = format!(
+        "same as:  kubectl annotate namespace shop netpol.io/suspended-until={until} \
+         netpol.io/suspended-reason='it'\\''s incident 4711' --overwrite"
+    );
+    assert_eq!(lines[2..], [command.as_str(), "to end:   netpol resume -n shop"]);
+    let run = cluster.netpol(&["resume", "-n", "shop", "-o", "json"]);
+    let output: Value = serde_json::from_str(&run.out).expect("JSON");
+    assert_eq!(
+        (&output["scope"], &output["until"], &output["user"]),
+        (&json!("namespace"), &json!(null), &json!("jane"))
+    );
+    assert!(annotations("shop")["netpol.io/suspended-until"].is_null());
+    let run = cluster.netpol(&["resume", "-n", "shop"]);
+    assert!(run.out.starts_with("enforcement of namespace shop was not suspended\n"), "{}", run.out);
+    let run = cluster.netpol(&["suspend", "--cluster", "--agent-namespace", "ops", "--for", "1h", "--reason", "x"]);
+    assert_eq!(run.code, 3);
+    assert!(run.err.contains("it needs the verbs get and patch on this Namespace"), "{}", run.err);
+    cluster.server.set_rules(Rules::all());
+    let run = cluster.netpol(&["suspend", "--cluster", "--agent-namespace", "ops", "--for", "1h", "--reason", "x"]);
+    assert!(run.out.starts_with("enforcement of the cluster is suspended until 20"), "{}", run.out);
+    assert!(annotations("ops")["netpol.io/suspend-cluster-until"].is_string());
+    for arguments in [&["--for", "1h"][..], &["-n", "a", "--cluster", "--for", "1h"], &["-n", "a", "--for", "25h"]] {
+        let run = cluster.netpol(&[&["suspend", "--reason", "x"], arguments].concat());
+        assert_eq!(run.code, 2, "{arguments:?}");
+    }
+}

@@ -1,0 +1,196 @@
+//! Tables of all nodes.
+
+use expect_test::expect;
+use netpol_api::{ConflictStatus, MapStatus, Pending, PodStatus, PolicyMode, Suspension};
+use serde_json::{Value, json};
+
+use crate::agents::{Agent, Behavior, Cluster};
+use crate::fixtures::{endpoint, list, policies, shadow, status};
+
+fn cluster(agents: [Agent; 2]) -> Cluster {
+    let [first, second] = agents;
+    Cluster::start(&[("n1", Behavior::Responds, first), ("n2", Behavior::Responds, second)])
+}
+
+#[test]
+fn status_has_problems_first() {
+    let mut second = status("n2");
+    second.ready = false;
+    second.version = "0.0.9".into();
+    second.pending = vec![Pending { pod: "shop/db-0".into(), reason: "no interface".into() }];
+    second.suspensions = vec![Suspension {
+        namespace: Some("shop".into()),
+        until: "2026-11-29T13:00:00Z".into(),
+        reason: Some("incident 4711".into()),
+    }];
+    second.conflicts = vec![ConflictStatus {
+        kind: "cni".into(),
+        name: "calico".into(),
+        location: "/etc/cni/net.d/10-calico.conflist".into(),
+        advice: "enforces policies, too; remove it".into(),
+    }];
+    second.maps.push(MapStatus { name: "ALLOW".into(), entries: Some(95), capacity: 100, full: 0 });
+    second.endpoints[0].attached = false;
+    second.gate.error = Some("NRI is off".into());
+    let mut first = status("n1");
+    first.warnings = vec!["a warning".into()];
+    first.version = "0.0.9".into();
+    let third = status("n3");
+    let agent = |status| Agent::default().responds("/v1/status", &status);
+    let cluster = Cluster::start(&[
+        ("n0", Behavior::Responds, agent(status("n0"))),
+        ("n1", Behavior::Responds, agent(netpol_api::Status { version: "0.1.0".into(), ..first })),
+        ("n2", Behavior::Responds, agent(second)),
+        ("n3", Behavior::Responds, agent(third)),
+    ]);
+    let run = cluster.netpol(&["status"]);
+    assert_eq!((run.code, run.err.as_str()), (0, ""));
+    expect![[r#"
+        NODE  STATE      VERSION  GENERATION  ENDPOINTS  GATE  CONFLICTS  DENIED  FULLEST MAP
+        n1    1 problem  0.1.0            12          1  nri           0       7  PORTS 12 %
+        n2    not ready  0.0.9            12          1  nri           1       7  ALLOW 95 %
+        n0    ok         0.1.0            12          1  nri           0       7  PORTS 12 %
+        n3    ok         0.1.0            12          1  nri           0       7  PORTS 12 %
+
+        n1: a warning
+
+        n2: not ready: not all policies that existed when the agent started are enforced
+        n2: enforcement of namespace shop is suspended until 2026-11-29T13:00:00Z:
+          incident 4711
+        n2: 1 pod not enforced: shop/db-0 (no interface)
+        n2: start gate: NRI is off
+        n2: interface veth1 of pod shop/web-0 has no eBPF programs attached
+        n2: conflict with calico at /etc/cni/net.d/10-calico.conflist: enforces
+          policies, too; remove it
+        n2: map ALLOW is 95 % full
+        n2: version 0.0.9 differs from that of the other nodes
+    "#]]
+    .assert_eq(&run.out);
+}
+
+#[test]
+fn endpoints_are_sorted_by_pod_and_filtered() {
+    let pod = |name: &str, app: &str| PodStatus {
+        namespace: "shop".into(),
+        name: name.into(),
+        workload: None,
+        labels: [("app".to_owned(), app.to_owned())].into(),
+        addresses: Vec::new(),
+        host_network: false,
+        interface: None,
+        enforced: true,
+        reason: None,
+        policies: netpol_api::Directions::default(),
+        shadow_policies: netpol_api::Directions::default(),
+    };
+    let mut unknown = endpoint("shop/x", "veth9", "10.0.0.9");
+    (unknown.pod, unknown.attached) = (None, false);
+    let cluster = cluster([
+        Agent::default()
+            .responds("/v1/endpoints", &list("n1", &[endpoint("shop/web-0", "veth1", "10.0.0.1"), unknown]))
+            .responds("/v1/pods", &list("n1", &[pod("web-0", "web")])),
+        Agent::default()
+            .responds(
+                "/v1/endpoints",
+                &list("n2", &[endpoint("ops/probe", "veth2", "fd00::2"), endpoint("shop/db-0", "veth3", "10.0.1.3")]),
+            )
+            .responds("/v1/pods", &list("n2", &[pod("db-0", "db")])),
+    ]);
+    expect![[r#"
+        POD         NODE  INTERFACE  ADDRESS   INGRESS                     EGRESS  STATE
+        -           n1    veth9      10.0.0.9  shop/db, shop/default-deny  open    not attached
+        ops/probe   n2    veth2      fd00::2   shop/db, shop/default-deny  open    attached
+        shop/db-0   n2    veth3      10.0.1.3  shop/db, shop/default-deny  open    attached
+        shop/web-0  n1    veth1      10.0.0.1  shop/db, shop/default-deny  open    attached
+    "#]]
+    .assert_eq(&cluster.netpol(&["endpoints", "-A"]).out);
+    expect![[r#"
+        POD        NODE  INTERFACE  ADDRESS   INGRESS                     EGRESS  STATE
+        shop/db-0  n2    veth3      10.0.1.3  shop/db, shop/default-deny  open    attached
+    "#]]
+    .assert_eq(&cluster.netpol(&["endpoints", "-n", "shop", "-l", "app=db"]).out);
+    expect![[r#"
+        no endpoints in namespace absent
+    "#]]
+    .assert_eq(&cluster.netpol(&["endpoints", "-n", "absent"]).out);
+    let output: Value = serde_json::from_str(&cluster.netpol(&["endpoints", "-A", "-o", "json"]).out).expect("JSON");
+    assert_eq!(output["items"].as_array().map(Vec::len), Some(4));
+    assert_eq!((&output["items"][0]["node"], &output["items"][0]["pod"]), (&json!("n1"), &json!("shop/web-0")));
+}
+
+#[test]
+fn policies_have_the_flows_of_all_nodes_and_rules_never_used() {
+    let mut second = policies("n2", &["shop/db-1"], 3);
+    second.counted_since = "2026-11-29T11:30:00Z".into();
+    second.items[0].diagnostics = vec!["spec.egress[0]: unknown field".into()];
+    let mut suspended = second.items[0].clone();
+    suspended.name = "suspended".into();
+    suspended.suspended_until = Some("2026-11-29T13:00:00Z".into());
+    let mut in_shadow = second.items[0].clone();
+    (in_shadow.namespace, in_shadow.mode) = ("ops".into(), PolicyMode::Shadow);
+    in_shadow.pods.clear();
+    second.items.extend([suspended, in_shadow]);
+    let cluster = cluster([
+        Agent::default().responds("/v1/policies", &policies("n1", &["shop/db-0"], 4)),
+        Agent::default().responds("/v1/policies", &second),
+    ]);
+    expect![[r#"
+        POLICY             MODE       PODS  ALLOWED  DENIED  SHADOW  LAST
+        ops/db             shadow        0        3       3       0
+          spec.ingress[0]                         3                  2026-11-29T12:00:00Z
+          spec.ingress[1]                         0                  never
+        shop/db            enforce       2        7       7       0
+          spec.ingress[0]                         7                  2026-11-29T12:00:00Z
+          spec.ingress[1]                         0                  never
+        shop/suspended     suspended     1        3       3       0
+          spec.ingress[0]                         3                  2026-11-29T12:00:00Z
+          spec.ingress[1]                         0                  never
+        ops/db: spec.egress[0]: unknown field
+        shop/db: spec.egress[0]: unknown field
+        shop/suspended: spec.egress[0]: unknown field
+
+        flows are counted since 2026-11-29T11:30:00Z or earlier
+    "#]]
+    .assert_eq(&cluster.netpol(&["policies", "-A"]).out);
+    expect![[r#"
+        no policies in namespace absent
+    "#]]
+    .assert_eq(&cluster.netpol(&["policies", "-n", "absent"]).out);
+    let output: Value =
+        serde_json::from_str(&cluster.netpol(&["policies", "-n", "shop", "-o", "json"]).out).expect("JSON");
+    assert_eq!(output["items"][0]["pods"], json!(["shop/db-0", "shop/db-1"]));
+    assert_eq!(output["items"][0]["rules"][0]["flows"], 7);
+}
+
+#[test]
+fn the_shadow_report_says_when_nothing_was_seen() {
+    let report = |first, second| {
+        cluster([Agent::default().responds("/v1/shadow", &first), Agent::default().responds("/v1/shadow", &second)])
+    };
+    let seen = report(shadow("n1", 4), shadow("n2", 2));
+    expect![[r#"
+        shop/db-next (2 pods, in shadow mode since 2026-11-29T11:15:00Z): would have
+          denied 6 flows in the last 1h
+        FROM                 TO                   PORT      FLOWS  DIRECTION  LAST                  REASON
+        shop/deployment/web  shop/statefulset/db  5432/TCP      6  ingress    2026-11-29T11:59:00Z  no-rule
+
+    "#]]
+    .assert_eq(&seen.netpol(&["shadow", "report", "-A"]).out);
+    assert_eq!(seen.requests(), ["/v1/shadow?since=3600s"; 2]);
+    let mut restarted = shadow("n2", 0);
+    restarted.collected_since = "2026-11-29T11:50:00Z".into();
+    expect![[r#"
+        shop/db-next (2 pods, in shadow mode since 2026-11-29T11:15:00Z): would have
+          denied nothing in the last 1h
+        not complete: agents have started since then, the last one at
+          2026-11-29T11:50:00Z: n2
+    "#]]
+    .assert_eq(&report(shadow("n1", 0), restarted).netpol(&["shadow", "report", "-n", "shop"]).out);
+    expect![[r#"
+        no policy in shadow mode in namespace ops selects a pod of these nodes
+    "#]]
+    .assert_eq(&seen.netpol(&["shadow", "report", "-n", "ops"]).out);
+    let output: Value =
+        serde_json::from_str(&seen.netpol(&["shadow", "report", "-A", "-o", "json"]).out).expect("JSON");
+    assert_eq!((&output["items"][0]["flows"], &output["items"][0]["pods"]), (&json!(6), &json!(2)));
+}
