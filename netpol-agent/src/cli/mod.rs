@@ -1,5 +1,6 @@
 //! Defines the command line.
 
+mod flow_export;
 mod gate_status;
 mod log;
 mod memory;
@@ -21,6 +22,7 @@ use netpol_policy::text::Safe;
 
 use crate::api::SocketError;
 use crate::reconcile::UnknownPods;
+use flow_export::FlowExport;
 use memory::PolicyMemory;
 use netpol_dataplane::{AttachMode, Capacities, SHARED_TABLE_DIVISOR};
 use netpol_policy::text::error_chain;
@@ -138,6 +140,10 @@ struct RunArgs {
     /// Write Events about denied traffic for pods and about diagnostics for policies; requires --source kube
     #[arg(long)]
     kube_events: bool,
+    /// Export flow records: `file:PATH?max-size=64Mi&files=4` to rotated files, `otlp:http://HOST:4318` to an OpenTelemetry
+    /// collector; repeat the option for several targets
+    #[arg(long, value_name = "TARGET")]
+    flow_export: Vec<FlowExport>,
     /// CNI configuration directory of the container runtime, used to report plugins that conflict with netpol
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     cni_config: PathBuf,

@@ -2,6 +2,7 @@
 //! the Unix socket.
 
 mod convergence;
+mod export;
 mod gate;
 mod page;
 mod source;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use crate::api::{Readiness, unknown_node};
 use crate::conflicts::Counts;
 use crate::events::rfc3339;
+use crate::export::Exporters;
 use crate::reconcile::Reconciler;
 use convergence::Convergence;
 use netpol_dataplane::{CounterReader, Kernel};
@@ -30,6 +32,8 @@ pub struct Meter {
     pub readiness: Readiness,
     /// Other policy engines on this node.
     pub conflicts: Arc<Counts>,
+    /// Exports of flow records.
+    pub exporters: Exporters,
     convergence: Convergence,
     source: SourceState,
     /// Number of written batches.
@@ -45,6 +49,7 @@ impl Meter {
             counters,
             readiness: Readiness::Starting,
             conflicts: Arc::default(),
+            exporters: Exporters::default(),
             convergence: Convergence::default(),
             source,
             batches: 0,

@@ -6,6 +6,7 @@ use netpol_policy::model::PodKey;
 
 use super::Meter;
 use super::convergence::BOUNDS;
+use super::export::append_exports;
 use super::source::append_source;
 use super::table::{Metric, Samples, append, counter, gauge, histogram, summary};
 use crate::conflicts::ConflictKind;
@@ -29,6 +30,7 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
     for table in [PACKETS, MAPS, INTERFACES, DENY_EVENTS, KUBE_EVENTS, CHANGES, STARTS] {
         append(&mut text, table, &page);
     }
+    append_exports(&mut text, &meter.exporters);
     append_source(&mut text, &meter.source, &meter.readiness);
     text
 }
