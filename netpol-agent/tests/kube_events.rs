@@ -5,10 +5,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use netpol_agent::events::kubernetes::{self, DropReason, EventCounters, Handle, Sink};
-use netpol_agent::events::{Lines, Reporter};
+use netpol_agent::events::{FlowBuffer, Lines, Reporter};
 use netpol_agent::reconcile::{Options, Reconciler};
 use netpol_apiserver::{ApiServer, Effect, Fault, Network, Options as ServerOptions, Resource, Rules, Verb};
-use netpol_common::{DenyEvent, Direction, IfIndex, Reason, protocol};
+use netpol_common::{Direction, FlowEvent, IfIndex, Reason, protocol};
 use netpol_dataplane::Memory;
 use netpol_dataplane::migration::Snapshot;
 use netpol_node::{InterfaceSnapshot, PodEnd, Veth};
@@ -81,7 +81,9 @@ impl Pipeline {
         Self {
             server,
             reconciler: reconciler.expect("cannot start the reconciler"),
-            reporter: Some(Reporter::new(Lines::to(std::io::sink())).with_kube_events(Some(sink))),
+            reporter: Some(
+                Reporter::new(Lines::to(std::io::sink()), FlowBuffer::default()).with_kube_events(Some(sink)),
+            ),
             handle: Some(handle),
             runtime: tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -94,7 +96,7 @@ impl Pipeline {
     /// Reports a deny event of shop/web to this address and port, with this number of suppressed packets.
     fn deny(&mut self, destination: [u8; 4], port: u16, suppressed: u32) {
         let bytes = |address: [u8; 4]| std::array::from_fn(|at| address.get(at).copied().unwrap_or(0));
-        let event = DenyEvent {
+        let event = FlowEvent {
             ifindex: IfIndex(3),
             rule_set: self.reconciler.endpoint(IfIndex(3)).expect("no endpoint").endpoint.egress.rule_set,
             suppressed,
@@ -107,9 +109,9 @@ impl Pipeline {
             destination_port: port.to_be_bytes(),
             source: bytes([10, 0, 0, 2]),
             destination: bytes(destination),
-            ..DenyEvent::default()
+            ..FlowEvent::default()
         };
-        self.reporter.as_mut().expect("the pipeline has ended").deny(&event, &self.reconciler);
+        self.reporter.as_mut().expect("the pipeline has ended").record(&event, &self.reconciler);
     }
 
     fn numbers(&self) -> &EventCounters {
@@ -242,7 +244,7 @@ fn an_invalid_policy_has_one_event_from_all_agents_together() {
     // Another agent, or this one after a restart, finds that the Event exists.
     let credentials = TempDir::new().expect("cannot create a directory");
     let (sink, handle) = start("n2", &pipeline.server, credentials.path());
-    let mut other = Reporter::new(Lines::to(std::io::sink())).with_kube_events(Some(sink));
+    let mut other = Reporter::new(Lines::to(std::io::sink()), FlowBuffer::default()).with_kube_events(Some(sink));
     other.report_diagnostics(&pipeline.reconciler);
     pipeline.wait_until("a second attempt", || {
         pipeline.server.requests().iter().any(|request| request.status == Some(409))

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use netpol_agent::reconcile::{Options, Reconciler};
-use netpol_common::{Endpoint, EndpointVersion, IfIndex};
+use netpol_common::{Endpoint, EndpointVersion, IfIndex, Settings};
 use netpol_dataplane::migration::Snapshot;
 use netpol_dataplane::{Adopted, AttachError, Dataplane, Memory, Role, WriteError};
 use netpol_node::{InterfaceSnapshot, PodEnd, TunnelEndpoints, Veth};
@@ -72,6 +72,10 @@ impl Dataplane for Recorder {
 
     fn put_tunnels(&mut self, local: &TunnelEndpoints, others: &TunnelEndpoints) -> Result<(), WriteError> {
         self.memory.put_tunnels(local, others)
+    }
+
+    fn set_settings(&mut self, settings: Settings) -> Result<(), WriteError> {
+        self.memory.set_settings(settings)
     }
 
     fn endpoints(&self) -> Result<BTreeMap<IfIndex, Endpoint>, WriteError> {

@@ -75,7 +75,7 @@ impl FromStr for Condition {
 }
 
 /// Returns whether all characters are valid in an RFC 1123 subdomain, as names of namespaces, pods and policies are.
-fn is_name(text: &str) -> bool {
+pub(crate) fn is_name(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.';
     (1..=253).contains(&text.len()) && text.bytes().all(allowed)
 }

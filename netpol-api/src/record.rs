@@ -14,7 +14,7 @@ pub enum Record {
     /// A flow.
     Flow(Box<FlowRecord>),
     /// Denied packets to a multicast or broadcast group.
-    Multicast(MulticastRecord),
+    Multicast(Box<MulticastRecord>),
     /// Packets of a pod without a record, because the pod's budget was used up.
     RateLimited(RateLimitedRecord),
     /// Records that this client did not receive, because it read too slowly.
@@ -45,6 +45,29 @@ pub enum FlowVerdict {
     Shadow,
 }
 
+impl FlowVerdict {
+    /// All verdicts.
+    pub const ALL: [Self; 3] = [Self::Allowed, Self::Denied, Self::Shadow];
+
+    /// Returns the name, as in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Denied => "denied",
+            Self::Shadow => "shadow",
+        }
+    }
+
+    /// Parses a name.
+    ///
+    /// # Errors
+    /// If there is no verdict of this name.
+    pub fn parse(name: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|verdict| verdict.name() == name);
+        found.ok_or_else(|| format!("`{name}` is not a verdict; use allowed, denied or shadow"))
+    }
+}
+
 /// Where a flow was evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -53,6 +76,16 @@ pub enum FlowDirection {
     Ingress,
     /// At the sender.
     Egress,
+}
+
+impl FlowDirection {
+    /// Returns the name, as in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
 }
 
 /// A flow that starts, or a denied packet.
@@ -144,7 +177,7 @@ pub struct FlowEnd {
     pub blocks: Vec<String>,
 }
 
-/// The object that controls a pod. For a ReplicaSet of a Deployment, the Deployment; for a Job of a CronJob, the CronJob.
+/// The object that controls a pod. For a `ReplicaSet` of a Deployment, the Deployment; for a Job of a `CronJob`, the `CronJob`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Workload {
@@ -242,18 +275,20 @@ pub struct MulticastRecord {
     pub sender_count: usize,
 }
 
-/// Packets of a pod without a record.
+/// Packets or flows of a pod without a record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RateLimitedRecord {
     /// Schema, time and node.
     #[serde(flatten)]
     pub header: RecordHeader,
+    /// What was not recorded: denied packets, allowed flows, or flows that policies in shadow mode would deny.
+    pub verdict: FlowVerdict,
     /// `egress`: packets from the pod, dropped there or at another local pod. `ingress`: packets to the pod.
     pub direction: FlowDirection,
     /// The pod, `namespace/name`.
     pub pod: String,
-    /// Packets since the last record.
+    /// Packets or flows since the last record.
     pub suppressed: u64,
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{GateStatus, Pending};
+use crate::{ConflictStatus, GateStatus, MapStatus, Pending};
 
 /// The status of an agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,9 +34,56 @@ pub struct Status {
     /// The start gate.
     #[serde(default)]
     pub gate: GateStatus,
+    /// Whether nothing is enforced (`--observe`).
+    #[serde(default)]
+    pub observe: bool,
+    /// Where enforcement is suspended.
+    #[serde(default)]
+    pub suspensions: Vec<Suspension>,
+    /// Numbers of packets and records.
+    #[serde(default)]
+    pub flows: FlowCounts,
+    /// Software and settings on this node that conflict with netpol.
+    #[serde(default)]
+    pub conflicts: Vec<ConflictStatus>,
+    /// The BPF maps.
+    #[serde(default)]
+    pub maps: Vec<MapStatus>,
     /// What keeps the agent from doing all that it was configured for, and the next step.
     #[serde(default)]
     pub warnings: Vec<String>,
+}
+
+/// A suspension of enforcement.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Suspension {
+    /// The namespace; `None`: the whole cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// When it ends: RFC 3339, UTC.
+    pub until: String,
+    /// Why, as given with the suspension.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Numbers of packets and records. Numbers of records count from the start of the agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowCounts {
+    /// Denied packets of the pods that are on this node now.
+    pub denied_packets: u64,
+    /// Packets of allowed flows, of the same pods.
+    pub allowed_packets: u64,
+    /// Records of flows.
+    pub records: u64,
+    /// Denied packets and allowed flows without a record, because the budgets of their pods were used up.
+    pub suppressed: u64,
+    /// Events that did not fit into the ring buffer of the eBPF programs.
+    pub lost_events: u64,
+    /// Records that were not written to standard output.
+    pub unwritten: u64,
 }
 
 /// A policy that is only partly enforced.
@@ -80,6 +127,10 @@ pub struct Endpoint {
     pub unlisted_addresses: Vec<IpAddr>,
     /// The policies that isolate the pod.
     pub policies: Directions,
+    /// The policies that would isolate the pod if those in shadow mode were enforced, in the directions in which such a
+    /// policy applies.
+    #[serde(default)]
+    pub shadow_policies: Directions,
 }
 
 /// Policies by direction, `namespace/name`. If a list is empty, the pod is not isolated in that direction.

@@ -187,7 +187,18 @@ pub fn evaluate<A: Address, T: Tables<A>>(tables: &T, endpoint: &Endpoint, attem
     if endpoint.has(endpoint_flags::UNKNOWN) {
         return Evaluation::without_rule(Reason::UnknownPod, ClassId::NONE);
     }
-    let policy = endpoint.policy(attempt.direction);
+    evaluate_policy(tables, endpoint, endpoint.policy(attempt.direction), attempt)
+}
+
+/// Evaluates a new flow by a policy of a known endpoint. It is the enforced policy of the direction of the flow, or the
+/// one that includes policies in shadow mode: [`Endpoint::shadow_policy`].
+#[inline(always)]
+pub fn evaluate_policy<A: Address, T: Tables<A>>(
+    tables: &T,
+    endpoint: &Endpoint,
+    policy: DirectionPolicy,
+    attempt: &Attempt<A>,
+) -> Evaluation {
     let tunnels = tables.barrier(nodes_with_tunnel(tables, attempt));
     let checked = attempt.source.0 != SourceCheck::NONE.0;
     if !policy.isolated() && !checked && tunnels == 0 {

@@ -1,26 +1,31 @@
-//! Deny events, and the limits on their number.
+//! Flow events, and the limits on their number.
 
 use core::mem::{offset_of, size_of};
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{Direction, IfIndex, RuleSetId};
+use crate::{Direction, IfIndex, Reason, RuleSetId};
 
-/// A record of the ring buffer `EVENTS`: a denied packet.
+/// A record of the ring buffer `EVENTS`: a denied packet, the first packet of an allowed flow, or an allowed flow that
+/// the policies in shadow mode would deny. [`FlowEvent::kind`] returns which of these it is.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct DenyEvent {
+pub struct FlowEvent {
     /// The time of the packet, from `bpf_ktime_get_boot_ns`.
     pub time_ns: u64,
     /// The pod's veth interface.
     pub ifindex: IfIndex,
     /// The [`crate::Endpoint::id`], or 0 if the interface has no endpoint.
     pub endpoint: u16,
-    /// The source endpoint ID of the packet: the pod of this node that sent it. 0 if no pod of this node did.
+    /// The source endpoint ID of the packet: the pod of this node that sent it. 0 if no pod of this node did, or if
+    /// this is not known.
     pub source_endpoint: u16,
-    /// The rule set of the policies that isolate the pod in this direction.
+    /// The rule set of the policies that isolate the pod in this direction. With [`event_flags::SHADOW`], the rule set
+    /// that includes the policies in shadow mode.
     pub rule_set: RuleSetId,
-    /// The number of denied packets of this flow since its last event.
+    /// The number of packets without an event since the last event. For a denied packet, these are the denied packets
+    /// of its flow. For all other events, these are flows of the same kind and reason between the same addresses, with
+    /// the same destination port.
     pub suppressed: u32,
     /// Length of the packet in bytes, from its IP header on.
     pub length: u32,
@@ -30,7 +35,8 @@ pub struct DenyEvent {
     pub zero: [u8; 3],
     /// The direction, a [`crate::Direction`] code.
     pub direction: u8,
-    /// The reason, a [`crate::Reason`] code.
+    /// The reason, a [`crate::Reason`] code. Its verdict is the verdict of the event: [`Reason::allows`]. With
+    /// [`event_flags::SHADOW`], it is the reason with which the flow would be denied.
     pub reason: u8,
     /// 4 or 6, or 0 if the packet is not IP.
     pub family: u8,
@@ -46,65 +52,105 @@ pub struct DenyEvent {
     pub destination: [u8; 16],
 }
 
-const _: () = assert!(size_of::<DenyEvent>() == 72);
+const _: () = assert!(size_of::<FlowEvent>() == 72);
 
-impl DenyEvent {
+impl FlowEvent {
+    /// Returns the kind of the event.
+    #[inline(always)]
+    pub const fn kind(&self) -> EventKind {
+        match Reason::from_code(self.reason) {
+            _ if self.flags & event_flags::SHADOW != 0 => EventKind::Shadow,
+            Some(reason) if reason.allows() => EventKind::Allowed,
+            Some(_) | None => EventKind::Denied,
+        }
+    }
+
     /// Returns the index in `EVENT_BUDGETS` of the budget that the event was charged to.
     ///
     /// A packet from a pod of this node is charged to that pod's [`Direction::Egress`] budget, even if the packet was
-    /// dropped at another pod. So a pod that floods other pods spends its own budget. All other packets are charged to
-    /// the [`Direction::Ingress`] budget of the pod at which they were dropped.
+    /// evaluated at another pod. So a pod that floods other pods spends its own budget. All other packets are charged
+    /// to the [`Direction::Ingress`] budget of the pod at which they were evaluated.
     #[inline(always)]
     pub const fn budget(&self) -> u32 {
         let (endpoint, source) = (self.endpoint as u32, self.source_endpoint as u32);
         if self.direction == Direction::Ingress as u8 && source != 0 {
-            event_budget(source, Direction::Egress)
+            event_budget(source, Direction::Egress, self.kind())
         } else {
-            event_budget(endpoint, if self.direction == 0 { Direction::Ingress } else { Direction::Egress })
+            let direction = if self.direction == 0 { Direction::Ingress } else { Direction::Egress };
+            event_budget(endpoint, direction, self.kind())
         }
     }
 }
 
-/// Bits of [`DenyEvent::flags`].
+/// The kind of a [`FlowEvent`]. Each kind has its own budgets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum EventKind {
+    /// A denied packet.
+    Denied = 0,
+    /// The first packet of an allowed flow.
+    Allowed = 1,
+    /// An allowed flow that the policies in shadow mode would deny.
+    Shadow = 2,
+}
+
+impl EventKind {
+    /// All kinds, in the order of their codes.
+    pub const ALL: [Self; 3] = [Self::Denied, Self::Allowed, Self::Shadow];
+}
+
+/// Bits of [`FlowEvent::flags`].
 pub mod event_flags {
     /// The frame was sent to an Ethernet group address (multicast or broadcast). There is one event for all pods that
     /// received the frame.
     pub const GROUP: u8 = 1 << 0;
+    /// An allowed flow that would be denied if the policies in shadow mode were enforced.
+    pub const SHADOW: u8 = 1 << 1;
+    /// The agent only observes: the packet passed, although its verdict is to deny it.
+    pub const OBSERVED: u8 = 1 << 2;
 }
 
-/// Limits the events of a denied flow to one per second, as long as the flow has a slot in a [`DenialSet`]. If another
+/// Value of `SETTINGS`, an array with one entry: settings that the agent can change while the programs run.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Settings {
+    /// 1: the first packet of each allowed flow causes an event. 0: allowed flows cause no events.
+    pub record_allowed: u32,
+}
+
+const _: () = assert!(size_of::<Settings>() == 4);
+
+/// Limits the events of a flow to one per second, as long as the flow has a slot in an [`EventLimitSet`]. If another
 /// flow takes the slot, this flow can have one extra event. Verdicts do not depend on this.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct Denial {
+pub struct EventLimit {
     /// One half of the flow's keyed hash. Never 0 in a used slot.
     pub tag: u32,
     /// The [`event_budget`] that the flow's events are charged to.
-    pub budget: u16,
-    /// Always 0.
-    pub zero: u16,
+    pub budget: u32,
     /// The kernel's jiffies at the last event, low 32 bits.
     pub last_event: u32,
-    /// The number of denied packets since the last event.
+    /// The number of packets without an event since the last event.
     pub suppressed: u32,
 }
 
-/// The number of words of the random key for hashing denied flows: one for each word of a flow.
-pub const DENIAL_KEY_WORDS: usize = 12;
+/// The number of words of the random key for hashing flows: one for each word of a flow.
+pub const EVENT_KEY_WORDS: usize = 12;
 
-/// The number of slots for flows in a [`DenialSet`].
-pub const DENIAL_WAYS: u32 = 4;
+/// The number of slots for flows in an [`EventLimitSet`].
+pub const EVENT_LIMIT_WAYS: u32 = 4;
 
-/// Value of `DENIALS`, an array indexed by the other half of the flow's hash. It has slots for several flows with the
-/// same index, in one cache line (a set-associative cache).
+/// Value of `DENIALS` and `ALLOWED_FLOWS`, arrays indexed by the other half of the flow's hash. It has slots for
+/// several flows with the same index, in one cache line (a set-associative cache).
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct DenialSet {
+pub struct EventLimitSet {
     /// The flows, in no particular order.
-    pub ways: [Denial; DENIAL_WAYS as usize],
+    pub ways: [EventLimit; EVENT_LIMIT_WAYS as usize],
 }
 
-const _: () = assert!(size_of::<Denial>() == 16 && size_of::<DenialSet>() == 64);
+const _: () = assert!(size_of::<EventLimit>() == 16 && size_of::<EventLimitSet>() == 64);
 
 /// Value of `EVENT_BUDGETS`, an array indexed by [`event_budget`]. It limits how many events are sent.
 ///
@@ -117,7 +163,7 @@ pub struct EventBudget {
     /// The time, in nanoseconds since boot, until which the budget is used up at the rate [`EVENT_RATE`]. Each event
     /// moves it by [`EVENT_INTERVAL_NS`]. No events are sent while it is too far in the future.
     pub paid_until_ns: u64,
-    /// The number of denied packets that had no event and are not counted in a slot of `DENIALS`.
+    /// The number of packets that had no event and are not counted in a slot of `DENIALS` or `ALLOWED_FLOWS`.
     pub suppressed: u64,
 }
 
@@ -130,9 +176,44 @@ pub const EVENT_BURST: u64 = 200;
 /// The time by which one event moves [`EventBudget::paid_until_ns`].
 pub const EVENT_INTERVAL_NS: u64 = 1_000_000_000 / EVENT_RATE;
 
-/// Returns the index in `EVENT_BUDGETS` of an endpoint ID and a direction. [`DenyEvent::budget`] describes which budget
-/// a packet is charged to.
+/// The number of entries that an endpoint ID has in `EVENT_BUDGETS`.
+pub const EVENT_BUDGETS_PER_ENDPOINT: u32 = 6;
+
+/// Returns the index in `EVENT_BUDGETS` of an endpoint ID, a direction and a kind of event: `endpoint ID * 6 + kind * 2 +
+/// direction`. [`FlowEvent::budget`] describes which budget a packet is charged to.
 #[inline(always)]
-pub const fn event_budget(endpoint: u32, direction: Direction) -> u32 {
-    endpoint.wrapping_mul(2).wrapping_add(direction as u32)
+pub const fn event_budget(endpoint: u32, direction: Direction, kind: EventKind) -> u32 {
+    endpoint.wrapping_mul(EVENT_BUDGETS_PER_ENDPOINT).wrapping_add(kind as u32 * 2 + direction as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_and_direction_has_its_own_budget() {
+        let mut next = 0;
+        for endpoint in 0..3 {
+            for kind in EventKind::ALL {
+                for direction in Direction::BOTH {
+                    assert_eq!(event_budget(endpoint, direction, kind), next);
+                    next += 1;
+                }
+            }
+        }
+        assert_eq!(next, 3 * EVENT_BUDGETS_PER_ENDPOINT);
+    }
+
+    #[test]
+    fn the_kind_follows_from_flags_and_reason() {
+        let event = |reason: Reason, flags| FlowEvent { reason: reason as u8, flags, ..FlowEvent::default() };
+        assert_eq!(event(Reason::Rule, 0).kind(), EventKind::Allowed);
+        assert_eq!(event(Reason::NoRule, event_flags::GROUP).kind(), EventKind::Denied);
+        assert_eq!(event(Reason::NoRule, event_flags::OBSERVED).kind(), EventKind::Denied);
+        assert_eq!(event(Reason::NoRule, event_flags::SHADOW).kind(), EventKind::Shadow);
+        let to_other_pod = FlowEvent { endpoint: 2, source_endpoint: 1, ..event(Reason::Rule, 0) };
+        assert_eq!(to_other_pod.budget(), event_budget(1, Direction::Egress, EventKind::Allowed));
+        let from_outside = FlowEvent { endpoint: 2, ..event(Reason::NoRule, event_flags::SHADOW) };
+        assert_eq!(from_outside.budget(), event_budget(2, Direction::Ingress, EventKind::Shadow));
+    }
 }

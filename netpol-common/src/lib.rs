@@ -4,7 +4,7 @@
 //! ```text
 //! netpol-policy ── writes ──► Endpoint, AddressEntry, AllowEntry, PortEntry ◄── looks up ── netpol-ebpf
 //!                                         evaluate(), generic over Tables
-//! netpol-agent  ◄── reads ─── FlowEntry, Counters, DenyEvent               ◄── records ── netpol-ebpf
+//! netpol-agent  ◄── reads ─── FlowEntry, Counters, FlowEvent               ◄── records ── netpol-ebpf
 //! ```
 //!
 //! This crate does no I/O, does not allocate and does not panic. Every shared type is [`bytemuck::Pod`] and has no
@@ -28,16 +28,16 @@ mod tables;
 mod tunnels;
 
 pub use endpoint::{DirectionPolicy, Endpoint, MAX_ENDPOINT_ID, RECHECK, endpoint_flags};
-pub use evaluate::{Address, Attempt, Evaluation, SourceCheck, Tables, evaluate};
+pub use evaluate::{Address, Attempt, Evaluation, SourceCheck, Tables, evaluate, evaluate_policy};
 pub use event::{
-    DENIAL_KEY_WORDS, DENIAL_WAYS, Denial, DenialSet, DenyEvent, EVENT_BURST, EVENT_INTERVAL_NS, EVENT_RATE,
-    EventBudget, event_budget, event_flags,
+    EVENT_BUDGETS_PER_ENDPOINT, EVENT_BURST, EVENT_INTERVAL_NS, EVENT_KEY_WORDS, EVENT_LIMIT_WAYS, EVENT_RATE,
+    EventBudget, EventKind, EventLimit, EventLimitSet, FlowEvent, Settings, event_budget, event_flags,
 };
 pub use flow::{ANY_REMOTE, FlowEntry, FlowKey, FragmentEntry, FragmentKey, flow_state, flow_timeout, is_closed};
 pub use frontend::{FrontendEntry, FrontendKey, frontend_scope};
 pub use ids::{ClassId, Direction, EndpointVersion, IfIndex, PortSetId, RuleId, RuleSetId};
 pub use neighbor::{NEIGHBOR_BURST, NEIGHBOR_RATE, NeighborBudget};
-pub use reason::{Counters, NO_REASON, REASON_MASK, REASONS, Reason};
+pub use reason::{Counters, NO_REASON, REASON_MASK, REASONS, Reason, SHADOW_DENIED};
 pub use tables::{
     AddressEntry, AllowEntry, AllowKey, PORT_PREFIX_EXACT, PORT_PREFIX_PROTOCOL, PortEntry, PortKey, address_flags,
     port_verdict,

@@ -112,12 +112,16 @@ reasons! {
 
 /// The number of slots in [`Counters`]. It is higher than the code of every reason.
 pub const REASONS: usize = 40;
+/// The slot in [`Counters`] for flows that were allowed, but that the policies in shadow mode would deny. No reason has
+/// this code.
+pub const SHADOW_DENIED: usize = REASONS - 1;
 /// The code of a packet that has no verdict yet. No reason has this code.
 pub const NO_REASON: u8 = 63;
 /// The mask for reason codes. It gives the verifier an upper bound, and keeps every reason and [`NO_REASON`] unchanged.
 pub const REASON_MASK: u8 = 63;
 
-/// Value of `COUNTERS`, a per-CPU array indexed by `endpoint id * 2 + direction`: packets by [`Reason`] code.
+/// Value of `COUNTERS`, a per-CPU array indexed by `endpoint id * 2 + direction`: packets by [`Reason`] code, and flows
+/// in the slot [`SHADOW_DENIED`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counters {
@@ -130,6 +134,13 @@ unsafe impl Zeroable for Counters {}
 // SAFETY: as above.
 unsafe impl Pod for Counters {}
 
+impl Counters {
+    /// Returns the number of flows that were allowed, but that the policies in shadow mode would deny.
+    pub const fn shadow_denied(&self) -> u64 {
+        self.packets[SHADOW_DENIED]
+    }
+}
+
 impl Default for Counters {
     fn default() -> Self {
         Self { packets: [0; REASONS] }
@@ -139,7 +150,7 @@ impl Default for Counters {
 const _: () = {
     let mut i = 0;
     while i < Reason::ALL.len() {
-        assert!((Reason::ALL[i] as usize) < REASONS && REASONS <= NO_REASON as usize);
+        assert!((Reason::ALL[i] as usize) < SHADOW_DENIED && REASONS <= NO_REASON as usize);
         i += 1;
     }
 };

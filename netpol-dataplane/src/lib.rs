@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 
-use netpol_common::{Endpoint, IfIndex};
+use netpol_common::{Endpoint, IfIndex, Settings};
 use netpol_policy::tables::Change;
 use thiserror::Error;
 
@@ -127,6 +127,12 @@ pub trait Dataplane {
     /// # Errors
     /// If the kernel rejects an entry.
     fn put_tunnels(&mut self, local: &TunnelEndpoints, others: &TunnelEndpoints) -> Result<(), WriteError>;
+
+    /// Writes the settings of the programs. They apply at once.
+    ///
+    /// # Errors
+    /// If the kernel rejects them.
+    fn set_settings(&mut self, settings: Settings) -> Result<(), WriteError>;
 
     /// Returns the existing endpoints.
     ///

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use netpol_common::{Endpoint, EndpointVersion, IfIndex};
+use netpol_common::{Endpoint, EndpointVersion, IfIndex, Settings};
 use netpol_policy::tables::Change;
 
 use netpol_node::TunnelEndpoints;
@@ -25,6 +25,8 @@ pub struct Memory {
     pub owners: BTreeMap<IpAddr, u32>,
     /// Tunnel endpoints of this node and of other nodes.
     pub tunnels: (TunnelEndpoints, TunnelEndpoints),
+    /// Settings of the programs.
+    pub settings: Settings,
     /// Rejects new entries of this map.
     pub full: Option<MapName>,
     /// Rejects attaching programs.
@@ -98,6 +100,11 @@ impl Dataplane for Memory {
 
     fn put_tunnels(&mut self, local: &TunnelEndpoints, others: &TunnelEndpoints) -> Result<(), WriteError> {
         self.tunnels = (local.clone(), others.clone());
+        Ok(())
+    }
+
+    fn set_settings(&mut self, settings: Settings) -> Result<(), WriteError> {
+        self.settings = settings;
         Ok(())
     }
 

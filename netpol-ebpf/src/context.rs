@@ -1,8 +1,8 @@
 //! What the packet programs use: the packet, the tables, the clock, and the output of events.
 
 use netpol_common::{
-    Address, DenialSet, DenyEvent, Direction, Endpoint, EventBudget, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
-    MAX_ENDPOINT_ID, NeighborBudget, Reason, Tables,
+    Address, Direction, Endpoint, EventBudget, EventLimitSet, FlowEntry, FlowEvent, FlowKey, FragmentEntry,
+    FragmentKey, MAX_ENDPOINT_ID, NeighborBudget, Reason, Tables,
 };
 
 use crate::barrier;
@@ -18,7 +18,7 @@ pub(crate) trait NodeContext: Copy {
     /// Returns the nanoseconds since boot, for events.
     fn boot_ns(&self) -> u64;
     /// Returns the set of slots for a denied flow. `index` may be any hash: only its low bits are used.
-    fn denials(&self, index: u32) -> Option<Slot<'_, DenialSet>>;
+    fn denials(&self, index: u32) -> Option<Slot<'_, EventLimitSet>>;
     /// Returns an event budget, by the index from [`netpol_common::event_budget`].
     fn event_budget(&self, index: u32) -> Option<Slot<'_, EventBudget>>;
 }
@@ -64,12 +64,12 @@ pub(crate) trait Context: NodeContext + Family<[u8; 4]> + Family<[u8; 16]> {
     /// Counts the packet.
     fn count(&self, endpoint: u32, direction: Direction, reason: Reason);
     /// Returns a word of the random key for hashing denied flows. The index is below
-    /// [`netpol_common::DENIAL_KEY_WORDS`].
-    fn denial_key(&self, word: usize) -> u32;
+    /// [`netpol_common::EVENT_KEY_WORDS`].
+    fn event_key(&self, word: usize) -> u32;
     /// Returns whether the frame is for an Ethernet group address: multicast or broadcast.
     fn is_group(&self) -> bool;
     /// Sends a deny event, or counts it as lost.
-    fn emit(&self, event: &DenyEvent);
+    fn emit(&self, event: &FlowEvent);
     /// Returns the value unchanged, but hides it from the verifier, which then assumes any value within the mask. If
     /// several code paths that differ only in this value join here, the verifier checks the code that follows once and
     /// not once for each value.

@@ -36,8 +36,8 @@ mod guard;
 mod case;
 mod verdict;
 
-mod denied;
 mod flow_lookup;
+mod report;
 
 mod slow_path;
 

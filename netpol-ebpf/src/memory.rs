@@ -5,19 +5,19 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 use netpol_common::{
-    AddressEntry, AllowEntry, AllowKey, DENIAL_KEY_WORDS, DenialSet, DenyEvent, Direction, Endpoint, EventBudget,
-    FlowEntry, FlowKey, FragmentEntry, FragmentKey, FrontendEntry, FrontendKey, NeighborBudget, PORT_PREFIX_EXACT,
+    AddressEntry, AllowEntry, AllowKey, Direction, EVENT_KEY_WORDS, Endpoint, EventBudget, EventLimitSet, FlowEntry,
+    FlowEvent, FlowKey, FragmentEntry, FragmentKey, FrontendEntry, FrontendKey, NeighborBudget, PORT_PREFIX_EXACT,
     PortEntry, PortKey, Reason, Tables,
 };
 
 use crate::context::{Context, Family, NodeContext};
-use crate::denied::{ReportFunctions, mix};
 use crate::flow_lookup::FlowFunctions;
 use crate::fragment::FragmentFunctions;
 use crate::guard::GuardFunctions;
 use crate::packet::{Parse, ParserFunctions};
 use crate::process::process;
 use crate::recheck::{RecheckFunctions, process_post_dnat, process_source};
+use crate::report::{ReportFunctions, mix};
 use crate::slot::Slot;
 use crate::slow_path::{FrameFunctions, IpFunctions};
 use crate::verdict::VerdictFunctions;
@@ -50,10 +50,10 @@ pub struct Memory {
     /// `COUNTERS`, by endpoint, direction and reason.
     pub counted: RefCell<HashMap<(u32, Direction, Reason), u64>>,
     /// `EVENTS`.
-    pub events: RefCell<Vec<DenyEvent>>,
+    pub events: RefCell<Vec<FlowEvent>>,
     /// The key of `DENIALS`.
-    pub denial_key: [u32; DENIAL_KEY_WORDS],
-    denials: Vec<UnsafeCell<DenialSet>>,
+    pub event_key: [u32; EVENT_KEY_WORDS],
+    denials: Vec<UnsafeCell<EventLimitSet>>,
     budgets: Vec<UnsafeCell<EventBudget>>,
     neighbors: Vec<UnsafeCell<NeighborBudget>>,
 }
@@ -110,9 +110,9 @@ impl Default for Memory {
             room: Cell::new(true),
             counted: RefCell::default(),
             events: RefCell::default(),
-            denial_key: std::array::from_fn(|word| u32::try_from(mix(word as u64 + 1) >> 32).unwrap_or_default()),
+            event_key: std::array::from_fn(|word| u32::try_from(mix(word as u64 + 1) >> 32).unwrap_or_default()),
             denials: (0..4096).map(|_| UnsafeCell::default()).collect(),
-            budgets: (0..2050).map(|_| UnsafeCell::default()).collect(),
+            budgets: (0..6150).map(|_| UnsafeCell::default()).collect(),
             neighbors: (0..1025).map(|_| UnsafeCell::default()).collect(),
         }
     }
@@ -196,7 +196,7 @@ impl NodeContext for Frame<'_> {
         u64::from(self.now()) * 4_000_000
     }
 
-    fn denials(&self, index: u32) -> Option<Slot<'_, DenialSet>> {
+    fn denials(&self, index: u32) -> Option<Slot<'_, EventLimitSet>> {
         let set = self.memory.denials.get(index as usize % self.memory.denials.len())?;
         // SAFETY: lives as long as `memory`, which is not shared between threads, and is only accessed by slots.
         Some(unsafe { Slot::new(set.get()) })
@@ -259,15 +259,15 @@ impl Context for Frame<'_> {
         *self.memory.counted.borrow_mut().entry((endpoint, direction, reason)).or_default() += 1;
     }
 
-    fn denial_key(&self, word: usize) -> u32 {
-        self.memory.denial_key[word]
+    fn event_key(&self, word: usize) -> u32 {
+        self.memory.event_key[word]
     }
 
     fn is_group(&self) -> bool {
         self.bytes.first().is_some_and(|first| first & 1 != 0)
     }
 
-    fn emit(&self, event: &DenyEvent) {
+    fn emit(&self, event: &FlowEvent) {
         self.memory.events.borrow_mut().push(*event);
     }
 }

@@ -11,10 +11,10 @@
 use netpol_common::{ANY_REMOTE, Direction, Endpoint, EndpointVersion, FlowKey, Reason, SourceCheck, endpoint_flags};
 
 use crate::context::{Context, Family, PacketAddress};
-use crate::denied::{ReportFunctions, report_if_denied};
 use crate::flow::{self, KnownFlow};
 use crate::guard;
 use crate::packet::{self, Parse, Plain, TcpFlags};
+use crate::report::{ReportFunctions, report_if_denied};
 use crate::slow_path::{self, FrameFunctions};
 use crate::verdict::{self, FlowStart, Recheck, Stale, VerdictFunctions, conclude};
 

@@ -3,9 +3,9 @@
 use netpol_common::{Direction, Endpoint, Reason};
 
 use crate::context::{Context, Family};
-use crate::denied::{ReportFunctions, report_if_denied};
 use crate::flow::{self, KnownFlow};
 use crate::packet::{self, Parse, Plain};
+use crate::report::{ReportFunctions, report_if_denied};
 use crate::slow_path::{self, FrameFunctions};
 use crate::verdict;
 

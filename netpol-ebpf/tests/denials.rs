@@ -5,8 +5,8 @@ use std::collections::HashSet;
 
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{
-    DenyEvent, DirectionPolicy, EVENT_BURST, EVENT_RATE, Endpoint, EndpointVersion, IfIndex, PortSetId, Reason,
-    RuleSetId, event_budget, event_flags, protocol,
+    DirectionPolicy, EVENT_BURST, EVENT_RATE, Endpoint, EndpointVersion, EventKind, FlowEvent, IfIndex, PortSetId,
+    Reason, RuleSetId, event_budget, event_flags, protocol,
 };
 use netpol_ebpf::memory::Memory;
 
@@ -76,7 +76,7 @@ fn receive(memory: &Memory, id: u32, source_endpoint: u32, flow: u32) {
     memory.source_endpoint.set(0);
 }
 
-fn count_of(events: &[DenyEvent], budget: u32) -> usize {
+fn count_of(events: &[FlowEvent], budget: u32) -> usize {
     events.iter().filter(|event| event.budget() == budget).count()
 }
 
@@ -106,12 +106,12 @@ fn a_flood_of_one_pod_does_not_suppress_events_of_another_pod() {
         memory.now.set(memory.now.get() + 1);
     }
     let events = memory.events.borrow().clone();
-    assert_eq!(count_of(&events, event_budget(2, Egress)), 250);
-    let flood = count_of(&events, event_budget(1, Egress)) as u64;
+    assert_eq!(count_of(&events, event_budget(2, Egress, EventKind::Denied)), 250);
+    let flood = count_of(&events, event_budget(1, Egress, EventKind::Denied)) as u64;
     assert!((EVENT_BURST..=EVENT_BURST + 5 * EVENT_RATE).contains(&flood), "{flood}");
     check_all_counted(&mut memory, packets);
-    assert!(memory.suppressed().0[event_budget(1, Egress) as usize] > 490_000);
-    assert_eq!(memory.suppressed().0[event_budget(2, Egress) as usize], 0);
+    assert!(memory.suppressed().0[event_budget(1, Egress, EventKind::Denied) as usize] > 490_000);
+    assert_eq!(memory.suppressed().0[event_budget(2, Egress, EventKind::Denied) as usize], 0);
 }
 
 #[test]
@@ -125,8 +125,14 @@ fn a_flood_is_charged_to_the_sending_pod_and_outside_traffic_to_the_receiving_po
         }
     }
     let events = memory.events.borrow().clone();
-    assert_eq!(count_of(&events, event_budget(1, Egress)) as u64, EVENT_BURST);
-    assert_eq!((count_of(&events, event_budget(3, Egress)), count_of(&events, event_budget(2, Ingress))), (50, 50));
+    assert_eq!(count_of(&events, event_budget(1, Egress, EventKind::Denied)) as u64, EVENT_BURST);
+    assert_eq!(
+        (
+            count_of(&events, event_budget(3, Egress, EventKind::Denied)),
+            count_of(&events, event_budget(2, Ingress, EventKind::Denied))
+        ),
+        (50, 50)
+    );
     assert!(events.iter().filter(|event| event.source_endpoint == 1).all(|event| event.endpoint == 2));
     check_all_counted(&mut memory, 50_100);
 }
@@ -147,9 +153,10 @@ fn twenty_floods_do_not_change_events_of_other_pods() {
     }
     let events = memory.events.borrow().clone();
     for id in 1..=20 {
-        assert_eq!(count_of(&events, event_budget(id, Egress)) as u64, EVENT_BURST);
+        assert_eq!(count_of(&events, event_budget(id, Egress, EventKind::Denied)) as u64, EVENT_BURST);
     }
-    let quiet: Vec<usize> = (21..=200).map(|id| count_of(&events, event_budget(id, Egress))).collect();
+    let quiet: Vec<usize> =
+        (21..=200).map(|id| count_of(&events, event_budget(id, Egress, EventKind::Denied))).collect();
     assert!(quiet.iter().all(|events| *events >= 1), "{quiet:?}");
     // The floods take at most 20 × `EVENT_BURST` = 4,000 of 16,384 slots, so few of the other flows lose their slot and
     // are reported once more.
@@ -204,7 +211,7 @@ fn crafted_packets_cannot_take_the_slot_of_another_flow() {
     let (source, destination) = (u128::from_be_bytes(address_v6(1)), 0x2001_0db8_u128 << 96);
     let mut memory = pods();
     for key in 0..200_u32 {
-        memory.denial_key = std::array::from_fn(|word| {
+        memory.event_key = std::array::from_fn(|word| {
             let word = u32::try_from(word).expect("a small number");
             (key * 16 + word + 1).wrapping_mul(0x9e37_79b9)
         });

@@ -14,7 +14,7 @@ use aya::programs::{LinkOrder, ProgramInfo, SchedClassifier, TcAttachType, TestR
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::{AnyBitPattern, NoUninit, Zeroable};
 use netpol_common::{
-    AddressEntry, AllowEntry, AllowKey, Counters, DenyEvent, Direction, Endpoint, FlowEntry, FlowKey, FrontendEntry,
+    AddressEntry, AllowEntry, AllowKey, Counters, Direction, Endpoint, FlowEntry, FlowEvent, FlowKey, FrontendEntry,
     FrontendKey, IfIndex, PortEntry, PortKey, Reason,
 };
 
@@ -424,11 +424,11 @@ impl Programs {
     ///
     /// # Errors
     /// Same as [`Self::set_endpoint`].
-    pub fn events(&mut self) -> Result<Vec<DenyEvent>> {
+    pub fn events(&mut self) -> Result<Vec<FlowEvent>> {
         let mut ring: RingBuf<&mut MapData> = self.bpf.map_mut("EVENTS").context("EVENTS")?.try_into()?;
         let mut events = Vec::new();
         while let Some(bytes) = ring.next() {
-            let mut event = DenyEvent::zeroed();
+            let mut event = FlowEvent::zeroed();
             bytemuck::bytes_of_mut(&mut event).copy_from_slice(&bytes);
             events.push(event);
         }

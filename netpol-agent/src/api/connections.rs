@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
@@ -60,17 +60,48 @@ struct Connection {
     _close: oneshot::Sender<()>,
 }
 
-/// Flag that is set while the agent prepares the response.
+/// Whether the agent prepares the response, or sends a stream.
 #[derive(Clone, Debug, Default)]
-pub(super) struct IsAnswering(Arc<AtomicBool>);
+pub(super) struct IsAnswering(Arc<Answering>);
+
+#[derive(Debug, Default)]
+struct Answering {
+    responses: AtomicUsize,
+    streams: AtomicUsize,
+}
 
 impl IsAnswering {
     /// While `answer` is computed, the connection is not closed to make room for another one.
     pub(super) async fn during<T>(&self, answer: impl Future<Output = T>) -> T {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.responses.fetch_add(1, Ordering::Relaxed);
         let answer = answer.await;
-        self.0.store(false, Ordering::Relaxed);
+        self.0.responses.fetch_sub(1, Ordering::Relaxed);
         answer
+    }
+
+    /// Until the result is dropped, the connection is not closed to make room for another one, and has no time limit.
+    pub(super) fn stream(&self) -> Streaming {
+        self.0.streams.fetch_add(1, Ordering::Relaxed);
+        Streaming(Arc::clone(&self.0))
+    }
+
+    /// Returns whether a stream is being sent.
+    pub(super) fn is_streaming(&self) -> bool {
+        self.0.streams.load(Ordering::Relaxed) > 0
+    }
+
+    fn waits_for_client(&self) -> bool {
+        self.0.responses.load(Ordering::Relaxed) == 0 && !self.is_streaming()
+    }
+}
+
+/// A stream that is being sent.
+#[derive(Debug)]
+pub(super) struct Streaming(Arc<Answering>);
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -131,8 +162,7 @@ impl OpenConnections {
     }
 
     fn waiting(&self) -> impl Iterator<Item = (u64, Peer)> {
-        let waiting = |connection: &Connection| !connection.answering.0.load(Ordering::Relaxed);
-        let waiting = self.connections.iter().filter(move |(_, connection)| waiting(connection));
+        let waiting = self.connections.iter().filter(|(_, connection)| connection.answering.waits_for_client());
         waiting.map(|(number, connection)| (*number, connection.peer))
     }
 
@@ -193,6 +223,16 @@ mod tests {
         let refused = first.answering.during(async { connections.admit(peer(1)).is_none() }).await;
         assert!(refused, "a connection that is being answered must not be closed");
         assert!(connections.admit(peer(1)).is_some(), "a connection that waits for its client must be closed");
+    }
+
+    #[test]
+    fn a_connection_with_a_stream_is_not_closed_until_the_stream_ends() {
+        let connections = Connections::new(Limits { all: 8, per_peer: 1 });
+        let first = connections.admit(peer(1)).expect("the connection was refused");
+        let stream = first.answering.stream();
+        assert!(connections.admit(peer(1)).is_none(), "the stream must not be closed");
+        drop(stream);
+        assert!(connections.admit(peer(1)).is_some(), "the stream has ended");
     }
 
     #[test]

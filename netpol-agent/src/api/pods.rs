@@ -5,13 +5,13 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::{Request, StatusCode};
-use netpol_api::{ErrorResponse, PodStart, PodStarted, PodStop, StartOutcome};
+use netpol_api::{PodStart, PodStarted, PodStop, StartOutcome};
 use netpol_policy::model::{PodKey, Uid};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use super::requests::Requests;
-use super::routes::{HttpResponse, json};
+use super::routes::{HttpResponse, json, refuse};
 use crate::gate::{self, Admitted, Gate};
 
 /// Maximum size of a request in bytes.
@@ -65,8 +65,4 @@ async fn body<T: DeserializeOwned>(request: Request<Incoming>, limit: Duration) 
     let body = timeout(limit, Limited::new(request.into_body(), MAX_BODY).collect()).await;
     let body = body.map_err(|_| "the body did not arrive in time".to_owned())?.map_err(|error| error.to_string())?;
     serde_json::from_slice(&body.to_bytes()).map_err(|error| format!("invalid body: {error}"))
-}
-
-fn refuse(status: StatusCode, error: String) -> HttpResponse {
-    json(status, &ErrorResponse { error })
 }

@@ -4,16 +4,20 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use netpol_api::Status;
+use netpol_api::{ExplainResponse, GenerationStatus, List, PodStatus, PolicyList, ShadowReport, Status};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
+use super::resources::{ExplainQuery, PolicyQuery, ShadowQuery};
+use crate::events::FlowBuffer;
 use crate::gate::{GateStats, StartingPods};
 use crate::reconcile::{Check, CheckResult, ConditionState, ContainerStarts};
 use netpol_source::{SourceQuery, SourceState};
 
 /// Maximum number of waiting requests; more are rejected. Each one is checked again after every change.
 pub(super) const MAX_WAITERS: usize = 64;
+/// Maximum number of clients that read records of flows at the same time.
+pub(super) const MAX_STREAMS: usize = 32;
 /// Minimum time for the loop to respond. It responds within this time unless it is evaluating changes.
 const LOOP_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -28,6 +32,26 @@ pub enum LoopRequest {
     Status(oneshot::Sender<Status>),
     /// Whether a condition holds now.
     Check(Check, oneshot::Sender<CheckResult>),
+    /// The pods of this node.
+    Pods(oneshot::Sender<List<PodStatus>>),
+    /// Policies.
+    Policies(PolicyQuery, oneshot::Sender<PolicyList>),
+    /// The verdict of a connection.
+    Explain(ExplainQuery, oneshot::Sender<Result<ExplainResponse, String>>),
+    /// What policies in shadow mode would have denied.
+    Shadow(ShadowQuery, oneshot::Sender<ShadowReport>),
+    /// The last batches of changes.
+    Generations(oneshot::Sender<List<GenerationStatus>>),
+}
+
+impl LoopRequest {
+    /// Returns whether the response needs the engine. While the engine compiles, the request waits.
+    pub fn needs_engine(&self) -> bool {
+        match self {
+            Self::Check(..) | Self::Policies(..) | Self::Explain(..) | Self::Shadow(..) => true,
+            Self::Metrics(_) | Self::Ready(_) | Self::Status(_) | Self::Pods(_) | Self::Generations(_) => false,
+        }
+    }
 }
 
 /// Whether the agent is ready.
@@ -61,6 +85,8 @@ pub struct About {
     pub source: String,
     /// State of the source.
     pub state: SourceState,
+    /// The last records of flows.
+    pub flows: FlowBuffer,
 }
 
 /// Sends requests to the loop; clones share everything.
@@ -70,6 +96,8 @@ pub struct Requests {
     source_queries: mpsc::Sender<SourceQuery>,
     progress: watch::Receiver<u64>,
     pub(super) waiters: Arc<Semaphore>,
+    /// Permits streams of records.
+    pub(super) streams: Arc<Semaphore>,
     /// Permits one metrics request at a time.
     pub(super) metrics_turn: Arc<Semaphore>,
     pub(super) warnings: Warnings,
@@ -121,6 +149,7 @@ pub fn requests(
         source_queries,
         progress,
         waiters,
+        streams: Arc::new(Semaphore::new(MAX_STREAMS)),
         metrics_turn,
         warnings,
         starting,

@@ -2,23 +2,24 @@
 
 use std::time::Duration;
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
+use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use netpol_api::{ErrorResponse, Status};
+use netpol_api::ErrorResponse;
 use netpol_policy::text::{self, Safe};
 use serde::Serialize;
 use tokio::time::timeout;
 
+use super::body::ApiBody;
+use super::connections::IsAnswering;
 use super::requests::{LoopRequest, Readiness, Requests};
-use super::{pods, wait};
+use super::{flows, pods, v1, wait};
 use crate::metrics;
 
 /// The Prometheus text format.
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
-const JSON: &str = "application/json";
+pub(super) const JSON: &str = "application/json";
 
 /// Paths that a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,17 +28,18 @@ pub(super) enum Paths {
     Health,
     /// Metrics and health.
     Open,
-    /// Everything: metrics, health, status, and waiting for conditions. For the administrator of the node only.
+    /// Everything: metrics, health, and `/v1`. For the administrator of the node only.
     All,
 }
 
-pub(super) type HttpResponse = Response<Full<Bytes>>;
+pub(super) type HttpResponse = Response<ApiBody>;
 
-/// Answers a request; all requests except waiting within `limit`.
+/// Answers a request; all requests except waiting within `limit`. A stream of records is prepared within `limit`.
 pub(super) async fn answer(
     request: Request<Incoming>,
     requests: &Requests,
     paths: Paths,
+    answering: &IsAnswering,
     limit: Duration,
 ) -> HttpResponse {
     if paths == Paths::All && request.method() == Method::POST && pods::serves(request.uri().path()) {
@@ -49,19 +51,28 @@ pub(super) async fn answer(
         return response;
     }
     let path = request.uri().path();
-    if paths == Paths::All && path == "/v1/wait" {
-        return wait(request.uri().query().unwrap_or_default(), requests).await;
+    let query = request.uri().query().unwrap_or_default();
+    match path {
+        "/v1/wait" if paths == Paths::All => return wait(query, requests).await,
+        "/v1/flows" if paths == Paths::All => return flows::answer(query, requests, answering),
+        _ => {}
     }
-    timeout(limit, respond(path, requests, paths)).await.unwrap_or_else(|_| {
-        response(
-            StatusCode::SERVICE_UNAVAILABLE,
-            TEXT,
-            "the agent did not respond in time: it is starting or overloaded\n".to_owned(),
-        )
+    timeout(limit, respond(path, query, requests, paths)).await.unwrap_or_else(|_| {
+        let error = "the agent did not respond in time: it is starting or overloaded";
+        if path.starts_with("/v1/") {
+            refuse(StatusCode::SERVICE_UNAVAILABLE, error.to_owned())
+        } else {
+            response(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{error}\n"))
+        }
     })
 }
 
-async fn respond(path: &str, requests: &Requests, paths: Paths) -> HttpResponse {
+async fn respond(path: &str, query: &str, requests: &Requests, paths: Paths) -> HttpResponse {
+    if paths == Paths::All
+        && let Some(response) = v1::respond(path, query, requests).await
+    {
+        return response;
+    }
     let response = match path {
         // An agent that waits for the API server is healthy, but not ready.
         "/healthz" if !requests.is_started() => Some(response(StatusCode::OK, TEXT, "starting\n".to_owned())),
@@ -96,22 +107,17 @@ async fn respond(path: &str, requests: &Requests, paths: Paths) -> HttpResponse 
                 response(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{}\n", Safe(text)))
             }
         }),
-        "/v1/status" if paths == Paths::All => requests.send(LoopRequest::Status).await.map(|status| {
-            let (node, source) = (requests.about.node.clone(), requests.about.source.clone());
-            let mut status = Status { version: env!("CARGO_PKG_VERSION").to_owned(), node, source, ..status };
-            status.warnings.extend(requests.warnings.all());
-            status.gate = requests.gate.status();
-            json(StatusCode::OK, &status)
-        }),
         _ => {
             let paths = match paths {
-                Paths::Health => "/healthz, /readyz",
-                Paths::Open => "/metrics, /healthz, /readyz",
-                Paths::All => {
-                    "/metrics, /healthz, /readyz, /v1/status, /v1/wait, and POST to /v1/pods/start, /v1/pods/stop"
-                }
+                Paths::Health => "/healthz, /readyz".to_owned(),
+                Paths::Open => "/metrics, /healthz, /readyz".to_owned(),
+                Paths::All => v1::all_paths(),
             };
-            Some(response(StatusCode::NOT_FOUND, TEXT, format!("no such path; available: {paths}\n")))
+            let error = format!("no such path; available: {paths}");
+            if path.starts_with("/v1/") {
+                return refuse(StatusCode::NOT_FOUND, error);
+            }
+            Some(response(StatusCode::NOT_FOUND, TEXT, format!("{error}\n")))
         }
     };
     response
@@ -124,7 +130,6 @@ pub fn unknown_node(node: &str) -> String {
 }
 
 async fn wait(query: &str, requests: &Requests) -> HttpResponse {
-    let refuse = |status, error: String| json(status, &ErrorResponse { error });
     let request = match wait::parse(query) {
         Ok(request) => request,
         Err(error) => return refuse(StatusCode::BAD_REQUEST, error),
@@ -135,8 +140,13 @@ async fn wait(query: &str, requests: &Requests) -> HttpResponse {
     };
     match wait::wait(&request, requests).await {
         Some(waited) => json(StatusCode::OK, &waited),
-        None => refuse(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping".to_owned()),
+        None => v1::stopping(),
     }
+}
+
+/// Returns an error.
+pub(super) fn refuse(status: StatusCode, error: String) -> HttpResponse {
+    json(status, &ErrorResponse { error })
 }
 
 pub(super) fn json(status: StatusCode, body: &impl Serialize) -> HttpResponse {
@@ -148,8 +158,8 @@ pub(super) fn json(status: StatusCode, body: &impl Serialize) -> HttpResponse {
     }
 }
 
-fn response(status: StatusCode, kind: &'static str, text: String) -> HttpResponse {
-    let mut response = Response::new(Full::new(Bytes::from(text)));
+pub(super) fn response(status: StatusCode, kind: &'static str, text: String) -> HttpResponse {
+    let mut response = Response::new(ApiBody::Text(text.into()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response

@@ -15,7 +15,7 @@ use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 
 use super::connections::{Connections, IsAnswering, Limits, Peer};
-use super::requests::{MAX_WAITERS, Requests};
+use super::requests::{MAX_STREAMS, MAX_WAITERS, Requests};
 use super::routes::{self, Paths};
 
 /// Time limit for a client to send the head of its request, and again to read the response.
@@ -29,9 +29,10 @@ const TCP_LIMITS: Limits = Limits { all: 64, per_peer: 32 };
 /// Maximum number of connections that wait to be accepted. If there are more, the kernel drops a SYN, and the client
 /// repeats it after a second. So the maximum is far more than clients open at one time.
 const BACKLOG: u32 = 1024;
-/// Limits of the Unix socket, to which only root connects. A request that waits for a condition is never closed for
-/// another one.
-const SOCKET_LIMITS: Limits = Limits { all: 2 * MAX_WAITERS, per_peer: 2 * MAX_WAITERS };
+/// Limits of the Unix socket, to which only root connects. A request that waits for a condition, or reads a stream, is
+/// never closed for another one.
+const SOCKET_LIMITS: Limits = Limits { all: MAX_SOCKET, per_peer: MAX_SOCKET };
+const MAX_SOCKET: usize = 2 * MAX_WAITERS + MAX_STREAMS;
 
 /// Serves `/metrics`, `/healthz` and `/readyz` in a task: see [`serve_health`].
 pub fn serve_metrics(address: SocketAddr, requests: Requests) {
@@ -117,9 +118,24 @@ pub fn serve_socket(listener: UnixListener, requests: Requests) {
             let process = stream.peer_cred().ok().and_then(|credentials| credentials.pid()).unwrap_or_default();
             let Some(admitted) = connections.admit(Peer::Process(process)) else { continue };
             let serving = serve_connection(stream, requests.clone(), Paths::All, admitted.answering.clone());
-            tokio::spawn(admitted.run(timeout(netpol_api::MAX_WAIT + 4 * TIMEOUT, serving)));
+            let limited = unless_streaming(netpol_api::MAX_WAIT + 4 * TIMEOUT, admitted.answering.clone(), serving);
+            tokio::spawn(admitted.run(limited));
         }
     });
+}
+
+/// Serves a connection within a time limit, which does not apply to streams.
+async fn unless_streaming(limit: Duration, answering: IsAnswering, serving: impl Future) {
+    let over = async {
+        sleep(limit).await;
+        while answering.is_streaming() {
+            sleep(TIMEOUT).await;
+        }
+    };
+    tokio::select! {
+        _ = serving => {}
+        () = over => {}
+    }
 }
 
 /// Makes the kernel report a connection only when its first data arrives, so that clients that send nothing do not count.
@@ -154,7 +170,10 @@ async fn serve_connection(
 ) -> hyper::Result<()> {
     let answer = service_fn(move |request| {
         let (requests, answering) = (requests.clone(), answering.clone());
-        async move { Ok::<_, Infallible>(answering.during(routes::answer(request, &requests, paths, TIMEOUT)).await) }
+        async move {
+            let response = routes::answer(request, &requests, paths, &answering, TIMEOUT);
+            Ok::<_, Infallible>(answering.during(response).await)
+        }
     });
     http1::Builder::new()
         .timer(TokioTimer::new())
@@ -174,6 +193,7 @@ mod tests {
     use super::super::requests::{About, LoopRequest, Progress, Readiness, requests};
     use super::super::socket::Socket;
     use super::*;
+    use crate::events::FlowBuffer;
     use crate::gate::StartingPods;
     use netpol_source::{SourceQuery, SourceState};
 
@@ -189,7 +209,12 @@ mod tests {
     fn server() -> TestServer {
         let directory = tempfile::tempdir().expect("cannot create a directory");
         let (source_queries, receiver) = mpsc::channel(1);
-        let about = About { node: "n1".into(), source: "dir:x".into(), state: SourceState::default() };
+        let about = About {
+            node: "n1".into(),
+            source: "dir:x".into(),
+            state: SourceState::default(),
+            flows: FlowBuffer::default(),
+        };
         let (requests, loop_requests, progress) = requests(about, source_queries, StartingPods::closed());
         let (socket, listener) = Socket::listen(&directory.path().join("s")).expect("cannot create the socket");
         serve_socket(listener, requests);
@@ -239,7 +264,12 @@ mod tests {
     async fn a_port_in_use_is_reported_and_bound_once_it_is_free() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("no free port");
         let address = taken.local_addr().expect("invalid address");
-        let about = About { node: "n1".into(), source: "dir:x".into(), state: SourceState::default() };
+        let about = About {
+            node: "n1".into(),
+            source: "dir:x".into(),
+            state: SourceState::default(),
+            flows: FlowBuffer::default(),
+        };
         let (requests, _questions, _progress) = requests(about, mpsc::channel(1).0, StartingPods::closed());
         serve_metrics(address, requests.clone());
         sleep(RETRY / 4).await;

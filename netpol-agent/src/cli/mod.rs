@@ -1,5 +1,6 @@
 //! Defines the command line.
 
+mod connect;
 mod flow_export;
 mod gate_status;
 mod log;
@@ -17,10 +18,11 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use netpol_cni::WhenAgentAway;
-use netpol_common::DENIAL_WAYS;
+use netpol_common::{EVENT_BUDGETS_PER_ENDPOINT, EVENT_LIMIT_WAYS};
 use netpol_policy::text::Safe;
 
 use crate::api::SocketError;
+use crate::events::DEFAULT_FLOW_BUFFER;
 use crate::reconcile::UnknownPods;
 use flow_export::FlowExport;
 use memory::PolicyMemory;
@@ -57,6 +59,9 @@ enum Command {
     // An overlay of a deployment can only append arguments: the last one is used.
     #[command(after_help = RUN_HELP, args_override_self = true)]
     Run(Box<RunArgs>),
+    /// Connect standard input and output to the API socket of the agent, for clients on other machines.
+    #[command(after_help = CONNECT_HELP)]
+    Connect(ConnectArgs),
     /// Show what the kernel enforces now, even if no agent is running.
     #[command(after_help = STATUS_HELP)]
     Status(StatusArgs),
@@ -103,6 +108,14 @@ Examples:
 
 Stop the agent first. Exit code 1: something could not be removed, and is listed; 3: an agent is still running.";
 
+const CONNECT_HELP: &str = "\
+Examples:
+  printf 'GET /v1/status HTTP/1.1\\r\\nHost: n1\\r\\n\\r\\n' | netpol-agent connect
+  kubectl -n netpol exec -i POD -- netpol-agent connect
+
+`netpol` uses it through the API server (pods/exec), so that no port is open on any node. At the end of the input, the
+response is still read to its end. Exit code 1: no agent listens on the socket, or the connection failed.";
+
 const PIN_PATH: &str = "/sys/fs/bpf/netpol";
 
 #[derive(Debug, Args)]
@@ -144,6 +157,16 @@ struct RunArgs {
     /// collector; repeat the option for several targets
     #[arg(long, value_name = "TARGET")]
     flow_export: Vec<FlowExport>,
+    /// Enforce nothing: packets that policies deny pass, and are recorded as flows that would be denied
+    #[arg(long)]
+    observe: bool,
+    /// Which flows are recorded for API clients and counted for each rule. Denied flows are always written to standard
+    /// output
+    #[arg(long, value_enum, default_value_t)]
+    record_flows: RecordFlows,
+    /// Number of the last records that are kept in memory for API clients, about 1 KiB each; pods share it fairly
+    #[arg(long, value_name = "RECORDS", default_value_t = DEFAULT_FLOW_BUFFER)]
+    flow_buffer: usize,
     /// CNI configuration directory of the container runtime, used to report plugins that conflict with netpol
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     cni_config: PathBuf,
@@ -189,6 +212,16 @@ impl RunArgs {
         let bytes = |mib: u64| mib.saturating_mul(netpol_files::MIB);
         netpol_files::Limits { file: bytes(self.max_manifest_file), all: bytes(self.max_manifests) }
     }
+}
+
+/// Which flows are recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum RecordFlows {
+    /// Denied flows, and flows that policies in shadow mode would deny
+    Denied,
+    /// Also allowed flows, when they start
+    #[default]
+    All,
 }
 
 /// How the container runtime reports the start of a pod.
@@ -257,7 +290,7 @@ struct Sizes {
     #[arg(long, default_value_t = Capacities::default().fragments_v4)]
     max_fragments: u32,
     /// Denied flows with a separate limit of deny events; rounded up to four times a power of two
-    #[arg(long, default_value_t = Capacities::default().denials * DENIAL_WAYS)]
+    #[arg(long, default_value_t = Capacities::default().denials * EVENT_LIMIT_WAYS)]
     max_denials: u32,
     /// Size of the ring buffer for deny events, in bytes; rounded up to a power of two
     #[arg(long, default_value_t = Capacities::default().events)]
@@ -290,12 +323,20 @@ impl Sizes {
             flows_v6: (self.max_flows_v6 / SHARED_TABLE_DIVISOR).max(1),
             fragments_v4: self.max_fragments.max(1),
             fragments_v6: (self.max_fragments / 2).max(1),
-            denials: power(self.max_denials / DENIAL_WAYS),
-            event_budgets: (endpoints + 1) * 2,
+            denials: power(self.max_denials / EVENT_LIMIT_WAYS),
+            allowed_flows: power(self.max_denials / EVENT_LIMIT_WAYS),
+            event_budgets: (endpoints + 1) * EVENT_BUDGETS_PER_ENDPOINT,
             events: power(self.event_buffer).max(4096),
             ..default
         }
     }
+}
+
+#[derive(Debug, Args)]
+struct ConnectArgs {
+    /// Unix socket of the agent
+    #[arg(long, value_name = "PATH", default_value = netpol_api::DEFAULT_SOCKET)]
+    api_socket: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -341,6 +382,7 @@ struct UninstallArgs {
 pub fn main(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => run::run(*args),
+        Command::Connect(args) => connect::run(&args),
         Command::Status(args) => status::status(&args),
         Command::Uninstall(args) => uninstall::run(&args),
     };

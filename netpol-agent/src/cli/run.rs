@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
+use netpol_common::Settings;
 use netpol_policy::cluster_state::Event;
 use netpol_policy::model::Object;
 use tokio::runtime::Handle;
@@ -14,18 +15,18 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use super::flow_export::FlowExport;
-use super::{RunArgs, log, requirements, start_gate};
+use super::{RecordFlows, RunArgs, log, requirements, start_gate};
 use crate::api::{self, About, LoopRequest, Progress, Requests, Socket, SocketError};
 use crate::conflicts;
 use crate::events::kubernetes::{self, Sink};
-use crate::events::{Lines, Reporter};
+use crate::events::{FlowBuffer, Lines, Reporter};
 use crate::export::{self, Exporters};
 use crate::gate::StartingPods;
 use crate::metrics::Meter;
 use crate::reconcile::task::{self, Inputs};
 use crate::reconcile::{Compiler, ContainerStarts, Options, Reconciler};
 use netpol_dataplane::bpf_object;
-use netpol_dataplane::{Kernel, KernelError, KernelOptions, Lock, Mounts};
+use netpol_dataplane::{Dataplane, Kernel, KernelError, KernelOptions, Lock, Mounts};
 use netpol_node::{CacheUse, InterfaceReader, InterfaceWatcher, KnownVeths, Monitor, PodAddressMonitor};
 use netpol_source::{Batch, Feed};
 
@@ -103,7 +104,13 @@ async fn run_until_signal(args: RunArgs, api_runtime: &Handle) -> Result<()> {
         // log an error.
         let _ = std::fs::remove_file(file);
     }
-    let about = About { node: args.node.clone(), source: args.source.to_string(), state: feed.state.clone() };
+    let flows = FlowBuffer::new(args.flow_buffer);
+    let about = About {
+        node: args.node.clone(),
+        source: args.source.to_string(),
+        state: feed.state.clone(),
+        flows: flows.clone(),
+    };
     let (requests, loop_requests, progress) = api::requests(about, feed.queries.clone(), starting);
     let _socket = {
         let _api_thread = api_runtime.enter();
@@ -124,7 +131,7 @@ async fn run_until_signal(args: RunArgs, api_runtime: &Handle) -> Result<()> {
     let (result_sender, mut result) = oneshot::channel();
     // Without the gate, nothing holds containers.
     let container_starts = (requests.gate.mode().0 != "off").then(|| requests.container_starts.clone());
-    let inputs = FromMain { loop_requests, progress, sink, exporters, container_starts };
+    let inputs = FromMain { loop_requests, progress, flows, sink, exporters, container_starts };
     let work = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.context("cannot start the runtime");
@@ -156,6 +163,7 @@ async fn run_until_signal(args: RunArgs, api_runtime: &Handle) -> Result<()> {
 struct FromMain {
     loop_requests: mpsc::Receiver<LoopRequest>,
     progress: Progress,
+    flows: FlowBuffer,
     sink: Option<Sink>,
     exporters: Exporters,
     container_starts: Option<ContainerStarts>,
@@ -167,7 +175,7 @@ async fn enforce(
     object: impl AsRef<[u8]>,
     first: Batch,
     feed: Feed,
-    FromMain { loop_requests, progress, sink, exporters, container_starts }: FromMain,
+    FromMain { loop_requests, progress, flows, sink, exporters, container_starts }: FromMain,
     stopped: impl Future<Output = ()>,
 ) -> Result<()> {
     warn_of_wrong_node(&first.events, &args.node);
@@ -178,9 +186,14 @@ async fn enforce(
     let interfaces = reader.read_all(&KnownVeths::default(), BTreeSet::new(), CacheUse::Bypassed)?;
     tracing::info!(veths = interfaces.veths.len(), local_addresses = interfaces.own.len(), "interfaces listed");
 
-    let options =
-        KernelOptions { pin_path: args.pin_path.clone(), attach: args.attach, capacities: args.sizes.capacities() };
-    let (kernel, outcomes) = Kernel::start(object.as_ref(), &options)?;
+    let options = KernelOptions {
+        pin_path: args.pin_path.clone(),
+        attach: args.attach,
+        capacities: args.sizes.capacities(),
+        observe: args.observe,
+    };
+    let (mut kernel, outcomes) = Kernel::start(object.as_ref(), &options)?;
+    kernel.set_settings(Settings { record_allowed: u32::from(args.record_flows == RecordFlows::All) })?;
     drop(object);
     tracing::info!(pin_path = %args.pin_path.display(), "programs loaded");
     let old = kernel.snapshot()?;
@@ -188,7 +201,7 @@ async fn enforce(
     let mut meter = Meter::new(kernel.counters()?, feed.state.clone());
     meter.exporters = exporters;
     match conflicts::start(kernel.foreign(), args.cni_config.clone()) {
-        Ok(counts) => meter.conflicts = counts,
+        Ok(conflicts) => meter.conflicts = conflicts,
         Err(error) => tracing::error!(%error, "cannot start the thread that detects conflicts; check the pids limit"),
     }
     let reconcile = Options {
@@ -202,7 +215,9 @@ async fn enforce(
     let (compiler, compiled) = Compiler::start().context(NO_THREAD)?;
     let mut reconciler = Reconciler::begin(kernel, reconcile, old, first, interfaces, compiler)?;
     reconciler.interfaces_listed_at(listed_at);
-    let reporter = Reporter::new(Lines::to(std::io::stdout())).with_kube_events(sink);
+    let reporter = Reporter::new(Lines::to(std::io::stdout()), flows)
+        .with_modes(args.record_flows == RecordFlows::All, args.observe)
+        .with_kube_events(sink);
     let inputs = Inputs {
         source: feed.batches,
         monitor,

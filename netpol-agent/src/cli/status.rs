@@ -247,6 +247,7 @@ mod tests {
                 ingress: ["shop/a", "shop/b", "shop/c", "shop/d", "shop/e"].map(str::to_owned).to_vec(),
                 egress: Vec::new(),
             },
+            shadow_policies: netpol_api::Directions::default(),
         };
         let without_names = table(&status, &BTreeMap::new());
         assert!(without_names.contains("10.1.0.5  set 12   open"), "{without_names}");

@@ -12,11 +12,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use netpol_api::ConflictStatus;
 use netpol_dataplane::ForeignPrograms;
 
 /// The time between two checks.
@@ -47,18 +47,35 @@ impl ConflictKind {
     }
 }
 
-/// The current number of conflicts, by kind.
+/// The current conflicts, by kind.
 #[derive(Debug, Default)]
-pub struct Counts([AtomicU64; ConflictKind::ALL.len()]);
+pub struct Conflicts(Mutex<BTreeMap<ConflictKind, Findings>>);
 
-impl Counts {
+impl Conflicts {
     /// Returns the number of conflicts of a kind.
-    pub fn of(&self, kind: ConflictKind) -> u64 {
-        self.0[kind as usize].load(Ordering::Relaxed)
+    pub fn count(&self, kind: ConflictKind) -> usize {
+        self.lock().get(&kind).map_or(0, BTreeMap::len)
     }
 
-    fn set(&self, kind: ConflictKind, count: usize) {
-        self.0[kind as usize].store(count as u64, Ordering::Relaxed);
+    /// Returns all conflicts.
+    pub fn all(&self) -> Vec<ConflictStatus> {
+        let status = |kind: ConflictKind, (name, finding): (&String, &Finding)| ConflictStatus {
+            kind: kind.name().to_owned(),
+            name: name.clone(),
+            location: finding.location.clone(),
+            advice: finding.advice.to_owned(),
+        };
+        let found = self.lock();
+        found.iter().flat_map(|(kind, found)| found.iter().map(|found| status(*kind, found))).collect()
+    }
+
+    fn set(&self, kind: ConflictKind, found: Findings) {
+        self.lock().insert(kind, found);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ConflictKind, Findings>> {
+        // Each change is one insertion, so the map is consistent even after a panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -82,20 +99,20 @@ struct Detector {
     reporter: ConflictReporter,
 }
 
-/// The conflicts that the last checks found, which are logged and counted.
+/// The conflicts that the last checks found, which are logged and reported.
 #[derive(Debug, Default)]
 struct ConflictReporter {
     last_found: BTreeMap<ConflictKind, Findings>,
-    counts: Arc<Counts>,
+    conflicts: Arc<Conflicts>,
 }
 
 /// Starts a thread that checks immediately and then every minute.
 ///
 /// # Errors
 /// If the thread cannot be started.
-pub fn start(programs: ForeignPrograms, cni: PathBuf) -> io::Result<Arc<Counts>> {
-    let counts = Arc::new(Counts::default());
-    let reporter = ConflictReporter { last_found: BTreeMap::new(), counts: Arc::clone(&counts) };
+pub fn start(programs: ForeignPrograms, cni: PathBuf) -> io::Result<Arc<Conflicts>> {
+    let conflicts = Arc::new(Conflicts::default());
+    let reporter = ConflictReporter { last_found: BTreeMap::new(), conflicts: Arc::clone(&conflicts) };
     let mut detector = Detector { programs, cni, reporter };
     thread::Builder::new().name("conflicts".to_owned()).spawn(move || {
         loop {
@@ -103,7 +120,7 @@ pub fn start(programs: ForeignPrograms, cni: PathBuf) -> io::Result<Arc<Counts>>
             thread::sleep(INTERVAL);
         }
     })?;
-    Ok(counts)
+    Ok(conflicts)
 }
 
 impl Detector {
@@ -132,7 +149,7 @@ impl ConflictReporter {
         for what in last_found.keys().filter(|what| !found.contains_key(*what)) {
             tracing::info!(kind = kind.name(), conflict = what, "conflict resolved");
         }
-        self.counts.set(kind, found.len());
+        self.conflicts.set(kind, found.clone());
         self.last_found.insert(kind, found);
     }
 }
@@ -180,7 +197,7 @@ mod tests {
             let count = |words: &str| log.lines().filter(|line| line.contains(words)).count();
             let new =
                 names.iter().map(|name| count(&format!("{name} conflicts with netpol: do something"))).sum::<usize>();
-            ((new, count("conflict resolved")), reporter.counts.of(kind))
+            ((new, count("conflict resolved")), reporter.conflicts.count(kind))
         };
         assert_eq!(report(ConflictKind::Chains, &["Calico", "Weave"]), ((2, 0), 2));
         assert_eq!(report(ConflictKind::Chains, &["Calico", "Weave"]), ((0, 0), 2), "already logged");

@@ -5,10 +5,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
-use netpol_common::{DenyEvent, Direction, Reason, event_flags};
-use serde::Serialize;
+use netpol_api::{FlowDirection, FlowEnd, FlowRecord, FlowVerdict, MulticastRecord};
+use netpol_common::{FlowEvent, Reason, event_flags};
 
-use super::report::{Denial, End, rfc3339};
+use super::describe::header;
 
 /// Delay of the first summary, to include further senders.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
@@ -24,8 +24,9 @@ const MAX_COUNTED: usize = 1000;
 /// The properties by which packets are grouped.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct GroupKey {
-    direction: &'static str,
-    reason: &'static str,
+    verdict: FlowVerdict,
+    direction: FlowDirection,
+    reason: String,
     protocol: String,
     to: Option<(IpAddr, Option<u16>)>,
 }
@@ -37,45 +38,25 @@ struct Group {
     due: Instant,
 }
 
-/// The JSON line of a summary.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct GroupSummary {
-    time: String,
-    verdict: &'static str,
-    /// Always `multicast`.
-    summary: &'static str,
-    direction: &'static str,
-    reason: &'static str,
-    to: End,
-    protocol: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    port: Option<u16>,
-    /// Packets since the last summary. A packet that several pods receive counts once.
-    packets: u64,
-    /// At most [`MAX_LISTED`] of the senders.
-    senders: Vec<String>,
-    sender_count: usize,
-}
-
 /// All groups.
 #[derive(Debug, Default)]
 pub(super) struct Groups(HashMap<GroupKey, Group>);
 
 impl Groups {
     /// Returns whether an event is summarized instead of reported by itself.
-    pub(super) fn is_summarized(event: &DenyEvent) -> bool {
+    pub(super) fn is_summarized(event: &FlowEvent) -> bool {
         let to_group = event.flags & event_flags::GROUP != 0 || is_group(event);
         event.family != 0 && to_group && Reason::from_code(event.reason).is_some_and(is_summarized_reason)
     }
 
     /// Counts an event.
-    pub(super) fn count(&mut self, event: &DenyEvent, denial: &Denial, now: Instant) {
+    pub(super) fn count(&mut self, event: &FlowEvent, record: &FlowRecord, now: Instant) {
         let mut key = GroupKey {
-            direction: denial.direction,
-            reason: denial.reason,
-            protocol: denial.protocol.clone(),
-            to: denial.to.address.map(|address| (address, denial.port)),
+            verdict: record.verdict,
+            direction: record.direction,
+            reason: record.reason.clone(),
+            protocol: record.protocol.clone(),
+            to: record.to.address.map(|address| (address, record.port)),
         };
         if self.0.len() >= MAX_GROUPS && !self.0.contains_key(&key) {
             key.to = None;
@@ -83,30 +64,31 @@ impl Groups {
         let new = || Group { packets: 0, senders: BTreeSet::new(), due: now + FIRST_DELAY };
         let group = self.0.entry(key).or_insert_with(new);
         group.packets += 1 + u64::from(event.suppressed);
-        let sender = denial.from.pod.clone().or_else(|| denial.from.address.map(|address| address.to_string()));
+        let FlowEnd { namespace, pod, address, .. } = &record.from;
+        let pod = namespace.as_ref().zip(pod.as_ref()).map(|(namespace, pod)| format!("{namespace}/{pod}"));
+        let sender = pod.or_else(|| address.map(|address| address.to_string()));
         if let Some(sender) = sender.filter(|_| group.senders.len() < MAX_COUNTED) {
             group.senders.insert(sender);
         }
     }
 
     /// Returns the summaries that are due now.
-    pub(super) fn due(&mut self, now: Instant, time: SystemTime) -> Vec<GroupSummary> {
+    pub(super) fn due(&mut self, now: Instant, time: SystemTime, node: &str) -> Vec<MulticastRecord> {
         // A group without packets for a whole period is removed.
         self.0.retain(|_, group| group.packets > 0 || group.due > now);
         let due = self.0.iter_mut().filter(|(_, group)| group.packets > 0 && group.due <= now);
         due.map(|(key, group)| {
             group.due = now + PERIOD;
             let senders = std::mem::take(&mut group.senders);
-            GroupSummary {
-                time: rfc3339(time),
-                verdict: "deny",
-                summary: "multicast",
+            MulticastRecord {
+                header: header(time, node),
+                verdict: key.verdict,
                 direction: key.direction,
-                reason: key.reason,
-                to: End {
+                reason: key.reason.clone(),
+                to: FlowEnd {
                     address: key.to.map(|(address, _)| address),
                     port: key.to.and_then(|(_, port)| port),
-                    ..End::default()
+                    ..FlowEnd::default()
                 },
                 protocol: key.protocol.clone(),
                 port: key.to.and_then(|(_, port)| port),
@@ -121,7 +103,7 @@ impl Groups {
 
 /// Returns whether the destination is a multicast or broadcast address. The Ethernet frame does not always show it: it may
 /// be unicast, and on tunnels there is none.
-fn is_group(event: &DenyEvent) -> bool {
+fn is_group(event: &FlowEvent) -> bool {
     match event.family {
         4 => event.destination[0] & 0xf0 == 0xe0 || event.destination[..4] == [255; 4],
         _ => event.destination[0] == 0xff,
@@ -163,46 +145,23 @@ const fn is_summarized_reason(reason: Reason) -> bool {
     }
 }
 
-/// The JSON line for packets of a pod without an event, in one direction.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct LimitSummary {
-    pub(super) time: String,
-    pub(super) verdict: &'static str,
-    /// Always `rate-limited`.
-    pub(super) summary: &'static str,
-    /// `egress`: packets from the pod, dropped there or at another local pod. `ingress`: packets to the pod.
-    pub(super) direction: &'static str,
-    /// The pod.
-    pub(super) pod: String,
-    /// Packets since the last summary.
-    pub(super) suppressed: u64,
-}
-
-impl LimitSummary {
-    pub(super) fn new(time: SystemTime, pod: String, direction: Direction, suppressed: u64) -> Self {
-        let direction = direction.name();
-        Self { time: rfc3339(time), verdict: "deny", summary: "rate-limited", direction, pod, suppressed }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::UNIX_EPOCH;
 
-    use netpol_common::protocol;
+    use netpol_common::{Direction, protocol};
     use netpol_policy::compile::{Engine, FirstIds, NodeScope};
 
-    use super::super::report;
+    use super::super::describe::{Names, describe};
     use super::*;
 
-    fn event(source: u8, destination: [u8; 4]) -> DenyEvent {
+    fn event(source: u8, destination: [u8; 4]) -> FlowEvent {
         let wide = |address: [u8; 4]| {
             let mut wide = [0; 16];
             wide[..4].copy_from_slice(&address);
             wide
         };
-        DenyEvent {
+        FlowEvent {
             direction: Direction::Ingress as u8,
             reason: Reason::NoRule as u8,
             family: 4,
@@ -210,7 +169,7 @@ mod tests {
             source: wide([10, 1, 0, source]),
             destination: wide(destination),
             destination_port: 5353_u16.to_be_bytes(),
-            ..DenyEvent::default()
+            ..FlowEvent::default()
         }
     }
 
@@ -224,9 +183,13 @@ mod tests {
             for sender in 0..50 {
                 let event = event(sender, [224, 0, 0, 251]);
                 assert!(Groups::is_summarized(&event));
-                groups.count(&event, &report::denial(&event, None, &engine, UNIX_EPOCH), now);
+                groups.count(
+                    &event,
+                    &describe(&event, None, Names { engine: &engine, node: "n1" }, UNIX_EPOCH).record,
+                    now,
+                );
             }
-            let lines = groups.due(now, UNIX_EPOCH);
+            let lines = groups.due(now, UNIX_EPOCH, "n1");
             let expected = usize::from([1, 61, 121].contains(&second));
             assert_eq!(lines.len(), expected, "second {second}");
             if let [line] = &lines[..] {
@@ -240,9 +203,9 @@ mod tests {
     fn spoofed_and_unicast_packets_are_reported_individually() {
         let broadcast = event(1, [255; 4]);
         assert!(Groups::is_summarized(&broadcast));
-        assert!(Groups::is_summarized(&DenyEvent { flags: event_flags::GROUP, ..event(1, [10, 1, 0, 255]) }));
+        assert!(Groups::is_summarized(&FlowEvent { flags: event_flags::GROUP, ..event(1, [10, 1, 0, 255]) }));
         assert!(!Groups::is_summarized(&event(1, [10, 1, 0, 255])), "only the frame shows that this is a broadcast");
-        assert!(!Groups::is_summarized(&DenyEvent { reason: Reason::SpoofedSource as u8, ..broadcast }));
+        assert!(!Groups::is_summarized(&FlowEvent { reason: Reason::SpoofedSource as u8, ..broadcast }));
     }
 
     #[test]
@@ -253,12 +216,16 @@ mod tests {
         for number in 0..4 * MAX_GROUPS {
             let [low, high, ..] = number.to_le_bytes();
             let event = event(1, [239, 1, high, low]);
-            groups.count(&event, &report::denial(&event, None, &engine, UNIX_EPOCH), now);
+            groups.count(
+                &event,
+                &describe(&event, None, Names { engine: &engine, node: "n1" }, UNIX_EPOCH).record,
+                now,
+            );
         }
-        let lines = groups.due(now + FIRST_DELAY, UNIX_EPOCH);
+        let lines = groups.due(now + FIRST_DELAY, UNIX_EPOCH, "n1");
         assert_eq!(lines.len(), MAX_GROUPS + 1);
         assert_eq!(lines.iter().map(|line| line.packets).sum::<u64>(), 4 * MAX_GROUPS as u64);
-        assert!(groups.due(now + FIRST_DELAY + PERIOD, UNIX_EPOCH).is_empty());
+        assert!(groups.due(now + FIRST_DELAY + PERIOD, UNIX_EPOCH, "n1").is_empty());
         assert!(groups.0.is_empty(), "silent groups are removed");
     }
 }

@@ -1,64 +1,125 @@
-//! Reports denied packets as JSON lines, with the names of pods and policies. The BPF programs limit the number of events
-//! of each pod. The reporter has its own limits for lines and for explanations, and divides them among the pods.
+//! Records flows with the names of pods and policies: in memory for clients of the API, and denied flows also as JSON
+//! lines. The eBPF programs limit the number of events of each pod. The reporter has its own limits for records and for
+//! explanations, and divides them among the pods. Whatever has no record is counted.
 
+mod buffer;
+mod cache;
+mod describe;
+mod explain;
 mod groups;
+mod hits;
 pub mod kubernetes;
+mod limited;
 mod out;
-mod report;
+mod packet;
+mod revoked;
+mod shadow;
 mod shares;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use netpol_common::{DenyEvent, Direction, Reason};
-use netpol_policy::model::PodKey;
+use netpol_api::{FlowVerdict, Record};
+use netpol_common::{Direction, EventKind, FlowEvent, Reason};
+use netpol_policy::cluster_state::ClusterState;
+use netpol_policy::model::{Labels, PodKey, PolicyKey};
 
 use crate::reconcile::Reconciler;
-use groups::{Groups, LimitSummary};
+#[cfg(test)]
+pub(crate) use buffer::tests::record as test_record;
+pub use buffer::{BufferedRecord, FlowBuffer};
+use cache::{ExplanationCache, ExplanationKey};
+use describe::{Described, Names, describe, own_side, verdict};
+pub(crate) use describe::{flow_direction, rfc3339, workload};
+pub(crate) use explain::rule_path;
+use explain::{Explanation, explain};
+use groups::Groups;
+pub use hits::{HitCounters, Hits};
 use kubernetes::Sink;
+use limited::Limited;
 use netpol_dataplane::Dataplane;
 pub use out::Lines;
-pub(crate) use report::rfc3339;
-pub use report::{Denial, End, PolicyRef};
+use revoked::RevokedFlows;
+pub use shadow::ShadowFlows;
 use shares::Shares;
 
-/// Turns events into lines.
+/// The default of --flow-buffer.
+pub const DEFAULT_FLOW_BUFFER: usize = 10_000;
+/// Maximum number of records of each verdict, per second.
+const MAX_RECORDS: u64 = 1000;
+/// Microseconds per second for explanations, which evaluate every rule of a pod's policies. They must not cost more
+/// than enforcement.
+const MAX_EXPLAIN_MICROS: u64 = 200_000;
+/// Minimum time between two checks for summaries that are due.
+const SUMMARY_INTERVAL: Duration = Duration::from_millis(500);
+/// Queue key of summaries. It is not the key of a pod, so summaries have their own share of the queue.
+const SUMMARY_KEY: u32 = u32::MAX;
+
+/// Turns events into records.
 #[derive(Debug)]
 pub struct Reporter {
     lines: Lines,
+    buffer: FlowBuffer,
     /// Offset of the wall clock from the kernel's boot clock.
     boot: SystemTime,
-    reported: u64,
-    /// Lines per second.
-    written: Shares,
-    /// Microseconds per second spent on explanations.
-    explained: Shares,
+    /// Events of each verdict.
+    events: [u64; FlowVerdict::ALL.len()],
+    /// Records per second, of each verdict.
+    recorded: [Shares; FlowVerdict::ALL.len()],
+    /// Microseconds per second spent on explanations, of each verdict.
+    explained: [Shares; FlowVerdict::ALL.len()],
+    explanations: ExplanationCache,
+    hits: HitCounters,
+    shadow: ShadowFlows,
+    revoked: RevokedFlows,
     groups: Groups,
+    limited: Limited,
     summarized: Instant,
-    /// Counters of packets without an event at the last summary, by endpoint ID and direction.
-    limited: HashMap<(u32, u32), (PodKey, u64)>,
-    limited_at: Instant,
     /// Pods of recently removed endpoints. Their last events may still be in the ring buffer.
     recent_pods: HashMap<u32, PodKey>,
     kubernetes: Option<Sink>,
+    records_allowed: bool,
+    observes: bool,
+}
+
+/// An event, and what is known about it.
+struct Observed<'a> {
+    event: &'a FlowEvent,
+    verdict: FlowVerdict,
+    pod: Option<PodKey>,
+    time: SystemTime,
+    now: Instant,
+}
+
+impl Observed<'_> {
+    /// The number of flows that the event stands for, or of denied packets.
+    fn count(&self) -> u64 {
+        1 + u64::from(self.event.suppressed)
+    }
 }
 
 impl Reporter {
-    /// Creates a reporter that writes to `lines`.
-    pub fn new(lines: Lines) -> Self {
-        let now = Instant::now();
+    /// Creates a reporter that writes denied flows to `lines`, and all records to `buffer`.
+    pub fn new(lines: Lines, buffer: FlowBuffer) -> Self {
         Self {
             lines,
+            buffer,
             boot: boot_time(),
-            reported: 0,
-            written: Shares::new(MAX_LINES),
-            explained: Shares::new(MAX_EXPLAIN_MICROS),
+            events: [0; FlowVerdict::ALL.len()],
+            recorded: FlowVerdict::ALL.map(|_| Shares::new(MAX_RECORDS)),
+            explained: FlowVerdict::ALL.map(|_| Shares::new(MAX_EXPLAIN_MICROS / FlowVerdict::ALL.len() as u64)),
+            explanations: ExplanationCache::default(),
+            hits: HitCounters::default(),
+            shadow: ShadowFlows::default(),
+            revoked: RevokedFlows::default(),
             groups: Groups::default(),
-            summarized: now,
-            limited: HashMap::new(),
-            limited_at: now,
+            limited: Limited::default(),
+            summarized: Instant::now(),
             recent_pods: HashMap::new(),
             kubernetes: None,
+            records_allowed: false,
+            observes: false,
         }
     }
 
@@ -69,76 +130,205 @@ impl Reporter {
         self
     }
 
-    /// Reports a denied packet.
-    pub fn deny<D: Dataplane>(&mut self, event: &DenyEvent, reconciler: &Reconciler<D>) {
-        let pod = reconciler.endpoint(event.ifindex).and_then(|held| held.pod.clone());
-        if let Some(pod) = &pod {
-            self.recent_pods.insert(event.ifindex.0, pod.clone());
+    /// Sets whether allowed flows are recorded, and whether nothing is enforced.
+    #[must_use]
+    pub fn with_modes(mut self, records_allowed: bool, observes: bool) -> Self {
+        (self.records_allowed, self.observes) = (records_allowed, observes);
+        self
+    }
+
+    /// Returns whether allowed flows are recorded.
+    pub fn records_allowed(&self) -> bool {
+        self.records_allowed
+    }
+
+    /// Returns whether nothing is enforced.
+    pub fn observes(&self) -> bool {
+        self.observes
+    }
+
+    /// Records the flow of an event.
+    pub fn record<D: Dataplane>(&mut self, event: &FlowEvent, reconciler: &Reconciler<D>) {
+        let observed = Observed {
+            event,
+            verdict: verdict(event),
+            pod: self.pod_of(event, reconciler),
+            time: self.boot + Duration::from_nanos(event.time_ns),
+            now: Instant::now(),
+        };
+        let names = Names { engine: reconciler.engine(), node: reconciler.node() };
+        self.events[observed.verdict as usize] += 1;
+        if observed.verdict != FlowVerdict::Allowed && Groups::is_summarized(event) {
+            let described = describe(event, observed.pod.as_ref(), names, observed.time);
+            return self.groups.count(event, &described.record, observed.now);
         }
-        let pod = pod.or_else(|| self.recent_pods.get(&event.ifindex.0).cloned());
+        self.count_policies(&observed, names);
+        let allowed = self.recorded[observed.verdict as usize].allow(event.budget(), observed.now);
+        if !allowed && (observed.verdict != FlowVerdict::Denied || self.kubernetes.is_none()) {
+            return self.skip(&observed, reconciler);
+        }
+        let mut described = describe(event, observed.pod.as_ref(), names, observed.time);
+        described.record.sender = sender(event, &described, reconciler);
+        self.report_to_kubernetes(&observed, &described, names);
+        if !allowed {
+            return self.skip(&observed, reconciler);
+        }
+        self.recorded[observed.verdict as usize].spend(event.budget(), 1);
+        self.add_explanation(&observed, &mut described, reconciler);
+        if event.reason == Reason::Revoked as u8 {
+            let last_change = reconciler.last_change(event.ifindex);
+            described.record.revoked_by = self.revoked.revoked_by(event, last_change, observed.now);
+        }
+        if observed.verdict == FlowVerdict::Shadow {
+            self.shadow.count(&described.record, observed.count(), observed.time);
+        }
+        let Described { record, labels } = described;
+        self.keep(event.budget(), observed.verdict, Record::Flow(Box::new(record)), labels, observed.time);
+    }
+
+    /// Returns the pod of the event's interface.
+    fn pod_of<D: Dataplane>(&mut self, event: &FlowEvent, reconciler: &Reconciler<D>) -> Option<PodKey> {
+        let pod = reconciler.endpoint(event.ifindex).and_then(|held| held.pod.clone());
         if self.recent_pods.len() > 1024 {
             self.recent_pods.clear();
         }
-        let now = Instant::now();
-        let mut denial =
-            report::denial(event, pod.as_ref(), reconciler.engine(), self.boot + Duration::from_nanos(event.time_ns));
-        self.reported += 1;
-        if Groups::is_summarized(event) {
-            self.groups.count(event, &denial, now);
-            return;
+        match pod {
+            Some(pod) => {
+                self.recent_pods.insert(event.ifindex.0, pod.clone());
+                Some(pod)
+            }
+            None => self.recent_pods.get(&event.ifindex.0).cloned(),
         }
-        denial.sender = sender(event, &denial, reconciler);
-        if let (Some(sink), Some(pod)) = (&self.kubernetes, &pod) {
-            sink.denied(event, &denial, pod, reconciler.engine().cluster_state());
+    }
+
+    /// Counts denied flows at the policies that isolate the pod.
+    fn count_policies(&mut self, observed: &Observed<'_>, names: Names<'_>) {
+        let policies = names.engine.rule_set(observed.event.rule_set).unwrap_or_default();
+        let cluster_state = names.engine.cluster_state();
+        match observed.verdict {
+            FlowVerdict::Denied => self.hits.denied(policies, observed.time, cluster_state),
+            FlowVerdict::Shadow => {
+                let shadow: Vec<PolicyKey> =
+                    policies.iter().filter(|policy| self.shadow.since_of(policy).is_some()).cloned().collect();
+                self.hits.shadow_denied(&shadow, observed.count(), observed.time, cluster_state);
+            }
+            FlowVerdict::Allowed => {}
         }
-        let key = event.budget();
-        if !self.written.allow(key, now) {
-            self.lines.skip();
-            return;
+    }
+
+    /// Counts an event that has no record, because too many are due.
+    fn skip<D: Dataplane>(&mut self, observed: &Observed<'_>, reconciler: &Reconciler<D>) {
+        self.limited.skip(observed.event.budget(), observed.count());
+        match observed.verdict {
+            FlowVerdict::Denied => self.lines.skip(),
+            FlowVerdict::Shadow => {
+                self.lines.skip();
+                self.shadow.count_other(observed.count(), observed.time);
+            }
+            FlowVerdict::Allowed => {
+                let key = self.explanation_key(observed);
+                let known = key.and_then(|key| self.explanations.get(&key, reconciler.engine_version()));
+                self.count_rule(observed, known.as_deref(), reconciler.engine().cluster_state());
+            }
         }
-        self.written.spend(key, 1);
-        let by_rules = [Reason::NoRule, Reason::NoAllowedBackend, Reason::BackendDenied].map(|reason| reason as u8);
-        if let Some(pod) = pod.filter(|_| by_rules.contains(&event.reason) && self.explained.allow(key, now)) {
-            report::explain(&mut denial, event, &pod, reconciler.engine());
-            self.explained.spend(key, u64::try_from(now.elapsed().as_micros()).unwrap_or(u64::MAX));
+    }
+
+    fn report_to_kubernetes(&self, observed: &Observed<'_>, described: &Described, names: Names<'_>) {
+        if let (Some(sink), Some(pod), FlowVerdict::Denied) = (&self.kubernetes, &observed.pod, observed.verdict) {
+            sink.denied(observed.event, &described.record, pod, names.engine.cluster_state());
         }
-        self.lines.push(key, &denial);
+    }
+
+    /// Returns the key of the explanation; `None` if policies did not decide.
+    fn explanation_key(&self, observed: &Observed<'_>) -> Option<ExplanationKey> {
+        let packet = packet::of_event(observed.event, observed.pod.as_ref()?)?;
+        let shadow = observed.verdict == FlowVerdict::Shadow;
+        Some(ExplanationKey { packet, rule_set: observed.event.rule_set, shadow })
+    }
+
+    /// Adds the policies and rules of both ends, if there is time, and counts the flow at its rule.
+    fn add_explanation<D: Dataplane>(
+        &mut self,
+        observed: &Observed<'_>,
+        described: &mut Described,
+        reconciler: &Reconciler<D>,
+    ) {
+        let cluster_state = reconciler.engine().cluster_state();
+        let explanation = self.explanation_key(observed).map(|key| self.explanation(key, observed, reconciler));
+        let record = &mut described.record;
+        match &explanation {
+            None => {}
+            Some(None) => record.unexplained = Some(NO_TIME.to_owned()),
+            Some(Some(explanation)) if explanation.agrees(observed.verdict) => explanation.add_to(record),
+            Some(Some(_)) => record.unexplained = Some(CHANGED.to_owned()),
+        }
+        let explanation = explanation.flatten().filter(|explanation| explanation.agrees(observed.verdict));
+        if observed.verdict == FlowVerdict::Allowed {
+            self.count_rule(observed, explanation.as_deref(), cluster_state);
+        }
+    }
+
+    /// Returns the explanation; `None` if the pod's time is used up.
+    fn explanation<D: Dataplane>(
+        &mut self,
+        key: ExplanationKey,
+        observed: &Observed<'_>,
+        reconciler: &Reconciler<D>,
+    ) -> Option<Arc<Explanation>> {
+        if let Some(known) = self.explanations.get(&key, reconciler.engine_version()) {
+            return Some(known);
+        }
+        let (budget, share) = (observed.event.budget(), &mut self.explained[observed.verdict as usize]);
+        if !share.allow(budget, observed.now) {
+            return None;
+        }
+        let begun = Instant::now();
+        let explanation = Arc::new(explain(reconciler.engine().cluster_state(), &key.packet));
+        share.spend(budget, u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
+        self.explanations.insert(key, Arc::clone(&explanation));
+        Some(explanation)
+    }
+
+    /// Counts an allowed flow at the rule that allows it. Flows that no policy isolates have no rule.
+    fn count_rule(&mut self, observed: &Observed<'_>, known: Option<&Explanation>, cluster_state: &ClusterState) {
+        let by_rule = [Reason::Rule, Reason::Service].iter().any(|reason| *reason as u8 == observed.event.reason);
+        match known.and_then(|explanation| explanation.rule.as_ref()) {
+            Some(rule) => self.hits.allowed(rule, observed.count(), observed.time, cluster_state),
+            None if by_rule => self.hits.allowed_by_unknown(observed.count()),
+            None => {}
+        }
+    }
+
+    /// Adds a record to the buffer, and writes it as a line unless the flow is allowed.
+    fn keep(&self, key: u32, verdict: FlowVerdict, record: Record, labels: [Option<Labels>; 2], time: SystemTime) {
+        let record = Arc::new(record);
+        if verdict != FlowVerdict::Allowed {
+            self.lines.push(key, &*record);
+        }
+        self.buffer.push(key, BufferedRecord { record, labels, time });
     }
 
     /// Writes the summaries that are due. May be called at any time, and usually does nothing. `suppressed` returns the
-    /// number of packets without an event for an endpoint ID.
-    pub fn summarize<D: Dataplane>(&mut self, reconciler: &Reconciler<D>, suppressed: impl Fn(u32, Direction) -> u64) {
+    /// number of packets or flows without an event for an endpoint ID.
+    pub fn summarize<D: Dataplane>(
+        &mut self,
+        reconciler: &Reconciler<D>,
+        suppressed: impl Fn(u32, Direction, EventKind) -> u64,
+    ) {
         let now = Instant::now();
         if now.saturating_duration_since(self.summarized) < SUMMARY_INTERVAL {
             return;
         }
         self.summarized = now;
-        for summary in self.groups.due(now, SystemTime::now()) {
-            self.lines.push(SUMMARY_KEY, &summary);
+        let time = SystemTime::now();
+        self.shadow.set_policies(shadow_policies(reconciler.engine().cluster_state()), time);
+        self.hits.review(reconciler, now);
+        for summary in self.groups.due(now, time, reconciler.node()) {
+            self.keep(SUMMARY_KEY, summary.verdict, Record::Multicast(Box::new(summary)), [None, None], time);
         }
-        if now.saturating_duration_since(self.limited_at) < LIMITED_INTERVAL {
-            return;
+        for limited in self.limited.due(now, time, reconciler, suppressed) {
+            self.keep(SUMMARY_KEY, limited.verdict, Record::RateLimited(limited), [None, None], time);
         }
-        self.limited_at = now;
-        let mut limited = HashMap::new();
-        for held in reconciler.pod_endpoints() {
-            let Some(pod) = &held.pod else { continue };
-            for direction in Direction::BOTH {
-                let id = (held.endpoint.id, direction as u32);
-                let count = suppressed(held.endpoint.id, direction);
-                // The ID or the counter may belong to another pod now.
-                let before = self.limited.get(&id).filter(|(of, before)| of == pod && *before <= count);
-                let new = count - before.map_or(0, |(_, before)| *before);
-                if new > 0 {
-                    let summary = LimitSummary::new(SystemTime::now(), pod.to_string(), direction, new);
-                    self.lines.push(SUMMARY_KEY, &summary);
-                }
-                if count > 0 {
-                    limited.insert(id, (pod.clone(), count));
-                }
-            }
-        }
-        self.limited = limited;
     }
 
     /// Writes Kubernetes Events about diagnostics of policies. May be called at any time.
@@ -153,38 +343,73 @@ impl Reporter {
         self.kubernetes.as_ref().map(Sink::numbers)
     }
 
-    /// Returns the number of events reported since the start.
-    pub fn reported(&self) -> u64 {
-        self.reported
+    /// Returns the number of events with this verdict since the start.
+    pub fn events(&self, verdict: FlowVerdict) -> u64 {
+        self.events[verdict as usize]
     }
 
-    /// Returns the number of lines that were not written, because standard output is read too slowly.
+    /// Returns the number of lines that were not written, because standard output is read too slowly, or because too
+    /// many were due.
     pub fn unwritten(&self) -> u64 {
         self.lines.lost()
     }
+
+    /// Returns the number of events without a record, because too many were due.
+    pub fn skipped(&self) -> u64 {
+        self.limited.skipped()
+    }
+
+    /// Returns the flows of rules and policies.
+    pub fn hits(&self) -> &HitCounters {
+        &self.hits
+    }
+
+    /// Returns the flows that policies in shadow mode would deny.
+    pub fn shadow(&self) -> &ShadowFlows {
+        &self.shadow
+    }
 }
 
-/// Maximum lines per second.
-const MAX_LINES: u64 = 1000;
-/// Microseconds per second for explanations, which evaluate every rule of a pod's policies. They must not cost more
-/// than enforcement.
-const MAX_EXPLAIN_MICROS: u64 = 200_000;
-/// Minimum time between two checks for summaries that are due.
-const SUMMARY_INTERVAL: Duration = Duration::from_millis(500);
-/// Interval of summaries of packets without an event.
-const LIMITED_INTERVAL: Duration = Duration::from_secs(10);
-/// Queue key of summaries. It is not the key of a pod, so summaries have their own share of the queue.
-const SUMMARY_KEY: u32 = u32::MAX;
+/// Values of the field `unexplained`.
+const NO_TIME: &str = "the agent's time for explanations was used up";
+const CHANGED: &str = "policies have changed since the packet";
+
+impl Explanation {
+    /// Returns whether the explanation is about this verdict. Policies may have changed since, and an explanation of
+    /// another verdict would be misleading.
+    fn agrees(&self, verdict: FlowVerdict) -> bool {
+        (self.own.verdict == FlowVerdict::Allowed) == (verdict == FlowVerdict::Allowed)
+    }
+
+    fn add_to(&self, record: &mut netpol_api::FlowRecord) {
+        let own = netpol_api::FlowSide { verdict: record.verdict, ..self.own.clone() };
+        *own_side(record) = Some(own);
+        let (other, remote) = match record.direction {
+            netpol_api::FlowDirection::Ingress => (&mut record.egress, &mut record.from),
+            netpol_api::FlowDirection::Egress => (&mut record.ingress, &mut record.to),
+        };
+        other.clone_from(&self.other);
+        remote.blocks.clone_from(&self.blocks);
+        record.hints.extend(self.hints.iter().cloned());
+    }
+}
+
+/// Returns the policies in shadow mode.
+fn shadow_policies(_cluster_state: &ClusterState) -> BTreeSet<PolicyKey> {
+    BTreeSet::new()
+}
 
 /// Returns the local pod that sent the packet, if the source address is not that pod's.
-fn sender<D: Dataplane>(event: &DenyEvent, denial: &Denial, reconciler: &Reconciler<D>) -> Option<String> {
+fn sender<D: Dataplane>(event: &FlowEvent, described: &Described, reconciler: &Reconciler<D>) -> Option<String> {
     let id = u32::from(event.source_endpoint);
     if id == 0 || event.direction != Direction::Ingress as u8 {
         return None;
     }
     let held = reconciler.pod_endpoints().find(|held| held.endpoint.id == id)?;
-    let sender = held.pod.as_ref()?.to_string();
-    (denial.from.pod.as_ref() != Some(&sender)).then_some(sender)
+    let sender = held.pod.as_ref()?;
+    let from = &described.record.from;
+    let same = from.namespace.as_deref() == Some(&*sender.namespace) && from.pod.as_deref() == Some(&*sender.name);
+    (!same).then(|| sender.to_string())
 }
 
 fn boot_time() -> SystemTime {

@@ -97,7 +97,7 @@ impl Lines {
         Self { shared }
     }
 
-    /// Adds a line. `key` identifies the pod that the line is counted for, see [`netpol_common::DenyEvent::budget`].
+    /// Adds a line. `key` identifies the pod that the line is counted for, see [`netpol_common::FlowEvent::budget`].
     pub(super) fn push(&self, key: u32, line: &impl Serialize) {
         let Ok(line) = serde_json::to_string(line) else { return self.shared.count_lost(1) };
         let mut bytes = text::json(&line).into_owned().into_bytes();

@@ -51,7 +51,13 @@ fn flow(verdict: FlowVerdict, port: u16) -> Arc<Record> {
 
 fn rate_limited() -> Arc<Record> {
     let (header, pod) = (header(), "shop/web".to_owned());
-    Arc::new(Record::RateLimited(RateLimitedRecord { header, direction: FlowDirection::Egress, pod, suppressed: 7 }))
+    Arc::new(Record::RateLimited(RateLimitedRecord {
+        header,
+        verdict: FlowVerdict::Denied,
+        direction: FlowDirection::Egress,
+        pod,
+        suppressed: 7,
+    }))
 }
 
 fn start(target: Target) -> (Exporters, ExportThreads) {

@@ -285,7 +285,12 @@ mod tests {
     #[tokio::test]
     async fn the_start_of_a_pod_is_refused_in_time_while_the_agent_is_busy() {
         let (commands, _not_received) = mpsc::channel(1);
-        let about = About { node: "n1".into(), source: "dir:x".into(), state: SourceState::default() };
+        let about = About {
+            node: "n1".into(),
+            source: "dir:x".into(),
+            state: SourceState::default(),
+            flows: crate::events::FlowBuffer::default(),
+        };
         let (requests, _, _) = requests(about, mpsc::channel(1).0, StartingPods(commands));
         let start =
             PodStart { key: PodKey::new("shop", "web"), uid: None, sandbox: "1".to_owned(), addresses: Vec::new() };

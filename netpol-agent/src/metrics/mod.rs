@@ -3,6 +3,7 @@
 
 mod convergence;
 mod export;
+mod flows;
 mod gate;
 mod page;
 mod source;
@@ -11,12 +12,15 @@ mod table;
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use crate::api::resources::maps;
 use crate::api::{Readiness, unknown_node};
-use crate::conflicts::Counts;
-use crate::events::rfc3339;
+use crate::conflicts::Conflicts;
+use crate::events::{Reporter, rfc3339};
 use crate::export::Exporters;
 use crate::reconcile::Reconciler;
 use convergence::Convergence;
+use netpol_api::{FlowCounts, FlowVerdict};
+use netpol_common::{Direction, EventKind, Reason};
 use netpol_dataplane::{CounterReader, Kernel};
 use netpol_source::{Generation, SourceState};
 
@@ -31,7 +35,7 @@ pub struct Meter {
     /// Whether the agent is ready.
     pub readiness: Readiness,
     /// Other policy engines on this node.
-    pub conflicts: Arc<Counts>,
+    pub conflicts: Arc<Conflicts>,
     /// Exports of flow records.
     pub exporters: Exporters,
     convergence: Convergence,
@@ -83,8 +87,13 @@ impl Meter {
         self.convergence.applied
     }
 
+    /// Returns the last batch that is enforced, with all batches before it.
+    pub fn last_enforced(&self) -> Generation {
+        self.convergence.enforced
+    }
+
     /// Returns the status. `version`, `node`, `source` and `gate` are empty; the API fills them.
-    pub fn status(&self, reconciler: &Reconciler<Kernel>) -> netpol_api::Status {
+    pub fn status(&self, reconciler: &Reconciler<Kernel>, reporter: &Reporter) -> netpol_api::Status {
         netpol_api::Status {
             version: String::new(),
             node: String::new(),
@@ -97,10 +106,38 @@ impl Meter {
             endpoints: reconciler.endpoints(),
             partial_policies: reconciler.partial_policies(),
             gate: netpol_api::GateStatus::default(),
+            observe: reporter.observes(),
+            suspensions: Vec::new(),
+            flows: self.flow_counts(reconciler, reporter),
+            conflicts: self.conflicts.all(),
+            maps: maps(reconciler, reconciler.dataplane().capacities()),
             warnings: match self.readiness {
                 Readiness::UnknownNode => vec![unknown_node(reconciler.node())],
                 Readiness::Ready | Readiness::Starting => Vec::new(),
             },
         }
+    }
+
+    fn flow_counts(&self, reconciler: &Reconciler<Kernel>, reporter: &Reporter) -> FlowCounts {
+        let mut counts = FlowCounts {
+            records: FlowVerdict::ALL.map(|verdict| reporter.events(verdict)).iter().sum::<u64>() - reporter.skipped(),
+            suppressed: reporter.skipped(),
+            lost_events: self.counters.lost_events(),
+            unwritten: reporter.unwritten(),
+            ..FlowCounts::default()
+        };
+        for id in reconciler.pod_endpoints().filter(|held| held.pod.is_some()).map(|held| held.endpoint.id) {
+            for direction in Direction::BOTH {
+                let packets = self.counters.packets(id, direction).unwrap_or_default().packets;
+                for reason in Reason::ALL {
+                    let sum = if reason.allows() { &mut counts.allowed_packets } else { &mut counts.denied_packets };
+                    *sum += packets[*reason as usize];
+                }
+                for kind in EventKind::ALL {
+                    counts.suppressed += self.counters.suppressed(id, direction, kind).unwrap_or(0);
+                }
+            }
+        }
+        counts
     }
 }

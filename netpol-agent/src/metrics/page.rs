@@ -7,6 +7,7 @@ use netpol_policy::model::PodKey;
 use super::Meter;
 use super::convergence::BOUNDS;
 use super::export::append_exports;
+use super::flows::FLOW_EVENTS;
 use super::source::append_source;
 use super::table::{Metric, Samples, append, counter, gauge, histogram, summary};
 use crate::conflicts::ConflictKind;
@@ -15,19 +16,19 @@ use crate::events::kubernetes::DropReason;
 use crate::reconcile::{PodEndpoint, Reconciler, UNPROTECTED_BOUNDS, UnprotectedStart};
 
 /// What the values are read from.
-struct Page<'a> {
-    reconciler: &'a Reconciler<Kernel>,
-    meter: &'a Meter,
-    reporter: &'a Reporter,
+pub(super) struct Page<'a> {
+    pub(super) reconciler: &'a Reconciler<Kernel>,
+    pub(super) meter: &'a Meter,
+    pub(super) reporter: &'a Reporter,
 }
 
-type PageTable = &'static [Metric<for<'a> fn(&Page<'a>, &mut Samples)>];
+pub(super) type PageTable = &'static [Metric<for<'a> fn(&Page<'a>, &mut Samples)>];
 
 /// Returns all metrics, except those of the start gate.
 pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporter) -> String {
     let page = Page { reconciler, meter, reporter };
     let mut text = String::new();
-    for table in [PACKETS, MAPS, INTERFACES, DENY_EVENTS, KUBE_EVENTS, CHANGES, STARTS] {
+    for table in [BUILD, PACKETS, MAPS, INTERFACES, FLOW_EVENTS, KUBE_EVENTS, CHANGES, STARTS] {
         append(&mut text, table, &page);
     }
     append_exports(&mut text, &meter.exporters);
@@ -35,14 +36,12 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
     text
 }
 
-const PACKETS: PageTable = &[
-    counter("netpol_packets_total", "Packets by pod, direction, reason and verdict.", packets),
-    counter(
-        "netpol_deny_events_suppressed_total",
-        "Number of denied packets without a deny event because of the limit for each pod.",
-        suppressed,
-    ),
-];
+const BUILD: PageTable = &[gauge("netpol_build_info", "1, with the version of the agent as a label.", |_, samples| {
+    samples.labeled(&[("version", env!("CARGO_PKG_VERSION"))], 1);
+})];
+
+const PACKETS: PageTable =
+    &[counter("netpol_packets_total", "Packets by pod, direction, reason and verdict.", packets)];
 
 const MAPS: PageTable = &[
     gauge("netpol_map_capacity", "Maximum number of entries of a map.", |page, samples| {
@@ -109,24 +108,8 @@ const INTERFACES: PageTable = &[
         "Number of other policy engines on this node, and of settings that conflict with netpol, by kind.",
         |page, samples| {
             let conflicts = &page.meter.conflicts;
-            samples.each("kind", ConflictKind::ALL.map(|kind| (kind.name(), conflicts.of(kind))));
+            samples.each("kind", ConflictKind::ALL.map(|kind| (kind.name(), conflicts.count(kind))));
         },
-    ),
-];
-
-const DENY_EVENTS: PageTable = &[
-    counter("netpol_deny_events_reported_total", "Number of deny events that were reported.", |page, samples| {
-        samples.value(page.reporter.reported());
-    }),
-    counter(
-        "netpol_deny_events_lost_total",
-        "Number of deny events lost because the ring buffer was full.",
-        |page, samples| samples.value(page.meter.counters.lost_events()),
-    ),
-    counter(
-        "netpol_deny_events_unwritten_total",
-        "Number of deny events not written because the reader of standard output was too slow.",
-        |page, samples| samples.value(page.reporter.unwritten()),
     ),
 ];
 
@@ -240,16 +223,6 @@ fn packets(page: &Page<'_>, samples: &mut Samples) {
     }
 }
 
-fn suppressed(page: &Page<'_>, samples: &mut Samples) {
-    for (pod, id, direction) in pods(page) {
-        let suppressed = page.meter.counters.suppressed(id, direction).unwrap_or(0);
-        let labels = [("namespace", &*pod.namespace), ("pod", &*pod.name), ("direction", direction.name())];
-        if suppressed > 0 {
-            samples.labeled(&labels, suppressed);
-        }
-    }
-}
-
 fn omitted_parts(page: &Page<'_>, samples: &mut Samples) {
     for (policy, counts) in page.reconciler.omitted() {
         for (kind, count) in [("block", counts.blocks), ("port", counts.ports), ("entry", counts.entries)] {
@@ -260,7 +233,7 @@ fn omitted_parts(page: &Page<'_>, samples: &mut Samples) {
 }
 
 /// Returns each endpoint of a known pod, with each direction.
-fn pods<'a>(page: &Page<'a>) -> impl Iterator<Item = (&'a PodKey, u32, Direction)> {
+pub(super) fn pods<'a>(page: &Page<'a>) -> impl Iterator<Item = (&'a PodKey, u32, Direction)> {
     let endpoints = page.reconciler.pod_endpoints().filter_map(|held| Some((held.pod.as_ref()?, held.endpoint.id)));
     endpoints.flat_map(|(pod, id)| Direction::BOTH.map(|direction| (pod, id, direction)))
 }

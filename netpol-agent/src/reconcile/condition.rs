@@ -189,6 +189,10 @@ impl<D: Dataplane> Reconciler<D> {
                     ingress: names(known.endpoint.ingress.rule_set),
                     egress: names(known.endpoint.egress.rule_set),
                 },
+                shadow_policies: netpol_api::Directions {
+                    ingress: names(known.endpoint.shadow_ingress.rule_set),
+                    egress: names(known.endpoint.shadow_egress.rule_set),
+                },
             })
         };
         self.interfaces.iter().filter_map(status).collect()
@@ -205,7 +209,8 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    pub(super) fn local_pods(&self) -> impl Iterator<Item = &Pod> {
+    /// Returns the pods of this node.
+    pub fn local_pods(&self) -> impl Iterator<Item = &Pod> {
         self.pods.iter()
     }
 

@@ -17,6 +17,7 @@ mod container_starts;
 mod desired;
 mod devices;
 mod failures;
+mod history;
 mod ids;
 mod interface;
 mod migration_input;
@@ -46,10 +47,12 @@ use netpol_policy::tables::{Change, EndpointPolicy};
 
 use compiler::EngineStats;
 use failures::Failures;
+use history::History;
 use ids::EndpointIdAllocator;
 use interface::{Interface, Interfaces, Phase, log_once};
 use netpol_dataplane::{Dataplane, MapName, WriteError};
 use netpol_node::{InterfaceSnapshot, NetlinkError};
+use netpol_source::Generation;
 use pods::LocalPods;
 use shortage::Shortage;
 use work::Work;
@@ -59,6 +62,7 @@ pub use condition::{Check, CheckResult, ConditionState};
 pub use container_starts::ContainerStarts;
 pub use desired::UnknownPods;
 pub use failures::FailedWrites;
+pub use history::{BatchChange, BatchRecord};
 pub use interface::PodEndpoint;
 pub use unprotected::{BOUNDS as UNPROTECTED_BOUNDS, UnprotectedStart, UnprotectedTimes};
 pub use work::Origin;
@@ -144,6 +148,9 @@ pub struct Reconciler<D> {
     failures: Failures,
     unprotected: UnprotectedTimes,
     shortage: Shortage,
+    history: History,
+    /// Number of compile jobs that finished: what is derived from the engine is valid for one of them.
+    jobs_compiled: u64,
 }
 
 impl<D: Dataplane> Reconciler<D> {
@@ -168,6 +175,7 @@ impl<D: Dataplane> Reconciler<D> {
     pub fn interfaces_removed(&mut self, ifindexes: &BTreeSet<IfIndex>) {
         for ifindex in ifindexes {
             self.snapshot.veths.remove(ifindex);
+            self.history.removed(*ifindex);
             if let Some(interface) = self.interfaces.get_mut(ifindex) {
                 (interface.appeared, interface.is_veth, interface.identity) = Default::default();
             }
@@ -255,6 +263,26 @@ impl<D: Dataplane> Reconciler<D> {
     /// Returns the engine, for names. While it is compiling ([`Self::has_engine`] is false), returns an empty one.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// Returns a number that changes whenever the engine may have changed.
+    pub fn engine_version(&self) -> u64 {
+        self.jobs_compiled
+    }
+
+    /// Returns the batch that changed an endpoint last.
+    pub fn last_change(&self, ifindex: IfIndex) -> Option<&Arc<BatchChange>> {
+        self.history.of_endpoint(ifindex)
+    }
+
+    /// Returns the last batches, the latest first.
+    pub fn batches(&self) -> impl Iterator<Item = &BatchRecord> {
+        self.history.batches()
+    }
+
+    /// Records that all batches up to this one are enforced.
+    pub fn batches_enforced(&mut self, generation: Generation) {
+        self.history.enforced(generation);
     }
 
     fn scope(&self) -> NodeScope {

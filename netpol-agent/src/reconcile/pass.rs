@@ -126,6 +126,7 @@ impl<D: Dataplane> Reconciler<D> {
                 let marks = attached || interface.endpoint().is_some_and(|known| known.marks);
                 interface.purpose = Purpose::Endpoint(PodEndpoint { pod, endpoint, phase, marks });
                 interface.no_room = false;
+                self.history.changed(ifindex);
                 if let Some((earlier, false)) = before {
                     self.ids.release(earlier);
                 }

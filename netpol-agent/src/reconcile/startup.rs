@@ -10,6 +10,7 @@ use netpol_policy::cluster_state::Event;
 use super::binding::Identity;
 use super::compiler::{self, Compiler, EngineStats, Job};
 use super::failures::Failures;
+use super::history::History;
 use super::ids::EndpointIdAllocator;
 use super::interface::{Interface, Interfaces, Phase, PodEndpoint, Purpose};
 use super::pods::LocalPods;
@@ -57,6 +58,8 @@ impl<D: Dataplane> Reconciler<D> {
         let endpoints = dataplane.endpoints()?;
         let engine = compiler::new_engine(&options, &old, endpoints.values());
         let mut pods = LocalPods::new(options.node.clone());
+        let mut history = History::default();
+        history.received(&first, true);
         let mut events = first.events;
         for event in &events {
             pods.apply(event);
@@ -92,6 +95,8 @@ impl<D: Dataplane> Reconciler<D> {
             failures: Failures::default(),
             unprotected: UnprotectedTimes::default(),
             shortage: Shortage::default(),
+            history,
+            jobs_compiled: 0,
         };
         reconciler.put_tunnels();
         reconciler.reconcile_owners();

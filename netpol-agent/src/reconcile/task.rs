@@ -11,13 +11,15 @@ use tokio::sync::mpsc;
 use tokio::task::yield_now;
 use tokio::time::{Instant as Deadline, sleep_until};
 
-use super::{Compiled, Origin, Reconciler};
+use super::{Compiled, Origin, PodEndpoint, Reconciler};
+use crate::api::resources::{self, Generations};
 use crate::api::{LoopRequest, Progress, Readiness, unknown_node};
 use crate::events::Reporter;
 use crate::metrics::{self, Meter};
 use netpol_dataplane::{InterfaceOutcome, Kernel, RingReader};
 use netpol_node::worker::{Died, Outcomes};
 use netpol_node::{CacheUse, InterfaceWatcher, Monitor, NetlinkError, PodAddressMonitor};
+use netpol_policy::reference::Packet;
 use netpol_source::Batch;
 
 /// Time between full readings of interfaces and programs, whatever the kernel reported.
@@ -90,11 +92,11 @@ pub async fn run(
     let mut ready = false;
     let mut node_was_unknown = false;
     let (mut source_open, mut ring_open) = (true, true);
-    // Checks of conditions, which wait for the engine.
-    let mut checks = Vec::new();
+    // Requests that wait for the engine.
+    let mut waiting_requests = Vec::new();
     let mut ring_served = last_read;
     loop {
-        let more = execute_slice(&mut reconciler, &mut meter, &mut reporter, &inputs.progress, &mut checks);
+        let more = execute_slice(&mut reconciler, &mut meter, &mut reporter, &inputs.progress, &mut waiting_requests);
         // Between two jobs, deny events are read.
         let starved = reconciler.is_due() && ring_open && ring_served.elapsed() >= RING_INTERVAL;
         if !starved {
@@ -120,6 +122,7 @@ pub async fn run(
         }
         if reconciler.is_fully_applied() {
             meter.fully_applied();
+            reconciler.batches_enforced(meter.last_applied());
         }
         inputs.interface_watcher.start_requested(|| reconciler.known());
         let is_reading = inputs.interface_watcher.is_running();
@@ -204,7 +207,7 @@ pub async fn run(
             }
             Some(request) = inputs.loop_requests.recv() => {
                 match request {
-                    LoopRequest::Check(..) if !reconciler.has_engine() => checks.push(request),
+                    request if request.needs_engine() && !reconciler.has_engine() => waiting_requests.push(request),
                     request => answer(request, &reconciler, &meter, &reporter),
                 }
                 continue;
@@ -212,7 +215,7 @@ pub async fn run(
             // The next slice of writes: before less urgent events, after more urgent ones.
             () = future::ready(()), if more => continue,
             // Deny events need names from the engine; while it is compiling, the ring buffer keeps them.
-            result = inputs.ring.read(|event| reporter.deny(&event, &reconciler)), if ring_open && reconciler.has_engine() => {
+            result = inputs.ring.read(|event| reporter.record(&event, &reconciler)), if ring_open && reconciler.has_engine() => {
                 ring_open = is_open(&result);
                 ring_served = Instant::now();
                 // The ring buffer is never empty in a flood, and the runtime must run other tasks too.
@@ -228,14 +231,14 @@ pub async fn run(
     }
 }
 
-/// Executes a slice of writes and returns whether more are pending. Deny events and checks that need the engine are
+/// Executes a slice of writes and returns whether more are pending. Events and requests that need the engine are
 /// handled before its next job.
 fn execute_slice(
     reconciler: &mut Reconciler<Kernel>,
     meter: &mut Meter,
     reporter: &mut Reporter,
     progress: &Progress,
-    checks: &mut Vec<LoopRequest>,
+    waiting_requests: &mut Vec<LoopRequest>,
 ) -> bool {
     let more = reconciler.execute(SLICE);
     let finished = reconciler.finished();
@@ -245,9 +248,10 @@ fn execute_slice(
     }
     if reconciler.has_engine() {
         reporter.report_diagnostics(reconciler);
-        reporter.summarize(reconciler, |id, direction| meter.counters.suppressed(id, direction).unwrap_or(0));
-        for check in checks.drain(..) {
-            answer(check, reconciler, meter, reporter);
+        reporter
+            .summarize(reconciler, |id, direction, kind| meter.counters.suppressed(id, direction, kind).unwrap_or(0));
+        for request in waiting_requests.drain(..) {
+            answer(request, reconciler, meter, reporter);
         }
     }
     more
@@ -278,12 +282,28 @@ fn is_open(ring: &io::Result<()>) -> bool {
 }
 
 fn answer(request: LoopRequest, reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporter) {
+    let enforced = meter.last_enforced().0;
     // The client may have disconnected.
     match request {
         LoopRequest::Metrics(client) => drop(client.send(metrics::render(reconciler, meter, reporter))),
         LoopRequest::Ready(client) => drop(client.send(meter.readiness.clone())),
-        LoopRequest::Status(client) => drop(client.send(meter.status(reconciler))),
+        LoopRequest::Status(client) => drop(client.send(meter.status(reconciler, reporter))),
         LoopRequest::Check(check, client) => drop(client.send(reconciler.check(&check, meter.last_applied()))),
+        LoopRequest::Pods(client) => drop(client.send(resources::pods(reconciler, enforced))),
+        LoopRequest::Policies(query, client) => {
+            drop(client.send(resources::policies(reconciler, reporter, query, enforced)));
+        }
+        LoopRequest::Explain(query, client) => {
+            let generations = Generations { enforced, received: meter.last_applied().0 };
+            let evaluate = |held: &PodEndpoint, packet: &Packet| {
+                reconciler.dataplane().evaluate(held.endpoint.ifindex, packet).map(|evaluation| evaluation.reason)
+            };
+            drop(client.send(resources::explain(reconciler, &query, generations, evaluate)));
+        }
+        LoopRequest::Shadow(query, client) => {
+            drop(client.send(resources::shadow(reconciler, reporter, query, enforced)));
+        }
+        LoopRequest::Generations(client) => drop(client.send(resources::generations(reconciler, enforced))),
     }
 }
 

@@ -99,6 +99,7 @@ impl Work {
 impl<D: Dataplane> Reconciler<D> {
     /// Queues a batch of a source, and enforces immediately what needs no compile.
     pub fn apply_batch(&mut self, batch: Batch) {
+        self.history.received(&batch, false);
         let Batch { generation, events, after_resync, received } = batch;
         let origin = Origin { batches: vec![(generation, received)], ..Origin::default() };
         let job = if after_resync { Job::Resync } else { Job::Apply };
@@ -171,7 +172,9 @@ impl<D: Dataplane> Reconciler<D> {
         self.engine = engine;
         self.stats = stats;
         self.shortage.review(omitted);
+        self.jobs_compiled += 1;
         let Some((origin, ticket, begun)) = self.work.compiling.take() else { return };
+        self.history.begin(&origin.batches);
         let changes = |changes: Vec<Change>| {
             let makes_room = changes.iter().any(failures::makes_room);
             Write::Changes(changes.into_iter(), makes_room)
@@ -235,6 +238,7 @@ impl<D: Dataplane> Reconciler<D> {
                 Write::Done(origin, ticket, began) => {
                     self.pods.evaluated(*ticket);
                     self.reconcile(false);
+                    self.history.begin(&[]);
                     origin.took = began.elapsed();
                     self.work.finished.push(std::mem::take(origin));
                 }

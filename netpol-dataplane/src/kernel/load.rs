@@ -3,7 +3,7 @@
 use aya::maps::{Array, Map, MapData};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
-use netpol_common::DENIAL_KEY_WORDS;
+use netpol_common::EVENT_KEY_WORDS;
 
 use super::attach::program;
 use super::maps::pinned_capacity;
@@ -18,13 +18,18 @@ const LOG_LINES: usize = 30;
 
 /// Loads and pins the programs. Returns the capacities in use. If `wanted` differs from the size of a pinned map, the
 /// map is resized if its entries fit; else all maps keep their sizes. Call [`take_over`](super::resize::take_over) for
-/// resized maps once the programs use them.
-pub(super) fn load(object: &[u8], pins: Pins, wanted: &Capacities) -> Result<(Ebpf, Pins, Capacities), KernelError> {
+/// resized maps once the programs use them. If `observe` is set, the programs enforce nothing.
+pub(super) fn load(
+    object: &[u8],
+    pins: Pins,
+    wanted: &Capacities,
+    observe: bool,
+) -> Result<(Ebpf, Pins, Capacities), KernelError> {
     pins.make()?;
     resize::discard(&pins)?;
     let (changed, pinned) = compare(&pins, wanted);
     if !changed.is_empty() {
-        match resized(object, &pins, &changed, wanted) {
+        match resized(object, &pins, &changed, wanted, observe) {
             Ok(loaded) => return pin_programs(loaded),
             Err(error) => {
                 let maps = resize::listed(&changed);
@@ -33,22 +38,28 @@ pub(super) fn load(object: &[u8], pins: Pins, wanted: &Capacities) -> Result<(Eb
             }
         }
     }
-    let ebpf = load_programs(object, &pins, &pinned)?;
+    let ebpf = load_programs(object, &pins, &pinned, observe)?;
     pin_programs((ebpf, pins, pinned))
 }
 
 type Loaded = (Ebpf, Pins, Capacities);
 
-fn resized(object: &[u8], old: &Pins, changed: &[MapName], wanted: &Capacities) -> Result<Loaded, KernelError> {
+fn resized(
+    object: &[u8],
+    old: &Pins,
+    changed: &[MapName],
+    wanted: &Capacities,
+    observe: bool,
+) -> Result<Loaded, KernelError> {
     make(&old.resize())?;
     let new = Pins { resized: changed.iter().copied().collect(), ..old.clone() };
-    let ebpf = load_programs(object, &new, wanted)?;
+    let ebpf = load_programs(object, &new, wanted, observe)?;
     resize::copy(old, &new, wanted)?;
     Ok((ebpf, new, *wanted))
 }
 
-fn load_programs(object: &[u8], pins: &Pins, capacities: &Capacities) -> Result<Ebpf, KernelError> {
-    let mut ebpf = loader(pins, capacities, frequency()).load(object).map_err(|error| load_error(&error))?;
+fn load_programs(object: &[u8], pins: &Pins, capacities: &Capacities, observe: bool) -> Result<Ebpf, KernelError> {
+    let mut ebpf = loader(pins, capacities, frequency(), observe).load(object).map_err(|error| load_error(&error))?;
     for of in Program::ALL {
         program(&mut ebpf, of).map_err(KernelError::Object)?;
     }
@@ -85,7 +96,7 @@ fn pin_programs((mut ebpf, pins, capacities): Loaded) -> Result<Loaded, KernelEr
     Ok((ebpf, pins, capacities))
 }
 
-fn loader<'a>(pins: &Pins, capacities: &Capacities, hz: u32) -> EbpfLoader<'a> {
+fn loader<'a>(pins: &Pins, capacities: &Capacities, hz: u32, observe: bool) -> EbpfLoader<'a> {
     let mut loader = EbpfLoader::new();
     // The programs read no kernel structures. Parsing the kernel's BTF would take most of the start time.
     loader.btf(None);
@@ -93,19 +104,23 @@ fn loader<'a>(pins: &Pins, capacities: &Capacities, hz: u32) -> EbpfLoader<'a> {
         loader.map_max_entries(map.name(), capacities.entries(map));
         loader.map_pin_path(map.name(), pins.map(map));
     }
-    for (global, value) in
-        [("ENDPOINT_MASK", capacities.endpoints - 1), ("DENIAL_MASK", capacities.denials - 1), ("HZ", hz)]
-    {
+    for (global, value) in [
+        ("ENDPOINT_MASK", capacities.endpoints - 1),
+        ("DENIAL_MASK", capacities.denials - 1),
+        ("ALLOWED_FLOW_MASK", capacities.allowed_flows - 1),
+        ("OBSERVE", u32::from(observe)),
+        ("HZ", hz),
+    ] {
         loader.override_global(global, Box::leak(Box::new(value)) as &u32, true);
     }
-    loader.override_global("DENIAL_KEY", Box::leak(Box::new(random())) as &[u32; DENIAL_KEY_WORDS], true);
+    loader.override_global("EVENT_KEY", Box::leak(Box::new(random())) as &[u32; EVENT_KEY_WORDS], true);
     loader
 }
 
 /// Returns a random key that pods cannot guess. Each agent has its own. Entries of an earlier agent in `DENIALS` expire
 /// within a second.
-fn random() -> [u32; DENIAL_KEY_WORDS] {
-    let mut key = [0; DENIAL_KEY_WORDS];
+fn random() -> [u32; EVENT_KEY_WORDS] {
+    let mut key = [0; EVENT_KEY_WORDS];
     // SAFETY: the buffer is `key`'s own. Reads of up to 256 bytes are complete and not interrupted: getrandom(2).
     let read = unsafe { libc::getrandom(key.as_mut_ptr().cast(), size_of_val(&key), 0) };
     if usize::try_from(read) != Ok(size_of_val(&key)) {

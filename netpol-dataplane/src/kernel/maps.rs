@@ -8,8 +8,8 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray, PerCpuValues};
 use ipnet::IpNet;
 use netpol_common::{
-    AddressEntry, AllowEntry, AllowKey, ClassId, Counters, Endpoint, EventBudget, FrontendEntry, FrontendKey,
-    PortEntry, PortKey, Reason, address_flags,
+    AddressEntry, AllowEntry, AllowKey, ClassId, Counters, Direction, Endpoint, EventBudget, EventKind, FrontendEntry,
+    FrontendKey, PortEntry, PortKey, Settings, address_flags, event_budget,
 };
 use netpol_policy::model::Frontend;
 use netpol_policy::tables::Change;
@@ -36,21 +36,22 @@ pub(super) struct Maps {
     pub(super) slots: u32,
     /// The index in `endpoints` of each interface with a slot that another interface uses.
     pub(super) overflow: HashMap<MapData, u32, u32>,
-    addresses_v4: HashMap<MapData, [u8; 4], Raw<AddressEntry>>,
-    addresses_v6: HashMap<MapData, [u8; 16], Raw<AddressEntry>>,
-    prefixes_v4: LpmTrie<MapData, [u8; 4], Raw<AddressEntry>>,
-    prefixes_v6: LpmTrie<MapData, [u8; 16], Raw<AddressEntry>>,
-    services_v4: HashMap<MapData, Raw<FrontendKey<[u8; 4]>>, Raw<FrontendEntry>>,
-    services_v6: HashMap<MapData, Raw<FrontendKey<[u8; 16]>>, Raw<FrontendEntry>>,
-    allow: HashMap<MapData, Raw<AllowKey>, Raw<AllowEntry>>,
-    ports: LpmTrie<MapData, Raw<PortKey>, Raw<PortEntry>>,
+    pub(super) addresses_v4: HashMap<MapData, [u8; 4], Raw<AddressEntry>>,
+    pub(super) addresses_v6: HashMap<MapData, [u8; 16], Raw<AddressEntry>>,
+    pub(super) prefixes_v4: LpmTrie<MapData, [u8; 4], Raw<AddressEntry>>,
+    pub(super) prefixes_v6: LpmTrie<MapData, [u8; 16], Raw<AddressEntry>>,
+    pub(super) services_v4: HashMap<MapData, Raw<FrontendKey<[u8; 4]>>, Raw<FrontendEntry>>,
+    pub(super) services_v6: HashMap<MapData, Raw<FrontendKey<[u8; 16]>>, Raw<FrontendEntry>>,
+    pub(super) allow: HashMap<MapData, Raw<AllowKey>, Raw<AllowEntry>>,
+    pub(super) ports: LpmTrie<MapData, Raw<PortKey>, Raw<PortEntry>>,
     /// Endpoint IDs by address of local pods. Every address entry that is written includes the ID.
     owners: BTreeMap<IpAddr, u16>,
     pub(super) endpoint_ids: Array<MapData, u32>,
-    tunnels: Array<MapData, u64>,
+    pub(super) tunnels: Array<MapData, u64>,
     pub(super) counters: PerCpuArray<MapData, Raw<Counters>>,
     pub(super) lost_events: PerCpuArray<MapData, u64>,
     pub(super) event_budgets: Array<MapData, Raw<EventBudget>>,
+    pub(super) settings: Array<MapData, Raw<Settings>>,
 }
 
 /// Opens a pinned map with its type.
@@ -90,6 +91,7 @@ impl Maps {
             counters: pinned(pins, MapName::Counters)?,
             lost_events: pinned(pins, MapName::LostEvents)?,
             event_budgets: pinned(pins, MapName::EventBudgets)?,
+            settings: pinned(pins, MapName::Settings)?,
         })
     }
 
@@ -265,25 +267,33 @@ impl Maps {
     }
 
     /// Returns the packets of an endpoint in one direction, by reason, summed over all CPUs.
-    pub(super) fn counted(&self, index: u32) -> Result<Counters, WriteError> {
+    pub(super) fn counted(&self, id: u32, direction: Direction) -> Result<Counters, WriteError> {
+        let index = counters_index(id, direction);
         let per_cpu = self.counters.get(&index, 0).map_err(|error| write_error(MapName::Counters, error))?;
         let mut sum = Counters::default();
         for counters in per_cpu.iter() {
-            for reason in Reason::ALL {
-                let code = *reason as usize;
-                sum.packets[code] += counters.0.packets[code];
+            for (sum, count) in sum.packets.iter_mut().zip(counters.0.packets) {
+                *sum += count;
             }
         }
         Ok(sum)
     }
 
-    pub(super) fn clear_counted(&mut self, index: u32) -> Result<(), WriteError> {
+    pub(super) fn clear_counted(&mut self, id: u32, direction: Direction) -> Result<(), WriteError> {
+        let index = counters_index(id, direction);
         let cpus = self.counters.get(&index, 0).map_err(|error| write_error(MapName::Counters, error))?.len();
         let zeros = PerCpuValues::try_from(vec![Raw(Counters::default()); cpus])
             .map_err(|source| WriteError::Failed { map: MapName::Counters, source })?;
         check_write(MapName::Counters, self.counters.set(index, zeros, 0))?;
-        check_write(MapName::EventBudgets, self.event_budgets.set(index, Raw(EventBudget::default()), 0))
+        EventKind::ALL.into_iter().try_for_each(|kind| {
+            let budget = self.event_budgets.set(event_budget(id, direction, kind), Raw(EventBudget::default()), 0);
+            check_write(MapName::EventBudgets, budget)
+        })
     }
+}
+
+fn counters_index(id: u32, direction: Direction) -> u32 {
+    id * 2 + direction as u32
 }
 
 fn of_class(class: ClassId) -> AddressEntry {

@@ -4,6 +4,7 @@ mod attach;
 mod attach_thread;
 mod diagnostics;
 mod earlier;
+mod evaluate;
 mod flows;
 mod foreign;
 mod load;
@@ -23,7 +24,8 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, MapData};
 use netpol_common::{
-    Counters, Direction, Endpoint, EndpointVersion, IfIndex, MAX_ENDPOINT_ID, TunnelScope, TunnelWord, event_budget,
+    Counters, Direction, Endpoint, EndpointVersion, EventKind, IfIndex, MAX_ENDPOINT_ID, Settings, TunnelScope,
+    TunnelWord, event_budget,
 };
 use netpol_policy::tables::Change;
 use thiserror::Error;
@@ -103,6 +105,8 @@ pub struct KernelOptions {
     pub attach: AttachMode,
     /// Sizes of new maps.
     pub capacities: Capacities,
+    /// Enforces nothing: the programs evaluate, count and report packets as usual, but every packet passes.
+    pub observe: bool,
 }
 
 /// The BPF data plane of this node.
@@ -130,7 +134,8 @@ impl Kernel {
     /// # Errors
     /// If the kernel rejects a program or a map. The previous state stays enforced.
     pub fn start(object: &[u8], options: &KernelOptions) -> Result<(Self, Outcomes<InterfaceOutcome>), KernelError> {
-        let (mut ebpf, mut pins, capacities) = load::load(object, Pins::new(&options.pin_path), &options.capacities)?;
+        let (mut ebpf, mut pins, capacities) =
+            load::load(object, Pins::new(&options.pin_path), &options.capacities, options.observe)?;
         let maps = Maps::open(&pins)?;
         let meta = load::meta(&pins)?;
         let endpoints = maps.read_endpoints()?;
@@ -194,7 +199,7 @@ impl Kernel {
         ForeignPrograms { pins: self.pins.clone(), own: self.programs.clone() }
     }
 
-    /// Opens the ring buffer of denied packets.
+    /// Opens the ring buffer of flow events.
     ///
     /// # Errors
     /// If it cannot be mapped.
@@ -222,15 +227,15 @@ impl CounterReader {
     /// # Errors
     /// If the map cannot be read.
     pub fn packets(&self, id: u32, direction: Direction) -> Result<Counters, WriteError> {
-        self.maps.counted(id * 2 + direction as u32)
+        self.maps.counted(id, direction)
     }
 
-    /// Returns the number of denied packets without an event, for one budget: see [`netpol_common::event_budget`].
+    /// Returns the number of packets without an event, for one budget: see [`netpol_common::event_budget`].
     ///
     /// # Errors
     /// If the map cannot be read.
-    pub fn suppressed(&self, id: u32, direction: Direction) -> Result<u64, WriteError> {
-        let budget = self.maps.event_budgets.get(&event_budget(id, direction), 0);
+    pub fn suppressed(&self, id: u32, direction: Direction, kind: EventKind) -> Result<u64, WriteError> {
+        let budget = self.maps.event_budgets.get(&event_budget(id, direction, kind), 0);
         Ok(budget.map_err(|error| write_error(MapName::EventBudgets, error))?.0.suppressed)
     }
 
@@ -345,6 +350,10 @@ impl Dataplane for Kernel {
         self.maps.put_tunnels(&words)
     }
 
+    fn set_settings(&mut self, settings: Settings) -> Result<(), WriteError> {
+        check_write(MapName::Settings, self.maps.settings.set(0, Raw(settings), 0))
+    }
+
     fn endpoints(&self) -> Result<BTreeMap<IfIndex, Endpoint>, WriteError> {
         self.maps.read_endpoints()
     }
@@ -378,7 +387,7 @@ impl Dataplane for Kernel {
 
     fn clear_counters(&mut self, id: u32) {
         for direction in Direction::BOTH {
-            if let Err(error) = self.maps.clear_counted(id * 2 + direction as u32) {
+            if let Err(error) = self.maps.clear_counted(id, direction) {
                 tracing::warn!(%error, "cannot reset the counters of a reused endpoint ID; they include an earlier pod's packets");
             }
         }

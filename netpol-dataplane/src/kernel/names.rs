@@ -93,8 +93,10 @@ maps! {
     FragmentsV6 = "FRAGMENTS_V6", 4096, fragments_v6, "--max-fragments";
     /// Limits deny events per flow.
     Denials = "DENIALS", 4096, denials, "--max-denials";
-    /// Limits deny events per endpoint, two entries for each.
-    EventBudgets = "EVENT_BUDGETS", 2050, event_budgets, "--max-endpoints";
+    /// Limits events per allowed flow.
+    AllowedFlows = "ALLOWED_FLOWS", 4096, allowed_flows, "--max-denials";
+    /// Limits events per endpoint, six entries for each.
+    EventBudgets = "EVENT_BUDGETS", 6150, event_budgets, "--max-endpoints";
     /// Packets by reason, two entries per endpoint.
     Counters = "COUNTERS", 2050, counters, "--max-endpoints";
     /// Interfaces by endpoint ID.
@@ -103,7 +105,9 @@ maps! {
     Neighbors = "NEIGHBORS", 1025, neighbors, "--max-endpoints";
     /// Tunnel endpoints of nodes.
     Tunnels = "TUNNELS", 2056, tunnels, "(fixed)";
-    /// Deny events.
+    /// Settings that the programs read.
+    Settings = "SETTINGS", 1, settings, "(fixed)";
+    /// Flow events.
     Events = "EVENTS", 262_144, events, "--event-buffer";
     /// Number of events that did not fit into `EVENTS`.
     LostEvents = "LOST_EVENTS", 1, lost_events, "(fixed)";

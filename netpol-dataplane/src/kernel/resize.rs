@@ -61,8 +61,10 @@ pub(super) fn copy(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<()
             | MapName::FlowTablesV4 | MapName::FlowTablesV6
             // Copied below by `state`, and again after the programs are replaced.
             | MapName::FlowsV4 | MapName::FlowsV6 | MapName::FragmentsV4 | MapName::FragmentsV6
-            // At worst, a denied flow is reported twice, and unread events are lost.
-            | MapName::Denials | MapName::EventBudgets | MapName::Events | MapName::LostEvents => {}
+            // Its size is fixed.
+            | MapName::Settings
+            // At worst, a flow is reported twice, and unread events are lost.
+            | MapName::Denials | MapName::AllowedFlows | MapName::EventBudgets | MapName::Events | MapName::LostEvents => {}
         }
     }
     state(old, new)

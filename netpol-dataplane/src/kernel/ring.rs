@@ -1,10 +1,10 @@
-//! The ring buffer of denied packets.
+//! The ring buffer of flow events.
 
 use std::io;
 use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
-use netpol_common::DenyEvent;
+use netpol_common::FlowEvent;
 use tokio::io::unix::AsyncFd;
 
 use super::KernelError;
@@ -16,7 +16,7 @@ use super::pins::{Pins, pin_error};
 const BATCH: usize = 256;
 const SLICE: Duration = Duration::from_millis(2);
 
-/// Reads the events of denied packets.
+/// Reads flow events.
 #[derive(Debug)]
 pub struct RingReader {
     ring: AsyncFd<Ring>,
@@ -50,7 +50,7 @@ impl RingReader {
     ///
     /// # Errors
     /// If waiting fails permanently.
-    pub async fn read(&mut self, mut each: impl FnMut(DenyEvent)) -> io::Result<()> {
+    pub async fn read(&mut self, mut each: impl FnMut(FlowEvent)) -> io::Result<()> {
         let mut ready = self.ring.readable_mut().await?;
         let started = Instant::now();
         for _ in 0..BATCH {

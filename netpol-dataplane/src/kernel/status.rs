@@ -127,13 +127,15 @@ pub fn read_status(pin_path: &Path) -> Result<Status, StatusError> {
             | MapName::FragmentsV4
             | MapName::FragmentsV6
             | MapName::Denials
+            | MapName::AllowedFlows
             | MapName::EventBudgets
             | MapName::Counters
             | MapName::EndpointIds
             | MapName::Neighbors
             | MapName::Tunnels
             | MapName::Events
-            | MapName::LostEvents => None,
+            | MapName::LostEvents
+            | MapName::Settings => None,
         };
         let capacity = pinned_capacity(&pins, map).unwrap_or(0);
         status.maps.insert(map.name(), MapStatus { entries, capacity });
@@ -148,7 +150,7 @@ fn device(pins: &Pins, ifindex: IfIndex) -> Option<String> {
 fn endpoint_status(maps: &Maps, endpoint: &Endpoint, attached: bool) -> Result<EndpointStatus, WriteError> {
     let mut packets = BTreeMap::new();
     for direction in Direction::BOTH {
-        let counted = maps.counted(endpoint.id * 2 + direction as u32)?;
+        let counted = maps.counted(endpoint.id, direction)?;
         let by_reason: BTreeMap<&'static str, u64> = Reason::ALL
             .iter()
             .map(|reason| (reason.name(), counted.packets[*reason as usize]))

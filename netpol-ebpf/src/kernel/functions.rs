@@ -9,12 +9,12 @@ use netpol_common::{Direction, Reason};
 use super::skb::{Node, Skb, hook};
 use crate::case::Case;
 use crate::context::Context as _;
-use crate::denied::{self, ReportFunctions};
 use crate::flow_lookup::{self, FlowFunctions};
 use crate::fragment::{self, FragmentFunctions};
 use crate::guard::{self, GuardFunctions};
 use crate::packet::{self, ParserFunctions};
 use crate::recheck::{self, RecheckFunctions};
+use crate::report::{self, ReportFunctions};
 use crate::slow_path::{self, FrameFunctions, FrameResult, IpFunctions, Quoted};
 use crate::verdict::{self, VerdictFunctions};
 
@@ -128,7 +128,7 @@ impl ReportFunctions for Skb {
         let code = reason as u32;
         call!(self, netpol_report(code: u32) -> u32, |skb| {
             // SAFETY: the argument is a reason's code.
-            denied::report(skb, skb.direction(), unsafe { self::reason(code) });
+            report::report(skb, skb.direction(), unsafe { self::reason(code) });
             0
         });
     }
@@ -140,7 +140,7 @@ impl ReportFunctions for Skb {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn netpol_limit_event(hash: u64, budget: u32) -> u64 {
-            denied::limit_event(Node, hash, budget)
+            report::limit_event(Node, hash, budget)
         }
         netpol_limit_event(hash, budget)
     }

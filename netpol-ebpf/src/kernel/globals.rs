@@ -1,8 +1,8 @@
 //! Read-only data that the loader sets before it loads the programs. The verifier treats it as constants.
 
-use netpol_common::DENIAL_KEY_WORDS;
+use netpol_common::EVENT_KEY_WORDS;
 
-use super::maps::{denials, endpoints};
+use super::maps::{endpoints, event_limits};
 
 /// The mask of `ENDPOINTS`: half of its `max_entries`, less one.
 #[unsafe(no_mangle)]
@@ -10,16 +10,24 @@ static ENDPOINT_MASK: u32 = endpoints::CAPACITY as u32 - 1;
 
 /// The mask of `DENIALS`: its `max_entries`, less one.
 #[unsafe(no_mangle)]
-static DENIAL_MASK: u32 = denials::CAPACITY as u32 - 1;
+static DENIAL_MASK: u32 = event_limits::CAPACITY as u32 - 1;
+
+/// The mask of `ALLOWED_FLOWS`: its `max_entries`, less one.
+#[unsafe(no_mangle)]
+static ALLOWED_FLOW_MASK: u32 = event_limits::CAPACITY as u32 - 1;
+
+/// 1: nothing is enforced. Packets are evaluated, counted and reported as usual, but every packet passes.
+#[unsafe(no_mangle)]
+static OBSERVE: u32 = 0;
 
 /// The kernel's jiffies per second (`CONFIG_HZ`).
 #[unsafe(no_mangle)]
 static HZ: u32 = 250;
 
-/// The random key of the hash in [`denied`](crate::denied). Without it, a pod could send packets that take the slots of
+/// The random key of the hash in [`report`](crate::report). Without it, a pod could send packets that take the slots of
 /// another pod's denied flows.
 #[unsafe(no_mangle)]
-static DENIAL_KEY: [u32; DENIAL_KEY_WORDS] = [0; DENIAL_KEY_WORDS];
+static EVENT_KEY: [u32; EVENT_KEY_WORDS] = [0; EVENT_KEY_WORDS];
 
 macro_rules! reader {
     ($(#[$doc:meta])* $name:ident, $global:ident) => {
@@ -36,12 +44,16 @@ reader!(/// Returns [`ENDPOINT_MASK`].
     endpoint_mask, ENDPOINT_MASK);
 reader!(/// Returns [`DENIAL_MASK`].
     denial_mask, DENIAL_MASK);
+reader!(/// Returns [`ALLOWED_FLOW_MASK`].
+    allowed_flow_mask, ALLOWED_FLOW_MASK);
+reader!(/// Returns [`OBSERVE`].
+    observe, OBSERVE);
 reader!(/// Returns [`HZ`].
     hz, HZ);
 
-/// Returns a word of [`DENIAL_KEY`].
+/// Returns a word of [`EVENT_KEY`].
 #[inline(always)]
-pub(super) fn denial_key(word: usize) -> u32 {
+pub(super) fn event_key(word: usize) -> u32 {
     // SAFETY: as above; indexing checks the bound, which the compiler does for a constant.
-    unsafe { core::ptr::read_volatile(&raw const DENIAL_KEY[word]) }
+    unsafe { core::ptr::read_volatile(&raw const EVENT_KEY[word]) }
 }

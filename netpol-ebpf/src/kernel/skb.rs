@@ -3,15 +3,15 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_skb_load_bytes};
 use netpol_common::{
-    AddressEntry, AllowEntry, AllowKey, DenialSet, DenyEvent, Direction, Endpoint, EventBudget, FlowEntry, FlowKey,
+    AddressEntry, AllowEntry, AllowKey, Direction, Endpoint, EventBudget, EventLimitSet, FlowEntry, FlowEvent, FlowKey,
     FragmentEntry, FragmentKey, FrontendEntry, FrontendKey, IfIndex, NeighborBudget, PortEntry, PortKey, RECHECK,
     Reason, Tables,
 };
 
 use super::globals;
 use super::maps::{
-    addresses, allow, counters, denials, endpoint_ids, endpoints, events, flows, fragments, neighbors, ports, prefixes,
-    services, tunnels,
+    addresses, allow, counters, endpoint_ids, endpoints, event_limits, events, flows, fragments, neighbors, ports,
+    prefixes, services, tunnels,
 };
 use crate::context::{Context, Family, NodeContext};
 use crate::slot::Slot;
@@ -110,15 +110,15 @@ impl<T: OnNode> NodeContext for T {
     }
 
     #[inline(always)]
-    fn denials(&self, index: u32) -> Option<Slot<'_, DenialSet>> {
+    fn denials(&self, index: u32) -> Option<Slot<'_, EventLimitSet>> {
         // SAFETY: array values live as long as the map, and are only accessed by slots.
-        denials::set(index).map(|set| unsafe { Slot::new(set) })
+        event_limits::denied(index).map(|set| unsafe { Slot::new(set) })
     }
 
     #[inline(always)]
     fn event_budget(&self, index: u32) -> Option<Slot<'_, EventBudget>> {
         // SAFETY: as above.
-        denials::budget(index).map(|budget| unsafe { Slot::new(budget) })
+        event_limits::budget(index).map(|budget| unsafe { Slot::new(budget) })
     }
 }
 
@@ -203,8 +203,8 @@ impl Context for Skb {
     }
 
     #[inline(always)]
-    fn denial_key(&self, word: usize) -> u32 {
-        globals::denial_key(word)
+    fn event_key(&self, word: usize) -> u32 {
+        globals::event_key(word)
     }
 
     #[inline(always)]
@@ -213,7 +213,7 @@ impl Context for Skb {
     }
 
     #[inline(always)]
-    fn emit(&self, event: &DenyEvent) {
+    fn emit(&self, event: &FlowEvent) {
         if !events::emit(event) {
             counters::lost_event();
         }

@@ -199,6 +199,11 @@ impl ClusterState {
         self.frontends.nodes.contains(&address)
     }
 
+    /// Returns the name of a node with this address.
+    pub fn node_at(&self, address: IpAddr) -> Option<&Arc<str>> {
+        self.frontends.nodes.get(&address).first()
+    }
+
     /// Returns the addresses of all nodes.
     pub fn node_addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.frontends.nodes.keys().copied()

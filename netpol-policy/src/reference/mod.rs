@@ -20,7 +20,7 @@ use crate::cluster_state::ClusterState;
 use crate::model::{Peers, Pod, PodKey, Policy, PolicyKey, Ports, Rule};
 
 /// The first packet of a flow, at the interface of one pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Packet {
     /// The pod; the packet is evaluated at its interface.
     pub pod: PodKey,

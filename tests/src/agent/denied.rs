@@ -1,8 +1,8 @@
-//! Deny events of the agent.
+//! Records of denied flows that the agent writes.
 
 use serde_json::Value;
 
-/// A deny event that the agent printed.
+/// A record that the agent wrote to standard output.
 #[derive(Clone, Debug)]
 pub struct Denied(pub Value);
 
@@ -22,12 +22,12 @@ impl Denied {
     }
 
     /// Returns the source: `namespace/name` of a pod, or an address.
-    pub fn from(&self) -> &str {
+    pub fn from(&self) -> String {
         self.pod_or_address("from")
     }
 
     /// Returns the destination: `namespace/name` of a pod, or an address.
-    pub fn to(&self) -> &str {
+    pub fn to(&self) -> String {
         self.pod_or_address("to")
     }
 
@@ -38,9 +38,23 @@ impl Denied {
         lists.into_iter().flatten().flatten().any(|name| name == service)
     }
 
-    fn pod_or_address(&self, which: &str) -> &str {
-        let by_name = self.text(&format!("/{which}/pod"));
-        if by_name.is_empty() { self.text(&format!("/{which}/address")) } else { by_name }
+    fn pod_or_address(&self, which: &str) -> String {
+        let text = |field| self.text(&format!("/{which}/{field}"));
+        if text("pod").is_empty() {
+            text("address").to_owned()
+        } else {
+            format!("{}/{}", text("namespace"), text("pod"))
+        }
+    }
+
+    /// Returns the pod at which the packet was denied: `namespace/name`, or its address.
+    pub fn pod(&self) -> String {
+        self.pod_or_address(if self.direction() == "egress" { "from" } else { "to" })
+    }
+
+    /// Returns a field of the evaluation at that pod, such as `nearest`.
+    pub fn own_side(&self, field: &str) -> Option<&Value> {
+        self.0.get(self.direction())?.get(field)
     }
 
     /// Returns the destination port.
@@ -55,8 +69,7 @@ impl Denied {
 
     /// Returns the policies that isolate the pod in this direction, as `namespace/name`.
     pub fn policies(&self) -> Vec<String> {
-        let list = self.0.pointer("/policies").and_then(Value::as_array);
-        let name = |item: &Value| Some(format!("{}/{}", item.get("namespace")?.as_str()?, item.get("name")?.as_str()?));
-        list.map(|items| items.iter().filter_map(name).collect()).unwrap_or_default()
+        let list = self.own_side("policies").and_then(Value::as_array);
+        list.map(|items| items.iter().filter_map(Value::as_str).map(str::to_owned).collect()).unwrap_or_default()
     }
 }

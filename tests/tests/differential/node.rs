@@ -81,7 +81,8 @@ impl Node {
             events: 4096,
             ..Capacities::default()
         };
-        let options = KernelOptions { pin_path: pins.path().to_owned(), attach: AttachMode::Auto, capacities };
+        let options =
+            KernelOptions { pin_path: pins.path().to_owned(), attach: AttachMode::Auto, capacities, observe: false };
         let (kernel, _outcomes) = Kernel::start(&object, &options).context("loading the programs: run as root")?;
         let root = pins.path().join(format!("v{LAYOUT_VERSION}"));
         let runner = Rc::new(Runner::open(&root, kernel.counters()?)?);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use netpol_common::{Direction, Endpoint, EndpointVersion, IfIndex};
+use netpol_common::{Direction, Endpoint, EndpointVersion, IfIndex, Settings};
 use netpol_dataplane::{Adopted, AttachError, Dataplane, Kernel, Role, WriteError};
 use netpol_node::TunnelEndpoints;
 use netpol_policy::tables::Change;
@@ -97,6 +97,10 @@ impl Dataplane for SampledKernel {
         self.kernel.put_tunnels(local, others)?;
         self.send_samples(|| "the tunnel endpoints".to_owned());
         Ok(())
+    }
+
+    fn set_settings(&mut self, settings: Settings) -> Result<(), WriteError> {
+        self.kernel.set_settings(settings)
     }
 
     fn endpoints(&self) -> Result<BTreeMap<IfIndex, Endpoint>, WriteError> {

@@ -73,10 +73,8 @@ fn send_slowly(pod: &Netns, to: IpAddr) -> Result<()> {
 /// Returns the ports of deny events at a pod in a direction, for packets from another pod. Only events with a nearest
 /// rule count.
 fn reported(lines: &[Denied], pod: &str, direction: &str, from: &str) -> BTreeSet<u16> {
-    let of = lines.iter().filter(|line| {
-        line.0.get("pod").and_then(Value::as_str) == Some(pod) && line.direction() == direction && line.from() == from
-    });
-    of.filter(|line| line.0.get("nearest").is_some_and(Value::is_object)).filter_map(Denied::port).collect()
+    let of = lines.iter().filter(|line| line.pod() == pod && line.direction() == direction && line.from() == from);
+    of.filter(|line| line.own_side("nearest").is_some_and(Value::is_object)).filter_map(Denied::port).collect()
 }
 
 #[test]
@@ -131,7 +129,7 @@ fn hostile_a_flood_of_denied_packets_suppresses_no_event_of_another_pod() -> Res
     ensure!(suppressed > 10_000.0, "only {suppressed} packets of the flood are counted as suppressed");
     ensure!(!page.contains(r#"_suppressed_total{namespace="shop""#), "events of other pods were suppressed");
     lab.agent().wait_denied(|line| {
-        line.0.get("summary").and_then(Value::as_str) == Some("rate-limited")
+        line.0.get("type").and_then(Value::as_str) == Some("rateLimited")
             && line.0.get("pod").and_then(Value::as_str) == Some("bad/flood")
             && line.0.get("suppressed").and_then(Value::as_u64).is_some_and(|suppressed| suppressed > 10_000)
     })?;
@@ -155,11 +153,11 @@ fn hostile_a_multicast_packet_is_one_summary_for_all_receiving_pods() -> Result<
         std::thread::sleep(Duration::from_millis(100));
     }
     let summary = lab.agent().wait_denied(|line| {
-        line.0.get("summary").and_then(Value::as_str) == Some("multicast") && line.direction() == "ingress"
+        line.0.get("type").and_then(Value::as_str) == Some("multicast") && line.direction() == "ingress"
     })?;
     let senders = summary.0.get("senders").map(ToString::to_string);
     assert_eq!(senders.as_deref(), Some(r#"["free/one","free/two"]"#), "{}", summary.0);
-    assert_eq!((summary.to(), summary.port(), summary.reason()), ("224.0.0.251", Some(5353), "no-rule"));
+    assert_eq!((summary.to().as_str(), summary.port(), summary.reason()), ("224.0.0.251", Some(5353), "no-rule"));
     std::thread::sleep(Duration::from_secs(2));
     let count = lab.agent().denied().iter().filter(|line| line.to() == "224.0.0.251").count();
     assert_eq!(count, 1, "deny events for the group: {:?}", lab.agent().denied());

@@ -263,7 +263,7 @@ impl Shop {
     }
 
     fn matches(&self, line: &Denied, reason: &str, from: &str, to: &str) -> bool {
-        line.reason() == reason && line.from() == from && self.is_host(line.to(), to)
+        line.reason() == reason && line.from() == from && self.is_host(&line.to(), to)
     }
 
     /// Returns whether a name or address in a deny event refers to this host.

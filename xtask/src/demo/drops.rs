@@ -53,7 +53,7 @@ impl Drops {
         let mut drops = Self { points: BTreeMap::new(), unreported: Vec::new() };
         for cell in measured.0.iter().filter(|(_, passes)| !**passes).map(|(cell, _)| cell) {
             let (from, to) = (reported_name(&cell.from), reported_name(&cell.to));
-            let Some(line) = by_flow.get(&(from.as_str(), to.as_str(), Some(cell.port), cell.protocol.name())) else {
+            let Some(line) = by_flow.get(&(from.clone(), to.clone(), Some(cell.port), cell.protocol.name())) else {
                 drops.unreported.push(cell.clone());
                 continue;
             };

@@ -27,7 +27,7 @@ pub(super) fn name_of_series(series: &Series) -> String {
 pub(super) fn of_series(series: &Series, uid: Option<String>, node: &str) -> Event {
     let topic = &series.topic;
     let note = if series.merged { topic::merged_note(topic, MAX_TOPICS) } else { topic::note(topic) };
-    let related = topic.peer.pod.as_deref().filter(|_| !series.merged).and_then(|pod| pod.split_once('/'));
+    let related = topic.peer.namespace.as_deref().zip(topic.peer.pod.as_deref()).filter(|_| !series.merged);
     let reference = |namespace: &str, name: &str, uid| reference("v1", "Pod", namespace, name, uid);
     Event {
         action: Some("Deny".to_owned()),

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use netpol_common::{DenyEvent, Direction, Reason};
+use netpol_api::{FlowDirection, FlowRecord};
+use netpol_common::{Direction, FlowEvent, Reason};
 use netpol_policy::cluster_state::ClusterState;
 use netpol_policy::model::{Diagnostic, PodKey, PolicyKey};
 use tokio::sync::mpsc;
@@ -12,7 +13,6 @@ use tokio::sync::mpsc;
 use super::diagnostics::PolicyDiagnostic;
 use super::reporters;
 use super::topic::{self, Topic};
-use crate::events::Denial;
 
 /// Maximum number of messages that wait for the thread.
 pub(super) const QUEUE: usize = 1024;
@@ -126,8 +126,8 @@ impl Sink {
     /// Reports a packet that was denied at `pod`.
     pub(in crate::events) fn denied(
         &self,
-        event: &DenyEvent,
-        denial: &Denial,
+        event: &FlowEvent,
+        record: &FlowRecord,
         pod: &PodKey,
         cluster_state: &ClusterState,
     ) {
@@ -141,8 +141,8 @@ impl Sink {
             return;
         };
         let mut peer = match direction {
-            Direction::Ingress => denial.from.clone(),
-            Direction::Egress => denial.to.clone(),
+            Direction::Ingress => record.from.clone(),
+            Direction::Egress => record.to.clone(),
         };
         peer.port = None;
         permit.send(Message::Denied(Box::new(Denied {
@@ -152,9 +152,9 @@ impl Sink {
                 direction,
                 reason,
                 peer,
-                protocol: denial.protocol.clone(),
-                port: denial.port,
-                policies: denial.policies.clone(),
+                protocol: record.protocol.clone(),
+                port: record.port,
+                policies: own_policies(record).to_vec(),
             },
             packets: 1 + u64::from(event.suppressed),
             at: SystemTime::now(),
@@ -181,6 +181,15 @@ impl Sink {
         self.selected_at = Some(now);
         self.diagnostics = current().map(|(key, diagnostics)| (key.clone(), diagnostics.to_vec())).collect();
     }
+}
+
+/// Returns the policies of the pod at which the packet was denied.
+fn own_policies(record: &FlowRecord) -> &[String] {
+    let side = match record.direction {
+        FlowDirection::Ingress => &record.ingress,
+        FlowDirection::Egress => &record.egress,
+    };
+    side.as_ref().map(|side| &side.policies[..]).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -2,10 +2,9 @@
 
 use std::fmt::Write;
 
+use netpol_api::FlowEnd;
 use netpol_common::{Direction, Reason};
 use netpol_policy::text::Safe;
-
-use crate::events::{End, PolicyRef};
 
 /// Maximum length of an Event's note. Source: `NoteLengthLimit` of the API server's validation is 1024 bytes.
 pub(super) const MAX_NOTE_LENGTH: usize = 1000;
@@ -20,13 +19,13 @@ pub struct Topic {
     /// Why the packets were denied.
     pub reason: Reason,
     /// The peer, without its port, because the ports of clients change.
-    pub peer: End,
+    pub peer: FlowEnd,
     /// The protocol's name or number.
     pub protocol: String,
     /// The destination's port.
     pub port: Option<u16>,
-    /// The policies that isolate the pod.
-    pub policies: Vec<PolicyRef>,
+    /// The policies that isolate the pod, `namespace/name`.
+    pub policies: Vec<String>,
 }
 
 /// Returns an Event's `reason` for packets denied with this reason; `None` if no Event is written, because it would not
@@ -127,12 +126,13 @@ pub(super) fn merged_note(topic: &Topic, reported: usize) -> String {
 }
 
 /// Formats a peer: `Service shop/db (10.96.0.7)`; `shop/db-0 (10.1.2.3) through Service shop/db`.
-fn peer(end: &End) -> String {
-    let name = match (services(&end.services), &end.pod, end.node, end.address) {
+fn peer(end: &FlowEnd) -> String {
+    let pod = end.namespace.as_ref().zip(end.pod.as_ref()).map(|(namespace, pod)| format!("{namespace}/{pod}"));
+    let name = match (services(&end.services), pod, &end.node, end.address) {
         (Some(services), _, _, Some(address)) => format!("{services} ({address})"),
         (_, Some(pod), _, Some(address)) => format!("{pod} ({address})"),
-        (_, Some(pod), _, None) => pod.clone(),
-        (_, None, Some(_), Some(address)) => format!("this node ({address})"),
+        (_, Some(pod), _, None) => pod,
+        (_, None, Some(node), Some(address)) => format!("node {node} ({address})"),
         (_, None, None, Some(address)) => address.to_string(),
         (_, None, _, None) => "an unknown peer".to_owned(),
     };
@@ -154,12 +154,8 @@ fn protocol(name: &str) -> String {
     if name.bytes().all(|byte| byte.is_ascii_digit()) { format!("protocol {name}") } else { name.to_owned() }
 }
 
-fn policies(policies: &[PolicyRef]) -> String {
-    let names: Vec<_> = policies
-        .iter()
-        .take(MAX_NAMED_POLICIES)
-        .map(|policy| format!("{}/{}", policy.namespace, policy.name))
-        .collect();
+fn policies(policies: &[String]) -> String {
+    let names = &policies[..policies.len().min(MAX_NAMED_POLICIES)];
     match (policies.len(), policies.len().saturating_sub(MAX_NAMED_POLICIES)) {
         (0, _) => "the pod's policies".to_owned(),
         (1, _) => format!("NetworkPolicy {}", names[0]),
@@ -184,9 +180,9 @@ mod tests {
     use super::*;
 
     fn topic(direction: Direction, reason: Reason, pod: &str, port: Option<u16>) -> Topic {
-        let policies = vec![PolicyRef { namespace: "shop".into(), name: "deny-all".into() }];
-        let pod = (!pod.is_empty()).then(|| pod.to_owned());
-        let peer = End { pod, node: None, address: Some([10, 1, 2, 3].into()), ..End::default() };
+        let policies = vec!["shop/deny-all".to_owned()];
+        let (namespace, pod) = pod.split_once('/').map(|(of, pod)| (of.to_owned(), pod.to_owned())).unzip();
+        let peer = FlowEnd { namespace, pod, address: Some([10, 1, 2, 3].into()), ..FlowEnd::default() };
         Topic { direction, reason, peer, protocol: "TCP".into(), port, policies }
     }
 
@@ -243,12 +239,12 @@ mod tests {
 
     #[test]
     fn policies_beyond_the_limit_are_counted_and_notes_are_shortened() {
-        let long = |n: usize| PolicyRef { namespace: "n".repeat(63), name: format!("{n}{}", "p".repeat(250)) };
+        let long = |n: usize| format!("{}/{n}{}", "n".repeat(63), "p".repeat(250));
         let policies: Vec<_> = (0..40).map(long).collect();
         let all = Topic { policies, ..topic(Direction::Egress, Reason::NoRule, "shop/db", Some(1)) };
         let note = note(&all);
         assert!(note.len() <= 1024 && note.ends_with('…'), "{note}");
-        let six: Vec<_> = (0..6).map(|n| PolicyRef { namespace: "a".into(), name: n.to_string() }).collect();
+        let six: Vec<_> = (0..6).map(|n| format!("a/{n}")).collect();
         assert_eq!(super::policies(&six), "NetworkPolicies a/0, a/1, a/2, a/3 and 2 more");
     }
 

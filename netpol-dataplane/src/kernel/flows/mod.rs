@@ -219,8 +219,7 @@ impl TableManager {
     fn flow_starts(&self, id: u32) -> io::Result<u64> {
         let mut sum = 0;
         for direction in Direction::BOTH {
-            let counted =
-                self.maps.counted(id * 2 + direction as u32).map_err(|error: WriteError| io::Error::other(error))?;
+            let counted = self.maps.counted(id, direction).map_err(|error: WriteError| io::Error::other(error))?;
             let flow_starts = Reason::ALL.iter().filter(|reason| reason.allows() && **reason != Reason::Flow);
             sum += flow_starts.map(|reason| counted.packets[*reason as usize]).sum::<u64>();
         }

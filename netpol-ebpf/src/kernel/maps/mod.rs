@@ -6,9 +6,10 @@
 pub(super) mod addresses;
 pub(super) mod allow;
 pub(super) mod counters;
-pub(super) mod denials;
+
 pub(super) mod endpoint_ids;
 pub(super) mod endpoints;
+pub(super) mod event_limits;
 pub(super) mod events;
 pub(super) mod flows;
 pub(super) mod fragments;
@@ -16,4 +17,5 @@ pub(super) mod neighbors;
 pub(super) mod ports;
 pub(super) mod prefixes;
 pub(super) mod services;
+pub(super) mod settings;
 pub(super) mod tunnels;

@@ -1,9 +1,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use netpol_api::FlowEnd;
 use proptest::prelude::*;
 
 use super::*;
-use crate::events::{End, PolicyRef};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -16,10 +16,10 @@ fn denied(pod: &str, peer: u16, packets: u64) -> Denied {
         topic: Topic {
             direction: Direction::Egress,
             reason: Reason::NoRule,
-            peer: End { address: Some([10, 0, high, low].into()), ..End::default() },
+            peer: FlowEnd { address: Some([10, 0, high, low].into()), ..FlowEnd::default() },
             protocol: "TCP".into(),
             port: Some(80),
-            policies: vec![PolicyRef { namespace: "shop".into(), name: "deny-all".into() }],
+            policies: vec!["shop/deny-all".to_owned()],
         },
         packets,
         at: SystemTime::UNIX_EPOCH,

@@ -2,8 +2,8 @@
 //! denied packets without an event.
 
 use netpol_common::{
-    DENIAL_WAYS, Denial, DenialSet, DenyEvent, Direction, EVENT_BURST, EVENT_INTERVAL_NS, Endpoint, EventBudget,
-    IfIndex, Reason, RuleSetId, event_budget, event_flags,
+    Direction, EVENT_BURST, EVENT_INTERVAL_NS, EVENT_LIMIT_WAYS, Endpoint, EventBudget, EventKind, EventLimit,
+    EventLimitSet, FlowEvent, IfIndex, Reason, RuleSetId, event_budget, event_flags,
 };
 
 use crate::context::{Context, NodeContext};
@@ -111,8 +111,8 @@ impl<A: Parse> DeniedPacket<A> {
 /// 4418, 5.2.2 (the sum of products of words to which the key's words are added).
 #[inline(always)]
 fn product<S: Context>(context: &S, at: usize, [a, b]: [u32; 2]) -> u64 {
-    let a = a.wrapping_add(context.denial_key(at));
-    let b = b.wrapping_add(context.denial_key(at + 1));
+    let a = a.wrapping_add(context.event_key(at));
+    let b = b.wrapping_add(context.event_key(at + 1));
     u64::from(a).wrapping_mul(u64::from(b))
 }
 
@@ -138,15 +138,15 @@ pub(crate) fn limit_event<N: NodeContext>(node: N, hash: u64, budget: u32) -> u6
     // An unused slot has tag 0.
     let (tag, now) = (hash as u32 | 1, node.now());
     let mut own = None;
-    let ways = set.part(field!(DenialSet, ways));
+    let ways = set.part(field!(EventLimitSet, ways));
     let mut oldest = ways.element(0);
     let mut age = 0;
-    for way in 0..DENIAL_WAYS as usize {
+    for way in 0..EVENT_LIMIT_WAYS as usize {
         let slot = ways.element(way);
-        let since = now.wrapping_sub(slot.read(field!(Denial, last_event)));
-        if slot.read(field!(Denial, tag)) == tag {
+        let since = now.wrapping_sub(slot.read(field!(EventLimit, last_event)));
+        if slot.read(field!(EventLimit, tag)) == tag {
             if since < node.hz() {
-                slot.add_u32(field!(Denial, suppressed), 1);
+                slot.add_u32(field!(EventLimit, suppressed), 1);
                 return 0;
             }
             own = Some(slot);
@@ -161,7 +161,7 @@ pub(crate) fn limit_event<N: NodeContext>(node: N, hash: u64, budget: u32) -> u6
         // A flow without a slot does not get one now: a flood must not take the slots of flows that are within their
         // budget.
         match own {
-            Some(slot) => slot.add_u32(field!(Denial, suppressed), 1),
+            Some(slot) => slot.add_u32(field!(EventLimit, suppressed), 1),
             None => charged.add_u64(field!(EventBudget, suppressed), 1),
         }
         return 0;
@@ -172,19 +172,19 @@ pub(crate) fn limit_event<N: NodeContext>(node: N, hash: u64, budget: u32) -> u6
     charged.add_u64(field!(EventBudget, paid_until_ns), EVENT_INTERVAL_NS);
     let slot = own.unwrap_or(oldest);
     // Subtracted rather than set to 0, because another CPU may count at the same time.
-    let suppressed = slot.read(field!(Denial, suppressed));
-    slot.add_u32(field!(Denial, suppressed), suppressed.wrapping_neg());
-    slot.write(field!(Denial, last_event), now);
+    let suppressed = slot.read(field!(EventLimit, suppressed));
+    slot.add_u32(field!(EventLimit, suppressed), suppressed.wrapping_neg());
+    slot.write(field!(EventLimit, last_event), now);
     if own.is_some() {
         return REPORT | u64::from(suppressed);
     }
     if suppressed != 0
-        && let Some(previous) = node.event_budget(u32::from(slot.read(field!(Denial, budget))))
+        && let Some(previous) = node.event_budget(slot.read(field!(EventLimit, budget)))
     {
         previous.add_u64(field!(EventBudget, suppressed), u64::from(suppressed));
     }
-    slot.write(field!(Denial, tag), tag);
-    slot.write(field!(Denial, budget), budget as u16);
+    slot.write(field!(EventLimit, tag), tag);
+    slot.write(field!(EventLimit, budget), budget);
     REPORT
 }
 
@@ -244,14 +244,14 @@ fn report_as<A: Parse, S: ReportFunctions>(context: S, details: ReportContext<'_
     let ReportContext { endpoint, ifindex, source, group, direction, reason } = details;
     let id = endpoint.map_or(0, |endpoint| endpoint.id);
     let budget = match direction {
-        Direction::Ingress if source != 0 => event_budget(source, Direction::Egress),
-        Direction::Ingress | Direction::Egress => event_budget(id, direction),
+        Direction::Ingress if source != 0 => event_budget(source, Direction::Egress, EventKind::Denied),
+        Direction::Ingress | Direction::Egress => event_budget(id, direction, EventKind::Denied),
     };
     let limited = context.limit_event(packet.hash(&context, &details), budget);
     if limited < REPORT {
         return;
     }
-    context.emit(&DenyEvent {
+    context.emit(&FlowEvent {
         time_ns: context.boot_ns(),
         ifindex: IfIndex(ifindex),
         endpoint: id as u16,

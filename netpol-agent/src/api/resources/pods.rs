@@ -1,0 +1,53 @@
+//! The pods of this node.
+
+use std::collections::BTreeMap;
+
+use netpol_api::{Directions, Endpoint, List, PodStatus};
+use netpol_dataplane::Dataplane;
+use netpol_policy::model::Pod;
+
+use crate::events::workload;
+use crate::reconcile::Reconciler;
+
+/// Lists the pods of this node, with the policies that are enforced.
+pub fn pods<D: Dataplane>(reconciler: &Reconciler<D>, generation: u64) -> List<PodStatus> {
+    let endpoints = reconciler.endpoints();
+    let of_pod: BTreeMap<&str, &Endpoint> = endpoints
+        .iter()
+        .filter(|endpoint| !endpoint.orphaned)
+        .filter_map(|endpoint| Some((endpoint.pod.as_deref()?, endpoint)))
+        .collect();
+    let pending = reconciler.pending();
+    let reasons: BTreeMap<&str, &str> =
+        pending.iter().map(|pending| (pending.pod.as_str(), pending.reason.as_str())).collect();
+    let items = reconciler.local_pods().map(|pod| status(pod, &of_pod, &reasons)).collect();
+    List { node: reconciler.node().to_owned(), generation, items }
+}
+
+fn status(pod: &Pod, endpoints: &BTreeMap<&str, &Endpoint>, pending: &BTreeMap<&str, &str>) -> PodStatus {
+    let key = pod.key.to_string();
+    let endpoint = endpoints.get(key.as_str());
+    let reason = if pod.host_network {
+        Some("the pod uses the host network, to which policies do not apply".to_owned())
+    } else if pod.finished {
+        Some("the pod has finished".to_owned())
+    } else if pod.addresses.is_empty() {
+        Some("the pod has no address yet".to_owned())
+    } else {
+        pending.get(key.as_str()).map(ToString::to_string)
+    };
+    let of = |directions: Option<&Directions>| directions.cloned().unwrap_or_default();
+    PodStatus {
+        namespace: pod.key.namespace.to_string(),
+        name: pod.key.name.to_string(),
+        workload: workload(pod),
+        labels: pod.labels.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
+        addresses: pod.addresses.clone(),
+        host_network: pod.host_network,
+        interface: endpoint.map(|endpoint| endpoint.interface.clone()),
+        enforced: reason.is_none(),
+        reason,
+        policies: of(endpoint.map(|endpoint| &endpoint.policies)),
+        shadow_policies: of(endpoint.map(|endpoint| &endpoint.shadow_policies)),
+    }
+}

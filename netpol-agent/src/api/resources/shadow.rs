@@ -1,0 +1,91 @@
+//! What policies in shadow mode would have denied.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use netpol_api::{ShadowPolicy, ShadowReport, parameters, parse_duration};
+use netpol_common::Direction;
+use netpol_dataplane::Dataplane;
+use netpol_policy::model::PolicyKey;
+
+use crate::events::{Reporter, rfc3339};
+use crate::reconcile::Reconciler;
+
+/// Which time is requested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShadowQuery {
+    /// The time before now.
+    pub since: Duration,
+}
+
+impl ShadowQuery {
+    /// Parses a query string. Without a time, the last hour is reported.
+    ///
+    /// # Errors
+    /// If a parameter is not known or has an invalid value.
+    pub fn parse(query: &str) -> Result<Self, String> {
+        let mut parsed = Self { since: Duration::from_hours(1) };
+        for (name, value) in parameters(query)? {
+            match name.as_str() {
+                "since" => parsed.since = parse_duration(&value).map_err(|error| format!("since: {error}"))?,
+                _ => return Err(format!("`{name}` is not a parameter; use since")),
+            }
+        }
+        Ok(parsed)
+    }
+}
+
+/// Reports would-be denials. The engine must be available.
+pub fn shadow<D: Dataplane>(
+    reconciler: &Reconciler<D>,
+    reporter: &Reporter,
+    query: ShadowQuery,
+    generation: u64,
+) -> ShadowReport {
+    let since = SystemTime::now().checked_sub(query.since).unwrap_or(UNIX_EPOCH);
+    let flows = reporter.shadow();
+    ShadowReport {
+        node: reconciler.node().to_owned(),
+        generation,
+        since: rfc3339(since),
+        collected_since: rfc3339(flows.since()),
+        observe: reporter.observes(),
+        policies: policies(reconciler, reporter),
+        other_flows: flows.other(since),
+        items: flows.denials(since),
+    }
+}
+
+/// Returns the policies in shadow mode that select pods of this node.
+fn policies<D: Dataplane>(reconciler: &Reconciler<D>, reporter: &Reporter) -> Vec<ShadowPolicy> {
+    let cluster_state = reconciler.engine().cluster_state();
+    let selects = |key: &PolicyKey, direction| {
+        let pods = reconciler.local_pods().filter(|pod| pod.key.namespace == key.namespace && pod.is_selectable());
+        let policy = cluster_state.policies.get(key);
+        let isolates = policy.is_some_and(|policy| match direction {
+            Direction::Ingress => policy.ingress.is_some(),
+            Direction::Egress => policy.egress.is_some(),
+        });
+        pods.filter(|pod| isolates && policy.is_some_and(|policy| policy.pods.isolates(&pod.labels))).count()
+    };
+    let status = |(key, since): (&PolicyKey, SystemTime)| ShadowPolicy {
+        policy: key.to_string(),
+        pods: Direction::BOTH.into_iter().map(|direction| selects(key, direction)).max().unwrap_or(0),
+        since: rfc3339(since),
+    };
+    reporter.shadow().policies().map(status).filter(|policy| policy.pods > 0).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_query_has_one_parameter() {
+        let minutes = |minutes| ShadowQuery { since: Duration::from_mins(minutes) };
+        assert_eq!(ShadowQuery::parse(""), Ok(minutes(60)));
+        assert_eq!(ShadowQuery::parse("since=5m"), Ok(minutes(5)));
+        for query in ["since=yesterday", "policy=shop/web"] {
+            assert!(ShadowQuery::parse(query).is_err(), "{query}");
+        }
+    }
+}

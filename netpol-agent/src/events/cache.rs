@@ -1,0 +1,104 @@
+//! Keeps explanations, so that repeated flows cost little. An explanation is valid as long as the engine is unchanged.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use netpol_common::RuleSetId;
+use netpol_policy::reference::Packet;
+
+use super::explain::Explanation;
+
+/// Maximum number of explanations. A node has fewer different flows in most times between two changes.
+const MAX_EXPLANATIONS: usize = 8192;
+
+/// What an explanation depends on, besides the objects.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct ExplanationKey {
+    pub(super) packet: Packet,
+    pub(super) rule_set: RuleSetId,
+    /// Whether policies in shadow mode count.
+    pub(super) shadow: bool,
+}
+
+/// The explanations.
+#[derive(Debug, Default)]
+pub(super) struct ExplanationCache {
+    engine_version: u64,
+    explanations: HashMap<ExplanationKey, Arc<Explanation>>,
+}
+
+impl ExplanationCache {
+    /// Returns an explanation that is still valid.
+    pub(super) fn get(&mut self, key: &ExplanationKey, engine_version: u64) -> Option<Arc<Explanation>> {
+        if self.engine_version != engine_version {
+            self.explanations.clear();
+            self.engine_version = engine_version;
+        }
+        self.explanations.get(key).cloned()
+    }
+
+    /// Adds an explanation.
+    pub(super) fn insert(&mut self, key: ExplanationKey, explanation: Arc<Explanation>) {
+        if self.explanations.len() >= MAX_EXPLANATIONS {
+            self.explanations.clear();
+        }
+        self.explanations.insert(key, explanation);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netpol_api::{FlowSide, FlowVerdict};
+    use netpol_common::{Direction, protocol};
+    use netpol_policy::model::PodKey;
+
+    use super::*;
+
+    fn key(port: u16) -> ExplanationKey {
+        let packet = Packet {
+            pod: PodKey::new("shop", "web"),
+            direction: Direction::Egress,
+            remote: [10, 0, 0, 1].into(),
+            protocol: protocol::TCP,
+            port,
+            from_node: false,
+            is_hairpin: false,
+            post_dnat: false,
+        };
+        ExplanationKey { packet, rule_set: RuleSetId(1), shadow: false }
+    }
+
+    fn explanation() -> Arc<Explanation> {
+        let own = FlowSide {
+            verdict: FlowVerdict::Allowed,
+            reason: "rule".into(),
+            policies: Vec::new(),
+            rule: None,
+            nearest: None,
+            fix: None,
+        };
+        Arc::new(Explanation { own, other: None, hints: Vec::new(), blocks: Vec::new(), rule: None })
+    }
+
+    #[test]
+    fn an_explanation_is_valid_until_the_engine_changes() {
+        let mut cache = ExplanationCache::default();
+        assert!(cache.get(&key(80), 1).is_none());
+        cache.insert(key(80), explanation());
+        assert!(cache.get(&key(80), 1).is_some());
+        assert!(cache.get(&key(81), 1).is_none());
+        assert!(cache.get(&ExplanationKey { shadow: true, ..key(80) }, 1).is_none());
+        assert!(cache.get(&key(80), 2).is_none());
+        assert!(cache.get(&key(80), 1).is_none(), "explanations of earlier objects are removed");
+    }
+
+    #[test]
+    fn the_number_of_explanations_is_bounded() {
+        let mut cache = ExplanationCache::default();
+        let explanation = explanation();
+        for port in 0..=u16::MAX {
+            cache.insert(key(port), Arc::clone(&explanation));
+        }
+        assert!(cache.explanations.len() <= MAX_EXPLANATIONS);
+    }
+}

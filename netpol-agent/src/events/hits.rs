@@ -1,0 +1,230 @@
+//! Counts the flows of each rule and each policy.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, Instant, SystemTime};
+
+use netpol_common::Direction;
+use netpol_dataplane::Dataplane;
+use netpol_policy::cluster_state::ClusterState;
+use netpol_policy::model::PolicyKey;
+use netpol_policy::reference::{RuleRef, isolating};
+
+use super::explain::{CountedRule, content_of};
+use crate::reconcile::Reconciler;
+
+/// Maximum number of rules with a counter, and of policies with counters.
+const MAX_COUNTED: usize = 10_000;
+
+/// Minimum time between two reviews of the rules with counters.
+const REVIEW_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A counter, and when it was increased last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hits {
+    /// The number of flows.
+    pub flows: u64,
+    /// The last one.
+    pub last: SystemTime,
+}
+
+#[derive(Debug)]
+struct RuleHits {
+    /// The content of the rule when it was counted.
+    content: u64,
+    hits: Hits,
+}
+
+/// All counters.
+#[derive(Debug)]
+pub struct HitCounters {
+    since: SystemTime,
+    rules: HashMap<RuleRef, RuleHits>,
+    other: u64,
+    denied: HashMap<PolicyKey, Hits>,
+    shadow: HashMap<PolicyKey, Hits>,
+    /// Policies that select pods of this node.
+    local: BTreeSet<PolicyKey>,
+    /// When `local` was set, and the version of the engine then.
+    reviewed: Option<(Instant, u64)>,
+}
+
+impl Default for HitCounters {
+    fn default() -> Self {
+        Self {
+            since: SystemTime::now(),
+            rules: HashMap::new(),
+            other: 0,
+            denied: HashMap::new(),
+            shadow: HashMap::new(),
+            local: BTreeSet::new(),
+            reviewed: None,
+        }
+    }
+}
+
+impl HitCounters {
+    /// Returns since when flows are counted.
+    pub fn since(&self) -> SystemTime {
+        self.since
+    }
+
+    /// Returns the number of allowed flows whose rule is not known or has no counter.
+    pub fn other(&self) -> u64 {
+        self.other
+    }
+
+    /// Counts flows that a rule allows. A rule with another content than before starts at 0.
+    pub(super) fn allowed(&mut self, rule: &CountedRule, flows: u64, at: SystemTime, cluster_state: &ClusterState) {
+        if !self.rules.contains_key(&rule.rule) && self.rules.len() >= MAX_COUNTED {
+            self.rules.retain(|rule, hits| content_of(cluster_state, rule) == Some(hits.content));
+            if self.rules.len() >= MAX_COUNTED {
+                self.other += flows;
+                return;
+            }
+        }
+        let new = || RuleHits { content: rule.content, hits: Hits { flows: 0, last: at } };
+        let counted = self.rules.entry(rule.rule.clone()).or_insert_with(new);
+        if counted.content != rule.content {
+            *counted = new();
+        }
+        counted.hits.flows += flows;
+        counted.hits.last = counted.hits.last.max(at);
+    }
+
+    /// Counts allowed flows without a known rule.
+    pub(super) fn allowed_by_unknown(&mut self, flows: u64) {
+        self.other += flows;
+    }
+
+    /// Counts a denied flow at each of the policies that isolate the pod.
+    pub(super) fn denied(&mut self, policies: &[PolicyKey], at: SystemTime, cluster_state: &ClusterState) {
+        count(&mut self.denied, policies, 1, at, cluster_state);
+    }
+
+    /// Counts flows that policies in shadow mode would deny, at each of these policies.
+    pub(super) fn shadow_denied(
+        &mut self,
+        policies: &[PolicyKey],
+        flows: u64,
+        at: SystemTime,
+        cluster_state: &ClusterState,
+    ) {
+        count(&mut self.shadow, policies, flows, at, cluster_state);
+    }
+
+    /// Returns the flows of a rule; `None` if there were none.
+    pub fn of_rule(&self, rule: &RuleRef, cluster_state: &ClusterState) -> Option<Hits> {
+        let counted = self.rules.get(rule)?;
+        (content_of(cluster_state, rule)? == counted.content).then_some(counted.hits)
+    }
+
+    /// Returns the rules with flows of the policies that select pods of this node, sorted.
+    pub fn local_rules(&self) -> Vec<(&RuleRef, Hits)> {
+        let local = self.rules.iter().filter(|(rule, _)| self.local.contains(&rule.policy));
+        let mut rules: Vec<_> = local.map(|(rule, counted)| (rule, counted.hits)).collect();
+        rules.sort_unstable_by_key(|(rule, _)| *rule);
+        rules
+    }
+
+    /// Finds out which policies select pods of this node, and removes counters of rules that do not exist any more. Most
+    /// calls return immediately.
+    pub(super) fn review<D: Dataplane>(&mut self, reconciler: &Reconciler<D>, now: Instant) {
+        let version = reconciler.engine_version();
+        let is_due = |(at, of): (Instant, u64)| of != version && now.saturating_duration_since(at) >= REVIEW_INTERVAL;
+        if !self.reviewed.is_none_or(is_due) {
+            return;
+        }
+        self.reviewed = Some((now, version));
+        let cluster_state = reconciler.engine().cluster_state();
+        let pods = reconciler.pod_endpoints().filter_map(|held| cluster_state.pods.get(held.pod.as_ref()?));
+        let isolating = pods.flat_map(|pod| Direction::BOTH.map(|direction| isolating(cluster_state, pod, direction)));
+        self.local = isolating.flatten().map(|policy| policy.key.clone()).collect();
+        self.rules.retain(|rule, counted| content_of(cluster_state, rule) == Some(counted.content));
+    }
+
+    /// Returns the denied flows of the pods that a policy isolates.
+    pub fn denied_of(&self, policy: &PolicyKey) -> Option<Hits> {
+        self.denied.get(policy).copied()
+    }
+
+    /// Returns the flows that a policy in shadow mode would deny, alone or with others.
+    pub fn shadow_denied_of(&self, policy: &PolicyKey) -> Option<Hits> {
+        self.shadow.get(policy).copied()
+    }
+}
+
+fn count(
+    counters: &mut HashMap<PolicyKey, Hits>,
+    policies: &[PolicyKey],
+    flows: u64,
+    at: SystemTime,
+    cluster_state: &ClusterState,
+) {
+    for policy in policies {
+        if !counters.contains_key(policy) && counters.len() >= MAX_COUNTED {
+            counters.retain(|policy, _| cluster_state.policies.contains_key(policy));
+            if counters.len() >= MAX_COUNTED {
+                return;
+            }
+        }
+        let hits = counters.entry(policy.clone()).or_insert(Hits { flows: 0, last: at });
+        hits.flows += flows;
+        hits.last = hits.last.max(at);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use netpol_common::Direction;
+    use netpol_policy::manifest;
+
+    use super::*;
+
+    fn cluster_state(port: u16) -> ClusterState {
+        let text = format!(
+            "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: web, namespace: shop}}, \
+             spec: {{podSelector: {{}}, ingress: [{{ports: [{{port: {port}}}]}}]}}}}"
+        );
+        ClusterState::from_objects(manifest::parse(&text, "f").objects.into_iter().map(|located| located.object))
+    }
+
+    fn rule(index: usize, cluster_state: &ClusterState) -> CountedRule {
+        let rule = RuleRef { policy: PolicyKey::new("shop", "web"), direction: Direction::Ingress, index };
+        CountedRule { content: content_of(cluster_state, &rule).unwrap_or_default(), rule }
+    }
+
+    #[test]
+    fn flows_are_counted_until_the_rule_changes() {
+        let (before, after) = (cluster_state(80), cluster_state(81));
+        let mut counters = HitCounters::default();
+        let at = SystemTime::UNIX_EPOCH;
+        counters.allowed(&rule(0, &before), 3, at + Duration::from_secs(1), &before);
+        counters.allowed(&rule(0, &before), 1, at, &before);
+        let of = |counters: &HitCounters, state| counters.of_rule(&rule(0, &before).rule, state).map(|hits| hits.flows);
+        assert_eq!(of(&counters, &before), Some(4));
+        assert_eq!(of(&counters, &after), None, "the rule has another port now");
+        counters.allowed(&rule(0, &after), 2, at, &after);
+        assert_eq!(of(&counters, &after), Some(2));
+    }
+
+    #[test]
+    fn the_number_of_counters_is_bounded_and_all_other_flows_are_counted_together() {
+        let state = cluster_state(80);
+        let mut counters = HitCounters::default();
+        let at = SystemTime::now();
+        for index in 0..MAX_COUNTED {
+            counters.allowed(&rule(index, &state), 1, at, &state);
+        }
+        assert_eq!((counters.rules.len(), counters.other()), (MAX_COUNTED, 0));
+        // Rules that do not exist make room.
+        counters.allowed(&rule(MAX_COUNTED, &state), 1, at, &state);
+        assert_eq!((counters.rules.len(), counters.other()), (2, 0));
+        for index in 0..2 * MAX_COUNTED {
+            counters.denied(&[PolicyKey::new("gone", index.to_string())], at, &state);
+            assert!(counters.denied.len() <= MAX_COUNTED);
+        }
+        assert_eq!(counters.denied_of(&PolicyKey::new("gone", "19999")).map(|hits| hits.flows), Some(1));
+    }
+}

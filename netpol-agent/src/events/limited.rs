@@ -1,0 +1,99 @@
+//! Counts the packets and flows of each pod that have no record, because of the limits.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant, SystemTime};
+
+use netpol_api::{FlowVerdict, RateLimitedRecord};
+use netpol_common::{Direction, EventKind, event_budget};
+use netpol_dataplane::Dataplane;
+use netpol_policy::model::PodKey;
+
+use super::describe::{flow_direction, header};
+use crate::reconcile::Reconciler;
+
+/// Interval of the summaries.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// Packets and flows without a record.
+#[derive(Debug)]
+pub(super) struct Limited {
+    /// The counters of the eBPF programs at the last summary, by budget.
+    counted: HashMap<u32, (PodKey, u64)>,
+    /// Packets and flows that the agent did not record since the last summary, by budget.
+    skipped: HashMap<u32, u64>,
+    skipped_events: u64,
+    summarized: Instant,
+}
+
+impl Default for Limited {
+    fn default() -> Self {
+        Self { counted: HashMap::new(), skipped: HashMap::new(), skipped_events: 0, summarized: Instant::now() }
+    }
+}
+
+impl Limited {
+    /// Counts an event that the agent does not record.
+    pub(super) fn skip(&mut self, budget: u32, count: u64) {
+        *self.skipped.entry(budget).or_default() += count;
+        self.skipped_events += 1;
+    }
+
+    /// Returns the number of events that the agent did not record.
+    pub(super) fn skipped(&self) -> u64 {
+        self.skipped_events
+    }
+
+    /// Returns the summaries that are due. `suppressed` returns a counter of the eBPF programs.
+    pub(super) fn due<D: Dataplane>(
+        &mut self,
+        now: Instant,
+        time: SystemTime,
+        reconciler: &Reconciler<D>,
+        suppressed: impl Fn(u32, Direction, EventKind) -> u64,
+    ) -> Vec<RateLimitedRecord> {
+        if now.saturating_duration_since(self.summarized) < INTERVAL {
+            return Vec::new();
+        }
+        self.summarized = now;
+        let mut counted = HashMap::new();
+        let mut summaries = Vec::new();
+        for held in reconciler.pod_endpoints() {
+            let Some(pod) = &held.pod else { continue };
+            for (direction, kind) in budgets() {
+                let budget = event_budget(held.endpoint.id, direction, kind);
+                let count = suppressed(held.endpoint.id, direction, kind);
+                // The ID or the counter may belong to another pod now.
+                let before = self.counted.get(&budget).filter(|(of, before)| of == pod && *before <= count);
+                let new = count - before.map_or(0, |(_, before)| *before) + self.skipped.remove(&budget).unwrap_or(0);
+                if new > 0 {
+                    summaries.push(RateLimitedRecord {
+                        header: header(time, reconciler.node()),
+                        verdict: verdict_of(kind),
+                        direction: flow_direction(direction),
+                        pod: pod.to_string(),
+                        suppressed: new,
+                    });
+                }
+                if count > 0 {
+                    counted.insert(budget, (pod.clone(), count));
+                }
+            }
+        }
+        self.counted = counted;
+        // The rest belongs to endpoints that are gone.
+        self.skipped.clear();
+        summaries
+    }
+}
+
+fn budgets() -> impl Iterator<Item = (Direction, EventKind)> {
+    EventKind::ALL.into_iter().flat_map(|kind| Direction::BOTH.map(|direction| (direction, kind)))
+}
+
+const fn verdict_of(kind: EventKind) -> FlowVerdict {
+    match kind {
+        EventKind::Denied => FlowVerdict::Denied,
+        EventKind::Allowed => FlowVerdict::Allowed,
+        EventKind::Shadow => FlowVerdict::Shadow,
+    }
+}

@@ -1,0 +1,109 @@
+//! The packet of an event, as policies evaluate it.
+
+use netpol_common::{Direction, FlowEvent, Reason, protocol};
+use netpol_policy::model::PodKey;
+use netpol_policy::reference::Packet;
+
+use super::describe::{address_of, direction};
+
+/// Returns the packet at its pod; `None` if policies did not decide its verdict.
+pub(super) fn of_event(event: &FlowEvent, pod: &PodKey) -> Option<Packet> {
+    let reason = Reason::from_code(event.reason).filter(|reason| is_by_policies(*reason))?;
+    let direction = direction(event);
+    let other = match direction {
+        Direction::Ingress => &event.source,
+        Direction::Egress => &event.destination,
+    };
+    let port = u16::from_be_bytes(event.destination_port);
+    Some(Packet {
+        pod: pod.clone(),
+        direction,
+        remote: address_of(event.family, other)?,
+        protocol: event.protocol,
+        port: if protocol::has_ports(event.protocol) { port } else { 0 },
+        from_node: direction == Direction::Ingress && reason == Reason::LocalNode,
+        is_hairpin: direction == Direction::Ingress && reason == Reason::Hairpin,
+        post_dnat: matches!(reason, Reason::BackendDenied | Reason::NotAllBackendsAllowed),
+    })
+}
+
+/// Returns whether the policies of the pod decided.
+const fn is_by_policies(reason: Reason) -> bool {
+    match reason {
+        Reason::NotIsolated
+        | Reason::Rule
+        | Reason::Service
+        | Reason::LocalNode
+        | Reason::Hairpin
+        | Reason::NoRule
+        | Reason::Revoked
+        | Reason::NoAllowedBackend
+        | Reason::BackendDenied
+        | Reason::NotAllBackendsAllowed => true,
+        Reason::Flow
+        | Reason::NeighborDiscovery
+        | Reason::IcmpError
+        | Reason::NotIp
+        | Reason::OrphanFragment
+        | Reason::FlowTableFull
+        | Reason::TablesIncomplete
+        | Reason::SourceEndpointGone
+        | Reason::UnknownPod
+        | Reason::NoEndpoint
+        | Reason::TunnelEndpoint
+        | Reason::SpoofedSource
+        | Reason::Malformed
+        | Reason::TooManyHeaders
+        | Reason::UnverifiedSource
+        | Reason::SpoofedNeighbor
+        | Reason::NeighborLimit
+        | Reason::OtherHost => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(direction: Direction, reason: Reason, protocol: u8) -> FlowEvent {
+        let address = |last| {
+            let mut address = [0; 16];
+            address[..4].copy_from_slice(&[10, 0, 0, last]);
+            address
+        };
+        FlowEvent {
+            direction: direction as u8,
+            reason: reason as u8,
+            family: 4,
+            protocol,
+            source: address(1),
+            destination: address(2),
+            source_port: [1, 0],
+            destination_port: [0, 80],
+            ..FlowEvent::default()
+        }
+    }
+
+    #[test]
+    fn the_remote_is_the_other_end() {
+        let pod = PodKey::new("shop", "web");
+        for (direction, last) in [(Direction::Ingress, 1), (Direction::Egress, 2)] {
+            let packet = of_event(&event(direction, Reason::NoRule, protocol::TCP), &pod).expect("no packet");
+            assert_eq!((packet.direction, packet.remote, packet.port), (direction, [10, 0, 0, last].into(), 80));
+        }
+        let icmp = of_event(&event(Direction::Ingress, Reason::Rule, protocol::ICMP), &pod).expect("no packet");
+        assert_eq!(icmp.port, 0, "ICMP has a type and a code instead of ports");
+    }
+
+    #[test]
+    fn reasons_without_policies_have_no_packet() {
+        let pod = PodKey::new("shop", "web");
+        for reason in [Reason::SpoofedSource, Reason::Malformed, Reason::TunnelEndpoint, Reason::FlowTableFull] {
+            assert_eq!(of_event(&event(Direction::Egress, reason, protocol::TCP), &pod), None, "{reason:?}");
+        }
+        let other_node = of_event(&event(Direction::Egress, Reason::NotAllBackendsAllowed, protocol::TCP), &pod);
+        assert!(other_node.is_some_and(|packet| packet.post_dnat));
+        let from_node = of_event(&event(Direction::Ingress, Reason::LocalNode, protocol::TCP), &pod);
+        assert!(from_node.is_some_and(|packet| packet.from_node && !packet.is_hairpin));
+    }
+}

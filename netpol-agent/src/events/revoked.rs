@@ -1,0 +1,107 @@
+//! Remembers which change revoked a flow: later changes of the same endpoint must not be named instead.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use netpol_api::RevokedBy;
+use netpol_common::FlowEvent;
+
+use super::describe::rfc3339;
+use crate::reconcile::BatchChange;
+
+/// Maximum number of revoked flows.
+const MAX_FLOWS: usize = 4096;
+/// A flow without an event for this time is forgotten.
+const FORGET: Duration = Duration::from_mins(5);
+
+/// The addresses, ports and protocol of a flow at an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct FlowId {
+    endpoint: u16,
+    direction: u8,
+    protocol: u8,
+    source: ([u8; 16], [u8; 2]),
+    destination: ([u8; 16], [u8; 2]),
+}
+
+/// Revoked flows, with the change and the time of the last event.
+#[derive(Debug, Default)]
+pub(super) struct RevokedFlows(HashMap<FlowId, (Arc<BatchChange>, Instant)>);
+
+impl RevokedFlows {
+    /// Returns the change that revoked the flow of an event. `last_change`: the change that changed its endpoint last.
+    pub(super) fn revoked_by(
+        &mut self,
+        event: &FlowEvent,
+        last_change: Option<&Arc<BatchChange>>,
+        now: Instant,
+    ) -> Option<RevokedBy> {
+        let id = FlowId {
+            endpoint: event.endpoint,
+            direction: event.direction,
+            protocol: event.protocol,
+            source: (event.source, event.source_port),
+            destination: (event.destination, event.destination_port),
+        };
+        if self.0.len() >= MAX_FLOWS && !self.0.contains_key(&id) {
+            self.0.retain(|_, (_, seen)| now.saturating_duration_since(*seen) < FORGET);
+            if self.0.len() >= MAX_FLOWS {
+                self.0.clear();
+            }
+        }
+        let known = self.0.get(&id).filter(|(_, seen)| now.saturating_duration_since(*seen) < FORGET);
+        let change = Arc::clone(known.map(|(change, _)| change).or(last_change)?);
+        self.0.insert(id, (Arc::clone(&change), now));
+        Some(RevokedBy {
+            objects: change.objects.clone(),
+            object_count: change.object_count,
+            generation: change.generation.0,
+            time: rfc3339(change.received),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use netpol_source::Generation;
+
+    use super::*;
+
+    fn change(number: u64) -> Arc<BatchChange> {
+        Arc::new(BatchChange {
+            generation: Generation(number),
+            received: SystemTime::now(),
+            objects: vec![format!("NetworkPolicy shop/p{number}")],
+            object_count: 1,
+        })
+    }
+
+    #[test]
+    fn a_flow_keeps_the_change_that_revoked_it() {
+        let mut flows = RevokedFlows::default();
+        let now = Instant::now();
+        let event = |port: u16| FlowEvent { endpoint: 1, source_port: port.to_be_bytes(), ..FlowEvent::default() };
+        let mut generation = |port, last, now| {
+            flows.revoked_by(&event(port), Some(&change(last)), now).map(|revoked| revoked.generation)
+        };
+        assert_eq!(generation(1, 5, now), Some(5));
+        assert_eq!(generation(1, 6, now), Some(5), "change 6 did not revoke it");
+        assert_eq!(generation(2, 6, now), Some(6));
+        assert_eq!(generation(1, 7, now + FORGET), Some(7));
+        assert_eq!(flows.revoked_by(&event(3), None, now), None);
+    }
+
+    #[test]
+    fn the_number_of_flows_is_bounded() {
+        let mut flows = RevokedFlows::default();
+        let (now, change) = (Instant::now(), change(1));
+        for port in 0..=u16::MAX {
+            let event = FlowEvent { source_port: port.to_be_bytes(), ..FlowEvent::default() };
+            assert!(flows.revoked_by(&event, Some(&change), now).is_some());
+            assert!(flows.0.len() <= MAX_FLOWS);
+        }
+    }
+}

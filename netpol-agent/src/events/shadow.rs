@@ -1,0 +1,295 @@
+//! Counts the flows that policies in shadow mode would deny, by policies, workloads and port.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use netpol_api::{FlowDirection, FlowEnd, FlowRecord, ShadowDenial, WorkloadEnd};
+use netpol_policy::model::PolicyKey;
+
+use super::describe::rfc3339;
+
+/// Maximum number of counters. All further flows are counted together.
+const MAX_COUNTERS: usize = 4096;
+/// Number of minutes for which each counter has the number of flows.
+const MINUTES: usize = 60;
+
+/// What flows of one counter have in common.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct ShadowKey {
+    policies: Vec<String>,
+    direction: FlowDirection,
+    from: WorkloadEnd,
+    to: WorkloadEnd,
+    protocol: String,
+    port: Option<u16>,
+    reason: String,
+}
+
+/// Flows in each of the last minutes.
+#[derive(Clone, Debug, Default)]
+struct FlowsByMinute {
+    /// The latest minute, since 1970.
+    latest: u64,
+    /// Flows in each minute, the latest last.
+    flows: Vec<u64>,
+}
+
+impl FlowsByMinute {
+    fn add(&mut self, at: SystemTime, flows: u64) {
+        let minute = minute_of(at);
+        if self.flows.is_empty() {
+            self.latest = minute;
+            self.flows.push(0);
+        }
+        while self.latest < minute {
+            // After an hour without flows, the older minutes are of no use.
+            if minute - self.latest > MINUTES as u64 {
+                self.flows.clear();
+                self.latest = minute - 1;
+            }
+            self.latest += 1;
+            self.flows.push(0);
+            if self.flows.len() > MINUTES {
+                self.flows.remove(0);
+            }
+        }
+        // An event may be older than the latest one.
+        let back = usize::try_from(self.latest - minute).unwrap_or(usize::MAX).min(self.flows.len() - 1);
+        let index = self.flows.len() - 1 - back;
+        self.flows[index] += flows;
+    }
+
+    /// Returns the flows since this time, in whole minutes.
+    fn since(&self, since: SystemTime) -> u64 {
+        let first = minute_of(since);
+        let minutes = (0..=self.latest).rev().zip(self.flows.iter().rev());
+        minutes.take_while(|(minute, _)| *minute >= first).map(|(_, flows)| flows).sum()
+    }
+}
+
+fn minute_of(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / 60
+}
+
+#[derive(Clone, Debug)]
+struct ShadowCounter {
+    flows: FlowsByMinute,
+    first: SystemTime,
+    last: SystemTime,
+}
+
+/// All counters.
+#[derive(Debug)]
+pub struct ShadowFlows {
+    since: SystemTime,
+    counters: HashMap<ShadowKey, ShadowCounter>,
+    other: FlowsByMinute,
+    /// Policies in shadow mode, and since when.
+    policies: BTreeMap<PolicyKey, SystemTime>,
+}
+
+impl Default for ShadowFlows {
+    fn default() -> Self {
+        Self {
+            since: SystemTime::now(),
+            counters: HashMap::new(),
+            other: FlowsByMinute::default(),
+            policies: BTreeMap::new(),
+        }
+    }
+}
+
+impl ShadowFlows {
+    /// Returns since when flows are counted.
+    pub fn since(&self) -> SystemTime {
+        self.since
+    }
+
+    /// Counts flows that would be denied.
+    pub(super) fn count(&mut self, record: &FlowRecord, flows: u64, at: SystemTime) {
+        let side = match record.direction {
+            FlowDirection::Ingress => &record.ingress,
+            FlowDirection::Egress => &record.egress,
+        };
+        let key = ShadowKey {
+            policies: side.as_ref().map(|side| side.policies.clone()).unwrap_or_default(),
+            direction: record.direction,
+            from: workload_end(&record.from),
+            to: workload_end(&record.to),
+            protocol: record.protocol.clone(),
+            port: record.port,
+            reason: record.reason.clone(),
+        };
+        if !self.counters.contains_key(&key) && self.counters.len() >= MAX_COUNTERS {
+            let limit = at.checked_sub(Duration::from_mins(MINUTES as u64)).unwrap_or(UNIX_EPOCH);
+            self.counters.retain(|_, counter| counter.last >= limit);
+            if self.counters.len() >= MAX_COUNTERS {
+                return self.count_other(flows, at);
+            }
+        }
+        let new = || ShadowCounter { flows: FlowsByMinute::default(), first: at, last: at };
+        let counter = self.counters.entry(key).or_insert_with(new);
+        counter.flows.add(at, flows);
+        counter.last = counter.last.max(at);
+    }
+
+    /// Counts flows that are not known in detail.
+    pub(super) fn count_other(&mut self, flows: u64, at: SystemTime) {
+        self.other.add(at, flows);
+    }
+
+    /// Returns the counters with flows since this time, those with the most flows first.
+    pub fn denials(&self, since: SystemTime) -> Vec<ShadowDenial> {
+        let counted = self.counters.iter().map(|(key, counter)| (key, counter, counter.flows.since(since)));
+        let mut counted: Vec<_> = counted.filter(|(_, _, flows)| *flows > 0).collect();
+        counted.sort_by(|(key, _, flows), (other, _, others)| others.cmp(flows).then_with(|| key.cmp(other)));
+        let denial = |(key, counter, flows): (&ShadowKey, &ShadowCounter, u64)| ShadowDenial {
+            policies: key.policies.clone(),
+            direction: key.direction,
+            from: key.from.clone(),
+            to: key.to.clone(),
+            protocol: key.protocol.clone(),
+            port: key.port,
+            reason: key.reason.clone(),
+            flows,
+            first: rfc3339(counter.first),
+            last: rfc3339(counter.last),
+        };
+        counted.into_iter().map(denial).collect()
+    }
+
+    /// Returns the flows since this time that are in no counter.
+    pub fn other(&self, since: SystemTime) -> u64 {
+        self.other.since(since)
+    }
+
+    /// Records which policies are in shadow mode now.
+    pub(super) fn set_policies(&mut self, policies: BTreeSet<PolicyKey>, now: SystemTime) {
+        self.policies.retain(|policy, _| policies.contains(policy));
+        for policy in policies {
+            self.policies.entry(policy).or_insert(now);
+        }
+    }
+
+    /// Returns the policies in shadow mode, and since when.
+    pub fn policies(&self) -> impl Iterator<Item = (&PolicyKey, SystemTime)> {
+        self.policies.iter().map(|(policy, since)| (policy, *since))
+    }
+
+    /// Returns since when a policy is in shadow mode; `None` if it is not.
+    pub fn since_of(&self, policy: &PolicyKey) -> Option<SystemTime> {
+        self.policies.get(policy).copied()
+    }
+}
+
+/// Returns the workload of an end; without one, its pod, node or address.
+fn workload_end(end: &FlowEnd) -> WorkloadEnd {
+    let services = end.services.clone();
+    if end.pod.is_some() {
+        let pod = if end.workload.is_none() { end.pod.clone() } else { None };
+        return WorkloadEnd {
+            namespace: end.namespace.clone(),
+            workload: end.workload.clone(),
+            pod,
+            services,
+            ..WorkloadEnd::default()
+        };
+    }
+    let address = end.address.filter(|_| end.node.is_none());
+    WorkloadEnd { node: end.node.clone(), address, services, ..WorkloadEnd::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use netpol_api::{FlowSide, FlowVerdict, Workload};
+
+    use super::super::describe::header;
+    use super::*;
+
+    /// A flow from a pod of Deployment shop/web to this port of Deployment shop/db, that shop/db would deny.
+    fn record(pod: &str, port: u16) -> FlowRecord {
+        let end = |name: &str, workload: &str| FlowEnd {
+            namespace: Some("shop".into()),
+            pod: Some(name.into()),
+            workload: Some(Workload { kind: "Deployment".into(), name: workload.into() }),
+            address: Some([10, 1, 0, 1].into()),
+            ..FlowEnd::default()
+        };
+        FlowRecord {
+            header: header(SystemTime::now(), "n1"),
+            verdict: FlowVerdict::Shadow,
+            direction: FlowDirection::Ingress,
+            reason: "no-rule".into(),
+            from: end(pod, "web"),
+            to: end("db-0", "db"),
+            protocol: "TCP".into(),
+            port: Some(port),
+            egress: None,
+            ingress: Some(FlowSide {
+                verdict: FlowVerdict::Shadow,
+                reason: "no-rule".into(),
+                policies: vec!["shop/db".into()],
+                rule: None,
+                nearest: None,
+                fix: None,
+            }),
+            unexplained: None,
+            revoked_by: None,
+            sender: None,
+            hints: Vec::new(),
+            suppressed: 0,
+            length: 60,
+        }
+    }
+
+    #[test]
+    fn flows_between_the_same_workloads_are_counted_together_by_time() {
+        let mut shadow = ShadowFlows::default();
+        let start = UNIX_EPOCH + Duration::from_hours(500_000);
+        let minute = |minutes: u64| start + Duration::from_mins(minutes);
+        shadow.count(&record("web-1", 5432), 2, minute(0));
+        shadow.count(&record("web-2", 5432), 3, minute(10));
+        shadow.count(&record("web-2", 5433), 1, minute(10));
+        shadow.count(&record("web-1", 5432), 4, minute(9));
+        let flows = |shadow: &ShadowFlows, since| {
+            shadow.denials(since).iter().map(|denial| (denial.port, denial.flows)).collect::<Vec<_>>()
+        };
+        assert_eq!(flows(&shadow, minute(0)), [(Some(5432), 9), (Some(5433), 1)]);
+        assert_eq!(flows(&shadow, minute(5)), [(Some(5432), 7), (Some(5433), 1)]);
+        assert_eq!(flows(&shadow, minute(10)), [(Some(5432), 3), (Some(5433), 1)]);
+        assert_eq!(flows(&shadow, minute(11)), []);
+        shadow.count(&record("web-1", 5433), 1, minute(65));
+        assert_eq!(flows(&shadow, minute(0)), [(Some(5432), 9), (Some(5433), 2)]);
+        shadow.count(&record("web-1", 5432), 1, minute(1000));
+        assert_eq!(flows(&shadow, minute(0))[1], (Some(5432), 1), "minutes of the day before are not kept");
+        let denial = &shadow.denials(minute(1000))[0];
+        assert_eq!(denial.from.workload.as_ref().map(|workload| workload.name.as_str()), Some("web"));
+        assert_eq!((denial.from.pod.as_ref(), denial.from.address), (None, None));
+    }
+
+    #[test]
+    fn the_number_of_counters_is_bounded() {
+        let mut shadow = ShadowFlows::default();
+        let now = SystemTime::now();
+        for port in 0..2 * MAX_COUNTERS {
+            shadow.count(&record("web-1", u16::try_from(port).expect("not a port")), 1, now);
+        }
+        let since = now.checked_sub(Duration::from_mins(5)).expect("the clock is before 1970");
+        assert_eq!(shadow.denials(since).len(), MAX_COUNTERS);
+        assert_eq!(shadow.other(since), MAX_COUNTERS as u64);
+        let later = now + Duration::from_hours(2);
+        shadow.count(&record("web-1", 60_000), 1, later);
+        assert_eq!(shadow.denials(since).len(), 1);
+    }
+
+    #[test]
+    fn a_policy_has_the_time_since_when_it_is_in_shadow_mode() {
+        let mut shadow = ShadowFlows::default();
+        let (policy, start) = (PolicyKey::new("shop", "web"), SystemTime::now());
+        shadow.set_policies([policy.clone()].into(), start);
+        shadow.set_policies([policy.clone()].into(), start + Duration::from_secs(5));
+        assert_eq!(shadow.since_of(&policy), Some(start));
+        shadow.set_policies(BTreeSet::new(), start);
+        assert_eq!(shadow.since_of(&policy), None);
+    }
+}

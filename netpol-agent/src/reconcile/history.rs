@@ -1,0 +1,197 @@
+//! The last batches of changes, and which of them changed each endpoint last: an event of a revoked flow names it.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use netpol_common::IfIndex;
+use netpol_policy::cluster_state::Event;
+use netpol_policy::model::ObjectKey;
+use netpol_source::{Batch, Generation};
+
+/// Number of batches that are kept.
+const BATCHES: usize = 256;
+/// Number of changed objects that are named.
+const NAMED: usize = 8;
+
+/// One or several batches that were compiled together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BatchChange {
+    /// The number of the batch; of several, the last.
+    pub generation: Generation,
+    /// When it was received.
+    pub received: SystemTime,
+    /// The first changed objects, such as `NetworkPolicy shop/web`: policies and namespaces first, because they have the
+    /// most effect.
+    pub objects: Vec<String>,
+    /// The number of changed objects.
+    pub object_count: usize,
+}
+
+/// A batch, and when it was enforced.
+#[derive(Clone, Debug)]
+pub struct BatchRecord {
+    /// What it changed.
+    pub change: Arc<BatchChange>,
+    /// When it was fully enforced.
+    pub enforced: Option<SystemTime>,
+}
+
+/// The history.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    /// The oldest first.
+    batches: VecDeque<BatchRecord>,
+    /// Number of batches at the end of `batches` that are not enforced yet.
+    unfinished: usize,
+    /// The change with the writes that are executed now.
+    current: Option<Arc<BatchChange>>,
+    by_endpoint: HashMap<IfIndex, Arc<BatchChange>>,
+}
+
+impl History {
+    /// Records that a batch was received. `start`: it contains all objects, and changes none.
+    pub(super) fn received(&mut self, batch: &Batch, start: bool) {
+        let (objects, object_count) = if start { (Vec::new(), 0) } else { names_of(&batch.events) };
+        let received = SystemTime::now().checked_sub(batch.received.elapsed()).unwrap_or_else(SystemTime::now);
+        let change = BatchChange { generation: batch.generation, received, objects, object_count };
+        if self.batches.len() == BATCHES {
+            self.batches.pop_front();
+        }
+        self.batches.push_back(BatchRecord { change: Arc::new(change), enforced: None });
+        self.unfinished = (self.unfinished + 1).min(self.batches.len());
+    }
+
+    /// Records that the writes of these batches are executed from now on.
+    pub(super) fn begin(&mut self, batches: &[(Generation, Instant)]) {
+        let of = |(generation, _): &(Generation, Instant)| {
+            self.batches.iter().rev().map(|batch| &batch.change).find(|change| change.generation == *generation)
+        };
+        let changes: Vec<&Arc<BatchChange>> = batches.iter().filter_map(of).collect();
+        self.current = match changes[..] {
+            [] => None,
+            [only] => Some(Arc::clone(only)),
+            [.., last] => {
+                let objects = changes.iter().flat_map(|change| change.objects.iter().cloned()).take(NAMED).collect();
+                let object_count = changes.iter().map(|change| change.object_count).sum();
+                Some(Arc::new(BatchChange { objects, object_count, ..(**last).clone() }))
+            }
+        };
+    }
+
+    /// Records that the current writes change an endpoint.
+    pub(super) fn changed(&mut self, ifindex: IfIndex) {
+        if let Some(current) = &self.current {
+            self.by_endpoint.insert(ifindex, Arc::clone(current));
+        }
+    }
+
+    /// Forgets an interface.
+    pub(super) fn removed(&mut self, ifindex: IfIndex) {
+        self.by_endpoint.remove(&ifindex);
+    }
+
+    /// Records that all batches up to this one are enforced.
+    pub(super) fn enforced(&mut self, generation: Generation) {
+        let first = self.batches.len() - self.unfinished;
+        for batch in self.batches.iter_mut().skip(first).take_while(|batch| batch.change.generation <= generation) {
+            batch.enforced = Some(SystemTime::now());
+            self.unfinished -= 1;
+        }
+    }
+
+    /// Returns the change that changed an endpoint last.
+    pub(super) fn of_endpoint(&self, ifindex: IfIndex) -> Option<&Arc<BatchChange>> {
+        self.by_endpoint.get(&ifindex)
+    }
+
+    /// Returns the last batches, the latest first.
+    pub(super) fn batches(&self) -> impl Iterator<Item = &BatchRecord> {
+        self.batches.iter().rev()
+    }
+}
+
+/// Returns the names of the first changed objects, and the number of all.
+fn names_of(events: &[Event]) -> (Vec<String>, usize) {
+    let mut changed: BTreeSet<(u8, ObjectKey, bool)> = BTreeSet::new();
+    for event in events {
+        match event {
+            Event::Apply(object) => drop(changed.insert((order(&object.key()), object.key(), false))),
+            Event::Delete(key) => drop(changed.insert((order(key), key.clone(), true))),
+            Event::Reset(objects) => {
+                changed.extend(objects.iter().map(|object| (order(&object.key()), object.key(), false)));
+            }
+            Event::LocalAddresses(_) => {}
+        }
+    }
+    let name = |(_, key, deleted): &(u8, ObjectKey, bool)| {
+        let deleted = if *deleted { " (deleted)" } else { "" };
+        format!("{key}{deleted}")
+    };
+    (changed.iter().take(NAMED).map(name).collect(), changed.len())
+}
+
+const fn order(key: &ObjectKey) -> u8 {
+    match key {
+        ObjectKey::Policy(_) => 0,
+        ObjectKey::Namespace(_) => 1,
+        ObjectKey::Pod(_) => 2,
+        ObjectKey::Service(_) => 3,
+        ObjectKey::Slice(_) => 4,
+        ObjectKey::Node(_) => 5,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netpol_policy::model::{PodKey, PolicyKey};
+
+    use super::*;
+
+    fn batch(number: u64, keys: Vec<ObjectKey>) -> Batch {
+        Batch {
+            generation: Generation(number),
+            events: keys.into_iter().map(Event::Delete).collect(),
+            after_resync: false,
+            received: Instant::now(),
+        }
+    }
+
+    #[test]
+    fn an_endpoint_has_the_last_change_with_policies_first() {
+        let mut history = History::default();
+        history.received(&batch(1, Vec::new()), true);
+        let pods = (0..20).map(|number| ObjectKey::Pod(PodKey::new("shop", format!("web-{number:02}"))));
+        let policy = ObjectKey::Policy(PolicyKey::new("shop", "web"));
+        history.received(&batch(2, pods.chain([policy]).collect()), false);
+        history.received(&batch(3, vec![ObjectKey::Namespace("bank".into())]), false);
+        let now = Instant::now();
+        history.begin(&[(Generation(2), now)]);
+        history.changed(IfIndex(7));
+        history.begin(&[(Generation(3), now)]);
+        history.changed(IfIndex(8));
+        let change = history.of_endpoint(IfIndex(7)).expect("no change");
+        assert_eq!((change.generation, change.object_count, change.objects.len()), (Generation(2), 21, NAMED));
+        assert_eq!(change.objects[..2], ["NetworkPolicy shop/web (deleted)", "Pod shop/web-00 (deleted)"]);
+        history.begin(&[(Generation(2), now), (Generation(3), now)]);
+        history.changed(IfIndex(7));
+        let change = history.of_endpoint(IfIndex(7)).expect("no change");
+        assert_eq!((change.generation, change.object_count), (Generation(3), 22));
+        history.removed(IfIndex(8));
+        assert_eq!(history.of_endpoint(IfIndex(8)), None);
+    }
+
+    #[test]
+    fn batches_are_bounded_and_marked_when_they_are_enforced() {
+        let mut history = History::default();
+        let limit = BATCHES as u64;
+        for number in 1..=limit + 10 {
+            history.received(&batch(number, Vec::new()), number == 1);
+        }
+        history.enforced(Generation(limit));
+        let enforced = history.batches().filter(|batch| batch.enforced.is_some()).count();
+        assert_eq!((history.batches().count(), enforced), (BATCHES, BATCHES - 10));
+        let latest = history.batches().next().expect("no batch");
+        assert_eq!((latest.change.generation, latest.enforced), (Generation(limit + 10), None));
+    }
+}

@@ -1,0 +1,49 @@
+//! The verdict of a connection on a node.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{FlowDirection, FlowVerdict};
+
+/// The verdict of a connection according to the objects that the agent knows, and according to the tables of its node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainResponse {
+    /// The node of the agent.
+    pub node: String,
+    /// The last batch of changes that is fully enforced.
+    pub generation: u64,
+    /// The last batch of changes that was received.
+    pub generation_received: u64,
+    /// The explanation, evaluated from the objects: the same JSON as that of `netpol explain -o json`.
+    pub explanation: serde_json::Value,
+    /// The verdicts of the node's tables, for each end that is a pod of this node, and each address family.
+    pub tables: Vec<TableVerdict>,
+    /// Whether a verdict of the tables differs from that of the objects. If `generation` is lower than
+    /// `generationReceived`, changes are being enforced.
+    pub differs: bool,
+}
+
+/// The verdict of the tables of a node, for one end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TableVerdict {
+    /// The pod of this node, `namespace/name`.
+    pub pod: String,
+    /// `egress` if the pod is the source.
+    pub direction: FlowDirection,
+    /// The other end's address.
+    pub remote: IpAddr,
+    /// The destination port, after translation if `backend` is set.
+    pub port: u16,
+    /// Whether `remote` is a backend of the Service that is the destination.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub backend: bool,
+    /// The verdict of the tables.
+    pub verdict: FlowVerdict,
+    /// Its reason, see docs/reasons.md.
+    pub reason: String,
+    /// The verdict of the objects, for the same packet.
+    pub expected: FlowVerdict,
+}

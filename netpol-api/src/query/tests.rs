@@ -1,0 +1,134 @@
+use super::*;
+use crate::{FlowDirection, FlowRule, RECORD_SCHEMA, RateLimitedRecord, RecordHeader};
+
+fn header() -> RecordHeader {
+    RecordHeader { schema: RECORD_SCHEMA.into(), time: "2026-01-01T00:00:00.000Z".into(), node: "n1".into() }
+}
+
+fn pod(namespace: &str, name: &str, address: [u8; 4]) -> FlowEnd {
+    FlowEnd {
+        namespace: Some(namespace.into()),
+        pod: Some(name.into()),
+        address: Some(address.into()),
+        ..FlowEnd::default()
+    }
+}
+
+/// A denied DNS query from shop/web to 10.0.0.10, which shop/web-policy isolates.
+fn query_denied() -> FlowRecord {
+    FlowRecord {
+        header: header(),
+        verdict: FlowVerdict::Denied,
+        direction: FlowDirection::Egress,
+        reason: "no-rule".into(),
+        from: pod("shop", "web", [10, 1, 0, 1]),
+        to: FlowEnd { address: Some([10, 0, 0, 10].into()), ..FlowEnd::default() },
+        protocol: "UDP".into(),
+        port: Some(53),
+        egress: Some(FlowSide {
+            verdict: FlowVerdict::Denied,
+            reason: "no-rule".into(),
+            policies: vec!["shop/web-policy".into()],
+            rule: None,
+            nearest: Some(FlowRule {
+                policy: "shop/web-policy".into(),
+                path: "spec.egress[0]".into(),
+                unmet_conditions: Vec::new(),
+            }),
+            fix: None,
+        }),
+        ingress: None,
+        unexplained: None,
+        revoked_by: None,
+        sender: None,
+        hints: Vec::new(),
+        suppressed: 0,
+        length: 60,
+    }
+}
+
+#[test]
+fn each_parameter_selects_records() {
+    let record = Record::Flow(Box::new(query_denied()));
+    for (query, matches) in [
+        ("", true),
+        ("follow=true&since=5m&last=100&labels=true", true),
+        ("verdict=denied", true),
+        ("verdict=allowed,denied", true),
+        ("verdict=allowed&verdict=shadow", false),
+        ("from=shop/web", true),
+        ("from=shop%2Fweb", true),
+        ("from=shop/*", true),
+        ("from=shop/db", false),
+        ("from=10.1.0.0/16", true),
+        ("from=10.1.0.2", false),
+        ("to=10.0.0.10", true),
+        ("to=fd00::/8", false),
+        ("to=shop/web", false),
+        ("port=53", true),
+        ("port=53/udp", true),
+        ("port=53/TCP", false),
+        ("policy=shop/web-policy", true),
+        ("policy=shop/other", false),
+        ("namespace=shop", true),
+        ("namespace=bank", false),
+        ("namespace=shop&verdict=denied&port=54", false),
+    ] {
+        let parsed = FlowQuery::parse(query).expect(query);
+        assert_eq!(parsed.matches(&record), matches, "{query}");
+        assert_eq!(FlowQuery::parse(&parsed.to_query()), Ok(parsed), "{query}");
+    }
+}
+
+#[test]
+fn a_spoofed_packet_is_found_by_its_sender() {
+    let mut spoofed = query_denied();
+    spoofed.from = FlowEnd { address: Some([192, 0, 2, 1].into()), ..FlowEnd::default() };
+    spoofed.sender = Some("bad/flood".into());
+    let record = Record::Flow(Box::new(spoofed));
+    for (query, matches) in [("from=bad/flood", true), ("namespace=bad", true), ("from=shop/web", false)] {
+        assert_eq!(FlowQuery::parse(query).expect(query).matches(&record), matches, "{query}");
+    }
+}
+
+#[test]
+fn summaries_match_by_namespace_and_verdict() {
+    let record = Record::RateLimited(RateLimitedRecord {
+        header: header(),
+        verdict: FlowVerdict::Denied,
+        direction: FlowDirection::Egress,
+        pod: "shop/web".into(),
+        suppressed: 5,
+    });
+    for (query, matches) in [
+        ("", true),
+        ("namespace=shop", true),
+        ("namespace=bank", false),
+        ("verdict=allowed", false),
+        ("port=53", false),
+    ] {
+        assert_eq!(FlowQuery::parse(query).expect(query).matches(&record), matches, "{query}");
+    }
+}
+
+#[test]
+fn an_invalid_query_is_an_error_with_the_accepted_values() {
+    for (query, part) in [
+        ("watch=true", "use follow, since, last"),
+        ("follow=maybe", "true or false"),
+        ("since=5", "500ms"),
+        ("since=2h", "maximum is 1h"),
+        ("last=many", "number of records"),
+        ("verdict=deny", "allowed, denied or shadow"),
+        ("from=web", "NAMESPACE/POD, NAMESPACE/*, an address or a CIDR"),
+        ("to=a/b/c", "NAMESPACE/POD"),
+        ("port=http", "53/UDP"),
+        ("port=53/ICMP", "53/UDP"),
+        ("policy=web", "NAMESPACE/NAME"),
+        ("namespace=A", "name of a namespace"),
+        ("from=%zz", "percent-encoded"),
+    ] {
+        let error = FlowQuery::parse(query).expect_err(query);
+        assert!(error.contains(part), "{query}: {error}");
+    }
+}

@@ -1,0 +1,176 @@
+//! Resources of a node that the agent lists: pods, policies, generations, conflicts and maps.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Directions, FlowDirection, PartialPolicy, Workload};
+
+/// The resources of one kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct List<T> {
+    /// The node of the agent.
+    pub node: String,
+    /// The last batch of changes that is fully enforced.
+    pub generation: u64,
+    /// The resources.
+    pub items: Vec<T>,
+}
+
+/// A pod of this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodStatus {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The object that controls the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<Workload>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Whether the pod uses the node's network: policies do not apply to it.
+    pub host_network: bool,
+    /// The pod's interface on the node, if it was found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// Whether the current policies are enforced.
+    pub enforced: bool,
+    /// Why the current policies are not enforced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The policies that isolate the pod.
+    pub policies: Directions,
+    /// The policies that would isolate the pod if those in shadow mode were enforced, in the directions in which such a
+    /// policy applies.
+    pub shadow_policies: Directions,
+}
+
+/// What a policy does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PolicyMode {
+    /// Its verdicts are enforced.
+    #[default]
+    Enforce,
+    /// Its verdicts are only recorded.
+    Shadow,
+}
+
+/// The policies of the cluster, as this node sees them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyList {
+    /// The node of the agent.
+    pub node: String,
+    /// The last batch of changes that is fully enforced.
+    pub generation: u64,
+    /// Since when flows are counted: the start of the agent. RFC 3339, UTC.
+    pub counted_since: String,
+    /// Whether allowed flows are counted. If not, the `flows` of rules are 0.
+    pub counts_allowed_flows: bool,
+    /// Allowed flows of rules that have no counter of their own, because there are too many.
+    pub other_flows: u64,
+    /// The policies.
+    pub items: Vec<PolicyStatus>,
+}
+
+/// A policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyStatus {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Whether the policy is enforced.
+    pub mode: PolicyMode,
+    /// Until when the policy is not enforced, although its mode is `enforce`: enforcement of its namespace or of the
+    /// cluster is suspended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended_until: Option<String>,
+    /// The directions in which it isolates pods.
+    pub directions: Vec<FlowDirection>,
+    /// The pods of this node that it selects, `namespace/name`.
+    pub pods: Vec<String>,
+    /// Its rules, first those for ingress.
+    pub rules: Vec<RuleStatus>,
+    /// Flows to or from pods of this node that this policy did not allow, and no other one either.
+    pub denied_flows: u64,
+    /// The last of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_denied: Option<String>,
+    /// Allowed flows that policies in shadow mode would deny. Counted at each policy in shadow mode that isolates the pod.
+    pub shadow_denied_flows: u64,
+    /// Invalid or unsupported parts, each as `field: message`.
+    pub diagnostics: Vec<String>,
+    /// Parts that are not enforced, because the memory for policies is used up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partial: Option<PartialPolicy>,
+}
+
+/// A rule of a policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuleStatus {
+    /// Its path in the policy, such as `spec.ingress[0]`.
+    pub path: String,
+    /// The direction of the flows that it allows.
+    pub direction: FlowDirection,
+    /// Flows of pods of this node that it allowed.
+    pub flows: u64,
+    /// The last of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_flow: Option<String>,
+}
+
+/// A batch of changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GenerationStatus {
+    /// Its number.
+    pub generation: u64,
+    /// When the agent received it: RFC 3339, UTC.
+    pub received: String,
+    /// When it was fully enforced; `None` if it is not yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enforced: Option<String>,
+    /// The first changed objects, such as `NetworkPolicy shop/web`. Empty for the first batch, which has all objects.
+    pub objects: Vec<String>,
+    /// The number of changed objects.
+    pub object_count: usize,
+}
+
+/// Software or a setting on this node that conflicts with netpol.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConflictStatus {
+    /// `program`, `chains` or `cni`, as in the metric `netpol_conflicts`.
+    pub kind: String,
+    /// What conflicts.
+    pub name: String,
+    /// Where it was found.
+    pub location: String,
+    /// What it does, and what to do about it.
+    pub advice: String,
+}
+
+/// A BPF map.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MapStatus {
+    /// Its name.
+    pub name: String,
+    /// The number of entries that it should have; `None` if the eBPF programs write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entries: Option<u64>,
+    /// The maximum number of entries.
+    pub capacity: u64,
+    /// Writes that failed because the map was full.
+    pub full: u64,
+}

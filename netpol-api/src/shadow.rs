@@ -1,0 +1,90 @@
+//! What policies in shadow mode would have denied.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{FlowDirection, Workload};
+
+/// Would-be denials on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShadowReport {
+    /// The node of the agent.
+    pub node: String,
+    /// The last batch of changes that is fully enforced.
+    pub generation: u64,
+    /// The start of the reported time: RFC 3339, UTC.
+    pub since: String,
+    /// Since when the agent counts would-be denials. If it is later than `since`, the report is not complete.
+    pub collected_since: String,
+    /// Whether nothing is enforced on this node (`--observe`). Then every policy counts as one in shadow mode.
+    pub observe: bool,
+    /// Policies in shadow mode that select pods of this node.
+    pub policies: Vec<ShadowPolicy>,
+    /// Would-be denials that are not in `items`, because there are too many different ones.
+    pub other_flows: u64,
+    /// Would-be denials. A flow that several policies in shadow mode isolate is in `items` once, with all of them.
+    pub items: Vec<ShadowDenial>,
+}
+
+/// A policy in shadow mode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShadowPolicy {
+    /// The policy, `namespace/name`.
+    pub policy: String,
+    /// The number of pods of this node that it selects.
+    pub pods: usize,
+    /// Since when the agent knows the policy in shadow mode.
+    pub since: String,
+}
+
+/// Flows that policies in shadow mode would deny, between two workloads, to one port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShadowDenial {
+    /// The policies that would isolate the pod, `namespace/name`, including those in shadow mode.
+    pub policies: Vec<String>,
+    /// `ingress`: they select the receiver; `egress`: the sender.
+    pub direction: FlowDirection,
+    /// The source.
+    pub from: WorkloadEnd,
+    /// The destination.
+    pub to: WorkloadEnd,
+    /// `TCP`, `UDP`, `SCTP`, `ICMP`, `ICMPv6`, or a number.
+    pub protocol: String,
+    /// The destination port, if the protocol has ports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// The reason with which the flows would be denied.
+    pub reason: String,
+    /// The number of flows in the reported time, rounded to whole minutes.
+    pub flows: u64,
+    /// The first of them since `collectedSince`.
+    pub first: String,
+    /// The last of them.
+    pub last: String,
+}
+
+/// One end of an aggregated flow: a workload, a pod without one, or an address.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadEnd {
+    /// The namespace of a workload or pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// The workload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<Workload>,
+    /// The pod, if no object controls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// The node with this address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// The address, if it is neither a pod's nor a node's. For a Service, its address before translation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<std::net::IpAddr>,
+    /// The Services with this address and port, as `namespace/name`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<String>,
+}
