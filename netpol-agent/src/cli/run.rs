@@ -199,7 +199,7 @@ async fn enforce(
     let old = kernel.snapshot()?;
     let ring = kernel.events()?;
     let mut meter = Meter::new(kernel.counters()?, feed.state.clone());
-    meter.exporters = exporters;
+    meter.exporters = exporters.clone();
     match conflicts::start(kernel.foreign(), args.cni_config.clone()) {
         Ok(conflicts) => meter.conflicts = conflicts,
         Err(error) => tracing::error!(%error, "cannot start the thread that detects conflicts; check the pids limit"),
@@ -217,7 +217,8 @@ async fn enforce(
     reconciler.interfaces_listed_at(listed_at);
     let reporter = Reporter::new(Lines::to(std::io::stdout()), flows)
         .with_modes(args.record_flows == RecordFlows::All, args.observe)
-        .with_kube_events(sink);
+        .with_kube_events(sink)
+        .with_exporters(exporters);
     let inputs = Inputs {
         source: feed.batches,
         monitor,

@@ -125,7 +125,7 @@ fn log_record(record: Value, observed: SystemTime) -> LogRecord {
     let text = |field: &str| record.get(field).and_then(Value::as_str).unwrap_or_default();
     let observed = observed.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
     let time = text("time").parse::<jiff::Timestamp>().map_or(observed, |time| time.as_nanosecond().unsigned_abs());
-    let is_denied = text("verdict") == "denied" || text("type") == "rateLimited";
+    let is_denied = text("verdict") == "denied";
     let (severity_number, severity_text) = if is_denied { WARN } else { INFO };
     let attribute = |(key, pointer): &(&str, &str)| {
         let value = any_value(record.pointer(pointer)?.clone())?;
