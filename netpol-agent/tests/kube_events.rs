@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use netpol_agent::events::kubernetes::{self, DropReason, EventCounters, Handle, Sink};
 use netpol_agent::events::{FlowBuffer, Lines, Reporter};
 use netpol_agent::reconcile::{Options, Reconciler};
+use netpol_api::FlowVerdict;
 use netpol_apiserver::{ApiServer, Effect, Fault, Network, Options as ServerOptions, Resource, Rules, Verb};
 use netpol_common::{Direction, FlowEvent, IfIndex, Reason, protocol};
 use netpol_dataplane::Memory;
@@ -342,5 +343,9 @@ fn a_deleted_pod_gets_no_event() {
     pipeline.deny([10, 0, 1, 2], 5432, 0);
     pipeline.wait_until("a dropped Event", || pipeline.numbers().dropped(DropReason::Deleted) == 1);
     assert!(pipeline.server.events().is_empty());
-    assert_eq!(pipeline.reporter.as_ref().map(Reporter::reported), Some(1), "the packet is reported as a JSON line");
+    assert_eq!(
+        pipeline.reporter.as_ref().map(|reporter| reporter.events(FlowVerdict::Denied)),
+        Some(1),
+        "the packet is reported as a JSON line"
+    );
 }

@@ -113,6 +113,7 @@ impl Dataplane for Recorder {
 
 fn expected_verdicts(cluster_state: &ClusterState, local_pods: &LocalPods, probes: &[Probe]) -> Verdicts {
     let mut engine = Engine::new(NodeScope::Node("node-1".into()), FirstIds::default());
+    engine.apply(Event::Clock(cluster_state.clock));
     engine.apply(Event::LocalAddresses(cluster_state.local_addresses.clone()));
     engine.apply(Event::Reset(cluster_state.objects().collect()));
     let verdicts = |pod: &PodKey| -> Vec<bool> {
@@ -164,7 +165,7 @@ fn differences(cluster_state: &ClusterState, events: Vec<Event>) -> Vec<Event> {
             Event::Apply(object) => {
                 latest.insert(object.key(), Event::Apply(object));
             }
-            Event::Delete(ObjectKey::Pod(_)) | Event::Reset(_) | Event::LocalAddresses(_) => {}
+            Event::Delete(ObjectKey::Pod(_)) | Event::Reset(_) | Event::LocalAddresses(_) | Event::Clock(_) => {}
             Event::Delete(ref key) => {
                 if cluster_state.contains(key) {
                     latest.insert(key.clone(), event);

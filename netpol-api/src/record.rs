@@ -111,8 +111,8 @@ pub struct FlowRecord {
     /// The destination port, if the protocol has ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// The evaluation of the sender's policies. `None` if the sender is not a pod, or if it was not evaluated, see
-    /// `unexplained`.
+    /// The evaluation of the sender's policies. `None` if the sender is not a pod, or if only the other end was evaluated,
+    /// see `unexplained`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<FlowSide>,
     /// The evaluation of the receiver's policies.
@@ -172,7 +172,8 @@ pub struct FlowEnd {
     /// The Services that may have selected this backend.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub via_services: Vec<String>,
-    /// For an address that is neither a pod's nor a node's: the `ipBlock` peers of the pod's policies that cover it.
+    /// For an address that is neither a pod's nor a node's: the `ipBlock` peers of the pod's policies that contain it, such
+    /// as `10.0.0.0/8 (shop/web spec.egress[0].to[1])`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blocks: Vec<String>,
 }

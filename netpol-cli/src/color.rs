@@ -9,6 +9,7 @@ use netpol_policy::model::Severity;
 const RED: u8 = 31;
 const GREEN: u8 = 32;
 const YELLOW: u8 = 33;
+const CYAN: u8 = 36;
 
 /// Whether to color standard output.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +37,7 @@ impl ColorMode {
     /// Colors the name of a severity.
     pub(crate) fn severity(self, severity: Severity) -> String {
         let color = match severity {
+            Severity::Info => CYAN,
             Severity::Warning => YELLOW,
             Severity::Error => RED,
         };

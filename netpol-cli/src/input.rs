@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use netpol_files::{is_manifest, read_any, read_regular, read_stream};
 use netpol_policy::manifest::{self, Located, ManifestError, Parsed, SkipReason, Unevaluated};
@@ -120,7 +121,7 @@ impl Input {
 
     /// Returns the cluster that the manifests describe.
     pub(crate) fn cluster(&self, options: &InputOptions) -> OfflineCluster {
-        OfflineCluster::new(&self.parsed, &options.pod_cidrs)
+        OfflineCluster::new(&self.parsed, &options.pod_cidrs).at(SystemTime::now().into())
     }
 
     /// Returns an object and its position in the input; the last one if there are several.

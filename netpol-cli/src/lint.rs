@@ -48,7 +48,7 @@ pub(crate) fn run(options: &LintOptions, out: &mut impl Write) -> Result<Exit> {
         let key = ObjectKey::Policy(finding.policy.clone());
         let Some(located) = input.locate(&key) else { continue };
         let error = ManifestError {
-            severity: Severity::Warning,
+            severity: finding.severity,
             file: located.file.clone(),
             line: located.line,
             document: located.document,

@@ -185,6 +185,7 @@ impl Tables {
 
     fn new(cluster_state: &ClusterState) -> Self {
         let mut engine = Engine::new(NodeScope::All, FirstIds::default());
+        engine.apply(Event::Clock(cluster_state.clock));
         engine.apply(Event::LocalAddresses(cluster_state.local_addresses.clone()));
         engine.apply(Event::Reset(cluster_state.objects().collect()));
         Self { engine }

@@ -145,6 +145,7 @@ fn pods() -> Vec<Object> {
                 .map(|i| NamedPort { name: name_of(i), protocol: Protocol::Tcp, port: number(i) })
                 .collect(),
             uid: None,
+            workload: None,
             host_ports: None,
         })
     };
@@ -163,6 +164,7 @@ fn policies(count: usize, rule: impl FnOnce(usize) -> Rule + Clone) -> Vec<Polic
         ingress: Some(vec![rule.clone()(i)]),
         egress: None,
         diagnostics: Vec::new(),
+        mode: None,
     };
     (0..count).map(policy).collect()
 }

@@ -1,6 +1,8 @@
-//! The latest version of each object, by key. Four events change it: apply, delete, reset and local addresses.
+//! The latest version of each object, by key. Five events change it: apply, delete, reset, local
+//! addresses and clock.
 
 mod frontends;
+mod modes;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -9,11 +11,12 @@ use std::sync::Arc;
 
 use frontends::Frontends;
 pub use frontends::Owner;
+pub use modes::{AGENT_NAMESPACE, EffectiveModes, MAX_SUSPENSION_SECONDS};
 
 use crate::index::Index;
 use crate::model::{
     EndpointSlice, Labels, NAMESPACE_NAME_LABEL, Namespace, NamespaceName, Node, Object, ObjectKey, Pod, PodKey,
-    Policy, PolicyKey, Service, ServiceKey, SliceKey,
+    Policy, PolicyKey, Service, ServiceKey, SliceKey, Timestamp,
 };
 
 /// A change of the cluster state.
@@ -27,6 +30,8 @@ pub enum Event {
     Reset(Vec<Object>),
     /// The complete list of addresses of the local node, including bridge gateways, as the kernel reports them.
     LocalAddresses(Vec<IpAddr>),
+    /// The time, from which suspensions of enforcement follow. An earlier time than before is used, too.
+    Clock(Timestamp),
 }
 
 /// The objects as they are now.
@@ -49,6 +54,10 @@ pub struct ClusterState {
     pub slices: BTreeMap<SliceKey, EndpointSlice>,
     /// Addresses of the local node, sorted. Empty offline, where no address is the local node's.
     pub local_addresses: Vec<IpAddr>,
+    /// The time, as of the last [`Event::Clock`].
+    pub clock: Timestamp,
+    /// `None`: [`AGENT_NAMESPACE`].
+    agent_namespace: Option<NamespaceName>,
     /// The pods that list each address, without finished and host-network pods.
     claims: Index<IpAddr, PodKey>,
     frontends: Frontends,
@@ -70,14 +79,17 @@ impl ClusterState {
             Event::Apply(object) => self.put(object),
             Event::Delete(key) => self.remove(&key),
             Event::Reset(objects) => {
-                let local_addresses = std::mem::take(&mut self.local_addresses);
-                *self = Self { local_addresses, ..Self::from_objects(objects) };
+                let (local_addresses, agent_namespace) =
+                    (std::mem::take(&mut self.local_addresses), self.agent_namespace.take());
+                let clock = self.clock;
+                *self = Self { local_addresses, clock, agent_namespace, ..Self::from_objects(objects) };
             }
             Event::LocalAddresses(mut addresses) => {
                 addresses.sort_unstable();
                 addresses.dedup();
                 self.local_addresses = addresses;
             }
+            Event::Clock(time) => self.clock = time,
         }
     }
 
@@ -251,6 +263,7 @@ mod tests {
             addresses: vec![IpAddr::from([10, 0, 0, address])],
             ports: Vec::new(),
             uid: None,
+            workload: None,
             host_ports: None,
         })
     }

@@ -4,13 +4,13 @@
 
 use std::collections::BTreeMap;
 
-use netpol_common::{Reason, RuleSetId};
+use netpol_common::{Evaluation, Reason, RuleSetId};
 use netpol_policy::cluster_state::{ClusterState, Event, Owner};
 use netpol_policy::compile::{Engine, FirstIds, NodeScope};
-use netpol_policy::model::PodKey;
-use netpol_policy::reference::evaluate;
+use netpol_policy::model::{Object, ObjectKey, PodKey};
+use netpol_policy::reference::{self, Packet, evaluate, evaluate_shadow};
 use netpol_policy::tables::{Change, EndpointPolicy, Tables};
-use netpol_policy::testing::{Probe, event, expected, is_among_backends, probes};
+use netpol_policy::testing::{Probe, event, expected, expected_shadow, is_among_backends, probes};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
@@ -23,14 +23,20 @@ fn scope() -> NodeScope {
     NodeScope::Node("node-1".into())
 }
 
-/// The verdict on each probe, and whether it is evaluated post-DNAT, too.
-type Verdicts = BTreeMap<PodKey, Vec<(Reason, bool)>>;
+/// A verdict, and whether the packet is evaluated post-DNAT, too.
+type Verdict = (Reason, bool);
+
+/// The verdict on each probe by the policies that are enforced, and the one with policies in shadow mode.
+type Verdicts = BTreeMap<PodKey, Vec<(Verdict, Option<Verdict>)>>;
 
 fn of_tables(tables: &Tables, cluster_state: &ClusterState, probes: &[Probe]) -> Verdicts {
     let verdicts = |(pod, policy): (&PodKey, EndpointPolicy)| {
         let own = cluster_state.pods.get(pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
-        let evaluations = probes.iter().map(|probe| tables.evaluate(policy, own, &probe.at(pod)));
-        (pod.clone(), evaluations.map(|evaluation| (evaluation.reason, evaluation.recheck)).collect())
+        let found = |evaluation: Evaluation| (evaluation.reason, evaluation.recheck);
+        let both = |packet: &Packet| {
+            (found(tables.evaluate(policy, own, packet)), tables.evaluate_shadow(policy, own, packet).map(found))
+        };
+        (pod.clone(), probes.iter().map(|probe| both(&probe.at(pod))).collect())
     };
     tables.endpoints().map(verdicts).collect()
 }
@@ -38,8 +44,11 @@ fn of_tables(tables: &Tables, cluster_state: &ClusterState, probes: &[Probe]) ->
 fn of_reference(cluster_state: &ClusterState, probes: &[Probe]) -> Verdicts {
     let local = cluster_state.pods.values().filter(|pod| pod.is_selectable() && pod.node.as_deref() == Some("node-1"));
     let verdicts = |pod: &PodKey| {
-        let evaluations = probes.iter().map(|probe| evaluate(cluster_state, &probe.at(pod)));
-        evaluations.map(|evaluation| (evaluation.reason, evaluation.recheck)).collect()
+        let found = |evaluation: reference::Evaluation| (evaluation.reason, evaluation.recheck);
+        let both = |packet: &Packet| {
+            (found(evaluate(cluster_state, packet)), evaluate_shadow(cluster_state, packet).map(found))
+        };
+        probes.iter().map(|probe| both(&probe.at(pod))).collect()
     };
     local.map(|pod| (pod.key.clone(), verdicts(&pod.key))).collect()
 }
@@ -49,7 +58,9 @@ fn assert_same(tables: &Tables, cluster_state: &ClusterState, probes: &[Probe]) 
     prop_assert_eq!(found.keys().collect::<Vec<_>>(), local.keys().collect::<Vec<_>>());
     for (pod, verdicts) in &found {
         for (probe, found) in probes.iter().zip(verdicts) {
-            let expected = expected(cluster_state, tables, &probe.at(pod));
+            let packet = probe.at(pod);
+            let shadow = expected_shadow(cluster_state, tables, &packet);
+            let expected = (expected(cluster_state, tables, &packet), shadow);
             prop_assert_eq!(*found, expected, "{} {:?} in {:#?}", pod, probe, cluster_state);
         }
     }
@@ -90,7 +101,8 @@ fn apply_and_check_each_change(
             Change::Reevaluate(rule_sets) => {
                 for (pod, policy) in tables.endpoints() {
                     let uses = |rule_set: RuleSetId| rule_sets.contains(&rule_set);
-                    if uses(policy.ingress.rule_set) || uses(policy.egress.rule_set) {
+                    let policies = [policy.ingress, policy.egress, policy.shadow_ingress, policy.shadow_egress];
+                    if policies.iter().any(|policy| uses(policy.rule_set)) {
                         reevaluated.insert(pod.clone(), true);
                     }
                 }
@@ -102,15 +114,18 @@ fn apply_and_check_each_change(
             for (index, found) in verdicts.into_iter().enumerate() {
                 let old = before.get(&pod).map(|verdicts| verdicts[index]);
                 let new = after.get(&pod).map(|verdicts| verdicts[index]);
-                let either =
-                    [old, new].into_iter().flatten().any(|(reference, _)| reference.allows() == found.0.allows());
+                let in_shadow = |verdict: Option<Verdict>| verdict.is_none_or(|(reason, _)| reason.allows());
+                let both = [old, new].into_iter().flatten();
+                let either = both.clone().any(|((reference, _), _)| reference.allows() == found.0.0.allows())
+                    && both.clone().any(|(_, reference)| in_shadow(reference) == in_shadow(found.1));
                 let probe = &probes[index];
                 let may_be_rechecked = || {
                     [old_state, new_state]
                         .into_iter()
                         .any(|cluster_state| is_among_backends(cluster_state, &probe.at(&pod), |_| true))
                 };
-                let service_verdict = found == (Reason::Service, true) && may_be_rechecked();
+                let is_service_verdict = [Some(found.0), found.1].contains(&Some((Reason::Service, true)));
+                let service_verdict = is_service_verdict && may_be_rechecked();
                 prop_assert!(
                     either || service_verdict || is_hairpin(&pod, probe),
                     "after {change:?}: {pod} {:?} is {found:?}, was {old:?}, will be {new:?}; {changes:#?}",
@@ -122,8 +137,10 @@ fn apply_and_check_each_change(
     for (pod, verdicts) in &after {
         let Some(old) = before.get(pod) else { continue };
         let mut pairs = old.iter().zip(verdicts).enumerate();
-        let narrowed = pairs.position(|(index, ((old, _), (new, _)))| {
-            old.allows() && !new.allows() && !is_hairpin(pod, &probes[index])
+        let narrowed = pairs.position(|(index, ((old, old_shadow), (new, new_shadow)))| {
+            let in_shadow = |verdict: &Option<Verdict>| verdict.is_none_or(|(reason, _)| reason.allows());
+            let is_narrowed = old.0.allows() && !new.0.allows() || in_shadow(old_shadow) && !in_shadow(new_shadow);
+            is_narrowed && !is_hairpin(pod, &probes[index])
         });
         if let Some(index) = narrowed {
             prop_assert!(
@@ -147,7 +164,14 @@ proptest! {
         let mut tables = Tables::default();
         for event in events {
             let old = engine.cluster_state().clone();
-            let single = !matches!(event, Event::Reset(_) | Event::LocalAddresses(_));
+            let single = match &event {
+                Event::Reset(_) | Event::LocalAddresses(_) => false,
+                // A change of both labels and modes is two changes.
+                Event::Apply(Object::Namespace(_)) | Event::Delete(ObjectKey::Namespace(_)) => {
+                    engine.in_safe_order(vec![event.clone()]).is_some()
+                }
+                Event::Apply(_) | Event::Delete(_) | Event::Clock(_) => true,
+            };
             let changes = engine.apply(event);
             if single {
                 tables = apply_and_check_each_change(tables, &changes, (&old, engine.cluster_state()), &probes)?;
@@ -177,6 +201,7 @@ proptest! {
         let mut engine = Engine::new(scope(), FirstIds::default());
         engine.apply_all(events);
         let mut fresh = Engine::new(scope(), FirstIds::default());
+        fresh.apply(Event::Clock(engine.cluster_state().clock));
         fresh.apply(Event::LocalAddresses(engine.cluster_state().local_addresses.clone()));
         fresh.apply(Event::Reset(engine.cluster_state().objects().collect()));
         prop_assert_eq!(fresh.tables().entries().count(), engine.tables().entries().count());

@@ -325,3 +325,38 @@ proptest! {
         prop_assert!(engine.tables().is_empty() && omitted(&engine).is_empty());
     }
 }
+
+/// Returns the policy in shadow mode.
+fn shadow(policy: &str) -> String {
+    policy.replace("metadata: {name", "metadata: {annotations: {netpol.io/mode: shadow}, name")
+}
+
+#[test]
+fn s42_policies_in_shadow_mode_get_only_memory_that_enforced_ones_do_not_need() {
+    let enforced = [
+        pod("a", "web", "10.0.0.1"),
+        pod("b", "other", "10.0.0.2"),
+        policy("a", "enforced", "web", separate_blocks(5_000)),
+    ];
+    let is_evaluated = |engine: &Engine, namespace: &str, name: &str| {
+        engine.endpoint(&PodKey::new(namespace, name)).expect("a pod of this node").shadow_ingress.isolated()
+    };
+    let small = shadow(&policy("b", "small", "other", ["{cidr: 192.0.2.0/24}".to_owned()]));
+    let mut engine = engine(4 << 20);
+    engine.apply(Event::Reset(objects(&(enforced.concat() + &small))));
+    assert!(is_evaluated(&engine, "b", "other") && omitted(&engine).is_empty());
+    let before = engine.endpoint(&PodKey::new("a", "web")).expect("a pod of this node").ingress;
+
+    let large = shadow(&policy("a", "large", "web", separate_blocks(20_000)));
+    engine.apply_all(objects(&large).into_iter().map(Event::Apply));
+    let unevaluated: Vec<String> = engine.unevaluated_shadow().iter().map(ToString::to_string).collect();
+    assert_eq!((unevaluated, omitted(&engine).len()), (vec!["a/large".to_owned()], 0));
+    assert!(!is_evaluated(&engine, "a", "web") && is_evaluated(&engine, "b", "other"));
+    let after = engine.endpoint(&PodKey::new("a", "web")).expect("a pod of this node");
+    assert!(after.ingress == before && !after.incomplete);
+
+    // The memory is used as soon as there is enough.
+    let fits = shadow(&policy("a", "large", "web", separate_blocks(10)));
+    engine.apply_all(objects(&fits).into_iter().map(Event::Apply));
+    assert!(is_evaluated(&engine, "a", "web") && engine.unevaluated_shadow().is_empty());
+}

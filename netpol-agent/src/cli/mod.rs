@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use netpol_cni::WhenAgentAway;
 use netpol_common::{EVENT_BUDGETS_PER_ENDPOINT, EVENT_LIMIT_WAYS};
+use netpol_policy::cluster_state::AGENT_NAMESPACE;
 use netpol_policy::text::Safe;
 
 use crate::api::SocketError;
@@ -135,6 +136,9 @@ struct RunArgs {
     /// Name of this node, as in `spec.nodeName` of its pods
     #[arg(long, env = "NODE_NAME")]
     node: String,
+    /// Namespace of the agents; its annotation netpol.io/suspend-cluster-until suspends enforcement in all namespaces
+    #[arg(long, env = "POD_NAMESPACE", default_value = AGENT_NAMESPACE)]
+    agent_namespace: String,
     /// Directory on a BPF filesystem for maps and links
     #[arg(long, default_value = PIN_PATH)]
     pin_path: PathBuf,

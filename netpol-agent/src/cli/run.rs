@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use clap::CommandFactory;
@@ -173,12 +173,13 @@ struct FromMain {
 async fn enforce(
     args: &RunArgs,
     object: impl AsRef<[u8]>,
-    first: Batch,
+    mut first: Batch,
     feed: Feed,
     FromMain { loop_requests, progress, flows, sink, exporters, container_starts }: FromMain,
     stopped: impl Future<Output = ()>,
 ) -> Result<()> {
     warn_of_wrong_node(&first.events, &args.node);
+    first.events.insert(0, Event::Clock(SystemTime::now().into()));
     let monitor = Monitor::open()?;
     let pod_addresses = PodAddressMonitor::open()?;
     let mut reader = InterfaceReader::open()?;
@@ -210,6 +211,7 @@ async fn enforce(
         anti_spoofing: !args.no_anti_spoofing,
         tunnels_to_node: args.allow_tunnels_to_node,
         policy_memory: Some(args.sizes.max_policy_memory.0),
+        agent_namespace: args.agent_namespace.as_str().into(),
         container_starts,
     };
     let (compiler, compiled) = Compiler::start().context(NO_THREAD)?;

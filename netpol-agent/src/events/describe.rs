@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::SystemTime;
 
 use jiff::Timestamp;
-use netpol_api::{FlowDirection, FlowEnd, FlowRecord, FlowSide, FlowVerdict, RECORD_SCHEMA, RecordHeader};
+use netpol_api::{FlowDirection, FlowEnd, FlowRecord, FlowSide, FlowVerdict, RECORD_SCHEMA, RecordHeader, Workload};
 use netpol_common::{Direction, FlowEvent, Reason, event_flags, protocol};
 use netpol_policy::cluster_state::{ClusterState, Owner};
 use netpol_policy::compile::Engine;
@@ -154,8 +154,9 @@ fn describe_end(
 }
 
 /// Returns the object that controls a pod.
-pub(crate) fn workload(_pod: &Pod) -> Option<netpol_api::Workload> {
-    None
+pub(crate) fn workload(pod: &Pod) -> Option<Workload> {
+    let workload = pod.workload.as_ref()?;
+    Some(Workload { kind: workload.kind.to_string(), name: workload.name.to_string() })
 }
 
 /// Marks and explains a packet to a pod from an address of this node. Packets that the node itself sends are always

@@ -1,13 +1,12 @@
 //! Explains the verdict of a flow: the policies and rules of both ends, and what would allow a denied flow.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::IpAddr;
 
 use netpol_api::{Fix, FlowRule, FlowSide, FlowVerdict};
-use netpol_common::Direction;
+use netpol_common::{Direction, Reason};
 use netpol_policy::cluster_state::ClusterState;
-use netpol_policy::explain::{PolicyChange, Side, Verdict, explain_packet};
-use netpol_policy::model::{Peer, Peers, PodKey, PolicyKey, Rule};
+use netpol_policy::explain::{self, FlowExplanation, Verdict, explain_flow};
+use netpol_policy::model::Mode;
 use netpol_policy::reference::{self, Packet, RuleRef};
 
 /// The explanation of a flow at one pod.
@@ -33,98 +32,63 @@ pub(super) struct CountedRule {
     pub(super) content: u64,
 }
 
-/// Explains a flow from its first packet, as the objects are now.
-pub(super) fn explain(cluster_state: &ClusterState, packet: &Packet) -> Explanation {
-    let own = explain_packet(cluster_state, packet);
-    let peer = cluster_state.peer_at(packet.remote).map(|pod| pod.key.clone());
-    let other = peer.as_ref().and_then(|peer| explain_other(cluster_state, packet, peer));
-    let rule = own.rule.as_ref().map(|rule| {
-        let rule = RuleRef { policy: rule.policy.clone(), direction: packet.direction, index: rule.index };
-        CountedRule { content: content_of(cluster_state, &rule).unwrap_or_default(), rule }
-    });
-    let blocks = if peer.is_none() { blocks(cluster_state, &own.policies, packet) } else { Vec::new() };
-    Explanation {
-        hints: own.hints.clone(),
-        own: side(&own, packet.direction),
-        other: other.map(|other| side(&other, opposite(packet.direction))),
-        blocks,
-        rule,
-    }
-}
-
-/// Evaluates the policies of the other end for the same flow.
-fn explain_other(cluster_state: &ClusterState, packet: &Packet, peer: &PodKey) -> Option<Side> {
-    let pod = cluster_state.pods.get(&packet.pod)?;
-    let address = pod.addresses.iter().find(|address| address.is_ipv4() == packet.remote.is_ipv4())?;
-    let other = Packet {
-        pod: peer.clone(),
-        direction: opposite(packet.direction),
-        remote: *address,
-        is_hairpin: *peer == packet.pod,
-        from_node: false,
-        post_dnat: false,
-        ..packet.clone()
+/// Explains a flow from its first packet, as the objects are now. With [`Mode::Shadow`], as if policies in shadow mode were
+/// enforced. `None` if the pod is gone.
+pub(super) fn explain(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Option<Explanation> {
+    let FlowExplanation { egress, ingress, blocks, hints } = explain_flow(cluster_state, packet, mode);
+    let (own, other) = match packet.direction {
+        Direction::Ingress => (ingress, egress),
+        Direction::Egress => (egress, ingress),
     };
-    Some(explain_packet(cluster_state, &other))
-}
-
-const fn opposite(direction: Direction) -> Direction {
-    match direction {
-        Direction::Ingress => Direction::Egress,
-        Direction::Egress => Direction::Ingress,
+    let own = own?;
+    let rule = allowing_rule(cluster_state, packet, &own, mode);
+    let counted = rule.and_then(|rule| Some(CountedRule { content: content_of(cluster_state, &rule)?, rule }));
+    let mut own = side(own);
+    if let Some(CountedRule { rule, .. }) = &counted {
+        let rule = FlowRule { policy: rule.policy.to_string(), path: rule.path(), unmet_conditions: Vec::new() };
+        own.rule.get_or_insert(rule);
     }
+    Some(Explanation {
+        own,
+        other: other.map(side),
+        hints,
+        blocks: blocks.iter().map(ToString::to_string).collect(),
+        rule: counted,
+    })
 }
 
-fn side(side: &Side, direction: Direction) -> FlowSide {
-    let verdict = if side.verdict == Verdict::Deny { FlowVerdict::Denied } else { FlowVerdict::Allowed };
-    let flow_rule = |policy: &PolicyKey, index: usize, unmet: &[String]| FlowRule {
-        policy: policy.to_string(),
-        path: rule_path(direction, index),
-        unmet_conditions: unmet.to_vec(),
+/// Returns the rule that allows a flow. For a Service, the rule that allows the first of its allowed backends.
+fn allowing_rule(
+    cluster_state: &ClusterState,
+    packet: &Packet,
+    own: &explain::FlowSide,
+    mode: Mode,
+) -> Option<RuleRef> {
+    if let Some(rule) = &own.rule {
+        let index = rule.path.strip_suffix(']')?.rsplit_once('[')?.1.parse().ok()?;
+        return Some(RuleRef { policy: rule.policy.clone(), direction: packet.direction, index });
+    }
+    let candidates = match own.reason {
+        Reason::Service => reference::evaluate_in(cluster_state, packet, mode).candidates,
+        _ => Vec::new(),
+    };
+    candidates.into_iter().find_map(|candidate| candidate.rule)
+}
+
+fn side(side: explain::FlowSide) -> FlowSide {
+    let flow_rule = |rule: explain::FlowRule| FlowRule {
+        policy: rule.policy.to_string(),
+        path: rule.path,
+        unmet_conditions: rule.unmet_conditions,
     };
     FlowSide {
-        verdict,
+        verdict: if side.verdict == Verdict::Deny { FlowVerdict::Denied } else { FlowVerdict::Allowed },
         reason: side.reason.name().to_owned(),
         policies: side.policies.iter().map(ToString::to_string).collect(),
-        rule: side.rule.as_ref().map(|rule| flow_rule(&rule.policy, rule.index, &[])),
-        nearest: side.nearest.as_ref().map(|rule| flow_rule(&rule.policy, rule.index, &rule.unmet_conditions)),
-        fix: side.changes.first().map(fix),
+        rule: side.rule.map(flow_rule),
+        nearest: side.nearest.map(flow_rule),
+        fix: side.fix.map(|fix| Fix { policy: fix.policy.to_string(), path: fix.path, yaml: fix.yaml }),
     }
-}
-
-fn fix(change: &PolicyChange) -> Fix {
-    let list = format!("spec.{}", change.direction.name());
-    Fix {
-        policy: change.policy.to_string(),
-        path: change.index.map_or(list, |index| rule_path(change.direction, index)),
-        yaml: change.yaml().join("\n") + "\n",
-    }
-}
-
-/// The path of a rule in its policy.
-pub(crate) fn rule_path(direction: Direction, index: usize) -> String {
-    format!("spec.{}[{index}]", direction.name())
-}
-
-/// Returns the blocks of these policies that cover the packet's remote address.
-fn blocks(cluster_state: &ClusterState, policies: &[PolicyKey], packet: &Packet) -> Vec<String> {
-    let rules = policies.iter().filter_map(|key| cluster_state.policies.get(key));
-    let rules = rules.flat_map(|policy| reference::rules(policy, packet.direction));
-    let mut blocks: Vec<String> = rules.flat_map(|rule| covering(rule, packet.remote)).collect();
-    blocks.sort_unstable();
-    blocks.dedup();
-    blocks
-}
-
-fn covering(rule: &Rule, address: IpAddr) -> impl Iterator<Item = String> {
-    let peers = match &rule.peers {
-        Peers::Any => &[][..],
-        Peers::Of(peers) => peers,
-    };
-    peers.iter().filter_map(move |peer| match peer {
-        Peer::Block(block) if block.contains(address) => Some(block.cidr.to_string()),
-        Peer::Block(_) | Peer::Pods { .. } => None,
-    })
 }
 
 /// Returns the hash of a rule's content; `None` if the rule does not exist.
@@ -139,6 +103,7 @@ pub(super) fn content_of(cluster_state: &ClusterState, rule: &RuleRef) -> Option
 mod tests {
     use netpol_common::protocol;
     use netpol_policy::manifest;
+    use netpol_policy::model::PodKey;
 
     use super::*;
 
@@ -182,7 +147,7 @@ spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {m
 
     #[test]
     fn both_sides_of_a_flow_are_explained() {
-        let explained = explain(&cluster_state(), &packet([10, 1, 0, 2], 5432));
+        let explained = explain(&cluster_state(), &packet([10, 1, 0, 2], 5432), Mode::Enforce).expect("no pod");
         let rule = explained.own.rule.expect("no rule");
         assert_eq!((rule.policy.as_str(), rule.path.as_str()), ("shop/web", "spec.egress[0]"));
         assert_eq!(explained.own.verdict, FlowVerdict::Allowed);
@@ -196,17 +161,57 @@ spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {m
     }
 
     #[test]
+    fn a_flow_to_a_service_is_counted_at_the_rule_that_allows_a_backend() {
+        let service = "
+---
+{apiVersion: v1, kind: Service, metadata: {name: db, namespace: shop}, spec: {clusterIP: 10.96.0.7, ports: [{port: 80}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: db-x1, namespace: shop, labels: {kubernetes.io/service-name: db}}
+addressType: IPv4
+endpoints: [{addresses: [10.1.0.2]}]
+ports: [{port: 5432}]
+";
+        let objects = manifest::parse(&format!("{SHOP}{service}"), "f").objects;
+        let state = ClusterState::from_objects(objects.into_iter().map(|located| located.object));
+        let explained = explain(&state, &packet([10, 96, 0, 7], 80), Mode::Enforce).expect("no pod");
+        assert_eq!((explained.own.verdict, explained.own.reason.as_str()), (FlowVerdict::Allowed, "service"));
+        let rule = explained.rule.expect("no rule").rule;
+        assert_eq!((rule.policy.to_string().as_str(), rule.path().as_str()), ("shop/web", "spec.egress[0]"));
+        assert_eq!(explained.own.rule.map(|rule| rule.path).as_deref(), Some("spec.egress[0]"));
+    }
+
+    #[test]
+    fn policies_in_shadow_mode_count_only_if_they_are_requested() {
+        let shadow = SHOP.replace(
+            "{name: db, namespace: shop}\nspec",
+            "{name: db, namespace: shop, annotations: {netpol.io/mode: shadow}}\nspec",
+        );
+        assert_ne!(shadow, SHOP);
+        let state =
+            ClusterState::from_objects(manifest::parse(&shadow, "f").objects.into_iter().map(|located| located.object));
+        let packet =
+            Packet { pod: PodKey::new("shop", "db"), direction: Direction::Ingress, ..packet([10, 1, 0, 1], 5432) };
+        for (mode, verdict) in [(Mode::Enforce, FlowVerdict::Allowed), (Mode::Shadow, FlowVerdict::Denied)] {
+            assert_eq!(explain(&state, &packet, mode).expect("no pod").own.verdict, verdict, "{mode:?}");
+        }
+    }
+
+    #[test]
     fn an_outside_address_has_the_blocks_that_cover_it() {
-        let explained = explain(&cluster_state(), &packet([203, 0, 113, 7], 80));
+        let explained = explain(&cluster_state(), &packet([203, 0, 113, 7], 80), Mode::Enforce).expect("no pod");
         assert_eq!(explained.own.verdict, FlowVerdict::Denied);
         assert_eq!(explained.other, None);
-        assert_eq!(explained.blocks, ["203.0.0.0/16", "203.0.113.0/24"]);
+        let covering = |cidr: &str, index| format!("{cidr} (shop/web spec.egress[1].to[{index}])");
+        assert_eq!(explained.blocks, [covering("203.0.113.0/24", 0), covering("203.0.0.0/16", 1)]);
     }
 
     #[test]
     fn a_changed_rule_has_another_content() {
         let before = cluster_state();
-        let rule = explain(&before, &packet([10, 1, 0, 2], 5432)).rule.expect("no rule");
+        let explained = explain(&before, &packet([10, 1, 0, 2], 5432), Mode::Enforce).expect("no pod");
+        let rule = explained.rule.expect("no rule");
         let changed = SHOP.replace("port: 5432", "port: 5434");
         let objects = manifest::parse(&changed, "f").objects.into_iter().map(|located| located.object);
         let after = ClusterState::from_objects(objects);

@@ -3,11 +3,10 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant, SystemTime};
 
-use netpol_common::Direction;
 use netpol_dataplane::Dataplane;
 use netpol_policy::cluster_state::ClusterState;
 use netpol_policy::model::PolicyKey;
-use netpol_policy::reference::{RuleRef, isolating};
+use netpol_policy::reference::RuleRef;
 
 use super::explain::{CountedRule, content_of};
 use crate::reconcile::Reconciler;
@@ -136,9 +135,7 @@ impl HitCounters {
         }
         self.reviewed = Some((now, version));
         let cluster_state = reconciler.engine().cluster_state();
-        let pods = reconciler.pod_endpoints().filter_map(|held| cluster_state.pods.get(held.pod.as_ref()?));
-        let isolating = pods.flat_map(|pod| Direction::BOTH.map(|direction| isolating(cluster_state, pod, direction)));
-        self.local = isolating.flatten().map(|policy| policy.key.clone()).collect();
+        self.local = reconciler.engine().policies_on_node().map(|listed| listed.policy.key.clone()).collect();
         self.rules.retain(|rule, counted| content_of(cluster_state, rule) == Some(counted.content));
     }
 
@@ -175,8 +172,6 @@ fn count(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use netpol_common::Direction;
     use netpol_policy::manifest;
 

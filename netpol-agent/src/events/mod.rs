@@ -16,14 +16,14 @@ mod revoked;
 mod shadow;
 mod shares;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use netpol_api::{FlowVerdict, Record};
 use netpol_common::{Direction, EventKind, FlowEvent, Reason};
 use netpol_policy::cluster_state::ClusterState;
-use netpol_policy::model::{Labels, PodKey, PolicyKey};
+use netpol_policy::model::{Labels, Mode, PodKey, PolicyKey};
 
 use crate::export::Exporters;
 use crate::reconcile::Reconciler;
@@ -33,7 +33,6 @@ pub use buffer::{BufferedRecord, FlowBuffer};
 use cache::{ExplanationCache, ExplanationKey};
 use describe::{Described, Names, describe, own_side, verdict};
 pub(crate) use describe::{flow_direction, rfc3339, workload};
-pub(crate) use explain::rule_path;
 use explain::{Explanation, explain};
 use groups::Groups;
 pub use hits::{HitCounters, Hits};
@@ -252,7 +251,7 @@ impl Reporter {
     /// Returns the key of the explanation; `None` if policies did not decide.
     fn explanation_key(&self, observed: &Observed<'_>) -> Option<ExplanationKey> {
         let packet = packet::of_event(observed.event, observed.pod.as_ref()?)?;
-        let shadow = observed.verdict == FlowVerdict::Shadow;
+        let shadow = observed.event.kind() == EventKind::Shadow;
         Some(ExplanationKey { packet, rule_set: observed.event.rule_set, shadow })
     }
 
@@ -293,8 +292,10 @@ impl Reporter {
             return None;
         }
         let begun = Instant::now();
-        let explanation = Arc::new(explain(reconciler.engine().cluster_state(), &key.packet));
+        let mode = if key.shadow { Mode::Shadow } else { Mode::Enforce };
+        let explanation = explain(reconciler.engine().cluster_state(), &key.packet, mode).map(Arc::new);
         share.spend(budget, u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
+        let explanation = explanation?;
         self.explanations.insert(key, Arc::clone(&explanation));
         Some(explanation)
     }
@@ -332,7 +333,7 @@ impl Reporter {
         }
         self.summarized = now;
         let time = SystemTime::now();
-        self.shadow.set_policies(shadow_policies(reconciler.engine().cluster_state()), time);
+        self.shadow.review(reconciler, time);
         self.hits.review(reconciler, now);
         for summary in self.groups.due(now, time, reconciler.node()) {
             self.keep(SUMMARY_KEY, summary.verdict, Record::Multicast(Box::new(summary)), [None, None], time);
@@ -403,11 +404,6 @@ impl Explanation {
         remote.blocks.clone_from(&self.blocks);
         record.hints.extend(self.hints.iter().cloned());
     }
-}
-
-/// Returns the policies in shadow mode.
-fn shadow_policies(_cluster_state: &ClusterState) -> BTreeSet<PolicyKey> {
-    BTreeSet::new()
 }
 
 /// Returns the local pod that sent the packet, if the source address is not that pod's.

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use netpol_api::{FlowDirection, FlowEnd, FlowRecord, ShadowDenial, WorkloadEnd};
-use netpol_policy::model::PolicyKey;
+use netpol_dataplane::Dataplane;
+use netpol_policy::model::{Mode, PolicyKey};
 
 use super::describe::rfc3339;
+use crate::reconcile::Reconciler;
 
 /// Maximum number of counters. All further flows are counted together.
 const MAX_COUNTERS: usize = 4096;
@@ -86,6 +88,8 @@ pub struct ShadowFlows {
     other: FlowsByMinute,
     /// Policies in shadow mode, and since when.
     policies: BTreeMap<PolicyKey, SystemTime>,
+    /// The version of the engine when `policies` was set.
+    reviewed: Option<u64>,
 }
 
 impl Default for ShadowFlows {
@@ -95,6 +99,7 @@ impl Default for ShadowFlows {
             counters: HashMap::new(),
             other: FlowsByMinute::default(),
             policies: BTreeMap::new(),
+            reviewed: None,
         }
     }
 }
@@ -163,17 +168,24 @@ impl ShadowFlows {
         self.other.since(since)
     }
 
+    /// Finds out which policies are in shadow mode, if objects have changed.
+    pub(super) fn review<D: Dataplane>(&mut self, reconciler: &Reconciler<D>, now: SystemTime) {
+        let version = reconciler.engine_version();
+        if self.reviewed == Some(version) {
+            return;
+        }
+        self.reviewed = Some(version);
+        let cluster_state = reconciler.engine().cluster_state();
+        let shadow = cluster_state.policies.values().filter(|policy| cluster_state.mode(policy) == Mode::Shadow);
+        self.set_policies(shadow.map(|policy| policy.key.clone()).collect(), now);
+    }
+
     /// Records which policies are in shadow mode now.
-    pub(super) fn set_policies(&mut self, policies: BTreeSet<PolicyKey>, now: SystemTime) {
+    fn set_policies(&mut self, policies: BTreeSet<PolicyKey>, now: SystemTime) {
         self.policies.retain(|policy, _| policies.contains(policy));
         for policy in policies {
             self.policies.entry(policy).or_insert(now);
         }
-    }
-
-    /// Returns the policies in shadow mode, and since when.
-    pub fn policies(&self) -> impl Iterator<Item = (&PolicyKey, SystemTime)> {
-        self.policies.iter().map(|(policy, since)| (policy, *since))
     }
 
     /// Returns since when a policy is in shadow mode; `None` if it is not.

@@ -71,7 +71,7 @@ impl Overlay {
                     }
                     self.starts.retain(|key, _| self.pods.contains_key(key));
                 }
-                Event::Apply(_) | Event::Delete(_) | Event::LocalAddresses(_) => {}
+                Event::Apply(_) | Event::Delete(_) | Event::LocalAddresses(_) | Event::Clock(_) => {}
             }
         }
     }
@@ -175,6 +175,7 @@ mod tests {
             labels: Labels::default(),
             addresses,
             ports: Vec::new(),
+            workload: None,
             host_ports: None,
         }
     }

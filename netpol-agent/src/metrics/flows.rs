@@ -5,7 +5,6 @@ use netpol_common::{Direction, EventKind};
 
 use super::page::{Page, PageTable, pods};
 use super::table::{Samples, counter};
-use crate::events::rule_path;
 
 pub(super) const FLOW_EVENTS: PageTable = &[
     counter("netpol_deny_events_reported_total", "Number of deny events that were reported.", |page, samples| {
@@ -105,7 +104,7 @@ fn suppressed<'a>(page: &'a Page<'a>, kind: EventKind) -> impl Iterator<Item = (
 
 fn rule_flows(page: &Page<'_>, samples: &mut Samples) {
     for (rule, hits) in page.reporter.hits().local_rules() {
-        let path = rule_path(rule.direction, rule.index);
+        let path = rule.path();
         let labels = [
             ("namespace", &*rule.policy.namespace),
             ("policy", &*rule.policy.name),

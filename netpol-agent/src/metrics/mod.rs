@@ -22,6 +22,7 @@ use convergence::Convergence;
 use netpol_api::{FlowCounts, FlowVerdict};
 use netpol_common::{Direction, EventKind, Reason};
 use netpol_dataplane::{CounterReader, Kernel};
+use netpol_policy::model::Suspension;
 use netpol_source::{Generation, SourceState};
 
 pub use gate::render_gate;
@@ -107,7 +108,7 @@ impl Meter {
             partial_policies: reconciler.partial_policies(),
             gate: netpol_api::GateStatus::default(),
             observe: reporter.observes(),
-            suspensions: Vec::new(),
+            suspensions: reconciler.suspensions().iter().map(suspension).collect(),
             flows: self.flow_counts(reconciler, reporter),
             conflicts: self.conflicts.all(),
             maps: maps(reconciler, reconciler.dataplane().capacities()),
@@ -139,5 +140,13 @@ impl Meter {
             }
         }
         counts
+    }
+}
+
+fn suspension(suspension: &Suspension) -> netpol_api::Suspension {
+    netpol_api::Suspension {
+        namespace: (!suspension.cluster).then(|| suspension.namespace.to_string()),
+        until: suspension.until.to_string(),
+        reason: suspension.reason.as_ref().map(ToString::to_string),
     }
 }

@@ -152,7 +152,8 @@ pub(super) fn new_engine<'a>(
     endpoints: impl IntoIterator<Item = &'a Endpoint>,
 ) -> Box<Engine> {
     let scope = NodeScope::Node(options.node.clone());
-    Box::new(Engine::new(scope, free_ids(old, endpoints)).with_policy_memory(options.policy_memory))
+    let engine = Engine::new(scope, free_ids(old, endpoints)).with_policy_memory(options.policy_memory);
+    Box::new(engine.with_agent_namespace(options.agent_namespace.clone()))
 }
 
 /// Returns an empty engine, used while the real one is compiling.
@@ -166,11 +167,14 @@ fn replace_engine(engine: &mut Box<Engine>, events: Vec<Event>, endpoints: &[End
     // Rule sets of orphaned endpoints stay in use.
     for endpoint in endpoints {
         old.note_egress(endpoint.egress);
+        old.note_egress(endpoint.shadow_egress);
     }
     // A rule set that allows nothing has no map entries, so its ID is found only in endpoints.
     let desired = engine.tables().endpoints().map(|(_, policy)| Endpoint {
         ingress: policy.ingress,
         egress: policy.egress,
+        shadow_ingress: policy.shadow_ingress,
+        shadow_egress: policy.shadow_egress,
         ..Endpoint::default()
     });
     let used: Vec<Endpoint> = endpoints.iter().copied().chain(desired).collect();

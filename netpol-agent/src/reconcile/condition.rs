@@ -9,7 +9,7 @@ use netpol_policy::tables::EndpointPolicy;
 
 use super::desired::addresses_of;
 use super::interface::{Interface, Phase};
-use super::{QUARANTINE, Reconciler};
+use super::{QUARANTINE, Reconciler, all_policies};
 use netpol_dataplane::Dataplane;
 use netpol_source::Generation;
 
@@ -79,7 +79,10 @@ impl<D: Dataplane> Reconciler<D> {
                     result.condition = ConditionState::Absent;
                     return result;
                 }
-                self.add_pods(&mut result, |_, desired| self.selects([desired.ingress, desired.egress], &policy));
+                self.add_pods(&mut result, |_, desired| {
+                    let EndpointPolicy { ingress, egress, shadow_ingress, shadow_egress, .. } = desired;
+                    self.selects(&[ingress, egress, shadow_ingress, shadow_egress], &policy)
+                });
             }
             Condition::Enforced(Target { kind: TargetKind::Pod, namespace, name }) => {
                 let key = PodKey::new(namespace.as_str(), name.as_str());
@@ -123,7 +126,7 @@ impl<D: Dataplane> Reconciler<D> {
     fn add_pods_with(&self, result: &mut CheckResult, policy: &PolicyKey) {
         for known in self.pod_endpoints().filter(|known| !known.is_orphaned()) {
             let Some(pod) = &known.pod else { continue };
-            if self.selects([known.endpoint.ingress, known.endpoint.egress], policy) {
+            if self.selects(&all_policies(&known.endpoint), policy) {
                 result.pods.push(pod.to_string());
                 let reason = "the policy is still enforced on the pod".to_owned();
                 result.pending.push(Pending { pod: pod.to_string(), reason });
@@ -233,7 +236,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    fn selects(&self, directions: [DirectionPolicy; 2], policy: &PolicyKey) -> bool {
+    fn selects(&self, directions: &[DirectionPolicy], policy: &PolicyKey) -> bool {
         directions
             .iter()
             .any(|direction| self.engine.rule_set(direction.rule_set).is_some_and(|policies| policies.contains(policy)))
@@ -284,9 +287,13 @@ impl<D: Dataplane> Reconciler<D> {
         }
         let desired =
             if self.has_engine() { self.engine.endpoint(&pod.key) } else { self.policies.get(&pod.key).copied() };
-        if desired.map(|policy| [policy.ingress, policy.egress])
-            != Some([known.endpoint.ingress, known.endpoint.egress])
-        {
+        let written = &known.endpoint;
+        let is_written = |policy: EndpointPolicy| {
+            let shadow = [policy.shadow_ingress, policy.shadow_egress];
+            [policy.ingress, policy.egress] == [written.ingress, written.egress]
+                && (shadow == [written.shadow_ingress, written.shadow_egress] || self.failures.affects(shadow))
+        };
+        if !desired.is_some_and(is_written) {
             return Some(error.unwrap_or("its latest policies are not written yet").to_owned());
         }
         error.map(str::to_owned)

@@ -63,8 +63,12 @@ impl<D: Dataplane> Reconciler<D> {
         let policy = self.policies.get(pod)?;
         (desired.ingress, desired.egress) = (policy.ingress, policy.egress);
         (desired.shadow_ingress, desired.shadow_egress) = (policy.shadow_ingress, policy.shadow_egress);
-        if policy.incomplete || self.failures.affects(&desired) {
+        if policy.incomplete || self.failures.affects([desired.ingress, desired.egress]) {
             desired.flags |= endpoint_flags::INCOMPLETE;
+        }
+        // Without a missing entry, policies in shadow mode would report too many denials.
+        if self.failures.affects([desired.shadow_ingress, desired.shadow_egress]) {
+            (desired.shadow_ingress, desired.shadow_egress) = (DirectionPolicy::OPEN, DirectionPolicy::OPEN);
         }
         if self.failures.is_prefix_missing() {
             for direction in [&mut desired.ingress, &mut desired.egress] {

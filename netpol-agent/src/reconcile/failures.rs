@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netpol_common::{AllowKey, Endpoint, PortKey};
+use netpol_common::{AllowKey, DirectionPolicy, PortKey};
 use netpol_policy::model::Frontend;
 use netpol_policy::tables::Change;
 
@@ -89,10 +89,10 @@ impl Failures {
         }
     }
 
-    /// Returns whether an entry is missing that this endpoint needs or may need.
-    pub(super) fn affects(&self, endpoint: &Endpoint) -> bool {
+    /// Returns whether an entry is missing that an endpoint with these policies needs or may need.
+    pub(super) fn affects(&self, policies: [DirectionPolicy; 2]) -> bool {
         self.pending.keys().any(|entry| match entry {
-            EntryKey::Allow(key) => [endpoint.ingress.rule_set, endpoint.egress.rule_set].contains(&key.rule_set),
+            EntryKey::Allow(key) => policies.iter().any(|policy| policy.rule_set == key.rule_set),
             EntryKey::Port(..) | EntryKey::Frontend(_) | EntryKey::Address(_) | EntryKey::Prefix(_) => true,
         })
     }

@@ -121,7 +121,7 @@ fn names_of(events: &[Event]) -> (Vec<String>, usize) {
             Event::Reset(objects) => {
                 changed.extend(objects.iter().map(|object| (order(&object.key()), object.key(), false)));
             }
-            Event::LocalAddresses(_) => {}
+            Event::LocalAddresses(_) | Event::Clock(_) => {}
         }
     }
     let name = |(_, key, deleted): &(u8, ObjectKey, bool)| {

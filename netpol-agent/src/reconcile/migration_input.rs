@@ -4,7 +4,7 @@ use netpol_common::{Endpoint, PortSetId};
 use netpol_policy::compile::{FirstIds, UsedIds};
 use netpol_policy::tables::{Change, Tables};
 
-use super::QUARANTINE;
+use super::{QUARANTINE, all_policies};
 use netpol_dataplane::migration::Snapshot;
 
 /// Returns IDs that neither tables nor endpoints use. A rule set that allows nothing has no map entries, so its ID is
@@ -17,7 +17,7 @@ pub(super) fn free_ids<'a>(old: &Snapshot, endpoints: impl IntoIterator<Item = &
         rules: old.ports.values().map(|entry| entry.rule).chain(old.allow.values().map(|entry| entry.rule)).collect(),
     };
     used.port_sets.extend(old.allow.values().map(|entry| entry.port_set));
-    for policy in endpoints.into_iter().flat_map(|endpoint| [endpoint.ingress, endpoint.egress]) {
+    for policy in endpoints.into_iter().flat_map(all_policies) {
         used.rule_sets.insert(policy.rule_set);
         used.port_sets.insert(policy.any);
     }
@@ -47,7 +47,10 @@ pub(super) fn snapshot_of(tables: &Tables) -> Snapshot {
             Change::PutFrontend(frontend, class) => {
                 snapshot.frontends.insert(frontend, class);
             }
-            Change::PutEndpoint(_, policy) => snapshot.note_egress(policy.egress),
+            Change::PutEndpoint(_, policy) => {
+                snapshot.note_egress(policy.egress);
+                snapshot.note_egress(policy.shadow_egress);
+            }
             _ => {}
         }
     }

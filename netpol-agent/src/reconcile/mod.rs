@@ -28,6 +28,7 @@ mod pods;
 mod program;
 mod shortage;
 mod startup;
+mod suspension;
 pub mod task;
 mod tunnels;
 mod unprotected;
@@ -39,10 +40,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use netpol_common::{IfIndex, RuleSetId};
-use netpol_policy::cluster_state::Event;
+use netpol_common::{DirectionPolicy, Endpoint, IfIndex, RuleSetId};
+use netpol_policy::cluster_state::{AGENT_NAMESPACE, Event};
 use netpol_policy::compile::{Engine, NodeScope};
-use netpol_policy::model::{PodKey, PolicyKey};
+use netpol_policy::model::{PodKey, PolicyKey, Suspension};
 use netpol_policy::tables::{Change, EndpointPolicy};
 
 use compiler::EngineStats;
@@ -71,6 +72,11 @@ pub use work::Origin;
 /// allows nothing. Its ID is above every ID that the engine allocates.
 const QUARANTINE: RuleSetId = RuleSetId(u32::MAX);
 
+/// Returns the policies of an endpoint, also those for shadow mode.
+fn all_policies(endpoint: &Endpoint) -> [DirectionPolicy; 4] {
+    [endpoint.ingress, endpoint.egress, endpoint.shadow_ingress, endpoint.shadow_egress]
+}
+
 /// Settings of the reconciler.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -84,6 +90,8 @@ pub struct Options {
     pub tunnels_to_node: bool,
     /// Bytes of kernel memory for policies; `None` means no limit.
     pub policy_memory: Option<u64>,
+    /// The namespace in which agents run. Its annotations can suspend enforcement in all namespaces.
+    pub agent_namespace: Arc<str>,
     /// When containers could start; `None`: no start gate holds them.
     pub container_starts: Option<ContainerStarts>,
 }
@@ -98,6 +106,7 @@ impl Options {
             anti_spoofing: true,
             tunnels_to_node: false,
             policy_memory: None,
+            agent_namespace: AGENT_NAMESPACE.into(),
             container_starts: None,
         }
     }
@@ -149,6 +158,8 @@ pub struct Reconciler<D> {
     unprotected: UnprotectedTimes,
     shortage: Shortage,
     history: History,
+    /// Suspensions of enforcement, when the engine was available last.
+    suspensions: Vec<Suspension>,
     /// Number of compile jobs that finished: what is derived from the engine is valid for one of them.
     jobs_compiled: u64,
 }
@@ -205,9 +216,7 @@ impl<D: Dataplane> Reconciler<D> {
                 self.rewrite_endpoints(|known| known.phase == Phase::Current && known.pod.as_ref() == Some(&pod));
             }
             Change::Reevaluate(rule_sets) => self.rewrite_endpoints(|PodEndpoint { endpoint, .. }| {
-                let netpol_common::Endpoint { ingress, egress, shadow_ingress, shadow_egress, .. } = endpoint;
-                let policies = [ingress, egress, shadow_ingress, shadow_egress];
-                policies.iter().any(|policy| rule_sets.contains(&policy.rule_set))
+                all_policies(endpoint).iter().any(|policy| rule_sets.contains(&policy.rule_set))
             }),
             // `reconcile` decides what happens to the interface.
             Change::DeleteEndpoint(pod) => {
@@ -263,6 +272,11 @@ impl<D: Dataplane> Reconciler<D> {
     /// Returns the engine, for names. While it is compiling ([`Self::has_engine`] is false), returns an empty one.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// Returns the suspensions of enforcement that are in effect.
+    pub fn suspensions(&self) -> &[Suspension] {
+        &self.suspensions
     }
 
     /// Returns a number that changes whenever the engine may have changed.

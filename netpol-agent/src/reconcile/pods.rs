@@ -77,7 +77,7 @@ impl LocalPods {
                 }
                 changed
             }
-            Event::Apply(_) | Event::Delete(_) | Event::LocalAddresses(_) => false,
+            Event::Apply(_) | Event::Delete(_) | Event::LocalAddresses(_) | Event::Clock(_) => false,
         }
     }
 
@@ -182,6 +182,7 @@ mod tests {
             addresses: vec![IpAddr::from([10, 0, 0, address])],
             ports: Vec::new(),
             uid: None,
+            workload: None,
             host_ports: None,
         }
     }

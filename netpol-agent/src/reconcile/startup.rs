@@ -96,6 +96,7 @@ impl<D: Dataplane> Reconciler<D> {
             unprotected: UnprotectedTimes::default(),
             shortage: Shortage::default(),
             history,
+            suspensions: Vec::new(),
             jobs_compiled: 0,
         };
         reconciler.put_tunnels();

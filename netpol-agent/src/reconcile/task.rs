@@ -9,7 +9,7 @@ use std::{future, io};
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::task::yield_now;
-use tokio::time::{Instant as Deadline, sleep_until};
+use tokio::time::{Instant as Deadline, sleep, sleep_until};
 
 use super::{Compiled, Origin, PodEndpoint, Reconciler};
 use crate::api::resources::{self, Generations};
@@ -131,6 +131,7 @@ pub async fn run(
         // delay readings.
         let next_read = if waiting { last_read + back_off } else { last_full_read + FULL_INTERVAL };
         let overdue = reconciler.next_overdue();
+        let suspension = reconciler.until_suspension_changes();
         tokio::select! {
             biased;
             () = &mut stop => return Ok(()),
@@ -140,6 +141,7 @@ pub async fn run(
                     source_open = false;
                     continue;
                 };
+                reconciler.set_clock();
                 reconciler.apply_batch(first);
                 while let Ok(more) = inputs.source.try_recv() {
                     reconciler.apply_batch(more);
@@ -188,6 +190,9 @@ pub async fn run(
             }
             () = sleep_until(Deadline::from_std(overdue.unwrap_or(last_full_read))), if overdue.is_some() => {
                 reconciler.reconcile(false);
+            }
+            () = sleep(suspension.unwrap_or_default()), if suspension.is_some() => {
+                reconciler.set_clock();
             }
             () = sleep_until(Deadline::from_std(next_read)), if !is_reading => {
                 if last_full_read.elapsed() >= FULL_INTERVAL {

@@ -10,7 +10,7 @@ use netpol_policy::tables::{Change, EndpointPolicy};
 
 use super::compiler::{Compiled, Compiler, Job, Step, Task, placeholder};
 use super::pods::Ticket;
-use super::{Reconciler, failures};
+use super::{Reconciler, all_policies, failures};
 use netpol_dataplane::Dataplane;
 use netpol_source::{Batch, Generation};
 
@@ -172,6 +172,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.engine = engine;
         self.stats = stats;
         self.shortage.review(omitted);
+        self.suspensions = self.engine.suspensions();
         self.jobs_compiled += 1;
         let Some((origin, ticket, begun)) = self.work.compiling.take() else { return };
         self.history.begin(&origin.batches);
@@ -263,8 +264,11 @@ impl<D: Dataplane> Reconciler<D> {
         if !std::mem::replace(&mut self.rule_set_names_stale, false) {
             return;
         }
-        let desired = self.policies.values().flat_map(|policy| [policy.ingress, policy.egress]);
-        let current = self.pod_endpoints().flat_map(|known| [known.endpoint.ingress, known.endpoint.egress]);
+        let desired = self
+            .policies
+            .values()
+            .flat_map(|policy| [policy.ingress, policy.egress, policy.shadow_ingress, policy.shadow_egress]);
+        let current = self.pod_endpoints().flat_map(|known| all_policies(&known.endpoint));
         let used: BTreeSet<_> = desired.chain(current).map(|direction| direction.rule_set).collect();
         self.rule_set_names.retain(|rule_set, _| used.contains(rule_set));
         for rule_set in used {

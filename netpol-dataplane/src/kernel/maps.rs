@@ -244,7 +244,10 @@ impl Maps {
             let (key, entry) = entry.map_err(failed(MapName::Ports))?;
             snapshot.ports.insert((key.data().0, key.prefix_len()), entry.0);
         }
-        self.read_endpoints()?.values().for_each(|endpoint| snapshot.note_egress(endpoint.egress));
+        for endpoint in self.read_endpoints()?.values() {
+            snapshot.note_egress(endpoint.egress);
+            snapshot.note_egress(endpoint.shadow_egress);
+        }
         Ok(snapshot)
     }
 

@@ -6,29 +6,31 @@ use netpol_common::{AllowKey, Direction, PortSetId, RuleSetId};
 
 use super::Engine;
 use super::allow::{AllowEntries, Ports};
+use super::endpoints::EndpointRuleSets;
+use super::memory_limit::{Account, Balance};
 use super::parts::{CompiledRule, RuleAt};
 use super::reclassify::AllowCache;
 use super::rule_sets::RuleSet;
 use super::transaction::Changes;
 use super::update_in_place::InPlaceUpdate;
-use crate::model::{NamespaceName, PodKey};
-use crate::tables::{Change, EndpointPolicy};
+use crate::model::PodKey;
+use crate::tables::Change;
 
 impl Engine {
-    /// Returns whether a namespace may use this many more (ports, entries).
-    pub(super) fn has_room(&self, namespace: &NamespaceName, needed: (u64, u64)) -> bool {
+    /// Returns whether this many more (ports, entries) may be charged to an account.
+    pub(super) fn has_room(&self, account: &Account, needed: (u64, u64)) -> bool {
         let entry_counts = (self.port_sets.entry_counts(), self.rule_sets.entry_counts());
-        needed == (0, 0) || self.memory_limit.has_room(namespace, entry_counts, needed)
+        needed == (0, 0) || self.memory_limit.has_room(account, entry_counts, needed)
     }
 
-    /// Returns whether rule sets of a namespace can change in place within the memory limit. If not, their pods get
+    /// Returns whether rule sets of an account can change in place within the memory limit. If not, their pods get
     /// other rule sets, and each of the new entries is admitted or refused.
     pub(super) fn has_room_to_update<'a>(
         &self,
-        namespace: &NamespaceName,
+        account: &Account,
         in_place: impl Iterator<Item = &'a InPlaceUpdate>,
     ) -> bool {
-        self.memory_limit.bytes().is_none() || self.has_room(namespace, self.most_needed(in_place))
+        self.memory_limit.bytes().is_none() || self.has_room(account, self.most_needed(in_place))
     }
 
     /// Returns the most additional (ports, entries) that rule sets may need during their change.
@@ -69,11 +71,14 @@ impl Engine {
         (ports as u64, entries)
     }
 
-    /// Divides the memory limit after a change. If the cut of policies changed, returns their pods, which must be
-    /// resolved.
+    /// Divides the memory limit after a change. If the cut of policies changed, or whether there is memory for policies
+    /// in shadow mode, returns their pods, which must be resolved.
     pub(super) fn balance(&mut self) -> Option<BTreeSet<PodKey>> {
-        let policies = self.memory_limit.balance(&self.cluster_state);
+        let Balance { policies, namespaces } = self.memory_limit.balance(&self.cluster_state);
         let mut pods = BTreeSet::new();
+        for namespace in &namespaces {
+            pods.extend(self.endpoints.of_namespace(namespace).cloned());
+        }
         for key in &policies {
             for direction in Direction::BOTH {
                 self.parts.invalidate(key, direction);
@@ -83,7 +88,7 @@ impl Engine {
                 |pod: &&PodKey| self.cluster_state.pods.get(*pod).is_some_and(|pod| policy.pods.isolates(&pod.labels));
             pods.extend(self.endpoints.of_namespace(&key.namespace).filter(selects).cloned());
         }
-        (!policies.is_empty()).then_some(pods)
+        (!policies.is_empty() || !namespaces.is_empty()).then_some(pods)
     }
 
     /// Writes refused entries for which there is room now, and marks endpoints with incomplete policies. Returns the
@@ -97,19 +102,19 @@ impl Engine {
         self.replace_refused()
     }
 
-    /// Writes refused entries for which there is room now. Stops in each namespace at the first that does not fit.
+    /// Writes refused entries for which there is room now. Stops in each account at the first that does not fit.
     fn admit_refused(&mut self, changes: &mut Changes) {
         let refused: Vec<_> = self.rule_sets.refused().collect();
         let (mut cache, mut full) = (AllowCache::new(), BTreeSet::new());
         for (rule_set, class) in refused {
-            let namespace = self.rule_sets.get(rule_set).and_then(|rule_set| rule_set.namespace()).cloned();
-            if full.contains(&namespace) {
+            let account = self.rule_sets.get(rule_set).map(|rule_set| rule_set.account.clone());
+            if full.contains(&account) {
                 continue;
             }
             // After a change in place, a rule set may have an entry with its new rules only.
             self.disallow(changes, rule_set, class);
             if !self.allow(changes, &mut cache, rule_set, class) {
-                full.insert(namespace);
+                full.insert(account);
             }
         }
     }
@@ -119,11 +124,11 @@ impl Engine {
     fn replace_refused(&mut self) -> BTreeSet<PodKey> {
         let has_room = |rule_set: &RuleSet| {
             let needed = (self.port_sets.entries_to_add(&rule_set.any), 0);
-            rule_set.namespace().is_some_and(|namespace| self.has_room(namespace, needed))
+            self.has_room(&rule_set.account, needed)
         };
         let ids: BTreeSet<_> =
             self.rule_sets.without_any().filter(|(_, rule_set)| has_room(rule_set)).map(|(id, _)| id).collect();
-        let has_one = |(_, rule_sets): &(&PodKey, [RuleSetId; 2])| rule_sets.iter().any(|id| ids.contains(id));
+        let has_one = |(_, rule_sets): &(&PodKey, EndpointRuleSets)| rule_sets.all().any(|id| ids.contains(&id));
         let pods = self.endpoints.iter().filter(has_one).map(|(pod, _)| pod.clone()).collect();
         for id in ids {
             self.rule_sets.replace(id);
@@ -131,12 +136,13 @@ impl Engine {
         pods
     }
 
-    /// Writes endpoints if their policy became complete or incomplete with the same rule sets.
+    /// Writes endpoints if their policy became complete or incomplete with the same rule sets. A shadow policy is in
+    /// effect only if it is complete.
     fn mark_incomplete(&mut self, changes: &mut Changes) {
-        let changed = |(pod, rule_sets): (&PodKey, [RuleSetId; 2])| {
-            let incomplete = rule_sets.into_iter().any(|rule_set| self.rule_sets.is_incomplete(rule_set));
-            let policy = self.tables.endpoint(pod).filter(|policy| policy.incomplete != incomplete)?;
-            Some(Change::PutEndpoint(pod.clone(), EndpointPolicy { incomplete, ..policy }))
+        let changed = |(pod, rule_sets): (&PodKey, EndpointRuleSets)| {
+            let policy = self.endpoint_policy(rule_sets);
+            self.tables.endpoint(pod).filter(|before| *before != policy)?;
+            Some(Change::PutEndpoint(pod.clone(), policy))
         };
         let changed: Vec<_> = self.endpoints.iter().filter_map(changed).collect();
         self.write_all(changes, changed);

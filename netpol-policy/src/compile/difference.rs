@@ -27,6 +27,16 @@ pub(super) enum PortSetUser {
     Class(AllowKey),
 }
 
+impl PortSetUser {
+    /// Returns the rule set that is the user, or that has the entry.
+    pub(super) fn rule_set(&self) -> RuleSetId {
+        match self {
+            Self::AnyPeer(id) => *id,
+            Self::Class(key) => key.rule_set,
+        }
+    }
+}
+
 /// The entries to be written.
 #[derive(Debug, Default)]
 pub(super) struct PendingEntries {

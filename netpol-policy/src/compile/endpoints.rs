@@ -2,28 +2,82 @@
 
 use std::collections::BTreeMap;
 
-use netpol_common::RuleSetId;
+use netpol_common::{Direction, DirectionPolicy, RuleSetId};
 
-use crate::model::{NamespaceName, PodKey};
+use crate::model::{Mode, NamespaceName, PodKey};
 
-/// Ingress and egress rule sets by endpoint.
+/// What one of an endpoint's rule sets is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Slot {
+    pub(super) mode: Mode,
+    pub(super) direction: Direction,
+}
+
+impl Slot {
+    /// All slots. Enforced ones come first, so that they get memory first.
+    pub(super) const ALL: [Self; 4] = [
+        Self { mode: Mode::Enforce, direction: Direction::Ingress },
+        Self { mode: Mode::Enforce, direction: Direction::Egress },
+        Self { mode: Mode::Shadow, direction: Direction::Ingress },
+        Self { mode: Mode::Shadow, direction: Direction::Egress },
+    ];
+}
+
+/// The rule sets of an endpoint, in the order of [`Slot::ALL`]. A slot without isolating policies has the rule set of
+/// [`DirectionPolicy::OPEN`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct EndpointRuleSets([RuleSetId; 4]);
+
+impl EndpointRuleSets {
+    pub(super) fn new(rule_set: impl FnMut(Slot) -> RuleSetId) -> Self {
+        Self(Slot::ALL.map(rule_set))
+    }
+
+    /// Returns the rule sets of ingress and egress.
+    pub(super) const fn of(self, mode: Mode) -> [RuleSetId; 2] {
+        let [ingress, egress, shadow_ingress, shadow_egress] = self.0;
+        match mode {
+            Mode::Enforce => [ingress, egress],
+            Mode::Shadow => [shadow_ingress, shadow_egress],
+        }
+    }
+
+    pub(super) fn all(self) -> impl Iterator<Item = RuleSetId> {
+        self.0.into_iter()
+    }
+
+    pub(super) fn slots(self) -> impl Iterator<Item = (Slot, RuleSetId)> {
+        Slot::ALL.into_iter().zip(self.0)
+    }
+
+    /// Returns the egress rule sets in use.
+    pub(super) fn egress(self) -> impl Iterator<Item = RuleSetId> {
+        Mode::BOTH.into_iter().map(move |mode| self.of(mode)[1]).filter(|id| *id != DirectionPolicy::OPEN.rule_set)
+    }
+
+    pub(super) fn contains(self, id: RuleSetId) -> bool {
+        self.0.contains(&id)
+    }
+}
+
+/// Rule sets by endpoint.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Endpoints {
-    by_pod: BTreeMap<PodKey, [RuleSetId; 2]>,
+    by_pod: BTreeMap<PodKey, EndpointRuleSets>,
 }
 
 impl Endpoints {
-    pub(super) fn get(&self, pod: &PodKey) -> Option<[RuleSetId; 2]> {
+    pub(super) fn get(&self, pod: &PodKey) -> Option<EndpointRuleSets> {
         self.by_pod.get(pod).copied()
     }
 
     /// Returns all endpoints.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&PodKey, [RuleSetId; 2])> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&PodKey, EndpointRuleSets)> {
         self.by_pod.iter().map(|(pod, rule_sets)| (pod, *rule_sets))
     }
 
     /// Sets the rule sets of an endpoint. Returns the previous ones.
-    pub(super) fn set(&mut self, pod: &PodKey, rule_sets: Option<[RuleSetId; 2]>) -> Option<[RuleSetId; 2]> {
+    pub(super) fn set(&mut self, pod: &PodKey, rule_sets: Option<EndpointRuleSets>) -> Option<EndpointRuleSets> {
         match rule_sets {
             Some(rule_sets) => self.by_pod.insert(pod.clone(), rule_sets),
             None => self.by_pod.remove(pod),
@@ -34,5 +88,12 @@ impl Endpoints {
     pub(super) fn of_namespace(&self, namespace: &NamespaceName) -> impl Iterator<Item = &PodKey> {
         let first = PodKey::new(namespace.clone(), "");
         self.by_pod.range(first..).map(|(pod, _)| pod).take_while(move |pod| pod.namespace == *namespace)
+    }
+
+    /// Returns the namespaces with endpoints.
+    pub(super) fn namespaces(&self) -> Vec<NamespaceName> {
+        let mut namespaces: Vec<NamespaceName> = self.by_pod.keys().map(|pod| pod.namespace.clone()).collect();
+        namespaces.dedup();
+        namespaces
     }
 }

@@ -1,28 +1,28 @@
-//! Counts map entries by namespace, where their number is known only after compilation.
+//! Counts map entries by account, where their number is known only after compilation.
 
 use std::collections::BTreeMap;
 
-use crate::model::NamespaceName;
+use super::memory_limit::Account;
 
-/// Number of entries of a map, by the namespace that they are charged to.
+/// Number of entries of a map, by the account that they are charged to.
 #[derive(Clone, Debug, Default)]
 pub(super) struct EntryCounts {
     total: u64,
-    of: BTreeMap<NamespaceName, u64>,
+    of: BTreeMap<Account, u64>,
 }
 
 impl EntryCounts {
-    pub(super) fn add(&mut self, namespace: &NamespaceName, entries: u64) {
+    pub(super) fn add(&mut self, account: &Account, entries: u64) {
         self.total += entries;
-        *self.of.entry(namespace.clone()).or_default() += entries;
+        *self.of.entry(account.clone()).or_default() += entries;
     }
 
-    pub(super) fn subtract(&mut self, namespace: &NamespaceName, entries: u64) {
+    pub(super) fn subtract(&mut self, account: &Account, entries: u64) {
         self.total -= entries;
-        if let Some(of) = self.of.get_mut(namespace) {
+        if let Some(of) = self.of.get_mut(account) {
             *of -= entries;
             if *of == 0 {
-                self.of.remove(namespace);
+                self.of.remove(account);
             }
         }
     }
@@ -31,7 +31,7 @@ impl EntryCounts {
         self.total
     }
 
-    pub(super) fn of(&self, namespace: &NamespaceName) -> u64 {
-        self.of.get(namespace).copied().unwrap_or(0)
+    pub(super) fn of(&self, account: &Account) -> u64 {
+        self.of.get(account).copied().unwrap_or(0)
     }
 }

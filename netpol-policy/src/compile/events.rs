@@ -1,17 +1,18 @@
 //! Applies an event to the cluster state and finds what it may change.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use netpol_common::Direction;
 
 use super::Engine;
+use super::memory_limit::policies_of;
 use super::rules::rules;
 use super::transaction::{Touched, Update};
-use crate::cluster_state::Event;
+use crate::cluster_state::{EffectiveModes, Event};
 use crate::model::{
     EndpointSlice, Frontend, FrontendAddress, NamespaceName, Pod, PodKey, Policy, PolicyKey, Service, ServiceKey,
-    SliceKey,
+    SliceKey, Timestamp,
 };
 use crate::tables::Change;
 
@@ -27,6 +28,9 @@ impl Engine {
         let (mut addresses, host_ports, was_local) = (addresses_of(self), host_ports_of(self), is_local(self));
         self.cluster_state.apply(event);
         self.memory_limit.record_pod(key, is_local(self));
+        if was_local || is_local(self) {
+            self.memory_limit.record_modes(&key.namespace, &self.cluster_state);
+        }
         addresses.extend(addresses_of(self));
         let mut touched = Touched::default();
         for address in addresses {
@@ -44,18 +48,67 @@ impl Engine {
         self.commit(Update { touched, pods, ..Update::default() })
     }
 
+    /// Applies a change of a namespace's labels or of its modes, but not of both: between two writes, the state would
+    /// be neither the one before nor the one after.
     pub(super) fn namespace_event(&mut self, name: &NamespaceName, event: Event) -> Vec<Change> {
+        let before = self.modes_of_endpoints();
         self.cluster_state.apply(event);
         let labels = self.cluster_state.namespace_labels(name);
         let addresses = self.identities.reevaluate(name, &self.selectors, &labels).into_iter().collect();
-        self.commit(Touched { addresses, ..Touched::default() }.into())
+        let touched = Touched { addresses, ..Touched::default() };
+        let pods = self.pods_with_other_modes(&before);
+        self.commit(Update { touched, pods, ..Update::default() })
+    }
+
+    /// Starts and ends suspensions.
+    pub(super) fn clock_event(&mut self, time: Timestamp) -> Vec<Change> {
+        if time == self.cluster_state.clock {
+            return Vec::new();
+        }
+        let before = self.modes_of_endpoints();
+        self.cluster_state.apply(Event::Clock(time));
+        let pods = self.pods_with_other_modes(&before);
+        if pods.is_empty() {
+            return Vec::new();
+        }
+        self.commit(Update { pods, ..Update::default() })
+    }
+
+    /// Returns the modes of each namespace with endpoints.
+    fn modes_of_endpoints(&self) -> BTreeMap<NamespaceName, EffectiveModes> {
+        let namespaces = self.endpoints.namespaces().into_iter();
+        namespaces.map(|name| (name.clone(), self.cluster_state.effective_modes(&name))).collect()
+    }
+
+    /// Returns the pods with a policy that changed its mode.
+    fn pods_with_other_modes(&mut self, before: &BTreeMap<NamespaceName, EffectiveModes>) -> BTreeSet<PodKey> {
+        let mut pods = BTreeSet::new();
+        for (name, before) in before {
+            let now = self.cluster_state.effective_modes(name);
+            if now == *before {
+                continue;
+            }
+            let changed: Vec<&Policy> =
+                policies_of(&self.cluster_state, name).filter(|policy| now.of(policy) != before.of(policy)).collect();
+            let selects = |pod: &&PodKey| {
+                let pod = self.cluster_state.pods.get(*pod);
+                pod.is_some_and(|pod| changed.iter().any(|policy| policy.pods.isolates(&pod.labels)))
+            };
+            pods.extend(self.endpoints.of_namespace(name).filter(selects).cloned());
+            self.memory_limit.record_modes(name, &self.cluster_state);
+        }
+        pods.extend(self.balance().unwrap_or_default());
+        pods
     }
 
     pub(super) fn policy_event(&mut self, key: &PolicyKey, event: Event) -> Vec<Change> {
         let old = self.cluster_state.policies.get(key).cloned();
         self.cluster_state.apply(event);
         let new = self.cluster_state.policies.get(key).cloned();
+        let modes = self.cluster_state.effective_modes(&key.namespace);
+        let changes_mode = old.as_ref().zip(new.as_ref()).is_some_and(|(old, new)| modes.of(old) != modes.of(new));
         self.memory_limit.record_policy(key, new.as_ref());
+        self.memory_limit.record_modes(&key.namespace, &self.cluster_state);
         for direction in Direction::BOTH {
             let before = old.as_ref().and_then(|policy| rules(policy, direction));
             if before != new.as_ref().and_then(|policy| rules(policy, direction)) {
@@ -72,6 +125,7 @@ impl Engine {
         let (in_place, pods) = match self.balance() {
             // Parts of other policies change, too.
             Some(others) => (Vec::new(), &pods | &others),
+            None if changes_mode => (Vec::new(), pods),
             None => self.updates_in_place(&mut touched, key, pods),
         };
         let changes = self.commit(Update { touched, pods, in_place, ..Update::default() });

@@ -6,24 +6,22 @@
 //! A policy that costs more than its share is cut: its blocks and ports count in order, up to the share. A block is
 //! omitted with all of its `except` entries, so that a cut policy never allows more than the complete one.
 
+mod price;
+
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{Hash, Hasher};
 
-use ipnet::IpNet;
 use netpol_common::Direction;
 
-use super::allow::prefix_count;
 use super::entry_counts::EntryCounts;
 use super::rules::rules;
 use crate::cluster_state::ClusterState;
-use crate::model::{IpBlock, NamespaceName, Peer, Peers, Pod, PodKey, Policy, PolicyKey, PortMatch, Ports, Rule};
+use crate::model::{Mode, NamespaceName, Pod, PodKey, Policy, PolicyKey};
 
-/// Bytes of kernel memory for an entry of `PREFIXES_*` or `PORTS`: its trie node and, at worst, an intermediate node.
-/// Measured; see docs/capacity.md.
-const TRIE_ENTRY: u64 = 128;
-/// Bytes of kernel memory for an entry of `ALLOW`, including its part of the bucket array.
-pub const ALLOW_ENTRY: u64 = 128;
+pub use price::ALLOW_ENTRY;
+use price::{Cut, Price, Size, TRIE_ENTRY, WiderBlocks};
+
 /// Number of significant bits of a share, so that it changes in steps of at most an eighth. Otherwise every change
 /// would move all cuts a little, and each moved cut recompiles its policy.
 const SHARE_BITS: u32 = 4;
@@ -42,6 +40,31 @@ pub struct Omitted {
     pub entries: usize,
 }
 
+/// What entries are charged to: the name of a namespace, or [`shadow_account`].
+pub(super) type Account = NamespaceName;
+
+/// The account of all rule sets for shadow mode. No namespace has an empty name.
+fn shadow_account() -> Account {
+    Account::default()
+}
+
+/// Returns the account for rule sets of a namespace.
+pub(super) fn account(mode: Mode, namespace: &NamespaceName) -> Account {
+    match mode {
+        Mode::Enforce => namespace.clone(),
+        Mode::Shadow => shadow_account(),
+    }
+}
+
+/// The changes after the limit was divided again.
+#[derive(Debug, Default)]
+pub(super) struct Balance {
+    /// The policies with a changed cut.
+    pub(super) policies: Vec<PolicyKey>,
+    /// The namespaces that got or lost the memory for policies in shadow mode.
+    pub(super) namespaces: Vec<NamespaceName>,
+}
+
 /// Memory limit and costs of policies; see the module documentation.
 #[derive(Clone, Debug, Default)]
 pub(super) struct MemoryLimit {
@@ -54,22 +77,25 @@ pub(super) struct MemoryLimit {
     /// Number of prefixes and ports in a namespace's policies.
     sums: BTreeMap<NamespaceName, (u64, u64)>,
     /// Policies in use, by namespace. Empty while the limit cannot be exceeded.
-    demands: BTreeMap<NamespaceName, Demand>,
+    demands: BTreeMap<NamespaceName, Demands>,
     /// Namespaces with a changed policy or pod.
     changed: BTreeSet<NamespaceName>,
     cuts: BTreeMap<PolicyKey, Cut>,
+    /// Namespaces with policies in shadow mode.
+    shadow: BTreeSet<NamespaceName>,
+    /// Those of them without memory for these policies.
+    without_shadow: BTreeSet<NamespaceName>,
 }
 
-/// Size of a policy in one direction.
+/// The demand of a namespace.
 #[derive(Clone, Debug, Default)]
-struct Size {
-    /// Number of block prefixes, by family and length.
-    prefixes: BTreeMap<(bool, u8), u64>,
-    /// Number of port prefixes.
-    ports: u64,
+struct Demands {
+    enforced: Demand,
+    /// The demand of the rule sets for shadow mode, which also contain enforced policies.
+    shadow: Demand,
 }
 
-/// The policies of a namespace that isolate pods in scope.
+/// The policies of a namespace that isolate pods in scope, in the rule sets of one mode.
 #[derive(Clone, Debug, Default)]
 struct Demand {
     /// Number of rule sets that contain each policy, by direction.
@@ -77,13 +103,6 @@ struct Demand {
     /// The widest block of each rule set, by family. In such a rule set every narrower block inside has a class of its
     /// own.
     widest: Vec<[Option<u8>; 2]>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Cut {
-    /// Number of blocks and ports that count, by direction.
-    items: [usize; 2],
-    omitted: Omitted,
 }
 
 /// Number of blocks and ports of one policy in one direction that still fit within the memory limit.
@@ -153,13 +172,39 @@ impl MemoryLimit {
         self.changed.insert(key.namespace.clone());
     }
 
-    /// Returns whether a namespace may use this many more bytes for what is known only after compilation: port sets and
+    /// Records the modes of a namespace's policies.
+    pub(super) fn record_modes(&mut self, namespace: &NamespaceName, cluster_state: &ClusterState) {
+        if self.limit.is_none() {
+            return;
+        }
+        let modes = cluster_state.effective_modes(namespace);
+        let has_shadow = policies_of(cluster_state, namespace).any(|policy| modes.of(policy) == Mode::Shadow);
+        if has_shadow {
+            self.shadow.insert(namespace.clone());
+        } else {
+            self.shadow.remove(namespace);
+        }
+        self.changed.insert(namespace.clone());
+    }
+
+    /// Returns whether a namespace has memory for policies in shadow mode.
+    pub(super) fn has_room_for_shadow(&self, namespace: &NamespaceName) -> bool {
+        !self.without_shadow.contains(namespace)
+    }
+
+    /// Returns the namespaces without memory for policies in shadow mode.
+    pub(super) fn namespaces_without_shadow(&self) -> &BTreeSet<NamespaceName> {
+        &self.without_shadow
+    }
+
+    /// Returns whether an account may use this many more bytes for what is known only after compilation: port sets and
     /// entries for classes of pods. Half of the limit is reserved for these. Of this half, one part is first come, first
     /// served. The other part, of the same size, is divided equally among namespaces with pods in scope, so that each
-    /// namespace always has its share.
+    /// namespace always has its share. Rule sets for shadow mode may use a sixteenth of the limit while the first part
+    /// has room. Enforced rule sets do not have less because of that.
     pub(super) fn has_room(
         &self,
-        namespace: &NamespaceName,
+        account: &Account,
         (ports, allow): (&EntryCounts, &EntryCounts),
         (new_ports, new_allow): (u64, u64),
     ) -> bool {
@@ -167,8 +212,13 @@ impl MemoryLimit {
         let quarter = limit / 4;
         let bytes = |ports: u64, allow: u64| ports * TRIE_ENTRY + allow * ALLOW_ENTRY;
         let guaranteed = quarter / (self.pods.len() as u64).max(1);
-        bytes(ports.total() + new_ports, allow.total() + new_allow) <= quarter
-            || bytes(ports.of(namespace) + new_ports, allow.of(namespace) + new_allow) <= guaranteed
+        let shadow = shadow_account();
+        let of_account = bytes(ports.of(account) + new_ports, allow.of(account) + new_allow);
+        if *account == shadow {
+            return of_account <= limit / 16 && bytes(ports.total() + new_ports, allow.total() + new_allow) <= quarter;
+        }
+        let enforced = (ports.total() - ports.of(&shadow), allow.total() - allow.of(&shadow));
+        bytes(enforced.0 + new_ports, enforced.1 + new_allow) <= quarter || of_account <= guaranteed
     }
 
     /// Returns how many blocks and ports of a policy fit in one direction.
@@ -182,20 +232,22 @@ impl MemoryLimit {
         self.cuts.iter().map(|(policy, cut)| (policy, cut.omitted))
     }
 
-    /// Divides the limit after a change. Returns the policies with a changed cut.
-    pub(super) fn balance(&mut self, cluster_state: &ClusterState) -> Vec<PolicyKey> {
+    /// Divides the limit after a change.
+    pub(super) fn balance(&mut self, cluster_state: &ClusterState) -> Balance {
         let changed = std::mem::take(&mut self.changed);
         // The other half is reserved for what is known only after compilation.
-        let Some(limit) = self.limit.filter(|_| !changed.is_empty()).map(|limit| limit / 2) else { return Vec::new() };
-        let cuts = if self.upper_bound() <= limit {
+        let Some(limit) = self.limit.filter(|_| !changed.is_empty()).map(|limit| limit / 2) else {
+            return Balance::default();
+        };
+        let (cuts, without_shadow) = if self.upper_bound() <= limit {
             self.demands.clear();
-            BTreeMap::new()
+            Default::default()
         } else {
             let all = if self.demands.is_empty() { self.pods.keys().cloned().collect() } else { changed };
             for namespace in all {
                 match self.pods.get(&namespace) {
                     Some(pods) => {
-                        let demand = self.demand(cluster_state, &namespace, pods);
+                        let demand = self.demands(cluster_state, &namespace, pods);
                         self.demands.insert(namespace, demand);
                     }
                     None => drop(self.demands.remove(&namespace)),
@@ -206,34 +258,58 @@ impl MemoryLimit {
         let before = std::mem::replace(&mut self.cuts, cuts);
         let differs = |policy: &PolicyKey| before.get(policy) != self.cuts.get(policy);
         let keys: BTreeSet<&PolicyKey> = before.keys().chain(self.cuts.keys()).collect();
-        keys.into_iter().filter(|policy| differs(policy)).cloned().collect()
+        let policies = keys.into_iter().filter(|policy| differs(policy)).cloned().collect();
+        let namespaces = self.without_shadow.symmetric_difference(&without_shadow).cloned().collect();
+        self.without_shadow = without_shadow;
+        Balance { policies, namespaces }
     }
 
     /// Returns an upper bound of the cost: each pod has rule sets of its own, with an entry for each prefix.
     fn upper_bound(&self) -> u64 {
         let pods: u64 = self.pods.values().map(|pods| pods.len() as u64).sum();
+        let rule_sets = if self.shadow.is_empty() { 2 } else { 4 };
         let cost = |(namespace, own): (&NamespaceName, &BTreeSet<PodKey>)| {
             let (prefixes, ports) = self.sums.get(namespace).copied().unwrap_or_default();
-            let prefixes = prefixes.saturating_mul(TRIE_ENTRY + ALLOW_ENTRY * 2 * pods);
-            prefixes.saturating_add(ports.saturating_mul(TRIE_ENTRY * 2 * own.len() as u64))
+            let prefixes = prefixes.saturating_mul(TRIE_ENTRY + ALLOW_ENTRY * rule_sets * pods);
+            prefixes.saturating_add(ports.saturating_mul(TRIE_ENTRY * rule_sets * own.len() as u64))
         };
         self.pods.iter().map(cost).fold(0, u64::saturating_add)
     }
 
-    /// Returns the rule sets that the pods of a namespace will have. Pods that the same policies select share a rule
-    /// set.
-    fn demand(&self, cluster_state: &ClusterState, namespace: &NamespaceName, pods: &BTreeSet<PodKey>) -> Demand {
+    fn demands(&self, cluster_state: &ClusterState, namespace: &NamespaceName, pods: &BTreeSet<PodKey>) -> Demands {
         let pods: Vec<&Pod> = pods.iter().filter_map(|key| cluster_state.pods.get(key)).collect();
+        let modes = cluster_state.effective_modes(namespace);
+        let policies: Vec<&Policy> = policies_of(cluster_state, namespace).collect();
+        let is_enforced = |policy: &&Policy| modes.of(policy) == Mode::Enforce;
+        let enforced: Vec<&Policy> = policies.iter().copied().filter(is_enforced).collect();
+        if enforced.len() == policies.len() {
+            return Demands { enforced: self.demand(&pods, &enforced, |_, _| true), shadow: Demand::default() };
+        }
+        let has_shadow = |pod: &Pod, direction| {
+            let mut shadow = policies.iter().filter(|policy| !is_enforced(policy));
+            shadow.any(|policy| policy.pods.isolates(&pod.labels) && rules(policy, direction).is_some())
+        };
+        Demands {
+            enforced: self.demand(&pods, &enforced, |_, _| true),
+            shadow: self.demand(&pods, &policies, has_shadow),
+        }
+    }
+
+    /// Returns the rule sets that pods will have with these policies, if `has_rule_set` returns true. Pods that the same
+    /// policies select share a rule set.
+    fn demand(&self, pods: &[&Pod], policies: &[&Policy], has_rule_set: impl Fn(&Pod, Direction) -> bool) -> Demand {
+        let slots: Vec<[bool; 2]> =
+            pods.iter().map(|pod| Direction::BOTH.map(|direction| has_rule_set(pod, direction))).collect();
         // A named port of an ingress rule is resolved on the selected pod.
         let mut rule_sets: Vec<_> = pods.iter().map(|pod| [(hash(&pod.ports), [None; 2]), (0, [None; 2])]).collect();
         let mut selecting = Vec::new();
-        for policy in policies_of(cluster_state, namespace) {
+        for policy in policies {
             let selected: Vec<usize> =
                 (0..pods.len()).filter(|index| policy.pods.isolates(&pods[*index].labels)).collect();
             let Some(sizes) = self.sizes.get(&policy.key).filter(|_| !selected.is_empty()) else { continue };
             let policy_hash = hash(&policy.key);
             for direction in Direction::BOTH.into_iter().filter(|direction| rules(policy, *direction).is_some()) {
-                for index in &selected {
+                for index in selected.iter().filter(|index| slots[**index][direction as usize]) {
                     let (fingerprint, widest) = &mut rule_sets[*index][direction as usize];
                     *fingerprint = fingerprint.wrapping_mul(31).wrapping_add(policy_hash);
                     for (ipv6, length) in sizes[direction as usize].prefixes.keys() {
@@ -242,12 +318,13 @@ impl MemoryLimit {
                     }
                 }
             }
-            selecting.push((policy, selected));
+            selecting.push((*policy, selected));
         }
         let count = |policy: &Policy, selected: &[usize], direction: Direction| {
             let distinct = |index: &usize| rule_sets[*index][direction as usize].0;
             let isolates = rules(policy, direction).is_some();
-            if isolates { selected.iter().map(distinct).collect::<HashSet<u64>>().len() as u64 } else { 0 }
+            let selected = selected.iter().filter(|index| slots[**index][direction as usize]);
+            if isolates { selected.map(distinct).collect::<HashSet<u64>>().len() as u64 } else { 0 }
         };
         let policies = selecting
             .iter()
@@ -266,133 +343,58 @@ impl MemoryLimit {
         Demand { policies, widest: distinct.into_values().filter(|widest| *widest != [None; 2]).collect() }
     }
 
-    /// Divides the limit. Returns the policies that cost more than their share.
-    fn share(&self, cluster_state: &ClusterState, limit: u64) -> BTreeMap<PolicyKey, Cut> {
-        let all = WiderBlocks::of(self.demands.values().flat_map(|demand| &demand.widest));
+    /// Divides the limit. Returns the enforced policies that cost more than their share, and the namespaces without
+    /// memory for policies in shadow mode. These get only what enforced policies do not need, shared max-min fairly; a
+    /// namespace that needs more than its share gets nothing, because incomplete policies would deny too much.
+    fn share(&self, cluster_state: &ClusterState, limit: u64) -> (BTreeMap<PolicyKey, Cut>, BTreeSet<NamespaceName>) {
+        let all = WiderBlocks::of(self.demands.values().flat_map(|demands| &demands.enforced.widest));
         let prices: BTreeMap<&NamespaceName, Price<'_>> = self
             .demands
             .iter()
-            .map(|(namespace, demand)| (namespace, Price { all: &all, own: WiderBlocks::of(&demand.widest) }))
+            .map(|(namespace, Demands { enforced, .. })| {
+                (namespace, Price { all: &all, own: WiderBlocks::of(&enforced.widest) })
+            })
             .collect();
         let mut costs: BTreeMap<&NamespaceName, BTreeMap<&PolicyKey, u64>> = BTreeMap::new();
-        for (namespace, demand) in &self.demands {
-            let cost = |(policy, rule_sets): &(PolicyKey, [u64; 2])| {
-                let sizes = self.sizes.get(policy).into_iter().flatten().zip(rule_sets);
-                sizes.map(|(size, rule_sets)| prices[namespace].of_size(size, *rule_sets)).fold(0, u64::saturating_add)
-            };
-            let of_policies = demand.policies.iter().map(|policy| (&policy.0, cost(policy))).collect();
+        for (namespace, Demands { enforced, .. }) in &self.demands {
+            let price = &prices[namespace];
+            let of_policies = enforced.policies.iter().map(|policy| (&policy.0, self.cost(price, policy))).collect();
             costs.insert(namespace, of_policies);
         }
         let total = |costs: &BTreeMap<&PolicyKey, u64>| costs.values().copied().fold(0, u64::saturating_add);
         let level = rounded(fair_share(costs.values().map(total), limit));
+        let used = costs.values().map(|costs| total(costs).min(level)).fold(0, u64::saturating_add);
         let mut cuts = BTreeMap::new();
         for (namespace, policies) in costs.iter().filter(|(_, policies)| total(policies) > level) {
             let level = rounded(fair_share(policies.values().copied(), level));
             for policy in policies.iter().filter(|(_, cost)| **cost > level).map(|(policy, _)| *policy) {
-                let rule_sets = self.demands[*namespace].policies.iter().find(|(key, _)| key == policy);
+                let rule_sets = self.demands[*namespace].enforced.policies.iter().find(|(key, _)| key == policy);
                 if let (Some(policy), Some((_, rule_sets))) = (cluster_state.policies.get(policy), rule_sets) {
                     cuts.insert(policy.key.clone(), prices[namespace].cut(policy, *rule_sets, level));
                 }
             }
         }
-        cuts
-    }
-}
-
-impl Size {
-    fn of(rules: Option<&[Rule]>) -> Self {
-        let mut size = Self::default();
-        for item in rules.unwrap_or_default().iter().flat_map(items) {
-            match item {
-                Item::Block(block) => {
-                    for net in nets(block) {
-                        *size.prefixes.entry(family_and_length(net)).or_default() += 1;
-                    }
-                }
-                Item::Port(port) => size.ports += prefix_count(&port.port),
-            }
-        }
-        size
-    }
-}
-
-/// Number of rule sets with a wider block than a prefix of a given length, by family.
-struct WiderBlocks([Vec<u64>; 2]);
-
-impl WiderBlocks {
-    fn of<'a>(rule_sets: impl IntoIterator<Item = &'a [Option<u8>; 2]>) -> Self {
-        let mut wide = [vec![0; 130], vec![0; 130]];
-        for widest in rule_sets {
-            for (wide, length) in wide.iter_mut().zip(widest) {
-                if let Some(length) = length {
-                    wide[usize::from(*length) + 1] += 1;
-                }
-            }
-        }
-        for lengths in &mut wide {
-            for length in 1..lengths.len() {
-                lengths[length] += lengths[length - 1];
-            }
-        }
-        Self(wide)
+        (cuts, self.share_shadow(limit.saturating_sub(used)))
     }
 
-    fn wider_than(&self, (ipv6, length): (bool, u8)) -> u64 {
-        self.0[usize::from(ipv6)].get(usize::from(length)).copied().unwrap_or(0)
-    }
-}
-
-/// Computes the cost of a namespace's blocks and ports.
-struct Price<'a> {
-    all: &'a WiderBlocks,
-    own: WiderBlocks,
-}
-
-impl Price<'_> {
-    /// Returns the cost of a prefix. A prefix has a class of its own, so it takes an entry in each rule set with the
-    /// same or a wider block. Entries for wider blocks of other namespaces are charged to the narrow block: these
-    /// namespaces need only their own blocks without it.
-    fn of_prefix(&self, prefix: (bool, u8), rule_sets: u64) -> u64 {
-        let own = self.own.wider_than(prefix);
-        TRIE_ENTRY + ALLOW_ENTRY * (own.max(rule_sets) + self.all.wider_than(prefix) - own)
+    /// Divides the rest of the limit among namespaces with policies in shadow mode. Returns those that need more.
+    fn share_shadow(&self, rest: u64) -> BTreeSet<NamespaceName> {
+        let demands = self.demands.values().flat_map(|Demands { enforced, shadow }| [enforced, shadow]);
+        let all = WiderBlocks::of(demands.flat_map(|demand| &demand.widest));
+        let cost = |demand: &Demand| {
+            let price = Price { all: &all, own: WiderBlocks::of(&demand.widest) };
+            demand.policies.iter().map(|policy| self.cost(&price, policy)).fold(0, u64::saturating_add)
+        };
+        let costs: BTreeMap<&NamespaceName, u64> =
+            self.demands.iter().map(|(namespace, demands)| (namespace, cost(&demands.shadow))).collect();
+        let level = rounded(fair_share(costs.values().copied(), rest));
+        costs.into_iter().filter(|(_, cost)| *cost > level).map(|(namespace, _)| namespace.clone()).collect()
     }
 
-    fn of_size(&self, size: &Size, rule_sets: u64) -> u64 {
-        if rule_sets == 0 {
-            return 0;
-        }
-        let prefixes =
-            size.prefixes.iter().map(|(prefix, count)| count.saturating_mul(self.of_prefix(*prefix, rule_sets)));
-        prefixes.fold(0, u64::saturating_add).saturating_add(size.ports.saturating_mul(TRIE_ENTRY * rule_sets))
-    }
-
-    /// Cuts a policy to at most this cost.
-    fn cut(&self, policy: &Policy, rule_sets: [u64; 2], most: u64) -> Cut {
-        let mut cut = Cut { items: [0; 2], omitted: Omitted::default() };
-        let mut spent: u64 = 0;
-        for direction in Direction::BOTH {
-            let rule_sets = rule_sets[direction as usize];
-            let mut full = false;
-            for item in rules(policy, direction).unwrap_or_default().iter().flat_map(items) {
-                let cost = match item {
-                    Item::Block(block) => {
-                        nets(block).map(|net| self.of_prefix(family_and_length(net), rule_sets)).sum()
-                    }
-                    Item::Port(port) => prefix_count(&port.port) * TRIE_ENTRY * rule_sets,
-                };
-                full |= rule_sets > 0 && spent.saturating_add(cost) > most;
-                cut.omitted.total += 1;
-                match item {
-                    _ if !full => {
-                        spent += if rule_sets > 0 { cost } else { 0 };
-                        cut.items[direction as usize] += 1;
-                    }
-                    Item::Block(_) => cut.omitted.blocks += 1,
-                    Item::Port(_) => cut.omitted.ports += 1,
-                }
-            }
-        }
-        cut
+    /// Returns the cost of a policy in a number of rule sets, by direction.
+    fn cost(&self, price: &Price<'_>, (policy, rule_sets): &(PolicyKey, [u64; 2])) -> u64 {
+        let sizes = self.sizes.get(policy).into_iter().flatten().zip(rule_sets);
+        sizes.map(|(size, rule_sets)| price.of_size(size, *rule_sets)).fold(0, u64::saturating_add)
     }
 }
 
@@ -403,36 +405,6 @@ pub(super) fn policies_of<'a>(
 ) -> impl Iterator<Item = &'a Policy> {
     let policies = cluster_state.policies.range(PolicyKey::new(namespace.clone(), "")..).map(|(_, policy)| policy);
     policies.take_while(move |policy| policy.key.namespace == *namespace)
-}
-
-/// A block or port of a rule, in the order in which [`Quota`] counts it.
-enum Item<'a> {
-    Block(&'a IpBlock),
-    Port(&'a PortMatch),
-}
-
-fn items(rule: &Rule) -> impl Iterator<Item = Item<'_>> {
-    let peers = match &rule.peers {
-        Peers::Any => &[][..],
-        Peers::Of(peers) => peers,
-    };
-    let ports = match &rule.ports {
-        Ports::Any => &[][..],
-        Ports::Of(ports) => ports,
-    };
-    let blocks = peers.iter().filter_map(|peer| match peer {
-        Peer::Block(block) => Some(Item::Block(block)),
-        Peer::Pods { .. } => None,
-    });
-    blocks.chain(ports.iter().map(Item::Port))
-}
-
-fn nets(block: &IpBlock) -> impl Iterator<Item = &IpNet> {
-    std::iter::once(&block.cidr).chain(&block.except)
-}
-
-fn family_and_length(net: &IpNet) -> (bool, u8) {
-    (net.addr().is_ipv6(), net.prefix_len())
 }
 
 fn hash(value: &impl Hash) -> u64 {

@@ -31,7 +31,9 @@ mod identities;
 mod ids;
 mod interned;
 mod memory_limit;
+mod modes;
 mod parts;
+mod policies;
 mod port_sets;
 mod reclassify;
 mod resolve;
@@ -51,10 +53,11 @@ use netpol_common::{Evaluation, RuleId, RuleSetId};
 
 pub use ids::{FirstIds, UsedIds};
 pub use memory_limit::{ALLOW_ENTRY, Omitted};
+pub use policies::ListedPolicy;
 pub use rules::RuleName;
 
 use crate::cluster_state::{ClusterState, Event};
-use crate::model::{EndpointSlice, Object, ObjectKey, Pod, PodKey, PolicyKey};
+use crate::model::{EndpointSlice, Mode, NamespaceName, Object, ObjectKey, Pod, PodKey, PolicyKey};
 use crate::reference::Packet;
 use crate::tables::{Change, EndpointPolicy, Tables};
 
@@ -128,6 +131,14 @@ impl Engine {
         self
     }
 
+    /// Sets the namespace in which agents run, see [`ClusterState::with_agent_namespace`]. Call this before the first
+    /// event.
+    #[must_use]
+    pub fn with_agent_namespace(mut self, name: NamespaceName) -> Self {
+        self.cluster_state = std::mem::take(&mut self.cluster_state).with_agent_namespace(name);
+        self
+    }
+
     /// Applies events one after the other; see [`Engine::apply`].
     pub fn apply_all(&mut self, events: impl IntoIterator<Item = Event>) -> Vec<Change> {
         events.into_iter().flat_map(|event| self.apply(event)).collect()
@@ -147,6 +158,7 @@ impl Engine {
             Event::Delete(key) => self.delete(&key),
             Event::Reset(objects) => self.reset(objects),
             Event::LocalAddresses(addresses) => self.local_addresses(addresses),
+            Event::Clock(time) => self.clock_event(time),
         }
     }
 
@@ -157,7 +169,10 @@ impl Engine {
         for event in events {
             cluster_state.apply(event);
         }
-        let mut next = Self::new(self.scope.clone(), ids).with_policy_memory(self.memory_limit.bytes());
+        let mut next = Self::new(self.scope.clone(), ids)
+            .with_policy_memory(self.memory_limit.bytes())
+            .with_agent_namespace(cluster_state.agent_namespace().into());
+        next.apply(Event::Clock(cluster_state.clock));
         next.apply(Event::LocalAddresses(cluster_state.local_addresses.clone()));
         next.apply(Event::Reset(cluster_state.into_objects().collect()));
         next.rule_names.inherit(&self.rule_names);
@@ -199,9 +214,11 @@ impl Engine {
             Event::Delete(ObjectKey::Pod(key)) => cluster_state.pods.get(key).is_some_and(is_backend),
             Event::Delete(ObjectKey::Slice(key)) => cluster_state.slices.get(key).is_some_and(has_service),
             Event::Delete(key) => cluster_state.contains(key),
+            Event::Clock(time) => self.changes_modes(*time),
             Event::Apply(_) | Event::Reset(_) | Event::LocalAddresses(_) => true,
         };
-        if events.iter().filter(changes).count() > 1 || matches!(events[..], [Event::Reset(_)]) {
+        let is_mixed = events.iter().any(|event| self.labels_without_modes(event).is_some());
+        if is_mixed || events.iter().filter(changes).count() > 1 || matches!(events[..], [Event::Reset(_)]) {
             return None;
         }
         events.sort_by_key(|event| match event {
@@ -249,7 +266,7 @@ impl Engine {
     pub fn omitted(&self) -> BTreeMap<PolicyKey, Omitted> {
         let mut omitted: BTreeMap<PolicyKey, Omitted> =
             self.memory_limit.cuts().map(|(policy, omitted)| (policy.clone(), omitted)).collect();
-        for rule_set in self.rule_sets.refusals() {
+        for rule_set in self.rule_sets.refusals(Mode::Enforce) {
             for policy in self.rule_sets.policies(rule_set).unwrap_or_default() {
                 omitted.entry(policy.clone()).or_default().entries += 1;
             }
@@ -277,7 +294,18 @@ impl Engine {
         self.object_event(key, Event::Delete(key.clone()))
     }
 
+    /// Applies a change of an object. If it changes both the labels and the modes of a namespace, the modes come first.
     fn object_event(&mut self, key: &ObjectKey, event: Event) -> Vec<Change> {
+        if let Some(namespace) = self.labels_without_modes(&event) {
+            let first = Event::Apply(Object::Namespace(namespace));
+            let mut changes = self.single_object_event(key, first);
+            changes.extend(self.single_object_event(key, event));
+            return changes;
+        }
+        self.single_object_event(key, event)
+    }
+
+    fn single_object_event(&mut self, key: &ObjectKey, event: Event) -> Vec<Change> {
         match key {
             ObjectKey::Pod(key) => self.pod_event(key, event),
             ObjectKey::Namespace(name) => self.namespace_event(name, event),

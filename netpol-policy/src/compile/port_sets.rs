@@ -8,7 +8,7 @@ use netpol_common::{AllowEntry, PortEntry, PortKey, PortSetId, RuleId, port_verd
 use super::allow::{AllowEntries, PortPrefix, Ports};
 use super::entry_counts::EntryCounts;
 use super::ids::Counter;
-use crate::model::NamespaceName;
+use super::memory_limit::Account;
 use crate::tables::Change;
 
 /// The port sets in use.
@@ -17,7 +17,7 @@ pub(super) struct PortSets {
     /// IDs by content hash. The hash is the sum of the entries' hashes, so it can be updated incrementally.
     by_hash: HashMap<u64, Vec<PortSetId>>,
     entries: BTreeMap<PortSetId, PortSet>,
-    /// Number of entries by the namespace that first used them.
+    /// Number of entries by the account that first used them.
     entry_counts: EntryCounts,
     counter: Counter,
     hasher: RandomState,
@@ -28,7 +28,7 @@ struct PortSet {
     ports: Ports,
     hash: u64,
     users: usize,
-    owner: NamespaceName,
+    owner: Account,
     /// An orphaned endpoint may use the set, so it must not change.
     frozen: bool,
 }
@@ -87,7 +87,7 @@ impl PortSets {
         }
     }
 
-    /// Returns the number of entries by namespace.
+    /// Returns the number of entries by account.
     pub(super) fn entry_counts(&self) -> &EntryCounts {
         &self.entry_counts
     }
@@ -103,7 +103,7 @@ impl PortSets {
     }
 
     /// Returns the set of these ports with one more user, and the changes if the set is new.
-    pub(super) fn acquire(&mut self, contents: &AllowEntries, owner: &NamespaceName) -> (AllowEntry, Vec<Change>) {
+    pub(super) fn acquire(&mut self, contents: &AllowEntries, owner: &Account) -> (AllowEntry, Vec<Change>) {
         let ports = match contents {
             AllowEntries::All(rule) => return (AllowEntry { port_set: PortSetId::ALL, rule: *rule }, Vec::new()),
             AllowEntries::Of(ports) => ports,

@@ -207,7 +207,7 @@ impl Engine {
         let Some(rules) = self.rule_sets.get(rule_set) else { return true };
         let (AllowEntries::Of(any), Some(signature)) = (&rules.any, self.classes.signature(class)) else { return true };
         let matching = rules.matching(signature);
-        let Some(namespace) = rules.namespace().filter(|_| !matching.is_empty()).cloned() else { return true };
+        let Some(account) = (!matching.is_empty()).then(|| rules.account.clone()) else { return true };
         // The cost of a block includes the entries for its prefixes.
         let entries = u64::from(!self.is_prefix(signature));
         let has_names = || matching.iter().any(|at| self.parts.rule(*at).is_some_and(CompiledRule::has_names));
@@ -219,7 +219,7 @@ impl Engine {
         let exists = |entry: &AllowEntry| self.port_sets.exists(entry.port_set);
         let found = found.filter(|entry| entry.as_ref().is_none_or(exists));
         let entry = if let Some(found) = found {
-            if found.is_some() && !self.has_room(&namespace, (0, entries)) {
+            if found.is_some() && !self.has_room(&account, (0, entries)) {
                 self.rule_sets.refuse(rule_set, class);
                 return false;
             }
@@ -230,11 +230,11 @@ impl Engine {
         } else {
             let contents = self.contents(any.clone(), &matching, signature);
             let is_needless = matches!(&contents, AllowEntries::Of(ports) if ports == any);
-            if !is_needless && !self.has_room(&namespace, (self.port_sets.entries_to_add(&contents), entries)) {
+            if !is_needless && !self.has_room(&account, (self.port_sets.entries_to_add(&contents), entries)) {
                 self.rule_sets.refuse(rule_set, class);
                 return false;
             }
-            let entry = (!is_needless).then(|| self.intern(changes, &contents, &namespace));
+            let entry = (!is_needless).then(|| self.intern(changes, &contents, &account));
             cache.extend(cache_key.map(|cache_key| (cache_key, entry)));
             entry
         };

@@ -10,20 +10,37 @@ use netpol_common::{AllowEntry, Direction, DirectionPolicy, PortSetId, RuleSetId
 use super::Engine;
 use super::allow::AllowEntries;
 use super::classes::Signature;
-use super::memory_limit::policies_of;
+use super::endpoints::Slot;
+use super::memory_limit::{Account, account, policies_of};
 use super::parts::{Part, PartId, RuleAt};
 use super::rules::rules;
 use super::selectors::PeerSelector;
 use super::transaction::{Changes, Touched};
-use crate::model::{NamespaceName, Pod, PodKey, PolicyKey};
+use crate::cluster_state::ClusterState;
+use crate::model::{Mode, Pod, PodKey, Policy, PolicyKey};
 use crate::tables::Change;
 
+/// Returns the policies that isolate a pod in a direction, in any mode.
+fn isolating<'a>(
+    cluster_state: &'a ClusterState,
+    pod: &'a Pod,
+    direction: Direction,
+) -> impl Iterator<Item = &'a Policy> {
+    policies_of(cluster_state, &pod.key.namespace)
+        .filter(move |policy| policy.pods.isolates(&pod.labels) && rules(policy, direction).is_some())
+}
+
 impl Engine {
-    /// Returns the parts of all policies that isolate a pod in a direction. New peer selectors touch the addresses that
-    /// match them.
-    pub(super) fn parts_of(&mut self, touched: &mut Touched, pod: &Pod, direction: Direction) -> Arc<[PartId]> {
-        let isolating = policies_of(&self.cluster_state, &pod.key.namespace)
-            .filter(|policy| policy.pods.isolates(&pod.labels) && rules(policy, direction).is_some());
+    /// Returns the parts of the policies that apply to a pod in a slot: of those that are enforced, or of all policies if
+    /// one of them is in shadow mode. New peer selectors touch the addresses that match them.
+    pub(super) fn parts_of(&mut self, touched: &mut Touched, pod: &Pod, slot: Slot) -> Arc<[PartId]> {
+        let direction = slot.direction;
+        if slot.mode == Mode::Shadow && !self.has_shadow(pod, direction) {
+            return Arc::default();
+        }
+        let modes = self.cluster_state.effective_modes(&pod.key.namespace);
+        let isolating = isolating(&self.cluster_state, pod, direction)
+            .filter(|policy| slot.mode == Mode::Shadow || modes.of(policy) == Mode::Enforce);
         let parts: Vec<_> =
             isolating.map(|policy| self.parts.find(policy, direction, pod).map_err(|_| policy.key.clone())).collect();
         let add = |part: Result<PartId, PolicyKey>| match part {
@@ -31,6 +48,13 @@ impl Engine {
             Err(policy) => self.part(touched, &policy, direction, &pod.key),
         };
         parts.into_iter().filter_map(add).collect()
+    }
+
+    /// Returns whether a policy in shadow mode isolates a pod in a direction, and there is memory for such policies.
+    pub(super) fn has_shadow(&self, pod: &Pod, direction: Direction) -> bool {
+        let modes = self.cluster_state.effective_modes(&pod.key.namespace);
+        self.memory_limit.has_room_for_shadow(&pod.key.namespace)
+            && isolating(&self.cluster_state, pod, direction).any(|policy| modes.of(policy) == Mode::Shadow)
     }
 
     /// Returns a policy's part for a pod, if the policy isolates the pod in this direction.
@@ -76,21 +100,21 @@ impl Engine {
         &mut self,
         changes: &mut Changes,
         new: &mut BTreeSet<RuleSetId>,
-        direction: Direction,
+        slot: Slot,
         parts: &Arc<[PartId]>,
     ) -> RuleSetId {
         if parts.is_empty() {
             return DirectionPolicy::OPEN.rule_set;
         }
-        if let Some(id) = self.rule_sets.acquire(direction, parts) {
+        if let Some(id) = self.rule_sets.acquire(slot, parts) {
             return id;
         }
         let any = self.for_any_peer(parts);
-        let namespace = parts.first().and_then(|part| self.parts.get(*part)).map(|part| part.policy.namespace.clone());
-        let namespace =
-            namespace.filter(|namespace| self.has_room(namespace, (self.port_sets.entries_to_add(&any), 0)));
-        let any_set = namespace.map(|namespace| self.intern(changes, &any, &namespace).port_set);
-        let id = self.rule_sets.add(direction, parts, &mut self.parts, any, any_set);
+        let first = parts.first().and_then(|part| self.parts.get(*part));
+        let account = first.map(|part| account(slot.mode, &part.policy.namespace)).unwrap_or_default();
+        let has_room = self.has_room(&account, (self.port_sets.entries_to_add(&any), 0));
+        let any_set = has_room.then(|| self.intern(changes, &any, &account).port_set);
+        let id = self.rule_sets.add(slot, parts, &mut self.parts, account, any, any_set);
         new.insert(id);
         id
     }
@@ -104,12 +128,7 @@ impl Engine {
     }
 
     /// Returns the port set with these contents, with one more user.
-    pub(super) fn intern(
-        &mut self,
-        changes: &mut Changes,
-        contents: &AllowEntries,
-        owner: &NamespaceName,
-    ) -> AllowEntry {
+    pub(super) fn intern(&mut self, changes: &mut Changes, contents: &AllowEntries, owner: &Account) -> AllowEntry {
         let (entry, ports) = self.port_sets.acquire(contents, owner);
         self.write_all(changes, ports);
         entry

@@ -7,19 +7,22 @@ use netpol_common::{ClassId, Direction, DirectionPolicy, PortSetId, RuleSetId};
 
 use super::allow::{AllowEntries, PortPrefix};
 use super::classes::Signature;
+use super::endpoints::Slot;
 use super::entry_counts::EntryCounts;
 use super::ids::Counter;
+use super::memory_limit::Account;
 use super::parts::{PartId, Parts, RuleAt};
 use super::rules::MAX_RETIRED;
 use super::selectors::PeerSelectorId;
 use crate::index::Index;
-use crate::model::{NamespaceName, PolicyKey};
+use crate::model::{Mode, PolicyKey};
 
 /// Number of policy names that are kept for deleted rule sets.
 const MAX_RETIRED_POLICIES: usize = 65_536;
 
-/// Identifies a rule set: direction, and parts in the order of their policies.
-type Key = (Direction, Arc<[PartId]>);
+/// Identifies a rule set: what it is for, and parts in the order of their policies. Enforced rule sets differ from those
+/// for shadow mode with the same parts, so that one cannot use the memory of the other.
+type Key = (Slot, Arc<[PartId]>);
 
 /// The rule sets in use.
 #[derive(Clone, Debug, Default)]
@@ -47,7 +50,9 @@ pub(super) struct RuleSets {
 #[derive(Clone, Debug)]
 pub(super) struct RuleSet {
     key: Key,
-    policies: Vec<PolicyKey>,
+    pub(super) policies: Vec<PolicyKey>,
+    /// The account that entries are charged to.
+    pub(super) account: Account,
     /// The rules with each peer selector.
     deciding: HashMap<PeerSelectorId, Vec<RuleAt>>,
     /// What the rule set allows to any peer.
@@ -68,16 +73,16 @@ impl RuleSet {
     /// Returns whether the backends of Services matter: only for egress, and only if not everything is allowed to any
     /// peer.
     pub(super) fn evaluates_services(&self) -> bool {
-        self.key.0 == Direction::Egress && matches!(self.any, AllowEntries::Of(_))
+        self.slot().direction == Direction::Egress && matches!(self.any, AllowEntries::Of(_))
     }
 
     pub(super) fn parts(&self) -> &Arc<[PartId]> {
         &self.key.1
     }
 
-    /// Returns the namespace of the policies.
-    pub(super) fn namespace(&self) -> Option<&NamespaceName> {
-        self.policies.first().map(|policy| &policy.namespace)
+    /// Returns what the rule set is for.
+    pub(super) fn slot(&self) -> Slot {
+        self.key.0
     }
 
     /// Returns whether the rule set may change in place if this many pods change alike.
@@ -137,13 +142,13 @@ impl RuleSets {
     }
 
     /// Returns the rule set with these parts.
-    pub(super) fn find(&self, direction: Direction, parts: &Arc<[PartId]>) -> Option<RuleSetId> {
-        self.ids.get(&(direction, parts.clone())).copied()
+    pub(super) fn find(&self, slot: Slot, parts: &Arc<[PartId]>) -> Option<RuleSetId> {
+        self.ids.get(&(slot, parts.clone())).copied()
     }
 
     /// Returns the rule set with these parts, with one more user.
-    pub(super) fn acquire(&mut self, direction: Direction, parts: &Arc<[PartId]>) -> Option<RuleSetId> {
-        let id = self.find(direction, parts)?;
+    pub(super) fn acquire(&mut self, slot: Slot, parts: &Arc<[PartId]>) -> Option<RuleSetId> {
+        let id = self.find(slot, parts)?;
         self.entries.get_mut(&id)?.users += 1;
         Some(id)
     }
@@ -152,18 +157,20 @@ impl RuleSets {
     /// is room.
     pub(super) fn add(
         &mut self,
-        direction: Direction,
+        slot: Slot,
         ids: &Arc<[PartId]>,
         parts: &mut Parts,
+        account: Account,
         any: AllowEntries,
         any_set: Option<PortSetId>,
     ) -> RuleSetId {
         let id = RuleSetId(self.counter.next());
         let policy = DirectionPolicy { rule_set: id, any: any_set.unwrap_or(PortSetId::NONE) };
-        let key = (direction, Arc::clone(ids));
+        let key = (slot, Arc::clone(ids));
         let mut rule_set = RuleSet {
             key: key.clone(),
             policies: Vec::new(),
+            account,
             deciding: HashMap::new(),
             any,
             policy,
@@ -284,9 +291,7 @@ impl RuleSets {
             return None;
         }
         let rule_set = self.entries.remove(&id)?;
-        if let Some(namespace) = rule_set.namespace() {
-            self.entry_counts.subtract(namespace, rule_set.charged.len() as u64);
-        }
+        self.entry_counts.subtract(&rule_set.account, rule_set.charged.len() as u64);
         let refused: Vec<_> = self.refused_by(id).collect();
         for entry in refused {
             self.refused.remove(&entry);
@@ -313,7 +318,7 @@ impl RuleSets {
         }
     }
 
-    /// Returns the number of entries for classes of pods, by namespace.
+    /// Returns the number of entries for classes of pods, by account.
     pub(super) fn entry_counts(&self) -> &EntryCounts {
         &self.entry_counts
     }
@@ -321,10 +326,8 @@ impl RuleSets {
     /// Charges an entry for a class of pods.
     pub(super) fn charge(&mut self, id: RuleSetId, class: ClassId) {
         let Some(rule_set) = self.entries.get_mut(&id) else { return };
-        if rule_set.charged.insert(class)
-            && let Some(namespace) = rule_set.policies.first().map(|policy| &policy.namespace)
-        {
-            self.entry_counts.add(namespace, 1);
+        if rule_set.charged.insert(class) {
+            self.entry_counts.add(&rule_set.account, 1);
         }
     }
 
@@ -333,9 +336,8 @@ impl RuleSets {
         self.refused.remove(&(id, class));
         if let Some(rule_set) = self.entries.get_mut(&id)
             && rule_set.charged.remove(&class)
-            && let Some(namespace) = rule_set.policies.first().map(|policy| &policy.namespace)
         {
-            self.entry_counts.subtract(namespace, 1);
+            self.entry_counts.subtract(&rule_set.account, 1);
         }
     }
 
@@ -355,9 +357,16 @@ impl RuleSets {
     }
 
     /// Returns the rule set of each refused entry, including refused ports for any peer.
-    pub(super) fn refusals(&self) -> impl Iterator<Item = RuleSetId> {
+    pub(super) fn refusals(&self, mode: Mode) -> impl Iterator<Item = RuleSetId> {
         let for_any_peer = self.entries.iter().filter(|(_, rule_set)| rule_set.any_refused).map(|(id, _)| *id);
-        self.refused.iter().map(|(id, _)| *id).chain(for_any_peer)
+        let all = self.refused.iter().map(|(id, _)| *id).chain(for_any_peer);
+        all.filter(move |id| self.entries.get(id).is_some_and(|rule_set| rule_set.slot().mode == mode))
+    }
+
+    /// Returns the rule sets for shadow mode that are incomplete because of the memory limit.
+    pub(super) fn incomplete_shadow(&self) -> impl Iterator<Item = &RuleSet> {
+        let shadow = self.entries.iter().filter(|(_, rule_set)| rule_set.slot().mode == Mode::Shadow);
+        shadow.filter(|(id, _)| self.is_incomplete(**id)).map(|(_, rule_set)| rule_set)
     }
 
     fn refused_by(&self, id: RuleSetId) -> impl Iterator<Item = (RuleSetId, ClassId)> {

@@ -10,6 +10,7 @@ use netpol_common::{
 };
 
 use super::Engine;
+use super::endpoints::EndpointRuleSets;
 use super::frontends::{BackendSet, Target};
 use super::port_sets::Diff;
 use super::reclassify::Moves;
@@ -140,9 +141,9 @@ impl Engine {
             entries.extend(classes.into_iter().map(|class| (*id, class)));
         }
         for (pod, rule_sets) in next {
-            let Some(([_, egress], pod)) = rule_sets.zip(self.cluster_state.pods.get(pod)) else { continue };
+            let Some((rule_sets, pod)) = rule_sets.zip(self.cluster_state.pods.get(pod)) else { continue };
             let classes = pod.addresses.iter().flat_map(|address| self.backend_sets.with_hairpin_at(*address));
-            entries.extend(classes.map(|class| (egress, class)));
+            entries.extend(classes.flat_map(|class| rule_sets.egress().map(move |egress| (egress, class))));
         }
         entries
             .retain(|(rule_set, class)| self.tables.allow(&AllowKey { rule_set: *rule_set, class: *class }).is_none());
@@ -251,7 +252,7 @@ impl Engine {
         let pods = self.cluster_state.pods_with_address(address).filter(|pod| self.scope.covers(pod));
         let rule_sets = pods.flat_map(|pod| {
             let rule_sets = [self.endpoints.get(&pod.key), next.get(&pod.key).copied().flatten()];
-            rule_sets.into_iter().flatten().map(|[_, egress]| egress)
+            rule_sets.into_iter().flatten().flat_map(EndpointRuleSets::egress)
         });
         rule_sets.collect()
     }

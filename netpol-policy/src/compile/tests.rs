@@ -1,6 +1,7 @@
 //! Tests of the changes that an event returns, and of their order. `tests/agreement.rs` compares the resulting tables
 //! with the reference for random histories.
 
+mod modes;
 mod services;
 
 use netpol_common::{Direction, protocol};

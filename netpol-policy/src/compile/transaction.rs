@@ -16,9 +16,10 @@ use std::net::IpAddr;
 use std::ops::ControlFlow;
 
 use ipnet::IpNet;
-use netpol_common::{Direction, RuleSetId};
+use netpol_common::RuleSetId;
 
 use super::Engine;
+use super::endpoints::{EndpointRuleSets, Slot};
 use super::reclassify::Moves;
 use super::services::FrontendMoves;
 use super::update_in_place::InPlaceUpdate;
@@ -66,8 +67,8 @@ impl Changes {
     }
 }
 
-/// The next ingress and egress rule sets of changed pods; `None`: no endpoint.
-pub(super) type NextEndpoints = BTreeMap<PodKey, Option<[RuleSetId; 2]>>;
+/// The next rule sets of changed pods; `None`: no endpoint.
+pub(super) type NextEndpoints = BTreeMap<PodKey, Option<EndpointRuleSets>>;
 
 /// The rule sets that an event adds, assigns and changes.
 #[derive(Default)]
@@ -147,9 +148,9 @@ impl Engine {
         for key in pods {
             let pod = self.cluster_state.pods.get(&key).filter(|pod| self.scope.covers(pod)).cloned();
             let rule_sets = pod.map(|pod| {
-                Direction::BOTH.map(|direction| {
-                    let parts = self.parts_of(&mut touched, &pod, direction);
-                    self.rule_set_of(&mut changes, &mut new, direction, &parts)
+                EndpointRuleSets::new(|slot: Slot| {
+                    let parts = self.parts_of(&mut touched, &pod, slot);
+                    self.rule_set_of(&mut changes, &mut new, slot, &parts)
                 })
             });
             endpoints.insert(key, rule_sets);
@@ -182,7 +183,7 @@ impl Engine {
         let mut previous_egress = BTreeSet::new();
         for (pod, rule_sets) in rules.endpoints {
             let previous = self.write_endpoint(&mut changes, &pod, rule_sets);
-            previous_egress.extend(previous.map(|[_, egress]| egress));
+            previous_egress.extend(previous.into_iter().flat_map(EndpointRuleSets::egress));
         }
         // New rule sets have no flows yet. Rule sets that change in place only grow in this step.
         let grows = |id: &RuleSetId| rules.in_place.iter().any(|update| update.rule_set == *id);
@@ -234,8 +235,8 @@ impl Engine {
         &mut self,
         changes: &mut Changes,
         pod: &PodKey,
-        rule_sets: Option<[RuleSetId; 2]>,
-    ) -> Option<[RuleSetId; 2]> {
+        rule_sets: Option<EndpointRuleSets>,
+    ) -> Option<EndpointRuleSets> {
         let previous = self.endpoints.set(pod, rule_sets);
         match rule_sets {
             Some(ids) if previous != rule_sets => {
@@ -244,7 +245,7 @@ impl Engine {
             None if previous.is_some() => self.write(changes, Change::DeleteEndpoint(pod.clone())),
             _ => {}
         }
-        for rule_set in previous.into_iter().flatten() {
+        for rule_set in previous.into_iter().flat_map(EndpointRuleSets::all) {
             if rule_sets.is_none()
                 && let Some(any) = self.rule_sets.freeze(rule_set)
             {

@@ -8,16 +8,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use netpol_common::{AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, PortSetId, RuleId, RuleSetId};
+use netpol_common::{AllowEntry, AllowKey, ClassId, DirectionPolicy, PortSetId, RuleId, RuleSetId};
 
 use super::Engine;
 use super::allow::AllowEntries;
 use super::difference::{DiffCache, PendingEntries, PortSetUser};
+use super::endpoints::{EndpointRuleSets, Slot};
+use super::memory_limit::{Account, account};
 use super::parts::{Part, PartId};
 use super::port_sets::Diff;
 use super::rule_sets::{PartChange, RuleSet};
 use super::transaction::{Changes, NextEndpoints, Touched};
-use crate::model::{PodKey, PolicyKey};
+use crate::model::{Mode, PodKey, PolicyKey};
 use crate::tables::{Change, EndpointPolicy};
 
 /// A rule set that gets a new part, loses a part, or both.
@@ -30,6 +32,9 @@ pub(super) struct InPlaceUpdate {
     pub(super) removed: Option<PartId>,
 }
 
+/// Pods by rule set and slot, and by the next part of a policy there.
+type Groups = BTreeMap<(RuleSetId, Slot), BTreeMap<Option<PartId>, Vec<PodKey>>>;
+
 impl Engine {
     /// Splits pods with changed parts of a policy: into rule sets that can change in place, and pods that need other
     /// rule sets.
@@ -39,22 +44,11 @@ impl Engine {
         policy: &PolicyKey,
         pods: BTreeSet<PodKey>,
     ) -> (Vec<InPlaceUpdate>, BTreeSet<PodKey>) {
-        let mut flips = BTreeSet::new();
-        let mut groups: BTreeMap<(RuleSetId, Direction), BTreeMap<Option<PartId>, Vec<PodKey>>> = BTreeMap::new();
-        for key in pods {
-            let Some(rule_sets) = self.endpoints.get(&key) else {
-                flips.insert(key);
-                continue;
-            };
-            for (rule_set, direction) in rule_sets.into_iter().zip(Direction::BOTH) {
-                let part = self.part(touched, policy, direction, &key);
-                groups.entry((rule_set, direction)).or_default().entry(part).or_default().push(key.clone());
-            }
-        }
-        let mut in_place: Vec<(Direction, InPlaceUpdate, Vec<PodKey>)> = Vec::new();
+        let (groups, mut flips) = self.groups(touched, policy, pods);
+        let mut in_place: Vec<(Slot, InPlaceUpdate, Vec<PodKey>)> = Vec::new();
         // Pods that move from several rule sets to the same parts must end in one rule set.
-        let mut goals: BTreeMap<(Direction, Arc<[PartId]>), usize> = BTreeMap::new();
-        for ((id, direction), parts) in groups {
+        let mut goals: BTreeMap<(Slot, Arc<[PartId]>), usize> = BTreeMap::new();
+        for ((id, slot), parts) in groups {
             let count = parts.len();
             for (new, pods) in parts {
                 let rule_set = self.rule_sets.get(id);
@@ -63,7 +57,7 @@ impl Engine {
                 if after == before {
                     continue;
                 }
-                *goals.entry((direction, after.clone())).or_default() += 1;
+                *goals.entry((slot, after.clone())).or_default() += 1;
                 let everything = |part: Option<PartId>| {
                     part.and_then(|part| self.parts.get(part)).is_some_and(Part::allows_everything)
                 };
@@ -75,22 +69,61 @@ impl Engine {
                 let fits = rule_set.is_some_and(|rule_set| rule_set.may_change(pods.len()) && keeps_all(rule_set))
                     && !self.rule_sets.has_refused(id);
                 let safe = new.is_none() || !touched.new_exceptions;
-                if safe && fits && count == 1 && !after.is_empty() && self.rule_sets.find(direction, &after).is_none() {
-                    in_place.push((direction, InPlaceUpdate { rule_set: id, parts: after, new, removed }, pods));
+                if safe && fits && count == 1 && !after.is_empty() && self.rule_sets.find(slot, &after).is_none() {
+                    in_place.push((slot, InPlaceUpdate { rule_set: id, parts: after, new, removed }, pods));
                 } else {
                     flips.extend(pods);
                 }
             }
         }
-        let is_only = |(direction, update, _): &(Direction, InPlaceUpdate, _)| {
-            goals.get(&(*direction, update.parts.clone())) == Some(&1)
-        };
+        let is_only =
+            |(slot, update, _): &(Slot, InPlaceUpdate, _)| goals.get(&(*slot, update.parts.clone())) == Some(&1);
         let (mut in_place, mut others): (Vec<_>, Vec<_>) = in_place.into_iter().partition(is_only);
-        if !self.has_room_to_update(&policy.namespace, in_place.iter().map(|(_, update, _)| update)) {
-            others.append(&mut in_place);
+        for mode in Mode::BOTH {
+            let is_of_mode = |(slot, ..): &(Slot, InPlaceUpdate, Vec<PodKey>)| slot.mode == mode;
+            let updates = in_place.iter().filter(|update| is_of_mode(update)).map(|(_, update, _)| update);
+            if !self.has_room_to_update(&account(mode, &policy.namespace), updates) {
+                others.extend(in_place.extract_if(.., |update| is_of_mode(update)));
+            }
         }
         flips.extend(others.into_iter().flat_map(|(.., pods)| pods));
         (in_place.into_iter().map(|(_, update, _)| update).collect(), flips)
+    }
+
+    /// Groups pods by rule set and slot, and then by the policy's next part there. Also returns the pods that need other
+    /// rule sets: those without an endpoint, and those that get their first policy in shadow mode or lose the last one.
+    fn groups(
+        &mut self,
+        touched: &mut Touched,
+        policy: &PolicyKey,
+        pods: BTreeSet<PodKey>,
+    ) -> (Groups, BTreeSet<PodKey>) {
+        let (mut groups, mut flips) = (Groups::new(), BTreeSet::new());
+        let state = &self.cluster_state;
+        let is_shadow = state.policies.get(policy).is_some_and(|policy| state.mode(policy) == Mode::Shadow);
+        for key in pods {
+            let Some(rule_sets) = self.endpoints.get(&key) else {
+                flips.insert(key);
+                continue;
+            };
+            for (slot, rule_set) in rule_sets.slots() {
+                if slot.mode == Mode::Shadow {
+                    let pod = self.cluster_state.pods.get(&key);
+                    let has_shadow = pod.is_some_and(|pod| self.has_shadow(pod, slot.direction));
+                    if has_shadow != (rule_set != DirectionPolicy::OPEN.rule_set) {
+                        flips.insert(key.clone());
+                    }
+                    if !has_shadow || rule_set == DirectionPolicy::OPEN.rule_set {
+                        continue;
+                    }
+                }
+                let is_enforced_slot = slot.mode == Mode::Enforce;
+                let part =
+                    if is_shadow && is_enforced_slot { None } else { self.part(touched, policy, slot.direction, &key) };
+                groups.entry((rule_set, slot)).or_default().entry(part).or_default().push(key.clone());
+            }
+        }
+        (groups, flips)
     }
 
     /// Replaces the policy's own part with a new one. Returns all parts and the replaced one.
@@ -125,7 +158,7 @@ impl Engine {
                 self.collect_additions(update.rule_set, new, &mut pending, &mut cache);
             }
         }
-        self.write_entries(changes, next, pending, in_place);
+        self.write_entries(changes, next, pending);
     }
 
     /// Removes parts, and what only they allowed.
@@ -140,7 +173,7 @@ impl Engine {
         }
         let narrowed: Vec<_> = shrinking().map(|(update, _)| update.rule_set).collect();
         let written = changes.len();
-        self.write_entries(changes, &NextEndpoints::new(), pending, in_place);
+        self.write_entries(changes, &NextEndpoints::new(), pending);
         if changes.len() > written {
             self.write(changes, Change::Reevaluate(narrowed));
         }
@@ -150,18 +183,10 @@ impl Engine {
     }
 
     /// Writes changed entries. A port set changes in place if all of its users change in the same way.
-    fn write_entries(
-        &mut self,
-        changes: &mut Changes,
-        next: &NextEndpoints,
-        pending: PendingEntries,
-        in_place: &[InPlaceUpdate],
-    ) {
-        // All rule sets are of one policy.
-        let namespace = in_place.iter().find_map(|one| self.rule_sets.get(one.rule_set)?.namespace().cloned());
-        let Some(namespace) = namespace else { return };
+    fn write_entries(&mut self, changes: &mut Changes, next: &NextEndpoints, pending: PendingEntries) {
         for (key, contents) in pending.singles {
-            let entry = self.intern(changes, &contents, &namespace);
+            let account = self.account_of([key.rule_set]);
+            let entry = self.intern(changes, &contents, &account);
             self.set_entry(changes, key, entry);
         }
         let (mut changing, mut copied) = (Vec::new(), Vec::new());
@@ -179,7 +204,8 @@ impl Engine {
             }
         }
         for (contents, diff, users) in copied {
-            let entry = self.intern(changes, &contents, &namespace);
+            let account = self.account_of(users.iter().map(PortSetUser::rule_set));
+            let entry = self.intern(changes, &contents, &account);
             self.assign_port_set(changes, entry, &diff, &users);
         }
         for (base, user_count, diff, users) in changing {
@@ -191,8 +217,9 @@ impl Engine {
                 self.port_sets.add_user(base);
                 AllowEntry { port_set: base, rule: RuleId::NONE }
             } else {
+                let account = self.account_of(users.iter().map(PortSetUser::rule_set));
                 let contents = self.contents_with(base, &diff);
-                self.intern(changes, &contents, &namespace)
+                self.intern(changes, &contents, &account)
             };
             self.assign_port_set(changes, entry, &diff, &users);
         }
@@ -200,6 +227,13 @@ impl Engine {
             self.drop_redundant(changes, id, &classes);
             self.update_frontends_of(changes, next, id, (&classes, &for_any_peer));
         }
+    }
+
+    /// Returns the account of the first rule set that is enforced; if none is, that of the first one.
+    fn account_of(&self, rule_sets: impl IntoIterator<Item = RuleSetId>) -> Account {
+        let rule_sets = rule_sets.into_iter().filter_map(|id| self.rule_sets.get(id));
+        let first = rule_sets.min_by_key(|rule_set| rule_set.slot().mode);
+        first.map(|rule_set| rule_set.account.clone()).unwrap_or_default()
     }
 
     fn contents_with(&self, base: PortSetId, diff: &Diff) -> AllowEntries {
@@ -224,7 +258,7 @@ impl Engine {
         let Some(before) = self.rule_sets.get(id).map(|rule_set| rule_set.policy.any) else { return };
         self.rule_sets.set_any(id, diff, any);
         if before != any {
-            let users = self.endpoints.iter().filter(|(_, rule_sets)| rule_sets.contains(&id));
+            let users = self.endpoints.iter().filter(|(_, rule_sets)| rule_sets.contains(id));
             let put = users.map(|(pod, ids)| Change::PutEndpoint(pod.clone(), self.endpoint_policy(ids)));
             let put: Vec<_> = put.collect();
             self.write_all(changes, put);
@@ -232,12 +266,15 @@ impl Engine {
         self.release_ports(changes, before);
     }
 
-    /// Returns the policy of an endpoint with these rule sets.
-    pub(super) fn endpoint_policy(&self, rule_sets: [RuleSetId; 2]) -> EndpointPolicy {
-        let [ingress, egress] =
-            rule_sets.map(|id| self.rule_sets.get(id).map_or(DirectionPolicy::OPEN, |rule_set| rule_set.policy));
-        let incomplete = rule_sets.into_iter().any(|id| self.rule_sets.is_incomplete(id));
-        let (shadow_ingress, shadow_egress) = (DirectionPolicy::OPEN, DirectionPolicy::OPEN);
+    /// Returns the policy of an endpoint with these rule sets. An incomplete shadow policy would report denials that
+    /// its policies do not cause, so it is not used.
+    pub(super) fn endpoint_policy(&self, rule_sets: EndpointRuleSets) -> EndpointPolicy {
+        let policy = |id| self.rule_sets.get(id).map_or(DirectionPolicy::OPEN, |rule_set| rule_set.policy);
+        let enforced = rule_sets.of(Mode::Enforce);
+        let [ingress, egress] = enforced.map(policy);
+        let incomplete = enforced.into_iter().any(|id| self.rule_sets.is_incomplete(id));
+        let complete = |id| if self.rule_sets.is_incomplete(id) { DirectionPolicy::OPEN } else { policy(id) };
+        let [shadow_ingress, shadow_egress] = rule_sets.of(Mode::Shadow).map(complete);
         EndpointPolicy { ingress, egress, shadow_ingress, shadow_egress, incomplete }
     }
 

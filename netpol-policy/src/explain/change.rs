@@ -7,6 +7,7 @@ use netpol_common::Direction;
 use super::yaml;
 use crate::cluster_state::ClusterState;
 use crate::model::{IpBlock, Peer, Peers, Policy, PolicyKey, Rule, Severity};
+use crate::reference::rule_path;
 
 /// A change of one rule of a policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +57,14 @@ impl PolicyChange {
             missing => self.notes.push(format!("This rule lacks {missing} {kind} addresses; add them.")),
         }
         self
+    }
+
+    /// Returns the path of the rule to replace, or of the list to add a rule to: `spec.egress`.
+    pub fn path(&self) -> String {
+        match self.index {
+            Some(index) => rule_path(self.direction, index),
+            None => format!("spec.{}", self.direction.name()),
+        }
     }
 
     /// Returns where the YAML belongs: `add to spec.egress of NetworkPolicy shop/p`.

@@ -16,7 +16,7 @@ use super::nearest::Nearest;
 use super::{describe, destination};
 use crate::cluster_state::ClusterState;
 use crate::model::{
-    Backend, Diagnostic, NAMESPACE_NAME_LABEL, NamespaceName, Peer, Peers, Pod, Policy, PolicyKey, PortMatch,
+    Backend, Diagnostic, Mode, NAMESPACE_NAME_LABEL, NamespaceName, Peer, Peers, Pod, Policy, PolicyKey, PortMatch,
     PortRange, Ports, Protocol, Requirement, Rule, Selector, Severity,
 };
 use crate::offline::is_placeholder;
@@ -46,12 +46,17 @@ pub(super) struct Hint {
 
 /// Returns hints about a denied packet. For a packet to a Service address, only [`local_node`] applies; the other hints
 /// are given for each backend instead.
-pub(super) fn hints(cluster_state: &ClusterState, packet: &Packet, nearest: Option<&Nearest<'_>>) -> Vec<Hint> {
+pub(super) fn hints(
+    cluster_state: &ClusterState,
+    packet: &Packet,
+    mode: Mode,
+    nearest: Option<&Nearest<'_>>,
+) -> Vec<Hint> {
     let mut hints: Vec<Hint> = Vec::new();
     let to_service = packet.direction == Direction::Egress
         && cluster_state.frontend_at(packet.remote, packet.protocol, packet.port).is_some();
     if !to_service {
-        hints.extend(other_protocol(cluster_state, packet));
+        hints.extend(other_protocol(cluster_state, packet, mode));
         if let Some(nearest) = nearest {
             hints.extend(service_port(cluster_state, packet, nearest));
             hints.extend(target_port(cluster_state, packet, nearest));
@@ -60,11 +65,11 @@ pub(super) fn hints(cluster_state: &ClusterState, packet: &Packet, nearest: Opti
             hints.extend(both_selectors(cluster_state, packet, nearest));
             hints.extend(block_for_pod(cluster_state, packet, nearest));
         }
-        hints.extend(invalid_parts(cluster_state, packet));
-        hints.extend(port_names(cluster_state, packet));
+        hints.extend(invalid_parts(cluster_state, packet, mode));
+        hints.extend(port_names(cluster_state, packet, mode));
     }
     hints.extend(local_node(cluster_state, packet));
-    hints.retain(|hint| hint.fix.works(cluster_state, packet));
+    hints.retain(|hint| hint.fix.works(cluster_state, packet, mode));
     hints.dedup_by(|one, other| one.text == other.text);
     hints
 }
@@ -76,7 +81,7 @@ pub(super) fn rule_for(cluster_state: &ClusterState, packet: &Packet, policy: &P
         None => Peer::Block(block_of(packet.remote)),
     };
     let rule = Rule { peers: Peers::Of(vec![peer]), ports: Ports::Of(vec![item(packet)?]) };
-    Fix::Rule(policy.clone(), None, rule.clone()).works(cluster_state, packet).then_some(rule)
+    Fix::Rule(policy.clone(), None, rule.clone()).works(cluster_state, packet, Mode::Enforce).then_some(rule)
 }
 
 /// A port item that matches the packet.
@@ -143,14 +148,14 @@ fn pod_peer(pod: &Pod, namespace: &NamespaceName) -> Peer {
 
 /// A rule allows the same port of another protocol. Typical: DNS allowed for UDP only, or a port without `protocol`, which
 /// means TCP.
-fn other_protocol(cluster_state: &ClusterState, packet: &Packet) -> Option<Hint> {
+fn other_protocol(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Option<Hint> {
     let other = match packet.protocol {
         protocol::TCP => Protocol::Udp,
         protocol::UDP => Protocol::Tcp,
         _ => return None,
     };
     let other_packet = Packet { protocol: other.number(), ..packet.clone() };
-    let found = reference::evaluate(cluster_state, &other_packet).rule?;
+    let found = reference::evaluate_in(cluster_state, &other_packet, mode).rule?;
     let rule = fix::rule(cluster_state, &found.policy, packet.direction, found.index)?;
     let fix = Fix::Rule(found.policy, Some(found.index), with_port(&rule, item(packet)?));
     let allowed = describe::packet_port(&other_packet);
@@ -344,15 +349,15 @@ fn local_node(cluster_state: &ClusterState, packet: &Packet) -> Option<Hint> {
     })
 }
 
-fn isolating<'w>(cluster_state: &'w ClusterState, packet: &Packet) -> impl Iterator<Item = &'w Policy> {
+fn isolating<'w>(cluster_state: &'w ClusterState, packet: &Packet, mode: Mode) -> impl Iterator<Item = &'w Policy> {
     let pod = cluster_state.pods.get(&packet.pod);
-    pod.into_iter().flat_map(|pod| reference::isolating(cluster_state, pod, packet.direction))
+    pod.into_iter().flat_map(move |pod| reference::isolating_in(cluster_state, pod, packet.direction, mode))
 }
 
 /// Invalid parts of the isolating policies. They match nothing now, and may allow the packet when they are corrected.
-fn invalid_parts(cluster_state: &ClusterState, packet: &Packet) -> Vec<Hint> {
+fn invalid_parts(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Vec<Hint> {
     let mut hints = Vec::new();
-    for policy in isolating(cluster_state, packet) {
+    for policy in isolating(cluster_state, packet, mode) {
         let errors = policy.diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Error);
         hints.extend(errors.filter_map(|diagnostic| {
             let text = format!("NetworkPolicy {} has an invalid field: {diagnostic}", policy.key);
@@ -390,10 +395,10 @@ fn with_everything(policy: &Policy, direction: Direction, diagnostic: &Diagnosti
 }
 
 /// The rule has a port name that the destination uses for another protocol.
-fn port_names(cluster_state: &ClusterState, packet: &Packet) -> Vec<Hint> {
+fn port_names(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Vec<Hint> {
     let Some(destination) = destination(cluster_state, packet) else { return Vec::new() };
     let mut hints = Vec::new();
-    for policy in isolating(cluster_state, packet) {
+    for policy in isolating(cluster_state, packet, mode) {
         for (index, rule) in reference::rules(policy, packet.direction).iter().enumerate() {
             let Ports::Of(ports) = &rule.ports else { continue };
             for port in ports {

@@ -1,6 +1,7 @@
 //! Lints policies against the other objects: finds parts that match nothing, and mistakes that are only visible together
 //! with the other objects.
 
+pub(super) mod dns;
 mod ports;
 mod services;
 pub(super) mod suggest;
@@ -8,16 +9,18 @@ pub(super) mod suggest;
 use netpol_common::Direction;
 
 use crate::cluster_state::ClusterState;
-use crate::model::{Peer, Peers, Pod, Policy, PolicyKey, Rule, Selector};
+use crate::model::{MODE_ANNOTATION, Mode, Peer, Peers, Pod, Policy, PolicyKey, Rule, Selector, Severity};
 use crate::reference;
 
 use super::{PolicyChange, describe, nearest};
 
-/// A warning about a policy.
+/// A warning about a policy, or information.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// The policy.
     pub policy: PolicyKey,
+    /// `Warning` or `Info`.
+    pub severity: Severity,
     /// The field, as a path: `spec.egress[0].to[0]`.
     pub field: String,
     /// One sentence each: what is wrong; why it matters; how to fix it, unless `change` has the fix.
@@ -51,7 +54,7 @@ impl PartialFinding {
     }
 }
 
-/// Returns warnings about policies that select no pod, use port names that no pod has or selectors that match no
+/// Returns information on policies that are not enforced, and warnings about policies that select no pod, use port names that no pod has or selectors that match no
 /// namespace, deny DNS, or use the address or port of a Service instead of those of its backends. Returns nothing if
 /// there are no pods.
 pub fn lint(cluster_state: &ClusterState) -> Vec<Finding> {
@@ -61,6 +64,7 @@ pub fn lint(cluster_state: &ClusterState) -> Vec<Finding> {
     }
     let mut without_dns = services::without_dns(cluster_state);
     for policy in cluster_state.policies.values() {
+        findings.extend(not_enforced(cluster_state, policy));
         let mut found = Vec::new();
         let selected: Vec<&Pod> = cluster_state.pods.values().filter(|pod| selects(policy, pod)).collect();
         if selected.is_empty() {
@@ -81,12 +85,39 @@ pub fn lint(cluster_state: &ClusterState) -> Vec<Finding> {
         }
         findings.extend(found.into_iter().map(|PartialFinding { field, sentences, change }| Finding {
             policy: policy.key.clone(),
+            severity: Severity::Warning,
             field,
             sentences,
             change,
         }));
     }
     findings
+}
+
+/// A policy in shadow mode.
+fn not_enforced(cluster_state: &ClusterState, policy: &Policy) -> Option<Finding> {
+    if cluster_state.mode(policy) == Mode::Enforce {
+        return None;
+    }
+    let namespace = &policy.key.namespace;
+    let suspended = cluster_state.suspensions_of(namespace).max_by_key(|suspension| suspension.until);
+    let annotation = format!("metadata.annotations.{MODE_ANNOTATION}");
+    let (field, cause) = match (suspended, policy.mode) {
+        (Some(suspension), _) => {
+            let (until, of) = (suspension.until, suspension.namespace);
+            let text = format!("Enforcement is suspended until {until} by an annotation of Namespace {of}.");
+            ("metadata.namespace".to_owned(), text)
+        }
+        (None, Some(_)) => (annotation, "The policy is in shadow mode.".to_owned()),
+        (None, None) => {
+            let text =
+                format!("The policy is in shadow mode by annotation {MODE_ANNOTATION} of Namespace {namespace}.");
+            ("metadata.namespace".to_owned(), text)
+        }
+    };
+    let effect = "It is not enforced; netpol reports what it would deny.".to_owned();
+    let sentences = vec![cause, effect];
+    Some(Finding { policy: policy.key.clone(), severity: Severity::Info, field, sentences, change: None })
 }
 
 fn no_pod(policy: &Policy) -> PartialFinding {

@@ -4,6 +4,7 @@
 mod change;
 mod conditions;
 mod describe;
+mod flow;
 mod frontend;
 mod hints;
 mod lint;
@@ -18,12 +19,13 @@ use netpol_common::{Direction, Reason};
 use serde::{Serialize, Serializer};
 
 pub use change::PolicyChange;
+pub use flow::{CoveringBlock, FlowExplanation, FlowFix, FlowRule, FlowSide, explain_flow};
 pub use frontend::{BackendVerdict, FrontendVerdict};
 pub use lint::{Finding, lint};
 pub(crate) use nearest::peer_path;
 
 use crate::cluster_state::ClusterState;
-use crate::model::{PolicyKey, Protocol};
+use crate::model::{Mode, PolicyKey, Protocol, Timestamp};
 use crate::offline::{OfflineCluster, is_placeholder};
 use crate::reference::{self, Connection, ConnectionError, End, Evaluation, Packet, RuleRef};
 
@@ -196,6 +198,13 @@ pub struct Side {
     /// addresses that match only blocks for all pods.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unknown_because: Vec<String>,
+    /// When the suspension of enforcement ends that makes all policies of this end behave as in shadow mode.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suspended_until: Option<String>,
+    /// The evaluation as if policies in shadow mode were enforced; `None` if no such policy isolates this end in this
+    /// direction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<Box<Side>>,
     /// Changes of policies; each of them allows the connection on this side.
     #[serde(skip)]
     pub changes: Vec<PolicyChange>,
@@ -263,7 +272,7 @@ pub fn explain(
     protocol: Protocol,
     port: u16,
 ) -> Result<Explanation, ConnectionError> {
-    explain_in(ExplainContext { cluster_state, offline: None }, from, to, protocol, port)
+    explain_in(ExplainContext { cluster_state, offline: None, mode: Mode::Enforce }, from, to, protocol, port)
 }
 
 /// Explains a connection in the cluster of manifests. The verdict is unknown if it depends on an unknown address or on
@@ -278,7 +287,8 @@ pub fn explain_offline(
     protocol: Protocol,
     port: u16,
 ) -> Result<Explanation, ConnectionError> {
-    explain_in(ExplainContext { cluster_state: offline.state(), offline: Some(offline) }, from, to, protocol, port)
+    let context = ExplainContext { cluster_state: offline.state(), offline: Some(offline), mode: Mode::Enforce };
+    explain_in(context, from, to, protocol, port)
 }
 
 /// The objects, and what is unknown offline.
@@ -286,6 +296,8 @@ pub fn explain_offline(
 struct ExplainContext<'w> {
     cluster_state: &'w ClusterState,
     offline: Option<&'w OfflineCluster>,
+    /// Which policies are evaluated: those that are enforced, or also those in shadow mode.
+    mode: Mode,
 }
 
 fn explain_in(
@@ -330,14 +342,19 @@ fn explain_family(context: ExplainContext<'_>, connection: &Connection, protocol
 /// Explains the evaluation of a packet at one end. For a packet to a Service, the nearest rule and the hints are those
 /// of the first denied backend.
 pub fn explain_packet(cluster_state: &ClusterState, packet: &Packet) -> Side {
-    let evaluation = reference::evaluate(cluster_state, packet);
-    let context = ExplainContext { cluster_state, offline: None };
+    explain_packet_in(cluster_state, packet, Mode::Enforce)
+}
+
+/// Explains the evaluation by the policies that are enforced, or by these and those in shadow mode.
+fn explain_packet_in(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Side {
+    let evaluation = reference::evaluate_in(cluster_state, packet, mode);
+    let context = ExplainContext { cluster_state, offline: None, mode };
     let side = explain_side(context, packet, &evaluation);
     let denied = evaluation.candidates.iter().find(|candidate| candidate.reason == Reason::NoRule);
     let Some(denied) = denied.filter(|_| side.verdict == Verdict::Deny) else { return side };
     let post_dnat =
         Packet { remote: denied.backend.address, port: denied.backend.port, post_dnat: true, ..packet.clone() };
-    let at_backend = explain_side(context, &post_dnat, &reference::evaluate(cluster_state, &post_dnat));
+    let at_backend = explain_side(context, &post_dnat, &reference::evaluate_in(cluster_state, &post_dnat, mode));
     let Side { nearest, hints, changes, .. } = at_backend;
     Side { nearest, hints, changes, ..side }
 }
@@ -345,18 +362,38 @@ pub fn explain_packet(cluster_state: &ClusterState, packet: &Packet) -> Side {
 /// `None` stands for an end that is not a pod.
 fn explain_end(context: ExplainContext<'_>, evaluated: Option<&(Packet, Evaluation)>) -> Side {
     let Some((packet, evaluation)) = evaluated else { return Side::no_pod() };
+    let shadow = reference::evaluate_shadow(context.cluster_state, packet).map(|evaluation| {
+        let context = ExplainContext { mode: Mode::Shadow, ..context };
+        Box::new(explain_evaluated(context, packet, &evaluation))
+    });
+    let suspended_until = suspension_end(context.cluster_state, packet).map(|end| end.to_string());
+    Side { shadow, suspended_until, ..explain_evaluated(context, packet, evaluation) }
+}
+
+fn explain_evaluated(context: ExplainContext<'_>, packet: &Packet, evaluation: &Evaluation) -> Side {
     let side = explain_side(context, packet, evaluation);
-    let unknown_because = context.offline.map(|offline| offline.uncertainties(packet, evaluation)).unwrap_or_default();
+    let uncertainties = |offline: &OfflineCluster| offline.uncertainties(packet, evaluation, context.mode);
+    let unknown_because = context.offline.map(uncertainties).unwrap_or_default();
     let verdict = if unknown_because.is_empty() { side.verdict } else { Verdict::Unknown };
     Side { verdict, unknown_because, ..side }
+}
+
+/// Returns when the suspension of a pod's namespace ends, if a policy of the pod is suspended.
+fn suspension_end(cluster_state: &ClusterState, packet: &Packet) -> Option<Timestamp> {
+    let pod = cluster_state.pods.get(&packet.pod)?;
+    let namespace = &pod.key.namespace;
+    reference::isolating_in(cluster_state, pod, packet.direction, Mode::Shadow).next()?;
+    cluster_state.suspensions_of(namespace).map(|suspension| suspension.until).max()
 }
 
 fn explain_side(context: ExplainContext<'_>, packet: &Packet, evaluation: &Evaluation) -> Side {
     let cluster_state = context.cluster_state;
     let no_rule = evaluation.reason == Reason::NoRule;
-    let nearest = no_rule.then(|| nearest::nearest(cluster_state, packet)).flatten();
-    let hints =
-        if evaluation.reason.allows() { Vec::new() } else { hints::hints(cluster_state, packet, nearest.as_ref()) };
+    let nearest = no_rule.then(|| nearest::nearest(cluster_state, packet, context.mode)).flatten();
+    let hints = match evaluation.reason.allows() {
+        true => Vec::new(),
+        false => hints::hints(cluster_state, packet, context.mode, nearest.as_ref()),
+    };
     let policy = nearest.as_ref().map(|nearest| &nearest.rule.policy).or_else(|| evaluation.isolating.first());
     let added =
         policy.filter(|_| no_rule && hints.is_empty()).and_then(|policy| added_rule(cluster_state, packet, policy));
@@ -375,6 +412,8 @@ fn explain_side(context: ExplainContext<'_>, packet: &Packet, evaluation: &Evalu
         nearest: nearest.map(|nearest| nearest.rule),
         hints,
         unknown_because: Vec::new(),
+        suspended_until: None,
+        shadow: None,
     }
 }
 
@@ -395,6 +434,8 @@ impl Side {
             nearest: None,
             hints: Vec::new(),
             unknown_because: Vec::new(),
+            suspended_until: None,
+            shadow: None,
             changes: Vec::new(),
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use netpol_common::Direction;
 
 use crate::cluster_state::ClusterState;
-use crate::model::{Peer, Peers, Policy, Ports, Rule, Severity};
+use crate::model::{Mode, Peer, Peers, Policy, Ports, Rule, Severity};
 use crate::reference::{self, Packet, Remote};
 
 use super::{NearestRule, conditions, destination};
@@ -20,10 +20,10 @@ pub(super) struct Nearest<'w> {
 
 /// Finds the nearest rule of all isolating policies: first by whether a peer and a port match, then by the number of unmet
 /// conditions of the peer. Of equal rules, the first one. `None` if there is no rule.
-pub(super) fn nearest<'w>(cluster_state: &'w ClusterState, packet: &Packet) -> Option<Nearest<'w>> {
+pub(super) fn nearest<'w>(cluster_state: &'w ClusterState, packet: &Packet, mode: Mode) -> Option<Nearest<'w>> {
     let pod = cluster_state.pods.get(&packet.pod)?;
     let mut best: Option<(usize, usize, Candidate<'w>)> = None;
-    for policy in reference::isolating(cluster_state, pod, packet.direction) {
+    for policy in reference::isolating_in(cluster_state, pod, packet.direction, mode) {
         for (index, rule) in reference::rules(policy, packet.direction).iter().enumerate() {
             let peer = nearest_peer(cluster_state, policy, rule, packet);
             let port = unmet_ports(cluster_state, rule, index, packet);

@@ -7,6 +7,7 @@ use netpol_common::{Direction, Reason};
 
 use super::{Cause, Explanation, FamilyPath, FrontendVerdict, Path, PolicyChange, Side, Verdict, describe};
 use crate::offline::is_placeholder;
+use crate::reference::rule_path;
 use crate::text::{Safe, wrap};
 
 /// The number of backends shown; denied ones come first.
@@ -134,11 +135,45 @@ impl Writer<'_> {
         for sentence in sentences(direction, ends, side) {
             self.paragraph(indent + 2, &sentence);
         }
+        if let Some(end) = &side.suspended_until {
+            let text = format!("Enforcement of its policies is suspended until {end}: they behave as in shadow mode.");
+            self.paragraph(indent + 2, &text);
+        }
+        self.details(indent, direction, side);
+        if let Some(shadow) = &side.shadow {
+            self.shadow(indent, direction, side, shadow);
+        }
+    }
+
+    /// What the verdict would be if policies in shadow mode were enforced.
+    fn shadow(&mut self, indent: usize, direction: Direction, enforced: &Side, shadow: &Side) {
+        let in_shadow = shadow.policies.iter().filter(|policy| !enforced.policies.contains(policy));
+        let policies = describe::policies(&in_shadow.collect::<Vec<_>>());
+        let text = match (shadow.verdict, enforced.verdict) {
+            (Verdict::Deny, Verdict::Deny) => return,
+            (Verdict::Deny, _) => format!("Policies in shadow mode would deny it: {policies}"),
+            (Verdict::Allow, _) => match &shadow.rule {
+                Some(rule) => {
+                    let path = rule_path(direction, rule.index);
+                    format!("Policies in shadow mode would allow it: NetworkPolicy {}, {path}", rule.policy)
+                }
+                None => format!("Policies in shadow mode would allow it: {policies}"),
+            },
+            (Verdict::Some | Verdict::Unknown, _) => {
+                format!("The verdict with policies in shadow mode is unknown: {policies}")
+            }
+        };
+        self.paragraph(indent + 2, &text);
+        self.details(indent + 2, direction, shadow);
+    }
+
+    /// What is unknown, and the nearest rule with hints and changes.
+    fn details(&mut self, indent: usize, direction: Direction, side: &Side) {
         for cause in &side.unknown_because {
             self.paragraph(indent + 2, &format!("Unknown: {cause}"));
         }
         if let Some(rule) = &side.nearest {
-            let path = format!("spec.{}[{}]", direction.name(), rule.index);
+            let path = rule_path(direction, rule.index);
             self.paragraph(indent + 2, &format!("Nearest rule: NetworkPolicy {}, {path}", rule.policy));
             for lack in &rule.unmet_conditions {
                 self.paragraph(indent + 4, lack);
@@ -233,7 +268,7 @@ fn sentences(direction: Direction, ends: Ends<'_>, side: &Side) -> Vec<String> {
         Reason::NotIsolated => vec![format!("No NetworkPolicy isolates {local} for {name}.")],
         Reason::Rule => vec![match &side.rule {
             Some(rule) => {
-                let path = format!("spec.{name}[{}]", rule.index);
+                let path = rule_path(direction, rule.index);
                 format!("NetworkPolicy {}, {path} allows {}, {}.", rule.policy, rule.peer, rule.port)
             }
             None => format!("A rule of {} allows it.", policies()),

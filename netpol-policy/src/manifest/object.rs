@@ -266,7 +266,9 @@ impl ObjectReader {
         match kind {
             "Namespace" => {
                 let Some(api) = self.typed::<core::Namespace>(location, value) else { return };
-                self.add_object(location, Object::Namespace(Namespace::from_api(&api)));
+                let (namespace, diagnostics) = Namespace::from_api(&api);
+                self.diagnostics(location, &diagnostics);
+                self.add_object(location, Object::Namespace(namespace));
             }
             "Pod" => {
                 let Some(api) = self.typed::<core::Pod>(location, value) else { return };

@@ -28,6 +28,8 @@ impl fmt::Display for Diagnostic {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Hash)]
 #[serde(rename_all = "camelCase")]
 pub enum Severity {
+    /// Valid and not unusual, but good to know.
+    Info,
     /// Valid but unusual, such as host bits in a CIDR.
     Warning,
     /// Invalid or unsupported; the part matches nothing.
@@ -35,9 +37,10 @@ pub enum Severity {
 }
 
 impl Severity {
-    /// Returns `warning` or `error`.
+    /// Returns `info`, `warning` or `error`.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Info => "info",
             Self::Warning => "warning",
             Self::Error => "error",
         }

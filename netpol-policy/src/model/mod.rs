@@ -4,6 +4,7 @@
 mod diagnostic;
 mod key;
 mod labels;
+mod mode;
 pub(crate) mod names;
 mod node;
 mod parse;
@@ -12,6 +13,7 @@ mod policy;
 mod selector;
 mod selector_text;
 mod service;
+mod timestamp;
 mod uid;
 mod unevaluated;
 mod workload;
@@ -19,14 +21,19 @@ mod workload;
 pub use diagnostic::{Diagnostic, Severity};
 pub use key::{NamespaceName, ObjectKey, PodKey, PolicyKey, ServiceKey, SliceKey};
 pub use labels::Labels;
+pub use mode::{
+    MODE_ANNOTATION, Mode, NamespaceModes, SUSPEND_CLUSTER_ANNOTATION, SUSPENDED_REASON_ANNOTATION,
+    SUSPENDED_UNTIL_ANNOTATION, Suspension,
+};
 pub use node::Node;
-pub use pod::{HostPort, HostPorts, NAMESPACE_NAME_LABEL, NamedPort, Namespace, Pod};
+pub use pod::{HostPort, HostPorts, NAMESPACE_NAME_LABEL, NamedPort, Namespace, Pod, PodWorkload};
 pub use policy::{IpBlock, Peer, Peers, Policy, PortMatch, PortRange, Ports, Protocol, Rule};
 pub use selector::{Requirement, Selector};
 pub use service::{
     Backend, EndpointSlice, Frontend, FrontendAddress, RequestedFamilies, Service, ServicePort, SliceEndpoint,
     SlicePort, TargetPort,
 };
+pub use timestamp::Timestamp;
 pub use uid::{MIRROR_ANNOTATION, Uid};
 pub use unevaluated::{PolicyScope, UnevaluatedKind};
 pub use workload::{MAX_ALL_ORDINALS, MAX_ORDINALS, Workload, WorkloadKey, WorkloadKind};

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Frontend, FrontendAddress, Labels, NamespaceName, PodKey, Protocol, Uid};
+use super::{Frontend, FrontendAddress, Labels, NamespaceModes, NamespaceName, PodKey, Protocol, Uid};
 
 /// The label with a namespace's own name, which the API server sets on every namespace.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -15,6 +15,17 @@ pub struct Namespace {
     pub name: NamespaceName,
     /// Labels, always with `kubernetes.io/metadata.name`.
     pub labels: Labels,
+    /// The annotations that stop enforcement.
+    pub modes: NamespaceModes,
+}
+
+/// The object that controls a pod. It is in the pod's namespace.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodWorkload {
+    /// Its kind, such as `Deployment`. Any kind of object can control pods.
+    pub kind: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
 }
 
 /// A pod.
@@ -41,6 +52,8 @@ pub struct Pod {
     pub addresses: Vec<IpAddr>,
     /// Named ports of containers and sidecars (init containers with `restartPolicy: Always`).
     pub ports: Vec<NamedPort>,
+    /// The object that controls the pod.
+    pub workload: Option<PodWorkload>,
     /// hostPorts. Boxed, because few pods have any.
     pub host_ports: Option<Box<HostPorts>>,
 }

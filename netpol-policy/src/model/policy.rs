@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{Diagnostic, PolicyKey, Selector};
+use super::{Diagnostic, Mode, PolicyKey, Selector};
 
 /// A `networking.k8s.io/v1` `NetworkPolicy`.
 /// Source: <https://kubernetes.io/docs/reference/kubernetes-api/policy-resources/network-policy-v1/>.
@@ -13,6 +13,8 @@ use super::{Diagnostic, PolicyKey, Selector};
 pub struct Policy {
     /// Namespace and name.
     pub key: PolicyKey,
+    /// The mode of the policy; `None`: that of its namespace.
+    pub mode: Option<Mode>,
     /// The pods of the namespace that the policy selects.
     pub pods: Selector,
     /// Ingress rules; `None`: the policy does not isolate for ingress.

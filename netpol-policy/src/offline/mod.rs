@@ -27,7 +27,7 @@ use crate::cluster_state::{ClusterState, Event};
 use crate::derived;
 use crate::explain::peer_path;
 use crate::manifest::{Parsed, Unevaluated};
-use crate::model::{IpBlock, Object, Peer, Peers, Pod, PodKey};
+use crate::model::{IpBlock, Mode, Object, Peer, Peers, Pod, PodKey, Timestamp};
 use crate::reference::{self, Evaluation, Packet};
 
 /// The number of policies in a message; the others are counted.
@@ -61,6 +61,16 @@ impl OfflineCluster {
         }
         let at_most = has_unknown.then(|| addresses::resolve_blocks(&mut state, &ranges)).flatten();
         Self { state, at_most, workloads, unevaluated: parsed.unevaluated.clone(), ranges }
+    }
+
+    /// Sets the time, from which suspensions of enforcement follow. Without it, nothing is suspended.
+    #[must_use]
+    pub fn at(mut self, time: Timestamp) -> Self {
+        self.state.apply(Event::Clock(time));
+        if let Some(at_most) = &mut self.at_most {
+            at_most.apply(Event::Clock(time));
+        }
+        self
     }
 
     /// Returns the state in which unknown addresses match only the blocks that contain every possible pod address.
@@ -141,8 +151,12 @@ impl OfflineCluster {
     /// Evaluates a denied packet in the state [`OfflineCluster::at_most`]. If it is allowed there, its verdict depends on
     /// an unknown address.
     pub fn evaluate_at_most(&self, packet: &Packet, evaluation: &Evaluation) -> Option<Evaluation> {
+        self.evaluate_at_most_in(packet, evaluation, Mode::Enforce)
+    }
+
+    fn evaluate_at_most_in(&self, packet: &Packet, evaluation: &Evaluation, mode: Mode) -> Option<Evaluation> {
         let at_most = self.at_most.as_ref().filter(|_| !evaluation.reason.allows());
-        at_most.map(|at_most| reference::evaluate(at_most, packet))
+        at_most.map(|at_most| reference::evaluate_in(at_most, packet, mode))
     }
 
     /// Returns whether the verdict on a packet is unknown. `at_most`: the result of
@@ -152,9 +166,9 @@ impl OfflineCluster {
     }
 
     /// Returns why the verdict on a packet is unknown, a sentence for each cause; none if it is known.
-    pub fn uncertainties(&self, packet: &Packet, evaluation: &Evaluation) -> Vec<String> {
+    pub fn uncertainties(&self, packet: &Packet, evaluation: &Evaluation, mode: Mode) -> Vec<String> {
         let mut causes = Vec::new();
-        let at_most = self.evaluate_at_most(packet, evaluation);
+        let at_most = self.evaluate_at_most_in(packet, evaluation, mode);
         if !self.is_unknown(packet, evaluation, at_most.as_ref()) {
             return causes;
         }
@@ -169,7 +183,7 @@ impl OfflineCluster {
             causes.push(format!("{} may change this, and netpol does not evaluate {it}.", list(&names)));
         }
         if at_most.is_some_and(|at_most| at_most.reason.allows()) {
-            causes.push(self.undecided_block(packet).unwrap_or_else(|| {
+            causes.push(self.undecided_block(packet, mode).unwrap_or_else(|| {
                 "The addresses of the backends are unknown, and an ipBlock may contain them; set --pod-cidr.".to_owned()
             }));
         }
@@ -187,11 +201,11 @@ impl OfflineCluster {
     }
 
     /// Names the first block that may contain the unknown address of the other end, in a rule with the packet's port.
-    fn undecided_block(&self, packet: &Packet) -> Option<String> {
+    fn undecided_block(&self, packet: &Packet, mode: Mode) -> Option<String> {
         let pod = self.state.pods.get(&packet.pod)?;
         let remote = self.state.peer_at(packet.remote)?;
         let destination = if packet.direction == Direction::Ingress { pod } else { remote };
-        reference::isolating(&self.state, pod, packet.direction).find_map(|policy| {
+        reference::isolating_in(&self.state, pod, packet.direction, mode).find_map(|policy| {
             let rules = reference::rules(policy, packet.direction).iter().enumerate();
             let mut rules = rules.filter(|(_, rule)| {
                 reference::allows_port(&rule.ports, packet.protocol, packet.port, Some(destination))

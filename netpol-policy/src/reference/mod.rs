@@ -17,7 +17,7 @@ pub use matching::{Remote, allows_peer, allows_port, peer_matches, port_matches}
 pub use service::Candidate;
 
 use crate::cluster_state::ClusterState;
-use crate::model::{Peers, Pod, PodKey, Policy, PolicyKey, Ports, Rule};
+use crate::model::{Mode, Peers, Pod, PodKey, Policy, PolicyKey, Ports, Rule};
 
 /// The first packet of a flow, at the interface of one pod.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -67,14 +67,40 @@ pub struct RuleRef {
     pub index: usize,
 }
 
-/// Evaluates a packet.
+impl RuleRef {
+    /// Returns the path of the rule in its policy: `spec.ingress[0]`.
+    pub fn path(&self) -> String {
+        rule_path(self.direction, self.index)
+    }
+}
+
+/// Returns the path of a rule in its policy: `spec.ingress[0]`.
+pub fn rule_path(direction: Direction, index: usize) -> String {
+    format!("spec.{}[{index}]", direction.name())
+}
+
+/// Evaluates a packet by the policies that are enforced.
 pub fn evaluate(cluster_state: &ClusterState, packet: &Packet) -> Evaluation {
+    evaluate_in(cluster_state, packet, Mode::Enforce)
+}
+
+/// 42: evaluates a packet as if the policies in shadow mode were enforced. `None` if no such policy isolates the pod in
+/// this direction.
+pub fn evaluate_shadow(cluster_state: &ClusterState, packet: &Packet) -> Option<Evaluation> {
+    let pod = cluster_state.pods.get(&packet.pod)?;
+    let mut isolating = isolating_in(cluster_state, pod, packet.direction, Mode::Shadow);
+    let is_shadow = isolating.any(|policy| cluster_state.mode(policy) == Mode::Shadow);
+    is_shadow.then(|| evaluate_in(cluster_state, packet, Mode::Shadow))
+}
+
+/// Evaluates a packet by the policies that are enforced, or by these and those in shadow mode.
+pub fn evaluate_in(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Evaluation {
     let because =
         |reason| Evaluation { reason, isolating: Vec::new(), rule: None, recheck: false, candidates: Vec::new() };
     let Some(pod) = cluster_state.pods.get(&packet.pod) else { return because(Reason::UnknownPod) };
 
     // 1: isolation is per direction; a pod that no policy isolates is open.
-    let isolating: Vec<&Policy> = isolating(cluster_state, pod, packet.direction).collect();
+    let isolating: Vec<&Policy> = isolating_in(cluster_state, pod, packet.direction, mode).collect();
     if isolating.is_empty() {
         return because(Reason::NotIsolated);
     }
@@ -126,17 +152,30 @@ fn allows_everything(policy: &Policy, direction: Direction) -> bool {
     rules(policy, direction).iter().any(|rule| rule.peers == Peers::Any && rule.ports == Ports::Any)
 }
 
-/// Returns the policies that isolate a pod in a direction: those of its namespace that select it (4, 5, 6).
+/// Returns the enforced policies that isolate a pod in a direction.
 pub fn isolating<'w>(
     cluster_state: &'w ClusterState,
     pod: &'w Pod,
     direction: Direction,
 ) -> impl Iterator<Item = &'w Policy> {
+    isolating_in(cluster_state, pod, direction, Mode::Enforce)
+}
+
+/// Returns the policies that isolate a pod in a direction: those of its namespace that select it (4, 5, 6). With
+/// [`Mode::Enforce`], without those in shadow mode (42).
+pub fn isolating_in<'w>(
+    cluster_state: &'w ClusterState,
+    pod: &'w Pod,
+    direction: Direction,
+    mode: Mode,
+) -> impl Iterator<Item = &'w Policy> {
+    let modes = cluster_state.effective_modes(&pod.key.namespace);
     let first = PolicyKey::new(pod.key.namespace.clone(), "");
     let of_namespace = cluster_state.policies.range(first..).map(|(_, policy)| policy);
     let of_namespace = of_namespace.take_while(|policy| policy.key.namespace == pod.key.namespace);
     of_namespace.filter(move |policy| {
         pod.is_selectable()
+            && (mode == Mode::Shadow || modes.of(policy) == Mode::Enforce)
             && policy.pods.isolates(&pod.labels)
             && match direction {
                 Direction::Ingress => policy.ingress.is_some(),

@@ -2,6 +2,7 @@
 
 use netpol_common::{Direction, Reason, protocol};
 
+mod modes;
 mod services;
 
 use super::*;

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use netpol_common::{Attempt, Endpoint, Evaluation, IfIndex, SourceCheck, evaluate};
+use netpol_common::{Attempt, Direction, Endpoint, Evaluation, IfIndex, SourceCheck, evaluate};
 
 use super::{EndpointPolicy, Tables};
 use crate::reference::Packet;
@@ -12,6 +12,17 @@ const POD_INTERFACE: IfIndex = IfIndex(1);
 const OTHER_INTERFACE: u32 = 2;
 
 impl Tables {
+    /// Evaluates a packet as if the policies in shadow mode were enforced. Returns `None` if no such policy isolates the
+    /// pod in this direction.
+    pub fn evaluate_shadow(&self, policy: EndpointPolicy, addresses: &[IpAddr], packet: &Packet) -> Option<Evaluation> {
+        let (ingress, egress) = (policy.shadow_ingress, policy.shadow_egress);
+        let is_isolated = match packet.direction {
+            Direction::Ingress => ingress.isolated(),
+            Direction::Egress => egress.isolated(),
+        };
+        is_isolated.then(|| self.evaluate(EndpointPolicy { ingress, egress, ..policy }, addresses, packet))
+    }
+
     /// Evaluates a packet at a pod with this policy and these addresses.
     pub fn evaluate(&self, policy: EndpointPolicy, addresses: &[IpAddr], packet: &Packet) -> Evaluation {
         let EndpointPolicy { ingress, egress, shadow_ingress, shadow_egress, .. } = policy;

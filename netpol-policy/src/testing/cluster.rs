@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use crate::model::{
-    Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, Object, Peer, Peers, Pod, PodKey, Policy, PolicyKey, PortMatch,
-    PortRange, Ports, Protocol, Requirement, Rule, Selector,
+    Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, NamespaceModes, Object, Peer, Peers, Pod, PodKey, Policy,
+    PolicyKey, PortMatch, PortRange, Ports, Protocol, Requirement, Rule, Selector,
 };
 
 /// Returns the local node, which has one of a hundred pods of a [`cluster`].
@@ -27,7 +27,7 @@ pub fn cluster(pods: usize, policies: usize) -> Vec<Object> {
     objects.extend((0..namespaces).map(|index| {
         let name = namespace(index);
         let labels = Labels::from([(NAMESPACE_NAME_LABEL.into(), name.clone())]);
-        Object::Namespace(Namespace { name, labels })
+        Object::Namespace(Namespace { name, labels, modes: NamespaceModes::default() })
     }));
     objects.extend((0..pods).map(|index| {
         let offset = u32::try_from(index).unwrap_or(u32::MAX);
@@ -43,6 +43,7 @@ pub fn cluster(pods: usize, policies: usize) -> Vec<Object> {
             addresses: vec![address],
             ports: vec![NamedPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
             uid: None,
+            workload: None,
             host_ports: None,
         })
     }));
@@ -63,6 +64,7 @@ pub fn cluster(pods: usize, policies: usize) -> Vec<Object> {
             ]),
             egress: None,
             diagnostics: Vec::new(),
+            mode: None,
         })
     }));
     objects

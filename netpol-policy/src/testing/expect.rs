@@ -1,11 +1,11 @@
 //! Expected verdicts of compiled tables.
 
-use netpol_common::{Direction, Reason};
+use netpol_common::{Direction, Reason, RuleSetId};
 
 use super::generate::NODE;
 use crate::cluster_state::ClusterState;
 use crate::model::{Pod, PodKey};
-use crate::reference::{Packet, evaluate};
+use crate::reference::{Evaluation, Packet, evaluate, evaluate_shadow};
 use crate::tables::Tables;
 
 /// Returns the expected verdict of the tables on a packet, and whether the packet is rechecked post-DNAT.
@@ -14,8 +14,25 @@ use crate::tables::Tables;
 /// pods is a backend of a Service, it may reach itself. Then packets of the other pods to the Service are not dropped
 /// pre-DNAT, but rechecked post-DNAT.
 pub fn expected(cluster_state: &ClusterState, tables: &Tables, packet: &Packet) -> (Reason, bool) {
-    let found = evaluate(cluster_state, packet);
     let rules = |pod: &PodKey| tables.endpoint(pod).map(|policy| policy.egress.rule_set);
+    with_shared_entries(cluster_state, packet, &evaluate(cluster_state, packet), rules)
+}
+
+/// Returns the expected verdict of the tables as if policies in shadow mode were enforced. `None` if no such policy
+/// isolates the pod in this direction.
+pub fn expected_shadow(cluster_state: &ClusterState, tables: &Tables, packet: &Packet) -> Option<(Reason, bool)> {
+    let rules = |pod: &PodKey| tables.endpoint(pod).map(|policy| policy.shadow_egress.rule_set);
+    let found = evaluate_shadow(cluster_state, packet)?;
+    Some(with_shared_entries(cluster_state, packet, &found, rules))
+}
+
+/// `rules` returns the egress rule set of a pod.
+fn with_shared_entries(
+    cluster_state: &ClusterState,
+    packet: &Packet,
+    found: &Evaluation,
+    rules: impl Fn(&PodKey) -> Option<RuleSetId>,
+) -> (Reason, bool) {
     let has_same_rules = |pod: &Pod| pod.key != packet.pod && rules(&pod.key) == rules(&packet.pod);
     if found.reason != Reason::NoAllowedBackend || !is_among_backends(cluster_state, packet, has_same_rules) {
         (found.reason, found.recheck)

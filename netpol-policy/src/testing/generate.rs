@@ -11,12 +11,13 @@ use proptest::sample::{select, subsequence};
 
 use crate::cluster_state::Event;
 use crate::model::{
-    EndpointSlice, HostPort, HostPorts, IpBlock, Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, Node, Object,
-    ObjectKey, Peer, Peers, Pod, PodKey, Policy, PolicyKey, PortMatch, PortRange, Ports, Protocol, Requirement, Rule,
-    Selector, Service, ServiceKey, ServicePort, SliceEndpoint, SliceKey, SlicePort, TargetPort,
+    EndpointSlice, HostPort, HostPorts, IpBlock, Labels, Mode, NAMESPACE_NAME_LABEL, NamedPort, Namespace,
+    NamespaceModes, Node, Object, ObjectKey, Peer, Peers, Pod, PodKey, Policy, PolicyKey, PortMatch, PortRange, Ports,
+    Protocol, Requirement, Rule, Selector, Service, ServiceKey, ServicePort, SliceEndpoint, SliceKey, SlicePort,
+    TargetPort, Timestamp,
 };
 
-const NAMESPACES: [&str; 3] = ["shop", "mon", "kube"];
+const NAMESPACES: [&str; 3] = ["shop", "mon", "kube-system"];
 const KEYS: [&str; 2] = ["app", "tier"];
 const VALUES: [&str; 3] = ["a", "b", "c"];
 const PORT_NAMES: [&str; 2] = ["http", "dns"];
@@ -116,15 +117,15 @@ fn ports() -> impl Strategy<Value = Ports> {
 pub fn policy() -> impl Strategy<Value = Policy> {
     let rules =
         || option::weighted(0.7, vec((peers(), ports()).prop_map(|(peers, ports)| Rule { peers, ports }), 0..=3));
-    (name(&NAMESPACES), select(&["p", "q", "r"][..]), selector(), rules(), rules()).prop_map(
-        |(namespace, name, pods, ingress, egress)| Policy {
-            key: PolicyKey::new(namespace, name),
-            pods,
-            ingress,
-            egress,
-            diagnostics: Vec::new(),
-        },
-    )
+    let key = (name(&NAMESPACES), select(&["p", "q", "r"][..]));
+    (key, mode(), selector(), rules(), rules()).prop_map(|((namespace, name), mode, pods, ingress, egress)| Policy {
+        mode,
+        key: PolicyKey::new(namespace, name),
+        pods,
+        ingress,
+        egress,
+        diagnostics: Vec::new(),
+    })
 }
 
 /// Generates a pod, most often on the local node.
@@ -149,6 +150,7 @@ pub fn pod() -> impl Strategy<Value = Pod> {
             addresses: addresses.0.into_iter().chain(addresses.1).map(address).collect(),
             ports,
             uid: None,
+            workload: None,
             host_ports: host_ports.map(Box::new),
         }
     })
@@ -219,11 +221,35 @@ fn node() -> impl Strategy<Value = Node> {
         .prop_map(|(name, addresses)| Node { name: name.into(), addresses })
 }
 
-fn namespace() -> impl Strategy<Value = Namespace> {
-    (name(&NAMESPACES), labels()).prop_map(|(name, labels)| {
-        let labels = labels.with(NAMESPACE_NAME_LABEL.into(), name.clone());
-        Namespace { name, labels }
+/// Generates the mode of a policy or a namespace.
+fn mode() -> impl Strategy<Value = Option<Mode>> {
+    prop_oneof![3 => Just(None), 2 => Just(Some(Mode::Shadow)), 1 => Just(Some(Mode::Enforce))]
+}
+
+/// Generates the time of an event, or the end of a suspension.
+fn time() -> impl Strategy<Value = Timestamp> {
+    (1_i64..6).prop_map(Timestamp)
+}
+
+fn modes() -> impl Strategy<Value = NamespaceModes> {
+    let until = || option::weighted(0.2, time());
+    (mode(), until(), until()).prop_map(|(mode, suspended_until, cluster_suspended_until)| NamespaceModes {
+        mode,
+        suspended_until,
+        cluster_suspended_until,
+        reason: None,
     })
+}
+
+fn namespace() -> impl Strategy<Value = Namespace> {
+    (name(&NAMESPACES), labels())
+        .prop_map(|(name, labels)| {
+            let labels = labels.with(NAMESPACE_NAME_LABEL.into(), name.clone());
+            (name, labels)
+        })
+        .prop_flat_map(|(name, labels)| {
+            modes().prop_map(move |modes| Namespace { name: name.clone(), labels: labels.clone(), modes })
+        })
 }
 
 /// Generates an object of any kind.
@@ -245,5 +271,6 @@ pub fn event() -> impl Strategy<Value = Event> {
         4 => object().prop_map(|object| Event::Delete(ObjectKey::clone(&object.key()))),
         1 => vec(object(), 0..12).prop_map(Event::Reset),
         1 => addresses(&ADDRESSES, 3).prop_map(Event::LocalAddresses),
+        1 => time().prop_map(Event::Clock),
     ]
 }

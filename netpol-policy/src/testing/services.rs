@@ -51,6 +51,7 @@ fn policy(namespace: Arc<str>) -> Policy {
         pods: app("app-0"),
         ingress: None,
         egress: Some(vec![dns, http]),
+        mode: None,
         diagnostics: Vec::new(),
     }
 }

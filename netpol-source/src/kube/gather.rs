@@ -166,7 +166,7 @@ impl Gatherer {
             match event {
                 Event::Apply(object) => drop(initial.insert(object.key(), object)),
                 Event::Delete(key) => drop(initial.remove(&key)),
-                Event::Reset(_) | Event::LocalAddresses(_) => {}
+                Event::Reset(_) | Event::LocalAddresses(_) | Event::Clock(_) => {}
             }
             self.received.get_or_insert(received);
         } else if self.resources.get(&resource).is_some_and(|state| state.sync == SyncState::InSync) {
@@ -176,7 +176,7 @@ impl Gatherer {
             let key = match &event {
                 Event::Apply(object) => object.key(),
                 Event::Delete(key) => key.clone(),
-                Event::Reset(_) | Event::LocalAddresses(_) => return,
+                Event::Reset(_) | Event::LocalAddresses(_) | Event::Clock(_) => return,
             };
             self.resync.insert(key, event);
             self.resync_received.get_or_insert(received);

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use netpol_policy::model::{Labels, Object, ObjectKey};
+use netpol_policy::model::{Labels, Object, ObjectKey, PodWorkload};
 
 /// Number of unused strings that may accumulate before they are removed.
 const SLACK: usize = 1024;
@@ -48,6 +48,10 @@ impl Interner {
                     self.share(node);
                 }
                 self.share_labels(&mut pod.labels);
+                if let Some(PodWorkload { kind, name }) = &mut pod.workload {
+                    self.share(kind);
+                    self.share(name);
+                }
                 for port in &mut pod.ports {
                     self.share(&mut port.name);
                 }

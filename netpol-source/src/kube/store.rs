@@ -181,7 +181,7 @@ mod tests {
             .map(|event| match event {
                 Event::Apply(object) => format!("+{}", object.key()),
                 Event::Delete(key) => format!("-{key}"),
-                Event::Reset(_) | Event::LocalAddresses(_) => "?".to_owned(),
+                Event::Reset(_) | Event::LocalAddresses(_) | Event::Clock(_) => "?".to_owned(),
             })
             .collect();
         texts.sort();

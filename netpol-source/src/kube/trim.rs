@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use netpol_policy::manifest;
 use netpol_policy::model::{
-    Diagnostic, EndpointSlice, MIRROR_ANNOTATION, Namespace, Node, Object, ObjectKey, Pod, PodKey, PolicyKey, Service,
+    Diagnostic, EndpointSlice, MIRROR_ANNOTATION, MODE_ANNOTATION, Namespace, Node, Object, ObjectKey, Pod, PodKey,
+    PolicyKey, SUSPEND_CLUSTER_ANNOTATION, SUSPENDED_REASON_ANNOTATION, SUSPENDED_UNTIL_ANNOTATION, Service,
     ServiceKey, SliceKey,
 };
 use serde::Deserialize;
@@ -48,8 +49,18 @@ struct SlimMetadata {
     uid: Option<String>,
     labels: Option<BTreeMap<String, String>>,
     annotations: Option<Annotations>,
+    owner_references: Option<Vec<Owner>>,
     creation_timestamp: Option<Time>,
     deletion_timestamp: Option<Time>,
+}
+
+/// An owner reference.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Owner {
+    kind: String,
+    name: String,
+    controller: Option<bool>,
 }
 
 /// The annotations that are used.
@@ -58,6 +69,30 @@ struct SlimMetadata {
 struct Annotations {
     #[serde(rename = "kubernetes.io/config.mirror")]
     mirror: Option<String>,
+    #[serde(rename = "netpol.io/mode")]
+    mode: Option<String>,
+    #[serde(rename = "netpol.io/suspended-until")]
+    suspended_until: Option<String>,
+    #[serde(rename = "netpol.io/suspend-cluster-until")]
+    suspend_cluster_until: Option<String>,
+    #[serde(rename = "netpol.io/suspended-reason")]
+    suspended_reason: Option<String>,
+}
+
+impl Annotations {
+    /// Returns the annotations by name; `None` without any.
+    fn into_map(self) -> Option<BTreeMap<String, String>> {
+        let Self { mirror, mode, suspended_until, suspend_cluster_until, suspended_reason } = self;
+        let all = [
+            (MIRROR_ANNOTATION, mirror),
+            (MODE_ANNOTATION, mode),
+            (SUSPENDED_UNTIL_ANNOTATION, suspended_until),
+            (SUSPEND_CLUSTER_ANNOTATION, suspend_cluster_until),
+            (SUSPENDED_REASON_ANNOTATION, suspended_reason),
+        ];
+        let map: BTreeMap<_, _> = all.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
+        (!map.is_empty()).then_some(map)
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -146,6 +181,7 @@ struct NodeStatus {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct RawSpec {
+    metadata: SlimMetadata,
     spec: Value,
 }
 
@@ -200,7 +236,8 @@ fn parse(resource: Resource, metadata: &Metadata, text: &str) -> Result<ParsedOb
         Resource::Namespaces => {
             let slim: Slim<Unused, Unused> = serde_json::from_str(text)?;
             let api = core::Namespace { metadata: object_meta(metadata, slim.metadata), ..core::Namespace::default() };
-            (Some(Object::Namespace(Namespace::from_api(&api))), Vec::new())
+            let (namespace, diagnostics) = Namespace::from_api(&api);
+            (Some(Object::Namespace(namespace)), diagnostics)
         }
         Resource::Nodes => {
             let slim: Slim<Unused, NodeStatus> = serde_json::from_str(text)?;
@@ -226,17 +263,18 @@ fn parse(resource: Resource, metadata: &Metadata, text: &str) -> Result<ParsedOb
         }
         Resource::NetworkPolicies => {
             let raw: RawSpec = serde_json::from_str(text)?;
-            policy(metadata, &raw.spec)
+            policy(metadata, raw)
         }
     })
 }
 
 /// Parses a policy in the same way as a file, so that a policy of invalid shape isolates its pods, too.
-fn policy(metadata: &Metadata, spec: &Value) -> ParsedObject {
+fn policy(metadata: &Metadata, RawSpec { metadata: slim, spec }: RawSpec) -> ParsedObject {
+    let annotations = slim.annotations.and_then(Annotations::into_map);
     let value = json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": { "name": metadata.name, "namespace": metadata.namespace },
+        "metadata": { "name": metadata.name, "namespace": metadata.namespace, "annotations": annotations.unwrap_or_default() },
         "spec": spec,
     });
     let parsed = manifest::read(value, "the API server");
@@ -255,10 +293,16 @@ fn object_meta(metadata: &Metadata, slim: SlimMetadata) -> ObjectMeta {
         namespace: metadata.namespace.clone(),
         uid: slim.uid,
         labels: slim.labels,
-        annotations: slim
-            .annotations
-            .and_then(|annotations| annotations.mirror)
-            .map(|mirror| BTreeMap::from([(MIRROR_ANNOTATION.to_owned(), mirror)])),
+        annotations: slim.annotations.and_then(Annotations::into_map),
+        owner_references: slim.owner_references.map(|owners| {
+            let full = |Owner { kind, name, controller }| OwnerReference {
+                kind,
+                name,
+                controller,
+                ..OwnerReference::default()
+            };
+            owners.into_iter().map(full).collect()
+        }),
         creation_timestamp: slim.creation_timestamp,
         deletion_timestamp: slim.deletion_timestamp,
         ..ObjectMeta::default()

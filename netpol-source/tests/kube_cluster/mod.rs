@@ -242,5 +242,6 @@ fn text(event: &Event) -> String {
         Event::Delete(key) => format!("-{key}"),
         Event::Reset(objects) => format!("={}", objects.len()),
         Event::LocalAddresses(_) => "local addresses".to_owned(),
+        Event::Clock(_) => "clock".to_owned(),
     }
 }

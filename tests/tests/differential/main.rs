@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, bail, ensure};
 use netpol_common::{Endpoint, Reason, protocol};
 use netpol_policy::cluster_state::{ClusterState, Event};
-use netpol_policy::model::{Object, PodKey};
+use netpol_policy::model::{Object, ObjectKey, PodKey};
 use netpol_policy::reference::evaluate;
 use netpol_policy::testing::{
     Probe, evaluate_in, event, expected, is_among_backends, object, pod, policy, probes, service, slice,
@@ -175,7 +175,10 @@ fn compare(node: &Node, probes: &[Probe], tally: &mut Tally) -> Result<()> {
 /// Applies an event and sends packets after every write. Checks that each packet gets the old verdict or the new one.
 fn change(node: &mut Node, event: &Event) -> Result<()> {
     // A reset and a change of the local addresses consist of several changes. The states between these are not checked.
-    if matches!(event, Event::Reset(_) | Event::LocalAddresses(_)) {
+    // The same holds for a change of both the labels and the modes of a namespace.
+    let is_namespace = matches!(event, Event::Apply(Object::Namespace(_)) | Event::Delete(ObjectKey::Namespace(_)));
+    let is_mixed = is_namespace && node.in_safe_order(event).is_none();
+    if is_mixed || matches!(event, Event::Reset(_) | Event::LocalAddresses(_)) {
         return node.apply(event);
     }
     let old = node.cluster_state().clone();

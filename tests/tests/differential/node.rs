@@ -113,11 +113,17 @@ impl Node {
         self.round += 1;
         match event {
             Event::LocalAddresses(addresses) => self.addresses.clone_from(addresses),
-            Event::Apply(_) | Event::Delete(_) | Event::Reset(_) => self.reconciler.apply(vec![event.clone()]),
+            Event::Apply(_) | Event::Delete(_) | Event::Reset(_) | Event::Clock(_) => {
+                self.reconciler.apply(vec![event.clone()]);
+            }
         }
         let interfaces = self.interfaces();
         self.reconciler.interfaces(interfaces);
         self.check_maps()
+    }
+
+    pub(crate) fn in_safe_order(&self, event: &Event) -> Option<Vec<Event>> {
+        self.reconciler.engine().in_safe_order(vec![event.clone()])
     }
 
     pub(crate) fn cluster_state(&self) -> &ClusterState {

@@ -1,15 +1,16 @@
 //! Policies, with the flows of each rule.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use netpol_api::{PartialPolicy, PolicyList, PolicyMode, PolicyStatus, RuleStatus, parameters};
 use netpol_common::Direction;
 use netpol_dataplane::Dataplane;
 use netpol_policy::cluster_state::ClusterState;
-use netpol_policy::model::{Policy, PolicyKey};
-use netpol_policy::reference::{RuleRef, isolating, rules};
+use netpol_policy::compile::ListedPolicy;
+use netpol_policy::model::{Mode, Policy, Suspension};
+use netpol_policy::reference::RuleRef;
 
-use crate::events::{HitCounters, Reporter, flow_direction, rfc3339, rule_path};
+use crate::events::{HitCounters, Reporter, flow_direction, rfc3339};
 use crate::reconcile::Reconciler;
 
 /// Which policies are requested.
@@ -42,9 +43,8 @@ impl PolicyQuery {
 struct PolicyContext<'a> {
     cluster_state: &'a ClusterState,
     hits: &'a HitCounters,
-    /// The pods of this node that each policy selects.
-    pods: BTreeMap<&'a PolicyKey, BTreeSet<String>>,
     partial: BTreeMap<String, PartialPolicy>,
+    suspensions: Vec<Suspension>,
 }
 
 /// Lists policies. The engine must be available.
@@ -54,39 +54,42 @@ pub fn policies<D: Dataplane>(
     query: PolicyQuery,
     generation: u64,
 ) -> PolicyList {
-    let cluster_state = reconciler.engine().cluster_state();
-    let mut pods: BTreeMap<&PolicyKey, BTreeSet<String>> = BTreeMap::new();
-    for pod in reconciler.local_pods().filter_map(|pod| cluster_state.pods.get(&pod.key)) {
-        for policy in Direction::BOTH.into_iter().flat_map(|direction| isolating(cluster_state, pod, direction)) {
-            pods.entry(&policy.key).or_default().insert(pod.key.to_string());
-        }
-    }
+    let engine = reconciler.engine();
     let partial = reconciler.partial_policies().into_iter().map(|partial| (partial.policy.clone(), partial)).collect();
-    let context = PolicyContext { cluster_state, hits: reporter.hits(), pods, partial };
-    let requested = cluster_state.policies.values();
-    let requested = requested.filter(|policy| query.all || context.pods.contains_key(&policy.key));
+    let context = PolicyContext {
+        cluster_state: engine.cluster_state(),
+        hits: reporter.hits(),
+        partial,
+        suspensions: engine.suspensions(),
+    };
+    let items = if query.all {
+        engine.policies().map(|listed| status(&listed, &context)).collect()
+    } else {
+        engine.policies_on_node().map(|listed| status(&listed, &context)).collect()
+    };
     PolicyList {
         node: reconciler.node().to_owned(),
         generation,
         counted_since: rfc3339(reporter.hits().since()),
         counts_allowed_flows: reporter.records_allowed(),
         other_flows: reporter.hits().other(),
-        items: requested.map(|policy| status(policy, &context)).collect(),
+        items,
     }
 }
 
-fn status(policy: &Policy, context: &PolicyContext<'_>) -> PolicyStatus {
+fn status(listed: &ListedPolicy<'_>, context: &PolicyContext<'_>) -> PolicyStatus {
+    let policy = listed.policy;
     let denied = context.hits.denied_of(&policy.key);
     let directions = [(Direction::Ingress, &policy.ingress), (Direction::Egress, &policy.egress)];
     let isolates = directions.into_iter().filter(|(_, rules)| rules.is_some()).map(|(direction, _)| direction);
     PolicyStatus {
         namespace: policy.key.namespace.to_string(),
         name: policy.key.name.to_string(),
-        mode: PolicyMode::Enforce,
-        suspended_until: None,
+        mode: mode_without_suspension(listed, context.cluster_state),
+        suspended_until: suspended_until(policy, &context.suspensions),
         directions: isolates.map(flow_direction).collect(),
-        pods: context.pods.get(&policy.key).into_iter().flatten().cloned().collect(),
-        rules: Direction::BOTH.into_iter().flat_map(|direction| rules_of(policy, direction, context)).collect(),
+        pods: listed.pods.iter().map(ToString::to_string).collect(),
+        rules: listed.rules().map(|rule| rule_status(&rule, context)).collect(),
         denied_flows: denied.map_or(0, |hits| hits.flows),
         last_denied: denied.map(|hits| rfc3339(hits.last)),
         shadow_denied_flows: context.hits.shadow_denied_of(&policy.key).map_or(0, |hits| hits.flows),
@@ -95,21 +98,32 @@ fn status(policy: &Policy, context: &PolicyContext<'_>) -> PolicyStatus {
     }
 }
 
-fn rules_of<'a>(
-    policy: &'a Policy,
-    direction: Direction,
-    context: &'a PolicyContext<'_>,
-) -> impl Iterator<Item = RuleStatus> + 'a {
-    (0..rules(policy, direction).len()).map(move |index| {
-        let rule = RuleRef { policy: policy.key.clone(), direction, index };
-        let hits = context.hits.of_rule(&rule, context.cluster_state);
-        RuleStatus {
-            path: rule_path(direction, index),
-            direction: flow_direction(direction),
-            flows: hits.map_or(0, |hits| hits.flows),
-            last_flow: hits.map(|hits| rfc3339(hits.last)),
-        }
-    })
+/// Returns the mode that the annotations of the policy and of its namespace set.
+fn mode_without_suspension(listed: &ListedPolicy<'_>, cluster_state: &ClusterState) -> PolicyMode {
+    let of_namespace = || cluster_state.namespaces.get(&listed.policy.key.namespace)?.modes.mode;
+    let mode =
+        if listed.suspended { listed.policy.mode.or_else(of_namespace).unwrap_or_default() } else { listed.mode };
+    match mode {
+        Mode::Enforce => PolicyMode::Enforce,
+        Mode::Shadow => PolicyMode::Shadow,
+    }
+}
+
+/// Returns the end of the last suspension of a policy.
+fn suspended_until(policy: &Policy, suspensions: &[Suspension]) -> Option<String> {
+    let of_policy =
+        suspensions.iter().filter(|suspension| suspension.cluster || suspension.namespace == policy.key.namespace);
+    of_policy.map(|suspension| suspension.until).max().map(|until| until.to_string())
+}
+
+fn rule_status(rule: &RuleRef, context: &PolicyContext<'_>) -> RuleStatus {
+    let hits = context.hits.of_rule(rule, context.cluster_state);
+    RuleStatus {
+        path: rule.path(),
+        direction: flow_direction(rule.direction),
+        flows: hits.map_or(0, |hits| hits.flows),
+        last_flow: hits.map(|hits| rfc3339(hits.last)),
+    }
 }
 
 #[cfg(test)]

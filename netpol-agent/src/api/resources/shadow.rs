@@ -3,9 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use netpol_api::{ShadowPolicy, ShadowReport, parameters, parse_duration};
-use netpol_common::Direction;
 use netpol_dataplane::Dataplane;
-use netpol_policy::model::PolicyKey;
 
 use crate::events::{Reporter, rfc3339};
 use crate::reconcile::Reconciler;
@@ -57,22 +55,12 @@ pub fn shadow<D: Dataplane>(
 
 /// Returns the policies in shadow mode that select pods of this node.
 fn policies<D: Dataplane>(reconciler: &Reconciler<D>, reporter: &Reporter) -> Vec<ShadowPolicy> {
-    let cluster_state = reconciler.engine().cluster_state();
-    let selects = |key: &PolicyKey, direction| {
-        let pods = reconciler.local_pods().filter(|pod| pod.key.namespace == key.namespace && pod.is_selectable());
-        let policy = cluster_state.policies.get(key);
-        let isolates = policy.is_some_and(|policy| match direction {
-            Direction::Ingress => policy.ingress.is_some(),
-            Direction::Egress => policy.egress.is_some(),
-        });
-        pods.filter(|pod| isolates && policy.is_some_and(|policy| policy.pods.isolates(&pod.labels))).count()
-    };
-    let status = |(key, since): (&PolicyKey, SystemTime)| ShadowPolicy {
-        policy: key.to_string(),
-        pods: Direction::BOTH.into_iter().map(|direction| selects(key, direction)).max().unwrap_or(0),
-        since: rfc3339(since),
-    };
-    reporter.shadow().policies().map(status).filter(|policy| policy.pods > 0).collect()
+    let listed = reconciler.engine().policies_on_node().filter_map(|listed| {
+        let since = reporter.shadow().since_of(&listed.policy.key)?;
+        let policy = listed.policy.key.to_string();
+        Some(ShadowPolicy { policy, pods: listed.pods.len(), since: rfc3339(since) })
+    });
+    listed.collect()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use netpol_common::Direction;
 
 use crate::cluster_state::ClusterState;
-use crate::model::{Policy, PolicyKey, Rule};
+use crate::model::{Mode, Policy, PolicyKey, Rule};
 use crate::reference::{self, Packet};
 
 /// The change of a hint.
@@ -25,7 +25,7 @@ pub(in crate::explain) enum Fix {
 impl Fix {
     /// Returns whether the change allows a denied packet. Does not copy a policy: the agent calls this for each denied
     /// flow.
-    pub(super) fn works(&self, cluster_state: &ClusterState, packet: &Packet) -> bool {
+    pub(super) fn works(&self, cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> bool {
         let Some(pod) = cluster_state.pods.get(&packet.pod) else { return false };
         match self {
             Self::Rule(key, _, rule) | Self::Correction(key, _, rule) => {
@@ -34,9 +34,9 @@ impl Fix {
             }
             // No rule of another policy allows the packet. So it is only allowed if no other policy isolates the pod.
             Self::NotIsolating(key) => {
-                reference::isolating(cluster_state, pod, packet.direction).all(|policy| policy.key == *key)
+                reference::isolating_in(cluster_state, pod, packet.direction, mode).all(|policy| policy.key == *key)
             }
-            Self::OtherPacket(other) => reference::evaluate(cluster_state, other).reason.allows(),
+            Self::OtherPacket(other) => reference::evaluate_in(cluster_state, other, mode).reason.allows(),
             // Traffic between a pod and the local node is allowed (docs/semantics.md, item 15).
             Self::LocalNode => true,
         }

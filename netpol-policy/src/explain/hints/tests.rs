@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use crate::cluster_state::ClusterState;
 use crate::explain::{Cause, Explanation, PolicyChange, Side, Verdict, explain_packet, hints, nearest};
 use crate::manifest;
-use crate::model::{Object, PodKey, Protocol, Rule, ServiceKey};
+use crate::model::{Mode, Object, PodKey, Protocol, Rule, ServiceKey};
 use crate::reference::{self, End, Packet, evaluate};
 use crate::testing::{event, probes};
 
@@ -354,8 +354,8 @@ proptest! {
                 if evaluate(&cluster_state, &packet).reason.allows() {
                     continue;
                 }
-                let nearest = nearest::nearest(&cluster_state, &packet);
-                for hint in hints::hints(&cluster_state, &packet, nearest.as_ref()) {
+                let nearest = nearest::nearest(&cluster_state, &packet, Mode::Enforce);
+                for hint in hints::hints(&cluster_state, &packet, Mode::Enforce, nearest.as_ref()) {
                     let (mut cluster_state, mut packet) = (cluster_state.clone(), packet.clone());
                     hint.fix.apply(&mut cluster_state, &mut packet);
                     let reason = evaluate(&cluster_state, &packet).reason;

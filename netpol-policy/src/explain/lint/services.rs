@@ -4,31 +4,30 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use netpol_common::Direction;
 
+use super::dns::cluster_dns;
 use super::{PartialFinding, suggest};
 use crate::cluster_state::ClusterState;
 use crate::explain::nearest::peer_path;
 use crate::explain::{PolicyChange, describe};
 use crate::model::{
-    Backend, IpBlock, Peer, Peers, Pod, Policy, PolicyKey, PortRange, Ports, Protocol, Rule, Service, ServiceKey,
+    Backend, IpBlock, Mode, Peer, Peers, Pod, Policy, PolicyKey, PortRange, Ports, Protocol, Rule, Service,
 };
 use crate::reference::{self, Remote};
 
-/// The namespace of the cluster DNS.
-const DNS_NAMESPACE: &str = "kube-system";
-const DNS_PORT: u16 = 53;
 /// The number of names in a message; the others are counted.
 const NAMES_SHOWN: usize = 3;
 
 /// A backend of a Service's port, and the protocol.
-type Target = (Backend, Protocol);
+pub(super) type Target = (Backend, Protocol);
 
 /// Returns one finding for each policy that denies pods the cluster DNS. If several policies isolate such a pod, only the
 /// first one gets the finding.
 pub(super) fn without_dns(cluster_state: &ClusterState) -> BTreeMap<PolicyKey, PartialFinding> {
-    let Some((dns, targets)) = dns(cluster_state) else { return BTreeMap::new() };
+    let Some((dns, targets)) = cluster_dns(cluster_state) else { return BTreeMap::new() };
     let mut denied: BTreeMap<&PolicyKey, (Vec<&Pod>, BTreeSet<Target>)> = BTreeMap::new();
     for pod in cluster_state.pods.values().filter(|pod| pod.is_selectable() && !pod.addresses.is_empty()) {
-        let isolating: Vec<&Policy> = reference::isolating(cluster_state, pod, Direction::Egress).collect();
+        let isolating: Vec<&Policy> =
+            reference::isolating_in(cluster_state, pod, Direction::Egress, Mode::Shadow).collect();
         let Some(first) = isolating.first() else { continue };
         let missing =
             targets.iter().filter(|target| shares_family(pod, target) && !allowed(cluster_state, &isolating, target));
@@ -58,22 +57,22 @@ pub(super) fn without_dns(cluster_state: &ClusterState) -> BTreeMap<PolicyKey, P
 }
 
 /// A new rule that allows these backends.
-fn added_rule(cluster_state: &ClusterState, policy: &PolicyKey, targets: &BTreeSet<Target>) -> Option<PolicyChange> {
+pub(super) fn added_rule(
+    cluster_state: &ClusterState,
+    policy: &PolicyKey,
+    targets: &BTreeSet<Target>,
+) -> Option<PolicyChange> {
     let (rule, missing) = suggest::rule(cluster_state, targets, &policy.namespace);
     let change = PolicyChange::new(cluster_state, policy, Direction::Egress, None, rule)?;
     Some(change.with_missing_addresses(missing, "backend"))
 }
 
-/// The cluster DNS: the first Service in [`DNS_NAMESPACE`] that has the DNS port.
-fn dns(cluster_state: &ClusterState) -> Option<(ServiceKey, BTreeSet<Target>)> {
-    cluster_state.services.values().filter(|service| *service.key.namespace == *DNS_NAMESPACE).find_map(|service| {
-        let targets = targets(cluster_state, service, |port| port == DNS_PORT);
-        (!targets.is_empty()).then(|| (service.key.clone(), targets))
-    })
-}
-
 /// The backends of a Service, for the ports that the filter accepts.
-fn targets(cluster_state: &ClusterState, service: &Service, ports: impl Fn(u16) -> bool) -> BTreeSet<Target> {
+pub(super) fn targets(
+    cluster_state: &ClusterState,
+    service: &Service,
+    ports: impl Fn(u16) -> bool,
+) -> BTreeSet<Target> {
     let frontends = service.frontends().filter(|(_, port)| ports(port.port));
     frontends
         .flat_map(|(frontend, port)| {
@@ -162,7 +161,8 @@ fn block_of_services(
 }
 
 fn reaches(cluster_state: &ClusterState, pod: &Pod, targets: &BTreeSet<Target>) -> bool {
-    let isolating: Vec<&Policy> = reference::isolating(cluster_state, pod, Direction::Egress).collect();
+    let isolating: Vec<&Policy> =
+        reference::isolating_in(cluster_state, pod, Direction::Egress, Mode::Shadow).collect();
     isolating.is_empty() || targets.iter().all(|target| allowed(cluster_state, &isolating, target))
 }
 

@@ -2,6 +2,7 @@
 //! become a [`Diagnostic`] and match nothing.
 
 mod block;
+mod mode;
 mod pod;
 mod policy;
 mod ports;

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::Diagnostics;
 use super::ports::{number, protocol};
+use super::{Diagnostics, mode};
 use crate::model::{
     Diagnostic, HostPort, HostPorts, Labels, MIRROR_ANNOTATION, NAMESPACE_NAME_LABEL, NamedPort, Namespace, Node, Pod,
-    PodKey, Protocol, Uid,
+    PodKey, PodWorkload, Protocol, Uid,
 };
 
 pub(super) fn namespace(metadata: &ObjectMeta) -> &str {
@@ -31,12 +31,44 @@ fn uid(metadata: &ObjectMeta) -> Option<Uid> {
     static_pod.or(metadata.uid.as_ref()).and_then(|text| Uid::parse(text))
 }
 
+/// Minimum number of digits in the name of a `CronJob`'s Job: its time in minutes since 1970.
+/// Source: `getJobName`, `pkg/controller/cronjob/utils.go` of Kubernetes.
+const CRON_JOB_DIGITS: usize = 8;
+
+/// Returns the object that controls a pod: the owner, or the owner's owner as far as its name tells. The owners
+/// themselves are not read.
+fn workload(metadata: &ObjectMeta) -> Option<PodWorkload> {
+    let owner = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
+    let (kind, name) = (owner.kind.as_str(), owner.name.as_str());
+    let hash = || metadata.labels.as_ref()?.get("pod-template-hash");
+    let of = |kind: &str, name: &str| PodWorkload { kind: kind.into(), name: name.into() };
+    Some(match kind {
+        // The ReplicaSet of a Deployment has the Deployment's name and the hash of the pod template.
+        "ReplicaSet" => match hash().and_then(|hash| name.strip_suffix(hash.as_str())?.strip_suffix('-')) {
+            Some(deployment) if !deployment.is_empty() => of("Deployment", deployment),
+            _ => of(kind, name),
+        },
+        "Job" => match name.rsplit_once('-') {
+            Some((cron_job, time)) if is_cron_job_time(time) && !cron_job.is_empty() => of("CronJob", cron_job),
+            _ => of(kind, name),
+        },
+        _ => of(kind, name),
+    })
+}
+
+fn is_cron_job_time(text: &str) -> bool {
+    text.len() >= CRON_JOB_DIGITS && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 impl Namespace {
     /// Parses a namespace. Sets `kubernetes.io/metadata.name`, as the API server does, whatever value the label has.
-    pub fn from_api(api: &core::Namespace) -> Self {
+    /// Returns it with diagnostics for invalid annotations of netpol.
+    pub fn from_api(api: &core::Namespace) -> (Self, Vec<Diagnostic>) {
+        let mut diagnostics = Diagnostics::default();
         let name: Arc<str> = name(&api.metadata).into();
         let labels = labels(&api.metadata).with(NAMESPACE_NAME_LABEL.into(), name.clone());
-        Self { name, labels }
+        let modes = mode::modes(&api.metadata, &mut diagnostics);
+        (Self { name, labels, modes }, diagnostics.0)
     }
 }
 
@@ -58,6 +90,7 @@ impl Pod {
             labels: labels(&api.metadata),
             addresses: status.map(|status| addresses(status, &mut diagnostics)).unwrap_or_default(),
             ports,
+            workload: workload(&api.metadata),
             host_ports: (!host_ports.is_empty()).then(|| {
                 let addresses = status.map(|status| host_addresses(status, &mut diagnostics)).unwrap_or_default();
                 Box::new(HostPorts { addresses, ports: host_ports })

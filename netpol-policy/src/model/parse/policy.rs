@@ -5,7 +5,7 @@ use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPeer, Network
 use super::block::block;
 use super::ports::ports;
 use super::selector::selector;
-use super::{Diagnostics, pod};
+use super::{Diagnostics, mode, pod};
 use crate::model::{Peer, Peers, Policy, PolicyKey, Rule};
 
 impl Policy {
@@ -63,7 +63,9 @@ impl Policy {
                 );
             }
         }
+        let mode = mode::mode(&api.metadata, &mut diagnostics);
         Self {
+            mode,
             key: PolicyKey::new(pod::namespace(&api.metadata), pod::name(&api.metadata)),
             pods,
             ingress: isolates.ingress.then_some(ingress),

@@ -17,7 +17,11 @@ fn node(name: &str, version: u64) -> ReceivedObject {
 }
 
 fn namespace(name: &str, version: u64) -> ReceivedObject {
-    let object = Object::Namespace(Namespace { name: name.into(), labels: netpol_policy::model::Labels::new() });
+    let object = Object::Namespace(Namespace {
+        name: name.into(),
+        labels: netpol_policy::model::Labels::new(),
+        modes: netpol_policy::model::NamespaceModes::default(),
+    });
     ReceivedObject { key: object.key(), version, object: Some(object), diagnostics: Vec::new() }
 }
 
@@ -55,7 +59,7 @@ impl Case {
                 Event::Apply(object) => format!("+{}", object.key()),
                 Event::Delete(key) => format!("-{key}"),
                 Event::Reset(objects) => format!("={}", objects.len()),
-                Event::LocalAddresses(_) => "?".to_owned(),
+                Event::LocalAddresses(_) | Event::Clock(_) => "?".to_owned(),
             });
             let mark = if bundle.after_resync { "!" } else { "" };
             mark.to_owned() + &events.collect::<Vec<_>>().join(" ")

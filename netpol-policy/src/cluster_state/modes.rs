@@ -1,0 +1,183 @@
+//! Which policies are enforced now: annotations of policies and namespaces, and suspensions.
+
+use std::sync::Arc;
+
+use super::ClusterState;
+use crate::model::{Mode, NamespaceModes, NamespaceName, Policy, Suspension, Timestamp};
+
+/// The longest time until the end of a suspension that is in effect.
+pub const MAX_SUSPENSION_SECONDS: i64 = 24 * 60 * 60;
+
+/// The namespace in which agents run by default.
+pub const AGENT_NAMESPACE: &str = "kube-system";
+
+/// The mode of a namespace's policies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EffectiveModes {
+    /// The mode of policies without an annotation of their own.
+    default: Mode,
+    /// Whether enforcement is suspended.
+    pub suspended: bool,
+}
+
+impl EffectiveModes {
+    /// Returns the mode of a policy of the namespace.
+    pub fn of(self, policy: &Policy) -> Mode {
+        if self.suspended { Mode::Shadow } else { policy.mode.unwrap_or(self.default) }
+    }
+}
+
+impl ClusterState {
+    /// Sets the namespace in which agents run. Its annotation can suspend the enforcement of all namespaces.
+    #[must_use]
+    pub fn with_agent_namespace(mut self, name: NamespaceName) -> Self {
+        self.agent_namespace = Some(name);
+        self
+    }
+
+    /// Returns the namespace in which agents run.
+    pub fn agent_namespace(&self) -> &str {
+        self.agent_namespace.as_deref().unwrap_or(AGENT_NAMESPACE)
+    }
+
+    /// Returns the mode of a policy now.
+    pub fn mode(&self, policy: &Policy) -> Mode {
+        self.effective_modes(&policy.key.namespace).of(policy)
+    }
+
+    /// Returns the modes of a namespace's policies now.
+    pub fn effective_modes(&self, namespace: &NamespaceName) -> EffectiveModes {
+        let modes = self.namespaces.get(namespace).map(|namespace| &namespace.modes);
+        let own = modes.and_then(|modes| modes.suspended_until);
+        EffectiveModes {
+            default: modes.and_then(|modes| modes.mode).unwrap_or_default(),
+            suspended: self.is_active(own) || self.is_active(self.cluster_suspended_until()),
+        }
+    }
+
+    fn agent_modes(&self) -> Option<&NamespaceModes> {
+        self.namespaces.get(self.agent_namespace()).map(|namespace| &namespace.modes)
+    }
+
+    fn cluster_suspended_until(&self) -> Option<Timestamp> {
+        self.agent_modes()?.cluster_suspended_until
+    }
+
+    /// Returns whether a suspension with this end is in effect now. One that ends later than
+    /// [`MAX_SUSPENSION_SECONDS`] from now is not: it may be a mistake.
+    fn is_active(&self, until: Option<Timestamp>) -> bool {
+        until.is_some_and(|until| self.clock < until && until <= self.clock.plus_seconds(MAX_SUSPENSION_SECONDS))
+    }
+
+    /// Returns all ends of suspensions, also those that are over or too late, with the annotated namespace and whether
+    /// the end is that of the cluster's suspension.
+    fn suspension_ends(&self) -> impl Iterator<Item = (&NamespaceName, &NamespaceModes, bool, Timestamp)> {
+        let own = self
+            .namespaces
+            .values()
+            .filter_map(|namespace| Some((&namespace.name, &namespace.modes, false, namespace.modes.suspended_until?)));
+        let of_cluster = self.namespaces.get(self.agent_namespace()).and_then(|namespace| {
+            Some((&namespace.name, &namespace.modes, true, namespace.modes.cluster_suspended_until?))
+        });
+        own.chain(of_cluster)
+    }
+
+    /// Returns the suspensions that are in effect now.
+    pub fn suspensions(&self) -> Vec<Suspension> {
+        self.suspensions_with(|until| self.is_active(Some(until)))
+    }
+
+    /// Returns the suspensions that are in effect now in a namespace.
+    pub fn suspensions_of<'a>(&'a self, namespace: &'a NamespaceName) -> impl Iterator<Item = Suspension> + 'a {
+        let all = self.suspensions().into_iter();
+        all.filter(move |suspension| suspension.cluster || suspension.namespace == *namespace)
+    }
+
+    /// Returns the suspensions that are not in effect because their end is too late. Each takes effect
+    /// [`MAX_SUSPENSION_SECONDS`] before its end, unless its annotation changes.
+    pub fn rejected_suspensions(&self) -> Vec<Suspension> {
+        self.suspensions_with(|until| until > self.clock.plus_seconds(MAX_SUSPENSION_SECONDS))
+    }
+
+    fn suspensions_with(&self, includes: impl Fn(Timestamp) -> bool) -> Vec<Suspension> {
+        let included = self.suspension_ends().filter(|(.., until)| includes(*until));
+        included
+            .map(|(namespace, modes, cluster, until)| Suspension {
+                namespace: Arc::clone(namespace),
+                cluster,
+                until,
+                reason: modes.reason.clone(),
+            })
+            .collect()
+    }
+
+    /// Returns the next time at which a suspension ends or takes effect.
+    pub fn next_suspension_change(&self) -> Option<Timestamp> {
+        let starts = |until: Timestamp| until.plus_seconds(-MAX_SUSPENSION_SECONDS);
+        let times = self.suspension_ends().flat_map(|(.., until)| [starts(until), until]);
+        times.filter(|time| *time > self.clock).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster_state::Event;
+    use crate::model::{Labels, Namespace, NamespaceModes, Object};
+
+    const NOW: Timestamp = Timestamp(1_800_000_000);
+
+    fn suspended(name: &str, own: Option<i64>, cluster: Option<i64>) -> Object {
+        let modes = NamespaceModes {
+            suspended_until: own.map(|seconds| NOW.plus_seconds(seconds)),
+            cluster_suspended_until: cluster.map(|seconds| NOW.plus_seconds(seconds)),
+            ..NamespaceModes::default()
+        };
+        Object::Namespace(Namespace { name: name.into(), labels: Labels::new(), modes })
+    }
+
+    fn at(clock: Timestamp, objects: impl IntoIterator<Item = Object>) -> ClusterState {
+        let mut state = ClusterState::from_objects(objects);
+        state.apply(Event::Clock(clock));
+        state
+    }
+
+    #[test]
+    fn s44_a_suspension_ends_at_its_time_and_starts_at_most_a_day_before() {
+        for (end, active, next) in [
+            (-1, false, None),
+            (0, false, None),
+            (1, true, Some(1)),
+            (MAX_SUSPENSION_SECONDS, true, Some(MAX_SUSPENSION_SECONDS)),
+            (MAX_SUSPENSION_SECONDS + 5, false, Some(5)),
+        ] {
+            let state = at(NOW, [suspended("shop", Some(end), None)]);
+            assert_eq!(state.effective_modes(&"shop".into()).suspended, active, "{end}");
+            assert!(!state.effective_modes(&"other".into()).suspended, "{end}");
+            assert_eq!(state.next_suspension_change(), next.map(|seconds| NOW.plus_seconds(seconds)), "{end}");
+            assert_eq!(
+                (state.suspensions().len() == 1, state.rejected_suspensions().len() == 1),
+                (active, end > MAX_SUSPENSION_SECONDS)
+            );
+        }
+    }
+
+    #[test]
+    fn s44_only_the_namespace_of_the_agent_suspends_the_cluster() {
+        let objects = || [suspended("shop", None, Some(60)), suspended("kube-system", None, Some(60))];
+        let state = at(NOW, objects());
+        assert!(state.effective_modes(&"other".into()).suspended);
+        assert_eq!(state.suspensions().len(), 1);
+        let mut state = ClusterState::default().with_agent_namespace("netpol".into());
+        state.apply(Event::Clock(NOW));
+        state.apply(Event::Reset(objects().into()));
+        assert!(!state.effective_modes(&"other".into()).suspended && state.suspensions().is_empty());
+        assert_eq!(state.clock, NOW);
+    }
+
+    #[test]
+    fn s44_without_a_clock_nothing_is_suspended() {
+        let state = ClusterState::from_objects([suspended("kube-system", Some(60), Some(60))]);
+        assert!(!state.effective_modes(&"kube-system".into()).suspended);
+    }
+}

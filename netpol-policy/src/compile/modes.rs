@@ -1,0 +1,67 @@
+//! Modes of policies, and suspensions of enforcement.
+
+use std::collections::BTreeSet;
+
+use super::Engine;
+use crate::cluster_state::Event;
+use crate::model::{
+    Labels, Mode, NAMESPACE_NAME_LABEL, Namespace, NamespaceModes, NamespaceName, Object, ObjectKey, PolicyKey,
+    Suspension, Timestamp,
+};
+
+impl Engine {
+    /// Returns the suspensions of enforcement that are in effect now.
+    pub fn suspensions(&self) -> Vec<Suspension> {
+        self.cluster_state.suspensions()
+    }
+
+    /// Returns the time of the next [`Event::Clock`]: a suspension ends then or takes effect.
+    pub fn next_suspension_change(&self) -> Option<Timestamp> {
+        self.cluster_state.next_suspension_change()
+    }
+
+    /// Returns the policies in shadow mode that are not evaluated for all of their pods because of the memory limit.
+    pub fn unevaluated_shadow(&self) -> BTreeSet<PolicyKey> {
+        let incomplete = self.rule_sets.incomplete_shadow().flat_map(|rule_set| &rule_set.policies);
+        let without_memory = self.memory_limit.namespaces_without_shadow();
+        let of_namespace = |policy: &&PolicyKey| without_memory.contains(&policy.namespace);
+        let policies = self.cluster_state.policies.keys().filter(of_namespace).chain(incomplete);
+        let is_shadow = |key: &&PolicyKey| {
+            let policy = self.cluster_state.policies.get(*key);
+            policy.is_some_and(|policy| self.cluster_state.mode(policy) == Mode::Shadow)
+        };
+        policies.filter(is_shadow).cloned().collect()
+    }
+
+    /// Returns whether a suspension starts or ends if the clock shows this time.
+    pub(super) fn changes_modes(&self, time: Timestamp) -> bool {
+        let before = &self.cluster_state;
+        if before.namespaces.values().all(|namespace| !namespace.modes.has_end()) {
+            return false;
+        }
+        let mut after = before.clone();
+        after.apply(Event::Clock(time));
+        before.suspensions() != after.suspensions()
+    }
+
+    /// If an event changes both the labels and the modes of a namespace, returns the namespace with only its new modes.
+    pub(super) fn labels_without_modes(&self, event: &Event) -> Option<Namespace> {
+        let (name, after) = match event {
+            Event::Apply(Object::Namespace(namespace)) => (&namespace.name, Some(namespace)),
+            Event::Delete(ObjectKey::Namespace(name)) => (name, None),
+            _ => return None,
+        };
+        let of = |namespace: Option<&Namespace>| match namespace {
+            Some(Namespace { labels, modes, .. }) => (labels.clone(), modes.clone()),
+            None => (only_name(name), NamespaceModes::default()),
+        };
+        let ((labels, modes), (new_labels, new_modes)) = (of(self.cluster_state.namespaces.get(name)), of(after));
+        let changes_both = labels != new_labels && !modes.is_same_as(&new_modes);
+        changes_both.then(|| Namespace { name: name.clone(), labels, modes: new_modes })
+    }
+}
+
+/// Returns the labels of a namespace without an object.
+fn only_name(name: &NamespaceName) -> Labels {
+    Labels::from([(NAMESPACE_NAME_LABEL.into(), name.clone())])
+}

@@ -1,0 +1,63 @@
+//! Lists policies with the pods that have them, for status and hit counters.
+
+use netpol_common::Direction;
+
+use super::Engine;
+use crate::model::{Mode, PodKey, Policy, PolicyKey};
+use crate::reference::{self, RuleRef};
+
+/// A policy, and the endpoints that it applies to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedPolicy<'a> {
+    /// The policy.
+    pub policy: &'a Policy,
+    /// Its mode now.
+    pub mode: Mode,
+    /// Whether its mode is that of a suspension.
+    pub suspended: bool,
+    /// The pods in scope that it selects.
+    pub pods: Vec<&'a PodKey>,
+}
+
+impl ListedPolicy<'_> {
+    /// Returns the rules that can allow flows; see [`RuleRef::path`].
+    pub fn rules(&self) -> impl Iterator<Item = RuleRef> {
+        let rules = Direction::BOTH.into_iter().flat_map(|direction| {
+            let count = reference::rules(self.policy, direction).len();
+            (0..count).map(move |index| (direction, index))
+        });
+        rules.map(|(direction, index)| RuleRef { policy: self.policy.key.clone(), direction, index })
+    }
+}
+
+impl Engine {
+    /// Returns all policies, in the order of their keys, with the pods in scope that each one selects.
+    pub fn policies(&self) -> impl Iterator<Item = ListedPolicy<'_>> {
+        self.cluster_state.policies.values().map(|policy| self.listed(policy))
+    }
+
+    /// Returns the policies that select a pod in scope.
+    pub fn policies_on_node(&self) -> impl Iterator<Item = ListedPolicy<'_>> {
+        let mut policies = Vec::new();
+        for name in self.endpoints.namespaces() {
+            let first = PolicyKey::new(name.clone(), "");
+            let all = self.cluster_state.policies.range(first..).map(|(_, policy)| policy);
+            policies.extend(all.take_while(|policy| policy.key.namespace == name));
+        }
+        policies.into_iter().map(|policy| self.listed(policy)).filter(|listed| !listed.pods.is_empty())
+    }
+
+    fn listed<'a>(&'a self, policy: &'a Policy) -> ListedPolicy<'a> {
+        let selects = |pod: &&PodKey| {
+            let pod = self.cluster_state.pods.get(*pod);
+            pod.is_some_and(|pod| policy.pods.isolates(&pod.labels))
+        };
+        let modes = self.cluster_state.effective_modes(&policy.key.namespace);
+        ListedPolicy {
+            policy,
+            mode: modes.of(policy),
+            suspended: modes.suspended,
+            pods: self.endpoints.of_namespace(&policy.key.namespace).filter(selects).collect(),
+        }
+    }
+}

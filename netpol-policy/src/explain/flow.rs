@@ -1,0 +1,240 @@
+//! Explains the packets that the eBPF programs report, at both ends. The agent calls this for each new flow.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netpol_common::{Direction, Reason};
+
+use super::lint::dns::DnsQuery;
+use super::nearest::peer_path;
+use super::{Cause, PolicyChange, Side, Verdict, explain_packet_in};
+use crate::cluster_state::ClusterState;
+use crate::model::{Mode, Peer, Peers, Pod, PodKey, Policy, PolicyKey};
+use crate::reference::{self, Packet, rule_path};
+
+/// Maximum number of blocks that are listed for an address.
+const MAX_BLOCKS: usize = 16;
+
+/// The evaluation of a packet at both ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FlowExplanation {
+    /// At the sender; `None` if it is not a pod.
+    pub egress: Option<FlowSide>,
+    /// At the receiver; `None` if it is not a pod, or if another component selects one of several backends. If backends
+    /// of a Service are denied, the first of these is the receiver.
+    pub ingress: Option<FlowSide>,
+    /// If the remote address is neither a pod's nor a node's: the blocks in rules of the pod's policies that cover it.
+    pub blocks: Vec<CoveringBlock>,
+    /// Common mistakes that apply here, at the pod first.
+    pub hints: Vec<String>,
+}
+
+/// The evaluation of the policies of one end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowSide {
+    /// The pod.
+    pub pod: PodKey,
+    /// The verdict of this side alone: `Allow` or `Deny`.
+    pub verdict: Verdict,
+    /// Its reason.
+    pub reason: Reason,
+    /// The policies that isolate the pod in this direction; with [`Mode::Shadow`], also those in shadow mode.
+    pub policies: Vec<PolicyKey>,
+    /// The rule that allows the flow.
+    pub rule: Option<FlowRule>,
+    /// If no rule allows it: the rule with the fewest unmet conditions.
+    pub nearest: Option<FlowRule>,
+    /// If no rule allows it: a change of a policy that does.
+    pub fix: Option<FlowFix>,
+}
+
+/// A rule of a policy.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlowRule {
+    /// The policy.
+    pub policy: PolicyKey,
+    /// The path of the rule, such as `spec.ingress[0]`.
+    pub path: String,
+    /// The conditions that the flow does not meet, each as `field: text`.
+    pub unmet_conditions: Vec<String>,
+}
+
+/// A change that allows a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowFix {
+    /// The policy.
+    pub policy: PolicyKey,
+    /// The list to add a rule to, such as `spec.egress`, or the rule to replace.
+    pub path: String,
+    /// The rule as YAML, in a list of one item.
+    pub yaml: String,
+}
+
+/// An `ipBlock` of a rule that contains an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CoveringBlock {
+    /// The policy.
+    pub policy: PolicyKey,
+    /// The path of the peer, such as `spec.egress[0].to[1]`.
+    pub path: String,
+    /// The block.
+    pub cidr: IpNet,
+    /// The exception that contains the address, so that the block does not match it.
+    pub except: Option<IpNet>,
+}
+
+/// Writes `10.0.0.0/8 (shop/web spec.egress[0].to[1])`.
+impl fmt::Display for CoveringBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { policy, path, cidr, except } = self;
+        match except {
+            Some(except) => write!(f, "{cidr} except {except} ({policy} {path})"),
+            None => write!(f, "{cidr} ({policy} {path})"),
+        }
+    }
+}
+
+/// Explains a packet at a pod, and at the other end if that is a pod. [`Mode::Enforce`]: by the policies that are enforced.
+/// [`Mode::Shadow`]: as if those in shadow mode were enforced, too.
+pub fn explain_flow(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> FlowExplanation {
+    let explained = explain_packet_in(cluster_state, packet, mode);
+    let dns_query = missing_dns(cluster_state, packet, &explained);
+    let (mut local, mut hints) = side(packet, explained);
+    if let Some((hint, fix)) = dns_query {
+        hints.insert(0, hint);
+        local.fix = fix.or(local.fix);
+    }
+    let remote = other_end(cluster_state, packet, mode);
+    let remote = remote.map(|packet| side(&packet, explain_packet_in(cluster_state, &packet, mode)));
+    let remote = remote.map(|(side, more)| {
+        hints.extend(more);
+        side
+    });
+    let blocks = blocks(cluster_state, packet, mode);
+    let (egress, ingress) = match packet.direction {
+        Direction::Egress => (Some(local), remote),
+        Direction::Ingress => (remote, Some(local)),
+    };
+    FlowExplanation { egress, ingress, blocks, hints }
+}
+
+/// Returns the evaluation of a packet, and the hints.
+fn side(packet: &Packet, explained: Side) -> (FlowSide, Vec<String>) {
+    let Side { verdict, reason, policies, rule, nearest, hints, changes, .. } = explained;
+    let reason = match reason {
+        Cause::Evaluated(reason) => reason,
+        Cause::NoPod => Reason::UnknownPod,
+    };
+    let path = |index| rule_path(packet.direction, index);
+    let side = FlowSide {
+        pod: packet.pod.clone(),
+        verdict,
+        reason,
+        policies,
+        rule: rule.map(|rule| FlowRule { policy: rule.policy, path: path(rule.index), unmet_conditions: Vec::new() }),
+        nearest: nearest.map(|nearest| FlowRule {
+            policy: nearest.policy,
+            path: path(nearest.index),
+            unmet_conditions: nearest.unmet_conditions,
+        }),
+        fix: changes.first().map(fix),
+    };
+    (side, hints)
+}
+
+fn fix(change: &PolicyChange) -> FlowFix {
+    FlowFix { policy: change.policy.clone(), path: change.path(), yaml: change.yaml().join("\n") }
+}
+
+/// Returns the packet as it is evaluated at the other end, if that is a pod.
+fn other_end(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Option<Packet> {
+    let pod = cluster_state.pods.get(&packet.pod)?;
+    let own = pod.addresses.iter().copied().find(|address| address.is_ipv4() == packet.remote.is_ipv4())?;
+    let (address, port, direction) = match packet.direction {
+        Direction::Ingress => (packet.remote, packet.port, Direction::Egress),
+        Direction::Egress => {
+            let (address, port) = destination(cluster_state, packet, mode)?;
+            (address, port, Direction::Ingress)
+        }
+    };
+    let other = cluster_state.peer_at(address)?;
+    Some(Packet {
+        pod: other.key.clone(),
+        direction,
+        remote: own,
+        protocol: packet.protocol,
+        port,
+        from_node: false,
+        is_hairpin: direction == Direction::Ingress && other.key == pod.key,
+        post_dnat: false,
+    })
+}
+
+/// Returns address and port of the destination. For a Service: those of the only backend, or of the first denied one.
+fn destination(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Option<(IpAddr, u16)> {
+    let Some(frontend) = cluster_state.frontend_at(packet.remote, packet.protocol, packet.port) else {
+        return Some((packet.remote, packet.port));
+    };
+    let backends = cluster_state.backends(&frontend);
+    if backends.len() == 1 {
+        return backends.into_iter().next().map(|backend| (backend.address, backend.port));
+    }
+    let evaluation = reference::evaluate_in(cluster_state, packet, mode);
+    let denied = evaluation.candidates.iter().find(|candidate| candidate.reason == Reason::NoRule);
+    denied.map(|candidate| (candidate.backend.address, candidate.backend.port))
+}
+
+/// If a packet is a denied DNS query of a pod, returns a hint, and the rule that allows the cluster DNS.
+fn missing_dns(cluster_state: &ClusterState, packet: &Packet, side: &Side) -> Option<(String, Option<FlowFix>)> {
+    let policy = side.policies.first().filter(|_| side.verdict == Verdict::Deny)?;
+    let query = DnsQuery::of(cluster_state, packet)?;
+    let policies = super::describe::policies(&side.policies);
+    let has = if side.policies.len() == 1 { "has" } else { "have" };
+    let Some((service, change)) = query.rule_of(cluster_state, policy) else {
+        let text =
+            format!("this is a DNS query, and {policies} {has} no rule that allows it; allow port 53, UDP and TCP");
+        return Some((text, None));
+    };
+    let text = format!(
+        "this is a DNS query to the cluster DNS, Service {service}, and {policies} {has} no rule that allows it, so the pod \
+         cannot resolve names"
+    );
+    Some((text, change.as_ref().map(fix)))
+}
+
+/// Returns the blocks in rules of the isolating policies that contain the remote address, if that is neither a pod's nor
+/// a node's.
+fn blocks(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Vec<CoveringBlock> {
+    let address = packet.remote;
+    let is_inside = cluster_state.peer_at(address).is_some()
+        || cluster_state.is_local_address(address)
+        || cluster_state.is_node(address)
+        || cluster_state.has_frontend_at(address);
+    let pod = cluster_state.pods.get(&packet.pod).filter(|_| !is_inside);
+    let isolating =
+        pod.into_iter().flat_map(|pod: &Pod| reference::isolating_in(cluster_state, pod, packet.direction, mode));
+    isolating.flat_map(|policy| covering(policy, packet)).take(MAX_BLOCKS).collect()
+}
+
+fn covering<'w>(policy: &'w Policy, packet: &Packet) -> impl Iterator<Item = CoveringBlock> + use<'w> {
+    let (direction, address) = (packet.direction, packet.remote);
+    reference::rules(policy, direction).iter().enumerate().flat_map(move |(index, rule)| {
+        let peers = match &rule.peers {
+            Peers::Any => &[][..],
+            Peers::Of(peers) => peers,
+        };
+        peers.iter().enumerate().filter_map(move |(number, peer)| {
+            let Peer::Block(block) = peer else { return None };
+            block.cidr.contains(&address).then(|| CoveringBlock {
+                policy: policy.key.clone(),
+                path: peer_path(policy, direction, index, number),
+                cidr: block.cidr,
+                except: block.except.iter().copied().find(|except| except.contains(&address)),
+            })
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests;

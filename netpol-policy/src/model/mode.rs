@@ -1,0 +1,81 @@
+//! The mode of policies, from annotations of policies and namespaces.
+
+use std::sync::Arc;
+
+use super::{NamespaceName, Timestamp};
+
+/// The annotation of a `NetworkPolicy` with its mode, or of a Namespace with the mode of its policies.
+pub const MODE_ANNOTATION: &str = "netpol.io/mode";
+/// The annotation of a Namespace with the time until which the enforcement of its policies is suspended.
+pub const SUSPENDED_UNTIL_ANNOTATION: &str = "netpol.io/suspended-until";
+/// The annotation of the agent's Namespace with the time until which enforcement is suspended in all namespaces.
+pub const SUSPEND_CLUSTER_ANNOTATION: &str = "netpol.io/suspend-cluster-until";
+/// The annotation of a Namespace with the reason of a suspension.
+pub const SUSPENDED_REASON_ANNOTATION: &str = "netpol.io/suspended-reason";
+
+/// Whether a policy is enforced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Mode {
+    /// The policy is enforced.
+    #[default]
+    Enforce,
+    /// The policy is evaluated, but not enforced: what it would deny is reported.
+    Shadow,
+}
+
+impl Mode {
+    /// All modes.
+    pub const BOTH: [Self; 2] = [Self::Enforce, Self::Shadow];
+
+    /// Returns the value of the annotation: `enforce` or `shadow`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Shadow => "shadow",
+        }
+    }
+
+    /// Returns the mode with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::BOTH.into_iter().find(|mode| mode.name() == name)
+    }
+}
+
+/// The annotations of a namespace that stop enforcement.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct NamespaceModes {
+    /// The mode of the namespace's policies; `None` without the annotation.
+    pub mode: Option<Mode>,
+    /// The end of the suspension of this namespace.
+    pub suspended_until: Option<Timestamp>,
+    /// The end of the suspension of all namespaces. Only used if this is the namespace of the agent.
+    pub cluster_suspended_until: Option<Timestamp>,
+    /// The reason of the suspension, as its author wrote it.
+    pub reason: Option<Arc<str>>,
+}
+
+impl NamespaceModes {
+    /// Returns whether enforcement is the same with these annotations.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let effective = |modes: &Self| (modes.mode, modes.suspended_until, modes.cluster_suspended_until);
+        effective(self) == effective(other)
+    }
+
+    /// Returns whether a suspension has an end, whether it is in effect or not.
+    pub const fn has_end(&self) -> bool {
+        self.suspended_until.is_some() || self.cluster_suspended_until.is_some()
+    }
+}
+
+/// A suspension that is in effect.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Suspension {
+    /// The namespace with the annotation.
+    pub namespace: NamespaceName,
+    /// Whether the policies of all namespaces are suspended.
+    pub cluster: bool,
+    /// When it ends.
+    pub until: Timestamp,
+    /// Its reason.
+    pub reason: Option<Arc<str>>,
+}

@@ -1,0 +1,62 @@
+//! Points in time.
+
+use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A point in time, in whole seconds since 1970. The default, 1970, is before every suspension.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(pub i64);
+
+impl Timestamp {
+    /// Parses an RFC 3339 time, such as `2026-11-29T18:00:00Z`. Fractions of a second are dropped.
+    pub fn parse(text: &str) -> Option<Self> {
+        text.parse::<jiff::Timestamp>().ok().map(|time| Self(time.as_second()))
+    }
+
+    /// Returns the time this many seconds later.
+    #[must_use]
+    pub const fn plus_seconds(self, seconds: i64) -> Self {
+        Self(self.0.saturating_add(seconds))
+    }
+
+    /// Returns the number of seconds until `later`; zero if that is not later.
+    pub fn seconds_until(self, later: Self) -> u64 {
+        u64::try_from(later.0.saturating_sub(self.0)).unwrap_or(0)
+    }
+}
+
+/// A time before 1970 becomes 1970.
+impl From<SystemTime> for Timestamp {
+    fn from(time: SystemTime) -> Self {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+    }
+}
+
+/// Writes an RFC 3339 time in UTC.
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match jiff::Timestamp::from_second(self.0) {
+            Ok(time) => time.fmt(f),
+            Err(_) => write!(f, "{} seconds after 1970", self.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rfc_3339_with_any_offset() {
+        let time = Timestamp::parse("2026-11-29T18:00:00Z").expect("a time");
+        assert_eq!(time.to_string(), "2026-11-29T18:00:00Z");
+        for same in ["2026-11-29T19:00:00+01:00", "2026-11-29T18:00:00.9Z"] {
+            assert_eq!(Timestamp::parse(same), Some(time), "{same}");
+        }
+        for other in ["", "18:00", "2026-11-29", "2026-11-29T18:00:00", "tomorrow", "2026-13-29T18:00:00Z"] {
+            assert_eq!(Timestamp::parse(other), None, "{other}");
+        }
+        assert_eq!((time.seconds_until(time.plus_seconds(7)), time.seconds_until(Timestamp(0))), (7, 0));
+    }
+}

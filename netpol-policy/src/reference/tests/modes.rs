@@ -1,0 +1,87 @@
+//! Policies in shadow mode, and suspensions of enforcement.
+
+use super::*;
+use crate::model::Timestamp;
+
+/// Pods `shop/a` and `shop/b`, and policies with a name, annotations and a spec.
+fn state(namespace: &str, policies: &[(&str, &str, &str)]) -> ClusterState {
+    let mut text =
+        format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: shop, annotations: {{{namespace}}}}}}}\n");
+    for (name, address) in [("a", "10.0.0.1"), ("b", "10.0.0.2")] {
+        text += &format!(
+            "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: shop, labels: {{app: {name}}}}}, status: {{podIP: {address}}}}}\n"
+        );
+    }
+    for (name, annotations, spec) in policies {
+        text += &format!(
+            "---\n{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: {name}, namespace: shop, annotations: \
+             {{{annotations}}}}}, spec: {{{spec}}}}}\n"
+        );
+    }
+    let parsed = manifest::parse(&text, "f");
+    ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object))
+}
+
+/// Returns whether `shop/a` receives from `shop/b`: as enforced, and with policies in shadow mode.
+fn receives(state: &ClusterState) -> (bool, Option<bool>) {
+    let packet = Packet {
+        pod: PodKey::new("shop", "a"),
+        direction: Direction::Ingress,
+        remote: [10, 0, 0, 2].into(),
+        protocol: protocol::TCP,
+        port: 80,
+        from_node: false,
+        is_hairpin: false,
+        post_dnat: false,
+    };
+    let shadow = evaluate_shadow(state, &packet).map(|found| found.reason.allows());
+    (evaluate(state, &packet).reason.allows(), shadow)
+}
+
+const DENY: &str = "podSelector: {}";
+const ALLOW_B: &str = "podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: b}}}]}]";
+const EGRESS: &str = "podSelector: {}, policyTypes: [Egress]";
+const SHADOW: &str = "netpol.io/mode: shadow";
+
+#[test]
+fn s42_policies_in_shadow_mode_count_only_in_the_shadow_verdict() {
+    for (policies, expected) in [
+        (&[("p", "", DENY)][..], (false, None)),
+        (&[("p", SHADOW, DENY)], (true, Some(false))),
+        (&[("p", SHADOW, EGRESS)], (true, None)),
+        // The shadow verdict is the one of all policies together.
+        (&[("p", SHADOW, DENY), ("q", "", ALLOW_B)], (true, Some(true))),
+        (&[("p", "", DENY), ("q", SHADOW, ALLOW_B)], (false, Some(true))),
+        (&[("p", "", DENY), ("q", SHADOW, EGRESS)], (false, None)),
+    ] {
+        assert_eq!(receives(&state("", policies)), expected, "{policies:?}");
+    }
+}
+
+#[test]
+fn s43_the_mode_of_a_policy_wins_over_that_of_its_namespace() {
+    for (namespace, policy, expected) in [
+        (SHADOW, "", (true, Some(false))),
+        (SHADOW, "netpol.io/mode: enforce", (false, None)),
+        (SHADOW, "netpol.io/mode: typo", (false, None)),
+        ("netpol.io/mode: typo", "", (false, None)),
+        ("netpol.io/mode: enforce", SHADOW, (true, Some(false))),
+    ] {
+        assert_eq!(receives(&state(namespace, &[("p", policy, DENY)])), expected, "{namespace} {policy}");
+    }
+}
+
+#[test]
+fn s44_a_suspended_namespace_is_in_shadow_mode_until_its_time() {
+    let annotation = "netpol.io/suspended-until: '2026-11-29T18:00:00Z'";
+    let mut state = state(annotation, &[("p", "netpol.io/mode: enforce", DENY)]);
+    for (time, expected) in [
+        ("2026-11-28T17:59:59Z", (false, None)),
+        ("2026-11-28T18:00:00Z", (true, Some(false))),
+        ("2026-11-29T17:59:59Z", (true, Some(false))),
+        ("2026-11-29T18:00:00Z", (false, None)),
+    ] {
+        state.apply(Event::Clock(Timestamp::parse(time).expect("a time")));
+        assert_eq!(receives(&state), expected, "{time}");
+    }
+}
