@@ -101,7 +101,7 @@ mod tests {
         check("netpol_seconds_sum / netpol_attach_seconds_count", &[], &[]);
         check("count(up{job=\"a\"}) or count(ALERTS{alertname=~\"b\"})", &[], &[]);
 
-        check("netpol_redy", &[], &["there is no metric netpol_redy"]);
+        check("netpol_other", &[], &["there is no metric netpol_other"]);
         check("netpol_seconds", &[], &["there is no metric netpol_seconds"]);
         check("netpol_attach_seconds_bucket", &[], &["there is no metric netpol_attach_seconds_bucket"]);
         check("netpol_packets_total{reasn=\"a\", node!=\"\"}", &[], &["netpol_packets_total has no label reasn"]);
