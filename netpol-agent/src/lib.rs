@@ -10,6 +10,7 @@ pub mod api;
 pub mod cli;
 pub mod conflicts;
 pub mod events;
+pub mod export;
 pub mod gate;
 pub mod metrics;
 pub mod reconcile;

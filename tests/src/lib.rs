@@ -33,6 +33,7 @@ pub mod pod_slots;
 pub mod port;
 pub mod probe;
 pub mod program;
+pub mod prometheus;
 pub mod proxy;
 pub mod raw;
 pub mod responses;

@@ -14,6 +14,7 @@ mod kernels;
 mod kubectl;
 #[cfg(not(feature = "lab"))]
 mod lab;
+mod prometheus;
 mod run;
 mod setup;
 mod test;

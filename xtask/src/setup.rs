@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
-use crate::{kubectl, run, toolchain};
+use crate::{kubectl, prometheus, run, toolchain};
 
 /// A program that tests or developers need, and its Debian package.
 pub(crate) struct Tool {
@@ -42,6 +42,7 @@ pub(crate) const KERNEL_TOOLS: &[Tool] = &[
 pub(crate) fn run() -> Result<()> {
     packages(TOOLS)?;
     kubectl::setup()?;
+    prometheus::setup()?;
     toolchain::setup()
 }
 

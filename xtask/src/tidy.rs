@@ -3,6 +3,8 @@
 mod docs;
 mod layers;
 mod metrics;
+mod monitoring;
+mod promql;
 mod sources;
 mod tools;
 mod words;
@@ -20,13 +22,15 @@ const ADVISORIES: &str = "dependencies have no security advisories";
 
 /// Runs all checks, even if some have findings.
 pub(crate) fn run() -> Result<ExitCode> {
-    let checks: [(&str, Check); 17] = [
+    let checks: [(&str, Check); 19] = [
         ("sources are small and have no leftovers", sources::check),
         ("netpol-policy does no I/O, netpol-common has few dependencies", layers::pure_crates),
         ("modules of netpol-ebpf use lower layers only", layers::packet_path),
         ("every reason is explained in docs/", docs::reasons),
         ("every option of the agent is in docs/", docs::options),
         ("every metric is in docs/, and metrics in docs/ exist", metrics::check),
+        ("metrics and labels in the dashboard and in alerts exist", monitoring::queries),
+        ("every alert has a test and a section in docs/alerts.md", monitoring::alerts),
         ("every line of docs/semantics.md has a test", docs::semantics),
         ("every example is listed, and links have a target", docs::links),
         ("every command is in CONTRIBUTING.md", docs::commands),

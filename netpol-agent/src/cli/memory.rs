@@ -30,12 +30,16 @@ impl FromStr for PolicyMemory {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (number, shift) =
-            UNITS.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift))).unwrap_or((text, 0));
         let error = || format!("{text:?} is not an amount of memory; use a format like 67108864, 65536Ki or 64Mi");
-        let number: u64 = number.parse().map_err(|_| error())?;
-        number.checked_mul(1 << shift).map(Self).ok_or_else(error)
+        bytes(text).map(Self).ok_or_else(error)
     }
+}
+
+/// Parses a number of bytes with or without a unit.
+pub(super) fn bytes(text: &str) -> Option<u64> {
+    let (number, shift) =
+        UNITS.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift))).unwrap_or((text, 0));
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 impl fmt::Display for PolicyMemory {

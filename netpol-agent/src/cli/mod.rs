@@ -1,6 +1,7 @@
 //! Defines the command line.
 
 mod connect;
+mod flow_export;
 mod gate_status;
 mod log;
 mod memory;
@@ -24,6 +25,7 @@ use netpol_policy::text::Safe;
 use crate::api::SocketError;
 use crate::events::DEFAULT_FLOW_BUFFER;
 use crate::reconcile::UnknownPods;
+use flow_export::FlowExport;
 use memory::PolicyMemory;
 use netpol_dataplane::{AttachMode, Capacities, SHARED_TABLE_DIVISOR};
 use netpol_policy::text::error_chain;
@@ -155,6 +157,10 @@ struct RunArgs {
     /// Write Events about denied traffic for pods and about diagnostics for policies; requires --source kube
     #[arg(long)]
     kube_events: bool,
+    /// Export flow records: `file:PATH?max-size=64Mi&files=4` to rotated files, `otlp:http://HOST:4318` to an OpenTelemetry
+    /// collector; repeat the option for several targets
+    #[arg(long, value_name = "TARGET")]
+    flow_export: Vec<FlowExport>,
     /// Enforce nothing: packets that policies deny pass, and are recorded as flows that would be denied
     #[arg(long)]
     observe: bool,

@@ -14,11 +14,13 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
+use super::flow_export::FlowExport;
 use super::{RecordFlows, RunArgs, log, requirements, start_gate};
 use crate::api::{self, About, LoopRequest, Progress, Requests, Socket, SocketError};
 use crate::conflicts;
 use crate::events::kubernetes::{self, Sink};
 use crate::events::{FlowBuffer, Lines, Reporter};
+use crate::export::{self, Exporters};
 use crate::gate::StartingPods;
 use crate::metrics::Meter;
 use crate::reconcile::task::{self, Inputs};
@@ -32,12 +34,14 @@ use netpol_source::{Batch, Feed};
 /// --kube-events, it first writes the last Events.
 const STOP_TIMEOUT: Duration = Duration::from_millis(850);
 const _: () = assert!(kubernetes::FINISH_TIMEOUT.as_millis() < STOP_TIMEOUT.as_millis());
+const _: () = assert!(export::FINISH_TIMEOUT.as_millis() < STOP_TIMEOUT.as_millis());
 
 pub(super) fn run(args: RunArgs) -> Result<ExitCode> {
     if args.kube_events && args.source.api_client().is_none() {
         let message = "--kube-events needs --source kube: Events are written to the API server that objects come from";
         super::Cli::command().error(ErrorKind::ArgumentConflict, message).exit();
     }
+    check_targets(&args.flow_export);
     requirements::check("run")?;
     log::start(args.log_format, args.verbose);
     // Three runtimes, each on its own thread: parsing objects, enforcing them and serving the API do not delay each
@@ -50,6 +54,15 @@ pub(super) fn run(args: RunArgs) -> Result<ExitCode> {
     // Does not wait for threads that are still reading manifests.
     sources.shutdown_background();
     result.map(|()| ExitCode::SUCCESS)
+}
+
+/// Exits with an error if a target appears twice: both would write the same file.
+fn check_targets(exports: &[FlowExport]) {
+    let mut names = BTreeSet::new();
+    if let Some(repeated) = exports.iter().map(|export| export.0.name()).find(|name| !names.insert(name.clone())) {
+        let message = format!("--flow-export has the target {repeated} twice");
+        super::Cli::command().error(ErrorKind::ArgumentConflict, message).exit();
+    }
 }
 
 const NO_THREAD: &str = "cannot start a thread; check the pids limit";
@@ -112,11 +125,13 @@ async fn run_until_signal(args: RunArgs, api_runtime: &Handle) -> Result<()> {
     };
     tracing::info!(source = %args.source, "objects read");
     let (sink, events_thread) = kube_events(&args)?.unzip();
+    let targets: Vec<_> = args.flow_export.iter().map(|export| export.0.clone()).collect();
+    let (exporters, export_threads) = Exporters::start(&targets, &args.node).context(NO_THREAD)?;
     let (stop, stopped) = oneshot::channel::<()>();
     let (result_sender, mut result) = oneshot::channel();
     // Without the gate, nothing holds containers.
     let container_starts = (requests.gate.mode().0 != "off").then(|| requests.container_starts.clone());
-    let inputs = FromMain { loop_requests, progress, flows, sink, container_starts };
+    let inputs = FromMain { loop_requests, progress, flows, sink, exporters, container_starts };
     let work = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.context("cannot start the runtime");
@@ -134,9 +149,12 @@ async fn run_until_signal(args: RunArgs, api_runtime: &Handle) -> Result<()> {
         .unwrap_or_else(|_| bail!("the enforcement thread died; what is enforced stays enforced; restart the agent"))?;
     // Not dropped earlier: the main loop would spin on the closed channel.
     drop(requests);
-    if let Some(events_thread) = events_thread {
-        events_thread.finish().await;
-    }
+    let events = async {
+        if let Some(events_thread) = events_thread {
+            events_thread.finish().await;
+        }
+    };
+    tokio::join!(events, export_threads.finish());
     tracing::info!("stopped; what is enforced stays enforced");
     Ok(())
 }
@@ -147,6 +165,7 @@ struct FromMain {
     progress: Progress,
     flows: FlowBuffer,
     sink: Option<Sink>,
+    exporters: Exporters,
     container_starts: Option<ContainerStarts>,
 }
 
@@ -156,7 +175,7 @@ async fn enforce(
     object: impl AsRef<[u8]>,
     mut first: Batch,
     feed: Feed,
-    FromMain { loop_requests, progress, flows, sink, container_starts }: FromMain,
+    FromMain { loop_requests, progress, flows, sink, exporters, container_starts }: FromMain,
     stopped: impl Future<Output = ()>,
 ) -> Result<()> {
     warn_of_wrong_node(&first.events, &args.node);
@@ -181,6 +200,7 @@ async fn enforce(
     let old = kernel.snapshot()?;
     let ring = kernel.events()?;
     let mut meter = Meter::new(kernel.counters()?, feed.state.clone());
+    meter.exporters = exporters.clone();
     match conflicts::start(kernel.foreign(), args.cni_config.clone()) {
         Ok(conflicts) => meter.conflicts = conflicts,
         Err(error) => tracing::error!(%error, "cannot start the thread that detects conflicts; check the pids limit"),
@@ -199,7 +219,8 @@ async fn enforce(
     reconciler.interfaces_listed_at(listed_at);
     let reporter = Reporter::new(Lines::to(std::io::stdout()), flows)
         .with_modes(args.record_flows == RecordFlows::All, args.observe)
-        .with_kube_events(sink);
+        .with_kube_events(sink)
+        .with_exporters(exporters);
     let inputs = Inputs {
         source: feed.batches,
         monitor,

@@ -25,6 +25,7 @@ use netpol_common::{Direction, EventKind, FlowEvent, Reason};
 use netpol_policy::cluster_state::ClusterState;
 use netpol_policy::model::{Labels, Mode, PodKey, PolicyKey};
 
+use crate::export::Exporters;
 use crate::reconcile::Reconciler;
 #[cfg(test)]
 pub(crate) use buffer::tests::record as test_record;
@@ -60,6 +61,7 @@ const SUMMARY_KEY: u32 = u32::MAX;
 pub struct Reporter {
     lines: Lines,
     buffer: FlowBuffer,
+    exporters: Exporters,
     /// Offset of the wall clock from the kernel's boot clock.
     boot: SystemTime,
     /// Events of each verdict.
@@ -111,6 +113,7 @@ impl Reporter {
         Self {
             lines,
             buffer,
+            exporters: Exporters::default(),
             boot: boot_time(),
             events: [0; FlowVerdict::ALL.len()],
             recorded: FlowVerdict::ALL.map(|_| Shares::new(MAX_RECORDS)),
@@ -127,6 +130,13 @@ impl Reporter {
             records_allowed: false,
             observes: false,
         }
+    }
+
+    /// Also exports each record.
+    #[must_use]
+    pub fn with_exporters(mut self, exporters: Exporters) -> Self {
+        self.exporters = exporters;
+        self
     }
 
     /// Also writes Kubernetes Events.
@@ -306,6 +316,7 @@ impl Reporter {
         if verdict != FlowVerdict::Allowed {
             self.lines.push(key, &*record);
         }
+        self.exporters.push(&record);
         self.buffer.push(key, BufferedRecord { record, labels, time });
     }
 

@@ -2,6 +2,7 @@
 //! the Unix socket.
 
 mod convergence;
+mod export;
 mod flows;
 mod gate;
 mod page;
@@ -15,6 +16,7 @@ use crate::api::resources::maps;
 use crate::api::{Readiness, unknown_node};
 use crate::conflicts::Conflicts;
 use crate::events::{Reporter, rfc3339};
+use crate::export::Exporters;
 use crate::reconcile::Reconciler;
 use convergence::Convergence;
 use netpol_api::{FlowCounts, FlowVerdict};
@@ -35,6 +37,8 @@ pub struct Meter {
     pub readiness: Readiness,
     /// Other policy engines on this node.
     pub conflicts: Arc<Conflicts>,
+    /// Exports of flow records.
+    pub exporters: Exporters,
     convergence: Convergence,
     source: SourceState,
     /// Number of written batches.
@@ -50,6 +54,7 @@ impl Meter {
             counters,
             readiness: Readiness::Starting,
             conflicts: Arc::default(),
+            exporters: Exporters::default(),
             convergence: Convergence::default(),
             source,
             batches: 0,

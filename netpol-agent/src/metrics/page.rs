@@ -6,6 +6,7 @@ use netpol_policy::model::PodKey;
 
 use super::Meter;
 use super::convergence::BOUNDS;
+use super::export::append_exports;
 use super::flows::FLOW_EVENTS;
 use super::source::append_source;
 use super::table::{Metric, Samples, append, counter, gauge, histogram, summary};
@@ -30,6 +31,7 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
     for table in [BUILD, PACKETS, MAPS, INTERFACES, FLOW_EVENTS, KUBE_EVENTS, CHANGES, STARTS] {
         append(&mut text, table, &page);
     }
+    append_exports(&mut text, &meter.exporters);
     append_source(&mut text, &meter.source, &meter.readiness);
     text
 }

@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::operator::{PodMonitor, PrometheusRule};
 use crate::pod;
 use crate::syntax::{is_label_key, is_label_value, is_subdomain};
 
@@ -48,6 +49,8 @@ pub(crate) struct Objects {
     pub(crate) roles: Vec<Role>,
     pub(crate) cluster_role_bindings: Vec<ClusterRoleBinding>,
     pub(crate) daemon_sets: Vec<DaemonSet>,
+    pub(crate) pod_monitors: Vec<PodMonitor>,
+    pub(crate) prometheus_rules: Vec<PrometheusRule>,
 }
 
 impl Objects {
@@ -70,6 +73,12 @@ impl Objects {
                     objects.cluster_role_bindings.extend(typed(value, &mut findings));
                 }
                 ("apps/v1", "DaemonSet") => objects.daemon_sets.extend(typed(value, &mut findings)),
+                ("monitoring.coreos.com/v1", "PodMonitor") => {
+                    objects.pod_monitors.extend(typed(&without_type(value), &mut findings));
+                }
+                ("monitoring.coreos.com/v1", "PrometheusRule") => {
+                    objects.prometheus_rules.extend(typed(&without_type(value), &mut findings));
+                }
                 (version, _) => {
                     findings.expect(false, format!("kind not supported by this test in apiVersion {version:?}"));
                 }
@@ -109,6 +118,18 @@ impl Objects {
         for set in &self.daemon_sets {
             self.daemon_set(set, &mut metadata("DaemonSet", &set.metadata, true, all));
         }
+        for monitor in &self.pod_monitors {
+            metadata("PodMonitor", &monitor.metadata, true, all);
+        }
+        for rule in &self.prometheus_rules {
+            let mut findings = metadata("PrometheusRule", &rule.metadata, true, all);
+            for group in &rule.spec.groups {
+                findings.expect(!group.name.is_empty() && !group.rules.is_empty(), "a group has no name or no rules");
+                for rule in &group.rules {
+                    rule.check(&mut findings.at(&rule.alert));
+                }
+            }
+        }
     }
 
     fn has_account(&self, name: &str, namespace: Option<&str>) -> bool {
@@ -147,6 +168,15 @@ impl Objects {
         }
         pod::check(pod, findings);
     }
+}
+
+/// Returns an object without `apiVersion` and `kind`, which k8s-openapi reads for its own kinds.
+fn without_type(value: &Value) -> Value {
+    let mut value = value.clone();
+    if let Some(fields) = value.as_object_mut() {
+        fields.retain(|name, _| name != "apiVersion" && name != "kind");
+    }
+    value
 }
 
 /// Parses an object. Unknown fields are findings.

@@ -6,6 +6,8 @@
 mod check;
 mod kubectl;
 mod mistakes;
+mod monitoring;
+mod operator;
 mod pod;
 mod syntax;
 
@@ -23,8 +25,13 @@ const FOLDERS: [&str; 6] =
     ["base", "overlays/k3s", "overlays/kubeadm", "overlays/kubeadm-events", "overlays/kind", "uninstall"];
 
 /// Every component that users add. All of them together are valid, too.
-const COMPONENTS: [&str; 4] =
-    ["components/events", "components/start-gate-cni", "components/open-start", "components/viewer"];
+const COMPONENTS: [&str; 5] = [
+    "components/events",
+    "components/start-gate-cni",
+    "components/pod-monitor",
+    "components/open-start",
+    "components/viewer",
+];
 
 /// The resources that the agent reads, by API group.
 const READ_RESOURCES: [(&str, &[&str]); 3] = [
@@ -166,6 +173,8 @@ fn the_agent_accepts_the_arguments_in_the_manifests() -> Result<()> {
         for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
             let mut words = container.command.clone().unwrap_or_default();
             words.extend(container.args.clone().unwrap_or_default());
+            // The kubelet replaces variables.
+            let words: Vec<_> = words.iter().map(|word| word.replace("$(HOST_IP)", "192.0.2.1")).collect();
             let parsed = parses(&words[1..])?;
             ensure!(parsed.is_ok(), "deploy/{folder}, {}: {parsed:?}", container.name);
         }

@@ -6,7 +6,7 @@ use super::{Absence, Finding, optional, required};
 use crate::binaries::has_static_target;
 use crate::setup::{KERNEL_TOOLS, TOOLS, Tool};
 use crate::toolchain::{self, Compiler};
-use crate::{kubectl, run, workspace};
+use crate::{kubectl, prometheus, run, workspace};
 
 const GROUP: &str = "tools";
 
@@ -34,6 +34,8 @@ pub(super) fn check() -> Vec<Finding> {
         finding("BPF object", "embedded in the agent", object(), optional("cargo xtask build")),
     ];
     findings.push(finding("kubectl", "tests of deploy/", kubectl::describe(), required("cargo xtask setup")));
+    let found = prometheus::describe();
+    findings.push(finding("prometheus, promtool", "tests of deploy/monitoring/", found, required("cargo xtask setup")));
     findings.extend(TOOLS.iter().map(|tool| program(tool, required)));
     findings.extend(KERNEL_TOOLS.iter().map(|tool| program(tool, optional)));
     findings

@@ -1,6 +1,6 @@
 //! Checks the agent's metrics, which are rows of the tables in netpol-agent/src/metrics.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, ensure};
 
@@ -14,11 +14,38 @@ const PROGRAMS: [&str; 3] = ["netpol_egress", "netpol_ingress", "netpol_recheck"
 /// Type, name and help text of a row.
 type Row<'a> = (&'static str, &'a str, &'a str);
 
+/// A metric of the agent.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Metric {
+    /// `gauge`, `counter`, `histogram` or `summary`.
+    pub(super) kind: &'static str,
+    /// Names of its labels, and perhaps values of labels: see [`labels`].
+    pub(super) labels: BTreeSet<String>,
+}
+
+/// Returns the files with the tables of metrics.
+fn tables() -> Result<Vec<String>> {
+    let files = sources::rust()?.into_iter().filter(|(path, _)| path.starts_with("netpol-agent/src/metrics"));
+    Ok(files.map(|(_, text)| text).collect())
+}
+
+/// Returns the agent's metrics by name.
+pub(super) fn all() -> Result<BTreeMap<String, Metric>> {
+    let tables = tables()?;
+    let metrics = tables.iter().flat_map(|text| {
+        rows(text).filter(|row| is_metric(row.1)).map(|(kind, name, _)| {
+            let mut labels = labels(text, name);
+            labels.extend((kind == "histogram").then(|| "le".to_owned()));
+            (name.to_owned(), Metric { kind, labels })
+        })
+    });
+    Ok(metrics.collect())
+}
+
 /// Checks names and help texts, and that docs/ describes exactly these metrics.
 pub(super) fn check() -> Result<Vec<String>> {
-    let sources = sources::rust()?;
-    let files = sources.iter().filter(|(path, _)| path.starts_with("netpol-agent/src/metrics"));
-    let rows: Vec<Row<'_>> = files.flat_map(|(_, text)| rows(text)).filter(|row| is_metric(row.1)).collect();
+    let tables = tables()?;
+    let rows: Vec<Row<'_>> = tables.iter().flat_map(|text| rows(text)).filter(|row| is_metric(row.1)).collect();
     ensure!(rows.len() > 20, "netpol-agent/src/metrics no longer has metrics as `gauge(\"netpol_…\", \"…\"`");
     let docs = docs::docs()?;
     let described = described(&docs);
@@ -40,6 +67,57 @@ fn rows(text: &str) -> impl Iterator<Item = Row<'_>> {
             Some((kind, literals.next()?, literals.next()?))
         })
     })
+}
+
+/// Returns the labels of a row: `map` for `samples.each("map", …)`, and `namespace` for a tuple `("namespace", …)`, in the row
+/// or in a function of the same file that it names. Other tuples that start with a string are included, too.
+fn labels(text: &str, name: &str) -> BTreeSet<String> {
+    let Some((_, rest)) = text.split_once(&format!("\"{name}\"")) else { return BTreeSet::new() };
+    let row = &rest[..end_of_call(rest)];
+    let direct = functions(text, row);
+    let indirect = direct.iter().flat_map(|body| functions(text, body));
+    [row].into_iter().chain(direct.iter().copied()).chain(indirect).flat_map(labels_in).collect()
+}
+
+/// Returns the bodies of the functions of a file that a part of it names.
+fn functions<'a>(text: &'a str, part: &str) -> Vec<&'a str> {
+    // `samples.each("map", …)` is not a function of the file.
+    let part = part.replace(".each(\"", "(");
+    let names: BTreeSet<&str> = part.split(|letter: char| !letter.is_ascii_lowercase() && letter != '_').collect();
+    let definitions = text.match_indices("fn ").filter_map(|(at, _)| {
+        let (name, _) = text[at + 3..].split_once(['(', '<'])?;
+        let line = text[..at].rsplit('\n').next()?;
+        let indent = &line[..line.len() - line.trim_start().len()];
+        let body = text[at..].split(&format!("\n{indent}}}\n")).next()?;
+        names.contains(name).then_some(body)
+    });
+    definitions.collect()
+}
+
+fn labels_in(code: &str) -> impl Iterator<Item = String> {
+    code.match_indices("(\"").filter_map(|(at, _)| {
+        let is_tuple = !code[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_');
+        let (label, after) = code[at + 2..].split_once('"')?;
+        let is_label = (is_tuple || code[..at].strip_suffix(".each").is_some()) && after.starts_with(',');
+        (is_label && !label.is_empty()).then(|| label.to_owned())
+    })
+}
+
+/// Returns where the parenthesis closes that was opened before the text. Strings may contain parentheses.
+fn end_of_call(text: &str) -> usize {
+    let (mut depth, mut in_string) = (1, false);
+    for (at, letter) in text.char_indices() {
+        match letter {
+            '"' => in_string = !in_string,
+            '(' if !in_string => depth += 1,
+            ')' if !in_string => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return at;
+        }
+    }
+    text.len()
 }
 
 /// Returns the metrics that the docs name: words in backticks, labels aside.
@@ -74,6 +152,30 @@ mod tests {
         assert_eq!(rows(table).collect::<Vec<_>>(), expected);
         let docs = "| `netpol_a`, `netpol_b_total{kind=\"x\"}` | see `netpol_egress`, netpol_c and `netpol lint` |";
         assert_eq!(described(docs), ["netpol_a", "netpol_b_total"].into());
+    }
+
+    #[test]
+    fn labels_are_read_from_rows_and_their_functions() {
+        let table = "
+            gauge(\"a\", \"A (by map).\", |page, samples| samples.each(\"map\", page.maps())),
+            counter(\"b\", \"B.\", by_pod),
+            gauge(\"c\", \"C.\", |page, samples| {
+                samples.labeled(&[(\"kind\", name), (\"reason\", reason)], count(\"x\"));
+            }),
+            gauge(\"d\", \"D.\", |page, samples| samples.value(1)),
+            counter(\"f\", \"F.\", |page, samples| samples.labeled(&page.pod().each(), 1)),
+\nfn by_pod<'a>(page: &Page) {\n    let labels = [(\"namespace\", a), (\"pod\", b)];\n}\n
+impl Page {\n    fn each(&self) -> Labels {\n        [(\"direction\", self.direction)]\n    }\n}\nfn other() { (\"no\", 1) }\n";
+        for (name, expected) in [
+            ("a", &["map"][..]),
+            ("b", &["namespace", "pod"]),
+            ("c", &["kind", "reason"]),
+            ("d", &[]),
+            ("e", &[]),
+            ("f", &["direction"]),
+        ] {
+            assert_eq!(labels(table, name).iter().collect::<Vec<_>>(), expected, "{name}");
+        }
     }
 
     #[test]

@@ -1,0 +1,168 @@
+//! Exports flow records to files and to OpenTelemetry collectors. Each target has its own thread and a bounded queue:
+//! a full disk or a slow collector delays neither enforcement nor another target. What does not fit is counted.
+
+mod counters;
+mod file;
+mod otlp;
+mod rotation;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use netpol_api::Record;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+pub use counters::{DropReason, ExportCounters};
+
+/// Maximum number of queued records of a target. A record has one or two KiB, and the targets share it.
+const QUEUE: usize = 4096;
+/// Maximum time that [`ExportThreads::finish`] waits.
+pub const FINISH_TIMEOUT: Duration = Duration::from_millis(600);
+
+/// Where records go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Files on this node.
+    File(FileTarget),
+    /// A collector.
+    Otlp(Endpoint),
+}
+
+impl Target {
+    /// Returns the value of the metric label `target`.
+    pub fn name(&self) -> String {
+        match self {
+            Self::File(file) => format!("file:{}", file.path.display()),
+            Self::Otlp(endpoint) => {
+                format!("otlp:http://{}{}", endpoint.authority(), endpoint.path.trim_end_matches("/v1/logs"))
+            }
+        }
+    }
+}
+
+/// Rotated files: `PATH` is the newest one, then `PATH.1`, `PATH.2`, and so on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileTarget {
+    /// The file that is written.
+    pub path: PathBuf,
+    /// Maximum size of each file in bytes.
+    pub max_size: u64,
+    /// Maximum number of files, with the newest one.
+    pub files: u32,
+}
+
+/// Where a collector receives logs by OTLP/HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// A name or an address; an IPv6 address has no brackets.
+    pub host: String,
+    /// Usually 4318.
+    pub port: u16,
+    /// The path of requests. Ends with `/v1/logs`.
+    pub path: String,
+}
+
+impl Endpoint {
+    /// Returns the value of the header `Host`.
+    fn authority(&self) -> String {
+        let Self { host, port, .. } = self;
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+}
+
+/// The running exports. Clones share them; the exports end when the last clone is dropped.
+#[derive(Clone, Debug, Default)]
+pub struct Exporters(Arc<[Exporter]>);
+
+#[derive(Debug)]
+struct Exporter {
+    target: String,
+    queue: mpsc::Sender<Arc<Record>>,
+    counters: Arc<ExportCounters>,
+    /// Dropping it ends the pauses between retries.
+    _running: oneshot::Sender<()>,
+}
+
+/// What the thread of a target has.
+struct Input {
+    records: mpsc::Receiver<Arc<Record>>,
+    counters: Arc<ExportCounters>,
+    /// Resolves when the agent stops.
+    stopped: oneshot::Receiver<()>,
+}
+
+impl Exporters {
+    /// Starts a thread for each target. Opening a file and connecting to a collector happen on the thread, and are
+    /// repeated: the agent enforces policies with or without them.
+    ///
+    /// # Errors
+    /// If a thread cannot be started.
+    pub fn start(targets: &[Target], node: &str) -> io::Result<(Self, ExportThreads)> {
+        let (mut exporters, mut ends) = (Vec::new(), Vec::new());
+        for target in targets {
+            let (queue, records) = mpsc::channel(QUEUE);
+            let (running, stopped) = oneshot::channel();
+            let (end, ended) = oneshot::channel();
+            let counters = Arc::new(ExportCounters::default());
+            let input = Input { records, counters: Arc::clone(&counters), stopped };
+            let (of, node) = (target.clone(), node.to_owned());
+            std::thread::Builder::new().name("flow-export".to_owned()).spawn(move || {
+                match of {
+                    Target::File(file) => file::run(file, input),
+                    Target::Otlp(endpoint) => otlp::run(endpoint, &node, input),
+                }
+                // `ExportThreads` may have been dropped.
+                let _ = end.send(());
+            })?;
+            exporters.push(Exporter { target: target.name(), queue, counters, _running: running });
+            ends.push(ended);
+        }
+        Ok((Self(exporters.into()), ExportThreads(ends)))
+    }
+
+    /// Adds a record to the queue of each target. Never waits: if a queue is full, the record counts as dropped.
+    pub fn push(&self, record: &Arc<Record>) {
+        for exporter in &*self.0 {
+            if exporter.queue.try_send(Arc::clone(record)).is_err() {
+                exporter.counters.count_dropped(DropReason::QueueFull, 1);
+            }
+        }
+    }
+
+    /// Returns whether there is no target, so that no record is needed.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Returns the counters of each target, with its name.
+    pub fn counters(&self) -> impl Iterator<Item = (&str, &ExportCounters)> {
+        self.0.iter().map(|exporter| (&*exporter.target, &*exporter.counters))
+    }
+}
+
+/// Waits for the threads to end.
+#[derive(Debug, Default)]
+pub struct ExportThreads(Vec<oneshot::Receiver<()>>);
+
+impl ExportThreads {
+    /// Waits until the queued records are exported, for at most [`FINISH_TIMEOUT`]. Drop the [`Exporters`] first.
+    pub async fn finish(self) {
+        let all = async {
+            for ended in self.0 {
+                // An error also means that the thread has ended.
+                let _ = ended.await;
+            }
+        };
+        let _ = timeout(FINISH_TIMEOUT, all).await;
+    }
+}
+
+/// Returns a record as one line of JSON without a line feed. Characters that are not visible are escaped.
+fn json(record: &impl serde::Serialize) -> serde_json::Result<String> {
+    Ok(netpol_policy::text::json(&serde_json::to_string(record)?).into_owned())
+}

@@ -1,0 +1,141 @@
+//! Sends records as logs to an OpenTelemetry collector: OTLP/HTTP with JSON bodies, as defined in
+//! <https://opentelemetry.io/docs/specs/otlp/#otlphttp>.
+
+mod backoff;
+mod client;
+mod encode;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use netpol_api::Record;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::{DropReason, Endpoint, ExportCounters, Input};
+use backoff::Backoff;
+use client::{Client, Response};
+use encode::Encoder;
+
+/// Maximum number of records in a batch.
+const BATCH: usize = 512;
+/// Maximum time that the first record of a batch waits for others.
+const DELAY: Duration = Duration::from_secs(1);
+/// Time after which a batch is dropped if the collector does not accept it.
+const MAX_AGE: Duration = Duration::from_mins(5);
+
+/// Sends records until the queue is closed.
+pub(super) fn run(endpoint: Endpoint, node: &str, Input { records, counters, stopped }: Input) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime {
+        Ok(runtime) => {
+            let sender = Sender {
+                url: format!("http://{}{}", endpoint.authority(), endpoint.path),
+                client: Client::new(endpoint),
+                encoder: Encoder::new(node),
+                backoff: Backoff::default(),
+                counters,
+                stopped,
+                reported: None,
+            };
+            runtime.block_on(sender.run(records));
+            // Does not wait for a lookup of the collector's name.
+            runtime.shutdown_background();
+        }
+        Err(error) => tracing::error!(%error, "flow records are not exported: cannot start a runtime"),
+    }
+}
+
+struct Sender {
+    url: String,
+    client: Client,
+    encoder: Encoder,
+    backoff: Backoff,
+    counters: Arc<ExportCounters>,
+    stopped: oneshot::Receiver<()>,
+    /// The kind of failure that was logged last, if nothing was accepted since.
+    reported: Option<DropReason>,
+}
+
+impl Sender {
+    async fn run(mut self, mut records: mpsc::Receiver<Arc<Record>>) {
+        let mut batch = Vec::with_capacity(BATCH);
+        while receive(&mut records, &mut batch).await {
+            let mut rest = &batch[..];
+            while !rest.is_empty() {
+                let (body, count) = self.encoder.request(rest, SystemTime::now());
+                self.deliver(body, count).await;
+                rest = &rest[count..];
+            }
+            batch.clear();
+        }
+    }
+
+    /// Sends a request until the collector has accepted or rejected it, or it is too old.
+    async fn deliver(&mut self, body: String, records: usize) {
+        let body = hyper::body::Bytes::from(body);
+        let end = Instant::now() + MAX_AGE;
+        loop {
+            match self.client.send(body.clone()).await {
+                Response::Accepted { rejected, message } => return self.accepted(records, rejected, &message),
+                Response::Rejected(error) => return self.rejected(records, &error),
+                Response::Retry { after, error } => {
+                    self.report(DropReason::Expired, &error, "cannot send flow records to the collector; retrying");
+                    let next = Instant::now() + self.backoff.pause(after);
+                    if next > end || !self.wait(next).await {
+                        return self.counters.count_dropped(DropReason::Expired, records);
+                    }
+                }
+            }
+        }
+    }
+
+    fn accepted(&mut self, records: usize, rejected: usize, message: &str) {
+        let rejected = rejected.min(records);
+        self.backoff = Backoff::default();
+        self.counters.count_exported(records - rejected);
+        self.counters.count_dropped(DropReason::Rejected, rejected);
+        if rejected > 0 {
+            self.report(DropReason::Rejected, message, "the collector rejected flow records of a batch");
+        } else if self.reported.take().is_some() {
+            tracing::info!(url = self.url, "the collector accepts flow records again");
+        }
+    }
+
+    fn rejected(&mut self, records: usize, error: &str) {
+        self.counters.count_dropped(DropReason::Rejected, records);
+        self.report(DropReason::Rejected, error, "the collector rejected flow records; check its URL and its log");
+    }
+
+    /// Logs the first failure of a kind.
+    fn report(&mut self, kind: DropReason, error: &str, what: &str) {
+        if self.reported.replace(kind) != Some(kind) {
+            tracing::warn!(url = self.url, error, "{what} (policy enforcement is not affected)");
+        }
+    }
+
+    /// Waits for a retry. Returns false if the agent stops.
+    async fn wait(&mut self, until: Instant) -> bool {
+        tokio::select! {
+            () = sleep_until(until) => true,
+            // An error means that the sender was dropped.
+            _ = &mut self.stopped => false,
+        }
+    }
+}
+
+/// Receives a batch. Returns false if the queue is closed.
+async fn receive(records: &mut mpsc::Receiver<Arc<Record>>, batch: &mut Vec<Arc<Record>>) -> bool {
+    if records.recv_many(batch, BATCH).await == 0 {
+        return false;
+    }
+    let due = Instant::now() + DELAY;
+    while batch.len() < BATCH {
+        let missing = BATCH - batch.len();
+        match timeout_at(due, records.recv_many(batch, missing)).await {
+            Ok(0) | Err(_) => break,
+            Ok(_) => {}
+        }
+    }
+    true
+}

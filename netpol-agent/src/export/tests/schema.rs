@@ -1,0 +1,106 @@
+//! Checks JSON by the messages of OTLP, written down from the `.proto` files of
+//! <https://github.com/open-telemetry/opentelemetry-proto> (1.9): a field that no message has is an error. A real
+//! collector ignores such a field, so that its content would be lost.
+
+use serde_json::{Map, Number, Value};
+
+/// Messages with their fields: name in JSON, and type. `*` means repeated.
+const MESSAGES: [(&str, &[(&str, &str)]); 10] = [
+    ("ExportLogsServiceRequest", &[("resourceLogs", "*ResourceLogs")]),
+    ("ResourceLogs", &[("resource", "Resource"), ("scopeLogs", "*ScopeLogs"), ("schemaUrl", "string")]),
+    ("Resource", &[("attributes", "*KeyValue"), ("droppedAttributesCount", "uint32")]),
+    ("ScopeLogs", &[("scope", "InstrumentationScope"), ("logRecords", "*LogRecord"), ("schemaUrl", "string")]),
+    (
+        "InstrumentationScope",
+        &[("name", "string"), ("version", "string"), ("attributes", "*KeyValue"), ("droppedAttributesCount", "uint32")],
+    ),
+    (
+        "LogRecord",
+        &[
+            ("timeUnixNano", "fixed64"),
+            ("observedTimeUnixNano", "fixed64"),
+            ("severityNumber", "uint32"),
+            ("severityText", "string"),
+            ("body", "AnyValue"),
+            ("attributes", "*KeyValue"),
+            ("droppedAttributesCount", "uint32"),
+            ("flags", "uint32"),
+            ("traceId", "string"),
+            ("spanId", "string"),
+            ("eventName", "string"),
+        ],
+    ),
+    ("KeyValue", &[("key", "string"), ("value", "AnyValue")]),
+    // A `oneof`: exactly one field.
+    (
+        "AnyValue",
+        &[
+            ("stringValue", "string"),
+            ("boolValue", "bool"),
+            ("intValue", "int64"),
+            ("doubleValue", "double"),
+            ("arrayValue", "ArrayValue"),
+            ("kvlistValue", "KeyValueList"),
+        ],
+    ),
+    ("ArrayValue", &[("values", "*AnyValue")]),
+    ("KeyValueList", &[("values", "*KeyValue")]),
+];
+
+/// Panics if the value is not a message of this type.
+pub(super) fn check(of_type: &str, value: &Value) {
+    let is_valid = match of_type {
+        "string" => value.is_string(),
+        "bool" => value.is_boolean(),
+        "double" => value.is_f64(),
+        "uint32" => value.as_u64().is_some_and(|number| u32::try_from(number).is_ok()),
+        // ProtoJSON writes 64-bit integers as strings.
+        "int64" => value.as_str().is_some_and(|text| text.parse::<i64>().is_ok()),
+        "fixed64" => value.as_str().is_some_and(|text| text.parse::<u64>().is_ok()),
+        message => return check_message(message, value),
+    };
+    assert!(is_valid, "{value} is no {of_type}");
+}
+
+fn check_message(message: &str, value: &Value) {
+    let (_, fields) = MESSAGES.iter().find(|(name, _)| *name == message).expect(message);
+    let object = value.as_object().unwrap_or_else(|| panic!("{value} is no {message}"));
+    assert!(message != "AnyValue" || object.len() == 1, "AnyValue has {} fields: {value}", object.len());
+    for (name, value) in object {
+        let field = fields.iter().find(|(known, _)| known == name);
+        let (_, of_type) = field.unwrap_or_else(|| panic!("{message} has no field {name}"));
+        match of_type.strip_prefix('*') {
+            Some(of_type) => {
+                let list = value.as_array().unwrap_or_else(|| panic!("{message}.{name} is no list: {value}"));
+                for element in list {
+                    check(of_type, element);
+                }
+            }
+            None => check(of_type, value),
+        }
+    }
+}
+
+/// Converts an `AnyValue` to the value that it encodes.
+pub(super) fn value(any: &Value) -> Value {
+    let (kind, value) = any.as_object().and_then(|object| object.iter().next()).expect("an AnyValue has one field");
+    let values = || value["values"].as_array().expect("no values").iter();
+    match &**kind {
+        "intValue" => {
+            let number: i64 = value.as_str().and_then(|text| text.parse().ok()).expect("no integer");
+            Value::Number(Number::from(number))
+        }
+        "arrayValue" => values().map(self::value).collect(),
+        "kvlistValue" => values().map(key_value).collect(),
+        _ => value.clone(),
+    }
+}
+
+/// Returns the attributes of a message.
+pub(super) fn attributes(of: &Value) -> Map<String, Value> {
+    of["attributes"].as_array().expect("no attributes").iter().map(key_value).collect()
+}
+
+fn key_value(pair: &Value) -> (String, Value) {
+    (pair["key"].as_str().expect("no key").to_owned(), value(&pair["value"]))
+}

@@ -1,0 +1,113 @@
+//! Checks deploy/monitoring: with promtool, and with a Prometheus server that reads the metrics of a running agent.
+
+mod dashboard;
+mod live;
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::apps::v1::DaemonSet;
+use netpol_tests::prometheus::promtool;
+
+use crate::{args, checked, kubectl, only};
+
+fn folder() -> PathBuf {
+    kubectl::deploy().join("monitoring")
+}
+
+fn read(name: &str) -> Result<String> {
+    fs::read_to_string(folder().join(name)).with_context(|| format!("deploy/monitoring/{name}"))
+}
+
+/// Runs promtool in deploy/monitoring. A warning is an error.
+fn expect_success(arguments: &[&str], input: &str) -> Result<String> {
+    let output = promtool(&folder(), arguments, input)?;
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success() && stderr.trim().is_empty(), "promtool {arguments:?}: {stdout}{stderr}");
+    Ok(stdout.into_owned())
+}
+
+#[test]
+fn promtool_accepts_the_alerts() -> Result<()> {
+    let output = expect_success(&["check", "rules", "--lint=all", "--lint-fatal", "alerts.yaml"], "")?;
+    let rules = read("alerts.yaml")?.matches("- alert: ").count();
+    ensure!(rules > 20 && output.contains(&format!("{rules} rules found")), "{output}");
+    Ok(())
+}
+
+/// The tests are in alerts.test.yaml.
+#[test]
+fn each_alert_fires_for_its_cause_only() -> Result<()> {
+    expect_success(&["test", "rules", "alerts.test.yaml"], "")?;
+    // A test that cannot fail would be worthless: without an alert, its test fails.
+    let temporary = tempfile::tempdir()?;
+    let (alerts, tests) = (read("alerts.yaml")?, read("alerts.test.yaml")?);
+    fs::write(
+        temporary.path().join("alerts.yaml"),
+        alerts.replace("expr: netpol_ready == 0", "expr: netpol_ready == 2"),
+    )?;
+    fs::write(temporary.path().join("alerts.test.yaml"), tests)?;
+    let output = promtool(temporary.path(), ["test", "rules", "alerts.test.yaml"], "")?;
+    ensure!(!output.status.success(), "the tests accept an alert that never fires");
+    Ok(())
+}
+
+/// The component has the same alerts: kustomize cannot include a file in an object.
+#[test]
+fn the_component_has_the_alerts_of_the_rule_file() -> Result<()> {
+    let path = kubectl::deploy().join("components/pod-monitor/prometheus-rule.yaml");
+    let existing = fs::read_to_string(&path)?;
+    let (head, _) = existing.split_once("\nspec:\n").context("prometheus-rule.yaml has no spec")?;
+    let alerts = read("alerts.yaml")?;
+    let groups = alerts.find("groups:").context("alerts.yaml has no groups")?;
+    let indented = alerts[groups..].lines().map(|line| format!("  {line}\n"));
+    let expected = format!("{head}\nspec:\n{}", indented.collect::<String>());
+    if std::env::var_os("NETPOL_BLESS").is_some() {
+        fs::write(&path, &expected)?;
+    } else {
+        ensure!(
+            existing == expected,
+            "prometheus-rule.yaml and alerts.yaml differ: NETPOL_BLESS=1 cargo test -p netpol-tests --test deploy"
+        );
+    }
+    let objects = checked(&kubectl::build("base", &["components/pod-monitor"])?)?;
+    let rule = only("PrometheusRule", objects.prometheus_rules)?;
+    let found = rule.spec.groups.iter().map(|group| group.rules.len()).sum::<usize>();
+    ensure!(found == alerts.matches("- alert: ").count(), "{found} alerts in the component");
+    Ok(())
+}
+
+/// Prometheus must find the port, and the alerts use the label `job`.
+#[test]
+fn the_pod_monitor_finds_the_metrics_of_the_agents() -> Result<()> {
+    let objects = checked(&kubectl::build("base", &["components/pod-monitor"])?)?;
+    let monitor = only("PodMonitor", objects.pod_monitors)?;
+    let set = only("DaemonSet", objects.daemon_sets)?;
+    let labels = pod_labels(&set);
+    let wanted = monitor.spec.selector.match_labels.unwrap_or_default();
+    ensure!(wanted.iter().all(|(key, value)| labels.get(key) == Some(value)), "{wanted:?} does not match {labels:?}");
+    let job = labels.get(&monitor.spec.job_label).context("the pods have no label for `job`")?;
+    ensure!(read("alerts.yaml")?.contains(&format!("up{{job=\"{job}\"}}")), "no alert uses job {job:?}");
+    ensure!(read("scrape.yaml")?.contains(&format!("job_name: {job}\n")), "scrape.yaml has another job name");
+
+    let endpoint = only("endpoint", monitor.spec.pod_metrics_endpoints)?;
+    ensure!((&*endpoint.path, endpoint.honor_labels, &*endpoint.interval) == ("/metrics", true, "30s"), "{endpoint:?}");
+    let relabeling = only("relabeling", endpoint.relabelings)?;
+    ensure!(
+        relabeling.source_labels == ["__meta_kubernetes_pod_node_name"] && relabeling.target_label == "node",
+        "{relabeling:?}"
+    );
+    let container =
+        &set.spec.as_ref().and_then(|spec| spec.template.spec.as_ref()).context("no pod spec")?.containers[0];
+    let port = container.ports.iter().flatten().find(|port| port.name.as_deref() == Some(&endpoint.port));
+    let number = port.with_context(|| format!("the container has no port {:?}", endpoint.port))?.container_port;
+    let address = format!("--metrics=$(HOST_IP):{number}");
+    ensure!(args(&set).last() == Some(&address), "{:?} does not end with {address}", args(&set));
+    Ok(())
+}
+
+fn pod_labels(set: &DaemonSet) -> std::collections::BTreeMap<String, String> {
+    let metadata = set.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref());
+    metadata.and_then(|metadata| metadata.labels.clone()).unwrap_or_default()
+}
