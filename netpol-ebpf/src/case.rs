@@ -7,7 +7,7 @@ use crate::flow::{self, Role};
 use crate::fragment;
 use crate::packet::{Icmp, Packet};
 
-/// The parts of a packet that a verdict and a deny event need, without addresses. It consists of numbers, so that it
+/// The parts of a packet that a verdict needs, without addresses. It consists of numbers, so that it
 /// can be passed to a function that the verifier checks only once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Case {

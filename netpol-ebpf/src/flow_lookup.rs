@@ -7,7 +7,8 @@ use crate::context::{Context, Family, PacketAddress};
 use crate::flow::{self, KnownFlow};
 use crate::packet::{Parse, TcpFlags};
 use crate::slot::Slot;
-use crate::verdict::{self, Recheck, Stale};
+use crate::stale::{Recheck, Stale};
+use crate::verdict;
 
 /// The function of one address family that is a separate BPF function in the kernel.
 pub(crate) trait FlowFunctions<A: Parse>: Context + Family<A> {

@@ -34,10 +34,12 @@ mod fragment;
 mod guard;
 
 mod case;
+mod event_limit;
 mod packet_verdict;
+mod stale;
+
 mod verdict;
 
-mod event_limit;
 mod flow_lookup;
 mod report;
 

@@ -17,7 +17,8 @@ use crate::packet::{self, Parse, Plain, TcpFlags};
 use crate::packet_verdict::{FlowReport, PacketVerdict};
 use crate::report::{ReportFunctions, report};
 use crate::slow_path::{self, FrameFunctions};
-use crate::verdict::{self, FlowStart, Recheck, Stale, VerdictFunctions, conclude};
+use crate::stale::{Recheck, Stale};
+use crate::verdict::{self, FlowStart, VerdictFunctions, conclude};
 
 /// Evaluates a packet at a pod's veth, counts it, and reports it or its flow.
 #[inline(always)]

@@ -10,7 +10,8 @@ use crate::event_limit::{REPORT, limit_event, mix, product};
 use crate::flow;
 use crate::packet::{self, Fragment, Parse, ParserFunctions, Plain, link};
 use crate::packet_verdict::{FlowReport, PacketVerdict};
-use crate::verdict::{Recheck, Stale, VerdictFunctions, barrier_within};
+use crate::stale::{Recheck, Stale};
+use crate::verdict::{VerdictFunctions, barrier_within};
 
 /// The functions that are separate BPF functions in the kernel.
 pub(crate) trait ReportFunctions:

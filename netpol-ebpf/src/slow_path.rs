@@ -14,7 +14,8 @@ use crate::fragment::{self, FragmentFunctions};
 use crate::guard::{self, GuardFunctions};
 use crate::packet::{self, Fragment, Icmp, Packet, Parse, ParserFunctions, TcpFlags, link};
 use crate::packet_verdict::{FlowReport, PacketVerdict};
-use crate::verdict::{self, FlowStart, Recheck, VerdictFunctions, barrier_within, conclude, deny_if_isolated};
+use crate::stale::Recheck;
+use crate::verdict::{self, FlowStart, VerdictFunctions, barrier_within, conclude, deny_if_isolated};
 
 /// The functions of one address family that are separate BPF functions in the kernel.
 pub(crate) trait IpFunctions<A: Parse>:

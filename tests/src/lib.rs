@@ -13,6 +13,7 @@
 //! ID, and guards, an interrupt handler or the next run remove them.
 
 pub mod agent;
+mod bpf_object;
 pub mod cleanup;
 pub mod cluster;
 pub mod examples;

@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::tc::TcAttachOptions;
-use aya::programs::{LinkOrder, ProgramInfo, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::{AnyBitPattern, NoUninit, Zeroable};
 use netpol_common::{
@@ -25,7 +24,10 @@ const PASSED: u32 = u32::MAX;
 /// Return value for a dropped packet (`TC_ACT_SHOT`).
 const DROPPED: u32 = 2;
 
+use crate::bpf_object::{classifier, read};
 use crate::runs::Runs;
+
+pub use crate::bpf_object::{object, program_infos, test_object};
 
 /// `BPF_MAP_TYPE_LRU_HASH`. Source: `include/uapi/linux/bpf.h`.
 const LRU_HASH: u32 = 9;
@@ -38,47 +40,6 @@ const FLOWS: u32 = 4096;
 pub struct Wire<T>(pub T);
 // SAFETY: the `bytemuck` bounds ensure plain bytes without padding.
 unsafe impl<T: NoUninit + AnyBitPattern> aya::Pod for Wire<T> {}
-
-/// Returns the path of the BPF object.
-pub fn object() -> PathBuf {
-    std::env::var_os("NETPOL_BPF_OBJECT").map_or_else(
-        || {
-            let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-            std::env::var_os("CARGO_TARGET_DIR")
-                .map_or_else(|| root.join("target"), |target| root.join(target))
-                .join("bpf/netpol.o")
-        },
-        PathBuf::from,
-    )
-}
-
-/// Returns the path of the BPF object for tests and benchmarks, which has more programs.
-pub fn test_object() -> PathBuf {
-    object().with_file_name("netpol-test.o")
-}
-
-/// Reads an object.
-///
-/// # Errors
-/// Returns an error if it was not built.
-fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| format!("BPF object not found at {}: run `cargo xtask ebpf`", path.display()))
-}
-
-/// Loads all programs of an object, and returns what the kernel reports about each.
-///
-/// # Errors
-/// Returns an error without the object, without root, or if the verifier rejects a program.
-pub fn program_infos(object: &Path) -> Result<BTreeMap<String, ProgramInfo>> {
-    let mut bpf = EbpfLoader::new().load(&read(object)?).context("loading the maps: run as root")?;
-    bpf.programs_mut()
-        .map(|(name, program)| {
-            let program: &mut SchedClassifier = program.try_into()?;
-            program.load().with_context(|| format!("the verifier rejected {name}"))?;
-            Ok((name.to_owned(), program.info()?))
-        })
-        .collect()
-}
 
 /// The loaded object for tests.
 pub struct Programs {
@@ -506,8 +467,4 @@ fn descriptor(map: &Map) -> Result<BorrowedFd<'_>> {
         bail!("unexpected kind of map: {map:?}");
     };
     Ok(data.fd().as_fd())
-}
-
-fn classifier<'a>(bpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
-    Ok(bpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?.try_into()?)
 }

@@ -117,7 +117,7 @@ fn loader<'a>(pins: &Pins, capacities: &Capacities, hz: u32, observe: bool) -> E
     loader
 }
 
-/// Returns a random key that pods cannot guess. Each agent has its own. Entries of an earlier agent in `DENIALS` expire
+/// Returns a random key that pods cannot guess. Each agent has its own. Entries of an earlier agent in `DENIALS` and `ALLOWED_FLOWS` expire
 /// within a second.
 fn random() -> [u32; EVENT_KEY_WORDS] {
     let mut key = [0; EVENT_KEY_WORDS];
@@ -126,7 +126,7 @@ fn random() -> [u32; EVENT_KEY_WORDS] {
     if usize::try_from(read) != Ok(size_of_val(&key)) {
         tracing::warn!(
             error = %std::io::Error::last_os_error(),
-            "getrandom failed; a pod may be able to suppress deny events of its packets"
+            "getrandom failed; a pod may be able to suppress events of its packets"
         );
     }
     key

@@ -91,7 +91,7 @@ maps! {
     FragmentsV4 = "FRAGMENTS_V4", 8192, fragments_v4, "--max-fragments";
     /// Fragmented IPv6 datagrams.
     FragmentsV6 = "FRAGMENTS_V6", 4096, fragments_v6, "--max-fragments";
-    /// Limits deny events per flow.
+    /// Limits events per denied flow.
     Denials = "DENIALS", 4096, denials, "--max-denials";
     /// Limits events per allowed flow.
     AllowedFlows = "ALLOWED_FLOWS", 4096, allowed_flows, "--max-denials";

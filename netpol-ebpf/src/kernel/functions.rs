@@ -18,6 +18,7 @@ use crate::packet_verdict::PacketVerdict;
 use crate::recheck::{self, RecheckFunctions};
 use crate::report::{self, ReportFunctions};
 use crate::slow_path::{self, FrameFunctions, FrameResult, IpFunctions, Quoted};
+use crate::stale::Recheck;
 use crate::verdict::{self, VerdictFunctions};
 
 /// Declares a global function and calls it: `call!(skb, name(argument: type, …) -> type, |skb| body)`. Each argument is
@@ -247,7 +248,7 @@ macro_rules! family {
             #[inline(always)]
             fn is_still_allowed(self, start: u32, ports: u32, word: u32) -> bool {
                 call!(self, $still_allowed(start: u32, ports: u32, word: u32) -> u32, |skb| {
-                    let recheck = verdict::Recheck::unpack(word);
+                    let recheck = Recheck::unpack(word);
                     u32::from(verdict::is_still_allowed::<$address, Skb>(skb, start, ports, recheck))
                 }) != 0
             }
@@ -255,7 +256,7 @@ macro_rules! family {
             #[inline(always)]
             fn evaluate_shadow(self, start: u32, ports: u32, word: u32) -> Reason {
                 let code = call!(self, $shadow(start: u32, ports: u32, word: u32) -> u32, |skb| {
-                    let recheck = verdict::Recheck::unpack(word);
+                    let recheck = Recheck::unpack(word);
                     verdict::evaluate_shadow::<$address, Skb>(skb, start, ports, recheck) as u32
                 });
                 // SAFETY: the function returns a reason's code.
