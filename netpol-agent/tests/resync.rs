@@ -12,16 +12,17 @@ use netpol_node::{InterfaceSnapshot, PodEnd, TunnelEndpoints, Veth};
 use netpol_policy::cluster_state::{ClusterState, Event};
 use netpol_policy::compile::{Engine, FirstIds, NodeScope};
 use netpol_policy::model::{Object, ObjectKey, PodKey};
+use netpol_policy::reference::Packet;
 use netpol_policy::tables::{Change, EndpointPolicy, Tables};
-use netpol_policy::testing::{Probe, event, expected, is_among_backends, probes};
+use netpol_policy::testing::{Probe, event, expected, expected_shadow, is_among_backends, probes};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 /// The pods of this node and their addresses, by interface.
 type LocalPods = BTreeMap<IfIndex, (PodKey, Vec<IpAddr>)>;
 
-/// Whether each probe is allowed, by pod.
-type Verdicts = BTreeMap<PodKey, Vec<bool>>;
+/// Whether each probe is allowed, and whether it would be if policies in shadow mode were enforced.
+type Verdicts = BTreeMap<PodKey, Vec<[bool; 2]>>;
 
 /// A data plane in memory that records all verdicts after every write.
 #[derive(Debug, Default)]
@@ -40,7 +41,12 @@ impl Recorder {
             let (pod, addresses) = self.local_pods.get(&endpoint.ifindex)?;
             let Endpoint { ingress, egress, shadow_ingress, shadow_egress, .. } = *endpoint;
             let policy = EndpointPolicy { ingress, egress, shadow_ingress, shadow_egress, incomplete: false };
-            let evaluate = |probe: &Probe| self.tables.evaluate(policy, addresses, &probe.at(pod)).reason.allows();
+            let evaluate = |probe: &Probe| {
+                let packet = probe.at(pod);
+                let shadow = self.tables.evaluate_shadow(policy, addresses, &packet);
+                let allowed = self.tables.evaluate(policy, addresses, &packet).reason.allows();
+                [allowed, shadow.is_none_or(|found| found.reason.allows())]
+            };
             Some((pod.clone(), self.probes.iter().map(evaluate).collect()))
         });
         let verdicts = verdicts.collect();
@@ -116,8 +122,15 @@ fn expected_verdicts(cluster_state: &ClusterState, local_pods: &LocalPods, probe
     engine.apply(Event::Clock(cluster_state.clock));
     engine.apply(Event::LocalAddresses(cluster_state.local_addresses.clone()));
     engine.apply(Event::Reset(cluster_state.objects().collect()));
-    let verdicts = |pod: &PodKey| -> Vec<bool> {
-        probes.iter().map(|probe| expected(cluster_state, engine.tables(), &probe.at(pod)).0.allows()).collect()
+    let verdicts = |pod: &PodKey| -> Vec<[bool; 2]> {
+        let both = |packet: Packet| {
+            let shadow = expected_shadow(cluster_state, engine.tables(), &packet);
+            [
+                expected(cluster_state, engine.tables(), &packet).0.allows(),
+                shadow.is_none_or(|(reason, _)| reason.allows()),
+            ]
+        };
+        probes.iter().map(|probe| both(probe.at(pod))).collect()
     };
     local_pods.values().map(|(pod, _)| (pod.clone(), verdicts(pod))).collect()
 }
@@ -197,7 +210,7 @@ proptest! {
         let (local_pods, probes) = (local_pods(&old), probes());
         let recorder = Recorder { local_pods: local_pods.clone(), probes: probes.clone(), ..Recorder::default() };
         let options = Options::of_node("node-1");
-        let objects = vec![Event::Reset(old.objects().collect())];
+        let objects = vec![Event::Clock(old.clock), Event::Reset(old.objects().collect())];
         let interfaces = interfaces(&local_pods, &old.local_addresses);
         let reconciler = Reconciler::start(recorder, options, &Snapshot::default(), objects, interfaces);
         let mut reconciler = reconciler.expect("cannot start the reconciler");
@@ -218,13 +231,19 @@ proptest! {
                     }
                     let either = [verdicts_before[pod][index], verdicts_after[pod][index]];
                     let packet = probes[index].at(pod);
-                    let found = *found;
                     // If a pod with the same rules is a backend of the Service, the packet may be allowed here and
                     // rechecked.
                     let is_rechecked =
                         || [&old, &new].into_iter().any(|cluster_state| is_among_backends(cluster_state, &packet, |_| true));
-                    let is_valid = either.contains(&found) || (found && !packet.post_dnat && is_rechecked());
-                    prop_assert!(is_valid, "{pod} {:?} is {found}, was {}, will be {}, after {after}", probes[index], either[0], either[1]);
+                    let is_valid = |view: usize| {
+                        either.iter().any(|verdict| verdict[view] == found[view])
+                            || (found[view] && !packet.post_dnat && is_rechecked())
+                    };
+                    prop_assert!(
+                        is_valid(0) && is_valid(1),
+                        "{pod} {:?} is {found:?}, was or will be {either:?}, after {after}",
+                        probes[index]
+                    );
                 }
             }
         }

@@ -22,6 +22,7 @@ pub struct PodStart {
 }
 
 /// Whether a pod is known; see [`Overlay::start`].
+#[expect(clippy::large_enum_variant, reason = "the value is matched at once and never stored")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "it is returned and used at once")]
 pub(super) enum StartState {

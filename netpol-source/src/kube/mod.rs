@@ -18,6 +18,7 @@
 //! as a generic value first.
 
 mod access;
+mod annotations;
 mod backoff;
 mod client;
 mod failure;

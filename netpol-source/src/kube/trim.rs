@@ -8,13 +8,13 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use netpol_policy::manifest;
 use netpol_policy::model::{
-    Diagnostic, EndpointSlice, MIRROR_ANNOTATION, MODE_ANNOTATION, Namespace, Node, Object, ObjectKey, Pod, PodKey,
-    PolicyKey, SUSPEND_CLUSTER_ANNOTATION, SUSPENDED_REASON_ANNOTATION, SUSPENDED_UNTIL_ANNOTATION, Service,
-    ServiceKey, SliceKey,
+    Diagnostic, EndpointSlice, Namespace, Node, Object, ObjectKey, Pod, PodKey, PolicyKey, Service, ServiceKey,
+    SliceKey,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::annotations::Annotations;
 use super::resource::Resource;
 
 /// A received object.
@@ -61,38 +61,6 @@ struct Owner {
     kind: String,
     name: String,
     controller: Option<bool>,
-}
-
-/// The annotations that are used.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Annotations {
-    #[serde(rename = "kubernetes.io/config.mirror")]
-    mirror: Option<String>,
-    #[serde(rename = "netpol.io/mode")]
-    mode: Option<String>,
-    #[serde(rename = "netpol.io/suspended-until")]
-    suspended_until: Option<String>,
-    #[serde(rename = "netpol.io/suspend-cluster-until")]
-    suspend_cluster_until: Option<String>,
-    #[serde(rename = "netpol.io/suspended-reason")]
-    suspended_reason: Option<String>,
-}
-
-impl Annotations {
-    /// Returns the annotations by name; `None` without any.
-    fn into_map(self) -> Option<BTreeMap<String, String>> {
-        let Self { mirror, mode, suspended_until, suspend_cluster_until, suspended_reason } = self;
-        let all = [
-            (MIRROR_ANNOTATION, mirror),
-            (MODE_ANNOTATION, mode),
-            (SUSPENDED_UNTIL_ANNOTATION, suspended_until),
-            (SUSPEND_CLUSTER_ANNOTATION, suspend_cluster_until),
-            (SUSPENDED_REASON_ANNOTATION, suspended_reason),
-        ];
-        let map: BTreeMap<_, _> = all.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
-        (!map.is_empty()).then_some(map)
-    }
 }
 
 #[derive(Debug, Default, Deserialize)]
