@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use netpol_agent::events::kubernetes::{self, DropReason, EventCounters, Handle, Sink};
 use netpol_agent::events::{FlowBuffer, Lines, Reporter};
@@ -15,6 +15,7 @@ use netpol_dataplane::migration::Snapshot;
 use netpol_node::{InterfaceSnapshot, PodEnd, Veth};
 use netpol_policy::cluster_state::Event;
 use netpol_policy::manifest;
+use netpol_policy::model::Timestamp;
 use netpol_source::ObjectSource;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -119,9 +120,9 @@ impl Pipeline {
         self.reporter.as_ref().and_then(Reporter::kubernetes).expect("the pipeline has ended")
     }
 
-    fn report_diagnostics(&mut self) {
+    fn report_notices(&mut self) {
         let Self { reporter, reconciler, .. } = self;
-        reporter.as_mut().expect("the pipeline has ended").report_diagnostics(reconciler);
+        reporter.as_mut().expect("the pipeline has ended").report_notices(reconciler);
     }
 
     /// Waits until there are this many Events, and returns them.
@@ -234,7 +235,7 @@ fn a_port_scan_does_not_flood_the_api_server() {
 #[test]
 fn an_invalid_policy_has_one_event_from_all_agents_together() {
     let mut pipeline = Pipeline::start("n1", BAD);
-    pipeline.report_diagnostics();
+    pipeline.report_notices();
     let events = pipeline.events(1);
     let policy = pipeline.server.get(Resource::NetworkPolicies, "shop", "bad").expect("the policy does not exist");
     assert_eq!(text(&events[0], "/regarding/uid"), text(&policy, "/metadata/uid"));
@@ -246,7 +247,7 @@ fn an_invalid_policy_has_one_event_from_all_agents_together() {
     let credentials = TempDir::new().expect("cannot create a directory");
     let (sink, handle) = start("n2", &pipeline.server, credentials.path());
     let mut other = Reporter::new(Lines::to(std::io::sink()), FlowBuffer::default()).with_kube_events(Some(sink));
-    other.report_diagnostics(&pipeline.reconciler);
+    other.report_notices(&pipeline.reconciler);
     pipeline.wait_until("a second attempt", || {
         pipeline.server.requests().iter().any(|request| request.status == Some(409))
     });
@@ -256,9 +257,42 @@ fn an_invalid_policy_has_one_event_from_all_agents_together() {
 }
 
 #[test]
+fn the_start_and_the_end_of_a_suspension_have_an_event_each() {
+    let mut pipeline = Pipeline::start("n1", POLICIES);
+    let namespace = |annotations: &str| {
+        let text =
+            format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: shop, annotations: {{{annotations}}}}}}}");
+        let mut objects = manifest::parse(&text, "shop.yaml").objects.into_iter().map(|located| located.object);
+        Event::Apply(objects.next().expect("no namespace"))
+    };
+    let minutes = |count: u64| Timestamp::from(SystemTime::now() + Duration::from_secs(60 * count));
+    let suspended = |until: Timestamp| {
+        namespace(&format!("netpol.io/suspended-until: '{until}', netpol.io/suspended-reason: incident 7"))
+    };
+    pipeline.reconciler.set_clock();
+    pipeline.reconciler.apply(vec![suspended(minutes(30))]);
+    assert_eq!(pipeline.reconciler.suspensions().len(), 1);
+    pipeline.report_notices();
+    let events = pipeline.events(1);
+    assert_eq!(text(&events[0], "/reason"), "EnforcementSuspended");
+    assert_eq!(text(&events[0], "/type"), "Warning");
+    assert_eq!(text(&events[0], "/regarding/kind"), "Namespace");
+    assert_eq!(text(&events[0], "/metadata/namespace"), "shop");
+    let note = text(&events[0], "/note");
+    assert!(note.contains("not enforced until") && note.ends_with("(incident 7)"), "{note}");
+    pipeline.reconciler.apply(vec![namespace("")]);
+    assert!(pipeline.reconciler.suspensions().is_empty());
+    // Notices are compared once a second.
+    std::thread::sleep(Duration::from_millis(1100));
+    pipeline.report_notices();
+    let reasons: Vec<_> = pipeline.events(2).iter().map(|event| text(event, "/reason").to_owned()).collect();
+    assert!(reasons.contains(&"EnforcementResumed".to_owned()), "{reasons:?}");
+}
+
+#[test]
 fn an_agent_without_pods_of_a_policy_writes_no_event_for_it() {
     let mut pipeline = Pipeline::start("n3", BAD);
-    pipeline.report_diagnostics();
+    pipeline.report_notices();
     std::thread::sleep(Duration::from_secs(1));
     pipeline.end();
     assert_eq!((pipeline.server.events().len(), pipeline.server.requests().len()), (0, 0));

@@ -343,10 +343,10 @@ impl Reporter {
         }
     }
 
-    /// Writes Kubernetes Events about diagnostics of policies. May be called at any time.
-    pub fn report_diagnostics<D: Dataplane>(&mut self, reconciler: &Reconciler<D>) {
+    /// Writes Kubernetes Events about diagnostics of policies, and about suspensions. May be called at any time.
+    pub fn report_notices<D: Dataplane>(&mut self, reconciler: &Reconciler<D>) {
         if let Some(sink) = &mut self.kubernetes {
-            sink.send_changed_diagnostics(reconciler.engine().cluster_state(), Instant::now());
+            sink.send_changed_notices(reconciler.engine().cluster_state(), Instant::now());
         }
     }
 

@@ -135,6 +135,19 @@ const KUBE_EVENTS: PageTable = &[
 ];
 
 const CHANGES: PageTable = &[
+    gauge("netpol_observe", "1 if nothing is enforced (--observe), otherwise 0.", |page, samples| {
+        samples.value(u8::from(page.reporter.observes()));
+    }),
+    gauge(
+        "netpol_suspended_until_timestamp_seconds",
+        "Unix time when a suspension of enforcement ends; without a namespace: of the cluster.",
+        |page, samples| {
+            for suspension in page.reconciler.suspensions() {
+                let namespace = if suspension.cluster { "" } else { &*suspension.namespace };
+                samples.labeled(&[("namespace", namespace)], suspension.until.0);
+            }
+        },
+    ),
     gauge("netpol_policy_diagnostics", "Number of invalid fields in policies.", |page, samples| {
         samples.value(page.reconciler.policy_diagnostics());
     }),

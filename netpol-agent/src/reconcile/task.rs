@@ -252,7 +252,7 @@ fn execute_slice(
         progress.made();
     }
     if reconciler.has_engine() {
-        reporter.report_diagnostics(reconciler);
+        reporter.report_notices(reconciler);
         reporter
             .summarize(reconciler, |id, direction, kind| meter.counters.suppressed(id, direction, kind).unwrap_or(0));
         for request in waiting_requests.drain(..) {

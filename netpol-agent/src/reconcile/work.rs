@@ -172,7 +172,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.engine = engine;
         self.stats = stats;
         self.shortage.review(omitted);
-        self.suspensions = self.engine.suspensions();
+        self.log_suspensions();
         self.jobs_compiled += 1;
         let Some((origin, ticket, begun)) = self.work.compiling.take() else { return };
         self.history.begin(&origin.batches);

@@ -66,7 +66,7 @@ impl ClusterState {
     /// Returns whether a suspension with this end is in effect now. One that ends later than
     /// [`MAX_SUSPENSION_SECONDS`] from now is not: it may be a mistake.
     fn is_active(&self, until: Option<Timestamp>) -> bool {
-        until.is_some_and(|until| self.clock < until && until <= self.clock.plus_seconds(MAX_SUSPENSION_SECONDS))
+        until.is_some_and(|until| is_active_at(self.clock, until))
     }
 
     /// Returns all ends of suspensions, also those that are over or too late, with the annotated namespace and whether
@@ -84,7 +84,12 @@ impl ClusterState {
 
     /// Returns the suspensions that are in effect now.
     pub fn suspensions(&self) -> Vec<Suspension> {
-        self.suspensions_with(|until| self.is_active(Some(until)))
+        self.suspensions_at(self.clock)
+    }
+
+    /// Returns the suspensions that are in effect if the clock shows this time.
+    pub fn suspensions_at(&self, time: Timestamp) -> Vec<Suspension> {
+        self.suspensions_with(|until| is_active_at(time, until))
     }
 
     /// Returns the suspensions that are in effect now in a namespace.
@@ -117,6 +122,10 @@ impl ClusterState {
         let times = self.suspension_ends().flat_map(|(.., until)| [starts(until), until]);
         times.filter(|time| *time > self.clock).min()
     }
+}
+
+fn is_active_at(time: Timestamp, until: Timestamp) -> bool {
+    time < until && until <= time.plus_seconds(MAX_SUSPENSION_SECONDS)
 }
 
 #[cfg(test)]

@@ -35,13 +35,7 @@ impl Engine {
 
     /// Returns whether a suspension starts or ends if the clock shows this time.
     pub(super) fn changes_modes(&self, time: Timestamp) -> bool {
-        let before = &self.cluster_state;
-        if before.namespaces.values().all(|namespace| !namespace.modes.has_end()) {
-            return false;
-        }
-        let mut after = before.clone();
-        after.apply(Event::Clock(time));
-        before.suspensions() != after.suspensions()
+        self.cluster_state.suspensions() != self.cluster_state.suspensions_at(time)
     }
 
     /// If an event changes both the labels and the modes of a namespace, returns the namespace with only its new modes.

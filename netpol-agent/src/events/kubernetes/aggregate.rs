@@ -8,8 +8,8 @@ use std::time::{Duration, Instant, SystemTime};
 use netpol_common::{Direction, Reason};
 use netpol_policy::model::PodKey;
 
-use super::diagnostics::{DiagnosticSchedule, PolicyDiagnostic};
 use super::limit::Bucket;
+use super::notice::{Notice, NoticeSchedule};
 use super::sink::{Denied, DropReason};
 use super::topic::Topic;
 
@@ -48,8 +48,8 @@ type Subject = (PodKey, i64);
 pub enum Publication {
     /// Packets were denied at a pod.
     Denied(Series),
-    /// A policy has a diagnostic.
-    PolicyDiagnostic(PolicyDiagnostic),
+    /// Something about a policy or a namespace.
+    Notice(Notice),
 }
 
 /// The Event of one topic of a pod, with its number of packets.
@@ -79,7 +79,7 @@ pub struct Series {
 #[derive(Debug)]
 pub struct Aggregator {
     pods: HashMap<Subject, Pod>,
-    diagnostics: DiagnosticSchedule,
+    notices: NoticeSchedule,
     node: Bucket,
     /// Number of topics so far.
     topics_started: u64,
@@ -141,7 +141,7 @@ impl Aggregator {
         let node = Bucket::new(NODE_BURST, NODE_REFILL, now);
         Self {
             pods: HashMap::new(),
-            diagnostics: DiagnosticSchedule::default(),
+            notices: NoticeSchedule::default(),
             node,
             topics_started: 0,
             next_due: None,
@@ -201,12 +201,12 @@ impl Aggregator {
         Ok(())
     }
 
-    /// Replaces the diagnostics of all policies.
-    pub fn set_diagnostics(&mut self, all: Vec<PolicyDiagnostic>, now: Instant) {
-        self.diagnostics.set(all, now);
+    /// Replaces all notices.
+    pub fn set_notices(&mut self, all: Vec<Notice>, now: Instant) {
+        self.notices.set(all, now);
     }
 
-    /// Takes a publication that is due: diagnostics of policies, then new Events, then updates; within each, the one that
+    /// Takes a publication that is due: notices, then new Events, then updates; within each, the one that
     /// waits longest.
     pub fn take(&mut self, now: Instant) -> Option<Publication> {
         if self.next_due().is_none_or(|due| due > now) {
@@ -215,8 +215,8 @@ impl Aggregator {
         if !self.node.take(0, now) {
             return None;
         }
-        if let Some(diagnostic) = self.diagnostics.take(now) {
-            return Some(Publication::PolicyDiagnostic(diagnostic));
+        if let Some(notice) = self.notices.take(now) {
+            return Some(Publication::Notice(notice));
         }
         let mut best: Option<(bool, Instant, Subject, usize)> = None;
         for (subject, pod) in &mut self.pods {
@@ -255,7 +255,7 @@ impl Aggregator {
 
     /// Returns when [`Self::take`] may return something.
     pub fn next_due(&self) -> Option<Instant> {
-        [self.next_due, self.diagnostics.next_due()].into_iter().flatten().min()
+        [self.next_due, self.notices.next_due()].into_iter().flatten().min()
     }
 
     /// Returns when the node's next token is available.
@@ -275,7 +275,7 @@ impl Aggregator {
                 state.interval = (state.interval * 3).min(MAX_INTERVAL);
                 self.update_schedule(now);
             }
-            Publication::PolicyDiagnostic(diagnostic) => self.diagnostics.reported(diagnostic, now),
+            Publication::Notice(notice) => self.notices.reported(notice, now),
         }
     }
 
@@ -292,7 +292,7 @@ impl Aggregator {
                 }
                 self.update_schedule(now);
             }
-            Publication::PolicyDiagnostic(diagnostic) => self.diagnostics.failed(diagnostic, now),
+            Publication::Notice(notice) => self.notices.failed(notice, now),
         }
     }
 
@@ -305,7 +305,7 @@ impl Aggregator {
                     pod.series.retain(|state| reason != DropReason::Deleted && state.id != series.id);
                 }
             }
-            Publication::PolicyDiagnostic(diagnostic) => self.diagnostics.reported(diagnostic, now),
+            Publication::Notice(notice) => self.notices.reported(notice, now),
         }
     }
 

@@ -25,8 +25,8 @@
 //! counting continues; the counts are written when it is available again.
 
 mod aggregate;
-mod diagnostics;
 mod limit;
+mod notice;
 mod object;
 mod reporters;
 mod sink;
@@ -35,7 +35,7 @@ mod topic;
 mod writer;
 
 pub use aggregate::{Aggregator, Publication};
-pub use diagnostics::PolicyDiagnostic;
+pub use notice::Notice;
 pub use sink::{Denied, DropReason, EventCounters, Sink};
 pub use thread::{FINISH_TIMEOUT, Handle, start};
 pub use topic::Topic;

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use serde_json::{Value, json};
 
 use super::aggregate::{MAX_TOPICS, Series};
-use super::diagnostics::PolicyDiagnostic;
+use super::notice::{Notice, NoticeObject};
 use super::topic;
 
 /// The component that writes the Events; `kubectl describe` shows it under From.
@@ -46,21 +46,28 @@ pub(super) fn series_patch(series: &Series) -> Value {
     json!({"series": event_series(series)})
 }
 
-/// Returns an Event about a policy. Every agent gives it the same name, so that the API server stores it once.
-pub(super) fn of_diagnostic(diagnostic: &PolicyDiagnostic, uid: Option<String>, node: &str, now: SystemTime) -> Event {
-    let key = &diagnostic.policy;
-    let owner = uid.clone().unwrap_or_else(|| key.to_string());
-    let name = event_name(&key.name, fnv(&[&owner, &diagnostic.message]));
+/// Returns an Event about a policy or a namespace. Every agent gives it the same name, so that the API server stores it
+/// once.
+pub(super) fn of_notice(notice: &Notice, uid: Option<String>, node: &str, now: SystemTime) -> Event {
+    let (namespace, name, regarding) = match &notice.object {
+        NoticeObject::Policy(key) => (
+            &key.namespace,
+            &key.name,
+            reference("networking.k8s.io/v1", "NetworkPolicy", &key.namespace, &key.name, uid),
+        ),
+        // The API server accepts a namespace here, too, so that `kubectl events -n NAMESPACE` shows the Event.
+        NoticeObject::Namespace(name) => (name, name, reference("v1", "Namespace", name, name, uid)),
+    };
+    let owner = regarding.uid.clone().unwrap_or_else(|| format!("{namespace}/{name}"));
+    let event = event_name(name, fnv(&[&owner, &notice.message]));
     Event {
         action: Some("Enforce".to_owned()),
         event_time: Some(time(now)),
-        note: Some(topic::escape_and_shorten(format!(
-            "{}; this part matches nothing and allows nothing",
-            diagnostic.message
-        ))),
-        reason: Some("InvalidPolicyField".to_owned()),
-        regarding: Some(reference("networking.k8s.io/v1", "NetworkPolicy", &key.namespace, &key.name, uid)),
-        ..event_base(&key.namespace, name, node)
+        note: Some(topic::escape_and_shorten(notice.message.clone())),
+        reason: Some(notice.reason.name().to_owned()),
+        regarding: Some(regarding),
+        type_: Some(notice.reason.event_type().to_owned()),
+        ..event_base(namespace, event, node)
     }
 }
 
@@ -129,10 +136,10 @@ mod tests {
 
     #[test]
     fn all_agents_use_one_event_name_until_the_policy_is_recreated() {
-        let diagnostic = PolicyDiagnostic { policy: PolicyKey::new("shop", "bad"), message: "spec.ingress: no".into() };
+        let notice = Notice::about_policy(&PolicyKey::new("shop", "bad"), "spec.ingress: no");
         let name = |uid: &str, node: &str, seconds| {
             let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
-            of_diagnostic(&diagnostic, Some(uid.into()), node, now).metadata.name
+            of_notice(&notice, Some(uid.into()), node, now).metadata.name
         };
         assert_eq!(name("uid-1", "a", 1), name("uid-1", "b", 2));
         assert_ne!(name("uid-1", "a", 1), name("uid-2", "a", 1));

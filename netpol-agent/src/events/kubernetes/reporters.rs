@@ -3,15 +3,17 @@
 use std::collections::BTreeSet;
 
 use netpol_policy::cluster_state::ClusterState;
-use netpol_policy::model::{Pod, PodKey, Policy, Severity};
+use netpol_policy::model::{Pod, PodKey, Policy, Severity, Suspension};
 
-use super::diagnostics::PolicyDiagnostic;
+use super::notice::{Notice, NoticeReason};
 
 /// Maximum number of policies that are reported at one time.
 const MAX_POLICIES: usize = 64;
 /// Maximum number of diagnostics that are reported for one policy.
 const MAX_DIAGNOSTICS: usize = 8;
-/// Number of agents that report one policy, because one may be down or run without Events. All use the same Event name,
+/// Maximum number of suspensions that are reported at one time.
+const MAX_SUSPENSIONS: usize = 64;
+/// Number of agents that report one object, because one may be down or run without Events. All use the same Event name,
 /// so there is one Event.
 const REPORTERS: usize = 3;
 /// Maximum number of pods that are searched to select the agents.
@@ -24,15 +26,13 @@ pub(super) fn policies_with_errors(cluster_state: &ClusterState) -> impl Iterato
     cluster_state.policies.values().filter(has_errors).take(MAX_POLICIES)
 }
 
-/// Returns the diagnostics that the agent on `node` reports.
-pub(super) fn to_report(cluster_state: &ClusterState, node: &str) -> Vec<PolicyDiagnostic> {
+/// Returns the diagnostics of policies that the agent on `node` reports.
+pub(super) fn diagnostics(cluster_state: &ClusterState, node: &str) -> Vec<Notice> {
     let reported_here = policies_with_errors(cluster_state).filter(|policy| is_reporter(cluster_state, policy, node));
     reported_here
         .flat_map(|policy| {
             let errors = policy.diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Error);
-            errors
-                .take(MAX_DIAGNOSTICS)
-                .map(|diagnostic| PolicyDiagnostic { policy: policy.key.clone(), message: diagnostic.to_string() })
+            errors.take(MAX_DIAGNOSTICS).map(|diagnostic| Notice::about_policy(&policy.key, &diagnostic.to_string()))
         })
         .collect()
 }
@@ -52,6 +52,29 @@ fn is_reporter(cluster_state: &ClusterState, policy: &Policy, node: &str) -> boo
     if !candidates.is_empty() {
         return candidates.contains(node);
     }
+    is_first_node(cluster_state, node)
+}
+
+/// Returns the suspensions that the agent on `node` reports. The reporters are the first nodes.
+pub(super) fn suspensions(cluster_state: &ClusterState, ended: &[Suspension], node: &str) -> Vec<Notice> {
+    if !is_first_node(cluster_state, node) {
+        return Vec::new();
+    }
+    let active = cluster_state.suspensions();
+    let rejected = cluster_state.rejected_suspensions();
+    let all = [
+        (&active[..], NoticeReason::EnforcementSuspended),
+        (&rejected[..], NoticeReason::SuspensionRejected),
+        (ended, NoticeReason::EnforcementResumed),
+    ];
+    let notices = all.into_iter().flat_map(|(suspensions, reason)| {
+        suspensions.iter().map(move |suspension| Notice::about_suspension(suspension, reason))
+    });
+    notices.take(MAX_SUSPENSIONS).collect()
+}
+
+/// Returns whether a node is one of the first ones. `true` if the nodes are unknown.
+fn is_first_node(cluster_state: &ClusterState, node: &str) -> bool {
     cluster_state.nodes.is_empty() || cluster_state.nodes.keys().take(REPORTERS).any(|name| **name == *node)
 }
 
@@ -91,7 +114,7 @@ pub(super) mod tests {
     }
 
     fn reporters(cluster_state: &ClusterState) -> Vec<String> {
-        (0..1000).map(|n| format!("node-{n}")).filter(|node| !to_report(cluster_state, node).is_empty()).collect()
+        (0..1000).map(|n| format!("node-{n}")).filter(|node| !diagnostics(cluster_state, node).is_empty()).collect()
     }
 
     #[test]

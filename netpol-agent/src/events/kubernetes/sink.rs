@@ -7,10 +7,10 @@ use std::time::{Duration, Instant, SystemTime};
 use netpol_api::{FlowDirection, FlowRecord};
 use netpol_common::{Direction, FlowEvent, Reason};
 use netpol_policy::cluster_state::ClusterState;
-use netpol_policy::model::{Diagnostic, PodKey, PolicyKey};
+use netpol_policy::model::{Diagnostic, PodKey, PolicyKey, Suspension};
 use tokio::sync::mpsc;
 
-use super::diagnostics::PolicyDiagnostic;
+use super::notice::Notice;
 use super::reporters;
 use super::topic::{self, Topic};
 
@@ -36,8 +36,8 @@ pub struct Denied {
 #[derive(Clone, Debug)]
 pub(super) enum Message {
     Denied(Box<Denied>),
-    /// All diagnostics that this agent currently reports.
-    Diagnostics(Vec<PolicyDiagnostic>),
+    /// All notices that this agent currently reports.
+    Notices(Vec<Notice>),
 }
 
 /// Why something is never reported.
@@ -95,8 +95,10 @@ impl EventCounters {
     }
 }
 
-/// Minimum time between two checks for changed diagnostics.
+/// Minimum time between two checks for changed notices.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Time for which the end of a suspension is reported.
+const ENDED_TIME: Duration = Duration::from_mins(10);
 /// The reporting agents of a policy are selected again after this time, because its pods may be on
 /// other nodes by then.
 const RESELECT_INTERVAL: Duration = Duration::from_mins(10);
@@ -111,11 +113,44 @@ pub struct Sink {
     selected_at: Option<Instant>,
     /// The diagnostics when they were last sent to the thread.
     diagnostics: Vec<(PolicyKey, Vec<Diagnostic>)>,
+    suspensions: Suspensions,
+}
+
+/// Suspensions when they were last sent to the thread.
+#[derive(Debug, Default)]
+struct Suspensions {
+    active: Vec<Suspension>,
+    rejected: Vec<Suspension>,
+    /// Those that have ended, for [`ENDED_TIME`].
+    ended: Vec<(Suspension, Instant)>,
+}
+
+impl Suspensions {
+    /// Updates them. Returns whether they have changed.
+    fn update(&mut self, cluster_state: &ClusterState, now: Instant) -> bool {
+        let (active, rejected) = (cluster_state.suspensions(), cluster_state.rejected_suspensions());
+        if active == self.active && rejected == self.rejected {
+            return false;
+        }
+        self.ended.retain(|(_, at)| now.saturating_duration_since(*at) < ENDED_TIME);
+        let ended = self.active.iter().filter(|before| !active.contains(before)).cloned();
+        self.ended.extend(ended.map(|suspension| (suspension, now)));
+        (self.active, self.rejected) = (active, rejected);
+        true
+    }
 }
 
 impl Sink {
     pub(super) fn new(sender: mpsc::Sender<Message>, numbers: Arc<EventCounters>, node: &str) -> Self {
-        Self { sender, numbers, node: node.into(), checked_at: None, selected_at: None, diagnostics: Vec::new() }
+        Self {
+            sender,
+            numbers,
+            node: node.into(),
+            checked_at: None,
+            selected_at: None,
+            diagnostics: Vec::new(),
+            suspensions: Suspensions::default(),
+        }
     }
 
     /// Returns the counters.
@@ -161,8 +196,8 @@ impl Sink {
         })));
     }
 
-    /// Sends changed diagnostics to the thread. May be called at any time; most calls return immediately.
-    pub(in crate::events) fn send_changed_diagnostics(&mut self, cluster_state: &ClusterState, now: Instant) {
+    /// Sends changed notices to the thread. May be called at any time; most calls return immediately.
+    pub(in crate::events) fn send_changed_notices(&mut self, cluster_state: &ClusterState, now: Instant) {
         let since = |time: Option<Instant>| time.map_or(Duration::MAX, |time| now.saturating_duration_since(time));
         if since(self.checked_at) < CHECK_INTERVAL {
             return;
@@ -172,12 +207,17 @@ impl Sink {
             reporters::policies_with_errors(cluster_state).map(|policy| (&policy.key, policy.diagnostics.as_slice()))
         };
         let sent = self.diagnostics.iter().map(|(key, diagnostics)| (key, diagnostics.as_slice()));
-        if current().eq(sent) && (self.diagnostics.is_empty() || since(self.selected_at) < RESELECT_INTERVAL) {
-            return;
-        }
+        let same_diagnostics =
+            current().eq(sent) && (self.diagnostics.is_empty() || since(self.selected_at) < RESELECT_INTERVAL);
         // If the queue is full, the next call finds the same difference.
         let Ok(permit) = self.sender.try_reserve() else { return };
-        permit.send(Message::Diagnostics(reporters::to_report(cluster_state, &self.node)));
+        if !self.suspensions.update(cluster_state, now) && same_diagnostics {
+            return;
+        }
+        let ended: Vec<_> = self.suspensions.ended.iter().map(|(suspension, _)| suspension.clone()).collect();
+        let mut notices = reporters::diagnostics(cluster_state, &self.node);
+        notices.extend(reporters::suspensions(cluster_state, &ended, &self.node));
+        permit.send(Message::Notices(notices));
         self.selected_at = Some(now);
         self.diagnostics = current().map(|(key, diagnostics)| (key.clone(), diagnostics.to_vec())).collect();
     }
@@ -203,9 +243,9 @@ mod tests {
         let mut sink = Sink::new(sender, Arc::default(), "node-0");
         let start = Instant::now();
         let mut sent = |sink: &mut Sink, cluster_state: &ClusterState, after: Duration| {
-            sink.send_changed_diagnostics(cluster_state, start + after);
+            sink.send_changed_notices(cluster_state, start + after);
             match messages.try_recv() {
-                Ok(Message::Diagnostics(all)) => Some(all.len()),
+                Ok(Message::Notices(all)) => Some(all.len()),
                 Ok(other) => panic!("{other:?}"),
                 Err(_) => None,
             }

@@ -136,7 +136,7 @@ fn process(message: Message, aggregator: &mut Aggregator, numbers: &EventCounter
                 numbers.count_dropped(reason, 1);
             }
         }
-        Message::Diagnostics(all) => aggregator.set_diagnostics(all, now),
+        Message::Notices(all) => aggregator.set_notices(all, now),
     }
 }
 

@@ -13,7 +13,7 @@ use netpol_policy::model::PodKey;
 use tokio::time::timeout;
 
 use super::aggregate::{Publication, Series};
-use super::diagnostics::PolicyDiagnostic;
+use super::notice::{Notice, NoticeObject};
 use super::object;
 use super::sink::DropReason;
 use netpol_policy::text::error_chain;
@@ -78,7 +78,7 @@ impl Writer {
         let written = timeout(REQUEST_TIMEOUT, async {
             match publication {
                 Publication::Denied(series) => self.write_series(series).await,
-                Publication::PolicyDiagnostic(diagnostic) => self.write_diagnostic(diagnostic).await,
+                Publication::Notice(notice) => self.write_notice(notice).await,
             }
         });
         match written.await {
@@ -132,12 +132,18 @@ impl Writer {
         }
     }
 
-    async fn write_diagnostic(&mut self, diagnostic: &PolicyDiagnostic) -> Result<(), WriteResult> {
-        let policies: Api<NetworkPolicy> = Api::namespaced(self.client.clone(), &diagnostic.policy.namespace);
-        let found = policies.get_metadata(&diagnostic.policy.name).await;
-        let uid = self.ignore_forbidden(found.map(|found| found.metadata.uid), POLICIES_RULE)?;
-        let events: Api<Event> = Api::namespaced(self.client.clone(), &diagnostic.policy.namespace);
-        let event = object::of_diagnostic(diagnostic, uid, &self.node, SystemTime::now());
+    async fn write_notice(&mut self, notice: &Notice) -> Result<(), WriteResult> {
+        let (namespace, uid) = match &notice.object {
+            NoticeObject::Policy(key) => {
+                let policies: Api<NetworkPolicy> = Api::namespaced(self.client.clone(), &key.namespace);
+                let found = policies.get_metadata(&key.name).await;
+                let uid = self.ignore_forbidden(found.map(|found| found.metadata.uid), POLICIES_RULE)?;
+                (&key.namespace, uid)
+            }
+            NoticeObject::Namespace(name) => (name, None),
+        };
+        let events: Api<Event> = Api::namespaced(self.client.clone(), namespace);
+        let event = object::of_notice(notice, uid, &self.node, SystemTime::now());
         match events.create(&PostParams::default(), &event).await {
             // Another agent has written it, or this one earlier.
             Err(Error::Api(status)) if status.is_already_exists() => Ok(()),

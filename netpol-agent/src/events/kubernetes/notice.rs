@@ -1,0 +1,160 @@
+//! Schedules Events about policies and namespaces: diagnostics, and suspensions of enforcement.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use netpol_policy::model::{NamespaceName, PolicyKey, Suspension};
+
+/// Interval for repeating a notice that is still present: the API server deletes an Event after an hour
+/// (`--event-ttl`).
+const REPEAT_INTERVAL: Duration = Duration::from_mins(30);
+
+/// Something about an object that every agent finds.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Notice {
+    /// The object.
+    pub object: NoticeObject,
+    /// What it is.
+    pub reason: NoticeReason,
+    /// The text.
+    pub message: String,
+}
+
+/// The object of a notice.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NoticeObject {
+    /// A policy.
+    Policy(PolicyKey),
+    /// A namespace.
+    Namespace(NamespaceName),
+}
+
+/// What a notice is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NoticeReason {
+    /// A field of a policy is invalid.
+    InvalidPolicyField,
+    /// Enforcement is suspended.
+    EnforcementSuspended,
+    /// A suspension is not in effect, because it ends too late.
+    SuspensionRejected,
+    /// A suspension has ended.
+    EnforcementResumed,
+}
+
+impl NoticeReason {
+    /// Returns the Event's `reason`.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::InvalidPolicyField => "InvalidPolicyField",
+            Self::EnforcementSuspended => "EnforcementSuspended",
+            Self::SuspensionRejected => "SuspensionRejected",
+            Self::EnforcementResumed => "EnforcementResumed",
+        }
+    }
+
+    /// Returns the Event's `type`.
+    pub(super) const fn event_type(self) -> &'static str {
+        match self {
+            Self::InvalidPolicyField | Self::EnforcementSuspended | Self::SuspensionRejected => "Warning",
+            Self::EnforcementResumed => "Normal",
+        }
+    }
+}
+
+impl Notice {
+    /// Returns the notice of a policy's diagnostic.
+    pub(super) fn about_policy(policy: &PolicyKey, diagnostic: &str) -> Self {
+        Self {
+            object: NoticeObject::Policy(policy.clone()),
+            reason: NoticeReason::InvalidPolicyField,
+            message: format!("{diagnostic}; this part matches nothing and allows nothing"),
+        }
+    }
+
+    /// Returns the notice of a suspension. Its end is part of the text, so each suspension has its own Event.
+    pub(super) fn about_suspension(suspension: &Suspension, reason: NoticeReason) -> Self {
+        let what = if suspension.cluster { "all policies of the cluster" } else { "the namespace's policies" };
+        let until = suspension.until;
+        let because = suspension.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+        let message = match reason {
+            NoticeReason::EnforcementResumed => {
+                format!("{what} are enforced again; enforcement was suspended until {until}{because}")
+            }
+            NoticeReason::SuspensionRejected => format!(
+                "enforcement is not suspended yet: {until} is more than 24 hours from now{because}; set an earlier time"
+            ),
+            NoticeReason::EnforcementSuspended | NoticeReason::InvalidPolicyField => {
+                format!("{what} are not enforced until {until}{because}")
+            }
+        };
+        Self { object: NoticeObject::Namespace(suspension.namespace.clone()), reason, message }
+    }
+}
+
+/// All notices, with the time when each is due; `None` while it is being written.
+#[derive(Debug, Default)]
+pub(super) struct NoticeSchedule {
+    due: BTreeMap<Notice, Option<Instant>>,
+}
+
+impl NoticeSchedule {
+    /// Replaces all notices. New ones are due immediately; those that are missing in `all` are not reported again.
+    pub(super) fn set(&mut self, all: Vec<Notice>, now: Instant) {
+        let known = std::mem::take(&mut self.due);
+        self.due = all
+            .into_iter()
+            .map(|notice| {
+                let due = known.get(&notice).copied().unwrap_or(Some(now));
+                (notice, due)
+            })
+            .collect();
+    }
+
+    /// Takes a notice that is due.
+    pub(super) fn take(&mut self, now: Instant) -> Option<Notice> {
+        let (notice, due) = self.due.iter_mut().find(|(_, due)| due.is_some_and(|due| due <= now))?;
+        *due = None;
+        Some(notice.clone())
+    }
+
+    /// Records that a notice was reported, or cannot be.
+    pub(super) fn reported(&mut self, notice: &Notice, now: Instant) {
+        self.due.entry(notice.clone()).and_modify(|due| *due = Some(now + REPEAT_INTERVAL));
+    }
+
+    /// Records that a notice could not be written.
+    pub(super) fn failed(&mut self, notice: &Notice, now: Instant) {
+        self.due.entry(notice.clone()).and_modify(|due| *due = Some(now));
+    }
+
+    /// Returns when the next notice is due.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.due.values().flatten().min().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_remaining_notice_is_repeated_and_a_fixed_one_is_not() {
+        let notice = |diagnostic: &str| Notice::about_policy(&PolicyKey::new("shop", "bad"), diagnostic);
+        let start = Instant::now();
+        let mut schedule = NoticeSchedule::default();
+        schedule.set(vec![notice("a"), notice("b")], start);
+        assert_eq!(schedule.take(start), Some(notice("a")));
+        assert_eq!(schedule.take(start), Some(notice("b")));
+        assert_eq!(schedule.take(start), None);
+        schedule.reported(&notice("a"), start);
+        schedule.failed(&notice("b"), start);
+        assert_eq!(schedule.take(start), Some(notice("b")));
+        // Fixed while it is being written.
+        schedule.set(vec![notice("a")], start);
+        schedule.reported(&notice("b"), start);
+        assert_eq!(schedule.next_due(), Some(start + REPEAT_INTERVAL));
+        assert_eq!(schedule.take(start + REPEAT_INTERVAL), Some(notice("a")));
+        assert_eq!(schedule.take(start + 2 * REPEAT_INTERVAL), None);
+    }
+}
