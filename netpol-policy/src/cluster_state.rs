@@ -30,7 +30,8 @@ pub enum Event {
     Reset(Vec<Object>),
     /// The complete list of addresses of the local node, including bridge gateways, as the kernel reports them.
     LocalAddresses(Vec<IpAddr>),
-    /// The time, from which suspensions of enforcement follow. An earlier time than before is used, too.
+    /// The time, from which suspensions of enforcement follow. An earlier time than before is ignored: a clock that is set
+    /// back must not suspend enforcement again.
     Clock(Timestamp),
 }
 
@@ -91,7 +92,7 @@ impl ClusterState {
                 addresses.dedup();
                 self.local_addresses = addresses;
             }
-            Event::Clock(time) => self.clock = time,
+            Event::Clock(time) => self.clock = self.clock.max(time),
         }
     }
 

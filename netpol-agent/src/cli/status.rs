@@ -35,11 +35,14 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
             json["partialPolicies"] = serde_json::to_value(partial)?;
             json["gate"] = serde_json::to_value(known.as_ref().map(|known| &known.gate))?;
             json["warnings"] = serde_json::to_value(warnings)?;
+            json["observe"] = serde_json::to_value(known.as_ref().map(|known| known.observe))?;
+            json["suspensions"] = serde_json::to_value(known.as_ref().map(|known| &known.suspensions))?;
             print::out(format_args!("{}\n", text::json(&format!("{json:#}"))))?;
         }
         Output::Table => {
             let mut text = format!("{}{}", table(&status, &pods), partial_policies(partial));
             if let Some(known) = &known {
+                text.insert_str(0, &not_enforced(known));
                 // Writing to a string does not fail.
                 let _ = write!(text, "\n{}", gate_status::text(&known.gate, width()));
             }
@@ -51,6 +54,17 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns a line for each reason why policies are not enforced at all, if there is one.
+fn not_enforced(known: &netpol_api::Status) -> String {
+    let observe = known.observe.then(|| "NOTHING IS ENFORCED: the agent runs with --observe\n".to_owned());
+    let suspensions = known.suspensions.iter().map(|suspension| {
+        let of = suspension.namespace.as_ref().map_or("the cluster".to_owned(), |name| format!("namespace {name}"));
+        let reason = suspension.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        format!("NOT ENFORCED: policies of {} are suspended until {}{}\n", Safe(of), suspension.until, Safe(reason))
+    });
+    observe.into_iter().chain(suspensions).collect()
 }
 
 /// Returns the status of the running agent; `None` if no agent responds.

@@ -43,7 +43,7 @@ use std::time::Instant;
 use netpol_common::{DirectionPolicy, Endpoint, IfIndex, RuleSetId};
 use netpol_policy::cluster_state::{AGENT_NAMESPACE, Event};
 use netpol_policy::compile::{Engine, NodeScope};
-use netpol_policy::model::{PodKey, PolicyKey, Suspension};
+use netpol_policy::model::{PodKey, PolicyKey, Suspension, Timestamp};
 use netpol_policy::tables::{Change, EndpointPolicy};
 
 use compiler::EngineStats;
@@ -160,6 +160,10 @@ pub struct Reconciler<D> {
     history: History,
     /// Suspensions of enforcement, when the engine was available last.
     suspensions: Vec<Suspension>,
+    /// Suspensions that end too late to be in effect, at the same time.
+    rejected_suspensions: Vec<Suspension>,
+    /// When a suspension ends or takes effect next.
+    next_suspension_change: Option<Timestamp>,
     /// Number of compile jobs that finished: what is derived from the engine is valid for one of them.
     jobs_compiled: u64,
 }

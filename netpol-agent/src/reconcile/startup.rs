@@ -97,6 +97,8 @@ impl<D: Dataplane> Reconciler<D> {
             shortage: Shortage::default(),
             history,
             suspensions: Vec::new(),
+            rejected_suspensions: Vec::new(),
+            next_suspension_change: None,
             jobs_compiled: 0,
         };
         reconciler.put_tunnels();

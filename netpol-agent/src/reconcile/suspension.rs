@@ -10,8 +10,6 @@ use super::Reconciler;
 
 /// The longest wait before the clock is read again, in case it was set.
 const MAX_WAIT: Duration = Duration::from_secs(10);
-/// The shortest wait: the clock has a resolution of a second.
-const MIN_WAIT: Duration = Duration::from_millis(100);
 
 impl<D: Dataplane> Reconciler<D> {
     /// Gives the time to the engine. Suspensions of enforcement start and end by it.
@@ -35,16 +33,34 @@ impl<D: Dataplane> Reconciler<D> {
             }
         }
         self.suspensions = now;
+        self.next_suspension_change = self.engine.next_suspension_change();
+        let rejected = self.engine.cluster_state().rejected_suspensions();
+        for suspension in rejected.iter().filter(|suspension| !self.rejected_suspensions.contains(suspension)) {
+            let (namespace, cluster) = of(suspension);
+            tracing::warn!(
+                %namespace, cluster, until = %suspension.until,
+                "enforcement is not suspended yet: the end is more than 24 hours from now; set an earlier time, or remove the \
+                 annotation"
+            );
+        }
+        self.rejected_suspensions = rejected;
     }
 
-    /// Returns how long to wait before the next [`Reconciler::set_clock`]; `None` without a suspension, or while the
-    /// engine is compiling.
+    /// Gives the time to the engine if a suspension has ended or taken effect since. Without this, a flood of flow events
+    /// could delay the main loop's timers.
+    pub fn set_clock_if_due(&mut self) {
+        if self.until_suspension_changes() == Some(Duration::ZERO) {
+            self.set_clock();
+        }
+    }
+
+    /// Returns how long to wait before the next [`Reconciler::set_clock_if_due`]; `None` without a suspension, or while
+    /// the engine is compiling.
     pub fn until_suspension_changes(&self) -> Option<Duration> {
         if !self.has_engine() || self.is_busy() {
             return None;
         }
-        let change = self.engine.next_suspension_change()?;
-        let seconds = Timestamp::from(SystemTime::now()).seconds_until(change);
-        Some(Duration::from_secs(seconds).clamp(MIN_WAIT, MAX_WAIT))
+        let seconds = Timestamp::from(SystemTime::now()).seconds_until(self.next_suspension_change?);
+        Some(Duration::from_secs(seconds).min(MAX_WAIT))
     }
 }

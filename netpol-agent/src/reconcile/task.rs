@@ -131,6 +131,7 @@ pub async fn run(
         // delay readings.
         let next_read = if waiting { last_read + back_off } else { last_full_read + FULL_INTERVAL };
         let overdue = reconciler.next_overdue();
+        reconciler.set_clock_if_due();
         let suspension = reconciler.until_suspension_changes();
         tokio::select! {
             biased;
@@ -191,9 +192,7 @@ pub async fn run(
             () = sleep_until(Deadline::from_std(overdue.unwrap_or(last_full_read))), if overdue.is_some() => {
                 reconciler.reconcile(false);
             }
-            () = sleep(suspension.unwrap_or_default()), if suspension.is_some() => {
-                reconciler.set_clock();
-            }
+            () = sleep(suspension.unwrap_or_default()), if suspension.is_some() => {}
             () = sleep_until(Deadline::from_std(next_read)), if !is_reading => {
                 if last_full_read.elapsed() >= FULL_INTERVAL {
                     last_full_read = Instant::now();

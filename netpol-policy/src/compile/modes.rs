@@ -35,7 +35,7 @@ impl Engine {
 
     /// Returns whether a suspension starts or ends if the clock shows this time.
     pub(super) fn changes_modes(&self, time: Timestamp) -> bool {
-        self.cluster_state.suspensions() != self.cluster_state.suspensions_at(time)
+        self.cluster_state.suspensions() != self.cluster_state.suspensions_at(time.max(self.cluster_state.clock))
     }
 
     /// If an event changes both the labels and the modes of a namespace, returns the namespace with only its new modes.

@@ -8,6 +8,8 @@ use crate::model::{
     SUSPENDED_UNTIL_ANNOTATION, Timestamp,
 };
 
+/// Maximum length of an invalid value in a diagnostic, in characters.
+const MAX_VALUE: usize = 64;
 /// Maximum length of a reason, in characters.
 const MAX_REASON: usize = 256;
 
@@ -15,6 +17,7 @@ const MAX_REASON: usize = 256;
 pub(super) fn mode(metadata: &ObjectMeta, diagnostics: &mut Diagnostics) -> Option<Mode> {
     let value = annotation(metadata, MODE_ANNOTATION)?;
     Some(Mode::from_name(value).unwrap_or_else(|| {
+        let value = shortened(value);
         let message = format!("`{value}` is not a mode; write shadow or enforce. Until then, policies are enforced");
         diagnostics.error(field(MODE_ANNOTATION), message);
         Mode::Enforce
@@ -27,6 +30,7 @@ pub(super) fn modes(metadata: &ObjectMeta, diagnostics: &mut Diagnostics) -> Nam
         let value = annotation(metadata, name)?;
         let time = Timestamp::parse(value);
         if time.is_none() {
+            let value = shortened(value);
             let message =
                 format!("`{value}` is not an RFC 3339 time, such as 2026-01-31T18:00:00Z; nothing is suspended");
             diagnostics.error(field(name), message);
@@ -43,6 +47,16 @@ pub(super) fn modes(metadata: &ObjectMeta, diagnostics: &mut Diagnostics) -> Nam
 
 fn annotation<'m>(metadata: &'m ObjectMeta, name: &str) -> Option<&'m str> {
     metadata.annotations.as_ref()?.get(name).map(String::as_str)
+}
+
+/// Returns the first characters of a value. An annotation may have 256 KiB.
+fn shortened(value: &str) -> String {
+    let mut characters = value.chars();
+    let mut short: String = characters.by_ref().take(MAX_VALUE).collect();
+    if characters.next().is_some() {
+        short.push('…');
+    }
+    short
 }
 
 fn field(annotation: &str) -> String {
