@@ -3,6 +3,8 @@
 mod args;
 mod color;
 mod columns;
+mod connection;
+mod diff;
 mod ends;
 mod explain;
 mod flows;
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
     let result = match &arguments.command {
         Command::Matrix(options) => matrix::run(options, &mut out),
         Command::Explain(options) => explain::run(options, &mut out),
+        Command::Diff(options) => diff::run(options, &mut out),
         Command::Lint(options) => lint::run(options, &mut out),
         Command::Flows(options) => flows::run(options, &mut out),
         Command::Top(options) => top::run(options, &mut out),

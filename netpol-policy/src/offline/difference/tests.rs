@@ -148,9 +148,9 @@ fn a_change_names_the_policies_that_are_responsible() {
     let found = |old: &str, new: &str| summary(&difference(old, new));
     assert_eq!(
         found("", &closed),
-        [format!(
+        [
             "deployment/api,deployment/web 0.0.0.0/0 -> deployment/api,deployment/web: +none -all ?none by ingress isolation 1"
-        )]
+        ]
     );
     let with_80 = format!("{closed}{}", allow(80));
     let with_81 = format!("{closed}{}", allow(81));

@@ -195,10 +195,13 @@ pub struct OutsideAddresses {
     pub(super) end: u32,
 }
 
+/// Whether the family is IPv4, and the first and the last address as numbers.
+type FamilySpan = (bool, (u128, u128));
+
 /// Splits all addresses at the blocks of all policies. Leaves out families without a pod.
 pub(super) fn outside(clusters: &[CompiledCluster<'_>], values: &mut Values) -> Vec<OutsideAddresses> {
     let states: Vec<&ClusterState> = clusters.iter().map(|compiled| compiled.cluster.state()).collect();
-    let mut parts: BTreeMap<u32, Vec<(bool, (u128, u128))>> = BTreeMap::new();
+    let mut parts: BTreeMap<u32, Vec<FamilySpan>> = BTreeMap::new();
     for is_ipv4 in [true, false] {
         let mut pods = states.iter().flat_map(|state| state.pods.values()).filter(|pod| pod.is_selectable());
         if !pods.any(|pod| pod.addresses.iter().any(|address| address.is_ipv4() == is_ipv4)) {

@@ -1,0 +1,172 @@
+//! `netpol diff`, `netpol assert` and `netpol graph`.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use common::{Manifests, Run, netpol};
+use expect_test::expect_file;
+use serde_json::{Value, json};
+
+const APP: &str = include_str!("data/app.yaml");
+
+/// The policies of [`APP`] with other ports, and a policy that isolates all pods.
+fn changed_app() -> String {
+    let deny = "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny, namespace: shop}\n\
+                spec: {podSelector: {}, policyTypes: [Ingress]}\n";
+    format!("{}{deny}", APP.replace("port: 9187", "port: 9188").replace("{port: 5432}", "{port: 5433}"))
+}
+
+fn versions() -> Manifests {
+    Manifests::of(&[("old/app.yaml", APP), ("new/app.yaml", &changed_app())])
+}
+
+/// Runs `netpol diff old new …` in the directory of the manifests.
+fn diff(manifests: &Manifests, arguments: &[&str]) -> Run {
+    let path = |name: &str| manifests.path().join(name).to_str().expect("text").to_owned();
+    let mut run = netpol(&[&["diff", &path("old"), &path("new")], arguments].concat(), "");
+    run.out = run.out.replace(manifests.path().to_str().expect("text"), "DIR");
+    run
+}
+
+#[test]
+fn diff_lists_the_connections_that_change_with_their_causes() {
+    let manifests = versions();
+    for (format, file) in [("table", "golden/diff.txt"), ("md", "golden/diff.md"), ("json", "golden/diff.json")] {
+        let run = diff(&manifests, &["-o", format, "--pod-cidr", "10.42.0.0/16"]);
+        expect_file![file].assert_eq(&run.out);
+        assert_eq!((run.code, run.err.as_str()), (0, ""), "{format}");
+    }
+    assert_eq!(diff(&manifests, &["--exit-code", "--pod-cidr", "10.42.0.0/16"]).code, 1);
+    // An ipBlock may contain the unknown addresses of the pods.
+    let run = diff(&manifests, &[]);
+    assert!(run.code == 4 && run.out.contains("unknown: shop/cronjob/backup, shop/statefulset/db ->"), "{}", run.out);
+}
+
+#[test]
+fn diff_of_equal_versions_has_no_change() {
+    let reordered = format!("# The same.\n{APP}");
+    let manifests = Manifests::of(&[("old/app.yaml", APP), ("new/b/app.yaml", &reordered)]);
+    let run = diff(&manifests, &["--exit-code"]);
+    assert_eq!((run.out.as_str(), run.code), ("no connection changes from DIR/old to DIR/new\n", 0));
+}
+
+#[test]
+fn diff_compares_policies_with_workloads_of_standard_input() {
+    let (workloads, policies) = APP.split_once("---\napiVersion: networking.k8s.io/v1").expect("policies");
+    let policies = format!("apiVersion: networking.k8s.io/v1{policies}");
+    let manifests =
+        Manifests::of(&[("old.yaml", &policies), ("new.yaml", &policies.replace("port: pg", "port: 5433"))]);
+    let path = |name: &str| manifests.path().join(name).to_str().expect("text").to_owned();
+    let (old, new) = (path("old.yaml"), path("new.yaml"));
+    let run =
+        netpol(&["diff", &old, &new, "-f", "-", "--exit-code", "-o", "json", "--pod-cidr", "10.42.0.0/16"], workloads);
+    let output: Value = serde_json::from_str(&run.out).expect("JSON");
+    assert_eq!(output["changes"][0]["denied"], "TCP 5432", "{output:#}");
+    assert_eq!((output["changes"].as_array().map(Vec::len), run.code), (Some(1), 1), "{output:#}");
+    let run = netpol(&["diff", &old, &new], "");
+    assert!(run.code == 3 && run.err.contains("no pods to compare; add the manifests of workloads"), "{}", run.err);
+    assert_eq!(netpol(&["diff", &old, "-"], "").code, 3);
+}
+
+fn git(directory: &Path, arguments: &[&str]) {
+    let identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"];
+    let output =
+        Command::new("git").args(identity).args(arguments).current_dir(directory).output().expect("git starts");
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn diff_in(directory: &Path, arguments: &[&str]) -> Run {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_netpol"));
+    let output = command.arg("diff").args(arguments).current_dir(directory).output().expect("netpol starts");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    Run { code: output.status.code().expect("an exit code"), out: text(output.stdout), err: text(output.stderr) }
+}
+
+#[test]
+fn diff_reads_git_revisions() {
+    let manifests =
+        Manifests::of(&[("m/sub dir/app.yaml", APP), ("m/notes.md", "# Notes"), ("m/.hidden.yaml", "a: b")]);
+    let directory = manifests.path();
+    git(directory, &["init", "-q"]);
+    git(directory, &["add", "."]);
+    git(directory, &["commit", "-q", "-m", "one"]);
+    fs::write(directory.join("m/sub dir/app.yaml"), changed_app()).expect("a manifest");
+    let expected = diff(&versions(), &["--pod-cidr", "10.42.0.0/16"]).out;
+    let expected = expected.split_once('\n').expect("lines").1;
+    for old in ["HEAD:m", "HEAD:m/", "HEAD:", "HEAD:./m", "HEAD:m/sub dir/app.yaml"] {
+        let run = diff_in(directory, &[old, "m/", "--pod-cidr", "10.42.0.0/16"]);
+        let (heading, rest) = run.out.split_once('\n').unwrap_or_default();
+        assert_eq!((rest, run.err.as_str(), run.code), (expected, "", 0), "{old}");
+        assert_eq!(heading, format!("3 changes from {old} to m/"));
+    }
+    // The names of files are those of the revision.
+    fs::write(directory.join("m/bad.yaml"), APP.replace("port: 9187", "prot: 9187")).expect("a manifest");
+    git(directory, &["add", "."]);
+    git(directory, &["commit", "-q", "-m", "two"]);
+    let run = diff_in(directory, &["HEAD:m", "m"]);
+    assert!(run.code == 3 && run.err.contains("HEAD:m/bad.yaml:"), "{}", run.err);
+    for (old, message) in [
+        ("HEAD:absent", "HEAD:absent not found: neither a file nor a path of a git revision"),
+        ("nosuch:m", "nosuch:m not found"),
+        ("--output=x:y", "`--output=x:y` is not a git revision"),
+    ] {
+        let run = diff_in(directory, &["--", old, "m"]);
+        assert!(run.code == 3 && run.err.contains(message), "{old}: {} {}", run.code, run.err);
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_netpol"));
+    let output =
+        command.args(["diff", "HEAD:m", "m"]).current_dir(directory).env("PATH", "").output().expect("netpol starts");
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(error.contains("git not found; install git"), "{error}");
+}
+
+fn record(from: &Value, to: &Value, protocol: &str, port: Option<u16>) -> String {
+    let mut record = json!({"type": "flow", "schema": "netpol.io/v1", "time": "2026-11-29T00:00:00.000Z", "node": "n",
+        "verdict": "allowed", "direction": "ingress", "reason": "rule", "from": from, "to": to, "protocol": protocol,
+        "suppressed": 0, "length": 60});
+    if let Some(port) = port {
+        record["port"] = port.into();
+    }
+    format!("{record}\n")
+}
+
+#[test]
+fn diff_lists_the_recorded_flows_that_are_cut() {
+    let manifests = versions();
+    let pod = |name: &str, kind: &str, workload: &str| json!({"namespace": "shop", "pod": name, "workload": {"kind": kind, "name": workload}, "address": "10.42.0.9"});
+    let (web, db) = (pod("web-7d9c-x2x4", "Deployment", "web"), pod("db-0", "StatefulSet", "db"));
+    let outside = json!({"address": "10.20.0.7"});
+    let flows = [
+        record(&web, &db, "TCP", Some(5432)),
+        record(&pod("web-7d9c-aaaa", "Deployment", "web"), &db, "TCP", Some(5432)),
+        record(&outside, &db, "TCP", Some(9188)),
+        record(&outside, &web, "ICMP", None),
+        record(&web, &json!({"address": "10.96.0.9", "services": ["shop/db"]}), "TCP", Some(5432)),
+        record(&web, &pod("x", "Deployment", "absent"), "TCP", Some(1)),
+        record(&db, &db, "TCP", Some(5432)),
+    ];
+    let path = manifests.path().join("flows.ndjson");
+    fs::write(&path, flows.concat()).expect("records");
+    let path = path.to_str().expect("text");
+    let run = diff(&manifests, &["--pod-cidr", "10.42.0.0/16", "--flows", path]);
+    let flows = run.out.split_once("\n6 recorded flows").expect("flows").1;
+    let expected = ": 3 cut, 1 now allowed, 0 unknown
+  cut: 10.20.0.7 -> deployment/shop/web, ICMP (1 record)
+  cut: deployment/shop/web -> service/shop/db, TCP 5432 (1 record)
+  cut: deployment/shop/web -> shop/db-0, TCP 5432 (2 records)
+  now allowed: 10.20.0.7 -> shop/db-0, TCP 9188 (1 record)
+  not evaluated: 1 flow, such as: deployment/shop/absent not found in the
+    manifests
+";
+    let mut lines: Vec<&str> = flows.lines().collect();
+    lines[1..].sort_unstable();
+    let mut wanted: Vec<&str> = expected.lines().collect();
+    wanted[1..].sort_unstable();
+    assert_eq!((lines, run.err.as_str()), (wanted, ""), "{}", run.out);
+    fs::write(path, "{\"type\": \"flow\"}\n").expect("a record");
+    let run = diff(&manifests, &["--flows", path]);
+    assert!(run.code == 3 && run.err.contains("flows.ndjson:1 is not a record of netpol"), "{}", run.err);
+}
