@@ -23,12 +23,16 @@ fn versions() -> Manifests {
     Manifests::of(&[("old/app.yaml", APP), ("new/app.yaml", &changed_app())])
 }
 
-/// Runs `netpol diff old new …` in the directory of the manifests.
+/// Runs `netpol` in a directory: the paths in its output have the same length everywhere.
+fn run_in(directory: &Path, arguments: &[&str]) -> Run {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_netpol"));
+    let output = command.args(arguments).current_dir(directory).output().expect("netpol starts");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    Run { code: output.status.code().expect("an exit code"), out: text(output.stdout), err: text(output.stderr) }
+}
+
 fn diff(manifests: &Manifests, arguments: &[&str]) -> Run {
-    let path = |name: &str| manifests.path().join(name).to_str().expect("text").to_owned();
-    let mut run = netpol(&[&["diff", &path("old"), &path("new")], arguments].concat(), "");
-    run.out = run.out.replace(manifests.path().to_str().expect("text"), "DIR");
-    run
+    run_in(manifests.path(), &[&["diff", "old", "new"], arguments].concat())
 }
 
 #[test]
@@ -50,7 +54,7 @@ fn diff_of_equal_versions_has_no_change() {
     let reordered = format!("# The same.\n{APP}");
     let manifests = Manifests::of(&[("old/app.yaml", APP), ("new/b/app.yaml", &reordered)]);
     let run = diff(&manifests, &["--exit-code"]);
-    assert_eq!((run.out.as_str(), run.code), ("no connection changes from DIR/old to DIR/new\n", 0));
+    assert_eq!((run.out.as_str(), run.code), ("no connection changes from old to new\n", 0));
 }
 
 #[test]
@@ -79,10 +83,7 @@ fn git(directory: &Path, arguments: &[&str]) {
 }
 
 fn diff_in(directory: &Path, arguments: &[&str]) -> Run {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_netpol"));
-    let output = command.arg("diff").args(arguments).current_dir(directory).output().expect("netpol starts");
-    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-    Run { code: output.status.code().expect("an exit code"), out: text(output.stdout), err: text(output.stderr) }
+    run_in(directory, &[&["diff"], arguments].concat())
 }
 
 #[test]
@@ -154,11 +155,11 @@ fn diff_lists_the_recorded_flows_that_are_cut() {
     let run = diff(&manifests, &["--pod-cidr", "10.42.0.0/16", "--flows", path]);
     let flows = run.out.split_once("\n6 recorded flows").expect("flows").1;
     let expected = ": 3 cut, 1 now allowed, 0 unknown
-  cut: 10.20.0.7 -> deployment/shop/web, ICMP (1 record)
-  cut: deployment/shop/web -> service/shop/db, TCP 5432 (1 record)
-  cut: deployment/shop/web -> shop/db-0, TCP 5432 (2 records)
+  cut: 10.20.0.7 -> shop/deployment/web, ICMP (1 record)
+  cut: shop/deployment/web -> service/shop/db, TCP 5432 (1 record)
+  cut: shop/deployment/web -> shop/db-0, TCP 5432 (2 records)
   now allowed: 10.20.0.7 -> shop/db-0, TCP 9188 (1 record)
-  not evaluated: 1 flow, such as: deployment/shop/absent not found in the
+  not evaluated: 1 flow, such as: shop/deployment/absent not found in the
     manifests
 ";
     let mut lines: Vec<&str> = flows.lines().collect();
@@ -169,4 +170,78 @@ fn diff_lists_the_recorded_flows_that_are_cut() {
     fs::write(path, "{\"type\": \"flow\"}\n").expect("a record");
     let run = diff(&manifests, &["--flows", path]);
     assert!(run.code == 3 && run.err.contains("flows.ndjson:1 is not a record of netpol"), "{}", run.err);
+}
+
+/// Runs `netpol assert` with these expectations.
+fn assert(manifests: &Manifests, expectations: &str, arguments: &[&str]) -> Run {
+    fs::write(manifests.path().join("expectations.yaml"), expectations).expect("expectations");
+    let all = ["assert", "-f", "app.yaml", "-a", "expectations.yaml", "--pod-cidr", "10.42.0.0/16"];
+    run_in(manifests.path(), &[&all, arguments].concat())
+}
+
+const EXPECTATIONS: &str = "\
+namespace: shop
+expectations:
+- only: deploy/web
+  canReach: sts/db
+  ports: [5432/TCP]
+- only: [deploy/web, 10.20.0.0/17]
+  canReach: sts/db
+- allow: deploy/web
+  to: [sts/db, internet]
+  ports: [443]
+- name: no backups from the internet
+  deny: internet
+  to: cj/backup
+- nothingOutside: shop/*
+  reaches: [deploy/web, sts/db]
+- isolated: shop/*
+  direction: egress
+- isolated: app in (web, db)
+- deny: 0.0.0.0/0
+  to: deploy/web
+  ports: [80-90/TCP, UDP]
+";
+
+#[test]
+fn assert_shows_a_counterexample_for_each_expectation_that_fails() {
+    let manifests = Manifests::of(&[("app.yaml", APP)]);
+    for (format, file) in
+        [("text", "golden/assert.txt"), ("junit", "golden/assert.xml"), ("json", "golden/assert.json")]
+    {
+        let run = assert(&manifests, EXPECTATIONS, &["-o", format]);
+        expect_file![file].assert_eq(&run.out);
+        assert_eq!((run.code, run.err.as_str()), (1, ""), "{format}");
+    }
+}
+
+#[test]
+fn the_result_of_assert_is_the_exit_code() {
+    let cilium = "---\n{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: c, namespace: shop}, \
+                  spec: {endpointSelector: {matchLabels: {app: backup}}, ingress: []}}\n";
+    let manifests = Manifests::of(&[("app.yaml", &format!("{APP}{cilium}"))]);
+    let expectations = |text: &str| format!("namespace: shop\nexpectations:\n{text}\n");
+    for (text, code, message) in [
+        ("- {allow: deploy/web, to: sts/db, ports: [5432]}", 0, "1 passed, 0 failed, 0 unknown"),
+        ("- {deny: deploy/web, to: sts/db, ports: [1-5431, 5433-65535, UDP]}", 0, "1 passed"),
+        ("- {deny: deploy/web, to: sts/db, ports: [5431-5433]}", 1, "TCP 5432: allowed"),
+        ("- {deny: sts/db, to: cj/backup}", 4, "netpol does not evaluate CiliumNetworkPolicy shop/c"),
+        ("- {isolated: cj/backup, direction: ingress}", 4, "0 passed, 0 failed, 1 unknown"),
+        ("- {isolated: cj/backup, direction: egress}", 1, "CronJob shop/backup: not isolated"),
+        (
+            "- {deny: '10.20.255.255', to: sts/db, ports: [9187]}",
+            1,
+            "10.20.255.255 -> pod shop/db-0, TCP 9187: allowed",
+        ),
+        ("- {deny: '10.21.0.0', to: sts/db}", 0, "1 passed"),
+        ("- {deny: sts/absent, to: sts/db}", 3, "expectations.yaml:3: StatefulSet shop/absent not found"),
+        ("- {deny: shop/absent, to: sts/db}", 3, "expectations.yaml:3: pod shop/absent not found"),
+        ("- {deny: absent/*, to: sts/db}", 3, "expectations.yaml:3: namespace absent has no pod"),
+        ("- {deny: 'fd00::/8', to: sts/db}", 3, "expectations.yaml:3: no connection between these ends is possible"),
+        ("- {deny: shop/*, to: sts/db, prots: [1]}", 3, "expectations.yaml:3: unknown field"),
+    ] {
+        let run = assert(&manifests, &expectations(text), &[]);
+        let all = format!("{}{}", run.unwrapped(), run.err);
+        assert!(run.code == code && all.contains(message), "{text}: {} {all}", run.code);
+    }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use netpol_api::{FlowEnd, FlowRecord, Record};
 use netpol_policy::explain::Verdict;
 use netpol_policy::model::{PodKey, Protocol, ServiceKey, WorkloadKey, WorkloadKind};
-use netpol_policy::offline::OfflineCluster;
+use netpol_policy::offline::{OfflineCluster, UnitKey};
 use netpol_policy::reference::End;
 use serde::Serialize;
 
@@ -159,7 +159,7 @@ impl Seen {
         if let Some(pod) = &self.pod {
             pod.to_string()
         } else if let Some(workload) = &self.workload {
-            workload.to_string()
+            UnitKey::Workload(workload.clone()).to_string()
         } else if let Some(service) = &self.service {
             format!("service/{service}")
         } else {

@@ -20,6 +20,7 @@ use causes::JsonCause;
 use flows::Flows;
 use names::Names;
 
+pub(crate) use causes::{listed, rules_text};
 pub(crate) use options::{DiffOptions, EXAMPLES};
 
 use options::DiffOutput;

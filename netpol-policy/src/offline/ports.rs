@@ -31,7 +31,7 @@ impl PortSet {
     }
 
     /// Returns the set of ranges in any order: the first and the last port, both included.
-    pub(super) fn of_ranges(ranges: impl IntoIterator<Item = (Protocol, u16, u16)>) -> Self {
+    pub fn of_ranges(ranges: impl IntoIterator<Item = (Protocol, u16, u16)>) -> Self {
         let mut set = Self::default();
         for (protocol, first, last) in ranges {
             set.ranges.entry(protocol).or_default().push((first, last));
@@ -54,9 +54,10 @@ impl PortSet {
         self.ranges.get(&protocol).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// Returns the lowest port of the first protocol; `None` for the protocols without ports.
+    /// Returns the lowest port of the first protocol, but 0 only if it is the only one; `None` without ports.
     pub fn first(&self) -> Option<(Protocol, u16)> {
-        self.ranges.iter().find_map(|(protocol, ranges)| ranges.first().map(|(first, _)| (*protocol, *first)))
+        let first = |(first, last): &(u16, u16)| (*first).max(1).min(*last);
+        self.ranges.iter().find_map(|(protocol, ranges)| ranges.first().map(|range| (*protocol, first(range))))
     }
 
     /// Returns whether the set includes the protocols without ports, such as ICMP.

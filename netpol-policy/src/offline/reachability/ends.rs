@@ -199,8 +199,7 @@ pub struct OutsideAddresses {
 type FamilySpan = (bool, (u128, u128));
 
 /// Splits all addresses at the blocks of all policies. Leaves out families without a pod.
-pub(super) fn outside(clusters: &[CompiledCluster<'_>], values: &mut Values) -> Vec<OutsideAddresses> {
-    let states: Vec<&ClusterState> = clusters.iter().map(|compiled| compiled.cluster.state()).collect();
+pub(super) fn outside(states: &[&ClusterState], inside: &AddressSet, values: &mut Values) -> Vec<OutsideAddresses> {
     let mut parts: BTreeMap<u32, Vec<FamilySpan>> = BTreeMap::new();
     for is_ipv4 in [true, false] {
         let mut pods = states.iter().flat_map(|state| state.pods.values()).filter(|pod| pod.is_selectable());
@@ -217,17 +216,16 @@ pub(super) fn outside(clusters: &[CompiledCluster<'_>], values: &mut Values) -> 
             parts.entry(end).or_default().push((is_ipv4, part));
         }
     }
-    let not_outside = of_the_cluster(&states);
     let found = parts.into_iter().filter_map(|(end, spans)| {
         let addresses = AddressSet::of_spans(spans);
-        let example = addresses.difference(&not_outside).first()?;
+        let example = addresses.difference(inside).first()?;
         Some(OutsideAddresses { addresses, example, end })
     });
     found.collect()
 }
 
 /// Returns the addresses of pods and Services, and all placeholders.
-fn of_the_cluster(states: &[&ClusterState]) -> AddressSet {
+pub(super) fn of_the_cluster(states: &[&ClusterState]) -> AddressSet {
     let pods = states.iter().flat_map(|state| state.pods.values()).filter(|pod| pod.is_selectable());
     let services = states.iter().flat_map(|state| state.services.values());
     let services = services.flat_map(|service| service.addresses.iter().copied());

@@ -25,7 +25,7 @@ pub use units::{UnitKey, units};
 
 use crate::model::{PodKey, PolicyKey};
 use crate::offline::intern::Interner;
-use crate::offline::{OfflineCluster, PortSet};
+use crate::offline::{AddressSet, OfflineCluster, PortSet};
 use crate::reference::{self, RuleRef};
 
 /// A class of pods or addresses with the same ports with every other end.
@@ -55,6 +55,8 @@ pub struct Reachability<'c> {
     /// The pods of each cluster.
     pods: Vec<BTreeMap<PodKey, u32>>,
     outside: Vec<OutsideAddresses>,
+    /// The addresses of pods and Services, and placeholders.
+    inside: AddressSet,
     values: Values,
     sets: Interner<PortSet>,
     /// By the side, the direction and the class of the remote address.
@@ -68,11 +70,13 @@ impl<'c> Reachability<'c> {
         let mut values = Values::default();
         let clusters: Vec<_> = clusters.iter().map(|cluster| CompiledCluster::new(cluster, &mut values)).collect();
         let pods = clusters.iter().map(|cluster| cluster.pods(&mut values)).collect();
-        let outside = ends::outside(&clusters, &mut values);
+        let states: Vec<_> = clusters.iter().map(|compiled| compiled.cluster.state()).collect();
+        let inside = ends::of_the_cluster(&states);
+        let outside = ends::outside(&states, &inside, &mut values);
         let mut sets = Interner::default();
         sets.number(PortSet::default());
         sets.number(PortSet::all());
-        Self { clusters, pods, outside, values, sets, of_sides: HashMap::new(), intersections: HashMap::new() }
+        Self { clusters, pods, outside, inside, values, sets, of_sides: HashMap::new(), intersections: HashMap::new() }
     }
 
     /// Returns the cluster with this index.
@@ -89,6 +93,13 @@ impl<'c> Reachability<'c> {
     /// a family without a pod is left out.
     pub fn outside(&self) -> &[OutsideAddresses] {
         &self.outside
+    }
+
+    /// Returns the addresses of a set that are outside of pods, split into ends.
+    pub fn outside_in(&self, set: &AddressSet) -> Vec<(EndId, AddressSet)> {
+        let set = set.difference(&self.inside);
+        let parts = self.outside.iter().map(|part| (part.end(), part.addresses.intersection(&set)));
+        parts.filter(|(_, addresses)| !addresses.is_empty()).collect()
     }
 
     /// Returns the ports of a pair of numbers: those that are allowed, and those that are allowed or unknown.
