@@ -11,6 +11,7 @@ use netpol_policy::model::Protocol;
 use crate::assert::{self, AssertOptions};
 use crate::diff::{self, DiffOptions};
 use crate::ends::{EndArgument, MatrixEnd};
+use crate::graph::{self, GraphOptions};
 
 mod live;
 
@@ -30,13 +31,13 @@ Exit codes:
       wait: timed out, not found, or cannot be enforced
   2   wrong usage
   3   input could not be read, or the requested object is not in the input
-      explain, matrix, diff, assert: also if a part of an object is invalid, or
-      a template was skipped; the result is printed, and may be wrong
+      explain, matrix, diff, assert, graph: also if a part of an object is invalid,
+      or a template was skipped; the result is printed, and may be wrong
       commands for a cluster: the API server or no agent responds
   4   unknown: the verdict depends on a policy of a kind that netpol does not
       evaluate (Cilium, Calico, Antrea, AdminNetworkPolicy, …), on an address
       that the manifests do not contain, or on objects that you cannot list
-      matrix: at least one verdict is unknown; diff: an unknown change
+      matrix, graph: at least one verdict is unknown; diff: an unknown change
       assert: an expectation is unknown, and none fails
   5   some nodes did not respond; the output is about the others
   70  a bug in netpol: the compiled tables and the reference differ";
@@ -64,6 +65,9 @@ pub(crate) enum Command {
     /// Check expectations about connections, with a counterexample for each that fails
     #[command(after_help = assert::EXAMPLES)]
     Assert(AssertOptions),
+    /// Draw which workloads can connect to which, grouped by namespace
+    #[command(after_help = graph::EXAMPLES)]
+    Graph(GraphOptions),
     /// Report errors and mistakes in manifests, with file and line
     #[command(after_help = LINT_EXAMPLES)]
     Lint(LintOptions),

@@ -10,6 +10,7 @@ mod ends;
 mod explain;
 mod flows;
 mod generate;
+mod graph;
 mod input;
 mod lint;
 mod lists;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         Command::Explain(options) => explain::run(options, &mut out),
         Command::Assert(options) => assert::run(options, &mut out),
         Command::Diff(options) => diff::run(options, &mut out),
+        Command::Graph(options) => graph::run(options, &mut out),
         Command::Lint(options) => lint::run(options, &mut out),
         Command::Flows(options) => flows::run(options, &mut out),
         Command::Top(options) => top::run(options, &mut out),

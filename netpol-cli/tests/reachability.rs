@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -244,4 +245,49 @@ fn the_result_of_assert_is_the_exit_code() {
         let all = format!("{}{}", run.unwrapped(), run.err);
         assert!(run.code == code && all.contains(message), "{text}: {} {all}", run.code);
     }
+}
+
+#[test]
+fn graph_draws_nodes_by_namespace_in_each_format() {
+    let manifests = Manifests::of(&[("app.yaml", APP)]);
+    for (format, file) in [("svg", "golden/graph.svg"), ("dot", "golden/graph.dot"), ("mermaid", "golden/graph.mmd")] {
+        let run = manifests.run("graph", &["-o", format, "--pod-cidr", "10.42.0.0/16"]);
+        expect_file![file].assert_eq(&run.out);
+        assert_eq!((run.code, run.err.as_str()), (0, ""), "{format}");
+    }
+    assert_eq!(manifests.run("graph", &[]).code, 4);
+    let run = manifests.run("graph", &["-n", "absent"]);
+    assert!(run.code == 3 && run.err.contains("no pods to show"), "{}", run.err);
+}
+
+/// Each workload of an application accepts only the one before it, and each namespace only its own pods.
+#[test]
+fn a_graph_of_200_workloads_has_few_edges_and_escaped_names() {
+    let mut text = String::new();
+    for number in 0..200 {
+        let (namespace, tier) = (number / 20, number % 4);
+        // Writing to a string does not fail.
+        let labels = format!("{{app: a{}, tier: t{tier}, note: '<b>&\"'}}", number % 20 / 4);
+        let _ = writeln!(
+            text,
+            "---\n{{apiVersion: apps/v1, kind: Deployment, metadata: {{name: w{number}, namespace: n{namespace}}}, spec: {{template: \
+             {{metadata: {{labels: {labels}}}}}}}}}"
+        );
+        if tier > 0 {
+            let _ = writeln!(
+                text,
+                "---\n{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p{number}, namespace: n{namespace}}}, spec: \
+                 {{podSelector: {{matchLabels: {{app: a{}, tier: t{tier}}}}}, ingress: [{{from: [{{podSelector: {{matchLabels: {{tier: \
+                 t{}}}}}}}], ports: [{{port: 80}}]}}]}}}}",
+                number % 20 / 4,
+                tier - 1
+            );
+        }
+    }
+    text += "---\n{apiVersion: v1, kind: Pod, metadata: {name: 'x<&\"', namespace: n0}, status: {podIP: 10.0.0.1}}\n";
+    let run = netpol(&["graph", "-f", "-"], &text);
+    let edges = run.out.matches("class=\"edge").count();
+    let nodes = run.out.matches("class=\"node").count();
+    assert_eq!((nodes, edges, run.code), (41, 30, 3), "{}", run.err);
+    assert!(run.out.contains("x&lt;&amp;&quot;") && !run.out.contains("x<&"), "{}", run.err);
 }

@@ -130,13 +130,13 @@ fn parse(text: &str, file: &str) -> Result<Vec<Expectation>> {
     let default = raw.namespace.unwrap_or_else(|| "default".to_owned());
     let parsed = raw.expectations.into_iter().map(|spanned| {
         let line = spanned.referenced.line();
-        expectation(spanned.value, line, &default).map_err(|error| anyhow::anyhow!("{file}:{line}: {error}"))
+        expectation(&spanned.value, line, &default).map_err(|error| anyhow::anyhow!("{file}:{line}: {error}"))
     });
     parsed.collect()
 }
 
-fn expectation(raw: RawExpectation, line: u64, default: &str) -> Result<Expectation, String> {
-    let RawExpectation { name, namespace, ports, direction, to, .. } = &raw;
+fn expectation(raw: &RawExpectation, line: u64, default: &str) -> Result<Expectation, String> {
+    let RawExpectation { name, namespace, ports, direction, to, .. } = raw;
     let ports = ports.as_deref().map(port_set).transpose()?;
     let at = ports.as_ref().map(|ports| format!(" at {ports}")).unwrap_or_default();
     let kinds = [&raw.allow, &raw.deny, &raw.only, &raw.nothing_outside, &raw.isolated];
@@ -153,16 +153,16 @@ fn expectation(raw: RawExpectation, line: u64, default: &str) -> Result<Expectat
     };
     let (in_words, check, keys): (String, Check, &[&str]) = if let Some(from) = &raw.allow {
         let check = Check::Allow(connections(from, to, "to")?);
-        (format!("allow {from} to {}{at}", text(to)), check, &["to", "ports"])
+        (format!("allow {from} to {}{at}", text(to.as_ref())), check, &["to", "ports"])
     } else if let Some(from) = &raw.deny {
         let check = Check::Deny(connections(from, to, "to")?);
-        (format!("deny {from} to {}{at}", text(to)), check, &["to", "ports"])
+        (format!("deny {from} to {}{at}", text(to.as_ref())), check, &["to", "ports"])
     } else if let Some(from) = &raw.only {
         let check = Check::Only(connections(from, &raw.can_reach, "canReach")?);
-        (format!("only {from} can reach {}{at}", text(&raw.can_reach)), check, &["canReach", "ports"])
+        (format!("only {from} can reach {}{at}", text(raw.can_reach.as_ref())), check, &["canReach", "ports"])
     } else if let Some(from) = &raw.nothing_outside {
         let check = Check::Only(connections(from, &raw.reaches, "reaches")?);
-        (format!("nothing outside {from} reaches {}{at}", text(&raw.reaches)), check, &["reaches", "ports"])
+        (format!("nothing outside {from} reaches {}{at}", text(raw.reaches.as_ref())), check, &["reaches", "ports"])
     } else if let Some(pods) = &raw.isolated {
         let directions = match direction {
             Some(RawDirection::Ingress) => vec![Direction::Ingress],
@@ -175,7 +175,7 @@ fn expectation(raw: RawExpectation, line: u64, default: &str) -> Result<Expectat
     } else {
         return Err("the expectation is empty".to_owned());
     };
-    check_keys(&raw, keys)?;
+    check_keys(raw, keys)?;
     let namespace = namespace.clone().unwrap_or_else(|| default.to_owned());
     Ok(Expectation { title: name.clone().unwrap_or(in_words), line, namespace, check })
 }
@@ -195,8 +195,8 @@ fn check_keys(raw: &RawExpectation, used: &[&str]) -> Result<(), String> {
     }
 }
 
-fn text(ends: &Option<OneOrMore>) -> String {
-    ends.as_ref().map(ToString::to_string).unwrap_or_default()
+fn text(ends: Option<&OneOrMore>) -> String {
+    ends.map(ToString::to_string).unwrap_or_default()
 }
 
 impl std::fmt::Display for OneOrMore {

@@ -4,6 +4,8 @@ mod check;
 mod expectations;
 mod formats;
 
+pub(crate) use formats::xml;
+
 use std::io::Write;
 use std::path::PathBuf;
 
