@@ -8,7 +8,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use netpol_policy::model::Protocol;
 
+use crate::assert::{self, AssertOptions};
+use crate::diff::{self, DiffOptions};
 use crate::ends::{EndArgument, MatrixEnd};
+use crate::graph::{self, GraphOptions};
 
 mod live;
 
@@ -23,17 +26,19 @@ Exit codes:
       explain: allowed; lint: no errors; wait: enforced
   1   explain: denied, or only some connections or backends allowed; or, with
       --live, the tables of a node deny it
-      lint: errors found
+      lint: errors found; diff --exit-code: connections change
+      assert: an expectation fails
       wait: timed out, not found, or cannot be enforced
   2   wrong usage
   3   input could not be read, or the requested object is not in the input
-      explain, matrix: also if a part of an object is invalid, or a template
-      was skipped; the result is printed, and may be wrong
+      explain, matrix, diff, assert, graph: also if a part of an object is invalid,
+      or a template was skipped; the result is printed, and may be wrong
       commands for a cluster: the API server or no agent responds
   4   unknown: the verdict depends on a policy of a kind that netpol does not
       evaluate (Cilium, Calico, Antrea, AdminNetworkPolicy, …), on an address
       that the manifests do not contain, or on objects that you cannot list
-      matrix: at least one verdict is unknown
+      matrix, graph: at least one verdict is unknown; diff: an unknown change
+      assert: an expectation is unknown, and none fails
   5   some nodes did not respond; the output is about the others
   70  a bug in netpol: the compiled tables and the reference differ";
 
@@ -54,6 +59,15 @@ pub(crate) enum Command {
     /// Explain why a connection is allowed or denied
     #[command(after_help = EXPLAIN_EXAMPLES, mut_arg("paths", |arg| arg.required(false)))]
     Explain(Box<ExplainOptions>),
+    /// Show which connections two versions of manifests allow differently, and why
+    #[command(after_help = diff::EXAMPLES)]
+    Diff(DiffOptions),
+    /// Check expectations about connections, with a counterexample for each that fails
+    #[command(after_help = assert::EXAMPLES)]
+    Assert(AssertOptions),
+    /// Draw which workloads can connect to which, grouped by namespace
+    #[command(after_help = graph::EXAMPLES)]
+    Graph(GraphOptions),
     /// Report errors and mistakes in manifests, with file and line
     #[command(after_help = LINT_EXAMPLES)]
     Lint(LintOptions),

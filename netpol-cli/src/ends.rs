@@ -2,6 +2,8 @@
 
 mod ranges;
 
+pub(crate) use ranges::internet;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -189,7 +191,7 @@ pub(crate) fn resolve(
     Ok((sources, destinations))
 }
 
-fn find(cluster: &OfflineCluster, end: &EndArgument, default: &str) -> Result<EndSet> {
+pub(crate) fn find(cluster: &OfflineCluster, end: &EndArgument, default: &str) -> Result<EndSet> {
     let namespace = |written: &Option<String>| written.clone().unwrap_or_else(|| default.to_owned());
     Ok(match end {
         EndArgument::Pod(written, name) => {

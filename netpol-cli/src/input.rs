@@ -33,6 +33,14 @@ pub(crate) struct Input {
     pub(crate) missing: Vec<Missing>,
 }
 
+/// A file that was read already.
+pub(crate) struct TextFile {
+    pub(crate) name: String,
+    pub(crate) bytes: Vec<u8>,
+    /// Whether it is an argument. Otherwise, it is one of a directory, and need not contain an object.
+    pub(crate) named: bool,
+}
+
 /// A file that is not used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -61,8 +69,17 @@ pub(crate) struct InputReport<'i> {
 impl Input {
     /// Reads all paths. Records errors and goes on.
     pub(crate) fn read(options: &InputOptions) -> Self {
+        Self::read_with(options, Vec::new())
+    }
+
+    /// Reads all paths, after these files.
+    pub(crate) fn read_with(options: &InputOptions, texts: Vec<TextFile>) -> Self {
         let (mut input, mut files, mut size) = (Self::default(), BTreeMap::new(), 0);
         let limits = options.limits();
+        for TextFile { name, bytes, named } in texts {
+            size += bytes.len() as u64;
+            input.text(&name, bytes, named);
+        }
         for path in &options.paths {
             if path.as_os_str() == "-" {
                 match read_stream(io::stdin().lock(), size, limits) {

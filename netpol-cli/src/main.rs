@@ -1,12 +1,16 @@
 //! `netpol`: evaluates network policies offline, from manifests, and shows what the agents of a cluster enforce.
 
 mod args;
+mod assert;
 mod color;
 mod columns;
+mod connection;
+mod diff;
 mod ends;
 mod explain;
 mod flows;
 mod generate;
+mod graph;
 mod input;
 mod lint;
 mod lists;
@@ -66,6 +70,9 @@ fn main() -> ExitCode {
     let result = match &arguments.command {
         Command::Matrix(options) => matrix::run(options, &mut out),
         Command::Explain(options) => explain::run(options, &mut out),
+        Command::Assert(options) => assert::run(options, &mut out),
+        Command::Diff(options) => diff::run(options, &mut out),
+        Command::Graph(options) => graph::run(options, &mut out),
         Command::Lint(options) => lint::run(options, &mut out),
         Command::Flows(options) => flows::run(options, &mut out),
         Command::Top(options) => top::run(options, &mut out),

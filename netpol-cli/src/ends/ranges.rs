@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netpol_policy::model::{Peer, Peers};
-use netpol_policy::offline::{OfflineCluster, is_placeholder};
+use netpol_policy::offline::{AddressSet, OfflineCluster, is_placeholder};
 use netpol_policy::reference::End;
 
 use super::{EndArgument, EndSet, EndText};
@@ -62,6 +62,13 @@ pub(super) fn split(cluster: &OfflineCluster, argument: &EndArgument, set: EndSe
         }
     }
     EndSet { ends, ..set }
+}
+
+/// Returns all public addresses that are not known to be in the cluster.
+pub(crate) fn internet(cluster: &OfflineCluster) -> AddressSet {
+    let nets = |texts: &[&str]| AddressSet::of(texts.iter().filter_map(|text| text.parse::<IpNet>().ok()));
+    let known = AddressSet::of_addresses(known_addresses(cluster));
+    nets(&["0.0.0.0/0", "2000::/3"]).difference(&nets(&NOT_PUBLIC)).difference(&known)
 }
 
 /// Returns whether one of the ends has an address of the family of a range, or has no known address: the evaluation

@@ -106,6 +106,9 @@ pub struct Unevaluated {
     /// The pods that it may apply to.
     #[serde(skip)]
     pub scope: PolicyScope,
+    /// [`crate::model::content_of`] the object, which differs between two versions.
+    #[serde(skip)]
+    pub content: u64,
 }
 
 /// A diagnostic of a file.

@@ -219,7 +219,8 @@ impl ObjectReader {
         };
         let scope = PolicyScope::of(unevaluated, value);
         let name = qualified_name(value.get("metadata"), scope.is_cluster_scoped());
-        self.parsed.unevaluated.push(Unevaluated { file, line, api_version, kind, name, scope });
+        let content = crate::model::content_of(value);
+        self.parsed.unevaluated.push(Unevaluated { file, line, api_version, kind, name, scope, content });
     }
 
     /// Reports a name and labels that the API server rejects. The object is used anyway.

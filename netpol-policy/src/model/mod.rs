@@ -35,7 +35,7 @@ pub use service::{
 };
 pub use timestamp::Timestamp;
 pub use uid::{MIRROR_ANNOTATION, Uid};
-pub use unevaluated::{PolicyScope, UnevaluatedKind};
+pub use unevaluated::{PolicyScope, UnevaluatedKind, content_of};
 pub use workload::{MAX_ALL_ORDINALS, MAX_ORDINALS, Workload, WorkloadKey, WorkloadKind};
 
 /// Any object of the cluster state.

@@ -1,5 +1,7 @@
 //! Policies of kinds that netpol does not evaluate. Only the pods that they may apply to are parsed.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use netpol_common::Direction;
 use serde_json::Value;
@@ -111,6 +113,18 @@ impl PolicyScope {
                 .iter()
                 .any(|subject| subject.namespaces.isolates(namespace) && subject.pods.isolates(&pod.labels))
     }
+}
+
+/// Returns a hash of what a policy states: of all fields but `metadata` and `status`. Only for comparisons within one
+/// process.
+pub fn content_of(object: &Value) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for (key, value) in object.as_object().into_iter().flatten() {
+        if key != "metadata" && key != "status" {
+            (key, value.to_string()).hash(&mut hasher);
+        }
+    }
+    hasher.finish()
 }
 
 /// Returns the subject of a policy, or `None` if it does not apply to pods.

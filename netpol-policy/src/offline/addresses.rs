@@ -33,6 +33,11 @@ pub fn is_placeholder(address: IpAddr) -> bool {
     }
 }
 
+/// Returns the ranges of all placeholders.
+pub(super) fn placeholder_ranges() -> [IpNet; 4] {
+    [PODS_V4.into(), SERVICES_V4.into(), PODS_V6.into(), SERVICES_V6.into()]
+}
+
 /// Returns whether a range is that of the placeholders of pods.
 pub(crate) fn is_pod_placeholder_range(range: &IpNet) -> bool {
     *range == placeholders(range.addr().is_ipv4())

@@ -8,8 +8,12 @@
 //!
 //! A verdict that differs between the two states depends on an unknown address.
 
+mod address_set;
 mod addresses;
+pub mod difference;
+mod intern;
 mod ports;
+mod reachability;
 mod workloads;
 
 use ipnet::IpNet;
@@ -17,10 +21,12 @@ use std::net::IpAddr;
 
 use netpol_common::{Direction, Reason};
 
+pub use address_set::AddressSet;
 use addresses::PodRanges;
 pub use addresses::is_placeholder;
 pub(crate) use addresses::is_pod_placeholder_range;
 pub use ports::PortSet;
+pub use reachability::{EndId, OutsideAddresses, PortIds, Reachability, RuleCause, UnitKey, units};
 pub use workloads::Workloads;
 
 use crate::cluster_state::{ClusterState, Event};
@@ -87,6 +93,11 @@ impl OfflineCluster {
     /// Returns the workloads and their pods.
     pub const fn workloads(&self) -> &Workloads {
         &self.workloads
+    }
+
+    /// Returns the policies that are not evaluated.
+    pub fn unevaluated(&self) -> &[Unevaluated] {
+        &self.unevaluated
     }
 
     /// Returns a second pod of the same workload, so that a connection from the workload to itself is one between two

@@ -31,7 +31,7 @@ impl PortSet {
     }
 
     /// Returns the set of ranges in any order: the first and the last port, both included.
-    fn of_ranges(ranges: impl IntoIterator<Item = (Protocol, u16, u16)>) -> Self {
+    pub fn of_ranges(ranges: impl IntoIterator<Item = (Protocol, u16, u16)>) -> Self {
         let mut set = Self::default();
         for (protocol, first, last) in ranges {
             set.ranges.entry(protocol).or_default().push((first, last));
@@ -52,6 +52,25 @@ impl PortSet {
 
     fn of_protocol(&self, protocol: Protocol) -> &[(u16, u16)] {
         self.ranges.get(&protocol).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Returns the lowest port of the first protocol, but 0 only if it is the only one; `None` without ports.
+    pub fn first(&self) -> Option<(Protocol, u16)> {
+        let first = |(first, last): &(u16, u16)| (*first).max(1).min(*last);
+        self.ranges.iter().find_map(|(protocol, ranges)| ranges.first().map(|range| (*protocol, first(range))))
+    }
+
+    /// Returns whether the set includes the protocols without ports, such as ICMP.
+    pub const fn has_other_protocols(&self) -> bool {
+        self.other_protocols
+    }
+
+    /// Returns the ports of any of the two sets.
+    #[must_use]
+    pub fn union(&self, other: &Self) -> Self {
+        let all = self.ranges.iter().chain(&other.ranges);
+        let ranges = all.flat_map(|(protocol, ranges)| ranges.iter().map(|(first, last)| (*protocol, *first, *last)));
+        Self { other_protocols: self.other_protocols || other.other_protocols, ..Self::of_ranges(ranges) }
     }
 
     /// Returns the ports in both sets.
@@ -118,7 +137,10 @@ fn complement(ranges: &[(u16, u16)]) -> Vec<(u16, u16)> {
 }
 
 /// Returns the ranges of a port of a rule. A port name is resolved on the destination.
-fn ranges_of(PortMatch { protocol, port }: &PortMatch, destination: Option<&Pod>) -> Vec<(Protocol, u16, u16)> {
+pub(super) fn ranges_of(
+    PortMatch { protocol, port }: &PortMatch,
+    destination: Option<&Pod>,
+) -> Vec<(Protocol, u16, u16)> {
     match port {
         PortRange::All => vec![(*protocol, 0, u16::MAX)],
         PortRange::Range(first, last) if first <= last => vec![(*protocol, *first, *last)],
@@ -190,6 +212,7 @@ mod tests {
         assert_eq!(ports.intersection(&PortSet::all()), ports);
         assert_eq!((PortSet::all().to_string(), PortSet::default().to_string()), ("all".into(), "none".into()));
         let rest = PortSet::all().difference(&ports);
+        assert_eq!((rest.union(&ports), ports.first()), (PortSet::all(), Some((Tcp, 80))));
         assert!(!rest.contains(Tcp, 80) && rest.contains(Tcp, 79) && rest.intersection(&ports).is_empty());
         assert_eq!(PortSet::all().difference(&rest), ports);
         assert_eq!(set(&[(Tcp, 0, 65535)]).to_string(), "TCP all");

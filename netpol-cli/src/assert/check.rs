@@ -1,0 +1,342 @@
+//! Evaluates expectations.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Result, bail};
+use netpol_common::Direction;
+use netpol_policy::model::PodKey;
+use netpol_policy::offline::{AddressSet, EndId, OfflineCluster, PortIds, PortSet, Reachability, RuleCause};
+use netpol_policy::reference::End;
+use serde::Serialize;
+
+use super::expectations::{Check, Connections, Ends, Expectation, ExpectedEnd};
+use crate::diff::{listed, rules_text};
+use crate::ends::{self, EndArgument};
+
+/// Whether an expectation holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum Outcome {
+    Passed,
+    /// It depends on a policy that is not evaluated, or on an unknown address.
+    Unknown,
+    Failed,
+}
+
+/// A connection or a pod that an expectation does not allow.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Counterexample {
+    /// `Deployment shop/web -> pod shop/db-0`, or a pod.
+    pub(super) what: String,
+    /// The lowest port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) port: Option<String>,
+    /// All ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) ports: Option<String>,
+    /// `allowed`, `denied`, `unknown` or `not isolated`.
+    pub(super) verdict: &'static str,
+    /// The rules and policies that decide, a sentence for each side.
+    pub(super) because: Vec<String>,
+}
+
+/// The result of an expectation.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Checked {
+    pub(super) name: String,
+    pub(super) line: u64,
+    pub(super) result: Outcome,
+    /// One of the connections or pods that do not meet the expectation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) counterexample: Option<Counterexample>,
+    /// The number of pairs of classes of pods and addresses, or of pods, that do not meet the expectation.
+    pub(super) violations: usize,
+}
+
+/// Pods or addresses with the same ports with every other end.
+struct Item {
+    end: EndId,
+    pods: Vec<PodKey>,
+    addresses: AddressSet,
+}
+
+/// What ends stand for.
+#[derive(Default)]
+struct Selected {
+    pods: BTreeSet<PodKey>,
+    addresses: AddressSet,
+}
+
+/// A pair that does not meet an expectation.
+struct Violation {
+    outcome: Outcome,
+    ports: PortSet,
+    is_allowed: bool,
+}
+
+/// Checks one expectation.
+pub(super) fn check(reachability: &mut Reachability<'_>, expectation: &Expectation) -> Result<Checked> {
+    let result = match &expectation.check {
+        Check::Isolated(ends, directions) => isolated(reachability, ends, directions, &expectation.namespace)?,
+        Check::Allow(connections) | Check::Deny(connections) | Check::Only(connections) => {
+            connected(reachability, &expectation.check, connections, &expectation.namespace)?
+        }
+    };
+    let (outcome, counterexample, violations) = result;
+    let (name, line) = (expectation.title.clone(), expectation.line);
+    Ok(Checked { name, line, result: outcome, counterexample, violations })
+}
+
+type Found = (Outcome, Option<Counterexample>, usize);
+
+fn connected(
+    reachability: &mut Reachability<'_>,
+    check: &Check,
+    Connections { from, to, ports }: &Connections,
+    namespace: &str,
+) -> Result<Found> {
+    let cluster = reachability.cluster(0);
+    let sources = select(cluster, from, namespace)?;
+    let sources = if matches!(check, Check::Only(_)) { complement(cluster, &sources) } else { sources };
+    let destinations = select(cluster, to, namespace)?;
+    let (from, to) = (items(reachability, &sources), items(reachability, &destinations));
+    let (mut worst, mut violations, mut pairs) = (None::<(Violation, String, Vec<String>)>, 0, 0);
+    for destination in &to {
+        for source in &from {
+            let Some(example) = example(source, destination) else { continue };
+            let Some(ids) = reachability.between(source.end, destination.end) else { continue };
+            pairs += 1;
+            let Some(violation) = violation(reachability, check, ids, ports) else { continue };
+            violations += 1;
+            if worst.as_ref().is_none_or(|(worst, ..)| worst.outcome < violation.outcome) {
+                let because = because(reachability, (source, destination), &example, &violation);
+                let what = example.each_ref().map(Named::text).join(" -> ");
+                worst = Some((violation, what, because));
+            }
+        }
+    }
+    // No other end is what `only` expects, unless there is nothing to reach.
+    if pairs == 0 && (!matches!(check, Check::Only(_)) || to.is_empty()) {
+        bail!("no connection between these ends is possible; check their address families");
+    }
+    let Some((violation, what, because)) = worst else { return Ok((Outcome::Passed, None, 0)) };
+    let port = violation.ports.first().map(|(protocol, port)| format!("{} {port}", protocol.name()));
+    let verdict = match (violation.outcome, violation.is_allowed) {
+        (Outcome::Unknown, _) => "unknown",
+        (_, true) => "allowed",
+        (_, false) => "denied",
+    };
+    let ports = Some(violation.ports.to_string());
+    Ok((violation.outcome, Some(Counterexample { what, port, ports, verdict, because }), violations))
+}
+
+/// Returns the ports at which a pair does not meet an expectation.
+fn violation(reachability: &Reachability<'_>, check: &Check, ids: PortIds, ports: &PortSet) -> Option<Violation> {
+    let [allowed, possible] = reachability.ports(ids);
+    let (is_allowed, failed, unknown) = match check {
+        Check::Allow(_) => (false, ports.difference(possible), ports.difference(allowed)),
+        _ => (true, ports.intersection(allowed), ports.intersection(possible)),
+    };
+    if !failed.is_empty() {
+        return Some(Violation { outcome: Outcome::Failed, ports: failed, is_allowed });
+    }
+    (!unknown.is_empty()).then_some(Violation { outcome: Outcome::Unknown, ports: unknown, is_allowed })
+}
+
+/// A pod or an address of an item.
+enum Named {
+    Pod(PodKey),
+    Address(String),
+}
+
+impl Named {
+    fn text(&self) -> String {
+        match self {
+            Self::Pod(key) => key.title(),
+            Self::Address(text) => text.clone(),
+        }
+    }
+}
+
+/// Returns a pod or an address of each item, so that they are not the same pod; `None` if there are none. The pod that
+/// stands for a workload stands for two of its pods.
+fn example(from: &Item, to: &Item) -> Option<[Named; 2]> {
+    let first = |item: &Item| item.addresses.first().map(|address| Named::Address(address.to_string()));
+    let (Some(source), Some(destination)) = (from.pods.first(), to.pods.first()) else {
+        let end = |item: &Item| item.pods.first().cloned().map(Named::Pod).or_else(|| first(item));
+        return Some([end(from)?, end(to)?]);
+    };
+    let pair = |source: &PodKey, destination: &PodKey| Some([source, destination].map(|pod| Named::Pod(pod.clone())));
+    if source != destination || source.workload().is_some() {
+        return pair(source, destination);
+    }
+    match (from.pods.get(1), to.pods.get(1)) {
+        (Some(source), _) => pair(source, destination),
+        (None, Some(destination)) => pair(source, destination),
+        (None, None) => None,
+    }
+}
+
+/// Names the rules that allow the ports, or the policies that deny them.
+fn because(
+    reachability: &mut Reachability<'_>,
+    (from, to): (&Item, &Item),
+    example: &[Named; 2],
+    violation: &Violation,
+) -> Vec<String> {
+    let sides = [(&example[0], to.end, Direction::Egress), (&example[1], from.end, Direction::Ingress)];
+    let mut sentences = Vec::new();
+    for (own, other, direction) in sides {
+        let Named::Pod(pod) = own else { continue };
+        let ids = reachability.side_between(from.end, to.end, direction);
+        let [allowed, possible] = reachability.ports(ids).map(Clone::clone);
+        let name = direction.name();
+        let unknown = possible.difference(&allowed).intersection(&violation.ports);
+        if !unknown.is_empty() {
+            sentences.push(format!("{name}: {}", unknown_text(reachability.cluster(0), pod, direction)));
+        } else if violation.is_allowed {
+            let text = match reachability.allowing(0, pod, direction, other, &violation.ports) {
+                RuleCause::NotIsolated => format!("no policy isolates {}", pod.title()),
+                RuleCause::Rules(rules) => format!("allowed by {}", rules_text(&rules)),
+            };
+            sentences.push(format!("{name}: {text}"));
+        } else if !violation.ports.difference(&possible).is_empty() {
+            let policies = reachability.isolating(0, pod, direction);
+            let names: Vec<String> = policies.iter().map(ToString::to_string).collect();
+            let policies = listed("NetworkPolicy", &names);
+            sentences.push(format!("{name}: isolated by {policies}; no rule allows it"));
+        }
+    }
+    sentences
+}
+
+fn unknown_text(cluster: &OfflineCluster, pod: &PodKey, direction: Direction) -> String {
+    let pod = cluster.state().pods.get(pod);
+    let indices = pod.map(|pod| cluster.may_change_pod(pod, direction)).unwrap_or_default();
+    let policies = indices.iter().map(|index| &cluster.unevaluated()[*index]);
+    let names: Vec<String> = policies.map(|policy| format!("{} {}", policy.kind, policy.name)).collect();
+    if names.is_empty() {
+        return "an ipBlock may contain an unknown address; set --pod-cidr".to_owned();
+    }
+    format!("netpol does not evaluate {}", listed("", &names))
+}
+
+fn isolated(reachability: &Reachability<'_>, ends: &Ends, directions: &[Direction], namespace: &str) -> Result<Found> {
+    let cluster = reachability.cluster(0);
+    let selected = select(cluster, ends, namespace)?;
+    if !selected.addresses.is_empty() {
+        bail!("only pods can be isolated; write workloads, pods, labels or NAMESPACE/*");
+    }
+    let (mut worst, mut violations) = (None::<(Outcome, Counterexample)>, 0);
+    for pod in &selected.pods {
+        for direction in directions {
+            if !reachability.isolating(0, pod, *direction).is_empty() {
+                continue;
+            }
+            violations += 1;
+            let may_change = cluster.state().pods.get(pod).map(|pod| cluster.may_change_pod(pod, *direction));
+            let is_unknown = may_change.is_some_and(|policies| !policies.is_empty());
+            let (outcome, verdict) =
+                if is_unknown { (Outcome::Unknown, "unknown") } else { (Outcome::Failed, "not isolated") };
+            let text =
+                if is_unknown { unknown_text(cluster, pod, *direction) } else { "no policy selects it".to_owned() };
+            let because = vec![format!("{}: {text}", direction.name())];
+            if worst.as_ref().is_none_or(|(worst, _)| *worst < outcome) {
+                let what = pod.title();
+                worst = Some((outcome, Counterexample { what, port: None, ports: None, verdict, because }));
+            }
+        }
+    }
+    let (outcome, example) = worst.map_or((Outcome::Passed, None), |(outcome, example)| (outcome, Some(example)));
+    Ok((outcome, example, violations))
+}
+
+/// Finds the pods and addresses of ends. An end without any is an error: an expectation about nothing always passes.
+fn select(cluster: &OfflineCluster, Ends(ends): &Ends, namespace: &str) -> Result<Selected> {
+    let mut selected = Selected::default();
+    let state = cluster.state();
+    let selectable = || state.pods.values().filter(|pod| pod.is_selectable() && !pod.addresses.is_empty());
+    for end in ends {
+        let found: Vec<PodKey> = match end {
+            ExpectedEnd::AllPods => selectable().map(|pod| pod.key.clone()).collect(),
+            ExpectedEnd::Namespace(name) => {
+                selectable().filter(|pod| *pod.key.namespace == **name).map(|pod| pod.key.clone()).collect()
+            }
+            ExpectedEnd::End(EndArgument::Internet) => {
+                selected.addresses = selected.addresses.union(&ends::internet(cluster));
+                continue;
+            }
+            ExpectedEnd::End(EndArgument::Range(range)) => {
+                selected.addresses = selected.addresses.union(&AddressSet::of([*range]));
+                selected.pods.extend(in_range(cluster, &AddressSet::of([*range])));
+                continue;
+            }
+            ExpectedEnd::End(EndArgument::Address(address)) => {
+                let set = AddressSet::of_addresses([*address]);
+                selected.pods.extend(in_range(cluster, &set));
+                selected.addresses = selected.addresses.union(&set);
+                continue;
+            }
+            ExpectedEnd::End(argument) => {
+                let set = ends::find(cluster, argument, namespace)?;
+                let pods = set.ends.into_iter().filter_map(|(end, _)| match end {
+                    End::Pod(key) => Some(key),
+                    End::Address(_) | End::Service(_) => None,
+                });
+                let pods: Vec<PodKey> = pods.collect();
+                if let Some(absent) = pods.iter().find(|pod| !state.pods.contains_key(*pod)) {
+                    bail!("{} not found in the input; check its namespace and name", absent.title());
+                }
+                pods.into_iter()
+                    .filter(|key| state.pods.get(key).is_some_and(netpol_policy::model::Pod::is_selectable))
+                    .collect()
+            }
+        };
+        if found.is_empty() {
+            bail!("{} has no pod that policies can select", text(end));
+        }
+        selected.pods.extend(found);
+    }
+    Ok(selected)
+}
+
+fn text(end: &ExpectedEnd) -> String {
+    match end {
+        ExpectedEnd::AllPods => "the input".to_owned(),
+        ExpectedEnd::Namespace(name) => format!("namespace {name}"),
+        ExpectedEnd::End(_) => "an end".to_owned(),
+    }
+}
+
+/// Returns the pods with a known address in a set.
+fn in_range<'c>(cluster: &'c OfflineCluster, set: &'c AddressSet) -> impl Iterator<Item = PodKey> + 'c {
+    let pods = cluster.state().pods.values().filter(|pod| pod.is_selectable());
+    let is_known = |address: &&std::net::IpAddr| !netpol_policy::offline::is_placeholder(**address);
+    let is_inside = move |pod: &&netpol_policy::model::Pod| {
+        pod.addresses.iter().filter(is_known).any(|address| set.contains(*address))
+    };
+    pods.filter(is_inside).map(|pod| pod.key.clone())
+}
+
+/// Returns all other pods and addresses.
+fn complement(cluster: &OfflineCluster, selected: &Selected) -> Selected {
+    let pods = cluster.state().pods.values().filter(|pod| pod.is_selectable() && !pod.addresses.is_empty());
+    let pods = pods.map(|pod| &pod.key).filter(|key| !selected.pods.contains(*key)).cloned().collect();
+    let all = AddressSet::of(["0.0.0.0/0", "::/0"].iter().filter_map(|text| text.parse().ok()));
+    Selected { pods, addresses: all.difference(&selected.addresses) }
+}
+
+/// Groups pods by their end, and splits addresses.
+fn items(reachability: &Reachability<'_>, selected: &Selected) -> Vec<Item> {
+    let mut by_end: BTreeMap<EndId, Vec<PodKey>> = BTreeMap::new();
+    for pod in &selected.pods {
+        if let Some(end) = reachability.end_of(0, pod) {
+            by_end.entry(end).or_default().push(pod.clone());
+        }
+    }
+    let pods = by_end.into_iter().map(|(end, pods)| Item { end, pods, addresses: AddressSet::default() });
+    let outside = reachability.outside_in(&selected.addresses).into_iter();
+    pods.chain(outside.map(|(end, addresses)| Item { end, pods: Vec::new(), addresses })).collect()
+}

@@ -1,0 +1,32 @@
+//! The verdict on a connection of any protocol, by the reference.
+
+use netpol_policy::explain::{Verdict, explain_offline};
+use netpol_policy::model::Protocol;
+use netpol_policy::offline::OfflineCluster;
+use netpol_policy::reference::{ConnectionError, End, Evaluation, Packet, connections};
+
+/// Returns the verdict on a connection: the worst of all address families that both ends have. Through a Service or a
+/// hostPort, it is that of all backends together.
+pub(crate) fn verdict(
+    cluster: &OfflineCluster,
+    from: &End,
+    to: &End,
+    protocol: u8,
+    port: u16,
+) -> Result<Verdict, ConnectionError> {
+    let found = connections(cluster.state(), from, to, protocol, port)?;
+    let state = cluster.state();
+    let has_frontend =
+        found.iter().any(|connection| state.frontend_at(connection.destination, protocol, port).is_some());
+    if let Some(protocol) = Protocol::from_number(protocol).filter(|_| has_frontend) {
+        return Ok(explain_offline(cluster, from, to, protocol, port)?.verdict);
+    }
+    let sides = found.iter().flat_map(|connection| [&connection.egress, &connection.ingress]).flatten();
+    Ok(sides.map(|(packet, evaluation)| side(cluster, packet, evaluation)).max().unwrap_or(Verdict::Allow))
+}
+
+fn side(cluster: &OfflineCluster, packet: &Packet, evaluation: &Evaluation) -> Verdict {
+    let at_most = cluster.evaluate_at_most(packet, evaluation);
+    let is_unknown = cluster.is_unknown(packet, evaluation, at_most.as_ref());
+    if is_unknown { Verdict::Unknown } else { Verdict::of(evaluation.reason.allows()) }
+}

@@ -1,0 +1,124 @@
+//! The causes of a change, as text and as JSON.
+
+use netpol_common::Direction;
+use netpol_policy::explain::Verdict;
+use netpol_policy::model::PolicyKey;
+use netpol_policy::offline::difference::{Cause, Reason};
+use netpol_policy::reference::RuleRef;
+use serde::Serialize;
+
+/// The number of policies and rules that text names.
+const SHOWN: usize = 4;
+
+/// A cause in JSON.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct JsonCause {
+    /// `egress`: the policies of the source; `ingress`: those of the destination.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    side: Option<&'static str>,
+    reason: &'static str,
+    /// Policies as `namespace/name`; with the reason `unevaluated`, the kind before it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    policies: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    rules: Vec<JsonRule>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct JsonRule {
+    policy: String,
+    /// `spec.ingress[0]`.
+    path: String,
+}
+
+impl JsonCause {
+    pub(super) fn of(cause: &Cause) -> Self {
+        let (reason, policies, rules) = match &cause.reason {
+            Reason::Isolated(policies) => ("isolated", names(policies), Vec::new()),
+            Reason::NotIsolated(policies) => ("notIsolated", names(policies), Vec::new()),
+            Reason::Added(rules) => ("added", Vec::new(), json_rules(rules)),
+            Reason::Removed(rules) => ("removed", Vec::new(), json_rules(rules)),
+            Reason::NewWorkload => ("newWorkload", Vec::new(), Vec::new()),
+            Reason::RemovedWorkload => ("removedWorkload", Vec::new(), Vec::new()),
+            Reason::Unevaluated(policies) => ("unevaluated", policies.clone(), Vec::new()),
+            Reason::UnknownAddress => ("unknownAddress", Vec::new(), Vec::new()),
+            Reason::AddressFamilies => ("addressFamilies", Vec::new(), Vec::new()),
+        };
+        Self { side: cause.side.map(Direction::name), reason, policies, rules }
+    }
+}
+
+fn names(policies: &[PolicyKey]) -> Vec<String> {
+    policies.iter().map(ToString::to_string).collect()
+}
+
+fn json_rules(rules: &[RuleRef]) -> Vec<JsonRule> {
+    let rule = |rule: &RuleRef| JsonRule { policy: rule.policy.to_string(), path: path(rule) };
+    rules.iter().map(rule).collect()
+}
+
+/// `spec.ingress[0]`.
+pub(crate) fn path(rule: &RuleRef) -> String {
+    format!("spec.{}[{}]", rule.direction.name(), rule.index)
+}
+
+/// Returns whether a cause is one of ports that are allowed, denied or unknown now.
+pub(super) const fn is_of(cause: &Cause, verdict: Verdict) -> bool {
+    match cause.reason {
+        Reason::Isolated(_) | Reason::Removed(_) | Reason::RemovedWorkload => matches!(verdict, Verdict::Deny),
+        Reason::NotIsolated(_) | Reason::Added(_) | Reason::NewWorkload => matches!(verdict, Verdict::Allow),
+        Reason::Unevaluated(_) | Reason::UnknownAddress => matches!(verdict, Verdict::Unknown),
+        Reason::AddressFamilies => true,
+    }
+}
+
+/// Returns a sentence without its end.
+pub(super) fn text(cause: &Cause) -> String {
+    let end = if cause.side == Some(Direction::Egress) { "source" } else { "destination" };
+    let text = match &cause.reason {
+        Reason::Isolated(policies) => {
+            let isolates = if policies.len() == 1 { "isolates" } else { "isolate" };
+            format!("{} {isolates} the {end}, which was not isolated", listed("NetworkPolicy", &names(policies)))
+        }
+        Reason::NotIsolated(policies) => {
+            format!("the {end} is no longer isolated; before, by {}", listed("NetworkPolicy", &names(policies)))
+        }
+        Reason::Added(rules) => format!("now allowed by {}", rules_text(rules)),
+        Reason::Removed(rules) => format!("before, allowed by {}", rules_text(rules)),
+        Reason::NewWorkload => "a new workload".to_owned(),
+        Reason::RemovedWorkload => "a removed workload".to_owned(),
+        Reason::Unevaluated(policies) => format!("netpol does not evaluate {}", listed("", policies)),
+        Reason::UnknownAddress => "an ipBlock may contain an unknown address; set --pod-cidr".to_owned(),
+        Reason::AddressFamilies => "the pods have other address families than before".to_owned(),
+    };
+    match cause.side {
+        Some(side) => format!("{}: {text}", side.name()),
+        None => text,
+    }
+}
+
+/// `NetworkPolicy shop/a (spec.ingress[0])`.
+pub(crate) fn rules_text(rules: &[RuleRef]) -> String {
+    let names: Vec<String> = rules.iter().map(|rule| format!("{} ({})", rule.policy, path(rule))).collect();
+    listed("NetworkPolicy", &names)
+}
+
+/// `NetworkPolicy a`, `NetworkPolicies a and b`, `a, b and 7 more`.
+pub(crate) fn listed(kind: &str, names: &[String]) -> String {
+    let kind = match (kind, names.len()) {
+        ("", _) => "",
+        (_, 1) => "NetworkPolicy ",
+        _ => "NetworkPolicies ",
+    };
+    let text = match names {
+        [] => "no policy".to_owned(),
+        [only] => only.clone(),
+        names if names.len() > SHOWN => {
+            format!("{} and {} more", names[..SHOWN - 1].join(", "), names.len() - SHOWN + 1)
+        }
+        [others @ .., last] => format!("{} and {last}", others.join(", ")),
+    };
+    format!("{kind}{text}")
+}

@@ -1,0 +1,197 @@
+//! Recorded flows that would be cut or newly allowed.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use netpol_api::{FlowEnd, FlowRecord, Record};
+use netpol_policy::explain::Verdict;
+use netpol_policy::model::{PodKey, Protocol, ServiceKey, WorkloadKey, WorkloadKind};
+use netpol_policy::offline::{OfflineCluster, UnitKey};
+use netpol_policy::reference::End;
+use serde::Serialize;
+
+use crate::connection;
+
+/// The longest line that is read, in bytes.
+const MAX_LINE: usize = 1 << 20;
+/// The number of different flows that are kept.
+const MAX_FLOWS: usize = 1_000_000;
+
+/// Flows with the same ends, protocol and port.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Flow {
+    from: Seen,
+    to: Seen,
+    protocol: String,
+    port: Option<u16>,
+}
+
+/// An end of a flow, as it was recorded: the most precise name of it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Seen {
+    service: Option<ServiceKey>,
+    workload: Option<WorkloadKey>,
+    /// Not used to tell flows apart if there is a workload.
+    pod: Option<PodKey>,
+    address: Option<std::net::IpAddr>,
+}
+
+/// A flow with another verdict than before, or an unknown one.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct FlowChange {
+    pub(super) from: String,
+    pub(super) to: String,
+    pub(super) protocol: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) port: Option<u16>,
+    /// The number of records.
+    pub(super) records: usize,
+    pub(super) before: Verdict,
+    pub(super) now: Verdict,
+}
+
+/// A flow that cannot be evaluated.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Skipped {
+    from: String,
+    to: String,
+    pub(super) reason: String,
+}
+
+/// The flows of a file.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Flows {
+    /// The number of different flows.
+    pub(super) count: usize,
+    /// Allowed before, but no longer.
+    pub(super) cut: Vec<FlowChange>,
+    /// Denied before, allowed now.
+    pub(super) allowed: Vec<FlowChange>,
+    /// With an unknown verdict, before or now.
+    pub(super) unknown: Vec<FlowChange>,
+    /// Not evaluated: an end is not in the manifests.
+    pub(super) skipped: Vec<Skipped>,
+}
+
+/// Reads a file of records, and evaluates each different flow in both clusters.
+pub(super) fn compare(path: &Path, old: &OfflineCluster, new: &OfflineCluster) -> Result<Flows> {
+    let flows = read(path)?;
+    let mut found = Flows { count: flows.len(), ..Flows::default() };
+    for (flow, records) in flows {
+        let [from, to] = [&flow.from, &flow.to].map(Seen::text);
+        let verdicts = [old, new].map(|cluster| verdict(cluster, &flow));
+        match verdicts {
+            [Ok(before), Ok(now)] => {
+                let change = FlowChange { from, to, protocol: flow.protocol, port: flow.port, records, before, now };
+                match (before, now) {
+                    (Verdict::Unknown, _) | (_, Verdict::Unknown) => found.unknown.push(change),
+                    (before, now) if before < now => found.cut.push(change),
+                    (before, now) if before > now => found.allowed.push(change),
+                    _ => {}
+                }
+            }
+            [Err(reason), _] | [_, Err(reason)] => found.skipped.push(Skipped { from, to, reason }),
+        }
+    }
+    Ok(found)
+}
+
+/// Returns the different flows of a file, with the number of their records.
+fn read(path: &Path) -> Result<BTreeMap<Flow, usize>> {
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let (mut flows, mut reader, mut line) = (BTreeMap::new(), BufReader::new(file), Vec::new());
+    for number in 1.. {
+        line.clear();
+        let read = std::io::Read::take(&mut reader, MAX_LINE as u64 + 1).read_until(b'\n', &mut line);
+        let position = || format!("{}:{number}", path.display());
+        match read.with_context(|| format!("cannot read {}", path.display()))? {
+            0 => break,
+            length if length > MAX_LINE => bail!("{} is longer than {MAX_LINE} bytes", position()),
+            _ if line.trim_ascii().is_empty() => continue,
+            _ => {}
+        }
+        let record: Record =
+            serde_json::from_slice(&line).with_context(|| format!("{} is not a record of netpol", position()))?;
+        let Record::Flow(record) = record else { continue };
+        *flows.entry(Flow::of(&record)).or_default() += 1;
+        if flows.len() > MAX_FLOWS {
+            bail!("{} has more than {MAX_FLOWS} different flows; use a part of it", path.display());
+        }
+    }
+    Ok(flows)
+}
+
+impl Flow {
+    fn of(record: &FlowRecord) -> Self {
+        Self {
+            from: Seen::of(&record.from),
+            to: Seen::of(&record.to),
+            protocol: record.protocol.clone(),
+            port: record.port,
+        }
+    }
+}
+
+impl Seen {
+    fn of(end: &FlowEnd) -> Self {
+        let namespace = end.namespace.as_deref();
+        let workload = end.workload.as_ref().zip(namespace).and_then(|(workload, namespace)| {
+            let kind = WorkloadKind::from_name(&workload.kind)?;
+            Some(WorkloadKey::new(kind, namespace, workload.name.as_str()))
+        });
+        let pod = end.pod.as_deref().zip(namespace).map(|(name, namespace)| PodKey::new(namespace, name));
+        let service = end.services.first().and_then(|name| name.split_once('/'));
+        let service = service.map(|(namespace, name)| ServiceKey::new(namespace, name));
+        // A pod of a StatefulSet keeps its name; other names differ in each cluster.
+        let is_stable = |workload: &WorkloadKey| workload.kind == WorkloadKind::StatefulSet;
+        let pod = pod.filter(|_| workload.as_ref().is_none_or(is_stable));
+        let address = end.address.filter(|_| workload.is_none() && pod.is_none() && service.is_none());
+        Self { service, workload, pod, address }
+    }
+
+    fn text(&self) -> String {
+        if let Some(pod) = &self.pod {
+            pod.to_string()
+        } else if let Some(workload) = &self.workload {
+            UnitKey::Workload(workload.clone()).to_string()
+        } else if let Some(service) = &self.service {
+            format!("service/{service}")
+        } else {
+            self.address.map_or_else(|| "unknown".to_owned(), |address| address.to_string())
+        }
+    }
+
+    /// Finds the end in a cluster. `other`: the other end, so that a workload can connect to itself.
+    fn find(&self, cluster: &OfflineCluster) -> Result<End, String> {
+        let has = |pod: &&PodKey| cluster.state().pods.contains_key(*pod);
+        if let Some(pod) = self.pod.as_ref().filter(has) {
+            return Ok(End::Pod(pod.clone()));
+        }
+        if let Some(pod) = self.workload.as_ref().and_then(|workload| cluster.workloads().pods(workload).first()) {
+            return Ok(End::Pod(pod.clone()));
+        }
+        if let Some(service) = &self.service {
+            let exists = cluster.state().services.contains_key(service);
+            return exists.then(|| End::Service(service.clone())).ok_or_else(|| self.not_found());
+        }
+        self.address.map(End::Address).ok_or_else(|| self.not_found())
+    }
+
+    fn not_found(&self) -> String {
+        format!("{} not found in the manifests", self.text())
+    }
+}
+
+fn verdict(cluster: &OfflineCluster, flow: &Flow) -> Result<Verdict, String> {
+    let (from, to) = (flow.from.find(cluster)?, flow.to.find(cluster)?);
+    let protocol = Protocol::from_name(&flow.protocol);
+    let port = flow.port.filter(|_| protocol.is_some()).unwrap_or_default();
+    let number = protocol.map_or(netpol_common::protocol::ICMP, Protocol::number);
+    connection::verdict(cluster, &from, &to, number, port).map_err(|error| error.to_string())
+}

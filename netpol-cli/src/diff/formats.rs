@@ -1,0 +1,165 @@
+//! The changes as text and Markdown.
+
+use std::io::{self, Write};
+
+use netpol_policy::explain::Verdict;
+use netpol_policy::offline::PortSet;
+use netpol_policy::offline::difference::{Difference, Presence, Row};
+use netpol_policy::text::{Safe, wrap};
+
+use super::causes;
+use super::flows::{FlowChange, Flows};
+use super::names::Names;
+use crate::color::ColorMode;
+use crate::table::counted;
+
+/// The number of flows that are listed for each kind of change.
+const FLOWS_SHOWN: usize = 20;
+
+/// The kinds of changes of a row, with their ports.
+pub(super) fn kinds(row: &Row) -> impl Iterator<Item = (&'static str, Verdict, &PortSet)> {
+    let change = &row.change;
+    let kinds = [
+        ("now denied", Verdict::Deny, &change.denied),
+        ("now allowed", Verdict::Allow, &change.allowed),
+        ("unknown", Verdict::Unknown, &change.unknown),
+    ];
+    kinds.into_iter().filter(|(_, _, ports)| !ports.is_empty())
+}
+
+/// `2 changes`, with what cannot be compared.
+fn heading(difference: &Difference, (old, new): (&str, &str)) -> String {
+    match difference.rows.len() {
+        0 => format!("no connection changes from {old} to {new}"),
+        count => format!("{} from {old} to {new}", counted(count, "change")),
+    }
+}
+
+/// `all ports` in a sentence, otherwise the ports.
+fn ports_text(ports: &PortSet) -> String {
+    if *ports == PortSet::all() { "all ports".to_owned() } else { ports.to_string() }
+}
+
+/// Prints a paragraph for each row.
+pub(super) fn table(
+    out: &mut impl Write,
+    difference: &Difference,
+    names: &Names<'_>,
+    versions: (&str, &str),
+    width: usize,
+) -> io::Result<()> {
+    let color = ColorMode::detect();
+    lines(out, wrap(heading(difference, versions), width, 0))?;
+    for row in &difference.rows {
+        writeln!(out)?;
+        let (from, to) = (names.text(&row.from), names.text(&row.to));
+        for (kind, verdict, ports) in kinds(row) {
+            let text = wrap(format!("{kind}: {from} -> {to}, {}", ports_text(ports)), width, 0);
+            let colored = |line: String| match line.strip_prefix(kind) {
+                Some(rest) => format!("{}{rest}", color.verdict(verdict, kind)),
+                None => line,
+            };
+            lines(out, text.into_iter().map(colored))?;
+            for cause in row.causes.iter().filter(|cause| causes::is_of(cause, verdict)) {
+                lines(out, wrap(causes::text(cause), width, 4))?;
+            }
+        }
+    }
+    for (presence, text) in [(Presence::Added, "new workloads"), (Presence::Removed, "removed workloads")] {
+        let found = names.with_presence(presence);
+        if !found.is_empty() {
+            writeln!(out)?;
+            lines(out, wrap(format!("{text}: {}", found.join(", ")), width, 0))?;
+        }
+    }
+    Ok(())
+}
+
+/// Prints which flows change.
+pub(super) fn flows_table(out: &mut impl Write, flows: &Flows, width: usize) -> io::Result<()> {
+    writeln!(out)?;
+    lines(out, wrap(flows_heading(flows), width, 0))?;
+    let color = ColorMode::detect();
+    for (kind, verdict, changes) in by_kind(flows) {
+        for change in changes.iter().take(FLOWS_SHOWN) {
+            let text = format!("{kind}: {}", flow_text(change));
+            let colored = |line: String| match line.trim_start().strip_prefix(kind) {
+                Some(rest) => format!("  {}{rest}", color.verdict(verdict, kind)),
+                None => line,
+            };
+            lines(out, wrap(text, width, 2).into_iter().map(colored))?;
+        }
+        if changes.len() > FLOWS_SHOWN {
+            writeln!(out, "  {kind}: {} more: see -o json", changes.len() - FLOWS_SHOWN)?;
+        }
+    }
+    if let Some(skipped) = flows.skipped.first() {
+        let count = counted(flows.skipped.len(), "flow");
+        lines(out, wrap(format!("not evaluated: {count}, such as: {}", skipped.reason), width, 2))?;
+    }
+    Ok(())
+}
+
+fn by_kind(flows: &Flows) -> [(&'static str, Verdict, &[FlowChange]); 3] {
+    [
+        ("cut", Verdict::Deny, &flows.cut),
+        ("now allowed", Verdict::Allow, &flows.allowed),
+        ("unknown", Verdict::Unknown, &flows.unknown),
+    ]
+}
+
+fn flows_heading(flows: &Flows) -> String {
+    let counts = by_kind(flows).map(|(kind, _, changes)| format!("{} {kind}", changes.len()));
+    format!("{}: {}", counted(flows.count, "recorded flow"), counts.join(", "))
+}
+
+fn flow_text(change: &FlowChange) -> String {
+    let port = change.port.map(|port| format!(" {port}")).unwrap_or_default();
+    let records = counted(change.records, "record");
+    format!("{} -> {}, {}{port} ({records})", change.from, change.to, change.protocol)
+}
+
+/// Prints a table for a comment on a pull request.
+pub(super) fn markdown(
+    out: &mut impl Write,
+    difference: &Difference,
+    names: &Names<'_>,
+    versions: (&str, &str),
+) -> io::Result<()> {
+    writeln!(out, "**netpol diff:** {}", cell(&heading(difference, versions)))?;
+    if !difference.rows.is_empty() {
+        writeln!(out, "\n| change | from | to | ports | cause |\n|---|---|---|---|---|")?;
+    }
+    for row in &difference.rows {
+        let (from, to) = (names.text(&row.from), names.text(&row.to));
+        for (kind, verdict, ports) in kinds(row) {
+            let causes = row.causes.iter().filter(|cause| causes::is_of(cause, verdict));
+            let causes = causes.map(|cause| cell(&causes::text(cause))).collect::<Vec<_>>().join("<br>");
+            writeln!(out, "| {kind} | {} | {} | {ports} | {causes} |", cell(&from), cell(&to))?;
+        }
+    }
+    Ok(())
+}
+
+/// Prints the flows as a list.
+pub(super) fn flows_markdown(out: &mut impl Write, flows: &Flows) -> io::Result<()> {
+    writeln!(out, "\n{}\n", flows_heading(flows))?;
+    for (kind, _, changes) in by_kind(flows) {
+        for change in changes.iter().take(FLOWS_SHOWN) {
+            writeln!(out, "* {kind}: {}", cell(&flow_text(change)))?;
+        }
+        if changes.len() > FLOWS_SHOWN {
+            writeln!(out, "* {kind}: {} more", changes.len() - FLOWS_SHOWN)?;
+        }
+    }
+    Ok(())
+}
+
+fn cell(text: &str) -> String {
+    let text = Safe(text).to_string();
+    text.replace('\\', "\\\\").replace('|', "\\|").replace('<', "&lt;").replace('*', "\\*").replace('`', "\\`")
+}
+
+fn lines(out: &mut impl Write, lines: impl IntoIterator<Item = String>) -> io::Result<()> {
+    lines.into_iter().try_for_each(|line| writeln!(out, "{line}"))
+}

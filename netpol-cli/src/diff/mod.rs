@@ -1,0 +1,166 @@
+//! `netpol diff`.
+
+mod causes;
+mod flows;
+mod formats;
+mod git;
+mod names;
+mod options;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use netpol_files::read_stream;
+use netpol_policy::offline::difference::{Difference, Presence};
+use netpol_policy::text;
+use serde::Serialize;
+
+use causes::JsonCause;
+use flows::Flows;
+use names::Names;
+
+pub(crate) use causes::{listed, rules_text};
+pub(crate) use options::{DiffOptions, EXAMPLES};
+
+use options::DiffOutput;
+
+use crate::Exit;
+use crate::input::{Input, InputReport, TextFile};
+use crate::{table, unevaluated};
+
+/// The output of `-o json`.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct JsonOutput<'a> {
+    changes: Vec<JsonChange>,
+    new_workloads: Vec<String>,
+    removed_workloads: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    flows: Option<&'a Flows>,
+    old: InputReport<'a>,
+    new: InputReport<'a>,
+}
+
+/// A change of all connections from some ends to some ends.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct JsonChange {
+    /// Workloads and pods, such as `shop/deployment/web`, and addresses.
+    from: Vec<String>,
+    to: Vec<String>,
+    /// Ports that are newly allowed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allowed: Option<String>,
+    /// Ports that are newly denied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    denied: Option<String>,
+    /// Ports with an unknown verdict, before or now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unknown: Option<String>,
+    causes: Vec<JsonCause>,
+}
+
+pub(crate) fn run(options: &DiffOptions, out: &mut impl Write) -> Result<Exit> {
+    let common = common_input(options)?;
+    let [old, new] = [&options.old, &options.new].map(|version| read(options, version, common.as_deref()));
+    let (old, new) = (old?, new?);
+    old.report();
+    new.report();
+    let clusters = [&old, &new].map(|input| input.cluster(&options.input([])));
+    if clusters.iter().all(|cluster| cluster.state().pods.is_empty()) {
+        bail!("no pods to compare; add the manifests of workloads or pods with -f");
+    }
+    let difference = Difference::new(&clusters[0], &clusters[1]);
+    let names = Names::new(&difference.ends);
+    let flows = options.flows.as_ref().map(|path| flows::compare(path, &clusters[0], &clusters[1])).transpose()?;
+    print(options, out, (&difference, &names, flows.as_ref()), (&old, &new))?;
+    let is_cut = flows.as_ref().is_some_and(|flows| !flows.cut.is_empty() || !flows.allowed.is_empty());
+    Ok(match difference.rows.iter().any(netpol_policy::offline::difference::Row::is_definite) || is_cut {
+        _ if !old.is_complete() || !new.is_complete() => Exit::InvalidInput,
+        true if options.exit_code => Exit::Negative,
+        _ if difference.rows.iter().any(|row| !row.change.unknown.is_empty()) => Exit::Unknown,
+        _ => Exit::Ok,
+    })
+}
+
+fn print(
+    options: &DiffOptions,
+    out: &mut impl Write,
+    (difference, names, flows): (&Difference, &Names<'_>, Option<&Flows>),
+    (old, new): (&Input, &Input),
+) -> Result<()> {
+    let versions = (&*options.old, &*options.new);
+    match options.output {
+        DiffOutput::Table => {
+            let width = table::text_width();
+            formats::table(out, difference, names, versions, width)?;
+            if let Some(flows) = flows {
+                formats::flows_table(out, flows, width)?;
+            }
+            if !new.parsed.unevaluated.is_empty() {
+                writeln!(out)?;
+            }
+            unevaluated::print(out, &new.parsed.unevaluated, width)?;
+        }
+        DiffOutput::Md => {
+            formats::markdown(out, difference, names, versions)?;
+            if let Some(flows) = flows {
+                formats::flows_markdown(out, flows)?;
+            }
+        }
+        DiffOutput::Json => {
+            let output = JsonOutput {
+                changes: changes(difference, names),
+                new_workloads: names.with_presence(Presence::Added),
+                removed_workloads: names.with_presence(Presence::Removed),
+                flows,
+                old: old.json(),
+                new: new.json(),
+            };
+            writeln!(out, "{}", text::json(&serde_json::to_string_pretty(&output)?))?;
+        }
+    }
+    Ok(())
+}
+
+fn changes(difference: &Difference, names: &Names<'_>) -> Vec<JsonChange> {
+    let rows = difference.rows.iter().map(|row| {
+        let ports = |set: &netpol_policy::offline::PortSet| (!set.is_empty()).then(|| set.to_string());
+        JsonChange {
+            from: names.all(&row.from),
+            to: names.all(&row.to),
+            allowed: ports(&row.change.allowed),
+            denied: ports(&row.change.denied),
+            unknown: ports(&row.change.unknown),
+            causes: row.causes.iter().map(JsonCause::of).collect(),
+        }
+    });
+    rows.collect()
+}
+
+/// Reads standard input, which is for both versions.
+fn common_input(options: &DiffOptions) -> Result<Option<Vec<u8>>> {
+    let is_common = options.common.iter().any(|path| path.as_os_str() == "-");
+    let limits = options.input([]).limits();
+    let bytes = is_common.then(|| read_stream(std::io::stdin().lock(), 0, limits));
+    bytes.transpose().map_err(|error| anyhow::anyhow!("standard input {error}"))
+}
+
+/// Reads one version, and the manifests that belong to both. A path that exists is not a git revision.
+fn read(options: &DiffOptions, version: &str, common: Option<&[u8]>) -> Result<Input> {
+    let stdin = common.iter().map(|bytes| TextFile { name: "<stdin>".to_owned(), bytes: bytes.to_vec(), named: true });
+    let is_revision = version != "-" && version.contains(':') && !Path::new(version).exists();
+    if version == "-" {
+        bail!("OLD and NEW cannot be standard input; use -f - for manifests that belong to both");
+    }
+    let paths = (!is_revision).then(|| PathBuf::from(version));
+    let mut input_options = options.input(paths);
+    input_options.paths.retain(|path| path.as_os_str() != "-");
+    let (mut files, unreadable) =
+        if is_revision { git::read(version, input_options.limits())? } else { Default::default() };
+    files.extend(stdin);
+    let mut input = Input::read_with(&input_options, files);
+    input.unreadable.extend(unreadable);
+    Ok(input)
+}

@@ -1,0 +1,72 @@
+//! `netpol graph`.
+
+mod layout;
+mod model;
+mod svg;
+mod text;
+
+use std::io::Write;
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+use netpol_policy::offline::Reachability;
+
+use model::Graph;
+
+use crate::Exit;
+use crate::args::InputOptions;
+use crate::input::Input;
+
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  netpol graph -f manifests/ > graph.svg
+  netpol graph -f manifests/ -n shop -o mermaid
+  netpol graph -f manifests/ -o dot | dot -Tpng > graph.png
+
+A node has workloads of one namespace with the same connections. `in` and
+`out` are the ports that its policies allow with all ends. Edges have the
+other allowed ports. An edge of a namespace is one of all its nodes.";
+
+#[derive(Debug, Args)]
+pub(crate) struct GraphOptions {
+    #[command(flatten)]
+    pub(crate) input: InputOptions,
+    /// Show only workloads of this namespace; repeatable
+    #[arg(short, long = "namespace", value_name = "NAMESPACE")]
+    pub(crate) namespaces: Vec<String>,
+    /// The output format
+    #[arg(short, long, value_enum, default_value = "svg")]
+    pub(crate) output: GraphOutput,
+}
+
+/// The output format of the graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GraphOutput {
+    /// An image
+    Svg,
+    /// For Graphviz
+    Dot,
+    /// For Mermaid, as in Markdown on GitHub
+    Mermaid,
+}
+
+pub(crate) fn run(options: &GraphOptions, out: &mut impl Write) -> Result<Exit> {
+    let input = Input::read(&options.input);
+    input.report();
+    let cluster = input.cluster(&options.input);
+    let mut reachability = Reachability::new(&[&cluster]);
+    let graph = Graph::new(&mut reachability, &options.namespaces);
+    if graph.nodes.is_empty() {
+        bail!("no pods to show; pass manifests of pods or workloads with -f, and check --namespace");
+    }
+    match options.output {
+        GraphOutput::Svg => svg::print(out, &graph)?,
+        GraphOutput::Dot => text::dot(out, &graph)?,
+        GraphOutput::Mermaid => text::mermaid(out, &graph)?,
+    }
+    Ok(match input.is_complete() {
+        false => Exit::InvalidInput,
+        true if graph.edges.iter().any(|edge| edge.label.contains("unknown: ")) => Exit::Unknown,
+        true => Exit::Ok,
+    })
+}

@@ -1,0 +1,260 @@
+//! The nodes and edges of a graph.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use netpol_common::Direction;
+use netpol_policy::model::NamespaceName;
+use netpol_policy::offline::{AddressSet, EndId, PortSet, Reachability, UnitKey, units};
+
+/// The number of names in a node.
+const NAMES_SHOWN: usize = 4;
+
+/// A graph of classes of pods, grouped by namespace. All allowed connections follow from it: between two nodes, they are
+/// those of the edge, and the ports that are `out` of the one and `in` of the other.
+pub(super) struct Graph {
+    pub(super) nodes: Vec<Node>,
+    /// The namespaces, and `addresses`, with the indices of their nodes.
+    pub(super) groups: Vec<(String, Vec<usize>)>,
+    pub(super) edges: Vec<Edge>,
+}
+
+/// Workloads of a namespace with the same ports with every other node; or addresses.
+pub(super) struct Node {
+    /// The names, and the ports that are open for all ends.
+    pub(super) lines: Vec<String>,
+    /// All names.
+    pub(super) members: Vec<String>,
+    /// Whether no policy isolates the pods for ingress.
+    pub(super) is_open: bool,
+}
+
+/// Connections that are not open for all ends.
+pub(super) struct Edge {
+    pub(super) from: EdgeEnd,
+    pub(super) to: EdgeEnd,
+    pub(super) label: String,
+    /// Whether all of the ports are unknown.
+    pub(super) is_unknown: bool,
+}
+
+/// A node, or all nodes of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum EdgeEnd {
+    Node(usize),
+    Group(usize),
+}
+
+/// A node before it has texts.
+struct Class {
+    group: String,
+    end: EndId,
+    names: Vec<String>,
+    is_outside: bool,
+    has_second_pod: bool,
+    /// The ports that the node's own policies allow with all ends, as [`Direction::BOTH`].
+    open: [PortSet; 2],
+}
+
+/// Allowed and unknown ports.
+type Ports = (PortSet, PortSet);
+type Pairs = BTreeMap<(usize, usize), Ports>;
+
+impl Graph {
+    /// Returns the first member of an end, or the namespace.
+    pub(super) fn name(&self, end: EdgeEnd) -> &str {
+        match end {
+            EdgeEnd::Node(index) => self.nodes[index].members.first().map_or("", String::as_str),
+            EdgeEnd::Group(index) => &self.groups[index].0,
+        }
+    }
+
+    /// Creates the graph of these namespaces; of all, if none is given.
+    pub(super) fn new(reachability: &mut Reachability<'_>, namespaces: &[String]) -> Self {
+        let mut classes = classes(reachability, namespaces);
+        let ends: Vec<EndId> = classes.iter().map(|class| class.end).collect();
+        for class in &mut classes {
+            class.open = Direction::BOTH.map(|direction| open(reachability, class.end, &ends, direction));
+        }
+        let mut pairs = pairs(reachability, &classes);
+        let mut badges: Vec<Vec<String>> = classes.iter().map(badges).collect();
+        take_itself(&mut pairs, &mut badges);
+        take_all_pods(&classes, &mut pairs, &mut badges);
+        let used: BTreeSet<usize> = pairs.keys().flat_map(|(from, to)| [*from, *to]).collect();
+        // Addresses without an edge are like all others.
+        let shown: Vec<usize> =
+            (0..classes.len()).filter(|index| !classes[*index].is_outside || used.contains(index)).collect();
+        let position: BTreeMap<usize, usize> = shown.iter().enumerate().map(|(new, old)| (*old, new)).collect();
+        let pairs = pairs.into_iter().map(|((from, to), ports)| ((position[&from], position[&to]), ports)).collect();
+        let mut groups: Vec<(String, Vec<usize>)> = Vec::new();
+        let mut nodes = Vec::new();
+        for (index, old) in shown.iter().enumerate() {
+            let class = &classes[*old];
+            match groups.last_mut() {
+                Some((name, members)) if *name == class.group => members.push(index),
+                _ => groups.push((class.group.clone(), vec![index])),
+            }
+            let mut lines: Vec<String> = class.names.iter().take(NAMES_SHOWN).cloned().collect();
+            if class.names.len() > NAMES_SHOWN {
+                lines.push(format!("and {} more", class.names.len() - NAMES_SHOWN));
+            }
+            lines.append(&mut badges[*old]);
+            let is_open = !class.is_outside && class.open[0] == PortSet::all();
+            nodes.push(Node { lines, members: class.names.clone(), is_open });
+        }
+        let edges = edges(pairs, &groups);
+        Self { nodes, groups, edges }
+    }
+}
+
+fn classes(reachability: &Reachability<'_>, namespaces: &[String]) -> Vec<Class> {
+    let mut found: BTreeMap<(NamespaceName, EndId), (Vec<String>, bool)> = BTreeMap::new();
+    for (unit, pods) in units(reachability.cluster(0)) {
+        if !namespaces.is_empty() && !namespaces.iter().any(|name| **name == **unit.namespace()) {
+            continue;
+        }
+        let ends: BTreeSet<EndId> = pods.iter().filter_map(|pod| reachability.end_of(0, pod)).collect();
+        for end in ends {
+            let (names, has_second) = found.entry((unit.namespace().clone(), end)).or_default();
+            *has_second |= !names.is_empty() || pods.len() > 1 || pods.iter().any(|pod| pod.workload().is_some());
+            names.push(UnitKey::short_name(&unit));
+        }
+    }
+    let pods = found.into_iter().map(|((namespace, end), (names, has_second_pod))| Class {
+        group: namespace.to_string(),
+        end,
+        names,
+        is_outside: false,
+        has_second_pod,
+        open: Default::default(),
+    });
+    let mut classes: Vec<Class> = pods.collect();
+    classes.sort_by(|one, other| (&one.group, &one.names).cmp(&(&other.group, &other.names)));
+    classes.extend(reachability.outside().iter().map(|outside| Class {
+        group: "addresses".to_owned(),
+        end: outside.end(),
+        names: ranges(&outside.addresses),
+        is_outside: true,
+        has_second_pod: false,
+        open: Default::default(),
+    }));
+    classes
+}
+
+fn ranges(addresses: &AddressSet) -> Vec<String> {
+    addresses.ranges().map(|(first, last)| AddressSet::between(first, last).to_string()).collect()
+}
+
+/// Returns the ports that the policies of an end allow with every other end.
+fn open(reachability: &mut Reachability<'_>, end: EndId, ends: &[EndId], direction: Direction) -> PortSet {
+    let mut open = PortSet::all();
+    for other in ends {
+        let (from, to) = if direction == Direction::Egress { (end, *other) } else { (*other, end) };
+        let ids = reachability.side_between(from, to, direction);
+        if !ids.has_all() {
+            open = open.intersection(reachability.ports(ids)[0]);
+        }
+        if open.is_empty() {
+            break;
+        }
+    }
+    open
+}
+
+/// Returns the ports of each pair that are not open for all ends.
+fn pairs(reachability: &mut Reachability<'_>, classes: &[Class]) -> Pairs {
+    let mut pairs = Pairs::new();
+    for (from, source) in classes.iter().enumerate() {
+        for (to, destination) in classes.iter().enumerate() {
+            let is_hairpin = from == to && !source.has_second_pod;
+            if is_hairpin || source.is_outside && destination.is_outside {
+                continue;
+            }
+            let Some(ids) = reachability.between(source.end, destination.end) else { continue };
+            let [allowed, possible] = reachability.ports(ids);
+            let unknown = possible.difference(allowed);
+            let allowed = allowed.difference(&source.open[1].intersection(&destination.open[0]));
+            if !allowed.is_empty() || !unknown.is_empty() {
+                pairs.insert((from, to), (allowed, unknown));
+            }
+        }
+    }
+    pairs
+}
+
+/// The ports that are open for all ends, as lines of a node.
+fn badges(class: &Class) -> Vec<String> {
+    if class.is_outside {
+        return Vec::new();
+    }
+    let [ingress, egress] = &class.open;
+    [("in", ingress), ("out", egress)].map(|(name, ports)| format!("{name}: {ports}")).into()
+}
+
+/// Moves the connections between pods of one node to the node.
+fn take_itself(pairs: &mut Pairs, badges: &mut [Vec<String>]) {
+    for (index, badges) in badges.iter_mut().enumerate() {
+        if let Some(ports) = pairs.remove(&(index, index)) {
+            badges.push(format!("among each other: {}", label(&ports)));
+        }
+    }
+}
+
+/// Moves connections from all pods to the node of the destination, and those to all pods to that of the source.
+fn take_all_pods(classes: &[Class], pairs: &mut Pairs, badges: &mut [Vec<String>]) {
+    let pods: Vec<usize> = (0..classes.len()).filter(|index| !classes[*index].is_outside).collect();
+    if pods.len() < 4 {
+        return;
+    }
+    for (own, badges) in badges.iter_mut().enumerate() {
+        for (word, is_source) in [("from", false), ("to", true)] {
+            let key = |other: usize| if is_source { (own, other) } else { (other, own) };
+            let others: Vec<usize> = pods.iter().copied().filter(|other| *other != own).collect();
+            let Some(first) = others.first().and_then(|other| pairs.get(&key(*other))).cloned() else { continue };
+            if others.iter().all(|other| pairs.get(&key(*other)) == Some(&first)) {
+                badges.push(format!("{word} all pods: {}", label(&first)));
+                for other in &others {
+                    pairs.remove(&key(*other));
+                }
+            }
+        }
+    }
+}
+
+/// Joins the edges from or to all nodes of a group.
+fn edges(mut pairs: Pairs, groups: &[(String, Vec<usize>)]) -> Vec<Edge> {
+    let mut edges = Vec::new();
+    let mut add = |from, to, ports: &Ports| {
+        edges.push(Edge { from, to, label: label(ports), is_unknown: ports.0.is_empty() });
+    };
+    let count = groups.iter().map(|(_, nodes)| nodes.len()).sum::<usize>();
+    for is_source in [false, true] {
+        for own in 0..count {
+            for (group, (name, nodes)) in groups.iter().enumerate() {
+                let key = |other: usize| if is_source { (own, other) } else { (other, own) };
+                let others: Vec<usize> = nodes.iter().copied().filter(|other| *other != own).collect();
+                let first = others.first().and_then(|other| pairs.get(&key(*other))).cloned();
+                let Some(first) = first.filter(|_| others.len() > 1 && name != "addresses") else { continue };
+                if others.iter().all(|other| pairs.get(&key(*other)) == Some(&first)) {
+                    for other in &others {
+                        pairs.remove(&key(*other));
+                    }
+                    let (group, own) = (EdgeEnd::Group(group), EdgeEnd::Node(own));
+                    let (from, to) = if is_source { (own, group) } else { (group, own) };
+                    add(from, to, &first);
+                }
+            }
+        }
+    }
+    for ((from, to), ports) in &pairs {
+        add(EdgeEnd::Node(*from), EdgeEnd::Node(*to), ports);
+    }
+    edges
+}
+
+fn label((allowed, unknown): &Ports) -> String {
+    match (allowed.is_empty(), unknown.is_empty()) {
+        (_, true) => allowed.to_string(),
+        (true, false) => format!("unknown: {unknown}"),
+        (false, false) => format!("{allowed}; unknown: {unknown}"),
+    }
+}

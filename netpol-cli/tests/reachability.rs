@@ -1,0 +1,293 @@
+//! `netpol diff`, `netpol assert` and `netpol graph`.
+
+mod common;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use common::{Manifests, Run, netpol};
+use expect_test::expect_file;
+use serde_json::{Value, json};
+
+const APP: &str = include_str!("data/app.yaml");
+
+/// The policies of [`APP`] with other ports, and a policy that isolates all pods.
+fn changed_app() -> String {
+    let deny = "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny, namespace: shop}\n\
+                spec: {podSelector: {}, policyTypes: [Ingress]}\n";
+    format!("{}{deny}", APP.replace("port: 9187", "port: 9188").replace("{port: 5432}", "{port: 5433}"))
+}
+
+fn versions() -> Manifests {
+    Manifests::of(&[("old/app.yaml", APP), ("new/app.yaml", &changed_app())])
+}
+
+/// Runs `netpol` in a directory: the paths in its output have the same length everywhere.
+fn run_in(directory: &Path, arguments: &[&str]) -> Run {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_netpol"));
+    let output = command.args(arguments).current_dir(directory).output().expect("netpol starts");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    Run { code: output.status.code().expect("an exit code"), out: text(output.stdout), err: text(output.stderr) }
+}
+
+fn diff(manifests: &Manifests, arguments: &[&str]) -> Run {
+    run_in(manifests.path(), &[&["diff", "old", "new"], arguments].concat())
+}
+
+#[test]
+fn diff_lists_the_connections_that_change_with_their_causes() {
+    let manifests = versions();
+    for (format, file) in [("table", "golden/diff.txt"), ("md", "golden/diff.md"), ("json", "golden/diff.json")] {
+        let run = diff(&manifests, &["-o", format, "--pod-cidr", "10.42.0.0/16"]);
+        expect_file![file].assert_eq(&run.out);
+        assert_eq!((run.code, run.err.as_str()), (0, ""), "{format}");
+    }
+    assert_eq!(diff(&manifests, &["--exit-code", "--pod-cidr", "10.42.0.0/16"]).code, 1);
+    // An ipBlock may contain the unknown addresses of the pods.
+    let run = diff(&manifests, &[]);
+    assert!(run.code == 4 && run.out.contains("unknown: shop/cronjob/backup, shop/statefulset/db ->"), "{}", run.out);
+}
+
+#[test]
+fn diff_of_equal_versions_has_no_change() {
+    let reordered = format!("# The same.\n{APP}");
+    let manifests = Manifests::of(&[("old/app.yaml", APP), ("new/b/app.yaml", &reordered)]);
+    let run = diff(&manifests, &["--exit-code"]);
+    assert_eq!((run.out.as_str(), run.code), ("no connection changes from old to new\n", 0));
+}
+
+#[test]
+fn diff_compares_policies_with_workloads_of_standard_input() {
+    let (workloads, policies) = APP.split_once("---\napiVersion: networking.k8s.io/v1").expect("policies");
+    let policies = format!("apiVersion: networking.k8s.io/v1{policies}");
+    let manifests =
+        Manifests::of(&[("old.yaml", &policies), ("new.yaml", &policies.replace("port: pg", "port: 5433"))]);
+    let path = |name: &str| manifests.path().join(name).to_str().expect("text").to_owned();
+    let (old, new) = (path("old.yaml"), path("new.yaml"));
+    let run =
+        netpol(&["diff", &old, &new, "-f", "-", "--exit-code", "-o", "json", "--pod-cidr", "10.42.0.0/16"], workloads);
+    let output: Value = serde_json::from_str(&run.out).expect("JSON");
+    assert_eq!(output["changes"][0]["denied"], "TCP 5432", "{output:#}");
+    assert_eq!((output["changes"].as_array().map(Vec::len), run.code), (Some(1), 1), "{output:#}");
+    let run = netpol(&["diff", &old, &new], "");
+    assert!(run.code == 3 && run.err.contains("no pods to compare; add the manifests of workloads"), "{}", run.err);
+    assert_eq!(netpol(&["diff", &old, "-"], "").code, 3);
+}
+
+fn git(directory: &Path, arguments: &[&str]) {
+    let identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"];
+    let output =
+        Command::new("git").args(identity).args(arguments).current_dir(directory).output().expect("git starts");
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn diff_in(directory: &Path, arguments: &[&str]) -> Run {
+    run_in(directory, &[&["diff"], arguments].concat())
+}
+
+#[test]
+fn diff_reads_git_revisions() {
+    let manifests =
+        Manifests::of(&[("m/sub dir/app.yaml", APP), ("m/notes.md", "# Notes"), ("m/.hidden.yaml", "a: b")]);
+    let directory = manifests.path();
+    git(directory, &["init", "-q"]);
+    git(directory, &["add", "."]);
+    git(directory, &["commit", "-q", "-m", "one"]);
+    fs::write(directory.join("m/sub dir/app.yaml"), changed_app()).expect("a manifest");
+    let expected = diff(&versions(), &["--pod-cidr", "10.42.0.0/16"]).out;
+    let expected = expected.split_once('\n').expect("lines").1;
+    for old in ["HEAD:m", "HEAD:m/", "HEAD:", "HEAD:./m", "HEAD:m/sub dir/app.yaml"] {
+        let run = diff_in(directory, &[old, "m/", "--pod-cidr", "10.42.0.0/16"]);
+        let (heading, rest) = run.out.split_once('\n').unwrap_or_default();
+        assert_eq!((rest, run.err.as_str(), run.code), (expected, "", 0), "{old}");
+        assert_eq!(heading, format!("3 changes from {old} to m/"));
+    }
+    // The names of files are those of the revision.
+    fs::write(directory.join("m/bad.yaml"), APP.replace("port: 9187", "prot: 9187")).expect("a manifest");
+    git(directory, &["add", "."]);
+    git(directory, &["commit", "-q", "-m", "two"]);
+    let run = diff_in(directory, &["HEAD:m", "m"]);
+    assert!(run.code == 3 && run.err.contains("HEAD:m/bad.yaml:"), "{}", run.err);
+    for (old, message) in [
+        ("HEAD:absent", "HEAD:absent not found: neither a file nor a path of a git revision"),
+        ("nosuch:m", "nosuch:m not found"),
+        ("--output=x:y", "`--output=x:y` is not a git revision"),
+    ] {
+        let run = diff_in(directory, &["--", old, "m"]);
+        assert!(run.code == 3 && run.err.contains(message), "{old}: {} {}", run.code, run.err);
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_netpol"));
+    let output =
+        command.args(["diff", "HEAD:m", "m"]).current_dir(directory).env("PATH", "").output().expect("netpol starts");
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(error.contains("git not found; install git"), "{error}");
+}
+
+fn record(from: &Value, to: &Value, protocol: &str, port: Option<u16>) -> String {
+    let mut record = json!({"type": "flow", "schema": "netpol.io/v1", "time": "2026-11-29T00:00:00.000Z", "node": "n",
+        "verdict": "allowed", "direction": "ingress", "reason": "rule", "from": from, "to": to, "protocol": protocol,
+        "suppressed": 0, "length": 60});
+    if let Some(port) = port {
+        record["port"] = port.into();
+    }
+    format!("{record}\n")
+}
+
+#[test]
+fn diff_lists_the_recorded_flows_that_are_cut() {
+    let manifests = versions();
+    let pod = |name: &str, kind: &str, workload: &str| json!({"namespace": "shop", "pod": name, "workload": {"kind": kind, "name": workload}, "address": "10.42.0.9"});
+    let (web, db) = (pod("web-7d9c-x2x4", "Deployment", "web"), pod("db-0", "StatefulSet", "db"));
+    let outside = json!({"address": "10.20.0.7"});
+    let flows = [
+        record(&web, &db, "TCP", Some(5432)),
+        record(&pod("web-7d9c-aaaa", "Deployment", "web"), &db, "TCP", Some(5432)),
+        record(&outside, &db, "TCP", Some(9188)),
+        record(&outside, &web, "ICMP", None),
+        record(&web, &json!({"address": "10.96.0.9", "services": ["shop/db"]}), "TCP", Some(5432)),
+        record(&web, &pod("x", "Deployment", "absent"), "TCP", Some(1)),
+        record(&db, &db, "TCP", Some(5432)),
+    ];
+    let path = manifests.path().join("flows.ndjson");
+    fs::write(&path, flows.concat()).expect("records");
+    let path = path.to_str().expect("text");
+    let run = diff(&manifests, &["--pod-cidr", "10.42.0.0/16", "--flows", path]);
+    let flows = run.out.split_once("\n6 recorded flows").expect("flows").1;
+    let expected = ": 3 cut, 1 now allowed, 0 unknown
+  cut: 10.20.0.7 -> shop/deployment/web, ICMP (1 record)
+  cut: shop/deployment/web -> service/shop/db, TCP 5432 (1 record)
+  cut: shop/deployment/web -> shop/db-0, TCP 5432 (2 records)
+  now allowed: 10.20.0.7 -> shop/db-0, TCP 9188 (1 record)
+  not evaluated: 1 flow, such as: shop/deployment/absent not found in the
+    manifests
+";
+    let mut lines: Vec<&str> = flows.lines().collect();
+    lines[1..].sort_unstable();
+    let mut wanted: Vec<&str> = expected.lines().collect();
+    wanted[1..].sort_unstable();
+    assert_eq!((lines, run.err.as_str()), (wanted, ""), "{}", run.out);
+    fs::write(path, "{\"type\": \"flow\"}\n").expect("a record");
+    let run = diff(&manifests, &["--flows", path]);
+    assert!(run.code == 3 && run.err.contains("flows.ndjson:1 is not a record of netpol"), "{}", run.err);
+}
+
+/// Runs `netpol assert` with these expectations.
+fn assert(manifests: &Manifests, expectations: &str, arguments: &[&str]) -> Run {
+    fs::write(manifests.path().join("expectations.yaml"), expectations).expect("expectations");
+    let all = ["assert", "-f", "app.yaml", "-a", "expectations.yaml", "--pod-cidr", "10.42.0.0/16"];
+    run_in(manifests.path(), &[&all, arguments].concat())
+}
+
+const EXPECTATIONS: &str = "\
+namespace: shop
+expectations:
+- only: deploy/web
+  canReach: sts/db
+  ports: [5432/TCP]
+- only: [deploy/web, 10.20.0.0/17]
+  canReach: sts/db
+- allow: deploy/web
+  to: [sts/db, internet]
+  ports: [443]
+- name: no backups from the internet
+  deny: internet
+  to: cj/backup
+- nothingOutside: shop/*
+  reaches: [deploy/web, sts/db]
+- isolated: shop/*
+  direction: egress
+- isolated: app in (web, db)
+- deny: 0.0.0.0/0
+  to: deploy/web
+  ports: [80-90/TCP, UDP]
+";
+
+#[test]
+fn assert_shows_a_counterexample_for_each_expectation_that_fails() {
+    let manifests = Manifests::of(&[("app.yaml", APP)]);
+    for (format, file) in
+        [("text", "golden/assert.txt"), ("junit", "golden/assert.xml"), ("json", "golden/assert.json")]
+    {
+        let run = assert(&manifests, EXPECTATIONS, &["-o", format]);
+        expect_file![file].assert_eq(&run.out);
+        assert_eq!((run.code, run.err.as_str()), (1, ""), "{format}");
+    }
+}
+
+#[test]
+fn the_result_of_assert_is_the_exit_code() {
+    let cilium = "---\n{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: c, namespace: shop}, \
+                  spec: {endpointSelector: {matchLabels: {app: backup}}, ingress: []}}\n";
+    let manifests = Manifests::of(&[("app.yaml", &format!("{APP}{cilium}"))]);
+    let expectations = |text: &str| format!("namespace: shop\nexpectations:\n{text}\n");
+    for (text, code, message) in [
+        ("- {allow: deploy/web, to: sts/db, ports: [5432]}", 0, "1 passed, 0 failed, 0 unknown"),
+        ("- {deny: deploy/web, to: sts/db, ports: [1-5431, 5433-65535, UDP]}", 0, "1 passed"),
+        ("- {deny: deploy/web, to: sts/db, ports: [5431-5433]}", 1, "TCP 5432: allowed"),
+        ("- {deny: sts/db, to: cj/backup}", 4, "netpol does not evaluate CiliumNetworkPolicy shop/c"),
+        ("- {isolated: cj/backup, direction: ingress}", 4, "0 passed, 0 failed, 1 unknown"),
+        ("- {isolated: cj/backup, direction: egress}", 1, "CronJob shop/backup: not isolated"),
+        (
+            "- {deny: '10.20.255.255', to: sts/db, ports: [9187]}",
+            1,
+            "10.20.255.255 -> pod shop/db-0, TCP 9187: allowed",
+        ),
+        ("- {deny: '10.21.0.0', to: sts/db}", 0, "1 passed"),
+        ("- {deny: sts/absent, to: sts/db}", 3, "expectations.yaml:3: StatefulSet shop/absent not found"),
+        ("- {deny: shop/absent, to: sts/db}", 3, "expectations.yaml:3: pod shop/absent not found"),
+        ("- {deny: absent/*, to: sts/db}", 3, "expectations.yaml:3: namespace absent has no pod"),
+        ("- {deny: 'fd00::/8', to: sts/db}", 3, "expectations.yaml:3: no connection between these ends is possible"),
+        ("- {deny: shop/*, to: sts/db, prots: [1]}", 3, "expectations.yaml:3: unknown field"),
+    ] {
+        let run = assert(&manifests, &expectations(text), &[]);
+        let all = format!("{}{}", run.unwrapped(), run.err);
+        assert!(run.code == code && all.contains(message), "{text}: {} {all}", run.code);
+    }
+}
+
+#[test]
+fn graph_draws_nodes_by_namespace_in_each_format() {
+    let manifests = Manifests::of(&[("app.yaml", APP)]);
+    for (format, file) in [("svg", "golden/graph.svg"), ("dot", "golden/graph.dot"), ("mermaid", "golden/graph.mmd")] {
+        let run = manifests.run("graph", &["-o", format, "--pod-cidr", "10.42.0.0/16"]);
+        expect_file![file].assert_eq(&run.out);
+        assert_eq!((run.code, run.err.as_str()), (0, ""), "{format}");
+    }
+    assert_eq!(manifests.run("graph", &[]).code, 4);
+    let run = manifests.run("graph", &["-n", "absent"]);
+    assert!(run.code == 3 && run.err.contains("no pods to show"), "{}", run.err);
+}
+
+/// Each workload of an application accepts only the one before it, and each namespace only its own pods.
+#[test]
+fn a_graph_of_200_workloads_has_few_edges_and_escaped_names() {
+    let mut text = String::new();
+    for number in 0..200 {
+        let (namespace, tier) = (number / 20, number % 4);
+        // Writing to a string does not fail.
+        let labels = format!("{{app: a{}, tier: t{tier}, note: '<b>&\"'}}", number % 20 / 4);
+        let _ = writeln!(
+            text,
+            "---\n{{apiVersion: apps/v1, kind: Deployment, metadata: {{name: w{number}, namespace: n{namespace}}}, spec: {{template: \
+             {{metadata: {{labels: {labels}}}}}}}}}"
+        );
+        if tier > 0 {
+            let _ = writeln!(
+                text,
+                "---\n{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p{number}, namespace: n{namespace}}}, spec: \
+                 {{podSelector: {{matchLabels: {{app: a{}, tier: t{tier}}}}}, ingress: [{{from: [{{podSelector: {{matchLabels: {{tier: \
+                 t{}}}}}}}], ports: [{{port: 80}}]}}]}}}}",
+                number % 20 / 4,
+                tier - 1
+            );
+        }
+    }
+    text += "---\n{apiVersion: v1, kind: Pod, metadata: {name: 'x<&\"', namespace: n0}, status: {podIP: 10.0.0.1}}\n";
+    let run = netpol(&["graph", "-f", "-"], &text);
+    let edges = run.out.matches("class=\"edge").count();
+    let nodes = run.out.matches("class=\"node").count();
+    assert_eq!((nodes, edges, run.code), (41, 30, 3), "{}", run.err);
+    assert!(run.out.contains("x&lt;&amp;&quot;") && !run.out.contains("x<&"), "{}", run.err);
+}

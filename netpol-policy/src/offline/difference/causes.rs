@@ -1,0 +1,142 @@
+//! The policies that are responsible for a change.
+
+use netpol_common::Direction;
+
+use super::{Comparison, DifferenceEnd, NEW, OLD, PortChange, Presence};
+use crate::model::PolicyKey;
+use crate::offline::{PortSet, RuleCause};
+use crate::reference::RuleRef;
+
+/// Why the ports between two ends change.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Cause {
+    /// Whose policies: `Egress` of the source, `Ingress` of the destination. `None` if the cause is not a policy.
+    pub side: Option<Direction>,
+    /// The reason.
+    pub reason: Reason,
+}
+
+/// What is responsible for a change.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// These policies isolate the pods, which were not isolated before.
+    Isolated(Vec<PolicyKey>),
+    /// These policies isolated the pods, which are no longer isolated.
+    NotIsolated(Vec<PolicyKey>),
+    /// These rules allow the ports now.
+    Added(Vec<RuleRef>),
+    /// These rules allowed the ports before.
+    Removed(Vec<RuleRef>),
+    /// A workload is new.
+    NewWorkload,
+    /// A workload was removed.
+    RemovedWorkload,
+    /// Policies that are not evaluated may decide: kind and name.
+    Unevaluated(Vec<String>),
+    /// An `ipBlock` may contain an unknown address.
+    UnknownAddress,
+    /// The ends have other address families in common than before.
+    AddressFamilies,
+}
+
+/// The end by its pod, the cluster and the direction.
+pub(super) type IsolatingKey = (crate::model::PodKey, usize, Direction);
+
+/// One side of a pair: the end with the policies, and the other one.
+#[derive(Clone, Copy)]
+struct SideOf<'e> {
+    own: &'e DifferenceEnd,
+    other: &'e DifferenceEnd,
+    direction: Direction,
+}
+
+impl Comparison<'_, '_> {
+    /// Returns the causes of a change, by its number.
+    pub(super) fn causes(&mut self, from: &DifferenceEnd, to: &DifferenceEnd, change: u32) -> Vec<Cause> {
+        for end in [from, to] {
+            let reason = match end.presence {
+                Presence::Both => continue,
+                Presence::Added => Reason::NewWorkload,
+                Presence::Removed => Reason::RemovedWorkload,
+            };
+            return vec![Cause { side: None, reason }];
+        }
+        let PortChange { allowed, denied, unknown } = self.changes.value(change).clone();
+        let mut causes = Vec::new();
+        let sides = [(from, to, Direction::Egress), (to, from, Direction::Ingress)];
+        for (own, other, direction) in sides {
+            if own.is_outside() {
+                continue;
+            }
+            let side = SideOf { own, other, direction };
+            let [before, now] = [OLD, NEW].map(|cluster| self.side_ports(side, cluster));
+            let newly = allowed.difference(&before[0]);
+            let no_longer = denied.difference(&now[1]);
+            let mut reasons = Vec::new();
+            if !newly.is_empty() {
+                reasons.push(self.reason(side, [NEW, OLD], &newly));
+            }
+            if !no_longer.is_empty() {
+                reasons.push(self.reason(side, [OLD, NEW], &no_longer));
+            }
+            let is_open = [before, now]
+                .iter()
+                .any(|[allowed, possible]| !possible.difference(allowed).intersection(&unknown).is_empty());
+            if is_open {
+                reasons.push(self.unknown_reason(side));
+            }
+            causes.extend(reasons.into_iter().map(|reason| Cause { side: Some(direction), reason }));
+        }
+        if causes.is_empty() {
+            causes.push(Cause { side: None, reason: Reason::AddressFamilies });
+        }
+        causes
+    }
+
+    fn side_ports(&mut self, SideOf { own, other, direction }: SideOf<'_>, cluster: usize) -> [PortSet; 2] {
+        let (from, to) = if direction == Direction::Egress { (own, other) } else { (other, own) };
+        let Some((from, to)) = from.ids[cluster].zip(to.ids[cluster]) else { return Default::default() };
+        let ids = self.reachability.side_between(from, to, direction);
+        self.reachability.ports(ids).map(Clone::clone)
+    }
+
+    /// Returns why a side allows ports in the first of two clusters, but not in the second one.
+    fn reason(&mut self, side: SideOf<'_>, [allowing, denying]: [usize; 2], ports: &PortSet) -> Reason {
+        let is_new = allowing == NEW;
+        if self.isolating(side, allowing).is_empty() {
+            let policies = self.isolating(side, denying).to_vec();
+            return if is_new { Reason::NotIsolated(policies) } else { Reason::Isolated(policies) };
+        }
+        let (Some(pod), Some(other)) = (&side.own.pods[allowing], side.other.ids[allowing]) else {
+            return if is_new { Reason::NewWorkload } else { Reason::RemovedWorkload };
+        };
+        let rules = match self.reachability.allowing(allowing, pod, side.direction, other, ports) {
+            RuleCause::Rules(rules) => rules,
+            RuleCause::NotIsolated => Vec::new(),
+        };
+        if is_new { Reason::Added(rules) } else { Reason::Removed(rules) }
+    }
+
+    /// Returns the policies that isolate the pods of a side, in one cluster.
+    fn isolating(&mut self, side: SideOf<'_>, cluster: usize) -> &[PolicyKey] {
+        let Some(pod) = &side.own.pods[cluster] else { return &[] };
+        let key = (pod.clone(), cluster, side.direction);
+        let reachability = &self.reachability;
+        self.isolating.entry(key).or_insert_with(|| reachability.isolating(cluster, pod, side.direction))
+    }
+
+    fn unknown_reason(&self, side: SideOf<'_>) -> Reason {
+        let mut names = Vec::new();
+        for cluster in [OLD, NEW] {
+            let offline = self.reachability.cluster(cluster);
+            let pod = side.own.pods[cluster].as_ref().and_then(|key| offline.state().pods.get(key));
+            for index in pod.map(|pod| offline.may_change_pod(pod, side.direction)).unwrap_or_default() {
+                let policy = &offline.unevaluated()[index];
+                names.push(format!("{} {}", policy.kind, policy.name));
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
+        if names.is_empty() { Reason::UnknownAddress } else { Reason::Unevaluated(names) }
+    }
+}

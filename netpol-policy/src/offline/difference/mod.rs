@@ -1,0 +1,169 @@
+//! Which connections two versions of a cluster allow differently: exact, for all pods, addresses and ports.
+
+mod causes;
+mod ends;
+mod rows;
+
+use std::collections::HashMap;
+
+pub use causes::{Cause, Reason};
+pub use ends::{DifferenceEnd, Members, Presence};
+pub use rows::Row;
+
+use crate::offline::intern::Interner;
+use crate::offline::{EndId, OfflineCluster, PortIds, PortSet, Reachability};
+
+/// The ports of two ends with another verdict than before.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortChange {
+    /// Denied before, allowed now.
+    pub allowed: PortSet,
+    /// Allowed before, denied now.
+    pub denied: PortSet,
+    /// The verdict was or is unknown, and may have changed.
+    pub unknown: PortSet,
+}
+
+/// The ports of one source and one destination that change, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct PairChange {
+    from: usize,
+    to: usize,
+    change: u32,
+    causes: u32,
+}
+
+/// All changes between two clusters.
+#[derive(Debug)]
+pub struct Difference {
+    /// Pods and addresses; [`Row`]s refer to them by index.
+    pub ends: Vec<DifferenceEnd>,
+    /// The changes, by destination.
+    pub rows: Vec<Row>,
+}
+
+/// The old and the new cluster in a [`Reachability`].
+const OLD: usize = 0;
+const NEW: usize = 1;
+
+impl Difference {
+    /// Compares all connections of two clusters.
+    pub fn new(old: &OfflineCluster, new: &OfflineCluster) -> Self {
+        let reachability = Reachability::new(&[old, new]);
+        let ends = ends::joined(&reachability);
+        let mut comparison = Comparison::new(reachability, &ends);
+        let pairs = comparison.pairs();
+        let rows = rows::grouped(&ends, &pairs, &comparison.changes, &comparison.causes);
+        Self { ends, rows }
+    }
+}
+
+/// The state of a comparison.
+struct Comparison<'c, 'e> {
+    reachability: Reachability<'c>,
+    ends: &'e [DifferenceEnd],
+    /// The isolating policies of each end in both clusters and directions, once they were needed.
+    isolating: HashMap<causes::IsolatingKey, Vec<crate::model::PolicyKey>>,
+    by_ids: HashMap<(PortIds, PortIds, bool), Option<u32>>,
+    changes: Interner<PortChange>,
+    causes: Interner<Vec<Cause>>,
+}
+
+impl<'c, 'e> Comparison<'c, 'e> {
+    fn new(reachability: Reachability<'c>, ends: &'e [DifferenceEnd]) -> Self {
+        Self {
+            reachability,
+            ends,
+            isolating: HashMap::new(),
+            by_ids: HashMap::new(),
+            changes: Interner::default(),
+            causes: Interner::default(),
+        }
+    }
+
+    /// Compares all pairs with an end that is not the same in both clusters.
+    fn pairs(&mut self) -> Vec<PairChange> {
+        let mut found = Vec::new();
+        for (to, destination) in self.ends.iter().enumerate() {
+            for (from, source) in self.ends.iter().enumerate() {
+                let is_unchanged = source.is_unchanged() && destination.is_unchanged();
+                let is_outside = source.is_outside() && destination.is_outside();
+                if is_unchanged || is_outside || from == to && !source.has_second_pod {
+                    continue;
+                }
+                let [old, new] = [OLD, NEW].map(|cluster| self.ports(source, destination, cluster));
+                let Some(change) = self.change(source, destination, [old, new]) else { continue };
+                let causes = self.causes(source, destination, change);
+                let causes = self.causes.number(causes);
+                found.push(PairChange { from, to, change, causes });
+            }
+        }
+        found
+    }
+
+    /// Returns the ports between two ends in one cluster; none if an end does not exist there.
+    fn ports(&mut self, from: &DifferenceEnd, to: &DifferenceEnd, cluster: usize) -> PortIds {
+        let ends = from.ids[cluster].zip(to.ids[cluster]);
+        ends.and_then(|(from, to)| self.reachability.between(from, to)).unwrap_or(PortIds::NONE)
+    }
+
+    fn change(&mut self, from: &DifferenceEnd, to: &DifferenceEnd, [old, new]: [PortIds; 2]) -> Option<u32> {
+        if old == new && !old.has_unknown() {
+            return None;
+        }
+        let is_open = old.has_unknown() && new.has_unknown();
+        let may_differ = is_open && self.unknown_differs(from, to);
+        if let Some(known) = self.by_ids.get(&(old, new, may_differ)) {
+            return *known;
+        }
+        let [allowed_before, possible_before] = self.reachability.ports(old);
+        let [allowed_now, possible_now] = self.reachability.ports(new);
+        let unknown = [possible_before.difference(allowed_before), possible_now.difference(allowed_now)];
+        let mut any_unknown = unknown[0].union(&unknown[1]);
+        if !may_differ {
+            any_unknown = any_unknown.difference(&unknown[0].intersection(&unknown[1]));
+        }
+        let change = PortChange {
+            allowed: allowed_now.difference(possible_before),
+            denied: allowed_before.difference(possible_now),
+            unknown: any_unknown,
+        };
+        let number = (change != PortChange::default()).then(|| self.changes.number(change));
+        self.by_ids.insert((old, new, may_differ), number);
+        number
+    }
+
+    /// Returns whether ports that are unknown before and now may have another verdict than before.
+    fn unknown_differs(&self, from: &DifferenceEnd, to: &DifferenceEnd) -> bool {
+        let ids = |cluster: usize| from.ids[cluster].zip(to.ids[cluster]);
+        let (Some(old), Some(new)) = (ids(OLD), ids(NEW)) else { return true };
+        self.reachability.unknown_differs(old, new)
+    }
+}
+
+impl Row {
+    /// Returns whether a port is allowed or denied that was not before.
+    pub fn is_definite(&self) -> bool {
+        !self.change.allowed.is_empty() || !self.change.denied.is_empty()
+    }
+}
+
+/// The ends of a pair in one cluster.
+type Pair = (EndId, EndId);
+
+impl Reachability<'_> {
+    /// Returns whether the unknown ports of two pairs may have different verdicts: the policies that are not evaluated or
+    /// the rules with unknown addresses differ, or the ends do.
+    fn unknown_differs(&self, old: Pair, new: Pair) -> bool {
+        let sides = [(old.0, old.1, new.0, new.1), (old.1, old.0, new.1, new.0)];
+        let directions = [netpol_common::Direction::Egress, netpol_common::Direction::Ingress];
+        sides.into_iter().zip(directions).any(|((old, old_remote, new, new_remote), direction)| {
+            let [before, now] = [old, new].map(|end| self.unknown_part(end, direction));
+            let is_same_remote = self.has_same_addresses(old_remote, new_remote);
+            before != now || !is_same_remote && before.is_some_and(|part| !part.is_empty())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

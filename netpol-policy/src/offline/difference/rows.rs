@@ -1,0 +1,65 @@
+//! Changes as rows: sources with the same change share a row, and so do destinations with the same rows.
+
+use std::collections::BTreeMap;
+
+use super::{Cause, DifferenceEnd, PairChange, PortChange};
+use crate::offline::intern::Interner;
+
+/// A change of all connections from some ends to some ends. A connection of a single pod to itself is not meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// The sources: indices of [`super::Difference::ends`].
+    pub from: Vec<usize>,
+    /// The destinations.
+    pub to: Vec<usize>,
+    /// The ports.
+    pub change: PortChange,
+    /// The policies that are responsible.
+    pub causes: Vec<Cause>,
+}
+
+/// The sources of one destination, by change and causes.
+type Sources = BTreeMap<(u32, u32), Vec<usize>>;
+
+/// Groups the changes of pairs, which are sorted by destination.
+pub(super) fn grouped(
+    ends: &[DifferenceEnd],
+    pairs: &[PairChange],
+    changes: &Interner<PortChange>,
+    causes: &Interner<Vec<Cause>>,
+) -> Vec<Row> {
+    let mut by_destination: BTreeMap<usize, Sources> = BTreeMap::new();
+    for PairChange { from, to, change, causes } in pairs {
+        by_destination.entry(*to).or_default().entry((*change, *causes)).or_default().push(*from);
+    }
+    for (to, sources) in &mut by_destination {
+        if !ends[*to].has_second_pod {
+            add_itself(*to, sources);
+        }
+    }
+    let mut rows: Vec<Row> = Vec::new();
+    let mut positions: BTreeMap<(u32, u32, Vec<usize>), usize> = BTreeMap::new();
+    for (to, sources) in by_destination {
+        for ((change, cause), from) in sources {
+            let position = *positions.entry((change, cause, from.clone())).or_insert(rows.len());
+            match rows.get_mut(position) {
+                Some(row) => row.to.push(to),
+                None => rows.push(Row {
+                    from,
+                    to: vec![to],
+                    change: changes.value(change).clone(),
+                    causes: causes.value(cause).clone(),
+                }),
+            }
+        }
+    }
+    rows
+}
+
+/// Adds a single pod to its most frequent change, so that the pods of a namespace can share a row.
+fn add_itself(pod: usize, sources: &mut Sources) {
+    if let Some(most) = sources.values_mut().filter(|from| from.len() > 1).max_by_key(|from| from.len()) {
+        most.push(pod);
+        most.sort_unstable();
+    }
+}

@@ -1,0 +1,252 @@
+//! Ends of connections: what decides the ports between two of them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use netpol_common::Direction;
+
+use super::rules::{CompiledPolicy, CompiledRule, Condition, compile, index_of};
+use crate::cluster_state::ClusterState;
+use crate::model::{Labels, NamedPort, NamespaceName, Pod, PodKey, PolicyKey, Protocol};
+use crate::offline::address_set::{AddressSet, span};
+use crate::offline::intern::Interner;
+use crate::offline::{OfflineCluster, is_placeholder};
+use crate::reference::{self, Remote};
+
+/// The policies of a pod in one direction.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Side {
+    /// The numbers of the rules in [`OfflineCluster::state`], sorted; `None`: no policy isolates the pod.
+    pub(super) rules: Option<Vec<u32>>,
+    /// The same in [`OfflineCluster::at_most`].
+    pub(super) possible_rules: Option<Vec<u32>>,
+    /// The contents of the policies that are not evaluated and may change the verdict, sorted.
+    pub(super) unevaluated: Vec<u64>,
+}
+
+/// What peers and port names of rules match at an address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct AddressClass {
+    /// A bit for each condition.
+    conditions: Vec<u64>,
+    /// The named ports of the pod with this address, as far as a rule names them, sorted.
+    pub(super) names: Vec<NamedPort>,
+}
+
+/// A pod, or addresses outside of pods. Equal ends have the same ports with each other end.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct EndClass {
+    /// The numbers of the sides, as [`Direction::BOTH`]; `None` if no policy can apply.
+    pub(super) sides: Option<[u32; 2]>,
+    /// The numbers of the classes of its IPv4 and IPv6 address.
+    pub(super) addresses: [Option<u32>; 2],
+    /// A pod that shares an address with another pod: its key and addresses, because its traffic to itself and to the
+    /// other pod is an exception.
+    pub(super) shared: Option<(PodKey, Vec<IpAddr>)>,
+}
+
+/// The values of all clusters, each with a number.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Values {
+    pub(super) conditions: Interner<Condition>,
+    pub(super) rules: Interner<CompiledRule>,
+    pub(super) sides: Interner<Side>,
+    pub(super) addresses: Interner<AddressClass>,
+    pub(super) ends: Interner<EndClass>,
+    /// The names of ports in egress rules.
+    names: BTreeSet<(Protocol, Arc<str>)>,
+}
+
+/// A cluster with compiled policies.
+#[derive(Debug)]
+pub(super) struct CompiledCluster<'c> {
+    pub(super) cluster: &'c OfflineCluster,
+    pub(super) policies: BTreeMap<PolicyKey, CompiledPolicy>,
+    /// Those of [`OfflineCluster::at_most`], if it has any.
+    at_most: Option<BTreeMap<PolicyKey, CompiledPolicy>>,
+}
+
+impl<'c> CompiledCluster<'c> {
+    pub(super) fn new(cluster: &'c OfflineCluster, values: &mut Values) -> Self {
+        let policies = compile(cluster.state(), &mut values.conditions);
+        let at_most = cluster.at_most().map(|state| compile(state, &mut values.conditions));
+        for rules in policies.values().chain(at_most.iter().flat_map(BTreeMap::values)) {
+            let egress = rules[index_of(Direction::Egress)].iter().flatten();
+            values.names.extend(egress.flat_map(|rule| rule.names.iter().cloned()));
+        }
+        Self { cluster, policies, at_most }
+    }
+
+    /// Returns the pods that policies can select, with the numbers of their ends.
+    pub(super) fn pods(&self, values: &mut Values) -> BTreeMap<PodKey, u32> {
+        let state = self.cluster.state();
+        let (mut by_labels, mut blocks) = (HashMap::new(), HashMap::new());
+        let mut found = BTreeMap::new();
+        for pod in state.pods.values().filter(|pod| pod.is_selectable() && !pod.addresses.is_empty()) {
+            let sides = Direction::BOTH.map(|direction| self.side(pod, direction, values));
+            let mut addresses = [None, None];
+            for address in &pod.addresses {
+                let class = class_of(state, *address, values, &mut by_labels, &mut blocks);
+                addresses[usize::from(address.is_ipv6())].get_or_insert(class);
+            }
+            let is_shared = pod.addresses.iter().any(|address| {
+                state.peer_at(*address).is_none_or(|peer| peer.key != pod.key)
+                    || state.pods_with_address(*address).nth(1).is_some()
+            });
+            let shared = is_shared.then(|| (pod.key.clone(), pod.addresses.clone()));
+            let end = values.ends.number(EndClass { sides: Some(sides), addresses, shared });
+            found.insert(pod.key.clone(), end);
+        }
+        found
+    }
+
+    fn side(&self, pod: &Pod, direction: Direction, values: &mut Values) -> u32 {
+        let isolating: Vec<&PolicyKey> =
+            reference::isolating(self.cluster.state(), pod, direction).map(|policy| &policy.key).collect();
+        let named: &[NamedPort] = if direction == Direction::Ingress { &pod.ports } else { &[] };
+        let mut rules_in = |policies: &BTreeMap<PolicyKey, CompiledPolicy>| {
+            let of = |key: &&PolicyKey| policies.get(*key).and_then(|policy| policy[index_of(direction)].as_ref());
+            let rules = isolating.iter().filter_map(of).flatten();
+            let mut numbers: Vec<u32> = rules
+                .map(|rule| match direction {
+                    Direction::Ingress => values.rules.number(rule.resolved_at(named)),
+                    Direction::Egress => values.rules.number(rule.clone()),
+                })
+                .collect();
+            numbers.sort_unstable();
+            numbers.dedup();
+            (!isolating.is_empty()).then_some(numbers)
+        };
+        let rules = rules_in(&self.policies);
+        let possible_rules = self.at_most.as_ref().map_or_else(|| rules.clone(), rules_in);
+        let unevaluated = self.cluster.may_change_pod(pod, direction).into_iter();
+        let mut unevaluated: Vec<u64> = unevaluated.map(|index| self.cluster.unevaluated()[index].content).collect();
+        unevaluated.sort_unstable();
+        values.sides.number(Side { rules, possible_rules, unevaluated })
+    }
+}
+
+type ByLabels = HashMap<(NamespaceName, Labels), Vec<u64>>;
+type ByBlocks = HashMap<IpAddr, Vec<u64>>;
+
+/// Returns the number of the class of an address in a state.
+fn class_of(
+    state: &ClusterState,
+    address: IpAddr,
+    values: &mut Values,
+    by_labels: &mut ByLabels,
+    by_blocks: &mut ByBlocks,
+) -> u32 {
+    let remote = Remote::of(state, address);
+    let mut conditions =
+        by_blocks.entry(address).or_insert_with(|| matching_blocks(&values.conditions, address)).clone();
+    let mut names = Vec::new();
+    if let Some(pod) = remote.pod {
+        let key = (pod.key.namespace.clone(), pod.labels.clone());
+        let of_labels = by_labels.entry(key).or_insert_with(|| matching_pods(&values.conditions, state, pod));
+        conditions.iter_mut().zip(of_labels).for_each(|(all, matching)| *all |= *matching);
+        let is_used = |port: &&NamedPort| values.names.contains(&(port.protocol, port.name.clone()));
+        names = pod.ports.iter().filter(is_used).cloned().collect();
+        names.sort_unstable();
+        names.dedup();
+    }
+    values.addresses.number(AddressClass { conditions, names })
+}
+
+/// Returns the bits of the conditions that hold.
+fn bits(conditions: &Interner<Condition>, holds: impl Fn(&Condition) -> bool) -> Vec<u64> {
+    let mut bits = vec![0_u64; conditions.len().div_ceil(64)];
+    for (index, _) in conditions.iter().enumerate().filter(|(_, condition)| holds(condition)) {
+        bits[index / 64] |= 1 << (index % 64);
+    }
+    bits
+}
+
+fn matching_blocks(conditions: &Interner<Condition>, address: IpAddr) -> Vec<u64> {
+    bits(conditions, |condition| matches!(condition, Condition::Block(block) if block.contains(address)))
+}
+
+fn matching_pods(conditions: &Interner<Condition>, state: &ClusterState, pod: &Pod) -> Vec<u64> {
+    let namespace = state.namespace_labels(&pod.key.namespace);
+    bits(conditions, |condition| match condition {
+        Condition::PodsOf(name, pods) => *name == pod.key.namespace && pods.matches(&pod.labels),
+        Condition::Pods(namespaces, pods) => namespaces.matches(&namespace) && pods.matches(&pod.labels),
+        Condition::Block(_) => false,
+    })
+}
+
+impl AddressClass {
+    /// Returns whether the peers of a rule match.
+    pub(super) fn matches(&self, rule: &CompiledRule) -> bool {
+        let holds = |number: &u32| self.conditions[*number as usize / 64] & (1 << (*number % 64)) != 0;
+        rule.peers.as_ref().is_none_or(|peers| peers.iter().any(holds))
+    }
+}
+
+/// Addresses that are not those of pods and have the same ports with every pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutsideAddresses {
+    /// The addresses. Those of pods and Services among them are not meant.
+    pub addresses: AddressSet,
+    /// One that is not that of a pod or Service.
+    pub example: IpAddr,
+    pub(super) end: u32,
+}
+
+/// Whether the family is IPv4, and the first and the last address as numbers.
+type FamilySpan = (bool, (u128, u128));
+
+/// Splits all addresses at the blocks of all policies. Leaves out families without a pod.
+pub(super) fn outside(states: &[&ClusterState], inside: &AddressSet, values: &mut Values) -> Vec<OutsideAddresses> {
+    let mut parts: BTreeMap<u32, Vec<FamilySpan>> = BTreeMap::new();
+    for is_ipv4 in [true, false] {
+        let mut pods = states.iter().flat_map(|state| state.pods.values()).filter(|pod| pod.is_selectable());
+        if !pods.any(|pod| pod.addresses.iter().any(|address| address.is_ipv4() == is_ipv4)) {
+            continue;
+        }
+        for part in split(&values.conditions, is_ipv4) {
+            let first = AddressSet::of_spans([(is_ipv4, (part.0, part.0))]).first();
+            let Some(first) = first else { continue };
+            let conditions = matching_blocks(&values.conditions, first);
+            let class = values.addresses.number(AddressClass { conditions, names: Vec::new() });
+            let addresses = if is_ipv4 { [Some(class), None] } else { [None, Some(class)] };
+            let end = values.ends.number(EndClass { sides: None, addresses, shared: None });
+            parts.entry(end).or_default().push((is_ipv4, part));
+        }
+    }
+    let found = parts.into_iter().filter_map(|(end, spans)| {
+        let addresses = AddressSet::of_spans(spans);
+        let example = addresses.difference(inside).first()?;
+        Some(OutsideAddresses { addresses, example, end })
+    });
+    found.collect()
+}
+
+/// Returns the addresses of pods and Services, and all placeholders.
+pub(super) fn of_the_cluster(states: &[&ClusterState]) -> AddressSet {
+    let pods = states.iter().flat_map(|state| state.pods.values()).filter(|pod| pod.is_selectable());
+    let services = states.iter().flat_map(|state| state.services.values());
+    let services = services.flat_map(|service| service.addresses.iter().copied());
+    let addresses = AddressSet::of_addresses(pods.flat_map(|pod| pod.addresses.iter().copied()).chain(services));
+    addresses.union(&AddressSet::of(crate::offline::addresses::placeholder_ranges()))
+}
+
+/// Returns ranges within which every block has all addresses or none.
+fn split(conditions: &Interner<Condition>, is_ipv4: bool) -> Vec<(u128, u128)> {
+    let last = if is_ipv4 { u128::from(u32::MAX) } else { u128::MAX };
+    let mut starts = BTreeSet::from([0]);
+    for condition in conditions.iter() {
+        let Condition::Block(block) = condition else { continue };
+        let nets = std::iter::once(&block.cidr).chain(&block.except);
+        // Blocks for placeholders are not of the input.
+        for net in nets.filter(|net: &&IpNet| net.addr().is_ipv4() == is_ipv4 && !is_placeholder(net.addr())) {
+            let (start, end) = span(net);
+            starts.insert(start);
+            starts.extend(end.checked_add(1).filter(|start| *start <= last));
+        }
+    }
+    let ends = starts.iter().skip(1).map(|start| start - 1).chain([last]);
+    starts.iter().copied().zip(ends).collect()
+}

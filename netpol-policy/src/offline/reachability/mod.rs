@@ -1,0 +1,300 @@
+//! Which ends can connect at which ports: exact, for all pods, addresses and ports.
+//!
+//! ```text
+//! policies ─► rules: conditions with numbers ─► ends: pods and addresses with equal conditions and rules are one end
+//!                                                 └► for each two ends: the set of ports, computed once
+//! ```
+//!
+//! Several clusters can share the numbers, so that an end with the same number in two clusters has the same rules and
+//! matches the same conditions in both.
+
+mod ends;
+mod rules;
+mod units;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use netpol_common::Direction;
+
+use ends::{CompiledCluster, EndClass, Side, Values};
+use rules::{CompiledRule, index_of};
+
+pub use ends::OutsideAddresses;
+pub use units::{UnitKey, units};
+
+use crate::model::{PodKey, PolicyKey};
+use crate::offline::intern::Interner;
+use crate::offline::{AddressSet, OfflineCluster, PortSet};
+use crate::reference::{self, RuleRef};
+
+/// A class of pods or addresses with the same ports with every other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndId(u32);
+
+/// Two sets of ports, as numbers: those that are allowed, and those that are allowed or unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortIds {
+    allowed: u32,
+    possible: u32,
+}
+
+/// Why one side allows ports.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RuleCause {
+    /// No policy isolates the pod in this direction.
+    NotIsolated,
+    /// These rules allow some of the ports.
+    Rules(Vec<RuleRef>),
+}
+
+/// The ports between all ends of one cluster, or of several.
+#[derive(Debug)]
+pub struct Reachability<'c> {
+    clusters: Vec<CompiledCluster<'c>>,
+    /// The pods of each cluster.
+    pods: Vec<BTreeMap<PodKey, u32>>,
+    outside: Vec<OutsideAddresses>,
+    /// The addresses of pods and Services, and placeholders.
+    inside: AddressSet,
+    values: Values,
+    sets: Interner<PortSet>,
+    /// By the side, the direction and the class of the remote address.
+    of_sides: HashMap<(u32, Direction, u32), PortIds>,
+    intersections: HashMap<(u32, u32), u32>,
+}
+
+impl<'c> Reachability<'c> {
+    /// Compiles the policies of these clusters.
+    pub fn new(clusters: &[&'c OfflineCluster]) -> Self {
+        let mut values = Values::default();
+        let clusters: Vec<_> = clusters.iter().map(|cluster| CompiledCluster::new(cluster, &mut values)).collect();
+        let pods = clusters.iter().map(|cluster| cluster.pods(&mut values)).collect();
+        let states: Vec<_> = clusters.iter().map(|compiled| compiled.cluster.state()).collect();
+        let inside = ends::of_the_cluster(&states);
+        let outside = ends::outside(&states, &inside, &mut values);
+        let mut sets = Interner::default();
+        sets.number(PortSet::default());
+        sets.number(PortSet::all());
+        Self { clusters, pods, outside, inside, values, sets, of_sides: HashMap::new(), intersections: HashMap::new() }
+    }
+
+    /// Returns the cluster with this index.
+    pub fn cluster(&self, cluster: usize) -> &'c OfflineCluster {
+        self.clusters[cluster].cluster
+    }
+
+    /// Returns the end of a pod; `None` if it is not in the cluster, has finished, or is on the host network.
+    pub fn end_of(&self, cluster: usize, pod: &PodKey) -> Option<EndId> {
+        self.pods[cluster].get(pod).copied().map(EndId)
+    }
+
+    /// Returns all addresses outside of pods, split into ends: the same ones in all clusters. Each is of one family, and
+    /// a family without a pod is left out.
+    pub fn outside(&self) -> &[OutsideAddresses] {
+        &self.outside
+    }
+
+    /// Returns the addresses of a set that are outside of pods, split into ends.
+    pub fn outside_in(&self, set: &AddressSet) -> Vec<(EndId, AddressSet)> {
+        let set = set.difference(&self.inside);
+        let parts = self.outside.iter().map(|part| (part.end(), part.addresses.intersection(&set)));
+        parts.filter(|(_, addresses)| !addresses.is_empty()).collect()
+    }
+
+    /// Returns the ports of a pair of numbers: those that are allowed, and those that are allowed or unknown.
+    pub fn ports(&self, ids: PortIds) -> [&PortSet; 2] {
+        [self.sets.value(ids.allowed), self.sets.value(ids.possible)]
+    }
+
+    /// Returns the ports at which `from` can connect to `to`, in all address families that both have; `None` without a
+    /// common one. For an end and itself: the ports between two different pods of it.
+    pub fn between(&mut self, from: EndId, to: EndId) -> Option<PortIds> {
+        let (source, destination) = (self.class(from), self.class(to));
+        let is_same = source.shared.is_some() && source.shared == destination.shared;
+        let mut result: Option<PortIds> = None;
+        for family in [0, 1] {
+            let (Some(own), Some(remote)) = (source.addresses[family], destination.addresses[family]) else { continue };
+            let mut found = PortIds::ALL;
+            let egress = source.sides.filter(|_| !is_same && !shares_address(&source, &destination, family));
+            let ingress = destination.sides.filter(|_| !is_same);
+            for (sides, direction, remote) in [(egress, Direction::Egress, remote), (ingress, Direction::Ingress, own)]
+            {
+                if let Some(sides) = sides {
+                    let of_side = self.of_side(sides[index_of(direction)], direction, remote);
+                    found = self.both(found, of_side);
+                }
+            }
+            result = Some(result.map_or(found, |result| self.both(result, found)));
+        }
+        result
+    }
+
+    /// Returns the ports that one side alone allows, in all address families that both ends have.
+    pub fn side_between(&mut self, from: EndId, to: EndId, direction: Direction) -> PortIds {
+        let (own, other) = if direction == Direction::Egress { (from, to) } else { (to, from) };
+        let (own, other) = (self.class(own), self.class(other));
+        let mut result = PortIds::ALL;
+        let Some(sides) = own.sides else { return result };
+        for family in [0, 1] {
+            if let (Some(_), Some(remote)) = (own.addresses[family], other.addresses[family]) {
+                let of_side = self.of_side(sides[index_of(direction)], direction, remote);
+                result = self.both(result, of_side);
+            }
+        }
+        result
+    }
+
+    /// Returns what makes ports of a side unknown: rules with unknown addresses, and the contents of policies that are
+    /// not evaluated. `None` if no policy can apply.
+    pub(super) fn unknown_part(&self, end: EndId, direction: Direction) -> Option<Vec<u64>> {
+        let sides = self.values.ends.value(end.0).sides?;
+        let Side { rules, possible_rules, unevaluated } = self.values.sides.value(sides[index_of(direction)]);
+        let known = rules.as_deref().unwrap_or_default();
+        let possible = possible_rules.iter().flatten().filter(|rule| known.binary_search(rule).is_err());
+        Some(possible.map(|rule| u64::from(*rule)).chain(unevaluated.iter().copied()).collect())
+    }
+
+    /// Returns whether the addresses of two ends match the same conditions.
+    pub(super) fn has_same_addresses(&self, one: EndId, other: EndId) -> bool {
+        self.values.ends.value(one.0).addresses == self.values.ends.value(other.0).addresses
+    }
+
+    fn class(&self, end: EndId) -> EndClass {
+        self.values.ends.value(end.0).clone()
+    }
+
+    fn of_side(&mut self, side: u32, direction: Direction, remote: u32) -> PortIds {
+        if let Some(ids) = self.of_sides.get(&(side, direction, remote)) {
+            return *ids;
+        }
+        let Side { rules, possible_rules, unevaluated } = self.values.sides.value(side);
+        let sets = if unevaluated.is_empty() {
+            [rules, possible_rules].map(|rules| self.allowed(rules.as_deref(), direction, remote))
+        } else {
+            [PortSet::default(), PortSet::all()]
+        };
+        let [allowed, possible] = sets.map(|set| self.sets.number(set));
+        let ids = PortIds { allowed, possible };
+        self.of_sides.insert((side, direction, remote), ids);
+        ids
+    }
+
+    fn allowed(&self, rules: Option<&[u32]>, direction: Direction, remote: u32) -> PortSet {
+        let Some(rules) = rules else { return PortSet::all() };
+        let rules = rules.iter().map(|rule| self.values.rules.value(*rule));
+        let sets = rules.filter_map(|rule| self.ports_of(rule, direction, remote));
+        sets.reduce(|all, set| all.union(&set)).unwrap_or_default()
+    }
+
+    /// Returns the ports that a rule allows with an address; `None` if its peers do not match.
+    fn ports_of(&self, rule: &CompiledRule, direction: Direction, remote: u32) -> Option<PortSet> {
+        let remote = self.values.addresses.value(remote);
+        // The names of an ingress rule are resolved already.
+        let named = if direction == Direction::Egress { &remote.names[..] } else { &[] };
+        remote.matches(rule).then(|| rule.ports_at(named))
+    }
+
+    fn both(&mut self, one: PortIds, other: PortIds) -> PortIds {
+        let allowed = self.intersection(one.allowed, other.allowed);
+        let possible = self.intersection(one.possible, other.possible);
+        PortIds { allowed, possible }
+    }
+
+    fn intersection(&mut self, one: u32, other: u32) -> u32 {
+        match (one.min(other), one.max(other)) {
+            (NO_PORTS, _) => NO_PORTS,
+            (ALL_PORTS, other) => other,
+            (one, other) if one == other => one,
+            key => {
+                if let Some(set) = self.intersections.get(&key) {
+                    return *set;
+                }
+                let set = self.sets.value(key.0).intersection(self.sets.value(key.1));
+                let number = self.sets.number(set);
+                self.intersections.insert(key, number);
+                number
+            }
+        }
+    }
+
+    /// Returns the policies that isolate a pod.
+    pub fn isolating(&self, cluster: usize, pod: &PodKey, direction: Direction) -> Vec<PolicyKey> {
+        let state = self.cluster(cluster).state();
+        let pod = state.pods.get(pod);
+        let policies = pod.into_iter().flat_map(|pod| reference::isolating(state, pod, direction));
+        policies.map(|policy| policy.key.clone()).collect()
+    }
+
+    /// Returns why a pod allows some of these ports with the other end; without rules if it does not.
+    pub fn allowing(
+        &self,
+        cluster: usize,
+        pod: &PodKey,
+        direction: Direction,
+        other: EndId,
+        ports: &PortSet,
+    ) -> RuleCause {
+        let isolating = self.isolating(cluster, pod, direction);
+        if isolating.is_empty() {
+            return RuleCause::NotIsolated;
+        }
+        let named = self.cluster(cluster).state().pods.get(pod).map(|pod| &pod.ports[..]).unwrap_or_default();
+        let remotes: Vec<u32> = self.values.ends.value(other.0).addresses.into_iter().flatten().collect();
+        let allows = |rule: &CompiledRule| {
+            let rule = if direction == Direction::Ingress { &rule.resolved_at(named) } else { rule };
+            let mut sets = remotes.iter().filter_map(|remote| self.ports_of(rule, direction, *remote));
+            sets.any(|set| !set.intersection(ports).is_empty())
+        };
+        let mut found = Vec::new();
+        for policy in isolating {
+            let rules =
+                self.clusters[cluster].policies.get(&policy).and_then(|rules| rules[index_of(direction)].as_ref());
+            let indices = rules.into_iter().flatten().enumerate().filter(|(_, rule)| allows(rule));
+            found.extend(indices.map(|(index, _)| RuleRef { policy: policy.clone(), direction, index }));
+        }
+        RuleCause::Rules(found)
+    }
+}
+
+impl OutsideAddresses {
+    /// Returns the end.
+    pub const fn end(&self) -> EndId {
+        EndId(self.end)
+    }
+}
+
+/// The numbers of the sets without ports and with all ports: the first ones.
+const NO_PORTS: u32 = 0;
+const ALL_PORTS: u32 = 1;
+
+impl PortIds {
+    const ALL: Self = Self { allowed: ALL_PORTS, possible: ALL_PORTS };
+    /// No port is allowed.
+    pub const NONE: Self = Self { allowed: NO_PORTS, possible: NO_PORTS };
+
+    /// Returns whether a port is unknown.
+    pub const fn has_unknown(self) -> bool {
+        self.allowed != self.possible
+    }
+
+    /// Returns whether all ports are allowed.
+    pub const fn has_all(self) -> bool {
+        self.allowed == ALL_PORTS
+    }
+
+    /// Returns whether no port is allowed or unknown.
+    pub const fn is_none(self) -> bool {
+        self.possible == NO_PORTS
+    }
+}
+
+/// Returns whether the destination has the source's own address. The source's policies do not apply then.
+fn shares_address(source: &EndClass, destination: &EndClass, family: usize) -> bool {
+    let (Some((_, own)), Some((_, other))) = (&source.shared, &destination.shared) else { return false };
+    let of_family = |address: &&IpAddr| usize::from(address.is_ipv6()) == family;
+    other.iter().filter(of_family).any(|address| own.contains(address))
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

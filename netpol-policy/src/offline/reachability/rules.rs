@@ -1,0 +1,122 @@
+//! Policies with numbers instead of selectors, so that equal conditions are evaluated once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use netpol_common::Direction;
+
+use crate::cluster_state::ClusterState;
+use crate::model::{
+    IpBlock, NamedPort, NamespaceName, Peer, Peers, Policy, PolicyKey, PortRange, Ports, Protocol, Rule, Selector,
+};
+use crate::offline::intern::Interner;
+use crate::offline::{PortSet, ports};
+use crate::reference;
+
+/// What a peer states about the other end, without the policy's namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Condition {
+    /// Pods of one namespace.
+    PodsOf(NamespaceName, Selector),
+    /// Pods of namespaces.
+    Pods(Selector, Selector),
+    Block(IpBlock),
+}
+
+/// A rule of a policy.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct CompiledRule {
+    /// The numbers of the conditions, sorted; `None`: every address.
+    pub(super) peers: Option<Vec<u32>>,
+    /// Ports given by number.
+    pub(super) ports: PortSet,
+    /// Ports given by name, sorted. They are resolved on the destination.
+    pub(super) names: Vec<(Protocol, Arc<str>)>,
+}
+
+/// The rules of a policy by direction, as [`Direction::BOTH`]. `None`: the policy does not isolate in it.
+pub(super) type CompiledPolicy = [Option<Vec<CompiledRule>>; 2];
+
+/// The position of a direction in [`Direction::BOTH`].
+pub(super) const fn index_of(direction: Direction) -> usize {
+    match direction {
+        Direction::Ingress => 0,
+        Direction::Egress => 1,
+    }
+}
+
+/// Compiles all policies of a state.
+pub(super) fn compile(
+    state: &ClusterState,
+    conditions: &mut Interner<Condition>,
+) -> BTreeMap<PolicyKey, CompiledPolicy> {
+    let mut compiled = BTreeMap::new();
+    for (key, policy) in &state.policies {
+        let mut of = |direction: Direction| {
+            let has_direction = match direction {
+                Direction::Ingress => policy.ingress.is_some(),
+                Direction::Egress => policy.egress.is_some(),
+            };
+            let rules = reference::rules(policy, direction).iter();
+            has_direction.then(|| rules.map(|rule| compile_rule(policy, rule, conditions)).collect())
+        };
+        let rules = Direction::BOTH.map(&mut of);
+        compiled.insert(key.clone(), rules);
+    }
+    compiled
+}
+
+fn compile_rule(policy: &Policy, rule: &Rule, conditions: &mut Interner<Condition>) -> CompiledRule {
+    let peers = match &rule.peers {
+        Peers::Any => None,
+        Peers::Of(peers) => {
+            let mut numbers: Vec<u32> =
+                peers.iter().map(|peer| conditions.number(Condition::of(policy, peer))).collect();
+            numbers.sort_unstable();
+            numbers.dedup();
+            Some(numbers)
+        }
+    };
+    let (ports, mut names) = match &rule.ports {
+        Ports::Any => (PortSet::all(), Vec::new()),
+        Ports::Of(ports) => {
+            let name = |item: &crate::model::PortMatch| match &item.port {
+                PortRange::Named(name) => Some((item.protocol, name.clone())),
+                PortRange::All | PortRange::Range(..) => None,
+            };
+            let by_number = ports.iter().flat_map(|port| ports::ranges_of(port, None));
+            (PortSet::of_ranges(by_number), ports.iter().filter_map(name).collect())
+        }
+    };
+    names.sort_unstable();
+    names.dedup();
+    CompiledRule { peers, ports, names }
+}
+
+impl Condition {
+    fn of(policy: &Policy, peer: &Peer) -> Self {
+        match peer {
+            Peer::Pods { namespaces: None, pods } => Self::PodsOf(policy.key.namespace.clone(), pods.clone()),
+            Peer::Pods { namespaces: Some(namespaces), pods } => Self::Pods(namespaces.clone(), pods.clone()),
+            Peer::Block(block) => Self::Block(block.clone()),
+        }
+    }
+}
+
+impl CompiledRule {
+    /// Returns the ports of the rule at a destination with these named ports.
+    pub(super) fn ports_at(&self, named: &[NamedPort]) -> PortSet {
+        if self.names.is_empty() {
+            return self.ports.clone();
+        }
+        let is_meant = |port: &&NamedPort| {
+            self.names.iter().any(|(protocol, name)| *protocol == port.protocol && *name == port.name)
+        };
+        self.ports.union(&PortSet::of(named.iter().filter(is_meant).map(|port| (port.protocol, port.port))))
+    }
+
+    /// Returns the rule with all ports by number.
+    pub(super) fn resolved_at(&self, named: &[NamedPort]) -> Self {
+        Self { peers: self.peers.clone(), ports: self.ports_at(named), names: Vec::new() }
+    }
+}

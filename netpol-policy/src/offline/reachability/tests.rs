@@ -1,0 +1,181 @@
+//! The ports between all ends of random clusters, compared with the reference.
+
+use std::net::IpAddr;
+
+use netpol_common::{Direction, protocol};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::{PortIds, Reachability};
+use crate::manifest::{Located, Parsed};
+use crate::model::{Object, Peer, Peers, Pod, PodKey, Policy, Protocol};
+use crate::offline::{AddressSet, OfflineCluster};
+use crate::reference::{End, connections};
+use crate::testing::{pod, policy};
+
+fn parsed(objects: impl IntoIterator<Item = Object>) -> Parsed {
+    let located = |object| Located { object, file: "f".into(), line: 1, document: 1 };
+    Parsed { objects: objects.into_iter().map(located).collect(), ..Parsed::default() }
+}
+
+pub(crate) fn cluster(policies: &[Policy], pods: &[Pod]) -> OfflineCluster {
+    let policies = policies.iter().cloned().map(Object::Policy);
+    // Frontends are not part of the ports between two addresses.
+    let pods = pods.iter().cloned().map(|pod| Object::Pod(Pod { host_ports: None, ..pod }));
+    OfflineCluster::new(&parsed(policies.chain(pods)), &[])
+}
+
+/// The ports of random policies, and those next to them.
+const PORTS: [u16; 12] = [0, 52, 53, 54, 78, 79, 80, 82, 8080, 8081, 65534, 65535];
+
+/// Returns whether the reference allows a connection in all common families, for each protocol and port.
+fn expected(cluster: &OfflineCluster, from: &End, to: &End) -> Option<Vec<bool>> {
+    let protocols = [protocol::TCP, protocol::UDP, protocol::SCTP];
+    let cases = protocols.into_iter().flat_map(|protocol| PORTS.map(|port| (protocol, port)));
+    let verdict = |(protocol, port)| {
+        let found = connections(cluster.state(), from, to, protocol, port).ok()?;
+        Some(found.iter().all(crate::reference::Connection::allowed))
+    };
+    cases.chain([(protocol::ICMP, 0)]).map(verdict).collect()
+}
+
+fn computed(reachability: &Reachability<'_>, ids: Option<PortIds>) -> Option<Vec<bool>> {
+    let set = reachability.ports(ids?)[0].clone();
+    let cases = Protocol::ALL.into_iter().flat_map(|protocol| PORTS.map(|port| (protocol, port)));
+    let ports = cases.map(|(protocol, port)| set.contains(protocol, port));
+    Some(ports.chain([set.has_other_protocols()]).collect())
+}
+
+/// The first and the last address of each block of the policies, and those next to them.
+fn boundaries(policies: &[Policy]) -> Vec<IpAddr> {
+    let rules = policies.iter().flat_map(|policy| policy.ingress.iter().chain(&policy.egress).flatten());
+    let mut found = Vec::new();
+    for rule in rules {
+        let Peers::Of(peers) = &rule.peers else { continue };
+        for peer in peers {
+            let Peer::Block(block) = peer else { continue };
+            for net in std::iter::once(&block.cidr).chain(&block.except) {
+                let outside = AddressSet::of(["0.0.0.0/0", "::/0"].map(|text| text.parse().expect("a block")))
+                    .difference(&AddressSet::of([*net]));
+                found.extend([net.network(), net.broadcast()]);
+                found.extend(outside.ranges().flat_map(|(first, last)| [first, last]));
+            }
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+fn is_pod(cluster: &OfflineCluster, address: IpAddr) -> bool {
+    cluster.state().pods_with_address(address).next().is_some() || crate::offline::is_placeholder(address)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+    #[test]
+    fn the_ports_between_all_ends_are_those_of_the_reference(
+        policies in vec(policy(), 0..6),
+        pods in vec(pod(), 1..7),
+    ) {
+        let cluster = cluster(&policies, &pods);
+        let mut reachability = Reachability::new(&[&cluster]);
+        let keys: Vec<PodKey> = cluster.state().pods.keys().cloned().collect();
+        let ends: Vec<_> = keys.iter().filter_map(|key| Some((key, reachability.end_of(0, key)?))).collect();
+        // Those of pods without addresses differ in what is possible only.
+        let is_known = |key: &PodKey| cluster.state().pods[key].addresses.iter().all(|own| !crate::offline::is_placeholder(*own));
+        for (from, source) in &ends {
+            for (to, destination) in &ends {
+                if from == to || !is_known(from) || !is_known(to) {
+                    continue;
+                }
+                let found = reachability.between(*source, *destination);
+                let expected = expected(&cluster, &End::Pod((*from).clone()), &End::Pod((*to).clone()));
+                prop_assert_eq!(computed(&reachability, found), expected, "{} to {}", from, to);
+            }
+        }
+        let outside = reachability.outside().to_vec();
+        let boundaries = boundaries(&policies).into_iter().filter(|address| !is_pod(&cluster, *address));
+        for address in boundaries.chain(outside.iter().map(|outside| outside.example)) {
+            let containing: Vec<_> = outside.iter().filter(|part| part.addresses.contains(address)).collect();
+            for (key, end) in ends.iter().filter(|(key, _)| is_known(key)) {
+                let pod = || End::Pod((*key).clone());
+                let egress = expected(&cluster, &pod(), &End::Address(address));
+                let ingress = expected(&cluster, &End::Address(address), &pod());
+                let [found] = containing[..] else {
+                    prop_assert!(containing.is_empty() && egress.is_none(), "{} is in {:?}", address, containing);
+                    continue;
+                };
+                let to = reachability.between(*end, found.end());
+                prop_assert_eq!(computed(&reachability, to), egress, "{} to {}", key, address);
+                let from = reachability.between(found.end(), *end);
+                prop_assert_eq!(computed(&reachability, from), ingress, "{} to {}", address, key);
+            }
+        }
+    }
+
+    #[test]
+    fn an_end_with_the_same_number_in_two_clusters_has_the_same_ports(
+        policies in vec(policy(), 1..5),
+        others in vec(policy(), 0..2),
+        pods in vec(pod(), 2..6),
+    ) {
+        let old = cluster(&policies, &pods);
+        let new = cluster(&policies.iter().skip(1).chain(&others).cloned().collect::<Vec<_>>(), &pods);
+        let mut reachability = Reachability::new(&[&old, &new]);
+        let keys: Vec<PodKey> = old.state().pods.keys().cloned().collect();
+        let mut singles = [Reachability::new(&[&old]), Reachability::new(&[&new])];
+        for (from, to) in keys.iter().flat_map(|from| keys.iter().map(move |to| (from, to))) {
+            let mut ends = Vec::new();
+            for (index, single) in singles.iter_mut().enumerate() {
+                let (Some(source), Some(destination)) = (reachability.end_of(index, from), reachability.end_of(index, to))
+                else { continue };
+                let alone = single.end_of(0, from).zip(single.end_of(0, to));
+                let alone = alone.and_then(|(from, to)| single.between(from, to)).map(|ids| single.ports(ids).map(Clone::clone));
+                let shared = reachability.between(source, destination);
+                prop_assert_eq!(&shared.map(|ids| reachability.ports(ids).map(Clone::clone)), &alone);
+                ends.push(((source, destination), alone));
+            }
+            if let [(old, of_old), (new, of_new)] = &ends[..] && old == new {
+                prop_assert_eq!(of_old, of_new);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_side_names_the_rules_that_allow_a_port() {
+    use crate::manifest::parse_offline;
+    let text = "\
+{apiVersion: v1, kind: Pod, metadata: {name: a, namespace: s, labels: {app: a}}, status: {podIP: 10.0.0.1}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: b, namespace: s}, status: {podIP: 10.0.0.2}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: b, namespace: s}
+spec:
+  podSelector: {}
+  ingress: [{ports: [{port: 81}]}, {from: [{podSelector: {matchLabels: {app: a}}}], ports: [{port: 80, endPort: 90}]}]
+";
+    let cluster = OfflineCluster::new(&parse_offline(text, "f"), &[]);
+    let mut reachability = Reachability::new(&[&cluster]);
+    let [a, b] = ["a", "b"].map(|name| PodKey::new("s", name));
+    let [from, to] = [&a, &b].map(|key| reachability.end_of(0, key).expect("an end"));
+    let ids = reachability.between(from, to).expect("a common family");
+    assert_eq!(reachability.ports(ids)[0].to_string(), "TCP 80-90");
+    let side = reachability.side_between(from, to, Direction::Egress);
+    assert!(side.has_all());
+    let found = |port| {
+        let ports = crate::offline::PortSet::of([(Protocol::Tcp, port)]);
+        match reachability.allowing(0, &b, Direction::Ingress, from, &ports) {
+            super::RuleCause::Rules(rules) => rules.iter().map(|rule| rule.index).collect::<Vec<_>>(),
+            super::RuleCause::NotIsolated => vec![99],
+        }
+    };
+    assert_eq!((found(80), found(81), found(91)), (vec![1], vec![0, 1], vec![]));
+    assert_eq!(
+        reachability.allowing(0, &a, Direction::Egress, to, &crate::offline::PortSet::all()),
+        super::RuleCause::NotIsolated
+    );
+}
