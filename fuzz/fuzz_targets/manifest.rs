@@ -6,7 +6,7 @@
 use libfuzzer_sys::fuzz_target;
 use netpol_policy::cluster_state::Event;
 use netpol_policy::compile::{Engine, FirstIds, NodeScope};
-use netpol_policy::explain;
+use netpol_policy::lint;
 use netpol_policy::manifest::{self, Parsed};
 use netpol_policy::offline::OfflineCluster;
 
@@ -16,12 +16,11 @@ fuzz_target!(|text: &str| {
     let objects = parsed.objects.into_iter().map(|located| located.object).collect();
     let mut engine = Engine::new(NodeScope::All, FirstIds::default());
     engine.apply(Event::Reset(objects));
-    let _ = explain::lint(engine.cluster_state());
 
     let parsed = manifest::parse_offline(text, "fuzz.yaml");
     assert_printable(&parsed);
     let cluster = OfflineCluster::new(&parsed, &[]);
-    let _ = explain::lint(cluster.state());
+    let _ = lint::lint(&parsed, &parsed.errors, &cluster, &lint::Selection::default());
 });
 
 fn assert_printable(parsed: &Parsed) {

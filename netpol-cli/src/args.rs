@@ -12,6 +12,7 @@ use crate::assert::{self, AssertOptions};
 use crate::diff::{self, DiffOptions};
 use crate::ends::{EndArgument, MatrixEnd};
 use crate::graph::{self, GraphOptions};
+pub(crate) use crate::lint::LintOptions;
 
 mod live;
 
@@ -23,10 +24,11 @@ pub(crate) use live::{
 const EXIT_CODES: &str = "\
 Exit codes:
   0   done
-      explain: allowed; lint: no errors; wait: enforced
+      explain: allowed; lint: no findings of the severity of --fail-on or
+      above; wait: enforced
   1   explain: denied, or only some connections or backends allowed; or, with
       --live, the tables of a node deny it
-      lint: errors found; diff --exit-code: connections change
+      lint: such findings; diff --exit-code: connections change
       assert: an expectation fails
       wait: timed out, not found, or cannot be enforced
   2   wrong usage
@@ -68,7 +70,7 @@ pub(crate) enum Command {
     /// Draw which workloads can connect to which, grouped by namespace
     #[command(after_help = graph::EXAMPLES)]
     Graph(GraphOptions),
-    /// Report errors and mistakes in manifests, with file and line
+    /// Report errors and mistakes in manifests, with file, line and fix
     #[command(after_help = LINT_EXAMPLES)]
     Lint(LintOptions),
     /// Show the flows of all nodes: allowed, denied, and what policies in shadow mode would deny
@@ -146,7 +148,14 @@ verdict is the worse of the two.";
 const LINT_EXAMPLES: &str = "\
 Examples:
   netpol lint -f manifests/
-  netpol lint -f policy.yaml -o json";
+  netpol lint -f manifests/ --fail-on warning --skip NP071
+  netpol lint -f manifests/ -o github          # annotations in a workflow
+  netpol lint -f manifests/ -o sarif > lint.sarif
+
+Each finding has the ID of its rule, such as NP010; docs/lint/ describes the
+rules. To suppress findings of a policy, or of all policies of a Namespace, add
+an annotation with the IDs and the reasons:
+  netpol.io/lint-ignore: \"NP041: the address is static; NP070: …\"";
 
 const COMPLETION_EXAMPLES: &str = "\
 Examples:
@@ -260,15 +269,6 @@ pub(crate) struct ExplainOptions {
     pub(crate) live: bool,
     #[command(flatten)]
     pub(crate) agents: AgentOptions,
-    /// The output format
-    #[arg(short, long, value_enum, default_value = "table")]
-    pub(crate) output: Output,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct LintOptions {
-    #[command(flatten)]
-    pub(crate) input: InputOptions,
     /// The output format
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: Output,

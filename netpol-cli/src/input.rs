@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use netpol_files::{is_manifest, read_any, read_regular, read_stream};
-use netpol_policy::manifest::{self, Located, ManifestError, Parsed, SkipReason, Unevaluated};
-use netpol_policy::model::{Object, Severity};
+use netpol_policy::manifest::{self, ManifestError, Parsed, SkipReason, Unevaluated};
+use netpol_policy::model::Severity;
 use netpol_policy::offline::OfflineCluster;
 use netpol_policy::text::Safe;
 use serde::Serialize;
@@ -161,11 +161,6 @@ impl Input {
         OfflineCluster::new(&self.parsed, &options.pod_cidrs).at(SystemTime::now().into())
     }
 
-    /// Returns an object and its position in the input; the last one if there are several.
-    pub(crate) fn locate(&self, wanted: &netpol_policy::model::ObjectKey) -> Option<&Located<Object>> {
-        self.parsed.objects.iter().rev().find(|located| located.object.key() == *wanted)
-    }
-
     /// The number of objects that are used.
     pub(crate) fn object_count(&self) -> usize {
         self.parsed.objects.len() + self.parsed.workloads.len()
@@ -181,15 +176,9 @@ impl Input {
     fn text(&mut self, name: &str, bytes: Vec<u8>, named: bool) {
         match String::from_utf8(bytes) {
             Ok(text) => {
-                let Parsed { objects, errors, ignored, unevaluated, workloads, controllers, left_out, skipped } =
-                    manifest::parse_offline(&text, name);
-                self.parsed.objects.extend(objects);
-                self.parsed.unevaluated.extend(unevaluated);
-                self.parsed.workloads.extend(workloads);
-                self.parsed.controllers.extend(controllers);
-                self.parsed.errors.extend(errors);
-                self.parsed.ignored.extend(ignored);
-                self.parsed.left_out += left_out;
+                let parsed = manifest::parse_offline(&text, name);
+                let skipped = parsed.skipped;
+                self.parsed.extend(parsed);
                 match skipped {
                     // An explicit file must contain an object.
                     Some(SkipReason::NotKubernetes) if named => {

@@ -43,9 +43,9 @@ use message::message;
 /// The exit codes, as listed in `--help`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// Done; `explain`: allowed; `lint`: no errors.
+    /// Done; `explain`: allowed; `lint`: no findings as severe as `--fail-on`.
     Ok = 0,
-    /// `explain`: denied, or only some connections or backends allowed; `lint`: errors found; `wait`: not enforced.
+    /// `explain`: denied, or only some connections or backends allowed; `lint`: such findings; `wait`: not enforced.
     Negative = 1,
     /// Some input could not be read, or a requested object is not in it; the API server or no agent responds. clap uses 2
     /// for wrong usage.

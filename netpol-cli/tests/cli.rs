@@ -264,7 +264,7 @@ fn hostile_files_are_reported_and_other_files_are_read() {
     ]) {
         assert!(line.contains(expected), "{line}");
     }
-    assert!(run.out.lines().count() < 60, "{}", run.out);
+    assert!(run.out.lines().count() < 90, "{}", run.out);
     assert!(run.unwrapped().contains("99990 more errors like this one in the file: "), "{}", run.out);
     assert!(run.out.contains("6 objects, 100000 errors, 0 warnings"), "{}", run.out);
 
@@ -274,7 +274,7 @@ fn hostile_files_are_reported_and_other_files_are_read() {
         move || fs::write(fifo, SHOP)
     });
     let run = netpol(&["lint", "-f", path("fifo.yaml").to_str().expect("text")], "");
-    assert_eq!((run.code, run.out.as_str()), (0, "5 objects, 0 errors, 0 warnings\n"), "{}", run.err);
+    assert!(run.code == 0 && run.out.contains("5 objects, 0 errors, 0 warnings, 3 infos\n"), "{} {}", run.out, run.err);
     writer.join().expect("no panic").expect("netpol reads the FIFO");
     let run = netpol(&["lint", "--max-manifest-file", "1", "-f", "/dev/zero"], "");
     assert_eq!(run.code, 3);

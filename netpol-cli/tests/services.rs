@@ -93,7 +93,7 @@ fn lint_reports_common_mistakes_with_services() {
         );
         let (_, out, _) = netpol("lint", &[], &policy);
         let unwrapped = out.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert!(unwrapped.contains(expected) && out.contains("0 errors, 1 warning\n"), "{out}");
+        assert!(unwrapped.contains(expected) && out.contains("0 errors, 1 warning"), "{out}");
     }
 }
 

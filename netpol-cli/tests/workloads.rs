@@ -222,7 +222,7 @@ fn a_workload_with_an_invalid_template_is_reported_with_its_line() {
     assert_eq!(run.code, 3, "{}", run.out);
     let unwrapped = run.unwrapped();
     assert!(
-        unwrapped.contains(&format!("<stdin>:{}: error: Deployment default/web: spec.template.spec", line + 7)),
+        unwrapped.contains(&format!("<stdin>:{}: error[NP002]: Deployment default/web: spec.template.spec", line + 7)),
         "{unwrapped}"
     );
     assert!(unwrapped.contains("spec.template is missing; the object is ignored"), "{unwrapped}");

@@ -4,7 +4,8 @@
 //! manifest ─► model ─► ClusterState ─► compile::Engine ─► Change, Change, … ─► Tables (in memory, or the kernel's maps)
 //!                        │
 //!                        ├────► reference: evaluates packets from the objects
-//!                        └────► explain:   explains verdicts as text
+//!                        ├────► explain:   explains verdicts as text
+//!                        └────► lint:      finds mistakes in policies
 //! ```
 //!
 //! This crate does no I/O, starts no threads and does not depend on aya. Reference, tables and loaded programs give the
@@ -15,6 +16,7 @@ pub mod compile;
 pub mod derived;
 pub mod explain;
 mod index;
+pub mod lint;
 pub mod manifest;
 pub mod model;
 pub mod offline;

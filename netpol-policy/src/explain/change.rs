@@ -26,7 +26,7 @@ pub struct PolicyChange {
 
 impl PolicyChange {
     /// Returns `None` if no YAML has the same meaning as the rule.
-    pub(super) fn new(
+    pub(crate) fn new(
         cluster_state: &ClusterState,
         policy: &PolicyKey,
         direction: Direction,
@@ -50,7 +50,7 @@ impl PolicyChange {
     }
 
     /// Adds a comment about addresses of this `kind` (`backend`, `node`) that the rule does not list.
-    pub(super) fn with_missing_addresses(mut self, missing: usize, kind: &str) -> Self {
+    pub(crate) fn with_missing_addresses(mut self, missing: usize, kind: &str) -> Self {
         match missing {
             0 => {}
             1 => self.notes.push(format!("This rule lacks 1 {kind} address; add it.")),
@@ -83,7 +83,7 @@ impl PolicyChange {
     }
 
     /// Returns the rule on one line, in flow style.
-    pub(super) fn inline(&self) -> String {
+    pub(crate) fn inline(&self) -> String {
         yaml::flow(&self.rule, self.direction).unwrap_or_default()
     }
 }
@@ -97,6 +97,6 @@ fn has_error(policy: &Policy, direction: Direction, index: usize, rule: &Rule) -
 }
 
 /// The block of one address.
-pub(super) fn block_of(address: IpAddr) -> IpBlock {
+pub(crate) fn block_of(address: IpAddr) -> IpBlock {
     IpBlock { cidr: address.into(), except: Vec::new() }
 }

@@ -45,7 +45,7 @@ fn selector(selector: &Selector) -> Option<String> {
 }
 
 /// All requirements of a selector; `{}` if there are none.
-pub(super) fn labels(of: &Selector) -> String {
+pub(crate) fn labels(of: &Selector) -> String {
     selector(of).unwrap_or_else(|| "{}".into())
 }
 
@@ -64,7 +64,7 @@ pub fn rule(policy: &Policy, rule: &Rule) -> String {
 }
 
 /// A peer: `pods with app=web in namespace shop`.
-pub(super) fn peer(policy: &Policy, peer: &Peer) -> String {
+pub(crate) fn peer(policy: &Policy, peer: &Peer) -> String {
     match peer {
         Peer::Pods { namespaces, pods } => {
             let pods = selector(pods).map_or_else(|| "all pods".to_owned(), |labels| format!("pods with {labels}"));
@@ -93,7 +93,7 @@ fn ip_block(block: &IpBlock) -> String {
 }
 
 /// `8080/TCP`, `all UDP ports`, `"web"/TCP`.
-pub(super) fn port(port: &PortMatch) -> String {
+pub(crate) fn port(port: &PortMatch) -> String {
     let protocol = port.protocol.name();
     match &port.port {
         PortRange::All => format!("all {protocol} ports"),

@@ -6,10 +6,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netpol_common::{Direction, Reason};
 
-use super::lint::dns::DnsQuery;
 use super::nearest::peer_path;
 use super::{Cause, PolicyChange, Side, Verdict, explain_packet_in};
 use crate::cluster_state::ClusterState;
+use crate::lint::DnsQuery;
 use crate::model::{Mode, Peer, Peers, Pod, PodKey, Policy, PolicyKey};
 use crate::reference::{self, Packet, rule_path};
 

@@ -1,16 +1,15 @@
 //! Explains verdicts as text: which policies isolate an end, which rule allows the connection, and what the nearest
 //! rule lacks.
 
-mod change;
+pub(crate) mod change;
 mod conditions;
-mod describe;
+pub(crate) mod describe;
 mod flow;
 mod frontend;
 mod hints;
-mod lint;
 mod nearest;
 mod render;
-mod yaml;
+pub(crate) mod yaml;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -22,7 +21,6 @@ pub use change::PolicyChange;
 pub use describe::rule as describe_rule;
 pub use flow::{CoveringBlock, FlowExplanation, FlowFix, FlowRule, FlowSide, explain_flow};
 pub use frontend::{BackendVerdict, FrontendVerdict};
-pub use lint::{Finding, lint};
 pub(crate) use nearest::peer_path;
 
 use crate::cluster_state::ClusterState;

@@ -8,7 +8,7 @@ use crate::text;
 
 /// A YAML node. Scalars are stored as they are written, with quotes if they need any.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Node {
+pub(crate) enum Node {
     Scalar(String),
     List(Vec<Node>),
     Map(Vec<(String, Node)>),
@@ -37,7 +37,7 @@ pub(super) fn is_writable(rule: &Rule) -> bool {
 
 /// Returns whether a peer can be written as YAML with the same meaning. A peer with an invalid selector matches
 /// nothing, and its YAML would match more.
-pub(super) fn is_valid(peer: &Peer) -> bool {
+pub(crate) fn is_valid(peer: &Peer) -> bool {
     match peer {
         Peer::Pods { namespaces, pods } => {
             !pods.invalid && namespaces.as_ref().is_none_or(|selector| !selector.invalid)
@@ -51,7 +51,7 @@ fn is_placeholder_peer(peer: &Peer) -> bool {
     matches!(peer, Peer::Block(block) if is_pod_placeholder_range(&block.cidr))
 }
 
-fn of_rule(rule: &Rule, direction: Direction) -> Option<Node> {
+pub(crate) fn of_rule(rule: &Rule, direction: Direction) -> Option<Node> {
     let mut entries = Vec::new();
     if let Peers::Of(peers) = &rule.peers {
         let name = match direction {
@@ -69,7 +69,7 @@ fn of_rule(rule: &Rule, direction: Direction) -> Option<Node> {
     Some(Node::Map(entries))
 }
 
-fn of_peer(peer: &Peer) -> Node {
+pub(crate) fn of_peer(peer: &Peer) -> Node {
     let entries = match peer {
         Peer::Block(IpBlock { cidr, except }) => {
             let mut entries = vec![entry("cidr", string(&cidr.to_string()))];
@@ -90,7 +90,7 @@ fn of_peer(peer: &Peer) -> Node {
     Node::Map(entries)
 }
 
-fn of_selector(selector: &Selector) -> Node {
+pub(crate) fn of_selector(selector: &Selector) -> Node {
     let (mut labels, mut expressions): (Vec<(String, Node)>, Vec<Node>) = (Vec::new(), Vec::new());
     for requirement in &selector.requirements {
         let (key, operator, values) = match requirement {
@@ -130,11 +130,11 @@ fn of_port(port: &PortMatch) -> Node {
     Node::Map(entries)
 }
 
-fn entry(key: &str, value: Node) -> (String, Node) {
+pub(crate) fn entry(key: &str, value: Node) -> (String, Node) {
     (key.to_owned(), value)
 }
 
-fn string(text: &str) -> Node {
+pub(crate) fn string(text: &str) -> Node {
     Node::Scalar(quoted(text))
 }
 
@@ -162,7 +162,8 @@ impl Node {
         }
     }
 
-    fn block(&self) -> Vec<String> {
+    /// The lines in block style.
+    pub(crate) fn block(&self) -> Vec<String> {
         match self {
             inline if inline.is_inline() => vec![inline.flow()],
             Self::Scalar(text) => vec![text.clone()],
@@ -187,7 +188,8 @@ impl Node {
         std::iter::once(format!("{key}:")).chain(below).collect()
     }
 
-    fn flow(&self) -> String {
+    /// The text in flow style.
+    pub(crate) fn flow(&self) -> String {
         match self {
             Self::Scalar(text) => text.clone(),
             Self::List(items) => format!("[{}]", items.iter().map(Self::flow).collect::<Vec<_>>().join(", ")),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::diagnostics::Diagnostics;
 use super::{Located, ManifestError, Parsed};
+use crate::lint::RuleId;
 use crate::model::{MAX_ALL_ORDINALS, Severity, Workload};
 
 /// The diagnostics of each file.
@@ -21,7 +22,7 @@ pub fn report(parsed: &Parsed) -> Vec<ManifestError> {
             "the StatefulSets of the input have more than {MAX_ALL_ORDINALS} pods; \
              one pod stands for all pods of this one"
         );
-        add(&mut files, located, &located.object.key.title(), &message);
+        add(&mut files, RuleId::UNUSUAL_VALUE, located, &located.object.key.title(), &message);
     }
     files.into_values().flat_map(Diagnostics::finish).collect()
 }
@@ -33,14 +34,14 @@ fn add_duplicates<'p, T, K: Ord>(files: &mut Files<'p>, objects: &'p [Located<T>
         let (key, title) = key(&located.object);
         if let Some(other) = last.insert(key, located) {
             let message = format!("is also defined in {}:{}; this definition is used", other.file, other.line);
-            add(files, located, &title, &message);
+            add(files, RuleId::DUPLICATE_OBJECT, located, &title, &message);
         }
     }
 }
 
-fn add<'p, T>(files: &mut Files<'p>, located: &'p Located<T>, title: &str, message: &str) {
+fn add<'p, T>(files: &mut Files<'p>, rule: RuleId, located: &'p Located<T>, title: &str, message: &str) {
     let diagnostics = files.entry(&located.file).or_insert_with(|| Diagnostics::new(&located.file));
-    diagnostics.add(Severity::Warning, located.document, Some(title), message, || (located.line, None));
+    diagnostics.add((rule, Severity::Warning), located.document, Some(title), message, || (located.line, None));
 }
 
 /// Returns the `StatefulSets` with pods beyond [`MAX_ALL_ORDINALS`]. One pod stands for all pods of such a

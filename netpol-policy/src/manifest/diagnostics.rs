@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::ManifestError;
+use crate::lint::RuleId;
 use crate::model::Severity;
 
 /// Number of diagnostics of one kind that are listed for a file. The rest is counted.
@@ -26,6 +27,7 @@ pub(super) struct Diagnostics {
 /// Summary of the diagnostics that are not listed.
 #[derive(Debug)]
 struct Summary {
+    rule: RuleId,
     severity: Severity,
     count: usize,
     /// Location of the first of them.
@@ -47,7 +49,7 @@ impl Diagnostics {
     /// Adds a diagnostic. `locate` finds its line and field; it is not called for diagnostics that are only counted.
     pub(super) fn add(
         &mut self,
-        severity: Severity,
+        (rule, severity): (RuleId, Severity),
         document: usize,
         object: Option<&str>,
         message: &str,
@@ -67,7 +69,7 @@ impl Diagnostics {
             let (line, field) = locate();
             let object = object.map(str::to_owned);
             let (file, message) = (Arc::clone(&self.file), message.to_owned());
-            self.listed.push(ManifestError { severity, file, line, document, object, field, message, count: 1 });
+            self.listed.push(ManifestError { rule, severity, file, line, document, object, field, message, count: 1 });
             return;
         }
         // Kinds beyond the limit share one summary for each severity.
@@ -84,17 +86,17 @@ impl Diagnostics {
             "of other kinds in the file".to_owned()
         };
         self.summary_index.insert(key, self.summaries.len());
-        self.summaries.push(Summary { severity, count: 1, line, document, message });
+        self.summaries.push(Summary { rule, severity, count: 1, line, document, message });
     }
 
     /// Returns all listed diagnostics and the summaries.
     pub(super) fn finish(self) -> Vec<ManifestError> {
         let Self { file, mut listed, summaries, .. } = self;
-        listed.extend(summaries.into_iter().map(|Summary { severity, count, line, document, message }| {
+        listed.extend(summaries.into_iter().map(|Summary { rule, severity, count, line, document, message }| {
             let plural = if count == 1 { "" } else { "s" };
             let message = format!("{count} more {}{plural} {message}", severity.name());
             let file = Arc::clone(&file);
-            ManifestError { severity, file, line, document, object: None, field: None, message, count }
+            ManifestError { rule, severity, file, line, document, object: None, field: None, message, count }
         }));
         listed
     }
@@ -121,7 +123,7 @@ mod tests {
     use super::*;
 
     fn add(diagnostics: &mut Diagnostics, severity: Severity, line: usize, message: &str) {
-        diagnostics.add(severity, line, None, message, || (line, None));
+        diagnostics.add((RuleId::UNUSUAL_VALUE, severity), line, None, message, || (line, None));
     }
 
     #[test]

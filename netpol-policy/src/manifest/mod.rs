@@ -8,6 +8,7 @@
 //! Files are split at `---` lines before anything is parsed, so that an invalid document does not affect others.
 
 mod all_files;
+mod details;
 mod diagnostics;
 mod nulls;
 mod object;
@@ -26,7 +27,12 @@ use serde::Serialize;
 
 pub(crate) use all_files::beyond_pod_limit;
 pub use all_files::report;
+pub(crate) use details::value_of;
+pub use details::{Details, FileText, IGNORE_ANNOTATION, PodDetails, PolicySource};
+pub(crate) use path::{FieldPath, Step};
+pub(crate) use tree::Lines;
 
+use crate::lint::RuleId;
 use crate::model::{Object, PodKey, PolicyScope, Severity, Workload, WorkloadKey};
 use crate::text::Safe;
 
@@ -48,6 +54,8 @@ pub struct Parsed {
     pub workloads: Vec<Located<Workload>>,
     /// The workloads that control pods of `objects`. Only [`parse_offline`] reads them.
     pub controllers: Vec<(PodKey, WorkloadKey)>,
+    /// What only `netpol lint` uses. Only [`parse_offline`] reads it.
+    pub details: Details,
     /// Set if the file has no Kubernetes objects at all or is a template that must be rendered first.
     pub skipped: Option<SkipReason>,
 }
@@ -115,6 +123,8 @@ pub struct Unevaluated {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
 #[serde(rename_all = "camelCase")]
 pub struct ManifestError {
+    /// The rule of `netpol lint`.
+    pub rule: RuleId,
     /// Severity. Error: a part of the object, or the whole object, has no effect.
     pub severity: Severity,
     /// The file, as the caller named it.
@@ -155,21 +165,23 @@ pub fn parse(text: &str, file: &str) -> Parsed {
     parse_with(object::ObjectReader::new(file), text)
 }
 
-/// Parses like [`parse`], and also reads workloads, which have no pods yet.
+/// Parses like [`parse`], and also reads workloads, which have no pods yet, and details for `netpol lint`.
 pub fn parse_offline(text: &str, file: &str) -> Parsed {
-    parse_with(object::ObjectReader::new(file).with_workloads(), text)
+    parse_with(object::ObjectReader::new(file).offline(text), text)
 }
 
 fn parse_with(mut reader: object::ObjectReader, text: &str) -> Parsed {
     let mut aliased = 0;
     for document in split::documents(text) {
         reader.faults(&document.faults);
+        let lines = document.lines_before..document.lines_before + document.text.lines().count();
         match tree::read(&document, &mut aliased) {
             Ok(trees) => {
                 for (index, mut tree) in trees.into_iter().enumerate() {
                     if index > 0 {
                         reader.document_after_end(&tree);
                     }
+                    tree.range = lines.clone();
                     reader.document(&mut tree);
                 }
             }
@@ -177,6 +189,22 @@ fn parse_with(mut reader: object::ObjectReader, text: &str) -> Parsed {
         }
     }
     reader.finish()
+}
+
+impl Parsed {
+    /// Adds the content of another file.
+    pub fn extend(&mut self, other: Self) {
+        let Self { objects, errors, left_out, ignored, unevaluated, workloads, controllers, details, skipped: _ } =
+            other;
+        self.objects.extend(objects);
+        self.errors.extend(errors);
+        self.left_out += left_out;
+        self.ignored.extend(ignored);
+        self.unevaluated.extend(unevaluated);
+        self.workloads.extend(workloads);
+        self.controllers.extend(controllers);
+        self.details.extend(details);
+    }
 }
 
 /// Parses one object that is not text, with the same rules. Diagnostics have `name` as their file.

@@ -1,26 +1,33 @@
 //! Parses the objects of a document and reports their errors.
 
+mod details;
+mod policy;
 mod workload;
 
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, networking::v1::NetworkPolicy};
+use std::sync::Arc;
+
+use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::details::FileText;
 use super::diagnostics::Diagnostics;
 use super::path::{FieldPath, Step};
 use super::split::Fault;
 use super::tree::{SyntaxError, Tree};
 use super::{Ignored, Located, Parsed, SkipReason, Unevaluated};
-use super::{nulls, salvage, size, stray};
+use super::{nulls, size, stray};
+use crate::lint::RuleId;
 use crate::model::names;
 use crate::model::{
-    Diagnostic, EndpointSlice, Namespace, Node, Object, Pod, Policy, PolicyScope, Service, Severity, UnevaluatedKind,
+    Diagnostic, EndpointSlice, Namespace, Node, Object, Pod, PolicyScope, Service, Severity, UnevaluatedKind,
     WorkloadKind,
 };
 
-/// Maximum number of errors in one policy for which only the invalid parts are replaced. Each needs a pass over the whole
-/// policy, so a policy with more errors is replaced as a whole.
-const MAX_REPLACED: usize = 64;
+/// Message for a field that does not exist.
+const UNKNOWN_FIELD: &str = "unknown field (typo?)";
+/// Message for a key that a map has twice.
+const DUPLICATE_KEY: &str = "duplicate key";
 
 /// Parses the documents of one file.
 pub(super) struct ObjectReader {
@@ -32,8 +39,10 @@ pub(super) struct ObjectReader {
     stray: Vec<Stray>,
     /// Whether a document is like a Kubernetes object.
     is_kubernetes: bool,
-    /// Whether to read workloads.
+    /// Whether to read workloads, and details for `netpol lint`.
     reads_workloads: bool,
+    /// The text of the file, if details are read.
+    text: Arc<FileText>,
 }
 
 /// A document that is not like a Kubernetes object.
@@ -60,11 +69,13 @@ struct FieldError {
 impl ObjectReader {
     pub(super) fn new(file: &str) -> Self {
         let (parsed, diagnostics) = (Parsed::default(), Diagnostics::new(file));
-        Self { document: 0, parsed, diagnostics, stray: Vec::new(), is_kubernetes: false, reads_workloads: false }
+        let (stray, text) = (Vec::new(), Arc::default());
+        Self { document: 0, parsed, diagnostics, stray, is_kubernetes: false, reads_workloads: false, text }
     }
 
-    pub(super) fn with_workloads(self) -> Self {
-        Self { reads_workloads: true, ..self }
+    /// Reads workloads, too, and details for `netpol lint`.
+    pub(super) fn offline(self, text: &str) -> Self {
+        Self { reads_workloads: true, text: Arc::new(FileText::new(text)), ..self }
     }
 
     pub(super) fn finish(mut self) -> Parsed {
@@ -85,14 +96,14 @@ impl ObjectReader {
         self.mark_kubernetes();
         self.parsed.left_out += 1;
         let message = format!("document {} {}; the document is ignored", self.document, error.message);
-        self.report_outside_objects(Severity::Error, error.line, &message);
+        self.report_outside_objects((RuleId::INVALID_DOCUMENT, Severity::Error), error.line, &message);
     }
 
     /// Reports the first template of a file. The fix is the same for the others.
     fn report_template(&mut self, line: usize) {
         if self.parsed.skipped != Some(SkipReason::Template) {
             self.parsed.skipped = Some(SkipReason::Template);
-            self.report_outside_objects(Severity::Warning, line, stray::TEMPLATE);
+            self.report_outside_objects((RuleId::TEMPLATE, Severity::Warning), line, stray::TEMPLATE);
         }
     }
 
@@ -111,7 +122,7 @@ impl ObjectReader {
 
     fn report_stray(&mut self, Stray { document, line, message }: &Stray) {
         self.parsed.left_out += 1;
-        self.diagnostics.add(Severity::Error, *document, None, message, || (*line, None));
+        self.diagnostics.add((RuleId::INVALID_DOCUMENT, Severity::Error), *document, None, message, || (*line, None));
     }
 
     /// Reports errors before the next document.
@@ -120,7 +131,7 @@ impl ObjectReader {
             if fault.severity == Severity::Error {
                 self.parsed.left_out += 1;
             }
-            self.report_outside_objects(fault.severity, fault.line, fault.message);
+            self.report_outside_objects((RuleId::INVALID_DOCUMENT, fault.severity), fault.line, fault.message);
         }
     }
 
@@ -128,11 +139,12 @@ impl ObjectReader {
     /// others.
     pub(super) fn document_after_end(&mut self, tree: &Tree) {
         let message = "kubectl ignores a document after `...`; write `---` before it";
-        self.report_outside_objects(Severity::Warning, tree.lines.of(&FieldPath::default()), message);
+        let kind = (RuleId::INVALID_DOCUMENT, Severity::Warning);
+        self.report_outside_objects(kind, tree.lines.of(&FieldPath::default()), message);
     }
 
-    fn report_outside_objects(&mut self, severity: Severity, line: usize, message: &str) {
-        self.diagnostics.add(severity, self.document, None, message, || (line, None));
+    fn report_outside_objects(&mut self, kind: (RuleId, Severity), line: usize, message: &str) {
+        self.diagnostics.add(kind, self.document, None, message, || (line, None));
     }
 
     pub(super) fn document(&mut self, tree: &mut Tree) {
@@ -215,6 +227,7 @@ impl ObjectReader {
     fn ignored(&mut self, location: &ObjectLocation<'_>, api_version: String, kind: String, value: &Value) {
         let (file, line) = (self.diagnostics.file().clone(), location.tree.lines.of(&location.root));
         let Some(unevaluated) = UnevaluatedKind::of(&api_version, &kind) else {
+            self.account_details(&kind, value);
             return self.parsed.ignored.push(Ignored { file, line, api_version, kind });
         };
         let scope = PolicyScope::of(unevaluated, value);
@@ -267,6 +280,7 @@ impl ObjectReader {
         match kind {
             "Namespace" => {
                 let Some(api) = self.typed::<core::Namespace>(location, value) else { return };
+                self.namespace_details(&api);
                 let (namespace, diagnostics) = Namespace::from_api(&api);
                 self.diagnostics(location, &diagnostics);
                 self.add_object(location, Object::Namespace(namespace));
@@ -278,6 +292,7 @@ impl ObjectReader {
                 if let Some(controller) = workload::controller(&api.metadata).filter(|_| self.reads_workloads) {
                     self.parsed.controllers.push((pod.key.clone(), controller));
                 }
+                self.pod_details(&pod.key, api.spec.as_ref());
                 self.add_object(location, Object::Pod(pod));
             }
             "Node" => {
@@ -313,7 +328,7 @@ impl ObjectReader {
             // Other unknown fields are most likely from a newer Kubernetes version.
             let text = path.to_string();
             if text.starts_with("metadata.") || text.contains(".template.metadata.") {
-                self.warning(location, &path, "unknown field (typo?)");
+                self.warning(location, &path, UNKNOWN_FIELD);
             }
         }
         match result {
@@ -325,61 +340,9 @@ impl ObjectReader {
         }
     }
 
-    fn policy(&mut self, location: &ObjectLocation<'_>, mut value: Value) {
-        let mut faults: Vec<FieldError> = Vec::new();
-        let mut replaced: Vec<FieldPath> = Vec::new();
-        let duplicates = location.tree.duplicates_below(&location.root);
-        let mut found: Vec<(FieldPath, String)> = duplicates.map(|path| (path, "duplicate key".to_owned())).collect();
-        let spec = FieldPath(vec![Step::Key("spec".to_owned())]);
-        if size::is_too_large(&value) {
-            found = vec![(spec.clone(), size::TOO_LARGE.to_owned())];
-        }
-        let api = loop {
-            let in_spec = found.iter().filter(|(path, _)| path.relative_to(&spec).is_some()).count();
-            if replaced.len() + in_spec > MAX_REPLACED && !replaced.contains(&spec) {
-                found = vec![(spec.clone(), format!("has more than {MAX_REPLACED} errors"))];
-            }
-            for (path, message) in found.drain(..) {
-                let Some((replaced_path, consequence)) = salvage::replace_invalid(&mut value, &path) else {
-                    return self.report_ignored(location, &path, &format!("{message}; the whole policy is ignored"));
-                };
-                let in_spec = path.to_string().starts_with("spec");
-                let severity = if in_spec { Severity::Error } else { Severity::Warning };
-                faults.push(FieldError { severity, path, message: format!("{message}; {consequence}") });
-                if in_spec {
-                    replaced.push(replaced_path);
-                }
-            }
-            let (result, unknown) = deserialize::<NetworkPolicy>(value.clone());
-            for path in unknown {
-                // Old API servers wrote a status, which is not used.
-                if path.to_string() != "status" {
-                    found.push((path, "unknown field (typo?)".to_owned()));
-                }
-            }
-            match result {
-                Ok(api) if found.is_empty() => break api,
-                Ok(_) => {}
-                Err(fault) => found.push(fault),
-            }
-        };
-        let mut policy = Policy::from_api(&api);
-        // The diagnostics of replaced parts have been reported above with better messages.
-        let replaced: Vec<String> = replaced.iter().map(ToString::to_string).collect();
-        policy.diagnostics.retain(|diagnostic| !replaced.iter().any(|parent| is_within(&diagnostic.field, parent)));
-        let diagnostics_of_policy: Vec<Diagnostic> = policy.diagnostics.clone();
-        for fault in faults {
-            let FieldError { severity, path, message } = fault;
-            self.report(location, severity, &path, &message);
-            policy.diagnostics.push(Diagnostic { severity, field: path.to_string(), message });
-        }
-        self.diagnostics(location, &diagnostics_of_policy);
-        self.add_object(location, Object::Policy(policy));
-    }
-
     fn report_duplicate_keys(&mut self, location: &ObjectLocation<'_>) {
         for path in location.tree.duplicates_below(&location.root) {
-            self.warning(location, &path, "duplicate key; the last value is used");
+            self.warning(location, &path, &format!("{DUPLICATE_KEY}; the last value is used"));
         }
     }
 
@@ -396,7 +359,13 @@ impl ObjectReader {
     fn diagnostics(&mut self, location: &ObjectLocation<'_>, diagnostics: &[Diagnostic]) {
         for Diagnostic { severity, field, message } in diagnostics {
             let found = || (location.line_of_text(field), Some(field.clone()));
-            self.diagnostics.add(*severity, self.document, location.name.as_deref(), message, found);
+            self.diagnostics.add(
+                (location.rule(*severity, message), *severity),
+                self.document,
+                location.name.as_deref(),
+                message,
+                found,
+            );
         }
     }
 
@@ -419,11 +388,29 @@ impl ObjectReader {
             let field = (!path.0.is_empty()).then(|| path.to_string());
             (location.tree.lines.of(&location.absolute(path)), field)
         };
-        self.diagnostics.add(severity, self.document, location.name.as_deref(), message, found);
+        self.diagnostics.add(
+            (location.rule(severity, message), severity),
+            self.document,
+            location.name.as_deref(),
+            message,
+            found,
+        );
     }
 }
 
 impl ObjectLocation<'_> {
+    /// Returns the rule of `netpol lint` for a message.
+    fn rule(&self, severity: Severity, message: &str) -> RuleId {
+        let is_policy = self.name.as_deref().is_some_and(|name| name.starts_with("NetworkPolicy "));
+        match severity {
+            _ if message.starts_with(UNKNOWN_FIELD) => RuleId::UNKNOWN_FIELD,
+            _ if message.starts_with(DUPLICATE_KEY) => RuleId::DUPLICATE_KEY,
+            Severity::Error if is_policy => RuleId::INVALID_POLICY,
+            Severity::Error => RuleId::INVALID_OBJECT,
+            Severity::Warning | Severity::Info => RuleId::UNUSUAL_VALUE,
+        }
+    }
+
     fn absolute(&self, path: &FieldPath) -> FieldPath {
         FieldPath(self.root.0.iter().chain(&path.0).cloned().collect())
     }
@@ -432,11 +419,6 @@ impl ObjectLocation<'_> {
     fn line_of_text(&self, field: &str) -> usize {
         self.tree.lines.nearest(&self.root).of_text(field)
     }
-}
-
-/// Returns whether `field` is `parent` or a part of it.
-fn is_within(field: &str, parent: &str) -> bool {
-    field.strip_prefix(parent).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
 /// Returns the apiVersion of a kind that netpol uses; `None` for other kinds, including those with the same name in

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// A step of a path.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// A key of a map.
     Key(String),
     /// An index of a list.
@@ -24,14 +24,24 @@ impl Step {
 
 /// A path that starts at an object's root.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct FieldPath(pub(super) Vec<Step>);
+pub(crate) struct FieldPath(pub(crate) Vec<Step>);
 
 impl FieldPath {
-    pub(super) fn key(&self, key: &str) -> Self {
+    /// Parses a path without `.` in its keys, as [`FieldPath`] writes it.
+    pub(crate) fn parse(text: &str) -> Self {
+        let steps =
+            text.split(['.', '[']).map(|step| match step.strip_suffix(']').and_then(|index| index.parse().ok()) {
+                Some(index) => Step::Index(index),
+                None => Step::Key(step.to_owned()),
+            });
+        Self(steps.collect())
+    }
+
+    pub(crate) fn key(&self, key: &str) -> Self {
         self.push(Step::Key(key.to_owned()))
     }
 
-    pub(super) fn index(&self, index: usize) -> Self {
+    pub(crate) fn index(&self, index: usize) -> Self {
         self.push(Step::Index(index))
     }
 

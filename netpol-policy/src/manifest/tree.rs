@@ -20,6 +20,8 @@ pub(super) struct Tree {
     pub(super) value: Value,
     /// Line numbers of its fields.
     pub(super) lines: Lines,
+    /// The lines of the document in the file, from 0.
+    pub(super) range: std::ops::Range<usize>,
     /// Duplicate keys of maps, sorted.
     duplicates: Vec<FieldPath>,
 }
@@ -27,7 +29,7 @@ pub(super) struct Tree {
 impl Tree {
     /// Creates a document from a value that is not text.
     pub(super) fn without_lines(value: Value) -> Self {
-        Self { value, lines: Lines::at(1), duplicates: Vec::new() }
+        Self { value, lines: Lines::at(1), range: 0..0, duplicates: Vec::new() }
     }
 
     /// Returns the duplicate keys at or below `root`, as paths relative to it.
@@ -39,8 +41,8 @@ impl Tree {
 }
 
 /// The line of a key or list item, and of its children. Aliases have no children.
-#[derive(Debug, Default)]
-pub(super) struct Lines {
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lines {
     line: usize,
     children: Vec<(Step, Lines)>,
 }
@@ -65,13 +67,28 @@ impl Lines {
         lines
     }
 
+    /// Returns the line of this field.
+    pub(crate) const fn line(&self) -> usize {
+        self.line
+    }
+
+    /// Returns a child, if it has a line of its own.
+    pub(crate) fn child(&self, step: &Step) -> Option<&Self> {
+        self.children.iter().rev().find(|(found, _)| found == step).map(|(_, lines)| lines)
+    }
+
+    /// Returns the lines of the children, in the order of the file.
+    pub(crate) fn children(&self) -> impl Iterator<Item = &Self> {
+        self.children.iter().map(|(_, lines)| lines)
+    }
+
     /// Returns the line of a field, or of the nearest field around it.
     pub(super) fn of(&self, path: &FieldPath) -> usize {
         self.nearest(path).line
     }
 
     /// Returns the line of a field path given as text.
-    pub(super) fn of_text(&self, mut field: &str) -> usize {
+    pub(crate) fn of_text(&self, mut field: &str) -> usize {
         let mut lines = self;
         while let Some((rest, children)) =
             lines.children.iter().rev().find_map(|(step, children)| Some((step.strip(field)?, children)))
@@ -95,7 +112,12 @@ pub(super) fn read(document: &DocumentText<'_>, aliased: &mut usize) -> Result<V
     match (read, document.text.trim_start_matches(['-', ' ', '\n', '\r']).starts_with(['{', '['])) {
         // JSON that the YAML parser rejects, for example because of escaped surrogate pairs. It has no line numbers.
         (Err(error), true) => match serde_json::from_str(document.text) {
-            Ok(value) => Ok(vec![Tree { value, lines: Lines::at(document.lines_before + 1), duplicates: Vec::new() }]),
+            Ok(value) => Ok(vec![Tree {
+                value,
+                lines: Lines::at(document.lines_before + 1),
+                range: 0..0,
+                duplicates: Vec::new(),
+            }]),
             Err(_) => Err(error),
         },
         (read, _) => read,
@@ -137,7 +159,7 @@ impl<'t, 'f> TreeReader<'t, 'f> {
                     let mut duplicates = std::mem::take(&mut self.duplicates);
                     duplicates.sort_unstable();
                     self.anchors.clear();
-                    trees.push(Tree { value, lines, duplicates });
+                    trees.push(Tree { value, lines, range: 0..0, duplicates });
                 }
             }
         }

@@ -54,7 +54,9 @@ impl ObjectReader {
             let path = path.split('.').fold(FieldPath::default(), |path, key| path.key(key));
             return self.report_ignored(location, &path, "is missing; the object is ignored");
         };
+        let details = template.spec.clone();
         let (workload, diagnostics) = read(kind, &metadata, &spec, template);
+        self.pod_details(&workload.pod.key, details.as_ref());
         let of_template =
             |diagnostic: Diagnostic| Diagnostic { field: format!("{path}.{}", diagnostic.field), ..diagnostic };
         self.diagnostics(location, &diagnostics.into_iter().map(of_template).collect::<Vec<_>>());

@@ -51,20 +51,7 @@ fn peers(
 ) -> (Vec<Peer>, usize) {
     let addresses: BTreeSet<IpAddr> = targets.iter().map(|(backend, _)| backend.address).collect();
     let pods: Option<Vec<&Pod>> = addresses.iter().map(|address| cluster_state.peer_at(*address)).collect();
-    let of_pods = pods.as_deref().and_then(|pods| match pods {
-        [first, others @ ..] if others.iter().all(|pod| pod.key.namespace == first.key.namespace) => {
-            let is = |key: &str, value: &std::sync::Arc<str>| Requirement::In(key.into(), vec![value.clone()]);
-            let label = IDENTIFYING_LABELS.iter().find_map(|name| {
-                let value = first.labels.get(name)?;
-                others.iter().all(|pod| pod.labels.get(name) == Some(value)).then(|| is(name, value))
-            });
-            let selector = |requirements| Selector { requirements, invalid: false };
-            let other = first.key.namespace != *namespace;
-            let namespaces = other.then(|| selector(vec![is(NAMESPACE_NAME_LABEL, &first.key.namespace)]));
-            Some(Peer::Pods { namespaces, pods: selector(label.into_iter().collect()) })
-        }
-        _ => None,
-    });
+    let of_pods = pods.as_deref().and_then(|pods| selector_of(pods, namespace));
     of_pods.map_or_else(|| blocks(addresses), |peer| (vec![peer], 0))
 }
 
@@ -75,4 +62,21 @@ pub(super) fn blocks(addresses: impl IntoIterator<Item = IpAddr>) -> (Vec<Peer>,
     let blocks: Vec<Peer> = shown.map(|address| Peer::Block(block_of(*address))).collect();
     let missing = addresses.len() - blocks.len();
     (blocks, missing)
+}
+
+/// A selector of pods of one namespace by a label that all of them have.
+pub(super) fn selector_of(pods: &[&Pod], namespace: &NamespaceName) -> Option<Peer> {
+    let (first, others) = pods.split_first()?;
+    let is = |key: &str, value: &std::sync::Arc<str>| Requirement::In(key.into(), vec![value.clone()]);
+    if others.iter().any(|pod| pod.key.namespace != first.key.namespace) {
+        return None;
+    }
+    let label = IDENTIFYING_LABELS.iter().find_map(|name| {
+        let value = first.labels.get(name)?;
+        others.iter().all(|pod| pod.labels.get(name) == Some(value)).then(|| is(name, value))
+    });
+    let selector = |requirements| Selector { requirements, invalid: false };
+    let other = first.key.namespace != *namespace;
+    let namespaces = other.then(|| selector(vec![is(NAMESPACE_NAME_LABEL, &first.key.namespace)]));
+    Some(Peer::Pods { namespaces, pods: selector(label.into_iter().collect()) })
 }

@@ -1,9 +1,9 @@
 //! Findings about DNS, Services, port names and the API server.
 
-use super::Finding;
-use crate::cluster_state::ClusterState;
+use super::{Report, RuleId, Selection};
 use crate::manifest;
-use crate::model::PodKey;
+use crate::model::Severity;
+use crate::offline::OfflineCluster;
 
 /// Pod `shop/web` is the client. Service `shop/db`, 80 → 5432, has the backends `db-0` and `db-1`. The cluster DNS is
 /// `kube-system/kube-dns`, 53 → 5353. The API server is a host-network pod.
@@ -62,17 +62,24 @@ const DNS: &str = "{to: [{namespaceSelector: {matchLabels: {kubernetes.io/metada
                    podSelector: {matchLabels: {k8s-app: kube-dns}}}], \
                    ports: [{port: 5353, protocol: UDP}, {port: 5353, protocol: TCP}]}";
 
-/// The findings of these policies, as `policy field: message`.
+/// The warnings about these policies, as `policy path: text`.
 fn lint(policies: &[String]) -> Vec<String> {
-    let parsed = manifest::parse(&format!("{CLUSTER}{}", policies.join("\n---\n")), "f");
-    assert_eq!(parsed.errors, []);
-    let cluster_state = ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object));
-    assert!(cluster_state.pods.contains_key(&PodKey::new("shop", "web")));
-    super::lint(&cluster_state).iter().map(text).collect()
+    warnings(&format!("{CLUSTER}{}", policies.join("\n---\n")))
 }
 
-fn text(finding: &Finding) -> String {
-    format!("{} {}: {}", finding.policy, finding.field, finding.message())
+fn warnings(text: &str) -> Vec<String> {
+    let findings = report(text).findings.into_iter().filter(|finding| finding.severity == Severity::Warning);
+    let texts = findings.map(|finding| {
+        let object = finding.object.as_deref().unwrap_or_default().trim_start_matches("NetworkPolicy ");
+        format!("{object} {}: {}", finding.path.as_deref().unwrap_or_default(), finding.text())
+    });
+    texts.collect()
+}
+
+fn report(text: &str) -> Report {
+    let parsed = manifest::parse_offline(text, "f");
+    assert_eq!(parsed.errors, []);
+    super::lint(&parsed, &[], &OfflineCluster::new(&parsed, &[]), &Selection::default())
 }
 
 /// An egress policy for `shop/web`.
@@ -181,11 +188,12 @@ fn the_api_server_is_a_host_network_pod_and_not_a_peer() {
                      podSelector: {matchLabels: {component: kube-apiserver}}}], ports: [{port: 6443}]}";
     assert_eq!(
         lint(&with_dns(by_labels)),
-        [format!(
+        [
             "shop/p spec.egress[0].to[0]: The selector matches host-network pods only (pods with component=kube-apiserver in \
              namespaces with kubernetes.io/metadata.name=kube-system): kube-system/api. Host-network pods are not peers: a \
-             selector never matches the address of a node. Fix: add to spec.egress of NetworkPolicy shop/p: {fix}"
-        )]
+             selector never matches the address of a node. Fix: replace the peer with the addresses of their nodes, \
+             {ipBlock: {cidr: 192.0.2.1/32}}."
+        ]
     );
     assert_eq!(lint(&with_dns("{to: [{ipBlock: {cidr: 192.0.2.1/32}}], ports: [{port: 6443}]}")), [""; 0]);
 }
@@ -197,32 +205,29 @@ fn a_port_name_that_no_pod_has_is_reported() {
                 status: {podIP: 10.1.0.20}}\n---\n";
     let check = |rule: &str, expected: &[&str]| {
         let policies = with_dns(rule);
-        let parsed = manifest::parse(&format!("{CLUSTER}{pods}{}", policies.join("\n---\n")), "f");
-        assert_eq!(parsed.errors, []);
-        let cluster_state = ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object));
-        let found: Vec<String> =
-            super::lint(&cluster_state).iter().map(|found| format!("{}: {}", found.field, found.message())).collect();
+        let found = warnings(&format!("{CLUSTER}{pods}{}", policies.join("\n---\n")));
+        let found: Vec<&str> = found.iter().map(|text| text.trim_start_matches("shop/p ")).collect();
         assert_eq!(found, expected, "{rule}");
     };
     let pod = "{podSelector: {matchLabels: {app: named}}}";
-    let outside = "spec.egress[0].ports: No pod in 203.0.113.0/24 has a port with the name \"web\". Port names are resolved on pods, \
+    let outside = "spec.egress[0].ports[0].port: No pod in 203.0.113.0/24 has a port with the name \"web\". Port names are resolved on pods, \
                    so the name matches no port there. Fix: write the port number.";
-    let other = "spec.egress[0].ports: Port \"query\" of pod shop/named is 53/UDP, but the rule uses it with TCP. The name matches \
+    let other = "spec.egress[0].ports[0].port: Port \"query\" of pod shop/named is 53/UDP, but the rule uses it with TCP. The name matches \
                  no port. Fix: write `protocol: UDP`, or add the name to a TCP port of the pod.";
     check(&format!("{{to: [{pod}], ports: [{{port: web}}]}}"), &[]);
     check(&format!("{{to: [{pod}, {{ipBlock: {{cidr: 203.0.113.0/24}}}}], ports: [{{port: web}}]}}"), &[outside]);
     check("{to: [{ipBlock: {cidr: 203.0.113.0/24}}], ports: [{port: web}, {port: 80}]}", &[outside]);
-    check("{to: [{ipBlock: {cidr: 10.1.0.0/24}}], ports: [{port: web}]}", &[]);
+    check("{to: [{ipBlock: {cidr: 10.1.0.0/16}}], ports: [{port: web}]}", &[]);
     check(
-        "{to: [{ipBlock: {cidr: 10.1.0.0/24, except: [10.1.0.20/32]}}], ports: [{port: web}]}",
-        &[&outside.replace("203.0.113.0/24", "10.1.0.0/24")],
+        "{to: [{ipBlock: {cidr: 10.1.0.0/16, except: [10.1.0.20/32]}}], ports: [{port: web}]}",
+        &[&outside.replace("203.0.113.0/24", "10.1.0.0/16")],
     );
     check(&format!("{{to: [{pod}], ports: [{{port: query}}]}}"), &[other]);
     check(&format!("{{to: [{pod}], ports: [{{port: query, protocol: UDP}}]}}"), &[]);
     check(
         &format!("{{to: [{pod}], ports: [{{port: nothing}}]}}"),
         &[
-            "spec.egress[0].ports: No pod has a port with the name \"nothing\". The name matches no port. Fix: check the name, or \
+            "spec.egress[0].ports[0].port: No pod that the rule selects has a port with the name \"nothing\". The name matches no port. Fix: check the name, or \
              write the port number.",
         ],
     );
@@ -232,20 +237,128 @@ fn a_port_name_that_no_pod_has_is_reported() {
         "[Ingress], ingress: [{from: [{ipBlock: {cidr: 203.0.113.0/24}}], ports: [{port: web}]}]",
     );
     let of_n = ingress.replace("app: web", "app: named");
-    let parsed = manifest::parse(&format!("{CLUSTER}{pods}{of_n}"), "f");
-    assert_eq!(super::lint(&ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object))), []);
+    assert_eq!(warnings(&format!("{CLUSTER}{pods}{of_n}")), [""; 0]);
+}
+
+/// Two pods, and a policy with these annotations on it and on its namespace. Rule NP020 has a finding at line 8.
+fn annotated(policy: &str, namespace: &str) -> Report {
+    report(&format!(
+        "\
+{{apiVersion: v1, kind: Namespace, metadata: {{name: shop, annotations: {{netpol.io/lint-ignore: '{namespace}'}}}}}}
+---
+{{apiVersion: v1, kind: Pod, metadata: {{name: web, namespace: shop, labels: {{app: web}}}}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: p, namespace: shop, annotations: {{netpol.io/lint-ignore: '{policy}'}}}}
+spec: {{podSelector: {{}}, ingress: [{{from: [{{podSelector: {{matchLabels: {{app: wbe}}}}}}]}}]}}
+"
+    ))
+}
+
+#[test]
+fn an_annotation_with_a_reason_suppresses_findings() {
+    let ids = |report: &Report| report.findings.iter().map(|finding| finding.rule).collect::<Vec<_>>();
+    let (peer, invalid) = (RuleId::PEER_MATCHES_NO_POD, RuleId::INVALID_SUPPRESSION);
+    assert_eq!(ids(&annotated("", "")), [peer]);
+    for (policy, namespace) in [("NP041: a; NP020: the pods come later", ""), ("", "NP020: the pods come later")] {
+        let report = annotated(policy, namespace);
+        assert_eq!((ids(&report), report.suppressed.len()), (Vec::new(), 1));
+        assert_eq!(report.suppressed[0].reason, "the pods come later");
+        assert_eq!((report.suppressed[0].finding.rule, report.suppressed[0].finding.line), (peer, 8));
+    }
+    for (text, message) in [
+        ("NP020", "The suppression of NP020 has no reason."),
+        ("NP020: ", "The suppression of NP020 has no reason."),
+        ("NP999: x", "`NP999` is not a rule of netpol lint."),
+        ("NP003: x", "Findings of NP003 cannot be suppressed."),
+    ] {
+        for (policy, namespace, line) in [(text, "", 7), ("", text, 1)] {
+            let report = annotated(policy, namespace);
+            assert!(report.suppressed.is_empty(), "{text}");
+            let mut found = report.findings.iter().filter(|finding| finding.rule == invalid);
+            let first = found.next().expect("a finding about the annotation");
+            assert_eq!((&*first.message, first.line, ids(&report).contains(&peer)), (message, line, true));
+        }
+    }
+}
+
+#[test]
+fn rules_that_cannot_be_checked_are_reported() {
+    let policy = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p, namespace: shop}, spec: {podSelector: \
+                  {}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {a: b}}}]}]}}\n";
+    let pod = "---\n{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop}, spec: {serviceAccountName: web, containers: []}}\n";
+    let not_checked = |text: &str| {
+        let report = report(text);
+        report.not_checked.iter().map(|it| format!("{}: {}", it.rule, it.reason)).collect::<Vec<_>>()
+    };
+    let no_namespace = ["NP011", "NP022"].map(|rule| format!("{rule}: the input has no Namespace"));
+    assert_eq!(
+        not_checked(policy),
+        ["NP010: the input has no pods and no workloads".to_owned(), no_namespace[0].clone()]
+    );
+    assert_eq!(
+        not_checked(&format!("{policy}{pod}")),
+        [
+            &no_namespace[..],
+            &[
+                "NP050: no Service with backends at port 53 is known in kube-system".to_owned(),
+                "NP051: the backends of Service default/kubernetes are not known".to_owned(),
+            ]
+        ]
+        .concat()
+    );
+}
+
+#[test]
+fn only_selected_rules_are_reported() {
+    let text = format!("{CLUSTER}{}", egress("p", ""));
+    let parsed = manifest::parse_offline(&text, "f");
+    let of = |only: &[RuleId], skip: &[RuleId]| {
+        let selection = Selection { only: only.iter().copied().collect(), skip: skip.iter().copied().collect() };
+        super::lint(&parsed, &[], &OfflineCluster::new(&parsed, &[]), &selection).findings
+    };
+    assert!(of(&[], &[]).len() > 1);
+    assert_eq!(of(&[RuleId::DNS_DENIED], &[]).len(), 1);
+    assert_eq!(of(&[], &[RuleId::DNS_DENIED]).len() + 1, of(&[], &[]).len());
+    assert_eq!(of(&[RuleId::DNS_DENIED], &[RuleId::DNS_DENIED]), []);
+}
+
+/// Two policies in the order of their names; `None` if the pair has no finding about rules or policies without effect.
+#[test]
+fn of_equal_policies_and_rules_the_first_one_stays() {
+    let web = |name: &str, rules: &str| egress(name, rules);
+    let findings = |policies: &[String]| {
+        let findings = report(&format!("{CLUSTER}{}", policies.join("\n---\n"))).findings.into_iter();
+        let found = findings.filter(|finding| finding.rule >= RuleId::POLICY_CHANGES_NOTHING);
+        found
+            .map(|finding| format!("{} {} {}", finding.rule, finding.object.unwrap(), finding.path.unwrap()))
+            .collect::<Vec<_>>()
+    };
+    let (one, other) = ("{to: [{podSelector: {}}]}", "{to: [{podSelector: {matchLabels: {app: db}}}]}");
+    assert_eq!(findings(&[web("a", one), web("b", one)]), ["NP072 NetworkPolicy shop/b spec"]);
+    assert_eq!(findings(&[web("a", other), web("b", one)]), ["NP072 NetworkPolicy shop/a spec"]);
+    assert_eq!(
+        findings(&[web("a", one), web("b", &format!("{other}, {{to: [{{namespaceSelector: {{}}}}]}}"))]),
+        ["NP072 NetworkPolicy shop/a spec", "NP073 NetworkPolicy shop/b spec.egress[0]"]
+    );
+    assert_eq!(findings(&[web("a", &format!("{one}, {one}"))]), ["NP073 NetworkPolicy shop/a spec.egress[1]"]);
+    assert_eq!(findings(&[web("a", "{}")]), ["NP072 NetworkPolicy shop/a spec"]);
+    assert_eq!(findings(&[web("a", "{}"), web("b", other)]), ["NP072 NetworkPolicy shop/b spec"]);
 }
 
 #[test]
 fn s42_policies_that_are_not_enforced_are_listed_as_information() {
     let shadow =
         egress("p", "{}").replace("namespace: shop}", "namespace: shop, annotations: {netpol.io/mode: shadow}}");
-    let parsed = manifest::parse(&format!("{CLUSTER}{shadow}"), "f");
-    let cluster_state = ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object));
-    let findings = super::lint(&cluster_state);
-    let [finding] = &findings[..] else { panic!("{findings:?}") };
-    assert_eq!(finding.severity, crate::model::Severity::Info);
-    let expected = "shop/p metadata.annotations.netpol.io/mode: The policy is in shadow mode. It is not enforced; netpol reports \
-                    what it would deny.";
-    assert_eq!(text(finding), expected);
+    let findings = report(&format!("{CLUSTER}{shadow}")).findings.into_iter();
+    let found: Vec<_> = findings.filter(|finding| finding.rule == RuleId::NOT_ENFORCED).collect();
+    let [finding] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(
+        (finding.severity, finding.path.as_deref()),
+        (Severity::Info, Some("metadata.annotations.netpol.io/mode"))
+    );
+    let expected = "The policy is in shadow mode. It is not enforced; netpol reports what it would deny. Fix: remove the \
+                    annotation to enforce the policy.";
+    assert_eq!(finding.text(), expected);
 }

@@ -1,0 +1,130 @@
+//! Findings as text.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use netpol_policy::lint::{Finding, NotChecked, PatchFormat, Report};
+use netpol_policy::manifest::SkipReason;
+use netpol_policy::text::{Safe, wrap};
+
+use super::summary;
+use crate::color::ColorMode;
+use crate::input::Input;
+use crate::unevaluated;
+
+/// The number of skipped files that are listed.
+const FILES_SHOWN: usize = 5;
+/// The indentation of YAML and patches.
+const INDENT: &str = "    ";
+
+pub(super) fn print(
+    out: &mut impl Write,
+    input: &Input,
+    report: &Report,
+    width: usize,
+    color: ColorMode,
+) -> io::Result<()> {
+    for finding in &report.findings {
+        print_finding(out, finding, width, color)?;
+    }
+    paragraph(out, &summary(input, report), width)?;
+    if !report.not_checked.is_empty() {
+        paragraph(out, &format!("not checked: {}", not_checked(&report.not_checked)), width)?;
+    }
+    unevaluated::print(out, &input.parsed.unevaluated, width)?;
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    for ignored in &input.parsed.ignored {
+        *kinds.entry(&ignored.kind).or_default() += 1;
+    }
+    if !kinds.is_empty() {
+        let kinds: Vec<_> = kinds.iter().map(|(kind, count)| format!("{kind} ({count})")).collect();
+        paragraph(out, &format!("ignored kinds: {}", kinds.join(", ")), width)?;
+    }
+    skipped(out, input, width)
+}
+
+/// `NP011, NP022 (the input has no Namespace); NP050 (…)`.
+fn not_checked(rules: &[NotChecked]) -> String {
+    let mut reasons: Vec<(&str, Vec<String>)> = Vec::new();
+    for NotChecked { rule, reason } in rules {
+        match reasons.iter_mut().find(|(known, _)| known == reason) {
+            Some((_, rules)) => rules.push(rule.to_string()),
+            None => reasons.push((reason, vec![rule.to_string()])),
+        }
+    }
+    let texts = reasons.iter().map(|(reason, rules)| format!("{} ({reason})", rules.join(", ")));
+    texts.collect::<Vec<_>>().join("; ")
+}
+
+fn skipped(out: &mut impl Write, input: &Input, width: usize) -> io::Result<()> {
+    for (reason, one, many) in [
+        (SkipReason::NotKubernetes, "file without Kubernetes objects", "files without Kubernetes objects"),
+        (SkipReason::Template, "template", "templates"),
+    ] {
+        let files: Vec<&str> =
+            input.skipped.iter().filter(|file| file.reason == reason).map(|file| &*file.file).collect();
+        if !files.is_empty() {
+            let shown = files.iter().take(FILES_SHOWN).copied().collect::<Vec<_>>().join(", ");
+            let more = if files.len() > FILES_SHOWN { ", …" } else { "" };
+            let what = if files.len() == 1 { one } else { many };
+            paragraph(out, &format!("skipped {} {what}: {shown}{more}", files.len()), width)?;
+        }
+    }
+    Ok(())
+}
+
+/// Prints `file:line: warning[NP010]: object: field`, then the sentences and the fix below.
+fn print_finding(out: &mut impl Write, finding: &Finding, width: usize, color: ColorMode) -> io::Result<()> {
+    let position = format!("{}:{}: ", finding.file, finding.line);
+    let severity = finding.severity.name();
+    let heading = format!("{position}{severity}[{}]", finding.rule);
+    let parts: Vec<&str> =
+        std::iter::once(&heading).chain(&finding.object).chain(&finding.path).map(String::as_str).collect();
+    // Further lines of the heading have a deeper indentation than the sentences.
+    let mut lines = wrap(parts.join(": "), width, 2);
+    lines[0].drain(..2);
+    let position = Safe(position).to_string();
+    if let Some(rest) = lines[0].strip_prefix(&*position).and_then(|rest| rest.strip_prefix(severity)) {
+        lines[0] = format!("{position}{}{rest}", color.severity(finding.severity));
+    }
+    print_lines(out, lines)?;
+    for sentence in sentences(finding) {
+        print_lines(out, wrap(sentence, width, 2))?;
+    }
+    let mut fix = fix(finding, width).into_iter();
+    if let Some(instruction) = fix.next() {
+        print_lines(out, wrap(instruction, width, 2))?;
+    }
+    print_lines(out, fix)
+}
+
+/// Returns what is wrong and why it matters.
+pub(super) fn sentences(finding: &Finding) -> impl Iterator<Item = &str> {
+    [&*finding.message, &*finding.why].into_iter().filter(|sentence| !sentence.is_empty())
+}
+
+/// Returns the instruction and the lines of the patch, escaped. The patch is a diff if its lines fit the width, and
+/// otherwise the YAML to write or a JSON patch.
+pub(super) fn fix(finding: &Finding, width: usize) -> Vec<String> {
+    let Some(fix) = &finding.fix else { return Vec::new() };
+    let lines = |lines: &mut dyn Iterator<Item = &str>| lines.map(|line| format!("{INDENT}{}", Safe(line))).collect();
+    let fits = |text: &str| text.lines().all(|line| INDENT.len() + line.chars().count() <= width);
+    let patch = fix.patch.as_ref();
+    let diff = patch.filter(|patch| patch.format == PatchFormat::UnifiedDiff && fits(&patch.text));
+    let below: Vec<String> = match (diff, patch) {
+        (Some(diff), _) => lines(&mut diff.text.lines()),
+        (None, _) if !fix.yaml.is_empty() => lines(&mut fix.yaml.iter().map(String::as_str)),
+        (None, Some(patch)) => lines(&mut patch.text.lines()),
+        (None, None) => Vec::new(),
+    };
+    let end = if below.is_empty() { "." } else { ":" };
+    std::iter::once(format!("Fix: {}{end}", Safe(&fix.description))).chain(below).collect()
+}
+
+fn paragraph(out: &mut impl Write, text: &str, width: usize) -> io::Result<()> {
+    print_lines(out, wrap(text, width, 0))
+}
+
+fn print_lines(out: &mut impl Write, lines: impl IntoIterator<Item = String>) -> io::Result<()> {
+    lines.into_iter().try_for_each(|line| writeln!(out, "{line}"))
+}

@@ -1,0 +1,91 @@
+//! Blocks with addresses of pods and nodes.
+
+use std::net::IpAddr;
+
+use netpol_common::Direction;
+
+use super::RuleId;
+use super::context::{Context, PolicyView, peers_of, some};
+use super::finding::{Draft, DraftFix};
+use super::patch::Operation;
+use super::suggest;
+use crate::explain::{peer_path, yaml};
+use crate::manifest::FieldPath;
+use crate::model::{IpBlock, Peer, Pod, Policy};
+use crate::offline::is_placeholder;
+use crate::reference;
+
+/// The shortest prefixes of a block that is hardly a range of a data center or of the whole cluster.
+const MIN_PREFIX_V4: u8 = 24;
+const MIN_PREFIX_V6: u8 = 64;
+
+pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut Vec<Draft>) {
+    for direction in Direction::BOTH {
+        for (index, rule) in reference::rules(view.policy, direction).iter().enumerate() {
+            for (number, peer) in peers_of(&rule.peers).iter().enumerate() {
+                let Peer::Block(block) = peer else { continue };
+                if !is_small(block) {
+                    continue;
+                }
+                let path = peer_path(view.policy, direction, index, number);
+                let of_pods = of_pods(context, view.policy, block, &path);
+                drafts.extend(of_pods.or_else(|| of_nodes(context, block, direction, &path)));
+            }
+        }
+    }
+}
+
+fn is_small(block: &IpBlock) -> bool {
+    let shortest = if block.cidr.addr().is_ipv4() { MIN_PREFIX_V4 } else { MIN_PREFIX_V6 };
+    block.cidr.prefix_len() >= shortest
+}
+
+/// Finds a block with addresses of pods. Pods get other addresses when they are created again.
+fn of_pods(context: &Context<'_>, policy: &Policy, block: &IpBlock, path: &str) -> Option<Draft> {
+    let is_in_block = |address: &IpAddr| {
+        block.contains(*address) && !is_placeholder(*address) && context.state.peer_at(*address).is_some()
+    };
+    let pods = context.state.pods.values().filter(|pod| pod.is_selectable());
+    let pods: Vec<&Pod> = pods.filter(|pod| pod.addresses.iter().any(is_in_block)).collect();
+    if pods.is_empty() {
+        return None;
+    }
+    let names: Vec<String> = pods.iter().map(|pod| pod.key.to_string()).collect();
+    let (noun, them) =
+        if names.len() == 1 { ("the address of pod", "the pod") } else { ("addresses of pods", "the pods") };
+    let is_specific = |peer: &Peer| matches!(peer, Peer::Pods { pods, .. } if !pods.requirements.is_empty());
+    let fix = match suggest::selector_of(&pods, &policy.key.namespace).filter(is_specific) {
+        Some(peer) => DraftFix::of(
+            format!("select {them} by labels: {}", yaml::of_peer(&peer).flow()),
+            vec![Operation::Replace(FieldPath::parse(path), yaml::of_peer(&peer))],
+        ),
+        None => DraftFix::from(format!("select {them} by labels")),
+    };
+    Some(Draft::new(
+        RuleId::BLOCK_OF_PODS,
+        format!("{path}.ipBlock"),
+        format!("{} contains {noun} {}.", block.cidr, some(&names, "pods")),
+        "A pod that is created again has another address, and another pod can get this one.",
+        fix,
+    ))
+}
+
+/// Finds an ingress block with addresses of nodes. Connections of other clients can have the address of a node, too.
+fn of_nodes(context: &Context<'_>, block: &IpBlock, direction: Direction, path: &str) -> Option<Draft> {
+    let nodes = context.state.nodes.values();
+    let is_in_block = |addresses: &[IpAddr]| addresses.iter().any(|address| block.contains(*address));
+    let names: Vec<String> =
+        nodes.filter(|node| is_in_block(&node.addresses)).map(|node| node.name.to_string()).collect();
+    if names.is_empty() || direction == Direction::Egress {
+        return None;
+    }
+    let noun = if names.len() == 1 { "the address of node" } else { "addresses of nodes" };
+    Some(Draft::new(
+        RuleId::BLOCK_OF_NODES,
+        format!("{path}.ipBlock"),
+        format!("{} contains {noun} {}.", block.cidr, some(&names, "nodes")),
+        "Clients outside the cluster that connect through a node port or a load balancer can have the address of a node, \
+         and this rule allows them, too. The local node needs no rule, for example for kubelet probes.",
+        "set `externalTrafficPolicy: Local` on such Services, and allow the clients' addresses",
+    ))
+}

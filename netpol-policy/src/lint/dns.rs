@@ -1,0 +1,133 @@
+//! Pods that are isolated for egress and cannot reach cluster DNS.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use netpol_common::{Direction, protocol};
+
+use super::context::{Context, some};
+use super::egress::{ListId, Target, allowed, targets};
+use super::finding::Draft;
+use super::services::added_rule;
+use super::{NotChecked, RuleId, suggest};
+use crate::cluster_state::ClusterState;
+use crate::explain::PolicyChange;
+use crate::model::{Backend, Frontend, FrontendAddress, Pod, PolicyKey, Service, ServiceKey};
+use crate::reference::Packet;
+
+/// The namespace of the cluster DNS.
+const DNS_NAMESPACE: &str = "kube-system";
+const DNS_PORT: u16 = 53;
+
+/// Adds one finding for each policy that denies pods the cluster DNS. If several policies isolate such a pod, only the
+/// first one gets the finding.
+pub(super) fn check(
+    context: &Context<'_>,
+    drafts: &mut BTreeMap<PolicyKey, Vec<Draft>>,
+    not_checked: &mut Vec<NotChecked>,
+) {
+    let isolates =
+        context.policies.iter().any(|view| view.policy.egress.is_some() && !context.selected(view).is_empty());
+    if !isolates {
+        return;
+    }
+    let Some((dns, targets)) = cluster_dns(context.state) else {
+        let reason = format!("no Service with backends at port {DNS_PORT} is known in {DNS_NAMESPACE}");
+        return not_checked.push(NotChecked::new(RuleId::DNS_DENIED, reason));
+    };
+    for (policy, (pods, missing)) in denied(context, &targets) {
+        let names: Vec<String> = pods.iter().map(|pod| pod.key.to_string()).collect();
+        let (label, subject) = if pods.len() == 1 { ("pod", "The pod") } else { ("pods", "The pods") };
+        let draft = Draft::new(
+            RuleId::DNS_DENIED,
+            "spec.egress",
+            format!(
+                "No rule allows {label} {} to reach the cluster DNS, Service {dns}, at {}.",
+                some(&names, "pods"),
+                suggest::ports(&missing)
+            ),
+            format!("{subject} cannot resolve DNS names."),
+            added_rule(context.state, policy, &targets),
+        );
+        drafts.entry(policy.clone()).or_default().push(draft);
+    }
+}
+
+/// The pods that cannot reach some targets, by the first policy that isolates them, and these targets.
+pub(super) type Denied<'a> = BTreeMap<&'a PolicyKey, (Vec<&'a Pod>, BTreeSet<Target>)>;
+
+/// Returns the pods that cannot reach all of these targets.
+pub(super) fn denied<'a>(context: &Context<'a>, targets: &BTreeSet<Target>) -> Denied<'a> {
+    let mut denied = Denied::new();
+    let mut missing_of: HashMap<ListId, Vec<&Target>> = HashMap::new();
+    let groups = context.groups.iter().flat_map(|(name, groups)| groups.iter().zip(context.egress.lists_of(name)));
+    for (group, list) in groups.filter(|(group, _)| !group.host_network) {
+        let policies = context.egress.at_most(*list);
+        let Some(key) = policies.first().map(|policy| &policy.key) else { continue };
+        let missing = missing_of
+            .entry(*list)
+            .or_insert_with(|| targets.iter().filter(|target| !allowed(context.at_most, policies, target)).collect());
+        for pod in &group.pods {
+            let of_pod = missing.iter().filter(|(backend, _)| {
+                let has_family = pod.addresses.iter().any(|address| address.is_ipv4() == backend.address.is_ipv4());
+                has_family && !pod.addresses.contains(&backend.address)
+            });
+            let mut of_pod = of_pod.peekable();
+            if of_pod.peek().is_some() {
+                let (pods, all) = denied.entry(key).or_default();
+                pods.push(pod);
+                all.extend(of_pod.copied());
+            }
+        }
+    }
+    for (pods, _) in denied.values_mut() {
+        pods.sort_by_key(|pod| &pod.key);
+    }
+    denied
+}
+
+/// The cluster DNS: the first Service in [`DNS_NAMESPACE`] that has the DNS port.
+fn cluster_dns(cluster_state: &ClusterState) -> Option<(ServiceKey, BTreeSet<Target>)> {
+    let services = cluster_state.services.range(ServiceKey::new(DNS_NAMESPACE, "")..).map(|(_, service)| service);
+    services.take_while(|service| *service.key.namespace == *DNS_NAMESPACE).find_map(|service| {
+        let targets = targets(cluster_state, service, |port| port == DNS_PORT);
+        (!targets.is_empty()).then(|| (service.key.clone(), targets))
+    })
+}
+
+/// A DNS query of a pod.
+pub(crate) struct DnsQuery {
+    /// The cluster DNS, if the query is for it, with its backends.
+    cluster_dns: Option<(ServiceKey, BTreeSet<Target>)>,
+}
+
+impl DnsQuery {
+    /// Returns the query that a packet of a pod starts, if it is one: to the DNS port, or to a backend of the cluster DNS.
+    pub(crate) fn of(cluster_state: &ClusterState, packet: &Packet) -> Option<Self> {
+        if packet.direction == Direction::Ingress || ![protocol::UDP, protocol::TCP].contains(&packet.protocol) {
+            return None;
+        }
+        let to = Backend { address: packet.remote, port: packet.port };
+        let is_frontend = |service: &ServiceKey| {
+            let service = cluster_state.services.get(service);
+            let mut frontends = service.into_iter().flat_map(Service::frontends);
+            let at =
+                Frontend { address: FrontendAddress::Address(to.address), port: to.port, protocol: packet.protocol };
+            frontends.any(|(frontend, _)| frontend == at)
+        };
+        let is_for_cluster_dns = |(service, targets): &(ServiceKey, BTreeSet<Target>)| {
+            targets.iter().any(|(backend, _)| *backend == to) || is_frontend(service)
+        };
+        let cluster_dns = cluster_dns(cluster_state).filter(is_for_cluster_dns);
+        (packet.port == DNS_PORT || cluster_dns.is_some()).then_some(Self { cluster_dns })
+    }
+
+    /// Returns the cluster DNS, if the query is for it, and a rule of a policy that allows it.
+    pub(crate) fn rule_of(
+        &self,
+        cluster_state: &ClusterState,
+        policy: &PolicyKey,
+    ) -> Option<(&ServiceKey, Option<PolicyChange>)> {
+        let (service, targets) = self.cluster_dns.as_ref()?;
+        Some((service, added_rule(cluster_state, policy, targets)))
+    }
+}

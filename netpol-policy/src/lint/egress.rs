@@ -1,0 +1,152 @@
+//! Which policies isolate pods for egress, and which backends they allow.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use netpol_common::Direction;
+
+use super::context::{Group, PolicyView};
+use crate::cluster_state::ClusterState;
+use crate::model::{Backend, Frontend, NamespaceName, Pod, Policy, PolicyKey, Protocol, Service, ServiceKey};
+use crate::reference::{self, Remote};
+
+/// A backend of a Service's port, and the protocol.
+pub(super) type Target = (Backend, Protocol);
+
+/// The index of a list of policies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct ListId(usize);
+
+/// The policies that isolate each group of pods. Groups with the same policies share a list.
+pub(super) struct EgressIsolation<'a> {
+    state: &'a ClusterState,
+    /// For each list, the policies in the state in which unknown addresses match the fewest blocks.
+    lists: Vec<Vec<&'a Policy>>,
+    /// The same, in the state in which they match the most.
+    at_most: Vec<Vec<&'a Policy>>,
+    groups: BTreeMap<&'a NamespaceName, Vec<ListId>>,
+    /// The backends of each frontend, and their pods.
+    backends: HashMap<Frontend, Vec<(Backend, Option<&'a Pod>)>>,
+    /// The backends of each Service.
+    targets: HashMap<&'a ServiceKey, BTreeSet<Target>>,
+    reaches: RefCell<HashMap<(ListId, ServiceKey), bool>>,
+    allows: RefCell<HashMap<(ListId, Target), bool>>,
+}
+
+impl<'a> EgressIsolation<'a> {
+    pub(super) fn new(
+        state: &'a ClusterState,
+        at_most: &'a ClusterState,
+        groups: &BTreeMap<&'a NamespaceName, Vec<Group<'a>>>,
+        policies: &[PolicyView<'a>],
+    ) -> Self {
+        let mut keys: BTreeMap<&NamespaceName, Vec<Vec<&PolicyKey>>> =
+            groups.iter().map(|(name, groups)| (*name, vec![Vec::new(); groups.len()])).collect();
+        for view in policies.iter().filter(|view| view.policy.egress.is_some()) {
+            let Some(of_namespace) = keys.get_mut(&view.policy.key.namespace) else { continue };
+            view.selected.iter().for_each(|group| of_namespace[*group].push(&view.policy.key));
+        }
+        let mut ids: HashMap<Vec<&PolicyKey>, ListId> = HashMap::new();
+        let (mut lists, mut lists_at_most) = (Vec::new(), Vec::new());
+        let of = |state: &'a ClusterState, keys: &[&PolicyKey]| -> Vec<&'a Policy> {
+            keys.iter().filter_map(|key| state.policies.get(*key)).collect()
+        };
+        let mut id = |keys: Vec<&'a PolicyKey>| {
+            let next = ListId(ids.len());
+            *ids.entry(keys).or_insert_with_key(|keys| {
+                lists.push(of(state, keys));
+                lists_at_most.push(of(at_most, keys));
+                next
+            })
+        };
+        let groups = keys.into_iter().map(|(name, groups)| (name, groups.into_iter().map(&mut id).collect())).collect();
+        let backends = state.services.values().flat_map(Service::frontends).map(|(frontend, _)| {
+            let backends = state.backends(&frontend).into_iter();
+            (frontend, backends.map(|backend| (backend, state.peer_at(backend.address))).collect())
+        });
+        let backends = backends.collect();
+        let targets = state.services.iter().map(|(key, service)| (key, targets(state, service, |_| true))).collect();
+        Self {
+            state,
+            lists,
+            at_most: lists_at_most,
+            groups,
+            backends,
+            targets,
+            reaches: RefCell::default(),
+            allows: RefCell::default(),
+        }
+    }
+
+    /// Returns the list of each group of a namespace, in the order of the groups.
+    pub(super) fn lists_of(&self, namespace: &NamespaceName) -> &[ListId] {
+        self.groups.get(namespace).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Returns the lists of the groups that a policy selects, each once.
+    pub(super) fn lists_of_selected(&self, view: &PolicyView<'_>) -> BTreeSet<ListId> {
+        let lists = self.lists_of(&view.policy.key.namespace);
+        view.selected.iter().map(|group| lists[*group]).collect()
+    }
+
+    /// Returns the policies of a list, with as many matching blocks as possible.
+    pub(super) fn at_most(&self, list: ListId) -> &[&'a Policy] {
+        &self.at_most[list.0]
+    }
+
+    /// Returns the backends of a Service's frontend, and their pods.
+    pub(super) fn backends(&self, frontend: &Frontend) -> &[(Backend, Option<&'a Pod>)] {
+        self.backends.get(frontend).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Returns the backends of a Service.
+    pub(super) fn targets(&self, service: &ServiceKey) -> Option<&BTreeSet<Target>> {
+        self.targets.get(service).filter(|targets| !targets.is_empty())
+    }
+
+    /// Returns whether pods with these policies can reach all backends.
+    pub(super) fn reaches(&self, list: ListId, targets: &BTreeSet<Target>) -> bool {
+        let policies = &self.lists[list.0];
+        let mut allows = self.allows.borrow_mut();
+        let mut is_allowed =
+            |target: &Target| *allows.entry((list, *target)).or_insert_with(|| allowed(self.state, policies, target));
+        policies.is_empty() || targets.iter().all(&mut is_allowed)
+    }
+
+    /// Returns whether pods with these policies can reach all backends of a Service.
+    pub(super) fn reaches_service(&self, list: ListId, service: &ServiceKey) -> bool {
+        let key = (list, service.clone());
+        if let Some(known) = self.reaches.borrow().get(&key) {
+            return *known;
+        }
+        let reaches = self.targets.get(service).is_none_or(|targets| self.reaches(list, targets));
+        self.reaches.borrow_mut().insert(key, reaches);
+        reaches
+    }
+}
+
+/// The backends of a Service, for the ports that the filter accepts.
+pub(super) fn targets(
+    cluster_state: &ClusterState,
+    service: &Service,
+    ports: impl Fn(u16) -> bool,
+) -> BTreeSet<Target> {
+    let frontends = service.frontends().filter(|(_, port)| ports(port.port));
+    frontends
+        .flat_map(|(frontend, port)| {
+            cluster_state.backends(&frontend).into_iter().map(|backend| (backend, port.protocol))
+        })
+        .collect()
+}
+
+/// Returns whether a rule of one of these policies allows the backend.
+pub(super) fn allowed(cluster_state: &ClusterState, policies: &[&Policy], (backend, protocol): &Target) -> bool {
+    let remote = Remote::of(cluster_state, backend.address);
+    let allows = |policy: &Policy| {
+        reference::rules(policy, Direction::Egress).iter().any(|rule| {
+            reference::allows_port(&rule.ports, protocol.number(), backend.port, remote.pod)
+                && reference::allows_peer(cluster_state, policy, &rule.peers, &remote)
+        })
+    };
+    policies.iter().any(|policy| allows(policy))
+}

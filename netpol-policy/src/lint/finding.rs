@@ -1,0 +1,176 @@
+//! Findings and their fixes.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::patch::{Editor, Operation, Patch};
+use super::rule::RuleId;
+use crate::explain::PolicyChange;
+use crate::explain::yaml;
+use crate::manifest::{FieldPath, Step};
+use crate::model::Severity;
+
+/// A mistake, or a fact that is worth a look.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Finding {
+    /// The rule.
+    pub rule: RuleId,
+    /// The severity.
+    pub severity: Severity,
+    /// The object as `Kind namespace/name`, if known.
+    pub object: Option<String>,
+    /// The file, as the caller named it.
+    pub file: Arc<str>,
+    /// The line of the field or of the nearest field around it, from 1.
+    pub line: usize,
+    /// The path of the field, such as `spec.egress[0].to[0]`.
+    pub path: Option<String>,
+    /// What is wrong, in a sentence.
+    pub message: String,
+    /// Why it matters, in a sentence; empty if the message says it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub why: String,
+    /// How to fix it.
+    pub fix: Option<Fix>,
+    /// The number of findings that this one stands for: 1, or more for a summary.
+    pub count: usize,
+}
+
+impl Finding {
+    /// Returns the message, the reason and the fix on one line.
+    pub fn text(&self) -> String {
+        let fix = self.fix.as_ref().map(|fix| match &fix.inline {
+            Some(inline) => format!("Fix: {}: {inline}", fix.description),
+            None => format!("Fix: {}.", fix.description),
+        });
+        let parts = [Some(self.message.clone()), Some(self.why.clone()).filter(|why| !why.is_empty()), fix];
+        parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// How to fix a finding.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Fix {
+    /// What to do, as an instruction without a full stop.
+    pub description: String,
+    /// The lines of YAML to write.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub yaml: Vec<String>,
+    /// The change of the file, if it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patch: Option<Patch>,
+    /// The YAML on one line.
+    #[serde(skip)]
+    inline: Option<String>,
+}
+
+/// A finding about a policy, before it has a location.
+#[derive(Clone, Debug)]
+pub(super) struct Draft {
+    pub(super) rule: RuleId,
+    pub(super) field: String,
+    message: String,
+    why: String,
+    fix: DraftFix,
+}
+
+/// A fix, before it is applied to the text of the policy.
+#[derive(Clone, Debug, Default)]
+pub(super) struct DraftFix {
+    description: String,
+    yaml: Vec<String>,
+    inline: Option<String>,
+    operations: Vec<Operation>,
+}
+
+impl Draft {
+    pub(super) fn new(
+        rule: RuleId,
+        field: impl Into<String>,
+        message: impl Into<String>,
+        why: impl Into<String>,
+        fix: impl Into<DraftFix>,
+    ) -> Self {
+        Self { rule, field: field.into(), message: message.into(), why: why.into(), fix: fix.into() }
+    }
+
+    /// Adds the location. `object`: the policy.
+    pub(super) fn finish(self, object: &str, editor: Option<&Editor<'_>>) -> Finding {
+        let Self { rule, field, message, why, fix } = self;
+        let source = editor.map(Editor::source);
+        let (file, line) = source.map_or_else(Default::default, |source| (source.file.clone(), source.line(&field)));
+        Finding {
+            rule,
+            severity: rule.rule().severity,
+            object: Some(object.to_owned()),
+            file,
+            line,
+            path: Some(field),
+            message,
+            why,
+            fix: fix.finish(editor),
+            count: 1,
+        }
+    }
+}
+
+impl DraftFix {
+    /// Creates a fix that changes fields.
+    pub(super) fn of(description: impl Into<String>, operations: Vec<Operation>) -> Self {
+        Self { description: description.into(), operations, ..Self::default() }
+    }
+
+    /// Adds lines of YAML.
+    pub(super) fn with_yaml(self, yaml: &[&str]) -> Self {
+        Self { yaml: yaml.iter().map(|line| (*line).to_owned()).collect(), ..self }
+    }
+
+    /// Removes a rule. A policy without rules keeps an empty list, so that it still isolates.
+    pub(super) fn without_rule(description: &str, list: FieldPath, index: usize, count: usize) -> Self {
+        let operation = if count == 1 {
+            Operation::Replace(list, yaml::Node::List(Vec::new()))
+        } else {
+            Operation::Remove(list.index(index))
+        };
+        Self::of(description, vec![operation])
+    }
+
+    fn finish(self, editor: Option<&Editor<'_>>) -> Option<Fix> {
+        let Self { description, yaml, inline, operations } = self;
+        let patch = editor.filter(|_| !operations.is_empty()).and_then(|editor| editor.patch(&operations));
+        (!description.is_empty()).then_some(Fix { description, yaml, patch, inline })
+    }
+}
+
+/// A fix without a known change of the file.
+impl From<&str> for DraftFix {
+    fn from(description: &str) -> Self {
+        Self::of(description, Vec::new())
+    }
+}
+
+impl From<String> for DraftFix {
+    fn from(description: String) -> Self {
+        Self::of(description, Vec::new())
+    }
+}
+
+impl From<Option<PolicyChange>> for DraftFix {
+    fn from(change: Option<PolicyChange>) -> Self {
+        let Some(change) = change else { return Self::default() };
+        let list = FieldPath::default().key("spec").key(change.direction.name());
+        let operation = yaml::of_rule(&change.rule, change.direction).map(|rule| match change.index {
+            Some(index) => Operation::Replace(FieldPath([list.0, vec![Step::Index(index)]].concat()), rule),
+            None => Operation::Append(list, rule),
+        });
+        Self {
+            description: change.instruction(),
+            yaml: change.yaml(),
+            inline: Some(change.inline()),
+            operations: operation.into_iter().collect(),
+        }
+    }
+}

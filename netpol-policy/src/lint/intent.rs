@@ -1,0 +1,89 @@
+//! One peer that should be two, and two peers that should be one.
+//!
+//! In YAML the two differ by one `-`. Both are valid, so there is a finding only if what is written matches no pod, and
+//! the alternative matches some.
+
+use super::RuleId;
+use super::context::Context;
+use super::finding::{Draft, DraftFix};
+use super::patch::Operation;
+use super::peers::PeerPlace;
+use crate::explain::{describe, yaml};
+use crate::manifest::{FieldPath, Step};
+use crate::model::{Peer, Selector};
+
+/// Finds a peer with a podSelector next to one with a namespaceSelector.
+pub(super) fn split(context: &Context<'_>, place: PeerPlace<'_>) -> Option<Draft> {
+    let Peer::Pods { namespaces: None, pods } = place.peer() else { return None };
+    let neighbors = [place.index.checked_sub(1), Some(place.index + 1)].into_iter().flatten();
+    neighbors.filter(|index| *index < place.peers.len()).find_map(|index| {
+        let neighbor = PeerPlace { index, ..place };
+        let Peer::Pods { namespaces: Some(namespaces), pods: others } = neighbor.peer() else { return None };
+        if !others.requirements.is_empty() || others.invalid || namespaces.invalid {
+            return None;
+        }
+        let one = Peer::Pods { namespaces: Some(namespaces.clone()), pods: pods.clone() };
+        matches(context, place, &one).then(|| {
+            let (from, path) = (neighbor.path(), place.path());
+            let operations = vec![
+                Operation::Replace(FieldPath::parse(&from), yaml::of_peer(&one)),
+                Operation::Remove(FieldPath::parse(&path)),
+            ];
+            Draft::new(
+                RuleId::SPLIT_PEER,
+                path.clone(),
+                format!("No pod matches the peer: {}.", describe::peer(place.policy, place.peer())),
+                format!(
+                    "{from} is another peer, which allows {}. Two list items are alternatives.",
+                    describe::peer(place.policy, neighbor.peer())
+                ),
+                DraftFix::of(
+                    format!(
+                        "write both selectors in one item, without the second `-`, to allow only {}",
+                        describe::peer(place.policy, &one)
+                    ),
+                    operations,
+                ),
+            )
+        })
+    })
+}
+
+/// Finds a peer with both selectors that matches nothing, although each selector alone matches.
+pub(super) fn joined(context: &Context<'_>, place: PeerPlace<'_>) -> Option<Draft> {
+    let Peer::Pods { namespaces: Some(namespaces), pods } = place.peer() else { return None };
+    if pods.requirements.is_empty() || namespaces.matches(&context.state.namespace_labels(&place.policy.key.namespace))
+    {
+        return None;
+    }
+    let all_of_namespaces = Peer::Pods { namespaces: Some(namespaces.clone()), pods: Selector::everything() };
+    let of_own = Peer::Pods { namespaces: None, pods: pods.clone() };
+    if !matches(context, place, &all_of_namespaces) || !matches(context, place, &of_own) {
+        return None;
+    }
+    let path = FieldPath::parse(&place.path());
+    let list = FieldPath(path.0[..path.0.len() - 1].to_vec());
+    debug_assert!(matches!(list.0.last(), Some(Step::Key(_))), "a peer is an item of a list");
+    let operations = vec![
+        Operation::Replace(path, yaml::of_peer(&all_of_namespaces)),
+        Operation::Append(list, yaml::of_peer(&of_own)),
+    ];
+    Some(Draft::new(
+        RuleId::JOINED_PEER,
+        place.path(),
+        format!("No pod matches the peer: {}.", describe::peer(place.policy, place.peer())),
+        "A pod must match both selectors of an item.",
+        DraftFix::of(
+            format!(
+                "write two list items, if {} and {} are intended",
+                describe::peer(place.policy, &all_of_namespaces),
+                describe::peer(place.policy, &of_own)
+            ),
+            operations,
+        ),
+    ))
+}
+
+fn matches(context: &Context<'_>, place: PeerPlace<'_>, peer: &Peer) -> bool {
+    context.peer_groups(place.policy, peer).iter().any(|group| !group.host_network)
+}

@@ -1,0 +1,175 @@
+//! Lints policies: finds mistakes that are only visible together with the other objects, parts that match nothing, and
+//! what policies leave open.
+//!
+//! ```text
+//! Parsed, OfflineCluster ─► Context: indexes ─► one function for each rule ─► Draft ─► Finding, with line and patch
+//!                                                              suppress: annotations ─► Report
+//! ```
+//!
+//! Each rule has an ID ([`RuleId`]), and a page in `docs/lint/`.
+
+mod api_server;
+mod blocks;
+mod context;
+mod covers;
+mod dns;
+mod egress;
+mod enforcement;
+mod everyone;
+mod finding;
+mod intent;
+mod namespaces;
+mod patch;
+mod peers;
+mod ports;
+mod redundant;
+mod rule;
+mod selection;
+mod services;
+mod similar;
+mod suggest;
+mod suppress;
+mod types;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+pub(crate) use dns::DnsQuery;
+pub use finding::{Finding, Fix};
+pub use patch::{Patch, PatchFormat};
+pub use rule::{RULES, Rule, RuleId, UnknownRule};
+pub use suppress::Suppressed;
+
+use context::{Context, PolicyView};
+use finding::Draft;
+use patch::Editor;
+
+use crate::manifest::{ManifestError, Parsed};
+use crate::model::{ObjectKey, Severity};
+use crate::offline::OfflineCluster;
+
+/// The rules to check.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// Only these; all if empty.
+    pub only: BTreeSet<RuleId>,
+    /// Not these.
+    pub skip: BTreeSet<RuleId>,
+}
+
+/// The result of [`lint`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The findings, sorted by file and line.
+    pub findings: Vec<Finding>,
+    /// Findings that annotations suppress.
+    pub suppressed: Vec<Suppressed>,
+    /// Rules that could not be checked, or not for all objects.
+    pub not_checked: Vec<NotChecked>,
+}
+
+/// A rule that could not be checked.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NotChecked {
+    /// The rule.
+    pub rule: RuleId,
+    /// What is missing.
+    pub reason: String,
+}
+
+impl Selection {
+    /// Returns whether to check a rule.
+    pub fn contains(&self, rule: RuleId) -> bool {
+        (self.only.is_empty() || self.only.contains(&rule)) && !self.skip.contains(&rule)
+    }
+}
+
+impl NotChecked {
+    fn new(rule: RuleId, reason: impl Into<String>) -> Self {
+        Self { rule, reason: reason.into() }
+    }
+}
+
+/// Lints the input. `errors`: its diagnostics, with those of all files together.
+pub fn lint(parsed: &Parsed, errors: &[ManifestError], cluster: &OfflineCluster, selection: &Selection) -> Report {
+    let context = Context::new(parsed, cluster);
+    let mut report = Report::default();
+    let mut findings: Vec<Finding> = Vec::new();
+    if cluster.state().pods.is_empty() && !context.policies.is_empty() {
+        let reason = "the input has no pods and no workloads";
+        report.not_checked.push(NotChecked::new(RuleId::SELECTS_NO_POD, reason));
+    }
+    let mut drafts = of_policies(&context, &mut report.not_checked);
+    for (view, drafts) in context.policies.iter().zip(&mut drafts) {
+        let object = ObjectKey::Policy(view.policy.key.clone()).to_string();
+        let editor = context.details.policies.get(&view.policy.key).map(Editor::new);
+        findings.extend(drafts.drain(..).map(|draft| draft.finish(&object, editor.as_ref())));
+    }
+    findings.extend(namespaces::check(parsed, &context));
+    let more_precise: BTreeSet<(&str, &str)> =
+        findings.iter().filter_map(|finding| Some((finding.object.as_deref()?, finding.path.as_deref()?))).collect();
+    let is_superseded = |error: &&ManifestError| {
+        error.rule == RuleId::UNUSUAL_VALUE
+            && error.object.as_deref().zip(error.field.as_deref()).is_some_and(|place| more_precise.contains(&place))
+    };
+    let of_input: Vec<Finding> = errors.iter().filter(|error| !is_superseded(error)).map(of_error).collect();
+    findings.extend(of_input);
+    suppress::apply(parsed, findings, &mut report);
+    report.findings.retain(|finding| selection.contains(finding.rule));
+    report.suppressed.retain(|suppressed| selection.contains(suppressed.finding.rule));
+    report.not_checked.retain(|not_checked| selection.contains(not_checked.rule));
+    report.not_checked.sort();
+    report.not_checked.dedup();
+    let key = |finding: &Finding| (finding.file.clone(), finding.line, finding.rule, finding.path.clone());
+    report.findings.sort_by_cached_key(key);
+    report.suppressed.sort_by_cached_key(|suppressed| key(&suppressed.finding));
+    report
+}
+
+/// Returns the findings of each policy, in the order of the policies.
+fn of_policies(context: &Context<'_>, not_checked: &mut Vec<NotChecked>) -> Vec<Vec<Draft>> {
+    let mut drafts: Vec<Vec<Draft>> = context.policies.iter().map(|_| Vec::new()).collect();
+    for (view, drafts) in context.policies.iter().zip(&mut drafts) {
+        of_policy(context, view, drafts, not_checked);
+    }
+    let mut of_pods = BTreeMap::new();
+    dns::check(context, &mut of_pods, not_checked);
+    api_server::check(context, &mut of_pods, not_checked);
+    redundant::check(context, &mut of_pods, not_checked);
+    for (view, drafts) in context.policies.iter().zip(&mut drafts) {
+        drafts.extend(of_pods.remove(&view.policy.key).unwrap_or_default());
+    }
+    drafts
+}
+
+/// Adds the findings about the parts of one policy.
+fn of_policy(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut Vec<Draft>, not_checked: &mut Vec<NotChecked>) {
+    drafts.extend(enforcement::check(context, view));
+    everyone::check(context, view, drafts);
+    types::check(context, view, drafts);
+    selection::check(context, view, drafts, not_checked);
+    if context.state.pods.is_empty() {
+        return;
+    }
+    peers::check(context, view, drafts, not_checked);
+    services::check(context, view, drafts);
+    ports::check(context, view, drafts);
+    blocks::check(context, view, drafts);
+}
+
+/// Returns a diagnostic of the input as a finding.
+fn of_error(error: &ManifestError) -> Finding {
+    let ManifestError { rule, severity, file, line, document: _, object, field, message, count } = error.clone();
+    let why = match severity {
+        Severity::Error if rule == RuleId::INVALID_POLICY => {
+            "The API server rejects the policy, and netpol ignores the invalid part."
+        }
+        _ => "",
+    };
+    Finding { rule, severity, object, file, line, path: field, message, why: why.into(), fix: None, count }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,161 @@
+//! Peers that match no pod.
+
+use netpol_common::Direction;
+
+use super::context::{Context, Group, PolicyView, peers_of, some};
+use super::finding::{Draft, DraftFix};
+use super::patch::Operation;
+use super::{NotChecked, RuleId, intent, similar, suggest};
+use crate::explain::yaml::{self, Node, entry};
+use crate::explain::{describe, peer_path};
+use crate::manifest::FieldPath;
+use crate::model::{NAMESPACE_NAME_LABEL, NamespaceName, Peer, Policy, Requirement, Selector};
+use crate::reference;
+
+/// A peer of a rule.
+#[derive(Clone, Copy)]
+pub(super) struct PeerPlace<'p> {
+    pub(super) policy: &'p Policy,
+    pub(super) direction: Direction,
+    pub(super) rule: usize,
+    pub(super) peers: &'p [Peer],
+    pub(super) index: usize,
+}
+
+impl<'p> PeerPlace<'p> {
+    /// Returns the peer.
+    pub(super) fn peer(&self) -> &'p Peer {
+        &self.peers[self.index]
+    }
+
+    /// Returns the path of the peer, such as `spec.ingress[0].from[1]`.
+    pub(super) fn path(&self) -> String {
+        peer_path(self.policy, self.direction, self.rule, self.index)
+    }
+}
+
+pub(super) fn check(
+    context: &Context<'_>,
+    view: &PolicyView<'_>,
+    drafts: &mut Vec<Draft>,
+    not_checked: &mut Vec<NotChecked>,
+) {
+    for direction in Direction::BOTH {
+        for (rule, found) in reference::rules(view.policy, direction).iter().enumerate() {
+            let peers = peers_of(&found.peers);
+            for index in 0..peers.len() {
+                let place = PeerPlace { policy: view.policy, direction, rule, peers, index };
+                drafts.extend(of_peer(context, place, not_checked));
+            }
+        }
+    }
+}
+
+fn of_peer(context: &Context<'_>, place: PeerPlace<'_>, not_checked: &mut Vec<NotChecked>) -> Option<Draft> {
+    let Peer::Pods { namespaces, pods } = place.peer() else { return None };
+    if !yaml::is_valid(place.peer()) {
+        return None;
+    }
+    if let Some(selector) = namespaces.as_ref().filter(|selector| !context.selects_a_namespace(selector)) {
+        if context.has_namespaces {
+            return Some(no_namespace(context, place, selector));
+        }
+        not_checked.push(NotChecked::new(RuleId::NO_SUCH_NAMESPACE_LABEL, "the input has no Namespace"));
+        return None;
+    }
+    let groups = context.peer_groups(place.policy, place.peer());
+    if groups.iter().any(|group| !group.host_network) {
+        return None;
+    }
+    if !groups.is_empty() {
+        return (!pods.requirements.is_empty()).then(|| host_network(place, &groups));
+    }
+    let of_namespaces: Vec<_> = context.pod_namespaces(place.policy, namespaces.as_ref()).collect();
+    if of_namespaces.is_empty() {
+        let reason = "the input has no pods in the namespaces of some peers";
+        not_checked.push(NotChecked::new(RuleId::PEER_MATCHES_NO_POD, reason));
+        return None;
+    }
+    let intended = intent::split(context, place).or_else(|| intent::joined(context, place));
+    Some(intended.unwrap_or_else(|| {
+        let labels: Vec<_> =
+            of_namespaces.iter().flat_map(|(_, groups)| groups.iter()).map(|group| group.labels).collect();
+        let fix = similar::label_fix(&format!("{}.podSelector", place.path()), pods, &labels);
+        Draft::new(
+            RuleId::PEER_MATCHES_NO_POD,
+            place.path(),
+            format!("No pod matches the peer: {}.", describe::peer(place.policy, place.peer())),
+            "The peer allows nothing.",
+            fix.unwrap_or_else(|| {
+                "check the labels of the pods; without a namespaceSelector, a peer is in the namespace of the policy"
+                    .into()
+            }),
+        )
+    }))
+}
+
+/// A namespace selector that matches no namespace.
+fn no_namespace(context: &Context<'_>, place: PeerPlace<'_>, selector: &Selector) -> Draft {
+    let field = format!("{}.namespaceSelector", place.path());
+    Draft::new(
+        RuleId::NO_SUCH_NAMESPACE_LABEL,
+        field.clone(),
+        format!("namespaceSelector {} selects no namespace.", describe::labels(selector)),
+        "The peer matches no pod.",
+        by_name(context, &field, selector).unwrap_or_else(|| {
+            let advice = "check the labels of the namespace; the label kubernetes.io/metadata.name has its name";
+            DraftFix::from(advice)
+        }),
+    )
+}
+
+/// Selects a namespace by its name, if the selector has a label with this name as its value.
+fn by_name(context: &Context<'_>, field: &str, selector: &Selector) -> Option<DraftFix> {
+    let [Requirement::In(key, values)] = selector.requirements.as_slice() else { return None };
+    let [value] = values.as_slice() else { return None };
+    let name: NamespaceName = match context.namespaces.get(value) {
+        Some(name) => name.clone(),
+        None if **key == *NAMESPACE_NAME_LABEL => {
+            similar::closest(value, context.namespaces.iter().map(|name| &**name))?.into()
+        }
+        None => return None,
+    };
+    let label = entry(NAMESPACE_NAME_LABEL, yaml::string(&name));
+    let labels = Node::Map(vec![entry("matchLabels", Node::Map(vec![label]))]);
+    let description = format!("select namespace {name} by the label that every namespace has, {NAMESPACE_NAME_LABEL}");
+    Some(DraftFix::of(description, vec![Operation::Replace(FieldPath::parse(field), labels)]))
+}
+
+/// A selector that only host-network pods match. Those are not peers.
+fn host_network(place: PeerPlace<'_>, groups: &[&Group<'_>]) -> Draft {
+    let pods = || groups.iter().flat_map(|group| &group.pods);
+    let names: Vec<String> = pods().map(|pod| pod.key.to_string()).collect();
+    let (blocks, missing) = suggest::blocks(pods().flat_map(|pod| pod.addresses.iter().copied()));
+    Draft::new(
+        RuleId::HOST_NETWORK_PEER,
+        place.path(),
+        format!(
+            "The selector matches host-network pods only ({}): {}.",
+            describe::peer(place.policy, place.peer()),
+            some(&names, "pods")
+        ),
+        "Host-network pods are not peers: a selector never matches the address of a node.",
+        with_blocks(&FieldPath::parse(&place.path()), &blocks, missing),
+    )
+}
+
+/// Replaces a peer with blocks. `missing`: the number of addresses that are not among them.
+fn with_blocks(peer: &FieldPath, blocks: &[Peer], missing: usize) -> DraftFix {
+    let Some((first, others)) = blocks.split_first() else { return "allow the addresses of their nodes".into() };
+    let list = FieldPath(peer.0[..peer.0.len() - 1].to_vec());
+    let replaced = Operation::Replace(peer.clone(), yaml::of_peer(first));
+    let added = others.iter().map(|block| Operation::Append(list.clone(), yaml::of_peer(block)));
+    let flow: Vec<String> = blocks.iter().map(|block| yaml::of_peer(block).flow()).collect();
+    let more = match missing {
+        0 => String::new(),
+        1 => " and 1 more address".to_owned(),
+        missing => format!(" and {missing} more addresses"),
+    };
+    let description = format!("replace the peer with the addresses of their nodes, {}{more}", flow.join(", "));
+    DraftFix::of(description, std::iter::once(replaced).chain(added).collect())
+}

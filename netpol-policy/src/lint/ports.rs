@@ -1,0 +1,187 @@
+//! Port names that no pod has, and port numbers that no container declares.
+
+use std::collections::BTreeSet;
+
+use netpol_common::Direction;
+
+use super::RuleId;
+use super::context::{Context, PolicyView, peers_of};
+use super::finding::{Draft, DraftFix};
+use super::{patch, similar};
+use crate::explain::{describe, yaml};
+use crate::manifest::FieldPath;
+use crate::model::{Backend, IpBlock, Peer, Pod, Policy, PortMatch, PortRange, Ports, Protocol, Rule, Severity};
+use crate::reference;
+
+/// The destinations of a rule.
+struct Destinations<'d> {
+    pods: Vec<&'d Pod>,
+    /// The blocks of the rule, which have further destinations.
+    blocks: Vec<&'d IpBlock>,
+    /// Whether these are all pods, because the rule has no peers.
+    is_any: bool,
+    /// The start of a message.
+    no_pod: &'static str,
+}
+
+pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut Vec<Draft>) {
+    for direction in Direction::BOTH {
+        for (index, rule) in reference::rules(view.policy, direction).iter().enumerate() {
+            let Ports::Of(ports) = &rule.ports else { continue };
+            let destinations = destinations(context, view, direction, rule);
+            // The fix of that finding is more precise.
+            let list = format!("spec.{}[{index}].ports", direction.name());
+            let has_service_port = drafts.iter().any(|draft| draft.rule == RuleId::SERVICE_PORT && draft.field == list);
+            for (number, port) in ports.iter().enumerate() {
+                let path = port_path(view.policy, direction, index, number);
+                drafts.extend(match &port.port {
+                    PortRange::Named(name) => named(context, &destinations, name, port, &path),
+                    PortRange::Range(..) if has_service_port => None,
+                    PortRange::Range(first, last) => {
+                        of_number(context, &destinations, port.protocol, (*first, *last), &path)
+                    }
+                    PortRange::All => None,
+                });
+            }
+        }
+    }
+}
+
+/// Returns the path of a port. The model does not contain invalid ports, so their indices can differ.
+fn port_path(policy: &Policy, direction: Direction, rule: usize, port: usize) -> String {
+    let list = format!("spec.{}[{rule}].ports", direction.name());
+    let is_invalid = policy.diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error);
+    if is_invalid { list } else { format!("{list}[{port}].port") }
+}
+
+fn destinations<'d>(
+    context: &'d Context<'_>,
+    view: &'d PolicyView<'_>,
+    direction: Direction,
+    rule: &'d Rule,
+) -> Destinations<'d> {
+    let (groups, blocks, no_pod) = match direction {
+        Direction::Ingress => (context.selected(view), Vec::new(), "No pod that the policy selects"),
+        Direction::Egress => {
+            let peers = peers_of(&rule.peers);
+            let blocks = peers.iter().filter_map(|peer| if let Peer::Block(block) = peer { Some(block) } else { None });
+            let groups = peers.iter().flat_map(|peer| context.peer_groups(view.policy, peer));
+            (groups.filter(|group| !group.host_network).collect(), blocks.collect(), "No pod that the rule selects")
+        }
+    };
+    let is_any = direction == Direction::Egress && peers_of(&rule.peers).is_empty();
+    let pods = if is_any {
+        context.state.pods.values().filter(|pod| pod.is_selectable()).collect()
+    } else {
+        groups.iter().flat_map(|group| group.pods.iter().copied()).collect()
+    };
+    Destinations { pods, blocks, is_any, no_pod: if is_any { "No pod" } else { no_pod } }
+}
+
+/// A port name is resolved on the destination pod (docs/semantics.md, item 9). Other addresses have no port names.
+fn named(
+    context: &Context<'_>,
+    destinations: &Destinations<'_>,
+    name: &str,
+    port: &PortMatch,
+    path: &str,
+) -> Option<Draft> {
+    let Destinations { pods, blocks, is_any, no_pod } = destinations;
+    let draft = |message: String, why: &str, fix: DraftFix| {
+        Some(Draft::new(RuleId::UNKNOWN_PORT_NAME, path, message, why, fix))
+    };
+    let of_blocks = || {
+        let block = blocks.iter().find(|block| !resolves_in(context, block, name, port))?;
+        draft(
+            format!("No pod in {} has a port with the name \"{name}\".", block.cidr),
+            "Port names are resolved on pods, so the name matches no port there.",
+            "write the port number".into(),
+        )
+    };
+    if pods.is_empty() && !is_any {
+        return of_blocks();
+    }
+    let mut others = BTreeSet::new();
+    for pod in pods {
+        for named in pod.ports.iter().filter(|named| *named.name == *name) {
+            if named.protocol == port.protocol {
+                return of_blocks();
+            }
+            others.insert((named.protocol, named.port, &pod.key));
+        }
+    }
+    let used = port.protocol.name();
+    if let Some((protocol, number, pod)) = others.first() {
+        let has = protocol.name();
+        let message =
+            format!("Port \"{name}\" of {} is {number}/{has}, but the rule uses it with {used}.", pod.title());
+        let fix = format!("write `protocol: {has}`, or add the name to a {used} port of the pod");
+        return draft(message, "The name matches no port.", fix.into());
+    }
+    let names = pods.iter().flat_map(|pod| pod.ports.iter()).filter(|named| named.protocol == port.protocol);
+    let fix = similar::closest(name, names.map(|named| &*named.name)).map_or_else(
+        || DraftFix::from("check the name, or write the port number"),
+        |similar| similar::replacement(FieldPath::parse(path), similar),
+    );
+    draft(format!("{no_pod} has a port with the name \"{name}\"."), "The name matches no port.", fix)
+}
+
+fn resolves_in(context: &Context<'_>, block: &IpBlock, name: &str, port: &PortMatch) -> bool {
+    let has = |pod: &&Pod| pod.ports.iter().any(|named| *named.name == *name && named.protocol == port.protocol);
+    let in_block = |pod: &Pod| pod.addresses.iter().any(|address| block.contains(*address));
+    context.state.pods.values().filter(|pod| pod.is_selectable()).filter(has).any(in_block)
+}
+
+/// Finds a number that no container declares. A container can listen on a port that it does not declare, so there is a
+/// finding only if each pod declares some ports of the protocol.
+fn of_number(
+    context: &Context<'_>,
+    destinations: &Destinations<'_>,
+    protocol: Protocol,
+    (first, last): (u16, u16),
+    path: &str,
+) -> Option<Draft> {
+    let Destinations { pods, blocks, is_any, .. } = destinations;
+    if *is_any || !blocks.is_empty() || pods.is_empty() {
+        return None;
+    }
+    let mut declared = BTreeSet::new();
+    for pod in pods {
+        let ports = &context.details_of(&pod.key)?.ports;
+        let mut of_protocol =
+            ports.iter().filter(|(other, _)| *other == protocol).map(|(_, number)| *number).peekable();
+        of_protocol.peek()?;
+        declared.extend(of_protocol);
+        if declared.range(first..=last).next().is_some() || is_target(context, pod, protocol, first, last) {
+            return None;
+        }
+    }
+    let item = PortMatch { protocol, port: PortRange::Range(first, last) };
+    let numbers: Vec<String> = declared.iter().take(4).map(|number| format!("{number}/{}", protocol.name())).collect();
+    let fix = match declared.first() {
+        Some(only) if declared.len() == 1 && first == last => DraftFix::of(
+            format!("write {only}, or declare the port in the pod"),
+            vec![patch::Operation::Replace(FieldPath::parse(path), yaml::Node::Scalar(only.to_string()))],
+        ),
+        _ => "write the port on which the container listens, or declare the port in the pod".into(),
+    };
+    Some(Draft::new(
+        RuleId::UNUSED_PORT_NUMBER,
+        path,
+        format!("No container declares {}.", describe::port(&item)),
+        format!("The containers of all pods concerned declare other ports: {}.", numbers.join(", ")),
+        fix,
+    ))
+}
+
+/// Returns whether a Service forwards to the port.
+fn is_target(context: &Context<'_>, pod: &Pod, protocol: Protocol, first: u16, last: u16) -> bool {
+    let is = |port: u16| {
+        let mut addresses = pod.addresses.iter();
+        addresses.any(|address| {
+            !context.state.services_of(Backend { address: *address, port }, protocol.number()).is_empty()
+        })
+    };
+    // A long range is hardly a typo.
+    last - first > 100 || (first..=last).any(is)
+}

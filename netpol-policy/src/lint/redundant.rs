@@ -1,0 +1,182 @@
+//! Rules and policies that can be removed without an effect.
+
+use std::collections::BTreeMap;
+
+use netpol_common::Direction;
+
+use super::context::Context;
+use super::finding::{Draft, DraftFix};
+use super::{NotChecked, RuleId, covers};
+use crate::manifest::FieldPath;
+use crate::model::{Mode, Peers, Policy, PolicyKey, Ports, Rule};
+use crate::reference;
+
+/// The maximum number of rules of a namespace and direction to compare with each other.
+const MAX_RULES: usize = 3000;
+
+/// A rule and its place.
+#[derive(Clone, Copy)]
+struct RulePlace<'a> {
+    policy: &'a Policy,
+    index: usize,
+    rule: &'a Rule,
+}
+
+/// Adds the findings. They do not depend on the pods that exist, except those about policies that allow everything.
+pub(super) fn check(
+    context: &Context<'_>,
+    drafts: &mut BTreeMap<PolicyKey, Vec<Draft>>,
+    not_checked: &mut Vec<NotChecked>,
+) {
+    let mut namespaces: BTreeMap<&str, Vec<&Policy>> = BTreeMap::new();
+    // A policy in shadow mode is compared with nothing: it has no effect yet.
+    let enforced = context.policies.iter().filter(|view| context.state.mode(view.policy) == Mode::Enforce);
+    for view in enforced {
+        namespaces.entry(&view.policy.key.namespace).or_default().push(view.policy);
+    }
+    for (namespace, policies) in namespaces {
+        let too_many = Direction::BOTH.into_iter().any(|direction| {
+            policies.iter().map(|policy| reference::rules(policy, direction).len()).sum::<usize>() > MAX_RULES
+        });
+        if too_many {
+            let reason = format!("namespace {namespace} has more than {MAX_RULES} rules in a direction");
+            not_checked.push(NotChecked::new(RuleId::SHADOWED_RULE, reason.clone()));
+            not_checked.push(NotChecked::new(RuleId::POLICY_CHANGES_NOTHING, reason));
+            continue;
+        }
+        let shadowed = Direction::BOTH.map(|direction| shadowed(&policies, direction));
+        let unneeded = unneeded(&policies, &shadowed);
+        for (policy, found) in policies.iter().zip(&unneeded) {
+            if let Some(why) = found.clone().or_else(|| allows_what_is_open(context, policy)) {
+                let draft = Draft::new(
+                    RuleId::POLICY_CHANGES_NOTHING,
+                    "spec",
+                    "Without this policy, the same connections would be allowed.",
+                    why,
+                    "delete the policy",
+                );
+                drafts.entry(policy.key.clone()).or_default().push(draft);
+                continue;
+            }
+            for (direction, places) in Direction::BOTH.into_iter().zip(&shadowed) {
+                for (index, wide) in
+                    places.iter().filter(|((key, _), _)| *key == policy.key).map(|((_, index), wide)| (*index, wide))
+                {
+                    drafts.entry(policy.key.clone()).or_default().push(shadowed_rule(policy, direction, index, *wide));
+                }
+            }
+        }
+    }
+}
+
+/// The rules that another rule shadows, by policy and index.
+type Shadowed<'a> = BTreeMap<(PolicyKey, usize), RulePlace<'a>>;
+
+/// Finds rules that a wider rule shadows. Of equal rules, the first one stays.
+fn shadowed<'a>(policies: &[&'a Policy], direction: Direction) -> Shadowed<'a> {
+    let rules = policies.iter().flat_map(|policy| {
+        let rules = reference::rules(policy, direction).iter().enumerate();
+        rules.map(|(index, rule)| RulePlace { policy, index, rule })
+    });
+    let mut kept: Vec<RulePlace<'a>> = rules.collect();
+    let mut shadowed = Shadowed::new();
+    for position in (0..kept.len()).rev() {
+        let narrow = kept[position];
+        let others = kept.iter().enumerate().filter(|(other, _)| *other != position).map(|(_, wide)| wide);
+        let is_wider = |wide: &&RulePlace<'_>| {
+            (wide.policy.key == narrow.policy.key || covers::selector(&wide.policy.pods, &narrow.policy.pods))
+                && covers::rule(wide.rule, narrow.rule, &narrow.policy.key.namespace)
+        };
+        if let Some(wide) = others.into_iter().find(is_wider).copied() {
+            shadowed.insert((narrow.policy.key.clone(), narrow.index), wide);
+            kept.remove(position);
+        }
+    }
+    shadowed
+}
+
+/// Returns for each policy why it is not needed: other policies isolate its pods, and its rules are shadowed by rules of
+/// others. Of equal policies, the first one stays.
+fn unneeded(policies: &[&Policy], shadowed: &[Shadowed<'_>; 2]) -> Vec<Option<String>> {
+    let mut result: Vec<Option<String>> = vec![None; policies.len()];
+    for (position, policy) in policies.iter().enumerate().rev() {
+        let kept: Vec<&&Policy> = policies
+            .iter()
+            .enumerate()
+            .filter(|(other, _)| *other != position && result[*other].is_none())
+            .map(|(_, other)| other)
+            .collect();
+        let mut wider = Vec::new();
+        let is_unneeded = Direction::BOTH.into_iter().zip(shadowed).all(|(direction, shadowed)| {
+            if !isolates(policy, direction) {
+                return true;
+            }
+            let isolating =
+                kept.iter().find(|other| isolates(other, direction) && covers::selector(&other.pods, &policy.pods));
+            wider.extend(isolating.map(|other| other.key.to_string()));
+            isolating.is_some()
+                && (0..reference::rules(policy, direction).len()).all(|index| {
+                    let wide = shadowed.get(&(policy.key.clone(), index));
+                    wide.is_some_and(|wide| {
+                        wide.policy.key != policy.key && kept.iter().any(|other| other.key == wide.policy.key)
+                    })
+                })
+        });
+        if is_unneeded && !wider.is_empty() && !policy.pods.invalid && !is_default_deny(policy) {
+            wider.dedup();
+            result[position] = Some(format!(
+                "NetworkPolicy {} isolates the same pods, and others allow at least as much.",
+                wider.join(" and ")
+            ));
+        }
+    }
+    result
+}
+
+/// Returns whether a policy isolates all pods of its namespace and allows nothing. It is clearer than a side effect of
+/// another policy.
+fn is_default_deny(policy: &Policy) -> bool {
+    let has_no_rule = |direction| reference::rules(policy, direction).is_empty();
+    policy.pods.requirements.is_empty() && Direction::BOTH.into_iter().all(has_no_rule)
+}
+
+fn isolates(policy: &Policy, direction: Direction) -> bool {
+    match direction {
+        Direction::Ingress => policy.ingress.is_some(),
+        Direction::Egress => policy.egress.is_some(),
+    }
+}
+
+/// Finds a policy that allows everything to pods that no other policy isolates.
+fn allows_what_is_open(context: &Context<'_>, policy: &Policy) -> Option<String> {
+    let is_open = |rule: &Rule| rule.peers == Peers::Any && rule.ports == Ports::Any;
+    let directions = || Direction::BOTH.into_iter().filter(|direction| isolates(policy, *direction));
+    // Most policies have no such rule, and the other checks are slower.
+    if !directions().all(|direction| reference::rules(policy, direction).iter().any(is_open)) {
+        return None;
+    }
+    let view = context.policies.iter().find(|view| view.policy.key == policy.key)?;
+    let selected = context.selected(view);
+    let only_this = |direction: Direction| {
+        selected.iter().all(|group| {
+            reference::isolating_in(context.state, group.pods[0], direction, Mode::Shadow)
+                .all(|other| other.key == policy.key)
+        })
+    };
+    (!selected.is_empty() && directions().next().is_some() && directions().all(only_this))
+        .then(|| "It allows everything, and no other policy isolates its pods.".to_owned())
+}
+
+fn shadowed_rule(policy: &Policy, direction: Direction, index: usize, wide: RulePlace<'_>) -> Draft {
+    let list = FieldPath::default().key("spec").key(direction.name());
+    let of_other =
+        if wide.policy.key == policy.key { String::new() } else { format!(" of NetworkPolicy {}", wide.policy.key) };
+    let count = reference::rules(policy, direction).len();
+    Draft::new(
+        RuleId::SHADOWED_RULE,
+        list.index(index).to_string(),
+        format!("{}{of_other} allows everything that this rule allows.", list.index(wide.index)),
+        "The rule has no effect.",
+        DraftFix::without_rule("remove the rule, or make the other one narrower", list, index, count),
+    )
+}

@@ -1,0 +1,69 @@
+//! `policyTypes` that do not fit the sections of the policy.
+
+use netpol_common::Direction;
+
+use super::RuleId;
+use super::context::{Context, PolicyView};
+use super::finding::{Draft, DraftFix};
+use super::patch::Operation;
+use crate::explain::yaml;
+use crate::manifest::FieldPath;
+
+pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut Vec<Draft>) {
+    let Some(source) = context.details.policies.get(&view.policy.key) else { return };
+    let spec = &source.value["spec"];
+    let section = |direction: Direction| spec[direction.name()].as_array();
+    let has_types = spec["policyTypes"].as_array().is_some_and(|types| !types.is_empty());
+    let has_rules = |direction| section(direction).is_some_and(|rules| !rules.is_empty());
+    let (ingress, egress) = (view.policy.ingress.is_some(), view.policy.egress.is_some());
+    for (direction, other, name, isolated, other_isolated) in [
+        (Direction::Ingress, Direction::Egress, "Ingress", ingress, egress),
+        (Direction::Egress, Direction::Ingress, "Egress", egress, ingress),
+    ] {
+        let field = format!("spec.{}", direction.name());
+        if !isolated && section(direction).is_some() {
+            drafts.push(without_type(field, name, has_types, has_rules(direction)));
+        } else if isolated
+            && spec[direction.name()].is_null()
+            && spec["policyTypes"].as_array().is_some_and(|types| types.iter().any(|item| item == name))
+            && other_isolated
+            && has_rules(other)
+        {
+            drafts.push(without_section(&field, name, direction, other));
+        }
+    }
+}
+
+/// A section that has no effect.
+fn without_type(field: String, name: &str, has_types: bool, has_rules: bool) -> Draft {
+    let types = FieldPath::parse("spec.policyTypes");
+    let (message, operations) = if has_types {
+        let added = Operation::Append(types, yaml::string(name));
+        (format!("policyTypes does not list {name}, so {field} has no effect."), vec![added])
+    } else {
+        // Without policyTypes, an empty list of egress rules does not isolate.
+        let added = ["Ingress", name].map(|name| Operation::Append(types.clone(), yaml::string(name)));
+        (format!("Without policyTypes, an empty {field} has no effect."), added.to_vec())
+    };
+    let why = if has_rules {
+        "The policy does not isolate pods in this direction, and other connections are allowed, too."
+    } else {
+        "The policy does not isolate pods in this direction, and all connections are allowed."
+    };
+    let fix = DraftFix::of(format!("add {name} to policyTypes, or remove {field}"), operations);
+    Draft::new(RuleId::RULES_WITHOUT_TYPE, field, message, why, fix)
+}
+
+/// A type without a section, in a policy that has the other section.
+fn without_section(field: &str, name: &str, direction: Direction, other: Direction) -> Draft {
+    Draft::new(
+        RuleId::TYPE_WITHOUT_RULES,
+        "spec.policyTypes",
+        format!("policyTypes lists {name}, but the policy has no {field}."),
+        format!("The policy allows no {} of its pods; it has rules for {} only.", direction.name(), other.name()),
+        DraftFix::of(
+            format!("write `{}: []` if this is intended; otherwise remove {name} from policyTypes", direction.name()),
+            vec![Operation::Add(FieldPath::parse(field), yaml::Node::List(Vec::new()))],
+        ),
+    )
+}
