@@ -2,6 +2,7 @@
 //! lines. The eBPF programs limit the number of events of each pod. The reporter has its own limits for records and for
 //! explanations, and divides them among the pods. Whatever has no record is counted.
 
+mod bounds;
 mod buffer;
 mod cache;
 mod describe;
@@ -12,6 +13,7 @@ pub mod kubernetes;
 mod limited;
 mod out;
 mod packet;
+mod quota;
 mod revoked;
 mod shadow;
 mod shares;
@@ -304,7 +306,7 @@ impl Reporter {
     fn count_rule(&mut self, observed: &Observed<'_>, known: Option<&Explanation>, cluster_state: &ClusterState) {
         let by_rule = [Reason::Rule, Reason::Service].iter().any(|reason| *reason as u8 == observed.event.reason);
         match known.and_then(|explanation| explanation.rule.as_ref()) {
-            Some(rule) => self.hits.allowed(rule, observed.count(), observed.time, cluster_state),
+            Some(rule) => self.hits.allowed(rule, observed.count(), observed.time),
             None if by_rule => self.hits.allowed_by_unknown(observed.count()),
             None => {}
         }
