@@ -87,7 +87,8 @@ mod tests {
             path: "spec.egress[0]".into(),
             unmet_conditions: vec!["é".repeat(1000); conditions],
         };
-        let fix = |length: usize| Fix { policy: "shop/web".into(), path: "spec.egress".into(), yaml: "x".repeat(length) };
+        let fix =
+            |length: usize| Fix { policy: "shop/web".into(), path: "spec.egress".into(), yaml: "x".repeat(length) };
         let policies: Vec<String> = (0..10_000).map(|number| format!("shop/p{number}")).collect();
         let (policies, policy_count) = listed(&policies);
         let side = FlowSide {

@@ -17,7 +17,7 @@ const MAX_COUNTED: usize = 10_000;
 /// Maximum number of these in a namespace.
 const MAX_OF_NAMESPACE: usize = 1000;
 /// Maximum number of policies at which one event is counted.
-const MAX_POLICIES: usize = 64;
+pub(super) const MAX_POLICIES: usize = 64;
 
 /// Minimum time between two reviews of the rules with counters.
 const REVIEW_INTERVAL: Duration = Duration::from_secs(5);
