@@ -1,6 +1,6 @@
 //! `netpol policies`: what each policy selects, and the flows of each rule, on all nodes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write;
 
 use anyhow::Result;
@@ -16,6 +16,10 @@ use crate::columns::{TextCell, TextTable, Tone, number, table_width, text};
 use crate::output::print_items;
 use crate::remote::{Answer, Fleet, runtime};
 use crate::scope::Scope;
+use crate::table::counted;
+
+/// The number of rules of a policy in the table.
+const RULES_SHOWN: usize = 100;
 
 pub(crate) fn run(options: &ListOptions, out: &mut impl Write) -> Result<Exit> {
     runtime()?.block_on(list(options, out))
@@ -58,6 +62,9 @@ struct Policy {
     /// The pods that it selects, on the nodes that responded.
     pods: BTreeSet<String>,
     rules: Vec<RuleStatus>,
+    /// The position of each path in `rules`.
+    #[serde(skip)]
+    rule_positions: HashMap<String, usize>,
     denied_flows: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_denied: Option<String>,
@@ -77,6 +84,7 @@ impl Policy {
             directions: first.directions.clone(),
             pods: BTreeSet::new(),
             rules: Vec::new(),
+            rule_positions: HashMap::new(),
             denied_flows: 0,
             last_denied: None,
             shadow_denied_flows: 0,
@@ -95,12 +103,13 @@ impl Policy {
             self.partial_on.push(node.to_owned());
         }
         for rule in &status.rules {
-            match self.rules.iter_mut().find(|known| known.path == rule.path) {
-                Some(known) => {
-                    known.flows += rule.flows;
-                    known.last_flow = known.last_flow.take().max(rule.last_flow.clone());
-                }
-                None => self.rules.push(rule.clone()),
+            if let Some(position) = self.rule_positions.get(&rule.path) {
+                let known = &mut self.rules[*position];
+                known.flows += rule.flows;
+                known.last_flow = known.last_flow.take().max(rule.last_flow.clone());
+            } else {
+                self.rule_positions.insert(rule.path.clone(), self.rules.len());
+                self.rules.push(rule.clone());
             }
         }
     }
@@ -153,7 +162,7 @@ fn print(
             policy.shadow_denied_flows.into(),
             policy.last_denied.as_deref().unwrap_or_default().into(),
         ]);
-        for rule in &policy.rules {
+        for rule in policy.rules.iter().take(RULES_SHOWN) {
             let (empty, path) = (|| TextCell::from(""), format!("  {}", rule.path));
             let last = match &rule.last_flow {
                 Some(time) => time.into(),
@@ -166,6 +175,10 @@ fn print(
     table.print(out, width, color)?;
     for policy in policies {
         let name = format!("{}/{}", policy.namespace, policy.name);
+        let more = policy.rules.len().saturating_sub(RULES_SHOWN);
+        if more > 0 {
+            writeln!(out, "{}: {}: see -o json", Safe(&name), counted(more, "more rule"))?;
+        }
         if !policy.partial_on.is_empty() {
             writeln!(out, "{}: only partly enforced on {}", Safe(&name), Safe(policy.partial_on.join(", ")))?;
         }

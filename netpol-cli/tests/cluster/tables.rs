@@ -1,7 +1,9 @@
 //! Tables of all nodes.
 
+use std::time::{Duration, Instant};
+
 use expect_test::expect;
-use netpol_api::{ConflictStatus, MapStatus, Pending, PodStatus, PolicyMode, Suspension};
+use netpol_api::{ConflictStatus, MapStatus, Pending, PodStatus, PolicyMode, RuleStatus, Suspension};
 use serde_json::{Value, json};
 
 use crate::agents::{Agent, Behavior, Cluster};
@@ -160,6 +162,25 @@ fn policies_have_the_flows_of_all_nodes_and_rules_never_used() {
         serde_json::from_str(&cluster.netpol(&["policies", "-n", "shop", "-o", "json"]).out).expect("JSON");
     assert_eq!(output["items"][0]["pods"], json!(["shop/db-0", "shop/db-1"]));
     assert_eq!(output["items"][0]["rules"][0]["flows"], 7);
+}
+
+#[test]
+fn a_policy_of_10_000_rules_is_listed_at_once_and_in_part() {
+    let list = |node: &str| {
+        let mut list = policies(node, &["shop/db-0"], 1);
+        let rule = list.items[0].rules[0].clone();
+        let rules = (0..10_000).map(|index| RuleStatus { path: format!("spec.ingress[{index}]"), ..rule.clone() });
+        list.items[0].rules = rules.collect();
+        Agent::default().responds("/v1/policies", &list)
+    };
+    let cluster = cluster([list("n1"), list("n2")]);
+    let start = Instant::now();
+    let run = cluster.netpol(&["policies", "-A", "--request-timeout", "10s"]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert_eq!(run.out.lines().filter(|line| line.starts_with("  spec.ingress[")).count(), 100);
+    assert!(run.out.contains("\nshop/db: 9900 more rules: see -o json\n"), "{}", run.out);
+    assert!(run.out.contains("   20000 "), "the flows of all rules: {}", run.out);
 }
 
 #[test]
