@@ -18,6 +18,7 @@ mod output;
 mod remote;
 mod scope;
 mod shadow;
+mod shell;
 mod suspend;
 mod table;
 mod top;

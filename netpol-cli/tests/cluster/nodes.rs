@@ -195,3 +195,38 @@ fn wait_holds_if_it_holds_on_all_nodes() {
     let run = cluster.netpol(&["wait", "--for", "policy/shop/db"]);
     assert_eq!(run.code, 5, "{}", run.err);
 }
+
+#[test]
+fn wait_counts_nodes_without_an_agent() {
+    let waited = Agent::default().responds("/v1/wait", &waited("n1", WaitOutcome::Met));
+    let cluster = Cluster::start(&[("n1", Behavior::Responds, waited)]);
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n2"}});
+    cluster.server.apply(node).expect("a node");
+    let run = cluster.netpol(&["wait", "--for", "policy/shop/db"]);
+    assert_eq!(run.code, 5, "{}", run.out);
+    assert!(
+        run.err.starts_with("node n2: no agent runs there; policies are not enforced on this node\n"),
+        "{}",
+        run.err
+    );
+    // A pod is on one node.
+    for arguments in [&["--for", "pod/shop/db-0"][..], &["--for", "policy/shop/db", "--node", "n1"]] {
+        let run = cluster.netpol(&[&["wait"], arguments].concat());
+        assert_eq!((run.code, run.err.as_str()), (0, ""), "{arguments:?}");
+    }
+    cluster.server.set_rules(Rules::all().without(Resource::Nodes, None));
+    let run = cluster.netpol(&["wait", "--for", "policy/shop/db"]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    assert!(
+        run.err.starts_with("nodes without an agent are unknown, cannot list nodes: nodes is forbidden"),
+        "{}",
+        run.err
+    );
+}
+
+#[test]
+fn hints_can_be_pasted_into_a_shell() {
+    let cluster = Cluster::start(&[("n1", Behavior::Responds, agent("n1"))]);
+    let run = cluster.netpol(&["status", "--node", "n9", "--agent-namespace", "a;b"]);
+    assert!(run.err.contains("see `kubectl -n 'a;b' get pods"), "{}", run.err);
+}
