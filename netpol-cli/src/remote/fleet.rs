@@ -46,6 +46,8 @@ pub(crate) struct Fleet {
     pub(crate) kube: Option<Kube>,
     request_timeout: Duration,
     agent_namespace: String,
+    /// The start of kubectl commands for the agents' pods, with the context in use.
+    kubectl: String,
 }
 
 /// An agent.
@@ -81,6 +83,7 @@ impl Fleet {
                 kube: None,
                 request_timeout,
                 agent_namespace: String::new(),
+                kubectl: String::new(),
             });
         }
         let kube = Kube::open(&options.kube).await?;
@@ -91,6 +94,7 @@ impl Fleet {
             kube: None,
             request_timeout,
             agent_namespace: options.agent_namespace.clone(),
+            kubectl: format!("kubectl {}-n {}", kube.kubectl_options, quoted(&options.agent_namespace)),
         };
         fleet.discover(&kube, &options.nodes).await?;
         fleet.kube = Some(kube);
@@ -114,7 +118,7 @@ impl Fleet {
                 bail!("cannot list the agents: the API server did not respond; check the kubeconfig and the network")
             }
         };
-        let in_shell = quoted(namespace);
+        let kubectl = self.kubectl.clone();
         let wanted: BTreeSet<&String> = nodes.iter().collect();
         let mut by_node: BTreeMap<String, Pod> = BTreeMap::new();
         for pod in pods {
@@ -130,10 +134,7 @@ impl Fleet {
         }
         for node in wanted {
             if !by_node.contains_key(node) {
-                self.fail(
-                    node,
-                    format!("no agent runs there; see `kubectl -n {in_shell} get pods -l {AGENT_LABEL} -o wide`"),
-                );
+                self.fail(node, format!("no agent runs there; see `{kubectl} get pods -l {AGENT_LABEL} -o wide`"));
             }
         }
         if by_node.is_empty() && self.failures.is_empty() {
@@ -147,7 +148,7 @@ impl Fleet {
             if phase != "Running" {
                 self.failures.push(Failure {
                     node,
-                    error: format!("pod {name} is {phase}; see `kubectl -n {in_shell} describe pod {}`", quoted(&name)),
+                    error: format!("pod {name} is {phase}; see `{kubectl} describe pod {}`", quoted(&name)),
                 });
                 continue;
             }
@@ -219,7 +220,7 @@ impl Fleet {
         let next = match &agent.route {
             Route::Socket(_) => String::new(),
             Route::Exec { pod, .. } => {
-                format!("; see `kubectl -n {} logs {}`", quoted(&self.agent_namespace), quoted(pod))
+                format!("; see `{} logs {}`", self.kubectl, quoted(pod))
             }
         };
         format!("no response within {}{next}", format_duration(limit))
