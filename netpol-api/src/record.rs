@@ -196,8 +196,12 @@ pub struct FlowSide {
     pub verdict: FlowVerdict,
     /// Its reason, see docs/reasons.md.
     pub reason: String,
-    /// The policies that isolate this end in this direction, `namespace/name`. Shadow: including those in shadow mode.
+    /// The policies that isolate this end in this direction, `namespace/name`: at most 16. Shadow: including those in shadow
+    /// mode.
     pub policies: Vec<String>,
+    /// The number of these policies, if `policies` does not list all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_count: Option<usize>,
     /// The rule that allows the flow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<FlowRule>,
@@ -207,6 +211,9 @@ pub struct FlowSide {
     /// If no rule allows it: a change of a policy that does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fix: Option<Fix>,
+    /// Whether there is a fix that is too large for a record.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fix_omitted: bool,
 }
 
 /// A rule of a policy.

@@ -41,7 +41,7 @@ pub struct PodStatus {
     pub interface: Option<String>,
     /// Whether the current policies are enforced.
     pub enforced: bool,
-    /// Why the current policies are not enforced.
+    /// Why the current policies are not enforced: also a suspension of enforcement, and `--observe`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// The policies that isolate the pod.
@@ -94,6 +94,12 @@ pub struct PolicyStatus {
     /// cluster is suspended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspended_until: Option<String>,
+    /// Whether a policy in shadow mode is evaluated for all of `pods` now. If not, flows that it would deny are not counted.
+    #[serde(default = "crate::default_true")]
+    pub evaluated: bool,
+    /// Why it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_evaluated_because: Option<String>,
     /// The directions in which it isolates pods.
     pub directions: Vec<FlowDirection>,
     /// The pods of this node that it selects, `namespace/name`.

@@ -20,7 +20,8 @@ pub struct ShadowReport {
     pub observe: bool,
     /// Policies in shadow mode that select pods of this node.
     pub policies: Vec<ShadowPolicy>,
-    /// Would-be denials that are not in `items`, because there are too many different ones.
+    /// Would-be denials that are not in `items`: their pod had too many of them for a record of each, or its namespace too
+    /// many different ones.
     pub other_flows: u64,
     /// Would-be denials. A flow that several policies in shadow mode isolate is in `items` once, with all of them.
     pub items: Vec<ShadowDenial>,
@@ -36,13 +37,22 @@ pub struct ShadowPolicy {
     pub pods: usize,
     /// Since when the agent knows the policy in shadow mode.
     pub since: String,
+    /// Whether the policy is evaluated for all of these pods now. If not, the report omits flows that it would deny.
+    #[serde(default = "crate::default_true")]
+    pub evaluated: bool,
+    /// Why it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_evaluated_because: Option<String>,
+    /// Would-be denials at pods of the policy's namespace that are in no item. They may be denials of this policy.
+    #[serde(default)]
+    pub other_flows: u64,
 }
 
 /// Flows that policies in shadow mode would deny, between two workloads, to one port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ShadowDenial {
-    /// The policies that would isolate the pod, `namespace/name`, including those in shadow mode.
+    /// The policies that would isolate the pod, `namespace/name`: at most 16, those in shadow mode first.
     pub policies: Vec<String>,
     /// `ingress`: they select the receiver; `egress`: the sender.
     pub direction: FlowDirection,

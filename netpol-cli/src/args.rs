@@ -17,8 +17,9 @@ pub(crate) use crate::lint::LintOptions;
 mod live;
 
 pub(crate) use live::{
-    AGENT_NAMESPACE, AgentOptions, FlowsOptions, FlowsOutput, KubeOptions, ListOptions, ResumeOptions, ScopeOptions,
-    ShadowCommand, ShadowOptions, StatusOptions, SuspendOptions, SuspendScope, TopOptions, WaitOptions, WhyOptions,
+    AGENT_NAMESPACE, AgentOptions, ApiOptions, FlowsOptions, FlowsOutput, KubeOptions, ListOptions, ResumeOptions,
+    ScopeOptions, ShadowCommand, ShadowOptions, StatusOptions, SuspendOptions, SuspendScope, TopOptions, WaitOptions,
+    WhyOptions,
 };
 
 const EXIT_CODES: &str = "\

@@ -150,7 +150,8 @@ fn input(options: &ExplainOptions) -> Result<(Input, String)> {
         let kube = Kube::open(&options.agents.kube).await?;
         let namespace = options.namespace.clone().unwrap_or_else(|| kube.namespace.clone());
         let ends = Ends { from: &options.from, to: &options.to, namespace: &namespace };
-        let input = progress("the objects of the cluster", live::read(&kube, &ends.needed())).await?;
+        let input =
+            progress("the objects of the cluster", live::read(&kube, &ends.needed(), live::RESPONSE_TIME)).await?;
         Ok((input, namespace))
     })
 }

@@ -25,8 +25,8 @@ use kinds::Kind;
 
 /// The number of objects in one response.
 const PAGE: u32 = 500;
-/// The time for each response of the API server.
-const RESPONSE_TIME: Duration = Duration::from_secs(30);
+/// The time for each response of the API server, unless it is set.
+pub(crate) const RESPONSE_TIME: Duration = Duration::from_secs(30);
 
 /// Objects that the caller cannot list.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -53,11 +53,11 @@ pub(crate) struct Needed {
     pub(crate) workloads: BTreeSet<WorkloadKind>,
 }
 
-/// Lists the objects.
-pub(crate) async fn read(kube: &Kube, needed: &Needed) -> Result<Input> {
-    let mut kinds = kinds::all(kube).await?;
+/// Lists the objects. The API server has this time for each response.
+pub(crate) async fn read(kube: &Kube, needed: &Needed, limit: Duration) -> Result<Input> {
+    let mut kinds = kinds::all(kube, limit).await?;
     kinds.extend(kinds::of_workloads(&needed.workloads));
-    let listed = futures::future::join_all(kinds.iter().map(|kind| list(kube, kind, needed))).await;
+    let listed = futures::future::join_all(kinds.iter().map(|kind| list(kube, kind, needed, limit))).await;
     let (mut items, mut missing) = (Vec::new(), Vec::new());
     for result in listed {
         let (of_kind, without) = result?;
@@ -72,10 +72,10 @@ pub(crate) async fn read(kube: &Kube, needed: &Needed) -> Result<Input> {
 }
 
 /// Lists one kind, as far as the caller can.
-async fn list(kube: &Kube, kind: &Kind, needed: &Needed) -> Result<(Vec<Value>, Vec<Missing>)> {
+async fn list(kube: &Kube, kind: &Kind, needed: &Needed, limit: Duration) -> Result<(Vec<Value>, Vec<Missing>)> {
     let resource = kind.resource();
     let all = Api::all_with(kube.client.clone(), &resource);
-    let error = match pages(&all, &resource, kind).await? {
+    let error = match pages(&all, &resource, kind, limit).await? {
         Listed::Items(items) => return Ok((items, Vec::new())),
         Listed::Forbidden(error) => error,
     };
@@ -90,9 +90,9 @@ async fn list(kube: &Kube, kind: &Kind, needed: &Needed) -> Result<(Vec<Value>, 
     for namespace in &needed.namespaces {
         let found = if kind.is_namespaced {
             let api = Api::namespaced_with(kube.client.clone(), namespace, &resource);
-            pages(&api, &resource, kind).await?
+            pages(&api, &resource, kind, limit).await?
         } else if kind.title == "Namespaces" {
-            one(&all, &resource, namespace).await?
+            one(&all, &resource, namespace, limit).await?
         } else {
             break;
         };
@@ -110,10 +110,10 @@ enum Listed {
     Forbidden(String),
 }
 
-async fn pages(api: &Api<DynamicObject>, resource: &ApiResource, kind: &Kind) -> Result<Listed> {
+async fn pages(api: &Api<DynamicObject>, resource: &ApiResource, kind: &Kind, limit: Duration) -> Result<Listed> {
     let (mut items, mut parameters) = (Vec::new(), ListParams::default().limit(PAGE));
     loop {
-        let page = timeout(RESPONSE_TIME, api.list(&parameters)).await;
+        let page = timeout(limit, api.list(&parameters)).await;
         let page = page.map_err(|_| anyhow!("cannot list {}: the API server did not respond", kind.title))?;
         let page = match page {
             Ok(page) => page,
@@ -136,8 +136,8 @@ async fn pages(api: &Api<DynamicObject>, resource: &ApiResource, kind: &Kind) ->
     }
 }
 
-async fn one(api: &Api<DynamicObject>, resource: &ApiResource, name: &str) -> Result<Listed> {
-    match timeout(RESPONSE_TIME, api.get(name)).await {
+async fn one(api: &Api<DynamicObject>, resource: &ApiResource, name: &str, limit: Duration) -> Result<Listed> {
+    match timeout(limit, api.get(name)).await {
         Ok(Ok(object)) => Ok(Listed::Items(vec![value(&object, resource)?])),
         Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(Listed::Items(Vec::new())),
         Ok(Err(kube::Error::Api(status))) if status.code == 403 => Ok(Listed::Forbidden(status.message.clone())),

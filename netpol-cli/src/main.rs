@@ -22,6 +22,7 @@ mod output;
 mod remote;
 mod scope;
 mod shadow;
+mod shell;
 mod suspend;
 mod table;
 mod top;

@@ -4,12 +4,8 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use anyhow::Result;
-use k8s_openapi::api::core::v1::Node;
-use kube::Api;
-use kube::api::ListParams;
 use netpol_api::{Endpoint, MapStatus, Status};
 use netpol_policy::text::wrap;
-use tokio::time::timeout;
 
 use crate::Exit;
 use crate::args::{Output, StatusOptions};
@@ -32,7 +28,8 @@ async fn status(options: &StatusOptions, out: &mut impl Write) -> Result<Exit> {
     let mut fleet = Fleet::find(&options.agents).await?;
     let answers: Vec<Answer<Status>> = fleet.get("/v1/status").await;
     if options.agents.nodes.is_empty() {
-        find_nodes_without_agent(&mut fleet).await;
+        // Users without the right to list nodes do not get this.
+        let _ = fleet.find_nodes_without_agent().await;
     }
     let statuses: Vec<Status> = answers.into_iter().map(|answer| answer.content).collect();
     match options.output {
@@ -46,20 +43,6 @@ async fn status(options: &StatusOptions, out: &mut impl Write) -> Result<Exit> {
         )?,
     }
     fleet.finish(statuses.len())
-}
-
-/// Records the nodes on which no agent runs. Users without the right to list nodes do not get this.
-async fn find_nodes_without_agent(fleet: &mut Fleet) {
-    let Some(kube) = &fleet.kube else { return };
-    let api: Api<Node> = Api::all(kube.client.clone());
-    let Ok(Ok(nodes)) = timeout(fleet.request_timeout(), api.list_metadata(&ListParams::default())).await else {
-        return;
-    };
-    for node in nodes.items.into_iter().filter_map(|node| node.metadata.name) {
-        if !fleet.has(&node) {
-            fleet.fail(&node, "no agent runs there; policies are not enforced on this node".to_owned());
-        }
-    }
 }
 
 /// Width and colors.

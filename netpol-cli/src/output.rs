@@ -1,5 +1,6 @@
 //! JSON of commands that ask several nodes.
 
+use std::fmt;
 use std::io::Write;
 
 use anyhow::Result;
@@ -23,6 +24,31 @@ pub(crate) struct OfNode<'a, T> {
     pub(crate) node: &'a str,
     #[serde(flatten)]
     pub(crate) item: &'a T,
+}
+
+/// A node on which a policy in shadow mode is not evaluated.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct NotEvaluated {
+    node: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+impl NotEvaluated {
+    pub(crate) fn new(node: &str, reason: Option<&str>) -> Self {
+        Self { node: node.to_owned(), reason: reason.map(str::to_owned) }
+    }
+}
+
+/// `n1 (the reason)`.
+impl fmt::Display for NotEvaluated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.reason {
+            Some(reason) => write!(f, "{} ({reason})", self.node),
+            None => write!(f, "{}", self.node),
+        }
+    }
 }
 
 /// Prints items of all nodes.

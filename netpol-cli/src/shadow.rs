@@ -13,7 +13,7 @@ use crate::args::{Output, ShadowOptions};
 use crate::color::ColorMode;
 use crate::columns::{TextTable, number, some_of, table_width, text};
 use crate::flows::{protocol_port, workload_end};
-use crate::output::print_json;
+use crate::output::{NotEvaluated, print_json};
 use crate::remote::{Answer, Failure, Fleet, runtime};
 use crate::scope::Scope;
 use crate::table::{counted, text_width, time_span};
@@ -81,7 +81,14 @@ struct ShadowedPolicy {
     /// Since when each agent that has such a pod knows the policy in shadow mode: the latest time.
     #[serde(skip_serializing_if = "Option::is_none")]
     since: Option<String>,
+    /// Whether the policy is evaluated on all nodes. If not, flows that it would deny are missing.
+    evaluated: bool,
+    /// The nodes on which it is not evaluated for all pods.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    not_evaluated_on: Vec<NotEvaluated>,
     flows: u64,
+    /// Would-be denials in the policy's namespace that are in no list. They may be denials of this policy.
+    other_flows: u64,
     denials: Vec<Denial>,
 }
 
@@ -112,6 +119,11 @@ fn merge(reports: &[ShadowReport], scope: &Scope) -> Vec<ShadowedPolicy> {
             let policy = policies.entry(&of_node.policy).or_default();
             policy.pods += of_node.pods;
             policy.since = policy.since.take().max(Some(of_node.since.clone()));
+            policy.other_flows += of_node.other_flows;
+            if !of_node.evaluated {
+                let because = of_node.not_evaluated_because.as_deref();
+                policy.not_evaluated_on.push(NotEvaluated::new(&report.node, because));
+            }
         }
         let shadow: BTreeSet<&str> = report.policies.iter().map(|policy| policy.policy.as_str()).collect();
         for item in &report.items {
@@ -150,9 +162,10 @@ fn merge(reports: &[ShadowReport], scope: &Scope) -> Vec<ShadowedPolicy> {
     let named = policies.into_iter().map(|(name, policy)| ShadowedPolicy { policy: name.to_owned(), ..policy });
     let mut policies: Vec<ShadowedPolicy> = named.collect();
     for policy in &mut policies {
+        policy.evaluated = policy.not_evaluated_on.is_empty();
         policy.denials.sort_by_key(|denial| std::cmp::Reverse(denial.flows));
     }
-    policies.sort_by_key(|policy| std::cmp::Reverse(policy.flows));
+    policies.sort_by_key(|policy| (policy.evaluated, std::cmp::Reverse(policy.flows)));
     policies
 }
 
@@ -177,12 +190,14 @@ fn print(
     for policy in policies {
         let known = policy.since.as_ref().map(|since| format!(", in shadow mode since {since}")).unwrap_or_default();
         let heading = format!("{} ({}{known})", policy.policy, counted(policy.pods, "pod"));
+        if !policy.evaluated {
+            paragraph(out, &not_evaluated(policy), style)?;
+        }
         if policy.denials.is_empty() {
-            let text = format!("{heading}: would have denied nothing in the last {since}");
-            paragraph(out, &text, style)?;
+            paragraph(out, &format!("{heading}: {}", without_denials(policy, since)), style)?;
             continue;
         }
-        let flows = counted(usize::try_from(policy.flows).unwrap_or(usize::MAX), "flow");
+        let flows = counted(count(policy.flows), "flow");
         paragraph(out, &format!("{heading}: would have denied {flows} in the last {since}"), style)?;
         let mut table = TextTable::new(&[
             text("FROM"),
@@ -208,6 +223,28 @@ fn print(
         writeln!(out)?;
     }
     notes(out, reports, style)
+}
+
+/// The text for a policy without a listed denial. Only one that is evaluated everywhere has denied nothing.
+fn without_denials(policy: &ShadowedPolicy, since: &str) -> String {
+    match (policy.evaluated, policy.other_flows) {
+        (false, _) => "denials are unknown".to_owned(),
+        (true, 0) => format!("would have denied nothing in the last {since}"),
+        (true, other) => format!(
+            "denials are unknown: {} of its namespace {} not listed",
+            counted(count(other), "flow"),
+            if other == 1 { "is" } else { "are" }
+        ),
+    }
+}
+
+fn not_evaluated(policy: &ShadowedPolicy) -> String {
+    let nodes: Vec<String> = policy.not_evaluated_on.iter().map(ToString::to_string).collect();
+    format!("{}: NOT EVALUATED on {}", policy.policy, some_of(&nodes, NODES_SHOWN))
+}
+
+fn count(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 /// Prints what the report does not cover.

@@ -1,29 +1,28 @@
 //! `netpol suspend` and `netpol resume`: stop enforcement for a limited time, with annotations of a Namespace.
 
+mod cluster;
+mod remaining;
+mod target;
+
 use std::io::Write;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use jiff::{SignedDuration, Timestamp, Unit};
-use k8s_openapi::api::authentication::v1::SelfSubjectReview;
-use k8s_openapi::api::core::v1::Namespace;
-use kube::Api;
-use kube::api::{Patch, PatchParams, PostParams};
 use netpol_policy::text::Safe;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::Exit;
-use crate::args::{KubeOptions, Output, ResumeOptions, SuspendOptions, SuspendScope};
+use crate::args::{Output, ResumeOptions, SuspendOptions};
+use crate::message::message;
 use crate::output::print_json;
-use crate::remote::{Kube, explain_error, runtime};
+use crate::remote::{AGENT_LABEL, runtime};
 
-/// The end of a suspension of the Namespace with this annotation.
-const UNTIL: &str = "netpol.io/suspended-until";
-/// The end of a suspension of the cluster, on the agents' Namespace.
-const CLUSTER_UNTIL: &str = "netpol.io/suspend-cluster-until";
-/// Why enforcement is suspended.
-const REASON: &str = "netpol.io/suspended-reason";
+use cluster::{Before, Cluster};
+use remaining::{Remaining, print_remaining};
+use target::{REASON, Target};
+
 /// The longest suspension that agents accept.
 const MAX_DURATION: Duration = Duration::from_hours(24);
 
@@ -46,63 +45,23 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-pub(crate) fn suspend(options: &SuspendOptions, out: &mut impl Write) -> Result<Exit> {
-    let until = Timestamp::now() + SignedDuration::try_from(options.duration)?;
-    let until = until.round(Unit::Second)?.to_string();
-    let target = Target::new(&options.scope, &options.agent_namespace);
-    let annotations = json!({target.until: until, REASON: options.reason});
-    let done = runtime()?.block_on(annotate(&options.kube, &target, &annotations))?;
-    let change = Change {
-        scope: target.scope(),
-        namespace: &target.namespace,
-        until: Some(&until),
-        reason: Some(&options.reason),
-        user: done.user.as_deref(),
-        time: &Timestamp::now().round(Unit::Second)?.to_string(),
-        command: &target.kubectl(&done.kubectl_options, Some((&until, &options.reason))),
-        reverse: &target.resume(&done.kubectl_options, &options.agent_namespace),
-    };
-    if options.output == Output::Json {
-        print_json(out, &change)?;
-        return Ok(Exit::Ok);
+/// Parses a reason: it has one line.
+pub(crate) fn reason(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() {
+        return Err("the reason is empty".to_owned());
     }
-    let by = change.user.unwrap_or("this user");
-    writeln!(out, "enforcement of {} is suspended until {until}", target.title())?;
-    writeln!(out, "by {} at {}: {}", Safe(by), change.time, Safe(&options.reason))?;
-    writeln!(out, "same as:  {}", Safe(change.command))?;
-    writeln!(out, "to end:   {}", Safe(change.reverse))?;
-    Ok(Exit::Ok)
+    if text.contains(char::is_control) {
+        return Err("the reason must be one line without control characters".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+pub(crate) fn suspend(options: &SuspendOptions, out: &mut impl Write) -> Result<Exit> {
+    runtime()?.block_on(suspend_until(options, out))
 }
 
 pub(crate) fn resume(options: &ResumeOptions, out: &mut impl Write) -> Result<Exit> {
-    let target = Target::new(&options.scope, &options.agent_namespace);
-    let annotations = json!({target.until: Value::Null, REASON: Value::Null});
-    let done = runtime()?.block_on(annotate(&options.kube, &target, &annotations))?;
-    let change = Change {
-        scope: target.scope(),
-        namespace: &target.namespace,
-        until: None,
-        reason: None,
-        user: done.user.as_deref(),
-        time: &Timestamp::now().round(Unit::Second)?.to_string(),
-        command: &target.kubectl(&done.kubectl_options, None),
-        reverse: &target.suspend(&done.kubectl_options, &options.agent_namespace),
-    };
-    if options.output == Output::Json {
-        print_json(out, &change)?;
-        return Ok(Exit::Ok);
-    }
-    match &done.before {
-        Some(until) => {
-            let until = Safe(until);
-            writeln!(out, "enforcement of {} is resumed; it was suspended until {until}", target.title())?;
-        }
-        None => writeln!(out, "enforcement of {} was not suspended", target.title())?,
-    }
-    writeln!(out, "by {} at {}", Safe(change.user.unwrap_or("this user")), change.time)?;
-    writeln!(out, "same as:     {}", Safe(change.command))?;
-    writeln!(out, "to suspend:  {}", Safe(change.reverse))?;
-    Ok(Exit::Ok)
+    runtime()?.block_on(resume_now(options, out))
 }
 
 /// The output of `-o json`.
@@ -116,6 +75,9 @@ struct Change<'a> {
     /// The end; none if enforcement is resumed.
     until: Option<&'a str>,
     reason: Option<&'a str>,
+    /// The reason before the change, if it was that of another suspension.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replaced_reason: Option<&'a str>,
     /// The user, as the API server knows it.
     user: Option<&'a str>,
     time: &'a str,
@@ -123,99 +85,166 @@ struct Change<'a> {
     command: &'a str,
     /// The command that does the opposite.
     reverse: &'a str,
+    /// Other suspensions that still apply.
+    #[serde(flatten)]
+    remaining: Option<&'a Remaining>,
 }
 
-/// The Namespace that has the annotations.
-struct Target {
-    namespace: String,
-    until: &'static str,
-}
-
-impl Target {
-    fn new(scope: &SuspendScope, agent_namespace: &str) -> Self {
-        match &scope.namespace {
-            Some(namespace) => Self { namespace: namespace.clone(), until: UNTIL },
-            None => Self { namespace: agent_namespace.to_owned(), until: CLUSTER_UNTIL },
+async fn suspend_until(options: &SuspendOptions, out: &mut impl Write) -> Result<Exit> {
+    let (cluster, agents) = (Cluster::open(&options.api).await?, options.agent_namespace.as_str());
+    let target = Target::new(&options.scope, agents);
+    let found = if target.is_cluster() { cluster.has_agents(agents).await } else { Ok(true) };
+    let before = read(&cluster, &target).await?;
+    match found {
+        Ok(true) => {}
+        Ok(false) => bail!(no_agents(agents)),
+        Err(error) => {
+            message!("netpol: cannot check that agents run in namespace {}: {}", Safe(agents), Safe(error));
         }
     }
-
-    fn is_cluster(&self) -> bool {
-        self.until == CLUSTER_UNTIL
+    let now = time(&before)?;
+    let until = (now + SignedDuration::try_from(options.duration)?).to_string();
+    let replaced = replaced_reason(&target, &before, now, &options.reason);
+    let annotations = json!({target.until: until, REASON: options.reason});
+    patch(&cluster, &target, &annotations).await?;
+    if options.output == Output::Table {
+        writeln!(out, "enforcement of {} is suspended until {until}", target.title())?;
+        out.flush()?;
     }
-
-    fn scope(&self) -> &'static str {
-        if self.is_cluster() { "cluster" } else { "namespace" }
-    }
-
-    fn title(&self) -> String {
-        if self.is_cluster() { "the cluster".to_owned() } else { format!("namespace {}", Safe(&self.namespace)) }
-    }
-
-    /// The command of kubectl that sets or removes the annotations.
-    fn kubectl(&self, options: &str, set: Option<(&str, &str)>) -> String {
-        let (namespace, until) = (&self.namespace, self.until);
-        match set {
-            Some((time, reason)) => {
-                let reason = quoted(reason);
-                format!("kubectl {options}annotate namespace {namespace} {until}={time} {REASON}={reason} --overwrite")
-            }
-            None => format!("kubectl {options}annotate namespace {namespace} {until}- {REASON}-"),
-        }
-    }
-
-    fn resume(&self, options: &str, agent_namespace: &str) -> String {
-        format!("netpol resume {options}{}", self.arguments(agent_namespace))
-    }
-
-    fn suspend(&self, options: &str, agent_namespace: &str) -> String {
-        format!("netpol suspend {options}{} --for 30m --reason TEXT", self.arguments(agent_namespace))
-    }
-
-    fn arguments(&self, agent_namespace: &str) -> String {
-        match (self.is_cluster(), agent_namespace == crate::args::AGENT_NAMESPACE) {
-            (false, _) => format!("-n {}", self.namespace),
-            (true, true) => "--cluster".to_owned(),
-            (true, false) => format!("--cluster --agent-namespace {agent_namespace}"),
-        }
-    }
-}
-
-/// Quotes a text for a POSIX shell.
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
-}
-
-/// The result of a change.
-struct Done {
-    user: Option<String>,
-    kubectl_options: String,
-    /// The end of the suspension before the change.
-    before: Option<String>,
-}
-
-async fn annotate(options: &KubeOptions, target: &Target, annotations: &Value) -> Result<Done> {
-    let kube = Kube::open(options).await?;
-    let api: Api<Namespace> = Api::all(kube.client.clone());
-    let failed = |error: kube::Error| {
-        let next = match &error {
-            kube::Error::Api(status) if status.code == 403 => "; it needs the verbs get and patch on this Namespace",
-            _ => "",
-        };
-        anyhow!("cannot change namespace {}: {}{next}", target.namespace, explain_error(&error))
+    let user = cluster.user().await;
+    let kubectl_options = &cluster.kube.kubectl_options;
+    let change = Change {
+        scope: target.scope(),
+        namespace: &target.namespace,
+        until: Some(&until),
+        reason: Some(&options.reason),
+        replaced_reason: replaced,
+        user: user.as_deref(),
+        time: &now.to_string(),
+        command: &target.kubectl_set(kubectl_options, &until, &options.reason),
+        reverse: &target.resume(kubectl_options, agents),
+        remaining: None,
     };
-    let before = api.get(&target.namespace).await.map_err(failed)?;
-    let before = before.metadata.annotations.and_then(|mut annotations| annotations.remove(target.until));
-    let patch = json!({"metadata": {"annotations": annotations}});
-    let parameters = PatchParams { field_manager: Some("netpol".to_owned()), ..PatchParams::default() };
-    api.patch(&target.namespace, &parameters, &Patch::Merge(patch)).await.map_err(failed)?;
-    Ok(Done { user: user(&kube).await, kubectl_options: kube.kubectl_options, before })
+    if options.output == Output::Json {
+        print_json(out, &change)?;
+        return Ok(Exit::Ok);
+    }
+    let by = change.user.unwrap_or("this user");
+    writeln!(out, "by {} at {}: {}", Safe(by), change.time, Safe(&options.reason))?;
+    if let Some(replaced) = replaced {
+        writeln!(out, "replaces the reason of another suspension: {}", Safe(replaced))?;
+    }
+    writeln!(out, "same as:  {}", Safe(change.command))?;
+    writeln!(out, "to end:   {}", Safe(change.reverse))?;
+    Ok(Exit::Ok)
 }
 
-/// Returns the name under which the API server knows the caller. API servers before Kubernetes 1.28 do not report it.
-async fn user(kube: &Kube) -> Option<String> {
-    let api: Api<SelfSubjectReview> = Api::all(kube.client.clone());
-    let review = api.create(&PostParams::default(), &SelfSubjectReview::default()).await.ok()?;
-    review.status?.user_info?.username
+async fn resume_now(options: &ResumeOptions, out: &mut impl Write) -> Result<Exit> {
+    let (cluster, agents) = (Cluster::open(&options.api).await?, options.agent_namespace.as_str());
+    let target = Target::new(&options.scope, agents);
+    let (before, found, others) =
+        tokio::join!(read(&cluster, &target), cluster.has_agents(agents), remaining::read(&cluster, &target, agents));
+    let before = before?;
+    if target.is_cluster() && found == Ok(false) && !before.annotations.contains_key(target.until) {
+        bail!(no_agents(agents));
+    }
+    let now = time(&before)?;
+    let remaining = Remaining::new(others, &found, now, agents);
+    let keeps_reason = is_active(&before, target.other_until(), now);
+    let mut annotations = json!({target.until: Value::Null});
+    if !keeps_reason {
+        annotations[REASON] = Value::Null;
+    }
+    patch(&cluster, &target, &annotations).await?;
+    if options.output == Output::Table {
+        print_resumed(out, &target, &before, now, &remaining)?;
+        print_remaining(out, &remaining, &cluster.kube.kubectl_options, agents)?;
+        out.flush()?;
+    }
+    let user = cluster.user().await;
+    let kubectl_options = &cluster.kube.kubectl_options;
+    let change = Change {
+        scope: target.scope(),
+        namespace: &target.namespace,
+        until: None,
+        reason: None,
+        replaced_reason: None,
+        user: user.as_deref(),
+        time: &now.to_string(),
+        command: &target.kubectl_remove(kubectl_options, keeps_reason),
+        reverse: &target.suspend(kubectl_options, agents),
+        remaining: Some(&remaining),
+    };
+    if options.output == Output::Json {
+        print_json(out, &change)?;
+        return Ok(Exit::Ok);
+    }
+    writeln!(out, "by {} at {}", Safe(change.user.unwrap_or("this user")), change.time)?;
+    writeln!(out, "same as:     {}", Safe(change.command))?;
+    writeln!(out, "to suspend:  {}", Safe(change.reverse))?;
+    Ok(Exit::Ok)
+}
+
+/// Prints whether a suspension has ended.
+fn print_resumed(
+    out: &mut impl Write,
+    target: &Target,
+    before: &Before,
+    now: Timestamp,
+    remaining: &Remaining,
+) -> Result<()> {
+    let title = target.title();
+    match before.annotations.get(target.until) {
+        None => writeln!(out, "enforcement of {title} was not suspended")?,
+        Some(until) if !is_active(before, target.until, now) => {
+            writeln!(out, "enforcement of {title} was not suspended: removed the end {}", Safe(until))?;
+        }
+        // Its policies are not enforced yet.
+        Some(until) if !target.is_cluster() && remaining.applies() => {
+            writeln!(out, "the suspension of {title} is removed; its end was {}", Safe(until))?;
+        }
+        Some(until) => writeln!(out, "enforcement of {title} is resumed; it was suspended until {}", Safe(until))?,
+    }
+    Ok(())
+}
+
+async fn read(cluster: &Cluster, target: &Target) -> Result<Before> {
+    let before = cluster.read(&target.namespace).await;
+    before.map_err(|error| anyhow!("cannot change namespace {}: {error}", target.namespace))
+}
+
+async fn patch(cluster: &Cluster, target: &Target, annotations: &Value) -> Result<()> {
+    let changed = cluster.patch(&target.namespace, annotations).await;
+    let check = format!("check it with `kubectl get namespace {} -o yaml`", crate::shell::quoted(&target.namespace));
+    changed.map_err(|error| anyhow!("cannot change namespace {}: {error}; {check}", target.namespace))
+}
+
+/// Returns the time of the API server: the clock of this machine may be wrong.
+fn time(before: &Before) -> Result<Timestamp> {
+    let now = before.time.unwrap_or_else(|| {
+        message!("netpol: the API server's response has no time; the clock of this machine is used");
+        Timestamp::now()
+    });
+    Ok(now.round(Unit::Second)?)
+}
+
+/// Whether an annotation has a time that is not over.
+fn is_active(before: &Before, annotation: &str, now: Timestamp) -> bool {
+    let until = before.annotations.get(annotation).and_then(|until| until.parse::<Timestamp>().ok());
+    until.is_some_and(|until| until > now)
+}
+
+/// Returns the reason of the other suspension of the same Namespace, if it is replaced.
+fn replaced_reason<'a>(target: &Target, before: &'a Before, now: Timestamp, reason: &str) -> Option<&'a str> {
+    let other = before.annotations.get(REASON).filter(|other| *other != reason)?;
+    is_active(before, target.other_until(), now).then_some(other)
+}
+
+fn no_agents(namespace: &str) -> String {
+    format!(
+        "found no agent: namespace {namespace} has no pod with the label {AGENT_LABEL}, so a suspension of the cluster \
+         has no effect there; set --agent-namespace"
+    )
 }
 
 #[cfg(test)]
@@ -231,22 +260,5 @@ mod tests {
             let error = duration(text).expect_err(text);
             assert!(error.contains(part), "{error}");
         }
-    }
-
-    #[test]
-    fn commands_can_be_pasted() {
-        let shop = Target { namespace: "shop".to_owned(), until: UNTIL };
-        let set = shop.kubectl("--context staging ", Some(("2026-11-29T12:30:00Z", "it's down; rm -rf")));
-        assert_eq!(
-            set,
-            "kubectl --context staging annotate namespace shop netpol.io/suspended-until=2026-11-29T12:30:00Z \
-             netpol.io/suspended-reason='it'\\''s down; rm -rf' --overwrite"
-        );
-        let cluster = Target { namespace: "netpol".to_owned(), until: CLUSTER_UNTIL };
-        assert_eq!(cluster.resume("", "netpol"), "netpol resume --cluster --agent-namespace netpol");
-        assert_eq!(
-            cluster.kubectl("", None),
-            "kubectl annotate namespace netpol netpol.io/suspend-cluster-until- netpol.io/suspended-reason-"
-        );
     }
 }

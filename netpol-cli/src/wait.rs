@@ -4,14 +4,14 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::Result;
-use netpol_api::{Condition, ConditionResult, WaitOutcome, WaitResponse, format_duration};
+use netpol_api::{Condition, ConditionResult, TargetKind, WaitOutcome, WaitResponse, format_duration};
 use netpol_policy::text::Safe;
 
 use crate::Exit;
 use crate::args::{Output, WaitOptions};
 use crate::message::message;
 use crate::output::{print_items, print_json};
-use crate::remote::{Answer, Fleet, runtime};
+use crate::remote::{Answer, Fleet, progress, runtime};
 use crate::table::counted;
 
 /// The time after which the pending conditions are printed, if standard error is a terminal.
@@ -25,6 +25,12 @@ pub(crate) fn run(options: &WaitOptions, out: &mut impl Write) -> Result<Exit> {
 
 async fn wait(options: &WaitOptions, out: &mut impl Write) -> Result<Exit> {
     let mut fleet = Fleet::find(&options.agents).await?;
+    if options.agents.nodes.is_empty() && options.conditions.iter().any(needs_all_nodes) {
+        let found = progress("the API server", fleet.find_nodes_without_agent()).await;
+        if let Err(error) = found {
+            message!("nodes without an agent are unknown, cannot list nodes: {}", Safe(error));
+        }
+    }
     let waited = responses(options, &mut fleet).await;
     let results: Vec<Vec<NodeResult<'_>>> =
         (0..options.conditions.len()).map(|index| of_condition(&waited, index)).collect();
@@ -40,6 +46,14 @@ async fn wait(options: &WaitOptions, out: &mut impl Write) -> Result<Exit> {
     let exit = fleet.finish(waited.len())?;
     let all_met = results.iter().flatten().all(|(_, result)| result.result == WaitOutcome::Met);
     Ok(if all_met { exit } else { Exit::Negative })
+}
+
+/// Whether a condition is about all nodes. A pod is on one node.
+fn needs_all_nodes(condition: &Condition) -> bool {
+    match condition {
+        Condition::Enforced(target) => target.kind == TargetKind::Policy,
+        Condition::Deleted(_) | Condition::Sync => true,
+    }
 }
 
 /// The result on one node.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
+use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 use jiff::Timestamp;
@@ -18,6 +19,7 @@ use netpol_policy::offline::OfflineCluster;
 use netpol_policy::reference;
 use netpol_policy::text::{Safe, wrap};
 use serde::Serialize;
+use tokio::time::timeout;
 
 use crate::Exit;
 use crate::args::{InputOptions, MatrixOptions, MatrixOutput, Output, WhyOptions};
@@ -101,7 +103,7 @@ struct AllowedRule {
 }
 
 async fn answer(options: &WhyOptions) -> Result<(Answer, Input)> {
-    let kube = Kube::open(&options.kube).await?;
+    let (kube, limit) = (Kube::open(&options.api.kube).await?, options.api.request_timeout);
     let default = options.namespace.clone().unwrap_or_else(|| kube.namespace.clone());
     let end = match &options.pod {
         EndMatch::Pod(name) => EndArgument::Pod(Some(default), name.clone()),
@@ -121,7 +123,7 @@ async fn answer(options: &WhyOptions) -> Result<(Answer, Input)> {
         workloads: if let EndArgument::Workload(kind, ..) = end { BTreeSet::from([kind]) } else { BTreeSet::new() },
     };
     let (input, events) = progress("the objects of the namespace", async {
-        tokio::join!(live::read(&kube, &needed), events(&kube, &namespace))
+        tokio::join!(live::read(&kube, &needed, limit), events(&kube, &namespace, limit))
     })
     .await;
     let input = input?;
@@ -147,9 +149,11 @@ async fn answer(options: &WhyOptions) -> Result<(Answer, Input)> {
 }
 
 /// Lists the Events of the agents in a namespace; the error is a message.
-async fn events(kube: &Kube, namespace: &str) -> Result<Vec<Event>, String> {
+async fn events(kube: &Kube, namespace: &str, limit: Duration) -> Result<Vec<Event>, String> {
     let api: Api<Event> = Api::namespaced(kube.client.clone(), namespace);
-    let events = api.list(&ListParams::default()).await.map_err(|error| explain_error(&error))?;
+    let events = timeout(limit, api.list(&ListParams::default())).await;
+    let events = events.map_err(|_| format!("the API server did not respond within {}", format_duration(limit)))?;
+    let events = events.map_err(|error| explain_error(&error))?;
     let of_agents = events.items.into_iter().filter(|event| event.reporting_controller.as_deref() == Some(CONTROLLER));
     Ok(of_agents.collect())
 }
@@ -260,7 +264,7 @@ fn age(now: Timestamp, last: &str) -> Option<String> {
     let seconds = now.as_second() - last.parse::<Timestamp>().ok()?.as_second();
     let seconds = u64::try_from(seconds).unwrap_or_default();
     Some(match seconds {
-        0..120 => format!("{} ago", format_duration(std::time::Duration::from_secs(seconds))),
+        0..120 => format!("{} ago", format_duration(Duration::from_secs(seconds))),
         120..7_200 => format!("{}m ago", seconds / 60),
         _ => format!("{}h ago", seconds / 3_600),
     })

@@ -19,6 +19,8 @@ use crate::events::{BufferedRecord, rfc3339};
 pub(super) const QUEUE: usize = 1024;
 /// Maximum number of records in one part of the response.
 const RECORDS_PER_PART: usize = 64;
+/// Maximum number of labels of a pod in a record. With all labels of an object, a record could be too long for clients.
+const MAX_LABELS: usize = 64;
 
 /// The lines of a response.
 #[derive(Debug)]
@@ -197,7 +199,7 @@ fn add_line(lines: &mut String, record: &BufferedRecord, labels: bool) {
 }
 
 fn label_map(labels: &Labels) -> BTreeMap<String, String> {
-    labels.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect()
+    labels.iter().take(MAX_LABELS).map(|(name, value)| (name.to_string(), value.to_string())).collect()
 }
 
 fn add_json(lines: &mut String, record: &Record) {

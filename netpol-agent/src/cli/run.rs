@@ -212,6 +212,7 @@ async fn enforce(
         tunnels_to_node: args.allow_tunnels_to_node,
         policy_memory: Some(args.sizes.max_policy_memory.0),
         agent_namespace: args.agent_namespace.as_str().into(),
+        observe: args.observe,
         container_starts,
     };
     let (compiler, compiled) = Compiler::start().context(NO_THREAD)?;

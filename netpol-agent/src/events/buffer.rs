@@ -1,5 +1,5 @@
-//! The last records, in memory, for clients of the API. If the buffer is full, the oldest record of the pod with the most
-//! records is removed, so that a flood of one pod does not remove the records of others.
+//! The last records, in memory, for clients of the API. If the buffer is full, the oldest record of the pod whose records
+//! need the most memory is removed, so that a flood of one pod does not remove the records of others.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,8 +9,12 @@ use netpol_api::Record;
 use netpol_policy::model::Labels;
 use tokio::sync::broadcast;
 
+use super::bounds::json_len;
+
 /// Records that a subscription can lag behind. A subscription only moves them to its own queue.
 const CHANNEL: usize = 1024;
+/// Maximum size of all records in bytes.
+const MAX_BYTES: usize = 64 << 20;
 
 /// A record, and what is not part of it.
 #[derive(Debug)]
@@ -37,11 +41,20 @@ struct Shared {
 struct Buffer {
     capacity: usize,
     next: u64,
-    records: BTreeMap<u64, (u32, Arc<BufferedRecord>)>,
-    /// The records of each key, the oldest first.
-    by_key: HashMap<u32, VecDeque<u64>>,
-    /// The number of records of each key.
-    lengths: BTreeSet<(usize, u32)>,
+    records: BTreeMap<u64, (u32, usize, Arc<BufferedRecord>)>,
+    by_key: HashMap<u32, RecordsOfKey>,
+    /// The size of each key's records.
+    sizes: BTreeSet<(usize, u32)>,
+    /// The size of all records.
+    bytes: usize,
+}
+
+/// The records of a key.
+#[derive(Debug, Default)]
+struct RecordsOfKey {
+    /// Their numbers, the oldest first.
+    numbers: VecDeque<u64>,
+    bytes: usize,
 }
 
 impl FlowBuffer {
@@ -88,40 +101,50 @@ impl Default for FlowBuffer {
 
 impl Buffer {
     fn records(&self) -> Vec<Arc<BufferedRecord>> {
-        self.records.values().map(|(_, record)| Arc::clone(record)).collect()
+        self.records.values().map(|(_, _, record)| Arc::clone(record)).collect()
     }
 
     fn push(&mut self, key: u32, record: Arc<BufferedRecord>) {
         if self.capacity == 0 {
             return;
         }
-        if self.records.len() >= self.capacity {
-            self.remove_oldest_of_longest(key);
+        let bytes = size_of::<BufferedRecord>() + json_len(&*record.record);
+        while !self.records.is_empty() && (self.records.len() >= self.capacity || self.bytes + bytes > MAX_BYTES) {
+            self.remove_oldest_of_largest(key);
         }
-        self.records.insert(self.next, (key, record));
-        self.change(key, VecDeque::push_back);
+        let number = self.next;
         self.next += 1;
+        self.records.insert(number, (key, bytes, record));
+        self.bytes += bytes;
+        self.change(key, |of_key| {
+            of_key.numbers.push_back(number);
+            of_key.bytes += bytes;
+        });
     }
 
-    /// Removes a record of the key with the most records; if `key` has as many, of `key`.
-    fn remove_oldest_of_longest(&mut self, key: u32) {
-        let Some(&(most, longest)) = self.lengths.last() else { return };
-        let own = self.by_key.get(&key).map_or(0, VecDeque::len);
-        let from = if own >= most { key } else { longest };
-        let mut removed = None;
-        self.change(from, |numbers, _| removed = numbers.pop_front());
-        removed.map(|number| self.records.remove(&number));
+    /// Removes a record of the key with the largest records in total; if those of `key` are as large, of `key`.
+    fn remove_oldest_of_largest(&mut self, key: u32) {
+        let Some(&(most, largest)) = self.sizes.last() else { return };
+        let own = self.by_key.get(&key).map_or(0, |of_key| of_key.bytes);
+        let from = if own >= most { key } else { largest };
+        let oldest = self.by_key.get(&from).and_then(|of_key| of_key.numbers.front());
+        let Some((_, bytes, _)) = oldest.and_then(|number| self.records.remove(number)) else { return };
+        self.bytes -= bytes;
+        self.change(from, |of_key| {
+            of_key.numbers.pop_front();
+            of_key.bytes -= bytes;
+        });
     }
 
-    /// Changes the records of a key, and updates its length.
-    fn change(&mut self, key: u32, change: impl FnOnce(&mut VecDeque<u64>, u64)) {
-        let numbers = self.by_key.entry(key).or_default();
-        self.lengths.remove(&(numbers.len(), key));
-        change(numbers, self.next);
-        if numbers.is_empty() {
+    /// Changes the records of a key, and updates its size.
+    fn change(&mut self, key: u32, change: impl FnOnce(&mut RecordsOfKey)) {
+        let of_key = self.by_key.entry(key).or_default();
+        self.sizes.remove(&(of_key.bytes, key));
+        change(of_key);
+        if of_key.numbers.is_empty() {
             self.by_key.remove(&key);
         } else {
-            self.lengths.insert((numbers.len(), key));
+            self.sizes.insert((of_key.bytes, key));
         }
     }
 }
@@ -183,8 +206,25 @@ pub(crate) mod tests {
             assert!((4..=6).contains(&own), "pod {pod} has {own} records");
         }
         let buffer = buffer.lock();
-        assert_eq!(buffer.lengths.len(), buffer.by_key.len());
-        assert_eq!(buffer.by_key.values().map(VecDeque::len).sum::<usize>(), 100);
+        assert_eq!(buffer.sizes.len(), buffer.by_key.len());
+        assert_eq!(buffer.by_key.values().map(|of_key| of_key.numbers.len()).sum::<usize>(), 100);
+        assert_eq!(buffer.by_key.values().map(|of_key| of_key.bytes).sum::<usize>(), buffer.bytes);
+    }
+
+    #[test]
+    fn large_records_remove_records_of_their_own_pod_only() {
+        let buffer = FlowBuffer::new(10_000);
+        for number in 0..1000 {
+            buffer.push(1, record("shop/victim", number));
+        }
+        let large = "x".repeat(MAX_BYTES / 100);
+        for number in 0..300 {
+            buffer.push(2, record(&large, number));
+            assert!(buffer.lock().bytes <= MAX_BYTES);
+        }
+        let records = buffer.records();
+        assert_eq!(numbers(&records, "shop/victim").len(), 1000);
+        assert!((90..100).contains(&numbers(&records, &large).len()), "{}", records.len());
     }
 
     #[test]

@@ -10,6 +10,8 @@ use super::explain::Explanation;
 
 /// Maximum number of explanations. A node has fewer different flows in most times between two changes.
 const MAX_EXPLANATIONS: usize = 8192;
+/// Maximum size of all explanations in bytes.
+const MAX_BYTES: usize = 16 << 20;
 
 /// What an explanation depends on, besides the objects.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -25,13 +27,14 @@ pub(super) struct ExplanationKey {
 pub(super) struct ExplanationCache {
     engine_version: u64,
     explanations: HashMap<ExplanationKey, Arc<Explanation>>,
+    bytes: usize,
 }
 
 impl ExplanationCache {
     /// Returns an explanation that is still valid.
     pub(super) fn get(&mut self, key: &ExplanationKey, engine_version: u64) -> Option<Arc<Explanation>> {
         if self.engine_version != engine_version {
-            self.explanations.clear();
+            self.clear();
             self.engine_version = engine_version;
         }
         self.explanations.get(key).cloned()
@@ -39,10 +42,17 @@ impl ExplanationCache {
 
     /// Adds an explanation.
     pub(super) fn insert(&mut self, key: ExplanationKey, explanation: Arc<Explanation>) {
-        if self.explanations.len() >= MAX_EXPLANATIONS {
-            self.explanations.clear();
+        let bytes = size_of::<ExplanationKey>() + explanation.size();
+        if self.explanations.len() >= MAX_EXPLANATIONS || self.bytes + bytes > MAX_BYTES {
+            self.clear();
         }
+        self.bytes += bytes;
         self.explanations.insert(key, explanation);
+    }
+
+    fn clear(&mut self) {
+        self.explanations.clear();
+        self.bytes = 0;
     }
 }
 
@@ -73,9 +83,11 @@ mod tests {
             verdict: FlowVerdict::Allowed,
             reason: "rule".into(),
             policies: Vec::new(),
+            policy_count: None,
             rule: None,
             nearest: None,
             fix: None,
+            fix_omitted: false,
         };
         Arc::new(Explanation { own, other: None, hints: Vec::new(), blocks: Vec::new(), rule: None })
     }
@@ -100,5 +112,11 @@ mod tests {
             cache.insert(key(port), Arc::clone(&explanation));
         }
         assert!(cache.explanations.len() <= MAX_EXPLANATIONS);
+        let large = Arc::new(Explanation { hints: vec!["x".repeat(64 << 10)], ..(*explanation).clone() });
+        for port in 0..1000 {
+            cache.insert(key(port), Arc::clone(&large));
+            assert!(cache.bytes <= MAX_BYTES);
+        }
+        assert!(cache.explanations.len() <= MAX_BYTES / (64 << 10));
     }
 }

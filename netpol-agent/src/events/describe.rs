@@ -10,6 +10,8 @@ use netpol_policy::cluster_state::{ClusterState, Owner};
 use netpol_policy::compile::Engine;
 use netpol_policy::model::{Backend, Labels, Pod, PodKey};
 
+use super::bounds::{bound_record, listed};
+
 /// The sources of names.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Names<'a> {
@@ -92,6 +94,7 @@ pub(super) fn describe(event: &FlowEvent, pod: Option<&PodKey>, names: Names<'_>
         suppressed: event.suppressed,
         length: event.length,
     };
+    bound_record(&mut record);
     if pod.is_some() {
         *own_side(&mut record) = Some(side_of(event, names.engine));
     }
@@ -108,14 +111,16 @@ pub(super) fn own_side(record: &mut FlowRecord) -> &mut Option<FlowSide> {
 
 /// Returns what the event itself contains about the evaluation.
 fn side_of(event: &FlowEvent, engine: &Engine) -> FlowSide {
-    let policies = engine.rule_set(event.rule_set).unwrap_or_default();
+    let (policies, policy_count) = listed(engine.rule_set(event.rule_set).unwrap_or_default());
     FlowSide {
         verdict: verdict(event),
         reason: reason_name(event).to_owned(),
-        policies: policies.iter().map(ToString::to_string).collect(),
+        policies,
+        policy_count,
         rule: None,
         nearest: None,
         fix: None,
+        fix_omitted: false,
     }
 }
 

@@ -9,6 +9,8 @@ use netpol_policy::explain::{self, FlowExplanation, Verdict, explain_flow};
 use netpol_policy::model::Mode;
 use netpol_policy::reference::{self, Packet, RuleRef};
 
+use super::bounds::{bound_side, bound_texts, json_len, listed};
+
 /// The explanation of a flow at one pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Explanation {
@@ -35,7 +37,7 @@ pub(super) struct CountedRule {
 /// Explains a flow from its first packet, as the objects are now. With [`Mode::Shadow`], as if policies in shadow mode were
 /// enforced. `None` if the pod is gone.
 pub(super) fn explain(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Option<Explanation> {
-    let FlowExplanation { egress, ingress, blocks, hints } = explain_flow(cluster_state, packet, mode);
+    let FlowExplanation { egress, ingress, blocks, mut hints } = explain_flow(cluster_state, packet, mode);
     let (own, other) = match packet.direction {
         Direction::Ingress => (ingress, egress),
         Direction::Egress => (egress, ingress),
@@ -44,6 +46,7 @@ pub(super) fn explain(cluster_state: &ClusterState, packet: &Packet, mode: Mode)
     let rule = allowing_rule(cluster_state, packet, &own, mode);
     let counted = rule.and_then(|rule| Some(CountedRule { content: content_of(cluster_state, &rule)?, rule }));
     let mut own = side(own);
+    bound_texts(&mut hints);
     if let Some(CountedRule { rule, .. }) = &counted {
         let rule = FlowRule { policy: rule.policy.to_string(), path: rule.path(), unmet_conditions: Vec::new() };
         own.rule.get_or_insert(rule);
@@ -55,6 +58,14 @@ pub(super) fn explain(cluster_state: &ClusterState, packet: &Packet, mode: Mode)
         blocks: blocks.iter().map(ToString::to_string).collect(),
         rule: counted,
     })
+}
+
+impl Explanation {
+    /// Returns about how many bytes it needs.
+    pub(super) fn size(&self) -> usize {
+        let texts: usize = self.hints.iter().chain(&self.blocks).map(String::len).sum();
+        size_of::<Self>() + json_len(&self.own) + self.other.as_ref().map_or(0, json_len) + texts
+    }
 }
 
 /// Returns the rule that allows a flow. For a Service, the rule that allows the first of its allowed backends.
@@ -81,14 +92,19 @@ fn side(side: explain::FlowSide) -> FlowSide {
         path: rule.path,
         unmet_conditions: rule.unmet_conditions,
     };
-    FlowSide {
+    let (policies, policy_count) = listed(&side.policies);
+    let mut side = FlowSide {
         verdict: if side.verdict == Verdict::Deny { FlowVerdict::Denied } else { FlowVerdict::Allowed },
         reason: side.reason.name().to_owned(),
-        policies: side.policies.iter().map(ToString::to_string).collect(),
+        policies,
+        policy_count,
         rule: side.rule.map(flow_rule),
         nearest: side.nearest.map(flow_rule),
         fix: side.fix.map(|fix| Fix { policy: fix.policy.to_string(), path: fix.path, yaml: fix.yaml }),
-    }
+        fix_omitted: false,
+    };
+    bound_side(&mut side);
+    side
 }
 
 /// Returns the hash of a rule's content; `None` if the rule does not exist.

@@ -9,10 +9,15 @@ use netpol_policy::model::PolicyKey;
 use netpol_policy::reference::RuleRef;
 
 use super::explain::{CountedRule, content_of};
+use super::quota::Quota;
 use crate::reconcile::Reconciler;
 
 /// Maximum number of rules with a counter, and of policies with counters.
 const MAX_COUNTED: usize = 10_000;
+/// Maximum number of these in a namespace.
+const MAX_OF_NAMESPACE: usize = 1000;
+/// Maximum number of policies at which one event is counted.
+pub(super) const MAX_POLICIES: usize = 64;
 
 /// Minimum time between two reviews of the rules with counters.
 const REVIEW_INTERVAL: Duration = Duration::from_secs(5);
@@ -33,14 +38,15 @@ struct RuleHits {
     hits: Hits,
 }
 
-/// All counters.
+/// All counters. Only [`HitCounters::review`] makes room: it would take too long for each event while there is no room.
 #[derive(Debug)]
 pub struct HitCounters {
     since: SystemTime,
     rules: HashMap<RuleRef, RuleHits>,
+    rule_quota: Quota,
     other: u64,
-    denied: HashMap<PolicyKey, Hits>,
-    shadow: HashMap<PolicyKey, Hits>,
+    denied: PolicyCounters,
+    shadow: PolicyCounters,
     /// Policies that select pods of this node.
     local: BTreeSet<PolicyKey>,
     /// When `local` was set, and the version of the engine then.
@@ -52,9 +58,10 @@ impl Default for HitCounters {
         Self {
             since: SystemTime::now(),
             rules: HashMap::new(),
+            rule_quota: Quota::new(MAX_COUNTED, MAX_OF_NAMESPACE),
             other: 0,
-            denied: HashMap::new(),
-            shadow: HashMap::new(),
+            denied: PolicyCounters::default(),
+            shadow: PolicyCounters::default(),
             local: BTreeSet::new(),
             reviewed: None,
         }
@@ -73,15 +80,16 @@ impl HitCounters {
     }
 
     /// Counts flows that a rule allows. A rule with another content than before starts at 0.
-    pub(super) fn allowed(&mut self, rule: &CountedRule, flows: u64, at: SystemTime, cluster_state: &ClusterState) {
-        if !self.rules.contains_key(&rule.rule) && self.rules.len() >= MAX_COUNTED {
-            self.rules.retain(|rule, hits| content_of(cluster_state, rule) == Some(hits.content));
-            if self.rules.len() >= MAX_COUNTED {
+    pub(super) fn allowed(&mut self, rule: &CountedRule, flows: u64, at: SystemTime) {
+        let new = || RuleHits { content: rule.content, hits: Hits { flows: 0, last: at } };
+        if !self.rules.contains_key(&rule.rule) {
+            let namespace = &rule.rule.policy.namespace;
+            if !self.rule_quota.has_room(namespace) {
                 self.other += flows;
                 return;
             }
+            self.rule_quota.add(namespace);
         }
-        let new = || RuleHits { content: rule.content, hits: Hits { flows: 0, last: at } };
         let counted = self.rules.entry(rule.rule.clone()).or_insert_with(new);
         if counted.content != rule.content {
             *counted = new();
@@ -96,19 +104,13 @@ impl HitCounters {
     }
 
     /// Counts a denied flow at each of the policies that isolate the pod.
-    pub(super) fn denied(&mut self, policies: &[PolicyKey], at: SystemTime, cluster_state: &ClusterState) {
-        count(&mut self.denied, policies, 1, at, cluster_state);
+    pub(super) fn denied(&mut self, policies: &[PolicyKey], at: SystemTime) {
+        self.denied.count(policies, 1, at);
     }
 
     /// Counts flows that policies in shadow mode would deny, at each of these policies.
-    pub(super) fn shadow_denied(
-        &mut self,
-        policies: &[PolicyKey],
-        flows: u64,
-        at: SystemTime,
-        cluster_state: &ClusterState,
-    ) {
-        count(&mut self.shadow, policies, flows, at, cluster_state);
+    pub(super) fn shadow_denied(&mut self, policies: &[PolicyKey], flows: u64, at: SystemTime) {
+        self.shadow.count(policies, flows, at);
     }
 
     /// Returns the flows of a rule; `None` if there were none.
@@ -125,8 +127,8 @@ impl HitCounters {
         rules
     }
 
-    /// Finds out which policies select pods of this node, and removes counters of rules that do not exist any more. Most
-    /// calls return immediately.
+    /// Finds out which policies select pods of this node, and removes counters of rules and policies that do not exist any
+    /// more. Most calls return immediately.
     pub(super) fn review<D: Dataplane>(&mut self, reconciler: &Reconciler<D>, now: Instant) {
         let version = reconciler.engine_version();
         let is_due = |(at, of): (Instant, u64)| of != version && now.saturating_duration_since(at) >= REVIEW_INTERVAL;
@@ -136,37 +138,59 @@ impl HitCounters {
         self.reviewed = Some((now, version));
         let cluster_state = reconciler.engine().cluster_state();
         self.local = reconciler.engine().policies_on_node().map(|listed| listed.policy.key.clone()).collect();
+        self.remove_stale(cluster_state);
+    }
+
+    /// Removes counters of rules and policies that do not exist any more.
+    fn remove_stale(&mut self, cluster_state: &ClusterState) {
         self.rules.retain(|rule, counted| content_of(cluster_state, rule) == Some(counted.content));
+        self.rule_quota.set(self.rules.keys().map(|rule| rule.policy.namespace.clone()));
+        self.denied.remove_stale(cluster_state);
+        self.shadow.remove_stale(cluster_state);
     }
 
     /// Returns the denied flows of the pods that a policy isolates.
     pub fn denied_of(&self, policy: &PolicyKey) -> Option<Hits> {
-        self.denied.get(policy).copied()
+        self.denied.hits.get(policy).copied()
     }
 
     /// Returns the flows that a policy in shadow mode would deny, alone or with others.
     pub fn shadow_denied_of(&self, policy: &PolicyKey) -> Option<Hits> {
-        self.shadow.get(policy).copied()
+        self.shadow.hits.get(policy).copied()
     }
 }
 
-fn count(
-    counters: &mut HashMap<PolicyKey, Hits>,
-    policies: &[PolicyKey],
-    flows: u64,
-    at: SystemTime,
-    cluster_state: &ClusterState,
-) {
-    for policy in policies {
-        if !counters.contains_key(policy) && counters.len() >= MAX_COUNTED {
-            counters.retain(|policy, _| cluster_state.policies.contains_key(policy));
-            if counters.len() >= MAX_COUNTED {
-                return;
+/// Counters of policies.
+#[derive(Debug)]
+struct PolicyCounters {
+    hits: HashMap<PolicyKey, Hits>,
+    quota: Quota,
+}
+
+impl Default for PolicyCounters {
+    fn default() -> Self {
+        Self { hits: HashMap::new(), quota: Quota::new(MAX_COUNTED, MAX_OF_NAMESPACE) }
+    }
+}
+
+impl PolicyCounters {
+    fn count(&mut self, policies: &[PolicyKey], flows: u64, at: SystemTime) {
+        for policy in policies.iter().take(MAX_POLICIES) {
+            if !self.hits.contains_key(policy) {
+                if !self.quota.has_room(&policy.namespace) {
+                    continue;
+                }
+                self.quota.add(&policy.namespace);
             }
+            let hits = self.hits.entry(policy.clone()).or_insert(Hits { flows: 0, last: at });
+            hits.flows += flows;
+            hits.last = hits.last.max(at);
         }
-        let hits = counters.entry(policy.clone()).or_insert(Hits { flows: 0, last: at });
-        hits.flows += flows;
-        hits.last = hits.last.max(at);
+    }
+
+    fn remove_stale(&mut self, cluster_state: &ClusterState) {
+        self.hits.retain(|policy, _| cluster_state.policies.contains_key(policy));
+        self.quota.set(self.hits.keys().map(|policy| policy.namespace.clone()));
     }
 }
 
@@ -195,12 +219,12 @@ mod tests {
         let (before, after) = (cluster_state(80), cluster_state(81));
         let mut counters = HitCounters::default();
         let at = SystemTime::UNIX_EPOCH;
-        counters.allowed(&rule(0, &before), 3, at + Duration::from_secs(1), &before);
-        counters.allowed(&rule(0, &before), 1, at, &before);
+        counters.allowed(&rule(0, &before), 3, at + Duration::from_secs(1));
+        counters.allowed(&rule(0, &before), 1, at);
         let of = |counters: &HitCounters, state| counters.of_rule(&rule(0, &before).rule, state).map(|hits| hits.flows);
         assert_eq!(of(&counters, &before), Some(4));
         assert_eq!(of(&counters, &after), None, "the rule has another port now");
-        counters.allowed(&rule(0, &after), 2, at, &after);
+        counters.allowed(&rule(0, &after), 2, at);
         assert_eq!(of(&counters, &after), Some(2));
     }
 
@@ -209,17 +233,33 @@ mod tests {
         let state = cluster_state(80);
         let mut counters = HitCounters::default();
         let at = SystemTime::now();
-        for index in 0..MAX_COUNTED {
-            counters.allowed(&rule(index, &state), 1, at, &state);
+        let of_namespace = |namespace: usize, index: usize| {
+            let policy = PolicyKey::new(format!("n{namespace}"), "web");
+            CountedRule { rule: RuleRef { policy, ..rule(index, &state).rule }, content: 0 }
+        };
+        for index in 0..3 * MAX_OF_NAMESPACE {
+            counters.allowed(&of_namespace(0, index), 1, at);
         }
-        assert_eq!((counters.rules.len(), counters.other()), (MAX_COUNTED, 0));
-        // Rules that do not exist make room.
-        counters.allowed(&rule(MAX_COUNTED, &state), 1, at, &state);
-        assert_eq!((counters.rules.len(), counters.other()), (2, 0));
+        assert_eq!((counters.rules.len(), counters.other()), (MAX_OF_NAMESPACE, 2 * MAX_OF_NAMESPACE as u64));
+        counters.allowed(&rule(0, &state), 1, at);
+        assert_eq!(counters.rules.len(), MAX_OF_NAMESPACE + 1, "other namespaces have room");
         for index in 0..2 * MAX_COUNTED {
-            counters.denied(&[PolicyKey::new("gone", index.to_string())], at, &state);
-            assert!(counters.denied.len() <= MAX_COUNTED);
+            counters.allowed(&of_namespace(index % 100, index), 1, at);
+            counters.denied(&[PolicyKey::new(format!("n{}", index % 100), index.to_string())], at);
         }
-        assert_eq!(counters.denied_of(&PolicyKey::new("gone", "19999")).map(|hits| hits.flows), Some(1));
+        assert_eq!((counters.rules.len(), counters.denied.hits.len()), (MAX_COUNTED, MAX_COUNTED));
+        // Rules and policies that do not exist make room.
+        counters.remove_stale(&state);
+        assert_eq!((counters.rules.len(), counters.denied.hits.len()), (1, 0));
+        counters.allowed(&of_namespace(0, 0), 1, at);
+        assert_eq!(counters.rules.len(), 2);
+    }
+
+    #[test]
+    fn an_event_is_counted_at_a_bounded_number_of_policies() {
+        let mut counters = HitCounters::default();
+        let policies: Vec<PolicyKey> = (0..1000).map(|index| PolicyKey::new("shop", format!("p{index}"))).collect();
+        counters.denied(&policies, SystemTime::now());
+        assert_eq!(counters.denied.hits.len(), MAX_POLICIES);
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use netpol_api::{FlowVerdict, RateLimitedRecord};
 use netpol_common::{Direction, EventKind, event_budget};
 use netpol_dataplane::Dataplane;
-use netpol_policy::model::PodKey;
+use netpol_policy::model::{NamespaceName, PodKey};
 
 use super::describe::{flow_direction, header};
 use crate::reconcile::Reconciler;
@@ -23,6 +23,16 @@ pub(super) struct Limited {
     skipped: HashMap<u32, u64>,
     skipped_events: u64,
     summarized: Instant,
+}
+
+/// A summary of a pod.
+#[derive(Debug)]
+pub(super) struct LimitedSummary {
+    pub(super) record: RateLimitedRecord,
+    /// The namespace of the pod.
+    pub(super) namespace: NamespaceName,
+    /// Packets or flows for which the eBPF programs sent no event.
+    pub(super) without_event: u64,
 }
 
 impl Default for Limited {
@@ -43,14 +53,16 @@ impl Limited {
         self.skipped_events
     }
 
-    /// Returns the summaries that are due. `suppressed` returns a counter of the eBPF programs.
+    /// Returns the summaries that are due. `observes`: nothing is enforced, so denied packets have passed. `suppressed`
+    /// returns a counter of the eBPF programs.
     pub(super) fn due<D: Dataplane>(
         &mut self,
         now: Instant,
         time: SystemTime,
         reconciler: &Reconciler<D>,
+        observes: bool,
         suppressed: impl Fn(u32, Direction, EventKind) -> u64,
-    ) -> Vec<RateLimitedRecord> {
+    ) -> Vec<LimitedSummary> {
         if now.saturating_duration_since(self.summarized) < INTERVAL {
             return Vec::new();
         }
@@ -64,15 +76,17 @@ impl Limited {
                 let count = suppressed(held.endpoint.id, direction, kind);
                 // The ID or the counter may belong to another pod now.
                 let before = self.counted.get(&budget).filter(|(of, before)| of == pod && *before <= count);
-                let new = count - before.map_or(0, |(_, before)| *before) + self.skipped.remove(&budget).unwrap_or(0);
+                let without_event = count - before.map_or(0, |(_, before)| *before);
+                let new = without_event + self.skipped.remove(&budget).unwrap_or(0);
                 if new > 0 {
-                    summaries.push(RateLimitedRecord {
+                    let record = RateLimitedRecord {
                         header: header(time, reconciler.node()),
-                        verdict: verdict_of(kind),
+                        verdict: verdict_of(kind, observes),
                         direction: flow_direction(direction),
                         pod: pod.to_string(),
                         suppressed: new,
-                    });
+                    };
+                    summaries.push(LimitedSummary { record, namespace: pod.namespace.clone(), without_event });
                 }
                 if count > 0 {
                     counted.insert(budget, (pod.clone(), count));
@@ -90,8 +104,9 @@ fn budgets() -> impl Iterator<Item = (Direction, EventKind)> {
     EventKind::ALL.into_iter().flat_map(|kind| Direction::BOTH.map(|direction| (direction, kind)))
 }
 
-const fn verdict_of(kind: EventKind) -> FlowVerdict {
+const fn verdict_of(kind: EventKind, observes: bool) -> FlowVerdict {
     match kind {
+        EventKind::Denied if observes => FlowVerdict::Shadow,
         EventKind::Denied => FlowVerdict::Denied,
         EventKind::Allowed => FlowVerdict::Allowed,
         EventKind::Shadow => FlowVerdict::Shadow,

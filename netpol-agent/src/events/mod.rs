@@ -2,6 +2,7 @@
 //! lines. The eBPF programs limit the number of events of each pod. The reporter has its own limits for records and for
 //! explanations, and divides them among the pods. Whatever has no record is counted.
 
+mod bounds;
 mod buffer;
 mod cache;
 mod describe;
@@ -12,6 +13,8 @@ pub mod kubernetes;
 mod limited;
 mod out;
 mod packet;
+mod policies;
+mod quota;
 mod revoked;
 mod shadow;
 mod shares;
@@ -20,10 +23,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use netpol_api::{FlowVerdict, Record};
+use netpol_api::{FlowRecord, FlowVerdict, Record};
 use netpol_common::{Direction, EventKind, FlowEvent, Reason};
-use netpol_policy::cluster_state::ClusterState;
-use netpol_policy::model::{Labels, Mode, PodKey, PolicyKey};
+use netpol_policy::model::{Labels, Mode, PodKey};
 
 use crate::export::Exporters;
 use crate::reconcile::Reconciler;
@@ -37,9 +39,10 @@ use explain::{Explanation, explain};
 use groups::Groups;
 pub use hits::{HitCounters, Hits};
 use kubernetes::Sink;
-use limited::Limited;
+use limited::{Limited, LimitedSummary};
 use netpol_dataplane::Dataplane;
 pub use out::Lines;
+use policies::{ShadowPolicies, ShadowPolicyCache};
 use revoked::RevokedFlows;
 pub use shadow::ShadowFlows;
 use shares::Shares;
@@ -73,6 +76,7 @@ pub struct Reporter {
     explanations: ExplanationCache,
     hits: HitCounters,
     shadow: ShadowFlows,
+    shadow_policies: ShadowPolicyCache,
     revoked: RevokedFlows,
     groups: Groups,
     limited: Limited,
@@ -99,6 +103,11 @@ impl Observed<'_> {
         1 + u64::from(self.event.suppressed)
     }
 
+    /// Returns the namespace of the pod.
+    fn namespace(&self) -> &str {
+        self.pod.as_ref().map_or("", |pod| &*pod.namespace)
+    }
+
     /// Returns the key of the explanation; `None` if policies did not decide.
     fn explanation_key(&self) -> Option<ExplanationKey> {
         let packet = packet::of_event(self.event, self.pod.as_ref()?)?;
@@ -121,6 +130,7 @@ impl Reporter {
             explanations: ExplanationCache::default(),
             hits: HitCounters::default(),
             shadow: ShadowFlows::default(),
+            shadow_policies: ShadowPolicyCache::default(),
             revoked: RevokedFlows::default(),
             groups: Groups::default(),
             limited: Limited::default(),
@@ -174,11 +184,12 @@ impl Reporter {
         };
         let names = Names { engine: reconciler.engine(), node: reconciler.node() };
         self.events[observed.verdict as usize] += 1;
+        self.count_policies(&observed, reconciler);
         if observed.verdict != FlowVerdict::Allowed && Groups::is_summarized(event) {
-            let described = describe(event, observed.pod.as_ref(), names, observed.time);
+            let mut described = describe(event, observed.pod.as_ref(), names, observed.time);
+            self.count_shadow(&observed, &mut described.record, reconciler);
             return self.groups.count(event, &described.record, observed.now);
         }
-        self.count_policies(&observed, names);
         let allowed = self.recorded[observed.verdict as usize].allow(event.budget(), observed.now);
         if !allowed && (observed.verdict != FlowVerdict::Denied || self.kubernetes.is_none()) {
             return self.skip(&observed, reconciler);
@@ -195,9 +206,7 @@ impl Reporter {
             let last_change = reconciler.last_change(event.ifindex);
             described.record.revoked_by = self.revoked.revoked_by(event, last_change, observed.now);
         }
-        if observed.verdict == FlowVerdict::Shadow {
-            self.shadow.count(&described.record, observed.count(), observed.time);
-        }
+        self.count_shadow(&observed, &mut described.record, reconciler);
         let Described { record, labels } = described;
         self.keep(event.budget(), observed.verdict, Record::Flow(Box::new(record)), labels, observed.time);
     }
@@ -217,18 +226,51 @@ impl Reporter {
         }
     }
 
-    /// Counts denied flows at the policies that isolate the pod.
-    fn count_policies(&mut self, observed: &Observed<'_>, names: Names<'_>) {
-        let policies = names.engine.rule_set(observed.event.rule_set).unwrap_or_default();
-        let cluster_state = names.engine.cluster_state();
+    /// Counts denied flows at the policies that isolate the pod, and would-be denials at those in shadow mode.
+    fn count_policies<D: Dataplane>(&mut self, observed: &Observed<'_>, reconciler: &Reconciler<D>) {
         match observed.verdict {
-            FlowVerdict::Denied => self.hits.denied(policies, observed.time, cluster_state),
+            FlowVerdict::Denied => {
+                let policies = reconciler.engine().rule_set(observed.event.rule_set).unwrap_or_default();
+                self.hits.denied(policies, observed.time);
+            }
             FlowVerdict::Shadow => {
-                let shadow: Vec<PolicyKey> =
-                    policies.iter().filter(|policy| self.shadow.since_of(policy).is_some()).cloned().collect();
-                self.hits.shadow_denied(&shadow, observed.count(), observed.time, cluster_state);
+                let policies = self.shadow_policies(observed, reconciler);
+                self.hits.shadow_denied(&policies.counted, observed.count(), observed.time);
             }
             FlowVerdict::Allowed => {}
+        }
+    }
+
+    fn shadow_policies<D: Dataplane>(
+        &mut self,
+        observed: &Observed<'_>,
+        reconciler: &Reconciler<D>,
+    ) -> Arc<ShadowPolicies> {
+        let (engine, version) = (reconciler.engine(), reconciler.engine_version());
+        self.shadow_policies.get(engine, version, observed.event.rule_set, self.observes)
+    }
+
+    /// Counts a would-be denial by policies, workloads and port. If the record cannot list all policies, lists those in
+    /// shadow mode first.
+    fn count_shadow<D: Dataplane>(
+        &mut self,
+        observed: &Observed<'_>,
+        record: &mut FlowRecord,
+        reconciler: &Reconciler<D>,
+    ) {
+        if observed.verdict != FlowVerdict::Shadow {
+            return;
+        }
+        let policies = self.shadow_policies(observed, reconciler);
+        if let Some(side) = own_side(record)
+            && side.policy_count.is_some()
+        {
+            side.policies.clone_from(&policies.listed);
+        }
+        if policies.is_complete {
+            self.shadow.count(record, observed.count(), observed.time);
+        } else {
+            self.shadow.count_other(observed.namespace(), observed.count(), observed.time);
         }
     }
 
@@ -239,12 +281,12 @@ impl Reporter {
             FlowVerdict::Denied => self.lines.skip(),
             FlowVerdict::Shadow => {
                 self.lines.skip();
-                self.shadow.count_other(observed.count(), observed.time);
+                self.shadow.count_other(observed.namespace(), observed.count(), observed.time);
             }
             FlowVerdict::Allowed => {
                 let key = observed.explanation_key();
                 let known = key.and_then(|key| self.explanations.get(&key, reconciler.engine_version()));
-                self.count_rule(observed, known.as_deref(), reconciler.engine().cluster_state());
+                self.count_rule(observed, known.as_deref());
             }
         }
     }
@@ -262,7 +304,6 @@ impl Reporter {
         described: &mut Described,
         reconciler: &Reconciler<D>,
     ) {
-        let cluster_state = reconciler.engine().cluster_state();
         let explanation = observed.explanation_key().map(|key| self.explanation(key, observed, reconciler));
         let record = &mut described.record;
         match &explanation {
@@ -273,7 +314,7 @@ impl Reporter {
         }
         let explanation = explanation.flatten().filter(|explanation| explanation.agrees(observed.verdict));
         if observed.verdict == FlowVerdict::Allowed {
-            self.count_rule(observed, explanation.as_deref(), cluster_state);
+            self.count_rule(observed, explanation.as_deref());
         }
     }
 
@@ -301,10 +342,10 @@ impl Reporter {
     }
 
     /// Counts an allowed flow at the rule that allows it. Flows that no policy isolates have no rule.
-    fn count_rule(&mut self, observed: &Observed<'_>, known: Option<&Explanation>, cluster_state: &ClusterState) {
+    fn count_rule(&mut self, observed: &Observed<'_>, known: Option<&Explanation>) {
         let by_rule = [Reason::Rule, Reason::Service].iter().any(|reason| *reason as u8 == observed.event.reason);
         match known.and_then(|explanation| explanation.rule.as_ref()) {
-            Some(rule) => self.hits.allowed(rule, observed.count(), observed.time, cluster_state),
+            Some(rule) => self.hits.allowed(rule, observed.count(), observed.time),
             None if by_rule => self.hits.allowed_by_unknown(observed.count()),
             None => {}
         }
@@ -332,13 +373,21 @@ impl Reporter {
             return;
         }
         self.summarized = now;
+        // The clock may have been set.
+        self.boot = boot_time();
         let time = SystemTime::now();
         self.shadow.review(reconciler, time);
         self.hits.review(reconciler, now);
         for summary in self.groups.due(now, time, reconciler.node()) {
             self.keep(SUMMARY_KEY, summary.verdict, Record::Multicast(Box::new(summary)), [None, None], time);
         }
-        for limited in self.limited.due(now, time, reconciler, suppressed) {
+        for LimitedSummary { record: limited, namespace, without_event } in
+            self.limited.due(now, time, reconciler, self.observes, suppressed)
+        {
+            // The agent has counted its own part already.
+            if limited.verdict == FlowVerdict::Shadow {
+                self.shadow.count_other(&namespace, without_event, time);
+            }
             self.keep(SUMMARY_KEY, limited.verdict, Record::RateLimited(limited), [None, None], time);
         }
     }
@@ -393,7 +442,7 @@ impl Explanation {
         (self.own.verdict == FlowVerdict::Allowed) == (verdict == FlowVerdict::Allowed)
     }
 
-    fn add_to(&self, record: &mut netpol_api::FlowRecord) {
+    fn add_to(&self, record: &mut FlowRecord) {
         let own = netpol_api::FlowSide { verdict: record.verdict, ..self.own.clone() };
         *own_side(record) = Some(own);
         let (other, remote) = match record.direction {

@@ -11,6 +11,8 @@ use serde::Serialize;
 
 /// Maximum number of queued lines.
 const QUEUE: usize = 4096;
+/// Maximum size of the queued lines in bytes.
+const MAX_BYTES: usize = 16 << 20;
 
 /// The output.
 #[derive(Debug)]
@@ -40,36 +42,63 @@ impl Shared {
 #[derive(Debug, Default)]
 struct Queue {
     lines: BTreeMap<u64, (u32, Vec<u8>)>,
-    by_key: HashMap<u32, VecDeque<u64>>,
+    by_key: HashMap<u32, LinesOfKey>,
     next: u64,
+    /// The size of all lines.
+    bytes: usize,
     /// Whether no more lines will arrive.
     ended: bool,
     /// Whether writing has failed.
     failed: bool,
 }
 
+/// The lines of a key.
+#[derive(Debug, Default)]
+struct LinesOfKey {
+    /// Their numbers, the oldest first.
+    numbers: VecDeque<u64>,
+    bytes: usize,
+}
+
 impl Queue {
-    /// Adds a line. Returns false if a line was dropped.
-    fn push(&mut self, key: u32, line: Vec<u8>) -> bool {
-        let full = self.lines.len() >= QUEUE;
-        if full {
-            let own = self.by_key.get(&key).map_or(0, VecDeque::len);
-            let longest = self.by_key.iter().max_by_key(|(_, lines)| lines.len());
-            let Some((&longest, _)) = longest.filter(|(_, lines)| lines.len() > own + 1) else { return false };
-            let newest = self.by_key.get_mut(&longest).and_then(VecDeque::pop_back);
-            newest.map(|number| self.lines.remove(&number));
+    /// Adds a line, unless the lines of its key need the most memory. Returns the number of dropped lines.
+    fn push(&mut self, key: u32, line: Vec<u8>) -> usize {
+        let mut dropped = 0;
+        while self.lines.len() >= QUEUE || self.bytes + line.len() > MAX_BYTES {
+            dropped += 1;
+            let own = self.by_key.get(&key).map_or(0, |of_key| of_key.bytes);
+            let largest = self.by_key.iter().max_by_key(|(_, of_key)| of_key.bytes);
+            let larger = largest.filter(|(_, of_key)| of_key.bytes > own + line.len());
+            let newest = larger.and_then(|(_, of_key)| of_key.numbers.back().copied());
+            let Some(newest) = newest else { return dropped };
+            self.remove(newest);
         }
+        let of_key = self.by_key.entry(key).or_default();
+        of_key.numbers.push_back(self.next);
+        of_key.bytes += line.len();
+        self.bytes += line.len();
         self.lines.insert(self.next, (key, line));
-        self.by_key.entry(key).or_default().push_back(self.next);
         self.next += 1;
-        !full
+        dropped
     }
 
     fn pop(&mut self) -> Option<Vec<u8>> {
-        let (_, (key, line)) = self.lines.pop_first()?;
-        if let Some(lines) = self.by_key.get_mut(&key) {
-            lines.pop_front();
-            if lines.is_empty() {
+        let (number, _) = self.lines.first_key_value()?;
+        self.remove(*number)
+    }
+
+    /// Removes a line, the oldest or the newest of its key.
+    fn remove(&mut self, number: u64) -> Option<Vec<u8>> {
+        let (key, line) = self.lines.remove(&number)?;
+        self.bytes -= line.len();
+        if let Some(of_key) = self.by_key.get_mut(&key) {
+            of_key.bytes -= line.len();
+            if of_key.numbers.front() == Some(&number) {
+                of_key.numbers.pop_front();
+            } else {
+                of_key.numbers.pop_back();
+            }
+            if of_key.numbers.is_empty() {
                 self.by_key.remove(&key);
             }
         }
@@ -103,9 +132,8 @@ impl Lines {
         let mut bytes = text::json(&line).into_owned().into_bytes();
         bytes.push(b'\n');
         let mut queue = self.shared.lock();
-        if queue.failed || !queue.push(key, bytes) {
-            self.shared.count_lost(1);
-        }
+        let lost = if queue.failed { 1 } else { queue.push(key, bytes) };
+        self.shared.count_lost(lost);
         self.shared.changed.notify_one();
     }
 
@@ -198,6 +226,24 @@ mod tests {
         }
         // The thread has taken one line, or none yet.
         assert!((100..=101).contains(&lines.lost()), "{}", lines.lost());
+    }
+
+    #[test]
+    fn the_size_of_the_queue_is_bounded() {
+        let mut queue = Queue::default();
+        for _ in 0..100 {
+            assert_eq!(queue.push(1, b"victim".to_vec()), 0);
+        }
+        let mut dropped = 0;
+        for _ in 0..200 {
+            dropped += queue.push(2, vec![0; MAX_BYTES / 100]);
+            assert!(queue.bytes <= MAX_BYTES);
+        }
+        // A line of another pod replaces large ones.
+        assert_eq!(queue.push(3, vec![0; MAX_BYTES / 100 * 3]), 3);
+        assert_eq!((queue.by_key[&1].numbers.len(), queue.by_key[&2].numbers.len()), (100, 200 - dropped - 3));
+        while queue.pop().is_some() {}
+        assert_eq!((queue.bytes, queue.by_key.len()), (0, 0));
     }
 
     /// A reader that starts late.

@@ -1,6 +1,7 @@
 //! Counts the flows that policies in shadow mode would deny, by policies, workloads and port.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use netpol_api::{FlowDirection, FlowEnd, FlowRecord, ShadowDenial, WorkloadEnd};
@@ -8,10 +9,18 @@ use netpol_dataplane::Dataplane;
 use netpol_policy::model::{Mode, PolicyKey};
 
 use super::describe::rfc3339;
+use super::quota::Quota;
 use crate::reconcile::Reconciler;
 
-/// Maximum number of counters. All further flows are counted together.
+/// Maximum number of counters. Further flows of a namespace are counted together.
 const MAX_COUNTERS: usize = 4096;
+/// Maximum number of counters for the pods of a namespace.
+const MAX_OF_NAMESPACE: usize = 512;
+/// Maximum number of counters for flows from one workload to or from the pods of a namespace. All sources that are not pods
+/// count as one. A pod that scans ports therefore leaves room for the flows of others.
+const MAX_OF_SOURCE: usize = 256;
+/// Maximum number of namespaces with a number of further flows.
+const MAX_NAMESPACES: usize = 1024;
 /// Number of minutes for which each counter has the number of flows.
 const MINUTES: usize = 60;
 
@@ -27,6 +36,24 @@ struct ShadowKey {
     reason: String,
 }
 
+impl ShadowKey {
+    /// Returns the namespace of the pod.
+    fn namespace(&self) -> Arc<str> {
+        let pod = match self.direction {
+            FlowDirection::Ingress => &self.to,
+            FlowDirection::Egress => &self.from,
+        };
+        pod.namespace.as_deref().unwrap_or_default().into()
+    }
+
+    /// Returns the namespace of the pod, and the source.
+    fn source(&self) -> Arc<str> {
+        let WorkloadEnd { namespace, workload, pod, .. } = &self.from;
+        let workload = workload.as_ref().map(|workload| (&workload.kind, &workload.name));
+        format!("{} {namespace:?} {workload:?} {pod:?}", self.namespace()).into()
+    }
+}
+
 /// Flows in each of the last minutes.
 #[derive(Clone, Debug, Default)]
 struct FlowsByMinute {
@@ -39,6 +66,10 @@ struct FlowsByMinute {
 impl FlowsByMinute {
     fn add(&mut self, at: SystemTime, flows: u64) {
         let minute = minute_of(at);
+        // The clock was set back: minutes in the future would count as the latest forever.
+        if self.latest > minute + MINUTES as u64 {
+            self.flows.clear();
+        }
         if self.flows.is_empty() {
             self.latest = minute;
             self.flows.push(0);
@@ -85,7 +116,14 @@ struct ShadowCounter {
 pub struct ShadowFlows {
     since: SystemTime,
     counters: HashMap<ShadowKey, ShadowCounter>,
+    namespaces: Quota,
+    sources: Quota,
+    /// Flows without a counter.
     other: FlowsByMinute,
+    /// The same by namespace of the pod.
+    other_by_namespace: HashMap<String, FlowsByMinute>,
+    /// When old counters were removed last.
+    cleaned: SystemTime,
     /// Policies in shadow mode, and since when.
     policies: BTreeMap<PolicyKey, SystemTime>,
     /// The version of the engine when `policies` was set.
@@ -97,7 +135,11 @@ impl Default for ShadowFlows {
         Self {
             since: SystemTime::now(),
             counters: HashMap::new(),
+            namespaces: Quota::new(MAX_COUNTERS, MAX_OF_NAMESPACE),
+            sources: Quota::new(MAX_COUNTERS, MAX_OF_SOURCE),
             other: FlowsByMinute::default(),
+            other_by_namespace: HashMap::new(),
+            cleaned: SystemTime::now(),
             policies: BTreeMap::new(),
             reviewed: None,
         }
@@ -125,12 +167,13 @@ impl ShadowFlows {
             port: record.port,
             reason: record.reason.clone(),
         };
-        if !self.counters.contains_key(&key) && self.counters.len() >= MAX_COUNTERS {
-            let limit = at.checked_sub(Duration::from_mins(MINUTES as u64)).unwrap_or(UNIX_EPOCH);
-            self.counters.retain(|_, counter| counter.last >= limit);
-            if self.counters.len() >= MAX_COUNTERS {
-                return self.count_other(flows, at);
+        if !self.counters.contains_key(&key) {
+            let (namespace, source) = (key.namespace(), key.source());
+            if !self.namespaces.has_room(&namespace) || !self.sources.has_room(&source) {
+                return self.count_other(&namespace, flows, at);
             }
+            self.namespaces.add(&namespace);
+            self.sources.add(&source);
         }
         let new = || ShadowCounter { flows: FlowsByMinute::default(), first: at, last: at };
         let counter = self.counters.entry(key).or_insert_with(new);
@@ -138,9 +181,31 @@ impl ShadowFlows {
         counter.last = counter.last.max(at);
     }
 
-    /// Counts flows that are not known in detail.
-    pub(super) fn count_other(&mut self, flows: u64, at: SystemTime) {
+    /// Counts flows at pods of a namespace that are not known in detail.
+    pub(super) fn count_other(&mut self, namespace: &str, flows: u64, at: SystemTime) {
+        if flows == 0 {
+            return;
+        }
         self.other.add(at, flows);
+        if let Some(other) = self.other_by_namespace.get_mut(namespace) {
+            other.add(at, flows);
+        } else if self.other_by_namespace.len() < MAX_NAMESPACES {
+            self.other_by_namespace.entry(namespace.to_owned()).or_default().add(at, flows);
+        }
+    }
+
+    /// Removes counters without a flow in the last hour, once a minute.
+    fn remove_old(&mut self, now: SystemTime) {
+        // An error means that the clock was set back.
+        if now.duration_since(self.cleaned).is_ok_and(|passed| passed < Duration::from_mins(1)) {
+            return;
+        }
+        self.cleaned = now;
+        let limit = now.checked_sub(Duration::from_mins(MINUTES as u64)).unwrap_or(UNIX_EPOCH);
+        self.counters.retain(|_, counter| counter.last >= limit);
+        self.other_by_namespace.retain(|_, flows| flows.since(limit) > 0);
+        self.namespaces.set(self.counters.keys().map(ShadowKey::namespace));
+        self.sources.set(self.counters.keys().map(ShadowKey::source));
     }
 
     /// Returns the counters with flows since this time, those with the most flows first.
@@ -168,8 +233,14 @@ impl ShadowFlows {
         self.other.since(since)
     }
 
-    /// Finds out which policies are in shadow mode, if objects have changed.
+    /// Returns the flows since this time, at pods of a namespace, that are in no counter.
+    pub fn other_of(&self, namespace: &str, since: SystemTime) -> u64 {
+        self.other_by_namespace.get(namespace).map_or(0, |other| other.since(since))
+    }
+
+    /// Removes old counters, and finds out which policies are in shadow mode, if objects have changed.
     pub(super) fn review<D: Dataplane>(&mut self, reconciler: &Reconciler<D>, now: SystemTime) {
+        self.remove_old(now);
         let version = reconciler.engine_version();
         if self.reviewed == Some(version) {
             return;
@@ -241,9 +312,11 @@ mod tests {
                 verdict: FlowVerdict::Shadow,
                 reason: "no-rule".into(),
                 policies: vec!["shop/db".into()],
+                policy_count: None,
                 rule: None,
                 nearest: None,
                 fix: None,
+                fix_omitted: false,
             }),
             unexplained: None,
             revoked_by: None,
@@ -283,15 +356,44 @@ mod tests {
     fn the_number_of_counters_is_bounded() {
         let mut shadow = ShadowFlows::default();
         let now = SystemTime::now();
-        for port in 0..2 * MAX_COUNTERS {
-            shadow.count(&record("web-1", u16::try_from(port).expect("not a port")), 1, now);
+        let port = |port: usize| u16::try_from(port).expect("not a port");
+        for number in 0..2 * MAX_COUNTERS {
+            shadow.count(&record("web-1", port(number)), 1, now);
         }
         let since = now.checked_sub(Duration::from_mins(5)).expect("the clock is before 1970");
-        assert_eq!(shadow.denials(since).len(), MAX_COUNTERS);
-        assert_eq!(shadow.other(since), MAX_COUNTERS as u64);
+        assert_eq!(shadow.denials(since).len(), MAX_OF_SOURCE);
+        let other = (2 * MAX_COUNTERS - MAX_OF_SOURCE) as u64;
+        assert_eq!(
+            (shadow.other(since), shadow.other_of("shop", since), shadow.other_of("bank", since)),
+            (other, other, 0)
+        );
+        // Other sources and other namespaces have room.
+        let of = |source: &str, namespace: &str, number: usize| {
+            let mut record = record(source, port(number));
+            (record.from.workload, record.to.namespace) = (None, Some(namespace.to_owned()));
+            record
+        };
+        shadow.count(&of("job", "shop", 0), 1, now);
+        assert_eq!((shadow.denials(since).len(), shadow.other(since)), (MAX_OF_SOURCE + 1, other));
+        for number in 0..2 * MAX_COUNTERS {
+            shadow.count(&of(&format!("web-{number}"), "bank", 0), 1, now);
+        }
+        assert_eq!(shadow.denials(since).len(), MAX_OF_SOURCE + 1 + MAX_OF_NAMESPACE);
+        shadow.count_other("bank", 7, now);
+        assert_eq!(shadow.other_of("bank", since), (2 * MAX_COUNTERS - MAX_OF_NAMESPACE) as u64 + 7);
         let later = now + Duration::from_hours(2);
+        shadow.remove_old(later);
         shadow.count(&record("web-1", 60_000), 1, later);
-        assert_eq!(shadow.denials(since).len(), 1);
+        assert_eq!((shadow.denials(since).len(), shadow.other_of("bank", since)), (1, 0));
+    }
+
+    #[test]
+    fn flows_are_counted_by_time_after_the_clock_was_set_back() {
+        let mut flows = FlowsByMinute::default();
+        let start = UNIX_EPOCH + Duration::from_hours(500_000);
+        flows.add(start + Duration::from_hours(24), 5);
+        flows.add(start, 1);
+        assert_eq!((flows.since(start), flows.since(start + Duration::from_mins(1))), (1, 0));
     }
 
     #[test]

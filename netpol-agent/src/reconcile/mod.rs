@@ -31,6 +31,7 @@ mod startup;
 mod suspension;
 pub mod task;
 mod tunnels;
+mod unevaluated;
 mod unprotected;
 mod waiting;
 mod work;
@@ -92,6 +93,8 @@ pub struct Options {
     pub policy_memory: Option<u64>,
     /// The namespace in which agents run. Its annotations can suspend enforcement in all namespaces.
     pub agent_namespace: Arc<str>,
+    /// Whether nothing is enforced.
+    pub observe: bool,
     /// When containers could start; `None`: no start gate holds them.
     pub container_starts: Option<ContainerStarts>,
 }
@@ -107,6 +110,7 @@ impl Options {
             tunnels_to_node: false,
             policy_memory: None,
             agent_namespace: AGENT_NAMESPACE.into(),
+            observe: false,
             container_starts: None,
         }
     }

@@ -29,6 +29,7 @@ fn query_denied() -> FlowRecord {
             verdict: FlowVerdict::Denied,
             reason: "no-rule".into(),
             policies: vec!["shop/web-policy".into()],
+            policy_count: None,
             rule: None,
             nearest: Some(FlowRule {
                 policy: "shop/web-policy".into(),
@@ -36,6 +37,7 @@ fn query_denied() -> FlowRecord {
                 unmet_conditions: Vec::new(),
             }),
             fix: None,
+            fix_omitted: false,
         }),
         ingress: None,
         unexplained: None,

@@ -23,6 +23,16 @@ pub(crate) struct KubeOptions {
     pub(crate) context: Option<String>,
 }
 
+/// How to reach the API server, in commands that do not use the agents.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ApiOptions {
+    #[command(flatten)]
+    pub(crate) kube: KubeOptions,
+    /// The time that the API server has for each response
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    pub(crate) request_timeout: Duration,
+}
+
 /// How to find the agents, and which of them.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct AgentOptions {
@@ -262,7 +272,7 @@ pub(crate) struct WhyOptions {
     #[arg(value_name = "POD")]
     pub(crate) pod: EndMatch,
     #[command(flatten)]
-    pub(crate) kube: KubeOptions,
+    pub(crate) api: ApiOptions,
     /// The namespace. Default: that of the context
     #[arg(short, long, value_name = "NAMESPACE")]
     pub(crate) namespace: Option<String>,
@@ -301,10 +311,10 @@ pub(crate) struct SuspendOptions {
     #[arg(long = "for", value_name = "DURATION", value_parser = crate::suspend::duration)]
     pub(crate) duration: Duration,
     /// Why; stored with the suspension and reported by the agents
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = crate::suspend::reason)]
     pub(crate) reason: String,
     #[command(flatten)]
-    pub(crate) kube: KubeOptions,
+    pub(crate) api: ApiOptions,
     /// The namespace of the agents
     #[arg(long, value_name = "NAMESPACE", default_value = AGENT_NAMESPACE)]
     pub(crate) agent_namespace: String,
@@ -319,7 +329,7 @@ pub(crate) struct ResumeOptions {
     #[command(flatten)]
     pub(crate) scope: SuspendScope,
     #[command(flatten)]
-    pub(crate) kube: KubeOptions,
+    pub(crate) api: ApiOptions,
     /// The namespace of the agents
     #[arg(long, value_name = "NAMESPACE", default_value = AGENT_NAMESPACE)]
     pub(crate) agent_namespace: String,

@@ -1,6 +1,6 @@
 //! `netpol policies`: what each policy selects, and the flows of each rule, on all nodes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write;
 
 use anyhow::Result;
@@ -12,10 +12,17 @@ use super::selected_pods;
 use crate::Exit;
 use crate::args::{ListOptions, Output};
 use crate::color::ColorMode;
-use crate::columns::{TextCell, TextTable, Tone, number, table_width, text};
-use crate::output::print_items;
+use crate::columns::{TextCell, TextTable, Tone, number, some_of, table_width, text};
+use crate::output::{NotEvaluated, print_items};
 use crate::remote::{Answer, Fleet, runtime};
 use crate::scope::Scope;
+use crate::table::counted;
+
+/// The number of rules of a policy in the table.
+const RULES_SHOWN: usize = 100;
+
+/// The number of nodes that are named for a policy.
+const NODES_SHOWN: usize = 3;
 
 pub(crate) fn run(options: &ListOptions, out: &mut impl Write) -> Result<Exit> {
     runtime()?.block_on(list(options, out))
@@ -54,10 +61,18 @@ struct Policy {
     mode: PolicyMode,
     #[serde(skip_serializing_if = "Option::is_none")]
     suspended_until: Option<String>,
+    /// Whether a policy in shadow mode is evaluated on all nodes. If not, flows that it would deny are not counted.
+    evaluated: bool,
+    /// The nodes on which it is not evaluated for all pods.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    not_evaluated_on: Vec<NotEvaluated>,
     directions: Vec<FlowDirection>,
     /// The pods that it selects, on the nodes that responded.
     pods: BTreeSet<String>,
     rules: Vec<RuleStatus>,
+    /// The position of each path in `rules`.
+    #[serde(skip)]
+    rule_positions: HashMap<String, usize>,
     denied_flows: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_denied: Option<String>,
@@ -74,9 +89,12 @@ impl Policy {
             name: first.name.clone(),
             mode: first.mode,
             suspended_until: first.suspended_until.clone(),
+            evaluated: true,
+            not_evaluated_on: Vec::new(),
             directions: first.directions.clone(),
             pods: BTreeSet::new(),
             rules: Vec::new(),
+            rule_positions: HashMap::new(),
             denied_flows: 0,
             last_denied: None,
             shadow_denied_flows: 0,
@@ -91,16 +109,21 @@ impl Policy {
         self.shadow_denied_flows += status.shadow_denied_flows;
         self.last_denied = self.last_denied.take().max(status.last_denied.clone());
         self.diagnostics.extend(status.diagnostics.iter().cloned());
+        if !status.evaluated {
+            self.evaluated = false;
+            self.not_evaluated_on.push(NotEvaluated::new(node, status.not_evaluated_because.as_deref()));
+        }
         if status.partial.is_some() {
             self.partial_on.push(node.to_owned());
         }
         for rule in &status.rules {
-            match self.rules.iter_mut().find(|known| known.path == rule.path) {
-                Some(known) => {
-                    known.flows += rule.flows;
-                    known.last_flow = known.last_flow.take().max(rule.last_flow.clone());
-                }
-                None => self.rules.push(rule.clone()),
+            if let Some(position) = self.rule_positions.get(&rule.path) {
+                let known = &mut self.rules[*position];
+                known.flows += rule.flows;
+                known.last_flow = known.last_flow.take().max(rule.last_flow.clone());
+            } else {
+                self.rule_positions.insert(rule.path.clone(), self.rules.len());
+                self.rules.push(rule.clone());
             }
         }
     }
@@ -140,6 +163,7 @@ fn print(
     ]);
     for policy in policies {
         let mode = match (policy.mode, &policy.suspended_until) {
+            (PolicyMode::Shadow, _) if !policy.evaluated => TextCell::toned("not evaluated", Some(Tone::Bad)),
             (PolicyMode::Shadow, _) => TextCell::toned("shadow", Some(Tone::Notice)),
             (PolicyMode::Enforce, Some(_)) => TextCell::toned("suspended", Some(Tone::Bad)),
             (PolicyMode::Enforce, None) => "enforce".into(),
@@ -153,7 +177,7 @@ fn print(
             policy.shadow_denied_flows.into(),
             policy.last_denied.as_deref().unwrap_or_default().into(),
         ]);
-        for rule in &policy.rules {
+        for rule in policy.rules.iter().take(RULES_SHOWN) {
             let (empty, path) = (|| TextCell::from(""), format!("  {}", rule.path));
             let last = match &rule.last_flow {
                 Some(time) => time.into(),
@@ -166,6 +190,14 @@ fn print(
     table.print(out, width, color)?;
     for policy in policies {
         let name = format!("{}/{}", policy.namespace, policy.name);
+        if !policy.evaluated {
+            let nodes: Vec<String> = policy.not_evaluated_on.iter().map(ToString::to_string).collect();
+            writeln!(out, "{}: NOT EVALUATED on {}", Safe(&name), Safe(some_of(&nodes, NODES_SHOWN)))?;
+        }
+        let more = policy.rules.len().saturating_sub(RULES_SHOWN);
+        if more > 0 {
+            writeln!(out, "{}: {}: see -o json", Safe(&name), counted(more, "more rule"))?;
+        }
         if !policy.partial_on.is_empty() {
             writeln!(out, "{}: only partly enforced on {}", Safe(&name), Safe(policy.partial_on.join(", ")))?;
         }

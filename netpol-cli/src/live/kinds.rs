@@ -10,8 +10,8 @@ use tokio::time::timeout;
 
 use crate::remote::{Kube, explain_error};
 
-/// The time for the list of API groups.
-const RESPONSE_TIME: Duration = Duration::from_secs(10);
+/// The time for the list of API groups, which is short.
+const GROUPS_TIME: Duration = Duration::from_secs(10);
 
 /// A kind of objects.
 #[derive(Clone, Debug)]
@@ -95,8 +95,8 @@ fn used((group, version, name, plural, title, is_namespaced): &Row) -> Kind {
 }
 
 /// Returns the kinds that netpol evaluates, and the policies of other kinds that the cluster has.
-pub(super) async fn all(kube: &Kube) -> Result<Vec<Kind>> {
-    let groups = timeout(RESPONSE_TIME, kube.client.list_api_groups()).await;
+pub(super) async fn all(kube: &Kube, limit: Duration) -> Result<Vec<Kind>> {
+    let groups = timeout(limit.min(GROUPS_TIME), kube.client.list_api_groups()).await;
     let groups = groups.map_err(|_| anyhow!("the API server did not respond; check the kubeconfig and the network"))?;
     let groups = groups.map_err(|error| anyhow!("cannot use the API server: {}", explain_error(&error)))?.groups;
     let version = |name: &str| {

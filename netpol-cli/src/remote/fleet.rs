@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
 use kube::api::ListParams;
 use netpol_api::format_duration;
@@ -23,10 +23,11 @@ use super::kubernetes::{Kube, explain_error, has_kubeconfig};
 use crate::Exit;
 use crate::args::AgentOptions;
 use crate::message::message;
+use crate::shell::quoted;
 use crate::table::counted;
 
 /// The label of the agents' pods, in deploy/base/daemonset.yaml.
-const AGENT_LABEL: &str = "app=netpol-agent";
+pub(crate) const AGENT_LABEL: &str = "app=netpol-agent";
 /// The number of connections that are opened at a time.
 const PARALLEL: usize = 64;
 /// The time after which the nodes without a response are printed, if standard error is a terminal.
@@ -45,6 +46,8 @@ pub(crate) struct Fleet {
     pub(crate) kube: Option<Kube>,
     request_timeout: Duration,
     agent_namespace: String,
+    /// The start of kubectl commands for the agents' pods, with the context in use.
+    kubectl: String,
 }
 
 /// An agent.
@@ -80,6 +83,7 @@ impl Fleet {
                 kube: None,
                 request_timeout,
                 agent_namespace: String::new(),
+                kubectl: String::new(),
             });
         }
         let kube = Kube::open(&options.kube).await?;
@@ -90,6 +94,7 @@ impl Fleet {
             kube: None,
             request_timeout,
             agent_namespace: options.agent_namespace.clone(),
+            kubectl: format!("kubectl {}-n {}", kube.kubectl_options, quoted(&options.agent_namespace)),
         };
         fleet.discover(&kube, &options.nodes).await?;
         fleet.kube = Some(kube);
@@ -113,6 +118,7 @@ impl Fleet {
                 bail!("cannot list the agents: the API server did not respond; check the kubeconfig and the network")
             }
         };
+        let kubectl = self.kubectl.clone();
         let wanted: BTreeSet<&String> = nodes.iter().collect();
         let mut by_node: BTreeMap<String, Pod> = BTreeMap::new();
         for pod in pods {
@@ -128,10 +134,7 @@ impl Fleet {
         }
         for node in wanted {
             if !by_node.contains_key(node) {
-                self.fail(
-                    node,
-                    format!("no agent runs there; see `kubectl -n {namespace} get pods -l {AGENT_LABEL} -o wide`"),
-                );
+                self.fail(node, format!("no agent runs there; see `{kubectl} get pods -l {AGENT_LABEL} -o wide`"));
             }
         }
         if by_node.is_empty() && self.failures.is_empty() {
@@ -145,7 +148,7 @@ impl Fleet {
             if phase != "Running" {
                 self.failures.push(Failure {
                     node,
-                    error: format!("pod {name} is {phase}; see `kubectl -n {namespace} describe pod {name}`"),
+                    error: format!("pod {name} is {phase}; see `{kubectl} describe pod {}`", quoted(&name)),
                 });
                 continue;
             }
@@ -216,7 +219,9 @@ impl Fleet {
     fn silent(&self, agent: &Agent, limit: Duration) -> String {
         let next = match &agent.route {
             Route::Socket(_) => String::new(),
-            Route::Exec { pod, .. } => format!("; see `kubectl -n {} logs {pod}`", self.agent_namespace),
+            Route::Exec { pod, .. } => {
+                format!("; see `{} logs {}`", self.kubectl, quoted(pod))
+            }
         };
         format!("no response within {}{next}", format_duration(limit))
     }
@@ -239,14 +244,24 @@ impl Fleet {
         self.failures.retain(|failure| !of_agents.contains(&failure.node));
     }
 
-    /// Whether a node has an agent, or was reported without one.
-    pub(crate) fn has(&self, node: &str) -> bool {
-        self.agents.iter().any(|agent| agent.node == node) || self.failures.iter().any(|failure| failure.node == node)
+    /// Records the nodes on which no agent runs. The error is a message.
+    pub(crate) async fn find_nodes_without_agent(&mut self) -> Result<(), String> {
+        let Some(kube) = &self.kube else { return Ok(()) };
+        let api: Api<Node> = Api::all(kube.client.clone());
+        let nodes = timeout(self.request_timeout.max(API_TIME), api.list_metadata(&ListParams::default())).await;
+        let nodes = nodes.map_err(|_| "the API server did not respond".to_owned())?;
+        let nodes = nodes.map_err(|error| explain_error(&error))?;
+        for node in nodes.items.into_iter().filter_map(|node| node.metadata.name) {
+            if !self.has(&node) {
+                self.fail(&node, "no agent runs there; policies are not enforced on this node".to_owned());
+            }
+        }
+        Ok(())
     }
 
-    /// The time that a node has to respond.
-    pub(crate) const fn request_timeout(&self) -> Duration {
-        self.request_timeout
+    /// Whether a node has an agent, or was reported without one.
+    fn has(&self, node: &str) -> bool {
+        self.agents.iter().any(|agent| agent.node == node) || self.failures.iter().any(|failure| failure.node == node)
     }
 
     /// The nodes of agents that have not failed.

@@ -7,6 +7,7 @@ use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use netpol_policy::text::error_chain;
 
 use crate::args::KubeOptions;
+use crate::shell::quoted;
 
 /// A client, and the namespace of its context.
 #[derive(Clone)]
@@ -14,14 +15,15 @@ pub(crate) struct Kube {
     pub(crate) client: kube::Client,
     /// The namespace of the context.
     pub(crate) namespace: String,
-    /// The options of kubectl with which it uses the same cluster: `--context staging `, or nothing.
+    /// The options with which kubectl and netpol use the same cluster, for a shell: `--context staging `. Empty in a pod,
+    /// without a kubeconfig.
     pub(crate) kubectl_options: String,
 }
 
 impl Kube {
     /// Creates a client, without connecting.
     pub(crate) async fn open(options: &KubeOptions) -> Result<Self> {
-        let mut config = config(options).await?;
+        let (mut config, context) = config(options).await?;
         // A request that fails is reported at once, instead of being repeated for minutes.
         config.default_retry = false;
         let namespace = config.default_namespace.clone();
@@ -30,10 +32,10 @@ impl Kube {
         let mut kubectl_options = String::new();
         for (name, value) in [
             ("--kubeconfig", options.kubeconfig.as_ref().map(|path| path.display().to_string())),
-            ("--context", options.context.clone()),
+            ("--context", context),
         ] {
             if let Some(value) = value {
-                kubectl_options.extend([name, " ", &value, " "]);
+                kubectl_options.extend([name, " ", &quoted(&value), " "]);
             }
         }
         Ok(Self { client, namespace, kubectl_options })
@@ -47,17 +49,21 @@ pub(super) fn has_kubeconfig(options: &KubeOptions) -> bool {
     options.kubeconfig.is_some() || options.context.is_some() || is_set("KUBECONFIG") || default()
 }
 
-async fn config(options: &KubeOptions) -> Result<Config> {
+/// Returns the configuration, and the name of the context in use.
+async fn config(options: &KubeOptions) -> Result<(Config, Option<String>)> {
     if !has_kubeconfig(options) {
         return Config::incluster()
+            .map(|config| (config, None))
             .map_err(|_| anyhow!("no kubeconfig found; set --kubeconfig or $KUBECONFIG, or use --socket on a node"));
     }
     let read = |path: Option<&Path>| path.map_or_else(Kubeconfig::read, Kubeconfig::read_from);
     let path = options.kubeconfig.as_deref();
     let kubeconfig = read(path).map_err(|error| anyhow!("cannot read the kubeconfig: {}", error_chain(&error)))?;
+    let context = options.context.clone().or_else(|| kubeconfig.current_context.clone());
     let selected = KubeConfigOptions { context: options.context.clone(), ..KubeConfigOptions::default() };
     let config = Config::from_custom_kubeconfig(kubeconfig, &selected).await;
-    config.map_err(|error| anyhow!("{}", error_chain(&error))).context("cannot use the kubeconfig")
+    let config = config.map_err(|error| anyhow!("{}", error_chain(&error))).context("cannot use the kubeconfig")?;
+    Ok((config, context))
 }
 
 /// Returns why a request to the API server failed, for a message.

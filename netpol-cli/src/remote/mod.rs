@@ -13,7 +13,7 @@ mod fleet;
 mod http;
 mod kubernetes;
 
-pub(crate) use fleet::{Answer, Failure, Fleet, progress};
+pub(crate) use fleet::{AGENT_LABEL, Answer, Failure, Fleet, progress};
 pub(crate) use http::Lines;
 pub(crate) use kubernetes::{Kube, explain_error};
 

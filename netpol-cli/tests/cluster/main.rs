@@ -10,4 +10,5 @@ mod flows;
 mod nodes;
 mod objects;
 mod pipes;
+mod suspension;
 mod tables;

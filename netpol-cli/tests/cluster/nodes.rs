@@ -35,7 +35,7 @@ fn of_20_nodes_a_silent_one_is_named_within_2_seconds() {
         assert_eq!(run.out.lines().count(), 21, "a heading and a row for each node: {}", run.out);
         assert!(run.out.lines().nth(1).is_some_and(|line| line.starts_with("n07   no response")), "{}", run.out);
         let expected = "\
-node n07: no response within 1500ms; see `kubectl -n kube-system logs netpol-agent-n07`
+node n07: no response within 1500ms; see `kubectl --context test -n kube-system logs netpol-agent-n07`
 netpol: 1 node did not respond; the output is about the others (exit code 5)
 ";
         assert_eq!(run.err, expected);
@@ -66,8 +66,8 @@ fn each_node_without_a_response_is_a_line_with_the_cause() {
         node n2: forbidden; an administrator can grant it with deploy/components/viewer
         node n3: connection closed: the API server closed the connection to the pod
         node n4: connection closed: error: unrecognized subcommand 'connect' (command terminated with non-zero exit code: exit status 1)
-        node n5: pod netpol-agent-n5 is Pending; see `kubectl -n kube-system describe pod netpol-agent-n5`
-        node n6: no response within 700ms; see `kubectl -n kube-system logs netpol-agent-n6`
+        node n5: pod netpol-agent-n5 is Pending; see `kubectl --context test -n kube-system describe pod netpol-agent-n5`
+        node n6: no response within 700ms; see `kubectl --context test -n kube-system logs netpol-agent-n6`
         node n7: the agent rejected the request: no such path
         node n8: the agent's response is not valid: invalid type: integer `1`, expected a string at line 1 column 12 (the agent may have another version)
         node n9: no agent runs there; policies are not enforced on this node
@@ -98,7 +98,11 @@ fn agents_are_found_by_label_namespace_and_node() {
     assert_eq!((run.code, run.err.as_str(), run.out.lines().count()), (0, "", 2), "{}", run.out);
     let run = cluster.netpol(&["status", "--node", "n2", "--node", "n3"]);
     assert_eq!(run.code, 5);
-    assert!(run.err.starts_with("node n3: no agent runs there; see `kubectl -n kube-system get pods"), "{}", run.err);
+    assert!(
+        run.err.starts_with("node n3: no agent runs there; see `kubectl --context test -n kube-system get pods"),
+        "{}",
+        run.err
+    );
     let run = cluster.netpol(&["status", "--agent-namespace", "other"]);
     assert_eq!(run.code, 3);
     assert!(run.err.contains("namespace other has no pod with the label app=netpol-agent"), "{}", run.err);
@@ -194,4 +198,39 @@ fn wait_holds_if_it_holds_on_all_nodes() {
     ]);
     let run = cluster.netpol(&["wait", "--for", "policy/shop/db"]);
     assert_eq!(run.code, 5, "{}", run.err);
+}
+
+#[test]
+fn wait_counts_nodes_without_an_agent() {
+    let waited = Agent::default().responds("/v1/wait", &waited("n1", WaitOutcome::Met));
+    let cluster = Cluster::start(&[("n1", Behavior::Responds, waited)]);
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n2"}});
+    cluster.server.apply(node).expect("a node");
+    let run = cluster.netpol(&["wait", "--for", "policy/shop/db"]);
+    assert_eq!(run.code, 5, "{}", run.out);
+    assert!(
+        run.err.starts_with("node n2: no agent runs there; policies are not enforced on this node\n"),
+        "{}",
+        run.err
+    );
+    // A pod is on one node.
+    for arguments in [&["--for", "pod/shop/db-0"][..], &["--for", "policy/shop/db", "--node", "n1"]] {
+        let run = cluster.netpol(&[&["wait"], arguments].concat());
+        assert_eq!((run.code, run.err.as_str()), (0, ""), "{arguments:?}");
+    }
+    cluster.server.set_rules(Rules::all().without(Resource::Nodes, None));
+    let run = cluster.netpol(&["wait", "--for", "policy/shop/db"]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    assert!(
+        run.err.starts_with("nodes without an agent are unknown, cannot list nodes: nodes is forbidden"),
+        "{}",
+        run.err
+    );
+}
+
+#[test]
+fn hints_can_be_pasted_into_a_shell() {
+    let cluster = Cluster::start(&[("n1", Behavior::Responds, agent("n1"))]);
+    let run = cluster.netpol(&["status", "--node", "n9", "--agent-namespace", "a;b"]);
+    assert!(run.err.contains("see `kubectl --context test -n 'a;b' get pods"), "{}", run.err);
 }

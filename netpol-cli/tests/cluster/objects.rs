@@ -1,8 +1,8 @@
-//! Commands that use the objects of the API server, with the caller's rights: `explain`, `why`, `suspend`, `resume`.
+//! Commands that use the objects of the API server, with the caller's rights: `explain` and `why`.
 
 use expect_test::expect;
 use netpol_api::{ExplainResponse, FlowDirection, FlowVerdict, TableVerdict};
-use netpol_apiserver::{Resource, Rules};
+use netpol_apiserver::{Effect, Fault, Resource, Rules};
 use serde_json::{Value, json};
 
 use crate::agents::{Agent, Behavior, Cluster};
@@ -219,45 +219,11 @@ fn why_needs_only_rights_in_the_namespace() {
 }
 
 #[test]
-fn suspend_and_resume_change_annotations_of_the_namespace() {
+fn why_does_not_wait_for_events_forever() {
     let cluster = shop(&[]);
-    let annotations = |namespace: &str| {
-        let namespace = cluster.server.get(Resource::Namespaces, "", namespace).expect("a namespace");
-        namespace["metadata"]["annotations"].clone()
-    };
-    // The right to change only this namespace.
-    cluster.server.set_rules(Rules::none().allow_in(Some("shop"), &[""], &["namespaces"], &["get", "patch"]));
-    let run = cluster.netpol(&["suspend", "-n", "shop", "--for", "30m", "--reason", "it's incident 4711"]);
-    assert_eq!((run.code, run.err.as_str()), (0, ""));
-    let set = annotations("shop");
-    let until = set["netpol.io/suspended-until"].as_str().expect("a time");
-    assert_eq!(set["netpol.io/suspended-reason"], "it's incident 4711");
-    let lines: Vec<&str> = run.out.lines().collect();
-    assert_eq!(lines[0], format!("enforcement of namespace shop is suspended until {until}"));
-    assert!(lines[1].starts_with("by jane at 20") && lines[1].ends_with("Z: it's incident 4711"), "{}", lines[1]);
-    let command = format!(
-        "same as:  kubectl annotate namespace shop netpol.io/suspended-until={until} \
-         netpol.io/suspended-reason='it'\\''s incident 4711' --overwrite"
-    );
-    assert_eq!(lines[2..], [command.as_str(), "to end:   netpol resume -n shop"]);
-    let run = cluster.netpol(&["resume", "-n", "shop", "-o", "json"]);
-    let output: Value = serde_json::from_str(&run.out).expect("JSON");
-    assert_eq!(
-        (&output["scope"], &output["until"], &output["user"]),
-        (&json!("namespace"), &json!(null), &json!("jane"))
-    );
-    assert!(annotations("shop")["netpol.io/suspended-until"].is_null());
-    let run = cluster.netpol(&["resume", "-n", "shop"]);
-    assert!(run.out.starts_with("enforcement of namespace shop was not suspended\n"), "{}", run.out);
-    let run = cluster.netpol(&["suspend", "--cluster", "--agent-namespace", "ops", "--for", "1h", "--reason", "x"]);
-    assert_eq!(run.code, 3);
-    assert!(run.err.contains("it needs the verbs get and patch on this Namespace"), "{}", run.err);
-    cluster.server.set_rules(Rules::all());
-    let run = cluster.netpol(&["suspend", "--cluster", "--agent-namespace", "ops", "--for", "1h", "--reason", "x"]);
-    assert!(run.out.starts_with("enforcement of the cluster is suspended until 20"), "{}", run.out);
-    assert!(annotations("ops")["netpol.io/suspend-cluster-until"].is_string());
-    for arguments in [&["--for", "1h"][..], &["-n", "a", "--cluster", "--for", "1h"], &["-n", "a", "--for", "25h"]] {
-        let run = cluster.netpol(&[&["suspend", "--reason", "x"], arguments].concat());
-        assert_eq!(run.code, 2, "{arguments:?}");
-    }
+    cluster.server.inject(Fault::new(Effect::hang()).resource(Resource::Events));
+    let run = cluster.netpol(&["why", "pod/db-0", "-n", "shop", "--request-timeout", "2s"]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    let expected = "pod shop/db-0: denials are unknown, cannot list Events: the API server did not respond within 2s";
+    assert!(run.unwrapped().starts_with(expected), "{}", run.out);
 }

@@ -1,7 +1,7 @@
 //! Tables of all nodes.
 
 use expect_test::expect;
-use netpol_api::{ConflictStatus, MapStatus, Pending, PodStatus, PolicyMode, Suspension};
+use netpol_api::{ConflictStatus, MapStatus, Pending, PodStatus, PolicyMode, RuleStatus, Suspension};
 use serde_json::{Value, json};
 
 use crate::agents::{Agent, Behavior, Cluster};
@@ -160,6 +160,57 @@ fn policies_have_the_flows_of_all_nodes_and_rules_never_used() {
         serde_json::from_str(&cluster.netpol(&["policies", "-n", "shop", "-o", "json"]).out).expect("JSON");
     assert_eq!(output["items"][0]["pods"], json!(["shop/db-0", "shop/db-1"]));
     assert_eq!(output["items"][0]["rules"][0]["flows"], 7);
+}
+
+#[test]
+fn a_policy_that_is_not_evaluated_has_not_denied_nothing() {
+    let because = "the memory for policies is used up";
+    let mut second = shadow("n2", 0);
+    second.policies[0].evaluated = false;
+    second.policies[0].not_evaluated_because = Some(because.into());
+    let mut listed = policies("n2", &["shop/db-0"], 0);
+    (listed.items[0].mode, listed.items[0].evaluated) = (PolicyMode::Shadow, false);
+    listed.items[0].not_evaluated_because = Some(because.into());
+    let mut suppressed = shadow("n1", 0);
+    suppressed.policies[0].policy = "shop/web-next".into();
+    suppressed.policies[0].other_flows = 9;
+    let cluster = cluster([
+        Agent::default().responds("/v1/shadow", &suppressed),
+        Agent::default().responds("/v1/shadow", &second).responds("/v1/policies", &listed),
+    ]);
+    expect![[r#"
+        shop/db-next: NOT EVALUATED on n2 (the memory for policies is used up)
+        shop/db-next (1 pod, in shadow mode since 2026-11-29T11:15:00Z): denials are
+          unknown
+        shop/web-next (1 pod, in shadow mode since 2026-11-29T11:15:00Z): denials are
+          unknown: 9 flows of its namespace are not listed
+    "#]]
+    .assert_eq(&cluster.netpol(&["shadow", "report", "-A"]).out);
+    let output = cluster.netpol(&["shadow", "report", "-A", "-o", "json"]).out;
+    let output: Value = serde_json::from_str(&output).expect("JSON");
+    let expected = json!([{"node": "n2", "reason": because}]);
+    assert_eq!((&output["items"][0]["evaluated"], &output["items"][0]["notEvaluatedOn"]), (&json!(false), &expected));
+    let run = cluster.netpol(&["policies", "-A", "--node", "n2"]);
+    assert!(run.out.contains("\nshop/db            not evaluated "), "{}", run.out);
+    let expected = "\nshop/db: NOT EVALUATED on n2 (the memory for policies is used up)\n";
+    assert!(run.out.contains(expected), "{}", run.out);
+}
+
+#[test]
+fn the_table_has_100_of_10_000_rules_and_the_flows_of_all() {
+    let list = |node: &str| {
+        let mut list = policies(node, &["shop/db-0"], 1);
+        let rule = list.items[0].rules[0].clone();
+        let rules = (0..10_000).map(|index| RuleStatus { path: format!("spec.ingress[{index}]"), ..rule.clone() });
+        list.items[0].rules = rules.collect();
+        Agent::default().responds("/v1/policies", &list)
+    };
+    let cluster = cluster([list("n1"), list("n2")]);
+    let run = cluster.netpol(&["policies", "-A", "--request-timeout", "10s"]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    assert_eq!(run.out.lines().filter(|line| line.starts_with("  spec.ingress[")).count(), 100);
+    assert!(run.out.contains("\nshop/db: 9900 more rules: see -o json\n"), "{}", run.out);
+    assert!(run.out.contains("   20000 "), "the flows of all rules: {}", run.out);
 }
 
 #[test]

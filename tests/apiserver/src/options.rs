@@ -28,6 +28,10 @@ pub struct Options {
     pub http2: bool,
     /// The protocols of commands in pods, most preferred first.
     pub exec_protocols: &'static [&'static str],
+    /// The `Date` header of all responses; `None` sends the current time.
+    pub date: Option<&'static str>,
+    /// Whether a client that asks for its own name gets a response.
+    pub self_reviews: bool,
 }
 
 impl Default for Options {
@@ -44,6 +48,8 @@ impl Default for Options {
             first_version: 1,
             http2: true,
             exec_protocols: &["v5.channel.k8s.io", "v4.channel.k8s.io"],
+            date: None,
+            self_reviews: true,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use hyper::header::{ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, DATE, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
 
 use crate::body::Body;
@@ -47,8 +47,12 @@ pub(crate) async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> 
         state.requests.len() - 1
     };
     shared.throttle().await;
-    let response = handle(&shared, request, target).await?;
-    if let Some(request) = shared.lock().requests.get_mut(index) {
+    let mut response = handle(&shared, request, target).await?;
+    let mut state = shared.lock();
+    if let Some(date) = state.date {
+        response.headers_mut().insert(DATE, HeaderValue::from_static(date));
+    }
+    if let Some(request) = state.requests.get_mut(index) {
         request.status = Some(response.status().as_u16());
     }
     Ok(response)
@@ -71,6 +75,10 @@ async fn handle(
         return Ok(exec::respond(shared, &command, request).await.unwrap_or_else(|status| error_response(&status)));
     }
     if (request.method(), request.uri().path()) == (&Method::POST, SELF_REVIEW) {
+        let is_served = shared.lock().self_reviews;
+        if !is_served {
+            std::future::pending::<()>().await;
+        }
         return Ok(json(StatusCode::CREATED, self_review(&user)));
     }
     let target = match target {
@@ -229,8 +237,8 @@ fn head(code: StatusCode, kind: &'static str, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = code;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
-    headers.insert(CACHE_CONTROL, hyper::header::HeaderValue::from_static("no-cache, private"));
-    headers.insert("audit-id", hyper::header::HeaderValue::from_static("00000000-0000-4000-8000-000000000000"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    headers.insert("audit-id", HeaderValue::from_static("00000000-0000-4000-8000-000000000000"));
     response
 }

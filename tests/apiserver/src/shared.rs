@@ -29,6 +29,8 @@ pub(crate) struct State {
     /// Decides what a command in a pod does.
     pub(crate) exec: Option<Handler>,
     pub(crate) exec_protocols: &'static [&'static str],
+    pub(crate) date: Option<&'static str>,
+    pub(crate) self_reviews: bool,
     /// When each event was first handed to a socket.
     pub(crate) sent: BTreeMap<u64, Instant>,
     /// The page requested last, by resource.
@@ -62,6 +64,8 @@ impl Shared {
             requests: Vec::new(),
             exec: None,
             exec_protocols: options.exec_protocols,
+            date: options.date,
+            self_reviews: options.self_reviews,
             sent: BTreeMap::new(),
             pages: BTreeMap::new(),
             watch_faults: Vec::new(),

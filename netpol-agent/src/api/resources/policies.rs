@@ -7,7 +7,7 @@ use netpol_common::Direction;
 use netpol_dataplane::Dataplane;
 use netpol_policy::cluster_state::ClusterState;
 use netpol_policy::compile::ListedPolicy;
-use netpol_policy::model::{Mode, Policy, Suspension};
+use netpol_policy::model::{Mode, Policy, PolicyKey, Suspension};
 use netpol_policy::reference::RuleRef;
 
 use crate::events::{HitCounters, Reporter, flow_direction, rfc3339};
@@ -45,6 +45,7 @@ struct PolicyContext<'a> {
     hits: &'a HitCounters,
     partial: BTreeMap<String, PartialPolicy>,
     suspensions: Vec<Suspension>,
+    unevaluated: BTreeMap<PolicyKey, &'static str>,
 }
 
 /// Lists policies. The engine must be available.
@@ -61,6 +62,7 @@ pub fn policies<D: Dataplane>(
         hits: reporter.hits(),
         partial,
         suspensions: engine.suspensions(),
+        unevaluated: reconciler.unevaluated_shadow(),
     };
     let items = if query.all {
         engine.policies().map(|listed| status(&listed, &context)).collect()
@@ -87,6 +89,8 @@ fn status(listed: &ListedPolicy<'_>, context: &PolicyContext<'_>) -> PolicyStatu
         name: policy.key.name.to_string(),
         mode: mode_without_suspension(listed, context.cluster_state),
         suspended_until: suspended_until(policy, &context.suspensions),
+        evaluated: !context.unevaluated.contains_key(&policy.key),
+        not_evaluated_because: context.unevaluated.get(&policy.key).map(ToString::to_string),
         directions: isolates.map(flow_direction).collect(),
         pods: listed.pods.iter().map(ToString::to_string).collect(),
         rules: listed.rules().map(|rule| rule_status(&rule, context)).collect(),

@@ -47,18 +47,31 @@ pub fn shadow<D: Dataplane>(
         since: rfc3339(since),
         collected_since: rfc3339(flows.since()),
         observe: reporter.observes(),
-        policies: policies(reconciler, reporter),
+        policies: policies(reconciler, reporter, since),
         other_flows: flows.other(since),
         items: flows.denials(since),
     }
 }
 
 /// Returns the policies in shadow mode that select pods of this node.
-fn policies<D: Dataplane>(reconciler: &Reconciler<D>, reporter: &Reporter) -> Vec<ShadowPolicy> {
+fn policies<D: Dataplane>(
+    reconciler: &Reconciler<D>,
+    reporter: &Reporter,
+    reported_since: SystemTime,
+) -> Vec<ShadowPolicy> {
+    let unevaluated = reconciler.unevaluated_shadow();
     let listed = reconciler.engine().policies_on_node().filter_map(|listed| {
         let since = reporter.shadow().since_of(&listed.policy.key)?;
-        let policy = listed.policy.key.to_string();
-        Some(ShadowPolicy { policy, pods: listed.pods.len(), since: rfc3339(since) })
+        let key = &listed.policy.key;
+        let reason = unevaluated.get(key);
+        Some(ShadowPolicy {
+            policy: key.to_string(),
+            pods: listed.pods.len(),
+            since: rfc3339(since),
+            evaluated: reason.is_none(),
+            not_evaluated_because: reason.map(ToString::to_string),
+            other_flows: reporter.shadow().other_of(&key.namespace, reported_since),
+        })
     });
     listed.collect()
 }

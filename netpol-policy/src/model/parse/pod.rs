@@ -35,13 +35,16 @@ fn uid(metadata: &ObjectMeta) -> Option<Uid> {
 /// Source: `getJobName`, `pkg/controller/cronjob/utils.go` of Kubernetes.
 const CRON_JOB_DIGITS: usize = 8;
 
+/// Maximum length of an owner's name or kind in bytes: the length of the longest valid name of an object.
+const MAX_OWNER_NAME: usize = 253;
+
 /// Returns the object that controls a pod: the owner, or the owner's owner as far as its name tells. The owners
 /// themselves are not read.
 fn workload(metadata: &ObjectMeta) -> Option<PodWorkload> {
     let owner = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
     let (kind, name) = (owner.kind.as_str(), owner.name.as_str());
     let hash = || metadata.labels.as_ref()?.get("pod-template-hash");
-    let of = |kind: &str, name: &str| PodWorkload { kind: kind.into(), name: name.into() };
+    let of = |kind: &str, name: &str| PodWorkload { kind: cut(kind).into(), name: cut(name).into() };
     Some(match kind {
         // The ReplicaSet of a Deployment has the Deployment's name and the hash of the pod template.
         "ReplicaSet" => match hash().and_then(|hash| name.strip_suffix(hash.as_str())?.strip_suffix('-')) {
@@ -54,6 +57,11 @@ fn workload(metadata: &ObjectMeta) -> Option<PodWorkload> {
         },
         _ => of(kind, name),
     })
+}
+
+/// Cuts the name or kind of an owner. The API server does not limit their length, and each record of a flow has them.
+fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_OWNER_NAME)]
 }
 
 fn is_cron_job_time(text: &str) -> bool {
@@ -231,5 +239,26 @@ impl Node {
             })
             .collect();
         (Self { name: name(&api.metadata).into(), addresses }, diagnostics.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
+    use super::*;
+
+    #[test]
+    fn the_kind_and_the_name_of_an_owner_are_cut() {
+        let workload = |length: usize| {
+            let text = "é".repeat(length);
+            let owner =
+                OwnerReference { kind: text.clone(), name: text, controller: Some(true), ..OwnerReference::default() };
+            let metadata = ObjectMeta { owner_references: Some(vec![owner]), ..ObjectMeta::default() };
+            let workload = workload(&metadata).expect("no workload");
+            (workload.kind.len(), workload.name.len())
+        };
+        assert_eq!(workload(100), (200, 200));
+        assert_eq!(workload(100_000), (252, 252));
     }
 }

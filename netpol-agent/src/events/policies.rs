@@ -1,0 +1,67 @@
+//! The policies at which would-be denials are counted, and which their records list. A pod may have thousands of policies,
+//! so they are determined once for each rule set, not for each event.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use netpol_common::RuleSetId;
+use netpol_policy::compile::Engine;
+use netpol_policy::model::{Mode, PolicyKey};
+
+use super::bounds::{MAX_LISTED, listed};
+use super::hits::MAX_POLICIES;
+
+/// Maximum number of rule sets. A node has fewer in use.
+const MAX_RULE_SETS: usize = 4096;
+
+/// The policies of a rule set, as far as would-be denials concern them.
+#[derive(Debug)]
+pub(super) struct ShadowPolicies {
+    /// Those in shadow mode; with `--observe`, all. At most [`MAX_POLICIES`].
+    pub(super) counted: Vec<PolicyKey>,
+    /// The policies for a record, those in shadow mode first.
+    pub(super) listed: Vec<String>,
+    /// Whether all policies in shadow mode are in `listed`.
+    pub(super) is_complete: bool,
+}
+
+impl ShadowPolicies {
+    fn new(engine: &Engine, rule_set: RuleSetId, observes: bool) -> Self {
+        let cluster_state = engine.cluster_state();
+        let is_shadow = |key: &&PolicyKey| {
+            let policy = cluster_state.policies.get(*key);
+            observes || policy.is_some_and(|policy| cluster_state.mode(policy) == Mode::Shadow)
+        };
+        let policies = engine.rule_set(rule_set).unwrap_or_default().iter();
+        let (mut shadow, others): (Vec<&PolicyKey>, Vec<&PolicyKey>) = policies.partition(is_shadow);
+        let counted = shadow.iter().take(MAX_POLICIES).map(|policy| (*policy).clone()).collect();
+        let is_complete = shadow.len() <= MAX_LISTED;
+        shadow.extend(others);
+        Self { counted, listed: listed(&shadow).0, is_complete }
+    }
+}
+
+/// The policies of each rule set, valid as long as the engine is unchanged.
+#[derive(Debug, Default)]
+pub(super) struct ShadowPolicyCache {
+    engine_version: u64,
+    rule_sets: HashMap<RuleSetId, Arc<ShadowPolicies>>,
+}
+
+impl ShadowPolicyCache {
+    /// Returns the policies of a rule set.
+    pub(super) fn get(
+        &mut self,
+        engine: &Engine,
+        engine_version: u64,
+        rule_set: RuleSetId,
+        observes: bool,
+    ) -> Arc<ShadowPolicies> {
+        if self.engine_version != engine_version || self.rule_sets.len() >= MAX_RULE_SETS {
+            self.rule_sets.clear();
+            self.engine_version = engine_version;
+        }
+        let new = || Arc::new(ShadowPolicies::new(engine, rule_set, observes));
+        Arc::clone(self.rule_sets.entry(rule_set).or_insert_with(new))
+    }
+}

@@ -1,0 +1,123 @@
+//! Requests to the API server, each with a time limit.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::Result;
+use http_body_util::BodyExt;
+use hyper::{Request, header};
+use jiff::Timestamp;
+use jiff::fmt::rfc2822::DateTimeParser;
+use k8s_openapi::api::authentication::v1::SelfSubjectReview;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::Api;
+use kube::api::{GetParams, ListParams, Patch, PatchParams, PostParams};
+use kube::client::Body;
+use kube::core::{Request as Requests, Resource, Status};
+use netpol_api::format_duration;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::target::UNTIL;
+use crate::args::ApiOptions;
+use crate::remote::{AGENT_LABEL, Kube, explain_error};
+
+/// The time limit for the name of the caller, which is only printed.
+const REVIEW_TIME: Duration = Duration::from_secs(2);
+
+/// The hint if a Namespace cannot be read or changed.
+const NEEDED: &str = "; it needs the verbs get and patch on this Namespace";
+
+/// A client of the API server.
+pub(super) struct Cluster {
+    pub(super) kube: Kube,
+    limit: Duration,
+}
+
+/// A Namespace before a change.
+pub(super) struct Before {
+    pub(super) annotations: BTreeMap<String, String>,
+    /// The time of the API server; `None` if the response has none.
+    pub(super) time: Option<Timestamp>,
+}
+
+impl Cluster {
+    pub(super) async fn open(options: &ApiOptions) -> Result<Self> {
+        Ok(Self { kube: Kube::open(&options.kube).await?, limit: options.request_timeout })
+    }
+
+    /// Waits for a response; the error is a message, with a hint if the request is forbidden.
+    async fn within<T>(&self, hint: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T, String> {
+        match timeout(self.limit, request).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => {
+                let is_forbidden = matches!(&error, kube::Error::Api(status) if status.code == 403);
+                Err(explain_error(&error) + if is_forbidden { hint } else { "" })
+            }
+            Err(_) => Err(format!("the API server did not respond within {}", format_duration(self.limit))),
+        }
+    }
+
+    /// Reads the annotations of a Namespace; the error is a message.
+    pub(super) async fn read(&self, namespace: &str) -> Result<Before, String> {
+        self.within(NEEDED, get(&self.kube, namespace)).await
+    }
+
+    /// Reads the annotations of a Namespace that is not changed; the error is a message.
+    pub(super) async fn annotations(&self, namespace: &str) -> Result<BTreeMap<String, String>, String> {
+        let api: Api<Namespace> = Api::all(self.kube.client.clone());
+        let namespace = self.within("", api.get_metadata(namespace)).await?;
+        Ok(namespace.metadata.annotations.unwrap_or_default())
+    }
+
+    /// Changes annotations of a Namespace; the error is a message.
+    pub(super) async fn patch(&self, namespace: &str, annotations: &Value) -> Result<(), String> {
+        let api: Api<Namespace> = Api::all(self.kube.client.clone());
+        let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
+        let parameters = PatchParams { field_manager: Some("netpol".to_owned()), ..PatchParams::default() };
+        self.within(NEEDED, api.patch(namespace, &parameters, &patch)).await.map(drop)
+    }
+
+    /// Returns whether a namespace has pods of the agents; the error is a message.
+    pub(super) async fn has_agents(&self, namespace: &str) -> Result<bool, String> {
+        let api: Api<Pod> = Api::namespaced(self.kube.client.clone(), namespace);
+        let parameters = ListParams::default().labels(AGENT_LABEL).limit(1);
+        Ok(!self.within("", api.list_metadata(&parameters)).await?.items.is_empty())
+    }
+
+    /// Returns the Namespaces with a suspension of their own, and its end; the error is a message.
+    pub(super) async fn suspended_namespaces(&self) -> Result<Vec<(String, String)>, String> {
+        let api: Api<Namespace> = Api::all(self.kube.client.clone());
+        let namespaces = self.within("", api.list_metadata(&ListParams::default())).await?.items.into_iter();
+        let suspended = namespaces
+            .filter_map(|namespace| Some((namespace.metadata.name?, namespace.metadata.annotations?.remove(UNTIL)?)));
+        Ok(suspended.collect())
+    }
+
+    /// Returns the name under which the API server knows the caller. API servers before Kubernetes 1.28 do not report it.
+    pub(super) async fn user(&self) -> Option<String> {
+        let api: Api<SelfSubjectReview> = Api::all(self.kube.client.clone());
+        let (parameters, review) = (PostParams::default(), SelfSubjectReview::default());
+        let review = timeout(self.limit.min(REVIEW_TIME), api.create(&parameters, &review)).await.ok()?.ok()?;
+        review.status?.user_info?.username
+    }
+}
+
+/// Reads a Namespace, with the time in the header of the response.
+async fn get(kube: &Kube, name: &str) -> kube::Result<Before> {
+    let requests = Requests::new(Namespace::url_path(&(), None));
+    let request: Request<Vec<u8>> = requests.get(name, &GetParams::default()).map_err(kube::Error::BuildRequest)?;
+    let response = kube.client.send(request.map(Body::from)).await?;
+    let (head, body) = response.into_parts();
+    let body = body.collect().await?.to_bytes();
+    if !head.status.is_success() {
+        let unknown = || Status::failure("", "").with_code(head.status.as_u16());
+        return Err(kube::Error::Api(Box::new(serde_json::from_slice(&body).unwrap_or_else(|_| unknown()))));
+    }
+    let namespace: Namespace = serde_json::from_slice(&body).map_err(kube::Error::SerdeError)?;
+    let date = head.headers.get(header::DATE).and_then(|date| date.to_str().ok());
+    Ok(Before {
+        annotations: namespace.metadata.annotations.unwrap_or_default(),
+        time: date.and_then(|date| DateTimeParser::new().parse_timestamp(date).ok()),
+    })
+}

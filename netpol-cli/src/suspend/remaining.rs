@@ -1,0 +1,104 @@
+//! Suspensions that still apply after `netpol resume`.
+
+use std::io::Write;
+
+use anyhow::Result;
+use jiff::Timestamp;
+use netpol_policy::text::Safe;
+use serde::Serialize;
+
+use super::cluster::Cluster;
+use super::target::{CLUSTER_UNTIL, Target};
+use crate::table::counted;
+
+/// The number of namespaces that are printed.
+const SHOWN: usize = 5;
+
+/// The suspensions that still apply.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Remaining {
+    still_suspended: Vec<Suspended>,
+    /// Why there may be others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    still_suspended_unknown_because: Option<String>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Suspended {
+    /// `namespace` or `cluster`.
+    scope: &'static str,
+    /// The Namespace with the annotation.
+    namespace: String,
+    until: String,
+    #[serde(skip)]
+    target: Target,
+}
+
+/// Reads the annotations of the other scope: the end, for each target. The error is a message.
+pub(super) async fn read(
+    cluster: &Cluster,
+    target: &Target,
+    agent_namespace: &str,
+) -> Result<Vec<(Target, String)>, String> {
+    if target.is_cluster() {
+        let namespaces = cluster.suspended_namespaces().await?;
+        return Ok(namespaces.into_iter().map(|(name, until)| (Target::namespace(&name), until)).collect());
+    }
+    let target = Target { namespace: agent_namespace.to_owned(), until: CLUSTER_UNTIL };
+    let until = cluster.annotations(agent_namespace).await?.remove(CLUSTER_UNTIL);
+    Ok(until.map(|until| (target, until)).into_iter().collect())
+}
+
+impl Remaining {
+    /// `agents` is whether agents run in their namespace. If not, a suspension of the cluster is elsewhere.
+    pub(super) fn new(
+        others: Result<Vec<(Target, String)>, String>,
+        agents: &Result<bool, String>,
+        now: Timestamp,
+        agent_namespace: &str,
+    ) -> Self {
+        let (others, mut unknown) = match others {
+            Ok(others) => (others, None),
+            Err(error) => (Vec::new(), Some(error)),
+        };
+        if unknown.is_none() && *agents == Ok(false) {
+            unknown = Some(format!("no agents run in namespace {agent_namespace}; set --agent-namespace"));
+        }
+        let is_active = |until: &str| until.parse::<Timestamp>().is_ok_and(|until| until > now);
+        let suspended = others.into_iter().filter(|(_, until)| is_active(until)).map(|(target, until)| Suspended {
+            scope: target.scope(),
+            namespace: target.namespace.clone(),
+            until,
+            target,
+        });
+        Self { still_suspended: suspended.collect(), still_suspended_unknown_because: unknown }
+    }
+
+    /// Whether a suspension still applies.
+    pub(super) fn applies(&self) -> bool {
+        !self.still_suspended.is_empty()
+    }
+}
+
+pub(super) fn print_remaining(
+    out: &mut impl Write,
+    remaining: &Remaining,
+    options: &str,
+    agent_namespace: &str,
+) -> Result<()> {
+    for suspended in remaining.still_suspended.iter().take(SHOWN) {
+        let Suspended { target, until, .. } = suspended;
+        writeln!(out, "enforcement of {} is still suspended until {}", target.title(), Safe(until))?;
+        writeln!(out, "to end:      {}", Safe(target.resume(options, agent_namespace)))?;
+    }
+    let more = remaining.still_suspended.len().saturating_sub(SHOWN);
+    if more > 0 {
+        writeln!(out, "{} still suspended: see -o json", counted(more, "more namespace"))?;
+    }
+    if let Some(error) = &remaining.still_suspended_unknown_because {
+        writeln!(out, "other suspensions are unknown: {}", Safe(error))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! The Namespace and the annotations of a suspension, and the commands that change them.
+
+use netpol_policy::text::Safe;
+
+use crate::args::{AGENT_NAMESPACE, SuspendScope};
+use crate::shell::quoted;
+
+/// The end of a suspension of the Namespace with this annotation.
+pub(super) const UNTIL: &str = "netpol.io/suspended-until";
+/// The end of a suspension of the cluster, on the agents' Namespace.
+pub(super) const CLUSTER_UNTIL: &str = "netpol.io/suspend-cluster-until";
+/// Why enforcement is suspended: one text for both annotations.
+pub(super) const REASON: &str = "netpol.io/suspended-reason";
+
+/// What is suspended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Target {
+    /// The Namespace that has the annotations.
+    pub(super) namespace: String,
+    /// The annotation with the end.
+    pub(super) until: &'static str,
+}
+
+impl Target {
+    pub(super) fn new(scope: &SuspendScope, agent_namespace: &str) -> Self {
+        match &scope.namespace {
+            Some(namespace) => Self::namespace(namespace),
+            None => Self { namespace: agent_namespace.to_owned(), until: CLUSTER_UNTIL },
+        }
+    }
+
+    pub(super) fn namespace(name: &str) -> Self {
+        Self { namespace: name.to_owned(), until: UNTIL }
+    }
+
+    pub(super) fn is_cluster(&self) -> bool {
+        self.until == CLUSTER_UNTIL
+    }
+
+    /// The annotation of the same Namespace with the end of the other suspension, which has the same reason.
+    pub(super) fn other_until(&self) -> &'static str {
+        if self.is_cluster() { UNTIL } else { CLUSTER_UNTIL }
+    }
+
+    pub(super) fn scope(&self) -> &'static str {
+        if self.is_cluster() { "cluster" } else { "namespace" }
+    }
+
+    pub(super) fn title(&self) -> String {
+        if self.is_cluster() { "the cluster".to_owned() } else { format!("namespace {}", Safe(&self.namespace)) }
+    }
+
+    /// The command of kubectl that sets the annotations.
+    pub(super) fn kubectl_set(&self, options: &str, until: &str, reason: &str) -> String {
+        let (namespace, annotation, reason) = (quoted(&self.namespace), self.until, quoted(reason));
+        format!(
+            "kubectl {options}annotate namespace {namespace} {annotation}={} {REASON}={reason} --overwrite",
+            quoted(until)
+        )
+    }
+
+    /// The command of kubectl that removes them.
+    pub(super) fn kubectl_remove(&self, options: &str, keeps_reason: bool) -> String {
+        let reason = if keeps_reason { String::new() } else { format!(" {REASON}-") };
+        format!("kubectl {options}annotate namespace {} {}-{reason}", quoted(&self.namespace), self.until)
+    }
+
+    pub(super) fn resume(&self, options: &str, agent_namespace: &str) -> String {
+        format!("netpol resume {options}{}", self.arguments(agent_namespace))
+    }
+
+    pub(super) fn suspend(&self, options: &str, agent_namespace: &str) -> String {
+        format!("netpol suspend {options}{} --for 30m --reason TEXT", self.arguments(agent_namespace))
+    }
+
+    fn arguments(&self, agent_namespace: &str) -> String {
+        match (self.is_cluster(), agent_namespace == AGENT_NAMESPACE) {
+            (false, _) => format!("-n {}", quoted(&self.namespace)),
+            (true, true) => "--cluster".to_owned(),
+            (true, false) => format!("--cluster --agent-namespace {}", quoted(agent_namespace)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_can_be_pasted() {
+        let shop = Target::namespace("shop");
+        assert_eq!(
+            shop.kubectl_set("--context staging ", "2026-11-29T12:30:00Z", "it's down; rm -rf"),
+            "kubectl --context staging annotate namespace shop netpol.io/suspended-until=2026-11-29T12:30:00Z \
+             netpol.io/suspended-reason='it'\\''s down; rm -rf' --overwrite"
+        );
+        assert_eq!(shop.kubectl_remove("", true), "kubectl annotate namespace shop netpol.io/suspended-until-");
+        assert_eq!(Target::namespace("a;reboot").resume("", "x"), "netpol resume -n 'a;reboot'");
+        let cluster = Target { namespace: "netpol".to_owned(), until: CLUSTER_UNTIL };
+        assert_eq!(cluster.resume("", "netpol"), "netpol resume --cluster --agent-namespace netpol");
+        assert_eq!(
+            cluster.kubectl_remove("", false),
+            "kubectl annotate namespace netpol netpol.io/suspend-cluster-until- netpol.io/suspended-reason-"
+        );
+    }
+}
