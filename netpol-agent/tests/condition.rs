@@ -1,7 +1,9 @@
 //! Tests checks of conditions, with a data plane in memory.
 
 use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
 
+use netpol_agent::api::resources::pods;
 use netpol_agent::reconcile::{Check, CheckResult, ConditionState, Options, Reconciler};
 use netpol_common::IfIndex;
 use netpol_dataplane::migration::Snapshot;
@@ -9,6 +11,7 @@ use netpol_dataplane::{MapName, Memory};
 use netpol_node::{InterfaceSnapshot, PodEnd, Veth};
 use netpol_policy::cluster_state::Event;
 use netpol_policy::manifest;
+use netpol_policy::model::Timestamp;
 use netpol_source::Generation;
 
 const OBJECTS: &str = "
@@ -37,17 +40,15 @@ fn interfaces(exists: bool) -> InterfaceSnapshot {
 }
 
 fn start(dataplane: Memory, exists: bool) -> Reconciler<Memory> {
-    let parsed = manifest::parse(OBJECTS, "test.yaml");
+    start_with(dataplane, exists, OBJECTS, Options::of_node("n1"))
+}
+
+fn start_with(dataplane: Memory, exists: bool, objects: &str, options: Options) -> Reconciler<Memory> {
+    let parsed = manifest::parse(objects, "test.yaml");
     assert!(parsed.errors.is_empty(), "{parsed:?}");
     let objects = parsed.objects.into_iter().map(|located| located.object).collect();
-    Reconciler::start(
-        dataplane,
-        Options::of_node("n1"),
-        &Snapshot::default(),
-        vec![Event::Reset(objects)],
-        interfaces(exists),
-    )
-    .expect("cannot start the reconciler")
+    Reconciler::start(dataplane, options, &Snapshot::default(), vec![Event::Reset(objects)], interfaces(exists))
+        .expect("cannot start the reconciler")
 }
 
 /// Checks a condition after five batches were applied.
@@ -106,6 +107,52 @@ fn the_reason_why_a_pod_is_not_enforced_is_reported() {
         assert_eq!(check(&full, "policy/shop/block", 5).condition, ConditionState::Holds);
         assert!(full.is_fully_applied());
     }
+}
+
+#[test]
+fn a_policy_that_is_not_enforced_never_holds() {
+    let shadow = "netpol.io/mode: shadow".to_owned();
+    let until = Timestamp::from(SystemTime::now() + Duration::from_secs(3600));
+    let suspended = format!("netpol.io/suspended-until: \"{until}\"");
+    for (annotation, observe, words, enforced) in [
+        ("", false, None, true),
+        (shadow.as_str(), false, Some("in shadow mode"), true),
+        (suspended.as_str(), false, Some("suspended until 2"), false),
+        ("", true, Some("--observe"), false),
+    ] {
+        let namespace = format!(
+            "---\n{{apiVersion: v1, kind: Namespace, metadata: {{name: shop, annotations: {{{annotation}}}}}}}"
+        );
+        let options = Options { observe, ..Options::of_node("n1") };
+        let mut reconciler = start_with(Memory::default(), true, &format!("{OBJECTS}{namespace}"), options);
+        reconciler.set_clock();
+        let condition = check(&reconciler, "policy/shop/block", 5).condition;
+        match words {
+            None => assert_eq!(condition, ConditionState::Holds),
+            Some(words) => {
+                assert!(matches!(&condition, ConditionState::Never(why) if why.contains(words)), "{condition:?}");
+            }
+        }
+        let pods = pods(&reconciler, 5).items;
+        let web = pods.iter().find(|pod| pod.name == "web").expect("no pod");
+        assert_eq!((web.enforced, web.reason.is_none()), (enforced, enforced), "{web:?}");
+    }
+}
+
+#[test]
+fn a_policy_in_shadow_mode_without_its_map_entries_is_not_evaluated() {
+    let objects = OBJECTS.replace(
+        "{name: block, namespace: shop}",
+        "{name: block, namespace: shop, annotations: {netpol.io/mode: shadow}}",
+    );
+    let mut reconciler = start_with(Memory::full(MapName::Allow), true, &objects, Options::of_node("n1"));
+    let unevaluated = reconciler.unevaluated_shadow();
+    let (policy, why) = unevaluated.first_key_value().expect("all policies are evaluated");
+    assert_eq!((unevaluated.len(), policy.to_string().as_str()), (1, "shop/block"));
+    assert!(why.contains("could not be written"), "{why}");
+    reconciler.dataplane_mut().full = None;
+    reconciler.retry();
+    assert!(reconciler.unevaluated_shadow().is_empty());
 }
 
 #[test]

@@ -112,3 +112,15 @@ const fn verdict_of(kind: EventKind, observes: bool) -> FlowVerdict {
         EventKind::Shadow => FlowVerdict::Shadow,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn with_observe_nothing_is_denied() {
+        let verdicts = |observes| EventKind::ALL.map(|kind| verdict_of(kind, observes));
+        assert_eq!(verdicts(false), [FlowVerdict::Denied, FlowVerdict::Allowed, FlowVerdict::Shadow]);
+        assert_eq!(verdicts(true), [FlowVerdict::Shadow, FlowVerdict::Allowed, FlowVerdict::Shadow]);
+    }
+}

@@ -381,8 +381,7 @@ impl Reporter {
             return;
         }
         self.summarized = now;
-        // The clock may have been set.
-        self.boot = boot_time();
+        self.read_clock();
         let time = SystemTime::now();
         self.shadow.review(reconciler, time);
         self.hits.review(reconciler, now);
@@ -398,6 +397,11 @@ impl Reporter {
             }
             self.keep(SUMMARY_KEY, limited.verdict, Record::RateLimited(limited), [None, None], time);
         }
+    }
+
+    /// Reads the clock again. It may have been set since the last time.
+    fn read_clock(&mut self) {
+        self.boot = boot_time();
     }
 
     /// Writes Kubernetes Events about diagnostics of policies, and about suspensions. May be called at any time.
@@ -491,4 +495,19 @@ fn clock(id: libc::clockid_t) -> Duration {
     // SAFETY: `now` is a local variable; both clocks exist since Linux 2.6.39.
     unsafe { libc::clock_gettime(id, &raw mut now) };
     Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_follow_the_clock_after_it_was_set() {
+        let mut reporter = Reporter::new(Lines::to(std::io::sink()), FlowBuffer::new(1));
+        let before = reporter.boot;
+        reporter.boot = before + Duration::from_hours(24);
+        reporter.read_clock();
+        let difference = reporter.boot.duration_since(before).unwrap_or_else(|error| error.duration());
+        assert!(difference < Duration::from_hours(1), "{difference:?}");
+    }
 }

@@ -45,10 +45,7 @@ impl RevokedFlows {
             destination: (event.destination, event.destination_port),
         };
         if self.0.len() >= MAX_FLOWS && !self.0.contains_key(&id) {
-            self.0.retain(|_, (_, seen)| now.saturating_duration_since(*seen) < FORGET);
-            if self.0.len() >= MAX_FLOWS {
-                self.0.clear();
-            }
+            self.remove_one(id.endpoint);
         }
         let known = self.0.get(&id).filter(|(_, seen)| now.saturating_duration_since(*seen) < FORGET);
         let change = Arc::clone(known.map(|(change, _)| change).or(last_change)?);
@@ -59,6 +56,18 @@ impl RevokedFlows {
             generation: change.generation.0,
             time: rfc3339(change.received),
         })
+    }
+
+    /// Forgets the flow of an endpoint whose last event is the oldest. If the endpoint has none, one of the endpoint with
+    /// the most flows.
+    fn remove_one(&mut self, endpoint: u16) {
+        let mut lengths: HashMap<u16, usize> = HashMap::new();
+        self.0.keys().for_each(|id| *lengths.entry(id.endpoint).or_default() += 1);
+        let most = || lengths.iter().max_by_key(|(_, length)| **length).map(|(endpoint, _)| *endpoint);
+        let Some(from) = Some(endpoint).filter(|endpoint| lengths.contains_key(endpoint)).or_else(most) else { return };
+        let of_endpoint = self.0.iter().filter(|(id, _)| id.endpoint == from);
+        let oldest = of_endpoint.min_by_key(|(_, (_, seen))| *seen).map(|(id, _)| *id);
+        oldest.map(|id| self.0.remove(&id));
     }
 }
 
@@ -95,13 +104,26 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_flows_is_bounded() {
+    fn a_flood_of_flows_removes_flows_of_its_own_endpoint_only() {
         let mut flows = RevokedFlows::default();
-        let (now, change) = (Instant::now(), change(1));
-        for port in 0..=u16::MAX {
-            let event = FlowEvent { source_port: port.to_be_bytes(), ..FlowEvent::default() };
-            assert!(flows.revoked_by(&event, Some(&change), now).is_some());
+        let (start, change, later) = (Instant::now(), change(1), self::change(2));
+        let event =
+            |endpoint, port: u16| FlowEvent { endpoint, source_port: port.to_be_bytes(), ..FlowEvent::default() };
+        for port in 0..10 {
+            flows.revoked_by(&event(1, port), Some(&change), start);
+        }
+        for port in 0..4300 {
+            let now = start + Duration::from_millis(port.into());
+            assert!(flows.revoked_by(&event(2, port), Some(&change), now).is_some());
             assert!(flows.0.len() <= MAX_FLOWS);
         }
+        let now = start + Duration::from_secs(10);
+        // An endpoint without flows takes the room of the largest one.
+        flows.revoked_by(&event(3, 0), Some(&change), now);
+        let mut generation = |endpoint, port| {
+            flows.revoked_by(&event(endpoint, port), Some(&later), now).map(|revoked| revoked.generation)
+        };
+        assert!((0..10).all(|port| generation(1, port) == Some(1)));
+        assert_eq!((generation(2, 4299), generation(2, 0)), (Some(1), Some(2)));
     }
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use netpol_api::{Condition, Endpoint as EndpointStatus, Pending, Target, TargetKind};
 use netpol_common::{DirectionPolicy, IfIndex, RuleSetId, endpoint_flags};
-use netpol_policy::model::{Pod, PodKey, PolicyKey};
+use netpol_policy::model::{Mode, Pod, PodKey, Policy, PolicyKey};
 use netpol_policy::tables::EndpointPolicy;
 
 use super::desired::addresses_of;
@@ -75,8 +75,12 @@ impl<D: Dataplane> Reconciler<D> {
         match &check.condition {
             Condition::Enforced(Target { kind: TargetKind::Policy, namespace, name }) => {
                 let policy = PolicyKey::new(namespace.as_str(), name.as_str());
-                if !cluster_state.policies.contains_key(&policy) {
+                let Some(found) = cluster_state.policies.get(&policy) else {
                     result.condition = ConditionState::Absent;
+                    return result;
+                };
+                if let Some(reason) = self.why_never_enforced(found) {
+                    result.condition = ConditionState::Never(reason);
                     return result;
                 }
                 self.add_pods(&mut result, |_, desired| {
@@ -120,6 +124,25 @@ impl<D: Dataplane> Reconciler<D> {
             result.condition = ConditionState::NotYet(None);
         }
         result
+    }
+
+    /// Returns why a policy is not enforced, although its pods have it: a change of objects or of the agent's options is
+    /// needed, or the end of a suspension.
+    fn why_never_enforced(&self, policy: &Policy) -> Option<String> {
+        let is_shadow = || self.engine.cluster_state().mode(policy) == Mode::Shadow;
+        let reason = self.not_enforced_in(&policy.key.namespace);
+        reason.or_else(|| is_shadow().then(|| "the policy is in shadow mode".to_owned()))
+    }
+
+    /// Returns why no policy of a namespace is enforced now: `--observe`, or a suspension. The engine must be available.
+    pub fn not_enforced_in(&self, namespace: &str) -> Option<String> {
+        if self.options.observe {
+            return Some("the agent enforces nothing (--observe)".to_owned());
+        }
+        let suspensions = self.engine.suspensions().into_iter();
+        let of_namespace = suspensions.filter(|suspension| suspension.cluster || &*suspension.namespace == namespace);
+        let until = of_namespace.map(|suspension| suspension.until).max()?;
+        Some(format!("enforcement is suspended until {until}"))
     }
 
     /// Adds the pods with an endpoint that still has a rule set with a deleted policy.

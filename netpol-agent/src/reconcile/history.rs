@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use netpol_common::IfIndex;
 use netpol_policy::cluster_state::Event;
-use netpol_policy::model::ObjectKey;
+use netpol_policy::model::{ObjectKey, Suspension, Timestamp};
 use netpol_source::{Batch, Generation};
 
 /// Number of batches that are kept.
@@ -62,8 +62,9 @@ impl History {
         self.unfinished = (self.unfinished + 1).min(self.batches.len());
     }
 
-    /// Records that the writes of these batches are executed from now on.
-    pub(super) fn begin(&mut self, batches: &[(Generation, Instant)]) {
+    /// Records that the writes of these batches are executed from now on. `ended`: the suspensions that the clock ended,
+    /// which revoke flows like a changed object.
+    pub(super) fn begin(&mut self, batches: &[(Generation, Instant)], ended: Vec<String>) {
         let of = |(generation, _): &(Generation, Instant)| {
             self.batches.iter().rev().map(|batch| &batch.change).find(|change| change.generation == *generation)
         };
@@ -77,6 +78,22 @@ impl History {
                 Some(Arc::new(BatchChange { objects, object_count, ..(**last).clone() }))
             }
         };
+        if !ended.is_empty() {
+            self.current = Some(Arc::new(self.with_ended(ended)));
+        }
+    }
+
+    /// Returns the current change, or else an empty one of the last batch, with suspensions that ended.
+    fn with_ended(&self, ended: Vec<String>) -> BatchChange {
+        let change = self.current.as_deref().cloned().unwrap_or_else(|| BatchChange {
+            generation: self.batches.back().map_or_else(Generation::default, |batch| batch.change.generation),
+            received: SystemTime::now(),
+            objects: Vec::new(),
+            object_count: 0,
+        });
+        let object_count = change.object_count + ended.len();
+        let objects = ended.into_iter().chain(change.objects).take(NAMED).collect();
+        BatchChange { objects, object_count, ..change }
     }
 
     /// Records that the current writes change an endpoint.
@@ -109,6 +126,19 @@ impl History {
     pub(super) fn batches(&self) -> impl Iterator<Item = &BatchRecord> {
         self.batches.iter().rev()
     }
+}
+
+/// Returns the suspensions that the clock has ended: neither one with a later end nor the annotation's removal before the
+/// end counts.
+pub(super) fn ended_suspensions(before: &[Suspension], after: &[Suspension], now: Timestamp) -> Vec<String> {
+    let of = |suspension: &Suspension| (suspension.namespace.clone(), suspension.cluster);
+    let is_active = |suspension: &Suspension| after.iter().any(|still| of(still) == of(suspension));
+    let ended = before.iter().filter(|suspension| suspension.until <= now && !is_active(suspension));
+    let name = |suspension: &Suspension| {
+        let cluster = if suspension.cluster { "cluster " } else { "" };
+        format!("Namespace {} ({cluster}suspension ended)", suspension.namespace)
+    };
+    ended.map(name).collect()
 }
 
 /// Returns the names of the first changed objects, and the number of all.
@@ -144,6 +174,8 @@ const fn order(key: &ObjectKey) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use netpol_policy::model::{PodKey, PolicyKey};
 
     use super::*;
@@ -166,19 +198,40 @@ mod tests {
         history.received(&batch(2, pods.chain([policy]).collect()), false);
         history.received(&batch(3, vec![ObjectKey::Namespace("bank".into())]), false);
         let now = Instant::now();
-        history.begin(&[(Generation(2), now)]);
+        history.begin(&[(Generation(2), now)], Vec::new());
         history.changed(IfIndex(7));
-        history.begin(&[(Generation(3), now)]);
+        history.begin(&[(Generation(3), now)], Vec::new());
         history.changed(IfIndex(8));
         let change = history.of_endpoint(IfIndex(7)).expect("no change");
         assert_eq!((change.generation, change.object_count, change.objects.len()), (Generation(2), 21, NAMED));
         assert_eq!(change.objects[..2], ["NetworkPolicy shop/web (deleted)", "Pod shop/web-00 (deleted)"]);
-        history.begin(&[(Generation(2), now), (Generation(3), now)]);
+        history.begin(&[(Generation(2), now), (Generation(3), now)], Vec::new());
         history.changed(IfIndex(7));
         let change = history.of_endpoint(IfIndex(7)).expect("no change");
         assert_eq!((change.generation, change.object_count), (Generation(3), 22));
+        // The clock ends a suspension: without a batch, and compiled together with one.
+        let ended = || vec!["Namespace shop (suspension ended)".to_owned()];
+        for (batches, count) in [(&[][..], 1), (&[(Generation(3), now)][..], 2)] {
+            history.begin(batches, ended());
+            history.changed(IfIndex(7));
+            let change = history.of_endpoint(IfIndex(7)).expect("no change");
+            assert_eq!((change.generation, change.object_count), (Generation(3), count));
+            assert_eq!(change.objects[0], ended()[0]);
+        }
         history.removed(IfIndex(8));
         assert_eq!(history.of_endpoint(IfIndex(8)), None);
+    }
+
+    #[test]
+    fn a_suspension_has_ended_at_its_end() {
+        let at = |seconds| Timestamp::from(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        let suspension =
+            |cluster, until| Suspension { namespace: "shop".into(), cluster, until: at(until), reason: None };
+        let both = [suspension(false, 100), suspension(true, 200)];
+        let ended = |after: &[Suspension], now| ended_suspensions(&both, after, at(now));
+        assert_eq!(ended(&both[1..], 99), Vec::<String>::new(), "its annotation was removed");
+        assert_eq!(ended(&both[1..], 100), ["Namespace shop (suspension ended)"]);
+        assert_eq!(ended(&[suspension(false, 300)], 200), ["Namespace shop (cluster suspension ended)"]);
     }
 
     #[test]

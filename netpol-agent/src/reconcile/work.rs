@@ -2,13 +2,14 @@
 //! finished operations and API requests in between.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use netpol_policy::cluster_state::Event;
 use netpol_policy::model::PodKey;
 use netpol_policy::tables::{Change, EndpointPolicy};
 
 use super::compiler::{Compiled, Compiler, Job, Step, Task, placeholder};
+use super::history::ended_suspensions;
 use super::pods::Ticket;
 use super::{Reconciler, all_policies, failures};
 use netpol_dataplane::Dataplane;
@@ -172,10 +173,12 @@ impl<D: Dataplane> Reconciler<D> {
         self.engine = engine;
         self.stats = stats;
         self.shortage.review(omitted);
+        let suspensions = self.suspensions.clone();
         self.log_suspensions();
+        let ended = ended_suspensions(&suspensions, &self.suspensions, SystemTime::now().into());
         self.jobs_compiled += 1;
         let Some((origin, ticket, begun)) = self.work.compiling.take() else { return };
-        self.history.begin(&origin.batches);
+        self.history.begin(&origin.batches, ended);
         let changes = |changes: Vec<Change>| {
             let makes_room = changes.iter().any(failures::makes_room);
             Write::Changes(changes.into_iter(), makes_room)
@@ -239,7 +242,7 @@ impl<D: Dataplane> Reconciler<D> {
                 Write::Done(origin, ticket, began) => {
                     self.pods.evaluated(*ticket);
                     self.reconcile(false);
-                    self.history.begin(&[]);
+                    self.history.begin(&[], Vec::new());
                     origin.took = began.elapsed();
                     self.work.finished.push(std::mem::take(origin));
                 }

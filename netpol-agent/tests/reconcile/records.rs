@@ -5,7 +5,7 @@ use std::time::Instant;
 use netpol_agent::events::{FlowBuffer, Lines, Reporter};
 use netpol_agent::reconcile::{Reconciler, UnknownPods};
 use netpol_api::{FlowRecord, FlowVerdict, Record};
-use netpol_common::{Direction, FlowEvent, IfIndex, Reason, event_flags, protocol};
+use netpol_common::{Direction, EventKind, FlowEvent, IfIndex, Reason, event_flags, protocol};
 use netpol_dataplane::Memory;
 use netpol_policy::cluster_state::Event;
 use netpol_policy::model::PolicyKey;
@@ -141,6 +141,78 @@ fn flows_that_policies_in_shadow_mode_would_deny_are_counted_by_workload() {
     let denials = reporter.shadow().denials(std::time::SystemTime::UNIX_EPOCH);
     assert_eq!((denials.len(), denials[0].flows, &denials[0].policies[..]), (1, 3, &["shop/deny".to_owned()][..]));
     assert_eq!(reporter.hits().shadow_denied_of(&PolicyKey::new("shop", "deny")).map(|hits| hits.flows), Some(3));
+}
+
+#[test]
+fn would_be_denials_without_a_record_are_in_the_report() {
+    let shadow = DENY_ALL.replace("namespace: shop}", "namespace: shop, annotations: {netpol.io/mode: shadow}}");
+    let reconciler = node(&[&shadow]);
+    let buffer = FlowBuffer::new(10);
+    let mut reporter = reporter(&buffer);
+    let endpoint = reconciler.endpoint(IfIndex(3)).expect("no endpoint").endpoint;
+    let group = FlowEvent {
+        rule_set: endpoint.shadow_egress.rule_set,
+        flags: event_flags::SHADOW,
+        destination: std::array::from_fn(|at| [224, 0, 0, 251].get(at).copied().unwrap_or(0)),
+        ..event(&reconciler, Reason::NoRule, 5353)
+    };
+    reporter.record(&group, &reconciler);
+    assert!(flows(&buffer).is_empty(), "it is summarized");
+    let since = std::time::SystemTime::UNIX_EPOCH;
+    let denials = reporter.shadow().denials(since);
+    assert_eq!((denials.len(), denials[0].flows, denials[0].port), (1, 1, Some(5353)));
+    assert_eq!(reporter.hits().shadow_denied_of(&PolicyKey::new("shop", "deny")).map(|hits| hits.flows), Some(1));
+    // The eBPF programs send no event if the budget of a pod is used up. Limits are summarized after ten seconds.
+    std::thread::sleep(std::time::Duration::from_millis(10_100));
+    reporter.summarize(
+        &reconciler,
+        |_, direction, kind| {
+            if (direction, kind) == (Direction::Egress, EventKind::Shadow) { 40 } else { 0 }
+        },
+    );
+    assert_eq!((reporter.shadow().other(since), reporter.shadow().other_of("shop", since)), (40, 40));
+}
+
+#[test]
+fn with_observe_denied_packets_count_as_would_be_denials_of_all_policies() {
+    let reconciler = node(&[DENY_ALL, ALLOW_FAR]);
+    let buffer = FlowBuffer::new(10);
+    let mut reporter = Reporter::new(Lines::to(std::io::sink()), buffer.clone()).with_modes(true, true);
+    let observed = FlowEvent { flags: event_flags::OBSERVED, ..event(&reconciler, Reason::NoRule, 81) };
+    reporter.record(&observed, &reconciler);
+    for policy in ["deny", "far"] {
+        let key = PolicyKey::new("shop", policy);
+        assert_eq!(reporter.hits().shadow_denied_of(&key).map(|hits| hits.flows), Some(1), "{policy}");
+        assert_eq!(reporter.hits().denied_of(&key), None);
+    }
+}
+
+#[test]
+fn a_record_lists_policies_in_shadow_mode_first_and_the_number_of_all() {
+    let policy = |number: usize, annotations: &str| {
+        format!(
+            "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p{number:03}, namespace: shop, \
+             annotations: {{{annotations}}}}}, spec: {{podSelector: {{}}, policyTypes: [Egress]}}}}"
+        )
+    };
+    let all: Vec<String> =
+        (0..100).map(|number| policy(number, if number == 99 { "netpol.io/mode: shadow" } else { "" })).collect();
+    let reconciler = node(&all.iter().map(String::as_str).collect::<Vec<_>>());
+    let buffer = FlowBuffer::new(10);
+    let mut reporter = reporter(&buffer);
+    let endpoint = reconciler.endpoint(IfIndex(3)).expect("no endpoint").endpoint;
+    let shadow = FlowEvent {
+        rule_set: endpoint.shadow_egress.rule_set,
+        flags: event_flags::SHADOW,
+        ..event(&reconciler, Reason::NoRule, 80)
+    };
+    reporter.record(&shadow, &reconciler);
+    let [flow] = &flows(&buffer)[..] else { panic!("{:?}", flows(&buffer)) };
+    let egress = flow.egress.as_ref().expect("no egress");
+    assert_eq!((egress.policies.len(), egress.policy_count), (16, Some(100)));
+    assert_eq!(egress.policies[..2], ["shop/p099", "shop/p000"]);
+    let denials = reporter.shadow().denials(std::time::SystemTime::UNIX_EPOCH);
+    assert_eq!((denials.len(), denials[0].policies[0].as_str()), (1, "shop/p099"));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use netpol_api::{Directions, Endpoint, List, PodStatus};
 use netpol_dataplane::Dataplane;
-use netpol_policy::model::Pod;
+use netpol_policy::model::{NamespaceName, Pod};
 
 use crate::events::workload;
 use crate::reconcile::Reconciler;
@@ -20,11 +20,23 @@ pub fn pods<D: Dataplane>(reconciler: &Reconciler<D>, generation: u64) -> List<P
     let pending = reconciler.pending();
     let reasons: BTreeMap<&str, &str> =
         pending.iter().map(|pending| (pending.pod.as_str(), pending.reason.as_str())).collect();
-    let items = reconciler.local_pods().map(|pod| status(pod, &of_pod, &reasons)).collect();
+    // A node has far fewer namespaces than pods.
+    let mut not_enforced: BTreeMap<NamespaceName, Option<String>> = BTreeMap::new();
+    for pod in reconciler.local_pods() {
+        let namespace = &pod.key.namespace;
+        not_enforced.entry(namespace.clone()).or_insert_with(|| reconciler.not_enforced_in(namespace));
+    }
+    let why = |pod: &Pod| not_enforced.get(&pod.key.namespace).cloned().flatten();
+    let items = reconciler.local_pods().map(|pod| status(pod, &of_pod, &reasons, why(pod))).collect();
     List { node: reconciler.node().to_owned(), generation, items }
 }
 
-fn status(pod: &Pod, endpoints: &BTreeMap<&str, &Endpoint>, pending: &BTreeMap<&str, &str>) -> PodStatus {
+fn status(
+    pod: &Pod,
+    endpoints: &BTreeMap<&str, &Endpoint>,
+    pending: &BTreeMap<&str, &str>,
+    not_enforced: Option<String>,
+) -> PodStatus {
     let key = pod.key.to_string();
     let endpoint = endpoints.get(key.as_str());
     let reason = if pod.host_network {
@@ -34,7 +46,7 @@ fn status(pod: &Pod, endpoints: &BTreeMap<&str, &Endpoint>, pending: &BTreeMap<&
     } else if pod.addresses.is_empty() {
         Some("the pod has no address yet".to_owned())
     } else {
-        pending.get(key.as_str()).map(ToString::to_string)
+        pending.get(key.as_str()).map(ToString::to_string).or(not_enforced)
     };
     let of = |directions: Option<&Directions>| directions.cloned().unwrap_or_default();
     PodStatus {
