@@ -18,6 +18,7 @@ mod index;
 pub mod manifest;
 pub mod model;
 pub mod offline;
+pub mod record;
 pub mod reference;
 pub mod tables;
 #[cfg(feature = "testing")]
