@@ -23,7 +23,7 @@ Review the result: connections that were not used in this time are denied. With
 
 Without --flows, the agents' last flows and the pods' labels are read from the
 cluster. --flows reads a file with records as of `netpol flows -o json` or of an
-agent's --flow-file; pods without labels in it must be in the manifests of -f.";
+agent with --flow-export file:PATH; pods without labels in it must be in the manifests of -f.";
 
 #[derive(Debug, Args)]
 pub(crate) struct RecordOptions {

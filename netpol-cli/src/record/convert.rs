@@ -11,13 +11,8 @@ use netpol_policy::record::{Observation, ObservedEnd, Recorder};
 use crate::table::counted;
 
 /// Reasons with which policies deny a flow. Other denied packets, such as spoofed ones, are never recorded.
-const BY_POLICY: [Reason; 5] = [
-    Reason::NoRule,
-    Reason::Revoked,
-    Reason::NoAllowedBackend,
-    Reason::BackendDenied,
-    Reason::NotAllBackendsAllowed,
-];
+const BY_POLICY: [Reason; 5] =
+    [Reason::NoRule, Reason::Revoked, Reason::NoAllowedBackend, Reason::BackendDenied, Reason::NotAllBackendsAllowed];
 /// Reasons that do not depend on rules.
 const INDEPENDENT: [Reason; 4] = [Reason::LocalNode, Reason::Hairpin, Reason::NeighborDiscovery, Reason::IcmpError];
 
@@ -96,9 +91,10 @@ impl Records {
             ));
         }
         if self.unknown > 0 {
-            let (records, verb) =
-                (counted(self.unknown, "record"), if self.unknown == 1 { "was" } else { "were" });
-            remarks.push(format!("{records} of an unknown type {verb} not used: set --flows to another file, or use a newer netpol"));
+            let (records, verb) = (counted(self.unknown, "record"), if self.unknown == 1 { "was" } else { "were" });
+            remarks.push(format!(
+                "{records} of an unknown type {verb} not used: set --flows to another file, or use a newer netpol"
+            ));
         }
         remarks
     }
@@ -110,9 +106,8 @@ fn observation(flow: FlowRecord) -> Option<Observation> {
     let receiver = pod_name(&flow.to);
     let is_hairpin = flow.sender.is_some() && flow.sender == receiver;
     let masqueraded = flow.from.masqueraded || flow.sender.is_some() && flow.from.pod.is_none();
-    let is_denied = |side: &Option<netpol_api::FlowSide>| {
-        side.as_ref().is_some_and(|side| side.verdict == FlowVerdict::Denied)
-    };
+    let is_denied =
+        |side: &Option<netpol_api::FlowSide>| side.as_ref().is_some_and(|side| side.verdict == FlowVerdict::Denied);
     let (direction, denied_elsewhere) = match flow.direction {
         FlowDirection::Egress => (Direction::Egress, is_denied(&flow.ingress)),
         FlowDirection::Ingress => (Direction::Ingress, is_denied(&flow.egress)),

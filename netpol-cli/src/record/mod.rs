@@ -45,8 +45,7 @@ pub(crate) fn run(options: &RecordOptions, out: &mut impl Write) -> Result<Exit>
     }
     objects.report();
     let cluster = objects.cluster(&options.input);
-    let namespaces =
-        namespaces.map(|namespaces| namespaces.into_iter().map(|name| name.as_str().into()).collect());
+    let namespaces = namespaces.map(|namespaces| namespaces.into_iter().map(|name| name.as_str().into()).collect());
     let wanted = Options { namespaces, skip_portless: options.skip_icmp, shadow: options.shadow };
     let recording = record::record(&records.recorder, &cluster, &wanted)?;
     if recording.policies.is_empty() {
@@ -132,7 +131,10 @@ mod tests {
         );
         let records = read(&format!("{flow}\n\n{{\"type\":\"new\",{time}}}\n")).expect("records");
         assert!(!records.recorder.is_empty());
-        assert_eq!(records.remarks(), ["1 record of an unknown type was not used: set --flows to another file, or use a newer netpol"]);
+        assert_eq!(
+            records.remarks(),
+            ["1 record of an unknown type was not used: set --flows to another file, or use a newer netpol"]
+        );
         for (text, expected) in [
             ("{", "line 1 is not a record"),
             ("\n{}", "line 2 is not a record: it has no `type`"),

@@ -10,4 +10,5 @@ mod flows;
 mod nodes;
 mod objects;
 mod pipes;
+mod record;
 mod tables;

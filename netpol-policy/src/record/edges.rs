@@ -127,14 +127,7 @@ impl Edges {
         Ok(())
     }
 
-    fn connect(
-        &mut self,
-        observation: &Observation,
-        count: Count,
-        from: &Target,
-        to: &Target,
-        names: &Names<'_>,
-    ) {
+    fn connect(&mut self, observation: &Observation, count: Count, from: &Target, to: &Target, names: &Names<'_>) {
         let key = (observation.protocol, to.port);
         let is_at = |direction| observation.direction == direction;
         if let EdgePeer::Group(group) = &from.peer
@@ -149,9 +142,11 @@ impl Edges {
         {
             note(self.ingress.entry(group.clone()).or_default(), &from.peer, key, observation.direction, count);
             self.portless.extend(to.port.is_none().then(|| group.clone()));
-            self.checks.extend(names.checked(Direction::Ingress, to, from, observation.protocol).map(|checked| {
-                Checked { port: to.port.unwrap_or(0), ..checked }
-            }));
+            self.checks.extend(
+                names
+                    .checked(Direction::Ingress, to, from, observation.protocol)
+                    .map(|checked| Checked { port: to.port.unwrap_or(0), ..checked }),
+            );
         }
         let is_dns_port = observation.port == Some(DNS);
         if let Some(port) = to.port.filter(|_| is_dns_port && is_dns_protocol(observation.protocol)) {
@@ -212,7 +207,10 @@ impl Edges {
             ));
         }
         if self.skipped_portless > 0 {
-            notes.push(format!("{} of protocols without ports, such as ICMP, have no rule", counted(self.skipped_portless)));
+            notes.push(format!(
+                "{} of protocols without ports, such as ICMP, have no rule",
+                counted(self.skipped_portless)
+            ));
         }
         if !self.portless.is_empty() {
             let groups: Vec<String> = self.portless.iter().map(ToString::to_string).collect();
@@ -273,10 +271,13 @@ impl Names<'_> {
             if self.inventory.is_host_network(pod) {
                 return Ok(EdgePeer::Node(address?));
             }
-            let group = self.inventory.of_pod(pod).filter(|group| self.inventory.get(group).is_some_and(|one| one.is_known()));
+            let group =
+                self.inventory.of_pod(pod).filter(|group| self.inventory.get(group).is_some_and(|one| one.is_known()));
             return match group {
                 Some(group) => Ok(EdgePeer::Group(group.clone())),
-                None => Err(format!("the labels of pod {pod} are not known; set -f to manifests with this pod or its workload")),
+                None => Err(format!(
+                    "the labels of pod {pod} are not known; set -f to manifests with this pod or its workload"
+                )),
             };
         }
         let address = address?;
@@ -325,7 +326,8 @@ impl Names<'_> {
         (address, protocol, port): FrontendKey,
     ) -> Option<BTreeSet<(ObservedEnd, u16)>> {
         let of_services = to.services.iter().filter_map(|key| self.state.services.get(key));
-        let addresses = std::iter::once(address).chain(of_services.flat_map(|service| service.addresses.iter().copied()));
+        let addresses =
+            std::iter::once(address).chain(of_services.flat_map(|service| service.addresses.iter().copied()));
         let mut frontends = addresses.filter_map(|address| self.state.frontend_at(address, protocol, port));
         let backends = self.state.backends(&frontends.next()?);
         let end = |address| ObservedEnd {

@@ -88,13 +88,22 @@ pub enum RecordError {
 ///
 /// # Errors
 /// If the result does not allow a flow, which is a bug.
-pub fn record(recorder: &Recorder, cluster: &OfflineCluster, options: &RecordOptions) -> Result<Recording, RecordError> {
+pub fn record(
+    recorder: &Recorder,
+    cluster: &OfflineCluster,
+    options: &RecordOptions,
+) -> Result<Recording, RecordError> {
     let inventory = Inventory::new(cluster, recorder);
     let edges = Edges::new(recorder, cluster.state(), &inventory, options);
-    let namespaces = match &options.namespaces {
-        Some(namespaces) => namespaces.clone(),
-        None => edges.namespaces().filter(|name| !name.starts_with(SYSTEM_PREFIX)).collect(),
+    let with_flows: BTreeSet<Arc<str>> = edges.namespaces().collect();
+    let namespaces: BTreeSet<Arc<str>> = match &options.namespaces {
+        Some(wanted) => wanted.intersection(&with_flows).cloned().collect(),
+        None => with_flows.iter().filter(|name| !name.starts_with(SYSTEM_PREFIX)).cloned().collect(),
     };
+    let mut unresolved = edges.unresolved();
+    // A policy that denies everything there would be a surprise.
+    let without_flows = options.namespaces.iter().flatten().filter(|name| !with_flows.contains(*name));
+    unresolved.extend(without_flows.map(|name| format!("namespace {name} has no flow: it gets no policy")));
     let recording = Recording {
         policies: policies::write(&namespaces, &edges, &inventory, options),
         range: recorder.range(),
@@ -106,7 +115,7 @@ pub fn record(recorder: &Recorder, cluster: &OfflineCluster, options: &RecordOpt
             .filter(|key| namespaces.contains(&key.namespace) && !edges.has(key))
             .cloned()
             .collect(),
-        unresolved: edges.unresolved(),
+        unresolved,
         notes: edges.notes(),
     };
     check::check(&recording, &edges, cluster, options)?;

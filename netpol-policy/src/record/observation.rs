@@ -99,7 +99,9 @@ impl Recorder {
 
     fn remember(&mut self, observation: &Observation) {
         let (from, to) = (&observation.from, &observation.to);
-        let (Some(address), Some(source_port), Some(port)) = (from.address, from.port, observation.port) else { return };
+        let (Some(address), Some(source_port), Some(port)) = (from.address, from.port, observation.port) else {
+            return;
+        };
         let connection = (address, source_port, observation.protocol);
         match (observation.direction, to.address) {
             (Direction::Egress, Some(service))

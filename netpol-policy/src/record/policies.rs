@@ -138,7 +138,7 @@ fn of_group(
     if edges.local(key) > 0 {
         let flows = counted(edges.local(key));
         comments.push(format!(
-            "{flows} with the local node or with itself need no rule; traffic that the node masquerades does (NodePort, load balancer)"
+            "Traffic with the local node needs no rule ({flows}), unless the node masquerades it (NodePort, load balancer)"
         ));
     }
     let (namespace, pods, shadow) = (key.namespace.clone(), group.selector.clone(), options.shadow);
@@ -175,13 +175,18 @@ impl Rules<'_> {
         }
         for (ports, of_ports) in by_ports {
             let shown = of_ports.iter().take(ADDRESSES_SHOWN);
-            let mut comments: Vec<String> =
-                shown.flat_map(|(peer, _)| peers.get(peer).map(|edges| self.comments(peer, edges)).unwrap_or_default()).collect();
+            let mut comments: Vec<String> = shown
+                .flat_map(|(peer, _)| peers.get(peer).map(|edges| self.comments(peer, edges)).unwrap_or_default())
+                .collect();
             if of_ports.len() > ADDRESSES_SHOWN {
                 let more = of_ports.len() - ADDRESSES_SHOWN;
                 comments.push(format!("and {more} more addresses; a larger block may be what you want"));
             }
-            rules.push(RecordedRule { comments, peers: blocks(of_ports.iter().map(|(_, address)| *address)), ports: ranges(&ports) });
+            rules.push(RecordedRule {
+                comments,
+                peers: blocks(of_ports.iter().map(|(_, address)| *address)),
+                ports: ranges(&ports),
+            });
         }
         rules
     }
@@ -220,7 +225,8 @@ impl Rules<'_> {
         };
         let mut lines: Vec<String> = ports.iter().map(line).collect();
         if let EdgePeer::Group(group) = peer
-            && let Some(also) = self.inventory.get(group).map(|group| &group.also_selects).filter(|also| !also.is_empty())
+            && let Some(also) =
+                self.inventory.get(group).map(|group| &group.also_selects).filter(|also| !also.is_empty())
         {
             lines.push(format!("These labels also select {}", names(also)));
         }

@@ -93,7 +93,10 @@ mod tests {
     use super::*;
 
     fn labels(text: &str) -> Labels {
-        text.split(',').filter_map(|pair| pair.split_once('=')).map(|(name, value)| (name.into(), value.into())).collect()
+        text.split(',')
+            .filter_map(|pair| pair.split_once('='))
+            .map(|(name, value)| (name.into(), value.into()))
+            .collect()
     }
 
     fn chosen(shared: &str, others: &[&str]) -> String {
@@ -112,7 +115,11 @@ mod tests {
             ("app=web,pod-template-hash=5d", &["app=web,pod-template-hash=77"], "app=web"),
             ("app=web,zone=a", &[], "app=web"),
             ("pod-template-hash=5d", &[], ""),
-            ("batch.kubernetes.io/job-name=migrate,job-name=migrate", &["app=web"], "batch.kubernetes.io/job-name=migrate"),
+            (
+                "batch.kubernetes.io/job-name=migrate,job-name=migrate",
+                &["app=web"],
+                "batch.kubernetes.io/job-name=migrate",
+            ),
             ("app=web", &["app=web,canary=true"], "app=web"),
         ] {
             assert_eq!(chosen(shared, others), expected, "{shared} {others:?}");

@@ -149,7 +149,8 @@ impl Yaml {
 fn scalar(text: &str) -> String {
     const OTHER_TYPES: [&str; 8] = ["true", "false", "yes", "no", "on", "off", "null", "nan"];
     let is_plain = |character: char| character.is_ascii_alphanumeric() || "-_./".contains(character);
-    let is_name = text.len() > 1 && text.starts_with(|first: char| first.is_ascii_alphabetic()) && text.chars().all(is_plain);
+    let is_name =
+        text.len() > 1 && text.starts_with(|first: char| first.is_ascii_alphabetic()) && text.chars().all(is_plain);
     let is_other_type = OTHER_TYPES.iter().any(|other| text.eq_ignore_ascii_case(other));
     if is_name && !is_other_type { text.to_owned() } else { quoted(text) }
 }
