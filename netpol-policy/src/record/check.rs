@@ -5,27 +5,13 @@ use std::sync::Arc;
 
 use netpol_common::Direction;
 
-use super::edges::Edges;
+use super::edges::{Checked, Edges};
 use super::{RecordError, RecordOptions, Recording, write};
 use crate::cluster_state::{ClusterState, Event};
 use crate::manifest;
 use crate::model::{Labels, Mode, Object, ObjectKey, Pod, PodKey};
 use crate::offline::OfflineCluster;
 use crate::reference::{self, Packet};
-
-/// A flow at one of its ends, which the policies must allow.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Checked {
-    pub(super) direction: Direction,
-    pub(super) pod: PodKey,
-    pub(super) pod_labels: Labels,
-    pub(super) address: IpAddr,
-    pub(super) remote: IpAddr,
-    pub(super) remote_pod: Option<(PodKey, Labels)>,
-    pub(super) protocol: u8,
-    /// 0 for protocols without ports.
-    pub(super) port: u16,
-}
 
 /// Parses what is written, and evaluates it.
 pub(super) fn check(

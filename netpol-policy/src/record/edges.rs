@@ -8,11 +8,11 @@ use jiff::Timestamp;
 use netpol_common::{Direction, protocol};
 
 use super::RecordOptions;
-use super::check::Checked;
 use super::inventory::{GroupKey, Inventory};
 use super::observation::{Count, FrontendKey, Observation, ObservedEnd, Recorder};
 use super::ports::PortKey;
 use crate::cluster_state::ClusterState;
+use crate::model::{Labels, PodKey};
 
 /// The port of DNS.
 const DNS: u16 = 53;
@@ -65,6 +65,20 @@ pub(super) struct Edges {
     skipped_portless: u64,
     /// What the result must allow.
     pub(super) checks: BTreeSet<Checked>,
+}
+
+/// A flow at one of its ends, which the policies must allow.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Checked {
+    pub(super) direction: Direction,
+    pub(super) pod: PodKey,
+    pub(super) pod_labels: Labels,
+    pub(super) address: IpAddr,
+    pub(super) remote: IpAddr,
+    pub(super) remote_pod: Option<(PodKey, Labels)>,
+    pub(super) protocol: u8,
+    /// 0 for protocols without ports.
+    pub(super) port: u16,
 }
 
 /// An end of a flow, with a name.
@@ -121,7 +135,11 @@ impl Edges {
             return Ok(());
         }
         let source = Target { peer: names.peer(from)?, end: from.clone(), port: None };
+        // A flow to a Service counts once for all backends of a workload.
+        let mut counted = BTreeSet::new();
         for target in names.targets(observation)? {
+            let is_first = counted.insert((target.peer.clone(), target.port));
+            let count = if is_first { count } else { Count { flows: 0, ..count } };
             self.connect(observation, count, &source, &target, names);
         }
         Ok(())
@@ -354,7 +372,7 @@ impl Names<'_> {
     }
 
     /// The pod of an end, and its labels: observed, of its object, or of its workload.
-    fn pod_of(&self, end: &ObservedEnd) -> Option<(crate::model::PodKey, crate::model::Labels)> {
+    fn pod_of(&self, end: &ObservedEnd) -> Option<(PodKey, Labels)> {
         let in_state = |key| self.state.pods.get(key).map(|pod| pod.labels.clone());
         let key = match &end.pod {
             Some(key) if self.inventory.is_host_network(key) => return None,

@@ -101,7 +101,7 @@ pub fn record(
         None => with_flows.iter().filter(|name| !name.starts_with(SYSTEM_PREFIX)).cloned().collect(),
     };
     let mut unresolved = edges.unresolved();
-    // A policy that denies everything there would be a surprise.
+    // Its policy would deny everything there, which is more likely a wrong name.
     let without_flows = options.namespaces.iter().flatten().filter(|name| !with_flows.contains(*name));
     unresolved.extend(without_flows.map(|name| format!("namespace {name} has no flow: it gets no policy")));
     let recording = Recording {
