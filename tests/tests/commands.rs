@@ -359,7 +359,6 @@ fn recorded_policies_allow_the_recorded_application_and_nothing_else() -> Result
         ("kube-system/dns", "k8s-app=kube-dns"),
     ];
     let cluster = Cluster::builder()
-        .outside("203.0.113.5")
         .serve(&[(Protocol::Tcp, 80), (Protocol::Tcp, 53), (Protocol::Udp, 53), (Protocol::Tcp, 5432)])
         .pods(&pods);
     let mut lab = Lab::start(cluster, &[])?;
@@ -372,7 +371,8 @@ fn recorded_policies_allow_the_recorded_application_and_nothing_else() -> Result
     for line in application.trim().lines() {
         lab.expect(line)?;
     }
-    let policies = recorded(&mut lab, "shop", "203.0.113.5 -> web 80/TCP")?;
+    let last = format!("{} -> web 80/TCP", lab.cluster.host("outside").v4());
+    let policies = recorded(&mut lab, "shop", &last)?;
     ensure!(policies.contains("No flow was seen of Pod shop/idle"), "{policies}");
     lab.policies(&[policies])?;
     lab.expect(&format!(
