@@ -15,12 +15,14 @@ use crate::graph::{self, GraphOptions};
 pub(crate) use crate::lint::LintOptions;
 
 mod live;
+mod record;
 
 pub(crate) use live::{
     AGENT_NAMESPACE, AgentOptions, ApiOptions, FlowsOptions, FlowsOutput, KubeOptions, ListOptions, ResumeOptions,
     ScopeOptions, ShadowCommand, ShadowOptions, StatusOptions, SuspendOptions, SuspendScope, TopOptions, WaitOptions,
     WhyOptions,
 };
+pub(crate) use record::{RecordOptions, RecordOutput};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -36,6 +38,7 @@ Exit codes:
   3   input could not be read, or the requested object is not in the input
       explain, matrix, diff, assert, graph: also if a part of an object is invalid,
       or a template was skipped; the result is printed, and may be wrong
+      record: also if some flows have no rule
       commands for a cluster: the API server or no agent responds
   4   unknown: the verdict depends on a policy of a kind that netpol does not
       evaluate (Cilium, Calico, Antrea, AdminNetworkPolicy, …), on an address
@@ -43,7 +46,8 @@ Exit codes:
       matrix, graph: at least one verdict is unknown; diff: an unknown change
       assert: an expectation is unknown, and none fails
   5   some nodes did not respond; the output is about the others
-  70  a bug in netpol: the compiled tables and the reference differ";
+  70  a bug in netpol: the compiled tables and the reference differ; record: the
+      policies deny a recorded flow";
 
 /// Evaluate network policies: which pods can connect, and why; and show what the agents of a cluster enforce. Reads
 /// manifests, or uses the cluster of your kubeconfig.
@@ -87,6 +91,9 @@ pub(crate) enum Command {
     /// Show what policies in shadow mode would deny
     #[command(subcommand)]
     Shadow(ShadowCommand),
+    /// Write policies that allow the flows that were observed, and deny everything else
+    #[command(after_help = record::RECORD_EXAMPLES, mut_arg("paths", |arg| arg.required(false)))]
+    Record(Box<RecordOptions>),
     /// Show why a pod's connections are denied, with rights in its namespace only
     Why(WhyOptions),
     /// Wait until all nodes enforce a policy, or all policies of a pod

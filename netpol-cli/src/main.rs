@@ -19,6 +19,7 @@ mod matrix;
 mod message;
 mod nodes;
 mod output;
+mod record;
 mod remote;
 mod scope;
 mod shadow;
@@ -55,7 +56,8 @@ pub(crate) enum Exit {
     Unknown = 4,
     /// Some nodes did not respond; the output is about the others.
     Partial = 5,
-    /// The compiled tables and the reference differ, which is a bug in netpol (`EX_SOFTWARE` of sysexits.h).
+    /// The compiled tables and the reference differ, or recorded policies deny a recorded flow, which is a bug in netpol
+    /// (`EX_SOFTWARE` of sysexits.h).
     Bug = 70,
 }
 
@@ -81,6 +83,7 @@ fn main() -> ExitCode {
         Command::Endpoints(options) => lists::endpoints(options, &mut out),
         Command::Policies(options) => lists::policies(options, &mut out),
         Command::Shadow(ShadowCommand::Report(options)) => shadow::run(options, &mut out),
+        Command::Record(options) => record::run(options, &mut out),
         Command::Why(options) => why::run(options, &mut out),
         Command::Wait(options) => wait::run(options, &mut out),
         Command::Suspend(options) => suspend::suspend(options, &mut out),
@@ -94,7 +97,8 @@ fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => Exit::Ok.into(),
         Err(error) => {
             message!("netpol: {}", Safe(format_args!("{error:#}")));
-            let is_bug = matches!(error.downcast_ref(), Some(verdict::VerdictError::Mismatch { .. }));
+            let is_bug = matches!(error.downcast_ref(), Some(verdict::VerdictError::Mismatch { .. }))
+                || error.is::<netpol_policy::record::RecordError>();
             if is_bug { Exit::Bug } else { Exit::InvalidInput }.into()
         }
     }

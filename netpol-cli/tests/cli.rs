@@ -384,6 +384,7 @@ fn manual_pages_describe_each_command() {
         "status",
         "endpoints",
         "policies",
+        "record",
         "why",
         "wait",
         "suspend",

@@ -20,6 +20,7 @@ pub mod lint;
 pub mod manifest;
 pub mod model;
 pub mod offline;
+pub mod record;
 pub mod reference;
 pub mod tables;
 #[cfg(feature = "testing")]

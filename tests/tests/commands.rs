@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use netpol_policy::model::Protocol;
 use netpol_tests::lab::TIMEOUT;
 use netpol_tests::objects::{self, ObjectKind};
 use netpol_tests::openapi::OpenApi;
@@ -329,4 +330,61 @@ fn the_agent_allocates_less_than_ten_megabytes_in_a_cluster_like_the_demo() -> R
     let allocated = lab.agent().memory_kib("RssAnon")?;
     ensure!(allocated < MAX_KIB, "the agent has {allocated} KiB of anonymous memory, more than {MAX_KIB}");
     Ok(())
+}
+
+/// Returns the policies that `netpol record` writes for a namespace, once they contain a text.
+fn recorded(lab: &mut Lab, namespace: &str, text: &str) -> Result<String> {
+    let (start, socket) = (Instant::now(), lab.agent().socket());
+    loop {
+        let mut command = Command::new(netpol_tests::agent::netpol()?);
+        command.args(["record", "--socket"]).arg(&socket).args(["-n", namespace, "--since", "5m", "-f"]);
+        let output = command.arg(lab.cluster.manifests().path()).output()?;
+        let (out, error) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+        if output.status.success() && out.contains(text) {
+            return Ok(out);
+        }
+        ensure!(start.elapsed() < TIMEOUT, "{text:?} is not recorded: {}\n{out}\n{error}", output.status);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn recorded_policies_allow_the_recorded_application_and_nothing_else() -> Result<()> {
+    let pods = [
+        ("shop/web", "app=web,tier=front"),
+        ("shop/db", "app=db"),
+        ("shop/idle", "app=idle"),
+        ("ops/monitor", "app=monitor"),
+        ("ops/other", "app=web"),
+        ("kube-system/dns", "k8s-app=kube-dns"),
+    ];
+    let cluster = Cluster::builder()
+        .serve(&[(Protocol::Tcp, 80), (Protocol::Tcp, 53), (Protocol::Udp, 53), (Protocol::Tcp, 5432)])
+        .pods(&pods);
+    let mut lab = Lab::start(cluster, &[])?;
+    let application = "
+        shop/web    -> shop/db         5432/TCP
+        ops/monitor -> shop/web        80/TCP
+        shop/web    -> kube-system/dns 53/UDP
+        shop/db     -> outside         80/TCP
+        outside     -> shop/web        80/TCP";
+    for line in application.trim().lines() {
+        lab.expect(line)?;
+    }
+    let last = format!("{} -> web 80/TCP", lab.cluster.host("outside").v4());
+    let policies = recorded(&mut lab, "shop", &last)?;
+    ensure!(policies.contains("No flow was seen of Pod shop/idle"), "{policies}");
+    lab.policies(&[policies])?;
+    lab.expect(&format!(
+        "{application}
+         shop/web    -> kube-system/dns 53/TCP
+         shop/idle   -x shop/db         5432/TCP
+         shop/db     -x shop/web        80/TCP
+         shop/web    -x shop/db         80/TCP
+         ops/other   -x shop/web        80/TCP
+         ops/monitor -x shop/db         5432/TCP
+         outside     -x shop/db         80/TCP
+         shop/web    -x outside         80/TCP
+         ops/other   -> ops/monitor     80/TCP"
+    ))
 }

@@ -10,5 +10,6 @@ mod flows;
 mod nodes;
 mod objects;
 mod pipes;
+mod record;
 mod suspension;
 mod tables;

@@ -1,0 +1,156 @@
+//! Records of agents as observations.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use netpol_api::{FlowDirection, FlowEnd, FlowRecord, FlowVerdict, Record};
+use netpol_common::{Direction, Reason, protocol};
+use netpol_policy::model::{PodKey, PodWorkload, ServiceKey};
+use netpol_policy::record::{Observation, ObservedEnd, Recorder};
+
+use crate::table::counted;
+
+/// Reasons with which policies deny a flow. Other denied packets, such as spoofed ones, are never recorded.
+const BY_POLICY: [Reason; 5] =
+    [Reason::NoRule, Reason::Revoked, Reason::NoAllowedBackend, Reason::BackendDenied, Reason::NotAllBackendsAllowed];
+/// Reasons that do not depend on rules.
+const INDEPENDENT: [Reason; 4] = [Reason::LocalNode, Reason::Hairpin, Reason::NeighborDiscovery, Reason::IcmpError];
+
+/// The records of a command.
+#[derive(Default)]
+pub(super) struct Records {
+    pub(super) recorder: Recorder,
+    include_denied: bool,
+    /// Flows without a record: the agents' budgets were used up, or netpol has read too slowly.
+    rate_limited: u64,
+    lost: u64,
+    unknown: usize,
+    multicast: BTreeSet<String>,
+}
+
+impl Records {
+    pub(super) fn new(include_denied: bool) -> Self {
+        Self { include_denied, ..Self::default() }
+    }
+
+    /// Adds a record. The error is a message.
+    pub(super) fn add(&mut self, record: Record) -> Result<(), String> {
+        match record {
+            Record::Flow(flow) if self.is_observed(flow.verdict, &flow.reason) => {
+                let time: Timestamp = flow.header.time.parse().map_err(|error: jiff::Error| error.to_string())?;
+                let flows = u64::from(flow.suppressed) + 1;
+                if let Some(observation) = observation(*flow) {
+                    self.recorder.add(observation, flows, time);
+                }
+            }
+            Record::Multicast(summary) if self.is_observed(summary.verdict, &summary.reason) => {
+                self.multicast.extend(summary.to.address.map(|address| address.to_string()));
+            }
+            Record::Flow(_) | Record::Multicast(_) => {}
+            Record::RateLimited(limited) => {
+                if limited.verdict != FlowVerdict::Denied || self.include_denied {
+                    self.rate_limited = self.rate_limited.saturating_add(limited.suppressed);
+                }
+            }
+            Record::Lost(lost) => self.lost = self.lost.saturating_add(lost.records),
+        }
+        Ok(())
+    }
+
+    /// Counts a record of a type that this version does not know.
+    pub(super) fn add_unknown(&mut self) {
+        self.unknown += 1;
+    }
+
+    fn is_observed(&self, verdict: FlowVerdict, reason: &str) -> bool {
+        let by_policy = BY_POLICY.iter().any(|one| one.name() == reason);
+        match verdict {
+            FlowVerdict::Allowed => true,
+            FlowVerdict::Shadow => by_policy,
+            FlowVerdict::Denied => by_policy && self.include_denied,
+        }
+    }
+
+    /// What the policies may not contain: a sentence for each cause.
+    pub(super) fn remarks(&self) -> Vec<String> {
+        let mut remarks = Vec::new();
+        let missing = self.rate_limited.saturating_add(self.lost);
+        if missing > 0 {
+            remarks.push(format!(
+                "Not complete: {} of flows are missing ({} over the agents' rate limits, {} lost), and may need more rules",
+                counted(usize::try_from(missing).unwrap_or(usize::MAX), "record"),
+                self.rate_limited,
+                self.lost
+            ));
+        }
+        if !self.multicast.is_empty() {
+            let groups: Vec<&str> = self.multicast.iter().map(String::as_str).collect();
+            remarks.push(format!(
+                "Not complete: there is no rule for the multicast groups {}; add ipBlocks for them",
+                groups.join(", ")
+            ));
+        }
+        if self.unknown > 0 {
+            let (records, verb) = (counted(self.unknown, "record"), if self.unknown == 1 { "was" } else { "were" });
+            remarks.push(format!(
+                "{records} of an unknown type {verb} not used: set --flows to another file, or use a newer netpol"
+            ));
+        }
+        remarks
+    }
+}
+
+/// Returns `None` for a protocol without a number.
+fn observation(flow: FlowRecord) -> Option<Observation> {
+    let protocol = protocol_number(&flow.protocol)?;
+    let receiver = pod_name(&flow.to);
+    let is_hairpin = flow.sender.is_some() && flow.sender == receiver;
+    let masqueraded = flow.from.masqueraded || flow.sender.is_some() && flow.from.pod.is_none();
+    let is_denied =
+        |side: &Option<netpol_api::FlowSide>| side.as_ref().is_some_and(|side| side.verdict == FlowVerdict::Denied);
+    let (direction, denied_elsewhere) = match flow.direction {
+        FlowDirection::Egress => (Direction::Egress, is_denied(&flow.ingress)),
+        FlowDirection::Ingress => (Direction::Ingress, is_denied(&flow.egress)),
+    };
+    Some(Observation {
+        node: flow.header.node.into(),
+        direction,
+        from: end(flow.from),
+        to: end(flow.to),
+        protocol,
+        port: flow.port,
+        masqueraded,
+        independent: is_hairpin || INDEPENDENT.iter().any(|reason| reason.name() == flow.reason),
+        denied_elsewhere,
+    })
+}
+
+fn pod_name(end: &FlowEnd) -> Option<String> {
+    Some(format!("{}/{}", end.namespace.as_ref()?, end.pod.as_ref()?))
+}
+
+fn end(end: FlowEnd) -> ObservedEnd {
+    let services = end.services.iter().filter_map(|name| name.split_once('/'));
+    ObservedEnd {
+        pod: end.namespace.zip(end.pod).map(|(namespace, name)| PodKey::new(namespace, name)),
+        workload: end.workload.map(|workload| PodWorkload { kind: workload.kind.into(), name: workload.name.into() }),
+        labels: end.labels.map(|labels| {
+            labels.into_iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect()
+        }),
+        node: end.node.map(Into::into),
+        address: end.address.map(|address| address.to_canonical()),
+        port: end.port,
+        services: services.map(|(namespace, name)| ServiceKey::new(namespace, name)).collect(),
+    }
+}
+
+fn protocol_number(name: &str) -> Option<u8> {
+    match name {
+        "TCP" => Some(protocol::TCP),
+        "UDP" => Some(protocol::UDP),
+        "SCTP" => Some(protocol::SCTP),
+        "ICMP" => Some(protocol::ICMP),
+        "ICMPv6" => Some(protocol::ICMPV6),
+        number => number.parse().ok(),
+    }
+}

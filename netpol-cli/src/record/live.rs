@@ -1,0 +1,104 @@
+//! The flows of the agents, and the objects of the cluster.
+
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+use netpol_api::{FlowQuery, FlowVerdict};
+use netpol_policy::text::Safe;
+use tokio::time::{Instant, sleep_until};
+
+use super::Source;
+use super::convert::Records;
+use crate::args::RecordOptions;
+use crate::flows::{FlowEvent, read_flows};
+use crate::input::Input;
+use crate::live::{self, Needed};
+use crate::message::message;
+use crate::remote::Fleet;
+
+/// Reads the flows, and then the objects: pods that have started since the first flow are included.
+pub(super) async fn read(options: &RecordOptions) -> Result<Source> {
+    let mut fleet = Fleet::find(&options.agents).await?;
+    let namespaces = namespaces(options, &fleet);
+    let mut records = Records::new(options.include_denied);
+    let answered = collect(options, namespaces.as_ref(), &mut fleet, &mut records).await?;
+    let mut objects = Input::read(&options.input);
+    if let Some(kube) = fleet.kube.as_ref().filter(|_| options.input.paths.is_empty()) {
+        let needed = Needed { namespaces: namespaces.clone().unwrap_or_default(), workloads: BTreeSet::default() };
+        objects = live::read(kube, &needed).await?;
+        // Policies of any kind do not matter here, and records have the labels of pods.
+        for missing in objects.missing.iter().filter(|missing| !missing.is_unevaluated) {
+            if missing.kind != "NetworkPolicies" {
+                message!("netpol: {}", Safe(missing));
+            }
+        }
+    }
+    let exit = fleet.finish(answered)?;
+    Ok(Source { records, objects, namespaces, exit })
+}
+
+fn namespaces(options: &RecordOptions, fleet: &Fleet) -> Option<BTreeSet<String>> {
+    if options.all_namespaces {
+        return None;
+    }
+    if !options.namespaces.is_empty() {
+        return Some(options.namespaces.iter().cloned().collect());
+    }
+    fleet.kube.as_ref().map(|kube| BTreeSet::from([kube.namespace.clone()]))
+}
+
+/// The path of the request.
+fn path(options: &RecordOptions, namespaces: Option<&BTreeSet<String>>) -> String {
+    let mut verdicts = vec![FlowVerdict::Allowed, FlowVerdict::Shadow];
+    verdicts.extend(options.include_denied.then_some(FlowVerdict::Denied));
+    // An agent filters by one namespace only.
+    let only = namespaces.filter(|names| names.len() == 1).and_then(|names| names.first().cloned());
+    let query =
+        FlowQuery { since: Some(options.since), verdicts, namespace: only, labels: true, ..FlowQuery::default() };
+    format!("/v1/flows?{}", query.to_query())
+}
+
+/// Reads the flows that exist. Returns the number of agents that responded.
+async fn collect(
+    options: &RecordOptions,
+    namespaces: Option<&BTreeSet<String>>,
+    fleet: &mut Fleet,
+    records: &mut Records,
+) -> Result<usize> {
+    let path = path(options, namespaces);
+    FlowQuery::parse(path.trim_start_matches("/v1/flows?")).map_err(|error| anyhow::anyhow!("{error}"))?;
+    let streams = fleet.lines(&path).await;
+    let answered = streams.len();
+    let mut events = read_flows(streams);
+    let timeout = options.agents.request_timeout;
+    let limit = sleep_until(Instant::now() + timeout);
+    tokio::pin!(limit);
+    let mut open = fleet.answering();
+    while !open.is_empty() {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            () = &mut limit => break,
+        };
+        match event {
+            Some(FlowEvent::Record(received)) => {
+                match received.record {
+                    Some(record) => records.add(record).map_err(|error| anyhow::anyhow!("{error}"))?,
+                    None => records.add_unknown(),
+                }
+                // The time limit is for silence: as long as records arrive, it starts again.
+                limit.as_mut().reset(Instant::now() + timeout);
+            }
+            Some(FlowEvent::Ended(node, error)) => {
+                open.remove(&node);
+                if let Some(error) = error {
+                    fleet.fail(&node, error);
+                }
+            }
+            None => break,
+        }
+    }
+    for node in open {
+        fleet.fail(&node, "the response stopped before its end".to_owned());
+    }
+    Ok(answered)
+}

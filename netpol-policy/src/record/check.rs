@@ -1,0 +1,94 @@
+//! Evaluates the written policies on the observed flows with the reference.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use netpol_common::Direction;
+
+use super::edges::{Checked, Edges};
+use super::{RecordError, RecordOptions, Recording, write};
+use crate::cluster_state::{ClusterState, Event};
+use crate::manifest;
+use crate::model::{Labels, Mode, Object, ObjectKey, Pod, PodKey};
+use crate::offline::OfflineCluster;
+use crate::reference::{self, Packet};
+
+/// Parses what is written, and evaluates it.
+pub(super) fn check(
+    recording: &Recording,
+    edges: &Edges,
+    cluster: &OfflineCluster,
+    options: &RecordOptions,
+) -> Result<(), RecordError> {
+    let parsed = manifest::parse(&write::yaml(recording, &[]), "recorded");
+    if let Some(error) = parsed.errors.first() {
+        return Err(RecordError::Invalid(error.to_string()));
+    }
+    if parsed.objects.len() != recording.policies.len() {
+        let (objects, policies) = (parsed.objects.len(), recording.policies.len());
+        return Err(RecordError::Invalid(format!("{objects} objects instead of {policies} policies")));
+    }
+    // Policies of the input are left out: the result must be sufficient without them.
+    let others = cluster.state().objects().filter(|object| !matches!(object, Object::Policy(_)));
+    let policies = parsed.objects.into_iter().map(|located| located.object);
+    let mut state = ClusterState::from_objects(others.chain(policies));
+    let mode = if options.shadow { Mode::Shadow } else { Mode::Enforce };
+    let mut denied = edges.checks.iter().filter(|checked| !is_allowed(&mut state, checked, mode));
+    let Some(first) = denied.next() else { return Ok(()) };
+    let Checked { direction, pod, remote, protocol, port, .. } = first;
+    let first = match direction {
+        Direction::Egress => format!("{pod} to {remote}, protocol {protocol}, port {port}"),
+        Direction::Ingress => format!("{remote} to {pod}, protocol {protocol}, port {port}"),
+    };
+    Err(RecordError::Denied { first, count: denied.count() + 1 })
+}
+
+/// Evaluates one flow. Only its own pods have the addresses of the flow: they may have been other pods' before.
+fn is_allowed(state: &mut ClusterState, checked: &Checked, mode: Mode) -> bool {
+    let remote_pod = checked.remote_pod.as_ref().map(|(key, labels)| pod(key, labels, checked.remote));
+    let own = pod(&checked.pod, &checked.pod_labels, checked.address);
+    let before: Vec<(PodKey, Option<Pod>)> =
+        remote_pod.into_iter().chain([own]).map(|pod| (pod.key.clone(), replace(state, pod))).collect();
+    let packet = Packet {
+        pod: checked.pod.clone(),
+        direction: checked.direction,
+        remote: checked.remote,
+        protocol: checked.protocol,
+        port: checked.port,
+        from_node: false,
+        is_hairpin: false,
+        post_dnat: true,
+    };
+    let reason = reference::evaluate_in(state, &packet, mode).reason;
+    for (key, pod) in before.into_iter().rev() {
+        state.apply(match pod {
+            Some(pod) => Event::Apply(Object::Pod(pod)),
+            None => Event::Delete(ObjectKey::Pod(key)),
+        });
+    }
+    reason.allows()
+}
+
+fn replace(state: &mut ClusterState, pod: Pod) -> Option<Pod> {
+    let before = state.pods.get(&pod.key).cloned();
+    state.apply(Event::Apply(Object::Pod(pod)));
+    before
+}
+
+fn pod(key: &PodKey, labels: &Labels, address: IpAddr) -> Pod {
+    Pod {
+        key: key.clone(),
+        uid: None,
+        node: None::<Arc<str>>,
+        host_network: false,
+        finished: false,
+        deleting: false,
+        // The youngest pod has the address.
+        created: i64::MAX,
+        labels: labels.clone(),
+        addresses: vec![address],
+        ports: Vec::new(),
+        workload: None,
+        host_ports: None,
+    }
+}

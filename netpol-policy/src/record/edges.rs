@@ -1,0 +1,387 @@
+//! Which workloads use which peers and ports.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use netpol_common::{Direction, protocol};
+
+use super::RecordOptions;
+use super::inventory::{GroupKey, Inventory};
+use super::observation::{Count, FrontendKey, Observation, ObservedEnd, Recorder};
+use super::ports::PortKey;
+use crate::cluster_state::ClusterState;
+use crate::model::{Labels, PodKey};
+
+/// The port of DNS.
+const DNS: u16 = 53;
+
+/// The other end of a workload's flows.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum EdgePeer {
+    /// A workload.
+    Group(GroupKey),
+    /// An address of a node, or of a pod in the host network.
+    Node(IpAddr),
+    /// An address outside the cluster.
+    Outside(IpAddr),
+}
+
+/// The flows with a peer at a port.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Edge {
+    /// Counted at the sender, and at the receiver.
+    egress: u64,
+    ingress: u64,
+    /// The time of the last flow. `None`: not observed, but needed by DNS.
+    pub(super) last: Option<Timestamp>,
+    pub(super) is_dns: bool,
+}
+
+impl Edge {
+    /// The number of flows. A flow that both ends report counts once.
+    pub(super) fn flows(&self) -> u64 {
+        self.egress.max(self.ingress)
+    }
+}
+
+/// The ports of each peer.
+pub(super) type Peers = BTreeMap<EdgePeer, BTreeMap<PortKey, Edge>>;
+
+/// The flows of all workloads.
+#[derive(Debug, Default)]
+pub(super) struct Edges {
+    egress: BTreeMap<GroupKey, Peers>,
+    ingress: BTreeMap<GroupKey, Peers>,
+    /// The flows of each workload that need no rule, with the local node.
+    local: BTreeMap<GroupKey, u64>,
+    /// The ports of DNS servers.
+    dns: BTreeSet<(EdgePeer, u16)>,
+    /// Causes of flows without a rule.
+    unresolved: BTreeMap<String, u64>,
+    replies: usize,
+    portless: BTreeSet<GroupKey>,
+    skipped_portless: u64,
+    /// What the result must allow.
+    pub(super) checks: BTreeSet<Checked>,
+}
+
+/// A flow at one of its ends, which the policies must allow.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Checked {
+    pub(super) direction: Direction,
+    pub(super) pod: PodKey,
+    pub(super) pod_labels: Labels,
+    pub(super) address: IpAddr,
+    pub(super) remote: IpAddr,
+    pub(super) remote_pod: Option<(PodKey, Labels)>,
+    pub(super) protocol: u8,
+    /// 0 for protocols without ports.
+    pub(super) port: u16,
+}
+
+/// An end of a flow, with a name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Target {
+    peer: EdgePeer,
+    end: ObservedEnd,
+    port: Option<u16>,
+}
+
+/// The sources of names.
+struct Names<'a> {
+    state: &'a ClusterState,
+    inventory: &'a Inventory,
+    learned: BTreeMap<FrontendKey, BTreeSet<(ObservedEnd, u16)>>,
+}
+
+impl Edges {
+    pub(super) fn new(
+        recorder: &Recorder,
+        state: &ClusterState,
+        inventory: &Inventory,
+        options: &RecordOptions,
+    ) -> Self {
+        let names = Names { state, inventory, learned: recorder.backends() };
+        let mut edges = Self { replies: recorder.replies(), ..Self::default() };
+        for (observation, count) in recorder.observations() {
+            if options.skip_portless && observation.port.is_none() {
+                edges.skipped_portless += count.flows;
+                continue;
+            }
+            if let Err(cause) = edges.add(observation, count, &names) {
+                *edges.unresolved.entry(cause).or_default() += count.flows;
+            }
+        }
+        edges.complete_dns();
+        edges
+    }
+
+    /// Adds a flow. The error is the cause that it has no rule.
+    fn add(&mut self, observation: &Observation, count: Count, names: &Names<'_>) -> Result<(), String> {
+        let (from, to) = (&observation.from, &observation.to);
+        if from.pod.is_some() && from.pod == to.pod {
+            return Ok(());
+        }
+        let (own, other) = match observation.direction {
+            Direction::Egress => (from, to),
+            Direction::Ingress => (to, from),
+        };
+        let EdgePeer::Group(group) = names.peer(own)? else { return Ok(()) };
+        let is_local_node = other.pod.is_none() && other.node.as_ref() == Some(&observation.node);
+        if observation.independent || is_local_node && !observation.masqueraded {
+            *self.local.entry(group).or_default() += count.flows;
+            return Ok(());
+        }
+        let source = Target { peer: names.peer(from)?, end: from.clone(), port: None };
+        // A flow to a Service counts once for all backends of a workload.
+        let mut counted = BTreeSet::new();
+        for target in names.targets(observation)? {
+            let is_first = counted.insert((target.peer.clone(), target.port));
+            let count = if is_first { count } else { Count { flows: 0, ..count } };
+            self.connect(observation, count, &source, &target, names);
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self, observation: &Observation, count: Count, from: &Target, to: &Target, names: &Names<'_>) {
+        let key = (observation.protocol, to.port);
+        let is_at = |direction| observation.direction == direction;
+        if let EdgePeer::Group(group) = &from.peer
+            && (is_at(Direction::Egress) || !observation.denied_elsewhere)
+        {
+            note(self.egress.entry(group.clone()).or_default(), &to.peer, key, observation.direction, count);
+            self.portless.extend(to.port.is_none().then(|| group.clone()));
+            self.checks.extend(names.checked(Direction::Egress, from, to, observation.protocol));
+        }
+        if let EdgePeer::Group(group) = &to.peer
+            && (is_at(Direction::Ingress) || !observation.denied_elsewhere)
+        {
+            note(self.ingress.entry(group.clone()).or_default(), &from.peer, key, observation.direction, count);
+            self.portless.extend(to.port.is_none().then(|| group.clone()));
+            self.checks.extend(
+                names
+                    .checked(Direction::Ingress, to, from, observation.protocol)
+                    .map(|checked| Checked { port: to.port.unwrap_or(0), ..checked }),
+            );
+        }
+        let is_dns_port = observation.port == Some(DNS);
+        if let Some(port) = to.port.filter(|_| is_dns_port && is_dns_protocol(observation.protocol)) {
+            self.dns.insert((to.peer.clone(), port));
+        }
+    }
+
+    /// Adds the other protocol to DNS servers: clients use TCP for long responses.
+    fn complete_dns(&mut self) {
+        let dns = &self.dns;
+        for peers in self.egress.values_mut() {
+            for (peer, ports) in peers {
+                complete(ports, |port| dns.contains(&(peer.clone(), port)));
+            }
+        }
+        for (group, peers) in &mut self.ingress {
+            let server = EdgePeer::Group(group.clone());
+            for ports in peers.values_mut() {
+                complete(ports, |port| dns.contains(&(server.clone(), port)));
+            }
+        }
+    }
+
+    /// The namespaces of workloads with flows.
+    pub(super) fn namespaces(&self) -> impl Iterator<Item = Arc<str>> {
+        self.egress.keys().chain(self.ingress.keys()).chain(self.local.keys()).map(|group| group.namespace.clone())
+    }
+
+    /// Whether a workload has flows.
+    pub(super) fn has(&self, group: &GroupKey) -> bool {
+        self.egress.contains_key(group) || self.ingress.contains_key(group) || self.local.contains_key(group)
+    }
+
+    /// The peers of a workload.
+    pub(super) fn peers(&self, group: &GroupKey, direction: Direction) -> Option<&Peers> {
+        match direction {
+            Direction::Egress => self.egress.get(group),
+            Direction::Ingress => self.ingress.get(group),
+        }
+    }
+
+    /// The number of flows of a workload with its node.
+    pub(super) fn local(&self, group: &GroupKey) -> u64 {
+        self.local.get(group).copied().unwrap_or_default()
+    }
+
+    pub(super) fn unresolved(&self) -> Vec<String> {
+        let text = |(cause, flows): (&String, &u64)| format!("{cause}: no rule for {}", counted(*flows));
+        self.unresolved.iter().map(text).collect()
+    }
+
+    pub(super) fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if self.replies > 0 {
+            notes.push(format!(
+                "{} of connections older than the agent are replies to others, and have no rule",
+                counted(self.replies as u64)
+            ));
+        }
+        if self.skipped_portless > 0 {
+            notes.push(format!(
+                "{} of protocols without ports, such as ICMP, have no rule",
+                counted(self.skipped_portless)
+            ));
+        }
+        if !self.portless.is_empty() {
+            let groups: Vec<String> = self.portless.iter().map(ToString::to_string).collect();
+            notes.push(format!(
+                "rules without ports allow all ports, because ICMP or another protocol without ports was used; \
+                 --skip-icmp leaves them out: {}",
+                groups.join(", ")
+            ));
+        }
+        notes
+    }
+}
+
+/// `1 flow`, `1,204 flows`.
+pub(super) fn counted(flows: u64) -> String {
+    let digits = flows.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    format!("{text} {}", if flows == 1 { "flow" } else { "flows" })
+}
+
+fn is_dns_protocol(number: u8) -> bool {
+    matches!(number, protocol::TCP | protocol::UDP)
+}
+
+fn complete(ports: &mut BTreeMap<PortKey, Edge>, is_dns: impl Fn(u16) -> bool) {
+    let found: Vec<u16> = ports
+        .keys()
+        .filter(|(number, _)| is_dns_protocol(*number))
+        .filter_map(|(_, port)| port.filter(|port| is_dns(*port)))
+        .collect();
+    for port in found {
+        for number in [protocol::TCP, protocol::UDP] {
+            ports.entry((number, Some(port))).or_default().is_dns = true;
+        }
+    }
+}
+
+fn note(peers: &mut Peers, peer: &EdgePeer, key: PortKey, direction: Direction, count: Count) {
+    let edge = peers.entry(peer.clone()).or_default().entry(key).or_default();
+    match direction {
+        Direction::Egress => edge.egress += count.flows,
+        Direction::Ingress => edge.ingress += count.flows,
+    }
+    edge.last = edge.last.max(Some(count.last));
+}
+
+impl Names<'_> {
+    /// The end, as the rules of the other end name it.
+    fn peer(&self, end: &ObservedEnd) -> Result<EdgePeer, String> {
+        let address = end.address.ok_or("a flow without an address");
+        if let Some(pod) = &end.pod {
+            if self.inventory.is_host_network(pod) {
+                return Ok(EdgePeer::Node(address?));
+            }
+            let group =
+                self.inventory.of_pod(pod).filter(|group| self.inventory.get(group).is_some_and(|one| one.is_known()));
+            return match group {
+                Some(group) => Ok(EdgePeer::Group(group.clone())),
+                None => Err(format!(
+                    "the labels of pod {pod} are not known; set -f to manifests with this pod or its workload"
+                )),
+            };
+        }
+        let address = address?;
+        if end.node.is_some() || self.state.is_node(address) {
+            return Ok(EdgePeer::Node(address));
+        }
+        // The agent may have received a new pod's first packet before its object.
+        let group = self.state.peer_at(address).and_then(|pod| self.inventory.of_pod(&pod.key));
+        Ok(group.map_or(EdgePeer::Outside(address), |group| EdgePeer::Group(group.clone())))
+    }
+
+    /// The destinations: of a Service, its backends.
+    fn targets(&self, observation: &Observation) -> Result<BTreeSet<Target>, String> {
+        let to = &observation.to;
+        let direct = || {
+            let peer = self.peer(to)?;
+            Ok(BTreeSet::from([Target { peer, end: to.clone(), port: observation.port }]))
+        };
+        let (Some(address), Some(port), Direction::Egress, None) =
+            (to.address, observation.port, observation.direction, &to.pod)
+        else {
+            return direct();
+        };
+        let frontend = (address, observation.protocol, port);
+        let backends = match self.backends_in_state(to, frontend) {
+            Some(backends) if !backends.is_empty() => backends,
+            _ => self.learned.get(&frontend).cloned().unwrap_or_default(),
+        };
+        if !backends.is_empty() {
+            let target = |(end, port): (ObservedEnd, u16)| Ok(Target { peer: self.peer(&end)?, end, port: Some(port) });
+            return backends.into_iter().map(target).collect();
+        }
+        match to.services.first() {
+            None => direct(),
+            Some(service) => Err(format!(
+                "the backends of Service {service} at {address} are not known; set -f to manifests with this Service and its pods or \
+                 EndpointSlices"
+            )),
+        }
+    }
+
+    /// The backends, according to Services and `EndpointSlices`. Services of manifests may have another address.
+    fn backends_in_state(
+        &self,
+        to: &ObservedEnd,
+        (address, protocol, port): FrontendKey,
+    ) -> Option<BTreeSet<(ObservedEnd, u16)>> {
+        let of_services = to.services.iter().filter_map(|key| self.state.services.get(key));
+        let addresses =
+            std::iter::once(address).chain(of_services.flat_map(|service| service.addresses.iter().copied()));
+        let mut frontends = addresses.filter_map(|address| self.state.frontend_at(address, protocol, port));
+        let backends = self.state.backends(&frontends.next()?);
+        let end = |address| ObservedEnd {
+            pod: self.state.peer_at(address).map(|pod| pod.key.clone()),
+            address: Some(address),
+            ..ObservedEnd::default()
+        };
+        Some(backends.into_iter().map(|backend| (end(backend.address), backend.port)).collect())
+    }
+
+    /// The flow as the result must allow it, at one end.
+    fn checked(&self, direction: Direction, own: &Target, other: &Target, protocol: u8) -> Option<Checked> {
+        let (pod, pod_labels) = self.pod_of(&own.end)?;
+        Some(Checked {
+            direction,
+            pod,
+            pod_labels,
+            address: own.end.address?,
+            remote: other.end.address?,
+            remote_pod: self.pod_of(&other.end),
+            protocol,
+            port: other.port.unwrap_or(0),
+        })
+    }
+
+    /// The pod of an end, and its labels: observed, of its object, or of its workload.
+    fn pod_of(&self, end: &ObservedEnd) -> Option<(PodKey, Labels)> {
+        let in_state = |key| self.state.pods.get(key).map(|pod| pod.labels.clone());
+        let key = match &end.pod {
+            Some(key) if self.inventory.is_host_network(key) => return None,
+            Some(key) => key.clone(),
+            None if end.node.is_some() => return None,
+            None => self.state.peer_at(end.address?)?.key.clone(),
+        };
+        let of_group = || self.inventory.get(self.inventory.of_pod(&key)?)?.any_labels();
+        let labels = end.labels.clone().or_else(|| in_state(&key)).or_else(of_group)?;
+        Some((key, labels))
+    }
+}

@@ -1,0 +1,58 @@
+//! Ports of a rule: adjacent ones become a range.
+
+use std::collections::BTreeSet;
+
+use crate::model::Protocol;
+
+/// A protocol and destination port; no port if the protocol has none.
+pub(super) type PortKey = (u8, Option<u16>);
+
+/// A port or a range of ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RecordedPort {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The first port.
+    pub port: u16,
+    /// The last port, if there are several.
+    pub end: Option<u16>,
+}
+
+/// Returns the ports as they are written in a rule. `None` if a rule cannot name one of the protocols: only a rule without
+/// ports allows it (docs/semantics.md, item 17).
+pub(super) fn ranges(ports: &BTreeSet<PortKey>) -> Option<Vec<RecordedPort>> {
+    let mut ranges: Vec<RecordedPort> = Vec::new();
+    for &(protocol, port) in ports {
+        let (protocol, port) = (Protocol::from_number(protocol)?, port?);
+        match ranges.last_mut() {
+            Some(last) if last.protocol == protocol && last.end.unwrap_or(last.port).checked_add(1) == Some(port) => {
+                last.end = Some(port);
+            }
+            _ => ranges.push(RecordedPort { protocol, port, end: None }),
+        }
+    }
+    Some(ranges)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(ports: &[PortKey]) -> Option<Vec<String>> {
+        let text = |range: &RecordedPort| {
+            let end = range.end.map(|end| format!("-{end}")).unwrap_or_default();
+            format!("{}{end}/{}", range.port, range.protocol.name())
+        };
+        ranges(&ports.iter().copied().collect()).map(|ranges| ranges.iter().map(text).collect())
+    }
+
+    #[test]
+    fn only_adjacent_ports_of_a_protocol_become_a_range() {
+        let tcp = |port| (6, Some(port));
+        let expected = |items: &[&str]| Some(items.iter().map(|item| (*item).to_owned()).collect::<Vec<_>>());
+        assert_eq!(written(&[tcp(81), tcp(80), tcp(83)]), expected(&["80-81/TCP", "83/TCP"]));
+        assert_eq!(written(&[tcp(53), (17, Some(54))]), expected(&["53/TCP", "54/UDP"]));
+        assert_eq!(written(&[tcp(65_534), tcp(65_535)]), expected(&["65534-65535/TCP"]));
+        assert_eq!(written(&[tcp(80), (1, None)]), None);
+    }
+}
