@@ -1,7 +1,7 @@
 //! Which policies isolate pods for egress, and which backends they allow.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use netpol_common::Direction;
 
@@ -27,6 +27,8 @@ pub(super) struct EgressIsolation<'a> {
     groups: BTreeMap<&'a NamespaceName, Vec<ListId>>,
     /// The backends of each frontend, and their pods.
     backends: HashMap<Frontend, Vec<(Backend, Option<&'a Pod>)>>,
+    /// The addresses and ports to which Services forward, with the IP protocol number.
+    forwarded: HashSet<(Backend, u8)>,
     /// The backends of each Service.
     targets: HashMap<&'a ServiceKey, BTreeSet<Target>>,
     reaches: RefCell<HashMap<(ListId, ServiceKey), bool>>,
@@ -64,7 +66,11 @@ impl<'a> EgressIsolation<'a> {
             let backends = state.backends(&frontend).into_iter();
             (frontend, backends.map(|backend| (backend, state.peer_at(backend.address))).collect())
         });
-        let backends = backends.collect();
+        let backends: HashMap<Frontend, Vec<(Backend, Option<&Pod>)>> = backends.collect();
+        let forwarded = backends
+            .iter()
+            .flat_map(|(frontend, backends)| backends.iter().map(|(backend, _)| (*backend, frontend.protocol)));
+        let forwarded = forwarded.collect();
         let targets = state.services.iter().map(|(key, service)| (key, targets(state, service, |_| true))).collect();
         Self {
             state,
@@ -72,6 +78,7 @@ impl<'a> EgressIsolation<'a> {
             at_most: lists_at_most,
             groups,
             backends,
+            forwarded,
             targets,
             reaches: RefCell::default(),
             allows: RefCell::default(),
@@ -92,6 +99,11 @@ impl<'a> EgressIsolation<'a> {
     /// Returns the policies of a list, with as many matching blocks as possible.
     pub(super) fn at_most(&self, list: ListId) -> &[&'a Policy] {
         &self.at_most[list.0]
+    }
+
+    /// Returns whether a Service forwards to a port of an address.
+    pub(super) fn is_forwarded(&self, backend: Backend, protocol: Protocol) -> bool {
+        self.forwarded.contains(&(backend, protocol.number()))
     }
 
     /// Returns the backends of a Service's frontend, and their pods.

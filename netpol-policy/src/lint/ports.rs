@@ -178,9 +178,7 @@ fn of_number(
 fn is_target(context: &Context<'_>, pod: &Pod, protocol: Protocol, first: u16, last: u16) -> bool {
     let is = |port: u16| {
         let mut addresses = pod.addresses.iter();
-        addresses.any(|address| {
-            !context.state.services_of(Backend { address: *address, port }, protocol.number()).is_empty()
-        })
+        addresses.any(|address| context.egress.is_forwarded(Backend { address: *address, port }, protocol))
     };
     // A long range is hardly a typo.
     last - first > 100 || (first..=last).any(is)

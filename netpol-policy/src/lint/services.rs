@@ -160,7 +160,7 @@ fn service_ports(
             let backends: BTreeSet<Target> = backends.map(|(backend, _)| (*backend, port.protocol)).collect();
             let listens = |(backend, protocol): &Target| {
                 let own_port = Backend { address: backend.address, port: port.port };
-                backend.port == port.port || !state.service_ports_of(own_port, protocol.number()).is_empty()
+                backend.port == port.port || context.egress.is_forwarded(own_port, *protocol)
             };
             let is_mistake = !backends.is_empty() && !backends.iter().any(listens);
             if !is_mistake || lists.iter().all(|list| context.egress.reaches(*list, &backends)) {
@@ -202,7 +202,7 @@ fn own_service_ports(
                 let declared = context.details_of(&pod.key);
                 backend.port == port.port
                     || declared.is_some_and(|details| details.ports.contains(&(port.protocol, port.port)))
-                    || !state.service_ports_of(own_port, port.protocol.number()).is_empty()
+                    || context.egress.is_forwarded(own_port, port.protocol)
             };
             let allows = |(pod, backend): &(&Pod, Backend)| {
                 let mut policies = reference::isolating_in(state, pod, Direction::Ingress, Mode::Shadow);
