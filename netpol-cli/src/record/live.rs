@@ -25,7 +25,7 @@ pub(super) async fn read(options: &RecordOptions) -> Result<Source> {
     let mut objects = Input::read(&options.input);
     if let Some(kube) = fleet.kube.as_ref().filter(|_| options.input.paths.is_empty()) {
         let needed = Needed { namespaces: namespaces.clone().unwrap_or_default(), workloads: BTreeSet::default() };
-        objects = live::read(kube, &needed).await?;
+        objects = live::read(kube, &needed, live::RESPONSE_TIME).await?;
         // Policies of any kind do not matter here, and records have the labels of pods.
         for missing in objects.missing.iter().filter(|missing| !missing.is_unevaluated) {
             if missing.kind != "NetworkPolicies" {
