@@ -1,7 +1,6 @@
 //! Tests checks of conditions, with a data plane in memory.
 
 use std::net::IpAddr;
-use std::time::{Duration, SystemTime};
 
 use netpol_agent::api::resources::pods;
 use netpol_agent::reconcile::{Check, CheckResult, ConditionState, Options, Reconciler};
@@ -112,7 +111,7 @@ fn the_reason_why_a_pod_is_not_enforced_is_reported() {
 #[test]
 fn a_policy_that_is_not_enforced_never_holds() {
     let shadow = "netpol.io/mode: shadow".to_owned();
-    let until = Timestamp::from(SystemTime::now() + Duration::from_secs(3600));
+    let until = Timestamp::from(jiff::Timestamp::now()).plus_seconds(3600);
     let suspended = format!("netpol.io/suspended-until: \"{until}\"");
     for (annotation, observe, words, enforced) in [
         ("", false, None, true),

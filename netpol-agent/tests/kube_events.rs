@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use netpol_agent::events::kubernetes::{self, DropReason, EventCounters, Handle, Sink};
 use netpol_agent::events::{FlowBuffer, Lines, Reporter};
@@ -265,7 +265,7 @@ fn the_start_and_the_end_of_a_suspension_have_an_event_each() {
         let mut objects = manifest::parse(&text, "shop.yaml").objects.into_iter().map(|located| located.object);
         Event::Apply(objects.next().expect("no namespace"))
     };
-    let minutes = |count: u64| Timestamp::from(SystemTime::now() + Duration::from_secs(60 * count));
+    let minutes = |count: i64| Timestamp::from(jiff::Timestamp::now()).plus_seconds(60 * count);
     let suspended = |until: Timestamp| {
         namespace(&format!("netpol.io/suspended-until: '{until}', netpol.io/suspended-reason: incident 7"))
     };

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use netpol_files::{is_manifest, read_any, read_regular, read_stream};
 use netpol_policy::manifest::{self, ManifestError, Parsed, SkipReason, Unevaluated};
@@ -158,7 +157,7 @@ impl Input {
 
     /// Returns the cluster that the manifests describe.
     pub(crate) fn cluster(&self, options: &InputOptions) -> OfflineCluster {
-        OfflineCluster::new(&self.parsed, &options.pod_cidrs).at(SystemTime::now().into())
+        OfflineCluster::new(&self.parsed, &options.pod_cidrs).at(jiff::Timestamp::now().into())
     }
 
     /// The number of objects that are used.

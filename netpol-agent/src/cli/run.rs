@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::CommandFactory;
@@ -179,7 +179,7 @@ async fn enforce(
     stopped: impl Future<Output = ()>,
 ) -> Result<()> {
     warn_of_wrong_node(&first.events, &args.node);
-    first.events.insert(0, Event::Clock(SystemTime::now().into()));
+    first.events.insert(0, Event::Clock(jiff::Timestamp::now().into()));
     let monitor = Monitor::open()?;
     let pod_addresses = PodAddressMonitor::open()?;
     let mut reader = InterfaceReader::open()?;

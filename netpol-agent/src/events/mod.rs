@@ -5,6 +5,7 @@
 mod bounds;
 mod buffer;
 mod cache;
+mod clock;
 mod describe;
 mod explain;
 mod groups;
@@ -33,6 +34,7 @@ use crate::reconcile::Reconciler;
 pub(crate) use buffer::tests::record as test_record;
 pub use buffer::{BufferedRecord, FlowBuffer};
 use cache::{ExplanationCache, ExplanationKey};
+use clock::{boot_time, thread_time};
 use describe::{Described, Names, describe, own_side, verdict};
 pub(crate) use describe::{flow_direction, rfc3339, workload};
 use explain::{Explanation, explain};
@@ -478,23 +480,6 @@ fn sender<D: Dataplane>(event: &FlowEvent, described: &Described, reconciler: &R
     let from = &described.record.from;
     let same = from.namespace.as_deref() == Some(&*sender.namespace) && from.pod.as_deref() == Some(&*sender.name);
     (!same).then(|| sender.to_string())
-}
-
-/// Returns the CPU time of this thread. On a busy node, a thread waits for the CPU, and this time is not a cost of
-/// explanations.
-fn thread_time() -> Duration {
-    clock(libc::CLOCK_THREAD_CPUTIME_ID)
-}
-
-fn boot_time() -> SystemTime {
-    SystemTime::now() - clock(libc::CLOCK_BOOTTIME)
-}
-
-fn clock(id: libc::clockid_t) -> Duration {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is a local variable; both clocks exist since Linux 2.6.39.
-    unsafe { libc::clock_gettime(id, &raw mut now) };
-    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Suspensions of enforcement: their clock, because the engine has none of its own, and log lines.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use netpol_dataplane::Dataplane;
 use netpol_policy::cluster_state::Event;
@@ -14,7 +14,7 @@ const MAX_WAIT: Duration = Duration::from_secs(10);
 impl<D: Dataplane> Reconciler<D> {
     /// Gives the time to the engine. Suspensions of enforcement start and end by it.
     pub fn set_clock(&mut self) {
-        self.apply(vec![Event::Clock(SystemTime::now().into())]);
+        self.apply(vec![Event::Clock(jiff::Timestamp::now().into())]);
     }
 
     /// Reads the suspensions from the engine, and logs those that have started or ended.
@@ -60,7 +60,7 @@ impl<D: Dataplane> Reconciler<D> {
         if !self.has_engine() || self.is_busy() {
             return None;
         }
-        let seconds = Timestamp::from(SystemTime::now()).seconds_until(self.next_suspension_change?);
+        let seconds = Timestamp::from(jiff::Timestamp::now()).seconds_until(self.next_suspension_change?);
         Some(Duration::from_secs(seconds).min(MAX_WAIT))
     }
 }

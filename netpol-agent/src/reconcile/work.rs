@@ -2,7 +2,7 @@
 //! finished operations and API requests in between.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use netpol_policy::cluster_state::Event;
 use netpol_policy::model::PodKey;
@@ -175,7 +175,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.shortage.review(omitted);
         let suspensions = self.suspensions.clone();
         self.log_suspensions();
-        let ended = ended_suspensions(&suspensions, &self.suspensions, SystemTime::now().into());
+        let ended = ended_suspensions(&suspensions, &self.suspensions, jiff::Timestamp::now().into());
         self.jobs_compiled += 1;
         let Some((origin, ticket, begun)) = self.work.compiling.take() else { return };
         self.history.begin(&origin.batches, ended);

@@ -22,7 +22,7 @@ pub(super) struct Names<'e> {
     presence: BTreeMap<&'e UnitKey, Presence>,
 }
 
-/// A workload, and whether only some of its pods are meant.
+/// A workload, and whether this is only some of its pods.
 type Unit<'e> = (&'e UnitKey, bool);
 
 impl<'e> Names<'e> {

@@ -84,7 +84,7 @@ fn a_suspension_of_the_cluster_needs_the_namespace_of_the_agents() {
     let run = cluster.netpol(&["resume", "--cluster", "--agent-namespace", "ops"]);
     assert_eq!(run.code, 3);
     assert!(run.err.contains("set --agent-namespace"), "{}", run.err);
-    // Without the right to list pods, nobody can tell: an incident does not wait.
+    // Without the right to list pods, this cannot be checked. An incident does not wait, so the command continues.
     cluster.server.set_rules(owner("ops"));
     let run = cluster.netpol(&[&suspend[..], &["ops"]].concat());
     assert_eq!(run.code, 0, "{}", run.err);

@@ -1,7 +1,6 @@
 //! Points in time.
 
 use std::fmt;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A point in time, in whole seconds since 1970. The default, 1970, is before every suspension.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,11 +24,10 @@ impl Timestamp {
     }
 }
 
-/// A time before 1970 becomes 1970.
-impl From<SystemTime> for Timestamp {
-    fn from(time: SystemTime) -> Self {
-        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+/// Drops fractions of a second.
+impl From<jiff::Timestamp> for Timestamp {
+    fn from(time: jiff::Timestamp) -> Self {
+        Self(time.as_second())
     }
 }
 

@@ -43,7 +43,7 @@ pub struct RecordedPolicy {
 /// A rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordedRule {
-    /// Lines of a comment above it: the flows behind it.
+    /// Lines of a comment above it: the flows that it allows.
     pub comments: Vec<String>,
     /// The peers; never empty.
     pub peers: Vec<RecordedPeer>,

@@ -38,7 +38,7 @@ const CRON_JOB_DIGITS: usize = 8;
 /// Maximum length of an owner's name or kind in bytes: the length of the longest valid name of an object.
 const MAX_OWNER_NAME: usize = 253;
 
-/// Returns the object that controls a pod: the owner, or the owner's owner as far as its name tells. The owners
+/// Returns the object that controls a pod: the owner, or the owner's owner as far as its name shows. The owners
 /// themselves are not read.
 fn workload(metadata: &ObjectMeta) -> Option<PodWorkload> {
     let owner = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Cause, DifferenceEnd, PairChange, PortChange};
 use crate::offline::intern::Interner;
 
-/// A change of all connections from some ends to some ends. A connection of a single pod to itself is not meant.
+/// A change of all connections from some ends to some ends. A connection of a single pod to itself is not included.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     /// The sources: indices of [`super::Difference::ends`].

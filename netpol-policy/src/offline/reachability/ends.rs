@@ -188,7 +188,7 @@ impl AddressClass {
 /// Addresses that are not those of pods and have the same ports with every pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutsideAddresses {
-    /// The addresses. Those of pods and Services among them are not meant.
+    /// The addresses, without those of pods and Services among them.
     pub addresses: AddressSet,
     /// One that is not that of a pod or Service.
     pub example: IpAddr,

@@ -1,0 +1,21 @@
+//! Clocks of the kernel.
+
+use std::time::{Duration, SystemTime};
+
+/// Returns the CPU time of this thread. On a busy node, a thread waits for the CPU, and this time is not a cost of
+/// explanations.
+pub(super) fn thread_time() -> Duration {
+    clock(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// Returns when the node started, by the wall clock.
+pub(super) fn boot_time() -> SystemTime {
+    SystemTime::now() - clock(libc::CLOCK_BOOTTIME)
+}
+
+fn clock(id: libc::clockid_t) -> Duration {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a local variable; both clocks exist since Linux 2.6.39.
+    unsafe { libc::clock_gettime(id, &raw mut now) };
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
