@@ -38,7 +38,7 @@ struct RuleHits {
     hits: Hits,
 }
 
-/// All counters. Only [`HitCounters::review`] makes room: it would take too long for each event while there is no room.
+/// All counters. Only `review` makes room: it would take too long for each event while there is no room.
 #[derive(Debug)]
 pub struct HitCounters {
     since: SystemTime,
