@@ -48,6 +48,9 @@ pub(crate) fn run(options: &RecordOptions, out: &mut impl Write) -> Result<Exit>
     let namespaces = namespaces.map(|namespaces| namespaces.into_iter().map(|name| name.as_str().into()).collect());
     let wanted = Options { namespaces, skip_portless: options.skip_icmp, shadow: options.shadow };
     let recording = record::record(&records.recorder, &cluster, &wanted)?;
+    for line in &recording.unresolved {
+        message!("netpol: {}", Safe(line));
+    }
     if recording.policies.is_empty() {
         bail!("found no flow of a pod in these namespaces; set -n to a namespace with flows");
     }
@@ -58,7 +61,7 @@ pub(crate) fn run(options: &RecordOptions, out: &mut impl Write) -> Result<Exit>
 
 fn write(recording: &Recording, records: &Records, output: RecordOutput, out: &mut impl Write) -> Result<()> {
     let remarks = records.remarks();
-    for line in recording.unresolved.iter().chain(&remarks) {
+    for line in &remarks {
         message!("netpol: {}", Safe(line));
     }
     match output {
