@@ -42,6 +42,18 @@ pub(crate) struct RecordOptions {
     /// Use the flows of this time before now, at most 1h
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_duration, conflicts_with = "flows")]
     pub(crate) since: Duration,
+    #[command(flatten)]
+    pub(crate) content: RecordContent,
+    #[command(flatten)]
+    pub(crate) agents: AgentOptions,
+    /// The output format
+    #[arg(short, long, value_enum, default_value = "yaml")]
+    pub(crate) output: RecordOutput,
+}
+
+/// What the policies contain.
+#[derive(Debug, Args)]
+pub(crate) struct RecordContent {
     /// Also allow what policies have denied
     #[arg(long)]
     pub(crate) include_denied: bool,
@@ -51,11 +63,6 @@ pub(crate) struct RecordOptions {
     /// Put the policies into shadow mode: they deny nothing, and agents report what they would deny
     #[arg(long)]
     pub(crate) shadow: bool,
-    #[command(flatten)]
-    pub(crate) agents: AgentOptions,
-    /// The output format
-    #[arg(short, long, value_enum, default_value = "yaml")]
-    pub(crate) output: RecordOutput,
 }
 
 /// The output format of `record`.

@@ -20,7 +20,7 @@ use crate::remote::Fleet;
 pub(super) async fn read(options: &RecordOptions) -> Result<Source> {
     let mut fleet = Fleet::find(&options.agents).await?;
     let namespaces = namespaces(options, &fleet);
-    let mut records = Records::new(options.include_denied);
+    let mut records = Records::new(options.content.include_denied);
     let answered = collect(options, namespaces.as_ref(), &mut fleet, &mut records).await?;
     let mut objects = Input::read(&options.input);
     if let Some(kube) = fleet.kube.as_ref().filter(|_| options.input.paths.is_empty()) {
@@ -50,7 +50,7 @@ fn namespaces(options: &RecordOptions, fleet: &Fleet) -> Option<BTreeSet<String>
 /// The path of the request.
 fn path(options: &RecordOptions, namespaces: Option<&BTreeSet<String>>) -> String {
     let mut verdicts = vec![FlowVerdict::Allowed, FlowVerdict::Shadow];
-    verdicts.extend(options.include_denied.then_some(FlowVerdict::Denied));
+    verdicts.extend(options.content.include_denied.then_some(FlowVerdict::Denied));
     // An agent filters by one namespace only.
     let only = namespaces.filter(|names| names.len() == 1).and_then(|names| names.first().cloned());
     let query =

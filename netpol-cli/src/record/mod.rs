@@ -46,8 +46,11 @@ pub(crate) fn run(options: &RecordOptions, out: &mut impl Write) -> Result<Exit>
     objects.report();
     let cluster = objects.cluster(&options.input);
     let namespaces = namespaces.map(|namespaces| namespaces.into_iter().map(|name| name.as_str().into()).collect());
-    let wanted = Options { namespaces, skip_portless: options.skip_icmp, shadow: options.shadow };
+    let wanted = Options { namespaces, skip_portless: options.content.skip_icmp, shadow: options.content.shadow };
     let recording = record::record(&records.recorder, &cluster, &wanted)?;
+    for line in &recording.unresolved {
+        message!("netpol: {}", Safe(line));
+    }
     if recording.policies.is_empty() {
         bail!("found no flow of a pod in these namespaces; set -n to a namespace with flows");
     }
@@ -58,7 +61,7 @@ pub(crate) fn run(options: &RecordOptions, out: &mut impl Write) -> Result<Exit>
 
 fn write(recording: &Recording, records: &Records, output: RecordOutput, out: &mut impl Write) -> Result<()> {
     let remarks = records.remarks();
-    for line in recording.unresolved.iter().chain(&remarks) {
+    for line in &remarks {
         message!("netpol: {}", Safe(line));
     }
     match output {
@@ -82,7 +85,7 @@ fn of_file(path: &Path, options: &RecordOptions) -> Result<Source> {
     } else {
         Box::new(File::open(path).with_context(|| format!("cannot read {title}"))?)
     };
-    let mut records = Records::new(options.include_denied);
+    let mut records = Records::new(options.content.include_denied);
     read_lines(BufReader::new(reader), &mut records).with_context(|| format!("cannot read {title}"))?;
     let namespaces = (!options.namespaces.is_empty()).then(|| options.namespaces.iter().cloned().collect());
     Ok(Source { records, objects: Input::read(&options.input), namespaces, exit: Exit::Ok })

@@ -55,8 +55,77 @@ fn policies_are_recorded_from_all_agents_and_the_pods_of_the_cluster() {
     let run = cluster.netpol(&["record", "-n", "shop"]);
     let remark = "Not complete: 12 records of flows are missing (5 over the agents' rate limits, 7 lost), and may need more rules";
     assert_eq!((run.code, run.err), (0, format!("netpol: {remark}\n")));
-    expect![[""]].assert_eq(&run.out);
-    let expected = "/v1/flows?labels=true&since=1h&verdict=allowed,shadow&namespace=shop";
+    expect![[r##"
+        # Recorded by netpol: 5 flows, from 2026-11-29T12:00:00Z to 2026-11-29T12:00:01Z
+        # Nodes: n1, n2
+        # Connections that were not used in this time are denied
+        # No flow was seen of Pod shop/idle: all their traffic is denied
+        # Not complete: 12 records of flows are missing (5 over the agents' rate limits, 7 lost), and may need more
+        #   rules
+        ---
+        # Namespace shop: denies everything that no other policy allows
+        apiVersion: networking.k8s.io/v1
+        kind: NetworkPolicy
+        metadata:
+          name: recorded-default-deny
+          namespace: shop
+        spec:
+          podSelector: {}
+          policyTypes: [Ingress, Egress]
+        ---
+        # Pod shop/db-0
+        # No egress was seen: all is denied
+        apiVersion: networking.k8s.io/v1
+        kind: NetworkPolicy
+        metadata:
+          name: recorded-db-0
+          namespace: shop
+        spec:
+          podSelector:
+            matchLabels:
+              app: db
+          policyTypes: [Ingress, Egress]
+          ingress:
+            # web-0 -> db-0 5432/TCP, 4 flows, last 2026-11-29T12:00:00Z
+            - from:
+                - podSelector:
+                    matchLabels:
+                      app: web
+              ports:
+                - protocol: TCP
+                  port: 5432
+        ---
+        # Pod shop/web-0
+        # No ingress was seen: all is denied
+        apiVersion: networking.k8s.io/v1
+        kind: NetworkPolicy
+        metadata:
+          name: recorded-web-0
+          namespace: shop
+        spec:
+          podSelector:
+            matchLabels:
+              app: web
+          policyTypes: [Ingress, Egress]
+          egress:
+            # web-0 -> db-0 5432/TCP, 4 flows, last 2026-11-29T12:00:00Z
+            - to:
+                - podSelector:
+                    matchLabels:
+                      app: db
+              ports:
+                - protocol: TCP
+                  port: 5432
+            # web-0 -> 2001:db8::1 443/TCP, 1 flow, last 2026-11-29T12:00:01Z
+            - to:
+                - ipBlock:
+                    cidr: "2001:db8::1/128"
+              ports:
+                - protocol: TCP
+                  port: 443
+    "##]]
+    .assert_eq(&run.out);
+    let expected = "/v1/flows?labels=true&since=3600s&verdict=allowed,shadow&namespace=shop";
     assert_eq!(cluster.requests(), [expected; 2]);
     // The policies are valid input of the other commands.
     let manifests = Manifests::of(&[("recorded.yaml", &run.out)]);

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use netpol_common::{Direction, protocol};
 
 use super::RecordOptions;
-use super::inventory::{GroupKey, Inventory};
+use super::inventory::{Group, GroupKey, Inventory};
 use super::observation::{Count, FrontendKey, Observation, ObservedEnd, Recorder};
 use super::ports::PortKey;
 use crate::cluster_state::ClusterState;
@@ -290,7 +290,7 @@ impl Names<'_> {
                 return Ok(EdgePeer::Node(address?));
             }
             let group =
-                self.inventory.of_pod(pod).filter(|group| self.inventory.get(group).is_some_and(|one| one.is_known()));
+                self.inventory.of_pod(pod).filter(|group| self.inventory.get(group).is_some_and(Group::is_known));
             return match group {
                 Some(group) => Ok(EdgePeer::Group(group.clone())),
                 None => Err(format!(

@@ -98,8 +98,14 @@ fn default_deny(namespace: &Arc<str>, options: &RecordOptions) -> RecordedPolicy
 
 /// Returns a name that no other policy of the namespace has: workloads of different kinds may have the same name.
 fn unique_name(key: &GroupKey, names: &mut BTreeSet<String>) -> String {
-    let candidates = [format!("{PREFIX}{}", key.name), format!("{PREFIX}{}-{}", key.kind.to_lowercase(), key.name)];
-    let numbered = (2_u32..).map(|number| format!("{PREFIX}{number}-{}", key.name));
+    // A file of flows can contain any name. Kinds of custom resources have uppercase letters.
+    let valid = |name: &str| -> String {
+        let is_valid = |char: char| char.is_ascii_alphanumeric() || char == '-' || char == '.';
+        name.chars().map(|char| if is_valid(char) { char.to_ascii_lowercase() } else { '-' }).collect()
+    };
+    let (workload, kind) = (valid(&key.name), valid(&key.kind));
+    let candidates = [format!("{PREFIX}{workload}"), format!("{PREFIX}{kind}-{workload}")];
+    let numbered = (2_u32..).map(|number| format!("{PREFIX}{number}-{workload}"));
     for mut name in candidates.into_iter().chain(numbered) {
         name.truncate(name.floor_char_boundary(MAX_NAME));
         name.truncate(name.trim_end_matches(['-', '.']).len());
