@@ -78,9 +78,8 @@ impl OpenApi {
         for (name, value) in fields {
             let at = format!("{at}.{name}");
             match (schema["properties"].get(name), schema.get("additionalProperties")) {
-                (Some(schema), _) => self.check(schema, value, &at)?,
+                (Some(schema), _) | (None, Some(schema @ Value::Object(_))) => self.check(schema, value, &at)?,
                 (None, Some(Value::Bool(false))) => bail!("{at} is not described"),
-                (None, Some(schema @ Value::Object(_))) => self.check(schema, value, &at)?,
                 (None, _) => {}
             }
         }

@@ -24,7 +24,6 @@ pub struct PodStart {
 /// Whether a pod is known; see [`Overlay::start`].
 #[expect(clippy::large_enum_variant, reason = "the value is matched at once and never stored")]
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "it is returned and used at once")]
 pub(super) enum StartState {
     /// The pod is known and gets the addresses with this event; `None`: it has them already.
     Known(Option<Event>),
