@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{FlowDirection, FlowVerdict};
 
-/// The verdict of a connection according to the objects that the agent knows, and according to the tables of its node.
+/// The verdict of a connection according to the agent's objects, and according to the tables of its node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExplainResponse {

@@ -35,7 +35,7 @@ pub struct ShadowPolicy {
     pub policy: String,
     /// The number of pods of this node that it selects.
     pub pods: usize,
-    /// Since when the agent knows the policy in shadow mode.
+    /// Since when the agent has the policy in shadow mode.
     pub since: String,
     /// Whether the policy is evaluated for all of these pods now. If not, the report omits flows that it would deny.
     #[serde(default = "crate::default_true")]

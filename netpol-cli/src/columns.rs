@@ -48,7 +48,7 @@ pub(crate) const fn number(title: &'static str) -> Column {
 }
 
 impl Column {
-    /// The smallest width of a column whose longest cell has this width.
+    /// The smallest width of a column, from the width of its longest cell.
     fn least(self, natural: usize) -> usize {
         match (self.is_number, self.rank) {
             (true, _) => natural,

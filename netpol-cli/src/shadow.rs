@@ -78,7 +78,7 @@ struct ShadowedPolicy {
     policy: String,
     /// The number of pods that it selects.
     pods: usize,
-    /// Since when each agent that has such a pod knows the policy in shadow mode: the latest time.
+    /// Since when each agent with such a pod has the policy in shadow mode: the latest time.
     #[serde(skip_serializing_if = "Option::is_none")]
     since: Option<String>,
     /// Whether the policy is evaluated on all nodes. If not, flows that it would deny are missing.

@@ -78,7 +78,7 @@ struct Change<'a> {
     /// The reason before the change, if it was that of another suspension.
     #[serde(skip_serializing_if = "Option::is_none")]
     replaced_reason: Option<&'a str>,
-    /// The user, as the API server knows it.
+    /// The user name, as authenticated by the API server.
     user: Option<&'a str>,
     time: &'a str,
     /// The command of kubectl that does the same.

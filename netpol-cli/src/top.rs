@@ -198,7 +198,7 @@ impl Window {
         });
     }
 
-    /// Forgets flows that are too old by the clock of the nodes: that of this machine may differ.
+    /// Removes flows that are too old by the clock of the nodes: that of this machine may differ.
     fn expire(&mut self) {
         let Some((latest, at)) = self.latest else { return };
         let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);

@@ -14,7 +14,7 @@ const NEW: u8 = 1 << 0;
 const SHADOW: u8 = 1 << 1;
 /// The pod initiated the flow.
 const EGRESS: u8 = 1 << 2;
-/// The state bits of a flow that tell where it comes from.
+/// The state bits of a flow that show its origin.
 const ORIGIN: u8 = flow_state::FROM_NODE | flow_state::HAIRPIN;
 
 const _: () = assert!(ORIGIN & (NEW | SHADOW | EGRESS) == 0);
@@ -56,7 +56,7 @@ impl FlowReport {
         if self.0 & EGRESS == 0 { Direction::Ingress } else { Direction::Egress }
     }
 
-    /// Returns the state bits of the flow that tell where it comes from.
+    /// Returns the state bits of the flow that show its origin.
     #[inline(always)]
     pub(crate) const fn origin(self) -> u8 {
         self.0 & ORIGIN

@@ -1,4 +1,4 @@
-//! Checks JSON against the schemas of docs/api/openapi.json. It knows the keywords that this file uses, and fails at others.
+//! Checks JSON against the schemas of docs/api/openapi.json. It supports the keywords of this file, and fails at others.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};

@@ -1,5 +1,5 @@
-//! The last records, in memory, for clients of the API. If the buffer is full, the oldest record of the pod whose records
-//! need the most memory is removed, so that a flood of one pod does not remove the records of others.
+//! The last records, in memory, for clients of the API. If the buffer is full, the oldest record of the pod with the
+//! largest records in total is removed, so that a flood of one pod does not remove the records of others.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -74,7 +74,7 @@ impl HitCounters {
         self.since
     }
 
-    /// Returns the number of allowed flows whose rule is not known or has no counter.
+    /// Returns the number of allowed flows of an unknown rule, or of a rule without a counter.
     pub fn other(&self) -> u64 {
         self.other
     }

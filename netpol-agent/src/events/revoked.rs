@@ -13,7 +13,7 @@ use crate::reconcile::BatchChange;
 /// Maximum number of revoked flows.
 const MAX_FLOWS: usize = 4096;
 /// A flow without an event for this time is forgotten.
-const FORGET: Duration = Duration::from_mins(5);
+const MAX_AGE: Duration = Duration::from_mins(5);
 
 /// The addresses, ports and protocol of a flow at an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,7 +47,7 @@ impl RevokedFlows {
         if self.0.len() >= MAX_FLOWS && !self.0.contains_key(&id) {
             self.remove_one(id.endpoint);
         }
-        let known = self.0.get(&id).filter(|(_, seen)| now.saturating_duration_since(*seen) < FORGET);
+        let known = self.0.get(&id).filter(|(_, seen)| now.saturating_duration_since(*seen) < MAX_AGE);
         let change = Arc::clone(known.map(|(change, _)| change).or(last_change)?);
         self.0.insert(id, (Arc::clone(&change), now));
         Some(RevokedBy {
@@ -58,7 +58,7 @@ impl RevokedFlows {
         })
     }
 
-    /// Forgets the flow of an endpoint whose last event is the oldest. If the endpoint has none, one of the endpoint with
+    /// Removes the flow of an endpoint with the oldest last event. If the endpoint has none, one of the endpoint with
     /// the most flows.
     fn remove_one(&mut self, endpoint: u16) {
         let mut lengths: HashMap<u16, usize> = HashMap::new();
@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(generation(1, 5, now), Some(5));
         assert_eq!(generation(1, 6, now), Some(5), "change 6 did not revoke it");
         assert_eq!(generation(2, 6, now), Some(6));
-        assert_eq!(generation(1, 7, now + FORGET), Some(7));
+        assert_eq!(generation(1, 7, now + MAX_AGE), Some(7));
         assert_eq!(flows.revoked_by(&event(3), None, now), None);
     }
 

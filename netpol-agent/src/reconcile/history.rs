@@ -103,7 +103,7 @@ impl History {
         }
     }
 
-    /// Forgets an interface.
+    /// Removes an interface.
     pub(super) fn removed(&mut self, ifindex: IfIndex) {
         self.by_endpoint.remove(&ifindex);
     }

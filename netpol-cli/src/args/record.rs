@@ -36,7 +36,7 @@ pub(crate) struct RecordOptions {
     /// the context
     #[arg(short, long = "namespace", value_name = "NAMESPACE")]
     pub(crate) namespaces: Vec<String>,
-    /// Write policies for all namespaces with flows, except those whose name begins with kube-
+    /// Write policies for all namespaces with flows, except those with the prefix kube-
     #[arg(short = 'A', long, conflicts_with = "namespaces")]
     pub(crate) all_namespaces: bool,
     /// Use the flows of this time before now, at most 1h

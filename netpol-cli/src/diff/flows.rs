@@ -34,7 +34,7 @@ struct Flow {
 struct Seen {
     service: Option<ServiceKey>,
     workload: Option<WorkloadKey>,
-    /// Not used to tell flows apart if there is a workload.
+    /// Not used to distinguish flows if there is a workload.
     pod: Option<PodKey>,
     address: Option<std::net::IpAddr>,
 }

@@ -102,7 +102,7 @@ fn read_all(
     Ok((files, unreadable))
 }
 
-/// `git cat-file --batch`, which writes the content of each object whose ID it reads.
+/// `git cat-file --batch`: it reads object IDs and writes the content of each object.
 struct BlobReader {
     child: Child,
     output: BufReader<std::process::ChildStdout>,

@@ -21,7 +21,7 @@ const QUEUE: usize = 1_024;
 pub(crate) struct Received {
     pub(crate) time: Timestamp,
     pub(crate) record: Option<Record>,
-    /// The line of JSON, with fields that this version does not know.
+    /// The line of JSON, with fields that this version does not have.
     pub(crate) line: String,
     at: Instant,
     sequence: u64,
@@ -63,7 +63,7 @@ pub(crate) fn read(streams: Vec<Answer<Lines>>) -> mpsc::Receiver<Event> {
     receiver
 }
 
-/// Parses a line. A record of a type that this version does not know has only its time.
+/// Parses a line. A record of a type that this version does not have has only its time.
 fn received(line: &[u8]) -> Result<Received, String> {
     let invalid = |error: &dyn std::fmt::Display| format!("the agent sent an invalid record: {error}");
     let line = std::str::from_utf8(line).map_err(|error| invalid(&error))?;

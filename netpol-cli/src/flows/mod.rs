@@ -168,7 +168,7 @@ struct Printer<'o, W> {
     output: FlowsOutput,
     color: ColorMode,
     width: Option<usize>,
-    /// Records of types that this version does not know.
+    /// Records of unknown types.
     unknown: usize,
 }
 

@@ -57,7 +57,7 @@ impl Records {
         Ok(())
     }
 
-    /// Counts a record of a type that this version does not know.
+    /// Counts a record of an unknown type.
     pub(super) fn add_unknown(&mut self) {
         self.unknown += 1;
     }

@@ -110,7 +110,7 @@ fn read_lines(mut reader: impl BufRead, records: &mut Records) -> Result<()> {
         }
         match serde_json::from_value::<Record>(value) {
             Ok(record) => records.add(record).map_err(|error| invalid(&error))?,
-            // A type that this version does not know, or a log line.
+            // An unknown type, or a log line.
             Err(_) => records.add_unknown(),
         }
     }

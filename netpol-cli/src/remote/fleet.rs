@@ -238,7 +238,7 @@ impl Fleet {
         &self.failures
     }
 
-    /// Forgets the failures, before the agents are asked again.
+    /// Clears the failures before the next requests to the agents.
     pub(crate) fn forget_failures(&mut self) {
         let of_agents: BTreeSet<&String> = self.agents.iter().map(|agent| &agent.node).collect();
         self.failures.retain(|failure| !of_agents.contains(&failure.node));

@@ -94,7 +94,7 @@ impl Cluster {
         Ok(suspended.collect())
     }
 
-    /// Returns the name under which the API server knows the caller. API servers before Kubernetes 1.28 do not report it.
+    /// Returns the caller's name, as authenticated by the API server. API servers before Kubernetes 1.28 do not report it.
     pub(super) async fn user(&self) -> Option<String> {
         let api: Api<SelfSubjectReview> = Api::all(self.kube.client.clone());
         let (parameters, review) = (PostParams::default(), SelfSubjectReview::default());

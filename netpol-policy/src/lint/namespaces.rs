@@ -11,7 +11,7 @@ use super::finding::{Draft, DraftFix, Finding};
 use crate::manifest::Parsed;
 use crate::model::{Mode, NamespaceName, Object, ObjectKey, Pod};
 
-/// System namespaces, whose pods are rarely isolated.
+/// System namespaces. Their pods are rarely isolated.
 const SYSTEM: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
 
 /// A file and a line.
@@ -90,7 +90,7 @@ fn default_deny(context: &Context<'_>, namespace: &NamespaceName) -> Option<Draf
         RuleId::DEFAULT_DENY_MISSING,
         "",
         format!("No policy selects all pods of namespace {namespace} for {}.", names.join(" and ")),
-        "A new pod whose labels no policy selects is not isolated.",
+        "A new pod is not isolated if no policy selects its labels.",
         default_deny_policy("add a policy for all pods", namespace, &types.join(", ")),
     ))
 }

@@ -28,7 +28,7 @@ impl fmt::Display for Diagnostic {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Hash)]
 #[serde(rename_all = "camelCase")]
 pub enum Severity {
-    /// Valid and not unusual, but good to know.
+    /// Valid and common; a fact to review.
     Info,
     /// Valid but unusual, such as host bits in a CIDR.
     Warning,

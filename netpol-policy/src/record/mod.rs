@@ -61,7 +61,7 @@ pub struct Recording {
     pub unseen: Vec<GroupKey>,
     /// Flows that the policies do not allow, because their ends are not known: a sentence for each cause.
     pub unresolved: Vec<String>,
-    /// What the reader should know.
+    /// Notes for the reader.
     pub notes: Vec<String>,
 }
 

@@ -10,7 +10,7 @@ use crate::reference::RuleRef;
 /// Why the ports between two ends change.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cause {
-    /// Whose policies: `Egress` of the source, `Ingress` of the destination. `None` if the cause is not a policy.
+    /// Which policies: `Egress`, those of the source; `Ingress`, those of the destination. `None` if the cause is not a policy.
     pub side: Option<Direction>,
     /// The reason.
     pub reason: Reason,
