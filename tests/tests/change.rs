@@ -1,14 +1,17 @@
-//! Changes take effect and do not affect anything else: items 24 to 26 of docs/semantics.md.
+//! Changes take effect and do not affect anything else: items 24 to 26 and 43 of docs/semantics.md.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use netpol_tests::flow::EchoConnection;
+use netpol_policy::model::Protocol;
+use netpol_tests::flow::{EchoConnection, Stream};
 use netpol_tests::load::BackgroundFlows;
 use netpol_tests::{Cluster, ClusterBuilder, Lab, PodSpec, deny_all, policy};
+use serde_json::Value;
 
 const ECHO_TIMEOUT: Duration = Duration::from_secs(1);
+const REPORT_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn pods() -> ClusterBuilder {
     Cluster::builder().namespace("shop", "").namespace("blog", "stage=test").pods(&[
@@ -162,6 +165,72 @@ fn s25_a_revoked_connection_stops_and_others_continue() -> Result<()> {
     lab.expect("blog/web -x shop/other 80/TCP")?;
     assert!(!early.echoes(ECHO_TIMEOUT)?, "a connection older than the policy still carries data");
     Ok(())
+}
+
+/// Tries a default deny and a policy with a mistake in shadow mode, corrects the mistake that the report shows, and
+/// enforces both, while the application runs.
+#[test]
+fn s43_policies_are_tried_in_shadow_mode_and_enforced_without_a_lost_connection() -> Result<()> {
+    let mut lab = Lab::start(pods().serve(&[(Protocol::Tcp, 80), (Protocol::Udp, 53)]), &[])?;
+    let mut open = EchoConnection::open(&lab.cluster, "shop/client", "shop/server", 80)?;
+    ensure!(open.echoes(ECHO_TIMEOUT)?, "the application must work before there is a policy");
+    let datagrams = Stream::of_new_flows(&lab.cluster, "shop/client", "shop/server", 53)?;
+
+    lab.policies(&application_policies(81).map(in_shadow_mode))?;
+    lab.expect_without_reference("shop/client -> shop/server 80/TCP\nshop/other -> shop/server 80/TCP")?;
+    wait_for_shadow_denial(&mut lab, "client", "shop/client")?;
+
+    lab.policies(&application_policies(80).map(in_shadow_mode))?;
+    lab.agent().clear_denied();
+    ensure!(open.echoes(ECHO_TIMEOUT)?, "a policy in shadow mode has stopped an open connection");
+    lab.expect_without_reference("shop/client -> shop/server 80/TCP\nshop/other -> shop/server 80/TCP")?;
+    lab.agent().wait_denied(|line| line.from() == "shop/other" && line.0["verdict"] == "shadow")?;
+    let wrong: Vec<_> = lab.agent().denied().into_iter().filter(|line| line.from() == "shop/client").collect();
+    ensure!(wrong.is_empty(), "the corrected policies would deny the application: {wrong:?}");
+
+    lab.policies(&application_policies(80))?;
+    lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
+    ensure!(open.echoes(ECHO_TIMEOUT)?, "the connection of the application was lost");
+    let tally = datagrams.finish()?;
+    ensure!(tally.sent > 100 && tally.sent == tally.answered, "datagrams of the application were lost: {tally:?}");
+    Ok(())
+}
+
+/// Returns a default deny and the rules of the application. The correct TCP port is 80.
+fn application_policies(port: u16) -> [String; 3] {
+    let rule = |which: &str, other: &str| {
+        format!(
+            "{which}: [{{podSelector: {{matchLabels: {{app: {other}}}}}}}], \
+             ports: [{{port: {port}, protocol: TCP}}, {{port: 53, protocol: UDP}}]"
+        )
+    };
+    let egress = format!(
+        "{{podSelector: {{matchLabels: {{app: client}}}}, policyTypes: [Egress], egress: [{{{}}}]}}",
+        rule("to", "server")
+    );
+    let ingress =
+        format!("{{podSelector: {{matchLabels: {{app: server}}}}, ingress: [{{{}}}]}}", rule("from", "client"));
+    [deny_all("shop"), policy("shop/client", &egress), policy("shop/server", &ingress)]
+}
+
+fn in_shadow_mode(policy: String) -> String {
+    policy.replacen("metadata: {", "metadata: {annotations: {netpol.io/mode: shadow}, ", 1)
+}
+
+/// Waits until the shadow report has a would-be denial of a pod by a policy.
+fn wait_for_shadow_denial(lab: &mut Lab, pod: &str, policy: &str) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let report: Value = serde_json::from_str(&lab.agent().get("/v1/shadow")?)?;
+        let mut items = report["items"].as_array().into_iter().flatten();
+        let is_named =
+            |item: &Value| item["policies"].as_array().is_some_and(|policies| policies.contains(&policy.into()));
+        if items.any(|item| item["from"]["pod"] == pod && item["port"] == 80 && is_named(item)) {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < REPORT_TIMEOUT, "no would-be denial of {pod} by {policy}: {report:#}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Two pods that send to each other from and to one UDP port, as gossip, SIP and `WireGuard` do.
