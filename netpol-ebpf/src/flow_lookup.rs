@@ -73,7 +73,8 @@ where
         reversal = if known.may_be_reversed(direction, key.protocol) { REVERSIBLE } else { 0 }
             | if known.may_start_reversed(now, hz) { MAY_START_REVERSED } else { 0 };
     }
-    Some(FlowVerdict::Stale(Recheck { direction, protocol: key.protocol, stale }, reversal))
+    let recheck = Recheck { direction, protocol: key.protocol, stale, read_only: flags.is_none() };
+    Some(FlowVerdict::Stale(recheck, reversal))
 }
 
 /// See [`FlowFunctions::lookup_flow`].

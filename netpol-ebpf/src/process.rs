@@ -209,7 +209,7 @@ where
     S: VerdictFunctions<A>,
 {
     let direction = direction_of::<EGRESS>();
-    let recheck = Recheck { direction, protocol: key.protocol, stale: Stale::unpack(stale) };
+    let recheck = Recheck { direction, protocol: key.protocol, stale: Stale::unpack(stale), read_only: false };
     let ports = flow::ports(key.pod_port, key.remote_port);
     let allowed = VerdictFunctions::<A>::is_still_allowed(context, packet::PLAIN_START, ports, recheck.pack());
     if allowed { Reason::Flow } else { Reason::Revoked }

@@ -291,7 +291,7 @@ where
         return Reason::NotIsolated;
     }
     let stale = Stale { initiator: report.initiator(), state: report.origin() };
-    let recheck = Recheck { direction, protocol: packet.protocol, stale };
+    let recheck = Recheck { direction, protocol: packet.protocol, stale, read_only: true };
     VerdictFunctions::<A>::evaluate_shadow(context, packet.start, packet.flow_ports(direction), recheck.pack())
 }
 

@@ -161,9 +161,11 @@ where
         let found = FlowFunctions::<A>::lookup_flow(context, direction, start, ports, case.flow_bits());
         if found & STALE != 0 {
             // Not called in `lookup_flow`, because both together need more stack than there is.
-            if VerdictFunctions::<A>::is_still_allowed(context, start, ports, found as u32) {
+            let read_only = packet.fragment == Fragment::LATER;
+            let recheck = Recheck { read_only, ..Recheck::unpack(found as u32) };
+            if VerdictFunctions::<A>::is_still_allowed(context, start, ports, recheck.pack()) {
                 case.decide(Reason::Flow);
-                let stale = Recheck::unpack(found as u32).stale;
+                let stale = recheck.stale;
                 report = FlowReport::new(endpoint, stale.initiator, stale.state, false);
             } else if found & REVERSIBLE == 0 {
                 case.decide(Reason::Revoked);

@@ -34,13 +34,23 @@ pub(crate) struct Recheck {
     pub(crate) direction: Direction,
     pub(crate) protocol: u8,
     pub(crate) stale: Stale,
+    /// The result is not recorded, so the flow is evaluated again at its next packet. This is so for an ICMP error, which
+    /// only quotes a packet of the flow, and for a later fragment: without ports, neither causes an evaluation of the
+    /// policies in shadow mode.
+    pub(crate) read_only: bool,
 }
+
+/// Bits of a packed [`Recheck`].
+const EGRESS: u32 = 1 << 24;
+const READ_ONLY: u32 = 1 << 25;
 
 impl Recheck {
     /// Packs it into one word.
     #[inline(always)]
     pub(crate) const fn pack(self) -> u32 {
-        self.stale.pack() | (self.protocol as u32) << 16 | (self.direction as u32) << 24
+        let direction = if matches!(self.direction, Direction::Egress) { EGRESS } else { 0 };
+        let read_only = if self.read_only { READ_ONLY } else { 0 };
+        self.stale.pack() | (self.protocol as u32) << 16 | direction | read_only
     }
 
     /// Unpacks the word.
@@ -48,9 +58,10 @@ impl Recheck {
     #[expect(clippy::cast_possible_truncation, reason = "bytes of the word")]
     pub(crate) const fn unpack(word: u32) -> Self {
         Self {
-            direction: if word >> 24 == 0 { Direction::Ingress } else { Direction::Egress },
+            direction: if word & EGRESS == 0 { Direction::Ingress } else { Direction::Egress },
             protocol: (word >> 16) as u8,
             stale: Stale::unpack(word & 0xffff),
+            read_only: word & READ_ONLY != 0,
         }
     }
 }

@@ -242,7 +242,7 @@ where
     A: Parse,
     S: Context + Family<A>,
 {
-    let Recheck { direction, protocol, stale } = recheck;
+    let Recheck { direction, protocol, stale, read_only } = recheck;
     // Never happens: both were read to look up the flow.
     let Some(endpoint) = context.endpoint() else { return false };
     let Some((source, destination)) = A::addresses(&context, start) else { return false };
@@ -260,6 +260,9 @@ where
     // Only packets of flows that the pod initiated are rechecked. A reply does not depend on the pod's egress policy,
     // and could have a Service's address post-DNAT.
     mark_for_recheck(&context, endpoint, direction, allowed && stale.initiator == Direction::Egress);
+    if read_only {
+        return allowed;
+    }
     // The backend that was selected when the flow started may no longer belong to the Service. So the Service's current
     // backends are not enough for a verdict on this flow, and each packet is rechecked.
     let through_service = matches!(evaluation.reason, Reason::Service);
@@ -287,7 +290,7 @@ where
     A: Parse,
     S: Context + Family<A>,
 {
-    let Recheck { direction, protocol, stale } = recheck;
+    let Recheck { direction, protocol, stale, .. } = recheck;
     // Never happens: both were read to evaluate the packet.
     let Some(endpoint) = context.endpoint() else { return Reason::NotIsolated };
     let Some((source, destination)) = A::addresses(&context, start) else { return Reason::NotIsolated };

@@ -3,8 +3,8 @@
 
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{
-    AddressEntry, AllowEntry, AllowKey, ClassId, DirectionPolicy, Endpoint, EndpointVersion, IfIndex, PortSetId,
-    Reason, RuleId, RuleSetId, protocol,
+    AddressEntry, AllowEntry, AllowKey, ClassId, DirectionPolicy, Endpoint, EndpointVersion, FlowKey, IfIndex,
+    PortSetId, Reason, RuleId, RuleSetId, protocol,
 };
 use netpol_ebpf::memory::{HZ, Memory};
 use netpol_ebpf::timeout;
@@ -124,14 +124,30 @@ fn a_change_during_an_evaluation_applies_to_the_next_packet() {
 }
 
 #[test]
-fn an_icmp_error_does_not_refresh_a_revoked_flow() {
+fn an_icmp_error_does_not_change_a_flow() {
     let mut memory = pod();
     assert_eq!(request(&memory, SYN), Reason::Rule);
+    let key = FlowKey {
+        ifindex: IfIndex(VETH),
+        pod_address: POD,
+        remote_address: CLIENT,
+        pod_port: 80_u16.to_be_bytes(),
+        remote_port: 1000_u16.to_be_bytes(),
+        protocol: protocol::TCP,
+        zero: [0; 3],
+    };
     let quoted = frame(POD, CLIENT, protocol::TCP, &tcp(ACK, [80, 1000]));
     let error = [&[3, 4, 0, 0, 0, 0, 5, 0][..], &quoted[14..]].concat();
     let error = frame([192, 0, 2, 1], POD, protocol::ICMP, &error);
     let send_error = |memory: &Memory| memory.run(Ingress, &error, VETH, OTHER_INTERFACE);
-    assert_eq!(send_error(&memory), Reason::IcmpError);
+    let recorded = memory.v4.flow(&key).expect("the flow of the request");
+    for _ in 0..2 {
+        memory.wait(1);
+        assert_eq!(send_error(&memory), Reason::IcmpError);
+        assert_eq!(memory.v4.flow(&key), Some(recorded));
+        // The flow is still allowed, but has to be evaluated again.
+        memory.endpoints.get_mut(&VETH).expect("the pod's endpoint").version.0 += 1;
+    }
     revoke(&mut memory);
     assert_eq!(send_error(&memory), Reason::Revoked);
     assert_eq!(reply(&memory, ACK), Reason::Revoked);

@@ -131,6 +131,29 @@ fn shadow_mode_evaluates_slow_packets() {
 }
 
 #[test]
+fn shadow_mode_evaluates_an_open_flow_at_its_next_packet_with_ports() {
+    for a in FAMILIES {
+        let mut both = in_shadow_mode();
+        let fragment = |datagram, offset, more| ip(a.client, a.pod).fragment(datagram, offset, more);
+        let first = |datagram| fragment(datagram, 0, true).udp(1000, 54, &[7; 64]);
+        both.expect(Ingress, &first(77), Reason::NotIsolated, "a new flow");
+        both.change(|_| {});
+        let later = fragment(77, 72, false).carrying(protocol::UDP, &[7; 8]);
+        both.expect(Ingress, &later, Reason::Flow, "a later fragment");
+        let quoted = ip(a.pod, a.client).udp(54, 1000, b"");
+        let error = ip(a.outsider, a.pod).icmp(a.too_big(), 4, [0, 0, 5, 0], &quoted);
+        both.expect(Ingress, &error, Reason::IcmpError, "an ICMP error");
+        let denied = |both: &KernelAndMemory| both.kernel.shadow_denied_count(POD, Ingress).unwrap();
+        assert_eq!(denied(&both), 1, "neither is evaluated by the policies in shadow mode");
+        for datagram in [78, 79] {
+            both.expect(Ingress, &first(datagram), Reason::Flow, "the next datagrams");
+            assert_eq!(denied(&both), 2, "the flow is evaluated once");
+        }
+        assert_eq!(summary(&mut both), [(EventKind::Shadow, Reason::NoRule, 54)]);
+    }
+}
+
+#[test]
 fn shadow_mode_evaluates_flows_to_services_by_their_backends() {
     for (a, service) in FAMILIES.into_iter().zip(SERVICES) {
         let mut both = in_shadow_mode();
