@@ -1,11 +1,10 @@
-//! Evaluates packets with the content of the maps in the kernel, to compare it with the expected verdict. The endpoint may
-//! change between two lookups, so a result can be wrong while changes are being written.
+//! Evaluates packets with the content of the maps in the kernel, to compare the verdict with the expected one. Entries
+//! may change between two lookups, so a result can be wrong while changes are being written.
 
 use std::net::IpAddr;
 
-use aya::Pod;
+use aya::maps::MapError;
 use aya::maps::lpm_trie::Key;
-use aya::maps::{HashMap, LpmTrie, MapData};
 use netpol_common::{
     AddressEntry, AllowEntry, AllowKey, Attempt, Endpoint, Evaluation, FrontendEntry, FrontendKey, IfIndex,
     PORT_PREFIX_EXACT, PortEntry, PortKey, SourceCheck, Tables, evaluate,
@@ -16,8 +15,8 @@ use super::Kernel;
 use super::maps::{Maps, Raw};
 
 impl Kernel {
-    /// Evaluates the first packet of a flow at an interface, as if no flow were known. Returns `None` if the interface has
-    /// no endpoint.
+    /// Evaluates the first packet of a flow at an interface, as if no flow were known. Returns `None` if the interface
+    /// has no endpoint.
     pub fn evaluate(&self, ifindex: IfIndex, packet: &Packet) -> Option<Evaluation> {
         let endpoint = self.maps.endpoint(ifindex)?;
         Some(match packet.remote {
@@ -46,69 +45,36 @@ fn attempt<A>(packet: &Packet, remote: A, endpoint: &Endpoint) -> Attempt<A> {
     }
 }
 
-type Addresses<A> = HashMap<MapData, A, Raw<AddressEntry>>;
-type Prefixes<A> = LpmTrie<MapData, A, Raw<AddressEntry>>;
+macro_rules! tables {
+    ($address:ty, $bits:literal, $addresses:ident, $prefixes:ident, $services:ident) => {
+        impl Tables<$address> for Maps {
+            fn address(&self, address: &$address) -> Option<AddressEntry> {
+                let whole = Key::new($bits, *address);
+                let exact = self.$addresses.get(address, 0);
+                value(exact.or_else(|_| self.$prefixes.get(&whole, 0)))
+            }
 
-fn address<A: Pod + Copy>(addresses: &Addresses<A>, prefixes: &Prefixes<A>, address: &A) -> Option<AddressEntry> {
-    let bits = u32::try_from(size_of::<A>() * 8).unwrap_or(u32::MAX);
-    let exact = addresses.get(address, 0);
-    exact.or_else(|_| prefixes.get(&Key::new(bits, *address), 0)).ok().map(|Raw(entry)| entry)
+            fn frontend(&self, key: &FrontendKey<$address>) -> Option<FrontendEntry> {
+                value(self.$services.get(&Raw(*key), 0))
+            }
+
+            fn allow(&self, key: &AllowKey) -> Option<AllowEntry> {
+                value(self.allow.get(&Raw(*key), 0))
+            }
+
+            fn port(&self, key: &PortKey) -> Option<PortEntry> {
+                value(self.ports.get(&Key::new(PORT_PREFIX_EXACT, Raw(*key)), 0))
+            }
+
+            fn tunnels(&self, index: u32) -> u64 {
+                self.tunnels.get(&index, 0).unwrap_or_default()
+            }
+        }
+    };
 }
+tables!([u8; 4], 32, addresses_v4, prefixes_v4, services_v4);
+tables!([u8; 16], 128, addresses_v6, prefixes_v6, services_v6);
 
-impl Maps {
-    fn port_entry(&self, key: PortKey) -> Option<PortEntry> {
-        self.ports.get(&Key::new(PORT_PREFIX_EXACT, Raw(key)), 0).ok().map(|Raw(entry)| entry)
-    }
-
-    fn allow_entry(&self, key: AllowKey) -> Option<AllowEntry> {
-        self.allow.get(&Raw(key), 0).ok().map(|Raw(entry)| entry)
-    }
-
-    fn tunnel_word(&self, index: u32) -> u64 {
-        self.tunnels.get(&index, 0).unwrap_or_default()
-    }
-}
-
-impl Tables<[u8; 4]> for Maps {
-    fn address(&self, of: &[u8; 4]) -> Option<AddressEntry> {
-        address(&self.addresses_v4, &self.prefixes_v4, of)
-    }
-
-    fn frontend(&self, key: &FrontendKey<[u8; 4]>) -> Option<FrontendEntry> {
-        self.services_v4.get(&Raw(*key), 0).ok().map(|Raw(entry)| entry)
-    }
-
-    fn allow(&self, key: &AllowKey) -> Option<AllowEntry> {
-        self.allow_entry(*key)
-    }
-
-    fn port(&self, key: &PortKey) -> Option<PortEntry> {
-        self.port_entry(*key)
-    }
-
-    fn tunnels(&self, index: u32) -> u64 {
-        self.tunnel_word(index)
-    }
-}
-
-impl Tables<[u8; 16]> for Maps {
-    fn address(&self, of: &[u8; 16]) -> Option<AddressEntry> {
-        address(&self.addresses_v6, &self.prefixes_v6, of)
-    }
-
-    fn frontend(&self, key: &FrontendKey<[u8; 16]>) -> Option<FrontendEntry> {
-        self.services_v6.get(&Raw(*key), 0).ok().map(|Raw(entry)| entry)
-    }
-
-    fn allow(&self, key: &AllowKey) -> Option<AllowEntry> {
-        self.allow_entry(*key)
-    }
-
-    fn port(&self, key: &PortKey) -> Option<PortEntry> {
-        self.port_entry(*key)
-    }
-
-    fn tunnels(&self, index: u32) -> u64 {
-        self.tunnel_word(index)
-    }
+fn value<T>(found: Result<Raw<T>, MapError>) -> Option<T> {
+    found.ok().map(|Raw(value)| value)
 }
