@@ -117,8 +117,8 @@ fn loader<'a>(pins: &Pins, capacities: &Capacities, hz: u32, observe: bool) -> E
     loader
 }
 
-/// Returns a random key that pods cannot guess. Each agent has its own. Entries of an earlier agent in `DENIALS` and `ALLOWED_FLOWS` expire
-/// within a second.
+/// Returns a random key that pods cannot guess. Each agent has its own. Entries of an earlier agent in `DENIALS` and
+/// `ALLOWED_FLOWS` expire within a second.
 fn random() -> [u32; EVENT_KEY_WORDS] {
     let mut key = [0; EVENT_KEY_WORDS];
     // SAFETY: the buffer is `key`'s own. Reads of up to 256 bytes are complete and not interrupted: getrandom(2).
