@@ -65,20 +65,11 @@ impl FlowEvent {
         }
     }
 
-    /// Returns the index in `EVENT_BUDGETS` of the budget that the event was charged to.
-    ///
-    /// A packet from a pod of this node is charged to that pod's [`Direction::Egress`] budget, even if the packet was
-    /// evaluated at another pod. So a pod that floods other pods spends its own budget. All other packets are charged
-    /// to the [`Direction::Ingress`] budget of the pod at which they were evaluated.
+    /// Returns the index in `EVENT_BUDGETS` of the budget that the event was charged to, see [`charged_budget`].
     #[inline(always)]
     pub const fn budget(&self) -> u32 {
-        let (endpoint, source) = (self.endpoint as u32, self.source_endpoint as u32);
-        if self.direction == Direction::Ingress as u8 && source != 0 {
-            event_budget(source, Direction::Egress, self.kind())
-        } else {
-            let direction = if self.direction == 0 { Direction::Ingress } else { Direction::Egress };
-            event_budget(endpoint, direction, self.kind())
-        }
+        let direction = if self.direction == 0 { Direction::Ingress } else { Direction::Egress };
+        charged_budget(self.endpoint as u32, self.source_endpoint as u32, direction, self.kind())
     }
 }
 
@@ -179,11 +170,24 @@ pub const EVENT_INTERVAL_NS: u64 = 1_000_000_000 / EVENT_RATE;
 /// The number of entries that an endpoint ID has in `EVENT_BUDGETS`.
 pub const EVENT_BUDGETS_PER_ENDPOINT: u32 = 6;
 
-/// Returns the index in `EVENT_BUDGETS` of an endpoint ID, a direction and a kind of event: `endpoint ID * 6 + kind * 2 +
-/// direction`. [`FlowEvent::budget`] describes which budget a packet is charged to.
+/// Returns the index in `EVENT_BUDGETS` of an endpoint ID, a direction and a kind of event: `endpoint ID * 6 + kind * 2
+/// + direction`.
 #[inline(always)]
 pub const fn event_budget(endpoint: u32, direction: Direction, kind: EventKind) -> u32 {
     endpoint.wrapping_mul(EVENT_BUDGETS_PER_ENDPOINT).wrapping_add(kind as u32 * 2 + direction as u32)
+}
+
+/// Returns the index in `EVENT_BUDGETS` of the budget that a packet is charged to.
+///
+/// A packet from a pod of this node is charged to that pod's [`Direction::Egress`] budget, even if the packet is
+/// evaluated at another pod. So a pod that floods other pods spends its own budget. All other packets are charged to the
+/// [`Direction::Ingress`] budget of the pod at which they are evaluated.
+#[inline(always)]
+pub const fn charged_budget(endpoint: u32, source_endpoint: u32, direction: Direction, kind: EventKind) -> u32 {
+    match direction {
+        Direction::Ingress if source_endpoint != 0 => event_budget(source_endpoint, Direction::Egress, kind),
+        Direction::Ingress | Direction::Egress => event_budget(endpoint, direction, kind),
+    }
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ pub use endpoint::{DirectionPolicy, Endpoint, MAX_ENDPOINT_ID, RECHECK, endpoint
 pub use evaluate::{Address, Attempt, Evaluation, SourceCheck, Tables, evaluate, evaluate_policy};
 pub use event::{
     EVENT_BUDGETS_PER_ENDPOINT, EVENT_BURST, EVENT_INTERVAL_NS, EVENT_KEY_WORDS, EVENT_LIMIT_WAYS, EVENT_RATE,
-    EventBudget, EventKind, EventLimit, EventLimitSet, FlowEvent, Settings, event_budget, event_flags,
+    EventBudget, EventKind, EventLimit, EventLimitSet, FlowEvent, Settings, charged_budget, event_budget, event_flags,
 };
 pub use flow::{ANY_REMOTE, FlowEntry, FlowKey, FragmentEntry, FragmentKey, flow_state, flow_timeout, is_closed};
 pub use frontend::{FrontendEntry, FrontendKey, frontend_scope};

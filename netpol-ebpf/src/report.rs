@@ -2,7 +2,7 @@
 //! An event includes the number of packets without an event since the last one, see [`crate::event_limit`].
 
 use netpol_common::{
-    Direction, Endpoint, EventKind, FlowEvent, IfIndex, Reason, RuleSetId, event_budget, event_flags, protocol,
+    Direction, Endpoint, EventKind, FlowEvent, IfIndex, Reason, RuleSetId, charged_budget, event_flags, protocol,
 };
 
 use crate::context::Context;
@@ -301,10 +301,7 @@ where
 fn send<A: Parse, S: ReportFunctions>(context: S, details: EventDetails<'_>, packet: &EventPacket<A>) {
     let EventDetails { endpoint, ifindex, source, group, direction, reason, kind } = details;
     let id = endpoint.map_or(0, |endpoint| endpoint.id);
-    let budget = match direction {
-        Direction::Ingress if source != 0 => event_budget(source, Direction::Egress, kind),
-        Direction::Ingress | Direction::Egress => event_budget(id, direction, kind),
-    };
+    let budget = charged_budget(id, source, direction, kind);
     let limited = context.limit_event(packet.hash(&context, &details), budget, kind);
     if limited < REPORT {
         return;
