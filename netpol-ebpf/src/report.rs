@@ -179,6 +179,37 @@ struct EventDetails<'a> {
     kind: EventKind,
 }
 
+/// Parses the packet, and returns from the function with the result of the body. The body is compiled once for each way
+/// of parsing. If the packet cannot be parsed, the function continues.
+macro_rules! with_packet {
+    ($context:ident, $endpoint:ident, |$packet:ident| $body:expr) => {
+        // Nearly all packets are plain, and parsing a plain packet takes a third of the time.
+        if $context.l3_type().is_none() {
+            if let Some(packet) = packet::parse_plain_v4(&$context) {
+                let $packet = EventPacket::plain(&$context, $endpoint, &packet);
+                return $body;
+            }
+            if let Some(packet) = packet::parse_plain_v6(&$context) {
+                let $packet = EventPacket::plain(&$context, $endpoint, &packet);
+                return $body;
+            }
+        }
+        match packet::find(&$context) {
+            Ok(link::LinkPayload::Ipv4(start)) => {
+                if let Some($packet) = EventPacket::<[u8; 4]>::read(&$context, $endpoint, start) {
+                    return $body;
+                }
+            }
+            Ok(link::LinkPayload::Ipv6(start)) => {
+                if let Some($packet) = EventPacket::<[u8; 16]>::read(&$context, $endpoint, start) {
+                    return $body;
+                }
+            }
+            Ok(link::LinkPayload::Arp(_)) | Err(_) => {}
+        }
+    };
+}
+
 /// Reports a denied packet, at most once a second for its flow, and within the budget of the pod that sent it.
 #[inline(always)]
 pub(crate) fn report_denied<S: ReportFunctions>(context: S, direction: Direction, reason: Reason) {
@@ -191,28 +222,7 @@ pub(crate) fn report_denied<S: ReportFunctions>(context: S, direction: Direction
     let endpoint = context.endpoint();
     let details = EventDetails { endpoint, ifindex, source, group, direction, reason, kind: EventKind::Denied };
     let Some(endpoint) = endpoint else { return send(context, details, &EventPacket::FRAME) };
-    // Nearly all packets are plain, and parsing a plain packet takes a third of the time.
-    if context.l3_type().is_none() {
-        if let Some(packet) = packet::parse_plain_v4(&context) {
-            return send(context, details, &EventPacket::plain(&context, endpoint, &packet));
-        }
-        if let Some(packet) = packet::parse_plain_v6(&context) {
-            return send(context, details, &EventPacket::plain(&context, endpoint, &packet));
-        }
-    }
-    match packet::find(&context) {
-        Ok(link::LinkPayload::Ipv4(start)) => {
-            if let Some(packet) = EventPacket::<[u8; 4]>::read(&context, endpoint, start) {
-                return send(context, details, &packet);
-            }
-        }
-        Ok(link::LinkPayload::Ipv6(start)) => {
-            if let Some(packet) = EventPacket::<[u8; 16]>::read(&context, endpoint, start) {
-                return send(context, details, &packet);
-            }
-        }
-        Ok(link::LinkPayload::Arp(_)) | Err(_) => {}
-    }
+    with_packet!(context, endpoint, |packet| send(context, details, &packet));
     send(context, details, &EventPacket::FRAME);
 }
 
@@ -221,29 +231,7 @@ pub(crate) fn report_denied<S: ReportFunctions>(context: S, direction: Direction
 #[inline(always)]
 pub(crate) fn report_flow<S: ReportFunctions>(context: S, direction: Direction, verdict: PacketVerdict) {
     let Some(endpoint) = context.endpoint() else { return };
-    if context.l3_type().is_none() {
-        if let Some(packet) = packet::parse_plain_v4(&context) {
-            let packet = EventPacket::plain(&context, endpoint, &packet);
-            return report_flow_of(context, endpoint, direction, verdict, packet);
-        }
-        if let Some(packet) = packet::parse_plain_v6(&context) {
-            let packet = EventPacket::plain(&context, endpoint, &packet);
-            return report_flow_of(context, endpoint, direction, verdict, packet);
-        }
-    }
-    match packet::find(&context) {
-        Ok(link::LinkPayload::Ipv4(start)) => {
-            if let Some(packet) = EventPacket::<[u8; 4]>::read(&context, endpoint, start) {
-                report_flow_of(context, endpoint, direction, verdict, packet);
-            }
-        }
-        Ok(link::LinkPayload::Ipv6(start)) => {
-            if let Some(packet) = EventPacket::<[u8; 16]>::read(&context, endpoint, start) {
-                report_flow_of(context, endpoint, direction, verdict, packet);
-            }
-        }
-        Ok(link::LinkPayload::Arp(_)) | Err(_) => {}
-    }
+    with_packet!(context, endpoint, |packet| report_flow_of(context, endpoint, direction, verdict, packet));
 }
 
 /// See [`report_flow`]. The event has the direction of the flow's initiator, also if the packet is a reply.
