@@ -283,7 +283,7 @@ where
 ///
 /// A flow to a Service is evaluated pre-DNAT and post-DNAT, as it would be if the policies were enforced: if it would be
 /// allowed pre-DNAT, its packet is marked for a recheck. Only the first packet is marked, so a later change of the
-/// backend is not noticed.
+/// backend is not evaluated.
 #[inline(always)]
 pub(crate) fn evaluate_shadow<A, S>(context: S, start: u32, ports: u32, recheck: Recheck) -> Reason
 where

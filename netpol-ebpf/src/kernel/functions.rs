@@ -154,7 +154,7 @@ impl ReportFunctions for Skb {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn netpol_limit_event(hash: u64, budget: u32, kind: u32) -> u64 {
-            event_limit::limit_event(Node, hash, budget, EventKind::ALL[(kind % 3) as usize])
+            event_limit::limit_event(Node, hash, budget, EventKind::ALL[kind as usize % EventKind::ALL.len()])
         }
         netpol_limit_event(hash, budget, kind as u32)
     }
