@@ -157,6 +157,32 @@ fn connections_of_one_client_to_one_port_have_one_event_a_second() {
 }
 
 #[test]
+fn pings_from_one_client_have_one_event_a_second() {
+    let memory = pod();
+    // Each run of `ping` has another identifier, and so another flow.
+    for (identifier, seconds) in [(1, 0), (2, 0), (3, 0), (4, 1)] {
+        memory.wait(seconds);
+        let echo = frame(CLIENT, POD, protocol::ICMP, 0, &[8, 0, 0, 0, 0, identifier, 0, 1]);
+        assert_eq!(memory.run(Ingress, &echo, VETH, OTHER_INTERFACE), Reason::NotIsolated);
+    }
+    let suppressed: Vec<_> = events(&memory).iter().map(|event| event.suppressed).collect();
+    assert_eq!(suppressed, [0, 2]);
+}
+
+#[test]
+fn an_allowed_flow_is_charged_to_the_pod_of_this_node_that_initiates_it() {
+    let mut memory = pod();
+    let client = Endpoint { ifindex: IfIndex(OTHER_INTERFACE), id: 2, address_v4: CLIENT, ..memory.endpoints[&VETH] };
+    memory.endpoints.insert(OTHER_INTERFACE, client);
+    memory.source_endpoint.set(2);
+    let syn = frame(CLIENT, POD, protocol::TCP, 0, &tcp(SYN, [1000, 80]));
+    assert_eq!(memory.run(Ingress, &syn, VETH, OTHER_INTERFACE), Reason::NotIsolated);
+    let [event] = events(&memory)[..] else { panic!("one event") };
+    assert_eq!((event.endpoint, event.source_endpoint), (1, 2));
+    assert_eq!(event.budget(), event_budget(2, Egress, EventKind::Allowed));
+}
+
+#[test]
 fn allowed_flows_do_not_suppress_events_of_denied_packets() {
     let mut memory = pod();
     change(&mut memory, |endpoint| endpoint.egress = DENIES);

@@ -143,11 +143,11 @@ fn shadow_mode_evaluates_an_open_flow_at_its_next_packet_with_ports() {
         let quoted = ip(a.pod, a.client).udp(54, 1000, b"");
         let error = ip(a.outsider, a.pod).icmp(a.too_big(), 4, [0, 0, 5, 0], &quoted);
         both.expect(Ingress, &error, Reason::IcmpError, "an ICMP error");
-        let denied = |both: &KernelAndMemory| both.kernel.shadow_denied_count(POD, Ingress).unwrap();
-        assert_eq!(denied(&both), 1, "neither is evaluated by the policies in shadow mode");
+        let denied = |both: &mut KernelAndMemory| both.kernel.shadow_denied_count(POD, Ingress).unwrap();
+        assert_eq!(denied(&mut both), 1, "neither is evaluated by the policies in shadow mode");
         for datagram in [78, 79] {
             both.expect(Ingress, &first(datagram), Reason::Flow, "the next datagrams");
-            assert_eq!(denied(&both), 2, "the flow is evaluated once");
+            assert_eq!(denied(&mut both), 2, "the flow is evaluated once");
         }
         assert_eq!(summary(&mut both), [(EventKind::Shadow, Reason::NoRule, 54)]);
     }
