@@ -7,7 +7,6 @@ use netpol_common::Direction;
 
 use super::Engine;
 use super::memory_limit::policies_of;
-use super::rules::rules;
 use super::transaction::{Touched, Update};
 use crate::cluster_state::{EffectiveModes, Event};
 use crate::model::{
@@ -110,8 +109,8 @@ impl Engine {
         self.memory_limit.record_policy(key, new.as_ref());
         self.memory_limit.record_modes(&key.namespace, &self.cluster_state);
         for direction in Direction::BOTH {
-            let before = old.as_ref().and_then(|policy| rules(policy, direction));
-            if before != new.as_ref().and_then(|policy| rules(policy, direction)) {
+            let before = old.as_ref().and_then(|policy| policy.rules(direction));
+            if before != new.as_ref().and_then(|policy| policy.rules(direction)) {
                 self.parts.invalidate(key, direction);
             }
         }

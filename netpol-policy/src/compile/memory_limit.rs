@@ -15,7 +15,6 @@ use std::hash::{Hash, Hasher};
 use netpol_common::Direction;
 
 use super::entry_counts::EntryCounts;
-use super::rules::rules;
 use crate::cluster_state::ClusterState;
 use crate::model::{Mode, NamespaceName, Pod, PodKey, Policy, PolicyKey};
 
@@ -160,7 +159,7 @@ impl MemoryLimit {
             let prefixes = sizes.iter().flat_map(|size| size.prefixes.values()).sum::<u64>();
             (prefixes, sizes[0].ports + sizes[1].ports)
         };
-        let after = policy.map(|policy| Direction::BOTH.map(|direction| Size::of(rules(policy, direction))));
+        let after = policy.map(|policy| Direction::BOTH.map(|direction| Size::of(policy.rules(direction))));
         let (prefixes, ports) = after.as_ref().map(sum).unwrap_or_default();
         let before = match after {
             Some(sizes) => self.sizes.insert(key.clone(), sizes),
@@ -287,7 +286,7 @@ impl MemoryLimit {
         }
         let has_shadow = |pod: &Pod, direction| {
             let mut shadow = policies.iter().filter(|policy| !is_enforced(policy));
-            shadow.any(|policy| policy.pods.isolates(&pod.labels) && rules(policy, direction).is_some())
+            shadow.any(|policy| policy.pods.isolates(&pod.labels) && policy.isolates_in(direction))
         };
         Demands {
             enforced: self.demand(&pods, &enforced, |_, _| true),
@@ -308,7 +307,7 @@ impl MemoryLimit {
                 (0..pods.len()).filter(|index| policy.pods.isolates(&pods[*index].labels)).collect();
             let Some(sizes) = self.sizes.get(&policy.key).filter(|_| !selected.is_empty()) else { continue };
             let policy_hash = hash(&policy.key);
-            for direction in Direction::BOTH.into_iter().filter(|direction| rules(policy, *direction).is_some()) {
+            for direction in Direction::BOTH.into_iter().filter(|direction| policy.isolates_in(*direction)) {
                 for index in selected.iter().filter(|index| slots[**index][direction as usize]) {
                     let (fingerprint, widest) = &mut rule_sets[*index][direction as usize];
                     *fingerprint = fingerprint.wrapping_mul(31).wrapping_add(policy_hash);
@@ -322,7 +321,7 @@ impl MemoryLimit {
         }
         let count = |policy: &Policy, selected: &[usize], direction: Direction| {
             let distinct = |index: &usize| rule_sets[*index][direction as usize].0;
-            let isolates = rules(policy, direction).is_some();
+            let isolates = policy.isolates_in(direction);
             let selected = selected.iter().filter(|index| slots[**index][direction as usize]);
             if isolates { selected.map(distinct).collect::<HashSet<u64>>().len() as u64 } else { 0 }
         };

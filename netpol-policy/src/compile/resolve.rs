@@ -13,7 +13,6 @@ use super::classes::Signature;
 use super::endpoints::Slot;
 use super::memory_limit::{Account, account, policies_of};
 use super::parts::{Part, PartId, RuleAt};
-use super::rules::rules;
 use super::selectors::PeerSelector;
 use super::transaction::{Changes, Touched};
 use crate::cluster_state::ClusterState;
@@ -27,7 +26,7 @@ fn isolating<'a>(
     direction: Direction,
 ) -> impl Iterator<Item = &'a Policy> {
     policies_of(cluster_state, &pod.key.namespace)
-        .filter(move |policy| policy.pods.isolates(&pod.labels) && rules(policy, direction).is_some())
+        .filter(move |policy| policy.pods.isolates(&pod.labels) && policy.isolates_in(direction))
 }
 
 impl Engine {
@@ -67,7 +66,7 @@ impl Engine {
     ) -> Option<PartId> {
         let Self { cluster_state, parts, rule_names, selectors, memory_limit, .. } = self;
         let (policy, pod) = cluster_state.policies.get(policy).zip(cluster_state.pods.get(pod))?;
-        if !policy.pods.isolates(&pod.labels) || rules(policy, direction).is_none() {
+        if !policy.pods.isolates(&pod.labels) || !policy.isolates_in(direction) {
             return None;
         }
         let numbers = match parts.find(policy, direction, pod) {

@@ -73,7 +73,7 @@ impl RuleNames {
     /// Retires the rules that a changed or deleted policy no longer has. If they are added again, they
     /// get new IDs.
     pub(super) fn retire(&mut self, before: &Policy, now: Option<&Policy>) {
-        let count = |policy, direction| rules(policy, direction).map_or(0, <[Rule]>::len);
+        let count = |policy: &Policy, direction| policy.rules(direction).map_or(0, <[Rule]>::len);
         for direction in Direction::BOTH {
             let kept = now.map_or(0, |policy| count(policy, direction));
             for index in kept..count(before, direction) {
@@ -96,7 +96,7 @@ impl RuleNames {
         quota: &mut Quota,
     ) -> Vec<ResolvedRule> {
         let names = names(policy, direction);
-        let rules = rules(policy, direction).unwrap_or_default().iter().enumerate();
+        let rules = policy.rules(direction).unwrap_or_default().iter().enumerate();
         let resolve = |(index, rule): (usize, &Rule)| ResolvedRule {
             id: self.id(RuleName { policy: policy.key.clone(), direction, index }),
             peers: peers(&rule.peers, policy, quota),
@@ -117,7 +117,7 @@ pub(super) fn names(policy: &Policy, direction: Direction) -> Vec<(Arc<str>, Pro
     if direction == Direction::Egress {
         return Vec::new();
     }
-    let items = rules(policy, direction).into_iter().flatten().filter_map(|rule| match &rule.ports {
+    let items = policy.rules(direction).into_iter().flatten().filter_map(|rule| match &rule.ports {
         Ports::Any => None,
         Ports::Of(items) => Some(items),
     });
@@ -150,13 +150,6 @@ pub(super) enum ResolvedPorts {
         /// Port names that are resolved on the peer.
         named: Vec<(Arc<str>, Protocol)>,
     },
-}
-
-pub(super) fn rules(policy: &Policy, direction: Direction) -> Option<&[Rule]> {
-    match direction {
-        Direction::Ingress => policy.ingress.as_deref(),
-        Direction::Egress => policy.egress.as_deref(),
-    }
 }
 
 fn peers(peers: &Peers, policy: &Policy, quota: &mut Quota) -> Option<Vec<PeerSelector>> {

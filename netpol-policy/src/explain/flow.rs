@@ -10,7 +10,7 @@ use super::nearest::peer_path;
 use super::{Cause, PolicyChange, Side, Verdict, explain_packet_in};
 use crate::cluster_state::ClusterState;
 use crate::lint::DnsQuery;
-use crate::model::{Mode, Peer, Peers, Pod, PodKey, Policy, PolicyKey};
+use crate::model::{Mode, Peer, Pod, PodKey, Policy, PolicyKey};
 use crate::reference::{self, Packet, rule_path};
 
 /// Maximum number of blocks that are listed for an address.
@@ -220,11 +220,7 @@ fn blocks(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Vec<Cove
 fn covering<'w>(policy: &'w Policy, packet: &Packet) -> impl Iterator<Item = CoveringBlock> + use<'w> {
     let (direction, address) = (packet.direction, packet.remote);
     reference::rules(policy, direction).iter().enumerate().flat_map(move |(index, rule)| {
-        let peers = match &rule.peers {
-            Peers::Any => &[][..],
-            Peers::Of(peers) => peers,
-        };
-        peers.iter().enumerate().filter_map(move |(number, peer)| {
+        rule.peers.listed().iter().enumerate().filter_map(move |(number, peer)| {
             let Peer::Block(block) = peer else { return None };
             block.cidr.contains(&address).then(|| CoveringBlock {
                 policy: policy.key.clone(),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use netpol_common::Direction;
 
 use super::RuleId;
-use super::context::{Context, PolicyView, peers_of, some};
+use super::context::{Context, PolicyView, some};
 use super::finding::{Draft, DraftFix};
 use super::patch::Operation;
 use super::suggest;
@@ -22,7 +22,7 @@ const MIN_PREFIX_V6: u8 = 64;
 pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut Vec<Draft>) {
     for direction in Direction::BOTH {
         for (index, rule) in reference::rules(view.policy, direction).iter().enumerate() {
-            for (number, peer) in peers_of(&rule.peers).iter().enumerate() {
+            for (number, peer) in rule.peers.listed().iter().enumerate() {
                 let Peer::Block(block) = peer else { continue };
                 if !is_small(block) {
                     continue;

@@ -7,8 +7,7 @@ use super::egress::EgressIsolation;
 use crate::cluster_state::ClusterState;
 use crate::manifest::{Details, Parsed, PodDetails};
 use crate::model::{
-    Labels, NamespaceName, Object, Peer, Peers, Pod, PodKey, Policy, PolicyKey, Protocol, Requirement, Selector,
-    ServiceKey,
+    Labels, NamespaceName, Object, Peer, Pod, PodKey, Policy, PolicyKey, Protocol, Requirement, Selector, ServiceKey,
 };
 use crate::offline::OfflineCluster;
 
@@ -205,14 +204,6 @@ fn services_by_port(state: &ClusterState) -> HashMap<(Protocol, u16), Vec<&Servi
         }
     }
     by_port
-}
-
-/// Returns the peers of a rule; none if it allows every address.
-pub(super) fn peers_of(peers: &Peers) -> &[Peer] {
-    match peers {
-        Peers::Any => &[],
-        Peers::Of(peers) => peers,
-    }
 }
 
 /// The number of names in a message; the others are counted.

@@ -65,10 +65,7 @@ fn default_deny(context: &Context<'_>, namespace: &NamespaceName) -> Option<Draf
     let isolating = |direction: Direction| {
         let of_namespace =
             context.policies.iter().map(|view| view.policy).filter(|policy| policy.key.namespace == *namespace);
-        of_namespace.filter(move |policy| match direction {
-            Direction::Ingress => policy.ingress.is_some(),
-            Direction::Egress => policy.egress.is_some(),
-        })
+        of_namespace.filter(move |policy| policy.isolates_in(direction))
     };
     let lacks = |direction: &Direction| {
         let mut policies = isolating(*direction).peekable();

@@ -2,7 +2,7 @@
 
 use netpol_common::Direction;
 
-use super::context::{Context, Group, PolicyView, peers_of, some};
+use super::context::{Context, Group, PolicyView, some};
 use super::finding::{Draft, DraftFix};
 use super::patch::Operation;
 use super::{NotChecked, RuleId, intent, similar, suggest};
@@ -42,7 +42,7 @@ pub(super) fn check(
 ) {
     for direction in Direction::BOTH {
         for (rule, found) in reference::rules(view.policy, direction).iter().enumerate() {
-            let peers = peers_of(&found.peers);
+            let peers = found.peers.listed();
             for index in 0..peers.len() {
                 let place = PeerPlace { policy: view.policy, direction, rule, peers, index };
                 drafts.extend(of_peer(context, place, not_checked));

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use netpol_common::Direction;
 
 use super::RuleId;
-use super::context::{Context, PolicyView, peers_of};
+use super::context::{Context, PolicyView};
 use super::finding::{Draft, DraftFix};
 use super::{patch, similar};
 use crate::explain::{describe, yaml};
@@ -63,13 +63,13 @@ fn destinations<'d>(
     let (groups, blocks, no_pod) = match direction {
         Direction::Ingress => (context.selected(view), Vec::new(), "No pod that the policy selects"),
         Direction::Egress => {
-            let peers = peers_of(&rule.peers);
+            let peers = rule.peers.listed();
             let blocks = peers.iter().filter_map(|peer| if let Peer::Block(block) = peer { Some(block) } else { None });
             let groups = peers.iter().flat_map(|peer| context.peer_groups(view.policy, peer));
             (groups.filter(|group| !group.host_network).collect(), blocks.collect(), "No pod that the rule selects")
         }
     };
-    let is_any = direction == Direction::Egress && peers_of(&rule.peers).is_empty();
+    let is_any = direction == Direction::Egress && rule.peers.listed().is_empty();
     let pods = if is_any {
         context.state.pods.values().filter(|pod| pod.is_selectable()).collect()
     } else {

@@ -108,11 +108,11 @@ fn unneeded(policies: &[&Policy], shadowed: &[Shadowed<'_>; 2]) -> Vec<Option<St
             .collect();
         let mut wider = Vec::new();
         let is_unneeded = Direction::BOTH.into_iter().zip(shadowed).all(|(direction, shadowed)| {
-            if !isolates(policy, direction) {
+            if !policy.isolates_in(direction) {
                 return true;
             }
             let isolating =
-                kept.iter().find(|other| isolates(other, direction) && covers::selector(&other.pods, &policy.pods));
+                kept.iter().find(|other| other.isolates_in(direction) && covers::selector(&other.pods, &policy.pods));
             wider.extend(isolating.map(|other| other.key.to_string()));
             isolating.is_some()
                 && (0..reference::rules(policy, direction).len()).all(|index| {
@@ -140,17 +140,10 @@ fn is_default_deny(policy: &Policy) -> bool {
     policy.pods.requirements.is_empty() && Direction::BOTH.into_iter().all(has_no_rule)
 }
 
-fn isolates(policy: &Policy, direction: Direction) -> bool {
-    match direction {
-        Direction::Ingress => policy.ingress.is_some(),
-        Direction::Egress => policy.egress.is_some(),
-    }
-}
-
 /// Finds a policy that allows everything to pods that no other policy isolates.
 fn allows_what_is_open(context: &Context<'_>, policy: &Policy) -> Option<String> {
     let is_open = |rule: &Rule| rule.peers == Peers::Any && rule.ports == Ports::Any;
-    let directions = || Direction::BOTH.into_iter().filter(|direction| isolates(policy, *direction));
+    let directions = || Direction::BOTH.into_iter().filter(|direction| policy.isolates_in(*direction));
     // Most policies have no such rule, and the other checks are slower.
     if !directions().all(|direction| reference::rules(policy, direction).iter().any(is_open)) {
         return None;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use netpol_common::Direction;
 
 use super::RuleId;
-use super::context::{Context, Group, PolicyView, peers_of, some};
+use super::context::{Context, Group, PolicyView, some};
 use super::egress::{ListId, Target};
 use super::finding::Draft;
 use super::suggest;
@@ -24,7 +24,7 @@ pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut V
     let lists = context.egress.lists_of_selected(view);
     for direction in Direction::BOTH {
         for (index, rule) in reference::rules(policy, direction).iter().enumerate() {
-            for (number, peer) in peers_of(&rule.peers).iter().enumerate() {
+            for (number, peer) in rule.peers.listed().iter().enumerate() {
                 let Peer::Block(block) = peer else { continue };
                 let path = format!("{}.ipBlock", peer_path(policy, direction, index, number));
                 drafts.extend(match direction {

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use netpol_common::Direction;
 
 use super::{Diagnostic, Mode, PolicyKey, Selector};
 
@@ -25,6 +26,21 @@ pub struct Policy {
     pub diagnostics: Vec<Diagnostic>,
 }
 
+impl Policy {
+    /// Returns the rules in a direction; `None`: the policy does not isolate in it.
+    pub fn rules(&self, direction: Direction) -> Option<&[Rule]> {
+        match direction {
+            Direction::Ingress => self.ingress.as_deref(),
+            Direction::Egress => self.egress.as_deref(),
+        }
+    }
+
+    /// Returns whether the policy isolates the pods that it selects in a direction.
+    pub fn isolates_in(&self, direction: Direction) -> bool {
+        self.rules(direction).is_some()
+    }
+}
+
 /// An item of `ingress` or `egress`: a peer and a port must both match. A rule's position in its list is the index in the
 /// manifest, even if other items are invalid.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,6 +58,16 @@ pub enum Peers {
     Any,
     /// Any of these. Empty if all are invalid: no address.
     Of(Vec<Peer>),
+}
+
+impl Peers {
+    /// Returns the listed peers; none if any address matches.
+    pub fn listed(&self) -> &[Peer] {
+        match self {
+            Self::Any => &[],
+            Self::Of(peers) => peers,
+        }
+    }
 }
 
 /// A peer.

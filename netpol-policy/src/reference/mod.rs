@@ -177,20 +177,13 @@ pub fn isolating_in<'w>(
         pod.is_selectable()
             && (mode == Mode::Shadow || modes.of(policy) == Mode::Enforce)
             && policy.pods.isolates(&pod.labels)
-            && match direction {
-                Direction::Ingress => policy.ingress.is_some(),
-                Direction::Egress => policy.egress.is_some(),
-            }
+            && policy.isolates_in(direction)
     })
 }
 
 /// Returns a policy's rules in a direction; none if the policy does not isolate in it.
 pub fn rules(policy: &Policy, direction: Direction) -> &[Rule] {
-    match direction {
-        Direction::Ingress => policy.ingress.as_deref(),
-        Direction::Egress => policy.egress.as_deref(),
-    }
-    .unwrap_or_default()
+    policy.rules(direction).unwrap_or_default()
 }
 
 /// Returns whether a rule of a policy that isolates the pod allows a packet.

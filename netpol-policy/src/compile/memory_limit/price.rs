@@ -7,14 +7,14 @@ use netpol_common::Direction;
 
 use super::Omitted;
 use crate::compile::allow::prefix_count;
-use crate::compile::rules::rules;
-use crate::model::{IpBlock, Peer, Peers, Policy, PortMatch, Ports, Rule};
+use crate::model::{IpBlock, Peer, Policy, PortMatch, Ports, Rule};
 
 /// Bytes of kernel memory for an entry of `PREFIXES_*` or `PORTS`: its trie node and, at worst, an intermediate node.
 /// Measured; see docs/capacity.md.
 pub(super) const TRIE_ENTRY: u64 = 128;
 /// Bytes of kernel memory for an entry of `ALLOW`, including its part of the bucket array.
 pub const ALLOW_ENTRY: u64 = 128;
+
 /// Size of a policy in one direction.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Size {
@@ -105,7 +105,7 @@ impl Price<'_> {
         for direction in Direction::BOTH {
             let rule_sets = rule_sets[direction as usize];
             let mut full = false;
-            for item in rules(policy, direction).unwrap_or_default().iter().flat_map(items) {
+            for item in policy.rules(direction).unwrap_or_default().iter().flat_map(items) {
                 let cost = match item {
                     Item::Block(block) => {
                         nets(block).map(|net| self.of_prefix(family_and_length(net), rule_sets)).sum()
@@ -128,22 +128,18 @@ impl Price<'_> {
     }
 }
 
-/// A block or port of a rule, in the order in which [`Quota`] counts it.
+/// A block or port of a rule, in the order in which [`super::Quota`] counts it.
 enum Item<'a> {
     Block(&'a IpBlock),
     Port(&'a PortMatch),
 }
 
 fn items(rule: &Rule) -> impl Iterator<Item = Item<'_>> {
-    let peers = match &rule.peers {
-        Peers::Any => &[][..],
-        Peers::Of(peers) => peers,
-    };
     let ports = match &rule.ports {
         Ports::Any => &[][..],
         Ports::Of(ports) => ports,
     };
-    let blocks = peers.iter().filter_map(|peer| match peer {
+    let blocks = rule.peers.listed().iter().filter_map(|peer| match peer {
         Peer::Block(block) => Some(Item::Block(block)),
         Peer::Pods { .. } => None,
     });

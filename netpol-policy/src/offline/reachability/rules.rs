@@ -11,7 +11,6 @@ use crate::model::{
 };
 use crate::offline::intern::Interner;
 use crate::offline::{PortSet, ports};
-use crate::reference;
 
 /// What a peer states about the other end, without the policy's namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -53,12 +52,8 @@ pub(super) fn compile(
     let mut compiled = BTreeMap::new();
     for (key, policy) in &state.policies {
         let mut of = |direction: Direction| {
-            let has_direction = match direction {
-                Direction::Ingress => policy.ingress.is_some(),
-                Direction::Egress => policy.egress.is_some(),
-            };
-            let rules = reference::rules(policy, direction).iter();
-            has_direction.then(|| rules.map(|rule| compile_rule(policy, rule, conditions)).collect())
+            let rules = policy.rules(direction)?.iter();
+            Some(rules.map(|rule| compile_rule(policy, rule, conditions)).collect())
         };
         let rules = Direction::BOTH.map(&mut of);
         compiled.insert(key.clone(), rules);
