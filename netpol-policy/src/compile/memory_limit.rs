@@ -400,10 +400,11 @@ impl MemoryLimit {
 /// Returns the policies of a namespace, in the order of their names.
 pub(super) fn policies_of<'a>(
     cluster_state: &'a ClusterState,
-    namespace: &'a NamespaceName,
-) -> impl Iterator<Item = &'a Policy> {
+    namespace: &NamespaceName,
+) -> impl Iterator<Item = &'a Policy> + use<'a> {
     let policies = cluster_state.policies.range(PolicyKey::new(namespace.clone(), "")..).map(|(_, policy)| policy);
-    policies.take_while(move |policy| policy.key.namespace == *namespace)
+    let namespace = namespace.clone();
+    policies.take_while(move |policy| policy.key.namespace == namespace)
 }
 
 fn hash(value: &impl Hash) -> u64 {

@@ -3,7 +3,8 @@
 use netpol_common::Direction;
 
 use super::Engine;
-use crate::model::{Mode, PodKey, Policy, PolicyKey};
+use super::memory_limit::policies_of;
+use crate::model::{Mode, PodKey, Policy};
 use crate::reference::{self, RuleRef};
 
 /// A policy, and the endpoints that it applies to.
@@ -40,11 +41,9 @@ impl Engine {
     pub fn policies_on_node(&self) -> impl Iterator<Item = ListedPolicy<'_>> {
         let mut policies = Vec::new();
         for name in self.endpoints.namespaces() {
-            let first = PolicyKey::new(name.clone(), "");
-            let all = self.cluster_state.policies.range(first..).map(|(_, policy)| policy);
-            policies.extend(all.take_while(|policy| policy.key.namespace == name));
+            policies.extend(policies_of(&self.cluster_state, &name).map(|policy| self.listed(policy)));
         }
-        policies.into_iter().map(|policy| self.listed(policy)).filter(|listed| !listed.pods.is_empty())
+        policies.into_iter().filter(|listed: &ListedPolicy<'_>| !listed.pods.is_empty())
     }
 
     fn listed<'a>(&'a self, policy: &'a Policy) -> ListedPolicy<'a> {
