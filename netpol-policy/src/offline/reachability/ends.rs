@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use netpol_common::Direction;
 
-use super::rules::{CompiledPolicy, CompiledRule, Condition, compile, index_of};
+use super::rules::{CompiledPolicy, CompiledRule, Condition, compile};
 use crate::cluster_state::ClusterState;
 use crate::model::{Labels, NamedPort, NamespaceName, Pod, PodKey, PolicyKey, Protocol};
 use crate::offline::address_set::{AddressSet, span};
@@ -73,7 +73,7 @@ impl<'c> CompiledCluster<'c> {
         let policies = compile(cluster.state(), &mut values.conditions);
         let at_most = cluster.at_most().map(|state| compile(state, &mut values.conditions));
         for rules in policies.values().chain(at_most.iter().flat_map(BTreeMap::values)) {
-            let egress = rules[index_of(Direction::Egress)].iter().flatten();
+            let egress = rules[Direction::Egress as usize].iter().flatten();
             values.names.extend(egress.flat_map(|rule| rule.names.iter().cloned()));
         }
         Self { cluster, policies, at_most }
@@ -107,7 +107,7 @@ impl<'c> CompiledCluster<'c> {
             reference::isolating(self.cluster.state(), pod, direction).map(|policy| &policy.key).collect();
         let named: &[NamedPort] = if direction == Direction::Ingress { &pod.ports } else { &[] };
         let mut rules_in = |policies: &BTreeMap<PolicyKey, CompiledPolicy>| {
-            let of = |key: &&PolicyKey| policies.get(*key).and_then(|policy| policy[index_of(direction)].as_ref());
+            let of = |key: &&PolicyKey| policies.get(*key).and_then(|policy| policy[direction as usize].as_ref());
             let rules = isolating.iter().filter_map(of).flatten();
             let mut numbers: Vec<u32> = rules
                 .map(|rule| match direction {

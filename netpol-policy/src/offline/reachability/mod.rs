@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use netpol_common::Direction;
 
 use ends::{CompiledCluster, EndClass, Side, Values};
-use rules::{CompiledRule, index_of};
+use rules::CompiledRule;
 
 pub use ends::OutsideAddresses;
 pub use units::{UnitKey, units};
@@ -121,7 +121,7 @@ impl<'c> Reachability<'c> {
             for (sides, direction, remote) in [(egress, Direction::Egress, remote), (ingress, Direction::Ingress, own)]
             {
                 if let Some(sides) = sides {
-                    let of_side = self.of_side(sides[index_of(direction)], direction, remote);
+                    let of_side = self.of_side(sides[direction as usize], direction, remote);
                     found = self.both(found, of_side);
                 }
             }
@@ -138,7 +138,7 @@ impl<'c> Reachability<'c> {
         let Some(sides) = own.sides else { return result };
         for family in [0, 1] {
             if let (Some(_), Some(remote)) = (own.addresses[family], other.addresses[family]) {
-                let of_side = self.of_side(sides[index_of(direction)], direction, remote);
+                let of_side = self.of_side(sides[direction as usize], direction, remote);
                 result = self.both(result, of_side);
             }
         }
@@ -149,7 +149,7 @@ impl<'c> Reachability<'c> {
     /// not evaluated. `None` if no policy can apply.
     pub(super) fn unknown_part(&self, end: EndId, direction: Direction) -> Option<Vec<u64>> {
         let sides = self.values.ends.value(end.0).sides?;
-        let Side { rules, possible_rules, unevaluated } = self.values.sides.value(sides[index_of(direction)]);
+        let Side { rules, possible_rules, unevaluated } = self.values.sides.value(sides[direction as usize]);
         let known = rules.as_deref().unwrap_or_default();
         let possible = possible_rules.iter().flatten().filter(|rule| known.binary_search(rule).is_err());
         Some(possible.map(|rule| u64::from(*rule)).chain(unevaluated.iter().copied()).collect())
@@ -249,7 +249,7 @@ impl<'c> Reachability<'c> {
         let mut found = Vec::new();
         for policy in isolating {
             let rules =
-                self.clusters[cluster].policies.get(&policy).and_then(|rules| rules[index_of(direction)].as_ref());
+                self.clusters[cluster].policies.get(&policy).and_then(|rules| rules[direction as usize].as_ref());
             let indices = rules.into_iter().flatten().enumerate().filter(|(_, rule)| allows(rule));
             found.extend(indices.map(|(index, _)| RuleRef { policy: policy.clone(), direction, index }));
         }

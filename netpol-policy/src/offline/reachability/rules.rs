@@ -36,14 +36,6 @@ pub(super) struct CompiledRule {
 /// The rules of a policy by direction, as [`Direction::BOTH`]. `None`: the policy does not isolate in it.
 pub(super) type CompiledPolicy = [Option<Vec<CompiledRule>>; 2];
 
-/// The position of a direction in [`Direction::BOTH`].
-pub(super) const fn index_of(direction: Direction) -> usize {
-    match direction {
-        Direction::Ingress => 0,
-        Direction::Egress => 1,
-    }
-}
-
 /// Compiles all policies of a state.
 pub(super) fn compile(
     state: &ClusterState,
