@@ -15,8 +15,8 @@ pub use modes::{AGENT_NAMESPACE, EffectiveModes, MAX_SUSPENSION_SECONDS};
 
 use crate::index::Index;
 use crate::model::{
-    EndpointSlice, Labels, NAMESPACE_NAME_LABEL, Namespace, NamespaceName, Node, Object, ObjectKey, Pod, PodKey,
-    Policy, PolicyKey, Service, ServiceKey, SliceKey, Timestamp,
+    EndpointSlice, Labels, Namespace, NamespaceName, Node, Object, ObjectKey, Pod, PodKey, Policy, PolicyKey, Service,
+    ServiceKey, SliceKey, Timestamp,
 };
 
 /// A change of the cluster state.
@@ -193,11 +193,11 @@ impl ClusterState {
         self.pod_with_address(address).filter(|_| !self.is_local_address(address) && !self.is_node(address))
     }
 
-    /// Returns a namespace's labels. A namespace without an object of its own has only [`NAMESPACE_NAME_LABEL`].
+    /// Returns a namespace's labels. A namespace without an object of its own has only its name as a label, see [`Namespace::implicit`].
     pub fn namespace_labels(&self, name: &NamespaceName) -> Cow<'_, Labels> {
         match self.namespaces.get(name) {
             Some(namespace) => Cow::Borrowed(&namespace.labels),
-            None => Cow::Owned(Labels::from([(NAMESPACE_NAME_LABEL.into(), name.clone())])),
+            None => Cow::Owned(Namespace::implicit(name.clone()).labels),
         }
     }
 

@@ -4,10 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Engine;
 use crate::cluster_state::Event;
-use crate::model::{
-    Labels, Mode, NAMESPACE_NAME_LABEL, Namespace, NamespaceModes, NamespaceName, Object, ObjectKey, PolicyKey,
-    Suspension, Timestamp,
-};
+use crate::model::{Mode, Namespace, Object, ObjectKey, PolicyKey, Suspension, Timestamp};
 
 impl Engine {
     /// Returns the suspensions of enforcement that are in effect now.
@@ -45,17 +42,10 @@ impl Engine {
             Event::Delete(ObjectKey::Namespace(name)) => (name, None),
             _ => return None,
         };
-        let of = |namespace: Option<&Namespace>| match namespace {
-            Some(Namespace { labels, modes, .. }) => (labels.clone(), modes.clone()),
-            None => (only_name(name), NamespaceModes::default()),
-        };
-        let ((labels, modes), (new_labels, new_modes)) = (of(self.cluster_state.namespaces.get(name)), of(after));
-        let changes_both = labels != new_labels && !modes.is_same_as(&new_modes);
-        changes_both.then(|| Namespace { name: name.clone(), labels, modes: new_modes })
+        let or_implicit =
+            |found: Option<&Namespace>| found.cloned().unwrap_or_else(|| Namespace::implicit(name.clone()));
+        let (before, after) = (or_implicit(self.cluster_state.namespaces.get(name)), or_implicit(after));
+        let changes_both = before.labels != after.labels && !before.modes.is_same_as(&after.modes);
+        changes_both.then(|| Namespace { modes: after.modes, ..before })
     }
-}
-
-/// Returns the labels of a namespace without an object.
-fn only_name(name: &NamespaceName) -> Labels {
-    Labels::from([(NAMESPACE_NAME_LABEL.into(), name.clone())])
 }

@@ -19,6 +19,14 @@ pub struct Namespace {
     pub modes: NamespaceModes,
 }
 
+impl Namespace {
+    /// Returns a namespace without an object of its own. It has only [`NAMESPACE_NAME_LABEL`].
+    pub fn implicit(name: NamespaceName) -> Self {
+        let labels = Labels::from([(NAMESPACE_NAME_LABEL.into(), name.clone())]);
+        Self { name, labels, modes: NamespaceModes::default() }
+    }
+}
+
 /// The object that controls a pod. It is in the pod's namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodWorkload {

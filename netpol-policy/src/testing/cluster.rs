@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use crate::model::{
-    Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, NamespaceModes, Object, Peer, Peers, Pod, PodKey, Policy,
-    PolicyKey, PortMatch, PortRange, Ports, Protocol, Requirement, Rule, Selector,
+    Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, Object, Peer, Peers, Pod, PodKey, Policy, PolicyKey, PortMatch,
+    PortRange, Ports, Protocol, Requirement, Rule, Selector,
 };
 
 /// Returns the local node, which has one of a hundred pods of a [`cluster`].
@@ -24,11 +24,7 @@ pub fn cluster(pods: usize, policies: usize) -> Vec<Object> {
         invalid: false,
     };
     let mut objects = Vec::with_capacity(namespaces + pods + policies);
-    objects.extend((0..namespaces).map(|index| {
-        let name = namespace(index);
-        let labels = Labels::from([(NAMESPACE_NAME_LABEL.into(), name.clone())]);
-        Object::Namespace(Namespace { name, labels, modes: NamespaceModes::default() })
-    }));
+    objects.extend((0..namespaces).map(|index| Object::Namespace(Namespace::implicit(namespace(index)))));
     objects.extend((0..pods).map(|index| {
         let offset = u32::try_from(index).unwrap_or(u32::MAX);
         let address = IpAddr::V4(Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(10, 0, 0, 2)).wrapping_add(offset)));
