@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use netpol_policy::model::{Peer, Peers};
+use netpol_policy::model::Peer;
 use netpol_policy::offline::{AddressSet, OfflineCluster, is_placeholder};
 use netpol_policy::reference::End;
 
@@ -32,35 +32,19 @@ const NOT_PUBLIC: [&str; 17] = [
     "3fff::/20",
 ];
 
-/// A range of addresses of one family as numbers, both included.
-type Span = (u128, u128);
-
 /// Replaces a range by parts: each has the same verdict for every address. `other`: the other end; its families are
 /// used.
 pub(super) fn split(cluster: &OfflineCluster, argument: &EndArgument, set: EndSet, other: &EndSet) -> EndSet {
-    let ranges: Vec<IpNet> = match argument {
-        EndArgument::Range(range) => vec![*range],
-        EndArgument::Internet => ["0.0.0.0/0", "2000::/3"].iter().filter_map(|text| text.parse().ok()).collect(),
+    let addresses = match argument {
+        EndArgument::Range(range) => AddressSet::of([*range]),
+        EndArgument::Internet => internet(cluster),
         _ => return set,
     };
-    let (mut ends, known) = (Vec::new(), known_addresses(cluster));
-    for range in ranges.into_iter().filter(|range| has_family(cluster, other, range)) {
-        let is_ipv4 = range.addr().is_ipv4();
-        let not_public = NOT_PUBLIC.iter().filter_map(|text| text.parse::<IpNet>().ok());
-        let excluded: Vec<IpNet> = match argument {
-            EndArgument::Internet => not_public.chain(known.iter().map(|address| IpNet::from(*address))).collect(),
-            _ => Vec::new(),
-        };
-        let parts = parts(cluster, &range, known.iter().map(|address| IpNet::from(*address)).chain(excluded.clone()));
-        let excluded =
-            merged(excluded.iter().filter(|excluded| excluded.addr().is_ipv4() == is_ipv4).map(span).collect());
-        for (first, last) in parts {
-            if !contains(&excluded, first) {
-                let (first, last) = (address(first, is_ipv4), address(last, is_ipv4));
-                ends.push((End::Address(first), EndText::Addresses(first, last)));
-            }
-        }
-    }
+    let known: Vec<IpNet> = known_addresses(cluster).into_iter().map(IpNet::from).collect();
+    let parts = addresses.split_at(blocks(cluster).chain(&known)).into_iter();
+    let [has_v4, has_v6] = [true, false].map(|is_ipv4| has_family(cluster, other, is_ipv4));
+    let parts = parts.filter(|(first, _)| if first.is_ipv4() { has_v4 } else { has_v6 });
+    let ends = parts.map(|(first, last)| (End::Address(first), EndText::Addresses(first, last))).collect();
     EndSet { ends, ..set }
 }
 
@@ -71,10 +55,10 @@ pub(crate) fn internet(cluster: &OfflineCluster) -> AddressSet {
     nets(&["0.0.0.0/0", "2000::/3"]).difference(&nets(&NOT_PUBLIC)).difference(&known)
 }
 
-/// Returns whether one of the ends has an address of the family of a range, or has no known address: the evaluation
+/// Returns whether one of the ends has an address of a family, or has no known address: the evaluation
 /// reports the reason.
-fn has_family(cluster: &OfflineCluster, ends: &EndSet, range: &IpNet) -> bool {
-    let is_same = |address: &IpAddr| address.is_ipv4() == range.addr().is_ipv4();
+fn has_family(cluster: &OfflineCluster, ends: &EndSet, is_ipv4: bool) -> bool {
+    let is_same = |address: &IpAddr| address.is_ipv4() == is_ipv4;
     let any_same = |addresses: &[IpAddr]| addresses.is_empty() || addresses.iter().any(is_same);
     // The other end is a range, too: only if it has not been split yet.
     ends.ends.is_empty()
@@ -93,65 +77,17 @@ fn known_addresses(cluster: &OfflineCluster) -> BTreeSet<IpAddr> {
     pods.chain(services).chain(state.node_addresses()).filter(|address| !is_placeholder(*address)).collect()
 }
 
-/// Splits a range at the blocks of all policies, and at other ranges.
-fn parts(cluster: &OfflineCluster, range: &IpNet, others: impl Iterator<Item = IpNet>) -> Vec<Span> {
+/// Returns the blocks of all policies, and their exceptions.
+fn blocks(cluster: &OfflineCluster) -> impl Iterator<Item = &IpNet> {
     let policies = cluster.state().policies.values();
     let rules = policies.flat_map(|policy| policy.ingress.iter().chain(&policy.egress).flatten());
-    let peers = rules.flat_map(|rule| match &rule.peers {
-        Peers::Any => &[][..],
-        Peers::Of(peers) => peers.as_slice(),
+    let blocks = rules.flat_map(|rule| rule.peers.listed()).filter_map(|peer| match peer {
+        Peer::Block(block) => Some(block),
+        Peer::Pods { .. } => None,
     });
-    let blocks = peers.flat_map(|peer| match peer {
-        Peer::Block(block) => [block.cidr].into_iter().chain(block.except.iter().copied()).collect::<Vec<_>>(),
-        Peer::Pods { .. } => Vec::new(),
-    });
+    let nets = blocks.flat_map(|block| std::iter::once(&block.cidr).chain(&block.except));
     // Blocks for placeholders are not of the input.
-    let blocks = blocks.filter(|block| !is_placeholder(block.addr()));
-    let (first, last) = span(range);
-    let mut starts = BTreeSet::from([first]);
-    for net in blocks.chain(others) {
-        let (start, end) = span(&net);
-        if net.addr().is_ipv4() == range.addr().is_ipv4() {
-            let edges = [Some(start), end.checked_add(1)].into_iter().flatten();
-            starts.extend(edges.filter(|edge| (first..=last).contains(edge)));
-        }
-    }
-    let ends = starts.iter().skip(1).map(|start| start - 1).chain([last]);
-    starts.iter().copied().zip(ends).collect()
-}
-
-/// Sorts spans, and merges those that overlap or are adjacent.
-fn merged(mut spans: Vec<Span>) -> Vec<Span> {
-    spans.sort_unstable();
-    spans.dedup_by(|(first, last), (_, end)| {
-        let is_connected = *first <= end.saturating_add(1);
-        if is_connected {
-            *end = (*last).max(*end);
-        }
-        is_connected
-    });
-    spans
-}
-
-/// Returns whether one of the merged spans contains a number.
-fn contains(spans: &[Span], number: u128) -> bool {
-    let index = spans.partition_point(|(_, last)| *last < number);
-    spans.get(index).is_some_and(|(first, _)| *first <= number)
-}
-
-fn span(net: &IpNet) -> Span {
-    let number = |address: IpAddr| match address {
-        IpAddr::V4(address) => u128::from(address.to_bits()),
-        IpAddr::V6(address) => address.to_bits(),
-    };
-    (number(net.network()), number(net.broadcast()))
-}
-
-fn address(number: u128, is_ipv4: bool) -> IpAddr {
-    match u32::try_from(number) {
-        Ok(number) if is_ipv4 => Ipv4Addr::from_bits(number).into(),
-        _ => Ipv6Addr::from_bits(number).into(),
-    }
+    nets.filter(|net| !is_placeholder(net.addr()))
 }
 
 /// Returns the address after this one, in the same family.

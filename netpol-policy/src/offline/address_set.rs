@@ -5,20 +5,22 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-/// The first and the last address of a range as numbers, both included.
-type Span = (u128, u128);
+use super::spans::{self, Span};
+
+/// The last address of each family as a number.
+const MAX: [u128; 2] = [u32::MAX as u128, u128::MAX];
 
 /// A set of addresses of both families.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AddressSet {
     /// Of IPv4, then of IPv6: disjoint ranges that are not adjacent, in ascending order.
-    families: [Vec<Span>; 2],
+    families: [Vec<Span<u128>>; 2],
 }
 
 impl AddressSet {
     /// Returns the set of the addresses of these blocks.
     pub fn of(nets: impl IntoIterator<Item = IpNet>) -> Self {
-        Self::of_spans(nets.into_iter().map(|net| (net.addr().is_ipv4(), span(&net))))
+        Self::of_ranges(nets.into_iter().map(|net| (net.network(), net.broadcast())))
     }
 
     /// Returns the set of single addresses.
@@ -26,18 +28,19 @@ impl AddressSet {
         Self::of(addresses.into_iter().map(IpNet::from))
     }
 
-    /// Returns the addresses from the first to the last one, both included and of the same family.
-    pub fn between(first: IpAddr, last: IpAddr) -> Self {
-        Self::of_spans([(first.is_ipv4(), (number(first), number(last)))])
+    /// Returns the addresses from the first to the last one of each range, both included and of the same family.
+    pub fn of_ranges(ranges: impl IntoIterator<Item = (IpAddr, IpAddr)>) -> Self {
+        let mut set = Self::default();
+        for (first, last) in ranges {
+            set.families[usize::from(first.is_ipv6())].push((number(first), number(last)));
+        }
+        set.families.iter_mut().for_each(spans::merge);
+        set
     }
 
-    pub(super) fn of_spans(spans: impl IntoIterator<Item = (bool, Span)>) -> Self {
-        let mut set = Self::default();
-        for (is_ipv4, span) in spans {
-            set.families[usize::from(!is_ipv4)].push(span);
-        }
-        set.families.iter_mut().for_each(merge);
-        set
+    /// Returns the addresses of one range.
+    pub fn between(first: IpAddr, last: IpAddr) -> Self {
+        Self::of_ranges([(first, last)])
     }
 
     /// Returns whether the set has no address.
@@ -47,10 +50,7 @@ impl AddressSet {
 
     /// Returns whether the set has an address.
     pub fn contains(&self, address: IpAddr) -> bool {
-        let spans = &self.families[usize::from(!address.is_ipv4())];
-        let number = number(address);
-        let index = spans.partition_point(|(_, last)| *last < number);
-        spans.get(index).is_some_and(|(first, _)| *first <= number)
+        spans::contains(&self.families[usize::from(address.is_ipv6())], number(address))
     }
 
     /// Returns the lowest address, of IPv4 if there is one.
@@ -61,29 +61,38 @@ impl AddressSet {
     /// Returns the first and the last address of each range.
     pub fn ranges(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> {
         let [v4, v6] = &self.families;
-        let families = v4.iter().map(|span| (span, true)).chain(v6.iter().map(|span| (span, false)));
-        families.map(|((first, last), is_ipv4)| (address(*first, is_ipv4), address(*last, is_ipv4)))
+        ranges_of(v4, true).chain(ranges_of(v6, false))
+    }
+
+    /// Splits the ranges so that each block contains all addresses of a part, or none. Returns the first and the last
+    /// address of each part.
+    pub fn split_at<'n>(&self, nets: impl IntoIterator<Item = &'n IpNet>) -> Vec<(IpAddr, IpAddr)> {
+        let mut starts: [Vec<u128>; 2] = Default::default();
+        for net in nets {
+            let edges = [Some(number(net.network())), number(net.broadcast()).checked_add(1)];
+            starts[usize::from(net.addr().is_ipv6())].extend(edges.into_iter().flatten());
+        }
+        let [v4, v6] = [0, 1].map(|family| spans::split(&self.families[family], &mut starts[family]));
+        ranges_of(&v4, true).chain(ranges_of(&v6, false)).collect()
     }
 
     /// Returns the addresses of any of the two sets.
     #[must_use]
     pub fn union(&self, other: &Self) -> Self {
-        let of = |family: usize| self.families[family].iter().chain(&other.families[family]).copied();
-        let spans = [0, 1].into_iter().flat_map(|family| of(family).map(move |span| (family == 0, span)));
-        Self::of_spans(spans)
+        Self::of_ranges(self.ranges().chain(other.ranges()))
     }
 
     /// Returns the addresses of both sets.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
-        Self { families: [0, 1].map(|family| common(&self.families[family], &other.families[family])) }
+        Self { families: [0, 1].map(|family| spans::common(&self.families[family], &other.families[family])) }
     }
 
     /// Returns the addresses of this set that are not in the other one.
     #[must_use]
     pub fn difference(&self, other: &Self) -> Self {
-        let outside = |family: usize| complement(&other.families[family], family == 0);
-        Self { families: [0, 1].map(|family| common(&self.families[family], &outside(family))) }
+        let outside = |family: usize| spans::complement(&other.families[family], MAX[family]);
+        Self { families: [0, 1].map(|family| spans::common(&self.families[family], &outside(family))) }
     }
 }
 
@@ -116,52 +125,8 @@ fn block(first: IpAddr, last: IpAddr) -> Option<IpNet> {
     IpNet::new(first, u8::try_from(prefix).ok()?).ok()
 }
 
-/// Sorts ranges, and merges those that overlap or are adjacent.
-fn merge(spans: &mut Vec<Span>) {
-    spans.sort_unstable();
-    spans.dedup_by(|(first, last), (_, end)| {
-        let is_connected = *first <= end.saturating_add(1);
-        if is_connected {
-            *end = (*last).max(*end);
-        }
-        is_connected
-    });
-}
-
-/// Returns the numbers in both of two sorted lists.
-fn common(one: &[Span], other: &[Span]) -> Vec<Span> {
-    let (mut one, mut other) = (one.iter().peekable(), other.iter().peekable());
-    let mut common = Vec::new();
-    while let (Some(&&(first, last)), Some(&&(start, end))) = (one.peek(), other.peek()) {
-        if first.max(start) <= last.min(end) {
-            common.push((first.max(start), last.min(end)));
-        }
-        if last <= end {
-            one.next();
-        } else {
-            other.next();
-        }
-    }
-    common
-}
-
-/// Returns the numbers of a family that are not in a sorted list.
-fn complement(spans: &[Span], is_ipv4: bool) -> Vec<Span> {
-    let max = if is_ipv4 { u128::from(u32::MAX) } else { u128::MAX };
-    let mut outside = Vec::new();
-    let mut next = Some(0_u128);
-    for (first, last) in spans {
-        if let Some(start) = next.filter(|start| start < first) {
-            outside.push((start, first - 1));
-        }
-        next = last.checked_add(1).filter(|next| *next <= max);
-    }
-    outside.extend(next.map(|start| (start, max)));
-    outside
-}
-
-pub(super) fn span(net: &IpNet) -> Span {
-    (number(net.network()), number(net.broadcast()))
+fn ranges_of(spans: &[Span<u128>], is_ipv4: bool) -> impl Iterator<Item = (IpAddr, IpAddr)> {
+    spans.iter().map(move |(first, last)| (address(*first, is_ipv4), address(*last, is_ipv4)))
 }
 
 fn number(address: IpAddr) -> u128 {
@@ -203,5 +168,28 @@ mod tests {
         assert_eq!((all.to_string(), all.first()), ("0.0.0.0/0, ::/0".into(), "0.0.0.0".parse().ok()));
         assert!(private.difference(&all).is_empty() && AddressSet::default().first().is_none());
         assert_eq!(set(&["10.0.0.1/32", "10.0.0.2/32"]).to_string(), "10.0.0.1-10.0.0.2");
+    }
+
+    #[test]
+    fn sets_are_split_at_the_edges_of_blocks() {
+        let nets = ["0.0.0.0/1", "10.0.0.0/8", "10.0.0.8/29", "10.0.0.8/32", "255.255.255.255/32", "fd00::/8"];
+        let nets = nets.map(|text| text.parse::<IpNet>().expect("a block"));
+        let parts = |texts: &[&str]| -> Vec<String> {
+            let parts = set(texts).split_at(&nets);
+            parts.into_iter().map(|(first, last)| format!("{first}-{last}")).collect()
+        };
+        let blocks = ["10.0.0.0/28", "128.0.0.0/1", "fc00::/7"];
+        assert_eq!(
+            parts(&blocks),
+            [
+                "10.0.0.0-10.0.0.7",
+                "10.0.0.8-10.0.0.8",
+                "10.0.0.9-10.0.0.15",
+                "128.0.0.0-255.255.255.254",
+                "255.255.255.255-255.255.255.255",
+                "fc00::-fcff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+                "fd00::-fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"
+            ]
+        );
     }
 }

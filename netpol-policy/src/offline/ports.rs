@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use netpol_common::Direction;
 
+use super::spans::{self, Span};
 use crate::cluster_state::ClusterState;
 use crate::model::{Pod, PortMatch, PortRange, Ports, Protocol};
 use crate::reference::{self, Remote};
@@ -14,7 +15,7 @@ use crate::reference::{self, Remote};
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortSet {
     /// Disjoint ranges that are not adjacent, in ascending order; no empty list.
-    ranges: BTreeMap<Protocol, Vec<(u16, u16)>>,
+    ranges: BTreeMap<Protocol, Vec<Span<u16>>>,
     other_protocols: bool,
 }
 
@@ -36,7 +37,7 @@ impl PortSet {
         for (protocol, first, last) in ranges {
             set.ranges.entry(protocol).or_default().push((first, last));
         }
-        set.ranges.values_mut().for_each(merge);
+        set.ranges.values_mut().for_each(spans::merge);
         set
     }
 
@@ -47,16 +48,16 @@ impl PortSet {
 
     /// Returns whether the set includes a port.
     pub fn contains(&self, protocol: Protocol, port: u16) -> bool {
-        self.of_protocol(protocol).iter().any(|(first, last)| (*first..=*last).contains(&port))
+        spans::contains(self.of_protocol(protocol), port)
     }
 
-    fn of_protocol(&self, protocol: Protocol) -> &[(u16, u16)] {
+    fn of_protocol(&self, protocol: Protocol) -> &[Span<u16>] {
         self.ranges.get(&protocol).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Returns the lowest port of the first protocol, but 0 only if it is the only one; `None` without ports.
     pub fn first(&self) -> Option<(Protocol, u16)> {
-        let first = |(first, last): &(u16, u16)| (*first).max(1).min(*last);
+        let first = |(first, last): &Span<u16>| (*first).max(1).min(*last);
         self.ranges.iter().find_map(|(protocol, ranges)| ranges.first().map(|range| (*protocol, first(range))))
     }
 
@@ -76,8 +77,10 @@ impl PortSet {
     /// Returns the ports in both sets.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
-        let ranges =
-            self.ranges.iter().map(|(protocol, ranges)| (*protocol, common(ranges, other.of_protocol(*protocol))));
+        let ranges = self
+            .ranges
+            .iter()
+            .map(|(protocol, ranges)| (*protocol, spans::common(ranges, other.of_protocol(*protocol))));
         Self {
             ranges: ranges.filter(|(_, ranges)| !ranges.is_empty()).collect(),
             other_protocols: self.other_protocols && other.other_protocols,
@@ -87,53 +90,11 @@ impl PortSet {
     /// Returns the ports in this set that are not in the other one.
     #[must_use]
     pub fn difference(&self, other: &Self) -> Self {
-        let outside = Protocol::ALL.map(|protocol| (protocol, complement(other.of_protocol(protocol))));
+        let outside =
+            Protocol::ALL.map(|protocol| (protocol, spans::complement(other.of_protocol(protocol), u16::MAX)));
         let ranges = outside.into_iter().filter(|(_, ranges)| !ranges.is_empty()).collect();
         self.intersection(&Self { ranges, other_protocols: !other.other_protocols })
     }
-}
-
-/// Sorts ranges, and merges those that overlap or are adjacent.
-fn merge(ranges: &mut Vec<(u16, u16)>) {
-    ranges.sort_unstable();
-    ranges.dedup_by(|(first, last), (_, end)| {
-        let is_connected = *first <= end.saturating_add(1);
-        if is_connected {
-            *end = (*last).max(*end);
-        }
-        is_connected
-    });
-}
-
-/// Returns the ports in both of two sorted lists.
-fn common(one: &[(u16, u16)], other: &[(u16, u16)]) -> Vec<(u16, u16)> {
-    let (mut one, mut other) = (one.iter().peekable(), other.iter().peekable());
-    let mut common = Vec::new();
-    while let (Some(&&(first, last)), Some(&&(start, end))) = (one.peek(), other.peek()) {
-        if first.max(start) <= last.min(end) {
-            common.push((first.max(start), last.min(end)));
-        }
-        if last <= end {
-            one.next();
-        } else {
-            other.next();
-        }
-    }
-    common
-}
-
-/// Returns the ports that are not in a sorted list.
-fn complement(ranges: &[(u16, u16)]) -> Vec<(u16, u16)> {
-    let mut outside = Vec::new();
-    let mut next = Some(0_u16);
-    for (first, last) in ranges {
-        if let Some(start) = next.filter(|start| start < first) {
-            outside.push((start, first - 1));
-        }
-        next = last.checked_add(1);
-    }
-    outside.extend(next.map(|start| (start, u16::MAX)));
-    outside
 }
 
 /// Returns the ranges of a port of a rule. A port name is resolved on the destination.
@@ -162,12 +123,12 @@ impl fmt::Display for PortSet {
         if *self == Self::all() {
             return f.write_str("all");
         }
-        let range = |(first, last): &(u16, u16)| match (first, last) {
+        let range = |(first, last): &Span<u16>| match (first, last) {
             (0, &u16::MAX) => "all".to_owned(),
             (first, last) if first == last => first.to_string(),
             (first, last) => format!("{first}-{last}"),
         };
-        let protocol = |(protocol, ranges): (&Protocol, &Vec<(u16, u16)>)| {
+        let protocol = |(protocol, ranges): (&Protocol, &Vec<Span<u16>>)| {
             format!("{} {}", protocol.name(), ranges.iter().map(range).collect::<Vec<_>>().join(", "))
         };
         let other = self.other_protocols.then(|| "other protocols".to_owned());

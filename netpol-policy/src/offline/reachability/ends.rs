@@ -1,18 +1,17 @@
 //! Ends of connections: what decides the ports between two of them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netpol_common::Direction;
 
 use super::rules::{CompiledPolicy, CompiledRule, Condition, compile};
 use crate::cluster_state::ClusterState;
 use crate::model::{Labels, NamedPort, NamespaceName, Pod, PodKey, PolicyKey, Protocol};
-use crate::offline::address_set::{AddressSet, span};
 use crate::offline::intern::Interner;
-use crate::offline::{OfflineCluster, is_placeholder};
+use crate::offline::{AddressSet, OfflineCluster, is_placeholder};
 use crate::reference::{self, Remote};
 
 /// The policies of a pod in one direction.
@@ -195,29 +194,30 @@ pub struct OutsideAddresses {
     pub(super) end: u32,
 }
 
-/// Whether the family is IPv4, and the first and the last address as numbers.
-type FamilySpan = (bool, (u128, u128));
+/// All addresses of each family.
+const FAMILIES: [IpNet; 2] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
+];
 
 /// Splits all addresses at the blocks of all policies. Leaves out families without a pod.
 pub(super) fn outside(states: &[&ClusterState], inside: &AddressSet, values: &mut Values) -> Vec<OutsideAddresses> {
-    let mut parts: BTreeMap<u32, Vec<FamilySpan>> = BTreeMap::new();
-    for is_ipv4 in [true, false] {
-        let mut pods = states.iter().flat_map(|state| state.pods.values()).filter(|pod| pod.is_selectable());
-        if !pods.any(|pod| pod.addresses.iter().any(|address| address.is_ipv4() == is_ipv4)) {
-            continue;
-        }
-        for part in split(&values.conditions, is_ipv4) {
-            let first = AddressSet::of_spans([(is_ipv4, (part.0, part.0))]).first();
-            let Some(first) = first else { continue };
-            let conditions = matching_blocks(&values.conditions, first);
-            let class = values.addresses.number(AddressClass { conditions, names: Vec::new() });
-            let addresses = if is_ipv4 { [Some(class), None] } else { [None, Some(class)] };
-            let end = values.ends.number(EndClass { sides: None, addresses, shared: None });
-            parts.entry(end).or_default().push((is_ipv4, part));
-        }
+    let mut parts: BTreeMap<u32, Vec<(IpAddr, IpAddr)>> = BTreeMap::new();
+    let pods = || states.iter().flat_map(|state| state.pods.values()).filter(|pod| pod.is_selectable());
+    let has_pod = |family: &IpNet| {
+        let mut addresses = pods().flat_map(|pod| &pod.addresses);
+        addresses.any(|address| address.is_ipv4() == family.addr().is_ipv4())
+    };
+    let all = AddressSet::of(FAMILIES.into_iter().filter(has_pod));
+    for (first, last) in all.split_at(nets(&values.conditions)) {
+        let conditions = matching_blocks(&values.conditions, first);
+        let class = values.addresses.number(AddressClass { conditions, names: Vec::new() });
+        let addresses = if first.is_ipv4() { [Some(class), None] } else { [None, Some(class)] };
+        let end = values.ends.number(EndClass { sides: None, addresses, shared: None });
+        parts.entry(end).or_default().push((first, last));
     }
-    let found = parts.into_iter().filter_map(|(end, spans)| {
-        let addresses = AddressSet::of_spans(spans);
+    let found = parts.into_iter().filter_map(|(end, ranges)| {
+        let addresses = AddressSet::of_ranges(ranges);
         let example = addresses.difference(inside).first()?;
         Some(OutsideAddresses { addresses, example, end })
     });
@@ -233,20 +233,13 @@ pub(super) fn of_the_cluster(states: &[&ClusterState]) -> AddressSet {
     addresses.union(&AddressSet::of(crate::offline::addresses::placeholder_ranges()))
 }
 
-/// Returns ranges within which every block has all addresses or none.
-fn split(conditions: &Interner<Condition>, is_ipv4: bool) -> Vec<(u128, u128)> {
-    let last = if is_ipv4 { u128::from(u32::MAX) } else { u128::MAX };
-    let mut starts = BTreeSet::from([0]);
-    for condition in conditions.iter() {
-        let Condition::Block(block) = condition else { continue };
-        let nets = std::iter::once(&block.cidr).chain(&block.except);
-        // Blocks for placeholders are not of the input.
-        for net in nets.filter(|net: &&IpNet| net.addr().is_ipv4() == is_ipv4 && !is_placeholder(net.addr())) {
-            let (start, end) = span(net);
-            starts.insert(start);
-            starts.extend(end.checked_add(1).filter(|start| *start <= last));
-        }
-    }
-    let ends = starts.iter().skip(1).map(|start| start - 1).chain([last]);
-    starts.iter().copied().zip(ends).collect()
+/// Returns the blocks of the conditions, and their exceptions.
+fn nets(conditions: &Interner<Condition>) -> impl Iterator<Item = &IpNet> {
+    let blocks = conditions.iter().filter_map(|condition| match condition {
+        Condition::Block(block) => Some(block),
+        Condition::PodsOf(..) | Condition::Pods(..) => None,
+    });
+    let nets = blocks.flat_map(|block| std::iter::once(&block.cidr).chain(&block.except));
+    // Blocks for placeholders are not of the input.
+    nets.filter(|net| !is_placeholder(net.addr()))
 }
