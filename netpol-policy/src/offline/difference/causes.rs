@@ -10,7 +10,8 @@ use crate::reference::RuleRef;
 /// Why the ports between two ends change.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cause {
-    /// Which policies: `Egress`, those of the source; `Ingress`, those of the destination. `None` if the cause is not a policy.
+    /// The direction of the policies: `Egress` at the source, `Ingress` at the destination. `None` if the cause is not
+    /// a policy.
     pub side: Option<Direction>,
     /// The reason.
     pub reason: Reason,
