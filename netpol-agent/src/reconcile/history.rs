@@ -131,8 +131,7 @@ impl History {
 /// Returns the suspensions that the clock has ended: neither one with a later end nor the annotation's removal before the
 /// end counts.
 pub(super) fn ended_suspensions(before: &[Suspension], after: &[Suspension], now: Timestamp) -> Vec<String> {
-    let of = |suspension: &Suspension| (suspension.namespace.clone(), suspension.cluster);
-    let is_active = |suspension: &Suspension| after.iter().any(|still| of(still) == of(suspension));
+    let is_active = |suspension: &Suspension| after.iter().any(|still| still.is_same(suspension));
     let ended = before.iter().filter(|suspension| suspension.until <= now && !is_active(suspension));
     let name = |suspension: &Suspension| {
         let cluster = if suspension.cluster { "cluster " } else { "" };

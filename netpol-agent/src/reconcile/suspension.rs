@@ -20,25 +20,24 @@ impl<D: Dataplane> Reconciler<D> {
     /// Reads the suspensions from the engine, and logs those that have started or ended.
     pub(super) fn log_suspensions(&mut self) {
         let now = self.engine.suspensions();
-        let of = |suspension: &Suspension| (suspension.namespace.clone(), suspension.cluster);
         for suspension in now.iter().filter(|suspension| !self.suspensions.contains(suspension)) {
-            let (namespace, cluster) = of(suspension);
-            let reason = suspension.reason.as_deref().unwrap_or_default();
-            tracing::warn!(%namespace, cluster, until = %suspension.until, reason, "enforcement is suspended");
+            let Suspension { namespace, cluster, until, reason } = suspension;
+            let reason = reason.as_deref().unwrap_or_default();
+            tracing::warn!(%namespace, cluster, %until, reason, "enforcement is suspended");
         }
         for suspension in &self.suspensions {
-            let (namespace, cluster) = of(suspension);
-            if !now.iter().any(|still| of(still) == of(suspension)) {
-                tracing::warn!(%namespace, cluster, until = %suspension.until, "enforcement resumed");
+            let Suspension { namespace, cluster, until, .. } = suspension;
+            if !now.iter().any(|still| still.is_same(suspension)) {
+                tracing::warn!(%namespace, cluster, %until, "enforcement resumed");
             }
         }
         self.suspensions = now;
         self.next_suspension_change = self.engine.next_suspension_change();
         let rejected = self.engine.cluster_state().rejected_suspensions();
         for suspension in rejected.iter().filter(|suspension| !self.rejected_suspensions.contains(suspension)) {
-            let (namespace, cluster) = of(suspension);
+            let Suspension { namespace, cluster, until, .. } = suspension;
             tracing::warn!(
-                %namespace, cluster, until = %suspension.until,
+                %namespace, cluster, %until,
                 "enforcement is not suspended yet: the end is more than 24 hours from now; set an earlier time, or remove the \
                  annotation"
             );

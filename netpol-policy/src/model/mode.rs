@@ -79,3 +79,10 @@ pub struct Suspension {
     /// Its reason.
     pub reason: Option<Arc<str>>,
 }
+
+impl Suspension {
+    /// Returns whether both come from the same annotation. Its end and its reason may have changed.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (&self.namespace, self.cluster) == (&other.namespace, other.cluster)
+    }
+}

@@ -129,11 +129,13 @@ impl Suspensions {
     /// Updates them. Returns whether they have changed.
     fn update(&mut self, cluster_state: &ClusterState, now: Instant) -> bool {
         let (active, rejected) = (cluster_state.suspensions(), cluster_state.rejected_suspensions());
-        if active == self.active && rejected == self.rejected {
-            return false;
-        }
+        let ended_before = self.ended.len();
         self.ended.retain(|(_, at)| now.saturating_duration_since(*at) < ENDED_TIME);
-        let ended = self.active.iter().filter(|before| !active.contains(before)).cloned();
+        if active == self.active && rejected == self.rejected {
+            return self.ended.len() != ended_before;
+        }
+        let is_active = |before: &Suspension| active.iter().any(|still| still.is_same(before));
+        let ended = self.active.iter().filter(|before| !is_active(before)).cloned();
         self.ended.extend(ended.map(|suspension| (suspension, now)));
         (self.active, self.rejected) = (active, rejected);
         true
@@ -234,6 +236,11 @@ fn own_policies(record: &FlowRecord) -> &[String] {
 
 #[cfg(test)]
 mod tests {
+    use netpol_policy::cluster_state::Event;
+    use netpol_policy::manifest;
+    use netpol_policy::model::Timestamp;
+
+    use super::super::notice::NoticeReason;
     use super::super::reporters::tests::cluster_state;
     use super::*;
 
@@ -262,5 +269,39 @@ mod tests {
             "the reporters are not selected again yet"
         );
         assert_eq!(sent(&mut sink, &here, almost + CHECK_INTERVAL + RESELECT_INTERVAL), Some(1));
+    }
+
+    /// A cluster with one namespace, suspended until this time if there is one.
+    fn suspended(until: Option<&str>) -> ClusterState {
+        let annotations = until.map_or_else(String::new, |until| format!("netpol.io/suspended-until: '{until}'"));
+        let namespace =
+            format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: shop, annotations: {{{annotations}}}}}}}");
+        let parsed = manifest::parse(&namespace, "shop.yaml");
+        let mut state = ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object));
+        state.apply(Event::Clock(Timestamp::parse("2026-11-29T12:00:00Z").expect("not a time")));
+        state
+    }
+
+    #[test]
+    fn the_end_of_a_suspension_is_reported_for_ten_minutes_and_a_later_end_is_none() {
+        let (sender, mut messages) = mpsc::channel(QUEUE);
+        let mut sink = Sink::new(sender, Arc::default(), "node-0");
+        let start = Instant::now();
+        let mut sent = |until, after| {
+            sink.send_changed_notices(&suspended(until), start + after);
+            match messages.try_recv() {
+                Ok(Message::Notices(all)) => Some(all.iter().map(|notice| notice.reason).collect::<Vec<_>>()),
+                Ok(other) => panic!("{other:?}"),
+                Err(_) => None,
+            }
+        };
+        let (active, ended) = (NoticeReason::EnforcementSuspended, NoticeReason::EnforcementResumed);
+        let second = Duration::from_secs;
+        assert_eq!(sent(Some("2026-11-29T13:00:00Z"), second(0)), Some(vec![active]));
+        assert_eq!(sent(Some("2026-11-29T14:00:00Z"), second(1)), Some(vec![active]), "it is only longer");
+        assert_eq!(sent(None, second(2)), Some(vec![ended]));
+        assert_eq!(sent(None, second(1) + ENDED_TIME), None);
+        assert_eq!(sent(None, second(2) + ENDED_TIME), Some(Vec::new()), "it is not repeated any more");
+        assert_eq!(sent(None, second(3) + ENDED_TIME), None);
     }
 }
