@@ -376,9 +376,9 @@ impl Reporter {
     pub fn summarize<D: Dataplane>(
         &mut self,
         reconciler: &Reconciler<D>,
+        now: Instant,
         suppressed: impl Fn(u32, Direction, EventKind) -> u64,
     ) {
-        let now = Instant::now();
         if now.saturating_duration_since(self.summarized) < SUMMARY_INTERVAL {
             return;
         }

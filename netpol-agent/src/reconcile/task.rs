@@ -252,8 +252,8 @@ fn execute_slice(
     }
     if reconciler.has_engine() {
         reporter.report_notices(reconciler);
-        reporter
-            .summarize(reconciler, |id, direction, kind| meter.counters.suppressed(id, direction, kind).unwrap_or(0));
+        let suppressed = |id, direction, kind| meter.counters.suppressed(id, direction, kind).unwrap_or(0);
+        reporter.summarize(reconciler, Instant::now(), suppressed);
         for request in waiting_requests.drain(..) {
             answer(request, reconciler, meter, reporter);
         }

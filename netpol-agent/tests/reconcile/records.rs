@@ -1,6 +1,6 @@
 //! Tests the records of flows: names, explanations, counters and limits.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use netpol_agent::events::{FlowBuffer, Lines, Reporter};
 use netpol_agent::reconcile::{Reconciler, UnknownPods};
@@ -123,9 +123,11 @@ fn flows_that_policies_in_shadow_mode_would_deny_are_counted_by_workload() {
     let reconciler = node(&[&shadow]);
     let buffer = FlowBuffer::new(10);
     let mut reporter = reporter(&buffer);
+    let deny = PolicyKey::new("shop", "deny");
+    assert_eq!(reporter.shadow().since_of(&deny), None);
     // The first summary finds out which policies are in shadow mode.
-    std::thread::sleep(std::time::Duration::from_millis(600));
-    reporter.summarize(&reconciler, |_, _, _| 0);
+    reporter.summarize(&reconciler, Instant::now() + Duration::from_secs(1), |_, _, _| 0);
+    assert!(reporter.shadow().since_of(&deny).is_some());
     let endpoint = reconciler.endpoint(IfIndex(3)).expect("no endpoint").endpoint;
     let event = FlowEvent {
         rule_set: endpoint.shadow_egress.rule_set,
@@ -140,7 +142,7 @@ fn flows_that_policies_in_shadow_mode_would_deny_are_counted_by_workload() {
     assert_eq!(egress.policies, ["shop/deny"]);
     let denials = reporter.shadow().denials(std::time::SystemTime::UNIX_EPOCH);
     assert_eq!((denials.len(), denials[0].flows, &denials[0].policies[..]), (1, 3, &["shop/deny".to_owned()][..]));
-    assert_eq!(reporter.hits().shadow_denied_of(&PolicyKey::new("shop", "deny")).map(|hits| hits.flows), Some(3));
+    assert_eq!(reporter.hits().shadow_denied_of(&deny).map(|hits| hits.flows), Some(3));
 }
 
 #[test]
@@ -163,13 +165,11 @@ fn would_be_denials_without_a_record_are_in_the_report() {
     assert_eq!((denials.len(), denials[0].flows, denials[0].port), (1, 1, Some(5353)));
     assert_eq!(reporter.hits().shadow_denied_of(&PolicyKey::new("shop", "deny")).map(|hits| hits.flows), Some(1));
     // The eBPF programs send no event if the budget of a pod is used up. Limits are summarized after ten seconds.
-    std::thread::sleep(std::time::Duration::from_millis(10_100));
-    reporter.summarize(
-        &reconciler,
-        |_, direction, kind| {
-            if (direction, kind) == (Direction::Egress, EventKind::Shadow) { 40 } else { 0 }
-        },
-    );
+    let suppressed = |_, direction, kind| u64::from((direction, kind) == (Direction::Egress, EventKind::Shadow)) * 40;
+    let now = Instant::now();
+    reporter.summarize(&reconciler, now + Duration::from_secs(9), suppressed);
+    assert_eq!(reporter.shadow().other(since), 0);
+    reporter.summarize(&reconciler, now + Duration::from_secs(10), suppressed);
     assert_eq!((reporter.shadow().other(since), reporter.shadow().other_of("shop", since)), (40, 40));
 }
 
