@@ -219,7 +219,7 @@ async fn enforce(
     let mut reconciler = Reconciler::begin(kernel, reconcile, old, first, interfaces, compiler)?;
     reconciler.interfaces_listed_at(listed_at);
     let reporter = Reporter::new(Lines::to(std::io::stdout()), flows)
-        .with_modes(args.record_flows == RecordFlows::All, args.observe)
+        .with_allowed_flows(args.record_flows == RecordFlows::All)
         .with_kube_events(sink)
         .with_exporters(exporters);
     let inputs = Inputs {

@@ -53,14 +53,12 @@ impl Limited {
         self.skipped_events
     }
 
-    /// Returns the summaries that are due. `observes`: nothing is enforced, so denied packets have passed. `suppressed`
-    /// returns a counter of the eBPF programs.
+    /// Returns the summaries that are due. `suppressed` returns a counter of the eBPF programs.
     pub(super) fn due<D: Dataplane>(
         &mut self,
         now: Instant,
         time: SystemTime,
         reconciler: &Reconciler<D>,
-        observes: bool,
         suppressed: impl Fn(u32, Direction, EventKind) -> u64,
     ) -> Vec<LimitedSummary> {
         if now.saturating_duration_since(self.summarized) < INTERVAL {
@@ -81,7 +79,7 @@ impl Limited {
                 if new > 0 {
                     let record = RateLimitedRecord {
                         header: header(time, reconciler.node()),
-                        verdict: verdict_of(kind, observes),
+                        verdict: verdict_of(kind, reconciler.observes()),
                         direction: flow_direction(direction),
                         pod: pod.to_string(),
                         suppressed: new,
@@ -104,6 +102,7 @@ fn budgets() -> impl Iterator<Item = (Direction, EventKind)> {
     EventKind::ALL.into_iter().flat_map(|kind| Direction::BOTH.map(|direction| (direction, kind)))
 }
 
+/// Returns the verdict of events. `observes`: nothing is enforced, so denied packets have passed.
 const fn verdict_of(kind: EventKind, observes: bool) -> FlowVerdict {
     match kind {
         EventKind::Denied if observes => FlowVerdict::Shadow,

@@ -94,7 +94,6 @@ pub struct Reporter {
     recent_pods: HashMap<u32, PodKey>,
     kubernetes: Option<Sink>,
     records_allowed: bool,
-    observes: bool,
 }
 
 /// An event, and what is known about it.
@@ -147,7 +146,6 @@ impl Reporter {
             recent_pods: HashMap::new(),
             kubernetes: None,
             records_allowed: false,
-            observes: false,
         }
     }
 
@@ -165,21 +163,16 @@ impl Reporter {
         self
     }
 
-    /// Sets whether allowed flows are recorded, and whether nothing is enforced.
+    /// Sets whether allowed flows are recorded.
     #[must_use]
-    pub fn with_modes(mut self, records_allowed: bool, observes: bool) -> Self {
-        (self.records_allowed, self.observes) = (records_allowed, observes);
+    pub fn with_allowed_flows(mut self, records_allowed: bool) -> Self {
+        self.records_allowed = records_allowed;
         self
     }
 
     /// Returns whether allowed flows are recorded.
     pub fn records_allowed(&self) -> bool {
         self.records_allowed
-    }
-
-    /// Returns whether nothing is enforced.
-    pub fn observes(&self) -> bool {
-        self.observes
     }
 
     /// Records the flow of an event.
@@ -256,7 +249,7 @@ impl Reporter {
         reconciler: &Reconciler<D>,
     ) -> Arc<ShadowPolicies> {
         let (engine, version) = (reconciler.engine(), reconciler.engine_version());
-        self.shadow_policies.get(engine, version, observed.event.rule_set, self.observes)
+        self.shadow_policies.get(engine, version, observed.event.rule_set, reconciler.observes())
     }
 
     /// Counts a would-be denial by policies, workloads and port. If the record cannot list all policies, lists those in
@@ -391,7 +384,7 @@ impl Reporter {
             self.keep(SUMMARY_KEY, summary.verdict, Record::Multicast(Box::new(summary)), [None, None], time);
         }
         for LimitedSummary { record: limited, namespace, without_event } in
-            self.limited.due(now, time, reconciler, self.observes, suppressed)
+            self.limited.due(now, time, reconciler, suppressed)
         {
             // The agent has counted its own part already.
             if limited.verdict == FlowVerdict::Shadow {

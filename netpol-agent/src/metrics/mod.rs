@@ -107,7 +107,7 @@ impl Meter {
             endpoints: reconciler.endpoints(),
             partial_policies: reconciler.partial_policies(),
             gate: netpol_api::GateStatus::default(),
-            observe: reporter.observes(),
+            observe: reconciler.observes(),
             suspensions: reconciler.suspensions().iter().map(suspension).collect(),
             flows: self.flow_counts(reconciler, reporter),
             conflicts: self.conflicts.all(),

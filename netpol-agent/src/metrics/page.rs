@@ -136,7 +136,7 @@ const KUBE_EVENTS: PageTable = &[
 
 const CHANGES: PageTable = &[
     gauge("netpol_observe", "1 if nothing is enforced (--observe), otherwise 0.", |page, samples| {
-        samples.value(u8::from(page.reporter.observes()));
+        samples.value(u8::from(page.reconciler.observes()));
     }),
     gauge(
         "netpol_suspended_until_timestamp_seconds",

@@ -307,6 +307,11 @@ impl<D: Dataplane> Reconciler<D> {
         self.history.enforced(generation);
     }
 
+    /// Returns whether nothing is enforced.
+    pub fn observes(&self) -> bool {
+        self.options.observe
+    }
+
     fn scope(&self) -> NodeScope {
         NodeScope::Node(self.options.node.clone())
     }

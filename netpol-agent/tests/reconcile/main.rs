@@ -63,7 +63,10 @@ fn start(
     manifests: &[&str],
     veths: &[(u32, &str)],
 ) -> Reconciler<Memory> {
-    let options = Options { unknown_pods, ..Options::of_node("n1") };
+    start_with(dataplane, Options { unknown_pods, ..Options::of_node("n1") }, manifests, veths)
+}
+
+fn start_with(dataplane: Memory, options: Options, manifests: &[&str], veths: &[(u32, &str)]) -> Reconciler<Memory> {
     Reconciler::start(dataplane, options, &Snapshot::default(), objects(manifests), interfaces(veths))
         .expect("cannot start the reconciler")
 }

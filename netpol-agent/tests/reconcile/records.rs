@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use netpol_agent::events::{FlowBuffer, Lines, Reporter};
-use netpol_agent::reconcile::{Reconciler, UnknownPods};
+use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
 use netpol_api::{FlowRecord, FlowVerdict, Record};
 use netpol_common::{Direction, EventKind, FlowEvent, IfIndex, Reason, event_flags, protocol};
 use netpol_dataplane::Memory;
@@ -12,7 +12,7 @@ use netpol_policy::model::PolicyKey;
 use netpol_policy::reference::RuleRef;
 use netpol_source::{Batch, Generation};
 
-use super::{DENY_ALL, PODS, objects, start};
+use super::{DENY_ALL, PODS, objects, start, start_with};
 
 const ALLOW_FAR: &str = "
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: far, namespace: shop},
@@ -41,7 +41,7 @@ fn event(reconciler: &Reconciler<Memory>, reason: Reason, port: u16) -> FlowEven
 }
 
 fn reporter(buffer: &FlowBuffer) -> Reporter {
-    Reporter::new(Lines::to(std::io::sink()), buffer.clone()).with_modes(true, false)
+    Reporter::new(Lines::to(std::io::sink()), buffer.clone()).with_allowed_flows(true)
 }
 
 fn flows(buffer: &FlowBuffer) -> Vec<FlowRecord> {
@@ -175,9 +175,9 @@ fn would_be_denials_without_a_record_are_in_the_report() {
 
 #[test]
 fn with_observe_denied_packets_count_as_would_be_denials_of_all_policies() {
-    let reconciler = node(&[DENY_ALL, ALLOW_FAR]);
-    let buffer = FlowBuffer::new(10);
-    let mut reporter = Reporter::new(Lines::to(std::io::sink()), buffer.clone()).with_modes(true, true);
+    let options = Options { observe: true, ..Options::of_node("n1") };
+    let reconciler = start_with(Memory::default(), options, &[PODS, DENY_ALL, ALLOW_FAR], &[(3, "10.0.0.2")]);
+    let mut reporter = reporter(&FlowBuffer::new(10));
     let observed = FlowEvent { flags: event_flags::OBSERVED, ..event(&reconciler, Reason::NoRule, 81) };
     reporter.record(&observed, &reconciler);
     for policy in ["deny", "far"] {

@@ -46,7 +46,7 @@ pub fn shadow<D: Dataplane>(
         generation,
         since: rfc3339(since),
         collected_since: rfc3339(flows.since()),
-        observe: reporter.observes(),
+        observe: reconciler.observes(),
         policies: policies(reconciler, reporter, since),
         other_flows: flows.other(since),
         items: flows.denials(since),
