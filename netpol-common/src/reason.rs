@@ -110,6 +110,42 @@ reasons! {
     OtherHost = 35, "other-host", false;
 }
 
+impl Reason {
+    /// Returns whether the policies of the pod decided. Other reasons do not depend on them, or replace their verdict.
+    pub const fn is_by_policies(self) -> bool {
+        match self {
+            Self::NotIsolated
+            | Self::Rule
+            | Self::Service
+            | Self::LocalNode
+            | Self::Hairpin
+            | Self::NoRule
+            | Self::Revoked
+            | Self::NoAllowedBackend
+            | Self::BackendDenied
+            | Self::NotAllBackendsAllowed => true,
+            Self::Flow
+            | Self::NeighborDiscovery
+            | Self::IcmpError
+            | Self::NotIp
+            | Self::OrphanFragment
+            | Self::FlowTableFull
+            | Self::TablesIncomplete
+            | Self::SourceEndpointGone
+            | Self::UnknownPod
+            | Self::NoEndpoint
+            | Self::TunnelEndpoint
+            | Self::SpoofedSource
+            | Self::Malformed
+            | Self::TooManyHeaders
+            | Self::UnverifiedSource
+            | Self::SpoofedNeighbor
+            | Self::NeighborLimit
+            | Self::OtherHost => false,
+        }
+    }
+}
+
 /// The number of slots in [`Counters`]. It is higher than the code of every reason.
 pub const REASONS: usize = 40;
 /// The slot in [`Counters`] for flows that were allowed, but that the policies in shadow mode would deny. No reason has

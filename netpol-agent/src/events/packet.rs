@@ -8,7 +8,7 @@ use super::describe::{address_of, direction};
 
 /// Returns the packet at its pod; `None` if policies did not decide its verdict.
 pub(super) fn of_event(event: &FlowEvent, pod: &PodKey) -> Option<Packet> {
-    let reason = Reason::from_code(event.reason).filter(|reason| is_by_policies(*reason))?;
+    let reason = Reason::from_code(event.reason).filter(|reason| reason.is_by_policies())?;
     let direction = direction(event);
     let other = match direction {
         Direction::Ingress => &event.source,
@@ -25,40 +25,6 @@ pub(super) fn of_event(event: &FlowEvent, pod: &PodKey) -> Option<Packet> {
         is_hairpin: direction == Direction::Ingress && reason == Reason::Hairpin,
         post_dnat: matches!(reason, Reason::BackendDenied | Reason::NotAllBackendsAllowed),
     })
-}
-
-/// Returns whether the policies of the pod decided.
-const fn is_by_policies(reason: Reason) -> bool {
-    match reason {
-        Reason::NotIsolated
-        | Reason::Rule
-        | Reason::Service
-        | Reason::LocalNode
-        | Reason::Hairpin
-        | Reason::NoRule
-        | Reason::Revoked
-        | Reason::NoAllowedBackend
-        | Reason::BackendDenied
-        | Reason::NotAllBackendsAllowed => true,
-        Reason::Flow
-        | Reason::NeighborDiscovery
-        | Reason::IcmpError
-        | Reason::NotIp
-        | Reason::OrphanFragment
-        | Reason::FlowTableFull
-        | Reason::TablesIncomplete
-        | Reason::SourceEndpointGone
-        | Reason::UnknownPod
-        | Reason::NoEndpoint
-        | Reason::TunnelEndpoint
-        | Reason::SpoofedSource
-        | Reason::Malformed
-        | Reason::TooManyHeaders
-        | Reason::UnverifiedSource
-        | Reason::SpoofedNeighbor
-        | Reason::NeighborLimit
-        | Reason::OtherHost => false,
-    }
 }
 
 #[cfg(test)]

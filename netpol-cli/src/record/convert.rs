@@ -10,9 +10,6 @@ use netpol_policy::record::{Observation, ObservedEnd, Recorder};
 
 use crate::table::counted;
 
-/// Reasons with which policies deny a flow. Other denied packets, such as spoofed ones, are never recorded.
-const BY_POLICY: [Reason; 5] =
-    [Reason::NoRule, Reason::Revoked, Reason::NoAllowedBackend, Reason::BackendDenied, Reason::NotAllBackendsAllowed];
 /// Reasons that do not depend on rules.
 const INDEPENDENT: [Reason; 4] = [Reason::LocalNode, Reason::Hairpin, Reason::NeighborDiscovery, Reason::IcmpError];
 
@@ -63,7 +60,8 @@ impl Records {
     }
 
     fn is_observed(&self, verdict: FlowVerdict, reason: &str) -> bool {
-        let by_policy = BY_POLICY.iter().any(|one| one.name() == reason);
+        // Other denied packets, such as spoofed ones, are never recorded.
+        let by_policy = Reason::ALL.iter().any(|one| one.is_by_policies() && !one.allows() && one.name() == reason);
         match verdict {
             FlowVerdict::Allowed => true,
             FlowVerdict::Shadow => by_policy,

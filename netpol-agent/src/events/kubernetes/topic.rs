@@ -99,14 +99,7 @@ pub(super) fn note(topic: &Topic) -> String {
         (Some(port), Direction::Egress) => write!(note, " port {port}/{}", topic.protocol),
         (None, _) => write!(note, ", {}", protocol(&topic.protocol)),
     };
-    let denied = matches!(
-        topic.reason,
-        Reason::NoRule
-            | Reason::NoAllowedBackend
-            | Reason::BackendDenied
-            | Reason::NotAllBackendsAllowed
-            | Reason::Revoked
-    );
+    let denied = topic.reason.is_by_policies();
     note += if denied { " denied by " } else { " dropped" };
     if denied {
         note += &policies(&topic.policies);
