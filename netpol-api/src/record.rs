@@ -138,6 +138,24 @@ pub struct FlowRecord {
     pub length: u32,
 }
 
+impl FlowRecord {
+    /// Returns the side at which the flow was evaluated.
+    pub const fn own_side(&self) -> Option<&FlowSide> {
+        match self.direction {
+            FlowDirection::Ingress => self.ingress.as_ref(),
+            FlowDirection::Egress => self.egress.as_ref(),
+        }
+    }
+
+    /// Returns the same side, to change it.
+    pub const fn own_side_mut(&mut self) -> &mut Option<FlowSide> {
+        match self.direction {
+            FlowDirection::Ingress => &mut self.ingress,
+            FlowDirection::Egress => &mut self.egress,
+        }
+    }
+}
+
 /// One end of a flow.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -176,6 +194,14 @@ pub struct FlowEnd {
     /// as `10.0.0.0/8 (shop/web spec.egress[0].to[1])`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blocks: Vec<String>,
+}
+
+impl FlowEnd {
+    /// Returns the pod, `namespace/name`.
+    pub fn pod_name(&self) -> Option<String> {
+        let (namespace, pod) = self.namespace.as_ref().zip(self.pod.as_ref())?;
+        Some(format!("{namespace}/{pod}"))
+    }
 }
 
 /// The object that controls a pod. For a `ReplicaSet` of a Deployment, the Deployment; for a Job of a `CronJob`, the `CronJob`.

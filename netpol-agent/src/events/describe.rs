@@ -96,17 +96,9 @@ pub(super) fn describe(event: &FlowEvent, pod: Option<&PodKey>, names: Names<'_>
     };
     bound_record(&mut record);
     if pod.is_some() {
-        *own_side(&mut record) = Some(side_of(event, names.engine));
+        *record.own_side_mut() = Some(side_of(event, names.engine));
     }
     Described { record, labels: [labels_from, labels_to] }
-}
-
-/// Returns the side of a record that belongs to the pod at which the packet was evaluated.
-pub(super) fn own_side(record: &mut FlowRecord) -> &mut Option<FlowSide> {
-    match record.direction {
-        FlowDirection::Ingress => &mut record.ingress,
-        FlowDirection::Egress => &mut record.egress,
-    }
 }
 
 /// Returns what the event itself contains about the evaluation.

@@ -64,9 +64,7 @@ impl Groups {
         let new = || Group { packets: 0, senders: BTreeSet::new(), due: now + FIRST_DELAY };
         let group = self.0.entry(key).or_insert_with(new);
         group.packets += 1 + u64::from(event.suppressed);
-        let FlowEnd { namespace, pod, address, .. } = &record.from;
-        let pod = namespace.as_ref().zip(pod.as_ref()).map(|(namespace, pod)| format!("{namespace}/{pod}"));
-        let sender = pod.or_else(|| address.map(|address| address.to_string()));
+        let sender = record.from.pod_name().or_else(|| record.from.address.map(|address| address.to_string()));
         if let Some(sender) = sender.filter(|_| group.senders.len() < MAX_COUNTED) {
             group.senders.insert(sender);
         }

@@ -35,7 +35,7 @@ pub(crate) use buffer::tests::record as test_record;
 pub use buffer::{BufferedRecord, FlowBuffer};
 use cache::{ExplanationCache, ExplanationKey};
 use clock::{boot_time, thread_time};
-use describe::{Described, Names, describe, own_side, verdict};
+use describe::{Described, Names, describe, verdict};
 pub(crate) use describe::{flow_direction, rfc3339, workload};
 use explain::{Explanation, explain};
 use groups::Groups;
@@ -264,7 +264,7 @@ impl Reporter {
             return;
         }
         let policies = self.shadow_policies(observed, reconciler);
-        if let Some(side) = own_side(record)
+        if let Some(side) = record.own_side_mut()
             && side.policy_count.is_some()
         {
             side.policies.clone_from(&policies.listed);
@@ -451,7 +451,7 @@ impl Explanation {
 
     fn add_to(&self, record: &mut FlowRecord) {
         let own = netpol_api::FlowSide { verdict: record.verdict, ..self.own.clone() };
-        *own_side(record) = Some(own);
+        *record.own_side_mut() = Some(own);
         let (other, remote) = match record.direction {
             netpol_api::FlowDirection::Ingress => (&mut record.egress, &mut record.from),
             netpol_api::FlowDirection::Egress => (&mut record.ingress, &mut record.to),

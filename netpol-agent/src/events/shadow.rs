@@ -154,12 +154,8 @@ impl ShadowFlows {
 
     /// Counts flows that would be denied.
     pub(super) fn count(&mut self, record: &FlowRecord, flows: u64, at: SystemTime) {
-        let side = match record.direction {
-            FlowDirection::Ingress => &record.ingress,
-            FlowDirection::Egress => &record.egress,
-        };
         let key = ShadowKey {
-            policies: side.as_ref().map(|side| side.policies.clone()).unwrap_or_default(),
+            policies: record.own_side().map(|side| side.policies.clone()).unwrap_or_default(),
             direction: record.direction,
             from: workload_end(&record.from),
             to: workload_end(&record.to),

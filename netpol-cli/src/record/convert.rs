@@ -101,7 +101,7 @@ impl Records {
 /// Returns `None` for a protocol without a number.
 fn observation(flow: FlowRecord) -> Option<Observation> {
     let protocol = protocol_number(&flow.protocol)?;
-    let receiver = pod_name(&flow.to);
+    let receiver = flow.to.pod_name();
     let is_hairpin = flow.sender.is_some() && flow.sender == receiver;
     let masqueraded = flow.from.masqueraded || flow.sender.is_some() && flow.from.pod.is_none();
     let is_denied =
@@ -121,10 +121,6 @@ fn observation(flow: FlowRecord) -> Option<Observation> {
         independent: is_hairpin || INDEPENDENT.iter().any(|reason| reason.name() == flow.reason),
         denied_elsewhere,
     })
-}
-
-fn pod_name(end: &FlowEnd) -> Option<String> {
-    Some(format!("{}/{}", end.namespace.as_ref()?, end.pod.as_ref()?))
 }
 
 fn end(end: FlowEnd) -> ObservedEnd {

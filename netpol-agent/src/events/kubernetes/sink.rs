@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use netpol_api::{FlowDirection, FlowRecord};
+use netpol_api::FlowRecord;
 use netpol_common::{Direction, FlowEvent, Reason};
 use netpol_policy::cluster_state::ClusterState;
 use netpol_policy::model::{Diagnostic, PodKey, PolicyKey, Suspension};
@@ -191,7 +191,7 @@ impl Sink {
                 peer,
                 protocol: record.protocol.clone(),
                 port: record.port,
-                policies: own_policies(record).to_vec(),
+                policies: record.own_side().map(|side| side.policies.clone()).unwrap_or_default(),
             },
             packets: 1 + u64::from(event.suppressed),
             at: SystemTime::now(),
@@ -223,15 +223,6 @@ impl Sink {
         self.selected_at = Some(now);
         self.diagnostics = current().map(|(key, diagnostics)| (key.clone(), diagnostics.to_vec())).collect();
     }
-}
-
-/// Returns the policies of the pod at which the packet was denied.
-fn own_policies(record: &FlowRecord) -> &[String] {
-    let side = match record.direction {
-        FlowDirection::Ingress => &record.ingress,
-        FlowDirection::Egress => &record.egress,
-    };
-    side.as_ref().map(|side| &side.policies[..]).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -120,8 +120,7 @@ pub(super) fn merged_note(topic: &Topic, reported: usize) -> String {
 
 /// Formats a peer: `Service shop/db (10.96.0.7)`; `shop/db-0 (10.1.2.3) through Service shop/db`.
 fn peer(end: &FlowEnd) -> String {
-    let pod = end.namespace.as_ref().zip(end.pod.as_ref()).map(|(namespace, pod)| format!("{namespace}/{pod}"));
-    let name = match (services(&end.services), pod, &end.node, end.address) {
+    let name = match (services(&end.services), end.pod_name(), &end.node, end.address) {
         (Some(services), _, _, Some(address)) => format!("{services} ({address})"),
         (_, Some(pod), _, Some(address)) => format!("{pod} ({address})"),
         (_, Some(pod), _, None) => pod,
