@@ -1,7 +1,6 @@
 //! The last records, in memory, for clients of the API. If the buffer is full, the oldest record of the pod with the
 //! largest records in total is removed, so that a flood of one pod does not remove the records of others.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -10,6 +9,7 @@ use netpol_policy::model::Labels;
 use tokio::sync::broadcast;
 
 use super::bounds::json_len;
+use super::queue::KeyedQueue;
 
 /// Records that a subscription can lag behind. A subscription only moves them to its own queue.
 const CHANNEL: usize = 1024;
@@ -40,21 +40,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Buffer {
     capacity: usize,
-    next: u64,
-    records: BTreeMap<u64, (u32, usize, Arc<BufferedRecord>)>,
-    by_key: HashMap<u32, RecordsOfKey>,
-    /// The size of each key's records.
-    sizes: BTreeSet<(usize, u32)>,
-    /// The size of all records.
-    bytes: usize,
-}
-
-/// The records of a key.
-#[derive(Debug, Default)]
-struct RecordsOfKey {
-    /// Their numbers, the oldest first.
-    numbers: VecDeque<u64>,
-    bytes: usize,
+    records: KeyedQueue<Arc<BufferedRecord>>,
 }
 
 impl FlowBuffer {
@@ -101,51 +87,22 @@ impl Default for FlowBuffer {
 
 impl Buffer {
     fn records(&self) -> Vec<Arc<BufferedRecord>> {
-        self.records.values().map(|(_, _, record)| Arc::clone(record)).collect()
+        self.records.iter().map(Arc::clone).collect()
     }
 
+    /// Adds a record. While there is no room, removes the oldest record of the key with the largest records in total; if
+    /// those of `key` are as large, of `key`.
     fn push(&mut self, key: u32, record: Arc<BufferedRecord>) {
         if self.capacity == 0 {
             return;
         }
         let bytes = size_of::<BufferedRecord>() + json_len(&*record.record);
-        while !self.records.is_empty() && (self.records.len() >= self.capacity || self.bytes + bytes > MAX_BYTES) {
-            self.remove_oldest_of_largest(key);
+        while (self.records.len() >= self.capacity || self.records.bytes() + bytes > MAX_BYTES)
+            && let Some((largest, most)) = self.records.largest()
+        {
+            self.records.remove_oldest(if self.records.bytes_of(key) >= most { key } else { largest });
         }
-        let number = self.next;
-        self.next += 1;
-        self.records.insert(number, (key, bytes, record));
-        self.bytes += bytes;
-        self.change(key, |of_key| {
-            of_key.numbers.push_back(number);
-            of_key.bytes += bytes;
-        });
-    }
-
-    /// Removes a record of the key with the largest records in total; if those of `key` are as large, of `key`.
-    fn remove_oldest_of_largest(&mut self, key: u32) {
-        let Some(&(most, largest)) = self.sizes.last() else { return };
-        let own = self.by_key.get(&key).map_or(0, |of_key| of_key.bytes);
-        let from = if own >= most { key } else { largest };
-        let oldest = self.by_key.get(&from).and_then(|of_key| of_key.numbers.front());
-        let Some((_, bytes, _)) = oldest.and_then(|number| self.records.remove(number)) else { return };
-        self.bytes -= bytes;
-        self.change(from, |of_key| {
-            of_key.numbers.pop_front();
-            of_key.bytes -= bytes;
-        });
-    }
-
-    /// Changes the records of a key, and updates its size.
-    fn change(&mut self, key: u32, change: impl FnOnce(&mut RecordsOfKey)) {
-        let of_key = self.by_key.entry(key).or_default();
-        self.sizes.remove(&(of_key.bytes, key));
-        change(of_key);
-        if of_key.numbers.is_empty() {
-            self.by_key.remove(&key);
-        } else {
-            self.sizes.insert((of_key.bytes, key));
-        }
+        self.records.push(key, bytes, record);
     }
 }
 
@@ -206,9 +163,7 @@ pub(crate) mod tests {
             assert!((4..=6).contains(&own), "pod {pod} has {own} records");
         }
         let buffer = buffer.lock();
-        assert_eq!(buffer.sizes.len(), buffer.by_key.len());
-        assert_eq!(buffer.by_key.values().map(|of_key| of_key.numbers.len()).sum::<usize>(), 100);
-        assert_eq!(buffer.by_key.values().map(|of_key| of_key.bytes).sum::<usize>(), buffer.bytes);
+        assert_eq!((0..20).map(|pod| buffer.records.checked_len_of(pod)).sum::<usize>(), 100);
     }
 
     #[test]
@@ -220,7 +175,7 @@ pub(crate) mod tests {
         let large = "x".repeat(MAX_BYTES / 100);
         for number in 0..120 {
             buffer.push(2, record(&large, number));
-            assert!(buffer.lock().bytes <= MAX_BYTES);
+            assert!(buffer.lock().records.bytes() <= MAX_BYTES);
         }
         let records = buffer.records();
         assert_eq!(numbers(&records, "shop/victim").len(), 1000);

@@ -15,6 +15,7 @@ mod limited;
 mod out;
 mod packet;
 mod policies;
+mod queue;
 mod quota;
 mod revoked;
 mod shadow;

@@ -1,13 +1,14 @@
 //! Writes lines to standard output on its own thread, so that a blocked reader does not block enforcement. If lines
 //! arrive faster than they are read, lines of the pods with the most queued lines are dropped first.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use netpol_policy::text;
 use serde::Serialize;
+
+use super::queue::KeyedQueue;
 
 /// Maximum number of queued lines.
 const QUEUE: usize = 4096;
@@ -38,71 +39,27 @@ impl Shared {
     }
 }
 
-/// Lines in the order of their arrival, and the lines of each key.
 #[derive(Debug, Default)]
 struct Queue {
-    lines: BTreeMap<u64, (u32, Vec<u8>)>,
-    by_key: HashMap<u32, LinesOfKey>,
-    next: u64,
-    /// The size of all lines.
-    bytes: usize,
+    lines: KeyedQueue<Vec<u8>>,
     /// Whether no more lines will arrive.
     ended: bool,
     /// Whether writing has failed.
     failed: bool,
 }
 
-/// The lines of a key.
-#[derive(Debug, Default)]
-struct LinesOfKey {
-    /// Their numbers, the oldest first.
-    numbers: VecDeque<u64>,
-    bytes: usize,
-}
-
 impl Queue {
     /// Adds a line, unless the lines of its key need the most memory. Returns the number of dropped lines.
     fn push(&mut self, key: u32, line: Vec<u8>) -> usize {
         let mut dropped = 0;
-        while self.lines.len() >= QUEUE || self.bytes + line.len() > MAX_BYTES {
+        while self.lines.len() >= QUEUE || self.lines.bytes() + line.len() > MAX_BYTES {
             dropped += 1;
-            let own = self.by_key.get(&key).map_or(0, |of_key| of_key.bytes);
-            let largest = self.by_key.iter().max_by_key(|(_, of_key)| of_key.bytes);
-            let larger = largest.filter(|(_, of_key)| of_key.bytes > own + line.len());
-            let newest = larger.and_then(|(_, of_key)| of_key.numbers.back().copied());
-            let Some(newest) = newest else { return dropped };
-            self.remove(newest);
+            let own = self.lines.bytes_of(key) + line.len();
+            let Some((largest, _)) = self.lines.largest().filter(|(_, bytes)| *bytes > own) else { return dropped };
+            self.lines.remove_newest(largest);
         }
-        let of_key = self.by_key.entry(key).or_default();
-        of_key.numbers.push_back(self.next);
-        of_key.bytes += line.len();
-        self.bytes += line.len();
-        self.lines.insert(self.next, (key, line));
-        self.next += 1;
+        self.lines.push(key, line.len(), line);
         dropped
-    }
-
-    fn pop(&mut self) -> Option<Vec<u8>> {
-        let (number, _) = self.lines.first_key_value()?;
-        self.remove(*number)
-    }
-
-    /// Removes a line, the oldest or the newest of its key.
-    fn remove(&mut self, number: u64) -> Option<Vec<u8>> {
-        let (key, line) = self.lines.remove(&number)?;
-        self.bytes -= line.len();
-        if let Some(of_key) = self.by_key.get_mut(&key) {
-            of_key.bytes -= line.len();
-            if of_key.numbers.front() == Some(&number) {
-                of_key.numbers.pop_front();
-            } else {
-                of_key.numbers.pop_back();
-            }
-            if of_key.numbers.is_empty() {
-                self.by_key.remove(&key);
-            }
-        }
-        Some(line)
     }
 }
 
@@ -158,7 +115,7 @@ impl Drop for Lines {
 fn wait(shared: &Shared) -> Option<Vec<u8>> {
     let mut queue = shared.lock();
     loop {
-        if let Some(line) = queue.pop() {
+        if let Some(line) = queue.lines.pop() {
             return Some(line);
         }
         if queue.ended {
@@ -237,13 +194,14 @@ mod tests {
         let mut dropped = 0;
         for _ in 0..200 {
             dropped += queue.push(2, vec![0; MAX_BYTES / 100]);
-            assert!(queue.bytes <= MAX_BYTES);
+            assert!(queue.lines.bytes() <= MAX_BYTES);
         }
         // A line of another pod replaces large ones.
         assert_eq!(queue.push(3, vec![0; MAX_BYTES / 100 * 3]), 3);
-        assert_eq!((queue.by_key[&1].numbers.len(), queue.by_key[&2].numbers.len()), (100, 200 - dropped - 3));
-        while queue.pop().is_some() {}
-        assert_eq!((queue.bytes, queue.by_key.len()), (0, 0));
+        let lines = &mut queue.lines;
+        assert_eq!((lines.checked_len_of(1), lines.checked_len_of(2)), (100, 200 - dropped - 3));
+        while lines.pop().is_some() {}
+        assert_eq!((lines.bytes(), lines.checked_len_of(1)), (0, 0));
     }
 
     /// A reader that starts late.
