@@ -61,13 +61,18 @@ impl RevokedFlows {
     /// Removes the flow of an endpoint with the oldest last event. If the endpoint has none, one of the endpoint with
     /// the most flows.
     fn remove_one(&mut self, endpoint: u16) {
-        let mut lengths: HashMap<u16, usize> = HashMap::new();
-        self.0.keys().for_each(|id| *lengths.entry(id.endpoint).or_default() += 1);
-        let most = || lengths.iter().max_by_key(|(_, length)| **length).map(|(endpoint, _)| *endpoint);
-        let Some(from) = Some(endpoint).filter(|endpoint| lengths.contains_key(endpoint)).or_else(most) else { return };
-        let of_endpoint = self.0.iter().filter(|(id, _)| id.endpoint == from);
-        let oldest = of_endpoint.min_by_key(|(_, (_, seen))| *seen).map(|(id, _)| *id);
+        let oldest = self.oldest_of(endpoint).or_else(|| {
+            let mut lengths: HashMap<u16, usize> = HashMap::new();
+            self.0.keys().for_each(|id| *lengths.entry(id.endpoint).or_default() += 1);
+            let (most, _) = lengths.into_iter().max_by_key(|(_, length)| *length)?;
+            self.oldest_of(most)
+        });
         oldest.map(|id| self.0.remove(&id));
+    }
+
+    fn oldest_of(&self, endpoint: u16) -> Option<FlowId> {
+        let of_endpoint = self.0.iter().filter(|(id, _)| id.endpoint == endpoint);
+        of_endpoint.min_by_key(|(_, (_, seen))| *seen).map(|(id, _)| *id)
     }
 }
 
