@@ -41,7 +41,7 @@ pub use condition::{Condition, ConditionError, Target, TargetKind};
 pub use duration::{format_duration, parse_duration};
 pub use explain::{ExplainResponse, TableVerdict};
 #[cfg(feature = "client")]
-pub use query::{EndFilter, FlowQuery, PortFilter, parameters};
+pub use query::{EndFilter, FlowQuery, PortFilter, boolean, parameters};
 pub use record::{
     Fix, FlowDirection, FlowEnd, FlowRecord, FlowRule, FlowSide, FlowVerdict, LostRecord, MulticastRecord,
     RECORD_SCHEMA, RateLimitedRecord, Record, RecordHeader, RevokedBy, Workload,

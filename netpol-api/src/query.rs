@@ -71,7 +71,7 @@ impl FlowQuery {
     pub fn parse(query: &str) -> Result<Self, String> {
         let mut parsed = Self::default();
         for (name, value) in parameters(query)? {
-            parsed.set(&name, &value).map_err(|error| if error.is_empty() { unknown(&name) } else { error })?;
+            parsed.set(&name, &value)?;
         }
         Ok(parsed)
     }
@@ -100,7 +100,7 @@ impl FlowQuery {
             },
             "namespace" if is_name(value) => self.namespace = Some(value.to_owned()),
             "namespace" => return Err(format!("namespace: `{value}` is not the name of a namespace")),
-            _ => return Err(String::new()),
+            _ => return Err(format!("`{name}` is not a parameter; use {PARAMETERS}")),
         }
         Ok(())
     }
@@ -198,11 +198,11 @@ fn names_policy(side: &FlowSide, policy: &str) -> bool {
         || [&side.rule, &side.nearest].into_iter().flatten().any(|rule| rule.policy == policy)
 }
 
-fn unknown(name: &str) -> String {
-    format!("`{name}` is not a parameter; use {PARAMETERS}")
-}
-
-fn boolean(text: &str) -> Result<bool, String> {
+/// Parses the value of a parameter that is true or false. Without a value, it is true.
+///
+/// # Errors
+/// If it is neither.
+pub fn boolean(text: &str) -> Result<bool, String> {
     match text {
         "true" | "1" | "" => Ok(true),
         "false" | "0" => Ok(false),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use netpol_api::{PartialPolicy, PolicyList, PolicyMode, PolicyStatus, RuleStatus, parameters};
+use netpol_api::{PartialPolicy, PolicyList, PolicyMode, PolicyStatus, RuleStatus, boolean, parameters};
 use netpol_common::Direction;
 use netpol_dataplane::Dataplane;
 use netpol_policy::cluster_state::ClusterState;
@@ -28,10 +28,8 @@ impl PolicyQuery {
     pub fn parse(query: &str) -> Result<Self, String> {
         let mut parsed = Self::default();
         for (name, value) in parameters(query)? {
-            match (name.as_str(), value.as_str()) {
-                ("all", "true" | "") => parsed.all = true,
-                ("all", "false") => parsed.all = false,
-                ("all", _) => return Err(format!("all: `{value}` is not true or false")),
+            match name.as_str() {
+                "all" => parsed.all = boolean(&value).map_err(|error| format!("all: {error}"))?,
                 _ => return Err(format!("`{name}` is not a parameter; use all")),
             }
         }
