@@ -2,7 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use netpol_api::{Fix, FlowRule, FlowSide, FlowVerdict};
+use netpol_api::{Fix, FlowDirection, FlowRecord, FlowRule, FlowSide, FlowVerdict};
 use netpol_common::{Direction, Reason};
 use netpol_policy::cluster_state::ClusterState;
 use netpol_policy::explain::{self, FlowExplanation, Verdict, explain_flow};
@@ -61,6 +61,18 @@ pub(super) fn explain(cluster_state: &ClusterState, packet: &Packet, mode: Mode)
 }
 
 impl Explanation {
+    /// Adds the explanation to a record.
+    pub(super) fn add_to(&self, record: &mut FlowRecord) {
+        *record.own_side_mut() = Some(FlowSide { verdict: record.verdict, ..self.own.clone() });
+        let (other, remote) = match record.direction {
+            FlowDirection::Ingress => (&mut record.egress, &mut record.from),
+            FlowDirection::Egress => (&mut record.ingress, &mut record.to),
+        };
+        other.clone_from(&self.other);
+        remote.blocks.clone_from(&self.blocks);
+        record.hints.extend(self.hints.iter().cloned());
+    }
+
     /// Returns about how many bytes it needs.
     pub(super) fn size(&self) -> usize {
         let texts: usize = self.hints.iter().chain(&self.blocks).map(String::len).sum();

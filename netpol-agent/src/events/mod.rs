@@ -8,10 +8,12 @@ mod cache;
 mod clock;
 mod describe;
 mod explain;
+mod explainer;
 mod groups;
 mod hits;
 pub mod kubernetes;
 mod limited;
+mod observed;
 mod out;
 mod packet;
 mod policies;
@@ -27,23 +29,24 @@ use std::time::{Duration, Instant, SystemTime};
 
 use netpol_api::{FlowRecord, FlowVerdict, Record};
 use netpol_common::{Direction, EventKind, FlowEvent, Reason};
-use netpol_policy::model::{Labels, Mode, PodKey};
+use netpol_policy::model::{Labels, PodKey};
 
 use crate::export::Exporters;
 use crate::reconcile::Reconciler;
 #[cfg(test)]
 pub(crate) use buffer::tests::record as test_record;
 pub use buffer::{BufferedRecord, FlowBuffer};
-use cache::{ExplanationCache, ExplanationKey};
-use clock::{boot_time, thread_time};
+use clock::boot_time;
 use describe::{Described, Names, describe, verdict};
 pub(crate) use describe::{flow_direction, rfc3339, workload};
-use explain::{Explanation, explain};
+use explain::Explanation;
+use explainer::Explainer;
 use groups::Groups;
 pub use hits::{HitCounters, Hits};
 use kubernetes::Sink;
 use limited::{Limited, LimitedSummary};
 use netpol_dataplane::Dataplane;
+use observed::Observed;
 pub use out::Lines;
 use policies::{ShadowPolicies, ShadowPolicyCache};
 use revoked::RevokedFlows;
@@ -54,16 +57,6 @@ use shares::Shares;
 pub const DEFAULT_FLOW_BUFFER: usize = 10_000;
 /// Maximum number of records of each verdict, per second.
 const MAX_RECORDS: u64 = 1000;
-/// Microseconds per second for explanations, which evaluate every rule of a pod's policies. They must not cost more
-/// than enforcement.
-const MAX_EXPLAIN_MICROS: u64 = 200_000;
-/// Returns the part of [`MAX_EXPLAIN_MICROS`] for flows with a verdict. Denied flows have the largest one.
-const fn explain_micros(verdict: FlowVerdict) -> u64 {
-    match verdict {
-        FlowVerdict::Denied => MAX_EXPLAIN_MICROS / 2,
-        FlowVerdict::Allowed | FlowVerdict::Shadow => MAX_EXPLAIN_MICROS / 4,
-    }
-}
 /// Minimum time between two checks for summaries that are due.
 const SUMMARY_INTERVAL: Duration = Duration::from_millis(500);
 /// Queue key of summaries. It is not the key of a pod, so summaries have their own share of the queue.
@@ -81,9 +74,7 @@ pub struct Reporter {
     events: [u64; FlowVerdict::ALL.len()],
     /// Records per second, of each verdict.
     recorded: [Shares; FlowVerdict::ALL.len()],
-    /// Microseconds per second spent on explanations, of each verdict.
-    explained: [Shares; FlowVerdict::ALL.len()],
-    explanations: ExplanationCache,
+    explainer: Explainer,
     hits: HitCounters,
     shadow: ShadowFlows,
     shadow_policies: ShadowPolicyCache,
@@ -97,34 +88,6 @@ pub struct Reporter {
     records_allowed: bool,
 }
 
-/// An event, and what is known about it.
-struct Observed<'a> {
-    event: &'a FlowEvent,
-    verdict: FlowVerdict,
-    pod: Option<PodKey>,
-    time: SystemTime,
-    now: Instant,
-}
-
-impl Observed<'_> {
-    /// The number of flows that the event stands for, or of denied packets.
-    fn count(&self) -> u64 {
-        1 + u64::from(self.event.suppressed)
-    }
-
-    /// Returns the namespace of the pod.
-    fn namespace(&self) -> &str {
-        self.pod.as_ref().map_or("", |pod| &*pod.namespace)
-    }
-
-    /// Returns the key of the explanation; `None` if policies did not decide.
-    fn explanation_key(&self) -> Option<ExplanationKey> {
-        let packet = packet::of_event(self.event, self.pod.as_ref()?)?;
-        let shadow = self.event.kind() == EventKind::Shadow;
-        Some(ExplanationKey { packet, rule_set: self.event.rule_set, shadow })
-    }
-}
-
 impl Reporter {
     /// Creates a reporter that writes denied flows to `lines`, and all records to `buffer`.
     pub fn new(lines: Lines, buffer: FlowBuffer) -> Self {
@@ -135,8 +98,7 @@ impl Reporter {
             boot: boot_time(),
             events: [0; FlowVerdict::ALL.len()],
             recorded: FlowVerdict::ALL.map(|_| Shares::new(MAX_RECORDS)),
-            explained: FlowVerdict::ALL.map(|verdict| Shares::new(explain_micros(verdict))),
-            explanations: ExplanationCache::default(),
+            explainer: Explainer::default(),
             hits: HitCounters::default(),
             shadow: ShadowFlows::default(),
             shadow_policies: ShadowPolicyCache::default(),
@@ -198,7 +160,7 @@ impl Reporter {
             return self.skip(&observed, reconciler);
         }
         let mut described = describe(event, observed.pod.as_ref(), names, observed.time);
-        described.record.sender = sender(event, &described, reconciler);
+        described.record.sender = observed.sender(&described.record.from, reconciler);
         self.report_to_kubernetes(&observed, &described, names);
         if !allowed {
             return self.skip(&observed, reconciler);
@@ -287,8 +249,7 @@ impl Reporter {
                 self.shadow.count_other(observed.namespace(), observed.count(), observed.time);
             }
             FlowVerdict::Allowed => {
-                let key = observed.explanation_key();
-                let known = key.and_then(|key| self.explanations.get(&key, reconciler.engine_version()));
+                let known = self.explainer.known(observed, reconciler);
                 self.count_rule(observed, known.as_deref());
             }
         }
@@ -307,42 +268,16 @@ impl Reporter {
         described: &mut Described,
         reconciler: &Reconciler<D>,
     ) {
-        let explanation = observed.explanation_key().map(|key| self.explanation(key, observed, reconciler));
-        let record = &mut described.record;
+        let key = observed.explanation_key();
+        let explanation = key.map(|key| self.explainer.explain(key, observed, reconciler));
         match &explanation {
             None => {}
-            Some(None) => record.unexplained = Some(NO_TIME.to_owned()),
-            Some(Some(explanation)) if explanation.agrees(observed.verdict) => explanation.add_to(record),
-            Some(Some(_)) => record.unexplained = Some(CHANGED.to_owned()),
+            Some(Ok(explanation)) => explanation.add_to(&mut described.record),
+            Some(Err(reason)) => described.record.unexplained = Some((*reason).to_owned()),
         }
-        let explanation = explanation.flatten().filter(|explanation| explanation.agrees(observed.verdict));
         if observed.verdict == FlowVerdict::Allowed {
-            self.count_rule(observed, explanation.as_deref());
+            self.count_rule(observed, explanation.and_then(Result::ok).as_deref());
         }
-    }
-
-    /// Returns the explanation; `None` if the pod's time is used up.
-    fn explanation<D: Dataplane>(
-        &mut self,
-        key: ExplanationKey,
-        observed: &Observed<'_>,
-        reconciler: &Reconciler<D>,
-    ) -> Option<Arc<Explanation>> {
-        if let Some(known) = self.explanations.get(&key, reconciler.engine_version()) {
-            return Some(known);
-        }
-        let (budget, share) = (observed.event.budget(), &mut self.explained[observed.verdict as usize]);
-        if !share.allow(budget, observed.now) {
-            return None;
-        }
-        let begun = thread_time();
-        let mode = if key.shadow { Mode::Shadow } else { Mode::Enforce };
-        let explanation = explain(reconciler.engine().cluster_state(), &key.packet, mode).map(Arc::new);
-        let took = thread_time().saturating_sub(begun);
-        share.spend(budget, u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
-        let explanation = explanation?;
-        self.explanations.insert(key, Arc::clone(&explanation));
-        Some(explanation)
     }
 
     /// Counts an allowed flow at the rule that allows it. Flows that no policy isolates have no rule.
@@ -437,43 +372,6 @@ impl Reporter {
     pub fn shadow(&self) -> &ShadowFlows {
         &self.shadow
     }
-}
-
-/// Values of the field `unexplained`.
-const NO_TIME: &str = "the agent's time for explanations was used up";
-const CHANGED: &str = "policies have changed since the packet";
-
-impl Explanation {
-    /// Returns whether the explanation is about this verdict. Policies may have changed since, and an explanation of
-    /// another verdict would be misleading.
-    fn agrees(&self, verdict: FlowVerdict) -> bool {
-        (self.own.verdict == FlowVerdict::Allowed) == (verdict == FlowVerdict::Allowed)
-    }
-
-    fn add_to(&self, record: &mut FlowRecord) {
-        let own = netpol_api::FlowSide { verdict: record.verdict, ..self.own.clone() };
-        *record.own_side_mut() = Some(own);
-        let (other, remote) = match record.direction {
-            netpol_api::FlowDirection::Ingress => (&mut record.egress, &mut record.from),
-            netpol_api::FlowDirection::Egress => (&mut record.ingress, &mut record.to),
-        };
-        other.clone_from(&self.other);
-        remote.blocks.clone_from(&self.blocks);
-        record.hints.extend(self.hints.iter().cloned());
-    }
-}
-
-/// Returns the local pod that sent the packet, if the source address is not that pod's.
-fn sender<D: Dataplane>(event: &FlowEvent, described: &Described, reconciler: &Reconciler<D>) -> Option<String> {
-    let id = u32::from(event.source_endpoint);
-    if id == 0 || event.direction != Direction::Ingress as u8 {
-        return None;
-    }
-    let held = reconciler.pod_endpoints().find(|held| held.endpoint.id == id)?;
-    let sender = held.pod.as_ref()?;
-    let from = &described.record.from;
-    let same = from.namespace.as_deref() == Some(&*sender.namespace) && from.pod.as_deref() == Some(&*sender.name);
-    (!same).then(|| sender.to_string())
 }
 
 #[cfg(test)]

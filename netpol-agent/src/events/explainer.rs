@@ -1,0 +1,94 @@
+//! Explains the verdicts of flows, as far as the time for it allows.
+
+use std::sync::Arc;
+
+use netpol_api::FlowVerdict;
+use netpol_dataplane::Dataplane;
+use netpol_policy::model::Mode;
+
+use super::cache::{ExplanationCache, ExplanationKey};
+use super::clock::thread_time;
+use super::explain::{Explanation, explain};
+use super::observed::Observed;
+use super::shares::Shares;
+use crate::reconcile::Reconciler;
+
+/// Microseconds per second for explanations, which evaluate every rule of a pod's policies. They must not cost more
+/// than enforcement.
+const MAX_MICROS: u64 = 200_000;
+
+/// Returns the part of [`MAX_MICROS`] for flows with a verdict. Denied flows have the largest one.
+const fn micros_of(verdict: FlowVerdict) -> u64 {
+    match verdict {
+        FlowVerdict::Denied => MAX_MICROS / 2,
+        FlowVerdict::Allowed | FlowVerdict::Shadow => MAX_MICROS / 4,
+    }
+}
+
+/// Explains flows, and keeps the explanations.
+#[derive(Debug)]
+pub(super) struct Explainer {
+    /// Microseconds per second, of each verdict.
+    spent: [Shares; FlowVerdict::ALL.len()],
+    known: ExplanationCache,
+}
+
+impl Default for Explainer {
+    fn default() -> Self {
+        Self {
+            spent: FlowVerdict::ALL.map(|verdict| Shares::new(micros_of(verdict))),
+            known: ExplanationCache::default(),
+        }
+    }
+}
+
+impl Explainer {
+    /// Returns the explanation if it is known already.
+    pub(super) fn known<D: Dataplane>(
+        &mut self,
+        observed: &Observed<'_>,
+        reconciler: &Reconciler<D>,
+    ) -> Option<Arc<Explanation>> {
+        let key = observed.explanation_key()?;
+        self.known.get(&key, reconciler.engine_version())
+    }
+
+    /// Explains the verdict that an event has. The error is the reason why there is no explanation.
+    pub(super) fn explain<D: Dataplane>(
+        &mut self,
+        key: ExplanationKey,
+        observed: &Observed<'_>,
+        reconciler: &Reconciler<D>,
+    ) -> Result<Arc<Explanation>, &'static str> {
+        let explanation = match self.known.get(&key, reconciler.engine_version()) {
+            Some(known) => known,
+            None => self.compute(key, observed, reconciler)?,
+        };
+        // An explanation of another verdict would be misleading.
+        let allows = explanation.own.verdict == FlowVerdict::Allowed;
+        if allows != (observed.verdict == FlowVerdict::Allowed) {
+            return Err("policies have changed since the packet");
+        }
+        Ok(explanation)
+    }
+
+    fn compute<D: Dataplane>(
+        &mut self,
+        key: ExplanationKey,
+        observed: &Observed<'_>,
+        reconciler: &Reconciler<D>,
+    ) -> Result<Arc<Explanation>, &'static str> {
+        let (budget, share) = (observed.event.budget(), &mut self.spent[observed.verdict as usize]);
+        if !share.allow(budget, observed.now) {
+            return Err("the agent's time for explanations was used up");
+        }
+        let begun = thread_time();
+        let mode = if key.shadow { Mode::Shadow } else { Mode::Enforce };
+        let explanation = explain(reconciler.engine().cluster_state(), &key.packet, mode);
+        let took = thread_time().saturating_sub(begun);
+        share.spend(budget, u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+        let explanation = Arc::new(explanation.ok_or("the agent's time for explanations was used up")?);
+        self.known.insert(key, Arc::clone(&explanation));
+        Ok(explanation)
+    }
+}
