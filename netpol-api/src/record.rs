@@ -118,8 +118,8 @@ pub struct FlowRecord {
     /// The evaluation of the receiver's policies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress: Option<FlowSide>,
-    /// Why `egress` and `ingress` are missing: the agent's time for explanations was used up, or policies have changed
-    /// since the packet.
+    /// Why the rules and the other end's evaluation are missing: the agent's time for explanations was used up, policies
+    /// have changed since the packet, or the pod was deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unexplained: Option<String>,
     /// With the reason `revoked`: the change that revoked the flow.

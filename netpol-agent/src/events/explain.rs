@@ -37,6 +37,7 @@ pub(super) struct CountedRule {
 /// Explains a flow from its first packet, as the objects are now. With [`Mode::Shadow`], as if policies in shadow mode were
 /// enforced. `None` if the pod is gone.
 pub(super) fn explain(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Option<Explanation> {
+    cluster_state.pods.get(&packet.pod)?;
     let FlowExplanation { egress, ingress, blocks, mut hints } = explain_flow(cluster_state, packet, mode);
     let (own, other) = match packet.direction {
         Direction::Ingress => (ingress, egress),

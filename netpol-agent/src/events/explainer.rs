@@ -87,7 +87,7 @@ impl Explainer {
         let explanation = explain(reconciler.engine().cluster_state(), &key.packet, mode);
         let took = thread_time().saturating_sub(begun);
         share.spend(budget, u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
-        let explanation = Arc::new(explanation.ok_or("the agent's time for explanations was used up")?);
+        let explanation = Arc::new(explanation.ok_or("the pod was deleted")?);
         self.known.insert(key, Arc::clone(&explanation));
         Ok(explanation)
     }

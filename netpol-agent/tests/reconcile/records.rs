@@ -8,7 +8,7 @@ use netpol_api::{FlowRecord, FlowVerdict, Record};
 use netpol_common::{Direction, EventKind, FlowEvent, IfIndex, Reason, event_flags, protocol};
 use netpol_dataplane::Memory;
 use netpol_policy::cluster_state::Event;
-use netpol_policy::model::PolicyKey;
+use netpol_policy::model::{ObjectKey, PodKey, PolicyKey};
 use netpol_policy::reference::RuleRef;
 use netpol_source::{Batch, Generation};
 
@@ -89,6 +89,19 @@ fn a_record_has_both_ends_their_policies_and_the_rule() {
     let rule = RuleRef { policy: PolicyKey::new("shop", "far"), direction: Direction::Egress, index: 0 };
     let hits = reporter.hits().of_rule(&rule, reconciler.engine().cluster_state()).expect("no flows");
     assert_eq!((hits.flows, reporter.hits().denied_of(&rule.policy).map(|hits| hits.flows)), (5, Some(2)));
+}
+
+#[test]
+fn a_flow_of_a_deleted_pod_is_not_explained() {
+    let mut reconciler = node(&[ALLOW_FAR]);
+    let buffer = FlowBuffer::new(10);
+    let mut reporter = reporter(&buffer);
+    let denied = event(&reconciler, Reason::NoRule, 81);
+    reconciler.apply(vec![Event::Delete(ObjectKey::Pod(PodKey::new("shop", "web")))]);
+    reporter.record(&denied, &reconciler);
+    let [flow] = &flows(&buffer)[..] else { panic!("{:?}", flows(&buffer)) };
+    assert_eq!((flow.from.pod.as_deref(), flow.unexplained.as_deref()), (Some("web"), Some("the pod was deleted")));
+    assert_eq!(flow.egress.as_ref().map(|side| side.reason.as_str()), Some("no-rule"), "the reason of the event");
 }
 
 #[test]
