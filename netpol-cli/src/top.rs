@@ -9,16 +9,15 @@ use jiff::Timestamp;
 use netpol_api::{FlowDirection, FlowEnd, FlowQuery, FlowRecord, FlowVerdict, Record, WorkloadEnd};
 use serde::Serialize;
 use terminal_size::terminal_size;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
 use crate::Exit;
 use crate::args::{Output, TopOptions};
 use crate::color::ColorMode;
 use crate::columns::{TextCell, TextTable, Tone, number, table_width, text};
-use crate::flows::{FlowEvent, protocol_port, read_flows, workload_end};
+use crate::flows::{FlowEvent, ReceivedFlow, collect_flows, end_of_follow, protocol_port, read_flows, workload_end};
 use crate::output::print_items;
-use crate::remote::{Fleet, runtime};
+use crate::remote::{Answer, Fleet, Lines, runtime};
 use crate::scope::Scope;
 use crate::table::time_span;
 
@@ -48,24 +47,16 @@ async fn top(options: &TopOptions, out: &mut impl Write) -> Result<Exit> {
     };
     let streams = fleet.lines(&format!("/v1/flows?{}", query.to_query())).await;
     let answered = streams.len();
-    let mut stream = read_flows(streams);
     let mut window = Window { scope, ..Window::new(options.since) };
     if is_live {
-        live(options, &mut fleet, &mut stream, &mut window, out).await?;
+        live(options, &mut fleet, streams, &mut window, out).await?;
         return fleet.finish(answered);
     }
-    let mut open = fleet.answering();
-    while !open.is_empty() {
-        match timeout(options.agents.request_timeout, stream.recv()).await {
-            Ok(Some(event)) => window.take(event, &mut fleet, &mut open),
-            Ok(None) => break,
-            Err(_) => {
-                for node in std::mem::take(&mut open) {
-                    fleet.fail(&node, "the response stopped before its end".to_owned());
-                }
-            }
-        }
-    }
+    collect_flows(&mut fleet, streams, options.agents.request_timeout, |received| {
+        window.take(&received);
+        Ok(())
+    })
+    .await?;
     let pairs = window.pairs();
     match options.output {
         Output::Json => print_items(out, &pairs, fleet.failures())?,
@@ -79,17 +70,19 @@ async fn top(options: &TopOptions, out: &mut impl Write) -> Result<Exit> {
 async fn live(
     options: &TopOptions,
     fleet: &mut Fleet,
-    stream: &mut mpsc::Receiver<FlowEvent>,
+    streams: Vec<Answer<Lines>>,
     window: &mut Window,
     out: &mut impl Write,
 ) -> Result<()> {
-    let mut open = fleet.answering();
+    let nodes = fleet.failures().len() + streams.len();
+    let mut events = read_flows(streams);
     let mut next = Instant::now() + FIRST_DRAW;
     let interval = options.interval.max(FIRST_DRAW);
     loop {
         tokio::select! {
-            event = stream.recv() => match event {
-                Some(event) => window.take(event, fleet, &mut open),
+            event = events.recv() => match event {
+                Some(FlowEvent::Record(received)) => window.take(&received),
+                Some(FlowEvent::Ended(node, error)) => fleet.fail(&node, end_of_follow(error)),
                 None => return Ok(()),
             },
             () = sleep_until(next) => {
@@ -100,7 +93,7 @@ async fn live(
                 write!(out, "{CLEAR}")?;
                 let failed = fleet.failures().len();
                 if failed > 0 {
-                    writeln!(out, "{failed} of {} nodes did not respond", failed + open.len())?;
+                    writeln!(out, "{failed} of {nodes} nodes did not respond")?;
                 }
                 print_table(out, window, &window.pairs(), table_width(), height.saturating_sub(4))?;
                 out.flush()?;
@@ -156,19 +149,9 @@ impl Window {
         Self { duration, flows: VecDeque::new(), scope, forgotten: 0, latest: None }
     }
 
-    fn take(&mut self, event: FlowEvent, fleet: &mut Fleet, open: &mut std::collections::BTreeSet<String>) {
-        match event {
-            FlowEvent::Record(received) => {
-                if let Some(Record::Flow(flow)) = &received.record {
-                    self.add(received.time, flow);
-                }
-            }
-            FlowEvent::Ended(node, error) => {
-                open.remove(&node);
-                if let Some(error) = error {
-                    fleet.fail(&node, error);
-                }
-            }
+    fn take(&mut self, received: &ReceivedFlow) {
+        if let Some(Record::Flow(flow)) = &received.record {
+            self.add(received.time, flow);
         }
     }
 

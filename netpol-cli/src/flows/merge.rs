@@ -1,15 +1,16 @@
 //! Merges the streams of several nodes by time.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::time::Duration;
 
+use anyhow::Result;
 use jiff::Timestamp;
 use netpol_api::Record;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::remote::{Answer, Lines};
+use crate::remote::{Answer, Fleet, Lines};
 
 /// How long a record waits for earlier ones of other nodes.
 const REORDER_WINDOW: Duration = Duration::from_millis(300);
@@ -61,6 +62,41 @@ pub(crate) fn read(streams: Vec<Answer<Lines>>) -> mpsc::Receiver<Event> {
         });
     }
     receiver
+}
+
+/// Reads streams that end, in the order of arrival. A node is a failure if its stream has an error, or sends nothing for
+/// this time before its end.
+pub(crate) async fn collect(
+    fleet: &mut Fleet,
+    streams: Vec<Answer<Lines>>,
+    silence: Duration,
+    mut take: impl FnMut(Received) -> Result<()>,
+) -> Result<()> {
+    let mut open: BTreeSet<String> = streams.iter().map(|stream| stream.node.clone()).collect();
+    let mut events = read(streams);
+    while !open.is_empty() {
+        match timeout(silence, events.recv()).await {
+            Ok(Some(Event::Record(received))) => take(*received)?,
+            Ok(Some(Event::Ended(node, error))) => {
+                open.remove(&node);
+                if let Some(error) = error {
+                    fleet.fail(&node, error);
+                }
+            }
+            Ok(None) => break,
+            Err(_) => {
+                for node in std::mem::take(&mut open) {
+                    fleet.fail(&node, "the response stopped before its end".to_owned());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Returns why a stream that does not end by itself has ended.
+pub(crate) fn end_of_follow(error: Option<String>) -> String {
+    error.unwrap_or_else(|| "the agent has closed the connection".to_owned())
 }
 
 /// Parses a line. A record of a type that this version does not have has only its time.

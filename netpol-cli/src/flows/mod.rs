@@ -18,11 +18,13 @@ use crate::args::{FlowsOptions, FlowsOutput};
 use crate::color::ColorMode;
 use crate::columns::table_width;
 use crate::message::message;
-use crate::remote::{Fleet, runtime};
+use crate::remote::{Answer, Fleet, Lines, runtime};
 use crate::scope::Scope;
 
 pub(crate) use ends::EndMatch;
-pub(crate) use merge::{Event as FlowEvent, read as read_flows};
+pub(crate) use merge::{
+    Event as FlowEvent, Received as ReceivedFlow, collect as collect_flows, end_of_follow, read as read_flows,
+};
 pub(crate) use text::{protocol_port, workload_end};
 
 use filter::Filter;
@@ -46,11 +48,10 @@ async fn flows(options: &FlowsOptions, out: &mut impl Write) -> Result<Exit> {
     }
     let mut printer =
         Printer { out, output: options.output, color: ColorMode::detect(), width: table_width(), unknown: 0 };
-    let mut events = merge::read(streams);
     if options.follow {
-        follow(&mut fleet, &filter, &mut events, &mut printer).await?;
+        follow(&mut fleet, &filter, &mut merge::read(streams), &mut printer).await?;
     } else {
-        list(options, &mut fleet, &filter, &mut events, &mut printer).await?;
+        list(options, &mut fleet, &filter, streams, &mut printer).await?;
     }
     match printer.unknown {
         0 => {}
@@ -65,42 +66,20 @@ async fn list(
     options: &FlowsOptions,
     fleet: &mut Fleet,
     filter: &Filter,
-    events: &mut mpsc::Receiver<Event>,
+    streams: Vec<Answer<Lines>>,
     printer: &mut Printer<'_, impl Write>,
 ) -> Result<()> {
-    // The agents have these records in memory; one that stops in the middle must not stop the others.
-    let limit = sleep_until(Instant::now() + options.agents.request_timeout);
-    tokio::pin!(limit);
-    let (mut merger, mut open, mut is_late) = (Merger::default(), fleet.answering(), false);
-    while !open.is_empty() {
-        let event = tokio::select! {
-            event = events.recv() => event,
-            () = &mut limit => { is_late = true; None }
-        };
-        match event {
-            Some(Event::Record(received)) if received.is_shown(filter) => {
-                merger.add(*received);
-                if let Some(last) = filter.query.last {
-                    merger.keep_last(last);
-                }
-                // The time limit is for silence: as long as records arrive, it starts again.
-                limit.as_mut().reset(Instant::now() + options.agents.request_timeout);
+    let mut merger = Merger::default();
+    merge::collect(fleet, streams, options.agents.request_timeout, |received| {
+        if received.is_shown(filter) {
+            merger.add(received);
+            if let Some(last) = filter.query.last {
+                merger.keep_last(last);
             }
-            Some(Event::Record(_)) => {}
-            Some(Event::Ended(node, error)) => {
-                open.remove(&node);
-                if let Some(error) = error {
-                    fleet.fail(&node, error);
-                }
-            }
-            None => break,
         }
-    }
-    if is_late {
-        for node in open {
-            fleet.fail(&node, "the response stopped before its end".to_owned());
-        }
-    }
+        Ok(())
+    })
+    .await?;
     while let Some(received) = merger.next() {
         printer.print(&received)?;
     }
@@ -133,7 +112,7 @@ async fn follow(
             Some(Some(Event::Record(received))) if received.is_shown(filter) => merger.add(*received),
             Some(Some(Event::Record(_))) | None => {}
             Some(Some(Event::Ended(node, error))) => {
-                fleet.fail(&node, error.unwrap_or_else(|| "the agent has closed the connection".to_owned()));
+                fleet.fail(&node, merge::end_of_follow(error));
                 fleet.report_failures();
             }
             Some(None) => break,

@@ -5,12 +5,11 @@ use std::collections::BTreeSet;
 use anyhow::Result;
 use netpol_api::{FlowQuery, FlowVerdict};
 use netpol_policy::text::Safe;
-use tokio::time::{Instant, sleep_until};
 
 use super::Source;
 use super::convert::Records;
 use crate::args::RecordOptions;
-use crate::flows::{FlowEvent, read_flows};
+use crate::flows::collect_flows;
 use crate::input::Input;
 use crate::live::{self, Needed};
 use crate::message::message;
@@ -69,36 +68,13 @@ async fn collect(
     FlowQuery::parse(path.trim_start_matches("/v1/flows?")).map_err(|error| anyhow::anyhow!("{error}"))?;
     let streams = fleet.lines(&path).await;
     let answered = streams.len();
-    let mut events = read_flows(streams);
-    let timeout = options.agents.request_timeout;
-    let limit = sleep_until(Instant::now() + timeout);
-    tokio::pin!(limit);
-    let mut open = fleet.answering();
-    while !open.is_empty() {
-        let event = tokio::select! {
-            event = events.recv() => event,
-            () = &mut limit => break,
-        };
-        match event {
-            Some(FlowEvent::Record(received)) => {
-                match received.record {
-                    Some(record) => records.add(record).map_err(|error| anyhow::anyhow!("{error}"))?,
-                    None => records.add_unknown(),
-                }
-                // The time limit is for silence: as long as records arrive, it starts again.
-                limit.as_mut().reset(Instant::now() + timeout);
-            }
-            Some(FlowEvent::Ended(node, error)) => {
-                open.remove(&node);
-                if let Some(error) = error {
-                    fleet.fail(&node, error);
-                }
-            }
-            None => break,
+    collect_flows(fleet, streams, options.agents.request_timeout, |received| {
+        match received.record {
+            Some(record) => records.add(record).map_err(|error| anyhow::anyhow!("{error}"))?,
+            None => records.add_unknown(),
         }
-    }
-    for node in open {
-        fleet.fail(&node, "the response stopped before its end".to_owned());
-    }
+        Ok(())
+    })
+    .await?;
     Ok(answered)
 }

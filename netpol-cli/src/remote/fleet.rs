@@ -264,12 +264,6 @@ impl Fleet {
         self.agents.iter().any(|agent| agent.node == node) || self.failures.iter().any(|failure| failure.node == node)
     }
 
-    /// The nodes of agents that have not failed.
-    pub(crate) fn answering(&self) -> BTreeSet<String> {
-        let failed = |node: &String| self.failures.iter().any(|failure| failure.node == *node);
-        self.agents.iter().map(|agent| agent.node.clone()).filter(|node| !failed(node)).collect()
-    }
-
     /// Prints a line for each node without a response to standard error, once.
     pub(crate) fn report_failures(&mut self) {
         let what = if self.is_local() { "agent at" } else { "node" };

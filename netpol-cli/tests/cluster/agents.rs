@@ -50,6 +50,8 @@ pub(crate) struct Agent {
     responses: BTreeMap<&'static str, Vec<u8>>,
     /// Lines of `/v1/flows`. With `follow=true`, the response stays open after them.
     lines: Vec<String>,
+    /// The time before each line.
+    pause: Duration,
 }
 
 impl Agent {
@@ -60,6 +62,12 @@ impl Agent {
 
     pub(crate) fn flows(mut self, lines: impl IntoIterator<Item = impl Serialize>) -> Self {
         self.lines.extend(lines.into_iter().map(|line| serde_json::to_string(&line).expect("JSON")));
+        self
+    }
+
+    /// Waits for this time before each line of `/v1/flows`.
+    pub(crate) fn paced(mut self, pause: Duration) -> Self {
+        self.pause = pause;
         self
     }
 }
@@ -194,7 +202,11 @@ fn respond(agent: &Agent, request: &Request<hyper::body::Incoming>) -> Response<
         let follows = form_urlencoded::parse(query.as_bytes()).any(|(name, value)| name == "follow" && value == "true");
         let lines =
             agent.lines.iter().map(|line| Ok(Frame::data(Bytes::from(format!("{line}\n"))))).collect::<Vec<_>>();
-        let lines = futures::stream::iter(lines);
+        let pause = agent.pause;
+        let lines = futures::stream::iter(lines).then(move |line| async move {
+            tokio::time::sleep(pause).await;
+            line
+        });
         return Response::new(if follows {
             StreamBody::new(lines.chain(futures::stream::pending())).boxed_unsync()
         } else {

@@ -196,6 +196,17 @@ fn a_node_that_stops_in_the_middle_is_named_after_the_flows_of_the_others() {
 }
 
 #[test]
+fn a_node_that_sends_only_flows_that_are_not_shown_has_not_stopped() {
+    let mut labeled = denied("12:00:09", "n1");
+    labeled.from.labels = Some([("app".to_owned(), "web".to_owned())].into());
+    let others = (0..4).map(|second| record(denied(&format!("12:00:0{second}"), "n1")));
+    let agent = Agent::default().flows(others).flows([record(labeled)]).paced(Duration::from_millis(200));
+    let cluster = Cluster::start(&[("n1", Behavior::Responds, agent)]);
+    let run = cluster.netpol(&["flows", "-A", "-l", "app=web", "--request-timeout", "700ms"]);
+    assert_eq!((run.code, run.err.as_str(), run.out.lines().count()), (0, "", 1), "{}", run.out);
+}
+
+#[test]
 fn follow_prints_the_last_flows_and_stops_if_the_reader_does() {
     let flows = (0..30).map(|second| record(denied(&format!("12:00:{second:02}"), "n1")));
     let cluster = Cluster::start(&[
