@@ -8,6 +8,7 @@ mod connection;
 mod diff;
 mod ends;
 mod explain;
+mod flow_file;
 mod flows;
 mod generate;
 mod graph;

@@ -168,6 +168,9 @@ fn diff_lists_the_recorded_flows_that_are_cut() {
     let mut wanted: Vec<&str> = expected.lines().collect();
     wanted[1..].sort_unstable();
     assert_eq!((lines, run.err.as_str()), (wanted, ""), "{}", run.out);
+    fs::write(path, "{\"type\": \"new\", \"time\": \"2026-11-29T12:00:00Z\"}\n").expect("a record");
+    let run = diff(&manifests, &["--flows", path]);
+    assert_eq!(run.err, "netpol: 1 record of an unknown type was not compared: use a newer netpol\n");
     fs::write(path, "{\"type\": \"flow\"}\n").expect("a record");
     let run = diff(&manifests, &["--flows", path]);
     assert!(run.code == 3 && run.err.contains("flows.ndjson:1 is not a record of netpol"), "{}", run.err);

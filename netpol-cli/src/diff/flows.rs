@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::BufReader;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -14,9 +14,10 @@ use netpol_policy::reference::End;
 use serde::Serialize;
 
 use crate::connection;
+use crate::flow_file;
+use crate::message::message;
+use crate::table::counted;
 
-/// The longest line that is read, in bytes.
-const MAX_LINE: usize = 1 << 20;
 /// The number of different flows that are kept.
 const MAX_FLOWS: usize = 1_000_000;
 
@@ -104,25 +105,21 @@ pub(super) fn compare(path: &Path, old: &OfflineCluster, new: &OfflineCluster) -
 
 /// Returns the different flows of a file, with the number of their records.
 fn read(path: &Path) -> Result<BTreeMap<Flow, usize>> {
-    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let (mut flows, mut reader, mut line) = (BTreeMap::new(), BufReader::new(file), Vec::new());
-    for number in 1.. {
-        line.clear();
-        let read = std::io::Read::take(&mut reader, MAX_LINE as u64 + 1).read_until(b'\n', &mut line);
-        let position = || format!("{}:{number}", path.display());
-        match read.with_context(|| format!("cannot read {}", path.display()))? {
-            0 => break,
-            length if length > MAX_LINE => bail!("{} is longer than {MAX_LINE} bytes", position()),
-            _ if line.trim_ascii().is_empty() => continue,
-            _ => {}
-        }
-        let record: Record =
-            serde_json::from_slice(&line).with_context(|| format!("{} is not a record of netpol", position()))?;
-        let Record::Flow(record) = record else { continue };
+    let name = path.display().to_string();
+    let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
+    let (mut flows, mut unknown) = (BTreeMap::new(), 0);
+    flow_file::read(&name, BufReader::new(file), |record| {
+        unknown += usize::from(record.is_none());
+        let Some(Record::Flow(record)) = record else { return Ok(()) };
         *flows.entry(Flow::of(&record)).or_default() += 1;
         if flows.len() > MAX_FLOWS {
-            bail!("{} has more than {MAX_FLOWS} different flows; use a part of it", path.display());
+            bail!("more than {MAX_FLOWS} different flows; use a part of the file");
         }
+        Ok(())
+    })?;
+    if unknown > 0 {
+        let (records, verb) = (counted(unknown, "record"), if unknown == 1 { "was" } else { "were" });
+        message!("netpol: {records} of an unknown type {verb} not compared: use a newer netpol");
     }
     Ok(flows)
 }

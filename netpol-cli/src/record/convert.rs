@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use anyhow::Result;
 use jiff::Timestamp;
 use netpol_api::{FlowDirection, FlowEnd, FlowRecord, FlowVerdict, Record};
 use netpol_common::{Direction, Reason, protocol};
@@ -30,11 +31,15 @@ impl Records {
         Self { include_denied, ..Self::default() }
     }
 
-    /// Adds a record. The error is a message.
-    pub(super) fn add(&mut self, record: Record) -> Result<(), String> {
+    /// Adds a record; `None` is one of a type that this version does not know.
+    pub(super) fn add(&mut self, record: Option<Record>) -> Result<()> {
+        let Some(record) = record else {
+            self.unknown += 1;
+            return Ok(());
+        };
         match record {
             Record::Flow(flow) if self.is_observed(flow.verdict, &flow.reason) => {
-                let time: Timestamp = flow.header.time.parse().map_err(|error: jiff::Error| error.to_string())?;
+                let time: Timestamp = flow.header.time.parse()?;
                 let flows = u64::from(flow.suppressed) + 1;
                 if let Some(observation) = observation(*flow) {
                     self.recorder.add(observation, flows, time);
@@ -52,11 +57,6 @@ impl Records {
             Record::Lost(lost) => self.lost = self.lost.saturating_add(lost.records),
         }
         Ok(())
-    }
-
-    /// Counts a record of an unknown type.
-    pub(super) fn add_unknown(&mut self) {
-        self.unknown += 1;
     }
 
     fn is_observed(&self, verdict: FlowVerdict, reason: &str) -> bool {

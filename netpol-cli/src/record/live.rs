@@ -68,13 +68,6 @@ async fn collect(
     FlowQuery::parse(path.trim_start_matches("/v1/flows?")).map_err(|error| anyhow::anyhow!("{error}"))?;
     let streams = fleet.lines(&path).await;
     let answered = streams.len();
-    collect_flows(fleet, streams, options.agents.request_timeout, |received| {
-        match received.record {
-            Some(record) => records.add(record).map_err(|error| anyhow::anyhow!("{error}"))?,
-            None => records.add_unknown(),
-        }
-        Ok(())
-    })
-    .await?;
+    collect_flows(fleet, streams, options.agents.request_timeout, |received| records.add(received.record)).await?;
     Ok(answered)
 }

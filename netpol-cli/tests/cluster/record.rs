@@ -177,7 +177,9 @@ spec: {selector: {matchLabels: {app: db}}, template: {metadata: {labels: {app: d
         (&with, &["-f", "-"], 3, "standard input cannot be both"),
         (&with, &["-n", "absent"], 3, "found no flow of a pod in these namespaces"),
         (&with, &["-n", "shop", "-n", "absent"], 3, "namespace absent has no flow"),
-        (&"{".to_owned(), &[], 3, "line 1 is not a record"),
+        (&format!("{with}{{\"type\":\"new\",\"time\":\"\"}}\n"), &[], 0, "1 record of an unknown type was not used"),
+        (&with.replace("2026-11-29T", "noon"), &[], 3, "standard input:1: "),
+        (&"{".to_owned(), &[], 3, "standard input:1 is not a record of netpol"),
     ] {
         let run = netpol(&[&["record", "--flows", "-"], more].concat(), flows);
         assert_eq!(run.code, code, "{more:?}: {} {}", run.out, run.err);
