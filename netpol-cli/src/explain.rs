@@ -8,7 +8,7 @@ use std::io::Write;
 use anyhow::{Result, anyhow, bail};
 use netpol_policy::explain::{Explanation, Verdict};
 use netpol_policy::reference::{ConnectionError, End};
-use netpol_policy::text::{self, Safe, wrap};
+use netpol_policy::text::{Safe, wrap};
 use serde::{Serialize, Serializer};
 
 use crate::Exit;
@@ -17,6 +17,7 @@ use crate::color::ColorMode;
 use crate::ends::{self, EndSet, EndText};
 use crate::input::{Input, InputReport};
 use crate::live::{self, Ends};
+use crate::output::print_json;
 use crate::remote::{Kube, progress, runtime};
 use crate::table;
 use crate::unevaluated;
@@ -326,8 +327,4 @@ fn print_connections(out: &mut impl Write, Connections { verdict, pairs, .. }: &
 fn render(explanation: &Explanation) -> String {
     let color = ColorMode::detect();
     explanation.render(table::text_width(), |verdict, text: &str| color.verdict(verdict, text))
-}
-
-fn print_json(out: &mut impl Write, value: &impl Serialize) -> Result<()> {
-    Ok(writeln!(out, "{}", text::json(&serde_json::to_string_pretty(value)?))?)
 }

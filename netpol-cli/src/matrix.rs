@@ -12,7 +12,7 @@ use netpol_policy::cluster_state::ClusterState;
 use netpol_policy::explain::{Family, Verdict};
 use netpol_policy::offline::PortSet;
 use netpol_policy::reference::{ConnectionError, End};
-use netpol_policy::text::{self, Safe};
+use netpol_policy::text::Safe;
 use serde::Serialize;
 
 use groups::Group;
@@ -23,6 +23,7 @@ use crate::args::{MatrixOptions, MatrixOutput, PortArgument};
 use crate::color::ColorMode;
 use crate::ends::{EndSet, MatrixEnd};
 use crate::input::{Input, InputReport};
+use crate::output::print_json;
 use crate::table::{self, Cell};
 use crate::unevaluated;
 use crate::verdict::{Evaluator, Sides, VerdictError};
@@ -240,8 +241,7 @@ impl Matrix<'_> {
 
     fn print_json<C: Serialize>(&self, out: &mut impl Write, connections: &[C]) -> Result<()> {
         let (groups, excluded, input) = (self.groups, self.excluded, self.input.json());
-        let output = JsonOutput { groups, connections, excluded, input };
-        Ok(writeln!(out, "{}", text::json(&serde_json::to_string_pretty(&output)?))?)
+        print_json(out, &JsonOutput { groups, connections, excluded, input })
     }
 }
 

@@ -1,4 +1,4 @@
-//! JSON of commands that ask several nodes.
+//! JSON, also of commands that ask several nodes.
 
 use std::fmt;
 use std::io::Write;

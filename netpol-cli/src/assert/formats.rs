@@ -4,13 +4,14 @@ use std::io::{self, Write};
 
 use anyhow::Result;
 use netpol_policy::explain::Verdict;
-use netpol_policy::text::{self, Safe, wrap};
+use netpol_policy::text::{Safe, wrap};
 use serde::Serialize;
 
 use super::FileResult;
 use super::check::{Checked, Counterexample, Outcome};
 use crate::color::ColorMode;
 use crate::input::{Input, InputReport};
+use crate::output::print_json;
 use crate::{table, unevaluated};
 
 /// The output of `-o json`.
@@ -121,7 +122,7 @@ pub(super) fn json(out: &mut impl Write, files: &[FileResult], input: &Input) ->
         expectations: expectations.collect(),
         input: input.json(),
     };
-    Ok(writeln!(out, "{}", text::json(&serde_json::to_string_pretty(&output)?))?)
+    print_json(out, &output)
 }
 
 fn print_lines(out: &mut impl Write, lines: impl IntoIterator<Item = String>) -> io::Result<()> {

@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use netpol_files::read_stream;
 use netpol_policy::offline::difference::{Difference, Presence};
-use netpol_policy::text;
 use serde::Serialize;
 
 use causes::JsonCause;
@@ -27,6 +26,7 @@ use options::DiffOutput;
 
 use crate::Exit;
 use crate::input::{Input, InputReport, TextFile};
+use crate::output::print_json;
 use crate::{table, unevaluated};
 
 /// The output of `-o json`.
@@ -118,7 +118,7 @@ fn print(
                 old: old.json(),
                 new: new.json(),
             };
-            writeln!(out, "{}", text::json(&serde_json::to_string_pretty(&output)?))?;
+            print_json(out, &output)?;
         }
     }
     Ok(())

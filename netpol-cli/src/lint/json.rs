@@ -5,11 +5,11 @@ use std::io::Write;
 use anyhow::Result;
 use netpol_policy::lint::{Finding, NotChecked, Report, Suppressed};
 use netpol_policy::model::Severity;
-use netpol_policy::text;
 use serde::Serialize;
 
 use super::count;
 use crate::input::{Input, InputReport};
+use crate::output::print_json;
 
 /// The output of `-o json`.
 #[derive(Serialize)]
@@ -48,6 +48,5 @@ pub(super) fn print(out: &mut impl Write, input: &Input, report: &Report) -> Res
         not_checked: &report.not_checked,
         input: input.json(),
     };
-    writeln!(out, "{}", text::json(&serde_json::to_string_pretty(&output)?))?;
-    Ok(())
+    print_json(out, &output)
 }

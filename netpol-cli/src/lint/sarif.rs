@@ -6,8 +6,9 @@ use std::io::Write;
 use anyhow::Result;
 use netpol_policy::lint::{Finding, NotChecked, RULES, Report, Rule, Suppressed};
 use netpol_policy::model::Severity;
-use netpol_policy::text;
 use serde_json::{Value, json};
+
+use crate::output::print_json;
 
 const SCHEMA: &str = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json";
 
@@ -36,8 +37,7 @@ pub(super) fn print(out: &mut impl Write, report: &Report, is_lossy: bool) -> Re
             "results": results,
         }],
     });
-    writeln!(out, "{}", text::json(&serde_json::to_string_pretty(&log)?))?;
-    Ok(())
+    print_json(out, &log)
 }
 
 fn rule(rule: &Rule) -> Value {
