@@ -18,9 +18,9 @@ mod live;
 mod record;
 
 pub(crate) use live::{
-    AGENT_NAMESPACE, AgentOptions, ApiOptions, FlowsOptions, FlowsOutput, KubeOptions, ListOptions, ResumeOptions,
-    ScopeOptions, ShadowCommand, ShadowOptions, StatusOptions, SuspendOptions, SuspendScope, TopOptions, WaitOptions,
-    WhyOptions,
+    AGENT_NAMESPACE, AgentOptions, ApiOptions, FlowsOptions, FlowsOutput, KubeOptions, ListOptions, ScopeOptions,
+    ShadowCommand, ShadowOptions, StatusOptions, SuspendOptions, SuspendScope, SuspensionOptions, TopOptions,
+    WaitOptions, WhyOptions,
 };
 pub(crate) use record::{RecordOptions, RecordOutput};
 
@@ -67,7 +67,7 @@ pub(crate) enum Command {
     #[command(after_help = EXPLAIN_EXAMPLES, mut_arg("paths", |arg| arg.required(false)))]
     Explain(Box<ExplainOptions>),
     /// Show which connections two versions of manifests allow differently, and why
-    #[command(after_help = diff::EXAMPLES)]
+    #[command(after_help = diff::EXAMPLES, mut_arg("paths", |arg| arg.required(false).help(diff::COMMON)))]
     Diff(DiffOptions),
     /// Check expectations about connections, with a counterexample for each that fails
     #[command(after_help = assert::EXAMPLES)]
@@ -85,8 +85,10 @@ pub(crate) enum Command {
     /// Show the agents of all nodes, those with problems first
     Status(StatusOptions),
     /// Show the pod interfaces on all nodes, with the policies that isolate them
+    #[command(after_help = live::LIST_EXAMPLES)]
     Endpoints(ListOptions),
     /// Show what each policy selects, and the flows of each rule
+    #[command(after_help = live::LIST_EXAMPLES)]
     Policies(ListOptions),
     /// Show what policies in shadow mode would deny
     #[command(subcommand)]
@@ -99,9 +101,11 @@ pub(crate) enum Command {
     /// Wait until all nodes enforce a policy, or all policies of a pod
     Wait(WaitOptions),
     /// Suspend the enforcement of policies for a limited time
+    #[command(after_help = live::SUSPEND_EXAMPLES)]
     Suspend(SuspendOptions),
     /// End a suspension
-    Resume(ResumeOptions),
+    #[command(after_help = live::SUSPEND_EXAMPLES)]
+    Resume(SuspensionOptions),
     /// Print a script with which a shell completes commands and options of netpol
     #[command(after_help = COMPLETION_EXAMPLES)]
     Completion {
@@ -175,7 +179,7 @@ const MAN_EXAMPLES: &str = "\
 Examples:
   netpol man ~/.local/share/man/man1 && man netpol-explain";
 
-#[derive(Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub(crate) struct InputOptions {
     /// Manifests: a file, a directory (read recursively: *.yaml, *.yml, *.json), or - for standard input; repeatable
     #[arg(short = 'f', long = "filename", value_name = "PATH", required = true)]

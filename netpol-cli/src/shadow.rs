@@ -26,13 +26,13 @@ pub(crate) fn run(options: &ShadowOptions, out: &mut impl Write) -> Result<Exit>
 }
 
 async fn report(options: &ShadowOptions, out: &mut impl Write) -> Result<Exit> {
-    let mut fleet = Fleet::find(&options.agents).await?;
-    let scope = Scope::new(&options.scope, &fleet)?;
+    let mut fleet = Fleet::find(&options.list.agents).await?;
+    let scope = Scope::new(&options.list.scope, &fleet)?;
     let path = format!("/v1/shadow?since={}", format_duration(options.since));
     let answers: Vec<Answer<ShadowReport>> = fleet.get(&path).await;
     let reports: Vec<ShadowReport> = answers.into_iter().map(|answer| answer.content).collect();
     let policies = merge(&reports, &scope);
-    match options.output {
+    match options.list.output {
         Output::Json => print_json(
             out,
             &JsonOutput { items: &policies, nodes: reports.iter().map(node).collect(), failures: fleet.failures() },

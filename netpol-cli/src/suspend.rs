@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::Exit;
-use crate::args::{Output, ResumeOptions, SuspendOptions};
+use crate::args::{Output, SuspendOptions, SuspensionOptions};
 use crate::message::message;
 use crate::output::print_json;
 use crate::remote::{AGENT_LABEL, runtime};
@@ -60,7 +60,7 @@ pub(crate) fn suspend(options: &SuspendOptions, out: &mut impl Write) -> Result<
     runtime()?.block_on(suspend_until(options, out))
 }
 
-pub(crate) fn resume(options: &ResumeOptions, out: &mut impl Write) -> Result<Exit> {
+pub(crate) fn resume(options: &SuspensionOptions, out: &mut impl Write) -> Result<Exit> {
     runtime()?.block_on(resume_now(options, out))
 }
 
@@ -91,8 +91,9 @@ struct Change<'a> {
 }
 
 async fn suspend_until(options: &SuspendOptions, out: &mut impl Write) -> Result<Exit> {
-    let (cluster, agents) = (Cluster::open(&options.api).await?, options.agent_namespace.as_str());
-    let target = Target::new(&options.scope, agents);
+    let SuspendOptions { suspension, duration, reason } = options;
+    let (cluster, agents) = (Cluster::open(&suspension.api).await?, suspension.agent_namespace.as_str());
+    let target = Target::new(&suspension.scope, agents);
     let found = if target.is_cluster() { cluster.has_agents(agents).await } else { Ok(true) };
     let before = read(&cluster, &target).await?;
     match found {
@@ -103,11 +104,11 @@ async fn suspend_until(options: &SuspendOptions, out: &mut impl Write) -> Result
         }
     }
     let now = time(&before)?;
-    let until = (now + SignedDuration::try_from(options.duration)?).to_string();
-    let replaced = replaced_reason(&target, &before, now, &options.reason);
-    let annotations = json!({target.until: until, REASON: options.reason});
+    let until = (now + SignedDuration::try_from(*duration)?).to_string();
+    let replaced = replaced_reason(&target, &before, now, reason);
+    let annotations = json!({target.until: until, REASON: reason});
     patch(&cluster, &target, &annotations).await?;
-    if options.output == Output::Table {
+    if suspension.output == Output::Table {
         writeln!(out, "enforcement of {} is suspended until {until}", target.title())?;
         out.flush()?;
     }
@@ -117,20 +118,20 @@ async fn suspend_until(options: &SuspendOptions, out: &mut impl Write) -> Result
         scope: target.scope(),
         namespace: &target.namespace,
         until: Some(&until),
-        reason: Some(&options.reason),
+        reason: Some(reason),
         replaced_reason: replaced,
         user: user.as_deref(),
         time: &now.to_string(),
-        command: &target.kubectl_set(kubectl_options, &until, &options.reason),
+        command: &target.kubectl_set(kubectl_options, &until, reason),
         reverse: &target.resume(kubectl_options, agents),
         remaining: None,
     };
-    if options.output == Output::Json {
+    if suspension.output == Output::Json {
         print_json(out, &change)?;
         return Ok(Exit::Ok);
     }
     let by = change.user.unwrap_or("this user");
-    writeln!(out, "by {} at {}: {}", Safe(by), change.time, Safe(&options.reason))?;
+    writeln!(out, "by {} at {}: {}", Safe(by), change.time, Safe(reason))?;
     if let Some(replaced) = replaced {
         writeln!(out, "replaces the reason of another suspension: {}", Safe(replaced))?;
     }
@@ -139,7 +140,7 @@ async fn suspend_until(options: &SuspendOptions, out: &mut impl Write) -> Result
     Ok(Exit::Ok)
 }
 
-async fn resume_now(options: &ResumeOptions, out: &mut impl Write) -> Result<Exit> {
+async fn resume_now(options: &SuspensionOptions, out: &mut impl Write) -> Result<Exit> {
     let (cluster, agents) = (Cluster::open(&options.api).await?, options.agent_namespace.as_str());
     let target = Target::new(&options.scope, agents);
     let (before, found, others) =

@@ -33,10 +33,10 @@ pub(crate) fn run(options: &TopOptions, out: &mut impl Write) -> Result<Exit> {
 }
 
 async fn top(options: &TopOptions, out: &mut impl Write) -> Result<Exit> {
-    let mut fleet = Fleet::find(&options.agents).await?;
-    let scope = Scope::new(&options.scope, &fleet)?;
+    let mut fleet = Fleet::find(&options.list.agents).await?;
+    let scope = Scope::new(&options.list.scope, &fleet)?;
     let width = table_width();
-    let is_live = !options.once && width.is_some() && options.output == Output::Table;
+    let is_live = !options.once && width.is_some() && options.list.output == Output::Table;
     let query = FlowQuery {
         follow: is_live,
         since: Some(options.since),
@@ -52,13 +52,13 @@ async fn top(options: &TopOptions, out: &mut impl Write) -> Result<Exit> {
         live(options, &mut fleet, streams, &mut window, out).await?;
         return fleet.finish(answered);
     }
-    collect_flows(&mut fleet, streams, options.agents.request_timeout, |received| {
+    collect_flows(&mut fleet, streams, options.list.agents.request_timeout, |received| {
         window.take(&received);
         Ok(())
     })
     .await?;
     let pairs = window.pairs();
-    match options.output {
+    match options.list.output {
         Output::Json => print_items(out, &pairs, fleet.failures())?,
         Output::Table if answered == 0 => {}
         Output::Table => print_table(out, &window, &pairs, width, usize::MAX)?,

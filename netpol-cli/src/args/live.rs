@@ -140,13 +140,12 @@ Examples:
 #[command(after_help = TOP_EXAMPLES)]
 pub(crate) struct TopOptions {
     #[command(flatten)]
-    pub(crate) agents: AgentOptions,
-    #[command(flatten)]
-    pub(crate) scope: ScopeOptions,
+    pub(crate) list: ListOptions,
     /// The time before now that is counted, at most 1h
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = parse_duration)]
     pub(crate) since: Duration,
-    /// Print the table once, instead of until interrupted. Set if standard output is not a terminal
+    /// Print the table once, instead of until interrupted. Set if standard output is not a terminal, and
+    /// with -o json
     #[arg(long)]
     pub(crate) once: bool,
     /// The time between updates
@@ -155,9 +154,6 @@ pub(crate) struct TopOptions {
     /// Only flows with this verdict; repeatable
     #[arg(long = "verdict", value_name = "VERDICT", value_parser = FlowVerdict::parse, value_delimiter = ',')]
     pub(crate) verdicts: Vec<FlowVerdict>,
-    /// The output format; with json, the table is printed once
-    #[arg(short, long, value_enum, default_value = "table")]
-    pub(crate) output: Output,
 }
 
 const STATUS_EXAMPLES: &str = "\
@@ -178,15 +174,14 @@ pub(crate) struct StatusOptions {
     pub(crate) output: Output,
 }
 
-const LIST_EXAMPLES: &str = "\
+pub(super) const LIST_EXAMPLES: &str = "\
 Examples:
   netpol endpoints -n shop
   netpol policies -A
   netpol endpoints -A -l app=web -o json";
 
-/// Options of `endpoints` and `policies`.
+/// What is read from the agents, and how it is printed.
 #[derive(Debug, Args)]
-#[command(after_help = LIST_EXAMPLES)]
 pub(crate) struct ListOptions {
     #[command(flatten)]
     pub(crate) agents: AgentOptions,
@@ -215,15 +210,10 @@ netpol.io/mode: shadow. It is not enforced.";
 #[derive(Debug, Args)]
 pub(crate) struct ShadowOptions {
     #[command(flatten)]
-    pub(crate) agents: AgentOptions,
-    #[command(flatten)]
-    pub(crate) scope: ScopeOptions,
+    pub(crate) list: ListOptions,
     /// The time before now that is reported, at most 1h
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_duration)]
     pub(crate) since: Duration,
-    /// The output format
-    #[arg(short, long, value_enum, default_value = "table")]
-    pub(crate) output: Output,
 }
 
 const WAIT_EXAMPLES: &str = "\
@@ -281,7 +271,7 @@ pub(crate) struct WhyOptions {
     pub(crate) output: Output,
 }
 
-const SUSPEND_EXAMPLES: &str = "\
+pub(super) const SUSPEND_EXAMPLES: &str = "\
 Examples:
   netpol suspend -n shop --for 30m --reason 'incident 4711'
   netpol suspend --cluster --for 10m --reason 'incident 4712'
@@ -302,17 +292,11 @@ pub(crate) struct SuspendScope {
     pub(crate) cluster: bool,
 }
 
+/// What is suspended or resumed, and how it is printed.
 #[derive(Debug, Args)]
-#[command(after_help = SUSPEND_EXAMPLES)]
-pub(crate) struct SuspendOptions {
+pub(crate) struct SuspensionOptions {
     #[command(flatten)]
     pub(crate) scope: SuspendScope,
-    /// The duration, such as 30m or 2h, at most 24h
-    #[arg(long = "for", value_name = "DURATION", value_parser = crate::suspend::duration)]
-    pub(crate) duration: Duration,
-    /// Why; stored with the suspension and reported by the agents
-    #[arg(long, value_name = "TEXT", value_parser = crate::suspend::reason)]
-    pub(crate) reason: String,
     #[command(flatten)]
     pub(crate) api: ApiOptions,
     /// The namespace of the agents
@@ -324,16 +308,13 @@ pub(crate) struct SuspendOptions {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = SUSPEND_EXAMPLES)]
-pub(crate) struct ResumeOptions {
+pub(crate) struct SuspendOptions {
+    /// The duration, such as 30m or 2h, at most 24h
+    #[arg(long = "for", value_name = "DURATION", value_parser = crate::suspend::duration)]
+    pub(crate) duration: Duration,
+    /// Why; stored with the suspension and reported by the agents
+    #[arg(long, value_name = "TEXT", value_parser = crate::suspend::reason)]
+    pub(crate) reason: String,
     #[command(flatten)]
-    pub(crate) scope: SuspendScope,
-    #[command(flatten)]
-    pub(crate) api: ApiOptions,
-    /// The namespace of the agents
-    #[arg(long, value_name = "NAMESPACE", default_value = AGENT_NAMESPACE)]
-    pub(crate) agent_namespace: String,
-    /// The output format
-    #[arg(short, long, value_enum, default_value = "table")]
-    pub(crate) output: Output,
+    pub(crate) suspension: SuspensionOptions,
 }

@@ -20,7 +20,7 @@ use flows::Flows;
 use names::Names;
 
 pub(crate) use causes::{listed, rules_text};
-pub(crate) use options::{DiffOptions, EXAMPLES};
+pub(crate) use options::{COMMON, DiffOptions, EXAMPLES};
 
 use options::DiffOutput;
 
@@ -67,7 +67,7 @@ pub(crate) fn run(options: &DiffOptions, out: &mut impl Write) -> Result<Exit> {
     let (old, new) = (old?, new?);
     old.report();
     new.report();
-    let clusters = [&old, &new].map(|input| input.cluster(&options.input([])));
+    let clusters = [&old, &new].map(|input| input.cluster(&options.common));
     if clusters.iter().all(|cluster| cluster.state().pods.is_empty()) {
         bail!("no pods to compare; add the manifests of workloads or pods with -f");
     }
@@ -141,8 +141,8 @@ fn changes(difference: &Difference, names: &Names<'_>) -> Vec<JsonChange> {
 
 /// Reads standard input, which is for both versions.
 fn common_input(options: &DiffOptions) -> Result<Option<Vec<u8>>> {
-    let is_common = options.common.iter().any(|path| path.as_os_str() == "-");
-    let limits = options.input([]).limits();
+    let is_common = options.common.paths.iter().any(|path| path.as_os_str() == "-");
+    let limits = options.common.limits();
     let bytes = is_common.then(|| read_stream(std::io::stdin().lock(), 0, limits));
     bytes.transpose().map_err(|error| anyhow::anyhow!("standard input {error}"))
 }
