@@ -19,7 +19,6 @@ use netpol_policy::offline::OfflineCluster;
 use netpol_policy::reference;
 use netpol_policy::text::{Safe, wrap};
 use serde::Serialize;
-use tokio::time::timeout;
 
 use crate::Exit;
 use crate::args::{InputOptions, MatrixOptions, MatrixOutput, Output, WhyOptions};
@@ -29,7 +28,7 @@ use crate::input::Input;
 use crate::live::{self, Missing, Needed};
 use crate::matrix;
 use crate::output::print_json;
-use crate::remote::{Kube, explain_error, progress, runtime};
+use crate::remote::{Kube, progress, runtime, within};
 use crate::table::{counted, text_width};
 
 /// The component that writes the Events.
@@ -151,9 +150,7 @@ async fn answer(options: &WhyOptions) -> Result<(Answer, Input)> {
 /// Lists the Events of the agents in a namespace; the error is a message.
 async fn events(kube: &Kube, namespace: &str, limit: Duration) -> Result<Vec<Event>, String> {
     let api: Api<Event> = Api::namespaced(kube.client.clone(), namespace);
-    let events = timeout(limit, api.list(&ListParams::default())).await;
-    let events = events.map_err(|_| format!("the API server did not respond within {}", format_duration(limit)))?;
-    let events = events.map_err(|error| explain_error(&error))?;
+    let events = within(limit, "", api.list(&ListParams::default())).await?;
     let of_agents = events.items.into_iter().filter(|event| event.reporting_controller.as_deref() == Some(CONTROLLER));
     Ok(of_agents.collect())
 }

@@ -6,9 +6,8 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 use kube::api::ApiResource;
 use netpol_policy::model::WorkloadKind;
-use tokio::time::timeout;
 
-use crate::remote::{Kube, explain_error};
+use crate::remote::{Kube, within};
 
 /// The time for the list of API groups, which is short.
 const GROUPS_TIME: Duration = Duration::from_secs(10);
@@ -96,9 +95,8 @@ fn used((group, version, name, plural, title, is_namespaced): &Row) -> Kind {
 
 /// Returns the kinds that netpol evaluates, and the policies of other kinds that the cluster has.
 pub(super) async fn all(kube: &Kube, limit: Duration) -> Result<Vec<Kind>> {
-    let groups = timeout(limit.min(GROUPS_TIME), kube.client.list_api_groups()).await;
-    let groups = groups.map_err(|_| anyhow!("the API server did not respond; check the kubeconfig and the network"))?;
-    let groups = groups.map_err(|error| anyhow!("cannot use the API server: {}", explain_error(&error)))?.groups;
+    let groups = within(limit.min(GROUPS_TIME), "", kube.client.list_api_groups()).await;
+    let groups = groups.map_err(|error| anyhow!("cannot list the API groups: {error}"))?.groups;
     let version = |name: &str| {
         let group = groups.iter().find(|group| group.name == name)?;
         let preferred = group.preferred_version.as_ref().or_else(|| group.versions.first())?;

@@ -17,7 +17,8 @@ use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::kubernetes::explain_error;
+use super::VIEWER;
+use super::kubernetes::explain_with_hint;
 
 /// The container of the agent, in deploy/base/daemonset.yaml.
 const CONTAINER: &str = "agent";
@@ -86,7 +87,7 @@ async fn exec(pods: &Api<Pod>, pod: &str) -> Result<Connection, String> {
         .max_stdin_buf_size(BUFFER)
         .max_stdout_buf_size(BUFFER);
     let process = pods.exec(pod, COMMAND, &parameters).await;
-    let mut process = process.map_err(|error| refused(&error))?;
+    let mut process = process.map_err(|error| explain_with_hint(&error, VIEWER))?;
     let (Some(input), Some(output)) = (process.stdin(), process.stdout()) else {
         return Err("the API server opened no streams".to_owned());
     };
@@ -138,16 +139,6 @@ async fn watch(
     // Errors mean that the connection is no longer used.
     let _ = message.send(text);
     let _ = ended.send(is_success);
-}
-
-fn refused(error: &kube::Error) -> String {
-    let reason = explain_error(error);
-    match error {
-        kube::Error::Api(status) if status.code == 403 => {
-            format!("{reason}; an administrator can grant it with deploy/components/viewer")
-        }
-        _ => reason,
-    }
 }
 
 /// The standard input and output of a command. Dropping it closes the WebSocket, which ends the command.

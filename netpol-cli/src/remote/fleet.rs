@@ -17,9 +17,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
+use super::VIEWER;
 use super::connect::Route;
 use super::http::{self, Lines};
-use super::kubernetes::{Kube, explain_error, has_kubeconfig};
+use super::kubernetes::{Kube, has_kubeconfig, within};
 use crate::Exit;
 use crate::args::AgentOptions;
 use crate::message::message;
@@ -105,19 +106,9 @@ impl Fleet {
         let namespace = &self.agent_namespace.clone();
         let api: Api<Pod> = Api::namespaced(kube.client.clone(), namespace);
         let parameters = ListParams::default().labels(AGENT_LABEL);
-        let listed =
-            progress("the API server", timeout(self.request_timeout.max(API_TIME), api.list(&parameters))).await;
-        let pods = match listed {
-            Ok(Ok(pods)) => pods.items,
-            Ok(Err(error)) => {
-                let forbidden = matches!(&error, kube::Error::Api(status) if status.code == 403);
-                let next = if forbidden { "; an administrator can grant it with deploy/components/viewer" } else { "" };
-                bail!("cannot list the agents: {}{next}", explain_error(&error));
-            }
-            Err(_) => {
-                bail!("cannot list the agents: the API server did not respond; check the kubeconfig and the network")
-            }
-        };
+        let request = within(self.request_timeout.max(API_TIME), VIEWER, api.list(&parameters));
+        let pods = progress("the API server", request).await;
+        let pods = pods.map_err(|error| anyhow!("cannot list the agents: {error}"))?;
         let kubectl = self.kubectl.clone();
         let wanted: BTreeSet<&String> = nodes.iter().collect();
         let mut by_node: BTreeMap<String, Pod> = BTreeMap::new();
@@ -248,9 +239,7 @@ impl Fleet {
     pub(crate) async fn find_nodes_without_agent(&mut self) -> Result<(), String> {
         let Some(kube) = &self.kube else { return Ok(()) };
         let api: Api<Node> = Api::all(kube.client.clone());
-        let nodes = timeout(self.request_timeout.max(API_TIME), api.list_metadata(&ListParams::default())).await;
-        let nodes = nodes.map_err(|_| "the API server did not respond".to_owned())?;
-        let nodes = nodes.map_err(|error| explain_error(&error))?;
+        let nodes = within(self.request_timeout.max(API_TIME), "", api.list_metadata(&ListParams::default())).await?;
         for node in nodes.items.into_iter().filter_map(|node| node.metadata.name) {
             if !self.has(&node) {
                 self.fail(&node, "no agent runs there; policies are not enforced on this node".to_owned());

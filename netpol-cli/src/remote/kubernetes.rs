@@ -1,10 +1,13 @@
 //! A client of the API server, with the user's kubeconfig.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
+use netpol_api::format_duration;
 use netpol_policy::text::error_chain;
+use tokio::time::timeout;
 
 use crate::args::KubeOptions;
 use crate::shell::quoted;
@@ -64,6 +67,27 @@ async fn config(options: &KubeOptions) -> Result<(Config, Option<String>)> {
     let config = Config::from_custom_kubeconfig(kubeconfig, &selected).await;
     let config = config.map_err(|error| anyhow!("{}", error_chain(&error))).context("cannot use the kubeconfig")?;
     Ok((config, context))
+}
+
+/// Waits for a response of the API server; the error is a message. `hint` is its end if the request is forbidden.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    hint: &str,
+    request: impl Future<Output = kube::Result<T>>,
+) -> Result<T, String> {
+    match timeout(limit, request).await {
+        Ok(response) => response.map_err(|error| explain_with_hint(&error, hint)),
+        Err(_) => Err(format!(
+            "the API server did not respond within {}; check the kubeconfig and the network",
+            format_duration(limit)
+        )),
+    }
+}
+
+/// Returns why a request to the API server failed, for a message. `hint` is its end if the request is forbidden.
+pub(super) fn explain_with_hint(error: &kube::Error, hint: &str) -> String {
+    let is_forbidden = matches!(error, kube::Error::Api(status) if status.code == 403);
+    explain_error(error) + if is_forbidden { hint } else { "" }
 }
 
 /// Returns why a request to the API server failed, for a message.

@@ -15,7 +15,10 @@ mod kubernetes;
 
 pub(crate) use fleet::{AGENT_LABEL, Answer, Failure, Fleet, progress};
 pub(crate) use http::Lines;
-pub(crate) use kubernetes::{Kube, explain_error};
+pub(crate) use kubernetes::{Kube, explain_error, within};
+
+/// The hint if the agents' pods cannot be listed or used.
+const VIEWER: &str = "; an administrator can grant it with deploy/components/viewer";
 
 /// Creates the runtime of a command.
 pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -14,13 +14,12 @@ use kube::Api;
 use kube::api::{GetParams, ListParams, Patch, PatchParams, PostParams};
 use kube::client::Body;
 use kube::core::{Request as Requests, Resource, Status};
-use netpol_api::format_duration;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::target::UNTIL;
 use crate::args::ApiOptions;
-use crate::remote::{AGENT_LABEL, Kube, explain_error};
+use crate::remote::{AGENT_LABEL, Kube, within};
 
 /// The time limit for the name of the caller, which is only printed.
 const REVIEW_TIME: Duration = Duration::from_secs(2);
@@ -46,27 +45,15 @@ impl Cluster {
         Ok(Self { kube: Kube::open(&options.kube).await?, limit: options.request_timeout })
     }
 
-    /// Waits for a response; the error is a message, with a hint if the request is forbidden.
-    async fn within<T>(&self, hint: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T, String> {
-        match timeout(self.limit, request).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => {
-                let is_forbidden = matches!(&error, kube::Error::Api(status) if status.code == 403);
-                Err(explain_error(&error) + if is_forbidden { hint } else { "" })
-            }
-            Err(_) => Err(format!("the API server did not respond within {}", format_duration(self.limit))),
-        }
-    }
-
     /// Reads the annotations of a Namespace; the error is a message.
     pub(super) async fn read(&self, namespace: &str) -> Result<Before, String> {
-        self.within(NEEDED, get(&self.kube, namespace)).await
+        within(self.limit, NEEDED, get(&self.kube, namespace)).await
     }
 
     /// Reads the annotations of a Namespace that is not changed; the error is a message.
     pub(super) async fn annotations(&self, namespace: &str) -> Result<BTreeMap<String, String>, String> {
         let api: Api<Namespace> = Api::all(self.kube.client.clone());
-        let namespace = self.within("", api.get_metadata(namespace)).await?;
+        let namespace = within(self.limit, "", api.get_metadata(namespace)).await?;
         Ok(namespace.metadata.annotations.unwrap_or_default())
     }
 
@@ -75,20 +62,20 @@ impl Cluster {
         let api: Api<Namespace> = Api::all(self.kube.client.clone());
         let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
         let parameters = PatchParams { field_manager: Some("netpol".to_owned()), ..PatchParams::default() };
-        self.within(NEEDED, api.patch(namespace, &parameters, &patch)).await.map(drop)
+        within(self.limit, NEEDED, api.patch(namespace, &parameters, &patch)).await.map(drop)
     }
 
     /// Returns whether a namespace has pods of the agents; the error is a message.
     pub(super) async fn has_agents(&self, namespace: &str) -> Result<bool, String> {
         let api: Api<Pod> = Api::namespaced(self.kube.client.clone(), namespace);
         let parameters = ListParams::default().labels(AGENT_LABEL).limit(1);
-        Ok(!self.within("", api.list_metadata(&parameters)).await?.items.is_empty())
+        Ok(!within(self.limit, "", api.list_metadata(&parameters)).await?.items.is_empty())
     }
 
     /// Returns the Namespaces with a suspension of their own, and its end; the error is a message.
     pub(super) async fn suspended_namespaces(&self) -> Result<Vec<(String, String)>, String> {
         let api: Api<Namespace> = Api::all(self.kube.client.clone());
-        let namespaces = self.within("", api.list_metadata(&ListParams::default())).await?.items.into_iter();
+        let namespaces = within(self.limit, "", api.list_metadata(&ListParams::default())).await?.items.into_iter();
         let suspended = namespaces
             .filter_map(|namespace| Some((namespace.metadata.name?, namespace.metadata.annotations?.remove(UNTIL)?)));
         Ok(suspended.collect())
