@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal, Write};
 use netpol_policy::text::Safe;
 
 use crate::color::ColorMode;
-use crate::table::{shorten, terminal_width};
+use crate::table::{shorten, terminal_width, text_width};
 
 /// The spaces between columns.
 const GAP: usize = 2;
@@ -25,6 +25,23 @@ pub(crate) enum Tone {
     Notice,
     /// Red.
     Bad,
+}
+
+/// How tables, and paragraphs below them, are printed.
+#[derive(Clone, Copy)]
+pub(crate) struct Style {
+    /// The width of tables; `None` without a limit.
+    pub(crate) table: Option<usize>,
+    /// The width of paragraphs.
+    pub(crate) text: usize,
+    pub(crate) color: ColorMode,
+}
+
+impl Style {
+    /// That of standard output.
+    pub(crate) fn detect() -> Self {
+        Self { table: table_width(), text: text_width(), color: ColorMode::detect() }
+    }
 }
 
 /// A column.

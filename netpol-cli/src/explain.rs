@@ -8,7 +8,7 @@ use std::io::Write;
 use anyhow::{Result, anyhow, bail};
 use netpol_policy::explain::{Explanation, Verdict};
 use netpol_policy::reference::{ConnectionError, End};
-use netpol_policy::text::{Safe, wrap};
+use netpol_policy::text::Safe;
 use serde::{Serialize, Serializer};
 
 use crate::Exit;
@@ -252,9 +252,7 @@ fn several(context: &Context<'_>, (from, to): (&EndSet, &EndSet), out: &mut impl
             }
             if let Some(reason) = reason {
                 let text = format!("not possible: {} ({reason})", table::counted(impossible, "connection"));
-                for line in wrap(text, table::text_width(), 0) {
-                    writeln!(out, "{line}")?;
-                }
+                table::paragraph(out, text, table::text_width(), 0)?;
             }
             writeln!(out, "\nAn example:\n")?;
             write!(out, "{}", render(&example))?;
@@ -314,9 +312,7 @@ fn print_connections(out: &mut impl Write, Connections { verdict, pairs, .. }: &
     for (source, to) in destinations.iter().take(SHOWN) {
         let shown = to.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
         let more = if to.len() > SHOWN { format!(" and {} more", to.len() - SHOWN) } else { String::new() };
-        for line in wrap(format!("{source} -> {shown}{more}"), table::text_width(), 2) {
-            writeln!(out, "{line}")?;
-        }
+        table::paragraph(out, format!("{source} -> {shown}{more}"), table::text_width(), 2)?;
     }
     if destinations.len() > SHOWN {
         writeln!(out, "  {} more sources: see -o json", destinations.len() - SHOWN)?;

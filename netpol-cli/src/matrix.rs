@@ -12,7 +12,6 @@ use netpol_policy::cluster_state::ClusterState;
 use netpol_policy::explain::{Family, Verdict};
 use netpol_policy::offline::PortSet;
 use netpol_policy::reference::{ConnectionError, End};
-use netpol_policy::text::Safe;
 use serde::Serialize;
 
 use groups::Group;
@@ -72,11 +71,29 @@ struct Matrix<'a> {
 pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit> {
     let input = Input::read(&options.input);
     input.report();
-    show(options, &input, out)
+    let is_unknown = with_matrix(options, &input, |matrix| match (options.output, options.ports.is_empty()) {
+        (MatrixOutput::Table, false) => matrix.print_tables(out),
+        (MatrixOutput::Json, false) => matrix.print_verdicts(out),
+        _ => matrix.print_list(out),
+    })?;
+    Ok(match input.is_complete() {
+        false => Exit::InvalidInput,
+        true if is_unknown => Exit::Unknown,
+        true => Exit::Ok,
+    })
 }
 
-/// Prints the matrix of an input.
-pub(crate) fn show(options: &MatrixOptions, input: &Input, out: &mut impl Write) -> Result<Exit> {
+/// Prints the rows of the list, without notes. Returns whether there are any.
+pub(crate) fn print_rows(options: &MatrixOptions, input: &Input, out: &mut impl Write) -> Result<bool> {
+    with_matrix(options, input, |matrix| {
+        let rows = matrix.list().rows(options.only_allowed);
+        formats::table(out, &rows, table::text_width())?;
+        Ok(!rows.is_empty())
+    })
+}
+
+/// Creates the matrix of an input, and passes it to a function.
+fn with_matrix<T>(options: &MatrixOptions, input: &Input, show: impl FnOnce(&Matrix<'_>) -> Result<T>) -> Result<T> {
     let mut cluster = input.cluster(&options.input);
     let (ends, excluded) = ends(cluster.state(), options);
     if ends.is_empty() {
@@ -99,17 +116,7 @@ pub(crate) fn show(options: &MatrixOptions, input: &Input, out: &mut impl Write)
         print_excluded(&mut io::stderr(), &excluded)?;
     }
     let (from, to) = (from?, to?);
-    let matrix = Matrix { options, input, evaluate: &evaluate, groups: &groups, excluded: &excluded, from, to };
-    let is_unknown = match (options.output, options.ports.is_empty()) {
-        (MatrixOutput::Table, false) => matrix.print_tables(out)?,
-        (MatrixOutput::Json, false) => matrix.print_verdicts(out)?,
-        _ => matrix.print_list(out)?,
-    };
-    Ok(match input.is_complete() {
-        false => Exit::InvalidInput,
-        true if is_unknown => Exit::Unknown,
-        true => Exit::Ok,
-    })
+    show(&Matrix { options, input, evaluate: &evaluate, groups: &groups, excluded: &excluded, from, to })
 }
 
 /// Returns which groups a filter accepts. An error if it accepts none: the name may be misspelled.
@@ -204,6 +211,16 @@ impl Matrix<'_> {
         Ok(cells)
     }
 
+    /// Computes the exact ports of the pairs that the filters accept.
+    fn list(&self) -> List<'_> {
+        let ports = match &self.options.ports[..] {
+            [] => PortSet::all(),
+            ports => PortSet::of(ports.iter().map(|port| (port.protocol, port.port))),
+        };
+        let shows = |from: usize, to: usize| self.from[from] && self.to[to];
+        List::new(self.evaluate.cluster(), self.groups, &ports, shows)
+    }
+
     /// Prints the exact ports. Returns whether a verdict is unknown.
     fn print_list(&self, out: &mut impl Write) -> Result<bool> {
         let state = self.evaluate.cluster().state();
@@ -212,12 +229,7 @@ impl Matrix<'_> {
                 "{address} is the address of a Service, which has a verdict for each port; use netpol explain, or -p with -o table"
             );
         }
-        let ports = match &self.options.ports[..] {
-            [] => PortSet::all(),
-            ports => PortSet::of(ports.iter().map(|port| (port.protocol, port.port))),
-        };
-        let shows = |from: usize, to: usize| self.from[from] && self.to[to];
-        let list = List::new(self.evaluate.cluster(), self.groups, &ports, shows);
+        let list = self.list();
         let only_allowed = self.options.only_allowed;
         match self.options.output {
             MatrixOutput::Table => {
@@ -311,7 +323,8 @@ fn print_excluded(out: &mut impl Write, excluded: &[ExcludedPod]) -> io::Result<
         let shown = pods.iter().take(PODS_SHOWN).copied().collect::<Vec<_>>().join(", ");
         let more = if pods.len() > PODS_SHOWN { ", …" } else { "" };
         let count = table::counted(pods.len(), "pod");
-        writeln!(out, "not shown: {count} {}: {}{more}", reason.text(), Safe(shown))?;
+        let text = format!("not shown: {count} {}: {shown}{more}", reason.text());
+        table::paragraph(out, text, table::text_width(), 0)?;
     }
     Ok(())
 }

@@ -5,15 +5,13 @@ use std::io::Write;
 
 use anyhow::Result;
 use netpol_api::{Endpoint, MapStatus, Status};
-use netpol_policy::text::wrap;
 
 use crate::Exit;
 use crate::args::{Output, StatusOptions};
-use crate::color::ColorMode;
-use crate::columns::{TextCell, TextTable, Tone, number, some_of, table_width, text};
+use crate::columns::{Style, TextCell, TextTable, Tone, number, some_of, text};
 use crate::output::print_items;
 use crate::remote::{Answer, Fleet, runtime};
-use crate::table::{counted, text_width};
+use crate::table::{counted, paragraph};
 
 /// The fill of a map, in percent, from which on it is a problem.
 const MAP_LIMIT: u64 = 90;
@@ -43,20 +41,6 @@ async fn status(options: &StatusOptions, out: &mut impl Write) -> Result<Exit> {
         )?,
     }
     fleet.finish(statuses.len())
-}
-
-/// Width and colors.
-#[derive(Clone, Copy)]
-struct Style {
-    table: Option<usize>,
-    text: usize,
-    color: ColorMode,
-}
-
-impl Style {
-    fn detect() -> Self {
-        Self { table: table_width(), text: text_width(), color: ColorMode::detect() }
-    }
 }
 
 fn print(out: &mut impl Write, statuses: &[Status], silent: &[String], style: Style) -> Result<()> {
@@ -106,9 +90,7 @@ fn print(out: &mut impl Write, statuses: &[Status], silent: &[String], style: St
     for (status, problems) in rows.iter().filter(|(_, problems)| !problems.is_empty()) {
         writeln!(out)?;
         for problem in problems {
-            for line in wrap(format!("{}: {problem}", status.node), style.text, 0) {
-                writeln!(out, "{line}")?;
-            }
+            paragraph(out, format!("{}: {problem}", status.node), style.text, 0)?;
         }
     }
     Ok(())

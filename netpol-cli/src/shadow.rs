@@ -5,18 +5,16 @@ use std::io::Write;
 
 use anyhow::Result;
 use netpol_api::{FlowDirection, ShadowReport, WorkloadEnd, format_duration};
-use netpol_policy::text::{Safe, wrap};
 use serde::Serialize;
 
 use crate::Exit;
 use crate::args::{Output, ShadowOptions};
-use crate::color::ColorMode;
-use crate::columns::{TextTable, number, some_of, table_width, text};
+use crate::columns::{Style, TextTable, number, some_of, text};
 use crate::flows::{protocol_port, workload_end};
 use crate::output::{NotEvaluated, print_json};
 use crate::remote::{Answer, Failure, Fleet, runtime};
 use crate::scope::Scope;
-use crate::table::{counted, text_width, time_span};
+use crate::table::{counted, paragraph, time_span};
 
 /// The number of nodes that a note names.
 const NODES_SHOWN: usize = 3;
@@ -39,8 +37,7 @@ async fn report(options: &ShadowOptions, out: &mut impl Write) -> Result<Exit> {
         )?,
         Output::Table if reports.is_empty() => {}
         Output::Table => {
-            let text = Layout { table: table_width(), text: text_width(), color: ColorMode::detect() };
-            print(out, &policies, &reports, (&scope, &time_span(options.since)), text)?;
+            print(out, &policies, &reports, (&scope, &time_span(options.since)), Style::detect())?;
         }
     }
     fleet.finish(reports.len())
@@ -169,20 +166,12 @@ fn merge(reports: &[ShadowReport], scope: &Scope) -> Vec<ShadowedPolicy> {
     policies
 }
 
-/// Widths and colors.
-#[derive(Clone, Copy)]
-struct Layout {
-    table: Option<usize>,
-    text: usize,
-    color: ColorMode,
-}
-
 fn print(
     out: &mut impl Write,
     policies: &[ShadowedPolicy],
     reports: &[ShadowReport],
     (scope, since): (&Scope, &str),
-    style: Layout,
+    style: Style,
 ) -> Result<()> {
     if policies.is_empty() {
         writeln!(out, "no policy in shadow mode{} selects a pod of these nodes", scope.describe())?;
@@ -191,14 +180,14 @@ fn print(
         let known = policy.since.as_ref().map(|since| format!(", in shadow mode since {since}")).unwrap_or_default();
         let heading = format!("{} ({}{known})", policy.policy, counted(policy.pods, "pod"));
         if !policy.evaluated {
-            paragraph(out, &not_evaluated(policy), style)?;
+            paragraph(out, not_evaluated(policy), style.text, 0)?;
         }
         if policy.denials.is_empty() {
-            paragraph(out, &format!("{heading}: {}", without_denials(policy, since)), style)?;
+            paragraph(out, format!("{heading}: {}", without_denials(policy, since)), style.text, 0)?;
             continue;
         }
         let flows = counted(count(policy.flows), "flow");
-        paragraph(out, &format!("{heading}: would have denied {flows} in the last {since}"), style)?;
+        paragraph(out, format!("{heading}: would have denied {flows} in the last {since}"), style.text, 0)?;
         let mut table = TextTable::new(&[
             text("FROM"),
             text("TO"),
@@ -248,7 +237,7 @@ fn count(number: u64) -> usize {
 }
 
 /// Prints what the report does not cover.
-fn notes(out: &mut impl Write, reports: &[ShadowReport], style: Layout) -> Result<()> {
+fn notes(out: &mut impl Write, reports: &[ShadowReport], style: Style) -> Result<()> {
     let names = |includes: &dyn Fn(&ShadowReport) -> bool| -> Vec<String> {
         reports.iter().filter(|report| includes(report)).map(|report| report.node.clone()).collect()
     };
@@ -259,25 +248,25 @@ fn notes(out: &mut impl Write, reports: &[ShadowReport], style: Layout) -> Resul
         let nodes = some_of(&later, NODES_SHOWN);
         paragraph(
             out,
-            &format!("not complete: agents have started since then, the last one at {since}: {nodes}"),
-            style,
+            format!("not complete: agents have started since then, the last one at {since}: {nodes}"),
+            style.text,
+            0,
         )?;
     }
     let observing = names(&|report| report.observe);
     if !observing.is_empty() {
         let nodes = some_of(&observing, NODES_SHOWN);
-        paragraph(out, &format!("agents with --observe enforce nothing, and report all policies: {nodes}"), style)?;
+        paragraph(
+            out,
+            format!("agents with --observe enforce nothing, and report all policies: {nodes}"),
+            style.text,
+            0,
+        )?;
     }
     let other: u64 = reports.iter().map(|report| report.other_flows).sum();
     if other > 0 {
-        writeln!(out, "{other} more flows are counted, but not listed: there are too many different ones")?;
-    }
-    Ok(())
-}
-
-fn paragraph(out: &mut impl Write, text: &str, style: Layout) -> Result<()> {
-    for line in wrap(Safe(text), style.text, 0) {
-        writeln!(out, "{line}")?;
+        let text = format!("{other} more flows are counted, but not listed: there are too many different ones");
+        paragraph(out, text, style.text, 0)?;
     }
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! The matrix as text: numbered rows and columns, grouped by namespace, in blocks that fit the terminal.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use netpol_api::format_duration;
 use netpol_policy::explain::{Family, Verdict};
-use netpol_policy::text::Safe;
+use netpol_policy::text::{Safe, wrap};
 
 use crate::color::ColorMode;
 use crate::verdict::Sides;
@@ -38,6 +38,16 @@ pub(crate) fn terminal_width() -> Option<usize> {
 /// The width at which text is wrapped.
 pub(crate) fn text_width() -> usize {
     if std::io::stdout().is_terminal() { terminal_width().unwrap_or(DEFAULT_WIDTH) } else { DEFAULT_WIDTH }
+}
+
+/// Prints a paragraph that is wrapped at a width. Its lines are escaped.
+pub(crate) fn paragraph(
+    out: &mut (impl Write + ?Sized),
+    text: impl fmt::Display,
+    width: usize,
+    indent: usize,
+) -> io::Result<()> {
+    wrap(text, width, indent).into_iter().try_for_each(|line| writeln!(out, "{line}"))
 }
 
 /// A cell of the table.

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use netpol_policy::manifest::Unevaluated;
-use netpol_policy::text::{Safe, wrap};
+use netpol_policy::text::Safe;
 
 use crate::message::message;
+use crate::table::paragraph;
 
 /// The number of policies that are listed.
 const SHOWN: usize = 10;
@@ -23,8 +24,7 @@ pub(crate) fn print(out: &mut impl Write, policies: &[Unevaluated], width: usize
     if policies.is_empty() {
         return Ok(());
     }
-    let lines = wrap(format!("not evaluated: {}", names(policies)), width, 0);
-    lines.into_iter().try_for_each(|line| writeln!(out, "{line}"))
+    paragraph(out, format!("not evaluated: {}", names(policies)), width, 0)
 }
 
 fn summary(policies: &[Unevaluated]) -> String {

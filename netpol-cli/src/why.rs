@@ -17,7 +17,7 @@ use netpol_policy::explain::describe_rule;
 use netpol_policy::model::{Pod, PodKey, WorkloadKey};
 use netpol_policy::offline::OfflineCluster;
 use netpol_policy::reference;
-use netpol_policy::text::{Safe, wrap};
+use netpol_policy::text::Safe;
 use serde::Serialize;
 
 use crate::Exit;
@@ -29,7 +29,8 @@ use crate::live::{self, Missing, Needed};
 use crate::matrix;
 use crate::output::print_json;
 use crate::remote::{Kube, progress, runtime, within};
-use crate::table::{counted, text_width};
+use crate::table::{self, counted, text_width};
+use crate::unevaluated;
 
 /// The component that writes the Events.
 const CONTROLLER: &str = "netpol-agent";
@@ -312,17 +313,19 @@ fn print_connections(answer: &Answer, input: &Input, out: &mut impl Write) -> Re
             output: MatrixOutput::Table,
         };
         let mut table = Vec::new();
-        // The exit code is that of `matrix`; here, an unknown port is part of the text.
-        matrix::show(&options, input, &mut table)?;
-        let text = String::from_utf8_lossy(&table);
-        let (heading, from_it) = text.split_once('\n').unwrap_or((&text, ""));
+        let has_connection = matrix::print_rows(&options, input, &mut table)?;
         let direction = if options.from.is_some() { "from" } else { "to" };
         writeln!(out)?;
-        if from_it.trim().is_empty() {
-            writeln!(out, "no connection with another pod is allowed {direction} it")?;
+        if has_connection {
+            writeln!(out, "allowed {direction} it, exact ports:")?;
+            out.write_all(&table)?;
         } else {
-            writeln!(out, "allowed {direction} it, exact ports:\n{heading}\n{}", from_it.trim_end())?;
+            writeln!(out, "no connection with another pod is allowed {direction} it")?;
         }
+    }
+    if !input.parsed.unevaluated.is_empty() {
+        writeln!(out)?;
+        unevaluated::print(out, &input.parsed.unevaluated, text_width())?;
     }
     Ok(())
 }
@@ -348,8 +351,5 @@ fn print_missing(out: &mut impl Write, answer: &Answer) -> Result<()> {
 }
 
 fn paragraph(out: &mut impl Write, text: &str, indent: usize) -> Result<()> {
-    for line in wrap(text, text_width(), indent) {
-        writeln!(out, "{line}")?;
-    }
-    Ok(())
+    Ok(table::paragraph(out, text, text_width(), indent)?)
 }

@@ -5,7 +5,7 @@ use std::io::Write;
 use anyhow::{Result, bail};
 use netpol_api::{ExplainResponse, FlowVerdict};
 use netpol_policy::reference::End;
-use netpol_policy::text::{Safe, wrap};
+use netpol_policy::text::Safe;
 use serde::Serialize;
 
 use crate::Exit;
@@ -14,7 +14,7 @@ use crate::color::ColorMode;
 use crate::columns::Tone;
 use crate::ends::EndSet;
 use crate::remote::{Answer, Failure, Fleet, runtime};
-use crate::table::text_width;
+use crate::table::{paragraph, text_width};
 
 /// The verdicts of all nodes that have one of the pods.
 #[derive(Debug, Serialize)]
@@ -87,9 +87,7 @@ pub(super) fn print(out: &mut impl Write, tables: &Tables) -> Result<()> {
                 "the tables should have the verdict of the objects; please report it".to_owned()
             };
             let text = format!("{} differs from the objects at generation {}: {why}", node.node, node.generation);
-            for line in wrap(text, text_width(), 2) {
-                writeln!(out, "{line}")?;
-            }
+            paragraph(out, text, text_width(), 2)?;
         }
     }
     Ok(())

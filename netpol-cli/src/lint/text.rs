@@ -10,6 +10,7 @@ use netpol_policy::text::{Safe, wrap};
 use super::summary;
 use crate::color::ColorMode;
 use crate::input::Input;
+use crate::table::paragraph;
 use crate::unevaluated;
 
 /// The number of skipped files that are listed.
@@ -27,9 +28,9 @@ pub(super) fn print(
     for finding in &report.findings {
         print_finding(out, finding, width, color)?;
     }
-    paragraph(out, &summary(input, report), width)?;
+    paragraph(out, summary(input, report), width, 0)?;
     if !report.not_checked.is_empty() {
-        paragraph(out, &format!("not checked: {}", not_checked(&report.not_checked)), width)?;
+        paragraph(out, format!("not checked: {}", not_checked(&report.not_checked)), width, 0)?;
     }
     unevaluated::print(out, &input.parsed.unevaluated, width)?;
     let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
@@ -38,7 +39,7 @@ pub(super) fn print(
     }
     if !kinds.is_empty() {
         let kinds: Vec<_> = kinds.iter().map(|(kind, count)| format!("{kind} ({count})")).collect();
-        paragraph(out, &format!("ignored kinds: {}", kinds.join(", ")), width)?;
+        paragraph(out, format!("ignored kinds: {}", kinds.join(", ")), width, 0)?;
     }
     skipped(out, input, width)
 }
@@ -67,7 +68,7 @@ fn skipped(out: &mut impl Write, input: &Input, width: usize) -> io::Result<()> 
             let shown = files.iter().take(FILES_SHOWN).copied().collect::<Vec<_>>().join(", ");
             let more = if files.len() > FILES_SHOWN { ", …" } else { "" };
             let what = if files.len() == 1 { one } else { many };
-            paragraph(out, &format!("skipped {} {what}: {shown}{more}", files.len()), width)?;
+            paragraph(out, format!("skipped {} {what}: {shown}{more}", files.len()), width, 0)?;
         }
     }
     Ok(())
@@ -119,10 +120,6 @@ pub(super) fn fix(finding: &Finding, width: usize) -> Vec<String> {
     };
     let end = if below.is_empty() { "." } else { ":" };
     std::iter::once(format!("Fix: {}{end}", Safe(&fix.description))).chain(below).collect()
-}
-
-fn paragraph(out: &mut impl Write, text: &str, width: usize) -> io::Result<()> {
-    print_lines(out, wrap(text, width, 0))
 }
 
 fn print_lines(out: &mut impl Write, lines: impl IntoIterator<Item = String>) -> io::Result<()> {

@@ -11,12 +11,11 @@ use serde::Serialize;
 use super::selected_pods;
 use crate::Exit;
 use crate::args::{ListOptions, Output};
-use crate::color::ColorMode;
-use crate::columns::{TextCell, TextTable, Tone, number, some_of, table_width, text};
+use crate::columns::{Style, TextCell, TextTable, Tone, number, some_of, text};
 use crate::output::{NotEvaluated, print_items};
 use crate::remote::{Answer, Fleet, runtime};
 use crate::scope::Scope;
-use crate::table::counted;
+use crate::table::{counted, paragraph};
 
 /// The number of rules of a policy in the table.
 const RULES_SHOWN: usize = 100;
@@ -43,9 +42,10 @@ async fn list(options: &ListOptions, out: &mut impl Write) -> Result<Exit> {
         Output::Json => print_items(out, &policies, fleet.failures())?,
         Output::Table if lists.is_empty() => {}
         Output::Table => {
-            print(out, &policies, &scope, table_width(), ColorMode::detect())?;
+            let style = Style::detect();
+            print(out, &policies, &scope, style)?;
             if !policies.is_empty() {
-                print_notes(out, &lists)?;
+                print_notes(out, &lists, style)?;
             }
         }
     }
@@ -141,13 +141,7 @@ fn merge(lists: &[PolicyList]) -> Vec<Policy> {
 }
 
 /// Prints a row for each policy, and one for each of its rules below it.
-fn print(
-    out: &mut impl Write,
-    policies: &[Policy],
-    scope: &Scope,
-    width: Option<usize>,
-    color: ColorMode,
-) -> Result<()> {
+fn print(out: &mut impl Write, policies: &[Policy], scope: &Scope, style: Style) -> Result<()> {
     if policies.is_empty() {
         writeln!(out, "no policies{}", scope.describe())?;
         return Ok(());
@@ -187,29 +181,29 @@ fn print(
             table.row([path.into(), empty(), empty(), rule.flows.into(), empty(), empty(), last]);
         }
     }
-    table.print(out, width, color)?;
+    table.print(out, style.table, style.color)?;
     for policy in policies {
-        let name = format!("{}/{}", policy.namespace, policy.name);
+        let mut note = |text| paragraph(out, format!("{}/{}: {text}", policy.namespace, policy.name), style.text, 0);
         if !policy.evaluated {
             let nodes: Vec<String> = policy.not_evaluated_on.iter().map(ToString::to_string).collect();
-            writeln!(out, "{}: NOT EVALUATED on {}", Safe(&name), Safe(some_of(&nodes, NODES_SHOWN)))?;
+            note(format!("NOT EVALUATED on {}", some_of(&nodes, NODES_SHOWN)))?;
         }
         let more = policy.rules.len().saturating_sub(RULES_SHOWN);
         if more > 0 {
-            writeln!(out, "{}: {}: see -o json", Safe(&name), counted(more, "more rule"))?;
+            note(format!("{}: see -o json", counted(more, "more rule")))?;
         }
         if !policy.partial_on.is_empty() {
-            writeln!(out, "{}: only partly enforced on {}", Safe(&name), Safe(policy.partial_on.join(", ")))?;
+            note(format!("only partly enforced on {}", some_of(&policy.partial_on, NODES_SHOWN)))?;
         }
         for diagnostic in &policy.diagnostics {
-            writeln!(out, "{}: {}", Safe(&name), Safe(diagnostic))?;
+            note(diagnostic.clone())?;
         }
     }
     Ok(())
 }
 
 /// Prints since when flows are counted, and on which nodes they are not.
-fn print_notes(out: &mut impl Write, lists: &[PolicyList]) -> Result<()> {
+fn print_notes(out: &mut impl Write, lists: &[PolicyList], style: Style) -> Result<()> {
     // An agent that has started later has counted fewer flows.
     if let Some(since) = lists.iter().map(|list| &list.counted_since).max() {
         writeln!(out, "\nflows are counted since {} or earlier", Safe(since))?;
@@ -217,7 +211,8 @@ fn print_notes(out: &mut impl Write, lists: &[PolicyList]) -> Result<()> {
     let without: Vec<&str> =
         lists.iter().filter(|list| !list.counts_allowed_flows).map(|list| list.node.as_str()).collect();
     if !without.is_empty() {
-        writeln!(out, "allowed flows are not counted on {} (--record-flows denied)", Safe(without.join(", ")))?;
+        let text = format!("allowed flows are not counted on {} (--record-flows denied)", without.join(", "));
+        paragraph(out, text, style.text, 0)?;
     }
     let other: u64 = lists.iter().map(|list| list.other_flows).sum();
     if other > 0 {

@@ -174,6 +174,12 @@ fn why_needs_only_rights_in_the_namespace() {
     let mut other = event.clone();
     other["metadata"]["name"] = "db-0.2".into();
     other["reportingController"] = "kubelet".into();
+    // The matrix has a note about it, which is no connection.
+    let on_host = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "shop", "name": "on-host"},
+        "spec": {"hostNetwork": true, "containers": [{"name": "c", "image": "x"}]},
+    });
+    cluster.server.apply(on_host).expect("a pod");
     cluster.server.apply(event).expect("an Event");
     cluster.server.apply(other).expect("an Event");
     cluster.server.set_rules(developer());
