@@ -10,7 +10,7 @@ const MAX_LINE: u64 = 1 << 20;
 /// The types of [`Record`].
 const TYPES: [&str; 4] = ["flow", "multicast", "rateLimited", "lost"];
 
-/// Reads all records. One of a type that this version does not know is `None`: docs/flows.md allows new types.
+/// Reads all records. One of a type that this version does not have is `None`: docs/flows.md allows new types.
 pub(crate) fn read(
     name: &str,
     mut reader: impl BufRead,

@@ -170,8 +170,8 @@ pub const EVENT_INTERVAL_NS: u64 = 1_000_000_000 / EVENT_RATE;
 /// The number of entries that an endpoint ID has in `EVENT_BUDGETS`.
 pub const EVENT_BUDGETS_PER_ENDPOINT: u32 = 6;
 
-/// Returns the index in `EVENT_BUDGETS` of an endpoint ID, a direction and a kind of event: `endpoint ID * 6 + kind * 2
-/// + direction`.
+/// Returns the index in `EVENT_BUDGETS` of an endpoint ID, a direction and a kind of event:
+/// `endpoint ID * 6 + kind * 2 + direction`.
 #[inline(always)]
 pub const fn event_budget(endpoint: u32, direction: Direction, kind: EventKind) -> u32 {
     endpoint.wrapping_mul(EVENT_BUDGETS_PER_ENDPOINT).wrapping_add(kind as u32 * 2 + direction as u32)

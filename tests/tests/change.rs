@@ -176,11 +176,11 @@ fn s43_policies_are_tried_in_shadow_mode_and_enforced_without_a_lost_connection(
     ensure!(open.echoes(ECHO_TIMEOUT)?, "the application must work before there is a policy");
     let datagrams = Stream::of_new_flows(&lab.cluster, "shop/client", "shop/server", 53)?;
 
-    lab.policies(&application_policies(81).map(in_shadow_mode))?;
+    lab.policies(&application_policies(81).map(|policy| in_shadow_mode(&policy)))?;
     lab.expect_without_reference("shop/client -> shop/server 80/TCP\nshop/other -> shop/server 80/TCP")?;
     wait_for_shadow_denial(&mut lab, "client", "shop/client")?;
 
-    lab.policies(&application_policies(80).map(in_shadow_mode))?;
+    lab.policies(&application_policies(80).map(|policy| in_shadow_mode(&policy)))?;
     lab.agent().clear_denied();
     ensure!(open.echoes(ECHO_TIMEOUT)?, "a policy in shadow mode has stopped an open connection");
     lab.expect_without_reference("shop/client -> shop/server 80/TCP\nshop/other -> shop/server 80/TCP")?;
@@ -213,7 +213,7 @@ fn application_policies(port: u16) -> [String; 3] {
     [deny_all("shop"), policy("shop/client", &egress), policy("shop/server", &ingress)]
 }
 
-fn in_shadow_mode(policy: String) -> String {
+fn in_shadow_mode(policy: &str) -> String {
     policy.replacen("metadata: {", "metadata: {annotations: {netpol.io/mode: shadow}, ", 1)
 }
 

@@ -222,7 +222,7 @@ fn bench(args: &BenchArgs) -> Result<ExitCode> {
     match args.what {
         Benchmark::Packets => {}
         Benchmark::Convergence | Benchmark::Churn | Benchmark::Starts | Benchmark::Memory | Benchmark::Net => {
-            binaries::build()?
+            binaries::build()?;
         }
     }
     match lab::rerun(lab::Profile::Release)? {}

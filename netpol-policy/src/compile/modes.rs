@@ -46,6 +46,6 @@ impl Engine {
             |found: Option<&Namespace>| found.cloned().unwrap_or_else(|| Namespace::implicit(name.clone()));
         let (before, after) = (or_implicit(self.cluster_state.namespaces.get(name)), or_implicit(after));
         let changes_both = before.labels != after.labels && !before.modes.is_same_as(&after.modes);
-        changes_both.then(|| Namespace { modes: after.modes, ..before })
+        changes_both.then_some(Namespace { modes: after.modes, ..before })
     }
 }
