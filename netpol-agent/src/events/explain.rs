@@ -30,8 +30,8 @@ pub(super) struct Explanation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CountedRule {
     pub(super) rule: RuleRef,
-    /// A hash of its content, by which a changed rule is detected.
-    pub(super) content: u64,
+    /// The hash of its content, by which a changed rule is detected.
+    pub(super) content_hash: u64,
 }
 
 /// Explains a flow from its first packet, as the objects are now. With [`Mode::Shadow`], as if policies in shadow mode were
@@ -45,7 +45,7 @@ pub(super) fn explain(cluster_state: &ClusterState, packet: &Packet, mode: Mode)
     };
     let own = own?;
     let rule = allowing_rule(cluster_state, packet, &own, mode);
-    let counted = rule.and_then(|rule| Some(CountedRule { content: content_of(cluster_state, &rule)?, rule }));
+    let counted = rule.and_then(|rule| Some(CountedRule { content_hash: content_hash(cluster_state, &rule)?, rule }));
     let mut own = side(own);
     bound_texts(&mut hints);
     if let Some(CountedRule { rule, .. }) = &counted {
@@ -121,7 +121,7 @@ fn side(side: explain::FlowSide) -> FlowSide {
 }
 
 /// Returns the hash of a rule's content; `None` if the rule does not exist.
-pub(super) fn content_of(cluster_state: &ClusterState, rule: &RuleRef) -> Option<u64> {
+pub(super) fn content_hash(cluster_state: &ClusterState, rule: &RuleRef) -> Option<u64> {
     let policy = cluster_state.policies.get(&rule.policy)?;
     let mut hasher = DefaultHasher::new();
     reference::rules(policy, rule.direction).get(rule.index)?.hash(&mut hasher);
@@ -190,7 +190,7 @@ spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {m
     }
 
     #[test]
-    fn a_flow_to_a_service_is_counted_at_the_rule_that_allows_a_backend() {
+    fn a_flow_to_a_service_is_counted_for_the_rule_that_allows_a_backend() {
         let service = "
 ---
 {apiVersion: v1, kind: Service, metadata: {name: db, namespace: shop}, spec: {clusterIP: 10.96.0.7, ports: [{port: 80}]}}
@@ -244,8 +244,8 @@ ports: [{port: 5432}]
         let changed = SHOP.replace("port: 5432", "port: 5434");
         let objects = manifest::parse(&changed, "f").objects.into_iter().map(|located| located.object);
         let after = ClusterState::from_objects(objects);
-        assert_eq!(content_of(&before, &rule.rule), Some(rule.content));
-        assert_ne!(content_of(&after, &rule.rule), Some(rule.content));
-        assert_eq!(content_of(&after, &RuleRef { index: 7, ..rule.rule }), None);
+        assert_eq!(content_hash(&before, &rule.rule), Some(rule.content_hash));
+        assert_ne!(content_hash(&after, &rule.rule), Some(rule.content_hash));
+        assert_eq!(content_hash(&after, &RuleRef { index: 7, ..rule.rule }), None);
     }
 }

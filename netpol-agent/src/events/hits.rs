@@ -8,49 +8,49 @@ use netpol_policy::cluster_state::ClusterState;
 use netpol_policy::model::PolicyKey;
 use netpol_policy::reference::RuleRef;
 
-use super::explain::{CountedRule, content_of};
+use super::explain::{CountedRule, content_hash};
 use super::quota::Quota;
 use crate::reconcile::Reconciler;
 
-/// Maximum number of rules with a counter, and of policies with counters.
+/// Maximum number of rules that have counters; the same for policies.
 const MAX_COUNTED: usize = 10_000;
-/// Maximum number of these in a namespace.
-const MAX_OF_NAMESPACE: usize = 1000;
-/// Maximum number of policies at which one event is counted.
+/// Maximum number of rules of one namespace that have counters; the same for policies.
+const MAX_PER_NAMESPACE: usize = 1000;
+/// Maximum number of policies for which one event is counted.
 pub(super) const MAX_POLICIES: usize = 64;
 
-/// Minimum time between two reviews of the rules with counters.
-const REVIEW_INTERVAL: Duration = Duration::from_secs(5);
+/// Minimum time between two calls of `refresh` that have an effect.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A counter, and when it was increased last.
+/// A counter of flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hits {
     /// The number of flows.
     pub flows: u64,
-    /// The last one.
+    /// When the last one was counted.
     pub last: SystemTime,
 }
 
 #[derive(Debug)]
 struct RuleHits {
-    /// The content of the rule when it was counted.
-    content: u64,
+    /// The hash of the rule's content when its flows were counted.
+    content_hash: u64,
     hits: Hits,
 }
 
-/// All counters. Only `review` makes room: it would take too long for each event while there is no room.
+/// All counters. Only `refresh` removes counters. If each event without a free counter did so, it would take too long.
 #[derive(Debug)]
 pub struct HitCounters {
     since: SystemTime,
     rules: HashMap<RuleRef, RuleHits>,
     rule_quota: Quota,
-    other: u64,
+    other_flows: u64,
     denied: PolicyCounters,
     shadow: PolicyCounters,
     /// Policies that select pods of this node.
     local: BTreeSet<PolicyKey>,
     /// When `local` was set, and the version of the engine then.
-    reviewed: Option<(Instant, u64)>,
+    refreshed: Option<(Instant, u64)>,
 }
 
 impl Default for HitCounters {
@@ -58,68 +58,68 @@ impl Default for HitCounters {
         Self {
             since: SystemTime::now(),
             rules: HashMap::new(),
-            rule_quota: Quota::new(MAX_COUNTED, MAX_OF_NAMESPACE),
-            other: 0,
+            rule_quota: Quota::new(MAX_COUNTED, MAX_PER_NAMESPACE),
+            other_flows: 0,
             denied: PolicyCounters::default(),
             shadow: PolicyCounters::default(),
             local: BTreeSet::new(),
-            reviewed: None,
+            refreshed: None,
         }
     }
 }
 
 impl HitCounters {
-    /// Returns since when flows are counted.
+    /// Returns the time since which flows have been counted.
     pub fn since(&self) -> SystemTime {
         self.since
     }
 
-    /// Returns the number of allowed flows of an unknown rule, or of a rule without a counter.
-    pub fn other(&self) -> u64 {
-        self.other
+    /// Returns the number of flows that were allowed by an unknown rule, or by a rule without a counter.
+    pub fn other_flows(&self) -> u64 {
+        self.other_flows
     }
 
-    /// Counts flows that a rule allows. A rule with another content than before starts at 0.
-    pub(super) fn allowed(&mut self, rule: &CountedRule, flows: u64, at: SystemTime) {
-        let new = || RuleHits { content: rule.content, hits: Hits { flows: 0, last: at } };
+    /// Counts flows that a rule allows. If the content of the rule has changed, its counter starts at 0 again.
+    pub(super) fn count_allowed(&mut self, rule: &CountedRule, flows: u64, at: SystemTime) {
+        let new = || RuleHits { content_hash: rule.content_hash, hits: Hits { flows: 0, last: at } };
         if !self.rules.contains_key(&rule.rule) {
             let namespace = &rule.rule.policy.namespace;
             if !self.rule_quota.has_room(namespace) {
-                self.other += flows;
+                self.other_flows += flows;
                 return;
             }
             self.rule_quota.add(namespace);
         }
         let counted = self.rules.entry(rule.rule.clone()).or_insert_with(new);
-        if counted.content != rule.content {
+        if counted.content_hash != rule.content_hash {
             *counted = new();
         }
         counted.hits.flows += flows;
         counted.hits.last = counted.hits.last.max(at);
     }
 
-    /// Counts allowed flows without a known rule.
-    pub(super) fn allowed_by_unknown(&mut self, flows: u64) {
-        self.other += flows;
+    /// Counts flows that an unknown rule allows.
+    pub(super) fn count_allowed_by_unknown(&mut self, flows: u64) {
+        self.other_flows += flows;
     }
 
-    /// Counts a denied flow at each of the policies that isolate the pod.
-    pub(super) fn denied(&mut self, policies: &[PolicyKey], at: SystemTime) {
+    /// Counts a denied flow for each of the policies that isolate the pod.
+    pub(super) fn count_denied(&mut self, policies: &[PolicyKey], at: SystemTime) {
         self.denied.count(policies, 1, at);
     }
 
-    /// Counts flows that policies in shadow mode would deny, at each of these policies.
-    pub(super) fn shadow_denied(&mut self, policies: &[PolicyKey], flows: u64, at: SystemTime) {
+    /// Counts flows that policies in shadow mode would deny, for each of these policies.
+    pub(super) fn count_shadow_denied(&mut self, policies: &[PolicyKey], flows: u64, at: SystemTime) {
         self.shadow.count(policies, flows, at);
     }
 
-    /// Returns the flows of a rule; `None` if there were none.
+    /// Returns the counter of a rule; `None` if no flow was counted since the rule changed.
     pub fn of_rule(&self, rule: &RuleRef, cluster_state: &ClusterState) -> Option<Hits> {
         let counted = self.rules.get(rule)?;
-        (content_of(cluster_state, rule)? == counted.content).then_some(counted.hits)
+        (content_hash(cluster_state, rule)? == counted.content_hash).then_some(counted.hits)
     }
 
-    /// Returns the rules with flows of the policies that select pods of this node, sorted.
+    /// Returns the counted rules of the policies that select pods of this node, sorted.
     pub fn local_rules(&self) -> Vec<(&RuleRef, Hits)> {
         let local = self.rules.iter().filter(|(rule, _)| self.local.contains(&rule.policy));
         let mut rules: Vec<_> = local.map(|(rule, counted)| (rule, counted.hits)).collect();
@@ -129,13 +129,15 @@ impl HitCounters {
 
     /// Finds out which policies select pods of this node, and removes counters of rules and policies that do not exist any
     /// more. Most calls return immediately.
-    pub(super) fn review<D: Dataplane>(&mut self, reconciler: &Reconciler<D>, now: Instant) {
+    pub(super) fn refresh<D: Dataplane>(&mut self, reconciler: &Reconciler<D>, now: Instant) {
         let version = reconciler.engine_version();
-        let is_due = |(at, of): (Instant, u64)| of != version && now.saturating_duration_since(at) >= REVIEW_INTERVAL;
-        if !self.reviewed.is_none_or(is_due) {
+        let is_outdated = |(at, refreshed_version): (Instant, u64)| {
+            refreshed_version != version && now.saturating_duration_since(at) >= REFRESH_INTERVAL
+        };
+        if !self.refreshed.is_none_or(is_outdated) {
             return;
         }
-        self.reviewed = Some((now, version));
+        self.refreshed = Some((now, version));
         let cluster_state = reconciler.engine().cluster_state();
         self.local = reconciler.engine().policies_on_node().map(|listed| listed.policy.key.clone()).collect();
         self.remove_stale(cluster_state);
@@ -143,18 +145,18 @@ impl HitCounters {
 
     /// Removes counters of rules and policies that do not exist any more.
     fn remove_stale(&mut self, cluster_state: &ClusterState) {
-        self.rules.retain(|rule, counted| content_of(cluster_state, rule) == Some(counted.content));
+        self.rules.retain(|rule, counted| content_hash(cluster_state, rule) == Some(counted.content_hash));
         self.rule_quota.set(self.rules.keys().map(|rule| rule.policy.namespace.clone()));
         self.denied.remove_stale(cluster_state);
         self.shadow.remove_stale(cluster_state);
     }
 
-    /// Returns the denied flows of the pods that a policy isolates.
+    /// Returns the counter of the denied flows of the pods that a policy isolates.
     pub fn denied_of(&self, policy: &PolicyKey) -> Option<Hits> {
         self.denied.hits.get(policy).copied()
     }
 
-    /// Returns the flows that a policy in shadow mode would deny, alone or with others.
+    /// Returns the counter of the flows that a policy in shadow mode would deny, alone or with others.
     pub fn shadow_denied_of(&self, policy: &PolicyKey) -> Option<Hits> {
         self.shadow.hits.get(policy).copied()
     }
@@ -169,7 +171,7 @@ struct PolicyCounters {
 
 impl Default for PolicyCounters {
     fn default() -> Self {
-        Self { hits: HashMap::new(), quota: Quota::new(MAX_COUNTED, MAX_OF_NAMESPACE) }
+        Self { hits: HashMap::new(), quota: Quota::new(MAX_COUNTED, MAX_PER_NAMESPACE) }
     }
 }
 
@@ -211,7 +213,7 @@ mod tests {
 
     fn rule(index: usize, cluster_state: &ClusterState) -> CountedRule {
         let rule = RuleRef { policy: PolicyKey::new("shop", "web"), direction: Direction::Ingress, index };
-        CountedRule { content: content_of(cluster_state, &rule).unwrap_or_default(), rule }
+        CountedRule { content_hash: content_hash(cluster_state, &rule).unwrap_or_default(), rule }
     }
 
     #[test]
@@ -219,13 +221,13 @@ mod tests {
         let (before, after) = (cluster_state(80), cluster_state(81));
         let mut counters = HitCounters::default();
         let at = SystemTime::UNIX_EPOCH;
-        counters.allowed(&rule(0, &before), 3, at + Duration::from_secs(1));
-        counters.allowed(&rule(0, &before), 1, at);
-        let of = |counters: &HitCounters, state| counters.of_rule(&rule(0, &before).rule, state).map(|hits| hits.flows);
-        assert_eq!(of(&counters, &before), Some(4));
-        assert_eq!(of(&counters, &after), None, "the rule has another port now");
-        counters.allowed(&rule(0, &after), 2, at);
-        assert_eq!(of(&counters, &after), Some(2));
+        counters.count_allowed(&rule(0, &before), 3, at + Duration::from_secs(1));
+        counters.count_allowed(&rule(0, &before), 1, at);
+        let flows_of_rule = |counters: &HitCounters, state| counters.of_rule(&rule(0, &before).rule, state).map(|hits| hits.flows);
+        assert_eq!(flows_of_rule(&counters, &before), Some(4));
+        assert_eq!(flows_of_rule(&counters, &after), None, "the rule has another port now");
+        counters.count_allowed(&rule(0, &after), 2, at);
+        assert_eq!(flows_of_rule(&counters, &after), Some(2));
     }
 
     #[test]
@@ -235,31 +237,31 @@ mod tests {
         let at = SystemTime::now();
         let of_namespace = |namespace: usize, index: usize| {
             let policy = PolicyKey::new(format!("n{namespace}"), "web");
-            CountedRule { rule: RuleRef { policy, ..rule(index, &state).rule }, content: 0 }
+            CountedRule { rule: RuleRef { policy, ..rule(index, &state).rule }, content_hash: 0 }
         };
-        for index in 0..3 * MAX_OF_NAMESPACE {
-            counters.allowed(&of_namespace(0, index), 1, at);
+        for index in 0..3 * MAX_PER_NAMESPACE {
+            counters.count_allowed(&of_namespace(0, index), 1, at);
         }
-        assert_eq!((counters.rules.len(), counters.other()), (MAX_OF_NAMESPACE, 2 * MAX_OF_NAMESPACE as u64));
-        counters.allowed(&rule(0, &state), 1, at);
-        assert_eq!(counters.rules.len(), MAX_OF_NAMESPACE + 1, "other namespaces have room");
+        assert_eq!((counters.rules.len(), counters.other_flows()), (MAX_PER_NAMESPACE, 2 * MAX_PER_NAMESPACE as u64));
+        counters.count_allowed(&rule(0, &state), 1, at);
+        assert_eq!(counters.rules.len(), MAX_PER_NAMESPACE + 1, "other namespaces have room");
         for index in 0..2 * MAX_COUNTED {
-            counters.allowed(&of_namespace(index % 100, index), 1, at);
-            counters.denied(&[PolicyKey::new(format!("n{}", index % 100), index.to_string())], at);
+            counters.count_allowed(&of_namespace(index % 100, index), 1, at);
+            counters.count_denied(&[PolicyKey::new(format!("n{}", index % 100), index.to_string())], at);
         }
         assert_eq!((counters.rules.len(), counters.denied.hits.len()), (MAX_COUNTED, MAX_COUNTED));
-        // Rules and policies that do not exist make room.
+        // Counters of rules and policies that do not exist are removed.
         counters.remove_stale(&state);
         assert_eq!((counters.rules.len(), counters.denied.hits.len()), (1, 0));
-        counters.allowed(&of_namespace(0, 0), 1, at);
+        counters.count_allowed(&of_namespace(0, 0), 1, at);
         assert_eq!(counters.rules.len(), 2);
     }
 
     #[test]
-    fn an_event_is_counted_at_a_bounded_number_of_policies() {
+    fn an_event_is_counted_for_a_bounded_number_of_policies() {
         let mut counters = HitCounters::default();
         let policies: Vec<PolicyKey> = (0..1000).map(|index| PolicyKey::new("shop", format!("p{index}"))).collect();
-        counters.denied(&policies, SystemTime::now());
+        counters.count_denied(&policies, SystemTime::now());
         assert_eq!(counters.denied.hits.len(), MAX_POLICIES);
     }
 }

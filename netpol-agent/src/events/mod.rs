@@ -191,16 +191,17 @@ impl Reporter {
         }
     }
 
-    /// Counts denied flows at the policies that isolate the pod, and would-be denials at those in shadow mode.
+    /// Counts a denied flow for the policies that isolate the pod, or flows that policies in shadow mode would deny for these
+    /// policies.
     fn count_policies<D: Dataplane>(&mut self, observed: &Observed<'_>, reconciler: &Reconciler<D>) {
         match observed.verdict {
             FlowVerdict::Denied => {
                 let policies = reconciler.engine().rule_set(observed.event.rule_set).unwrap_or_default();
-                self.hits.denied(policies, observed.time);
+                self.hits.count_denied(policies, observed.time);
             }
             FlowVerdict::Shadow => {
                 let policies = self.shadow_policies(observed, reconciler);
-                self.hits.shadow_denied(&policies.counted, observed.count(), observed.time);
+                self.hits.count_shadow_denied(&policies.counted, observed.count(), observed.time);
             }
             FlowVerdict::Allowed => {}
         }
@@ -239,7 +240,7 @@ impl Reporter {
         }
     }
 
-    /// Counts an event that has no record, because too many are due.
+    /// Counts an event for which no record is written, because of the rate limit.
     fn skip<D: Dataplane>(&mut self, observed: &Observed<'_>, reconciler: &Reconciler<D>) {
         self.limited.skip(observed.event.budget(), observed.count());
         match observed.verdict {
@@ -261,7 +262,7 @@ impl Reporter {
         }
     }
 
-    /// Adds the policies and rules of both ends, if there is time, and counts the flow at its rule.
+    /// Adds the policies and rules of both ends, if there is time, and counts the flow for its rule.
     fn add_explanation<D: Dataplane>(
         &mut self,
         observed: &Observed<'_>,
@@ -280,12 +281,12 @@ impl Reporter {
         }
     }
 
-    /// Counts an allowed flow at the rule that allows it. Flows that no policy isolates have no rule.
+    /// Counts an allowed flow for the rule that allows it. A flow of a pod that no policy isolates has no rule.
     fn count_rule(&mut self, observed: &Observed<'_>, known: Option<&Explanation>) {
         let by_rule = [Reason::Rule, Reason::Service].iter().any(|reason| *reason as u8 == observed.event.reason);
         match known.and_then(|explanation| explanation.rule.as_ref()) {
-            Some(rule) => self.hits.allowed(rule, observed.count(), observed.time),
-            None if by_rule => self.hits.allowed_by_unknown(observed.count()),
+            Some(rule) => self.hits.count_allowed(rule, observed.count(), observed.time),
+            None if by_rule => self.hits.count_allowed_by_unknown(observed.count()),
             None => {}
         }
     }
@@ -315,7 +316,7 @@ impl Reporter {
         self.read_clock();
         let time = SystemTime::now();
         self.shadow.review(reconciler, time);
-        self.hits.review(reconciler, now);
+        self.hits.refresh(reconciler, now);
         for summary in self.groups.due(now, time, reconciler.node()) {
             self.keep(SUMMARY_KEY, summary.verdict, Record::Multicast(Box::new(summary)), [None, None], time);
         }

@@ -1,5 +1,5 @@
-//! The policies at which would-be denials are counted, and which their records list. A pod may have thousands of policies,
-//! so they are determined once for each rule set, not for each event.
+//! The policies that are counted and listed for a flow that policies in shadow mode would deny. A pod may have thousands of
+//! policies, so these lists are determined once for each rule set, not for each event.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::hits::MAX_POLICIES;
 /// Maximum number of rule sets. A node has fewer in use.
 const MAX_RULE_SETS: usize = 4096;
 
-/// The policies of a rule set, as far as would-be denials concern them.
+/// Lists of the policies of a rule set, for flows that policies in shadow mode would deny.
 #[derive(Debug)]
 pub(super) struct ShadowPolicies {
     /// Those in shadow mode; with `--observe`, all. At most [`MAX_POLICIES`].

@@ -63,7 +63,7 @@ pub(super) const FLOW_EVENTS: PageTable = &[
     counter(
         "netpol_other_rule_flows_total",
         "Number of allowed flows of rules without a counter of their own.",
-        |page, samples| samples.value(page.reporter.hits().other()),
+        |page, samples| samples.value(page.reporter.hits().other_flows()),
     ),
     counter(
         "netpol_shadow_denied_flows_total",

@@ -72,7 +72,7 @@ pub fn policies<D: Dataplane>(
         generation,
         counted_since: rfc3339(reporter.hits().since()),
         counts_allowed_flows: reporter.records_allowed(),
-        other_flows: reporter.hits().other(),
+        other_flows: reporter.hits().other_flows(),
         items,
     }
 }
