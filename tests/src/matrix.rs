@@ -97,7 +97,7 @@ impl Matrix {
                 // Evaluates by address, so that every family is included. The reference finds the pod of an address.
                 let source = cluster
                     .host(&cell.from)
-                    .address_like(address)
+                    .address_of_same_family(address)
                     .context("the source has no address of this family")?;
                 let (from, to) = (End::Address(source), End::Address(address));
                 let connection = reference::connection(&cluster_state, &from, &to, cell.protocol.number(), cell.port)

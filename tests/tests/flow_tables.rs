@@ -92,7 +92,7 @@ fn hostile_floods_by_ten_pods_evict_no_idle_connection_of_another_pod() -> Resul
 
     // The flood is allowed: traffic to the local node always is.
     let server = lab.cluster.host("shop/server").v4().into();
-    let node = lab.cluster.host("node-1").address_like(server).context("node-1 has no IPv4 address")?;
+    let node = lab.cluster.host("node-1").address_of_same_family(server).context("node-1 has no IPv4 address")?;
     let sockets: Vec<UdpSocket> = names
         .iter()
         .map(|name| {

@@ -69,7 +69,7 @@ fn open(cluster: &Cluster, from: &str, to: &str, port: u16, at: Option<IpAddr>) 
     let (source, destination) = (cluster.host(from), cluster.host(to));
     let mut found = Vec::new();
     for own in destination.addresses().iter().copied() {
-        let Some(local) = source.address_like(own) else { continue };
+        let Some(local) = source.address_of_same_family(own) else { continue };
         if at.is_some_and(|at| at.is_ipv4() != own.is_ipv4()) {
             continue;
         }

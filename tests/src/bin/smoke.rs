@@ -18,11 +18,11 @@ use netpol_tests::{AgentOptions, Cluster, Families, Lab, deny_all, policy};
 
 const USAGE: &str = "usage: netpol-smoke [--attach auto|tcx|tc] [--alone]
   --attach  how the agent attaches its programs (auto)
-  --alone   no other netpol runs on this kernel: check that no maps and programs of netpol remain";
+  --alone   also check that no maps or programs of netpol remain; only if no other netpol runs on this kernel";
 
 /// Prefix of the names of netpol's programs in the kernel.
 const PROGRAM_PREFIX: &str = "netpol_";
-/// How long to wait: emulated CPUs are slow, and the kernel frees maps asynchronously.
+/// How long to wait for a response, and for the kernel to free maps. Emulated CPUs are slow.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the agent may take to become ready. On an emulated CPU, the verifier takes about 60 times as long.
 const START_TIMEOUT: Duration = Duration::from_mins(3);
@@ -41,10 +41,10 @@ fn main() -> ExitCode {
             }
         }
     }
-    let mut smoke = Smoke { attach, alone, lab: None, open: Vec::new() };
+    let mut smoke = Smoke { attach, alone, lab: None, connections: Vec::new() };
     for (name, check) in CHECKS {
         match check(&mut smoke) {
-            Ok(found) => println!("check {name} ok {found}"),
+            Ok(detail) => println!("check {name} ok {detail}"),
             Err(error) => {
                 println!("check {name} FAILED {error:#}");
                 return ExitCode::FAILURE;
@@ -73,7 +73,8 @@ struct Smoke {
     attach: String,
     alone: bool,
     lab: Option<Lab>,
-    open: Vec<EchoConnection>,
+    /// Established connections that must continue.
+    connections: Vec<EchoConnection>,
 }
 
 impl Smoke {
@@ -181,9 +182,9 @@ impl Smoke {
              shop/client -> shop/server 80/TCP
              shop/client -> shop/server 53/UDP",
         )?;
-        let mut open = EchoConnection::open(&lab.cluster, "shop/client", "shop/server", 80)?;
-        ensure!(open.echoes(TIMEOUT)?, "an established connection got no response");
-        self.open.push(open);
+        let mut connection = EchoConnection::open(&lab.cluster, "shop/client", "shop/server", 80)?;
+        ensure!(connection.echoes(TIMEOUT)?, "an established connection got no response");
+        self.connections.push(connection);
         Ok("from a pod isolated for egress".into())
     }
 
@@ -191,12 +192,15 @@ impl Smoke {
     /// policy.
     fn change(&mut self) -> Result<String> {
         let lab = self.lab()?;
-        let mut open = EchoConnection::open(&lab.cluster, "shop/other", "shop/client", 80)?;
-        ensure!(open.echoes(TIMEOUT)?, "an established connection got no response");
+        let mut connection = EchoConnection::open(&lab.cluster, "shop/other", "shop/client", 80)?;
+        ensure!(connection.echoes(TIMEOUT)?, "an established connection got no response");
         let start = Instant::now();
         lab.cluster.apply("late", &deny_all("shop"))?;
         lab.expect("shop/other -x shop/client 80/TCP")?;
-        ensure!(!open.echoes(Duration::from_millis(500))?, "an established connection continued after it was denied");
+        ensure!(
+            !connection.echoes(Duration::from_millis(500))?,
+            "an established connection continued after it was denied"
+        );
         let elapsed = start.elapsed();
         lab.cluster.delete("late")?;
         lab.expect("shop/other -> shop/client 80/TCP")?;
@@ -214,7 +218,7 @@ impl Smoke {
         ensure!(self.flow_map()? == before, "the agent created a new flow map instead of adopting the pinned one");
         let (tcx, filters) = self.attached()?;
         ensure!(tcx + filters == 6, "after the restart, 3 veths have {tcx} TCX programs and {filters} clsact filters");
-        Ok("pins adopted, an established connection continued".into())
+        Ok("the agent adopted the pinned maps, an established connection continued".into())
     }
 
     fn check_verdicts(&mut self) -> Result<()> {
@@ -223,8 +227,8 @@ impl Smoke {
              shop/other -x shop/server 80/TCP
              shop/server -x shop/client 80/TCP",
         )?;
-        for open in &mut self.open {
-            ensure!(open.echoes(TIMEOUT)?, "an established connection got no response");
+        for connection in &mut self.connections {
+            ensure!(connection.echoes(TIMEOUT)?, "an established connection got no response");
         }
         Ok(())
     }
@@ -249,7 +253,7 @@ impl Smoke {
         let qdiscs = String::from_utf8_lossy(&qdiscs.stdout).into_owned();
         ensure!(!qdiscs.contains("clsact"), "a clsact qdisc remains:\n{qdiscs}");
         ensure!(self.attached()? == (0, 0), "programs remain on veths");
-        self.open.clear();
+        self.connections.clear();
         self.lab = None;
         if !alone {
             return Ok("no pin, filter or qdisc".into());

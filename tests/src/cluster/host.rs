@@ -198,8 +198,8 @@ impl Host {
         address.unwrap_or_else(|| panic!("{} has no IPv6 address", self.name))
     }
 
-    /// Returns its address of the same family.
-    pub fn address_like(&self, other: IpAddr) -> Option<IpAddr> {
+    /// Returns the address of this host that has the same family as `other`.
+    pub fn address_of_same_family(&self, other: IpAddr) -> Option<IpAddr> {
         self.addresses.iter().copied().find(|address| address.is_ipv4() == other.is_ipv4())
     }
 
@@ -207,7 +207,7 @@ impl Host {
     pub fn source_for(&self, destination: IpAddr) -> Option<IpAddr> {
         match self.kind {
             HostKind::Node => None,
-            HostKind::Pod | HostKind::Outside => self.address_like(destination),
+            HostKind::Pod | HostKind::Outside => self.address_of_same_family(destination),
         }
     }
 

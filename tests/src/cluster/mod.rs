@@ -311,7 +311,7 @@ impl Cluster {
             .addresses()
             .iter()
             .copied()
-            .find(|address| source.address_like(*address).is_some())
+            .find(|address| source.address_of_same_family(*address).is_some())
             .unwrap_or_else(|| panic!("{from} and {to} have no common address family"));
         Probe { from: from.into(), to: to.into(), address, protocol, port }
     }
@@ -319,7 +319,8 @@ impl Cluster {
     /// Returns a probe to each address of the destination.
     pub fn probes(&self, from: &str, to: &str, protocol: Protocol, port: u16) -> Vec<Probe> {
         let (source, destination) = (self.host(from), self.host(to));
-        let reachable = destination.addresses().iter().filter(|address| source.address_like(**address).is_some());
+        let reachable =
+            destination.addresses().iter().filter(|address| source.address_of_same_family(**address).is_some());
         reachable.map(|&address| Probe { from: from.into(), to: to.into(), address, protocol, port }).collect()
     }
 

@@ -60,7 +60,8 @@ fn check_moving_address(topology: Topology, address: IpAddr) -> Result<()> {
     let prefix = if address.is_ipv4() { "24" } else { "64 nodad" };
     let (add, remove) =
         (format!("addr add {address}/{prefix} dev uplink"), format!("addr del {address}/{prefix} dev uplink"));
-    let own = cluster.host("shop/client").address_like(address).context("the pod has no address of this family")?;
+    let own =
+        cluster.host("shop/client").address_of_same_family(address).context("the pod has no address of this family")?;
     let pod = socket(cluster.host("shop/client").netns(), SocketAddr::new(own, 5000))?;
     let target = SocketAddr::new(address, 6000);
 

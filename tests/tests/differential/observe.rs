@@ -13,25 +13,26 @@ use netpol_tests::program;
 
 use crate::frames::Runner;
 
-/// The interface `lo`, and an interface by which the packets come in.
-const INTERFACE: u32 = 1;
-const OTHER_INTERFACE: u32 = 4000;
+/// The pod's interface. It is `lo`, which exists in every network namespace.
+const POD_INTERFACE: u32 = 1;
+/// The interface through which the packets came in (`ingress_ifindex`).
+const INCOMING_INTERFACE: u32 = 4000;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
 #[test]
 fn an_observing_agent_and_an_enforcing_agent_replace_each_other() {
-    replace().unwrap_or_else(|error| panic!("{error:#}"));
+    check_replacement().unwrap_or_else(|error| panic!("{error:#}"));
 }
 
 /// Starts agents that observe and enforce in turn. Returns an error if a packet of a denied flow has the wrong verdict.
-fn replace() -> Result<()> {
+fn check_replacement() -> Result<()> {
     let pins = PathGuard::new(Path::new(BPFFS).join(unique("observe")));
     Mounts::ensure(pins.path())?;
     let object = std::fs::read(program::object()).context("no BPF object: run `cargo xtask ebpf`")?;
     let isolated = DirectionPolicy { rule_set: RuleSetId(1), any: PortSetId::NONE };
     let endpoint = Endpoint {
-        ifindex: IfIndex(INTERFACE),
+        ifindex: IfIndex(POD_INTERFACE),
         version: EndpointVersion(1),
         ingress: isolated,
         egress: isolated,
@@ -43,7 +44,7 @@ fn replace() -> Result<()> {
     };
     let client = Ip::new([10, 0, 0, 2].into(), endpoint.address_v4.into());
     let pod = Ip::new(endpoint.address_v4.into(), [10, 0, 0, 2].into());
-    let of_flow = [
+    let packets_of_flow = [
         (Ingress, client.tcp(1000, 80, SYN, b"")),
         (Egress, pod.tcp(80, 1000, SYN | ACK, b"")),
         (Ingress, client.tcp(1000, 80, ACK, b"")),
@@ -59,10 +60,10 @@ fn replace() -> Result<()> {
         kernel.put_endpoint(&endpoint)?;
         let root = pins.path().join(format!("v{LAYOUT_VERSION}"));
         let runner = Runner::open(&root, kernel.counters()?)?;
-        for (number, (direction, packet)) in of_flow.iter().enumerate() {
+        for (number, (direction, packet)) in packets_of_flow.iter().enumerate() {
             let packet = frame(Mac([2; 6]), Mac([4; 6]), &[], packet);
-            let passes = runner.passes(INTERFACE, *direction, &packet, OTHER_INTERFACE)?;
-            ensure!(passes == observe, "packet {number} passes: {passes}, but the agent observes: {observe}");
+            let passes = runner.passes(POD_INTERFACE, *direction, &packet, INCOMING_INTERFACE)?;
+            ensure!(passes == observe, "packet {number}: passes = {passes}, expected {observe}");
         }
     }
     Ok(())

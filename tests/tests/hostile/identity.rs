@@ -13,7 +13,7 @@ use super::{pods, rogue_sends_nothing, server_from_client};
 fn with_addresses_of(cluster: &Cluster, sender: &str, claimed: &str, to: &str) -> Vec<TestPacket> {
     let (interface, source, destination) = (cluster.host(sender), cluster.host(claimed), cluster.host(to));
     let next_hop = interface.next_hop(destination, cluster.topology());
-    let pairs = destination.addresses().iter().filter_map(|to| Some((source.address_like(*to)?, *to)));
+    let pairs = destination.addresses().iter().filter_map(|to| Some((source.address_of_same_family(*to)?, *to)));
     let test_packet = |(from, to)| {
         let marker = Marker::new();
         let packet = Ip::new(from, to).udp(4000, 53, &marker.0);

@@ -48,7 +48,7 @@ impl<'c> Rows<'c> {
         Self { cluster, to, packets: Vec::new() }
     }
 
-    fn row(&mut self, what: &str, arrives: bool, make: impl Fn(&[u8]) -> Vec<u8>) {
+    fn add_row(&mut self, what: &str, arrives: bool, make: impl Fn(&[u8]) -> Vec<u8>) {
         let marker = Marker::new();
         self.packets.push((TestPacket::of_frames(what, marker, vec![make(&marker.0)]), arrives));
     }
@@ -85,9 +85,9 @@ fn hostile_neighbor_discovery_carries_no_data_beyond_the_link() -> Result<()> {
     for kind in 133..=137 {
         let to_outside =
             |body: &[u8]| frame(next_hop, rogue.mac(), &[], &discovery(rogue.v6(), outside.v6(), kind, body));
-        rows.row(&format!("type {kind}, with a payload"), false, |marker| to_outside(&with_payload(marker)));
+        rows.add_row(&format!("type {kind}, with a payload"), false, |marker| to_outside(&with_payload(marker)));
         // The target is the destination, and the message has the minimum length.
-        rows.row(&format!("type {kind}"), false, |marker| {
+        rows.add_row(&format!("type {kind}"), false, |marker| {
             to_outside(&[&outside.v6().octets()[..], &[14, 2], marker, &[0; 6]].concat())
         });
     }
@@ -109,10 +109,10 @@ fn hostile_arp_and_neighbor_discovery_carry_no_data_on_the_link() -> Result<()> 
             target: (Mac::default(), open.v4()),
         };
         let mut rows = Rows::to(cluster, "shop/open");
-        rows.row("an ARP request with Ethernet padding", true, |marker| request.frame(open.mac(), marker));
-        rows.row("an ARP request with a payload", false, |marker| request.frame(open.mac(), &with_payload(marker)));
+        rows.add_row("an ARP request with Ethernet padding", true, |marker| request.frame(open.mac(), marker));
+        rows.add_row("an ARP request with a payload", false, |marker| request.frame(open.mac(), &with_payload(marker)));
         let solicit = |marker: &[u8]| [&open.v6().octets()[..], &with_payload(marker)].concat();
-        rows.row("a neighbor solicitation with a payload", false, |marker| {
+        rows.add_row("a neighbor solicitation with a payload", false, |marker| {
             frame(open.mac(), rogue.mac(), &[], &discovery(rogue.v6(), open.v6(), 135, &solicit(marker)))
         });
         rows.check()?;
@@ -142,7 +142,9 @@ fn hostile_a_pod_cannot_spoof_arp_neighbor_discovery_or_ethernet_sources() -> Re
             ("another pod's MAC", false, arp_from(rogue.mac(), (client.mac(), rogue.v4()))),
             ("another pod's Ethernet source", false, arp_from(client.mac(), own)),
         ] {
-            rows.row(&format!("ARP operation {operation}, {what}"), arrives, |marker| arp.frame(open.mac(), marker));
+            rows.add_row(&format!("ARP operation {operation}, {what}"), arrives, |marker| {
+                arp.frame(open.mac(), marker)
+            });
         }
     }
     let neighbor = |source: Mac, from: Ipv6Addr, to: Ipv6Addr, kind: u8, body: &[u8]| {
@@ -156,30 +158,30 @@ fn hostile_a_pod_cannot_spoof_arp_neighbor_discovery_or_ethernet_sources() -> Re
         ("another pod's address", false, client.v6(), rogue.mac()),
         ("another pod's MAC", false, rogue.v6(), client.mac()),
     ] {
-        rows.row(&format!("a neighbor advertisement, {what}"), arrives, |marker| {
+        rows.add_row(&format!("a neighbor advertisement, {what}"), arrives, |marker| {
             neighbor(rogue.mac(), rogue.v6(), open.v6(), 136, &advertise(target, mac, marker))
         });
     }
-    rows.row("a neighbor solicitation with another pod's MAC", false, |marker| {
+    rows.add_row("a neighbor solicitation with another pod's MAC", false, |marker| {
         let body = [&open.v6().octets()[..], &link_layer(1, client.mac()), marker].concat();
         neighbor(rogue.mac(), rogue.v6(), open.v6(), 135, &body)
     });
     // Like CVE-2020-10749.
     for to in [open.v6(), all_nodes] {
-        rows.row(&format!("a router advertisement to {to}"), false, |marker| {
+        rows.add_row(&format!("a router advertisement to {to}"), false, |marker| {
             neighbor(rogue.mac(), rogue.v6(), to, 134, &[&[0; 8][..], marker].concat())
         });
-        rows.row(&format!("a redirect to {to}"), false, |marker| {
+        rows.add_row(&format!("a redirect to {to}"), false, |marker| {
             let body = [&client.v6().octets()[..], &client.v6().octets(), marker].concat();
             neighbor(rogue.mac(), rogue.v6(), to, 137, &body)
         });
     }
     // Any packet with a spoofed Ethernet source changes a bridge's forwarding table.
     let packet = |marker: &[u8]| Ip::new(rogue.v4().into(), open.v4().into()).udp(4000, 53, marker);
-    rows.row("a datagram with its own Ethernet source", true, |marker| {
+    rows.add_row("a datagram with its own Ethernet source", true, |marker| {
         frame(open.mac(), rogue.mac(), &[], &packet(marker))
     });
-    rows.row("a datagram with another pod's Ethernet source", false, |marker| {
+    rows.add_row("a datagram with another pod's Ethernet source", false, |marker| {
         frame(open.mac(), client.mac(), &[], &packet(marker))
     });
     rows.check()?;
@@ -194,8 +196,10 @@ fn hostile_a_pod_cannot_spoof_arp_neighbor_discovery_or_ethernet_sources() -> Re
     let (rogue, open) = (lab.cluster.host("shop/rogue"), lab.cluster.host("shop/open"));
     let mut rows = Rows::to(&lab.cluster, "shop/open");
     let packet = |marker: &[u8]| Ip::new(rogue.v4().into(), open.v4().into()).udp(4000, 53, marker);
-    rows.row("a datagram with a changed MAC", false, |marker| frame(open.mac(), changed, &[], &packet(marker)));
-    rows.row("a datagram with the original MAC", true, |marker| frame(open.mac(), rogue.mac(), &[], &packet(marker)));
+    rows.add_row("a datagram with a changed MAC", false, |marker| frame(open.mac(), changed, &[], &packet(marker)));
+    rows.add_row("a datagram with the original MAC", true, |marker| {
+        frame(open.mac(), rogue.mac(), &[], &packet(marker))
+    });
     rows.check()
 }
 
@@ -238,8 +242,8 @@ fn hostile_arp_and_neighbor_discovery_checks_are_part_of_anti_spoofing() -> Resu
     let mut rows = Rows::to(cluster, "shop/open");
     let arp =
         Arp { operation: 2, source: rogue.mac(), sender: (rogue.mac(), client.v4()), target: (open.mac(), open.v4()) };
-    rows.row("an ARP reply for another pod", true, |marker| arp.frame(open.mac(), &with_payload(marker)));
-    rows.row("a router advertisement", true, |marker| {
+    rows.add_row("an ARP reply for another pod", true, |marker| arp.frame(open.mac(), &with_payload(marker)));
+    rows.add_row("a router advertisement", true, |marker| {
         frame(open.mac(), rogue.mac(), &[], &discovery(rogue.v6(), open.v6(), 134, &[&[0; 8][..], marker].concat()))
     });
     rows.check()

@@ -273,7 +273,7 @@ fn table(cluster: &Cluster, from: &str, to: &str) -> Vec<(TestPacket, bool)> {
     let (source, destination) = (cluster.host(from), cluster.host(to));
     let mut rows = Vec::new();
     for to_address in destination.addresses() {
-        let Some(from_address) = source.address_like(*to_address) else { continue };
+        let Some(from_address) = source.address_of_same_family(*to_address) else { continue };
         let ip = Ip::new(from_address, *to_address);
         let (wraps, icmp) = if matches!(to_address, IpAddr::V4(_)) { (V4, ICMP) } else { (V6, ICMPV6) };
         for (number, transport) in TRANSPORTS.iter().chain(icmp) {

@@ -33,11 +33,11 @@ fn s17_rules_without_ports_allow_every_protocol_and_rules_with_ports_only_those(
         for (source, destination) in pairs(&lab.cluster, "shop/client", to) {
             let ip = Ip::new(source, destination);
             let echo = if source.is_ipv4() { 8 } else { 128 };
-            packets.row("GRE", every, |mark| vec![ip.carrying(protocol::GRE, mark)]);
-            packets.row("echo", every, |mark| vec![ip.icmp(echo, 0, [0, 7, 0, 1], mark)]);
-            packets.row("SCTP", every, |mark| vec![ip.sctp_init(9, 9, mark)]);
-            packets.row("UDP to 53", true, |mark| vec![ip.udp(7777, 53, mark)]);
-            packets.row("UDP to 54", every, |mark| vec![ip.udp(7777, 54, mark)]);
+            packets.add_row("GRE", every, |mark| vec![ip.carrying(protocol::GRE, mark)]);
+            packets.add_row("echo", every, |mark| vec![ip.icmp(echo, 0, [0, 7, 0, 1], mark)]);
+            packets.add_row("SCTP", every, |mark| vec![ip.sctp_init(9, 9, mark)]);
+            packets.add_row("UDP to 53", true, |mark| vec![ip.udp(7777, 53, mark)]);
+            packets.add_row("UDP to 54", every, |mark| vec![ip.udp(7777, 54, mark)]);
         }
         packets.check()?;
     }
@@ -70,16 +70,17 @@ fn s17_icmp_errors_pass_only_if_the_quoted_flow_is_allowed() -> Result<()> {
         };
         // For IPv4 the MTU is the second half of this word, for IPv6 all of it.
         let mtu = 1300u32.to_be_bytes();
-        packets.row("too big, about the open flow", true, |mark| {
+        packets.add_row("too big, about the open flow", true, |mark| {
             vec![error.icmp(too_big.0, too_big.1, mtu, &back.tcp(80, port, 16, mark))]
         });
-        packets.row("too big, about a port without a flow", false, |mark| {
+        packets.add_row("too big, about a port without a flow", false, |mark| {
             vec![error.icmp(too_big.0, too_big.1, mtu, &back.tcp(80, port ^ 1, 16, mark))]
         });
-        packets.row("port unreachable, about a flow to another port", false, |mark| {
+        packets.add_row("port unreachable, about a flow to another port", false, |mark| {
             vec![error.icmp(unreachable.0, unreachable.1, [0; 4], &back.udp(5353, 53, mark))]
         });
-        packets.row("an echo reply without a request", false, |mark| vec![error.icmp(reply, 0, [0, 1, 0, 1], mark)]);
+        packets
+            .add_row("an echo reply without a request", false, |mark| vec![error.icmp(reply, 0, [0, 1, 0, 1], mark)]);
         packets.check().with_context(|| format!("to {server}"))?;
     }
     Ok(())

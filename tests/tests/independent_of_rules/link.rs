@@ -50,8 +50,8 @@ fn s16_neighbor_discovery_passes_only_from_the_link() -> Result<()> {
             packet[7] = hops;
             vec![packet]
         };
-        packets.row(what, *allowed, |mark| packet(*hops, mark));
-        packets.row(&format!("{what} from another link"), false, |mark| packet(64, mark));
+        packets.add_row(what, *allowed, |mark| packet(*hops, mark));
+        packets.add_row(&format!("{what} from another link"), false, |mark| packet(64, mark));
     }
     packets.check()
 }
@@ -82,7 +82,7 @@ fn s32_a_changed_link_local_address_is_detected_immediately() -> Result<()> {
             ("a listener report", 131, group.octets().to_vec(), 1, Ip::new(from.into(), group.into())),
         ];
         for (what, kind, body, hops, ip) in kinds {
-            packets.row(&format!("{what} from {from}"), arrives, |mark| {
+            packets.add_row(&format!("{what} from {from}"), arrives, |mark| {
                 let mut packet = ip.icmp(kind, 0, [0; 4], &[&body[..], mark].concat());
                 packet[7] = hops;
                 vec![packet]
@@ -114,10 +114,10 @@ fn s16_echo_and_other_icmp_need_a_rule() -> Result<()> {
     let v4 = Ip::new(from.v4().into(), to.v4().into());
     let v6 = Ip::new(from.v6().into(), to.v6().into());
     let mut packets = TestPackets::new(cluster, "shop/client", "shop/server");
-    packets.row("ICMP echo", false, |mark| vec![v4.icmp(8, 0, [0, 1, 0, 1], mark)]);
-    packets.row("an ICMP timestamp", false, |mark| vec![v4.icmp(13, 0, [0, 1, 0, 1], mark)]);
-    packets.row("ICMPv6 echo", false, |mark| vec![v6.icmp(128, 0, [0, 1, 0, 1], mark)]);
-    packets.row("an unassigned ICMPv6 type", false, |mark| vec![v6.icmp(200, 0, [0; 4], mark)]);
+    packets.add_row("ICMP echo", false, |mark| vec![v4.icmp(8, 0, [0, 1, 0, 1], mark)]);
+    packets.add_row("an ICMP timestamp", false, |mark| vec![v4.icmp(13, 0, [0, 1, 0, 1], mark)]);
+    packets.add_row("ICMPv6 echo", false, |mark| vec![v6.icmp(128, 0, [0, 1, 0, 1], mark)]);
+    packets.add_row("an unassigned ICMPv6 type", false, |mark| vec![v6.icmp(200, 0, [0; 4], mark)]);
     packets.check()
 }
 
@@ -144,7 +144,7 @@ fn s35_igmp_reports_pass_like_listener_reports() -> Result<()> {
     ];
     let mut packets = TestPackets::new(cluster, "shop/client", "shop/server");
     for (what, ip, kind, rest, arrives) in &rows {
-        packets.row(what, *arrives, |mark| vec![ip.carrying(2, &message(*kind, &[&rest[..], mark].concat()))]);
+        packets.add_row(what, *arrives, |mark| vec![ip.carrying(2, &message(*kind, &[&rest[..], mark].concat()))]);
     }
     packets.check()
 }
@@ -164,15 +164,15 @@ fn s35_dhcp_from_the_unspecified_address_needs_a_rule_and_other_traffic_is_dropp
         let cluster = &lab.cluster;
         let unicast = Ip::new("0.0.0.0".parse()?, cluster.host("shop/server").v4().into());
         let mut packets = TestPackets::new(cluster, "shop/client", "shop/server");
-        packets.row("a DHCP request", allowed, |mark| vec![broadcast.udp(68, 67, mark)]);
-        packets.row("a broadcast to another port", false, |mark| vec![broadcast.udp(68, 69, mark)]);
-        packets.row("a broadcast from another port", false, |mark| vec![broadcast.udp(4000, 67, mark)]);
-        packets.row("a request to a host", false, |mark| vec![unicast.udp(68, 67, mark)]);
+        packets.add_row("a DHCP request", allowed, |mark| vec![broadcast.udp(68, 67, mark)]);
+        packets.add_row("a broadcast to another port", false, |mark| vec![broadcast.udp(68, 69, mark)]);
+        packets.add_row("a broadcast from another port", false, |mark| vec![broadcast.udp(4000, 67, mark)]);
+        packets.add_row("a request to a host", false, |mark| vec![unicast.udp(68, 67, mark)]);
         packets.check()?;
         // A broadcast of a server reaches a pod that is isolated only for egress.
         let server = Ip::new(cluster.host("shop/server").v4().into(), "255.255.255.255".parse()?);
         let mut packets = TestPackets::new(cluster, "shop/server", "shop/client");
-        packets.row("a DHCP offer", true, |mark| vec![server.udp(67, 68, mark)]);
+        packets.add_row("a DHCP offer", true, |mark| vec![server.udp(67, 68, mark)]);
         packets.check()?;
     }
     Ok(())

@@ -42,12 +42,12 @@ fn client_to_server_only() -> [String; 3] {
 
 /// Returns the addresses of two hosts, by family.
 fn pairs(cluster: &Cluster, from: &str, to: &str) -> Vec<(IpAddr, IpAddr)> {
-    let pair = |to: &IpAddr| Some((cluster.host(from).address_like(*to)?, *to));
+    let pair = |to: &IpAddr| Some((cluster.host(from).address_of_same_family(*to)?, *to));
     cluster.host(to).addresses().iter().filter_map(pair).collect()
 }
 
-/// A table of test packets from one pod to another. Each row has a description, the packets, of which the last one
-/// contains the marker, and whether it arrives.
+/// A table of test packets from one pod to another. Each row has a description, one or more packets, and whether the last
+/// packet arrives. The last packet contains the marker.
 struct TestPackets<'c> {
     cluster: &'c Cluster,
     from: &'static str,
@@ -60,11 +60,11 @@ impl<'c> TestPackets<'c> {
         Self { cluster, from, to, rows: Vec::new() }
     }
 
-    fn row(&mut self, what: &str, arrives: bool, make: impl Fn(&[u8]) -> Vec<Vec<u8>>) {
-        self.tagged(what, &[], arrives, make);
+    fn add_row(&mut self, what: &str, arrives: bool, make: impl Fn(&[u8]) -> Vec<Vec<u8>>) {
+        self.add_row_with_vlans(what, &[], arrives, make);
     }
 
-    fn tagged(&mut self, what: &str, vlans: &[u16], arrives: bool, make: impl Fn(&[u8]) -> Vec<Vec<u8>>) {
+    fn add_row_with_vlans(&mut self, what: &str, vlans: &[u16], arrives: bool, make: impl Fn(&[u8]) -> Vec<Vec<u8>>) {
         let marker = Marker::new();
         let packet = TestPacket::tagged(self.cluster, self.from, self.to, what, marker, &make(&marker.0), vlans);
         self.rows.push((packet, arrives));

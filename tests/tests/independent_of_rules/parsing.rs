@@ -31,10 +31,10 @@ fn s19_later_fragments_follow_the_first() -> Result<()> {
         let body = |port: u16| ip.udp_body(4444, port, &[0; 24]);
         let last = |id: u16, mark: &[u8]| ip.clone().fragment(id, 32, false).carrying(protocol::UDP, mark);
         let first = |id: u16, port: u16| ip.clone().fragment(id, 0, true).carrying(protocol::UDP, &body(port));
-        packets.row("a later fragment of an allowed datagram", true, |mark| vec![first(501, 53), last(501, mark)]);
-        packets.row("a later fragment of a denied datagram", false, |mark| vec![first(502, 54), last(502, mark)]);
-        packets.row("a later fragment without a first", false, |mark| vec![last(503, mark)]);
-        packets.row("a first fragment without its ports", false, |mark| {
+        packets.add_row("a later fragment of an allowed datagram", true, |mark| vec![first(501, 53), last(501, mark)]);
+        packets.add_row("a later fragment of a denied datagram", false, |mark| vec![first(502, 54), last(502, mark)]);
+        packets.add_row("a later fragment without a first", false, |mark| vec![last(503, mark)]);
+        packets.add_row("a first fragment without its ports", false, |mark| {
             vec![ip.clone().fragment(504, 0, true).carrying(protocol::UDP, &[0; 2]), last(504, mark)]
         });
     }
@@ -72,11 +72,11 @@ fn s19_out_of_order_fragments_pass_if_all_ports_are_allowed_or_the_node_reassemb
                 };
                 vec![part(32, false, &datagram[32..]), part(0, true, &datagram[..32])]
             };
-            packets.row(&format!("the last fragment first{ports}, tracked: {tracked}"), arrives, |mark| {
+            packets.add_row(&format!("the last fragment first{ports}, tracked: {tracked}"), arrives, |mark| {
                 reversed(601, datagram(53, mark))
             });
             if tracked {
-                packets.row("the last fragment of a denied datagram first", false, |mark| {
+                packets.add_row("the last fragment of a denied datagram first", false, |mark| {
                     reversed(602, datagram(54, mark))
                 });
             }
@@ -85,7 +85,7 @@ fn s19_out_of_order_fragments_pass_if_all_ports_are_allowed_or_the_node_reassemb
         let mut packets = TestPackets::new(&lab.cluster, "shop/other", "shop/server");
         for (source, destination) in pairs(&lab.cluster, "shop/other", "shop/server") {
             let ip = Ip::new(source, destination).fragment(603, 32, false);
-            packets.row("a later fragment from a pod that is not allowed", false, |mark| {
+            packets.add_row("a later fragment from a pod that is not allowed", false, |mark| {
                 vec![ip.clone().carrying(protocol::UDP, mark)]
             });
         }
@@ -117,8 +117,8 @@ fn s19_options_and_extension_headers_do_not_change_verdicts() -> Result<()> {
         ),
     ];
     for (what, ip) in &shapes {
-        packets.row(&format!("{what}, to an allowed port"), true, |mark| vec![ip.udp(4000, 53, mark)]);
-        packets.row(&format!("{what}, to a denied port"), false, |mark| vec![ip.udp(4001, 54, mark)]);
+        packets.add_row(&format!("{what}, to an allowed port"), true, |mark| vec![ip.udp(4000, 53, mark)]);
+        packets.add_row(&format!("{what}, to a denied port"), false, |mark| vec![ip.udp(4001, 54, mark)]);
     }
     packets.check()
 }
@@ -131,27 +131,27 @@ fn s19_tags_do_not_change_verdicts_and_unparsable_packets_are_dropped_with_a_rea
     for (source, destination) in pairs(cluster, "shop/client", "shop/server") {
         let ip = Ip::new(source, destination);
         for tags in [&[7][..], &[7, 8]] {
-            packets.tagged("tagged, to an allowed port", tags, true, |mark| vec![ip.udp(4000, 53, mark)]);
-            packets.tagged("tagged, to a denied port", tags, false, |mark| vec![ip.udp(4001, 54, mark)]);
+            packets.add_row_with_vlans("tagged, to an allowed port", tags, true, |mark| vec![ip.udp(4000, 53, mark)]);
+            packets.add_row_with_vlans("tagged, to a denied port", tags, false, |mark| vec![ip.udp(4001, 54, mark)]);
         }
-        packets.row("half a UDP header", false, |_| vec![ip.carrying(protocol::UDP, &[0, 53, 0, 53])]);
+        packets.add_row("half a UDP header", false, |_| vec![ip.carrying(protocol::UDP, &[0, 53, 0, 53])]);
     }
     let client = cluster.host("shop/client").v4();
     let server = cluster.host("shop/server").v4();
     let ip = Ip::new(client.into(), server.into());
-    packets.row("a header with a length below the minimum", false, |mark| {
+    packets.add_row("a header with a length below the minimum", false, |mark| {
         let mut packet = ip.udp(4000, 53, mark);
         packet[0] = 0x44;
         vec![packet]
     });
     let v6 = Ip::new(cluster.host("shop/client").v6().into(), cluster.host("shop/server").v6().into());
     let headers = |count: usize| (0..count).fold(v6.clone(), |ip, _| ip.extension(protocol::DESTINATION_OPTIONS, 0));
-    packets.row("eight extension headers", true, |mark| vec![headers(8).udp(4000, 53, mark)]);
-    packets.row("nine extension headers", false, |mark| vec![headers(9).udp(4000, 53, mark)]);
+    packets.add_row("eight extension headers", true, |mark| vec![headers(8).udp(4000, 53, mark)]);
+    packets.add_row("nine extension headers", false, |mark| vec![headers(9).udp(4000, 53, mark)]);
     // The kernel removes the first tag before the program runs. The program reads the others.
-    packets.tagged("three tags, to a denied port", &[7, 8, 9], false, |mark| vec![ip.udp(4000, 54, mark)]);
-    packets.tagged("four tags", &[7, 8, 9, 10], false, |mark| vec![ip.udp(4000, 53, mark)]);
-    packets.row("a later fragment without a first", false, |mark| {
+    packets.add_row_with_vlans("three tags, to a denied port", &[7, 8, 9], false, |mark| vec![ip.udp(4000, 54, mark)]);
+    packets.add_row_with_vlans("four tags", &[7, 8, 9, 10], false, |mark| vec![ip.udp(4000, 53, mark)]);
+    packets.add_row("a later fragment without a first", false, |mark| {
         vec![ip.clone().fragment(900, 32, false).carrying(protocol::UDP, mark)]
     });
     packets.check()?;
@@ -171,9 +171,9 @@ fn s19_unparsable_packets_pass_if_no_policy_isolates_the_pod() -> Result<()> {
     let mut packets = TestPackets::new(&lab.cluster, "free/one", "free/two");
     for (source, destination) in pairs(&lab.cluster, "free/one", "free/two") {
         let ip = Ip::new(source, destination);
-        packets.row("a truncated TCP header", true, |mark| vec![ip.carrying(protocol::TCP, mark)]);
-        packets.tagged("four tags", &[7, 8, 9, 10], true, |mark| vec![ip.udp(4000, 53, mark)]);
-        packets.row("a later fragment without a first", true, |mark| {
+        packets.add_row("a truncated TCP header", true, |mark| vec![ip.carrying(protocol::TCP, mark)]);
+        packets.add_row_with_vlans("four tags", &[7, 8, 9, 10], true, |mark| vec![ip.udp(4000, 53, mark)]);
+        packets.add_row("a later fragment without a first", true, |mark| {
             vec![ip.clone().fragment(900, 32, false).carrying(protocol::UDP, mark)]
         });
     }

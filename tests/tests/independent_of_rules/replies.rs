@@ -38,10 +38,10 @@ fn s18_a_flow_of_one_pod_allows_no_packets_at_another() -> Result<()> {
     let (client, server) = flow.socket_addresses()?;
     // The same ports, like a reply, but to another pod.
     let mut packets = TestPackets::new(&lab.cluster, "shop/server", "shop/other");
-    let other = lab.cluster.host("shop/other").address_like(server.ip()).context("dual stack")?;
+    let other = lab.cluster.host("shop/other").address_of_same_family(server.ip()).context("dual stack")?;
     let ip = Ip::new(server.ip(), other);
-    packets.row("a reply at another pod", false, |mark| vec![ip.tcp(80, client.port(), 16, mark)]);
-    packets.row("a datagram at another pod", false, |mark| vec![ip.udp(53, client.port(), mark)]);
+    packets.add_row("a reply at another pod", false, |mark| vec![ip.tcp(80, client.port(), 16, mark)]);
+    packets.add_row("a datagram at another pod", false, |mark| vec![ip.udp(53, client.port(), mark)]);
     packets.check()
 }
 
@@ -79,10 +79,10 @@ fn s18_forged_resets_do_not_end_a_connection() -> Result<()> {
             TestPackets::new(&lab.cluster, "shop/server", "shop/client"),
         );
         for (what, flags) in [("RST", 0x04), ("FIN", 0x11), ("SYN", 0x02)] {
-            requests.row(what, true, |mark| vec![Ip::new(client, server).tcp(port, PORT, flags, mark)]);
+            requests.add_row(what, true, |mark| vec![Ip::new(client, server).tcp(port, PORT, flags, mark)]);
         }
         for (what, flags) in [("RST", 0x04), ("FIN", 0x11)] {
-            replies.row(what, true, |mark| vec![Ip::new(server, client).tcp(PORT, port, flags, mark)]);
+            replies.add_row(what, true, |mark| vec![Ip::new(server, client).tcp(PORT, port, flags, mark)]);
         }
         requests.check()?;
         replies.check()?;

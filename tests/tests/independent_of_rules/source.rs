@@ -23,11 +23,11 @@ fn s20_a_pod_sends_only_from_its_own_addresses() -> Result<()> {
     let mut own = TestPackets::new(cluster, "shop/client", "shop/server");
     for (client, server) in pairs(cluster, "shop/client", "shop/server") {
         let ip = Ip::new(client, server);
-        packets.row("with another pod's address", false, |mark| vec![ip.udp(4000, 53, mark)]);
-        own.row("with its own address", true, |mark| vec![ip.udp(4000, 53, mark)]);
+        packets.add_row("with another pod's address", false, |mark| vec![ip.udp(4000, 53, mark)]);
+        own.add_row("with its own address", true, |mark| vec![ip.udp(4000, 53, mark)]);
     }
     let gateway = Ip::new("10.244.1.1".parse()?, cluster.host("shop/server").v4().into());
-    packets.row("with the node's address", false, |mark| vec![gateway.udp(4000, 53, mark)]);
+    packets.add_row("with the node's address", false, |mark| vec![gateway.udp(4000, 53, mark)]);
     packets.check()?;
     own.check()?;
     lab.agent().wait_denied(|line| line.reason() == "spoofed-source" && line.direction() == "egress")?;
@@ -65,10 +65,10 @@ fn s20_anti_spoofing_can_be_turned_off_for_a_node() -> Result<()> {
     // Without anti-spoofing, policy is evaluated by the address that the pod uses.
     let mut packets = TestPackets::new(&lab.cluster, "shop/other", "shop/server");
     for (client, server) in pairs(&lab.cluster, "shop/client", "shop/server") {
-        packets.row("with another pod's address", true, |mark| vec![Ip::new(client, server).udp(4000, 53, mark)]);
+        packets.add_row("with another pod's address", true, |mark| vec![Ip::new(client, server).udp(4000, 53, mark)]);
     }
     for (other, server) in pairs(&lab.cluster, "shop/other", "shop/server") {
-        packets.row("with its own address", false, |mark| vec![Ip::new(other, server).udp(4000, 53, mark)]);
+        packets.add_row("with its own address", false, |mark| vec![Ip::new(other, server).udp(4000, 53, mark)]);
     }
     packets.check()
 }

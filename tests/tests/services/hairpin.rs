@@ -48,8 +48,10 @@ fn spoofed_source(shape: Shape) -> Result<()> {
         }
         for (name, arrives) in [("shop/visitor", true), ("shop/guarded", false)] {
             let marker = Marker::new();
-            let source =
-                cluster.host(name).address_like(service.ip()).context("the host has no address of this family")?;
+            let source = cluster
+                .host(name)
+                .address_of_same_family(service.ip())
+                .context("the host has no address of this family")?;
             let packet = Ip::new(source, service.ip()).udp(4000, service.port(), &marker.0);
             // The frame goes to the node, which forwards the packet.
             let what = format!("from the address of {name} to {service}");
