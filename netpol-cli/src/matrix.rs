@@ -110,7 +110,7 @@ fn with_matrix<T>(options: &MatrixOptions, input: &Input, show: impl FnOnce(&Mat
         }
     }
     let evaluate = Evaluator::new(cluster);
-    let groups = groups::of(&evaluate, &ends);
+    let groups = groups::group_ends(&evaluate, &ends);
     let [from, to] = [accepted("--from", filters.0, &groups), accepted("--to", filters.1, &groups)];
     if from.is_err() || to.is_err() {
         print_excluded(&mut io::stderr(), &excluded)?;

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::LATEST;
+use crate::LATEST_CNI_VERSION;
 
 /// A well-known error code. Source: the CNI specification, "Error".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub enum ErrorCode {
     InvalidEnvironment = 4,
     /// The configuration cannot be read.
     Io = 5,
-    /// The configuration is not valid JSON, or a field has another type.
+    /// The configuration is not valid JSON, or a field has the wrong type.
     Decode = 6,
     /// The configuration is invalid.
     InvalidConfiguration = 7,
@@ -25,7 +25,7 @@ pub enum ErrorCode {
 /// Why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CniError {
-    /// What a runtime can react to.
+    /// Tells the container runtime how to react.
     pub code: ErrorCode,
     /// What failed, and what to do.
     pub message: String,
@@ -37,9 +37,9 @@ impl CniError {
         Self { code, message: message.into() }
     }
 
-    /// Returns the error as printed on stdout, in the version of the configuration `input`.
+    /// Returns the error as JSON for stdout. `cniVersion` is the version of the configuration `input`, if it can be read.
     pub fn to_json(&self, input: &str) -> String {
-        let version = version_of(input).unwrap_or_else(|| LATEST.to_owned());
+        let version = version_of(input).unwrap_or_else(|| LATEST_CNI_VERSION.to_owned());
         json!({"cniVersion": version, "code": self.code as u32, "msg": self.message}).to_string()
     }
 }

@@ -28,4 +28,4 @@ pub const PLUGIN: &str = "netpol-cni";
 pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// The latest of [`VERSIONS`].
-const LATEST: &str = VERSIONS[VERSIONS.len() - 1];
+const LATEST_CNI_VERSION: &str = VERSIONS[VERSIONS.len() - 1];

@@ -14,7 +14,7 @@ use crate::environment::PodIdentity;
 use crate::error::version_of;
 use crate::hold::hold;
 use crate::prev_result::addresses;
-use crate::{CniError, Environment, ErrorCode, LATEST, PLUGIN, Settings, VERSIONS};
+use crate::{CniError, Environment, ErrorCode, LATEST_CNI_VERSION, PLUGIN, Settings, VERSIONS};
 
 /// Time for the agent's response to a stopped pod. Without one, the agent forgets the pod when it is deleted.
 const STOP_TIME: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ pub fn run(environment: &Environment, input: &str, log: &mut dyn FnMut(&dyn Disp
         // would evict all pods of a node if its agent is unavailable for a few minutes.
         "CHECK" | "GC" | "STATUS" => configuration(input).map(|_| String::new()),
         "VERSION" => {
-            let version = version_of(input).unwrap_or_else(|| LATEST.to_owned());
+            let version = version_of(input).unwrap_or_else(|| LATEST_CNI_VERSION.to_owned());
             Ok(json!({"cniVersion": version, "supportedVersions": VERSIONS}).to_string())
         }
         "" => Err(CniError::new(

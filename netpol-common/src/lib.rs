@@ -1,11 +1,12 @@
 //! Types and code that the eBPF programs and the agent share: the keys and values of all maps, the IDs in them, the
-//! reasons for verdicts, and [`evaluate()`], which evaluates policy.
+//! reasons for verdicts, and [`evaluate()`], which evaluates policies.
 //!
 //! ```text
-//! netpol-policy ── writes ──► Endpoint, AddressEntry, AllowEntry, PortEntry ◄── looks up ── netpol-ebpf
-//!                                         evaluate(), generic over Tables
-//! netpol-agent  ◄── reads ─── FlowEntry, Counters, FlowEvent               ◄── records ── netpol-ebpf
+//! netpol-policy ── computes ──► Endpoint, AddressEntry, AllowEntry, PortEntry ◄── evaluate() looks up ── netpol-ebpf
+//! netpol-agent  ◄── reads ───── FlowEntry, Counters, FlowEvent                ◄── writes ─────────────── netpol-ebpf
 //! ```
+//!
+//! [`evaluate()`] is generic over [`Tables`], so the same code evaluates packets in the kernel and in memory.
 //!
 //! This crate does no I/O, does not allocate and does not panic. Every shared type is [`bytemuck::Pod`] and has no
 //! implicit padding. Its layout is asserted at compile time. A change of a layout requires a new [`LAYOUT_VERSION`].

@@ -1,24 +1,24 @@
-//! Flows that have to be evaluated again, as words that one BPF function can pass to another.
+//! Flows that have to be evaluated again, packed into one integer (`u32`), so that one BPF function can pass them to another.
 
 use netpol_common::Direction;
 
-/// A flow that was evaluated under another version of the endpoint.
+/// A flow that was evaluated before the endpoint's policies changed: the flow's version differs from the endpoint's.
 #[derive(Clone, Copy)]
 pub(crate) struct Stale {
-    /// The direction of its initiator.
+    /// The direction of the flow's first packet: `Ingress` if the pod received it.
     pub(crate) initiator: Direction,
-    /// Its state after the current packet.
+    /// The flow's state after the current packet.
     pub(crate) state: u8,
 }
 
 impl Stale {
-    /// Packs it into one word, which fits into a register.
+    /// Packs the flow into one integer, which fits into a register.
     #[inline(always)]
     pub(crate) const fn pack(self) -> u32 {
         (self.initiator as u32) << 8 | self.state as u32
     }
 
-    /// Unpacks the word.
+    /// Unpacks the integer.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "the lower byte")]
     pub(crate) const fn unpack(word: u32) -> Self {
@@ -26,17 +26,17 @@ impl Stale {
     }
 }
 
-/// The input for evaluating a known flow again, in its initiator's direction. It is packed into one word for a separate
-/// BPF function, so that the verifier checks the evaluation of policy once and not once for each caller.
+/// The input for evaluating a known flow again, in the direction of its first packet. It is packed into one integer for a
+/// separate BPF function, so that the verifier checks the evaluation of policies once and not once for each caller.
 #[derive(Clone, Copy)]
 pub(crate) struct Recheck {
     /// The direction of the current packet.
     pub(crate) direction: Direction,
     pub(crate) protocol: u8,
     pub(crate) stale: Stale,
-    /// The result is not recorded, so the flow is evaluated again at its next packet. This is so for an ICMP error, which
-    /// only quotes a packet of the flow, and for a later fragment: without ports, neither causes an evaluation of the
-    /// policies in shadow mode.
+    /// Whether the result is not recorded, so that the flow is evaluated again at its next packet. True for ICMP errors
+    /// (they only quote a packet of the flow) and for fragments after the first. Neither has ports of its own, so the
+    /// policies in shadow mode are not evaluated for them.
     pub(crate) read_only: bool,
 }
 
@@ -45,7 +45,7 @@ const EGRESS: u32 = 1 << 24;
 const READ_ONLY: u32 = 1 << 25;
 
 impl Recheck {
-    /// Packs it into one word.
+    /// Packs the input into one integer.
     #[inline(always)]
     pub(crate) const fn pack(self) -> u32 {
         let direction = if matches!(self.direction, Direction::Egress) { EGRESS } else { 0 };
@@ -53,7 +53,7 @@ impl Recheck {
         self.stale.pack() | (self.protocol as u32) << 16 | direction | read_only
     }
 
-    /// Unpacks the word.
+    /// Unpacks the integer.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "bytes of the word")]
     pub(crate) const fn unpack(word: u32) -> Self {

@@ -223,7 +223,8 @@ mod tests {
         let at = SystemTime::UNIX_EPOCH;
         counters.count_allowed(&rule(0, &before), 3, at + Duration::from_secs(1));
         counters.count_allowed(&rule(0, &before), 1, at);
-        let flows_of_rule = |counters: &HitCounters, state| counters.of_rule(&rule(0, &before).rule, state).map(|hits| hits.flows);
+        let flows_of_rule =
+            |counters: &HitCounters, state| counters.of_rule(&rule(0, &before).rule, state).map(|hits| hits.flows);
         assert_eq!(flows_of_rule(&counters, &before), Some(4));
         assert_eq!(flows_of_rule(&counters, &after), None, "the rule has another port now");
         counters.count_allowed(&rule(0, &after), 2, at);

@@ -10,12 +10,13 @@ use serde::Serialize;
 
 use crate::verdict::{EndClass, Evaluator};
 
-/// Up to this number of rows, each pod without a workload has its own row.
-const MAX_SINGLE_PODS: usize = 50;
-/// The number of workloads in the name of a group.
-const NAMES_SHOWN: usize = 3;
+/// Up to this number of groups, pods of different workloads are in different groups.
+const MAX_GROUPS_BY_WORKLOAD: usize = 50;
+/// Maximum number of workloads in the name of a group.
+const MAX_NAMES: usize = 3;
 
-/// Pods with the same verdicts as source and as destination, in one namespace; or an address.
+/// An address, or pods of one namespace that have equal verdicts, both when they are the source and when they are the
+/// destination.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Group {
@@ -29,29 +30,31 @@ pub(super) struct Group {
     /// The end that stands for all members as a source.
     #[serde(skip)]
     pub(super) source: End,
-    /// The end that stands for all members as a destination. Another one than `source`, if there are several pods.
+    /// The end that stands for all members as a destination. It differs from `source` if there are several pods.
     #[serde(skip)]
     pub(super) destination: End,
 }
 
-/// What decides the verdicts on a pod, and the namespace.
+/// The namespace of a pod, and everything on which its verdicts depend.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Class {
     namespace: NamespaceName,
-    tables: Vec<EndClass>,
-    unevaluated: [Vec<usize>; 2],
+    end_classes: Vec<EndClass>,
+    /// For each direction, the indices of the policies of other kinds that may change the verdicts.
+    unevaluated_policies: [Vec<usize>; 2],
 }
 
 /// The class of a group, and its workload or its only pod.
 type GroupKey = (Class, Option<WorkloadKey>, Option<PodKey>);
 
-/// Returns the groups of these ends: pods by namespace, then addresses. A pod without a workload is in a group of its
-/// own, unless there would be too many groups.
-pub(super) fn of(evaluate: &Evaluator, ends: &[End]) -> Vec<Group> {
-    let state = evaluate.cluster().state();
+/// Returns the groups of these ends: pods by namespace, then addresses. Pods with the same verdicts share a group if they
+/// belong to the same workload, and a pod without a workload has its own group. If there would be too many groups, pods
+/// with the same verdicts share a group, whatever their workload.
+pub(super) fn group_ends(evaluator: &Evaluator, ends: &[End]) -> Vec<Group> {
+    let state = evaluator.cluster().state();
     let pods = || ends.iter().filter_map(|end| if let End::Pod(key) = end { state.pods.get(key) } else { None });
-    let single = grouped(evaluate, pods(), true);
-    let groups = if single.len() <= MAX_SINGLE_PODS { single } else { grouped(evaluate, pods(), false) };
+    let groups = grouped(evaluator, pods(), true);
+    let groups = if groups.len() <= MAX_GROUPS_BY_WORKLOAD { groups } else { grouped(evaluator, pods(), false) };
     let addresses = ends.iter().filter(|end| !matches!(end, End::Pod(_))).map(|end| Group {
         name: end.to_string(),
         namespace: None,
@@ -64,34 +67,35 @@ pub(super) fn of(evaluate: &Evaluator, ends: &[End]) -> Vec<Group> {
     groups
 }
 
-fn grouped<'p>(evaluate: &Evaluator, pods: impl Iterator<Item = &'p Pod>, single_pods: bool) -> Vec<Group> {
-    let workloads = evaluate.cluster().workloads();
+fn grouped<'p>(evaluator: &Evaluator, pods: impl Iterator<Item = &'p Pod>, by_workload: bool) -> Vec<Group> {
+    let workloads = evaluator.cluster().workloads();
     let mut groups: BTreeMap<GroupKey, Vec<&Pod>> = BTreeMap::new();
     for pod in pods {
-        let workload = workloads.of_pod(&pod.key).filter(|_| single_pods);
-        let own = (single_pods && workload.is_none()).then(|| pod.key.clone());
-        groups.entry((class(evaluate, pod), workload.cloned(), own)).or_default().push(pod);
+        let workload = workloads.of_pod(&pod.key).filter(|_| by_workload);
+        let own = (by_workload && workload.is_none()).then(|| pod.key.clone());
+        groups.entry((class(evaluator, pod), workload.cloned(), own)).or_default().push(pod);
     }
-    let mut groups: Vec<Group> = groups.into_values().filter_map(|pods| group(evaluate, &pods)).collect();
+    let mut groups: Vec<Group> = groups.into_values().filter_map(|pods| group(evaluator, &pods)).collect();
     groups.sort_by(|one, other| (&one.namespace, &one.name).cmp(&(&other.namespace, &other.name)));
     groups
 }
 
-fn class(evaluate: &Evaluator, pod: &Pod) -> Class {
-    let unevaluated = Direction::BOTH.map(|direction| evaluate.cluster().may_change_pod(pod, direction));
-    Class { namespace: pod.key.namespace.clone(), tables: evaluate.classes(pod), unevaluated }
+fn class(evaluator: &Evaluator, pod: &Pod) -> Class {
+    let unevaluated_policies = Direction::BOTH.map(|direction| evaluator.cluster().may_change_pod(pod, direction));
+    Class { namespace: pod.key.namespace.clone(), end_classes: evaluator.classes(pod), unevaluated_policies }
 }
 
-fn group(evaluate: &Evaluator, pods: &[&Pod]) -> Option<Group> {
+fn group(evaluator: &Evaluator, pods: &[&Pod]) -> Option<Group> {
     let first = pods.first()?;
+    // A workload in a manifest has a second pod, so that connections between two of its pods are evaluated.
     let second = first.key.second_of_workload();
     let source = match pods.get(1) {
         Some(pod) => pod.key.clone(),
-        None if evaluate.cluster().state().pods.contains_key(&second) => second,
+        None if evaluator.cluster().state().pods.contains_key(&second) => second,
         None => first.key.clone(),
     };
     Some(Group {
-        name: name(evaluate, pods),
+        name: name(evaluator, pods),
         namespace: Some(first.key.namespace.clone()),
         members: pods.iter().map(|pod| pod.key.to_string()).collect(),
         source: End::Pod(source),
@@ -100,10 +104,10 @@ fn group(evaluate: &Evaluator, pods: &[&Pod]) -> Option<Group> {
 }
 
 /// The names of the workloads, or of pods without one, and the number of pods.
-fn name(evaluate: &Evaluator, pods: &[&Pod]) -> String {
+fn name(evaluator: &Evaluator, pods: &[&Pod]) -> String {
     let mut names: Vec<String> = Vec::new();
     for pod in pods {
-        let workload = evaluate.cluster().workloads().of_pod(&pod.key);
+        let workload = evaluator.cluster().workloads().of_pod(&pod.key);
         let name = match workload {
             Some(workload) => format!("{}/{}", workload.kind.resource(), workload.name),
             None => pod.key.name.to_string(),
@@ -113,8 +117,8 @@ fn name(evaluate: &Evaluator, pods: &[&Pod]) -> String {
         }
     }
     let (count, namespace) = (names.len(), pods.first().map_or("", |pod| &pod.key.namespace));
-    names.truncate(NAMES_SHOWN);
-    let more = if count > NAMES_SHOWN { format!(" and {} more", count - NAMES_SHOWN) } else { String::new() };
+    names.truncate(MAX_NAMES);
+    let more = if count > MAX_NAMES { format!(" and {} more", count - MAX_NAMES) } else { String::new() };
     let pods = if pods.len() > 1 { format!(" ({} pods)", pods.len()) } else { String::new() };
     format!("{namespace}/{}{more}{pods}", names.join(", "))
 }

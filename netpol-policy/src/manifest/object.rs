@@ -227,7 +227,7 @@ impl ObjectReader {
     fn ignored(&mut self, location: &ObjectLocation<'_>, api_version: String, kind: String, value: &Value) {
         let (file, line) = (self.diagnostics.file().clone(), location.tree.lines.of(&location.root));
         let Some(unevaluated) = UnevaluatedKind::of(&api_version, &kind) else {
-            self.account_details(&kind, value);
+            self.record_account_details(&kind, value);
             return self.parsed.ignored.push(Ignored { file, line, api_version, kind });
         };
         let scope = PolicyScope::of(unevaluated, value);
@@ -280,42 +280,42 @@ impl ObjectReader {
         match kind {
             "Namespace" => {
                 let Some(api) = self.typed::<core::Namespace>(location, value) else { return };
-                self.namespace_details(&api);
+                self.record_namespace_details(&api);
                 let (namespace, diagnostics) = Namespace::from_api(&api);
-                self.diagnostics(location, &diagnostics);
+                self.report_diagnostics(location, &diagnostics);
                 self.add_object(location, Object::Namespace(namespace));
             }
             "Pod" => {
                 let Some(api) = self.typed::<core::Pod>(location, value) else { return };
                 let (pod, diagnostics) = Pod::from_api(&api);
-                self.diagnostics(location, &diagnostics);
+                self.report_diagnostics(location, &diagnostics);
                 if let Some(controller) = workload::controller(&api.metadata).filter(|_| self.reads_workloads) {
                     self.parsed.controllers.push((pod.key.clone(), controller));
                 }
-                self.pod_details(&pod.key, api.spec.as_ref());
+                self.record_pod_details(&pod.key, api.spec.as_ref());
                 self.add_object(location, Object::Pod(pod));
             }
             "Node" => {
                 let Some(api) = self.typed::<core::Node>(location, value) else { return };
                 let (node, diagnostics) = Node::from_api(&api);
-                self.diagnostics(location, &diagnostics);
+                self.report_diagnostics(location, &diagnostics);
                 self.add_object(location, Object::Node(node));
             }
             "Service" => {
                 let Some(api) = self.typed::<core::Service>(location, value) else { return };
                 let (service, diagnostics) = Service::from_api(&api);
-                self.diagnostics(location, &diagnostics);
+                self.report_diagnostics(location, &diagnostics);
                 self.add_object(location, Object::Service(service));
             }
             "EndpointSlice" => {
                 let Some(api) = self.typed::<discovery::EndpointSlice>(location, value) else { return };
                 let (slice, diagnostics) = EndpointSlice::from_api(&api);
-                self.diagnostics(location, &diagnostics);
+                self.report_diagnostics(location, &diagnostics);
                 self.add_object(location, Object::Slice(slice));
             }
             _ => match WorkloadKind::from_name(kind) {
                 Some(kind) => self.workload(location, kind, value),
-                None => self.policy(location, value),
+                None => self.parse_policy(location, value),
             },
         }
     }
@@ -356,7 +356,7 @@ impl ObjectReader {
         });
     }
 
-    fn diagnostics(&mut self, location: &ObjectLocation<'_>, diagnostics: &[Diagnostic]) {
+    fn report_diagnostics(&mut self, location: &ObjectLocation<'_>, diagnostics: &[Diagnostic]) {
         for Diagnostic { severity, field, message } in diagnostics {
             let found = || (location.line_of_text(field), Some(field.clone()));
             self.diagnostics.add(

@@ -7,63 +7,62 @@ use super::{DUPLICATE_KEY, FieldError, FieldPath, ObjectLocation, ObjectReader, 
 use crate::manifest::{salvage, size};
 use crate::model::{Diagnostic, Object, Policy, Severity};
 
-/// Maximum number of errors in one policy for which only the invalid parts are replaced. Each needs a pass over the whole
-/// policy, so a policy with more errors is replaced as a whole.
+/// Up to this number of errors in a policy, only the invalid parts are replaced. Each error needs a pass over the whole
+/// policy, so the `spec` of a policy with more errors is replaced as a whole.
 const MAX_REPLACED: usize = 64;
 
 impl ObjectReader {
     /// Parses a policy. Invalid parts are replaced, one after the other.
-    pub(super) fn policy(&mut self, location: &ObjectLocation<'_>, mut value: Value) {
-        let written = if self.reads_workloads { value.clone() } else { Value::Null };
-        let mut faults: Vec<FieldError> = Vec::new();
+    pub(super) fn parse_policy(&mut self, location: &ObjectLocation<'_>, mut value: Value) {
+        let original = if self.reads_workloads { value.clone() } else { Value::Null };
+        let mut handled: Vec<FieldError> = Vec::new();
         let mut replaced: Vec<FieldPath> = Vec::new();
         let duplicates = location.tree.duplicates_below(&location.root);
-        let mut found: Vec<(FieldPath, String)> = duplicates.map(|path| (path, DUPLICATE_KEY.to_owned())).collect();
+        let mut pending: Vec<(FieldPath, String)> = duplicates.map(|path| (path, DUPLICATE_KEY.to_owned())).collect();
         let spec = FieldPath(vec![Step::Key("spec".to_owned())]);
         if size::is_too_large(&value) {
-            found = vec![(spec.clone(), size::TOO_LARGE.to_owned())];
+            pending = vec![(spec.clone(), size::TOO_LARGE.to_owned())];
         }
         let api = loop {
-            let in_spec = found.iter().filter(|(path, _)| path.relative_to(&spec).is_some()).count();
+            let in_spec = pending.iter().filter(|(path, _)| path.relative_to(&spec).is_some()).count();
             if replaced.len() + in_spec > MAX_REPLACED && !replaced.contains(&spec) {
-                found = vec![(spec.clone(), format!("has more than {MAX_REPLACED} errors"))];
+                pending = vec![(spec.clone(), format!("has more than {MAX_REPLACED} errors"))];
             }
-            for (path, message) in found.drain(..) {
+            for (path, message) in pending.drain(..) {
                 let Some((replaced_path, consequence)) = salvage::replace_invalid(&mut value, &path) else {
                     return self.report_ignored(location, &path, &format!("{message}; the whole policy is ignored"));
                 };
                 let in_spec = path.to_string().starts_with("spec");
                 let severity = if in_spec { Severity::Error } else { Severity::Warning };
-                faults.push(FieldError { severity, path, message: format!("{message}; {consequence}") });
+                handled.push(FieldError { severity, path, message: format!("{message}; {consequence}") });
                 if in_spec {
                     replaced.push(replaced_path);
                 }
             }
             let (result, unknown) = deserialize::<NetworkPolicy>(value.clone());
             for path in unknown {
-                // Old API servers wrote a status, which is not used.
+                // Old API servers stored a `status` in policies. It is not used.
                 if path.to_string() != "status" {
-                    found.push((path, UNKNOWN_FIELD.to_owned()));
+                    pending.push((path, UNKNOWN_FIELD.to_owned()));
                 }
             }
             match result {
-                Ok(api) if found.is_empty() => break api,
+                Ok(api) if pending.is_empty() => break api,
                 Ok(_) => {}
-                Err(fault) => found.push(fault),
+                Err(error) => pending.push(error),
             }
         };
         let mut policy = Policy::from_api(&api);
-        self.policy_details(location, &policy, written);
-        // The diagnostics of replaced parts have been reported above with better messages.
+        self.record_policy_details(location, &policy, original);
+        // Replaced parts are reported below, with better messages.
         let replaced: Vec<String> = replaced.iter().map(ToString::to_string).collect();
         policy.diagnostics.retain(|diagnostic| !replaced.iter().any(|parent| is_within(&diagnostic.field, parent)));
         let diagnostics_of_policy: Vec<Diagnostic> = policy.diagnostics.clone();
-        for fault in faults {
-            let FieldError { severity, path, message } = fault;
+        for FieldError { severity, path, message } in handled {
             self.report(location, severity, &path, &message);
             policy.diagnostics.push(Diagnostic { severity, field: path.to_string(), message });
         }
-        self.diagnostics(location, &diagnostics_of_policy);
+        self.report_diagnostics(location, &diagnostics_of_policy);
         self.add_object(location, Object::Policy(policy));
     }
 }

@@ -56,10 +56,10 @@ impl ObjectReader {
         };
         let details = template.spec.clone();
         let (workload, diagnostics) = read(kind, &metadata, &spec, template);
-        self.pod_details(&workload.pod.key, details.as_ref());
+        self.record_pod_details(&workload.pod.key, details.as_ref());
         let of_template =
             |diagnostic: Diagnostic| Diagnostic { field: format!("{path}.{}", diagnostic.field), ..diagnostic };
-        self.diagnostics(location, &diagnostics.into_iter().map(of_template).collect::<Vec<_>>());
+        self.report_diagnostics(location, &diagnostics.into_iter().map(of_template).collect::<Vec<_>>());
         if number(spec.replicas).is_some_and(|replicas| replicas > MAX_ORDINALS) && workload.ordinals.is_some() {
             let message = format!("netpol evaluates only the first {MAX_ORDINALS} pods of a StatefulSet");
             self.warning(location, &FieldPath::default().key("spec").key("replicas"), &message);
