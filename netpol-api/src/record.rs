@@ -131,8 +131,8 @@ pub struct FlowRecord {
     /// Hints on frequent causes, such as a missing rule for DNS.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hints: Vec<String>,
-    /// Denied: packets of this flow without a record since the last one. Otherwise: flows between the same ends, to the
-    /// same port, without a record since the last one.
+    /// For a denied packet: how many packets of this flow were not recorded since its previous record. For other flows:
+    /// how many flows between the same addresses and to the same port were not recorded since the previous record.
     pub suppressed: u32,
     /// Length of the packet in bytes, from its IP header on.
     pub length: u32,
@@ -175,7 +175,7 @@ pub struct FlowEnd {
     /// The pod's node, or the node with this address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// Whether the node has replaced the sender's address by its own.
+    /// Whether the node has replaced the sender's address with its own (masquerading).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub masqueraded: bool,
     /// The address, if the packet has one.
@@ -187,11 +187,11 @@ pub struct FlowEnd {
     /// The Services with this address and port, as `namespace/name`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<String>,
-    /// The Services that may have selected this backend.
+    /// The Services through which the packet may have been sent to this backend.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub via_services: Vec<String>,
-    /// For an address that is neither a pod's nor a node's: the `ipBlock` peers of the pod's policies that contain it, such
-    /// as `10.0.0.0/8 (shop/web spec.egress[0].to[1])`.
+    /// For an address that is neither a pod's nor a node's: the `ipBlock` peers of the pod's policies that contain the
+    /// address, such as `10.0.0.0/8 (shop/web spec.egress[0].to[1])`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blocks: Vec<String>,
 }
@@ -231,10 +231,10 @@ pub struct FlowSide {
     /// The rule that allows the flow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<FlowRule>,
-    /// If no rule allows it: the rule with the fewest unmet conditions.
+    /// If no rule allows the flow: the rule with the fewest unmet conditions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nearest: Option<FlowRule>,
-    /// If no rule allows it: a change of a policy that does.
+    /// If no rule allows the flow: a change of a policy that would allow it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fix: Option<Fix>,
     /// Whether there is a fix that is too large for a record.
@@ -301,7 +301,7 @@ pub struct MulticastRecord {
     /// The port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// Packets since the last record. A packet that several pods receive counts once.
+    /// Packets since the last record. A packet that several pods receive is counted once.
     pub packets: u64,
     /// The first senders.
     pub senders: Vec<String>,
@@ -309,7 +309,7 @@ pub struct MulticastRecord {
     pub sender_count: usize,
 }
 
-/// Packets or flows of a pod without a record.
+/// The number of packets or flows of a pod that were not recorded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RateLimitedRecord {

@@ -1,4 +1,4 @@
-//! Evaluates policy for a new flow. The same code runs in the eBPF programs and on tables in memory.
+//! Evaluates the policies for a new flow. The same code runs in the eBPF programs and on tables in memory.
 
 use crate::{
     AddressEntry, AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, Endpoint, FrontendEntry, FrontendKey,

@@ -1,8 +1,8 @@
 //! The entry point at a pod's veth, and the fast path: plain packets of known flows. Nearly all packets are of this
 //! kind.
 //!
-//! If the flow of a plain packet is unknown, [`admit`] evaluates policy, and if it is stale, [`is_still_allowed`] does.
-//! All other packets take the slow path, [`crate::slow_path`]. Each of these is a separate function, so that the
+//! If the flow of a plain packet is unknown, [`admit`] evaluates the policies, and if it is stale, [`is_still_allowed`]
+//! does. All other packets take the slow path, [`crate::slow_path`]. Each of these is a separate function, so that the
 //! verifier checks it once and not once for each caller.
 //!
 //! [`admit`]: verdict::admit

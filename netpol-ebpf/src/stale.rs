@@ -1,4 +1,5 @@
-//! Flows that have to be evaluated again, packed into one integer (`u32`), so that one BPF function can pass them to another.
+//! Flows that have to be evaluated again, packed into one integer (`u32`), so that one BPF function can pass them to
+//! another.
 
 use netpol_common::Direction;
 
@@ -26,8 +27,8 @@ impl Stale {
     }
 }
 
-/// The input for evaluating a known flow again, in the direction of its first packet. It is packed into one integer for a
-/// separate BPF function, so that the verifier checks the evaluation of policies once and not once for each caller.
+/// The input for evaluating a known flow again, in the direction of its first packet. It is packed into one integer for
+/// a separate BPF function, so that the verifier checks the evaluation of policies once and not once for each caller.
 #[derive(Clone, Copy)]
 pub(crate) struct Recheck {
     /// The direction of the current packet.

@@ -1,4 +1,4 @@
-//! Demo: a small cluster, and the effect of policies on it. Compares measured with expected connections, and shows
+//! Demo: a small cluster, and the effect of policies on it. Compares actual with expected connections, and shows
 //! the agent's explanation of each drop.
 
 mod drops;

@@ -191,8 +191,8 @@ impl Reporter {
         }
     }
 
-    /// Counts a denied flow for the policies that isolate the pod, or flows that policies in shadow mode would deny for these
-    /// policies.
+    /// Counts a denied flow for the policies that isolate the pod. Counts flows that policies in shadow mode would deny
+    /// for these policies.
     fn count_policies<D: Dataplane>(&mut self, observed: &Observed<'_>, reconciler: &Reconciler<D>) {
         match observed.verdict {
             FlowVerdict::Denied => {

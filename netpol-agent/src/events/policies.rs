@@ -1,5 +1,5 @@
-//! The policies that are counted and listed for a flow that policies in shadow mode would deny. A pod may have thousands of
-//! policies, so these lists are determined once for each rule set, not for each event.
+//! The policies that are counted and listed for a flow that policies in shadow mode would deny. A pod may have
+//! thousands of policies, so these lists are determined once for each rule set, not for each event.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -47,9 +47,9 @@ struct Class {
 /// The class of a group, and its workload or its only pod.
 type GroupKey = (Class, Option<WorkloadKey>, Option<PodKey>);
 
-/// Returns the groups of these ends: pods by namespace, then addresses. Pods with the same verdicts share a group if they
-/// belong to the same workload, and a pod without a workload has its own group. If there would be too many groups, pods
-/// with the same verdicts share a group, whatever their workload.
+/// Returns the groups of these ends: pods by namespace, then addresses. Pods with the same verdicts share a group if
+/// they belong to the same workload, and a pod without a workload has its own group. If there would be too many groups,
+/// pods with the same verdicts share a group, whatever their workload.
 pub(super) fn group_ends(evaluator: &Evaluator, ends: &[End]) -> Vec<Group> {
     let state = evaluator.cluster().state();
     let pods = || ends.iter().filter_map(|end| if let End::Pod(key) = end { state.pods.get(key) } else { None });

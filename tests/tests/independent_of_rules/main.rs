@@ -46,8 +46,8 @@ fn pairs(cluster: &Cluster, from: &str, to: &str) -> Vec<(IpAddr, IpAddr)> {
     cluster.host(to).addresses().iter().filter_map(pair).collect()
 }
 
-/// A table of test packets from one pod to another. Each row has a description, one or more packets, and whether the last
-/// packet arrives. The last packet contains the marker.
+/// A table of test packets from one pod to another. Each row has a description, one or more packets, and whether the
+/// last packet arrives. The last packet contains the marker.
 struct TestPackets<'c> {
     cluster: &'c Cluster,
     from: &'static str,

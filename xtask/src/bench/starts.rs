@@ -1,4 +1,5 @@
-//! Starts of pods: how long the start gate holds them, and which of their first packets arrive, with and without it.
+//! Starts of pods: by how much the start gate delays them, and which of their first packets arrive, with and
+//! without it.
 //!
 //! A pod exists in the API server before it starts, without an address. Its interface appears, the container runtime
 //! reports it, and its first instructions send over UDP and TCP to a pod that policies allow and to one that they
@@ -64,7 +65,7 @@ struct Run {
     forbidden_arrived: u64,
     /// Pods with an allowed datagram or connection that failed.
     allowed_failed: usize,
-    /// How long the start was held, as measured by the runtime. Without the gate, nothing holds it.
+    /// The time by which the gate delayed the start, as measured by the runtime. Without the gate, there is no delay.
     held: Row,
 }
 
@@ -120,7 +121,7 @@ fn print_report(report: &Report) {
     let Report { pods, policies, machine, .. } = report;
     println!("{pods} pods, {policies} policies; {} CPUs, load {:.1} before", machine.cpus, machine.load);
     println!(
-        "{:<26}{:>8}{:>11}{:>9}  {:>9}{:>9}{:>9}{:>9} ms held",
+        "{:<26}{:>8}{:>11}{:>9}  {:>9}{:>9}{:>9}{:>9} ms delay",
         "", "starts", "forbidden", "failed", "median", "p95", "p99", "max"
     );
     for Run { mode, starts, forbidden_arrived, allowed_failed, held } in &report.runs {
