@@ -25,7 +25,7 @@ pub enum ErrorCode {
 /// Why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CniError {
-    /// Tells the container runtime how to react.
+    /// Determines how the container runtime reacts.
     pub code: ErrorCode,
     /// What failed, and what to do.
     pub message: String,
