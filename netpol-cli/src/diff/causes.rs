@@ -83,10 +83,10 @@ pub(super) fn text(cause: &Cause) -> String {
             format!("{} {isolates} the {end}, which was not isolated", listed("NetworkPolicy", &names(policies)))
         }
         Reason::NotIsolated(policies) => {
-            format!("the {end} is no longer isolated; before, by {}", listed("NetworkPolicy", &names(policies)))
+            format!("the {end} is no longer isolated; it was isolated by {}", listed("NetworkPolicy", &names(policies)))
         }
         Reason::Added(rules) => format!("now allowed by {}", rules_text(rules)),
-        Reason::Removed(rules) => format!("before, allowed by {}", rules_text(rules)),
+        Reason::Removed(rules) => format!("was allowed by {}", rules_text(rules)),
         Reason::NewWorkload => "a new workload".to_owned(),
         Reason::RemovedWorkload => "a removed workload".to_owned(),
         Reason::Unevaluated(policies) => format!("netpol does not evaluate {}", listed("", policies)),
