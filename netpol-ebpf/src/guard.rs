@@ -157,10 +157,10 @@ pub(crate) fn arp<S: Context>(context: &S, start: u32) -> Reason {
     // Loaded separately, because the verifier requires that words on the stack are aligned.
     let Some(Bytes(sender_address)) = context.load::<4>(start + arp::SENDER_ADDRESS) else { return Reason::Malformed };
     let packet = Window::of(&head.0);
-    let operation = packet.number::<6>();
+    let operation = packet.u16_be::<6>();
     // The address types must be Ethernet and IPv4, with their address lengths.
     let is_ethernet_ipv4 =
-        u32::from_be_bytes(packet.four_bytes::<0>()) == 0x0001_0800 && packet.number::<4>() == 0x0604;
+        u32::from_be_bytes(packet.four_bytes::<0>()) == 0x0001_0800 && packet.u16_be::<4>() == 0x0604;
     let own = sender_address.belongs_to(endpoint) || (sender_address.is_zero() && operation == arp::REQUEST);
     if !is_ethernet_ipv4
         || !matches!(operation, arp::REQUEST | arp::REPLY)

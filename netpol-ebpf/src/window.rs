@@ -57,7 +57,7 @@ impl<'a, const N: usize> Window<'a, N> {
 
     /// Reads a 16-bit number in network byte order.
     #[inline(always)]
-    pub(crate) fn number<const O: usize>(self) -> u16 {
+    pub(crate) fn u16_be<const O: usize>(self) -> u16 {
         u16::from_be_bytes(self.two_bytes::<O>())
     }
 
@@ -153,7 +153,7 @@ mod tests {
         let window = Window::of(&bytes);
         assert_eq!(window.byte::<19>(), 19);
         assert_eq!(window.two_bytes::<3>(), [3, 4]);
-        assert_eq!(window.number::<3>(), 0x0304);
+        assert_eq!(window.u16_be::<3>(), 0x0304);
         assert_eq!(window.four_bytes::<1>(), [1, 2, 3, 4]);
         assert_eq!(window.sixteen_bytes::<4>()[15], 19);
         assert_eq!(window.part::<10, 4>().four_bytes::<0>(), [10, 11, 12, 13]);

@@ -16,11 +16,12 @@ const CLIENT: [u8; 4] = [10, 0, 0, 2];
 const RULES: RuleSetId = RuleSetId(3);
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
-const FIN: u8 = 0x11;
+const FIN_ACK: u8 = 0x11;
 const RST: u8 = 0x04;
+const RST_ACK: u8 = 0x14;
 
-/// Returns a pod that is isolated for ingress. `CLIENT` is allowed to send everything to it.
-fn pod() -> Memory {
+/// Returns maps in memory with one pod, which is isolated for ingress. `CLIENT` is allowed to send everything to it.
+fn memory_with_pod() -> Memory {
     let mut memory = Memory::default();
     let ingress = DirectionPolicy { rule_set: RULES, any: PortSetId::NONE };
     let endpoint = Endpoint {
@@ -58,75 +59,75 @@ fn tcp(flags: u8, ports: [u16; 2]) -> Vec<u8> {
     header
 }
 
-fn request(memory: &Memory, flags: u8) -> Reason {
+fn to_pod(memory: &Memory, flags: u8) -> Reason {
     memory.run(Ingress, &frame(CLIENT, POD, protocol::TCP, &tcp(flags, [1000, 80])), VETH, OTHER_INTERFACE)
 }
 
-fn reply(memory: &Memory, flags: u8) -> Reason {
+fn from_pod(memory: &Memory, flags: u8) -> Reason {
     memory.run(Egress, &frame(POD, CLIENT, protocol::TCP, &tcp(flags, [80, 1000])), VETH, 0)
 }
 
 #[test]
 fn a_revoked_flow_does_not_become_a_new_flow_of_the_other_side() {
-    let mut memory = pod();
-    assert_eq!(request(&memory, SYN), Reason::Rule);
-    assert_eq!(reply(&memory, SYN | ACK), Reason::Flow);
+    let mut memory = memory_with_pod();
+    assert_eq!(to_pod(&memory, SYN), Reason::Rule);
+    assert_eq!(from_pod(&memory, SYN | ACK), Reason::Flow);
     revoke(&mut memory);
     // The pod may initiate any flow, but it did not initiate this one.
     for _ in 0..3 {
-        assert_eq!(reply(&memory, ACK), Reason::Revoked);
-        assert_eq!(request(&memory, ACK), Reason::Revoked);
+        assert_eq!(from_pod(&memory, ACK), Reason::Revoked);
+        assert_eq!(to_pod(&memory, ACK), Reason::Revoked);
         memory.wait(timeout::TCP_ESTABLISHED - 1);
     }
     // A FIN, as if the flow had ended, does not change this.
-    assert_eq!(reply(&memory, FIN), Reason::Revoked);
+    assert_eq!(from_pod(&memory, FIN_ACK), Reason::Revoked);
     memory.wait(timeout::TCP_ESTABLISHED - 1);
-    assert_eq!(reply(&memory, ACK), Reason::Revoked);
-    assert_eq!(reply(&memory, SYN), Reason::NotIsolated, "a connection that the pod initiates");
-    assert_eq!(request(&memory, SYN | ACK), Reason::Flow);
+    assert_eq!(from_pod(&memory, ACK), Reason::Revoked);
+    assert_eq!(from_pod(&memory, SYN), Reason::NotIsolated, "a connection that the pod initiates");
+    assert_eq!(to_pod(&memory, SYN | ACK), Reason::Flow);
 }
 
 #[test]
-fn flows_time_out_according_to_their_state_also_when_jiffies_wrap() {
+fn flows_time_out_according_to_their_state_even_if_jiffies_wrap() {
     for (packets, seconds) in [
         (&[SYN][..], timeout::TCP_UNREPLIED),
         (&[SYN, ACK, ACK], timeout::TCP_ESTABLISHED),
-        // Each of these may be forged, or be ignored by the endpoints.
-        (&[SYN, ACK, FIN], timeout::TCP_ESTABLISHED),
-        (&[SYN, FIN, FIN], timeout::TCP_ESTABLISHED),
-        (&[SYN, 0x14], timeout::TCP_ESTABLISHED),
+        // The last packet of each sequence may be forged, or may be ignored by the two hosts.
+        (&[SYN, ACK, FIN_ACK], timeout::TCP_ESTABLISHED),
+        (&[SYN, FIN_ACK, FIN_ACK], timeout::TCP_ESTABLISHED),
+        (&[SYN, RST_ACK], timeout::TCP_ESTABLISHED),
         (&[SYN, ACK, RST], timeout::TCP_ESTABLISHED),
         (&[SYN, ACK, SYN], timeout::TCP_ESTABLISHED),
         (&[SYN, ACK, ACK, SYN], timeout::TCP_ESTABLISHED),
     ] {
         for (later, expected) in [(seconds - 1, Reason::Flow), (seconds + 1, Reason::NotIsolated)] {
-            let memory = pod();
+            let memory = memory_with_pod();
             memory.now.set(u32::MAX - HZ);
             for (number, &flags) in packets.iter().enumerate() {
-                let reason = if number % 2 == 0 { request(&memory, flags) } else { reply(&memory, flags) };
+                let reason = if number % 2 == 0 { to_pod(&memory, flags) } else { from_pod(&memory, flags) };
                 assert!(reason.allows(), "{packets:x?}: {reason:?}");
             }
             memory.wait(later);
-            assert_eq!(reply(&memory, ACK), expected, "{packets:x?} after {later} s");
+            assert_eq!(from_pod(&memory, ACK), expected, "{packets:x?} after {later} s");
         }
     }
 }
 
 #[test]
-fn a_change_during_an_evaluation_applies_to_the_next_packet() {
-    let mut memory = pod();
-    assert_eq!(request(&memory, SYN), Reason::Rule);
-    // Changes before the version is written do not affect known flows.
+fn a_change_applies_to_known_flows_once_the_version_is_written() {
+    let mut memory = memory_with_pod();
+    assert_eq!(to_pod(&memory, SYN), Reason::Rule);
+    // A change does not affect known flows until the endpoint's version is written.
     memory.allow.clear();
-    assert_eq!(request(&memory, ACK), Reason::Flow);
+    assert_eq!(to_pod(&memory, ACK), Reason::Flow);
     revoke(&mut memory);
-    assert_eq!(request(&memory, ACK), Reason::Revoked);
+    assert_eq!(to_pod(&memory, ACK), Reason::Revoked);
 }
 
 #[test]
 fn an_icmp_error_does_not_change_a_flow() {
-    let mut memory = pod();
-    assert_eq!(request(&memory, SYN), Reason::Rule);
+    let mut memory = memory_with_pod();
+    assert_eq!(to_pod(&memory, SYN), Reason::Rule);
     let key = FlowKey {
         ifindex: IfIndex(VETH),
         pod_address: POD,
@@ -150,5 +151,5 @@ fn an_icmp_error_does_not_change_a_flow() {
     }
     revoke(&mut memory);
     assert_eq!(send_error(&memory), Reason::Revoked);
-    assert_eq!(reply(&memory, ACK), Reason::Revoked);
+    assert_eq!(from_pod(&memory, ACK), Reason::Revoked);
 }

@@ -61,9 +61,8 @@ async fn changes_of_services_and_their_slices_are_sent() -> Result<()> {
     annotated["endpoints"][0]["zone"] = json!("here");
     assert!(cluster.server.apply(annotated)?.changed);
     cluster.expect_no_batch(Duration::from_millis(300)).await;
-    let subject_state =
-        cluster.query(ObjectKey::Service(ServiceKey::new("shop", "db"))).await.expect("the query failed");
-    assert!(subject_state.exists);
+    let answer = cluster.query(ObjectKey::Service(ServiceKey::new("shop", "db"))).await.expect("the query failed");
+    assert!(answer.exists);
     cluster.server.delete(Resource::EndpointSlices, "shop", "web-x1");
     assert_eq!(keys(&cluster.next_batch().await), ["-EndpointSlice shop/web-x1"]);
     cluster.server.delete(Resource::Services, "shop", "db");
@@ -73,7 +72,7 @@ async fn changes_of_services_and_their_slices_are_sent() -> Result<()> {
 }
 
 #[tokio::test]
-async fn servers_without_streaming_lists_are_read_in_pages() -> Result<()> {
+async fn lists_are_read_in_pages_if_the_server_cannot_stream_them() -> Result<()> {
     for streaming_lists in [StreamingLists::NoStorageSupport, StreamingLists::Forbidden] {
         let options = Options { streaming_lists, ..Options::default() };
         let mut cluster = Cluster::start(options, |server| {
@@ -93,20 +92,20 @@ async fn servers_without_streaming_lists_are_read_in_pages() -> Result<()> {
     Ok(())
 }
 
-/// Makes the source list all objects again.
+/// Forces the source to list all objects again, and checks that it does not request a streaming list.
 async fn expect_that_no_streaming_list_is_tried_again(cluster: &mut Cluster) -> Result<()> {
     cluster.server.compact();
     cluster.server.disconnect();
     cluster.server.apply(policy("later"))?;
     cluster.wait_in_sync().await;
-    assert_eq!(cluster.requests_with("sendInitialEvents=true"), 6, "the lack of streaming lists is remembered");
+    assert_eq!(cluster.requests_with("sendInitialEvents=true"), 6, "the source must not request streaming lists again");
     Ok(())
 }
 
-/// Such a server does not mark the end of the list, so the first objects must not be used as the complete list. The
-/// source detects such a server by a bookmark without this mark, or because the server sends nothing.
+/// A server that ignores `sendInitialEvents` does not mark the end of the list, so the first objects must not be used as the
+/// complete list. The source detects such a server by a bookmark without this mark, or because the server sends nothing.
 #[tokio::test]
-async fn servers_that_ignore_send_initial_events_are_read_in_pages() -> Result<()> {
+async fn lists_are_read_in_pages_if_the_server_ignores_send_initial_events() -> Result<()> {
     for bookmarks in [true, false] {
         let bookmark_every = if bookmarks { Duration::from_millis(100) } else { Duration::from_mins(1) };
         let options = Options { streaming_lists: StreamingLists::Ignored, bookmark_every, ..Options::default() };
@@ -135,7 +134,7 @@ async fn servers_that_ignore_send_initial_events_are_read_in_pages() -> Result<(
 }
 
 #[tokio::test]
-async fn an_invalid_policy_isolates_and_does_not_affect_other_objects() -> Result<()> {
+async fn an_invalid_policy_still_isolates_pods_and_does_not_affect_other_objects() -> Result<()> {
     let bad = json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": {"namespace": "shop", "name": "bad"},
@@ -164,12 +163,12 @@ async fn a_query_about_an_object_is_answered_when_its_watch_has_caught_up() -> R
     let mut cluster = Cluster::start(Options::default(), |_| {}).await;
     cluster.server.delay_events(Duration::from_millis(400));
     cluster.server.apply(policy("new"))?;
-    let subject_state = cluster.query(policy_key("new")).await.expect("the query failed");
-    assert!(subject_state.exists && cluster.state.contains(&policy_key("new")));
-    assert_eq!(subject_state.generation, cluster.batches.last().expect("no batch was received").generation);
+    let answer = cluster.query(policy_key("new")).await.expect("the query failed");
+    assert!(answer.exists && cluster.state.contains(&policy_key("new")));
+    assert_eq!(answer.generation, cluster.batches.last().expect("no batch was received").generation);
     cluster.server.delete(Resource::NetworkPolicies, "shop", "new");
-    let subject_state = cluster.query(policy_key("new")).await.expect("the query failed");
-    assert!(!subject_state.exists && !cluster.state.contains(&policy_key("new")));
+    let answer = cluster.query(policy_key("new")).await.expect("the query failed");
+    assert!(!answer.exists && !cluster.state.contains(&policy_key("new")));
     assert!(!cluster.query(pod_key("never")).await.expect("the query failed").exists);
     cluster.server.set_rules(netpol_apiserver::Rules::none());
     let error = cluster.query(pod_key("never")).await.expect_err("the query must be forbidden");
@@ -187,7 +186,7 @@ async fn a_query_about_everything_is_answered_when_each_watch_has_caught_up() ->
     // The server sends no bookmarks in this test, only events.
     assert!(
         cluster.query_subject(Subject::Everything).await.expect("the query failed").exists,
-        "a query without changes must be answered"
+        "a query must be answered even if no object changes"
     );
     for (name, resource) in [("pod", Resource::Pods), ("policy", Resource::NetworkPolicies)] {
         cluster.server.delay_events(Duration::from_millis(400));
@@ -209,7 +208,7 @@ async fn a_query_about_everything_is_answered_when_each_watch_has_caught_up() ->
 }
 
 #[tokio::test]
-async fn two_thousand_changing_pods_end_in_the_servers_state() -> Result<()> {
+async fn the_source_has_the_servers_state_after_changes_of_2000_pods() -> Result<()> {
     let address = |index: usize| format!("10.1.{}.{}", index / 250, index % 250 + 1);
     let mut cluster = Cluster::start(Options::default(), |server| {
         for index in 0..2000 {

@@ -31,7 +31,7 @@ pub fn promtool<I: AsRef<std::ffi::OsStr>>(
     let mut command = Command::new(&program);
     command.args(arguments).current_dir(folder);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().with_context(|| missing(&program))?;
+    let mut child = command.spawn().with_context(|| start_error(&program))?;
     child.stdin.take().context("no standard input")?.write_all(input.as_bytes())?;
     child.wait_with_output().context("waiting for promtool")
 }
@@ -55,7 +55,7 @@ impl Prometheus {
         command.arg(format!("--config.file={}", configuration.display()));
         command.arg(format!("--storage.tsdb.path={}", folder.join("data").display()));
         command.args([&format!("--web.listen-address={ADDRESS}"), "--log.level=warn"]);
-        let child = command.stdin(Stdio::null()).spawn().with_context(|| missing(&program))?;
+        let child = command.stdin(Stdio::null()).spawn().with_context(|| start_error(&program))?;
         register_process(child.id());
         let mut server = Self { netns: netns.clone(), child };
         let begin = Instant::now();
@@ -79,7 +79,7 @@ impl Prometheus {
     /// Returns the field `data` of a response of the API.
     ///
     /// # Errors
-    /// Returns an error with the response if it has no success.
+    /// Returns an error that contains the response if its status is not `success`.
     pub fn api(&self, path: &str) -> Result<Value> {
         let (head, body) = self.get(path)?;
         let mut response: Value = serde_json::from_str(&body).with_context(|| format!("{path}: {head}"))?;
@@ -95,7 +95,7 @@ impl Prometheus {
             stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: prometheus\r\n\r\n").as_bytes())?;
             let mut response = String::new();
             stream.read_to_string(&mut response).context("reading the response of prometheus")?;
-            let (head, body) = response.split_once("\r\n\r\n").context("the response has no end of the header")?;
+            let (head, body) = response.split_once("\r\n\r\n").context("the header of the response is incomplete")?;
             Ok((head.to_owned(), body.to_owned()))
         })
     }
@@ -117,7 +117,7 @@ fn encoded(text: &str) -> String {
         .collect()
 }
 
-fn missing(program: &Path) -> String {
+fn start_error(program: &Path) -> String {
     format!(
         "cannot start {}: run `cargo xtask setup`, or set {OVERRIDE} to the directory of prometheus and promtool",
         program.display()

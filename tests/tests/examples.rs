@@ -46,7 +46,7 @@ fn cluster_and_verdicts(example: &Example) -> Result<(Cluster, Matrix)> {
 
 fn check(example: &Example) -> Result<()> {
     let (cluster, expected) = cluster_and_verdicts(example)?;
-    let documented = example.documented()?;
+    let documented = example.documented_matrix()?;
     for (cell, documented, expected) in documented.differences(&expected) {
         ensure!(documented == expected, "{cell}: allowed is {documented} in the README and {expected} by the policies");
     }
@@ -68,7 +68,7 @@ fn compare(example: &Example) -> Result<()> {
     let table = Command::new(netpol()?).args(example.command()).current_dir(examples::root().join("..")).output()?;
     let stderr = String::from_utf8_lossy(&table.stderr).into_owned();
     ensure!(table.status.success() && stderr.is_empty(), "{}: {stderr}", table.status);
-    for pod in example.documented()?.0.keys().map(|cell| cell.from.rsplit('/').next().unwrap_or_default()) {
+    for pod in example.documented_matrix()?.0.keys().map(|cell| cell.from.rsplit('/').next().unwrap_or_default()) {
         ensure!(String::from_utf8_lossy(&table.stdout).contains(pod), "{pod} is not in the printed table");
     }
     // As JSON.
@@ -83,7 +83,7 @@ fn compare(example: &Example) -> Result<()> {
         let cell = Cell { from: text("from")?.to_owned(), to: text("to")?.to_owned(), protocol, port };
         printed.insert(cell, text("verdict")? == "allow");
     }
-    for (cell, documented) in &example.documented()?.0 {
+    for (cell, documented) in &example.documented_matrix()?.0 {
         let allowed = printed.get(cell).with_context(|| format!("netpol prints no verdict for {cell}"))?;
         ensure!(allowed == documented, "{cell}: allowed is {documented} in the README and {allowed} by netpol");
     }

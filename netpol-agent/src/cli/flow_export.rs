@@ -9,14 +9,14 @@ use crate::export::{Endpoint, FileTarget, Target};
 
 const FORMS: &str = "use file:PATH, file:PATH?max-size=64Mi&files=4, or otlp:http://HOST:4318";
 
-/// Sizes of a file. The minimum is larger than every record.
-const MAX_SIZE: u64 = 64 << 20;
-const MIN_SIZE: u64 = 1 << 20;
-/// Numbers of files, with the current one.
-const FILES: u32 = 4;
-const MAX_FILES: u32 = 1000;
+/// The default value and the smallest value of `max-size`. The smallest value is larger than every record.
+const DEFAULT_MAX_SIZE: u64 = 64 << 20;
+const SMALLEST_MAX_SIZE: u64 = 1 << 20;
+/// The default value and the largest value of `files`, which includes the file that is being written.
+const DEFAULT_FILES: u32 = 4;
+const LARGEST_FILES: u32 = 1000;
 
-/// A target.
+/// The value of one `--flow-export`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FlowExport(pub(super) Target);
 
@@ -36,18 +36,18 @@ impl FromStr for FlowExport {
 fn file(text: &str) -> Result<FileTarget, String> {
     let (path, parameters) = text.split_once('?').unwrap_or((text, ""));
     if path.is_empty() || path.ends_with('/') {
-        return Err(format!("the path of the file is missing; {FORMS}"));
+        return Err(format!("the path must name a file; {FORMS}"));
     }
-    let mut target = FileTarget { path: path.into(), max_size: MAX_SIZE, files: FILES };
+    let mut target = FileTarget { path: path.into(), max_size: DEFAULT_MAX_SIZE, files: DEFAULT_FILES };
     for parameter in parameters.split('&').filter(|parameter| !parameter.is_empty()) {
         match parameter.split_once('=') {
             Some(("max-size", value)) => {
-                let size = bytes(value).filter(|size| *size >= MIN_SIZE);
+                let size = bytes(value).filter(|size| *size >= SMALLEST_MAX_SIZE);
                 target.max_size = size.ok_or_else(|| format!("max-size={value}: use at least 1Mi"))?;
             }
             Some(("files", value)) => {
-                let files = value.parse().ok().filter(|files| (1..=MAX_FILES).contains(files));
-                target.files = files.ok_or_else(|| format!("files={value}: use a number from 1 to {MAX_FILES}"))?;
+                let files = value.parse().ok().filter(|files| (1..=LARGEST_FILES).contains(files));
+                target.files = files.ok_or_else(|| format!("files={value}: use a number from 1 to {LARGEST_FILES}"))?;
             }
             _ => return Err(format!("unknown parameter {parameter:?}; {FORMS}")),
         }
@@ -64,7 +64,7 @@ fn endpoint(url: &str) -> Result<Endpoint, String> {
         (Some("https"), ..) => {
             return Err("https is not supported; send to a collector on the node or in the cluster".to_owned());
         }
-        _ => return Err(format!("{url:?} must be http://HOST:PORT without a user and a query; {FORMS}")),
+        _ => return Err(format!("{url:?} must be http://HOST:PORT without a user or a query; {FORMS}")),
     }
     let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
     let port = uri.port_u16().ok_or_else(|| format!("{url:?} has no port; collectors use 4318"))?;
@@ -106,8 +106,8 @@ mod tests {
         for (text, reason) in [
             ("", "unknown target"),
             ("/var/log/flows", "unknown target"),
-            ("file:", "the path of the file is missing"),
-            ("file:/var/log/", "the path of the file is missing"),
+            ("file:", "the path must name a file"),
+            ("file:/var/log/", "the path must name a file"),
             ("file:a?max-size=1Ki", "use at least 1Mi"),
             ("file:a?files=0", "use a number from 1 to 1000"),
             ("file:a?maxsize=1Mi", "unknown parameter"),
@@ -115,7 +115,7 @@ mod tests {
             ("otlp:http://collector", "has no port"),
             ("otlp:http://user:password@collector:4318", "without a user"),
             ("otlp:https://collector:4318", "https is not supported"),
-            ("otlp:http://collector:4318?a=b", "without a user and a query"),
+            ("otlp:http://collector:4318?a=b", "without a user or a query"),
         ] {
             let error = parse(text).expect_err(text);
             assert!(error.contains(reason), "{text}: {error}");
@@ -132,7 +132,7 @@ mod tests {
         }
     }
 
-    /// `args_override_self` applies to options with one value only.
+    /// `args_override_self` applies only to options that accept a single value.
     #[test]
     fn a_repeated_option_adds_a_target() {
         use clap::Parser;

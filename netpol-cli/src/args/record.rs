@@ -22,8 +22,9 @@ Review the result: connections that were not used in this time are denied. With
 --shadow, the policies only report what they would deny.
 
 Without --flows, the agents' last flows and the pods' labels are read from the
-cluster. --flows reads a file with records as of `netpol flows -o json` or of an
-agent with --flow-export file:PATH; pods without labels in it must be in the manifests of -f.";
+cluster. --flows reads a file with records in the format of `netpol flows -o json`,
+which agents with --flow-export file:PATH also write. If the records have no
+labels of a pod, the pod must be in the manifests of -f.";
 
 #[derive(Debug, Args)]
 pub(crate) struct RecordOptions {
@@ -32,14 +33,14 @@ pub(crate) struct RecordOptions {
     pub(crate) flows: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) input: InputOptions,
-    /// Write policies for this namespace; repeatable. Default: with --flows or --socket, as -A; otherwise the namespace of
-    /// the context
+    /// Write policies for this namespace; repeatable. Default: with --flows or --socket, all namespaces, like -A;
+    /// otherwise the namespace of the context
     #[arg(short, long = "namespace", value_name = "NAMESPACE")]
     pub(crate) namespaces: Vec<String>,
     /// Write policies for all namespaces with flows, except those with the prefix kube-
     #[arg(short = 'A', long, conflicts_with = "namespaces")]
     pub(crate) all_namespaces: bool,
-    /// Use the flows of this time before now, at most 1h
+    /// Use the flows of the last 1h, or of a shorter time such as 10m
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_duration, conflicts_with = "flows")]
     pub(crate) since: Duration,
     #[command(flatten)]

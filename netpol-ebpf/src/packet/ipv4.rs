@@ -14,7 +14,7 @@ const HEADER: usize = 20;
 /// Length of the part before the addresses.
 const BEFORE_ADDRESSES: usize = 12;
 /// Length of the part of a plain packet that is read.
-const PLAIN: usize = ETHERNET + HEADER + transport::HEAD;
+const PLAIN: usize = ETHERNET + HEADER + transport::PREFIX;
 /// The offset in the fragment field, in units of 8 bytes.
 const OFFSET: u16 = 0x1fff;
 /// The "more fragments" flag in the fragment field.
@@ -27,15 +27,15 @@ pub(crate) fn parse_plain<S: Context>(context: &S) -> Option<Plain<[u8; 4]>> {
     let frame: Window<'_, PLAIN> = context.window()?;
     let header: Window<'_, HEADER> = frame.part::<ETHERNET, HEADER>();
     let protocol = header.byte::<9>();
-    if frame.number::<12>() != ether_type::IPV4
+    if frame.u16_be::<12>() != ether_type::IPV4
         || header.byte::<0>() != 0x45
-        || header.number::<6>() & (OFFSET | MORE) != 0
+        || header.u16_be::<6>() & (OFFSET | MORE) != 0
         || !protocol::has_ports(protocol)
         || is_short(header, HEADER as u32, protocol)
     {
         return None;
     }
-    let head = frame.part::<{ ETHERNET + HEADER }, { transport::HEAD }>();
+    let head = frame.part::<{ ETHERNET + HEADER }, { transport::PREFIX }>();
     let link_source = (frame.four_bytes::<6>(), frame.two_bytes::<10>());
     Some(Plain::new(link_source, header.four_bytes::<12>(), header.four_bytes::<16>(), protocol, head))
 }
@@ -75,7 +75,7 @@ impl Parse for [u8; 4] {
         if packet.fragment == Fragment::LATER {
             // RFC 1858, 4.2: a fragment at offset 1 would overwrite the flags with which the first fragment was
             // evaluated.
-            if packet.protocol == protocol::TCP && header.number::<6>() & OFFSET == 1 {
+            if packet.protocol == protocol::TCP && header.u16_be::<6>() & OFFSET == 1 {
                 packet.error = Some(Reason::Malformed);
             }
         } else if is_short(header, length, packet.protocol) && !quoted {
@@ -94,13 +94,13 @@ impl Parse for [u8; 4] {
 /// more than 64 KiB, which segmentation offload splits later, have length 0 (BIG TCP).
 #[inline(always)]
 fn is_short<const N: usize>(header: Window<'_, N>, length: u32, protocol: u8) -> bool {
-    let total = u32::from(header.number::<2>());
+    let total = u32::from(header.u16_be::<2>());
     total != 0 && total < length + transport::needed(protocol)
 }
 
 #[inline(always)]
 fn fragment(header: Window<'_, BEFORE_ADDRESSES>) -> Fragment {
-    let field = header.number::<6>();
+    let field = header.u16_be::<6>();
     if field & OFFSET != 0 {
         Fragment::LATER
     } else if field & MORE != 0 {

@@ -14,7 +14,7 @@ const HEADER: usize = 40;
 /// Length of the part before the addresses.
 const BEFORE_ADDRESSES: usize = 8;
 /// Length of the part of a plain packet that is read.
-const PLAIN: usize = ETHERNET + HEADER + transport::HEAD;
+const PLAIN: usize = ETHERNET + HEADER + transport::PREFIX;
 /// The number of extension headers that are read.
 const MAX_EXTENSIONS: usize = 8;
 
@@ -34,14 +34,14 @@ pub(crate) fn parse_plain<S: Context>(context: &S) -> Option<Plain<[u8; 16]>> {
     let frame: Window<'_, PLAIN> = context.window()?;
     let header: Window<'_, HEADER> = frame.part::<ETHERNET, HEADER>();
     let protocol = header.byte::<6>();
-    if frame.number::<12>() != ether_type::IPV6
+    if frame.u16_be::<12>() != ether_type::IPV6
         || header.byte::<0>() >> 4 != 6
         || !protocol::has_ports(protocol)
         || is_short(header, protocol)
     {
         return None;
     }
-    let head = frame.part::<{ ETHERNET + HEADER }, { transport::HEAD }>();
+    let head = frame.part::<{ ETHERNET + HEADER }, { transport::PREFIX }>();
     let link_source = (frame.four_bytes::<6>(), frame.two_bytes::<10>());
     Some(Plain::new(link_source, header.sixteen_bytes::<8>(), header.sixteen_bytes::<24>(), protocol, head))
 }
@@ -126,7 +126,7 @@ impl Extensions {
     }
 
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "fields of the word")]
+    #[expect(clippy::cast_possible_truncation, reason = "each cast takes one field of the word")]
     fn unpack<S: Context>(context: &S, word: u64) -> Self {
         Self {
             protocol: context.barrier_within::<255>(word as u8),
@@ -188,11 +188,11 @@ fn step<S: Context>(context: &S, start: u32, position: usize, extensions: &mut E
                 return Err(Reason::Malformed);
             }
             extensions.fragment_at = extensions.length;
-            let offset = header.number::<2>() >> 3;
+            let offset = header.u16_be::<2>() >> 3;
             if offset != 0 {
-                // RFC 1858, 4.2, as for IPv4.
-                let rewrites = extensions.protocol == protocol::TCP && offset == 1;
-                return if rewrites { Err(Reason::Malformed) } else { Ok(false) };
+                // A fragment at offset 8 could overwrite the TCP flags: RFC 1858, 4.2, as for IPv4.
+                let overwrites_flags = extensions.protocol == protocol::TCP && offset == 1;
+                return if overwrites_flags { Err(Reason::Malformed) } else { Ok(false) };
             }
             8
         }
@@ -204,7 +204,7 @@ fn step<S: Context>(context: &S, start: u32, position: usize, extensions: &mut E
 /// RFC 8200, 4.5. A fragment that is a whole datagram is treated as unfragmented (RFC 6946).
 #[inline(always)]
 fn fragment(header: Window<'_, 8>) -> (Fragment, u32) {
-    let field = header.number::<2>();
+    let field = header.u16_be::<2>();
     let part = if field >> 3 != 0 {
         Fragment::LATER
     } else if field & 1 != 0 {
@@ -215,18 +215,18 @@ fn fragment(header: Window<'_, 8>) -> (Fragment, u32) {
     (part, u32::from_ne_bytes(header.four_bytes::<4>()))
 }
 
-/// Returns whether a plain packet ends before the end of its transport header, according to its length field. Jumbo
-/// packets have length 0 (RFC 2675).
+/// Returns whether a plain packet ends before the end of its transport header, according to its length field.
+/// Jumbograms have length 0 (RFC 2675).
 #[inline(always)]
 fn is_short<const N: usize>(header: Window<'_, N>, protocol: u8) -> bool {
-    let length = u32::from(header.number::<4>());
+    let length = u32::from(header.u16_be::<4>());
     length != 0 && length < transport::needed(protocol)
 }
 
 /// Does the same as [`is_short`], for a packet with extension headers.
 #[inline(always)]
 fn ends_before_transport(header: Window<'_, BEFORE_ADDRESSES>, packet: &Packet<[u8; 16]>) -> bool {
-    let length = u32::from(header.number::<4>());
+    let length = u32::from(header.u16_be::<4>());
     let extensions = packet.payload.wrapping_sub(packet.start + HEADER as u32);
     length != 0 && length < extensions + transport::needed(packet.protocol)
 }

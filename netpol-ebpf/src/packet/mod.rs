@@ -36,7 +36,7 @@ pub(crate) struct Plain<A> {
 
 impl<A> Plain<A> {
     #[inline(always)]
-    fn new(link_source: Mac, source: A, destination: A, protocol: u8, head: Window<'_, { transport::HEAD }>) -> Self {
+    fn new(link_source: Mac, source: A, destination: A, protocol: u8, head: Window<'_, { transport::PREFIX }>) -> Self {
         let flags = match protocol {
             protocol::TCP => TcpFlags(head.byte::<13>()),
             protocol::SCTP => TcpFlags::of_chunk(head.byte::<{ transport::CHUNK }>()),

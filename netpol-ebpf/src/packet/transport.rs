@@ -7,7 +7,7 @@ use crate::context::Context;
 use crate::window::{Bytes, Window};
 
 /// Length of a TCP header up to its flags. The other protocols need less.
-pub(super) const HEAD: usize = 14;
+pub(super) const PREFIX: usize = 14;
 /// Length of the ports, which an ICMP error always quotes.
 const PORTS: usize = 4;
 /// The offset of the type of an SCTP packet's first chunk.
@@ -19,7 +19,7 @@ const ICMP: usize = 8;
 #[inline(always)]
 pub(super) const fn needed(protocol: u8) -> u32 {
     match protocol {
-        protocol::TCP => HEAD as u32,
+        protocol::TCP => PREFIX as u32,
         protocol::UDP | protocol::SCTP => PORTS as u32,
         protocol::ICMP | protocol::ICMPV6 => ICMP as u32,
         _ => 0,
@@ -58,7 +58,7 @@ pub(crate) fn read_packed<S: Context>(context: &S, offset: u32, protocol: u8, qu
 fn read<S: Context>(context: &S, offset: u32, protocol: u8, quoted: bool) -> Option<Transport> {
     Some(match protocol {
         protocol::TCP if !quoted => {
-            let Bytes(head): &Bytes<HEAD> = &context.load(offset)?;
+            let Bytes(head): &Bytes<PREFIX> = &context.load(offset)?;
             let head = Window::of(head);
             Transport { flags: TcpFlags(head.byte::<13>()), ..ports(head.part::<0, PORTS>()) }
         }

@@ -1,4 +1,4 @@
-//! The nearest rule: the rule with the fewest unmet conditions.
+//! The nearest rule: the rule of the isolating policies that comes closest to allowing a packet.
 
 use std::collections::BTreeSet;
 
@@ -11,58 +11,60 @@ use crate::reference::{self, Packet, Remote};
 use super::{NearestRule, conditions, destination};
 
 /// The nearest rule, and its nearest peer.
-pub(super) struct Nearest<'w> {
+pub(super) struct Nearest<'c> {
     pub(super) rule: NearestRule,
     /// The peer with the fewest unmet conditions; `None` if the rule has no `from` or `to`, or no valid peer.
-    pub(super) peer: Option<&'w Peer>,
-    pub(super) ports: &'w Ports,
+    pub(super) peer: Option<&'c Peer>,
+    pub(super) ports: &'c Ports,
 }
 
-/// Finds the nearest rule of all isolating policies: first by whether a peer and a port match, then by the number of unmet
-/// conditions of the peer. Of equal rules, the first one. `None` if there is no rule.
-pub(super) fn nearest<'w>(cluster_state: &'w ClusterState, packet: &Packet, mode: Mode) -> Option<Nearest<'w>> {
+/// Finds the nearest rule of all isolating policies. Rules are compared by whether none, one or both of their peers and
+/// their ports fail to match, then by the number of unmet conditions of the nearest peer. Of equal rules, the first is the
+/// nearest. `None` if there is no rule.
+pub(super) fn nearest<'c>(cluster_state: &'c ClusterState, packet: &Packet, mode: Mode) -> Option<Nearest<'c>> {
     let pod = cluster_state.pods.get(&packet.pod)?;
     let remote = Remote::of(cluster_state, packet.remote);
-    let mut best: Option<((usize, usize), Candidate<'w>)> = None;
+    let mut best: Option<((usize, usize), Candidate<'c>)> = None;
     for policy in reference::isolating_in(cluster_state, pod, packet.direction, mode) {
         for (index, rule) in reference::rules(policy, packet.direction).iter().enumerate() {
             let (distance, peer) = nearest_peer(cluster_state, policy, rule, &remote);
-            let port_matches = has_port(cluster_state, rule, packet);
+            let port_matches = port_matches(cluster_state, rule, packet);
             let unmet = usize::from(distance > 0) + usize::from(!port_matches);
             if best.as_ref().is_none_or(|(least, _)| *least > (unmet, distance)) {
                 best = Some(((unmet, distance), Candidate { policy, index, rule, peer, port_matches }));
             }
         }
     }
-    best.map(|(_, candidate)| candidate.finish(cluster_state, packet, &remote))
+    best.map(|(_, candidate)| candidate.describe(cluster_state, packet, &remote))
 }
 
 /// A rule that may be the nearest.
-struct Candidate<'w> {
-    policy: &'w Policy,
+struct Candidate<'c> {
+    policy: &'c Policy,
     index: usize,
-    rule: &'w Rule,
+    rule: &'c Rule,
     /// The nearest peer, and its index in the model.
-    peer: Option<(usize, &'w Peer)>,
+    peer: Option<(usize, &'c Peer)>,
     port_matches: bool,
 }
 
-impl<'w> Candidate<'w> {
+impl<'c> Candidate<'c> {
     /// Describes the unmet conditions.
-    fn finish(self, cluster_state: &ClusterState, packet: &Packet, remote: &Remote<'_>) -> Nearest<'w> {
+    fn describe(self, cluster_state: &ClusterState, packet: &Packet, remote: &Remote<'_>) -> Nearest<'c> {
         let Self { policy, index, rule, peer, port_matches } = self;
         let direction = packet.direction;
-        let (path, lacks) = match (peer, &rule.peers) {
-            (Some((number, peer)), _) => {
-                let lacks = conditions::unmet_by_peer(cluster_state, policy, peer, remote);
-                (peer_path(policy, direction, index, number), lacks)
+        let (path, peer_conditions) = match (peer, &rule.peers) {
+            (Some((peer_index, peer)), _) => {
+                let unmet = conditions::unmet_by_peer(cluster_state, policy, peer, remote);
+                (peer_path(policy, direction, index, peer_index), unmet)
             }
             (None, Peers::Any) => (String::new(), Vec::new()),
             (None, Peers::Of(_)) => (peers_path(direction, index), vec![": no valid peer".into()]),
         };
         let port = unmet_ports(cluster_state, rule, index, packet).filter(|_| !port_matches);
-        let peer_matches = lacks.is_empty();
-        let unmet_conditions = lacks.iter().map(|lack| format!("{path}{lack}")).chain(port).collect();
+        let peer_matches = peer_conditions.is_empty();
+        let unmet_conditions =
+            peer_conditions.iter().map(|condition| format!("{path}{condition}")).chain(port).collect();
         let found_rule =
             NearestRule { policy: policy.key.clone(), index, peer_matches, port_matches, unmet_conditions };
         Nearest { rule: found_rule, peer: peer.map(|(_, peer)| peer), ports: &rule.ports }
@@ -78,7 +80,8 @@ fn peers_path(direction: Direction, rule: usize) -> String {
     format!("spec.{}[{rule}].{list}", direction.name())
 }
 
-/// The path of a peer in the manifest. The model does not contain invalid peers, so its indices can differ.
+/// The path of a peer in the manifest. The model leaves out invalid peers, except those with an invalid selector. So the
+/// index of a peer in the model can differ from its index in the manifest.
 pub(crate) fn peer_path(policy: &Policy, direction: Direction, rule: usize, peer: usize) -> String {
     let list = peers_path(direction, rule);
     let errors = policy.diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Error);
@@ -95,21 +98,21 @@ pub(crate) fn peer_path(policy: &Policy, direction: Direction, rule: usize, peer
 }
 
 /// Returns the number of unmet conditions of the nearest peer, and that peer with its index.
-fn nearest_peer<'w>(
+fn nearest_peer<'c>(
     cluster_state: &ClusterState,
     policy: &Policy,
-    rule: &'w Rule,
+    rule: &'c Rule,
     remote: &Remote<'_>,
-) -> (usize, Option<(usize, &'w Peer)>) {
+) -> (usize, Option<(usize, &'c Peer)>) {
     let Peers::Of(peers) = &rule.peers else { return (0, None) };
-    let of_peer = |(index, peer): (usize, &'w Peer)| {
+    let count_unmet = |(index, peer): (usize, &'c Peer)| {
         (conditions::count_unmet_by_peer(cluster_state, policy, peer, remote), Some((index, peer)))
     };
     // Without a valid peer, one condition is unmet.
-    peers.iter().enumerate().map(of_peer).min_by_key(|(unmet, _)| *unmet).unwrap_or((1, None))
+    peers.iter().enumerate().map(count_unmet).min_by_key(|(unmet, _)| *unmet).unwrap_or((1, None))
 }
 
-fn has_port(cluster_state: &ClusterState, rule: &Rule, packet: &Packet) -> bool {
+fn port_matches(cluster_state: &ClusterState, rule: &Rule, packet: &Packet) -> bool {
     matches!(rule.ports, Ports::Any)
         || reference::allows_port(&rule.ports, packet.protocol, packet.port, destination(cluster_state, packet))
 }

@@ -1,4 +1,4 @@
-//! Probes: packets that have different verdicts in different cluster states.
+//! Probes: test packets. They are chosen so that a change of the cluster state changes the verdict on some of them.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use crate::model::PodKey;
 use crate::reference::Packet;
 use crate::tables::{EndpointPolicy, Tables};
 
-/// A packet that initiates a flow, at any pod.
+/// The first packet of a flow. It can be evaluated at any pod, see [`Probe::at`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
     /// The direction at the pod.
@@ -23,7 +23,7 @@ pub struct Probe {
     pub port: u16,
     /// The node itself sent it.
     pub from_node: bool,
-    /// The packet arrived on the node by the pod's own interface.
+    /// The packet came to the node through the pod's own interface.
     pub is_hairpin: bool,
     /// The packet is evaluated post-DNAT.
     pub post_dnat: bool,
@@ -63,7 +63,7 @@ pub fn probes() -> Vec<Probe> {
     probes
 }
 
-/// Returns the verdict of tables in memory, with the code that also runs in the kernel.
+/// Evaluates a probe with tables in memory, by the code that also runs in the kernel. Returns the reason of the verdict.
 pub fn evaluate_in(
     tables: &Tables,
     cluster_state: &ClusterState,

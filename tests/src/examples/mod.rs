@@ -83,13 +83,13 @@ impl Example {
         self.directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// Returns the arguments of the `netpol` command in its README. The working directory is the parent of
+    /// Returns the arguments of the `netpol` command in the example's README. The working directory is the parent of
     /// `examples/`.
     pub fn command(&self) -> &[String] {
         &self.readme.command
     }
 
-    /// Returns the ports of its table.
+    /// Returns the ports in the table of the example's README.
     pub fn ports(&self) -> &[(Protocol, u16)] {
         &self.readme.ports
     }
@@ -103,7 +103,7 @@ impl Example {
         for (name, labels) in &self.namespaces {
             builder = builder.namespace(name, labels);
         }
-        for address in &self.readme.outside {
+        for address in &self.readme.external_hosts {
             builder = builder.outside(address);
         }
         for pod in &self.pods {
@@ -117,10 +117,10 @@ impl Example {
         }
         let cluster = builder.build()?;
         for pod in &self.pods {
-            let live = cluster.host(&pod.key.to_string()).addresses();
+            let actual = cluster.host(&pod.key.to_string()).addresses();
             ensure!(
-                live == pod.addresses,
-                "{} has the addresses {live:?}, but {:?} in its manifest",
+                actual == pod.addresses,
+                "{} has the addresses {actual:?}, but {:?} in its manifest",
                 pod.key,
                 pod.addresses
             );
@@ -137,16 +137,16 @@ impl Example {
     }
 
     fn ends(&self) -> Vec<String> {
-        self.pods.iter().map(|pod| pod.key.to_string()).chain(self.readme.outside.iter().cloned()).collect()
+        self.pods.iter().map(|pod| pod.key.to_string()).chain(self.readme.external_hosts.iter().cloned()).collect()
     }
 
-    /// Returns all cells of its table. There is no cell from a host to itself, or between external hosts.
+    /// Returns all cells of the table in the example's README. There is no cell from a host to itself, or between external hosts.
     pub fn cells(&self) -> Vec<Cell> {
-        let outside = |end: &String| self.readme.outside.contains(end);
+        let is_external = |end: &String| self.readme.external_hosts.contains(end);
         let ends = self.ends();
         let mut cells = Vec::new();
         for from in &ends {
-            for to in ends.iter().filter(|to| *to != from && !(outside(from) && outside(to))) {
+            for to in ends.iter().filter(|to| *to != from && !(is_external(from) && is_external(to))) {
                 for &(protocol, port) in self.ports() {
                     cells.push(Cell { from: from.clone(), to: to.clone(), protocol, port });
                 }
@@ -155,11 +155,11 @@ impl Example {
         cells
     }
 
-    /// Returns the table in its README.
+    /// Returns the table in the example's README.
     ///
     /// # Errors
     /// Returns an error if cells are missing in the table, or if it has additional cells.
-    pub fn documented(&self) -> Result<Matrix> {
+    pub fn documented_matrix(&self) -> Result<Matrix> {
         let documented = self.readme.table().context("the table in README.md")?;
         let cells = self.cells();
         for cell in &cells {
@@ -167,7 +167,8 @@ impl Example {
         }
         ensure!(
             documented.0.len() == cells.len(),
-            "the table in README.md has cells for hosts that are not in the manifests"
+            "the table in README.md has additional cells: {:?}",
+            documented.0.keys().filter(|cell| !cells.contains(cell)).collect::<Vec<_>>()
         );
         Ok(documented)
     }

@@ -25,7 +25,7 @@ pub(super) struct Readme {
     after: String,
     pub(super) command: Vec<String>,
     pub(super) ports: Vec<(Protocol, u16)>,
-    pub(super) outside: Vec<String>,
+    pub(super) external_hosts: Vec<String>,
 }
 
 impl Readme {
@@ -41,9 +41,9 @@ impl Readme {
         };
         let ports = values("-p").iter().map(|text| port::parse(text)).collect::<Result<Vec<_>>>()?;
         ensure!(!ports.is_empty(), "the command in README.md has no port (-p)");
-        let outside = values("-a");
+        let external_hosts = values("-a");
         let [before, table, after] = [before, table, after].map(str::to_owned);
-        Ok(Self { before, table, after, command, ports, outside })
+        Ok(Self { before, table, after, command, ports, external_hosts })
     }
 
     pub(super) fn text(&self) -> String {
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn parsing_and_writing_a_table_are_inverse() -> Result<()> {
         let mut readme = Readme::parse(TEXT)?;
-        assert_eq!(readme.outside, ["192.0.2.1"]);
+        assert_eq!(readme.external_hosts, ["192.0.2.1"]);
         let matrix = readme.table()?;
         let lines: Vec<_> = matrix.0.iter().map(|(cell, passes)| format!("{cell}: {passes}")).collect();
         assert_eq!(
