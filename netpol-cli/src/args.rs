@@ -45,7 +45,7 @@ Exit codes:
       that the manifests do not contain, or on objects that you cannot list
       matrix, graph: at least one verdict is unknown; diff: an unknown change
       assert: an expectation is unknown, and none fails
-  5   some nodes did not respond; the output is about the others
+  5   some nodes did not respond; the output has only the nodes that did
   70  a bug in netpol: the compiled tables and the reference differ; record: the
       policies deny a recorded flow";
 
@@ -152,7 +152,8 @@ Ends, with kubectl's names of resources:
   internet                             all public addresses, but not those of pods, nodes and Services
 
 An end can stand for several pods or addresses. Then all of them are evaluated,
-and one connection with the worst verdict is explained.
+and one of them is explained: a denied one if there is any, otherwise an
+unknown one, otherwise an allowed one.
 
 If both ends have an IPv4 and an IPv6 address, each family is evaluated; the
 verdict is the worse of the two.";
@@ -221,7 +222,7 @@ pub(crate) struct MatrixOptions {
     /// Without ports, the matrix is a list of the exact ports that are allowed.
     #[arg(short, long = "port", value_name = "PORT/PROTOCOL")]
     pub(crate) ports: Vec<PortArgument>,
-    /// Show only connections from this end: a workload, a pod, labels (as of explain), or a namespace as NAMESPACE/*
+    /// Show only connections from this end: a workload, a pod, labels (as with explain), or a namespace as NAMESPACE/*
     #[arg(long, value_name = "END", allow_hyphen_values = true)]
     pub(crate) from: Option<MatrixEnd>,
     /// Show only connections to this end
@@ -233,11 +234,11 @@ pub(crate) struct MatrixOptions {
     /// Show only pods in this namespace; repeatable. Ends of --from and --to are in the first one
     #[arg(short, long = "namespace", value_name = "NAMESPACE")]
     pub(crate) namespaces: Vec<String>,
-    /// An address to show with the pods, such as one outside the cluster or of a Service (allowed if all backends are);
+    /// An address to add to the matrix, such as one outside the cluster or of a Service (allowed if all backends are);
     /// repeatable
     #[arg(short, long = "address", value_name = "ADDRESS", value_parser = address)]
     pub(crate) addresses: Vec<IpAddr>,
-    /// The output format. With csv, md, dot and mermaid, -p limits the ports
+    /// The output format. With csv, md, dot and mermaid, only the ports of -p are shown
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: MatrixOutput,
 }

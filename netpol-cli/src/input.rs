@@ -136,7 +136,7 @@ impl Input {
         !self.unreadable.is_empty() || self.parsed.left_out > 0
     }
 
-    /// Whether every object was read in full. A template counts: it may render to a policy.
+    /// Whether every object was read in full. Not the case if a template was skipped, because it may render to a policy.
     pub(crate) fn is_complete(&self) -> bool {
         let is_error = |error: &ManifestError| error.severity == Severity::Error;
         let has_template = self.skipped.iter().any(|skipped| skipped.reason == SkipReason::Template);

@@ -86,7 +86,7 @@ fn print_endpoints(
     for OfNode { node, item: endpoint } in items {
         let addresses: Vec<String> = endpoint.addresses.iter().map(ToString::to_string).collect();
         let isolated_by = |policies: &[String]| {
-            if policies.is_empty() { "open".to_owned() } else { some_of(policies, SHOWN) }
+            if policies.is_empty() { "not isolated".to_owned() } else { some_of(policies, SHOWN) }
         };
         table.row([
             endpoint.pod.as_deref().unwrap_or("-").into(),

@@ -55,7 +55,7 @@ pub(crate) enum Exit {
     InvalidInput = 3,
     /// The verdict depends on something that netpol does not evaluate, or on an unknown address.
     Unknown = 4,
-    /// Some nodes did not respond; the output is about the others.
+    /// Some nodes did not respond; the output has only the nodes that did.
     Partial = 5,
     /// The compiled tables and the reference differ, or recorded policies deny a recorded flow, which is a bug in netpol
     /// (`EX_SOFTWARE` of sysexits.h).

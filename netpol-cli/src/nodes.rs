@@ -112,7 +112,7 @@ fn problems(status: &Status, common_version: Option<&str>) -> Vec<String> {
         problems.push("not ready: not all policies that existed when the agent started are enforced".to_owned());
     }
     if status.observe {
-        problems.push("nothing is enforced: the agent runs with --observe".to_owned());
+        problems.push("policies are not enforced: the agent runs with --observe".to_owned());
     }
     for suspension in &status.suspensions {
         let scope = suspension.namespace.as_ref().map_or("the cluster".to_owned(), |name| format!("namespace {name}"));
@@ -122,7 +122,11 @@ fn problems(status: &Status, common_version: Option<&str>) -> Vec<String> {
     let pending: Vec<String> =
         status.pending.iter().map(|pending| format!("{} ({})", pending.pod, pending.reason)).collect();
     if !pending.is_empty() {
-        problems.push(format!("{} not enforced: {}", counted(pending.len(), "pod"), some_of(&pending, SHOWN)));
+        problems.push(format!(
+            "policies are not enforced on {}: {}",
+            counted(pending.len(), "pod"),
+            some_of(&pending, SHOWN)
+        ));
     }
     problems.extend(status.gate.error.iter().map(|error| format!("start gate: {error}")));
     problems.extend(status.endpoints.iter().filter_map(conflict));
@@ -131,7 +135,8 @@ fn problems(status: &Status, common_version: Option<&str>) -> Vec<String> {
     }
     let partial: Vec<String> = status.partial_policies.iter().map(|policy| policy.policy.clone()).collect();
     if !partial.is_empty() {
-        problems.push(format!("enforced only in part, raise --max-policy-memory: {}", some_of(&partial, SHOWN)));
+        problems
+            .push(format!("policies enforced only in part, raise --max-policy-memory: {}", some_of(&partial, SHOWN)));
     }
     problems.extend(status.maps.iter().filter_map(full_map));
     if status.flows.lost_events > 0 {

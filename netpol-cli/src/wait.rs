@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::Result;
-use netpol_api::{Condition, ConditionResult, TargetKind, WaitOutcome, WaitResponse, format_duration};
+use netpol_api::{Condition, ConditionResult, Target, TargetKind, WaitOutcome, WaitResponse, format_duration};
 use netpol_policy::text::Safe;
 
 use crate::Exit;
@@ -91,7 +91,7 @@ async fn request(options: &WaitOptions, fleet: &mut Fleet, time: Duration) -> Ve
     answers.into_iter().map(|answer| answer.content).collect()
 }
 
-/// The results for a condition. A pod is on one node; the results of the others do not count if one has it.
+/// The results for a condition. A pod is on one node: if a node has the pod, the results of all other nodes are ignored.
 fn of_condition(responses: &[WaitResponse], index: usize) -> Vec<NodeResult<'_>> {
     let results = responses.iter().filter_map(|response| Some((response.node.as_str(), response.results.get(index)?)));
     let (elsewhere, mut results): (Vec<_>, Vec<_>) =
@@ -128,9 +128,17 @@ fn print(out: &mut impl Write, condition: &Condition, results: &[NodeResult<'_>]
     Ok(())
 }
 
+/// What is enforced: a policy, or the policies of a pod.
+fn enforced_objects(target: &Target) -> String {
+    match target.kind {
+        TargetKind::Pod => format!("the policies of {target}"),
+        TargetKind::Policy => target.to_string(),
+    }
+}
+
 fn subject(condition: &Condition) -> String {
     match condition {
-        Condition::Enforced(target) => target.to_string(),
+        Condition::Enforced(target) => enforced_objects(target),
         Condition::Deleted(target) => format!("{target} to be deleted"),
         Condition::Sync => "all current objects".to_owned(),
     }
@@ -142,7 +150,7 @@ fn success_line(condition: &Condition, results: &[NodeResult<'_>]) -> String {
         _ => format!("{} nodes", results.len()),
     };
     let what = match condition {
-        Condition::Enforced(target) => format!("{target} enforced on {node}"),
+        Condition::Enforced(target) => format!("{} enforced on {node}", enforced_objects(target)),
         Condition::Deleted(target) => format!("{target} deleted from {node}"),
         Condition::Sync => format!("all objects enforced on {node}"),
     };
@@ -212,6 +220,7 @@ mod tests {
         for (text, line) in [
             ("policy/shop/x", "networkpolicy shop/x enforced on n1 (generation 12, 2 pods, 4.2 ms)"),
             ("delete=policy/shop/x", "networkpolicy shop/x deleted from n1 (generation 12, 4.2 ms)"),
+            ("pod/shop/a", "the policies of pod shop/a enforced on n1 (generation 12, 2 pods, 4.2 ms)"),
             ("sync", "all objects enforced on n1 (generation 12, 2 pods, 4.2 ms)"),
         ] {
             assert_eq!(success_line(&condition(text), &[("n1", &met)]), line);
@@ -228,12 +237,12 @@ mod tests {
         let never = ConditionResult { reason: Some("the pod is finished".into()), ..answer(WaitOutcome::Never) };
         assert_eq!(
             failure_line(&condition("pod/shop/a"), &never, time, "n1"),
-            "pod shop/a will not be enforced on n1: the pod is finished"
+            "the policies of pod shop/a will not be enforced on n1: the pod is finished"
         );
     }
 
     #[test]
-    fn several_nodes_are_one_line_if_all_hold() {
+    fn several_nodes_are_one_line_if_the_condition_is_met_on_all() {
         let condition = |text: &str| text.parse::<Condition>().expect(text);
         let met = answer(WaitOutcome::Met);
         let results = [("n1", &met), ("n2", &met)];

@@ -174,7 +174,7 @@ impl ClusterState {
     }
 
     /// Returns the pod that has an address. If several pods list it, one that is not being deleted is preferred, then the
-    /// youngest, then the one with the greatest key. Selectors do not match the others.
+    /// youngest, then the one with the greatest key. Selectors do not match other pods with the address.
     ///
     /// This identifies the pod of an interface. For peers, see [`ClusterState::peer_at`]: the address of a node matches
     /// no pod.

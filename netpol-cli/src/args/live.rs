@@ -61,7 +61,7 @@ pub(crate) struct ScopeOptions {
     /// All namespaces
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     pub(crate) all_namespaces: bool,
-    /// Only pods with these labels, as of kubectl: app=web,tier!=edge
+    /// Only pods with these labels, as with kubectl: app=web,tier!=edge
     #[arg(short = 'l', long, value_name = "SELECTOR")]
     pub(crate) selector: Option<String>,
 }
@@ -93,7 +93,7 @@ pub(crate) struct FlowsOptions {
     /// Continue with new flows until interrupted
     #[arg(short, long)]
     pub(crate) follow: bool,
-    /// Only flows of this time before now, such as 5m; at most 1h
+    /// Only flows that are not older than this time, such as 5m; at most 1h
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) since: Option<Duration>,
     /// At most this number of flows that exist already. Default: 100, with --follow 10; with --since, all
@@ -124,7 +124,7 @@ pub(crate) struct FlowsOptions {
 pub(crate) enum FlowsOutput {
     /// A line for each flow
     Compact,
-    /// The same, and below each denied flow the nearest rule and a change of a policy that allows it
+    /// The same, and below each denied flow the nearest rule and a change of a policy that would allow it
     Wide,
     /// A line of JSON for each flow, see docs/flows.md
     Json,
@@ -141,11 +141,11 @@ Examples:
 pub(crate) struct TopOptions {
     #[command(flatten)]
     pub(crate) list: ListOptions,
-    /// The time before now that is counted, at most 1h
+    /// Count flows that are not older than this time; at most 1h
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = parse_duration)]
     pub(crate) since: Duration,
-    /// Print the table once, instead of until interrupted. Set if standard output is not a terminal, and
-    /// with -o json
+    /// Print the table once, instead of until interrupted. This is the default if standard output is not a terminal,
+    /// and with -o json
     #[arg(long)]
     pub(crate) once: bool,
     /// The time between updates
@@ -211,7 +211,7 @@ netpol.io/mode: shadow. It is not enforced.";
 pub(crate) struct ShadowOptions {
     #[command(flatten)]
     pub(crate) list: ListOptions,
-    /// The time before now that is reported, at most 1h
+    /// Report flows that are not older than this time; at most 1h
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_duration)]
     pub(crate) since: Duration,
 }
@@ -232,7 +232,7 @@ delete= waits until the object is deleted and no longer enforced.";
 #[derive(Debug, Args)]
 #[command(after_help = WAIT_EXAMPLES)]
 pub(crate) struct WaitOptions {
-    /// policy/NAMESPACE/NAME, pod/NAMESPACE/NAME, delete= and either of them, or sync (all current objects); repeatable
+    /// policy/NAMESPACE/NAME, pod/NAMESPACE/NAME, delete= followed by one of these, or sync (all current objects); repeatable
     #[arg(long = "for", value_name = "CONDITION", required = true)]
     pub(crate) conditions: Vec<Condition>,
     /// The maximum time to wait, such as 500ms, 30s or 2m; 0s checks once

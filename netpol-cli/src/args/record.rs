@@ -40,7 +40,7 @@ pub(crate) struct RecordOptions {
     /// Write policies for all namespaces with flows, except those with the prefix kube-
     #[arg(short = 'A', long, conflicts_with = "namespaces")]
     pub(crate) all_namespaces: bool,
-    /// Use the flows of the last 1h, or of a shorter time such as 10m
+    /// Use flows that are not older than this time; at most 1h
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_duration, conflicts_with = "flows")]
     pub(crate) since: Duration,
     #[command(flatten)]

@@ -13,7 +13,7 @@ use super::expectations::{Check, Connections, Ends, Expectation, ExpectedEnd};
 use crate::diff::{listed, rules_text};
 use crate::ends::{self, EndArgument};
 
-/// Whether an expectation holds.
+/// Whether an expectation is met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) enum Outcome {
@@ -160,8 +160,8 @@ impl Named {
     }
 }
 
-/// Returns a pod or an address of each item, so that they are not the same pod; `None` if there are none. The pod that
-/// stands for a workload stands for two of its pods.
+/// Returns a pod or an address of each item, so that they are not the same pod; `None` if there are none. A pod that stands
+/// for all pods of a workload may be used twice, because it then stands for two of them.
 fn example(from: &Item, to: &Item) -> Option<[Named; 2]> {
     let first = |item: &Item| item.addresses.first().map(|address| Named::Address(address.to_string()));
     let (Some(source), Some(destination)) = (from.pods.first(), to.pods.first()) else {

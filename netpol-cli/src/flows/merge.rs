@@ -146,7 +146,7 @@ impl Merger {
         self.waiting.pop().map(|Reverse(received)| received)
     }
 
-    /// Waits until a record is due.
+    /// Waits until the earliest record can be printed.
     pub(crate) async fn wait(&self) {
         match self.waiting.peek() {
             Some(Reverse(first)) => sleep_until(first.at + REORDER_WINDOW).await,

@@ -227,7 +227,7 @@ fn limited_line(limited: &RateLimitedRecord) -> String {
         FlowVerdict::Allowed | FlowVerdict::Shadow => "allowed flows",
     };
     format!(
-        "{} ...     {}: {} {what} without a record ({}), the pod's budget is used up",
+        "{} ...     {}: {} {what} without a record ({}), beyond the pod's rate limit",
         time(&limited.header.time),
         limited.pod,
         limited.suppressed,

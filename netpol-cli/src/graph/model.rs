@@ -20,15 +20,15 @@ pub(super) struct Graph {
 
 /// Workloads of a namespace with the same ports with every other node; or addresses.
 pub(super) struct Node {
-    /// The names, and the ports that are open for all ends.
+    /// The names, and the ports that are allowed with all ends.
     pub(super) lines: Vec<String>,
     /// All names.
     pub(super) members: Vec<String>,
     /// Whether no policy isolates the pods for ingress.
-    pub(super) is_open: bool,
+    pub(super) is_not_isolated: bool,
 }
 
-/// Connections that are not open for all ends.
+/// Connections at ports that are not allowed with all ends.
 pub(super) struct Edge {
     pub(super) from: EdgeEnd,
     pub(super) to: EdgeEnd,
@@ -52,7 +52,7 @@ struct Class {
     is_outside: bool,
     has_second_pod: bool,
     /// The ports that the node's own policies allow with all ends, as [`Direction::BOTH`].
-    open: [PortSet; 2],
+    common: [PortSet; 2],
 }
 
 /// Allowed and unknown ports.
@@ -73,7 +73,7 @@ impl Graph {
         let mut classes = classes(reachability, namespaces);
         let ends: Vec<EndId> = classes.iter().map(|class| class.end).collect();
         for class in &mut classes {
-            class.open = Direction::BOTH.map(|direction| open(reachability, class.end, &ends, direction));
+            class.common = Direction::BOTH.map(|direction| common_ports(reachability, class.end, &ends, direction));
         }
         let mut pairs = pairs(reachability, &classes);
         let mut badges: Vec<Vec<String>> = classes.iter().map(badges).collect();
@@ -98,8 +98,8 @@ impl Graph {
                 lines.push(format!("and {} more", class.names.len() - NAMES_SHOWN));
             }
             lines.append(&mut badges[*old]);
-            let is_open = !class.is_outside && class.open[0] == PortSet::all();
-            nodes.push(Node { lines, members: class.names.clone(), is_open });
+            let is_not_isolated = !class.is_outside && class.common[0] == PortSet::all();
+            nodes.push(Node { lines, members: class.names.clone(), is_not_isolated });
         }
         let edges = edges(pairs, &groups);
         Self { nodes, groups, edges }
@@ -125,7 +125,7 @@ fn classes(reachability: &Reachability<'_>, namespaces: &[String]) -> Vec<Class>
         names,
         is_outside: false,
         has_second_pod,
-        open: Default::default(),
+        common: Default::default(),
     });
     let mut classes: Vec<Class> = pods.collect();
     classes.sort_by(|one, other| (&one.group, &one.names).cmp(&(&other.group, &other.names)));
@@ -135,7 +135,7 @@ fn classes(reachability: &Reachability<'_>, namespaces: &[String]) -> Vec<Class>
         names: ranges(&outside.addresses),
         is_outside: true,
         has_second_pod: false,
-        open: Default::default(),
+        common: Default::default(),
     }));
     classes
 }
@@ -145,22 +145,22 @@ fn ranges(addresses: &AddressSet) -> Vec<String> {
 }
 
 /// Returns the ports that the policies of an end allow with every other end.
-fn open(reachability: &mut Reachability<'_>, end: EndId, ends: &[EndId], direction: Direction) -> PortSet {
-    let mut open = PortSet::all();
+fn common_ports(reachability: &mut Reachability<'_>, end: EndId, ends: &[EndId], direction: Direction) -> PortSet {
+    let mut common = PortSet::all();
     for other in ends {
         let (from, to) = if direction == Direction::Egress { (end, *other) } else { (*other, end) };
         let ids = reachability.side_between(from, to, direction);
         if !ids.has_all() {
-            open = open.intersection(reachability.ports(ids)[0]);
+            common = common.intersection(reachability.ports(ids)[0]);
         }
-        if open.is_empty() {
+        if common.is_empty() {
             break;
         }
     }
-    open
+    common
 }
 
-/// Returns the ports of each pair that are not open for all ends.
+/// Returns the ports of each pair that are not allowed with all ends.
 fn pairs(reachability: &mut Reachability<'_>, classes: &[Class]) -> Pairs {
     let mut pairs = Pairs::new();
     for (from, source) in classes.iter().enumerate() {
@@ -172,7 +172,7 @@ fn pairs(reachability: &mut Reachability<'_>, classes: &[Class]) -> Pairs {
             let Some(ids) = reachability.between(source.end, destination.end) else { continue };
             let [allowed, possible] = reachability.ports(ids);
             let unknown = possible.difference(allowed);
-            let allowed = allowed.difference(&source.open[1].intersection(&destination.open[0]));
+            let allowed = allowed.difference(&source.common[1].intersection(&destination.common[0]));
             if !allowed.is_empty() || !unknown.is_empty() {
                 pairs.insert((from, to), (allowed, unknown));
             }
@@ -181,12 +181,12 @@ fn pairs(reachability: &mut Reachability<'_>, classes: &[Class]) -> Pairs {
     pairs
 }
 
-/// The ports that are open for all ends, as lines of a node.
+/// The ports that are allowed with all ends, as lines of a node.
 fn badges(class: &Class) -> Vec<String> {
     if class.is_outside {
         return Vec::new();
     }
-    let [ingress, egress] = &class.open;
+    let [ingress, egress] = &class.common;
     [("in", ingress), ("out", egress)].map(|(name, ports)| format!("{name}: {ports}")).into()
 }
 

@@ -109,7 +109,8 @@ pub(super) fn mermaid(out: &mut impl Write, list: &List<'_>, only_allowed: bool)
     Ok(())
 }
 
-/// The groups with a connection that is shown, by namespace. That of a pod with itself counts if denied ones do, too.
+/// The groups with a connection that is shown, by namespace. The connection of a pod to itself is one of them,
+/// unless only allowed connections are shown.
 fn by_namespace<'g>(list: &List<'g>, only_allowed: bool) -> BTreeMap<&'g str, Vec<(usize, &'g Group)>> {
     let connections = list.connections(only_allowed);
     let shown = connections.filter(|(from, to, _)| !only_allowed || !list.is_hairpin(*from, *to));

@@ -19,7 +19,7 @@ const INDEPENDENT: [Reason; 4] = [Reason::LocalNode, Reason::Hairpin, Reason::Ne
 pub(super) struct Records {
     pub(super) recorder: Recorder,
     include_denied: bool,
-    /// Flows without a record: the agents' budgets were used up, or netpol has read too slowly.
+    /// Flows without a record: they exceeded the agents' rate limits, or netpol has read too slowly.
     rate_limited: u64,
     lost: u64,
     unknown: usize,

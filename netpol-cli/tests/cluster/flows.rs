@@ -122,7 +122,7 @@ fn summaries_are_lines_too() {
     let run = cluster.netpol(&["flows", "-A"]);
     expect![[r#"
         12:00:01.000 DENIED  shop/a, shop/b +1 (9 senders) → 224.0.0.251:5353/UDP  no-rule (egress), 12 packets to a group
-        12:00:02.000 ...     shop/a: 120 denied packets without a record (egress), the pod's budget is used up
+        12:00:02.000 ...     shop/a: 120 denied packets without a record (egress), beyond the pod's rate limit
         12:00:03.000 ...     node n1: 40 records lost, this command reads too slowly
     "#]].assert_eq(&run.out);
 }

@@ -57,7 +57,7 @@ fn status_has_problems_first() {
         n2: not ready: not all policies that existed when the agent started are enforced
         n2: enforcement of namespace shop is suspended until 2026-11-29T13:00:00Z:
           incident 4711
-        n2: 1 pod not enforced: shop/db-0 (no interface)
+        n2: policies are not enforced on 1 pod: shop/db-0 (no interface)
         n2: start gate: NRI is off
         n2: interface veth1 of pod shop/web-0 has no eBPF programs attached
         n2: conflict with calico at /etc/cni/net.d/10-calico.conflist: enforces
@@ -97,16 +97,16 @@ fn endpoints_are_sorted_by_pod_and_filtered() {
             .responds("/v1/pods", &list("n2", &[pod("db-0", "db")])),
     ]);
     expect![[r#"
-        POD         NODE  INTERFACE  ADDRESS   INGRESS                     EGRESS  STATE
-        -           n1    veth9      10.0.0.9  shop/db, shop/default-deny  open    not attached
-        ops/probe   n2    veth2      fd00::2   shop/db, shop/default-deny  open    attached
-        shop/db-0   n2    veth3      10.0.1.3  shop/db, shop/default-deny  open    attached
-        shop/web-0  n1    veth1      10.0.0.1  shop/db, shop/default-deny  open    attached
+        POD         NODE  INTERFACE  ADDRESS   INGRESS                     EGRESS        STATE
+        -           n1    veth9      10.0.0.9  shop/db, shop/default-deny  not isolated  not attached
+        ops/probe   n2    veth2      fd00::2   shop/db, shop/default-deny  not isolated  attached
+        shop/db-0   n2    veth3      10.0.1.3  shop/db, shop/default-deny  not isolated  attached
+        shop/web-0  n1    veth1      10.0.0.1  shop/db, shop/default-deny  not isolated  attached
     "#]]
     .assert_eq(&cluster.netpol(&["endpoints", "-A"]).out);
     expect![[r#"
-        POD        NODE  INTERFACE  ADDRESS   INGRESS                     EGRESS  STATE
-        shop/db-0  n2    veth3      10.0.1.3  shop/db, shop/default-deny  open    attached
+        POD        NODE  INTERFACE  ADDRESS   INGRESS                     EGRESS        STATE
+        shop/db-0  n2    veth3      10.0.1.3  shop/db, shop/default-deny  not isolated  attached
     "#]]
     .assert_eq(&cluster.netpol(&["endpoints", "-n", "shop", "-l", "app=db"]).out);
     expect![[r#"

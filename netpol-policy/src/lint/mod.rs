@@ -1,5 +1,5 @@
 //! Lints policies: finds mistakes that are only visible together with the other objects, parts that match nothing, and
-//! what policies leave open.
+//! which traffic policies do not restrict.
 //!
 //! ```text
 //! Parsed, OfflineCluster ─► Context: indexes ─► one function for each rule ─► Draft ─► Finding, with line and patch

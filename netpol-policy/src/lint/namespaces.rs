@@ -1,4 +1,4 @@
-//! What the policies of a namespace leave open.
+//! Which traffic the policies of a namespace do not restrict.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

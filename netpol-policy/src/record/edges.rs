@@ -40,7 +40,7 @@ pub(super) struct Edge {
 }
 
 impl Edge {
-    /// The number of flows. A flow that both ends report counts once.
+    /// The number of flows. A flow that both ends report is counted once.
     pub(super) fn flows(&self) -> u64 {
         self.egress.max(self.ingress)
     }
@@ -135,7 +135,7 @@ impl Edges {
             return Ok(());
         }
         let source = Target { peer: names.peer(from)?, end: from.clone(), port: None };
-        // A flow to a Service counts once for all backends of a workload.
+        // A flow to a Service is counted once for all backends of a workload.
         let mut counted = BTreeSet::new();
         for target in names.targets(observation)? {
             let is_first = counted.insert((target.peer.clone(), target.port));

@@ -257,7 +257,7 @@ fn backends_are_found_by_objects_or_by_connections_seen_at_both_ends() {
     let one = recorded(&[to_service, "> shop/db-0@10.1.0.3 198.51.100.7 443/TCP"], &RecordOptions::default());
     assert_eq!(one.unresolved.len(), 1, "{one:?}");
     assert!(one.unresolved[0].contains("Service shop/db at 10.96.0.77"), "{:?}", one.unresolved);
-    // A flow counts once, whatever the number of backends.
+    // A flow is counted once, whatever the number of backends.
     let two = recorded(&["> shop/db-0@10.1.0.3 10.96.0.80#shop/web 80/TCP"], &RecordOptions::default());
     let text = yaml(&two, &[]);
     assert!(text.contains("# db-0 -> web 8080/TCP, 1 flow, last"), "{text}");

@@ -99,7 +99,7 @@ pub fn evaluate_in(cluster_state: &ClusterState, packet: &Packet, mode: Mode) ->
         |reason| Evaluation { reason, isolating: Vec::new(), rule: None, recheck: false, candidates: Vec::new() };
     let Some(pod) = cluster_state.pods.get(&packet.pod) else { return because(Reason::UnknownPod) };
 
-    // 1: isolation is per direction; a pod that no policy isolates is open.
+    // 1: isolation is per direction; all traffic of a pod that no policy isolates is allowed.
     let isolating: Vec<&Policy> = isolating_in(cluster_state, pod, packet.direction, mode).collect();
     if isolating.is_empty() {
         return because(Reason::NotIsolated);
