@@ -132,7 +132,8 @@ fn the_matrix_lists_pods_that_are_not_shown_with_the_reason() {
     let manifests = Manifests::of(&[("pods.yaml", &text)]);
     let run = manifests.run("matrix", &MATRIX);
     let expected = "\
-not shown: 2 pods on the host network, which policies do not apply to; to show the node address, use --address: shop/host-1, shop/host-2
+not shown: 2 pods on the host network, which policies do not apply to; to show
+  the node address, use --address: shop/host-1, shop/host-2
 not shown: 1 pod that finished (Succeeded or Failed): shop/job
 ";
     assert!(run.out.ends_with(expected) && run.code == 0, "{} {}", run.out, run.err);
