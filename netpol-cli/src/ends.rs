@@ -4,13 +4,14 @@ mod ranges;
 
 pub(crate) use ranges::internet;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
 use ipnet::IpNet;
-use netpol_policy::model::{PodKey, Selector, ServiceKey, WorkloadKey, WorkloadKind};
+use netpol_policy::model::{Pod, PodKey, Selector, ServiceKey, WorkloadKey, WorkloadKind};
 use netpol_policy::offline::OfflineCluster;
 use netpol_policy::reference::End;
 
@@ -118,6 +119,11 @@ impl EndArgument {
     pub(crate) const fn is_single(&self) -> bool {
         matches!(self, Self::Pod(..) | Self::Service(..) | Self::Address(_))
     }
+
+    /// Returns whether the argument stands for a range of addresses.
+    pub(crate) const fn is_range(&self) -> bool {
+        matches!(self, Self::Range(_) | Self::Internet)
+    }
 }
 
 fn usage(text: &str) -> String {
@@ -180,7 +186,9 @@ pub(crate) fn resolve(
     namespace: &str,
 ) -> Result<(EndSet, EndSet)> {
     let mut sources = find(cluster, from, namespace)?;
-    let destinations = find(cluster, to, namespace)?;
+    let destinations = backends_of_headless(cluster, find(cluster, to, namespace)?);
+    has_pod_network(cluster, from, &sources)?;
+    has_pod_network(cluster, to, &destinations)?;
     for (end, _) in &mut sources.ends {
         if let End::Pod(key) = end {
             *key = cluster.second_pod(key);
@@ -189,6 +197,42 @@ pub(crate) fn resolve(
     let sources = ranges::split(cluster, from, sources, &destinations);
     let destinations = ranges::split(cluster, to, destinations, &sources);
     Ok((sources, destinations))
+}
+
+/// Replaces a headless Service by its pods: its DNS name resolves to their addresses, and ports are not translated.
+fn backends_of_headless(cluster: &OfflineCluster, set: EndSet) -> EndSet {
+    let state = cluster.state();
+    let [(End::Service(key), _)] = &set.ends[..] else { return set };
+    let Some(service) = state.services.get(key).filter(|service| service.addresses.is_empty()) else { return set };
+    let is_selected = |pod: &&Pod| {
+        pod.key.namespace == key.namespace
+            && !service.selector.is_empty()
+            && service.selector.iter().all(|(name, value)| pod.labels.get(name) == Some(value))
+    };
+    let selected = state.pods.values().filter(|pod| !pod.finished).filter(is_selected).map(|pod| &pod.key);
+    let slices = state.slices.values().filter(|slice| slice.service_key().as_ref() == Some(key));
+    let endpoints = slices.flat_map(|slice| &slice.endpoints);
+    let endpoints = endpoints.filter_map(|endpoint| state.peer_at(endpoint.address)).map(|pod| &pod.key);
+    let pods: BTreeSet<&PodKey> = selected.chain(endpoints).collect();
+    if pods.is_empty() {
+        return set;
+    }
+    EndSet::pods(format!("headless Service {key}"), pods.into_iter().cloned())
+}
+
+/// Returns an error if all pods of an end are on the host network and have no known address.
+fn has_pod_network(cluster: &OfflineCluster, argument: &EndArgument, set: &EndSet) -> Result<()> {
+    let has_no_address = |end: &End| match end {
+        End::Pod(key) => cluster.state().pods.get(key).is_some_and(|pod| pod.host_network && pod.addresses.is_empty()),
+        _ => false,
+    };
+    if !argument.is_range() && !set.ends.is_empty() && set.ends.iter().all(|(end, _)| has_no_address(end)) {
+        bail!(
+            "no policy applies to {}, because it is on the host network; write the address of a node instead",
+            set.title
+        );
+    }
+    Ok(())
 }
 
 pub(crate) fn find(cluster: &OfflineCluster, end: &EndArgument, default: &str) -> Result<EndSet> {

@@ -14,7 +14,7 @@ use serde::{Serialize, Serializer};
 use crate::Exit;
 use crate::args::{ExplainOptions, Output, PortArgument};
 use crate::color::ColorMode;
-use crate::ends::{self, EndSet, EndText};
+use crate::ends::{self, EndArgument, EndSet, EndText};
 use crate::input::{Input, InputReport};
 use crate::live::{self, Ends};
 use crate::output::print_json;
@@ -121,7 +121,9 @@ pub(crate) fn run(options: &ExplainOptions, out: &mut impl Write) -> Result<Exit
         context.live = Some(answers);
         live_exit = exit;
     }
-    let is_single = options.output == Output::Table || options.from.is_single() && options.to.is_single();
+    let has_range = options.from.is_range() || options.to.is_range();
+    let is_single =
+        options.output == Output::Table && !has_range || is_single(&options.from, &from) && is_single(&options.to, &to);
     let verdict = match (&from.ends[..], &to.ends[..]) {
         ([(source, _)], [(destination, _)]) if is_single => context.one((source, destination), out),
         _ => context.several((&from, &to), out),
@@ -139,6 +141,12 @@ pub(crate) fn run(options: &ExplainOptions, out: &mut impl Write) -> Result<Exit
         Verdict::Unknown => Exit::Unknown,
         Verdict::Some | Verdict::Deny => Exit::Negative,
     })
+}
+
+/// Returns whether an argument stands for one end in every input. A headless Service stands for its pods.
+fn is_single(argument: &EndArgument, set: &EndSet) -> bool {
+    let is_pod = matches!(set.ends[..], [(End::Pod(_), _)]);
+    argument.is_single() && !(matches!(argument, EndArgument::Service(..)) && is_pod)
 }
 
 /// Returns the input, and the namespace of ends without one.
@@ -247,18 +255,24 @@ fn several(context: &Context<'_>, (from, to): (&EndSet, &EndSet), out: &mut impl
             let word = ColorMode::detect().verdict(verdict, &verdict.name().to_uppercase());
             writeln!(out, "{word}: {} -> {}, {}", Safe(&from.title), Safe(&to.title), options.port)?;
             writeln!(out)?;
-            for connections in &connections {
+            let is_listed = connections.len() > 1 || impossible > 0 || !(is_uniform(from) && is_uniform(to));
+            for connections in connections.iter().filter(|_| is_listed) {
                 print_connections(out, connections)?;
             }
             if let Some(reason) = reason {
                 let text = format!("not possible: {} ({reason})", table::counted(impossible, "connection"));
                 table::paragraph(out, text, table::text_width(), 0)?;
             }
-            writeln!(out, "\nAn example:\n")?;
+            writeln!(out, "{}An example:\n", if is_listed { "\n" } else { "" })?;
             write!(out, "{}", render(&example))?;
         }
     }
     Ok(verdict)
+}
+
+/// Returns whether a list of the ends says no more than the title: it is one end, or all addresses of a range.
+fn is_uniform(set: &EndSet) -> bool {
+    set.ends.len() == 1 || set.ends.iter().all(|(_, text)| matches!(text, EndText::Addresses(..)))
 }
 
 /// Evaluates each connection, except those of a pod to itself, if there are others.

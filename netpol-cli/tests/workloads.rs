@@ -188,7 +188,9 @@ fn the_reason_why_no_connection_is_possible_is_reported() {
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: six, namespace: shop, labels: {app: web}}, status: {podIP: 'fd00::1'}}
 ---
-{apiVersion: v1, kind: Service, metadata: {name: none, namespace: shop}, spec: {clusterIP: None, selector: {app: db}}}
+{apiVersion: v1, kind: Service, metadata: {name: none, namespace: shop}, spec: {clusterIP: None}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: host, namespace: shop}, spec: {hostNetwork: true}}
 ";
     let manifests = Manifests::of(&[("app.yaml", &format!("{APP}{more}"))]);
     for (from, to, port, message) in [
@@ -198,6 +200,7 @@ fn the_reason_why_no_connection_is_possible_is_reported() {
         ("10.0.0.0/8", "svc/typo", "80", "Service shop/typo not found in the input"),
         ("10.0.0.0/8", "svc/none", "80", "Service shop/none has no cluster IP"),
         ("internet", "shop/done", "80", "pod shop/done has finished"),
+        ("app=db", "shop/host", "80", "no policy applies to pod shop/host, because it is on the host network"),
         ("app=db", "shop/done", "80", "pod shop/done has finished"),
         ("app in (web, db)", "svc/db", "81", "Service shop/db has no port 81/TCP"),
         ("10.0.0.0/8", "shop/six", "80", "have no address family in common"),
@@ -226,4 +229,37 @@ fn a_workload_with_an_invalid_template_is_reported_with_its_line() {
         "{unwrapped}"
     );
     assert!(unwrapped.contains("spec.template is missing; the object is ignored"), "{unwrapped}");
+}
+
+#[test]
+fn a_headless_service_stands_for_its_pods() {
+    let headless = "
+---
+{apiVersion: v1, kind: Service, metadata: {name: peers, namespace: shop}, spec: {clusterIP: None, selector: {app: db}}}
+";
+    let manifests = Manifests::of(&[("app.yaml", &format!("{APP}{headless}"))]);
+    for (from, code) in [("deploy/web", 0), ("cj/backup", 1)] {
+        let run = explain(&manifests, from, "svc/peers", "5432", &[]);
+        assert!(
+            run.code == code && run.out.contains("headless Service shop/peers"),
+            "{} {} {}",
+            run.code,
+            run.out,
+            run.err
+        );
+        let output = json_of(&explain(&manifests, from, "svc/peers", "5432", &["-o", "json"]));
+        assert_eq!(output["connections"][0]["pairs"].as_array().map(Vec::len), Some(2), "{output:#}");
+    }
+    let run = explain(&manifests, "svc/peers", "deploy/web", "80", &[]);
+    assert!(run.code == 3 && run.err.contains("cannot be a source of connections"), "{} {}", run.out, run.err);
+}
+
+#[test]
+fn the_parts_of_a_range_are_listed_only_if_their_verdicts_differ() {
+    let manifests = app();
+    for (to, is_listed) in [("internet", false), ("198.51.100.0/24", false), ("0.0.0.0/0", true)] {
+        let run = explain(&manifests, "deploy/web", to, "443", &[]);
+        assert!(run.out.contains(&format!("Deployment shop/web -> {to}, 443/TCP")), "{}", run.out);
+        assert_eq!(run.out.contains("allow:\n"), is_listed, "{}", run.out);
+    }
 }

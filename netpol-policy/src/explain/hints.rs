@@ -23,12 +23,14 @@ use crate::offline::is_placeholder;
 use crate::reference::{self, Packet, Remote};
 
 /// Prefixes of labels that controllers set, and that differ between replicas or versions of a workload.
-const GENERATED_LABELS: [&str; 9] = [
+const GENERATED_LABELS: [&str; 11] = [
+    "app.kubernetes.io/version",
     "apps.kubernetes.io/",
     "batch.kubernetes.io/",
     "statefulset.kubernetes.io/",
     "controller-revision-hash",
     "controller-uid",
+    "helm.sh/chart",
     "job-name",
     "pod-template-generation",
     "pod-template-hash",
