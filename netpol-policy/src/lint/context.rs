@@ -134,6 +134,11 @@ impl<'a> Context<'a> {
         self.details.pods.get(pod).or_else(of_workload)
     }
 
+    /// Returns whether the input has the objects of the system, so that it probably has all objects of a cluster.
+    pub(super) fn is_whole_cluster(&self) -> bool {
+        self.state.namespaces.keys().any(|name| **name == *"kube-system")
+    }
+
     /// Returns whether a namespace selector matches a namespace that exists.
     pub(super) fn selects_a_namespace(&self, selector: &Selector) -> bool {
         self.namespaces.iter().any(|name| selector.matches(&self.state.namespace_labels(name)))
@@ -213,6 +218,7 @@ const NAMES_SHOWN: usize = 3;
 pub(super) fn some(names: &[String], what: &str) -> String {
     match names.len().checked_sub(NAMES_SHOWN) {
         None | Some(0) => names.join(", "),
+        Some(1) => format!("{} and 1 more {}", names[..NAMES_SHOWN].join(", "), what.trim_end_matches('s')),
         Some(more) => format!("{} and {more} more {what}", names[..NAMES_SHOWN].join(", ")),
     }
 }

@@ -8,7 +8,7 @@ use super::context::{Context, some};
 use super::egress::{ListId, Target, allowed, targets};
 use super::finding::Draft;
 use super::services::added_rule;
-use super::{NotChecked, RuleId, suggest};
+use super::{NotChecked, RuleId, dns_port, suggest};
 use crate::cluster_state::ClusterState;
 use crate::explain::PolicyChange;
 use crate::model::{Backend, Frontend, FrontendAddress, Pod, PolicyKey, Service, ServiceKey};
@@ -31,6 +31,7 @@ pub(super) fn check(
         return;
     }
     let Some((dns, targets)) = cluster_dns(context.state) else {
+        dns_port::check(context, drafts);
         let reason = format!("no Service with backends at port {DNS_PORT} is known in {DNS_NAMESPACE}");
         return not_checked.push(NotChecked::new(RuleId::DNS_DENIED, reason));
     };

@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::RuleId;
 use super::context::{Context, PolicyView};
 use super::finding::{Draft, DraftFix};
+use super::patch::Operation;
 use crate::manifest::FieldPath;
 
 /// Finds `from: []` and `to: []`, also as null. A rule without the field is how to write that all addresses are allowed.
@@ -21,14 +22,25 @@ pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut V
             };
             if is_empty {
                 let rule_list = FieldPath::default().key("spec").key(direction.name());
-                let fix = format!("to allow no address, remove the rule; to allow every address, omit `{list}`");
-                drafts.push(Draft::new(
-                    RuleId::OPEN_TO_EVERYONE,
-                    rule_list.index(index).key(list).to_string(),
-                    format!("`{list}` is an empty list."),
-                    "It allows every address, inside and outside the cluster, as if it were missing.",
-                    DraftFix::without_rule(&fix, rule_list, index, rules.len()),
-                ));
+                let field = rule_list.index(index).key(list);
+                let has_ports = rule["ports"].as_array().is_some_and(|ports| !ports.is_empty());
+                let draft = |fix: DraftFix| {
+                    Draft::new(
+                        RuleId::OPEN_TO_EVERYONE,
+                        field.to_string(),
+                        format!("`{list}` is an empty list."),
+                        "It allows every address, inside and outside the cluster, as if it were missing.",
+                        fix,
+                    )
+                };
+                drafts.push(if has_ports {
+                    // Nobody lists the ports of a rule that is intended to allow nothing.
+                    let fix = format!("omit `{list}` if every address is intended; otherwise add peers");
+                    draft(DraftFix::of(fix, vec![Operation::Remove(field.clone())])).into_info()
+                } else {
+                    let fix = format!("to allow no address, remove the rule; to allow every address, omit `{list}`");
+                    draft(DraftFix::without_rule(&fix, rule_list, index, rules.len()))
+                });
             }
         }
     }

@@ -72,6 +72,7 @@ pub struct Fix {
 pub(super) struct Draft {
     pub(super) rule: RuleId,
     pub(super) field: String,
+    severity: Severity,
     message: String,
     why: String,
     fix: DraftFix,
@@ -94,17 +95,23 @@ impl Draft {
         why: impl Into<String>,
         fix: impl Into<DraftFix>,
     ) -> Self {
-        Self { rule, field: field.into(), message: message.into(), why: why.into(), fix: fix.into() }
+        let severity = rule.rule().severity;
+        Self { rule, field: field.into(), severity, message: message.into(), why: why.into(), fix: fix.into() }
+    }
+
+    /// Makes the finding a fact to review instead of a probable mistake.
+    pub(super) fn into_info(self) -> Self {
+        Self { severity: Severity::Info, ..self }
     }
 
     /// Adds the location. `object`: the policy.
     pub(super) fn finish(self, object: &str, editor: Option<&Editor<'_>>) -> Finding {
-        let Self { rule, field, message, why, fix } = self;
+        let Self { rule, field, severity, message, why, fix } = self;
         let source = editor.map(Editor::source);
         let (file, line) = source.map_or_else(Default::default, |source| (source.file.clone(), source.line(&field)));
         Finding {
             rule,
-            severity: rule.rule().severity,
+            severity,
             object: Some(object.to_owned()),
             file,
             line,

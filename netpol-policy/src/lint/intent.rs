@@ -1,7 +1,7 @@
 //! One peer that should be two, and two peers that should be one.
 //!
 //! In YAML the two differ by one `-`. Both are valid, so there is a finding only if what is written matches no pod, and
-//! the alternative matches some.
+//! the alternative matches some, or may match pods of a namespace whose pods are not in the input.
 
 use super::RuleId;
 use super::context::Context;
@@ -23,7 +23,8 @@ pub(super) fn split(context: &Context<'_>, place: PeerPlace<'_>) -> Option<Draft
             return None;
         }
         let one = Peer::Pods { namespaces: Some(namespaces.clone()), pods: pods.clone() };
-        matches(context, place, &one).then(|| {
+        let is_unknown = context.pod_namespaces(place.policy, Some(namespaces)).next().is_none();
+        (is_unknown || matches(context, place, &one)).then(|| {
             let (from, path) = (neighbor.path(), place.path());
             let operations = vec![
                 Operation::Replace(FieldPath::parse(&from), yaml::of_peer(&one)),

@@ -12,7 +12,9 @@ mod api_server;
 mod blocks;
 mod context;
 mod covers;
+mod created;
 mod dns;
+mod dns_port;
 mod egress;
 mod enforcement;
 mod everyone;
@@ -27,6 +29,7 @@ mod rule;
 mod selection;
 mod services;
 mod similar;
+mod split_ports;
 mod suggest;
 mod suppress;
 mod types;
@@ -139,7 +142,10 @@ fn of_policies(context: &Context<'_>, not_checked: &mut Vec<NotChecked>) -> Vec<
     api_server::check(context, &mut of_pods, not_checked);
     redundant::check(context, &mut of_pods, not_checked);
     for (view, drafts) in context.policies.iter().zip(&mut drafts) {
-        drafts.extend(of_pods.remove(&view.policy.key).unwrap_or_default());
+        let has_split_port = drafts.iter().any(|draft| draft.rule == RuleId::SPLIT_PORT);
+        let of_policy = of_pods.remove(&view.policy.key).unwrap_or_default().into_iter();
+        // An item that allows too much is the mistake, not the rules that it makes useless.
+        drafts.extend(of_policy.filter(|draft| !has_split_port || draft.rule != RuleId::SHADOWED_RULE));
     }
     drafts
 }
@@ -148,6 +154,7 @@ fn of_policies(context: &Context<'_>, not_checked: &mut Vec<NotChecked>) -> Vec<
 fn of_policy(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut Vec<Draft>, not_checked: &mut Vec<NotChecked>) {
     drafts.extend(enforcement::check(context, view));
     everyone::check(context, view, drafts);
+    split_ports::check(context, view, drafts);
     types::check(context, view, drafts);
     selection::check(context, view, drafts, not_checked);
     if context.state.pods.is_empty() {

@@ -5,7 +5,7 @@ use netpol_common::Direction;
 use super::context::{Context, Group, PolicyView, some};
 use super::finding::{Draft, DraftFix};
 use super::patch::Operation;
-use super::{NotChecked, RuleId, intent, similar, suggest};
+use super::{NotChecked, RuleId, created, intent, similar, suggest};
 use crate::explain::yaml::{self, Node, entry};
 use crate::explain::{describe, peer_path};
 use crate::manifest::FieldPath;
@@ -58,6 +58,10 @@ fn of_peer(context: &Context<'_>, place: PeerPlace<'_>, not_checked: &mut Vec<No
     }
     if let Some(selector) = namespaces.as_ref().filter(|selector| !context.selects_a_namespace(selector)) {
         if context.has_namespaces {
+            if let Some(reason) = not_in_input(context, selector) {
+                not_checked.push(NotChecked::new(RuleId::NO_SUCH_NAMESPACE_LABEL, reason));
+                return None;
+            }
             return Some(no_namespace(context, place, selector));
         }
         not_checked.push(NotChecked::new(RuleId::NO_SUCH_NAMESPACE_LABEL, "the input has no Namespace"));
@@ -77,6 +81,10 @@ fn of_peer(context: &Context<'_>, place: PeerPlace<'_>, not_checked: &mut Vec<No
         return None;
     }
     let intended = intent::split(context, place).or_else(|| intent::joined(context, place));
+    if let (None, Some(reason)) = (&intended, created::reason(context, place.policy, namespaces.as_ref(), pods)) {
+        not_checked.push(NotChecked::new(RuleId::PEER_MATCHES_NO_POD, reason));
+        return None;
+    }
     Some(intended.unwrap_or_else(|| {
         let labels: Vec<_> =
             of_namespaces.iter().flat_map(|(_, groups)| groups.iter()).map(|group| group.labels).collect();
@@ -92,6 +100,24 @@ fn of_peer(context: &Context<'_>, place: PeerPlace<'_>, not_checked: &mut Vec<No
             }),
         )
     }))
+}
+
+/// Returns why a selector of namespaces by name cannot be checked: manifests of an application rarely have the namespaces
+/// of others, such as that of an ingress controller.
+fn not_in_input(context: &Context<'_>, selector: &Selector) -> Option<String> {
+    let names = selector.requirements.iter().find_map(|requirement| match requirement {
+        Requirement::In(key, names) if **key == *NAMESPACE_NAME_LABEL => Some(names),
+        _ => None,
+    })?;
+    let is_known = |name: &str| context.namespaces.contains(name) || closest_namespace(context, name).is_some();
+    if context.is_whole_cluster() || names.iter().any(|name| is_known(name)) {
+        return None;
+    }
+    Some(format!("namespace {} is not in the input", names.join(" or ")))
+}
+
+fn closest_namespace<'c>(context: &'c Context<'_>, name: &str) -> Option<&'c str> {
+    similar::closest(name, context.namespaces.iter().map(|name| &**name))
 }
 
 /// A namespace selector that matches no namespace.
@@ -115,9 +141,7 @@ fn by_name(context: &Context<'_>, field: &str, selector: &Selector) -> Option<Dr
     let [value] = values.as_slice() else { return None };
     let name: NamespaceName = match context.namespaces.get(value) {
         Some(name) => name.clone(),
-        None if **key == *NAMESPACE_NAME_LABEL => {
-            similar::closest(value, context.namespaces.iter().map(|name| &**name))?.into()
-        }
+        None if **key == *NAMESPACE_NAME_LABEL => closest_namespace(context, value)?.into(),
         None => return None,
     };
     let label = entry(NAMESPACE_NAME_LABEL, yaml::string(&name));

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use netpol_common::Direction;
 
 use super::RuleId;
-use super::context::{Context, PolicyView};
+use super::context::{Context, PolicyView, some};
 use super::finding::{Draft, DraftFix};
 use super::{patch, similar};
 use crate::explain::{describe, yaml};
@@ -20,6 +20,8 @@ struct Destinations<'d> {
     blocks: Vec<&'d IpBlock>,
     /// Whether these are all pods, because the rule has no peers.
     is_any: bool,
+    /// Whether a peer selects all pods of all namespaces.
+    has_all_pods: bool,
     /// The start of a message.
     no_pod: &'static str,
 }
@@ -75,7 +77,14 @@ fn destinations<'d>(
     } else {
         groups.iter().flat_map(|group| group.pods.iter().copied()).collect()
     };
-    Destinations { pods, blocks, is_any, no_pod: if is_any { "No pod" } else { no_pod } }
+    let is_all = |peer: &Peer| match peer {
+        Peer::Pods { namespaces: Some(namespaces), pods } => {
+            namespaces.requirements.is_empty() && pods.requirements.is_empty()
+        }
+        _ => false,
+    };
+    let has_all_pods = direction == Direction::Egress && rule.peers.listed().iter().any(is_all);
+    Destinations { pods, blocks, is_any, has_all_pods, no_pod: if is_any { "No pod" } else { no_pod } }
 }
 
 /// A port name is resolved on the destination pod (docs/semantics.md, item 9). Other addresses have no port names.
@@ -86,7 +95,7 @@ fn named(
     port: &PortMatch,
     path: &str,
 ) -> Option<Draft> {
-    let Destinations { pods, blocks, is_any, no_pod } = destinations;
+    let Destinations { pods, blocks, is_any, no_pod, .. } = destinations;
     let draft = |message: String, why: &str, fix: DraftFix| {
         Some(Draft::new(RuleId::UNKNOWN_PORT_NAME, path, message, why, fix))
     };
@@ -141,8 +150,14 @@ fn of_number(
     (first, last): (u16, u16),
     path: &str,
 ) -> Option<Draft> {
-    let Destinations { pods, blocks, is_any, .. } = destinations;
+    let Destinations { pods, blocks, is_any, has_all_pods, .. } = destinations;
     if *is_any || !blocks.is_empty() || pods.is_empty() {
+        return None;
+    }
+    // Pods of other namespaces, such as those of the cluster DNS, may be missing in the input. The ports of the web are
+    // an exception, because such a rule is often intended for the internet.
+    let is_web = *has_all_pods && protocol == Protocol::Tcp && first == last && [80, 443].contains(&first);
+    if *has_all_pods && !is_web && !context.is_whole_cluster() {
         return None;
     }
     let mut declared = BTreeSet::new();
@@ -157,7 +172,16 @@ fn of_number(
         }
     }
     let item = PortMatch { protocol, port: PortRange::Range(first, last) };
-    let numbers: Vec<String> = declared.iter().take(4).map(|number| format!("{number}/{}", protocol.name())).collect();
+    let draft = |why: String, fix: DraftFix| {
+        let message = format!("No container declares {}.", describe::port(&item));
+        Some(Draft::new(RuleId::UNUSED_PORT_NUMBER, path, message, why, fix))
+    };
+    if is_web {
+        let why = "A namespaceSelector selects pods only, and no address outside the cluster.";
+        let fix = "to allow addresses outside the cluster, write the peer `ipBlock: {cidr: 0.0.0.0/0}`";
+        return draft(why.to_owned(), fix.into());
+    }
+    let numbers: Vec<String> = declared.iter().map(|number| format!("{number}/{}", protocol.name())).collect();
     let fix = match declared.first() {
         Some(only) if declared.len() == 1 && first == last => DraftFix::of(
             format!("write {only}, or declare the port in the pod"),
@@ -165,13 +189,7 @@ fn of_number(
         ),
         _ => "write the port on which the container listens, or declare the port in the pod".into(),
     };
-    Some(Draft::new(
-        RuleId::UNUSED_PORT_NUMBER,
-        path,
-        format!("No container declares {}.", describe::port(&item)),
-        format!("The containers of all pods concerned declare other ports: {}.", numbers.join(", ")),
-        fix,
-    ))
+    draft(format!("The containers of all pods concerned declare other ports: {}.", some(&numbers, "ports")), fix)
 }
 
 /// Returns whether a Service forwards to the port.

@@ -13,6 +13,8 @@ use crate::reference;
 
 /// The maximum number of rules of a namespace and direction to compare with each other.
 const MAX_RULES: usize = 3000;
+/// The fix of a policy that allows everything. With a default deny, it would have an effect.
+const FIX_OF_OPEN: &str = "delete the policy, unless you will add a default deny";
 
 /// A rule and its place.
 #[derive(Clone, Copy)]
@@ -47,13 +49,15 @@ pub(super) fn check(
         let shadowed = Direction::BOTH.map(|direction| shadowed(&policies, direction));
         let unneeded = unneeded(&policies, &shadowed);
         for (policy, found) in policies.iter().zip(&unneeded) {
-            if let Some(why) = found.clone().or_else(|| allows_what_is_open(context, policy)) {
+            let covered = found.clone().map(|why| (why, "delete the policy"));
+            let of_open = || Some((allows_what_is_open(context, policy)?, FIX_OF_OPEN));
+            if let Some((why, fix)) = covered.or_else(of_open) {
                 let draft = Draft::new(
                     RuleId::POLICY_CHANGES_NOTHING,
                     "spec",
                     "Without this policy, the same connections would be allowed.",
                     why,
-                    "delete the policy",
+                    fix,
                 );
                 drafts.entry(policy.key.clone()).or_default().push(draft);
                 continue;

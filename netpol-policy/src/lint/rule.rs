@@ -63,6 +63,7 @@ rules! {
     UNKNOWN_PORT_NAME = 30, "unknown-port-name", Warning, "No pod has a port with this name.";
     UNUSED_PORT_NUMBER = 31, "unused-port-number", Warning, "No container declares a port with this number.";
     SERVICE_PORT = 32, "service-port", Warning, "A rule has the port of a Service instead of the port of its pods.";
+    SPLIT_PORT = 33, "split-port", Warning, "An item of `ports` has no port, so it allows all ports of its protocol.";
     BLOCK_OF_SERVICES = 40, "ip-block-of-services", Warning, "An ipBlock contains addresses of Services.";
     BLOCK_OF_PODS = 41, "ip-block-of-pods", Warning, "A small ipBlock contains addresses of pods.";
     BLOCK_OF_NODES = 42, "ip-block-of-nodes", Info, "An ingress rule allows addresses of nodes.";

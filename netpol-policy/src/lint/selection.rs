@@ -1,10 +1,11 @@
 //! Policies that select nothing.
 
-use super::context::{Context, PolicyView};
+use super::context::{Context, PolicyView, some};
 use super::finding::{Draft, DraftFix};
-use super::{NotChecked, RuleId, similar};
+use super::{NotChecked, RuleId, created, similar};
 use crate::explain::describe;
 use crate::manifest::FieldPath;
+use crate::model::Policy;
 
 pub(super) fn check(
     context: &Context<'_>,
@@ -28,12 +29,18 @@ pub(super) fn check(
     // A policy for all pods of a namespace is useful before the first pod exists.
     let has_pods = !context.state.pods.is_empty();
     if has_pods && context.selected(view).is_empty() && !policy.pods.requirements.is_empty() {
+        if let Some(reason) = created::reason(context, policy, None, &policy.pods) {
+            return not_checked.push(NotChecked::new(RuleId::SELECTS_NO_POD, reason));
+        }
+        if let Some(draft) = host_network(context, view) {
+            return drafts.push(draft);
+        }
         let labels = describe::labels(&policy.pods);
         let message = format!("podSelector {labels} selects no pod in namespace {namespace}.");
         let candidates = context.groups_of(namespace).iter().filter(|group| !group.host_network);
         let candidates: Vec<_> = candidates.map(|group| group.labels).collect();
         let fix = similar::label_fix("spec.podSelector", &policy.pods, &candidates)
-            .unwrap_or_else(|| "check the namespace of the policy and the labels of the pods".into());
+            .unwrap_or_else(|| elsewhere(context, policy).into());
         drafts.push(Draft::new(
             RuleId::SELECTS_NO_POD,
             "spec.podSelector",
@@ -42,4 +49,33 @@ pub(super) fn check(
             fix,
         ));
     }
+}
+
+/// Finds a policy that selects only host-network pods.
+fn host_network(context: &Context<'_>, view: &PolicyView<'_>) -> Option<Draft> {
+    let policy = view.policy;
+    let groups = context.groups_of(&policy.key.namespace).iter().filter(|group| policy.pods.matches(group.labels));
+    let pods: Vec<String> = groups.flat_map(|group| &group.pods).map(|pod| pod.key.to_string()).collect();
+    (!pods.is_empty()).then(|| {
+        let labels = describe::labels(&policy.pods);
+        Draft::new(
+            RuleId::SELECTS_NO_POD,
+            "spec.podSelector",
+            format!("podSelector {labels} selects host-network pods only: {}.", some(&pods, "pods")),
+            "No policy applies to pods on the host network, so this policy has no effect.",
+            "delete the policy, or run the pods without hostNetwork",
+        )
+    })
+}
+
+/// Returns where pods with the labels are, if they are in another namespace.
+fn elsewhere(context: &Context<'_>, policy: &Policy) -> String {
+    let others = context.groups.iter().filter(|(name, _)| ***name != policy.key.namespace);
+    let others = others.filter(|(_, groups)| groups.iter().any(|group| policy.pods.matches(group.labels)));
+    let names: Vec<String> = others.map(|(name, _)| name.to_string()).collect();
+    if names.is_empty() {
+        return "check the namespace of the policy and the labels of the pods".to_owned();
+    }
+    let list = some(&names, "namespaces");
+    format!("correct metadata.namespace, if the pods with these labels in {list} are the intended ones")
 }

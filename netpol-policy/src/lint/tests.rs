@@ -1,5 +1,7 @@
 //! Findings about DNS, Services, port names and the API server.
 
+mod incomplete;
+
 use super::{Report, RuleId, Selection};
 use crate::manifest;
 use crate::model::Severity;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::path::FieldPath;
 use super::split;
 use super::tree::{self, Lines, Tree};
-use crate::model::{NamespaceName, PodKey, PolicyKey, Protocol};
+use crate::model::{Labels, NamespaceName, PodKey, PolicyKey, Protocol};
 
 /// The annotation of a policy or of its namespace that suppresses findings.
 pub const IGNORE_ANNOTATION: &str = "netpol.io/lint-ignore";
@@ -25,6 +25,19 @@ pub struct Details {
     pub pods: BTreeMap<PodKey, PodDetails>,
     /// Service accounts with `automountServiceAccountToken: false`.
     pub without_token: BTreeSet<(NamespaceName, Arc<str>)>,
+    /// Labels in objects of kinds that netpol does not know.
+    pub templates: Vec<Template>,
+}
+
+/// Labels in an object of a kind that netpol does not know. A controller may create pods with them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template {
+    /// The namespace of the object.
+    pub namespace: NamespaceName,
+    /// `kind` of the object.
+    pub kind: Arc<str>,
+    /// The labels.
+    pub labels: Labels,
 }
 
 /// The containers and the service account of a pod.
@@ -149,11 +162,12 @@ impl PodDetails {
 
 impl Details {
     pub(super) fn extend(&mut self, other: Self) {
-        let Self { policies, ignores, pods, without_token } = other;
+        let Self { policies, ignores, pods, without_token, templates } = other;
         self.policies.extend(policies);
         self.ignores.extend(ignores);
         self.pods.extend(pods);
         self.without_token.extend(without_token);
+        self.templates.extend(templates);
     }
 }
 

@@ -28,7 +28,7 @@ use serde::Serialize;
 pub(crate) use all_files::beyond_pod_limit;
 pub use all_files::report;
 pub(crate) use details::value_of;
-pub use details::{Details, FileText, IGNORE_ANNOTATION, PodDetails, PolicySource};
+pub use details::{Details, FileText, IGNORE_ANNOTATION, PodDetails, PolicySource, Template};
 pub(crate) use path::{FieldPath, Step};
 pub(crate) use tree::Lines;
 

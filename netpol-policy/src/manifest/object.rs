@@ -228,6 +228,7 @@ impl ObjectReader {
         let (file, line) = (self.diagnostics.file().clone(), location.tree.lines.of(&location.root));
         let Some(unevaluated) = UnevaluatedKind::of(&api_version, &kind) else {
             self.record_account_details(&kind, value);
+            self.record_template_details(&api_version, &kind, value);
             return self.parsed.ignored.push(Ignored { file, line, api_version, kind });
         };
         let scope = PolicyScope::of(unevaluated, value);
@@ -247,6 +248,10 @@ impl ObjectReader {
         let name = metadata.get("name").and_then(Value::as_str).filter(|_| !generated);
         if let Some(message) = name.and_then(|name| names::name_error(kind, name)) {
             report_rejected(&root.key("name"), message);
+        }
+        let namespace = metadata.get("namespace").and_then(Value::as_str).filter(|namespace| !namespace.is_empty());
+        if let Some(message) = namespace.and_then(|namespace| names::name_error("Namespace", namespace)) {
+            report_rejected(&root.key("namespace"), message);
         }
         let Some(Value::Object(labels)) = metadata.get("labels") else { return };
         for (key, value) in labels {

@@ -4,8 +4,8 @@ use k8s_openapi::api::core::v1 as core;
 use serde_json::Value;
 
 use super::{ObjectLocation, ObjectReader};
-use crate::manifest::{IGNORE_ANNOTATION, PodDetails, PolicySource};
-use crate::model::{PodKey, Policy};
+use crate::manifest::{IGNORE_ANNOTATION, PodDetails, PolicySource, Template};
+use crate::model::{Labels, NamespaceName, PodKey, Policy};
 
 impl ObjectReader {
     pub(super) fn record_policy_details(&mut self, location: &ObjectLocation<'_>, policy: &Policy, written: Value) {
@@ -38,5 +38,49 @@ impl ObjectReader {
             let account = (text("namespace").unwrap_or("default").into(), text("name").unwrap_or_default().into());
             self.parsed.details.without_token.insert(account);
         }
+    }
+
+    /// Reads the labels that a controller may give to the pods that it creates for an object.
+    pub(super) fn record_template_details(&mut self, api_version: &str, kind: &str, value: &Value) {
+        if self.reads_workloads && is_custom(api_version) {
+            let namespace = value["metadata"]["namespace"].as_str().filter(|name| !name.is_empty());
+            let namespace: NamespaceName = namespace.unwrap_or("default").into();
+            let mut found = Vec::new();
+            labels_in(&value["spec"], 0, &mut found);
+            let templates =
+                found.into_iter().map(|labels| Template { namespace: namespace.clone(), kind: kind.into(), labels });
+            self.parsed.details.templates.extend(templates);
+        }
+    }
+}
+
+/// The depth to which labels are searched; those of a `ClusterServiceVersion` of OLM are at depth 8.
+const MAX_DEPTH: usize = 12;
+
+/// Returns whether an API group is not one of Kubernetes.
+fn is_custom(api_version: &str) -> bool {
+    let group = api_version.split_once('/').map_or("", |(group, _)| group);
+    group.contains('.') && group != "k8s.io" && !group.ends_with(".k8s.io")
+}
+
+/// Finds all maps with the key `labels`.
+fn labels_in(value: &Value, depth: usize, found: &mut Vec<Labels>) {
+    match value {
+        _ if depth > MAX_DEPTH => {}
+        Value::Array(items) => items.iter().for_each(|item| labels_in(item, depth + 1, found)),
+        Value::Object(map) => {
+            for (key, value) in map {
+                let labels = value.as_object().filter(|_| key == "labels");
+                let labels = labels.map(|labels| {
+                    let text = |(key, value): (&String, &Value)| Some((key.as_str().into(), value.as_str()?.into()));
+                    labels.iter().filter_map(text).collect::<Labels>()
+                });
+                match labels {
+                    Some(labels) if !labels.is_empty() => found.push(labels),
+                    _ => labels_in(value, depth + 1, found),
+                }
+            }
+        }
+        _ => {}
     }
 }

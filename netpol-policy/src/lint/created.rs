@@ -1,0 +1,42 @@
+//! Pods that a controller creates later, so that the input does not have them.
+
+use super::context::Context;
+use crate::model::{Policy, Requirement, Selector};
+
+/// The domains of labels that are not only for the pods of one controller.
+const COMMON_DOMAINS: [&str; 3] = ["kubernetes.io", "k8s.io", "helm.sh"];
+
+/// Returns why pods that a selector matches may exist although the input has none. `namespaces`: as of a peer.
+pub(super) fn reason(
+    context: &Context<'_>,
+    policy: &Policy,
+    namespaces: Option<&Selector>,
+    pods: &Selector,
+) -> Option<String> {
+    if pods.requirements.is_empty() {
+        return None;
+    }
+    let is_in = |name| match namespaces {
+        Some(selector) => selector.matches(&context.state.namespace_labels(name)),
+        None => *name == policy.key.namespace,
+    };
+    let mut templates = context.details.templates.iter();
+    if let Some(template) = templates.find(|template| pods.matches(&template.labels) && is_in(&template.namespace)) {
+        return Some(format!("a controller may create pods with some labels for objects of kind {}", template.kind));
+    }
+    let label = controller_label(context, pods)?;
+    Some(format!("no pod in the input has label {label}, which a controller may set"))
+}
+
+/// Returns a label of the selector with the domain of a controller, if no pod has this label.
+fn controller_label<'s>(context: &Context<'_>, pods: &'s Selector) -> Option<&'s str> {
+    pods.requirements.iter().find_map(|requirement| {
+        let (Requirement::In(key, _) | Requirement::Exists(key)) = requirement else { return None };
+        let (domain, _) = key.split_once('/')?;
+        let is_in =
+            |common: &str| domain.strip_suffix(common).is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('.'));
+        let is_common = COMMON_DOMAINS.iter().any(|common| is_in(common));
+        let has_label = || context.groups.values().flatten().any(|group| group.labels.contains_key(key));
+        (!is_common && !has_label()).then_some(&**key)
+    })
+}

@@ -1,0 +1,73 @@
+//! Pods without any rule for DNS, in an input without the objects of the cluster DNS.
+
+use std::collections::BTreeMap;
+
+use netpol_common::Direction;
+
+use super::RuleId;
+use super::context::{Context, some};
+use super::finding::{Draft, DraftFix};
+use crate::model::{Peer, PolicyKey, PortMatch, PortRange, Ports, Protocol, Rule};
+use crate::reference;
+
+/// The port of DNS, and the one on which the DNS pods of some distributions listen.
+const DNS_PORTS: [u16; 2] = [53, 5353];
+
+/// The rule that allows the cluster DNS of most distributions.
+const RULE: [&str; 10] = [
+    "- to:",
+    "  - namespaceSelector:",
+    "      matchLabels:",
+    "        kubernetes.io/metadata.name: kube-system",
+    "    podSelector:",
+    "      matchLabels:",
+    "        k8s-app: kube-dns",
+    "  ports:",
+    "  - {port: 53, protocol: UDP}",
+    "  - {port: 53, protocol: TCP}",
+];
+
+/// Adds a finding for the first policy that isolates pods which connect to others, but never to a DNS port. It is
+/// information only: the programs may use addresses instead of names.
+pub(super) fn check(context: &Context<'_>, drafts: &mut BTreeMap<PolicyKey, Vec<Draft>>) {
+    let mut found: BTreeMap<&PolicyKey, Vec<String>> = BTreeMap::new();
+    for (name, groups) in &context.groups {
+        let groups = groups.iter().zip(context.egress.lists_of(name)).filter(|(group, _)| !group.host_network);
+        for (group, list) in groups {
+            let policies = context.egress.at_most(*list);
+            let rules = || policies.iter().flat_map(|policy| reference::rules(policy, Direction::Egress));
+            let (Some(first), true) = (policies.first(), rules().any(is_for_pods)) else { continue };
+            if !rules().any(|rule| may_be_dns(&rule.ports)) {
+                found.entry(&first.key).or_default().extend(group.pods.iter().map(|pod| pod.key.to_string()));
+            }
+        }
+    }
+    for (policy, mut pods) in found {
+        pods.sort();
+        let noun = if pods.len() == 1 { "pod" } else { "pods" };
+        let draft = Draft::new(
+            RuleId::DNS_DENIED,
+            "spec.egress",
+            format!("No rule allows {noun} {} to reach port 53 of any address.", some(&pods, "pods")),
+            "Names, such as those of Services, cannot be resolved.",
+            DraftFix::from(format!("add to spec.egress of NetworkPolicy {policy}")).with_yaml(&RULE),
+        );
+        drafts.entry(policy.clone()).or_default().push(draft.into_info());
+    }
+}
+
+fn is_for_pods(rule: &Rule) -> bool {
+    rule.peers.listed().iter().any(|peer| matches!(peer, Peer::Pods { .. }))
+}
+
+/// Returns whether a rule may be for DNS. A port name may be one of the DNS pods.
+fn may_be_dns(ports: &Ports) -> bool {
+    let is_dns = |port: &PortMatch| match &port.port {
+        PortRange::All | PortRange::Named(_) => port.protocol != Protocol::Sctp,
+        PortRange::Range(first, last) => DNS_PORTS.iter().any(|dns| (first..=last).contains(&dns)),
+    };
+    match ports {
+        Ports::Any => true,
+        Ports::Of(ports) => ports.iter().any(is_dns),
+    }
+}

@@ -1,0 +1,70 @@
+//! Items of `ports` without a port.
+//!
+//! In YAML, `port` and `protocol` of one item differ from two items by one `-`. Both are valid, and the item without a
+//! port allows all ports of its protocol.
+
+use netpol_common::Direction;
+use serde_json::Value;
+
+use super::RuleId;
+use super::context::{Context, PolicyView};
+use super::finding::{Draft, DraftFix};
+use super::patch::Operation;
+use crate::explain::yaml::{self, Node, entry};
+use crate::manifest::FieldPath;
+
+/// Finds items without a port next to items with one, and those that make other items useless.
+pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut Vec<Draft>) {
+    let Some(source) = context.details.policies.get(&view.policy.key) else { return };
+    for direction in Direction::BOTH {
+        let rules = source.value["spec"][direction.name()].as_array().map(Vec::as_slice).unwrap_or_default();
+        for (rule, value) in rules.iter().enumerate() {
+            let items = value["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let list = FieldPath::default().key("spec").key(direction.name()).index(rule).key("ports");
+            drafts.extend((0..items.len()).filter_map(|index| of_item(&list, items, index)));
+        }
+    }
+}
+
+fn of_item(list: &FieldPath, items: &[Value], index: usize) -> Option<Draft> {
+    let item = items[index].as_object().filter(|_| !has_port(&items[index]))?;
+    let protocol = protocol(&items[index])?;
+    let is_half = |other: &usize| items.get(*other).is_some_and(|it| has_port(it) && it["protocol"].is_null());
+    let neighbors = [index.checked_sub(1), Some(index + 1)].into_iter().flatten();
+    let half = neighbors.filter(|_| item.contains_key("protocol")).find(is_half);
+    let mut others = (0..items.len()).filter(|other| *other != index && has_port(&items[*other]));
+    let (why, fix) = if let Some(half) = half {
+        let (path, fix) = (list.index(half), joined(list, &items[half], (half, index), protocol));
+        (format!("{path} is another item, which has the port. Two list items are alternatives."), fix)
+    } else {
+        let useless = others.find(|other| self::protocol(&items[*other]) == Some(protocol))?;
+        let fix = format!("add the port to the item, or remove it if the other ports for {protocol} are sufficient");
+        (format!("{} has no effect.", list.index(useless)), fix.into())
+    };
+    let message = format!("The item has no port, so it allows all {protocol} ports.");
+    Some(Draft::new(RuleId::SPLIT_PORT, list.index(index).to_string(), message, why, fix))
+}
+
+/// Writes both halves of an item in one.
+fn joined(list: &FieldPath, half: &Value, (port, protocol): (usize, usize), name: &str) -> DraftFix {
+    let number = match &half["port"] {
+        Value::String(name) => yaml::string(name),
+        number => Node::Scalar(number.to_string()),
+    };
+    let one = Node::Map(vec![entry("port", number), entry("protocol", yaml::string(name))]);
+    let operations = vec![Operation::Replace(list.index(port), one), Operation::Remove(list.index(protocol))];
+    let description = "write `port` and `protocol` in one item, without the second `-`";
+    DraftFix::of(description, if half["endPort"].is_null() { operations } else { Vec::new() })
+}
+
+fn has_port(item: &Value) -> bool {
+    !item["port"].is_null()
+}
+
+/// Returns the protocol of an item; `None` if it is not a text.
+fn protocol(item: &Value) -> Option<&str> {
+    match &item["protocol"] {
+        Value::Null => Some("TCP"),
+        protocol => protocol.as_str(),
+    }
+}

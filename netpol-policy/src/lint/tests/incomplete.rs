@@ -1,0 +1,231 @@
+//! Inputs without the objects of other applications and of controllers, and mistakes in a list of ports or peers.
+
+use super::report;
+use crate::lint::RuleId;
+
+/// Namespace `shop` with pod `web`, which has port 8080.
+const SHOP: &str = "
+{apiVersion: v1, kind: Namespace, metadata: {name: shop}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+spec: {containers: [{name: main, ports: [{containerPort: 8080}]}]}
+---
+";
+const SYSTEM: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: kube-system}}\n---\n";
+
+/// A policy for the pods with `selector`.
+fn policy(selector: &str, spec: &str) -> String {
+    format!(
+        "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: shop}}, \
+         spec: {{podSelector: {{{selector}}}, {spec}}}}}\n---\n"
+    )
+}
+
+/// The findings as `NP010 path: text`, and what was not checked, as `NP010: reason`. Without those about whole namespaces,
+/// DNS and the API server.
+fn lint(more: &str, policy: &str) -> (Vec<String>, Vec<String>) {
+    let report = report(&format!("{SHOP}{more}{policy}"));
+    let others = |rule: RuleId| rule < RuleId::DNS_DENIED;
+    let findings = report.findings.iter().filter(|finding| others(finding.rule));
+    let path = |path: &Option<String>| path.clone().unwrap_or_default();
+    let not_checked = report.not_checked.iter().filter(|it| others(it.rule));
+    (
+        findings.map(|it| format!("{} {}: {}", it.rule, path(&it.path), it.text())).collect(),
+        not_checked.map(|it| format!("{}: {}", it.rule, it.reason)).collect(),
+    )
+}
+
+#[test]
+fn pods_that_a_controller_may_create_are_not_missing() {
+    let custom = |namespace: &str| {
+        format!(
+            "{{apiVersion: example.com/v1, kind: Collector, metadata: {{name: c, namespace: {namespace}, labels: {{app: other}}}}, \
+             spec: {{podMetadata: {{labels: {{app: collector, tier: ops}}}}}}}}\n---\n"
+        )
+    };
+    let of_labels =
+        policy("matchLabels: {app: collector}", "ingress: [{from: [{podSelector: {matchLabels: {tier: ops}}}]}]");
+    let reason = "a controller may create pods with some labels for objects of kind Collector";
+    assert_eq!(
+        lint(&custom("shop"), &of_labels),
+        (vec![], vec![format!("NP010: {reason}"), format!("NP020: {reason}")])
+    );
+    // The object is in another namespace, has the label itself, or is of a kind that does not create pods.
+    let by_name = policy("matchLabels: {app: other}", "ingress: []");
+    let config_map = custom("shop").replace("example.com/v1", "v1").replace("Collector", "ConfigMap");
+    for (more, policy) in [(&custom("else"), &of_labels), (&custom("shop"), &by_name), (&config_map, &of_labels)] {
+        let (findings, not_checked) = lint(more, policy);
+        assert!(
+            findings[0].starts_with("NP010 spec.podSelector: ") && not_checked.is_empty(),
+            "{findings:?} {not_checked:?}"
+        );
+    }
+}
+
+#[test]
+fn a_label_with_the_domain_of_a_controller_may_come_later() {
+    let of = |key: &str| lint("", &policy(&format!("matchLabels: {{{key}: x}}"), "ingress: []"));
+    let reason = "NP010: no pod in the input has label acme.example.com/solver, which a controller may set";
+    assert_eq!(of("acme.example.com/solver"), (vec![], vec![reason.to_owned()]));
+    for key in ["app", "app.kubernetes.io/name", "kubernetes.io/role"] {
+        assert_eq!(of(key).0.len(), 1, "{key}");
+    }
+    let other =
+        "{apiVersion: v1, kind: Pod, metadata: {name: o, namespace: shop, labels: {example.com/tier: back}}}\n---\n";
+    assert_eq!(lint(other, &policy("matchLabels: {example.com/tier: x}", "ingress: []")).0.len(), 1);
+}
+
+#[test]
+fn a_policy_that_selects_no_pod_says_where_the_pods_are() {
+    let host = "{apiVersion: v1, kind: Pod, metadata: {name: node-0, namespace: shop, labels: {app: node}}, spec: {hostNetwork: true}}\n---\n";
+    let (found, _) = lint(host, &policy("matchLabels: {app: node}", "ingress: []"));
+    let expected = "NP010 spec.podSelector: podSelector app=node selects host-network pods only: shop/node-0. No policy applies to \
+                    pods on the host network, so this policy has no effect. Fix: delete the policy, or run the pods without hostNetwork.";
+    assert_eq!(found, [expected]);
+    let elsewhere = "{apiVersion: v1, kind: Pod, metadata: {name: db, namespace: data, labels: {app: db}}}\n---\n";
+    let (found, _) = lint(elsewhere, &policy("matchLabels: {app: db}", "ingress: []"));
+    let fix = "Fix: correct metadata.namespace, if the pods with these labels in data are the intended ones.";
+    assert!(found.len() == 1 && found[0].ends_with(fix), "{found:?}");
+}
+
+#[test]
+fn a_namespace_that_is_selected_by_name_may_be_defined_elsewhere() {
+    let of = |more: &str, labels: &str| {
+        let peer = format!("{{namespaceSelector: {{matchLabels: {{{labels}}}}}}}");
+        lint(more, &policy("", &format!("ingress: [{{from: [{peer}]}}]")))
+    };
+    let by_name = "kubernetes.io/metadata.name: ingress-nginx";
+    assert_eq!(of("", by_name), (vec![], vec!["NP022: namespace ingress-nginx is not in the input".to_owned()]));
+    // In a whole cluster, by another label, and with a typo.
+    for (more, labels) in [(SYSTEM, by_name), ("", "name: ingress-nginx"), ("", "kubernetes.io/metadata.name: shpo")] {
+        let (found, not_checked) = of(more, labels);
+        assert!(found.len() == 1 && found[0].starts_with("NP022 ") && not_checked.is_empty(), "{labels}: {found:?}");
+    }
+}
+
+#[test]
+fn a_selector_next_to_an_unknown_namespace_was_probably_intended_for_its_pods() {
+    let peers = |namespaces: &str, labels: &str| {
+        let namespaces = format!("{{namespaceSelector: {{matchLabels: {{{namespaces}}}}}}}");
+        policy(
+            "",
+            &format!(
+                "egress: [{{to: [{namespaces}, {{podSelector: {{matchLabels: {{{labels}}}}}}}]}}], policyTypes: [Egress]"
+            ),
+        )
+    };
+    let system = "kubernetes.io/metadata.name: kube-system";
+    let (found, _) = lint("", &peers(system, "k8s-app: kube-dns"));
+    assert!(
+        found.len() == 1 && found[0].starts_with("NP024 spec.egress[0].to[1]: No pod matches the peer"),
+        "{found:?}"
+    );
+    // The labels exist in the policy's own namespace, or not in the known other one.
+    assert_eq!(lint("", &peers(system, "app: web")).0, [""; 0]);
+    let dns =
+        "{apiVersion: v1, kind: Pod, metadata: {name: dns, namespace: kube-system, labels: {k8s-app: dns}}}\n---\n";
+    let (found, _) = lint(dns, &peers(system, "k8s-app: kube-dns"));
+    assert!(found.len() == 1 && found[0].starts_with("NP020 "), "{found:?}");
+}
+
+#[test]
+fn ports_of_pods_in_unknown_namespaces_are_not_checked() {
+    let all = |port: &str| {
+        policy(
+            "",
+            &format!(
+                "egress: [{{to: [{{namespaceSelector: {{}}}}], ports: [{{port: {port}}}]}}], policyTypes: [Egress]"
+            ),
+        )
+    };
+    for port in ["53", "443, protocol: UDP", "8080"] {
+        assert_eq!(lint("", &all(port)).0, [""; 0], "{port}");
+    }
+    assert_eq!(lint(SYSTEM, &all("53")).0.len(), 1);
+    let expected = "NP031 spec.egress[0].ports[0].port: No container declares 443/TCP. A namespaceSelector selects pods only, and no \
+                    address outside the cluster. Fix: to allow addresses outside the cluster, write the peer `ipBlock: {cidr: \
+                    0.0.0.0/0}`.";
+    assert_eq!(lint("", &all("443")).0, [expected]);
+    // All declared ports are listed or counted.
+    let many = "{apiVersion: v1, kind: Pod, metadata: {name: many, namespace: shop, labels: {app: many}}, spec: {containers: [{name: c, \
+                ports: [{containerPort: 1}, {containerPort: 2}, {containerPort: 3}, {containerPort: 4}]}]}}\n---\n";
+    let (found, _) = lint(many, &policy("matchLabels: {app: many}", "ingress: [{ports: [{port: 9}]}]"));
+    assert!(found[0].contains("declare other ports: 1/TCP, 2/TCP, 3/TCP and 1 more port."), "{found:?}");
+}
+
+#[test]
+fn an_item_without_a_port_is_half_of_another_one() {
+    let of = |ports: &str| {
+        let rules = format!(
+            "ingress: [{{from: [{{podSelector: {{}}}}], ports: [{ports}]}}, {{from: [{{podSelector: {{}}}}], ports: [{{port: 8080}}]}}]"
+        );
+        let findings = report(&format!("{SHOP}{}", policy("", &rules))).findings;
+        let texts = findings.iter().filter(|it| [RuleId::SPLIT_PORT, RuleId::SHADOWED_RULE].contains(&it.rule));
+        texts.map(|it| format!("{} {}", it.path.clone().unwrap_or_default(), it.text())).collect::<Vec<_>>()
+    };
+    let joined = "Fix: write `port` and `protocol` in one item, without the second `-`.";
+    let expected = |item: usize, other: usize, protocol: &str| {
+        vec![format!(
+            "spec.ingress[0].ports[{item}] The item has no port, so it allows all {protocol} ports. spec.ingress[0].ports[{other}] is \
+             another item, which has the port. Two list items are alternatives. {joined}"
+        )]
+    };
+    assert_eq!(of("{port: 8080}, {protocol: TCP}"), expected(1, 0, "TCP"));
+    assert_eq!(of("{protocol: UDP}, {port: 53}"), expected(0, 1, "UDP"));
+    let useless = of("{port: 8080, protocol: TCP}, {}");
+    assert!(useless.len() == 1 && useless[0].contains("spec.ingress[0].ports[0] has no effect."), "{useless:?}");
+    // Without the mistake, the other finding is right.
+    assert_eq!(of("{protocol: TCP}").len(), 1);
+    assert_eq!(of("{port: 53, protocol: UDP}, {protocol: SCTP}"), [""; 0]);
+}
+
+#[test]
+fn an_empty_list_of_peers_with_ports_is_information_only() {
+    let of = |rule: &str| {
+        let findings = report(&format!("{SHOP}{}", policy("", &format!("ingress: [{rule}]")))).findings.into_iter();
+        let found = findings.filter(|it| it.rule == RuleId::OPEN_TO_EVERYONE);
+        found.map(|it| (it.severity.name(), it.fix.expect("a fix").description)).collect::<Vec<_>>()
+    };
+    let [omit, both] = [
+        "omit `from` if every address is intended; otherwise add peers",
+        "to allow no address, remove the rule; to allow every address, omit `from`",
+    ];
+    assert_eq!(of("{from: [], ports: [{port: 8080}]}"), [("info", omit.to_owned())]);
+    for rule in ["{from: []}", "{from: null}", "{from: [], ports: []}"] {
+        assert_eq!(of(rule), [("warning", both.to_owned())], "{rule}");
+    }
+}
+
+#[test]
+fn a_placeholder_is_not_the_name_of_a_namespace() {
+    for name in ["YOUR_NAMESPACE", "${NAMESPACE}"] {
+        let text = policy("", "ingress: []").replace("namespace: shop", &format!("namespace: \"{name}\""));
+        let errors = crate::manifest::parse_offline(&text, "f").errors;
+        let found: Vec<_> = errors.iter().map(|it| (it.rule, it.field.as_deref())).collect();
+        assert_eq!(found, [(RuleId::INVALID_POLICY, Some("metadata.namespace"))], "{errors:?}");
+    }
+}
+
+#[test]
+fn pods_without_any_rule_for_dns_are_listed_as_information() {
+    let of = |rules: &str| {
+        let text = policy("", &format!("policyTypes: [Egress], egress: [{rules}]"));
+        let findings = report(&format!("{SHOP}{text}")).findings.into_iter();
+        let found = findings.filter(|finding| finding.rule == RuleId::DNS_DENIED);
+        found.map(|finding| (finding.severity.name(), finding.message)).collect::<Vec<_>>()
+    };
+    let web = "{to: [{podSelector: {matchLabels: {app: web}}}], ports: [{port: 8080}]}";
+    let message = "No rule allows pod shop/web to reach port 53 of any address.".to_owned();
+    assert_eq!(of(web), [("info", message)]);
+    for dns in
+        ["{ports: [{port: 53, protocol: UDP}]}", "{ports: [{port: dns, protocol: UDP}]}", "{to: [{podSelector: {}}]}"]
+    {
+        assert_eq!(of(&format!("{web}, {dns}")), [], "{dns}");
+    }
+    // Without rules for pods, the pod needs no names.
+    for rules in ["", "{to: [{ipBlock: {cidr: 192.0.2.1/32}}], ports: [{port: 443}]}"] {
+        assert_eq!(of(rules), [], "{rules}");
+    }
+}
