@@ -9,7 +9,7 @@ use netpol_agent::events::{FlowBuffer, Lines, Reporter};
 use netpol_agent::reconcile::{Options, Reconciler};
 use netpol_api::FlowVerdict;
 use netpol_apiserver::{ApiServer, Effect, Fault, Network, Options as ServerOptions, Resource, Rules, Verb};
-use netpol_common::{Direction, FlowEvent, IfIndex, Reason, protocol};
+use netpol_common::{Direction, FlowEvent, IfIndex, Reason, event_flags, protocol};
 use netpol_dataplane::Memory;
 use netpol_dataplane::migration::Snapshot;
 use netpol_node::{InterfaceSnapshot, PodEnd, Veth};
@@ -97,13 +97,20 @@ impl Pipeline {
 
     /// Reports a deny event of shop/web to this address and port, with this number of suppressed packets.
     fn deny(&mut self, destination: [u8; 4], port: u16, suppressed: u32) {
+        self.report(0, destination, port, suppressed);
+    }
+
+    fn report(&mut self, flags: u8, destination: [u8; 4], port: u16, suppressed: u32) {
         let bytes = |address: [u8; 4]| std::array::from_fn(|at| address.get(at).copied().unwrap_or(0));
+        let endpoint = &self.reconciler.endpoint(IfIndex(3)).expect("no endpoint").endpoint;
+        let policies = if flags == 0 { &endpoint.egress } else { &endpoint.shadow_egress };
         let event = FlowEvent {
             ifindex: IfIndex(3),
-            rule_set: self.reconciler.endpoint(IfIndex(3)).expect("no endpoint").endpoint.egress.rule_set,
+            rule_set: policies.rule_set,
             suppressed,
             length: 60,
             direction: Direction::Egress as u8,
+            flags,
             reason: Reason::NoRule as u8,
             family: 4,
             protocol: protocol::TCP,
@@ -189,6 +196,22 @@ fn a_denied_packet_becomes_an_event_for_kubectl_describe() {
         "egress to shop/db (10.0.1.2) port 5432/TCP denied by NetworkPolicy shop/deny-all: no rule allows it"
     );
     assert_eq!(text(event, "/related/name"), "db");
+}
+
+#[test]
+fn a_would_be_denial_becomes_an_event_of_type_normal() {
+    let shadow = POLICIES.replace("namespace: shop}", "namespace: shop, annotations: {netpol.io/mode: shadow}}");
+    let mut pipeline = Pipeline::start("n1", &shadow);
+    pipeline.report(event_flags::SHADOW, [10, 0, 1, 2], 5432, 0);
+    let events = pipeline.events(1);
+    assert_eq!(text(&events[0], "/type"), "Normal");
+    assert_eq!(text(&events[0], "/reason"), "NetworkPolicyShadowDenied");
+    assert_eq!(text(&events[0], "/action"), "Observe");
+    assert_eq!(
+        text(&events[0], "/note"),
+        "egress to shop/db (10.0.1.2) port 5432/TCP would be denied by NetworkPolicy shop/deny-all if enforced: no rule \
+         allows it"
+    );
 }
 
 #[test]

@@ -156,12 +156,12 @@ impl Reporter {
             return self.groups.count(event, &described.record, observed.now);
         }
         let allowed = self.recorded[observed.verdict as usize].allow(event.budget(), observed.now);
-        if !allowed && (observed.verdict != FlowVerdict::Denied || self.kubernetes.is_none()) {
+        if !allowed && (observed.verdict == FlowVerdict::Allowed || self.kubernetes.is_none()) {
             return self.skip(&observed, reconciler);
         }
         let mut described = describe(event, observed.pod.as_ref(), names, observed.time);
         described.record.sender = observed.sender(&described.record.from, reconciler);
-        self.report_to_kubernetes(&observed, &described, names);
+        self.report_to_kubernetes(&observed, &described, reconciler);
         if !allowed {
             return self.skip(&observed, reconciler);
         }
@@ -256,9 +256,21 @@ impl Reporter {
         }
     }
 
-    fn report_to_kubernetes(&self, observed: &Observed<'_>, described: &Described, names: Names<'_>) {
-        if let (Some(sink), Some(pod), FlowVerdict::Denied) = (&self.kubernetes, &observed.pod, observed.verdict) {
-            sink.denied(observed.event, &described.record, pod, names.engine.cluster_state());
+    /// Writes a Kubernetes Event about a denial or a would-be denial.
+    fn report_to_kubernetes<D: Dataplane>(
+        &mut self,
+        observed: &Observed<'_>,
+        described: &Described,
+        reconciler: &Reconciler<D>,
+    ) {
+        if self.kubernetes.is_none() || observed.verdict == FlowVerdict::Allowed {
+            return;
+        }
+        let is_shadow = observed.verdict == FlowVerdict::Shadow;
+        let policies = is_shadow.then(|| self.shadow_policies(observed, reconciler));
+        if let (Some(sink), Some(pod)) = (&self.kubernetes, &observed.pod) {
+            let shadow = policies.as_ref().map(|policies| &policies.counted[..]);
+            sink.denied(observed.event, &described.record, pod, shadow, reconciler.engine().cluster_state());
         }
     }
 

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant, SystemTime};
 
-use netpol_common::{Direction, Reason};
 use netpol_policy::model::PodKey;
 
 use super::limit::Bucket;
@@ -22,7 +21,8 @@ const FIRST_INTERVAL: Duration = Duration::from_secs(15);
 const MAX_INTERVAL: Duration = Duration::from_mins(10);
 /// A topic without packets for this long is removed. The next packet starts a new Event.
 const EXPIRY: Duration = Duration::from_mins(15);
-/// Number of Events per pod that name peer and port. All other traffic of the pod is counted together.
+/// Number of Events per pod that name peer and port, of denials and of would-be denials each. All other traffic of the pod is
+/// counted together.
 pub(super) const MAX_TOPICS: usize = 10;
 /// Maximum number of pods in memory.
 const MAX_PODS: usize = 512;
@@ -33,6 +33,8 @@ const POD_BURST: u32 = 25;
 const POD_REFILL: Duration = Duration::from_mins(5);
 /// Number of a pod's tokens that only new topics may use.
 const RESERVED: u32 = 5;
+/// Number of a pod's tokens that only topics of denials may use. So would-be denials do not delay Events about denials.
+const RESERVED_FOR_DENIALS: u32 = 15;
 /// Number of writes by this node's agent that are possible at once.
 const NODE_BURST: u32 = 25;
 /// Time after which one more write is possible.
@@ -42,6 +44,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
 
 /// A pod and its creation time, which distinguishes it from a later pod with the same name.
 type Subject = (PodKey, i64);
+
+/// The order of publications that are due: would-be denials last, updates after new Events.
+type Rank = (bool, bool, Instant);
 
 /// Something to write to the API server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,15 +128,18 @@ impl SeriesState {
 
     /// Returns the number of tokens that this series must not use.
     fn reserve(&self) -> u32 {
-        if self.update { RESERVED } else { 0 }
+        let for_denials = if self.topic.shadow { RESERVED_FOR_DENIALS } else { 0 };
+        let for_new = if self.update { RESERVED } else { 0 };
+        for_denials + for_new
     }
 
     fn has_topic(&self, topic: &Topic) -> bool {
         !self.merged && self.topic == *topic
     }
 
-    fn is_merged_for(&self, direction: Direction, reason: Reason) -> bool {
-        self.merged && self.topic.direction == direction && self.topic.reason == reason
+    fn is_merged_for(&self, topic: &Topic) -> bool {
+        let class = |topic: &Topic| (topic.direction, topic.reason, topic.shadow);
+        self.merged && class(&self.topic) == class(topic)
     }
 }
 
@@ -163,12 +171,11 @@ impl Aggregator {
         }
         let new = || Pod { series: Vec::new(), bucket: Bucket::new(POD_BURST, POD_REFILL, now) };
         let pod = self.pods.entry(subject).or_insert_with(new);
-        let (direction, reason) = (denied.topic.direction, denied.topic.reason);
         let index = pod.series.iter().position(|state| state.has_topic(&denied.topic));
-        let full = pod.series.iter().filter(|state| !state.merged).count() >= MAX_TOPICS;
-        let index = index.or_else(|| {
-            full.then(|| pod.series.iter().position(|state| state.is_merged_for(direction, reason))).flatten()
-        });
+        let is_named = |state: &&SeriesState| !state.merged && state.topic.shadow == denied.topic.shadow;
+        let full = pod.series.iter().filter(is_named).count() >= MAX_TOPICS;
+        let index = index
+            .or_else(|| full.then(|| pod.series.iter().position(|state| state.is_merged_for(&denied.topic))).flatten());
         let state = if let Some(index) = index {
             &mut pod.series[index]
         } else {
@@ -206,8 +213,8 @@ impl Aggregator {
         self.notices.set(all, now);
     }
 
-    /// Takes a publication that is due: notices, then new Events, then updates; within each, the one that
-    /// waits longest.
+    /// Takes a publication that is due: notices, then denials, then would-be denials. New Events come before updates, and
+    /// then the one that waits longest.
     pub fn take(&mut self, now: Instant) -> Option<Publication> {
         if self.next_due().is_none_or(|due| due > now) {
             return None;
@@ -218,18 +225,17 @@ impl Aggregator {
         if let Some(notice) = self.notices.take(now) {
             return Some(Publication::Notice(notice));
         }
-        let mut best: Option<(bool, Instant, Subject, usize)> = None;
+        let mut best: Option<(Rank, Subject, usize)> = None;
         for (subject, pod) in &mut self.pods {
             for (index, state) in pod.series.iter().enumerate().filter(|(_, state)| state.is_due(now)) {
-                let rank = (state.update, state.not_before);
-                if best.as_ref().is_none_or(|(update, due, ..)| rank < (*update, *due))
-                    && pod.bucket.ready(state.reserve(), now) <= now
+                let rank = (state.topic.shadow, state.update, state.not_before);
+                if best.as_ref().is_none_or(|(best, ..)| rank < *best) && pod.bucket.ready(state.reserve(), now) <= now
                 {
-                    best = Some((state.update, state.not_before, subject.clone(), index));
+                    best = Some((rank, subject.clone(), index));
                 }
             }
         }
-        let taken = best.and_then(|(_, _, subject, index)| {
+        let taken = best.and_then(|(_, subject, index)| {
             let pod = self.pods.get_mut(&subject)?;
             let state = &mut pod.series[index];
             pod.bucket.take(state.reserve(), now);

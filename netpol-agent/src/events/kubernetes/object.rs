@@ -30,13 +30,14 @@ pub(super) fn of_series(series: &Series, uid: Option<String>, node: &str) -> Eve
     let related = topic.peer.namespace.as_deref().zip(topic.peer.pod.as_deref()).filter(|_| !series.merged);
     let reference = |namespace: &str, name: &str, uid| reference("v1", "Pod", namespace, name, uid);
     Event {
-        action: Some("Deny".to_owned()),
+        action: Some(if topic.shadow { "Observe" } else { "Deny" }.to_owned()),
         event_time: Some(time(series.first)),
         note: Some(note),
-        reason: topic::reason(topic.reason).map(str::to_owned),
+        reason: topic::event_reason(topic).map(str::to_owned),
         regarding: Some(reference(&series.pod.namespace, &series.pod.name, uid)),
         related: related.map(|(namespace, name)| reference(namespace, name, None)),
         series: (series.count > 1).then(|| event_series(series)),
+        type_: Some(if topic.shadow { "Normal" } else { "Warning" }.to_owned()),
         ..event_base(&series.pod.namespace, name_of_series(series), node)
     }
 }
@@ -77,7 +78,6 @@ fn event_base(namespace: &str, name: String, node: &str) -> Event {
         metadata: ObjectMeta { name: Some(name), namespace: Some(namespace.to_owned()), ..ObjectMeta::default() },
         reporting_controller: Some(CONTROLLER.to_owned()),
         reporting_instance: Some(node.chars().take(128).collect()),
-        type_: Some("Warning".to_owned()),
         ..Event::default()
     }
 }

@@ -17,7 +17,7 @@ use super::topic::{self, Topic};
 /// Maximum number of messages that wait for the thread.
 pub(super) const QUEUE: usize = 1024;
 
-/// Packets that were denied at a pod.
+/// Packets that were denied at a pod, or would have been.
 #[derive(Clone, Debug)]
 pub struct Denied {
     /// The pod.
@@ -160,15 +160,16 @@ impl Sink {
         &self.numbers
     }
 
-    /// Reports a packet that was denied at `pod`.
+    /// Reports a packet that was denied at `pod`. `shadow`: the policies for a would-be denial.
     pub(in crate::events) fn denied(
         &self,
         event: &FlowEvent,
         record: &FlowRecord,
         pod: &PodKey,
+        shadow: Option<&[PolicyKey]>,
         cluster_state: &ClusterState,
     ) {
-        let Some(reason) = Reason::from_code(event.reason).filter(|reason| topic::reason(*reason).is_some()) else {
+        let Some(reason) = Reason::from_code(event.reason).filter(|reason| topic::has_event(*reason)) else {
             return;
         };
         let Some(direction) = Direction::from_code(event.direction) else { return };
@@ -188,10 +189,14 @@ impl Sink {
             topic: Topic {
                 direction,
                 reason,
+                shadow: shadow.is_some(),
                 peer,
                 protocol: record.protocol.clone(),
                 port: record.port,
-                policies: record.own_side().map(|side| side.policies.clone()).unwrap_or_default(),
+                policies: match shadow {
+                    Some(policies) => policies.iter().map(ToString::to_string).collect(),
+                    None => record.own_side().map(|side| side.policies.clone()).unwrap_or_default(),
+                },
             },
             packets: 1 + u64::from(event.suppressed),
             at: SystemTime::now(),

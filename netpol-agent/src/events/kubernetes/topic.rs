@@ -18,21 +18,32 @@ pub struct Topic {
     pub direction: Direction,
     /// Why the packets were denied.
     pub reason: Reason,
+    /// The packets were allowed, but would be denied if policies in shadow mode were enforced; with `--observe`, if any
+    /// policy was.
+    pub shadow: bool,
     /// The peer, without its port, because the ports of clients change.
     pub peer: Box<FlowEnd>,
     /// The protocol's name or number.
     pub protocol: String,
     /// The destination's port.
     pub port: Option<u16>,
-    /// The policies that isolate the pod, `namespace/name`.
+    /// The policies that isolate the pod, `namespace/name`. For `shadow`, only those that are not enforced.
     pub policies: Vec<String>,
 }
 
-/// Returns an Event's `reason` for packets denied with this reason; `None` if no Event is written, because it would not
-/// concern a pod.
-pub(super) fn reason(reason: Reason) -> Option<&'static str> {
-    reason_and_cause(reason).map(|(name, _)| name)
+/// Returns whether packets denied with this reason have an Event. Without one, the reason does not concern a pod.
+pub(super) fn has_event(reason: Reason) -> bool {
+    reason_and_cause(reason).is_some()
 }
+
+/// Returns an Event's `reason`.
+pub(super) fn event_reason(topic: &Topic) -> Option<&'static str> {
+    let (name, _) = reason_and_cause(topic.reason)?;
+    Some(if topic.shadow { SHADOW_DENIED } else { name })
+}
+
+/// The `reason` of an Event about would-be denials.
+const SHADOW_DENIED: &str = "NetworkPolicyShadowDenied";
 
 /// Returns the cause, as it follows "denied by …" or "dropped" in a note.
 fn cause(reason: Reason) -> &'static str {
@@ -84,7 +95,8 @@ fn reason_and_cause(reason: Reason) -> Option<(&'static str, &'static str)> {
     })
 }
 
-/// `egress to shop/db (10.1.2.3) port 5432/TCP denied by NetworkPolicy shop/deny-all: no rule allows it`.
+/// `egress to shop/db (10.1.2.3) port 5432/TCP denied by NetworkPolicy shop/deny-all: no rule allows it`; for a would-be
+/// denial, `… would be denied by NetworkPolicy shop/deny-all if enforced: …`.
 ///
 /// The API server rejects changes of a note. The number of packets is in the Event's series instead.
 pub(super) fn note(topic: &Topic) -> String {
@@ -99,11 +111,11 @@ pub(super) fn note(topic: &Topic) -> String {
         (Some(port), Direction::Egress) => write!(note, " port {port}/{}", topic.protocol),
         (None, _) => write!(note, ", {}", protocol(&topic.protocol)),
     };
-    let denied = topic.reason.is_by_policies();
-    note += if denied { " denied by " } else { " dropped" };
-    if denied {
-        note += &policies(&topic.policies);
-    }
+    note += &match (topic.shadow, topic.reason.is_by_policies()) {
+        (true, _) => format!(" would be denied by {} if enforced", policies(&topic.policies)),
+        (false, true) => format!(" denied by {}", policies(&topic.policies)),
+        (false, false) => " dropped".to_owned(),
+    };
     let _ = write!(note, ": {}", cause(topic.reason));
     escape_and_shorten(note)
 }
@@ -111,8 +123,9 @@ pub(super) fn note(topic: &Topic) -> String {
 /// Returns the note of the Event that counts all other traffic of a pod, which has `reported` Events already.
 pub(super) fn merged_note(topic: &Topic, reported: usize) -> String {
     let direction = topic.direction.name();
+    let denied = if topic.shadow { "would be denied" } else { "denied" };
     escape_and_shorten(format!(
-        "{direction} denied for more than {reported} peers and ports: {}; this Event counts all others, and the agent's deny events \
+        "{direction} {denied} for more than {reported} peers and ports: {}; this Event counts all others, and the agent's deny events \
          list each of them",
         cause(topic.reason)
     ))
@@ -175,7 +188,7 @@ mod tests {
         let policies = vec!["shop/deny-all".to_owned()];
         let (namespace, pod) = pod.split_once('/').map(|(of, pod)| (of.to_owned(), pod.to_owned())).unzip();
         let peer = Box::new(FlowEnd { namespace, pod, address: Some([10, 1, 2, 3].into()), ..FlowEnd::default() });
-        Topic { direction, reason, peer, protocol: "TCP".into(), port, policies }
+        Topic { direction, reason, shadow: false, peer, protocol: "TCP".into(), port, policies }
     }
 
     fn with_services(reason: Reason, pod: &str, services: &[&str], via_services: &[&str]) -> Topic {
@@ -224,6 +237,11 @@ mod tests {
                 topic(egress, Reason::SpoofedSource, "", Some(53)),
                 "egress to 10.1.2.3 port 53/TCP dropped: sent from an address that is not the pod's",
             ),
+            (
+                Topic { shadow: true, ..topic(egress, Reason::NoRule, "shop/db", Some(5432)) },
+                "egress to shop/db (10.1.2.3) port 5432/TCP would be denied by NetworkPolicy shop/deny-all if enforced: no rule \
+                 allows it",
+            ),
         ] {
             assert_eq!(note(&topic), expected);
         }
@@ -245,7 +263,7 @@ mod tests {
         for &each in Reason::ALL {
             let without =
                 [Reason::UnknownPod, Reason::NoEndpoint, Reason::SourceEndpointGone, Reason::OtherHost].contains(&each);
-            assert_eq!(reason(each).is_some(), !each.allows() && !without, "{}", each.name());
+            assert_eq!(has_event(each), !each.allows() && !without, "{}", each.name());
         }
     }
 }

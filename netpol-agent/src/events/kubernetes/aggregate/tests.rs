@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use netpol_api::FlowEnd;
+use netpol_common::{Direction, Reason};
 use proptest::prelude::*;
 
 use super::*;
@@ -16,6 +17,7 @@ fn denied(pod: &str, peer: u16, packets: u64) -> Denied {
         topic: Topic {
             direction: Direction::Egress,
             reason: Reason::NoRule,
+            shadow: false,
             peer: Box::new(FlowEnd { address: Some([10, 0, high, low].into()), ..FlowEnd::default() }),
             protocol: "TCP".into(),
             port: Some(80),
@@ -130,6 +132,24 @@ fn a_busy_pod_still_has_tokens_for_something_new() {
     fixture.deny("web", 100, 1);
     let reported = fixture.wait(SECOND);
     assert!(reported.iter().any(|(_, series)| !series.update), "{reported:?}");
+}
+
+#[test]
+fn would_be_denials_do_not_delay_events_about_denials() {
+    let mut fixture = Fixture::new();
+    for peer in 0..5000 {
+        let mut shadow = denied("web", peer, 1);
+        shadow.topic.shadow = true;
+        fixture.aggregator.denied(shadow, fixture.now).unwrap();
+    }
+    let shadow = fixture.wait(SECOND);
+    assert_eq!(shadow.iter().filter(|(_, series)| series.topic.shadow).count(), MAX_TOPICS);
+    for peer in 0..5000 {
+        fixture.deny("web", peer, 1);
+    }
+    let denials = fixture.wait(SECOND);
+    assert_eq!(denials.len(), MAX_TOPICS + 1, "named Events, and one for all others");
+    assert!(denials.iter().all(|(_, series)| !series.topic.shadow));
 }
 
 #[test]
