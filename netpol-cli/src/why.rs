@@ -71,11 +71,16 @@ struct Answer {
     namespace: String,
 }
 
-/// A denial, as an agent has recorded it in an Event.
+/// The `reason` of an Event about a would-be denial.
+const SHADOW_DENIED: &str = "NetworkPolicyShadowDenied";
+
+/// A denial or would-be denial, as an agent has recorded it in an Event.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Denial {
     pod: String,
+    /// Policies in shadow mode would deny it, but it is allowed.
+    shadow: bool,
     reason: String,
     note: String,
     count: i32,
@@ -193,9 +198,11 @@ fn denials(events: Vec<Event>, pods: &BTreeSet<&str>, namespace: &str) -> Vec<De
             }
             let count = event.series.as_ref().map_or(1, |series| series.count);
             let last = event.series.map(|series| series.last_observed_time).or(event.event_time).map(|time| time.0);
+            let reason = event.reason.unwrap_or_default();
             let denial = Denial {
                 pod: format!("{namespace}/{name}"),
-                reason: event.reason.unwrap_or_default(),
+                shadow: reason == SHADOW_DENIED,
+                reason,
                 note: event.note.unwrap_or_default(),
                 count,
                 last: last.map(|time| time.to_string()),
@@ -235,24 +242,35 @@ fn print_denials(out: &mut impl Write, answer: &Answer) -> Result<()> {
     if let Some(error) = &answer.denials_unknown_because {
         return paragraph(out, &format!("{subject}: denials are unknown, cannot list Events: {error}"), 0);
     }
-    if answer.denials.is_empty() {
+    let (shadow, denied): (Vec<&Denial>, Vec<&Denial>) = answer.denials.iter().partition(|denial| denial.shadow);
+    if denied.is_empty() {
         let text = format!(
             "{subject}: no denials in its Events. Agents write Events only with --kube-events, and the API server deletes \
              them after an hour"
         );
-        return paragraph(out, &text, 0);
+        paragraph(out, &text, 0)?;
+    } else {
+        writeln!(out, "{}: denied", Safe(subject))?;
+        print_events(out, answer, &denied)?;
     }
-    writeln!(out, "{}: denied", Safe(subject))?;
+    if !shadow.is_empty() {
+        paragraph(out, &format!("{subject}: allowed, but policies in shadow mode would deny it"), 0)?;
+        print_events(out, answer, &shadow)?;
+    }
+    Ok(())
+}
+
+fn print_events(out: &mut impl Write, answer: &Answer, denials: &[&Denial]) -> Result<()> {
     let now = Timestamp::now();
-    for denial in answer.denials.iter().take(SHOWN) {
+    for denial in denials.iter().take(SHOWN) {
         let age =
             denial.last.as_deref().and_then(|last| age(now, last)).unwrap_or_else(|| "at an unknown time".to_owned());
         let count = usize::try_from(denial.count).unwrap_or_default();
         let pod = if answer.pods.len() > 1 { format!("{}: ", denial.pod) } else { String::new() };
         paragraph(out, &format!("{age}, {}: {pod}{}", counted(count, "packet"), denial.note), 2)?;
     }
-    if answer.denials.len() > SHOWN {
-        writeln!(out, "  {} more: see -o json", answer.denials.len() - SHOWN)?;
+    if denials.len() > SHOWN {
+        writeln!(out, "  {} more: see -o json", denials.len() - SHOWN)?;
     }
     Ok(())
 }

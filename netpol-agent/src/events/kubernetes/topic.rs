@@ -111,10 +111,10 @@ pub(super) fn note(topic: &Topic) -> String {
         (Some(port), Direction::Egress) => write!(note, " port {port}/{}", topic.protocol),
         (None, _) => write!(note, ", {}", protocol(&topic.protocol)),
     };
-    note += &match (topic.shadow, topic.reason.is_by_policies()) {
-        (true, _) => format!(" would be denied by {} if enforced", policies(&topic.policies)),
-        (false, true) => format!(" denied by {}", policies(&topic.policies)),
-        (false, false) => " dropped".to_owned(),
+    let _ = match (topic.shadow, topic.reason.is_by_policies()) {
+        (true, _) => write!(note, " would be denied by {} if enforced", policies(&topic.policies)),
+        (false, true) => write!(note, " denied by {}", policies(&topic.policies)),
+        (false, false) => write!(note, " dropped"),
     };
     let _ = write!(note, ": {}", cause(topic.reason));
     escape_and_shorten(note)
