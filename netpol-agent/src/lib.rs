@@ -8,6 +8,7 @@
 
 pub mod api;
 pub mod cli;
+mod clock;
 pub mod conflicts;
 pub mod events;
 pub mod export;

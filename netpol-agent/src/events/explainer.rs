@@ -6,11 +6,12 @@ use netpol_api::FlowVerdict;
 use netpol_dataplane::Dataplane;
 use netpol_policy::model::Mode;
 
+use super::agreement::Agreement;
 use super::cache::{ExplanationCache, ExplanationKey};
-use super::clock::thread_time;
 use super::explain::{Explanation, explain};
 use super::observed::Observed;
 use super::shares::Shares;
+use crate::clock::thread_time;
 use crate::reconcile::Reconciler;
 
 /// Microseconds per second for explanations, which evaluate every rule of a pod's policies. They must not cost more
@@ -31,6 +32,7 @@ pub(super) struct Explainer {
     /// Microseconds per second, of each verdict.
     spent: [Shares; FlowVerdict::ALL.len()],
     known: ExplanationCache,
+    agreement: Agreement,
 }
 
 impl Default for Explainer {
@@ -38,11 +40,17 @@ impl Default for Explainer {
         Self {
             spent: FlowVerdict::ALL.map(|verdict| Shares::new(micros_of(verdict))),
             known: ExplanationCache::default(),
+            agreement: Agreement::default(),
         }
     }
 }
 
 impl Explainer {
+    /// Returns the number of verdicts that differ from those of the reference evaluator.
+    pub(super) fn differences(&self) -> u64 {
+        self.agreement.differences()
+    }
+
     /// Returns the explanation if it is known already.
     pub(super) fn known<D: Dataplane>(
         &mut self,
@@ -64,10 +72,14 @@ impl Explainer {
             Some(known) => known,
             None => self.compute(key, observed, reconciler)?,
         };
+        let differs = self.agreement.differs(observed, &explanation, reconciler);
         // An explanation of another verdict would be misleading.
         let allows = explanation.own.verdict == FlowVerdict::Allowed;
         if allows != (observed.verdict == FlowVerdict::Allowed) {
-            return Err("policies have changed since the packet");
+            return Err(match differs {
+                true => "the reference evaluator has another verdict, which is a bug of netpol",
+                false => "policies have changed since the packet",
+            });
         }
         Ok(explanation)
     }

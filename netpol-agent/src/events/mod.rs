@@ -2,10 +2,10 @@
 //! lines. The eBPF programs limit the number of events of each pod. The reporter has its own limits for records and for
 //! explanations, and divides them among the pods. Whatever has no record is counted.
 
+mod agreement;
 mod bounds;
 mod buffer;
 mod cache;
-mod clock;
 mod describe;
 mod explain;
 mod explainer;
@@ -31,12 +31,12 @@ use netpol_api::{FlowRecord, FlowVerdict, Record};
 use netpol_common::{Direction, EventKind, FlowEvent, Reason};
 use netpol_policy::model::{Labels, PodKey};
 
+use crate::clock::boot_time;
 use crate::export::Exporters;
 use crate::reconcile::Reconciler;
 #[cfg(test)]
 pub(crate) use buffer::tests::record as test_record;
 pub use buffer::{BufferedRecord, FlowBuffer};
-use clock::boot_time;
 use describe::{Described, Names, describe, verdict};
 pub(crate) use describe::{flow_direction, rfc3339, workload};
 use explain::Explanation;
@@ -374,6 +374,11 @@ impl Reporter {
     /// Returns the number of events without a record, because too many were due.
     pub fn skipped(&self) -> u64 {
         self.limited.skipped()
+    }
+
+    /// Returns the number of verdicts that differ from those of the reference evaluator.
+    pub fn differing_verdicts(&self) -> u64 {
+        self.explainer.differences()
     }
 
     /// Returns the flows of rules and policies.

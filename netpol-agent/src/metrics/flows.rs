@@ -56,6 +56,11 @@ pub(super) const FLOW_EVENTS: PageTable = &[
         |page, samples| samples.value(page.reporter.skipped()),
     ),
     counter(
+        "netpol_differing_verdicts_total",
+        "Number of verdicts that differ from those of the reference evaluator: a bug.",
+        |page, samples| samples.value(page.reporter.differing_verdicts()),
+    ),
+    counter(
         "netpol_rule_flows_total",
         "Number of flows that a rule allowed, for policies that select pods of this node.",
         rule_flows,

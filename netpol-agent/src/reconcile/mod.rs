@@ -26,6 +26,7 @@ mod owners;
 mod pass;
 mod pods;
 mod program;
+mod settled;
 mod shortage;
 mod startup;
 mod suspension;
@@ -39,7 +40,7 @@ mod work;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use netpol_common::{DirectionPolicy, Endpoint, IfIndex, RuleSetId};
 use netpol_policy::cluster_state::{AGENT_NAMESPACE, Event};
@@ -170,6 +171,8 @@ pub struct Reconciler<D> {
     next_suspension_change: Option<Timestamp>,
     /// Number of compile jobs that finished: what is derived from the engine is valid for one of them.
     jobs_compiled: u64,
+    /// Since when the tables have all objects, by the kernel's boot clock; `None` while they do not.
+    settled_since: Option<Duration>,
 }
 
 impl<D: Dataplane> Reconciler<D> {

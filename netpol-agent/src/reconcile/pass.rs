@@ -106,6 +106,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Writes an endpoint with a new version. If there is no room, an existing endpoint stays as it was.
     pub(super) fn write_endpoint(&mut self, ifindex: IfIndex, pod: Option<PodKey>, desired: Endpoint, phase: Phase) {
+        self.settled_since = None;
         let before = self.endpoint(ifindex).map(|known| (known.endpoint.id, known.pod == pod || known.pod.is_none()));
         let kept = before.filter(|(_, keeps_id)| *keeps_id).map(|(id, _)| id);
         let Some(id) = kept.or_else(|| self.ids.allocate()) else { return self.report_no_room(ifindex) };

@@ -100,6 +100,7 @@ impl<D: Dataplane> Reconciler<D> {
             rejected_suspensions: Vec::new(),
             next_suspension_change: None,
             jobs_compiled: 0,
+            settled_since: None,
         };
         reconciler.put_tunnels();
         reconciler.reconcile_owners();

@@ -124,6 +124,7 @@ pub async fn run(
             meter.fully_applied();
             reconciler.batches_enforced(meter.last_applied());
         }
+        reconciler.note_if_settled();
         inputs.interface_watcher.start_requested(|| reconciler.known());
         let is_reading = inputs.interface_watcher.is_running();
         let waiting = reconciler.is_waiting();

@@ -372,12 +372,17 @@ impl Drop for Agent {
         if let Err(error) = self.terminate(Signal::SIGKILL) {
             eprintln!("stopping the agent: {error:#}");
         }
-        if std::thread::panicking() {
+        let differs = self.log().contains("differs from that of the reference evaluator");
+        if std::thread::panicking() || differs {
             eprintln!("--- the agent's log ---\n{}--- its deny events ---", self.log());
             for line in self.denied().iter().rev().take(40).rev() {
                 eprintln!("{}", line.0);
             }
         }
+        assert!(
+            !differs || std::thread::panicking(),
+            "the agent's log has a verdict that differs from that of the reference evaluator"
+        );
     }
 }
 

@@ -4,13 +4,18 @@ use std::time::{Duration, SystemTime};
 
 /// Returns the CPU time of this thread. On a busy node, a thread waits for the CPU, and this time is not a cost of
 /// explanations.
-pub(super) fn thread_time() -> Duration {
+pub(crate) fn thread_time() -> Duration {
     clock(libc::CLOCK_THREAD_CPUTIME_ID)
 }
 
 /// Returns when the node started, by the wall clock.
-pub(super) fn boot_time() -> SystemTime {
-    SystemTime::now() - clock(libc::CLOCK_BOOTTIME)
+pub(crate) fn boot_time() -> SystemTime {
+    SystemTime::now() - boot_clock()
+}
+
+/// Returns the time since the node started, as in the `time_ns` of events.
+pub(crate) fn boot_clock() -> Duration {
+    clock(libc::CLOCK_BOOTTIME)
 }
 
 fn clock(id: libc::clockid_t) -> Duration {

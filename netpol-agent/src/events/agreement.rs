@@ -1,0 +1,85 @@
+//! Compares the verdicts of the eBPF programs with those of the reference evaluator. They must be the same; a difference
+//! is a bug of netpol.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use netpol_common::Reason;
+use netpol_dataplane::Dataplane;
+use netpol_policy::model::PolicyKey;
+
+use super::bounds::MAX_LISTED;
+use super::explain::Explanation;
+use super::observed::Observed;
+use crate::reconcile::Reconciler;
+
+/// Minimum time between two messages about differences.
+const LOG_INTERVAL: Duration = Duration::from_mins(1);
+
+/// Counts differences.
+#[derive(Debug, Default)]
+pub(super) struct Agreement {
+    differences: u64,
+    logged: Option<Instant>,
+}
+
+impl Agreement {
+    /// Returns the number of differences.
+    pub(super) fn differences(&self) -> u64 {
+        self.differences
+    }
+
+    /// Returns whether the programs and the reference evaluator had the same objects, but not the same verdict, reason or
+    /// policies. Counts and logs it.
+    pub(super) fn differs<D: Dataplane>(
+        &mut self,
+        observed: &Observed<'_>,
+        explanation: &Explanation,
+        reconciler: &Reconciler<D>,
+    ) -> bool {
+        let Some(reason) = compared_reason(observed, reconciler) else { return false };
+        let policies = reconciler.engine().rule_set(observed.event.rule_set).unwrap_or_default();
+        if explanation.own.reason == reason.name() && has_policies(explanation, policies) {
+            return false;
+        }
+        self.differences += 1;
+        let passed = self.logged.is_none_or(|logged| observed.now.saturating_duration_since(logged) >= LOG_INTERVAL);
+        if passed {
+            self.logged = Some(observed.now);
+            tracing::error!(
+                event = ?observed.event,
+                reason = reason.name(),
+                policies = ?policies.iter().take(MAX_LISTED).map(ToString::to_string).collect::<Vec<_>>(),
+                reference_reason = explanation.own.reason,
+                reference_policies = ?explanation.own.policies,
+                "a verdict differs from that of the reference evaluator; this is a bug, please report it with this line"
+            );
+        }
+        true
+    }
+}
+
+/// Returns the reason, if the reference evaluator must have the same one. The reasons of revoked flows and of translated
+/// packets depend on earlier packets.
+fn compared_reason<D: Dataplane>(observed: &Observed<'_>, reconciler: &Reconciler<D>) -> Option<Reason> {
+    let reason = Reason::from_code(observed.event.reason)?;
+    let is_compared = match reason {
+        Reason::NoRule | Reason::NoAllowedBackend => true,
+        // With --observe, the tables that are enforced have no policies.
+        Reason::NotIsolated | Reason::Rule | Reason::Service => !reconciler.observes(),
+        _ => false,
+    };
+    (is_compared && reconciler.has_objects_of(observed.event)).then_some(reason)
+}
+
+/// Returns whether an explanation has these policies.
+fn has_policies(explanation: &Explanation, policies: &[PolicyKey]) -> bool {
+    let own = &explanation.own;
+    match own.policy_count {
+        Some(count) => count == policies.len(),
+        None => {
+            let names: BTreeSet<String> = policies.iter().map(ToString::to_string).collect();
+            own.policies.iter().collect::<BTreeSet<_>>() == names.iter().collect()
+        }
+    }
+}

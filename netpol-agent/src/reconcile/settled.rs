@@ -1,0 +1,29 @@
+//! Determines since when the tables have all objects that the agent received.
+
+use std::time::Duration;
+
+use super::Reconciler;
+use super::interface::Phase;
+use crate::clock::boot_clock;
+use netpol_common::FlowEvent;
+use netpol_dataplane::Dataplane;
+
+/// A packet may be evaluated shortly before a change and have its event shortly after. This is far longer than the
+/// programs run.
+const MARGIN: Duration = Duration::from_millis(10);
+
+impl<D: Dataplane> Reconciler<D> {
+    /// Records whether all objects are in the tables now. Call it before events are read.
+    pub fn note_if_settled(&mut self) {
+        let settled = !self.is_busy() && self.is_fully_applied();
+        self.settled_since = settled.then(|| self.settled_since.unwrap_or_else(boot_clock));
+    }
+
+    /// Returns whether an event's packet was evaluated with the same objects that the engine has now.
+    pub fn has_objects_of(&self, event: &FlowEvent) -> bool {
+        let is_current = |ifindex| self.endpoint(ifindex).is_some_and(|known| known.phase == Phase::Current);
+        !self.is_busy()
+            && is_current(event.ifindex)
+            && self.settled_since.is_some_and(|since| Duration::from_nanos(event.time_ns) > since + MARGIN)
+    }
+}
