@@ -5,26 +5,40 @@ use std::time::Duration;
 use prost::Message;
 
 use crate::messages::{
-    ConfigureRequest, PLUGIN_SERVICE, PodSandboxRequest, REMOVE_POD_SANDBOX, RUN_POD_SANDBOX, Request,
-    STOP_POD_SANDBOX, StateChangeEvent, Status, SynchronizeRequest,
+    CREATE_CONTAINER, ConfigureRequest, Container, PLUGIN_SERVICE, PodSandboxRequest, REMOVE_POD_SANDBOX,
+    RUN_POD_SANDBOX, Request, STOP_POD_SANDBOX, StateChangeEvent, Status, SynchronizeRequest,
 };
 use crate::{Runtime, Sandbox};
 
 /// The events that the plugin subscribes to.
-pub(crate) const SUBSCRIPTION: i32 =
-    1 << (RUN_POD_SANDBOX - 1) | 1 << (STOP_POD_SANDBOX - 1) | 1 << (REMOVE_POD_SANDBOX - 1);
+pub(crate) const SUBSCRIPTION: i32 = 1 << (RUN_POD_SANDBOX - 1)
+    | 1 << (STOP_POD_SANDBOX - 1)
+    | 1 << (REMOVE_POD_SANDBOX - 1)
+    | 1 << (CREATE_CONTAINER - 1);
 
 /// A parsed request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     Configure(Runtime),
-    /// A part of the list of sandboxes, and whether another follows.
-    Synchronize(Vec<Sandbox>, bool),
+    /// A part of the lists of sandboxes and containers.
+    Synchronize(Part),
     Run(Sandbox),
+    /// A container of this sandbox is created.
+    Create(Sandbox),
     Stop(Sandbox),
     Shutdown,
     /// An event that the plugin has not subscribed to.
     Other,
+}
+
+/// A part of the lists of sandboxes and containers.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) sandboxes: Vec<Sandbox>,
+    /// The sandbox of each container, by ID.
+    pub(crate) sandboxes_of_containers: Vec<String>,
+    /// Whether another part follows.
+    pub(crate) more: bool,
 }
 
 impl Call {
@@ -47,14 +61,18 @@ impl Call {
                 return Ok(Self::Configure(request.into()));
             }
             "Synchronize" => {
-                let SynchronizeRequest { pods, more } = SynchronizeRequest::decode(payload).map_err(invalid)?;
-                return Ok(Self::Synchronize(pods.into_iter().map(Sandbox::from).collect(), more));
+                let request = SynchronizeRequest::decode(payload).map_err(invalid)?;
+                return Ok(Self::Synchronize(request.into()));
             }
             "Shutdown" => return Ok(Self::Shutdown),
             "StateChange" => StateChangeEvent::decode(payload).map_err(invalid)?,
-            "RunPodSandbox" | "StopPodSandbox" | "RemovePodSandbox" => {
+            "RunPodSandbox" | "StopPodSandbox" | "RemovePodSandbox" | "CreateContainer" => {
                 let PodSandboxRequest { pod } = PodSandboxRequest::decode(payload).map_err(invalid)?;
-                let event = if method == "RunPodSandbox" { RUN_POD_SANDBOX } else { STOP_POD_SANDBOX };
+                let event = match method.as_str() {
+                    "RunPodSandbox" => RUN_POD_SANDBOX,
+                    "CreateContainer" => CREATE_CONTAINER,
+                    _ => STOP_POD_SANDBOX,
+                };
                 StateChangeEvent { event, pod }
             }
             _ => return Err(Status::unimplemented(&format!("method {method}"))),
@@ -63,8 +81,20 @@ impl Call {
             || event.pod.map(Sandbox::from).ok_or_else(|| Status::invalid(&format!("{method}: the pod is missing")));
         match event.event {
             RUN_POD_SANDBOX => Ok(Self::Run(sandbox()?)),
+            CREATE_CONTAINER => Ok(Self::Create(sandbox()?)),
             STOP_POD_SANDBOX | REMOVE_POD_SANDBOX => Ok(Self::Stop(sandbox()?)),
             _ => Ok(Self::Other),
+        }
+    }
+}
+
+impl From<SynchronizeRequest> for Part {
+    fn from(request: SynchronizeRequest) -> Self {
+        let sandbox_of = |container: Container| container.pod_sandbox_id;
+        Self {
+            sandboxes: request.pods.into_iter().map(Sandbox::from).collect(),
+            sandboxes_of_containers: request.containers.into_iter().map(sandbox_of).collect(),
+            more: request.more,
         }
     }
 }

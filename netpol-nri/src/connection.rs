@@ -1,6 +1,6 @@
 //! One connection to the runtime, from registration to end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::pending;
 use std::io::{self, ErrorKind};
 use std::path::Path;
@@ -13,7 +13,7 @@ use tokio::net::UnixStream;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::call::{Call, SUBSCRIPTION};
+use crate::call::{Call, Part, SUBSCRIPTION};
 use crate::messages::{
     ConfigureResponse, RUNTIME_SERVICE, RegisterPluginRequest, Request, Response, Status, SynchronizeResponse,
 };
@@ -61,13 +61,14 @@ pub async fn connect<H: Handler>(socket: &Path, options: &Options, handler: Arc<
         request_timeout: None,
         last_stream: 0,
         listed: Vec::new(),
+        with_containers: HashSet::new(),
         calls: JoinSet::new(),
         unanswered: HashMap::new(),
     };
     let ended = connection.serve().await;
     connection.calls.shutdown().await;
     for (_, unanswered) in connection.unanswered.drain() {
-        if let Kind::Run(sandbox) = unanswered.kind {
+        if let Kind::Start(sandbox) = unanswered.kind {
             connection.handler.unanswered(sandbox);
         }
     }
@@ -93,6 +94,8 @@ struct Connection<'a, H> {
     last_stream: u32,
     /// The parts of the list of sandboxes that have come.
     listed: Vec<Sandbox>,
+    /// IDs of sandboxes with containers, in these parts.
+    with_containers: HashSet<String>,
     calls: JoinSet<Result<(), Status>>,
     unanswered: HashMap<Id, Unanswered>,
 }
@@ -115,7 +118,8 @@ struct Unanswered {
 #[derive(Debug)]
 enum Kind {
     Synchronize,
-    Run(Sandbox),
+    /// A sandbox or one of its containers starts.
+    Start(Sandbox),
     Stop,
 }
 
@@ -225,8 +229,9 @@ impl<H: Handler> Connection<'_, H> {
                 self.answer(stream, Ok(response.encode_to_vec().into())).await?;
                 self.state.configured = true;
             }
-            Call::Synchronize(sandboxes, more) => {
+            Call::Synchronize(Part { sandboxes, sandboxes_of_containers, more }) => {
                 self.listed.extend(sandboxes);
+                self.with_containers.extend(sandboxes_of_containers);
                 if self.listed.len() > MAX_SANDBOXES {
                     return Err(Error::TooManySandboxes { limit: MAX_SANDBOXES });
                 }
@@ -234,20 +239,23 @@ impl<H: Handler> Connection<'_, H> {
                     let response = SynchronizeResponse { more };
                     return self.answer(stream, Ok(response.encode_to_vec().into())).await;
                 }
-                let (handler, sandboxes) = (self.handler.clone(), std::mem::take(&mut self.listed));
+                let (handler, mut sandboxes) = (self.handler.clone(), std::mem::take(&mut self.listed));
+                let with_containers = std::mem::take(&mut self.with_containers);
+                for sandbox in &mut sandboxes {
+                    sandbox.has_containers = with_containers.contains(&sandbox.id);
+                }
                 self.spawn(stream, Kind::Synchronize, async move {
                     let handled = timeout(limits.answer, handler.synchronize(sandboxes)).await;
                     handled.map_err(|_| Status::internal("the list of sandboxes was not handled in time"))
                 });
             }
             Call::Run(sandbox) => {
-                let (handler, kind) = (self.handler.clone(), Kind::Run(sandbox.clone()));
-                self.spawn(stream, kind, async move {
-                    match timeout(limits.answer, handler.run(sandbox, limits.handler)).await {
-                        Ok(result) => result.map_err(|reason| Status::refused(&reason)),
-                        Err(_) => Err(Status::refused(&format!("not ready within {} ms", limits.answer.as_millis()))),
-                    }
-                });
+                let (handler, kind) = (self.handler.clone(), Kind::Start(sandbox.clone()));
+                self.spawn(stream, kind, async move { limits.start(handler.run(sandbox, limits.handler)).await });
+            }
+            Call::Create(sandbox) => {
+                let (handler, kind) = (self.handler.clone(), Kind::Start(sandbox.clone()));
+                self.spawn(stream, kind, async move { limits.start(handler.create(sandbox, limits.handler)).await });
             }
             Call::Stop(sandbox) => {
                 let handler = self.handler.clone();
@@ -284,7 +292,7 @@ impl<H: Handler> Connection<'_, H> {
         match self.unanswered.remove(&id).map(|answered| answered.kind) {
             Some(Kind::Synchronize) if !is_ok => return Err(Error::Synchronize),
             Some(Kind::Synchronize) => self.state.synchronized = true,
-            Some(Kind::Run(_) | Kind::Stop) | None => {}
+            Some(Kind::Start(_) | Kind::Stop) | None => {}
         }
         Ok(())
     }

@@ -41,11 +41,22 @@ pub trait Handler: Send + Sync + 'static {
     /// retries with a new sandbox. The text is cut after 1 KiB.
     fn run(&self, sandbox: Sandbox, deadline: Duration) -> impl Future<Output = Result<(), String>> + Send;
 
+    /// Handles the creation of a container in a sandbox, init containers included. The container does not start until
+    /// this returns. It is called for each container, also for one that is created again.
+    ///
+    /// `deadline` is as for [`Handler::run`].
+    ///
+    /// # Errors
+    /// The text refuses the container. The sandbox remains, and the kubelet tries to create the container again.
+    fn create(&self, _sandbox: Sandbox, _deadline: Duration) -> impl Future<Output = Result<(), String>> + Send {
+        std::future::ready(Ok(()))
+    }
+
     /// Handles the end of a sandbox. It is called when a sandbox stops and again when it is removed, possibly for one that was
     /// never reported, and during [`Handler::run`] if the runtime gives up.
     fn stop(&self, sandbox: Sandbox) -> impl Future<Output = ()> + Send;
 
-    /// The connection ended while [`Handler::run`] was unfinished for this sandbox. The runtime starts its containers
-    /// without a response.
+    /// The connection ended while [`Handler::run`] or [`Handler::create`] was unfinished for this sandbox. The runtime
+    /// starts its containers without a response.
     fn unanswered(&self, _sandbox: Sandbox) {}
 }

@@ -16,6 +16,7 @@ pub(crate) const RUNTIME_SERVICE: &str = "nri.pkg.api.v1alpha1.Runtime";
 pub(crate) const RUN_POD_SANDBOX: i32 = 1;
 pub(crate) const STOP_POD_SANDBOX: i32 = 2;
 pub(crate) const REMOVE_POD_SANDBOX: i32 = 3;
+pub(crate) const CREATE_CONTAINER: i32 = 4;
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Request {
@@ -77,6 +78,8 @@ pub(crate) struct ConfigureResponse {
 pub(crate) struct SynchronizeRequest {
     #[prost(message, repeated, tag = "1")]
     pub(crate) pods: Vec<PodSandbox>,
+    #[prost(message, repeated, tag = "2")]
+    pub(crate) containers: Vec<Container>,
     #[prost(bool, tag = "3")]
     pub(crate) more: bool,
 }
@@ -88,7 +91,7 @@ pub(crate) struct SynchronizeResponse {
     pub(crate) more: bool,
 }
 
-/// `RunPodSandboxRequest`, `StopPodSandboxRequest` and `RemovePodSandboxRequest`.
+/// `RunPodSandboxRequest`, `StopPodSandboxRequest`, `RemovePodSandboxRequest` and `CreateContainerRequest`.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct PodSandboxRequest {
     #[prost(message, optional, tag = "1")]
@@ -118,6 +121,13 @@ pub(crate) struct PodSandbox {
     /// Since NRI 0.9.
     #[prost(string, repeated, tag = "10")]
     pub(crate) ips: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct Container {
+    /// ID of its sandbox.
+    #[prost(string, tag = "2")]
+    pub(crate) pod_sandbox_id: String,
 }
 
 #[derive(Clone, PartialEq, Message)]

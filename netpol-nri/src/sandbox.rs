@@ -22,6 +22,8 @@ pub struct Sandbox {
     pub host_network: bool,
     /// Addresses of the pod. Empty before NRI 0.9, on the host's network, and if one of them is invalid.
     pub addresses: Vec<IpAddr>,
+    /// Whether it has had containers when the plugin connected. Only [`crate::Handler::synchronize`] receives this.
+    pub has_containers: bool,
 }
 
 impl From<PodSandbox> for Sandbox {
@@ -40,6 +42,7 @@ impl From<PodSandbox> for Sandbox {
             network_namespace: network.map(|namespace| PathBuf::from(namespace.path)),
             host_network,
             addresses: addresses.unwrap_or_default(),
+            has_containers: false,
         }
     }
 }

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use tokio::time::timeout;
+
+use crate::messages::Status;
+
 /// NRI's default for `plugin_request_timeout`: `pkg/api/timeouts.go`.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest part of a timeout that is kept in reserve. On a loaded node, the plugin may wait
@@ -29,6 +33,17 @@ impl TimeLimits {
         };
         let reserve = (timeout / 4).min(MAX_RESERVE);
         Self { handler: timeout.saturating_sub(reserve), answer: timeout.saturating_sub(reserve / 2) }
+    }
+
+    /// Waits for the handler's decision on a start.
+    ///
+    /// # Errors
+    /// The status that refuses the start: the handler's reason, or that it did not return in time.
+    pub(crate) async fn start(self, call: impl Future<Output = Result<(), String>>) -> Result<(), Status> {
+        match timeout(self.answer, call).await {
+            Ok(result) => result.map_err(|reason| Status::refused(&reason)),
+            Err(_) => Err(Status::refused(&format!("not ready within {} ms", self.answer.as_millis()))),
+        }
     }
 }
 

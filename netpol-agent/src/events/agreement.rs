@@ -75,11 +75,9 @@ fn compared_reason<D: Dataplane>(observed: &Observed<'_>, reconciler: &Reconcile
 /// Returns whether an explanation has these policies.
 fn has_policies(explanation: &Explanation, policies: &[PolicyKey]) -> bool {
     let own = &explanation.own;
-    match own.policy_count {
-        Some(count) => count == policies.len(),
-        None => {
-            let names: BTreeSet<String> = policies.iter().map(ToString::to_string).collect();
-            own.policies.iter().collect::<BTreeSet<_>>() == names.iter().collect()
-        }
+    if let Some(count) = own.policy_count {
+        return count == policies.len();
     }
+    let names: BTreeSet<String> = policies.iter().map(ToString::to_string).collect();
+    own.policies.iter().collect::<BTreeSet<_>>() == names.iter().collect()
 }

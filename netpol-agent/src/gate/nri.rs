@@ -1,10 +1,10 @@
 //! Connects the gate to the container runtime with NRI.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use netpol_nri::{Disconnected, Error, Handler, Options, Runtime, Sandbox};
@@ -22,6 +22,9 @@ const MAX_HOLD: Duration = Duration::from_secs(1);
 struct NriGate {
     gate: Gate,
     stats: GateStats,
+    /// IDs of sandboxes that were started while the agent was not connected, and had no container when it connected.
+    /// Their first containers wait.
+    started_before: Mutex<HashSet<String>>,
 }
 
 /// Keeps a connection to the runtime, in the current task.
@@ -31,7 +34,7 @@ pub async fn serve(socket: PathBuf, gate: Gate, stats: GateStats) {
         Ok(options) => options,
         Err(error) => return tracing::error!(%error, "cannot use NRI; starts of pods are not held"),
     };
-    let handler = Arc::new(NriGate { gate: gate.clone(), stats: stats.clone() });
+    let handler = Arc::new(NriGate { gate: gate.clone(), stats: stats.clone(), started_before: Mutex::default() });
     let mut reported = None;
     let report = |ended: Result<Disconnected, Error>, wait: Duration| {
         let error = match ended {
@@ -63,6 +66,8 @@ impl Handler for NriGate {
     async fn synchronize(&self, sandboxes: Vec<Sandbox>) {
         // A restarted pod can have several sandboxes, only one of which runs. Such pods are skipped: the addresses of
         // the Pod object are used.
+        let without_containers = sandboxes.iter().filter(|sandbox| !sandbox.has_containers && !sandbox.host_network);
+        *self.started_before() = without_containers.map(|sandbox| sandbox.id.clone()).collect();
         let mut by_pod: BTreeMap<(String, String), Vec<Sandbox>> = BTreeMap::new();
         for sandbox in sandboxes {
             by_pod.entry((sandbox.namespace.clone(), sandbox.name.clone())).or_default().push(sandbox);
@@ -106,7 +111,18 @@ impl Handler for NriGate {
         held.map(drop).map_err(refused)
     }
 
+    async fn create(&self, sandbox: Sandbox, deadline: Duration) -> Result<(), String> {
+        let id = sandbox.id.clone();
+        if !self.started_before().contains(&id) {
+            return Ok(());
+        }
+        self.run(sandbox, deadline).await?;
+        self.started_before().remove(&id);
+        Ok(())
+    }
+
     async fn stop(&self, sandbox: Sandbox) {
+        self.started_before().remove(&sandbox.id);
         self.gate.stop(key_of(&sandbox), sandbox.id).await;
     }
 
@@ -116,6 +132,12 @@ impl Handler for NriGate {
             pod = sandbox.name,
             "the connection to the container runtime ended; the pod may have started before it was enforced"
         );
+    }
+}
+
+impl NriGate {
+    fn started_before(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
+        self.started_before.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

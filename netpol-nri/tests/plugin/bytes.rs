@@ -31,8 +31,8 @@ const CONVERSATION: [Frame; 21] = [
         b"\0\0\0\x01\0\0\0\x4d\0\0\0\x43\0\0\0\x01\x01\0\x0a\x1bnri.pkg.api.v1alpha1.Plugin\x12\x09Configure\
           \x1a\x19\x12\x0acontainerd\x1a\x052.2.0\x20\x88\x27\x28\xd0\x0f",
     ),
-    // ConfigureResponse {events: RUN_POD_SANDBOX, STOP_POD_SANDBOX, REMOVE_POD_SANDBOX = bits 0, 1, 2}.
-    Plugin(b"\0\0\0\x01\0\0\0\x0e\0\0\0\x04\0\0\0\x01\x02\0\x12\x02\x10\x07"),
+    // ConfigureResponse {events: RUN_POD_SANDBOX, STOP_POD_SANDBOX, REMOVE_POD_SANDBOX, CREATE_CONTAINER = bits 0 to 3}.
+    Plugin(b"\0\0\0\x01\0\0\0\x0e\0\0\0\x04\0\0\0\x01\x02\0\x12\x02\x10\x0f"),
     // Plugin.Synchronize {pods: [{id: "s1", name: "old", namespace: "shop"}], more: true}.
     Runtime(
         b"\0\0\0\x01\0\0\0\x4b\0\0\0\x41\0\0\0\x03\x01\0\x0a\x1bnri.pkg.api.v1alpha1.Plugin\x12\x0bSynchronize\
@@ -68,12 +68,12 @@ const CONVERSATION: [Frame; 21] = [
           \x1a\x14\x0a\x12\x12\x07refused\x22\x04shop\x1a\x01u",
     ),
     Plugin(b"\0\0\0\x01\0\0\0\x0a\0\0\0\0\0\0\0\x0b\x02\0"),
-    // Plugin.CreateContainer {}, which the plugin does not have.
+    // Plugin.UpdateContainer {}, which the plugin does not have.
     Runtime(
-        b"\0\0\0\x01\0\0\0\x38\0\0\0\x2e\0\0\0\x0d\x01\0\x0a\x1bnri.pkg.api.v1alpha1.Plugin\x12\x0fCreateContainer",
+        b"\0\0\0\x01\0\0\0\x38\0\0\0\x2e\0\0\0\x0d\x01\0\x0a\x1bnri.pkg.api.v1alpha1.Plugin\x12\x0fUpdateContainer",
     ),
-    // Response {status: {code: UNIMPLEMENTED = 12, message: "method CreateContainer"}}.
-    Plugin(b"\0\0\0\x01\0\0\0\x26\0\0\0\x1c\0\0\0\x0d\x02\0\x0a\x1a\x08\x0c\x12\x16method CreateContainer"),
+    // Response {status: {code: UNIMPLEMENTED = 12, message: "method UpdateContainer"}}.
+    Plugin(b"\0\0\0\x01\0\0\0\x26\0\0\0\x1c\0\0\0\x0d\x02\0\x0a\x1a\x08\x0c\x12\x16method UpdateContainer"),
     // A request with an even stream ID, 14, and data (type 3) on stream 15. Both have no payload.
     Runtime(b"\0\0\0\x01\0\0\0\x0a\0\0\0\0\0\0\0\x0e\x01\0"),
     // Response {status: {code: INVALID_ARGUMENT = 3, message}}.
@@ -92,7 +92,7 @@ const EVENTS: [&str; 6] = [
     "connected to containerd 2.2.0 Some(2s)",
     "synchronize 1: old",
     "run shop/shown",
-    r#"Sandbox { id: "s2", namespace: "shop", name: "shown", uid: "u2", network_namespace: Some("/n"), host_network: false, addresses: [10.1.0.5] }"#,
+    r#"Sandbox { id: "s2", namespace: "shop", name: "shown", uid: "u2", network_namespace: Some("/n"), host_network: false, addresses: [10.1.0.5], has_containers: false }"#,
     "run shop/refused",
     "stop shop/refused",
 ];

@@ -50,7 +50,7 @@ fn events_arrive_in_both_ways_that_runtimes_send_them() {
                 "connected to containerd v2.2.0 Some(2s)",
                 "synchronize 1: old",
                 "run shop/shown",
-                r#"Sandbox { id: "id-shown", namespace: "shop", name: "shown", uid: "uid-of-shop-shown", network_namespace: Some("/run/netns/pod"), host_network: false, addresses: [10.1.0.5, fd00::5] }"#,
+                r#"Sandbox { id: "id-shown", namespace: "shop", name: "shown", uid: "uid-of-shop-shown", network_namespace: Some("/run/netns/pod"), host_network: false, addresses: [10.1.0.5, fd00::5], has_containers: false }"#,
                 "stop shop/shown",
                 "stop shop/shown",
             ],
@@ -60,11 +60,34 @@ fn events_arrive_in_both_ways_that_runtimes_send_them() {
 }
 
 #[test]
+fn a_container_is_created_after_the_response() {
+    for sandboxes_per_message in [None, Some(1)] {
+        let node = Node::new(Options { sandboxes_per_message, ..Options::default() });
+        for name in ["empty", "used"] {
+            node.server.add(&pod(name));
+        }
+        assert!(matches!(node.server.create_container(&pod("used"), "init"), Start::Unguarded(_)));
+        let connection = node.connect();
+        assert_eq!(node.server.create_container(&pod("empty"), "app"), Start::Allowed);
+        node.server.add(&pod("refused"));
+        let refused = Start::Refused("the policies are not enforced".to_owned());
+        assert_eq!(node.server.create_container(&pod("refused"), "app"), refused);
+        let expected = [
+            "synchronize 2: empty used",
+            "used has containers",
+            "create a container of shop/empty",
+            "create a container of shop/refused",
+        ];
+        assert_eq!(connection.recorder.events()[1..], expected, "{sandboxes_per_message:?}");
+    }
+}
+
+#[test]
 fn a_pod_on_the_hosts_network_is_reported_as_such() {
     let node = Node::new(Options::default());
     let connection = node.connect();
     assert_eq!(node.server.run(&PodSandbox::new("id", "kube-system", "shown").uid("u1")), Start::Allowed);
-    let expected = r#"Sandbox { id: "id", namespace: "kube-system", name: "shown", uid: "u1", network_namespace: None, host_network: true, addresses: [] }"#;
+    let expected = r#"Sandbox { id: "id", namespace: "kube-system", name: "shown", uid: "u1", network_namespace: None, host_network: true, addresses: [], has_containers: false }"#;
     assert_eq!(connection.recorder.events().last().unwrap(), expected);
 }
 

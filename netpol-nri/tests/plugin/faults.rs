@@ -31,7 +31,7 @@ fn configured(recorder: Recorder) -> (Plugin, Connection) {
     let registered = plugin.registration(SOON).unwrap();
     assert_eq!((registered.plugin_name.as_str(), registered.plugin_idx.as_str()), ("netpol", "99"));
     let request = ConfigureRequest { runtime_name: "containerd".to_owned(), ..ConfigureRequest::default() };
-    assert_eq!(plugin.call("Configure", &request, SOON), Ok(ConfigureResponse { events: 0b111 }));
+    assert_eq!(plugin.call("Configure", &request, SOON), Ok(ConfigureResponse { events: 0b1111 }));
     (plugin, connection)
 }
 

@@ -61,6 +61,9 @@ impl Handler for Recorder {
         tokio::time::sleep(self.synchronization).await;
         let names: Vec<_> = sandboxes.iter().take(3).map(|sandbox| sandbox.name.clone()).collect();
         self.record(format!("synchronize {}: {}", sandboxes.len(), names.join(" ")));
+        for sandbox in sandboxes.iter().filter(|sandbox| sandbox.has_containers) {
+            self.record(format!("{} has containers", sandbox.name));
+        }
     }
 
     async fn run(&self, sandbox: Sandbox, deadline: Duration) -> Result<(), String> {
@@ -88,6 +91,11 @@ impl Handler for Recorder {
             }
             _ => Ok(()),
         }
+    }
+
+    async fn create(&self, sandbox: Sandbox, _deadline: Duration) -> Result<(), String> {
+        self.record(format!("create a container of {}/{}", sandbox.namespace, sandbox.name));
+        if sandbox.name == "refused" { Err("the policies are not enforced".to_owned()) } else { Ok(()) }
     }
 
     async fn stop(&self, sandbox: Sandbox) {

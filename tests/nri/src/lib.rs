@@ -34,9 +34,10 @@
 //! | fields of messages | `pkg/api/api.proto` |
 //! | registration, splitting of `Synchronize`, timeouts, which failures close the connection and do not stop the start of a pod | `pkg/adaptation/plugin.go` |
 //! | one event at a time, in the order of the plugins' indexes | `pkg/adaptation/adaptation.go`; containerd's `internal/nri/nri.go` |
+//! | required plugins | `plugins/default-validator/default-validator.go` |
 //! | a refused pod is stopped and removed | containerd's `internal/cri/nri/nri_api_linux.go` |
 //!
-//! Differences: it has no containers, so plugins cannot update containers.
+//! Differences: the adjustments and updates of containers that a plugin requests are ignored.
 
 mod messages;
 mod plugin;

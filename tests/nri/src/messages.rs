@@ -12,6 +12,8 @@ pub mod event {
     pub const STOP_POD_SANDBOX: i32 = 2;
     /// A sandbox is removed.
     pub const REMOVE_POD_SANDBOX: i32 = 3;
+    /// A container is going to be created.
+    pub const CREATE_CONTAINER: i32 = 4;
     /// A container is created.
     pub const POST_CREATE_CONTAINER: i32 = 5;
     /// The first value that is not an event.
@@ -211,6 +213,17 @@ pub struct LinuxNamespace {
     /// Path of a file that represents it, or empty.
     #[prost(string, tag = "2")]
     pub path: String,
+}
+
+/// A request before a container is created.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct CreateContainerRequest {
+    /// The sandbox.
+    #[prost(message, optional, tag = "1")]
+    pub pod: Option<PodSandbox>,
+    /// The container.
+    #[prost(message, optional, tag = "2")]
+    pub container: Option<Container>,
 }
 
 /// A container.

@@ -11,8 +11,8 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::messages::{
-    ConfigureRequest, ConfigureResponse, Empty, PodSandbox, PodSandboxRequest, StateChangeEvent, SynchronizeRequest,
-    SynchronizeResponse, event,
+    ConfigureRequest, ConfigureResponse, Container, CreateContainerRequest, Empty, PodSandbox, PodSandboxRequest,
+    StateChangeEvent, SynchronizeRequest, SynchronizeResponse, event,
 };
 use crate::plugin::{CallError, Plugin, Registration, lock};
 
@@ -41,6 +41,8 @@ pub struct Options {
     pub events: Events,
     /// Sandboxes in one part of the list, if it is sent in parts although it fits one message.
     pub sandboxes_per_message: Option<usize>,
+    /// Plugins without which no container is created: `required_plugins` of NRI's default validator.
+    pub required_plugins: Vec<String>,
 }
 
 impl Default for Options {
@@ -53,6 +55,7 @@ impl Default for Options {
             request_timeout: Duration::from_secs(2),
             events: Events::default(),
             sandboxes_per_message: None,
+            required_plugins: Vec::new(),
         }
     }
 }
@@ -97,6 +100,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     sandboxes: Vec<PodSandbox>,
+    containers: Vec<Container>,
     plugins: Vec<Connected>,
     /// Plugins that failed to synchronize. NRI keeps their connections and never calls them.
     failed: Vec<Plugin>,
@@ -163,12 +167,12 @@ impl NriServer {
         if state.plugins.iter().any(|connected| !connected.plugin.is_closed()) {
             start = Start::Allowed;
         }
-        match self.shared.relay(&mut state, event::RUN_POD_SANDBOX, pod) {
+        match self.shared.relay(&mut state, event::RUN_POD_SANDBOX, pod, None) {
             Ok(None) => {}
             Ok(Some(failure)) => start = Start::Unguarded(failure),
             Err(reason) => {
                 for end in [event::STOP_POD_SANDBOX, event::REMOVE_POD_SANDBOX] {
-                    let _ = self.shared.relay(&mut state, end, pod);
+                    let _ = self.shared.relay(&mut state, end, pod, None);
                 }
                 return Start::Refused(reason);
             }
@@ -177,12 +181,38 @@ impl NriServer {
         start
     }
 
+    /// Creates a container in a sandbox. A refused container does not exist; the sandbox remains.
+    pub fn create_container(&self, pod: &PodSandbox, name: &str) -> Start {
+        let mut state = lock(&self.shared.state);
+        let is_connected = |required: &&String| !state.plugins.iter().any(|connected| connected.is(required));
+        let missing = self.shared.options.required_plugins.iter().find(is_connected).cloned();
+        let container = Container {
+            id: format!("{}-{name}", pod.id),
+            pod_sandbox_id: pod.id.clone(),
+            name: name.to_owned(),
+            ..Container::default()
+        };
+        let start = match self.shared.relay(&mut state, event::CREATE_CONTAINER, pod, Some(&container)) {
+            Err(reason) => return Start::Refused(reason),
+            // Validators are called after the plugins.
+            Ok(_) if missing.is_some() => {
+                let plugin = missing.unwrap_or_default();
+                return Start::Refused(format!("validation error: required plugin {plugin:?} not present"));
+            }
+            Ok(Some(failure)) => Start::Unguarded(failure),
+            Ok(None) if state.plugins.is_empty() => Start::Unguarded("no plugin is connected".to_owned()),
+            Ok(None) => Start::Allowed,
+        };
+        state.containers.push(container);
+        start
+    }
+
     /// Stops a sandbox. Returns a plugin's error.
     ///
     /// # Errors
     /// If a plugin responds with an error.
     pub fn stop(&self, pod: &PodSandbox) -> Result<(), String> {
-        self.shared.relay(&mut lock(&self.shared.state), event::STOP_POD_SANDBOX, pod).map(|_| ())
+        self.shared.relay(&mut lock(&self.shared.state), event::STOP_POD_SANDBOX, pod, None).map(|_| ())
     }
 
     /// Removes a sandbox.
@@ -192,7 +222,8 @@ impl NriServer {
     pub fn remove(&self, pod: &PodSandbox) -> Result<(), String> {
         let mut state = lock(&self.shared.state);
         state.sandboxes.retain(|sandbox| sandbox.id != pod.id);
-        self.shared.relay(&mut state, event::REMOVE_POD_SANDBOX, pod).map(|_| ())
+        state.containers.retain(|container| container.pod_sandbox_id != pod.id);
+        self.shared.relay(&mut state, event::REMOVE_POD_SANDBOX, pod, None).map(|_| ())
     }
 
     /// Closes the connections of all plugins, as when the runtime is killed.
@@ -243,7 +274,7 @@ impl Shared {
                 return;
             }
         };
-        match self.synchronize(&connected.plugin, &state.sandboxes) {
+        match self.synchronize(&connected.plugin, &state.sandboxes, &state.containers) {
             Ok(()) => {
                 state.plugins.push(connected);
                 state.plugins.sort_by(|one, other| one.index.cmp(&other.index));
@@ -279,13 +310,20 @@ impl Shared {
     }
 
     /// Sends the list of sandboxes, in parts if necessary.
-    fn synchronize(&self, plugin: &Plugin, sandboxes: &[PodSandbox]) -> Result<(), CallError> {
+    fn synchronize(
+        &self,
+        plugin: &Plugin,
+        sandboxes: &[PodSandbox],
+        containers: &[Container],
+    ) -> Result<(), CallError> {
         let mut rest = sandboxes;
         let mut size = self.options.sandboxes_per_message.unwrap_or(sandboxes.len());
         loop {
             let (part, others) = rest.split_at(size.min(rest.len()));
             let more = !others.is_empty();
-            let request = SynchronizeRequest { pods: part.to_vec(), containers: Vec::new(), more };
+            let of_part = |container: &&Container| part.iter().any(|pod| pod.id == container.pod_sandbox_id);
+            let containers = containers.iter().filter(of_part).cloned().collect();
+            let request = SynchronizeRequest { pods: part.to_vec(), containers, more };
             match plugin.call::<SynchronizeResponse>("Synchronize", &request, self.options.request_timeout) {
                 Err(CallError::TooLong(_)) if size > 8 => size /= 2,
                 Err(error) => return Err(error),
@@ -304,14 +342,20 @@ impl Shared {
     ///
     /// # Errors
     /// If a plugin responds with an error. In this case, later plugins do not receive the event.
-    fn relay(&self, state: &mut State, event: i32, pod: &PodSandbox) -> Result<Option<String>, String> {
+    fn relay(
+        &self,
+        state: &mut State,
+        event: i32,
+        pod: &PodSandbox,
+        container: Option<&Container>,
+    ) -> Result<Option<String>, String> {
         let mut failure = None;
         let mut refused = None;
         for connected in &state.plugins {
             if connected.events & (1 << (event - 1)) == 0 {
                 continue;
             }
-            match self.send(&connected.plugin, event, pod) {
+            match self.send(&connected.plugin, event, pod, container) {
                 Ok(()) => {}
                 Err(CallError::Status { message, .. }) => {
                     refused = Some(message);
@@ -331,9 +375,20 @@ impl Shared {
         refused.map_or(Ok(failure), Err)
     }
 
-    fn send(&self, plugin: &Plugin, event: i32, pod: &PodSandbox) -> Result<(), CallError> {
+    fn send(
+        &self,
+        plugin: &Plugin,
+        event: i32,
+        pod: &PodSandbox,
+        container: Option<&Container>,
+    ) -> Result<(), CallError> {
         let (pod, timeout) = (Some(pod.clone()), self.options.request_timeout);
         let method = match (self.options.events, event) {
+            // Not a state change: the response can adjust the container.
+            (_, event::CREATE_CONTAINER) => {
+                let request = CreateContainerRequest { pod, container: container.cloned() };
+                return plugin.call::<Empty>("CreateContainer", &request, timeout).map(|_| ());
+            }
             (Events::StateChange, _) => {
                 let request = StateChangeEvent { event, pod, container: None };
                 return plugin.call::<Empty>("StateChange", &request, timeout).map(|_| ());

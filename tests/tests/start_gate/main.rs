@@ -202,6 +202,45 @@ fn s38_addresses_are_read_from_the_sandbox_and_pods_of_a_restart_are_enforced() 
     Ok(())
 }
 
+/// With `required_plugins` of NRI's default validator, a pod gets a network without an agent, but no container.
+#[test]
+fn s38_no_container_is_created_without_an_agent_if_the_runtime_requires_it() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let socket = directory.path().join("nri.sock");
+    let required = Options { required_plugins: vec!["netpol".to_owned()], ..Options::default() };
+    let runtime = NriServer::start(&socket, required)?;
+    let mut lab = lab(directory.path(), &["--start-gate", "nri"])?;
+    runtime.wait_for_plugin("netpol", REPLY_TIMEOUT)?;
+    let mut slots = PodSlots::prepare(&lab.cluster, 1)?;
+    let (server, other) = (lab.cluster.host("shop/server").v4(), lab.cluster.host("shop/other").v4());
+    let before = received(lab.cluster.host("shop/other"))?;
+    lab.agent().crash()?;
+    let address = slots.attach(0, "job", 1)?;
+    let pod = sandbox("jobs/pod", address, true);
+    let started = runtime.run(&pod);
+    ensure!(matches!(started, Start::Unguarded(_)), "{started:?}");
+    let refused = |start: Start, words: &str| match start {
+        Start::Refused(text) if text.contains(words) => Ok(()),
+        other => bail!("{other:?} instead of a refusal with {words:?}"),
+    };
+    refused(runtime.create_container(&pod, "app"), "required plugin \"netpol\" not present")?;
+    lab.agent().launch()?;
+    lab.agent().wait_ready()?;
+    runtime.wait_for_plugin("netpol", REPLY_TIMEOUT)?;
+    // The API server does not have the pod yet.
+    refused(runtime.create_container(&pod, "app"), "no pod jobs/pod")?;
+    lab.cluster.manifests().write("pod.yaml", &PodSpec::new("jobs/pod").manifest(&[]))?;
+    // The kubelet tries again.
+    let created = runtime.create_container(&pod, "app");
+    ensure!(created == Start::Allowed, "{created:?}\n{}", lab.agent_ref().log());
+    slots.netns(0).run(|| first_packets(server, other))?;
+    let arrived = received(lab.cluster.host("shop/other"))? - before;
+    ensure!(arrived == 0, "{arrived} packets that no policy allows arrived\n{}", lab.agent_ref().log());
+    let created = runtime.create_container(&pod, "app");
+    ensure!(created == Start::Allowed, "a container that is created again: {created:?}");
+    Ok(())
+}
+
 /// A network namespace at a path, as container runtimes provide it. Removed with this value.
 struct BoundNetns(PathBuf);
 
