@@ -176,11 +176,13 @@ fn s43_policies_are_tried_in_shadow_mode_and_enforced_without_a_lost_connection(
     ensure!(open.echoes(ECHO_TIMEOUT)?, "the application must work before there is a policy");
     let datagrams = Stream::of_new_flows(&lab.cluster, "shop/client", "shop/server", 53)?;
 
-    lab.policies(&application_policies(81).map(|policy| in_shadow_mode(&policy)))?;
+    change_and_wait(&mut lab, &application_policies(81).map(|policy| in_shadow_mode(&policy)))?;
     lab.expect_without_reference("shop/client -> shop/server 80/TCP\nshop/other -> shop/server 80/TCP")?;
     wait_for_shadow_denial(&mut lab, "client", "shop/client")?;
 
-    lab.policies(&application_policies(80).map(|policy| in_shadow_mode(&policy)))?;
+    change_and_wait(&mut lab, &application_policies(80).map(|policy| in_shadow_mode(&policy)))?;
+    // The programs report flows between two pods and to one port at most once a second.
+    std::thread::sleep(Duration::from_millis(1100));
     lab.agent().clear_denied();
     ensure!(open.echoes(ECHO_TIMEOUT)?, "a policy in shadow mode has stopped an open connection");
     lab.expect_without_reference("shop/client -> shop/server 80/TCP\nshop/other -> shop/server 80/TCP")?;
@@ -217,6 +219,24 @@ fn in_shadow_mode(policy: &str) -> String {
     policy.replacen("metadata: {", "metadata: {annotations: {netpol.io/mode: shadow}, ", 1)
 }
 
+/// Replaces the policies, and waits until the agent has applied the change. Policies in shadow mode change no connection by
+/// which this could be seen.
+fn change_and_wait(lab: &mut Lab, policies: &[String]) -> Result<()> {
+    let generation = |lab: &mut Lab| -> Result<Option<u64>> {
+        let report: Value = serde_json::from_str(&lab.agent().get("/v1/shadow")?)?;
+        Ok(report["generation"].as_u64())
+    };
+    let before = generation(lab)?;
+    lab.policies(policies)?;
+    let start = Instant::now();
+    while generation(lab)? <= before {
+        let log = lab.agent().log();
+        ensure!(start.elapsed() < REPORT_TIMEOUT, "the policies are not applied, the agent's log:\n{log}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
 /// Waits until the shadow report has a would-be denial of a pod by a policy.
 fn wait_for_shadow_denial(lab: &mut Lab, pod: &str, policy: &str) -> Result<()> {
     let start = Instant::now();
@@ -228,7 +248,8 @@ fn wait_for_shadow_denial(lab: &mut Lab, pod: &str, policy: &str) -> Result<()> 
         if items.any(|item| item["from"]["pod"] == pod && item["port"] == 80 && is_named(item)) {
             return Ok(());
         }
-        ensure!(start.elapsed() < REPORT_TIMEOUT, "no would-be denial of {pod} by {policy}: {report:#}");
+        let log = lab.agent().log();
+        ensure!(start.elapsed() < REPORT_TIMEOUT, "no would-be denial of {pod} by {policy}: {report:#}\n{log}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
