@@ -195,6 +195,11 @@ fn s43_policies_are_tried_in_shadow_mode_and_enforced_without_a_lost_connection(
     ensure!(open.echoes(ECHO_TIMEOUT)?, "the connection of the application was lost");
     let tally = datagrams.finish()?;
     ensure!(tally.sent > 100 && tally.sent == tally.answered, "datagrams of the application were lost: {tally:?}");
+    ensure!(
+        lab.metric("netpol_compared_verdicts_total")? > 0.0,
+        "no verdict was compared with the reference evaluator"
+    );
+    ensure!(lab.metric("netpol_differing_verdicts_total")? == 0.0, "{}", lab.agent().log());
     Ok(())
 }
 

@@ -16,14 +16,20 @@ use crate::reconcile::Reconciler;
 /// Minimum time between two messages about differences.
 const LOG_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Counts differences.
+/// Counts comparisons and differences.
 #[derive(Debug, Default)]
 pub(super) struct Agreement {
+    compared: u64,
     differences: u64,
     logged: Option<Instant>,
 }
 
 impl Agreement {
+    /// Returns the number of verdicts that were compared.
+    pub(super) fn compared(&self) -> u64 {
+        self.compared
+    }
+
     /// Returns the number of differences.
     pub(super) fn differences(&self) -> u64 {
         self.differences
@@ -38,6 +44,7 @@ impl Agreement {
         reconciler: &Reconciler<D>,
     ) -> bool {
         let Some(reason) = compared_reason(observed, reconciler) else { return false };
+        self.compared += 1;
         let policies = reconciler.engine().rule_set(observed.event.rule_set).unwrap_or_default();
         if explanation.own.reason == reason.name() && has_policies(explanation, policies) {
             return false;

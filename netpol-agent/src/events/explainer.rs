@@ -46,9 +46,9 @@ impl Default for Explainer {
 }
 
 impl Explainer {
-    /// Returns the number of verdicts that differ from those of the reference evaluator.
-    pub(super) fn differences(&self) -> u64 {
-        self.agreement.differences()
+    /// Returns the comparisons with the reference evaluator.
+    pub(super) fn agreement(&self) -> &Agreement {
+        &self.agreement
     }
 
     /// Returns the explanation if it is known already.

@@ -378,7 +378,12 @@ impl Reporter {
 
     /// Returns the number of verdicts that differ from those of the reference evaluator.
     pub fn differing_verdicts(&self) -> u64 {
-        self.explainer.differences()
+        self.explainer.agreement().differences()
+    }
+
+    /// Returns the number of verdicts that were compared with those of the reference evaluator.
+    pub fn compared_verdicts(&self) -> u64 {
+        self.explainer.agreement().compared()
     }
 
     /// Returns the flows of rules and policies.

@@ -56,6 +56,11 @@ pub(super) const FLOW_EVENTS: PageTable = &[
         |page, samples| samples.value(page.reporter.skipped()),
     ),
     counter(
+        "netpol_compared_verdicts_total",
+        "Number of verdicts that were compared with those of the reference evaluator.",
+        |page, samples| samples.value(page.reporter.compared_verdicts()),
+    ),
+    counter(
         "netpol_differing_verdicts_total",
         "Number of verdicts that differ from those of the reference evaluator: a bug.",
         |page, samples| samples.value(page.reporter.differing_verdicts()),

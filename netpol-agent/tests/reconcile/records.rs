@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 use netpol_agent::events::{FlowBuffer, Lines, Reporter};
 use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
 use netpol_api::{FlowRecord, FlowVerdict, Record};
-use netpol_common::{Direction, EventKind, FlowEvent, IfIndex, Reason, event_flags, protocol};
+use netpol_common::{Direction, EventKind, FlowEvent, IfIndex, Reason, RuleSetId, event_flags, protocol};
 use netpol_dataplane::Memory;
 use netpol_policy::cluster_state::Event;
 use netpol_policy::model::{ObjectKey, PodKey, PolicyKey};
 use netpol_policy::reference::RuleRef;
 use netpol_source::{Batch, Generation};
 
-use super::{DENY_ALL, PODS, objects, start, start_with};
+use super::{DENY_ALL, PODS, objects, replace_objects, start, start_with};
 
 const ALLOW_FAR: &str = "
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: far, namespace: shop},
@@ -244,4 +244,35 @@ fn events_beyond_the_limit_are_counted_and_cost_little() {
     assert!((1000..=1000 * seconds).contains(&records), "{records} records in {seconds} s");
     assert_eq!(records + reporter.skipped(), events);
     println!("{:.2} µs for each event", begun.elapsed().as_secs_f64() * 1e6 / 20_000.0);
+}
+
+#[test]
+fn verdicts_are_compared_with_the_reference_evaluator_if_both_had_the_same_objects() {
+    let mut reconciler = node(&[ALLOW_FAR]);
+    let buffer = FlowBuffer::new(10);
+    let mut reporter = reporter(&buffer);
+    let later = FlowEvent { time_ns: u64::MAX / 2, ..event(&reconciler, Reason::NoRule, 80) };
+    let of =
+        |reason: Reason, port: u16| FlowEvent { reason: reason as u8, destination_port: port.to_be_bytes(), ..later };
+    let mut compared = |reconciler: &Reconciler<Memory>, event: FlowEvent| {
+        reporter.record(&event, reconciler);
+        (reporter.compared_verdicts(), reporter.differing_verdicts())
+    };
+    assert_eq!(compared(&reconciler, of(Reason::NoRule, 80)), (0, 0), "changes may be pending");
+    reconciler.note_if_settled();
+    assert_eq!(compared(&reconciler, FlowEvent { time_ns: 1, ..of(Reason::NoRule, 80) }), (0, 0), "an earlier packet");
+    assert_eq!(compared(&reconciler, of(Reason::Rule, 80)), (1, 0));
+    assert_eq!(compared(&reconciler, of(Reason::NoRule, 81)), (2, 0));
+    assert_eq!(compared(&reconciler, of(Reason::Revoked, 80)), (2, 0), "it depends on an earlier packet");
+    assert_eq!(compared(&reconciler, of(Reason::NoRule, 80)), (3, 1), "another verdict");
+    assert_eq!(compared(&reconciler, of(Reason::NotIsolated, 80)), (4, 2), "another reason");
+    let other_policies = FlowEvent { rule_set: RuleSetId::default(), ..of(Reason::Rule, 80) };
+    assert_eq!(compared(&reconciler, other_policies), (5, 3), "other policies");
+    let unexplained: Vec<_> = flows(&buffer).into_iter().map(|flow| flow.unexplained).collect();
+    assert_eq!(
+        unexplained[5].as_deref(),
+        Some("the reference evaluator has another verdict, which is a bug of netpol")
+    );
+    replace_objects(&mut reconciler, &[PODS, DENY_ALL]);
+    assert_eq!(compared(&reconciler, of(Reason::NoRule, 80)), (5, 3), "the endpoint has changed");
 }
