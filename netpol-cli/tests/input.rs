@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Manifests, Run, netpol};
+use common::{Manifests, RunOutput, netpol};
 use serde_json::{Value, json};
 
 /// Two pods that no policy isolates.
@@ -21,7 +21,7 @@ fn policy(rules: &str) -> String {
 const EXPLAIN: [&str; 6] = ["--from", "shop/a", "--to", "shop/b", "--port", "80"];
 const MATRIX: [&str; 2] = ["-p", "80"];
 
-fn json_of(run: &Run) -> Value {
+fn json_of(run: &RunOutput) -> Value {
     serde_json::from_str(&run.out).unwrap_or_else(|error| panic!("{error}: {} {}", run.out, run.err))
 }
 
@@ -93,7 +93,7 @@ fn files_without_kubernetes_objects_are_counted_and_skipped() {
 2 objects, 0 errors, 1 warning
 skipped 4 files without Kubernetes objects: DIR/chart/Chart.yaml, DIR/chart/values.yaml, DIR/mkdocs.yml, DIR/package.json
 skipped 1 template: DIR/chart/templates/policy.yaml";
-    let warning = "DIR/chart/templates/policy.yaml:3: warning[NP008] this file is a template and is not read; render it first with \
+    let warning = "DIR/chart/templates/policy.yaml:3: warning[NP008] this file is a template and is skipped; render it first with \
                    `helm template CHART`";
     assert_eq!((run.unwrapped(), run.code), (format!("{warning} {}", expected.replace('\n', " ")), 0), "{}", run.err);
     let skipped = &json_of(&manifests.run("lint", &["-o", "json"]))["skipped"];

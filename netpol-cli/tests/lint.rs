@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::PathBuf;
 
-use common::{Manifests, Run, netpol};
+use common::{Manifests, RunOutput, netpol};
 use expect_test::expect_file;
 use netpol_policy::lint::{RULES, RuleId};
 use serde_json::{Value, json};
@@ -39,7 +39,7 @@ fn docs() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/lint")
 }
 
-fn json_of(run: &Run) -> Value {
+fn json_of(run: &RunOutput) -> Value {
     serde_json::from_str(&run.out).unwrap_or_else(|error| panic!("{error}: {} {}", run.out, run.err))
 }
 

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Manifests, Run, netpol};
+use common::{Manifests, RunOutput, netpol};
 use expect_test::expect_file;
 use serde_json::{Value, json};
 
@@ -25,14 +25,14 @@ fn versions() -> Manifests {
 }
 
 /// Runs `netpol` in a directory: the paths in its output have the same length everywhere.
-fn run_in(directory: &Path, arguments: &[&str]) -> Run {
+fn run_in(directory: &Path, arguments: &[&str]) -> RunOutput {
     let mut command = Command::new(env!("CARGO_BIN_EXE_netpol"));
     let output = command.args(arguments).current_dir(directory).output().expect("netpol starts");
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-    Run { code: output.status.code().expect("an exit code"), out: text(output.stdout), err: text(output.stderr) }
+    RunOutput { code: output.status.code().expect("an exit code"), out: text(output.stdout), err: text(output.stderr) }
 }
 
-fn diff(manifests: &Manifests, arguments: &[&str]) -> Run {
+fn diff(manifests: &Manifests, arguments: &[&str]) -> RunOutput {
     run_in(manifests.path(), &[&["diff", "old", "new"], arguments].concat())
 }
 
@@ -83,7 +83,7 @@ fn git(directory: &Path, arguments: &[&str]) {
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn diff_in(directory: &Path, arguments: &[&str]) -> Run {
+fn diff_in(directory: &Path, arguments: &[&str]) -> RunOutput {
     run_in(directory, &[&["diff"], arguments].concat())
 }
 
@@ -177,7 +177,7 @@ fn diff_lists_the_recorded_flows_that_are_cut() {
 }
 
 /// Runs `netpol assert` with these expectations.
-fn assert(manifests: &Manifests, expectations: &str, arguments: &[&str]) -> Run {
+fn assert(manifests: &Manifests, expectations: &str, arguments: &[&str]) -> RunOutput {
     fs::write(manifests.path().join("expectations.yaml"), expectations).expect("expectations");
     let all = ["assert", "-f", "app.yaml", "-a", "expectations.yaml", "--pod-cidr", "10.42.0.0/16"];
     run_in(manifests.path(), &[&all, arguments].concat())

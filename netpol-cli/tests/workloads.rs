@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Manifests, Run};
+use common::{Manifests, RunOutput};
 use expect_test::expect_file;
 use serde_json::{Value, json};
 
@@ -14,16 +14,16 @@ fn app() -> Manifests {
     Manifests::of(&[("app.yaml", APP)])
 }
 
-fn explain(manifests: &Manifests, from: &str, to: &str, port: &str, more: &[&str]) -> Run {
+fn explain(manifests: &Manifests, from: &str, to: &str, port: &str, more: &[&str]) -> RunOutput {
     manifests.run("explain", &[&["-n", "shop", "--from", from, "--to", to, "--port", port], more].concat())
 }
 
-fn json_of(run: &Run) -> Value {
+fn json_of(run: &RunOutput) -> Value {
     serde_json::from_str(&run.out).unwrap_or_else(|error| panic!("{error}: {} {}", run.out, run.err))
 }
 
 /// No output may contain a placeholder address.
-fn assert_no_placeholder(run: &Run) {
+fn assert_no_placeholder(run: &RunOutput) {
     let is_word = |character: char| character.is_ascii_hexdigit() || ".:".contains(character);
     let text = format!("{} {}", run.out, run.err);
     let invented =

@@ -1,5 +1,5 @@
-//! Finds the network devices that routes use. Traffic leaves the node by one of these devices, or reaches pods through
-//! one (a bridge or a tunnel).
+//! Finds the network devices that routes use. Through these devices, traffic leaves the node or reaches pods (for
+//! example through a bridge or a tunnel).
 
 use std::collections::BTreeSet;
 
@@ -59,15 +59,15 @@ mod tests {
     }
 
     #[test]
-    fn only_unicast_routes_have_devices() {
+    fn only_unicast_routes_beyond_the_link_are_used() {
         let to = |text: &str| RouteAttribute::Destination(RouteAddress::Inet6(text.parse().expect("invalid address")));
-        let by = RouteAttribute::Oif(3);
+        let device = RouteAttribute::Oif(3);
         for (route, devices) in [
-            (route(RouteType::Unicast, vec![by.clone()]), vec![IfIndex(3)]),
-            (route(RouteType::Unicast, vec![to("fd00::"), by.clone()]), vec![IfIndex(3)]),
-            (route(RouteType::Unicast, vec![to("fe80::"), by.clone()]), vec![]),
-            (route(RouteType::Local, vec![by.clone()]), vec![]),
-            (route(RouteType::Unreachable, vec![by]), vec![]),
+            (route(RouteType::Unicast, vec![device.clone()]), vec![IfIndex(3)]),
+            (route(RouteType::Unicast, vec![to("fd00::"), device.clone()]), vec![IfIndex(3)]),
+            (route(RouteType::Unicast, vec![to("fe80::"), device.clone()]), vec![]),
+            (route(RouteType::Local, vec![device.clone()]), vec![]),
+            (route(RouteType::Unreachable, vec![device]), vec![]),
         ] {
             assert_eq!(devices_of(&route), devices, "{route:?}");
         }

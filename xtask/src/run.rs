@@ -56,7 +56,7 @@ pub(crate) fn output(what: &str, command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Replaces this process by the command, so that Ctrl-C reaches the command and its exit code is returned. Returns only
+/// Replaces this process with the command, so that Ctrl-C reaches the command and its exit code is returned. Returns only
 /// if the command cannot start.
 #[cfg(not(feature = "lab"))]
 pub(crate) fn become_command(what: &str, mut command: Command) -> anyhow::Error {
@@ -64,7 +64,7 @@ pub(crate) fn become_command(what: &str, mut command: Command) -> anyhow::Error 
     anyhow::Error::new(error).context(format!("{what}: cannot start {}", shell_line(&command)))
 }
 
-/// Finds a program on the PATH or in root's folders.
+/// Finds a program on the PATH, or in `/usr/sbin` or `/sbin`.
 pub(crate) fn find(program: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)

@@ -1,4 +1,5 @@
-//! Remembers which change revoked a flow: later changes of the same endpoint must not be named instead.
+//! Remembers which change revoked a flow: since this change, policies no longer allow the open flow. So deny events of the
+//! flow report this change, and not a later one that affected the same endpoint.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use netpol_common::FlowEvent;
 use super::describe::rfc3339;
 use crate::reconcile::BatchChange;
 
-/// Maximum number of revoked flows.
+/// Maximum number of revoked flows that are remembered.
 const MAX_FLOWS: usize = 4096;
 /// A flow without an event for this time is forgotten.
 const MAX_AGE: Duration = Duration::from_mins(5);
@@ -30,7 +31,8 @@ struct FlowId {
 pub(super) struct RevokedFlows(HashMap<FlowId, (Arc<BatchChange>, Instant)>);
 
 impl RevokedFlows {
-    /// Returns the change that revoked the flow of an event. `last_change`: the change that changed its endpoint last.
+    /// Returns the change that revoked the flow of an event, and remembers it. For a flow that is not known yet, this is
+    /// `last_change`, the last change that affected the endpoint of the event.
     pub(super) fn revoked_by(
         &mut self,
         event: &FlowEvent,
@@ -58,8 +60,8 @@ impl RevokedFlows {
         })
     }
 
-    /// Removes the flow of an endpoint with the oldest last event. If the endpoint has none, one of the endpoint with
-    /// the most flows.
+    /// Removes one flow of `endpoint`: the one whose last event is the oldest. If `endpoint` has no flow, removes such a
+    /// flow of the endpoint that has the most flows.
     fn remove_one(&mut self, endpoint: u16) {
         let oldest = self.oldest_of(endpoint).or_else(|| {
             let mut lengths: HashMap<u16, usize> = HashMap::new();
@@ -111,22 +113,22 @@ mod tests {
     #[test]
     fn a_flood_of_flows_removes_flows_of_its_own_endpoint_only() {
         let mut flows = RevokedFlows::default();
-        let (start, change, later) = (Instant::now(), change(1), self::change(2));
+        let (start, first_change, second_change) = (Instant::now(), change(1), change(2));
         let event =
             |endpoint, port: u16| FlowEvent { endpoint, source_port: port.to_be_bytes(), ..FlowEvent::default() };
         for port in 0..10 {
-            flows.revoked_by(&event(1, port), Some(&change), start);
+            flows.revoked_by(&event(1, port), Some(&first_change), start);
         }
         for port in 0..4300 {
             let now = start + Duration::from_millis(port.into());
-            assert!(flows.revoked_by(&event(2, port), Some(&change), now).is_some());
+            assert!(flows.revoked_by(&event(2, port), Some(&first_change), now).is_some());
             assert!(flows.0.len() <= MAX_FLOWS);
         }
         let now = start + Duration::from_secs(10);
-        // An endpoint without flows takes the room of the largest one.
-        flows.revoked_by(&event(3, 0), Some(&change), now);
+        // A flow of a new endpoint replaces a flow of the endpoint that has the most.
+        flows.revoked_by(&event(3, 0), Some(&first_change), now);
         let mut generation = |endpoint, port| {
-            flows.revoked_by(&event(endpoint, port), Some(&later), now).map(|revoked| revoked.generation)
+            flows.revoked_by(&event(endpoint, port), Some(&second_change), now).map(|revoked| revoked.generation)
         };
         assert!((0..10).all(|port| generation(1, port) == Some(1)));
         assert_eq!((generation(2, 4299), generation(2, 0)), (Some(1), Some(2)));

@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 
-use crate::common::Run;
+use crate::common::RunOutput;
 
 /// The namespace and the labels of deploy/base.
 pub(crate) const NAMESPACE: &str = "kube-system";
@@ -145,10 +145,14 @@ impl Cluster {
         command
     }
 
-    pub(crate) fn netpol(&self, arguments: &[&str]) -> Run {
+    pub(crate) fn netpol(&self, arguments: &[&str]) -> RunOutput {
         let output = self.command(arguments).output().expect("netpol runs");
         let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-        Run { code: output.status.code().expect("an exit code"), out: text(output.stdout), err: text(output.stderr) }
+        RunOutput {
+            code: output.status.code().expect("an exit code"),
+            out: text(output.stdout),
+            err: text(output.stderr),
+        }
     }
 
     pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {

@@ -9,7 +9,8 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-pub(crate) struct Run {
+/// The result of a command.
+pub(crate) struct RunOutput {
     pub(crate) code: i32,
     pub(crate) out: String,
     pub(crate) err: String,
@@ -18,7 +19,7 @@ pub(crate) struct Run {
 /// A directory of manifests, deleted at the end of the test.
 pub(crate) struct Manifests(TempDir);
 
-impl Run {
+impl RunOutput {
     /// Standard output as one line, without the line breaks and indentation of wrapped text.
     pub(crate) fn unwrapped(&self) -> String {
         self.out.split_whitespace().collect::<Vec<_>>().join(" ")
@@ -27,11 +28,12 @@ impl Run {
 
 impl Manifests {
     pub(crate) fn of(files: &[(&str, &str)]) -> Self {
-        let directory = TempDir::new().expect("a directory for the test");
+        let directory = TempDir::new().expect("cannot create a directory");
         for (name, text) in files {
             let path = directory.path().join(name);
-            fs::create_dir_all(path.parent().expect("a parent directory")).expect("a subdirectory");
-            fs::write(path, text).expect("a manifest");
+            fs::create_dir_all(path.parent().expect("the path has no parent directory"))
+                .expect("cannot create a subdirectory");
+            fs::write(path, text).expect("cannot write a manifest");
         }
         Self(directory)
     }
@@ -41,8 +43,8 @@ impl Manifests {
     }
 
     /// Runs `netpol COMMAND -f DIRECTORY …`. In the output the directory is replaced by `DIR`.
-    pub(crate) fn run(&self, command: &str, arguments: &[&str]) -> Run {
-        let directory = self.0.path().to_str().expect("text");
+    pub(crate) fn run(&self, command: &str, arguments: &[&str]) -> RunOutput {
+        let directory = self.0.path().to_str().expect("the path is not UTF-8");
         let mut run = netpol(&[&[command, "-f", directory], arguments].concat(), "");
         run.out = run.out.replace(directory, "DIR");
         run.err = run.err.replace(directory, "DIR");
@@ -50,12 +52,21 @@ impl Manifests {
     }
 }
 
-pub(crate) fn netpol(arguments: &[&str], input: &str) -> Run {
+pub(crate) fn netpol(arguments: &[&str], input: &str) -> RunOutput {
     let mut command = Command::new(env!("CARGO_BIN_EXE_netpol"));
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("netpol starts");
-    child.stdin.take().expect("its input").write_all(input.as_bytes()).expect("netpol reads its input");
-    let output = child.wait_with_output().expect("netpol ends");
-    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-    Run { code: output.status.code().expect("an exit code"), out: text(output.stdout), err: text(output.stderr) }
+    let mut child = command.spawn().expect("cannot start netpol");
+    child
+        .stdin
+        .take()
+        .expect("netpol has no standard input")
+        .write_all(input.as_bytes())
+        .expect("cannot write to netpol");
+    let output = child.wait_with_output().expect("cannot wait for netpol");
+    let text = |bytes| String::from_utf8(bytes).expect("the output is not UTF-8");
+    RunOutput {
+        code: output.status.code().expect("netpol was killed by a signal"),
+        out: text(output.stdout),
+        err: text(output.stderr),
+    }
 }

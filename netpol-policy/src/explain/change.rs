@@ -33,7 +33,7 @@ impl PolicyChange {
         index: Option<usize>,
         rule: Rule,
     ) -> Option<Self> {
-        if !yaml::is_writable(&rule) {
+        if !yaml::has_yaml_form(&rule) {
             return None;
         }
         let mut notes = Vec::new();
@@ -79,12 +79,12 @@ impl PolicyChange {
     /// Returns the rule as a list of one item, in block style, a string for each line.
     pub fn yaml(&self) -> Vec<String> {
         let notes = self.notes.iter().map(|note| format!("# {note}"));
-        notes.chain(yaml::block(&self.rule, self.direction).unwrap_or_default()).collect()
+        notes.chain(yaml::in_block_style(&self.rule, self.direction).unwrap_or_default()).collect()
     }
 
     /// Returns the rule on one line, in flow style.
     pub(crate) fn inline(&self) -> String {
-        yaml::flow(&self.rule, self.direction).unwrap_or_default()
+        yaml::in_flow_style(&self.rule, self.direction).unwrap_or_default()
     }
 }
 

@@ -14,20 +14,20 @@ pub(crate) enum Node {
     Map(Vec<(String, Node)>),
 }
 
-/// Returns a YAML list with this rule, in block style, a string for each line. `None` if the rule's peers or ports have no
-/// valid item: an empty list in YAML would allow everything.
-pub(super) fn block(rule: &Rule, direction: Direction) -> Option<Vec<String>> {
+/// Returns the lines of a YAML list with this rule, in block style. `None` if the rule's peers or ports have no valid item:
+/// an empty list in YAML would allow everything.
+pub(super) fn in_block_style(rule: &Rule, direction: Direction) -> Option<Vec<String>> {
     Some(Node::List(vec![of_rule(rule, direction)?]).block())
 }
 
-/// The rule in flow style. `None` as for [`block`].
-pub(super) fn flow(rule: &Rule, direction: Direction) -> Option<String> {
+/// Returns the rule in flow style. `None` as for [`in_block_style`].
+pub(super) fn in_flow_style(rule: &Rule, direction: Direction) -> Option<String> {
     Some(of_rule(rule, direction)?.flow())
 }
 
-/// Returns whether [`block`] and [`flow`] can write the rule. Does not write it, which would be slower: the agent calls
-/// this for each denied flow.
-pub(super) fn is_writable(rule: &Rule) -> bool {
+/// Returns whether [`in_block_style`] and [`in_flow_style`] return YAML for this rule. This is faster than to call them: the
+/// agent needs it for each denied network flow.
+pub(super) fn has_yaml_form(rule: &Rule) -> bool {
     let has_peer = match &rule.peers {
         Peers::Any => true,
         Peers::Of(peers) => peers.iter().any(is_valid),
@@ -46,7 +46,8 @@ pub(crate) fn is_valid(peer: &Peer) -> bool {
     }
 }
 
-/// Whether a peer was not written by an author, but stands for blocks that contain all pod addresses.
+/// Returns whether a peer is not in the manifest: `offline::addresses::resolve_blocks` adds it to a rule with an `ipBlock`
+/// that contains addresses of pods. Such a rule always has another peer, the `ipBlock`.
 fn is_placeholder_peer(peer: &Peer) -> bool {
     matches!(peer, Peer::Block(block) if is_pod_placeholder_range(&block.cidr))
 }
@@ -235,8 +236,8 @@ mod tests {
             (Peers::Any, Ports::Of(Vec::new()), None),
         ] {
             let rule = Rule { peers, ports };
-            assert_eq!(flow(&rule, Direction::Ingress).as_deref(), expected);
-            assert_eq!(is_writable(&rule), expected.is_some());
+            assert_eq!(in_flow_style(&rule, Direction::Ingress).as_deref(), expected);
+            assert_eq!(has_yaml_form(&rule), expected.is_some());
         }
     }
 }

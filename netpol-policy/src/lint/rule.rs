@@ -69,8 +69,8 @@ rules! {
     BLOCK_OF_NODES = 42, "ip-block-of-nodes", Info, "An ingress rule allows addresses of nodes.";
     DNS_DENIED = 50, "dns-denied", Warning, "Pods that are isolated for egress cannot reach cluster DNS.";
     API_SERVER_DENIED = 51, "api-server-denied", Info, "Pods with a service-account token cannot reach the API server.";
-    RULES_WITHOUT_TYPE = 60, "rules-without-type", Warning, "A section has no effect, because policyTypes does not list it.";
-    TYPE_WITHOUT_RULES = 61, "type-without-rules", Info, "policyTypes lists a direction without a section.";
+    RULES_WITHOUT_TYPE = 60, "rules-without-type", Warning, "The field ingress or egress has no effect, because policyTypes does not list it.";
+    TYPE_WITHOUT_RULES = 61, "type-without-rules", Info, "policyTypes lists Ingress or Egress, but the policy has no such field.";
     DEFAULT_DENY_MISSING = 70, "default-deny-missing", Info, "A namespace has policies, but no policy that selects all pods.";
     PODS_NOT_ISOLATED = 71, "pods-not-isolated", Info, "No policy isolates some pods of a namespace.";
     POLICY_CHANGES_NOTHING = 72, "policy-changes-nothing", Info, "A policy can be deleted without an effect.";

@@ -1,4 +1,4 @@
-//! `policyTypes` that do not fit the sections of the policy.
+//! `policyTypes` that do not fit the fields `ingress` and `egress` of the policy.
 
 use netpol_common::Direction;
 
@@ -12,16 +12,16 @@ use crate::manifest::FieldPath;
 pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut Vec<Draft>) {
     let Some(source) = context.details.policies.get(&view.policy.key) else { return };
     let spec = &source.value["spec"];
-    let section = |direction: Direction| spec[direction.name()].as_array();
+    let rules_of = |direction: Direction| spec[direction.name()].as_array();
     let has_types = spec["policyTypes"].as_array().is_some_and(|types| !types.is_empty());
-    let has_rules = |direction| section(direction).is_some_and(|rules| !rules.is_empty());
+    let has_rules = |direction| rules_of(direction).is_some_and(|rules| !rules.is_empty());
     let (ingress, egress) = (view.policy.ingress.is_some(), view.policy.egress.is_some());
     for (direction, other, name, isolated, other_isolated) in [
         (Direction::Ingress, Direction::Egress, "Ingress", ingress, egress),
         (Direction::Egress, Direction::Ingress, "Egress", egress, ingress),
     ] {
         let field = format!("spec.{}", direction.name());
-        if !isolated && section(direction).is_some() {
+        if !isolated && rules_of(direction).is_some() {
             drafts.push(without_type(field, name, has_types, has_rules(direction)));
         } else if isolated
             && spec[direction.name()].is_null()
@@ -29,12 +29,12 @@ pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut V
             && other_isolated
             && has_rules(other)
         {
-            drafts.push(without_section(&field, name, direction, other));
+            drafts.push(without_rules(&field, name, direction, other));
         }
     }
 }
 
-/// A section that has no effect.
+/// A field `ingress` or `egress` that has no effect.
 fn without_type(field: String, name: &str, has_types: bool, has_rules: bool) -> Draft {
     let types = FieldPath::parse("spec.policyTypes");
     let (message, operations) = if has_types {
@@ -54,8 +54,8 @@ fn without_type(field: String, name: &str, has_types: bool, has_rules: bool) -> 
     Draft::new(RuleId::RULES_WITHOUT_TYPE, field, message, why, fix)
 }
 
-/// A type without a section, in a policy that has the other section.
-fn without_section(field: &str, name: &str, direction: Direction, other: Direction) -> Draft {
+/// A type without its field, in a policy that has rules for the other direction.
+fn without_rules(field: &str, name: &str, direction: Direction, other: Direction) -> Draft {
     Draft::new(
         RuleId::TYPE_WITHOUT_RULES,
         "spec.policyTypes",

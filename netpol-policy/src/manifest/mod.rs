@@ -10,6 +10,7 @@
 mod all_files;
 mod details;
 mod diagnostics;
+mod non_object;
 mod nulls;
 mod object;
 mod path;
@@ -17,7 +18,6 @@ mod salvage;
 mod scalar;
 mod size;
 mod split;
-mod stray;
 mod tree;
 
 use std::fmt;

@@ -16,7 +16,7 @@ use super::path::{FieldPath, Step};
 use super::split::Fault;
 use super::tree::{SyntaxError, Tree};
 use super::{Ignored, Located, Parsed, SkipReason, Unevaluated};
-use super::{nulls, size, stray};
+use super::{non_object, nulls, size};
 use crate::lint::RuleId;
 use crate::model::names;
 use crate::model::{
@@ -36,7 +36,7 @@ pub(super) struct ObjectReader {
     diagnostics: Diagnostics,
     /// Documents that are not like Kubernetes objects. They are errors if another document of the file is a Kubernetes
     /// object.
-    stray: Vec<Stray>,
+    non_objects: Vec<NonObject>,
     /// Whether a document is like a Kubernetes object.
     is_kubernetes: bool,
     /// Whether to read workloads, and details for `netpol lint`.
@@ -46,7 +46,7 @@ pub(super) struct ObjectReader {
 }
 
 /// A document that is not like a Kubernetes object.
-struct Stray {
+struct NonObject {
     document: usize,
     line: usize,
     message: String,
@@ -69,8 +69,8 @@ struct FieldError {
 impl ObjectReader {
     pub(super) fn new(file: &str) -> Self {
         let (parsed, diagnostics) = (Parsed::default(), Diagnostics::new(file));
-        let (stray, text) = (Vec::new(), Arc::default());
-        Self { document: 0, parsed, diagnostics, stray, is_kubernetes: false, reads_workloads: false, text }
+        let (non_objects, text) = (Vec::new(), Arc::default());
+        Self { document: 0, parsed, diagnostics, non_objects, is_kubernetes: false, reads_workloads: false, text }
     }
 
     /// Reads workloads, too, and details for `netpol lint`.
@@ -79,7 +79,7 @@ impl ObjectReader {
     }
 
     pub(super) fn finish(mut self) -> Parsed {
-        if !self.stray.is_empty() && self.parsed.skipped.is_none() {
+        if !self.non_objects.is_empty() && self.parsed.skipped.is_none() {
             self.parsed.skipped = Some(SkipReason::NotKubernetes);
         }
         Parsed { errors: self.diagnostics.finish(), ..self.parsed }
@@ -87,11 +87,11 @@ impl ObjectReader {
 
     pub(super) fn unreadable(&mut self, text: &str, error: &SyntaxError) {
         self.document += 1;
-        if stray::is_template(text) {
+        if non_object::is_template(text) {
             return self.report_template(error.line);
         }
-        if !stray::mentions_kubernetes(text) {
-            return self.stray(error.line, format!("document {} {}", self.document, error.message));
+        if !non_object::mentions_kubernetes(text) {
+            return self.non_object(error.line, format!("document {} {}", self.document, error.message));
         }
         self.mark_kubernetes();
         self.parsed.left_out += 1;
@@ -103,24 +103,24 @@ impl ObjectReader {
     fn report_template(&mut self, line: usize) {
         if self.parsed.skipped != Some(SkipReason::Template) {
             self.parsed.skipped = Some(SkipReason::Template);
-            self.report_outside_objects((RuleId::TEMPLATE, Severity::Warning), line, stray::TEMPLATE);
+            self.report_outside_objects((RuleId::TEMPLATE, Severity::Warning), line, non_object::TEMPLATE);
         }
     }
 
-    fn stray(&mut self, line: usize, message: String) {
-        let stray = Stray { document: self.document, line, message };
-        if self.is_kubernetes { self.report_stray(&stray) } else { self.stray.push(stray) }
+    fn non_object(&mut self, line: usize, message: String) {
+        let non_object = NonObject { document: self.document, line, message };
+        if self.is_kubernetes { self.report_non_object(&non_object) } else { self.non_objects.push(non_object) }
     }
 
     /// Records that the file has a Kubernetes object. Other documents should be objects, too.
     fn mark_kubernetes(&mut self) {
         self.is_kubernetes = true;
-        for stray in std::mem::take(&mut self.stray) {
-            self.report_stray(&stray);
+        for non_object in std::mem::take(&mut self.non_objects) {
+            self.report_non_object(&non_object);
         }
     }
 
-    fn report_stray(&mut self, Stray { document, line, message }: &Stray) {
+    fn report_non_object(&mut self, NonObject { document, line, message }: &NonObject) {
         self.parsed.left_out += 1;
         self.diagnostics.add((RuleId::INVALID_DOCUMENT, Severity::Error), *document, None, message, || (*line, None));
     }
@@ -154,12 +154,12 @@ impl ObjectReader {
         self.document += 1;
         let value = tree.value.take();
         let line = tree.lines.of(&FieldPath::default());
-        if !stray::looks_like_kubernetes(&value) {
+        if !non_object::looks_like_kubernetes(&value) {
             let what = if value.is_object() { "this document has no `kind`" } else { "this document is not an object" };
-            return self.stray(line, format!("{what}; a Kubernetes object needs apiVersion, kind and metadata"));
+            return self.non_object(line, format!("{what}; a Kubernetes object needs apiVersion, kind and metadata"));
         }
         self.mark_kubernetes();
-        if stray::has_template_name(&value) {
+        if non_object::has_template_name(&value) {
             return self.report_template(line);
         }
         self.object(tree, value, FieldPath::default(), None);

@@ -133,7 +133,7 @@ fn invalid_objects_are_reported() {
         ),
         (
             "{{ .Values.x }}: 1",
-            "f:1: warning: this file is a template and is not read; render it first with `helm template CHART`",
+            "f:1: warning: this file is a template and is skipped; render it first with `helm template CHART`",
         ),
     ];
     for (text, expected) in cases {

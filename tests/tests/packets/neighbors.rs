@@ -1,21 +1,23 @@
 //! Tests of ARP, neighbor discovery, multicast listener discovery and Ethernet addresses.
 
 use netpol_common::Direction::{Egress, Ingress};
-use netpol_common::{AddressEntry, NEIGHBOR_BURST, Reason, endpoint_flags};
+use netpol_common::{AddressEntry, NEIGHBOR_BURST, NEIGHBOR_RATE, Reason, endpoint_flags};
 use netpol_tests::cluster::Mac;
 use netpol_tests::packet::frame;
 
 use super::kernel_and_memory::{ACK, FAMILIES, KernelAndMemory, SYN, ip};
 
-/// The Ethernet source of `wire`.
+/// The pod's MAC address: the Ethernet source address that `kernel_and_memory::wire` sets.
 const MAC: [u8; 6] = [4; 6];
 const OTHER: [u8; 6] = [6; 6];
 const LINK_LOCAL: &str = "fe80::1";
 const ALL_NODES: &str = "ff02::1";
-const ROUTERS: &str = "ff02::2";
-const REPORTS: &str = "ff02::16";
+const ALL_ROUTERS: &str = "ff02::2";
+/// All MLDv2-capable routers, the destination of listener reports.
+const MLDV2_ROUTERS: &str = "ff02::16";
 
-fn both(mac: [u8; 6]) -> KernelAndMemory {
+/// Returns the programs for a pod with this MAC address that no policy isolates.
+fn pod_with(mac: [u8; 6]) -> KernelAndMemory {
     let mut both = KernelAndMemory::isolated(&[]);
     both.change(|endpoint| {
         endpoint.mac = mac;
@@ -51,32 +53,32 @@ fn option(kind: u8, mac: [u8; 6]) -> Vec<u8> {
 }
 
 #[test]
-fn s32_arp_from_a_pod_has_its_own_addresses_and_limited_length() {
-    let mut both = both(MAC);
+fn s32_arp_from_a_pod_is_dropped_if_it_has_other_addresses_or_is_long() {
+    let mut both = pod_with(MAC);
     let own = [10, 0, 0, 1];
     let mut gratuitous = arp(2, MAC, own, 18);
     gratuitous[38..42].copy_from_slice(&own);
     for (frame, expected, what) in [
         (arp(1, MAC, own, 0), Reason::NeighborDiscovery, "a request"),
-        (arp(1, MAC, own, 18), Reason::NeighborDiscovery, "with padding"),
+        (arp(1, MAC, own, 18), Reason::NeighborDiscovery, "a request with padding"),
         (arp(2, MAC, own, 18), Reason::NeighborDiscovery, "a reply"),
         (gratuitous, Reason::NeighborDiscovery, "an announcement"),
         (arp(1, MAC, [0; 4], 0), Reason::NeighborDiscovery, "a probe"),
         (arp(2, MAC, [0; 4], 0), Reason::SpoofedNeighbor, "a reply from the unspecified address"),
-        (arp(2, MAC, [10, 0, 0, 254], 0), Reason::SpoofedNeighbor, "with the gateway's address"),
-        (arp(2, OTHER, own, 0), Reason::SpoofedNeighbor, "with another MAC address"),
+        (arp(2, MAC, [10, 0, 0, 254], 0), Reason::SpoofedNeighbor, "a reply with the gateway's address"),
+        (arp(2, OTHER, own, 0), Reason::SpoofedNeighbor, "a reply with another MAC address"),
         (arp(3, MAC, own, 0), Reason::SpoofedNeighbor, "reverse ARP"),
-        (arp(1, MAC, own, 23), Reason::NeighborLimit, "with a payload"),
-        (arp(1, MAC, own, 1400), Reason::NeighborLimit, "with a large payload"),
+        (arp(1, MAC, own, 23), Reason::NeighborLimit, "a request with a payload"),
+        (arp(1, MAC, own, 1400), Reason::NeighborLimit, "a request with a large payload"),
     ] {
         assert_eq!(both.run(Egress, &frame), expected, "{what}");
     }
     let mut other = arp(1, MAC, own, 0);
     other[6..12].copy_from_slice(&OTHER);
-    assert_eq!(both.run(Egress, &other), Reason::SpoofedNeighbor, "with another Ethernet source");
+    assert_eq!(both.run(Egress, &other), Reason::SpoofedNeighbor, "a request with another Ethernet source");
     let mut kind = arp(1, MAC, own, 0);
     kind[18] = 8;
-    assert_eq!(both.run(Egress, &kind), Reason::SpoofedNeighbor, "other address lengths");
+    assert_eq!(both.run(Egress, &kind), Reason::SpoofedNeighbor, "a request with other address lengths");
     assert_eq!(
         both.run(Ingress, &arp(2, OTHER, [10, 0, 0, 254], 0)),
         Reason::NeighborDiscovery,
@@ -91,21 +93,21 @@ fn s32_arp_from_a_pod_has_its_own_addresses_and_limited_length() {
 }
 
 #[test]
-fn s32_neighbor_discovery_from_a_pod_has_its_own_addresses_and_stays_on_the_link() {
-    let mut both = both(MAC);
+fn s32_neighbor_discovery_from_a_pod_is_dropped_if_it_has_other_addresses_or_leaves_the_link() {
+    let mut both = pod_with(MAC);
     let pod = FAMILIES[1].pod;
     let (client, outsider, node) = (FAMILIES[1].client, FAMILIES[1].outsider, FAMILIES[1].node);
     let about = |target: &str, options: &[u8]| [&address(target)[..], options].concat();
     let (source, target, nonce) = (option(1, MAC), option(2, MAC), option(14, [7; 6]));
     for (frame, expected, what) in [
-        (message(133, LINK_LOCAL, ROUTERS, &source), Reason::NeighborDiscovery, "a router solicitation"),
-        (message(133, "::", ROUTERS, &[]), Reason::NeighborDiscovery, "one from the unspecified address"),
-        (message(133, pod, outsider, &[]), Reason::SpoofedNeighbor, "one to a destination beyond the link"),
+        (message(133, LINK_LOCAL, ALL_ROUTERS, &source), Reason::NeighborDiscovery, "a router solicitation"),
+        (message(133, "::", ALL_ROUTERS, &[]), Reason::NeighborDiscovery, "a router solicitation from ::"),
+        (message(133, pod, outsider, &[]), Reason::SpoofedNeighbor, "a router solicitation beyond the link"),
         (message(134, LINK_LOCAL, ALL_NODES, &[0; 8]), Reason::SpoofedNeighbor, "a router advertisement"),
         (message(137, LINK_LOCAL, client, &[0; 32]), Reason::SpoofedNeighbor, "a redirect"),
         (message(135, pod, "ff02::1:ff00:2", &about(client, &source)), Reason::NeighborDiscovery, "a solicitation"),
-        (message(135, pod, client, &about(client, &source)), Reason::NeighborDiscovery, "one to a neighbor itself"),
-        (message(135, pod, node, &about(node, &[])), Reason::NeighborDiscovery, "one to the node"),
+        (message(135, pod, client, &about(client, &source)), Reason::NeighborDiscovery, "a unicast solicitation"),
+        (message(135, pod, node, &about(node, &[])), Reason::NeighborDiscovery, "a solicitation to the node"),
         (
             message(135, "::", "ff02::1:ff00:1", &about(pod, &nonce)),
             Reason::NeighborDiscovery,
@@ -116,30 +118,54 @@ fn s32_neighbor_discovery_from_a_pod_has_its_own_addresses_and_stays_on_the_link
             Reason::SpoofedNeighbor,
             "a duplicate address check for another's address",
         ),
-        (message(135, pod, "ff02::1:ff00:3", &about(client, &[])), Reason::SpoofedNeighbor, "to another group"),
-        (message(135, pod, client, &about(node, &[])), Reason::SpoofedNeighbor, "with another target"),
+        (
+            message(135, pod, "ff02::1:ff00:3", &about(client, &[])),
+            Reason::SpoofedNeighbor,
+            "a solicitation to another group",
+        ),
+        (message(135, pod, client, &about(node, &[])), Reason::SpoofedNeighbor, "a solicitation with another target"),
         (
             message(135, pod, outsider, &about(outsider, &source)),
             Reason::SpoofedNeighbor,
-            "to a destination beyond the link",
+            "a solicitation beyond the link",
         ),
-        (message(135, pod, client, &about(client, &option(1, OTHER))), Reason::SpoofedNeighbor, "another MAC address"),
-        (message(135, pod, client, &about(client, &option(5, MAC))), Reason::SpoofedNeighbor, "another option"),
+        (
+            message(135, pod, client, &about(client, &option(1, OTHER))),
+            Reason::SpoofedNeighbor,
+            "a solicitation with another MAC address",
+        ),
+        (
+            message(135, pod, client, &about(client, &option(5, MAC))),
+            Reason::SpoofedNeighbor,
+            "a solicitation with another option",
+        ),
         (message(136, pod, ALL_NODES, &about(pod, &target)), Reason::NeighborDiscovery, "an advertisement"),
-        (message(136, LINK_LOCAL, client, &about(LINK_LOCAL, &target)), Reason::NeighborDiscovery, "to a neighbor"),
-        (message(136, pod, ALL_NODES, &about(node, &target)), Reason::SpoofedNeighbor, "of the node's address"),
-        (message(136, pod, ALL_NODES, &about(pod, &option(2, OTHER))), Reason::SpoofedNeighbor, "of another MAC"),
+        (
+            message(136, LINK_LOCAL, client, &about(LINK_LOCAL, &target)),
+            Reason::NeighborDiscovery,
+            "a unicast advertisement",
+        ),
+        (
+            message(136, pod, ALL_NODES, &about(node, &target)),
+            Reason::SpoofedNeighbor,
+            "an advertisement of the node's address",
+        ),
+        (
+            message(136, pod, ALL_NODES, &about(pod, &option(2, OTHER))),
+            Reason::SpoofedNeighbor,
+            "an advertisement of another MAC address",
+        ),
         (
             message(136, pod, outsider, &about(pod, &target)),
             Reason::SpoofedNeighbor,
-            "to a destination beyond the link",
+            "an advertisement beyond the link",
         ),
-        (message(143, LINK_LOCAL, REPORTS, &[0; 20]), Reason::NeighborDiscovery, "a listener report"),
-        (message(143, "::", REPORTS, &[0; 20]), Reason::NeighborDiscovery, "one from the unspecified address"),
-        (message(143, LINK_LOCAL, REPORTS, &[0; 321]), Reason::NeighborLimit, "a long one"),
-        (message(143, LINK_LOCAL, client, &[0; 20]), Reason::SpoofedNeighbor, "not to a group"),
-        (message(131, LINK_LOCAL, "ff05::9", &address("ff05::9")), Reason::NeighborDiscovery, "an older report"),
-        (message(130, LINK_LOCAL, ALL_NODES, &[0; 16]), Reason::SpoofedNeighbor, "a query"),
+        (message(143, LINK_LOCAL, MLDV2_ROUTERS, &[0; 20]), Reason::NeighborDiscovery, "a listener report"),
+        (message(143, "::", MLDV2_ROUTERS, &[0; 20]), Reason::NeighborDiscovery, "a listener report from ::"),
+        (message(143, LINK_LOCAL, MLDV2_ROUTERS, &[0; 321]), Reason::NeighborLimit, "a long listener report"),
+        (message(143, LINK_LOCAL, client, &[0; 20]), Reason::SpoofedNeighbor, "a unicast listener report"),
+        (message(131, LINK_LOCAL, "ff05::9", &address("ff05::9")), Reason::NeighborDiscovery, "an MLDv1 report"),
+        (message(130, LINK_LOCAL, ALL_NODES, &[0; 16]), Reason::SpoofedNeighbor, "a listener query"),
     ] {
         assert_eq!(both.run(Egress, &frame), expected, "{what}");
     }
@@ -153,25 +179,29 @@ fn s32_neighbor_discovery_from_a_pod_has_its_own_addresses_and_stays_on_the_link
     ] {
         let mut packet = packet;
         packet[7] = 255;
-        assert!(!both.run(Egress, &frame(Mac([2; 6]), Mac(MAC), &[], &packet)).allows(), "with more headers");
+        assert!(!both.run(Egress, &frame(Mac([2; 6]), Mac(MAC), &[], &packet)).allows(), "more headers");
     }
     let advertisement = message(134, "fe80::9", ALL_NODES, &[0; 8]);
     assert_eq!(both.run(Ingress, &advertisement), Reason::NeighborDiscovery, "packets to the pod may have any source");
     both.change(|endpoint| endpoint.flags = 0);
-    assert_eq!(both.run(Egress, &message(134, LINK_LOCAL, ALL_NODES, &[0; 8])), Reason::NeighborDiscovery, "a router");
+    assert_eq!(
+        both.run(Egress, &message(134, LINK_LOCAL, ALL_NODES, &[0; 8])),
+        Reason::NeighborDiscovery,
+        "a router without anti-spoofing"
+    );
 }
 
 #[test]
-fn s32_every_frame_from_a_pod_has_its_own_ethernet_source() {
-    for a in FAMILIES {
-        let mut both = both(MAC);
-        let packet = ip(a.pod, a.outsider);
+fn s32_a_frame_from_a_pod_is_dropped_if_it_has_another_ethernet_source() {
+    for family in FAMILIES {
+        let mut both = pod_with(MAC);
+        let packet = ip(family.pod, family.outsider);
         let later = packet.clone().fragment(9, 72, false).carrying(17, &[7; 8]);
         for (body, what) in [
             (packet.tcp(1, 2, SYN, b""), "a packet that starts a flow"),
             (packet.tcp(1, 2, ACK, b""), "a packet of that flow"),
             (packet.udp(1, 2, b""), "a datagram"),
-            (packet.icmp(a.echo().0, 0, [0; 4], b""), "an echo request"),
+            (packet.icmp(family.echo().0, 0, [0; 4], b""), "an echo request"),
         ] {
             assert!(both.run(Egress, &frame(Mac([2; 6]), Mac(MAC), &[], &body)).allows(), "{what}");
             for tags in [&[][..], &[5]] {
@@ -196,7 +226,7 @@ fn s32_every_frame_from_a_pod_has_its_own_ethernet_source() {
 
 #[test]
 fn s32_neighbor_discovery_is_rate_limited() {
-    let mut both = both(MAC);
+    let mut both = pod_with(MAC);
     let frame = arp(1, MAC, [10, 0, 0, 1], 0);
     let mut passed = 0;
     while both.memory.run(Egress, &frame, 1, 0).allows() {
@@ -206,36 +236,39 @@ fn s32_neighbor_discovery_is_rate_limited() {
     assert_eq!(passed, NEIGHBOR_BURST);
     assert_eq!(both.memory.run(Egress, &frame, 1, 0), Reason::NeighborLimit);
     both.memory.wait(1);
-    let passed_later = (0..NEIGHBOR_BURST).take_while(|_| both.memory.run(Egress, &frame, 1, 0).allows()).count();
-    assert_eq!(passed_later, 100, "a second later");
+    let mut passed_later = 0;
+    while both.memory.run(Egress, &frame, 1, 0).allows() {
+        passed_later += 1;
+    }
+    assert_eq!(passed_later, NEIGHBOR_RATE, "a second later");
     let run = both.kernel.run(Egress, &frame, 0, 20 * NEIGHBOR_BURST).unwrap();
     assert!(!run.passed, "the kernel has the same limit");
-    // Other packets do not use the budget.
+    // The limit does not apply to other packets.
     let packet = ip("10.0.0.1", "192.0.2.9").udp(1, 2, b"");
     assert!(both.run(Egress, &super::kernel_and_memory::wire(&packet)).allows());
 }
 
 #[test]
 fn s33_frames_for_other_hosts_are_not_reported_as_denied() {
-    for a in FAMILIES {
+    for family in FAMILIES {
         for isolated in [&[][..], &[Ingress]] {
             let mut both = KernelAndMemory::isolated(isolated);
             both.change(|endpoint| endpoint.mac = MAC);
-            let packet = ip(a.outsider, a.client);
+            let packet = ip(family.outsider, family.client);
             both.kernel.events().unwrap();
             both.memory.events.borrow_mut().clear();
             for (body, what) in [
                 (packet.tcp(1, 80, SYN, b""), "TCP"),
                 (packet.udp(1, 80, b""), "UDP"),
-                (packet.icmp(a.echo().0, 0, [0; 4], b""), "an echo request"),
+                (packet.icmp(family.echo().0, 0, [0; 4], b""), "an echo request"),
                 (packet.clone().fragment(9, 72, false).carrying(17, &[7; 8]), "a fragment"),
             ] {
-                let flooded = frame(Mac([8; 6]), Mac([2; 6]), &[], &body);
-                assert_eq!(both.run(Ingress, &flooded), Reason::OtherHost, "{what}");
+                let for_other_host = frame(Mac([8; 6]), Mac([2; 6]), &[], &body);
+                assert_eq!(both.run(Ingress, &for_other_host), Reason::OtherHost, "{what}");
             }
             assert!(both.kernel.events().unwrap().is_empty() && both.memory.events.borrow().is_empty());
-            let own = frame(Mac(MAC), Mac([2; 6]), &[], &ip(a.trusted, a.pod).udp(1, 80, b""));
-            assert!(both.run(Ingress, &own).allows(), "its own");
+            let for_pod = frame(Mac(MAC), Mac([2; 6]), &[], &ip(family.trusted, family.pod).udp(1, 80, b""));
+            assert!(both.run(Ingress, &for_pod).allows(), "a frame for the pod");
             let group = frame(Mac([0x01, 0, 0x5e, 0, 0, 1]), Mac([2; 6]), &[], &packet.udp(1, 80, b""));
             assert_ne!(both.run(Ingress, &group), Reason::OtherHost, "multicast");
         }

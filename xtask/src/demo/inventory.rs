@@ -45,10 +45,10 @@ impl Inventory {
 
     /// Describes everything that was created.
     pub(super) fn description(&self) -> String {
-        format!("{} namespaces, {}, 1 agent, its pins", self.namespaces.len(), self.summary())
+        format!("{} namespaces, {}, 1 agent with pinned objects", self.namespaces.len(), self.summary())
     }
 
-    /// Returns what still exists after a while.
+    /// Waits until everything is gone, for at most [`WAIT_LIMIT`], and returns what still exists.
     pub(super) fn remaining(&self) -> Result<Vec<String>> {
         let start = Instant::now();
         loop {

@@ -39,7 +39,7 @@ pub(super) fn run(endpoint: Endpoint, node: &str, Input { records, counters, sto
                 reported: None,
             };
             runtime.block_on(sender.run(records));
-            // Does not wait for a lookup of the collector's name.
+            // Dropping the runtime would wait until a DNS lookup of the collector has finished.
             runtime.shutdown_background();
         }
         Err(error) => tracing::error!(%error, "flow records are not exported: cannot start a runtime"),
@@ -53,7 +53,7 @@ struct Sender {
     backoff: Backoff,
     counters: Arc<ExportCounters>,
     stopped: oneshot::Receiver<()>,
-    /// The kind of failure that was logged last, if nothing was accepted since.
+    /// The kind of failure that was logged last, if no records have been accepted since then.
     reported: Option<DropReason>,
 }
 
@@ -96,7 +96,7 @@ impl Sender {
         self.counters.count_exported(records - rejected);
         self.counters.count_dropped(DropReason::Rejected, rejected);
         if rejected > 0 {
-            self.report(DropReason::Rejected, message, "the collector rejected flow records of a batch");
+            self.report(DropReason::Rejected, message, "the collector rejected some flow records of a batch");
         } else if self.reported.take().is_some() {
             tracing::info!(url = self.url, "the collector accepts flow records again");
         }
@@ -118,7 +118,7 @@ impl Sender {
     async fn wait(&mut self, until: Instant) -> bool {
         tokio::select! {
             () = sleep_until(until) => true,
-            // An error means that the sender was dropped.
+            // An error means that the other end of the channel was dropped: the agent stops then, too.
             _ = &mut self.stopped => false,
         }
     }
@@ -129,10 +129,10 @@ async fn receive(records: &mut mpsc::Receiver<Arc<Record>>, batch: &mut Vec<Arc<
     if records.recv_many(batch, BATCH).await == 0 {
         return false;
     }
-    let due = Instant::now() + DELAY;
+    let send_at = Instant::now() + DELAY;
     while batch.len() < BATCH {
         let missing = BATCH - batch.len();
-        match timeout_at(due, records.recv_many(batch, missing)).await {
+        match timeout_at(send_at, records.recv_many(batch, missing)).await {
             Ok(0) | Err(_) => break,
             Ok(_) => {}
         }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 /// Message for a template.
-pub(super) const TEMPLATE: &str = "this file is a template and is not read; render it first with `helm template CHART`";
+pub(super) const TEMPLATE: &str = "this file is a template and is skipped; render it first with `helm template CHART`";
 
 /// Returns whether a text has template actions such as `{{ .Values.name }}`, outside of comments.
 pub(super) fn is_template(text: &str) -> bool {
@@ -15,7 +15,7 @@ fn has_action(line: &str) -> bool {
     line.find("{{").is_some_and(|start| line[start..].contains("}}"))
 }
 
-/// Returns whether a text that is not valid YAML was probably a Kubernetes object.
+/// Returns whether a text that is not valid YAML was probably meant to be a Kubernetes object.
 pub(super) fn mentions_kubernetes(text: &str) -> bool {
     let key = |line: &str| {
         let line = line.trim_start_matches([' ', '\t', '-', '{', ',', '"', '\'']);
@@ -30,13 +30,13 @@ pub(super) fn looks_like_kubernetes(value: &Value) -> bool {
     match value {
         Value::Array(items) => items.iter().any(looks_like_kubernetes),
         Value::Object(map) => {
-            let is = |key: &str, of: fn(&Value) -> bool| map.get(key).is_some_and(of);
+            let has = |key: &str, is_type: fn(&Value) -> bool| map.get(key).is_some_and(is_type);
             // Chart.yaml of a Helm chart has an apiVersion, too.
             // <https://helm.sh/docs/topics/charts/#the-chartyaml-file>
-            let is_chart = is("name", Value::is_string) && map.contains_key("version");
+            let is_chart = has("name", Value::is_string) && map.contains_key("version");
             map.contains_key("kind")
                 || map.contains_key("apiVersion") && !is_chart
-                || is("metadata", Value::is_object) && is("spec", Value::is_object)
+                || has("metadata", Value::is_object) && has("spec", Value::is_object)
         }
         _ => false,
     }
@@ -55,7 +55,8 @@ mod tests {
     const POLICY: &str =
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: {podSelector: {}}\n";
 
-    fn skipped(text: &str) -> (Option<SkipReason>, usize, usize) {
+    /// Returns why the file is skipped, the number of invalid documents, and the number of errors.
+    fn result_of(text: &str) -> (Option<SkipReason>, usize, usize) {
         let Parsed { skipped, left_out, errors, .. } = parse(text, "f");
         (skipped, left_out, errors.len())
     }
@@ -72,9 +73,9 @@ mod tests {
             "a: 1\n---\nb: 2\n",
             "steps:\n- run: [\n",
         ] {
-            assert_eq!(skipped(text), (Some(SkipReason::NotKubernetes), 0, 0), "{text}");
+            assert_eq!(result_of(text), (Some(SkipReason::NotKubernetes), 0, 0), "{text}");
         }
-        assert_eq!(skipped(""), (None, 0, 0));
+        assert_eq!(result_of(""), (None, 0, 0));
     }
 
     #[test]
@@ -85,10 +86,10 @@ mod tests {
             "metadata: {name: p}\nspec: {podSelector: {}}\n",
             "{apiVersion: v1, kind: Pod, metadata: {name: [}}",
         ] {
-            assert_eq!(skipped(text), (None, 1, 1), "{text}");
+            assert_eq!(result_of(text), (None, 1, 1), "{text}");
         }
         // Next to an object, before and after it.
-        assert_eq!(skipped(&format!("a: 1\n---\n{POLICY}---\nb: 2\n")), (None, 2, 2));
+        assert_eq!(result_of(&format!("a: 1\n---\n{POLICY}---\nb: 2\n")), (None, 2, 2));
         assert_eq!(parse(&format!("a: 1\n---\n{POLICY}"), "f").objects.len(), 1);
     }
 
@@ -98,13 +99,13 @@ mod tests {
         let action = format!("{{{{- if .Values.policies }}}}\n{POLICY}{{{{- end }}}}\n");
         let unquoted = POLICY.replace("name: p", "name: {{ .Release.Name }}");
         for text in [&name, &action, &unquoted, &format!("{action}---\n{unquoted}")] {
-            assert_eq!(skipped(text), (Some(SkipReason::Template), 0, 1), "{text}");
+            assert_eq!(result_of(text), (Some(SkipReason::Template), 0, 1), "{text}");
             assert!(parse(text, "f").errors[0].to_string().contains("render it first with `helm template CHART`"));
         }
         let mixed = parse(&format!("{unquoted}---\n{POLICY}"), "f");
         assert_eq!((mixed.skipped, mixed.objects.len()), (Some(SkipReason::Template), 1));
-        // Braces of another program in a valid document.
+        // A valid document may contain braces that are for another program.
         let other = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata: {a: '{{ b }}'}\n";
-        assert_eq!(skipped(other), (None, 0, 0));
+        assert_eq!(result_of(other), (None, 0, 0));
     }
 }
