@@ -78,14 +78,14 @@ pub struct GateStatus {
     /// The container runtime that is connected with NRI.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
-    /// Why starts are not held, although the gate is on.
+    /// Why starts are not delayed, although the gate is on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// The last starts, the latest first.
     pub recent: Vec<RecentStart>,
 }
 
-/// A start that was held.
+/// A start of a pod that was reported to the start gate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RecentStart {
@@ -97,7 +97,7 @@ pub struct RecentStart {
     pub via: String,
     /// The outcome.
     pub outcome: StartOutcome,
-    /// How long it was held, in milliseconds.
+    /// How long it was delayed, in milliseconds.
     pub took_ms: u64,
     /// Why the pod's policies are not enforced.
     #[serde(default, skip_serializing_if = "Option::is_none")]

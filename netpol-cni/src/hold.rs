@@ -1,4 +1,4 @@
-//! Holds the start of a pod until the agent enforces it.
+//! Delays the start of a pod until the agent enforces its policies.
 
 use std::fmt::Display;
 use std::thread::sleep;
@@ -81,5 +81,5 @@ fn request(settings: &Settings, start: &mut PodStart, deadline: Instant) -> Resu
 }
 
 fn retry_later(pod: &str, error: &RequestError) -> CniError {
-    CniError::new(ErrorCode::TryAgainLater, format!("{pod} is not enforced: {error}"))
+    CniError::new(ErrorCode::TryAgainLater, format!("the policies of {pod} are not enforced: {error}"))
 }

@@ -207,7 +207,7 @@ fn with_wait_a_pod_starts_when_the_agent_is_back() {
 #[test]
 fn with_wait_the_runtime_retries_after_the_timeout() {
     let output = Agent::absent().add(r#""timeoutSeconds":1,"#);
-    output.fails(11, "pod shop/web is not enforced: no agent responds");
+    output.fails(11, "the policies of pod shop/web are not enforced: no agent responds");
     assert!(output.took >= Duration::from_secs(1) && output.took < Duration::from_secs(3), "{output:?}");
 }
 
@@ -234,7 +234,7 @@ fn a_refusal_is_retried_whatever_happens_without_an_agent() {
         assert_eq!(agent.requests().len(), 3);
         let agent = Agent::start(&[REFUSED]);
         let output = agent.add(&format!(r#""whenAgentAway":"{choice}","timeoutSeconds":1,"#));
-        output.fails(11, "pod shop/web is not enforced: no pod shop/web");
+        output.fails(11, "the policies of pod shop/web are not enforced: no pod shop/web");
         assert!(output.took >= Duration::from_secs(1), "{output:?}");
     }
 }

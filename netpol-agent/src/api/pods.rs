@@ -16,7 +16,7 @@ use crate::gate::{self, Admitted, Gate};
 
 /// Maximum size of a request in bytes.
 const MAX_BODY: usize = 64 << 10;
-/// Longest time for which the start of a pod is held.
+/// Longest time for which the start of a pod is delayed.
 const MAX_TIMEOUT: Duration = Duration::from_mins(2);
 
 const START: &str = "/v1/pods/start";

@@ -30,7 +30,7 @@ pub(super) struct RecordStream {
     live: Option<LiveRecords>,
     labels: bool,
     node: String,
-    /// What is held until the stream ends.
+    /// What is kept until the stream ends.
     held: Vec<Box<dyn std::any::Any + Send + Sync>>,
 }
 
@@ -83,7 +83,7 @@ impl RecordStream {
         Self { existing, live, labels: query.labels, node: node.to_owned(), held: Vec::new() }
     }
 
-    /// Holds a value until the stream ends.
+    /// Keeps a value until the stream ends.
     #[must_use]
     pub(super) fn holding(mut self, value: impl std::any::Any + Send + Sync) -> Self {
         self.held.push(Box::new(value));

@@ -7,7 +7,7 @@ use netpol_policy::text::{Safe, wrap};
 
 use super::status::aligned;
 
-/// Returns the mode of the gate, why it does not hold starts, and the last starts. Text in lines of its own is wrapped
+/// Returns the mode of the gate, why it does not delay starts, and the last starts. Text in lines of its own is wrapped
 /// at `width`.
 pub(super) fn text(gate: &GateStatus, width: usize) -> String {
     let mut text = String::new();
@@ -25,12 +25,12 @@ pub(super) fn text(gate: &GateStatus, width: usize) -> String {
 /// Returns the sentence about the gate.
 fn summary(gate: &GateStatus) -> String {
     let mode = match &*gate.mode {
-        "off" => "off: pods start without waiting until they are enforced".to_owned(),
+        "off" => "off: pods start without waiting until their policies are enforced".to_owned(),
         mode => match (&gate.runtime, &gate.configuration, &gate.error) {
             (Some(runtime), ..) => format!("{mode}, connected to {runtime}"),
             (None, Some(list), _) => format!("{mode}, netpol-cni is in {list}"),
-            (None, None, Some(error)) => format!("{mode}, STARTS ARE NOT HELD: {error}"),
-            (None, None, None) => format!("{mode}, STARTS ARE NOT HELD: not connected yet"),
+            (None, None, Some(error)) => format!("{mode}, STARTS ARE NOT DELAYED: {error}"),
+            (None, None, None) => format!("{mode}, STARTS ARE NOT DELAYED: not connected yet"),
         },
     };
     let reason = gate.reason.as_ref().map(|reason| format!("; chosen because: {reason}")).unwrap_or_default();
@@ -39,7 +39,7 @@ fn summary(gate: &GateStatus) -> String {
 
 /// Returns a table. A reason follows in the same line if it fits, else in lines of its own.
 fn starts(recent: &[RecentStart], width: usize) -> String {
-    let mut rows = vec![["LAST START", "POD", "VIA", "HELD", "RESULT"].map(str::to_owned)];
+    let mut rows = vec![["LAST START", "POD", "VIA", "DELAY", "RESULT"].map(str::to_owned)];
     rows.extend(recent.iter().map(|start| {
         let result = match start.outcome {
             StartOutcome::Enforced => "enforced",
@@ -100,7 +100,7 @@ mod tests {
 start gate: nri, connected to containerd v2.1.0; chosen because: the container
   runtime serves NRI at /var/run/nri/nri.sock
 
-LAST START                POD                          VIA     HELD  RESULT
+LAST START                POD                          VIA    DELAY  RESULT
 2026-11-29T07:46:52.120Z  shop/web-0                   nri     3 ms  enforced
 2026-11-29T07:46:52.120Z  shop/a-job-with-a-long-name  nri  1000 ms  REFUSED:
     cannot get pod shop/a-job-with-a-long-name: the API server did not respond
@@ -114,7 +114,7 @@ LAST START                POD                          VIA     HELD  RESULT
                 "\
 start gate: nri, connected to containerd v2.1.0; chosen because: the container runtime serves NRI at /var/run/nri/nri.sock
 
-LAST START                POD                          VIA     HELD  RESULT
+LAST START                POD                          VIA    DELAY  RESULT
 2026-11-29T07:46:52.120Z  shop/web-0                   nri     3 ms  enforced
 2026-11-29T07:46:52.120Z  shop/a-job-with-a-long-name  nri  1000 ms  REFUSED: cannot get pod shop/a-job-with-a-long-name: the API server did not respond in time
 2026-11-29T07:46:52.120Z  kube-system/dns              nri    12 ms  STARTED UNENFORCED: x\\u{202e}y
@@ -132,11 +132,11 @@ LAST START                POD                          VIA     HELD  RESULT
         let installed = GateStatus { configuration: Some("/etc/cni/net.d/10-a.conflist".to_owned()), ..gate("cni") };
         let off = GateStatus { reason: Some("no NRI".to_owned()), ..gate("off") };
         let table = [
-            (gate("nri"), "start gate: nri, STARTS ARE NOT HELD: not connected yet\n"),
-            (failed, "start gate: nri, STARTS ARE NOT HELD: connection refused\n"),
+            (gate("nri"), "start gate: nri, STARTS ARE NOT DELAYED: not connected yet\n"),
+            (failed, "start gate: nri, STARTS ARE NOT DELAYED: connection refused\n"),
             (installed, "start gate: cni, netpol-cni is in /etc/cni/net.d/10-a.conflist\n"),
-            (gate("off"), "start gate: off: pods start without waiting until they are enforced\n"),
-            (off, "start gate: off: pods start without waiting until they are enforced; chosen because: no NRI\n"),
+            (gate("off"), "start gate: off: pods start without waiting until their policies are enforced\n"),
+            (off, "start gate: off: pods start without waiting until their policies are enforced; chosen because: no NRI\n"),
         ];
         for (gate, expected) in table {
             assert_eq!(text(&gate, 200), expected);

@@ -88,7 +88,7 @@ keep their old sizes, and the log reports it.
 
 After a pod is deleted, its policies stay in force on its interface until the interface is removed or another pod gets the
 same address. --unknown-pods applies to interfaces that never belonged to a known pod. This includes every other veth with
-its peer in another network namespace, also veths that Kubernetes did not create.";
+its peer in another network namespace, including veths that Kubernetes did not create.";
 
 const STATUS_HELP: &str = "\
 Examples:
@@ -97,9 +97,9 @@ Examples:
 
 Addresses and interfaces are read from the pinned maps, even if no agent is running. Names of pods and policies come from
 the agent that listens on --api-socket.
-INGRESS and EGRESS: open, or the first three policies that isolate the pod (in its namespace). If no agent responds, the
-ID of the rule set. NOTES: CONFLICT means that the interface has an address of a pod to which another interface is bound;
-UNLISTED means an address of the pod that its object does not list.
+INGRESS and EGRESS: the first three policies that isolate the pod (in its namespace), or "open" if no policy isolates it.
+If no agent responds, the ID of the rule set. NOTES: CONFLICT means that the interface has an address of a pod to which another interface is bound;
+UNLISTED means an address of the pod that is not in its status.podIPs.
 Exit code 1: nothing is pinned below --pin-path.";
 
 const UNINSTALL_HELP: &str = "\
@@ -183,7 +183,7 @@ struct RunArgs {
     /// Unix socket for `netpol wait` and `netpol-agent status`, accessible by root only
     #[arg(long, value_name = "PATH", default_value = netpol_api::DEFAULT_SOCKET)]
     api_socket: PathBuf,
-    /// How to hold the start of pods until they are enforced
+    /// How to delay the start of each pod until its policies are enforced
     #[arg(long, value_enum, default_value_t)]
     start_gate: StartGate,
     /// Socket of the container runtime for NRI plugins
@@ -373,7 +373,7 @@ struct UninstallArgs {
     /// API socket, as given to the agent: one that a killed agent left is removed, and its directory if it is empty
     #[arg(long, value_name = "PATH", default_value = netpol_api::DEFAULT_SOCKET)]
     api_socket: PathBuf,
-    /// CNI configuration directory, as given to the agent: netpol-cni is taken out of its lists
+    /// CNI configuration directory, as given to the agent: netpol-cni is removed from its lists
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     cni_config: PathBuf,
     /// Wait for SIGTERM after everything is removed, instead of exiting: for a `DaemonSet` that uninstalls. When its pod is

@@ -129,7 +129,7 @@ async fn run_until_signal(args: RunArgs, api_runtime: &Handle) -> Result<()> {
     let (exporters, export_threads) = Exporters::start(&targets, &args.node).context(NO_THREAD)?;
     let (stop, stopped) = oneshot::channel::<()>();
     let (result_sender, mut result) = oneshot::channel();
-    // Without the gate, nothing holds containers.
+    // Without the gate, nothing delays the start of containers.
     let container_starts = (requests.gate.mode().0 != "off").then(|| requests.container_starts.clone());
     let inputs = FromMain { loop_requests, progress, flows, sink, exporters, container_starts };
     let work = move || {

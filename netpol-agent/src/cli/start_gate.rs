@@ -11,7 +11,7 @@ use crate::api::Requests;
 use crate::gate::cni::Installation;
 use crate::gate::{self, Gate};
 
-/// Holds the start of pods, if the container runtime reports it. Runs in the current runtime.
+/// Delays the start of pods, if the container runtime reports it. Runs in the current runtime.
 pub(super) fn start(args: &RunArgs, requests: &Requests) {
     let (mode, reason) = match args.start_gate {
         StartGate::Auto => {

@@ -204,7 +204,7 @@ mod tests {
         assert_eq!(report(ConflictKind::Cni, &[]), ((0, 0), 0), "another kind has no conflicts");
         assert_eq!(report(ConflictKind::Chains, &["Calico", "kindnet"]), ((1, 1), 2));
         assert_eq!(report(ConflictKind::Chains, &[]), ((0, 2), 0));
-        assert_eq!(report(ConflictKind::Chains, &["Weave"]), ((1, 0), 1), "logged again when it is back");
+        assert_eq!(report(ConflictKind::Chains, &["Weave"]), ((1, 0), 1), "logged again when it is found again");
         let resolved = log(|| reporter.report(ConflictKind::Chains, Findings::new()));
         assert!(resolved.contains("INFO") && resolved.contains("kind=\"chains\" conflict=\"Weave\""), "{resolved}");
     }

@@ -365,13 +365,13 @@ impl Reporter {
         self.events[verdict as usize]
     }
 
-    /// Returns the number of lines that were not written, because standard output is read too slowly, or because too
-    /// many were due.
+    /// Returns the number of lines that were not written, because standard output is read too slowly, or because
+    /// there were too many in one second.
     pub fn unwritten(&self) -> u64 {
         self.lines.lost()
     }
 
-    /// Returns the number of events without a record, because too many were due.
+    /// Returns the number of events without a record, because there were too many in one second.
     pub fn skipped(&self) -> u64 {
         self.limited.skipped()
     }

@@ -1,4 +1,4 @@
-//! Shares a budget per second fairly: a pod with few requests gets all of them, regardless of the others.
+//! Shares a limit per second fairly: a pod with few requests gets all of them, regardless of other pods.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 /// Length of the interval in which amounts are added up.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// A budget per second, divided among its users.
+/// A limit per second, divided among its users.
 #[derive(Debug)]
 pub(super) struct Shares {
     total: u64,
@@ -17,7 +17,7 @@ pub(super) struct Shares {
 }
 
 impl Shares {
-    /// Creates an unused budget.
+    /// Creates a limit of which nothing is used.
     pub(super) fn new(total: u64) -> Self {
         Self { total, since: None, spent: HashMap::new(), previous_users: 0 }
     }

@@ -1,4 +1,4 @@
-//! The start gate: holds the start of a pod until the pod's policies are enforced.
+//! The start gate: delays the start of a pod until the pod's policies are enforced.
 //!
 //! The container runtime reports a pod when its sandbox has a network, and starts its containers only after the
 //! response. The pod's labels are known from the source; its addresses come from the runtime.
@@ -47,7 +47,7 @@ pub enum StartError {
     #[error("cannot read the addresses of pod {0}: {1}")]
     Addresses(PodKey, String),
     /// The pod's policies are not enforced yet.
-    #[error("pod {0} is not enforced yet: {1}")]
+    #[error("the policies of pod {0} are not enforced yet: {1}")]
     NotEnforced(PodKey, String),
     /// The agent is stopping.
     #[error("the agent is stopping")]
@@ -66,7 +66,7 @@ enum Command {
 #[derive(Clone, Debug)]
 pub struct StartingPods(mpsc::Sender<Command>);
 
-/// Holds the start of pods.
+/// Delays the start of pods.
 #[derive(Clone, Debug)]
 pub struct Gate {
     requests: Requests,
@@ -75,7 +75,7 @@ pub struct Gate {
 /// A pod that may start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admitted {
-    /// How long the start was held.
+    /// How long the start was delayed.
     pub took: Duration,
     /// Why the pod's policies are not enforced, if it is exempt from the gate.
     pub exempt: Option<StartError>,
@@ -174,7 +174,7 @@ impl Gate {
         }
     }
 
-    /// Allows or refuses a start that cannot be held, because the runtime's report is incomplete.
+    /// Allows or refuses a start that cannot be delayed, because the runtime's report is incomplete.
     ///
     /// # Errors
     /// Unless its namespace is exempt from the gate.

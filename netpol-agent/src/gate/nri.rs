@@ -15,10 +15,10 @@ use netpol_node::{Netlink, is_link_local};
 
 /// Value of the label `via` for starts that NRI reports.
 const VIA: &str = "nri";
-/// Maximum time for which a start is held.
+/// Maximum time for which a start is delayed.
 const MAX_HOLD: Duration = Duration::from_secs(1);
 
-/// Holds the starts that a runtime reports.
+/// Delays the starts that a runtime reports.
 struct NriGate {
     gate: Gate,
     stats: GateStats,
@@ -32,7 +32,7 @@ pub async fn serve(socket: PathBuf, gate: Gate, stats: GateStats) {
     // NRI calls plugins in the order of their index: plugins that do not depend on enforcement run before this one.
     let options = match Options::new("netpol", 90) {
         Ok(options) => options,
-        Err(error) => return tracing::error!(%error, "cannot use NRI; starts of pods are not held"),
+        Err(error) => return tracing::error!(%error, "cannot use NRI; starts of pods are not delayed"),
     };
     let handler = Arc::new(NriGate { gate: gate.clone(), stats: stats.clone(), started_before: Mutex::default() });
     let mut reported = None;
@@ -47,7 +47,7 @@ pub async fn serve(socket: PathBuf, gate: Gate, stats: GateStats) {
         if reported.as_ref() != Some(&error) {
             tracing::warn!(
                 socket = %socket.display(), %error, retry_ms = wait.as_millis(),
-                "not connected to the container runtime; pods start without waiting until they are enforced"
+                "not connected to the container runtime; pods start without waiting until their policies are enforced"
             );
             reported = Some(error);
         }
@@ -59,7 +59,7 @@ impl Handler for NriGate {
     fn connected(&self, runtime: Runtime) {
         let timeout_ms = runtime.request_timeout.map(|timeout| timeout.as_millis());
         let runtime = format!("{} {}", runtime.name, runtime.version);
-        tracing::info!(runtime, timeout_ms, "connected to the container runtime; starts of pods are held");
+        tracing::info!(runtime, timeout_ms, "connected to the container runtime; pods start after their policies are enforced");
         self.stats.connected(runtime);
     }
 

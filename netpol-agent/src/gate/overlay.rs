@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_started_while_the_agent_was_away_has_the_addresses_of_its_sandbox() {
+    fn a_pod_that_started_while_no_agent_ran_has_the_addresses_of_its_sandbox() {
         let mut overlay = Overlay::new("n1".into());
         assert!(overlay.running(vec![start(1, "a", 5)]).is_empty(), "the source has not delivered it");
         assert_eq!(after(&mut overlay, apply(web(1, &[]))), [5]);

@@ -1,4 +1,4 @@
-//! Counts the starts that the gate held, for metrics and status.
+//! Counts the starts that the gate delayed, for metrics and status.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ pub const BOUNDS: [u32; 9] = [1, 2, 5, 10, 15, 25, 50, 250, 1_000];
 /// Number of starts in the status.
 const RECENT: usize = 10;
 
-/// How long starts were held, in cumulative buckets.
+/// How long starts were delayed, in cumulative buckets.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Times {
     /// Number of starts up to each of [`BOUNDS`].

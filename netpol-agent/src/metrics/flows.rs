@@ -26,7 +26,7 @@ pub(super) const FLOW_EVENTS: PageTable = &[
     ),
     counter(
         "netpol_deny_events_unwritten_total",
-        "Number of deny events not written because the reader of standard output was too slow.",
+        "Number of deny events not written because standard output was read too slowly, or because there were too many in one second.",
         |page, samples| samples.value(page.reporter.unwritten()),
     ),
     counter(
@@ -52,7 +52,7 @@ pub(super) const FLOW_EVENTS: PageTable = &[
     ),
     counter(
         "netpol_flow_events_skipped_total",
-        "Number of events of flows without a record because too many were due in a second.",
+        "Number of events of flows without a record because there were too many in one second.",
         |page, samples| samples.value(page.reporter.skipped()),
     ),
     counter(

@@ -14,14 +14,14 @@ const GATE: Table<GateStats> = &[
     ),
     counter(
         "netpol_pod_starts_total",
-        "Number of pod starts that were held, by path (NRI or CNI) and outcome.",
+        "Number of pod starts that were reported to the start gate, by path (NRI or CNI) and outcome.",
         |gate, samples| {
             for ((via, outcome), count) in gate.starts() {
                 samples.labeled(&[("via", via), ("outcome", outcome.name())], count);
             }
         },
     ),
-    histogram("netpol_pod_start_seconds", "Time for which the start of a pod was held.", |gate, samples| {
+    histogram("netpol_pod_start_seconds", "Time for which the start of a pod was delayed.", |gate, samples| {
         let times = gate.times();
         let bounds = BOUNDS.iter().map(|millis| f64::from(*millis) / 1e3);
         samples.histogram(bounds.zip(times.buckets), times.sum, times.count);

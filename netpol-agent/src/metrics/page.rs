@@ -73,12 +73,12 @@ const INTERFACES: PageTable = &[
     }),
     gauge(
         "netpol_endpoints_orphaned",
-        "Number of orphaned endpoints: the pod is gone, its last policies stay enforced.",
+        "Number of orphaned endpoints: the pod was deleted, and its last policies stay enforced.",
         |page, samples| samples.value(enforced(page, PodEndpoint::is_orphaned)),
     ),
     gauge(
         "netpol_endpoints_unknown",
-        "Number of interfaces without a known pod, where all traffic is dropped.",
+        "Number of interfaces without a known pod, at which all traffic is dropped.",
         |page, samples| samples.value(enforced(page, |endpoint| endpoint.pod.is_none() && !endpoint.is_orphaned())),
     ),
     gauge(
@@ -100,7 +100,7 @@ const INTERFACES: PageTable = &[
     ),
     gauge(
         "netpol_unlisted_addresses",
-        "Number of addresses of pods that their objects do not list.",
+        "Number of addresses of pods that are not in status.podIPs.",
         |page, samples| samples.value(page.reconciler.unlisted_addresses()),
     ),
     gauge(

@@ -14,11 +14,11 @@ const MAX_PODS: usize = 4_096;
 pub(super) enum ContainerStart {
     /// The container runtime waits for the agent: no container runs.
     Held,
-    /// The start was not held any more from this time, although the pod's policies were not enforced.
+    /// The start was not delayed any more from this time, although the pod's policies were not enforced.
     Possible(Instant),
 }
 
-/// The pods that the gate holds, or did not hold until they were enforced. Clones share everything.
+/// The pods whose start the gate delays, or did not delay until their policies were enforced. Clones share everything.
 #[derive(Clone, Debug, Default)]
 pub struct ContainerStarts(Arc<Mutex<BTreeMap<PodKey, ContainerStart>>>);
 

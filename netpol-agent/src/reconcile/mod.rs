@@ -96,7 +96,7 @@ pub struct Options {
     pub agent_namespace: Arc<str>,
     /// Whether nothing is enforced.
     pub observe: bool,
-    /// When containers could start; `None`: no start gate holds them.
+    /// When containers could start; `None`: no start gate delays them.
     pub container_starts: Option<ContainerStarts>,
 }
 

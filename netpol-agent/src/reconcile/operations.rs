@@ -86,7 +86,8 @@ impl<D: Dataplane> Reconciler<D> {
         self.unprotected.attached(begun.elapsed());
         let pod = interface.endpoint().and_then(|endpoint| endpoint.pod.clone());
         let interval = interval.map(|interval| since_containers(&self.options, pod.as_ref(), interval));
-        // With the start gate, an unknown pod may be one that is held: what counts is clear when it is known.
+        // With the start gate, the start of an unknown pod may be delayed: whether to count its interface is decided when
+        // the pod is known.
         let is_unclear = pod.is_none() && self.options.container_starts.is_some();
         if let Some(interval) = interval.as_ref().filter(|_| !is_unclear) {
             self.unprotected.record(interval);

@@ -1,4 +1,5 @@
-//! Measures how long pods were open before they were enforced, and how many packets passed meanwhile.
+//! Measures how long all traffic of pods was allowed before their policies were enforced, and how many packets passed in
+//! this time.
 
 use std::time::{Duration, Instant};
 

@@ -67,7 +67,8 @@ fn s38_the_closed_default_does_not_lock_out_a_cluster() -> Result<()> {
     lab.wait_until_expected(&[(Tcp, 80), (Udp, 53)])?;
     let agent = lab.agent_ref();
     let status = agent.run_subcommand("status", &["--api-socket", &agent.socket().display().to_string()])?;
-    let expected = "start gate: off: pods start without waiting until they are enforced; chosen because: no NRI at ";
+    let expected =
+        "start gate: off: pods start without waiting until their policies are enforced; chosen because: no NRI at ";
     ensure!(status.stdout.contains(expected), "{}", status.stdout);
     Ok(())
 }
