@@ -136,7 +136,10 @@ LAST START                POD                          VIA    DELAY  RESULT
             (failed, "start gate: nri, STARTS ARE NOT DELAYED: connection refused\n"),
             (installed, "start gate: cni, netpol-cni is in /etc/cni/net.d/10-a.conflist\n"),
             (gate("off"), "start gate: off: pods start without waiting until their policies are enforced\n"),
-            (off, "start gate: off: pods start without waiting until their policies are enforced; chosen because: no NRI\n"),
+            (
+                off,
+                "start gate: off: pods start without waiting until their policies are enforced; chosen because: no NRI\n",
+            ),
         ];
         for (gate, expected) in table {
             assert_eq!(text(&gate, 200), expected);

@@ -59,7 +59,11 @@ impl Handler for NriGate {
     fn connected(&self, runtime: Runtime) {
         let timeout_ms = runtime.request_timeout.map(|timeout| timeout.as_millis());
         let runtime = format!("{} {}", runtime.name, runtime.version);
-        tracing::info!(runtime, timeout_ms, "connected to the container runtime; pods start after their policies are enforced");
+        tracing::info!(
+            runtime,
+            timeout_ms,
+            "connected to the container runtime; pods start after their policies are enforced"
+        );
         self.stats.connected(runtime);
     }
 
