@@ -127,7 +127,7 @@ fn s38_a_pod_that_cannot_be_enforced_does_not_start() -> Result<()> {
     unreadable.ips.clear();
     unreadable.linux.get_or_insert_default().namespaces[1].path = "/nowhere".to_owned();
     refused(runtime.run(&unreadable), "cannot read the addresses of pod jobs/pod: network namespace /nowhere")?;
-    // Pods of kube-system are not held, because a node may need them to start.
+    // Starts of pods of kube-system are not refused, because a node may need them to start.
     unreadable.namespace = "kube-system".to_owned();
     ensure!(runtime.run(&unreadable) == Start::Allowed, "a pod of kube-system had to wait");
     ensure!(
