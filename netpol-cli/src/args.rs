@@ -19,8 +19,8 @@ mod record;
 
 pub(crate) use live::{
     AGENT_NAMESPACE, AgentOptions, ApiOptions, FlowsOptions, FlowsOutput, KubeOptions, ListOptions, ScopeOptions,
-    ShadowCommand, ShadowOptions, StatusOptions, SuspendOptions, SuspendScope, SuspensionOptions, TopOptions,
-    WaitOptions, WhyOptions,
+    ShadowCommand, ShadowOptions, ShownOptions, StatusOptions, SuspendOptions, SuspendScope, SuspensionOptions,
+    TopOptions, WaitOptions, WhyOptions,
 };
 pub(crate) use record::{RecordOptions, RecordOutput};
 
@@ -38,6 +38,8 @@ Exit codes:
   3   input could not be read, or the requested object is not in the input
       explain, matrix, diff, assert, graph: also if a part of an object is invalid,
       or a template was skipped; the result is printed, and may be wrong
+      lint, matrix, diff, assert, graph of a cluster: also if you cannot list
+      objects that they need
       record: also if some flows have no rule
       commands for a cluster: the API server or no agent responds
   4   unknown: the verdict depends on a policy of a kind that netpol does not
@@ -64,10 +66,10 @@ pub(crate) enum Command {
     #[command(after_help = MATRIX_EXAMPLES)]
     Matrix(MatrixOptions),
     /// Explain why a connection is allowed or denied
-    #[command(after_help = EXPLAIN_EXAMPLES, mut_arg("paths", |arg| arg.required(false)))]
+    #[command(after_help = EXPLAIN_EXAMPLES)]
     Explain(Box<ExplainOptions>),
     /// Show which connections two versions of manifests allow differently, and why
-    #[command(after_help = diff::EXAMPLES, mut_arg("paths", |arg| arg.required(false).help(diff::COMMON)))]
+    #[command(after_help = diff::EXAMPLES, mut_arg("paths", |arg| arg.help(diff::COMMON)))]
     Diff(DiffOptions),
     /// Check expectations about connections, with a counterexample for each that fails
     #[command(after_help = assert::EXAMPLES)]
@@ -94,7 +96,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Shadow(ShadowCommand),
     /// Write policies that allow the flows that were observed, and deny everything else
-    #[command(after_help = record::RECORD_EXAMPLES, mut_arg("paths", |arg| arg.required(false)))]
+    #[command(after_help = record::RECORD_EXAMPLES)]
     Record(Box<RecordOptions>),
     /// Show why a pod's connections are denied, with rights in its namespace only
     Why(WhyOptions),
@@ -128,7 +130,11 @@ Examples:
   helm template . | netpol matrix -f - --to deploy/db --only-allowed -o md
   netpol matrix -f manifests/ -p 80/TCP
   netpol matrix -f pods.yaml -f policies/ -p 80/TCP -p 53/UDP --namespace shop
-  kubectl get ns,pods,nodes,svc,endpointslices,netpol -A -o yaml | netpol matrix -f - -p 443/TCP -o json";
+  netpol matrix -n shop                        # of the cluster of your kubeconfig
+  netpol matrix -A --context staging -o json
+
+Without -f, matrix lists the objects of the cluster with your rights. If you
+cannot list objects that it needs, it names them, and the exit code is 3.";
 
 const EXPLAIN_EXAMPLES: &str = "\
 Examples:
@@ -164,6 +170,8 @@ Examples:
   netpol lint -f manifests/ --fail-on warning --skip NP071
   netpol lint -f manifests/ -o github          # annotations in a workflow
   netpol lint -f manifests/ -o sarif > lint.sarif
+  netpol lint -n shop                          # the cluster of your kubeconfig
+  netpol lint -A --context staging --fail-on warning
 
 Each finding has the ID of its rule, such as NP010; docs/lint/ describes the
 rules. To suppress findings of a policy, or of all policies of a Namespace, add
@@ -183,7 +191,7 @@ Examples:
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct InputOptions {
     /// Manifests: a file, a directory (read recursively: *.yaml, *.yml, *.json), or - for standard input; repeatable
-    #[arg(short = 'f', long = "filename", value_name = "PATH", required = true)]
+    #[arg(short = 'f', long = "filename", value_name = "PATH")]
     pub(crate) paths: Vec<PathBuf>,
     /// The maximum size of a manifest in MiB; a larger file is not read
     #[arg(long, value_name = "MIB", default_value_t = netpol_files::DEFAULT.file / netpol_files::MIB)]
@@ -194,8 +202,11 @@ pub(crate) struct InputOptions {
     pub(crate) max_manifests: u64,
     /// A range of pod addresses in your cluster, which decides if an ipBlock contains pods without addresses in the
     /// input; repeatable. Default: the private ranges 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 and `fc00::/7`
-    #[arg(long = "pod-cidr", value_name = "CIDR")]
+    #[arg(long = "pod-cidr", value_name = "CIDR", env = "NETPOL_POD_CIDR", value_delimiter = ',')]
     pub(crate) pod_cidrs: Vec<IpNet>,
+    /// The namespace of objects without one; `default` if it is not set.
+    #[arg(skip)]
+    pub(crate) default_namespace: Option<String>,
 }
 
 impl InputOptions {
@@ -213,16 +224,19 @@ pub(crate) enum Output {
     Json,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct MatrixOptions {
     #[command(flatten)]
     pub(crate) input: InputOptions,
+    #[command(flatten)]
+    pub(crate) shown: ShownOptions,
     /// Port and protocol, such as 80/TCP or 53/UDP; without protocol, TCP; repeatable
     ///
     /// Without ports, the matrix is a list of the exact ports that are allowed.
     #[arg(short, long = "port", value_name = "PORT/PROTOCOL")]
     pub(crate) ports: Vec<PortArgument>,
-    /// Show only connections from this end: a workload, a pod, labels (as with explain), or a namespace as NAMESPACE/*
+    /// Show only connections from this end: a workload, a pod, labels (as with explain), or a namespace as NAMESPACE/*.
+    /// Without a namespace, it is in the first one of -n
     #[arg(long, value_name = "END", allow_hyphen_values = true)]
     pub(crate) from: Option<MatrixEnd>,
     /// Show only connections to this end
@@ -231,9 +245,6 @@ pub(crate) struct MatrixOptions {
     /// Show only connections that are allowed or unknown at some port
     #[arg(long)]
     pub(crate) only_allowed: bool,
-    /// Show only pods in this namespace; repeatable. Ends of --from and --to are in the first one
-    #[arg(short, long = "namespace", value_name = "NAMESPACE")]
-    pub(crate) namespaces: Vec<String>,
     /// An address to add to the matrix, such as one outside the cluster or of a Service (allowed if all backends are);
     /// repeatable
     #[arg(short, long = "address", value_name = "ADDRESS", value_parser = address)]

@@ -5,7 +5,7 @@ mod live_tables;
 use std::collections::BTreeMap;
 use std::io::Write;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, bail};
 use netpol_policy::explain::{Explanation, Verdict};
 use netpol_policy::reference::{ConnectionError, End};
 use netpol_policy::text::Safe;
@@ -16,7 +16,7 @@ use crate::args::{ExplainOptions, Output, PortArgument};
 use crate::color::ColorMode;
 use crate::ends::{self, EndArgument, EndSet, EndText};
 use crate::input::{Input, InputReport};
-use crate::live::{self, Ends};
+use crate::live::{self, Ends, with_missing};
 use crate::output::print_json;
 use crate::remote::{Kube, progress, runtime};
 use crate::table;
@@ -156,23 +156,13 @@ fn input(options: &ExplainOptions) -> Result<(Input, String)> {
         return Ok((Input::read(&options.input), namespace));
     }
     runtime()?.block_on(async {
-        let kube = Kube::open(&options.agents.kube).await?;
+        let kube = Kube::open(&options.agents.kube, live::OR_MANIFESTS).await?;
         let namespace = options.namespace.clone().unwrap_or_else(|| kube.namespace.clone());
         let ends = Ends { from: &options.from, to: &options.to, namespace: &namespace };
         let input =
             progress("the objects of the cluster", live::read(&kube, &ends.needed(), live::RESPONSE_TIME)).await?;
         Ok((input, namespace))
     })
-}
-
-/// An end that is not found may be one that the caller cannot list.
-fn with_missing(error: anyhow::Error, input: &Input) -> anyhow::Error {
-    let in_namespace: Vec<String> =
-        input.missing.iter().filter(|missing| missing.namespace.is_some()).map(ToString::to_string).collect();
-    if in_namespace.is_empty() || error.is::<std::io::Error>() {
-        return error;
-    }
-    anyhow!("{error}; {}", in_namespace.join("; "))
 }
 
 /// What all kinds of output have in common.

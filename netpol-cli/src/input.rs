@@ -30,6 +30,14 @@ pub(crate) struct Input {
     pub(crate) skipped: Vec<SkippedFile>,
     /// Objects of a cluster that the caller cannot list.
     pub(crate) missing: Vec<Missing>,
+    /// The messages of those in `missing` that the result of the command depends on.
+    pub(crate) required: Vec<String>,
+    /// Whether the objects are those of a cluster, which have no file and no line.
+    pub(crate) is_of_cluster: bool,
+    /// The labels that `kubectl apply` has set on Namespaces of a cluster.
+    pub(crate) applied_labels: BTreeMap<String, BTreeSet<String>>,
+    /// The namespace of objects without one.
+    default_namespace: Option<String>,
 }
 
 /// A file that was read already.
@@ -73,7 +81,8 @@ impl Input {
 
     /// Reads all paths, after these files.
     pub(crate) fn read_with(options: &InputOptions, texts: Vec<TextFile>) -> Self {
-        let (mut input, mut files, mut size) = (Self::default(), BTreeMap::new(), 0);
+        let mut input = Self { default_namespace: options.default_namespace.clone(), ..Self::default() };
+        let (mut files, mut size) = (BTreeMap::new(), 0);
         let limits = options.limits();
         for TextFile { name, bytes, named } in texts {
             size += bytes.len() as u64;
@@ -110,10 +119,11 @@ impl Input {
 
     /// Returns the input with the objects of a cluster, as a JSON list.
     pub(crate) fn of_cluster(list: Vec<u8>) -> Self {
-        let mut input = Self::default();
+        let mut input = Self { is_of_cluster: true, ..Self::default() };
         input.text(CLUSTER, list, false);
         let of_all_objects = manifest::report(&input.parsed);
         input.parsed.errors.extend(of_all_objects);
+        input.parsed.remove_positions();
         input
     }
 
@@ -126,14 +136,22 @@ impl Input {
             message!("{error}");
         }
         unevaluated::warn(&self.parsed.unevaluated);
+        self.report_missing();
         if !self.is_complete() {
             message!("netpol: not all of the input was read, so the result may be wrong (exit code 3)");
         }
     }
 
+    /// Prints the objects of the cluster that the caller cannot list, and that the result depends on.
+    pub(crate) fn report_missing(&self) {
+        for message in &self.required {
+            message!("netpol: {}", Safe(message));
+        }
+    }
+
     /// Whether a file, a document or an object is missing.
     pub(crate) fn is_lossy(&self) -> bool {
-        !self.unreadable.is_empty() || self.parsed.left_out > 0
+        !self.unreadable.is_empty() || self.parsed.left_out > 0 || !self.required.is_empty()
     }
 
     /// Whether every object was read in full. Not the case if a template was skipped, because it may render to a policy.
@@ -175,7 +193,8 @@ impl Input {
     fn text(&mut self, name: &str, bytes: Vec<u8>, named: bool) {
         match String::from_utf8(bytes) {
             Ok(text) => {
-                let parsed = manifest::parse_offline(&text, name);
+                let namespace = self.default_namespace.as_deref();
+                let parsed = manifest::parse_offline_in(&text, name, namespace);
                 let skipped = parsed.skipped;
                 self.parsed.extend(parsed);
                 match skipped {

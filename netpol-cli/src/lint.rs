@@ -2,6 +2,7 @@
 
 mod github;
 mod json;
+mod of_cluster;
 mod sarif;
 mod text;
 
@@ -9,14 +10,15 @@ use std::io::Write;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use netpol_policy::lint::{self, Report, RuleId, Selection};
+use netpol_policy::lint::{Report, RuleId, Selection};
 use netpol_policy::model::Severity;
 use netpol_policy::text::Safe;
 
 use crate::Exit;
-use crate::args::InputOptions;
+use crate::args::{InputOptions, ShownOptions};
 use crate::color::ColorMode;
 use crate::input::Input;
+use crate::live::{self, View};
 use crate::message::message;
 use crate::table;
 use crate::unevaluated;
@@ -25,8 +27,10 @@ use crate::unevaluated;
 pub(crate) struct LintOptions {
     #[command(flatten)]
     pub(crate) input: InputOptions,
+    #[command(flatten)]
+    pub(crate) shown: ShownOptions,
     /// Exit with code 1 if there is a finding of this severity or above
-    #[arg(long, value_enum, value_name = "SEVERITY", default_value = "error")]
+    #[arg(long, value_enum, value_name = "SEVERITY", env = "NETPOL_FAIL_ON", default_value = "error")]
     pub(crate) fail_on: FailOn,
     /// Check only this rule, by ID or name, such as NP010; repeatable, or separated by commas
     #[arg(long = "rule", value_name = "RULE", value_delimiter = ',')]
@@ -78,15 +82,18 @@ impl FailOn {
 }
 
 pub(crate) fn run(options: &LintOptions, out: &mut impl Write) -> Result<Exit> {
-    let input = Input::read(&options.input);
+    of_cluster::check_output(options)?;
+    let (input, namespaces) = live::read_shown(&options.input, &options.shown, View::Peers)?;
     for message in &input.unreadable {
         message!("netpol: {}", Safe(message));
     }
     unevaluated::warn(&input.parsed.unevaluated);
+    input.report_missing();
     let cluster = input.cluster(&options.input);
     let selection =
         Selection { only: options.rules.iter().copied().collect(), skip: options.skip.iter().copied().collect() };
-    let report = lint::lint(&input.parsed, &input.errors(), &cluster, &selection);
+    let mut report = of_cluster::lint(&input, &cluster, selection);
+    of_cluster::limit(&mut report, &namespaces);
     match options.output {
         LintOutput::Text => text::print(out, &input, &report, table::text_width(), ColorMode::detect())?,
         LintOutput::Json => json::print(out, &input, &report)?,

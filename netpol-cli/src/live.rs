@@ -4,6 +4,7 @@
 //! and what is missing is recorded: it may make a verdict unknown.
 
 mod kinds;
+mod manifests_or_cluster;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -22,11 +23,15 @@ use crate::input::Input;
 use crate::remote::{Kube, explain_error};
 
 use kinds::Kind;
+pub(crate) use manifests_or_cluster::{View, is_shown, read_all_kinds, read_input, read_shown};
 
 /// The number of objects in one response.
 const PAGE: u32 = 500;
 /// The time for each response of the API server, unless it is set.
 pub(crate) const RESPONSE_TIME: Duration = Duration::from_secs(30);
+
+/// The end of the message if there is no kubeconfig.
+pub(crate) const OR_MANIFESTS: &str = ", or pass manifests with -f";
 
 /// Objects that the caller cannot list.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -64,8 +69,10 @@ pub(crate) async fn read(kube: &Kube, needed: &Needed, limit: Duration) -> Resul
         items.extend(of_kind);
         missing.extend(without);
     }
+    let applied_labels = items.iter().filter_map(applied_labels).collect();
     let text = serde_json::to_vec(&json!({"apiVersion": "v1", "kind": "List", "items": items}))?;
     let mut input = Input::of_cluster(text);
+    input.applied_labels = applied_labels;
     missing.sort();
     input.missing = missing;
     Ok(input)
@@ -157,6 +164,17 @@ fn value(object: &DynamicObject, resource: &ApiResource) -> Result<Value> {
     Ok(value)
 }
 
+/// Returns the labels that `kubectl apply` has set on a Namespace, from its annotation. It removes those that its next
+/// manifest does not have, and keeps all others.
+fn applied_labels(object: &Value) -> Option<(String, BTreeSet<String>)> {
+    let metadata = &object["metadata"];
+    let name = metadata["name"].as_str().filter(|_| object["kind"] == "Namespace")?;
+    let applied = metadata["annotations"]["kubectl.kubernetes.io/last-applied-configuration"].as_str()?;
+    let applied: Value = serde_json::from_str(applied).ok()?;
+    let labels = applied["metadata"]["labels"].as_object().into_iter().flatten();
+    Some((name.to_owned(), labels.map(|(label, _)| label.clone()).collect()))
+}
+
 /// Two ends of a connection in a cluster.
 #[derive(Clone, Copy)]
 pub(crate) struct Ends<'e> {
@@ -198,6 +216,24 @@ impl Ends<'_> {
         };
         input.missing.iter().filter(matters).map(ToString::to_string).collect()
     }
+}
+
+/// An end that is not found may be one that the caller cannot list.
+pub(crate) fn with_missing(error: anyhow::Error, input: &Input) -> anyhow::Error {
+    let in_namespace: Vec<String> =
+        input.missing.iter().filter(|missing| missing.namespace.is_some()).map(ToString::to_string).collect();
+    if in_namespace.is_empty() || error.is::<std::io::Error>() {
+        return error;
+    }
+    anyhow!("{error}; {}", in_namespace.join("; "))
+}
+
+/// The error of a command without a pod to show.
+pub(crate) fn no_pods(input: &Input) -> anyhow::Error {
+    if input.is_of_cluster {
+        return with_missing(anyhow!("no pods to show; check --namespace, or use -A"), input);
+    }
+    anyhow!("no pods to show; pass manifests of pods or workloads with -f, and check --namespace")
 }
 
 /// Whether a policy selects namespaces by their labels.

@@ -18,10 +18,11 @@ use groups::Group;
 use list::List;
 
 use crate::Exit;
-use crate::args::{MatrixOptions, MatrixOutput, PortArgument};
+use crate::args::{MatrixOptions, MatrixOutput, PortArgument, ShownOptions};
 use crate::color::ColorMode;
 use crate::ends::{EndSet, MatrixEnd};
 use crate::input::{Input, InputReport};
+use crate::live::{self, View};
 use crate::output::print_json;
 use crate::table::{self, Cell};
 use crate::unevaluated;
@@ -69,8 +70,11 @@ struct Matrix<'a> {
 }
 
 pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit> {
-    let input = Input::read(&options.input);
+    let view = if options.addresses.is_empty() { View::Pods } else { View::Addresses };
+    let (input, namespaces) = live::read_shown(&options.input, &options.shown, view)?;
     input.report();
+    let shown = ShownOptions { namespaces, ..ShownOptions::default() };
+    let options = &MatrixOptions { shown, ..options.clone() };
     let is_unknown = with_matrix(options, &input, |matrix| match (options.output, options.ports.is_empty()) {
         (MatrixOutput::Table, false) => matrix.print_tables(out),
         (MatrixOutput::Json, false) => matrix.print_verdicts(out),
@@ -98,9 +102,9 @@ fn with_matrix<T>(options: &MatrixOptions, input: &Input, show: impl FnOnce(&Mat
     let (ends, excluded) = ends(cluster.state(), options);
     if ends.is_empty() {
         print_excluded(&mut io::stderr(), &excluded)?;
-        bail!("no pods to show; pass manifests of pods or workloads with -f, and check --namespace");
+        return Err(live::no_pods(input));
     }
-    let namespace = options.namespaces.first().map_or("default", String::as_str);
+    let namespace = options.shown.namespaces.first().map_or("default", String::as_str);
     let find = |filter: &Option<MatrixEnd>| filter.as_ref().map(|end| end.find(&cluster, namespace)).transpose();
     let filters = (find(&options.from)?, find(&options.to)?);
     // A workload and itself: two of its pods.
@@ -296,7 +300,8 @@ struct ExcludedPod {
 fn ends(cluster_state: &ClusterState, options: &MatrixOptions) -> (Vec<End>, Vec<ExcludedPod>) {
     let (mut ends, mut excluded) = (Vec::new(), Vec::new());
     for pod in cluster_state.pods.values() {
-        if !options.namespaces.is_empty() && !options.namespaces.iter().any(|name| **name == *pod.key.namespace) {
+        let shown = &options.shown.namespaces;
+        if !shown.is_empty() && !shown.iter().any(|name| **name == *pod.key.namespace) {
             continue;
         }
         let reason = match pod {

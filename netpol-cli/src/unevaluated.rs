@@ -39,8 +39,11 @@ fn summary(policies: &[Unevaluated]) -> String {
 /// `CiliumNetworkPolicy shop/a (policies.yaml:1), …`.
 fn names(policies: &[Unevaluated]) -> String {
     let shown = policies.iter().take(SHOWN);
-    let mut names: Vec<String> =
-        shown.map(|policy| format!("{} {} ({}:{})", policy.kind, policy.name, policy.file, policy.line)).collect();
+    let name = |policy: &Unevaluated| match &*policy.file {
+        "" => format!("{} {}", policy.kind, policy.name),
+        file => format!("{} {} ({file}:{})", policy.kind, policy.name, policy.line),
+    };
+    let mut names: Vec<String> = shown.map(name).collect();
     if policies.len() > SHOWN {
         names.push(format!("{} more: see -o json", policies.len() - SHOWN));
     }

@@ -21,7 +21,7 @@ use netpol_policy::text::Safe;
 use serde::Serialize;
 
 use crate::Exit;
-use crate::args::{InputOptions, MatrixOptions, MatrixOutput, Output, WhyOptions};
+use crate::args::{InputOptions, MatrixOptions, MatrixOutput, Output, ShownOptions, WhyOptions};
 use crate::ends::{EndArgument, MatrixEnd};
 use crate::flows::EndMatch;
 use crate::input::Input;
@@ -108,7 +108,7 @@ struct AllowedRule {
 }
 
 async fn answer(options: &WhyOptions) -> Result<(Answer, Input)> {
-    let (kube, limit) = (Kube::open(&options.api.kube).await?, options.api.request_timeout);
+    let (kube, limit) = (Kube::open(&options.api.kube, "").await?, options.api.request_timeout);
     let default = options.namespace.clone().unwrap_or_else(|| kube.namespace.clone());
     let end = match &options.pod {
         EndMatch::Pod(name) => EndArgument::Pod(Some(default), name.clone()),
@@ -316,17 +316,15 @@ fn print_connections(answer: &Answer, input: &Input, out: &mut impl Write) -> Re
     }
     let end = || Some(MatrixEnd::End(EndArgument::Pod(Some(pod.0.to_owned()), pod.1.to_owned())));
     for (from, to) in [(end(), None), (None, end())] {
+        let is_limited = answer.missing.iter().any(|missing| missing.kind == "Pods");
+        let namespaces = if is_limited { vec![answer.namespace.clone()] } else { Vec::new() };
         let options = MatrixOptions {
             input: InputOptions::default(),
+            shown: ShownOptions { namespaces, ..ShownOptions::default() },
             ports: Vec::new(),
             from,
             to,
             only_allowed: true,
-            namespaces: if answer.missing.iter().any(|missing| missing.kind == "Pods") {
-                vec![answer.namespace.clone()]
-            } else {
-                Vec::new()
-            },
             addresses: Vec::new(),
             output: MatrixOutput::Table,
         };

@@ -23,6 +23,19 @@ pub(crate) struct KubeOptions {
     pub(crate) context: Option<String>,
 }
 
+/// The cluster that is read without manifests, and the namespaces that are shown.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct ShownOptions {
+    #[command(flatten)]
+    pub(crate) kube: KubeOptions,
+    /// Show only this namespace; repeatable. Default: with -f, all; otherwise that of the context
+    #[arg(short, long = "namespace", value_name = "NAMESPACE")]
+    pub(crate) namespaces: Vec<String>,
+    /// Show all namespaces
+    #[arg(short = 'A', long, conflicts_with = "namespaces")]
+    pub(crate) all_namespaces: bool,
+}
+
 /// How to reach the API server, in commands that do not use the agents.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ApiOptions {
@@ -42,7 +55,7 @@ pub(crate) struct AgentOptions {
     #[arg(long = "node", value_name = "NAME")]
     pub(crate) nodes: Vec<String>,
     /// The namespace of the agents
-    #[arg(long, value_name = "NAMESPACE", default_value = AGENT_NAMESPACE)]
+    #[arg(long, value_name = "NAMESPACE", env = "NETPOL_AGENT_NAMESPACE", default_value = AGENT_NAMESPACE)]
     pub(crate) agent_namespace: String,
     /// Use only the agent on this node, at its socket (its --api-socket), without a kubeconfig
     #[arg(long, value_name = "PATH", conflicts_with_all = ["kubeconfig", "context", "nodes"])]
@@ -300,7 +313,7 @@ pub(crate) struct SuspensionOptions {
     #[command(flatten)]
     pub(crate) api: ApiOptions,
     /// The namespace of the agents
-    #[arg(long, value_name = "NAMESPACE", default_value = AGENT_NAMESPACE)]
+    #[arg(long, value_name = "NAMESPACE", env = "NETPOL_AGENT_NAMESPACE", default_value = AGENT_NAMESPACE)]
     pub(crate) agent_namespace: String,
     /// The output format
     #[arg(short, long, value_enum, default_value = "table")]

@@ -62,6 +62,24 @@ pub(super) enum ExpectedEnd {
     End(EndArgument),
 }
 
+impl Expectation {
+    /// Returns the namespaces of the ends.
+    pub(super) fn namespaces(&self) -> Vec<String> {
+        let ends = match &self.check {
+            Check::Allow(connections) | Check::Deny(connections) | Check::Only(connections) => {
+                vec![&connections.from, &connections.to]
+            }
+            Check::Isolated(ends, _) => vec![ends],
+        };
+        let of_end = |end: &ExpectedEnd| match end {
+            ExpectedEnd::AllPods => None,
+            ExpectedEnd::Namespace(namespace) => Some(namespace.clone()),
+            ExpectedEnd::End(end) => end.namespace(&self.namespace).map(str::to_owned),
+        };
+        ends.into_iter().flat_map(|ends| &ends.0).filter_map(of_end).collect()
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawFile {
@@ -108,16 +126,16 @@ enum RawPort {
     Text(String),
 }
 
-/// Reads a file of expectations.
-pub(super) fn read(path: &Path) -> Result<Vec<Expectation>> {
+/// Reads a file of expectations. `namespace`: that of ends, if the file sets none.
+pub(super) fn read(path: &Path, namespace: &str) -> Result<Vec<Expectation>> {
     let limits = netpol_files::Limits { file: MAX_SIZE, all: MAX_SIZE };
     let bytes =
         netpol_files::read_any(path, 0, limits).map_err(|error| anyhow::anyhow!("{} {error}", path.display()))?;
     let text = String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8 text", path.display()))?;
-    parse(&text, &path.display().to_string())
+    parse(&text, &path.display().to_string(), namespace)
 }
 
-fn parse(text: &str, file: &str) -> Result<Vec<Expectation>> {
+fn parse(text: &str, file: &str, namespace: &str) -> Result<Vec<Expectation>> {
     let raw: RawFile = serde_saphyr::from_str(text).map_err(|error| {
         let position = error.location().map(|location| format!(":{}", location.line())).unwrap_or_default();
         let message = error.without_snippet().to_string();
@@ -127,7 +145,7 @@ fn parse(text: &str, file: &str) -> Result<Vec<Expectation>> {
     if raw.expectations.is_empty() {
         bail!("{file}: no expectations");
     }
-    let default = raw.namespace.unwrap_or_else(|| "default".to_owned());
+    let default = raw.namespace.unwrap_or_else(|| namespace.to_owned());
     let parsed = raw.expectations.into_iter().map(|spanned| {
         let line = spanned.referenced.line();
         expectation(&spanned.value, line, &default).map_err(|error| anyhow::anyhow!("{file}:{line}: {error}"))
@@ -274,7 +292,7 @@ mod tests {
     fn expectations_are_parsed_with_their_lines() {
         let text = "namespace: shop\nexpectations:\n- allow: deploy/web\n  to: [sts/db, 'app=x']\n  ports: [5432, 53/UDP, 80-90/TCP, SCTP]\n\
                     - name: closed\n  isolated: shop/*\n  namespace: ops\n";
-        let parsed = parse(text, "f").expect("expectations");
+        let parsed = parse(text, "f", "default").expect("expectations");
         let titles: Vec<(u64, &str, &str)> =
             parsed.iter().map(|it| (it.line, it.title.as_str(), it.namespace.as_str())).collect();
         let allow = "allow deploy/web to sts/db, app=x at TCP 80-90, 5432; UDP 53; SCTP all";
@@ -300,7 +318,7 @@ mod tests {
             (" []", "f: no expectations"),
             ("- [", "f:"),
         ] {
-            let error = parse(&format!("expectations:\n{expectation}\n"), "f").expect_err(expectation).to_string();
+            let error = parse(&format!("expectations:\n{expectation}\n"), "f", "x").expect_err(expectation).to_string();
             assert!(error.starts_with(message) && !error.contains('\n'), "{expectation}: {error}");
         }
     }

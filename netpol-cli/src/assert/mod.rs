@@ -6,6 +6,7 @@ mod formats;
 
 pub(crate) use formats::xml;
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -14,15 +15,18 @@ use clap::{Args, ValueEnum};
 use netpol_policy::offline::Reachability;
 
 use check::{Checked, Outcome};
+use expectations::Expectation;
 
 use crate::Exit;
-use crate::args::InputOptions;
+use crate::args::{InputOptions, KubeOptions};
 use crate::input::Input;
+use crate::live;
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
   netpol assert -f manifests/ -a expectations.yaml
   helm template . | netpol assert -f - -a expectations.yaml -o junit > netpol.xml
+  netpol assert --context staging -a expectations.yaml    # a cluster
 
 A file of expectations:
   namespace: shop
@@ -46,6 +50,12 @@ docs/assert.md describes all fields.";
 pub(crate) struct AssertOptions {
     #[command(flatten)]
     pub(crate) input: InputOptions,
+    #[command(flatten)]
+    pub(crate) kube: KubeOptions,
+    /// The namespace of ends without one, if the file has no `namespace`. Default: default; without -f, that of the
+    /// context
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub(crate) namespace: Option<String>,
     /// The file of expectations; repeatable
     #[arg(short = 'a', long = "assertions", value_name = "FILE", required = true)]
     pub(crate) files: Vec<PathBuf>,
@@ -72,9 +82,7 @@ struct FileResult {
 }
 
 pub(crate) fn run(options: &AssertOptions, out: &mut impl Write) -> Result<Exit> {
-    let files: Vec<_> =
-        options.files.iter().map(|path| Ok((path, expectations::read(path)?))).collect::<Result<_>>()?;
-    let input = Input::read(&options.input);
+    let (input, files) = read(options)?;
     input.report();
     let cluster = input.cluster(&options.input);
     let mut reachability = Reachability::new(&[&cluster]);
@@ -84,7 +92,8 @@ pub(crate) fn run(options: &AssertOptions, out: &mut impl Write) -> Result<Exit>
         let mut results = Vec::new();
         for expectation in &expectations {
             let result = check::check(&mut reachability, expectation);
-            results.push(result.map_err(|error| anyhow!("{file}:{}: {error:#}", expectation.line))?);
+            let error = |error| live::with_missing(anyhow!("{file}:{}: {error:#}", expectation.line), &input);
+            results.push(result.map_err(error)?);
         }
         checked.push(FileResult { file, results });
     }
@@ -100,4 +109,21 @@ pub(crate) fn run(options: &AssertOptions, out: &mut impl Write) -> Result<Exit>
         Some(Outcome::Unknown) => Exit::Unknown,
         Some(Outcome::Passed) | None => Exit::Ok,
     })
+}
+
+/// The expectations of each file.
+type Files<'o> = Vec<(&'o PathBuf, Vec<Expectation>)>;
+
+/// Reads the expectations, and the manifests or the cluster.
+fn read(options: &AssertOptions) -> Result<(Input, Files<'_>)> {
+    let mut files = Files::new();
+    let input = live::read_input(&options.input, &options.kube, |of_context| {
+        let namespace = options.namespace.as_deref().unwrap_or(of_context);
+        for path in &options.files {
+            files.push((path, expectations::read(path, namespace)?));
+        }
+        let namespaces = files.iter().flat_map(|(_, expectations)| expectations).flat_map(Expectation::namespaces);
+        Ok(namespaces.collect::<BTreeSet<_>>().into_iter().collect())
+    })?;
+    Ok((input, files))
 }

@@ -1,6 +1,7 @@
 //! `netpol diff`.
 
 mod causes;
+mod cluster;
 mod flows;
 mod formats;
 mod git;
@@ -10,7 +11,7 @@ mod options;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use netpol_files::read_stream;
 use netpol_policy::offline::difference::{Difference, Presence};
 use serde::Serialize;
@@ -27,7 +28,7 @@ use options::DiffOutput;
 use crate::Exit;
 use crate::input::{Input, InputReport, TextFile};
 use crate::output::print_json;
-use crate::{table, unevaluated};
+use crate::{live, table, unevaluated};
 
 /// The output of `-o json`.
 #[derive(Serialize)]
@@ -62,14 +63,22 @@ struct JsonChange {
 }
 
 pub(crate) fn run(options: &DiffOptions, out: &mut impl Write) -> Result<Exit> {
-    let common = common_input(options)?;
-    let [old, new] = [&options.old, &options.new].map(|version| read(options, version, common.as_deref()));
-    let (old, new) = (old?, new?);
+    let (old, mut new) = match &options.second {
+        Some(second) => {
+            let common = common_input(options)?;
+            (read(options, &options.first, common.as_deref())?, read(options, second, common.as_deref())?)
+        }
+        None => cluster::read(options)?,
+    };
     old.report();
     new.report();
+    if options.cluster {
+        new.required.clone_from(&old.required);
+    }
     let clusters = [&old, &new].map(|input| input.cluster(&options.common));
     if clusters.iter().all(|cluster| cluster.state().pods.is_empty()) {
-        bail!("no pods to compare; add the manifests of workloads or pods with -f");
+        let hint = if options.cluster { "" } else { "; add the manifests of workloads or pods with -f" };
+        return Err(live::with_missing(anyhow!("no pods to compare{hint}"), &old));
     }
     let difference = Difference::new(&clusters[0], &clusters[1]);
     let names = Names::new(&difference.ends);
@@ -90,7 +99,7 @@ fn print(
     (difference, names, flows): (&Difference, &Names<'_>, Option<&Flows>),
     (old, new): (&Input, &Input),
 ) -> Result<()> {
-    let versions = (&*options.old, &*options.new);
+    let versions = options.versions();
     match options.output {
         DiffOutput::Table => {
             let width = table::text_width();

@@ -7,21 +7,22 @@ mod text;
 
 use std::io::Write;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{Args, ValueEnum};
 use netpol_policy::offline::Reachability;
 
 use model::Graph;
 
 use crate::Exit;
-use crate::args::InputOptions;
-use crate::input::Input;
+use crate::args::{InputOptions, ShownOptions};
+use crate::live::{self, View};
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
   netpol graph -f manifests/ > graph.svg
   netpol graph -f manifests/ -n shop -o mermaid
   netpol graph -f manifests/ -o dot | dot -Tpng > graph.png
+  netpol graph -n shop > graph.svg             # the cluster of your kubeconfig
 
 A node has workloads of one namespace with the same connections. `in` and
 `out` are the ports that its policies allow with all ends. Edges have the
@@ -31,9 +32,8 @@ other allowed ports. An edge of a namespace is one of all its nodes.";
 pub(crate) struct GraphOptions {
     #[command(flatten)]
     pub(crate) input: InputOptions,
-    /// Show only workloads of this namespace; repeatable
-    #[arg(short, long = "namespace", value_name = "NAMESPACE")]
-    pub(crate) namespaces: Vec<String>,
+    #[command(flatten)]
+    pub(crate) shown: ShownOptions,
     /// The output format
     #[arg(short, long, value_enum, default_value = "svg")]
     pub(crate) output: GraphOutput,
@@ -51,13 +51,13 @@ pub(crate) enum GraphOutput {
 }
 
 pub(crate) fn run(options: &GraphOptions, out: &mut impl Write) -> Result<Exit> {
-    let input = Input::read(&options.input);
+    let (input, namespaces) = live::read_shown(&options.input, &options.shown, View::Addresses)?;
     input.report();
     let cluster = input.cluster(&options.input);
     let mut reachability = Reachability::new(&[&cluster]);
-    let graph = Graph::new(&mut reachability, &options.namespaces);
+    let graph = Graph::new(&mut reachability, &namespaces);
     if graph.nodes.is_empty() {
-        bail!("no pods to show; pass manifests of pods or workloads with -f, and check --namespace");
+        return Err(live::no_pods(&input));
     }
     match options.output {
         GraphOutput::Svg => svg::print(out, &graph)?,

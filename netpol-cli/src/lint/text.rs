@@ -74,9 +74,12 @@ fn skipped(out: &mut impl Write, input: &Input, width: usize) -> io::Result<()> 
     Ok(())
 }
 
-/// Prints `file:line: warning[NP010]: object: field`, then the sentences and the fix below.
+/// Prints `file:line: warning[NP010]: object: field`, without file and line for an object of a cluster, then the sentences and the fix below.
 fn print_finding(out: &mut impl Write, finding: &Finding, width: usize, color: ColorMode) -> io::Result<()> {
-    let position = format!("{}:{}: ", finding.file, finding.line);
+    let position = match &*finding.file {
+        "" => String::new(),
+        file => format!("{file}:{}: ", finding.line),
+    };
     let severity = finding.severity.name();
     let heading = format!("{position}{severity}[{}]", finding.rule);
     let parts: Vec<&str> =

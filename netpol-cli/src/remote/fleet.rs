@@ -87,7 +87,7 @@ impl Fleet {
                 kubectl: String::new(),
             });
         }
-        let kube = Kube::open(&options.kube).await?;
+        let kube = Kube::open(&options.kube, ", or use --socket on a node").await?;
         let mut fleet = Self {
             agents: Vec::new(),
             failures: Vec::new(),

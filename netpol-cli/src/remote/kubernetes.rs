@@ -24,9 +24,9 @@ pub(crate) struct Kube {
 }
 
 impl Kube {
-    /// Creates a client, without connecting.
-    pub(crate) async fn open(options: &KubeOptions) -> Result<Self> {
-        let (mut config, context) = config(options).await?;
+    /// Creates a client, without connecting. `alternative`: the end of the message if there is no kubeconfig.
+    pub(crate) async fn open(options: &KubeOptions, alternative: &str) -> Result<Self> {
+        let (mut config, context) = config(options, alternative).await?;
         // A request that fails is reported at once, instead of being repeated for minutes.
         config.default_retry = false;
         let namespace = config.default_namespace.clone();
@@ -53,11 +53,11 @@ pub(super) fn has_kubeconfig(options: &KubeOptions) -> bool {
 }
 
 /// Returns the configuration, and the name of the context in use.
-async fn config(options: &KubeOptions) -> Result<(Config, Option<String>)> {
+async fn config(options: &KubeOptions, alternative: &str) -> Result<(Config, Option<String>)> {
     if !has_kubeconfig(options) {
         return Config::incluster()
             .map(|config| (config, None))
-            .map_err(|_| anyhow!("no kubeconfig found; set --kubeconfig or $KUBECONFIG, or use --socket on a node"));
+            .map_err(|_| anyhow!("no kubeconfig found; set --kubeconfig or $KUBECONFIG{alternative}"));
     }
     let read = |path: Option<&Path>| path.map_or_else(Kubeconfig::read, Kubeconfig::read_from);
     let path = options.kubeconfig.as_deref();

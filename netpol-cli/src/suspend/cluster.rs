@@ -42,7 +42,7 @@ pub(super) struct Before {
 
 impl Cluster {
     pub(super) async fn open(options: &ApiOptions) -> Result<Self> {
-        Ok(Self { kube: Kube::open(&options.kube).await?, limit: options.request_timeout })
+        Ok(Self { kube: Kube::open(&options.kube, "").await?, limit: options.request_timeout })
     }
 
     /// Reads the annotations of a Namespace; the error is a message.

@@ -7,6 +7,7 @@ mod agents;
 mod common;
 mod fixtures;
 mod flows;
+mod live_input;
 mod nodes;
 mod objects;
 mod pipes;

@@ -10,7 +10,7 @@ use crate::agents::{Agent, Behavior, Cluster};
 const EXPLAIN: [&str; 9] = ["explain", "-n", "shop", "--from", "deploy/web", "--to", "pod/db-0", "--port", "5432"];
 
 /// `shop/web-…` of a Deployment, and `shop/db-0`, which a policy isolates.
-fn shop(nodes: &[(&str, Behavior, Agent)]) -> Cluster {
+pub(crate) fn shop(nodes: &[(&str, Behavior, Agent)]) -> Cluster {
     let cluster = Cluster::start(nodes);
     let owner = |kind: &str, name: &str| json!([{"apiVersion": "apps/v1", "kind": kind, "name": name, "uid": "1", "controller": true}]);
     let spec = json!({"containers": [{"name": "c", "image": "x"}], "nodeName": "n1"});
@@ -38,7 +38,7 @@ fn shop(nodes: &[(&str, Behavior, Agent)]) -> Cluster {
 }
 
 /// The rights of a developer: to read one namespace.
-fn developer() -> Rules {
+pub(crate) fn developer() -> Rules {
     Rules::none().allow_in(Some("shop"), &["*"], &["*"], &["get", "list"])
 }
 

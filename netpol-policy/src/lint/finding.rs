@@ -8,7 +8,7 @@ use super::patch::{Editor, Operation, Patch};
 use super::rule::RuleId;
 use crate::explain::PolicyChange;
 use crate::explain::yaml;
-use crate::manifest::{FieldPath, Step};
+use crate::manifest::{FieldPath, Step, no_file, no_line};
 use crate::model::Severity;
 
 /// A mistake, or a fact that is worth a look.
@@ -21,9 +21,11 @@ pub struct Finding {
     pub severity: Severity,
     /// The object as `Kind namespace/name`, if known.
     pub object: Option<String>,
-    /// The file, as the caller named it.
+    /// The file, as the caller named it; empty for an object of a cluster.
+    #[serde(skip_serializing_if = "no_file")]
     pub file: Arc<str>,
-    /// The line of the field or of the nearest field around it, from 1.
+    /// The line of the field or of the nearest field around it, from 1; 0 without a file.
+    #[serde(skip_serializing_if = "no_line")]
     pub line: usize,
     /// The path of the field, such as `spec.egress[0].to[0]`.
     pub path: Option<String>,
@@ -107,7 +109,7 @@ impl Draft {
     /// Adds the location. `object`: the policy.
     pub(super) fn finish(self, object: &str, editor: Option<&Editor<'_>>) -> Finding {
         let Self { rule, field, severity, message, why, fix } = self;
-        let source = editor.map(Editor::source);
+        let source = editor.map(Editor::source).filter(|source| !source.file.is_empty());
         let (file, line) = source.map_or_else(Default::default, |source| (source.file.clone(), source.line(&field)));
         Finding {
             rule,

@@ -125,7 +125,9 @@ pub fn lint(parsed: &Parsed, errors: &[ManifestError], cluster: &OfflineCluster,
     report.not_checked.retain(|not_checked| selection.contains(not_checked.rule));
     report.not_checked.sort();
     report.not_checked.dedup();
-    let key = |finding: &Finding| (finding.file.clone(), finding.line, finding.rule, finding.path.clone());
+    let key = |finding: &Finding| {
+        (finding.file.clone(), finding.line, finding.object.clone(), finding.rule, finding.path.clone())
+    };
     report.findings.sort_by_cached_key(key);
     report.suppressed.sort_by_cached_key(|suppressed| key(&suppressed.finding));
     report

@@ -87,9 +87,11 @@ pub struct Located<T> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ignored {
-    /// The file.
+    /// The file; empty for an object of a cluster.
+    #[serde(skip_serializing_if = "no_file")]
     pub file: Arc<str>,
-    /// Line of its start, from 1.
+    /// Line of its start, from 1; 0 without a file.
+    #[serde(skip_serializing_if = "no_line")]
     pub line: usize,
     /// `apiVersion`.
     pub api_version: String,
@@ -101,9 +103,11 @@ pub struct Ignored {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Unevaluated {
-    /// The file.
+    /// The file; empty for an object of a cluster.
+    #[serde(skip_serializing_if = "no_file")]
     pub file: Arc<str>,
-    /// Line of its start, from 1.
+    /// Line of its start, from 1; 0 without a file.
+    #[serde(skip_serializing_if = "no_line")]
     pub line: usize,
     /// `apiVersion`.
     pub api_version: String,
@@ -127,9 +131,11 @@ pub struct ManifestError {
     pub rule: RuleId,
     /// Severity. Error: a part of the object, or the whole object, has no effect.
     pub severity: Severity,
-    /// The file, as the caller named it.
+    /// The file, as the caller named it; empty for an object of a cluster.
+    #[serde(skip_serializing_if = "no_file")]
     pub file: Arc<str>,
-    /// Line of the field or of the nearest field around it, from 1.
+    /// Line of the field or of the nearest field around it, from 1; 0 without a file.
+    #[serde(skip_serializing_if = "no_line")]
     pub line: usize,
     /// Index of the document in the file, from 1, without empty documents.
     pub document: usize,
@@ -144,15 +150,29 @@ pub struct ManifestError {
     pub count: usize,
 }
 
+/// Returns whether an object has no file, because it is one of a cluster.
+pub(crate) fn no_file(file: &Arc<str>) -> bool {
+    file.is_empty()
+}
+
+/// Returns whether an object has no line, because it is one of a cluster.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+pub(crate) fn no_line(line: &usize) -> bool {
+    *line == 0
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_one(count: &usize) -> bool {
     *count == 1
 }
 
-/// Writes `file:line: error: Kind namespace/name: field: message`.
+/// Writes `file:line: error: Kind namespace/name: field: message`; without a file, from `error` on.
 impl fmt::Display for ManifestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: {}: ", Safe(&self.file), self.line, self.severity.name())?;
+        if !self.file.is_empty() {
+            write!(f, "{}:{}: ", Safe(&self.file), self.line)?;
+        }
+        write!(f, "{}: ", self.severity.name())?;
         for part in [&self.object, &self.field].into_iter().flatten() {
             write!(f, "{}: ", Safe(part))?;
         }
@@ -167,7 +187,12 @@ pub fn parse(text: &str, file: &str) -> Parsed {
 
 /// Parses like [`parse`], and also reads workloads, which have no pods yet, and details for `netpol lint`.
 pub fn parse_offline(text: &str, file: &str) -> Parsed {
-    parse_with(object::ObjectReader::new(file).offline(text), text)
+    parse_offline_in(text, file, None)
+}
+
+/// Parses like [`parse_offline`]. Objects without a namespace are in this one, as if kubectl applied them with `-n`.
+pub fn parse_offline_in(text: &str, file: &str, namespace: Option<&str>) -> Parsed {
+    parse_with(object::ObjectReader::new(file).offline(text).in_namespace(namespace), text)
 }
 
 fn parse_with(mut reader: object::ObjectReader, text: &str) -> Parsed {
@@ -204,6 +229,23 @@ impl Parsed {
         self.workloads.extend(workloads);
         self.controllers.extend(controllers);
         self.details.extend(details);
+    }
+
+    /// Removes the file and the line of everything, because the objects are those of a cluster.
+    pub fn remove_positions(&mut self) {
+        let Self { objects, errors, ignored, unevaluated, workloads, details, .. } = self;
+        let positions = objects.iter_mut().map(|located| (&mut located.file, &mut located.line));
+        let positions = positions
+            .chain(workloads.iter_mut().map(|located| (&mut located.file, &mut located.line)))
+            .chain(errors.iter_mut().map(|error| (&mut error.file, &mut error.line)))
+            .chain(ignored.iter_mut().map(|ignored| (&mut ignored.file, &mut ignored.line)))
+            .chain(unevaluated.iter_mut().map(|policy| (&mut policy.file, &mut policy.line)));
+        for (file, line) in positions {
+            (*file, *line) = (Arc::default(), 0);
+        }
+        for source in details.policies.values_mut() {
+            source.file = Arc::default();
+        }
     }
 }
 

@@ -43,6 +43,8 @@ pub(super) struct ObjectReader {
     reads_workloads: bool,
     /// The text of the file, if details are read.
     text: Arc<FileText>,
+    /// The namespace of objects without one; `None` for `default`.
+    namespace: Option<String>,
 }
 
 /// A document that is not like a Kubernetes object.
@@ -70,12 +72,18 @@ impl ObjectReader {
     pub(super) fn new(file: &str) -> Self {
         let (parsed, diagnostics) = (Parsed::default(), Diagnostics::new(file));
         let (non_objects, text) = (Vec::new(), Arc::default());
-        Self { document: 0, parsed, diagnostics, non_objects, is_kubernetes: false, reads_workloads: false, text }
+        let (is_kubernetes, reads_workloads, namespace) = (false, false, None);
+        Self { document: 0, parsed, diagnostics, non_objects, is_kubernetes, reads_workloads, text, namespace }
     }
 
     /// Reads workloads, too, and details for `netpol lint`.
     pub(super) fn offline(self, text: &str) -> Self {
         Self { reads_workloads: true, text: Arc::new(FileText::new(text)), ..self }
+    }
+
+    /// Sets the namespace of objects without one.
+    pub(super) fn in_namespace(self, namespace: Option<&str>) -> Self {
+        Self { namespace: namespace.map(str::to_owned), ..self }
     }
 
     pub(super) fn finish(mut self) -> Parsed {
@@ -194,6 +202,7 @@ impl ObjectReader {
             }
             return;
         }
+        self.set_namespace(&kind, map);
         let of_workload = || workload::expected_version(&kind, &api_version).filter(|_| self.reads_workloads);
         let Some(expected) = expected_version(&kind, &api_version).or_else(of_workload) else {
             return self.ignored(&location, api_version, kind, &value);
@@ -259,6 +268,17 @@ impl ObjectReader {
             if let Some(message) = names::label_key_error(key).or_else(|| names::label_value_error(value)) {
                 report_rejected(&root.key("labels").key(key), message);
             }
+        }
+    }
+
+    /// Sets the namespace of an object without one. A kind that is not namespaced ignores it, except these two.
+    fn set_namespace(&self, kind: &str, map: &mut Map<String, Value>) {
+        let metadata = map.get_mut("metadata").and_then(Value::as_object_mut);
+        if let Some((namespace, metadata)) = self.namespace.as_deref().zip(metadata)
+            && !matches!(kind, "Namespace" | "Node")
+            && metadata.get("namespace").is_none_or(|value| value.is_null() || value == "")
+        {
+            metadata.insert("namespace".to_owned(), namespace.into());
         }
     }
 

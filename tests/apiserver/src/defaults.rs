@@ -31,6 +31,7 @@ pub(crate) fn normalize(resource: Resource, object: &mut Map<String, Value>) {
         | Resource::DaemonSets
         | Resource::Jobs
         | Resource::CronJobs
+        | Resource::ReplicationControllers
         | Resource::CiliumNetworkPolicies => {}
     }
 }
@@ -50,6 +51,7 @@ pub(crate) const fn has_generation(resource: Resource) -> bool {
         | Resource::DaemonSets
         | Resource::Jobs
         | Resource::CronJobs
+        | Resource::ReplicationControllers
         | Resource::CiliumNetworkPolicies => false,
     }
 }

@@ -33,6 +33,8 @@ pub enum Resource {
     Jobs,
     /// `batch/v1` `CronJobs`.
     CronJobs,
+    /// `v1` `ReplicationControllers`.
+    ReplicationControllers,
     /// `cilium.io/v2` `CiliumNetworkPolicies`.
     CiliumNetworkPolicies,
 }
@@ -66,7 +68,7 @@ struct Facts {
 
 impl Resource {
     /// All resources.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Pods,
         Self::Namespaces,
         Self::Nodes,
@@ -81,6 +83,7 @@ impl Resource {
         Self::DaemonSets,
         Self::Jobs,
         Self::CronJobs,
+        Self::ReplicationControllers,
         Self::CiliumNetworkPolicies,
     ];
 
@@ -104,6 +107,7 @@ impl Resource {
             Self::DaemonSets => ("apps", "apps/v1", "DaemonSet", "daemonsets", true),
             Self::Jobs => ("batch", "batch/v1", "Job", "jobs", true),
             Self::CronJobs => ("batch", "batch/v1", "CronJob", "cronjobs", true),
+            Self::ReplicationControllers => ("", "v1", "ReplicationController", "replicationcontrollers", true),
             Self::CiliumNetworkPolicies => {
                 ("cilium.io", "cilium.io/v2", "CiliumNetworkPolicy", "ciliumnetworkpolicies", true)
             }

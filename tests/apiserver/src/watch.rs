@@ -338,6 +338,7 @@ const fn empty(resource: Resource) -> &'static str {
         | Resource::DaemonSets
         | Resource::Jobs
         | Resource::CronJobs
+        | Resource::ReplicationControllers
         | Resource::CiliumNetworkPolicies => ",\"spec\":{}",
     }
 }

@@ -1,0 +1,57 @@
+//! Lints the objects of a cluster, and of some namespaces only.
+
+use anyhow::{Result, bail};
+use netpol_policy::lint::{self, Finding, NotChecked, Report, RuleId, Selection};
+use netpol_policy::offline::OfflineCluster;
+
+use super::{LintOptions, LintOutput};
+use crate::input::Input;
+use crate::live::is_shown;
+
+/// Rules that report something as missing if the objects of these kinds are not listed in all namespaces.
+const NEEDS: [(RuleId, &[&str]); 8] = [
+    (RuleId::MISSING_NAMESPACE, &["Namespaces"]),
+    (RuleId::PEER_MATCHES_NO_POD, &["Namespaces", "Pods"]),
+    (RuleId::HOST_NETWORK_PEER, &["Namespaces", "Pods"]),
+    (RuleId::NO_SUCH_NAMESPACE_LABEL, &["Namespaces"]),
+    (RuleId::SPLIT_PEER, &["Namespaces", "Pods"]),
+    (RuleId::JOINED_PEER, &["Namespaces", "Pods"]),
+    (RuleId::UNKNOWN_PORT_NAME, &["Namespaces", "Pods"]),
+    (RuleId::UNUSED_PORT_NUMBER, &["Namespaces", "Pods"]),
+];
+
+/// Checks that the format fits: SARIF and annotations of GitHub need a file and a line.
+pub(super) fn check_output(options: &LintOptions) -> Result<()> {
+    let format = match options.output {
+        LintOutput::Sarif => "sarif",
+        LintOutput::Github => "github",
+        LintOutput::Text | LintOutput::Json => return Ok(()),
+    };
+    if options.input.paths.is_empty() {
+        bail!("-o {format} needs manifests (-f): objects of a cluster have no file and no line; use -o json");
+    }
+    Ok(())
+}
+
+/// Lints the input. Rules that need objects that the caller cannot list are not checked.
+pub(super) fn lint(input: &Input, cluster: &OfflineCluster, mut selection: Selection) -> Report {
+    let mut not_checked = Vec::new();
+    for (rule, kinds) in NEEDS {
+        let missing = kinds.iter().find(|kind| input.missing.iter().any(|missing| missing.kind == **kind));
+        if let Some(kind) = missing.filter(|_| selection.contains(rule)) {
+            not_checked.push(NotChecked { rule, reason: format!("you cannot list the {kind} of all namespaces") });
+            selection.skip.insert(rule);
+        }
+    }
+    let mut report = lint::lint(&input.parsed, &input.errors(), cluster, &selection);
+    report.not_checked.extend(not_checked);
+    report.not_checked.sort();
+    report
+}
+
+/// Removes the findings of objects in other namespaces. Findings without an object, such as a file that is not valid, stay.
+pub(super) fn limit(report: &mut Report, namespaces: &[String]) {
+    let is_shown = |finding: &Finding| is_shown(finding.object.as_deref(), namespaces);
+    report.findings.retain(is_shown);
+    report.suppressed.retain(|suppressed| is_shown(&suppressed.finding));
+}
