@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 #[cfg(not(feature = "lab"))]
 use crate::lab;
-use crate::{binaries, doctor, ebpf, image, kernels, setup, test, tidy};
+use crate::{binaries, doctor, ebpf, image, kernels, krew, setup, test, tidy};
 
 /// Commands for developers and CI.
 #[derive(Debug, Parser)]
@@ -39,6 +39,12 @@ enum Command {
     /// Write the manual pages of netpol to target/man.
     #[command(after_help = "Examples:\n  cargo xtask man && man -l target/man/netpol-explain.1")]
     Man,
+    /// Build netpol as a plugin of kubectl, and write its archive and the manifest for krew to target/krew.
+    #[command(
+        after_help = "Examples:\n  cargo xtask krew --url https://example.org/v0.1.0/kubectl-netpol-linux-amd64.tar.gz\n\n\
+        packaging/README.md describes the release."
+    )]
+    Krew(KrewArgs),
     /// Build both programs and put them in a container image, without Docker. Writes an archive for `docker load`, `ctr
     /// images import` and kind.
     #[command(after_help = "Examples:\n  cargo xtask image\n  k3s ctr images import target/netpol-image.tar")]
@@ -74,6 +80,17 @@ enum Command {
         after_help = "Examples:\n  cargo xtask tidy\n\nExit code 1 if there are findings; each finding states the fix."
     )]
     Tidy,
+}
+
+/// Options of `krew`.
+#[derive(Args, Debug)]
+pub(crate) struct KrewArgs {
+    /// Where the archive will be available for download, with its file name.
+    #[arg(long, value_name = "URL")]
+    pub(crate) url: String,
+    /// The home page of the plugin; default: the URL of the archive.
+    #[arg(long, value_name = "URL")]
+    pub(crate) homepage: Option<String>,
 }
 
 /// Options of `image`.
@@ -185,6 +202,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Ebpf { log: true } => println!("{}", ebpf::build_with_log()?.display()),
         Command::Build => binaries::build_all()?,
         Command::Man => binaries::manual()?,
+        Command::Krew(args) => krew::run(&args)?,
         Command::Image(args) => image::run(&args)?,
         Command::Demo(args) => return demo(&args),
         Command::Test(args) => return test::run(&args),

@@ -56,7 +56,8 @@ fn pack(programs: &[PathBuf], tag: &str, folder: &Path, output: &Path) -> Result
     tar(&archive, output)
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
+/// Copies a file, and creates its folder.
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
     let parent = to.parent().context("the path has no folder")?;
     fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
     fs::copy(from, to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
@@ -82,7 +83,8 @@ fn tar(folder: &Path, archive: &Path) -> Result<()> {
     run::output("packing the image", &mut command).map(drop)
 }
 
-fn sha256(file: &Path) -> Result<String> {
+/// Returns the digest of a file, in hexadecimal.
+pub(crate) fn sha256(file: &Path) -> Result<String> {
     let output = run::output("computing a digest", &mut run::command("sha256sum", [file]))?;
     Ok(output.split(' ').next().unwrap_or_default().to_owned())
 }

@@ -11,6 +11,7 @@ mod doctor;
 mod ebpf;
 mod image;
 mod kernels;
+mod krew;
 mod kubectl;
 #[cfg(not(feature = "lab"))]
 mod lab;

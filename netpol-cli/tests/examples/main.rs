@@ -1,6 +1,10 @@
-//! Commands in the READMEs of `examples/` print what the READMEs show.
+//! Commands in the READMEs of `examples/` print what the READMEs show; files for CI and kubectl are valid.
 //!
 //! `UPDATE_EXPECT=1 cargo test -p netpol-cli --test examples` rewrites the output. Review the difference.
+
+mod ci;
+#[path = "../common/mod.rs"]
+mod common;
 
 use std::fmt::Write;
 use std::fs;
