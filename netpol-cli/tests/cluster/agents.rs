@@ -22,6 +22,7 @@ use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 
 use crate::common::RunOutput;
+use crate::common::schema::check_output;
 
 /// The namespace and the labels of deploy/base.
 pub(crate) const NAMESPACE: &str = "kube-system";
@@ -148,11 +149,9 @@ impl Cluster {
     pub(crate) fn netpol(&self, arguments: &[&str]) -> RunOutput {
         let output = self.command(arguments).output().expect("netpol runs");
         let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-        RunOutput {
-            code: output.status.code().expect("an exit code"),
-            out: text(output.stdout),
-            err: text(output.stderr),
-        }
+        let out = text(output.stdout);
+        check_output(arguments, &out);
+        RunOutput { code: output.status.code().expect("an exit code"), out, err: text(output.stderr) }
     }
 
     pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {

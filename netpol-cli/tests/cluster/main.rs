@@ -12,5 +12,6 @@ mod nodes;
 mod objects;
 mod pipes;
 mod record;
+mod schemas;
 mod suspension;
 mod tables;

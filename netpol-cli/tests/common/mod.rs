@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "not every test binary uses all items")]
 
+pub(crate) mod schema;
+
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -56,17 +58,12 @@ pub(crate) fn netpol(arguments: &[&str], input: &str) -> RunOutput {
     let mut command = Command::new(env!("CARGO_BIN_EXE_netpol"));
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("cannot start netpol");
-    child
-        .stdin
-        .take()
-        .expect("netpol has no standard input")
-        .write_all(input.as_bytes())
-        .expect("cannot write to netpol");
+    let mut stdin = child.stdin.take().expect("netpol has no standard input");
+    stdin.write_all(input.as_bytes()).expect("cannot write to netpol");
+    drop(stdin);
     let output = child.wait_with_output().expect("cannot wait for netpol");
     let text = |bytes| String::from_utf8(bytes).expect("the output is not UTF-8");
-    RunOutput {
-        code: output.status.code().expect("netpol was killed by a signal"),
-        out: text(output.stdout),
-        err: text(output.stderr),
-    }
+    let out = text(output.stdout);
+    schema::check_output(arguments, &out);
+    RunOutput { code: output.status.code().expect("netpol was killed by a signal"), out, err: text(output.stderr) }
 }
