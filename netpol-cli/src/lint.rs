@@ -89,6 +89,9 @@ pub(crate) fn run(options: &LintOptions, out: &mut impl Write) -> Result<Exit> {
     }
     unevaluated::warn(&input.parsed.unevaluated);
     input.report_missing();
+    if !input.required.is_empty() {
+        message!("netpol: not all objects were read, so findings may be missing (exit code 3)");
+    }
     let cluster = input.cluster(&options.input);
     let selection =
         Selection { only: options.rules.iter().copied().collect(), skip: options.skip.iter().copied().collect() };

@@ -71,6 +71,7 @@ fn rules_that_need_objects_without_rights_are_not_checked() {
     let run = cluster.netpol(&["lint", "-n", "shop", "--rule", "NP010,NP020,NP061"]);
     assert_eq!(run.code, 3, "{}", run.out);
     assert!(run.err.contains("netpol: cannot list Pods: pods is forbidden: User \"jane\""), "{}", run.err);
+    assert!(run.err.ends_with("not all objects were read, so findings may be missing (exit code 3)\n"), "{}", run.err);
     let text = run.unwrapped();
     assert!(text.contains("not checked: NP020 (you cannot list the Namespaces of all namespaces)"), "{text}");
     // In all namespaces, there is nothing that the caller can list.

@@ -337,7 +337,7 @@ fn the_manifest_of_krew_has_the_fields_that_krew_requires() {
     assert_eq!((&*api_version, &*kind), ("krew.googlecontainertools.github.com/v1alpha2", "Plugin"));
     // kubectl runs `kubectl netpol` as the program kubectl-netpol.
     assert_eq!((&*metadata.name, &*spec.version), ("netpol", &*values[0].1));
-    // krew-index asks for a short description of at most 50 characters.
+    // `kubectl krew search` prints it in a column of a table.
     assert!((1..=50).contains(&spec.short_description.len()) && !spec.short_description.ends_with('.'));
     assert!(spec.homepage.starts_with("https://") && !spec.description.is_empty() && !spec.caveats.is_empty());
     let [Platform { selector, uri, sha256, files, bin }] = &spec.platforms[..] else { panic!("other platforms") };
@@ -346,6 +346,24 @@ fn the_manifest_of_krew_has_the_fields_that_krew_requires() {
     assert_eq!((uri, sha256, bin.as_str()), (&values[2].1, &values[3].1, "kubectl-netpol"));
     assert!(files.iter().all(|file| file.to == "."));
     assert_eq!(files.iter().map(|file| &*file.from).collect::<Vec<_>>(), ["kubectl-netpol", "LICENSE"]);
+}
+
+#[test]
+fn variables_of_the_environment_set_options() {
+    let page = read("docs/ci.md");
+    let manifests = shop();
+    for (name, line, expected) in [
+        ("NETPOL_FAIL_ON", "NETPOL_FAIL_ON=warning netpol lint -f manifests", 1),
+        ("NETPOL_FAIL_ON", "NETPOL_FAIL_ON=warning netpol lint -f manifests --fail-on error", 0),
+        ("NETPOL_FAIL_ON", "NETPOL_FAIL_ON=all netpol lint -f manifests", 2),
+        ("NETPOL_POD_CIDR", "NETPOL_POD_CIDR=10.1.0.0/16,fd00::/8 netpol matrix -f manifests", 0),
+        ("NETPOL_POD_CIDR", "NETPOL_POD_CIDR=10.1 netpol matrix -f manifests", 2),
+        ("NETPOL_AGENT_NAMESPACE", "netpol status --help | grep -q NETPOL_AGENT_NAMESPACE=", 0),
+    ] {
+        assert!(page.contains(&format!("| `{name}` |")), "{name}");
+        let run = shell(line, manifests.path());
+        assert_eq!(run.code, expected, "{line}: {} {}", run.out, run.err);
+    }
 }
 
 #[test]
