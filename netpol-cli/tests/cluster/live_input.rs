@@ -7,7 +7,7 @@ use netpol_apiserver::{Resource, Rules};
 use serde_json::{Value, json};
 
 use crate::agents::Cluster;
-use crate::common::{Manifests, Run};
+use crate::common::{Manifests, RunOutput};
 use crate::objects::{developer, shop};
 
 /// `shop` with a policy of the namespace `ops` that has a mistake.
@@ -19,7 +19,7 @@ fn shop_and_ops() -> Cluster {
     cluster
 }
 
-fn json_of(run: &Run) -> Value {
+fn json_of(run: &RunOutput) -> Value {
     serde_json::from_str(&run.out).unwrap_or_else(|error| panic!("{error}: {} {}", run.out, run.err))
 }
 
@@ -176,7 +176,11 @@ fn manifests_are_compared_with_the_cluster_that_they_change() {
         child.stdin.take().expect("its input").write_all(text.as_bytes()).expect("netpol reads its input");
         let output = child.wait_with_output().expect("netpol ends");
         let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-        Run { code: output.status.code().expect("an exit code"), out: text(output.stdout), err: text(output.stderr) }
+        RunOutput {
+            code: output.status.code().expect("an exit code"),
+            out: text(output.stdout),
+            err: text(output.stderr),
+        }
     };
     let run = compare(CHANGE, &["-n", "shop", "--exit-code"]);
     assert_eq!((run.code, run.err.as_str()), (1, ""));

@@ -220,6 +220,11 @@ fn why_needs_only_rights_in_the_namespace() {
           Namespaces, NetworkPolicies, Nodes, Pods, Services
     "#]]
     .assert_eq(&rest.replace(hours, "N"));
+    let run = cluster.netpol(&["why", "pod/db-0", "-n", "shop", "-o", "json"]);
+    let output: Value = serde_json::from_str(&run.out).expect("JSON");
+    let denials = output["denials"].as_array().expect("a list");
+    let shadow: Vec<_> = denials.iter().map(|denial| denial["shadow"].as_bool()).collect();
+    assert_eq!((shadow.len(), shadow.iter().filter(|shadow| **shadow == Some(true)).count()), (2, 1));
     let run = cluster.netpol(&["why", "deploy/web", "-n", "shop", "-o", "json"]);
     let output: Value = serde_json::from_str(&run.out).expect("JSON");
     assert_eq!((&output["denials"], &output["ingress"]["policies"]), (&json!([]), &json!([])));

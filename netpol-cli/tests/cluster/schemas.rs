@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::agents::{Agent, Behavior, Cluster};
 use crate::common::schema::{self, Schema};
-use crate::common::{Manifests, Run};
+use crate::common::{Manifests, RunOutput};
 use crate::fixtures::{allowed, denied, list, policies, record, shadow, status, waited};
 use crate::objects::shop;
 
@@ -25,7 +25,7 @@ fn names() -> BTreeSet<String> {
 }
 
 /// Runs a command that must print JSON, which is checked.
-fn print(cluster: &Cluster, arguments: &[&str]) -> Run {
+fn print(cluster: &Cluster, arguments: &[&str]) -> RunOutput {
     let run = cluster.netpol(&[arguments, &["-o", "json"]].concat());
     assert!(!run.out.is_empty(), "{arguments:?}: {}", run.err);
     run

@@ -8,7 +8,7 @@ use std::process::Command;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::common::{Manifests, Run};
+use crate::common::{Manifests, RunOutput};
 use crate::root;
 
 /// Two pods, and a policy with a warning: no pod has the label.
@@ -37,14 +37,14 @@ fn shop() -> Manifests {
     Manifests::of(&[("manifests/shop.yaml", MANIFEST), (ASSERTIONS, EXPECTATIONS)])
 }
 
-fn run(command: &mut Command) -> Run {
+fn run(command: &mut Command) -> RunOutput {
     let output = command.output().expect("the command starts");
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-    Run { code: output.status.code().expect("an exit code"), out: text(output.stdout), err: text(output.stderr) }
+    RunOutput { code: output.status.code().expect("an exit code"), out: text(output.stdout), err: text(output.stderr) }
 }
 
 /// Runs a command line as a shell does, with `netpol` in the path, in this directory. No kubeconfig exists.
-fn shell(line: &str, directory: &Path) -> Run {
+fn shell(line: &str, directory: &Path) -> RunOutput {
     let bin = directory.join("bin");
     fs::create_dir_all(&bin).expect("a directory");
     for name in ["netpol", "kubectl-netpol"] {
@@ -142,7 +142,7 @@ fn the_action_passes_each_input_to_its_script() {
 }
 
 /// Runs the script of the action with its defaults and these inputs.
-fn run_action(directory: &Path, inputs: &[(&str, &str)]) -> Run {
+fn run_action(directory: &Path, inputs: &[(&str, &str)]) -> RunOutput {
     let mut command = Command::new("bash");
     command.arg(root().join("packaging/github-action/run.sh")).current_dir(directory);
     command.env("NETPOL", env!("CARGO_BIN_EXE_netpol")).env("GITHUB_STEP_SUMMARY", directory.join("summary.md"));
