@@ -77,6 +77,18 @@ fn reported(lines: &[Denied], pod: &str, direction: &str, from: &str) -> BTreeSe
     of.filter(|line| line.own_side("nearest").is_some_and(Value::is_object)).filter_map(Denied::port).collect()
 }
 
+/// Returns the CPU time of a process, of all its threads.
+fn cpu_time(pid: u32) -> Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name of the program, in parentheses, can contain spaces.
+    let (_, fields) = stat.rsplit_once(')').context("no name in the statistics of a process")?;
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    // utime and stime: fields 14 and 15 in proc_pid_stat(5), in ticks.
+    let ticks = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    let hz = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.context("no clock tick")?;
+    Ok(Duration::from_millis(ticks * 1000 / u64::try_from(hz)?))
+}
+
 #[test]
 fn hostile_a_flood_of_denied_packets_suppresses_no_event_of_another_pod() -> Result<()> {
     let mut lab = start()?;
@@ -84,7 +96,8 @@ fn hostile_a_flood_of_denied_packets_suppresses_no_event_of_another_pod() -> Res
     let (victim, server) = (address("shop/victim"), address("shop/server"));
     let netns = |name: &str| lab.cluster.host(name).netns();
     let stop = AtomicBool::new(false);
-    let start_time = Instant::now();
+    let pid = lab.agent_ref().pid().context("the agent does not run")?;
+    let (start_time, cpu_before) = (Instant::now(), cpu_time(pid)?);
     let sent = std::thread::scope(|scope| -> Result<u64> {
         let flood = scope.spawn(|| flood(netns("bad/flood"), server, &stop));
         // Denied packets of the victim, and of another pod at the victim.
@@ -98,7 +111,8 @@ fn hostile_a_flood_of_denied_packets_suppresses_no_event_of_another_pod() -> Res
         flood.join().ok().context("the flooding thread panicked")?
     })?;
     let elapsed = start_time.elapsed();
-    println!("{sent} datagrams of the flood in {elapsed:.1?}");
+    let used = cpu_time(pid)?.saturating_sub(cpu_before);
+    println!("{sent} datagrams of the flood in {elapsed:.1?}; the agent used a CPU for {used:?}");
     ensure!(sent > 20_000, "sent only {sent} datagrams, too few for a flood");
     let all: BTreeSet<u16> = (10_000..10_000 + DENIALS).collect();
     lab.agent().wait_denied(|line| line.port() == all.last().copied() && line.from() == "shop/victim")?;
