@@ -151,6 +151,7 @@ fn an_agent_of_another_layout_version_is_replaced_without_a_gap() {
         node.expect(1, 2, 81, false);
         node.end(true);
         let attached = node.attached(2);
+        let mut open = node.open(1, 2, 80).expect("cannot connect to port 80");
         // Simulate the state of another layout version.
         std::fs::rename(node.pin_path.join(&own), node.pin_path.join("v0")).expect("cannot rename the pin directory");
         node.expect(1, 2, 81, false);
@@ -166,6 +167,7 @@ fn an_agent_of_another_layout_version_is_replaced_without_a_gap() {
         });
         assert_eq!(succeeded, 0, "{mode}: a denied connection succeeded");
         assert_eq!(node.attached(2), attached, "{mode}: programs are attached twice");
+        assert!(alive(&mut open), "{mode}: an open connection was lost");
         node.expect(1, 2, 80, true);
         node.expect(1, 2, 81, false);
         let output = node.subcommand(&["uninstall"]);

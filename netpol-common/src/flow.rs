@@ -1,6 +1,6 @@
 //! Flows: connections with a recorded verdict.
 
-use core::mem::size_of;
+use core::mem::{offset_of, size_of};
 
 use bytemuck::{Pod, Zeroable};
 
@@ -34,14 +34,13 @@ pub struct FlowKey<A> {
 const _: () = assert!(size_of::<FlowKey<[u8; 4]>>() == 20 && size_of::<FlowKey<[u8; 16]>>() == 44);
 
 /// Value of `FLOWS_V4`, `FLOWS_V6` and the flow tables of endpoints.
+///
+/// The fields up to `remote_endpoint` are the first eight bytes, so that one write replaces all of them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct FlowEntry {
     /// The endpoint's version when the flow was evaluated.
     pub version: EndpointVersion,
-    /// The kernel's jiffies at the last packet, low 32 bits. Written at most once per second, so it can be up to a
-    /// second too old.
-    pub last_used: u32,
     /// The direction of the packet that initiated the flow: a [`crate::Direction`] code.
     pub initiator: u8,
     /// State bits, see [`flow_state`].
@@ -49,9 +48,30 @@ pub struct FlowEntry {
     /// The source endpoint ID of packets from the remote side, if that is another pod of this node. 0 if no packet had
     /// an ID yet. [`ANY_REMOTE`] if the remote address is a Service address: its packets come from any of its backends.
     pub remote_endpoint: u16,
+    /// The kernel's jiffies at the last packet, low 32 bits. Written at most once per second, so it can be up to a
+    /// second too old.
+    pub last_used: u32,
+    /// The kernel's jiffies at the first packet, low 32 bits.
+    pub started: u32,
+    /// Packets from the initiator. Zero unless the programs count traffic.
+    pub sent: Traffic,
+    /// Packets from the other side, in the same way.
+    pub replies: Traffic,
 }
 
-const _: () = assert!(size_of::<FlowEntry>() == 12);
+const _: () = assert!(size_of::<FlowEntry>() == 48 && offset_of!(FlowEntry, last_used) == 8);
+
+/// The allowed packets of a flow in one direction. The programs do not add atomically, because that takes several times
+/// as long: if two CPUs process packets of this direction at the same time, one of the packets may be missing. Usually,
+/// one CPU processes all packets of a direction.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Traffic {
+    /// Packets. A packet with segmentation offload (GSO) counts once for each segment, if the kernel knows their number.
+    pub packets: u64,
+    /// Bytes, from the IP header on. A packet with segmentation offload has the headers once.
+    pub bytes: u64,
+}
 
 /// The [`FlowEntry::remote_endpoint`] of a flow to a Service address. No endpoint has this ID.
 pub const ANY_REMOTE: u16 = u16::MAX;
@@ -73,6 +93,9 @@ pub mod flow_state {
     pub const HAIRPIN: u8 = 1 << 5;
     /// The pod initiated the flow to an address that may be translated. Each packet is rechecked post-DNAT.
     pub const RECHECK: u8 = 1 << 6;
+    /// The last packet was denied, because the policies that apply now do not allow the flow. Only set if the programs
+    /// count traffic. No verdict depends on it.
+    pub const REVOKED: u8 = 1 << 7;
 }
 
 /// Idle timeouts of flows, in seconds. Linux conntrack keeps most flows as long or longer. If a flow continues after

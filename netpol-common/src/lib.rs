@@ -34,7 +34,9 @@ pub use event::{
     EVENT_BUDGETS_PER_ENDPOINT, EVENT_BURST, EVENT_INTERVAL_NS, EVENT_KEY_WORDS, EVENT_LIMIT_WAYS, EVENT_RATE,
     EventBudget, EventKind, EventLimit, EventLimitSet, FlowEvent, Settings, charged_budget, event_budget, event_flags,
 };
-pub use flow::{ANY_REMOTE, FlowEntry, FlowKey, FragmentEntry, FragmentKey, flow_state, flow_timeout, is_closed};
+pub use flow::{
+    ANY_REMOTE, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Traffic, flow_state, flow_timeout, is_closed,
+};
 pub use frontend::{FrontendEntry, FrontendKey, frontend_scope};
 pub use ids::{ClassId, Direction, EndpointVersion, IfIndex, PortSetId, RuleId, RuleSetId};
 pub use neighbor::{NEIGHBOR_BURST, NEIGHBOR_RATE, NeighborBudget};
@@ -47,7 +49,7 @@ pub use tunnels::{TUNNEL_WORDS, TunnelScope, TunnelWord};
 
 /// The version of the layout of the maps and of their meaning. It is part of the pin path, so that an agent adopts only
 /// maps that it can read.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// IP protocol numbers. Source: <https://www.iana.org/assignments/protocol-numbers/>.
 pub mod protocol {

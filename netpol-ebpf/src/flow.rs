@@ -185,6 +185,16 @@ pub(crate) fn set_remote_endpoint(slot: Slot<'_, FlowEntry>, endpoint: u32) {
     slot.write(field!(FlowEntry, remote_endpoint), endpoint as u16);
 }
 
+/// Stores the result of an evaluation: version, initiator, state and remote endpoint are replaced in one step, so that no
+/// other CPU combines the new version with an old state.
+#[inline(always)]
+pub(crate) fn set_evaluated(slot: Slot<'_, FlowEntry>, known: &KnownFlow, remote_endpoint: u16) {
+    let [low, high] = remote_endpoint.to_ne_bytes();
+    let rest = u32::from_ne_bytes([known.initiator as u8, known.state, low, high]);
+    slot.write(field!(FlowEntry, last_used), known.last_used);
+    slot.write_first_word(bytemuck::cast([known.version.0, rest]));
+}
+
 /// Returns whether the local node or the pod itself initiated the flow to the pod. Packets of such flows need more
 /// checks.
 #[inline(always)]

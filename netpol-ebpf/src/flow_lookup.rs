@@ -8,6 +8,7 @@ use crate::flow::{self, KnownFlow};
 use crate::packet::{Parse, TcpFlags};
 use crate::slot::Slot;
 use crate::stale::{Recheck, Stale};
+use crate::traffic;
 use crate::verdict;
 
 /// The function of one address family that is a separate BPF function in the kernel.
@@ -29,7 +30,15 @@ pub(crate) enum FlowVerdict {
     Stale(Recheck, u64),
 }
 
-/// Looks up a flow. `flags` is `None` for an ICMP error. It quotes a packet of the flow, but is not a packet of the
+/// The part of a packet that updates its flow.
+#[derive(Clone, Copy)]
+pub(crate) struct FlowUpdate {
+    pub(crate) flags: TcpFlags,
+    /// The offset of the IP header.
+    pub(crate) start: u32,
+}
+
+/// Looks up a flow. `update` is `None` for an ICMP error. It quotes a packet of the flow, but is not a packet of the
 /// flow itself, so the flow is not updated.
 #[inline(always)]
 pub(crate) fn find_flow<A, S>(
@@ -37,7 +46,7 @@ pub(crate) fn find_flow<A, S>(
     endpoint: &Endpoint,
     direction: Direction,
     key: &FlowKey<A>,
-    flags: Option<TcpFlags>,
+    update: Option<FlowUpdate>,
 ) -> Option<FlowVerdict>
 where
     A: PacketAddress,
@@ -53,27 +62,28 @@ where
         return None;
     }
     if direction == Direction::Ingress
-        && flags.is_some()
+        && update.is_some()
         && verdict::is_other_sender(context, endpoint, key.protocol, known.state)
     {
         return None;
     }
     if known.version == version {
-        if let Some(flags) = flags {
+        if let Some(FlowUpdate { flags, start }) = update {
             known.touch(slot, direction, flags, now, hz);
+            traffic::count(context, slot, direction, start);
             verdict::mark_for_recheck(context, endpoint, direction, known.needs_recheck());
         }
         return Some(FlowVerdict::Allowed);
     }
     let mut stale = Stale { initiator: known.initiator, state: known.state };
     let mut reversal = 0;
-    if let Some(flags) = flags {
+    if let Some(FlowUpdate { flags, .. }) = update {
         known.refresh_stale(slot, key.protocol, now, hz);
         stale.state = known.state_after(direction, flags);
         reversal = if known.may_be_reversed(direction, key.protocol) { REVERSIBLE } else { 0 }
             | if known.may_start_reversed(now, hz) { MAY_START_REVERSED } else { 0 };
     }
-    let recheck = Recheck { direction, protocol: key.protocol, stale, read_only: flags.is_none() };
+    let recheck = Recheck { direction, protocol: key.protocol, stale, read_only: update.is_none() };
     Some(FlowVerdict::Stale(recheck, reversal))
 }
 
@@ -111,7 +121,7 @@ where
     {
         return source_check;
     }
-    match find_flow(&context, endpoint, direction, &key, Some(TcpFlags(flags))) {
+    match find_flow(&context, endpoint, direction, &key, Some(FlowUpdate { flags: TcpFlags(flags), start })) {
         Some(FlowVerdict::Allowed) => KNOWN,
         Some(FlowVerdict::Stale(recheck, reversal)) => {
             STALE | reversal | source_check << STALE_SOURCE_CHECK_SHIFT | u64::from(recheck.pack())

@@ -32,6 +32,7 @@ mod packet;
 mod flow;
 mod fragment;
 mod guard;
+mod traffic;
 
 mod case;
 mod event_limit;

@@ -52,6 +52,8 @@ pub struct Memory {
     pub settings: Cell<Settings>,
     /// Whether nothing is enforced.
     pub observe: Cell<bool>,
+    /// Whether the packets and bytes of flows are counted.
+    pub count_traffic: Cell<bool>,
     /// Whether the ring buffer of events is more than half full.
     pub ring_half_full: Cell<bool>,
     /// The slots `SHADOW_DENIED` of `COUNTERS`, by endpoint and direction.
@@ -120,6 +122,7 @@ impl Default for Memory {
             room: Cell::new(true),
             settings: Cell::default(),
             observe: Cell::default(),
+            count_traffic: Cell::default(),
             ring_half_full: Cell::default(),
             shadow_denied: RefCell::default(),
             counted: RefCell::default(),
@@ -296,6 +299,14 @@ impl Context for Frame<'_> {
 
     fn observes(&self) -> bool {
         self.memory.observe.get()
+    }
+
+    fn counts_traffic(&self) -> bool {
+        self.memory.count_traffic.get()
+    }
+
+    fn segments(&self) -> u32 {
+        0
     }
 
     fn event_key(&self, word: usize) -> u32 {

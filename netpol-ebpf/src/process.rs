@@ -18,6 +18,7 @@ use crate::packet_verdict::{FlowReport, PacketVerdict};
 use crate::report::{ReportFunctions, report};
 use crate::slow_path::{self, FrameFunctions};
 use crate::stale::{Recheck, Stale};
+use crate::traffic;
 use crate::verdict::{self, FlowStart, VerdictFunctions, conclude};
 
 /// Evaluates a packet at a pod's veth, counts it, and reports it or its flow.
@@ -99,10 +100,13 @@ where
         if known.is_alive(packet.protocol, now, hz) {
             if known.version == version {
                 known.touch(slot, direction, packet.flags, now, hz);
+                traffic::count(&context, slot, direction, packet::PLAIN_START);
                 verdict::mark_for_recheck(&context, endpoint, direction, known.needs_recheck());
                 context.count(endpoint.id, direction, Reason::Flow);
                 return Some(PacketVerdict::of(Reason::Flow));
             }
+            // Read again, because the values above would take space on the stack of the fast path.
+            let known = KnownFlow::read(slot);
             known.refresh_stale(slot, packet.protocol, now, hz);
             let stale = Stale { initiator: known.initiator, state: known.state_after(direction, packet.flags) };
             let reason = process_plain_stale::<EGRESS, A, S>(context, &key, stale.pack());
@@ -160,6 +164,7 @@ where
         }
     }
     known.touch(slot, Direction::Ingress, TcpFlags(flags), now, hz);
+    traffic::count(&context, slot, Direction::Ingress, packet::PLAIN_START);
     context.count(endpoint.id, Direction::Ingress, Reason::Flow);
     true
 }
@@ -190,7 +195,8 @@ where
     }
     let flags = TcpFlags(bits as u8);
     let initiates = bits & MAY_INITIATE != 0;
-    let flow_start = FlowStart { initiates, new_connection: flags.starts_connection(), flags };
+    let new_connection = flags.starts_connection();
+    let flow_start = FlowStart { initiates, new_connection, flags, start: packet::PLAIN_START };
     let source = match direction {
         Direction::Ingress => verdict::check_source(&context, &key.remote_address),
         Direction::Egress => SourceCheck::NONE,

@@ -34,6 +34,14 @@ impl<'a, T: Copy> Slot<'a, T> {
         unsafe { self.address(field).write_volatile(new) }
     }
 
+    /// Writes the first eight bytes of the value in one step.
+    #[inline(always)]
+    pub(crate) fn write_first_word(&self, word: u64) {
+        const { assert!(size_of::<T>() >= 8 && align_of::<T>() >= 8) };
+        // SAFETY: as above; the value has eight bytes, and is aligned.
+        unsafe { self.value.cast::<u64>().write_volatile(word) }
+    }
+
     /// Adds to a counter atomically. The previous value is not returned, because Linux 5.10 has no instruction for
     /// this.
     #[inline(always)]
@@ -47,6 +55,12 @@ impl<'a, T: Copy> Slot<'a, T> {
     pub(crate) fn add_u64(&self, field: Field<T, u64>, by: u64) {
         // SAFETY: as above.
         unsafe { add::u64(self.address(field), by) };
+    }
+
+    /// Adds to a counter without an atomic operation: if two CPUs add at the same time, one of the additions may be lost.
+    #[inline(always)]
+    pub(crate) fn add_unlocked(self, field: Field<T, u64>, by: u64) {
+        self.write(field, self.read(field).wrapping_add(by));
     }
 
     /// Returns a part of the value as a slot.

@@ -301,6 +301,7 @@ where
             initiates: role & role::INITIATES != 0 && !masqueraded,
             new_connection: role & role::NEW_CONNECTION != 0,
             flags: TcpFlags(flags),
+            start: u32::from(start),
         };
         let attempt = Attempt { port: [c, d], ..verdict::attempt(&context, direction, &key, source) };
         let found = verdict::admit(&context, endpoint, version, &attempt, &key, flow_start);

@@ -2,7 +2,7 @@
 
 use netpol_common::{
     Attempt, Direction, Endpoint, EndpointVersion, Evaluation, FlowEntry, FlowKey, NO_REASON, REASON_MASK, RECHECK,
-    Reason, SourceCheck, endpoint_flags, evaluate, evaluate_policy, flow_state, protocol,
+    Reason, SourceCheck, Traffic, endpoint_flags, evaluate, evaluate_policy, flow_state, protocol,
 };
 
 use crate::barrier;
@@ -12,6 +12,7 @@ use crate::packet::{Parse, TcpFlags};
 use crate::packet_verdict::{FlowReport, PacketVerdict};
 use crate::slot::field;
 use crate::stale::{Recheck, Stale};
+use crate::traffic;
 
 /// The functions of one address family that are separate BPF functions in the kernel.
 pub(crate) trait VerdictFunctions<A: Parse>: Context + Family<A> {
@@ -127,6 +128,8 @@ pub(crate) struct FlowStart {
     /// flow lookup, and a connection that reuses a port gets a new verdict.
     pub(crate) new_connection: bool,
     pub(crate) flags: TcpFlags,
+    /// The offset of the IP header.
+    pub(crate) start: u32,
 }
 
 /// Evaluates a packet that belongs to no known flow, and records the flow that it initiates. If nothing is enforced, the
@@ -165,6 +168,7 @@ where
             | recheck_flag(context, attempt.direction, key.protocol, &evaluation);
         let entry = FlowEntry {
             remote_endpoint: remote_endpoint(context, attempt.direction),
+            sent: traffic::first(context, flow_start.start),
             ..entry(version, context.now(), attempt.direction, state)
         };
         // A packet that starts a connection may be forged, or its receiver may ignore it, so an existing flow is kept.
@@ -224,14 +228,18 @@ where
             // The flow is allowed in its initiator's direction, so its initiator is not changed.
             slot.write(field!(FlowEntry, last_used), entry.last_used);
             slot.write(field!(FlowEntry, state), known.state | flow_state::REPLIED);
+            traffic::add(context, slot.part(field!(FlowEntry, replies)), entry.sent);
             return Recorded::Known;
         }
     }
-    slot.write(field!(FlowEntry, state), state);
-    slot.write(field!(FlowEntry, initiator), entry.initiator);
-    slot.write(field!(FlowEntry, remote_endpoint), entry.remote_endpoint);
-    slot.write(field!(FlowEntry, last_used), entry.last_used);
-    slot.write(field!(FlowEntry, version), entry.version);
+    if matches!(recorded, Recorded::Known) {
+        traffic::add(context, slot.part(field!(FlowEntry, sent)), entry.sent);
+    } else {
+        traffic::restart(context, slot, entry);
+    }
+    let initiator = if entry.initiator == 0 { Direction::Ingress } else { Direction::Egress };
+    let evaluated = KnownFlow { version: entry.version, last_used: entry.last_used, initiator, state };
+    flow::set_evaluated(slot, &evaluated, entry.remote_endpoint);
     recorded
 }
 
@@ -255,6 +263,9 @@ where
     // nothing is enforced, the flow continues, and is only denied once: at its initiator's next packet.
     let continues = context.observes() && direction == stale.initiator;
     if !allowed && !continues {
+        if !read_only {
+            traffic::mark_revoked(&context, endpoint, &key, stale.state);
+        }
         return false;
     }
     // Only packets of flows that the pod initiated are rechecked. A reply does not depend on the pod's egress policy,
@@ -267,14 +278,16 @@ where
     // backends are not enough for a verdict on this flow, and each packet is rechecked.
     let through_service = matches!(evaluation.reason, Reason::Service);
     let evaluation = Evaluation { recheck: evaluation.recheck || through_service, ..evaluation };
-    let state = stale.state & !flow_state::RECHECK | recheck_flag(&context, stale.initiator, protocol, &evaluation);
-    // If the flow can no longer be recorded, it is evaluated again at its next packet.
-    let entry = FlowEntry {
+    let state = stale.state & !(flow_state::RECHECK | flow_state::REVOKED)
+        | recheck_flag(&context, stale.initiator, protocol, &evaluation);
+    // Written in place, which keeps the traffic of the flow. If the flow was evicted meanwhile, its next packet is
+    // evaluated as a new flow.
+    if let Some(slot) = context.flow(endpoint, &key) {
+        let evaluated = KnownFlow { version, last_used: context.now(), initiator: stale.initiator, state };
         // A packet from the pod does not carry the ID of the remote endpoint; the next packet to the pod does.
-        remote_endpoint: remote_endpoint(&context, direction),
-        ..entry(version, context.now(), stale.initiator, state)
-    };
-    context.insert_flow(endpoint, &key, &entry, true);
+        flow::set_evaluated(slot, &evaluated, remote_endpoint(&context, direction));
+        traffic::count(&context, slot, direction, start);
+    }
     allowed
 }
 
@@ -459,5 +472,7 @@ fn origin_state<A>(endpoint: &Endpoint, attempt: &Attempt<A>) -> u8 {
 
 #[inline(always)]
 const fn entry(version: EndpointVersion, now: u32, initiator: Direction, state: u8) -> FlowEntry {
-    FlowEntry { version, last_used: now, initiator: initiator as u8, state, remote_endpoint: 0 }
+    const NONE: Traffic = Traffic { packets: 0, bytes: 0 };
+    let initiator = initiator as u8;
+    FlowEntry { version, last_used: now, initiator, state, remote_endpoint: 0, started: now, sent: NONE, replies: NONE }
 }

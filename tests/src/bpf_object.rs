@@ -33,12 +33,19 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("BPF object not found at {}: run `cargo xtask ebpf`", path.display()))
 }
 
-/// Loads all programs of an object, and returns what the kernel reports about each.
+/// The global of the BPF object that is 1 if the packets and bytes of flows are counted.
+pub const COUNT_TRAFFIC: &str = "COUNT_TRAFFIC";
+
+/// Loads all programs of an object, with these globals set to 1, and returns what the kernel reports about each.
 ///
 /// # Errors
 /// Returns an error without the object, without root, or if the verifier rejects a program.
-pub fn program_infos(object: &Path) -> Result<BTreeMap<String, ProgramInfo>> {
-    let mut bpf = EbpfLoader::new().load(&read(object)?).context("loading the maps: run as root")?;
+pub fn program_infos(object: &Path, enabled: &[&str]) -> Result<BTreeMap<String, ProgramInfo>> {
+    let mut loader = EbpfLoader::new();
+    for global in enabled {
+        loader.override_global(global, &1_u32, true);
+    }
+    let mut bpf = loader.load(&read(object)?).context("loading the maps: run as root")?;
     bpf.programs_mut()
         .map(|(name, program)| {
             let program: &mut SchedClassifier = program.try_into()?;

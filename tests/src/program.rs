@@ -27,7 +27,7 @@ const DROPPED: u32 = 2;
 use crate::bpf_object::{classifier, read};
 use crate::runs::Runs;
 
-pub use crate::bpf_object::{object, program_infos, test_object};
+pub use crate::bpf_object::{COUNT_TRAFFIC, object, program_infos, test_object};
 
 /// `BPF_MAP_TYPE_LRU_HASH`. Source: `include/uapi/linux/bpf.h`.
 const LRU_HASH: u32 = 9;
@@ -64,7 +64,7 @@ impl Programs {
     /// # Errors
     /// Returns an error without the object, without root, or if the verifier rejects a program.
     pub fn load() -> Result<Self> {
-        Self::load_as(false)
+        Self::load_as(&[])
     }
 
     /// Loads maps and programs that enforce nothing.
@@ -72,16 +72,25 @@ impl Programs {
     /// # Errors
     /// Same as [`Self::load`].
     pub fn load_observing() -> Result<Self> {
-        Self::load_as(true)
+        Self::load_as(&["OBSERVE"])
     }
 
-    fn load_as(observing: bool) -> Result<Self> {
+    /// Loads maps and programs that count the packets and bytes of flows.
+    ///
+    /// # Errors
+    /// Same as [`Self::load`].
+    pub fn load_counting() -> Result<Self> {
+        Self::load_as(&[COUNT_TRAFFIC])
+    }
+
+    /// Loads maps and programs with these globals set to 1.
+    fn load_as(enabled: &[&str]) -> Result<Self> {
         let bytes = read(&test_object())?;
-        let observe = u32::from(observing);
-        let mut bpf = EbpfLoader::new()
-            .override_global("OBSERVE", &observe, true)
-            .load(&bytes)
-            .context("loading the maps: run as root (CAP_BPF, CAP_NET_ADMIN)")?;
+        let mut loader = EbpfLoader::new();
+        for global in enabled {
+            loader.override_global(global, &1_u32, true);
+        }
+        let mut bpf = loader.load(&bytes).context("loading the maps: run as root (CAP_BPF, CAP_NET_ADMIN)")?;
         for name in ["netpol_ingress", "netpol_egress", "netpol_empty"] {
             classifier(&mut bpf, name)?.load().with_context(|| format!("the verifier rejected {name}"))?;
         }
@@ -248,7 +257,7 @@ impl Programs {
         {
             if let Entry::Vacant(vacant) = flows.entry(id) {
                 let table =
-                    MapData::create(aya_obj::Map::new_from_params(LRU_HASH, key, 12, FLOWS, 0), "netpol_flows", None)?;
+                    MapData::create(aya_obj::Map::new_from_params(LRU_HASH, key, 48, FLOWS, 0), "netpol_flows", None)?;
                 let mut map: ArrayOfMaps<&mut MapData> = self.bpf.map_mut(tables).context(tables)?.try_into()?;
                 map.set(id, &table, 0).with_context(|| format!("writing to {tables}"))?;
                 vacant.insert(table);

@@ -20,6 +20,10 @@ static ALLOWED_FLOW_MASK: u32 = event_limits::CAPACITY as u32 - 1;
 #[unsafe(no_mangle)]
 static OBSERVE: u32 = 0;
 
+/// 1: the packets and bytes of flows are counted. If it is 0, the verifier removes the instructions that count.
+#[unsafe(no_mangle)]
+static COUNT_TRAFFIC: u32 = 0;
+
 /// The kernel's jiffies per second (`CONFIG_HZ`).
 #[unsafe(no_mangle)]
 static HZ: u32 = 250;
@@ -48,6 +52,8 @@ reader!(/// Returns [`ALLOWED_FLOW_MASK`].
     allowed_flow_mask, ALLOWED_FLOW_MASK);
 reader!(/// Returns [`OBSERVE`].
     observe, OBSERVE);
+reader!(/// Returns [`COUNT_TRAFFIC`].
+    count_traffic, COUNT_TRAFFIC);
 reader!(/// Returns [`HZ`].
     hz, HZ);
 

@@ -229,6 +229,16 @@ impl Context for Skb {
     }
 
     #[inline(always)]
+    fn counts_traffic(&self) -> bool {
+        globals::count_traffic() != 0
+    }
+
+    #[inline(always)]
+    fn segments(&self) -> u32 {
+        self.field(|skb| skb.gso_segs)
+    }
+
+    #[inline(always)]
     fn event_key(&self, word: usize) -> u32 {
         globals::event_key(word)
     }
@@ -252,7 +262,7 @@ macro_rules! family {
             #[inline(always)]
             fn flow(&self, endpoint: &Endpoint, key: &FlowKey<$address>) -> Option<Slot<'_, FlowEntry>> {
                 // SAFETY: the kernel does not free the element's memory. If it reuses the element for another flow at
-                // the same time, only that flow's times are wrong.
+                // the same time, only that flow's times and counters are wrong.
                 flows::$get(endpoint, key).map(|slot| unsafe { Slot::new(slot) })
             }
 

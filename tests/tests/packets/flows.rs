@@ -6,8 +6,9 @@ use crate::kernel_and_memory::{
     ACK, Addresses, FAMILIES, FORWARDED, KernelAndMemory, RST, RULES, SYN, SYN_ACK, ip, wire,
 };
 use netpol_common::Direction::{Egress, Ingress};
-use netpol_common::{Direction, Endpoint, Reason, RuleSetId, flow_timeout as timeout};
-use netpol_tests::packet::Ip;
+use netpol_common::{Direction, Endpoint, Reason, RuleSetId, Traffic, flow_state, flow_timeout as timeout};
+use netpol_tests::cluster::Mac;
+use netpol_tests::packet::{Ip, frame};
 use netpol_tests::program::INTERFACE;
 
 #[test]
@@ -329,5 +330,44 @@ fn icmp_errors_pass_if_the_quoted_flow_is_allowed() {
         both.expect(Egress, &error(a.pod, a.outsider, &reversed), Reason::NoRule, "sent to another address");
         both.expect(Egress, &error(a.pod, a.client, &reversed), Reason::IcmpError, "from the pod, to the remote");
         both.expect(Ingress, &error(a.outsider, a.pod, &sent[..12]), Reason::NoRule, "quoting less than a header");
+    }
+}
+
+#[test]
+fn packets_and_bytes_are_counted_in_both_directions() {
+    let mut both = KernelAndMemory::counting(&[Ingress, Egress]);
+    for a in FAMILIES {
+        let (requests, replies) = (ip(a.trusted, a.pod), ip(a.pod, a.trusted));
+        let packets = [
+            (Ingress, requests.tcp(1000, 90, SYN, b"")),
+            (Egress, replies.tcp(90, 1000, SYN_ACK, b"")),
+            (Ingress, requests.tcp(1000, 90, ACK, b"a request")),
+            (Egress, replies.tcp(90, 1000, ACK, &[0; 1000])),
+            (Ingress, requests.tcp(1000, 90, ACK, b"")),
+        ];
+        let mut expected = [Traffic::default(); 2];
+        for (number, (direction, packet)) in packets.iter().enumerate() {
+            let reason = if number == 0 { Reason::Rule } else { Reason::Flow };
+            both.expect(*direction, packet, reason, "a packet of the connection");
+            let traffic = &mut expected[usize::from(*direction == Egress)];
+            traffic.packets += 1;
+            traffic.bytes += packet.len() as u64;
+        }
+        // Under another version, by the slow path, and denied.
+        both.change(|_| {});
+        both.expect(Ingress, &packets[2].1, Reason::Flow, "evaluated again");
+        let tagged = frame(Mac([2; 6]), Mac([4; 6]), &[5], &packets[3].1);
+        assert_eq!(both.run(Egress, &tagged), Reason::Flow);
+        both.change(|endpoint| endpoint.ingress.rule_set = RuleSetId(99));
+        both.expect(Ingress, &packets[2].1, Reason::Revoked, "denied");
+        for (traffic, packet) in expected.iter_mut().zip([&packets[2].1, &packets[3].1]) {
+            traffic.packets += 1;
+            traffic.bytes += packet.len() as u64;
+        }
+        both.change(|endpoint| endpoint.ingress.rule_set = RULES);
+        let (kernel, memory) = both.tcp_entry(&a, (90, 1000));
+        assert_eq!([kernel.sent, kernel.replies], expected, "in the kernel");
+        assert_eq!([memory.sent, memory.replies], expected, "in memory");
+        assert_ne!(kernel.state & memory.state & flow_state::REVOKED, 0);
     }
 }

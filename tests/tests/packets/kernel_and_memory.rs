@@ -89,7 +89,17 @@ pub(crate) struct KernelAndMemory {
 impl KernelAndMemory {
     /// Returns a pod that is isolated in these directions, each with the rules of [`Addresses`].
     pub(crate) fn isolated(directions: &[Direction]) -> Self {
-        let kernel = Programs::load().expect("the programs load");
+        Self::isolated_with(Programs::load().expect("the programs load"), directions)
+    }
+
+    /// Returns the same pod, with programs that count the packets and bytes of flows.
+    pub(crate) fn counting(directions: &[Direction]) -> Self {
+        let both = Self::isolated_with(Programs::load_counting().expect("the programs load"), directions);
+        both.memory.count_traffic.set(true);
+        both
+    }
+
+    fn isolated_with(kernel: Programs, directions: &[Direction]) -> Self {
         let mut both = Self { kernel, memory: Memory::default(), endpoint: Endpoint::default() };
         let policy = |direction| {
             if directions.contains(&direction) {
@@ -240,18 +250,24 @@ impl KernelAndMemory {
 
     /// Returns the initiator's direction and the timeout of a TCP flow of the pod with its trusted peer, in the kernel
     /// and in memory. Ports are the pod's and the peer's.
-    pub(crate) fn tcp_flow(&self, a: &Addresses, (pod_port, remote_port): (u16, u16)) -> ((u8, u32), (u8, u32)) {
+    pub(crate) fn tcp_flow(&self, a: &Addresses, ports: (u16, u16)) -> ((u8, u32), (u8, u32)) {
         let summary = |entry: FlowEntry| (entry.initiator, flow_timeout::of(protocol::TCP, entry.state));
+        let (kernel, memory) = self.tcp_entry(a, ports);
+        (summary(kernel), summary(memory))
+    }
+
+    /// Returns the entry of the same flow, in the kernel and in memory.
+    pub(crate) fn tcp_entry(&self, a: &Addresses, (pod_port, remote_port): (u16, u16)) -> (FlowEntry, FlowEntry) {
         match (a.pod.parse().unwrap(), a.trusted.parse().unwrap()) {
             (IpAddr::V4(pod), IpAddr::V4(trusted)) => {
                 let key = flow_key(pod.octets(), trusted.octets(), pod_port, remote_port);
                 let kernel = self.kernel.flow(key).unwrap().expect("the kernel has the flow");
-                (summary(kernel), summary(self.memory.v4.flow(&key).expect("memory has the flow")))
+                (kernel, self.memory.v4.flow(&key).expect("memory has the flow"))
             }
             (IpAddr::V6(pod), IpAddr::V6(trusted)) => {
                 let key = flow_key(pod.octets(), trusted.octets(), pod_port, remote_port);
                 let kernel = self.kernel.flow(key).unwrap().expect("the kernel has the flow");
-                (summary(kernel), summary(self.memory.v6.flow(&key).expect("memory has the flow")))
+                (kernel, self.memory.v6.flow(&key).expect("memory has the flow"))
             }
             _ => unreachable!("one family"),
         }

@@ -35,6 +35,8 @@ const SINGLE: u16 = 2_000;
 pub(super) const TARGET_ESTABLISHED: f64 = 45.0;
 pub(super) const TARGET_NEW: f64 = 330.0;
 const TARGET_DENIED: f64 = 100.0;
+/// Target for what an established flow costs more if its packets and bytes are counted.
+const TARGET_TOTALS: f64 = 3.0;
 
 const RULE_SET: RuleSetId = RuleSetId(7);
 pub(super) const PEERS: ClassId = ClassId(1);
@@ -124,8 +126,9 @@ pub(super) enum Host {
 }
 
 fn measure(family: Family, peers: u32, lines: &mut Vec<Line>) -> Result<()> {
-    let mut programs = Programs::load()?;
+    let (mut programs, mut counting) = (Programs::load()?, Programs::load_counting()?);
     let endpoint = fill(&mut programs, family, peers)?;
+    fill(&mut counting, family, peers)?;
     let from = |host| Ip::new(family.address(host), family.address(Host::Pod));
     let peer = Host::Peer(peers / 2);
     let syn = wire(&from(peer).tcp(40_000, ALLOWED_PORT, 0x02, b""));
@@ -134,8 +137,13 @@ fn measure(family: Family, peers: u32, lines: &mut Vec<Line>) -> Result<()> {
         lines.push(Line { family: family.number(), peers, case, ns, spread, empty_ns, target_ns });
     };
 
-    ensure!(programs.run(Direction::Ingress, &syn, OTHER_INTERFACE, 1)?.passed, "the flow to measure was denied");
-    add("established, TCP", TARGET_ESTABLISHED, compare(&mut programs, &ack, true)?);
+    for programs in [&mut programs, &mut counting] {
+        ensure!(programs.run(Direction::Ingress, &syn, OTHER_INTERFACE, 1)?.passed, "the flow to measure was denied");
+    }
+    let [off, on] = established(&mut programs, &mut counting, &ack)?;
+    add("established, TCP", TARGET_ESTABLISHED, off);
+    add("established, totals", TARGET_ESTABLISHED + TARGET_TOTALS, on);
+    drop(counting);
     add("new, TCP SYN", TARGET_NEW, compare(&mut programs, &syn, true)?);
     add("new, UDP", TARGET_NEW, compare_new(&mut programs, family, peer)?);
     if peers == 1 {
@@ -201,6 +209,21 @@ fn compare(programs: &mut Programs, frame: &[u8], passes: bool) -> Result<(f64, 
         full.push(nanoseconds(ran.time));
     }
     Ok(difference(full, empty))
+}
+
+/// Compares a packet of a known flow, with programs that do not count its packets and bytes and with programs that do.
+/// Both and the empty program alternate.
+fn established(programs: &mut Programs, counting: &mut Programs, frame: &[u8]) -> Result<[(f64, f64, f64); 2]> {
+    let (mut empty, mut off, mut on) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        empty.push(nanoseconds(programs.run_empty(frame, REPEAT)?));
+        for (programs, times) in [(&mut *programs, &mut off), (&mut *counting, &mut on)] {
+            let ran = programs.run(Direction::Ingress, frame, OTHER_INTERFACE, REPEAT)?;
+            ensure!(ran.passed, "the frame to measure should pass");
+            times.push(nanoseconds(ran.time));
+        }
+    }
+    Ok([difference(off, empty.clone()), difference(on, empty)])
 }
 
 /// Compares where each run creates a flow of its own: many runs of one packet each. Both sides include the overhead

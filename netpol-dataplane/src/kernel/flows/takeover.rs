@@ -90,9 +90,10 @@ impl TakeOver {
                 let entry = FlowEntry {
                     version: EndpointVersion(0),
                     last_used: now,
+                    started: now,
                     initiator: side.initiator as u8,
                     state: side.state,
-                    remote_endpoint: 0,
+                    ..FlowEntry::default()
                 };
                 let written = match (side.pod, side.remote) {
                     (IpAddr::V4(pod), IpAddr::V4(remote)) => {

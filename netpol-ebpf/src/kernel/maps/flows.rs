@@ -4,7 +4,7 @@
 //! A pod's flows can evict only its own flows. The agent creates the tables in advance and chooses their sizes. If an
 //! ID is given to another pod, it keeps its table; the interface in the key separates their flows.
 //!
-//! Size: 104 and 128 bytes per entry, preallocated. If a table is full, the least recently used entries are evicted.
+//! Size: 136 and 160 bytes per entry, preallocated. If a table is full, the least recently used entries are evicted.
 //! Inner maps with other sizes than declared here are accepted since Linux 5.10:
 //! <https://github.com/torvalds/linux/commit/134fede4eecfcbe7900e789f625fa6f9c3a8cd0e>.
 

@@ -1,0 +1,69 @@
+//! Counts the packets and bytes of flows, if this is enabled: see `COUNT_TRAFFIC` in `kernel/globals`.
+
+use netpol_common::{Direction, Endpoint, FlowEntry, FlowKey, Traffic, flow_state};
+
+use crate::context::{Context, Family, PacketAddress};
+use crate::slot::{Slot, field};
+
+/// Returns whether the packet is counted in its flow. Post-DNAT, it was counted already.
+#[inline(always)]
+fn is_counted<S: Context>(context: &S) -> bool {
+    context.counts_traffic() && !context.is_post_dnat()
+}
+
+/// Returns what the packet adds to the traffic of its flow. `start` is the offset of its IP header.
+#[inline(always)]
+fn of_packet<S: Context>(context: &S, start: u32) -> Traffic {
+    let bytes = context.length().saturating_sub(start);
+    Traffic { packets: u64::from(context.segments().max(1)), bytes: u64::from(bytes) }
+}
+
+/// Counts an allowed packet in its flow, if traffic is counted. Reads the initiator again, because it would take space on
+/// the stack until here.
+#[inline(always)]
+pub(crate) fn count<S: Context>(context: &S, slot: Slot<'_, FlowEntry>, direction: Direction, start: u32) {
+    if is_counted(context) {
+        let is_reply = slot.read(field!(FlowEntry, initiator)) != direction as u8;
+        let traffic = if is_reply { slot.part(field!(FlowEntry, replies)) } else { slot.part(field!(FlowEntry, sent)) };
+        add(context, traffic, of_packet(context, start));
+    }
+}
+
+/// Returns the traffic of a new flow, which is its first packet.
+#[inline(always)]
+pub(crate) fn first<S: Context>(context: &S, start: u32) -> Traffic {
+    if is_counted(context) { of_packet(context, start) } else { Traffic::default() }
+}
+
+/// Adds a packet to the traffic of its flow.
+#[inline(always)]
+pub(crate) fn add<S: Context>(context: &S, traffic: Slot<'_, Traffic>, packet: Traffic) {
+    if is_counted(context) {
+        traffic.add_unlocked(field!(Traffic, packets), packet.packets);
+        traffic.add_unlocked(field!(Traffic, bytes), packet.bytes);
+    }
+}
+
+/// Replaces the start and the traffic of an existing flow by those of a new connection.
+#[inline(always)]
+pub(crate) fn restart<S: Context>(context: &S, slot: Slot<'_, FlowEntry>, entry: &FlowEntry) {
+    if is_counted(context) {
+        slot.write(field!(FlowEntry, started), entry.started);
+        slot.write(field!(FlowEntry, sent), entry.sent);
+        slot.write(field!(FlowEntry, replies), Traffic::default());
+    }
+}
+
+/// Stores in a flow that the current policies do not allow it, if traffic is counted.
+#[inline(always)]
+pub(crate) fn mark_revoked<A, S>(context: &S, endpoint: &Endpoint, key: &FlowKey<A>, state: u8)
+where
+    A: PacketAddress,
+    S: Context + Family<A>,
+{
+    if context.counts_traffic()
+        && let Some(slot) = context.flow(endpoint, key)
+    {
+        slot.write(field!(FlowEntry, state), state | flow_state::REVOKED);
+    }
+}

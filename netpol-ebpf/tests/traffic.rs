@@ -1,0 +1,189 @@
+//! Tests of the packets and bytes that are counted in flows, with [`Memory`], where maps are in memory and the test sets
+//! the clock.
+
+use netpol_common::Direction::{Egress, Ingress};
+use netpol_common::{
+    Direction, DirectionPolicy, Endpoint, EndpointVersion, FlowEntry, FlowKey, IfIndex, PortSetId, Reason, RuleSetId,
+    Traffic, flow_state, protocol,
+};
+use netpol_ebpf::memory::Memory;
+
+const VETH: u32 = 7;
+const OTHER_INTERFACE: u32 = 9;
+const POD: [u8; 4] = [10, 0, 0, 1];
+const CLIENT: [u8; 4] = [10, 0, 0, 2];
+const DENIES: DirectionPolicy = DirectionPolicy { rule_set: RuleSetId(3), any: PortSetId::NONE };
+const SYN: u8 = 0x02;
+const SYN_ACK: u8 = 0x12;
+const ACK: u8 = 0x10;
+/// The length of the headers of IPv4 and TCP, and of IPv4 and UDP.
+const TCP: u64 = 40;
+const UDP: u64 = 28;
+
+/// Returns a pod that no policy isolates.
+fn pod(count_traffic: bool) -> Memory {
+    let mut memory = Memory::default();
+    let endpoint = Endpoint {
+        ifindex: IfIndex(VETH),
+        version: EndpointVersion(1),
+        ingress: DirectionPolicy::OPEN,
+        egress: DirectionPolicy::OPEN,
+        id: 1,
+        address_v4: POD,
+        ..Endpoint::default()
+    };
+    memory.endpoints.insert(VETH, endpoint);
+    memory.count_traffic.set(count_traffic);
+    memory
+}
+
+/// Changes the policy for packets to the pod, and the version, as the agent does.
+fn set_ingress(memory: &mut Memory, ingress: DirectionPolicy) {
+    let endpoint = memory.endpoints.get_mut(&VETH).expect("the pod's endpoint");
+    endpoint.ingress = ingress;
+    endpoint.version.0 += 1;
+}
+
+fn frame(vlan: &[u8], from: [u8; 4], to: [u8; 4], protocol: u8, transport: &[u8]) -> Vec<u8> {
+    let total = u16::try_from(20 + transport.len()).expect("a short packet");
+    let mut frame = [&[2; 12][..], vlan, &[8, 0, 0x45, 0], &total.to_be_bytes(), &[0, 1]].concat();
+    frame.extend([&[0, 0, 64, protocol, 0, 0][..], &from, &to, transport].concat());
+    frame
+}
+
+fn tcp(flags: u8, ports: [u16; 2], payload: usize) -> Vec<u8> {
+    let mut segment = ports.map(u16::to_be_bytes).concat();
+    segment.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 1, 0, 0, 0, 0, 0]);
+    segment.resize(20 + payload, 0);
+    segment
+}
+
+fn datagram(ports: [u16; 2], payload: usize) -> Vec<u8> {
+    let mut datagram = [ports[0].to_be_bytes(), ports[1].to_be_bytes(), [0, 16], [0; 2]].concat();
+    datagram.resize(8 + payload, 0);
+    datagram
+}
+
+/// Runs a TCP segment from the client's port 1000 to the pod's port 80.
+fn request(memory: &Memory, flags: u8, payload: usize) -> Reason {
+    memory.run(
+        Ingress,
+        &frame(&[], CLIENT, POD, protocol::TCP, &tcp(flags, [1000, 80], payload)),
+        VETH,
+        OTHER_INTERFACE,
+    )
+}
+
+/// Runs a segment in the opposite direction.
+fn reply(memory: &Memory, flags: u8, payload: usize) -> Reason {
+    memory.run(Egress, &frame(&[], POD, CLIENT, protocol::TCP, &tcp(flags, [80, 1000], payload)), VETH, 0)
+}
+
+fn flow(memory: &Memory, protocol: u8, pod_port: u16, remote_port: u16) -> FlowEntry {
+    let key = FlowKey {
+        ifindex: IfIndex(VETH),
+        pod_address: POD,
+        remote_address: CLIENT,
+        pod_port: pod_port.to_be_bytes(),
+        remote_port: remote_port.to_be_bytes(),
+        protocol,
+        zero: [0; 3],
+    };
+    memory.v4.flow(&key).expect("the flow was not recorded")
+}
+
+fn connection(memory: &Memory) -> FlowEntry {
+    flow(memory, protocol::TCP, 80, 1000)
+}
+
+/// Returns packets and bytes from the initiator, and of replies.
+fn counts(entry: &FlowEntry) -> [(u64, u64); 2] {
+    [entry.sent, entry.replies].map(|Traffic { packets, bytes }| (packets, bytes))
+}
+
+#[test]
+fn packets_and_bytes_are_counted_for_each_direction() {
+    let memory = pod(true);
+    request(&memory, SYN, 0);
+    assert_eq!(counts(&connection(&memory)), [(1, TCP), (0, 0)], "the first packet");
+    request(&memory, SYN, 0);
+    reply(&memory, SYN_ACK, 0);
+    request(&memory, ACK, 100);
+    reply(&memory, ACK, 1000);
+    reply(&memory, ACK, 1);
+    assert_eq!(counts(&connection(&memory)), [(3, 3 * TCP + 100), (3, 3 * TCP + 1001)]);
+
+    // The slow path: a frame with a VLAN tag has the same length from the IP header on.
+    let tagged = frame(&[0x81, 0, 0, 5], CLIENT, POD, protocol::TCP, &tcp(ACK, [1000, 80], 7));
+    assert_eq!(memory.run(Ingress, &tagged, VETH, OTHER_INTERFACE), Reason::Flow);
+    assert_eq!(counts(&connection(&memory))[0], (4, 4 * TCP + 107));
+
+    // The pod is the initiator.
+    let run = |direction: Direction, from, to, ports| {
+        memory.run(direction, &frame(&[], from, to, protocol::UDP, &datagram(ports, 12)), VETH, OTHER_INTERFACE)
+    };
+    run(Egress, POD, CLIENT, [5000, 53]);
+    run(Ingress, CLIENT, POD, [53, 5000]);
+    run(Ingress, CLIENT, POD, [53, 5000]);
+    assert_eq!(counts(&flow(&memory, protocol::UDP, 5000, 53)), [(1, UDP + 12), (2, 2 * (UDP + 12))]);
+}
+
+#[test]
+fn nothing_is_counted_unless_it_is_enabled() {
+    let memory = pod(false);
+    request(&memory, SYN, 0);
+    let first = connection(&memory);
+    request(&memory, ACK, 100);
+    request(&memory, SYN, 0);
+    assert_eq!(connection(&memory), first, "an unchanged entry");
+    assert_eq!(counts(&first), [(0, 0), (0, 0)]);
+}
+
+#[test]
+fn a_change_of_policy_keeps_the_counts_and_denied_packets_are_not_counted() {
+    let mut memory = pod(true);
+    request(&memory, SYN, 0);
+    reply(&memory, SYN_ACK, 0);
+    let started = connection(&memory).started;
+    memory.wait(5);
+    for ingress in [DirectionPolicy { any: PortSetId::ALL, ..DENIES }, DENIES] {
+        set_ingress(&mut memory, ingress);
+        let expected = if ingress == DENIES { Reason::Revoked } else { Reason::Flow };
+        assert_eq!((request(&memory, ACK, 10), reply(&memory, ACK, 20)), (expected, expected));
+    }
+    let revoked = connection(&memory);
+    assert_eq!(counts(&revoked), [(2, 2 * TCP + 10), (2, 2 * TCP + 20)]);
+    assert_eq!((revoked.started, revoked.state & flow_state::REVOKED), (started, flow_state::REVOKED));
+
+    // The flow is allowed again.
+    set_ingress(&mut memory, DirectionPolicy::OPEN);
+    assert_eq!(request(&memory, ACK, 0), Reason::Flow);
+    let allowed = connection(&memory);
+    assert_eq!((counts(&allowed)[0], allowed.state & flow_state::REVOKED), ((3, 3 * TCP + 10), 0));
+}
+
+#[test]
+fn a_new_connection_with_the_same_ports_starts_at_zero() {
+    let memory = pod(true);
+    request(&memory, SYN, 0);
+    reply(&memory, SYN_ACK, 0);
+    let first = connection(&memory);
+    memory.wait(5);
+    request(&memory, SYN, 0);
+    let second = connection(&memory);
+    assert_eq!(counts(&second), [(1, TCP), (0, 0)]);
+    assert_ne!(second.started, first.started);
+}
+
+#[test]
+fn a_packet_is_not_counted_again_post_dnat() {
+    let mut memory = pod(true);
+    memory.endpoints.get_mut(&VETH).expect("the pod's endpoint").egress =
+        DirectionPolicy { any: PortSetId::ALL, ..DENIES };
+    let packet = frame(&[], POD, CLIENT, protocol::UDP, &datagram([5000, 53], 12));
+    for count in 1..=2 {
+        assert!(memory.run(Egress, &packet, VETH, 0).allows());
+        memory.run_post_dnat(&packet, VETH);
+        assert_eq!(counts(&flow(&memory, protocol::UDP, 5000, 53))[0], (count, count * (UDP + 12)));
+    }
+}
