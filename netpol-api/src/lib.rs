@@ -43,8 +43,9 @@ pub use explain::{ExplainResponse, TableVerdict};
 #[cfg(feature = "client")]
 pub use query::{EndFilter, FlowQuery, PortFilter, boolean, parameters};
 pub use record::{
-    Fix, FlowDirection, FlowEnd, FlowRecord, FlowRule, FlowSide, FlowVerdict, LostRecord, MulticastRecord,
-    RECORD_SCHEMA, RateLimitedRecord, Record, RecordHeader, RevokedBy, Workload,
+    Fix, FlowDirection, FlowEnd, FlowEnding, FlowRecord, FlowRule, FlowSide, FlowTotalsRecord, FlowVerdict,
+    IntervalCounts, LostRecord, MulticastRecord, RECORD_SCHEMA, RateLimitedRecord, Record, RecordHeader, RevokedBy,
+    TrafficCounts, Workload,
 };
 pub use resources::{
     ConflictStatus, GenerationStatus, List, MapStatus, PodStatus, PolicyList, PolicyMode, PolicyStatus, RuleStatus,

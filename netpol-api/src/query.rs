@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::condition::is_name;
-use crate::{FlowEnd, FlowRecord, FlowSide, FlowVerdict, Record, format_duration, parse_duration};
+use crate::{FlowEnd, FlowRecord, FlowSide, FlowTotalsRecord, FlowVerdict, Record, format_duration, parse_duration};
 
 /// Which records of flows a client requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -145,6 +145,7 @@ impl FlowQuery {
     pub fn matches(&self, record: &Record) -> bool {
         match record {
             Record::Flow(flow) => self.matches_flow(flow),
+            Record::FlowTotals(totals) => self.matches_totals(totals),
             Record::Lost(_) => true,
             Record::Multicast(summary) => {
                 let port = self.port.as_ref().is_none_or(|port| port.matches(summary.port, &summary.protocol));
@@ -186,6 +187,18 @@ impl FlowQuery {
             && self.policy.as_ref().is_none_or(|policy| {
                 [&flow.egress, &flow.ingress].into_iter().flatten().any(|side| names_policy(side, policy))
             })
+    }
+
+    /// Flows with totals are allowed. Their policies are not known.
+    fn matches_totals(&self, totals: &FlowTotalsRecord) -> bool {
+        let of_namespace =
+            |namespace: &String| [&totals.from.namespace, &totals.to.namespace].contains(&&Some(namespace.clone()));
+        self.has_verdict(FlowVerdict::Allowed)
+            && self.from.as_ref().is_none_or(|from| from.matches(&totals.from))
+            && self.to.as_ref().is_none_or(|to| to.matches(&totals.to))
+            && self.port.as_ref().is_none_or(|port| port.matches(totals.port, &totals.protocol))
+            && self.namespace.as_ref().is_none_or(of_namespace)
+            && self.policy.is_none()
     }
 
     fn has_verdict(&self, verdict: FlowVerdict) -> bool {

@@ -13,6 +13,8 @@ pub const RECORD_SCHEMA: &str = "netpol.io/v1";
 pub enum Record {
     /// A flow.
     Flow(Box<FlowRecord>),
+    /// Packets and bytes of a flow.
+    FlowTotals(Box<FlowTotalsRecord>),
     /// Denied packets to a multicast or broadcast group.
     Multicast(Box<MulticastRecord>),
     /// Packets of a pod without a record, because the pod's budget was used up.
@@ -152,6 +154,93 @@ impl FlowRecord {
         match self.direction {
             FlowDirection::Ingress => &mut self.ingress,
             FlowDirection::Egress => &mut self.egress,
+        }
+    }
+}
+
+/// Packets and bytes of an allowed flow: when it ends, and if requested once a minute.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowTotalsRecord {
+    /// Schema, time and node.
+    #[serde(flatten)]
+    pub header: RecordHeader,
+    /// Whether the pod of this record is the receiver of the flow's first packet, or its sender.
+    pub direction: FlowDirection,
+    /// The source of the first packet.
+    pub from: FlowEnd,
+    /// Its destination. For a Service, its address before translation.
+    pub to: FlowEnd,
+    /// `TCP`, `UDP`, `SCTP`, `ICMP`, `ICMPv6`, or a number.
+    pub protocol: String,
+    /// The destination port, if the protocol has ports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// When the flow started: RFC 3339, UTC, with milliseconds.
+    pub started: String,
+    /// When its last packet arrived, with a precision of two seconds.
+    pub last_seen: String,
+    /// Since the start.
+    #[serde(flatten)]
+    pub total: TrafficCounts,
+    /// With one record a minute: the part since the last record of this flow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<IntervalCounts>,
+    /// Why the flow has ended; `None` if it has not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<FlowEnding>,
+}
+
+/// Allowed packets of a flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrafficCounts {
+    /// Packets from `from` to `to`.
+    pub packets: u64,
+    /// Bytes of these packets, from their IP headers on.
+    pub bytes: u64,
+    /// Packets from `to` to `from`.
+    pub reply_packets: u64,
+    /// Bytes of these packets.
+    pub reply_bytes: u64,
+}
+
+/// Allowed packets of a flow in a part of its time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IntervalCounts {
+    /// The time of the last record of this flow. Without one, the start of the flow or of the agent.
+    pub since: String,
+    /// The packets since then.
+    #[serde(flatten)]
+    pub counts: TrafficCounts,
+}
+
+/// Why a flow has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum FlowEnding {
+    /// TCP: FIN from both sides, RST, or a new connection between the same ports.
+    Closed,
+    /// No packets for longer than the timeout.
+    Timeout,
+    /// The pod's flow table was full.
+    Evicted,
+    /// A change of policy: a packet was denied.
+    Revoked,
+    /// The pod was deleted.
+    PodDeleted,
+}
+
+impl FlowEnding {
+    /// Returns the name, as in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Timeout => "timeout",
+            Self::Evicted => "evicted",
+            Self::Revoked => "revoked",
+            Self::PodDeleted => "podDeleted",
         }
     }
 }

@@ -8,7 +8,7 @@ use netpol_api::Record;
 /// The maximum length of a line, in bytes.
 const MAX_LINE: u64 = 1 << 20;
 /// The types of [`Record`].
-const TYPES: [&str; 4] = ["flow", "multicast", "rateLimited", "lost"];
+const TYPES: [&str; 5] = ["flow", "flowTotals", "multicast", "rateLimited", "lost"];
 
 /// Reads all records. One of a type that this version does not have is `None`: docs/flows.md allows new types.
 pub(crate) fn read(
@@ -72,10 +72,13 @@ mod tests {
                 r#"{{"type":"rateLimited",{header},"verdict":"denied","direction":"egress","pod":"a/b","suppressed":1}}"#
             ),
             format!(r#"{{"type":"lost",{header},"records":1}}"#),
+            format!(
+                r#"{{"type":"flowTotals",{header},"direction":"egress","from":{{}},"to":{{}},"protocol":"TCP","started":"2026-11-29T12:00:00Z","lastSeen":"2026-11-29T12:00:00Z","packets":1,"bytes":60,"replyPackets":0,"replyBytes":0,"ended":"timeout"}}"#
+            ),
             String::new(),
             format!(r#"{{"type":"new",{header}}}"#),
         ];
-        assert_eq!(count(&records.join("\n")).expect("records"), (5, 1));
+        assert_eq!(count(&records.join("\n")).expect("records"), (6, 1));
         for (text, expected) in [
             ("{", "f:1 is not a record of netpol: EOF"),
             ("\n{}", "f:2 is not a record of netpol: it has no `type`"),

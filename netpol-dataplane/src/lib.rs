@@ -17,9 +17,10 @@ use thiserror::Error;
 use netpol_node::TunnelEndpoints;
 
 pub use kernel::{
-    AttachMode, Capacities, CounterReader, EndpointStatus, ForeignProgram, ForeignPrograms, Kernel, KernelError,
-    KernelOptions, KernelVersion, Lock, MapName, Mounts, Order, Removed, RingReader, Role, SHARED_TABLE_DIVISOR,
-    Status, StatusError, read_status, uninstall,
+    AttachMode, BothWays, Capacities, CounterReader, EndpointStatus, FlowEnding, FlowTotals, FlowTotalsMode,
+    FlowTotalsReader, ForeignProgram, ForeignPrograms, Kernel, KernelError, KernelOptions, KernelVersion, Lock,
+    MapName, Mounts, Order, Removed, RingReader, Role, SHARED_TABLE_DIVISOR, Status, StatusError, read_status,
+    uninstall,
 };
 pub use memory::{Memory, PendingCall};
 

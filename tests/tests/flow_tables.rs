@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use aya::maps::MapInfo;
 use netpol_common::LAYOUT_VERSION;
-use netpol_tests::{Cluster, Lab, policy};
+use netpol_tests::cluster::Families;
+use netpol_tests::{AgentOptions, Cluster, Lab, policy};
+use serde_json::Value;
 
 /// Number of idle connections that must survive.
 const IDLE: usize = 40;
@@ -163,4 +165,96 @@ fn flows_survive_larger_tables_and_a_restart_of_the_agent() -> Result<()> {
     let after = sizes(lab.agent_ref().pin_path())?;
     ensure!(after.iter().max() > before.iter().max(), "the next agent created new tables: {after:?}");
     lab.expect("shop/client -> shop/server 80/TCP\nshop/server -x shop/client 80/TCP")
+}
+
+/// Waits for the record of a flow's totals to a port of the server, at one of its ends.
+fn wait_totals(lab: &Lab, direction: &str, server: IpAddr, protocol: &str) -> Result<Value> {
+    let begun = Instant::now();
+    loop {
+        let records = lab.agent_ref().get("/v1/flows?verdict=allowed")?;
+        let records = records.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+        let found = records.iter().find(|record| {
+            record["type"] == "flowTotals"
+                && record["direction"] == direction
+                && record["to"]["address"] == server.to_string()
+                && record["protocol"] == protocol
+        });
+        if let Some(record) = found {
+            return Ok(record.clone());
+        }
+        ensure!(begun.elapsed() < Duration::from_secs(30), "no totals of {protocol} to {server} ({direction})");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Returns packets, bytes, packets of replies, and their bytes.
+fn counts(record: &Value) -> [u64; 4] {
+    ["packets", "bytes", "replyPackets", "replyBytes"].map(|field| record[field].as_u64().unwrap_or(u64::MAX))
+}
+
+#[test]
+fn totals_have_the_packets_and_bytes_of_a_flow_when_it_ends() -> Result<()> {
+    let pods = [("shop/server", "app=server"), ("shop/client", "app=client")];
+    let open = "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress], ingress: [{}]}";
+    let cluster = Cluster::builder().families(Families::Dual).pods(&pods);
+    let options = AgentOptions::default().arguments(&["--flow-totals", "end"]);
+    let mut lab = Lab::start_with(cluster, &[policy("shop/server", open)], options)?;
+    let mut sockets = Vec::new();
+    let servers = lab.cluster.host("shop/server").addresses().to_vec();
+    for server in &servers {
+        let bound = |host: &str, address| lab.cluster.host(host).netns().run(|| Ok(UdpSocket::bind((address, PORT))?));
+        let client =
+            lab.cluster.host("shop/client").address_of_same_family(*server).context("no address of this family")?;
+        let (server_socket, client_socket) = (bound("shop/server", *server)?, bound("shop/client", client)?);
+        for _ in 0..3 {
+            client_socket.send_to(&[0; 100], (*server, PORT))?;
+            server_socket.recv(&mut [0; 200])?;
+        }
+        for _ in 0..2 {
+            server_socket.send_to(&[0; 50], (client, PORT))?;
+            client_socket.recv(&mut [0; 200])?;
+        }
+        sockets.push((server_socket, client_socket));
+    }
+    let listening = servers.iter().map(|server| {
+        lab.cluster
+            .host("shop/server")
+            .netns()
+            .run(|| Ok(TcpListener::bind((*server, PORT))?))
+            .map(|one| (*server, one))
+    });
+    for (server, listener) in listening.collect::<Result<Vec<_>>>()? {
+        let connect = || Ok(TcpStream::connect_timeout(&(server, PORT).into(), Duration::from_secs(5))?);
+        let mut client = lab.cluster.host("shop/client").netns().run(connect)?;
+        client.write_all(&[0; 1000])?;
+        drop(client);
+        listener.accept()?.0.read_to_end(&mut Vec::new())?;
+        let closed = wait_totals(&lab, "ingress", server, "TCP")?;
+        let [packets, bytes, ..] = counts(&closed);
+        ensure!(closed["ended"] == "closed" && packets >= 4 && bytes > 1100 && bytes < 2000, "{closed}");
+    }
+
+    // The server no longer accepts datagrams: its flows end, and the client's continue.
+    let closed = "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress]}";
+    lab.policies(&[policy("shop/server", closed)])?;
+    lab.expect("shop/client -x shop/server 80/TCP")?;
+    for ((_, client), server) in sockets.iter().zip(&servers) {
+        client.send_to(&[0; 100], (*server, PORT))?;
+    }
+    let length = |server: &IpAddr, payload: u64| payload + 8 + if server.is_ipv4() { 20 } else { 40 };
+    for server in &servers {
+        let revoked = wait_totals(&lab, "ingress", *server, "UDP")?;
+        let expected = [3, 3 * length(server, 100), 2, 2 * length(server, 50)];
+        ensure!(counts(&revoked) == expected && revoked["ended"] == "revoked", "expected {expected:?}: {revoked}");
+        ensure!(revoked["from"]["pod"] == "client" && revoked["to"]["pod"] == "server", "{revoked}");
+    }
+    drop(sockets);
+    lab.cluster.remove_pod("shop/client")?;
+    for server in &servers {
+        let deleted = wait_totals(&lab, "egress", *server, "UDP")?;
+        let expected = [4, 4 * length(server, 100), 2, 2 * length(server, 50)];
+        ensure!(counts(&deleted) == expected && deleted["ended"] == "podDeleted", "expected {expected:?}: {deleted}");
+        ensure!(deleted["from"]["pod"] == "client", "the name of the deleted pod: {deleted}");
+    }
+    Ok(())
 }

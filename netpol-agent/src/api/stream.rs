@@ -190,12 +190,21 @@ fn add_line(lines: &mut String, record: &BufferedRecord, labels: bool) {
     match &*record.record {
         Record::Flow(flow) if labels && record.labels.iter().any(Option::is_some) => {
             let mut flow = flow.clone();
-            let [from, to] = &record.labels;
-            (flow.from.labels, flow.to.labels) = (from.as_ref().map(label_map), to.as_ref().map(label_map));
+            [flow.from.labels, flow.to.labels] = label_maps(record);
             add_json(lines, &Record::Flow(flow));
+        }
+        Record::FlowTotals(totals) if labels && record.labels.iter().any(Option::is_some) => {
+            let mut totals = totals.clone();
+            [totals.from.labels, totals.to.labels] = label_maps(record);
+            add_json(lines, &Record::FlowTotals(totals));
         }
         record => add_json(lines, record),
     }
+}
+
+/// Returns the labels of the source and the destination.
+fn label_maps(record: &BufferedRecord) -> [Option<BTreeMap<String, String>>; 2] {
+    record.labels.each_ref().map(|labels| labels.as_ref().map(label_map))
 }
 
 fn label_map(labels: &Labels) -> BTreeMap<String, String> {

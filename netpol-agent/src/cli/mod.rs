@@ -27,7 +27,7 @@ use crate::events::DEFAULT_FLOW_BUFFER;
 use crate::reconcile::UnknownPods;
 use flow_export::FlowExport;
 use memory::PolicyMemory;
-use netpol_dataplane::{AttachMode, Capacities, SHARED_TABLE_DIVISOR};
+use netpol_dataplane::{AttachMode, Capacities, FlowTotalsMode, SHARED_TABLE_DIVISOR};
 use netpol_policy::text::error_chain;
 use netpol_source::ObjectSource;
 
@@ -168,6 +168,9 @@ struct RunArgs {
     /// output
     #[arg(long, value_enum, default_value_t)]
     record_flows: RecordFlows,
+    /// Count the packets and bytes of allowed flows, and record them
+    #[arg(long, value_enum, default_value_t)]
+    flow_totals: FlowTotalsMode,
     /// Number of the last records that are kept in memory for API clients, about 1 KiB each; pods share it fairly
     #[arg(long, value_name = "RECORDS", default_value_t = DEFAULT_FLOW_BUFFER)]
     flow_buffer: usize,

@@ -192,6 +192,7 @@ async fn enforce(
         attach: args.attach,
         capacities: args.sizes.capacities(),
         observe: args.observe,
+        flow_totals: args.flow_totals,
     };
     let (mut kernel, outcomes) = Kernel::start(object.as_ref(), &options)?;
     kernel.set_settings(Settings { record_allowed: u32::from(args.record_flows == RecordFlows::All) })?;
@@ -199,6 +200,7 @@ async fn enforce(
     tracing::info!(pin_path = %args.pin_path.display(), "programs loaded");
     let old = kernel.snapshot()?;
     let ring = kernel.events()?;
+    let flow_totals = kernel.take_flow_totals();
     let mut meter = Meter::new(kernel.counters()?, feed.state.clone());
     meter.exporters = exporters.clone();
     match conflicts::start(kernel.foreign(), args.cni_config.clone()) {
@@ -220,6 +222,7 @@ async fn enforce(
     reconciler.interfaces_listed_at(listed_at);
     let reporter = Reporter::new(Lines::to(std::io::stdout()), flows)
         .with_allowed_flows(args.record_flows == RecordFlows::All)
+        .with_flow_totals(flow_totals.as_ref())
         .with_kube_events(sink)
         .with_exporters(exporters);
     let inputs = Inputs {
@@ -230,6 +233,7 @@ async fn enforce(
         outcomes,
         compiled,
         ring,
+        flow_totals,
         loop_requests,
         progress,
         ready_file: args.ready_file.clone(),

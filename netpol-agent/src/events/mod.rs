@@ -22,9 +22,11 @@ mod quota;
 mod revoked;
 mod shadow;
 mod shares;
+mod totals;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use netpol_api::{FlowRecord, FlowVerdict, Record};
@@ -45,7 +47,7 @@ use groups::Groups;
 pub use hits::{HitCounters, Hits};
 use kubernetes::Sink;
 use limited::{Limited, LimitedSummary};
-use netpol_dataplane::Dataplane;
+use netpol_dataplane::{Dataplane, FlowTotals, FlowTotalsReader};
 use observed::Observed;
 pub use out::Lines;
 use policies::{ShadowPolicies, ShadowPolicyCache};
@@ -61,6 +63,9 @@ const MAX_RECORDS: u64 = 1000;
 const SUMMARY_INTERVAL: Duration = Duration::from_millis(500);
 /// Queue key of summaries. It is not the key of a pod, so summaries have their own share of the queue.
 const SUMMARY_KEY: u32 = u32::MAX;
+
+/// Maximum number of pods of which the names are kept after they are deleted, about.
+const MAX_RECENT_PODS: usize = 16_384;
 
 /// Turns events into records.
 #[derive(Debug)]
@@ -86,6 +91,8 @@ pub struct Reporter {
     recent_pods: HashMap<u32, PodKey>,
     kubernetes: Option<Sink>,
     records_allowed: bool,
+    /// The flows of which no totals were kept. `None`: no totals are recorded.
+    totals_not_kept: Option<Arc<AtomicU64>>,
 }
 
 impl Reporter {
@@ -109,6 +116,7 @@ impl Reporter {
             recent_pods: HashMap::new(),
             kubernetes: None,
             records_allowed: false,
+            totals_not_kept: None,
         }
     }
 
@@ -136,6 +144,28 @@ impl Reporter {
     /// Returns whether allowed flows are recorded.
     pub fn records_allowed(&self) -> bool {
         self.records_allowed
+    }
+
+    /// Also records totals of flows, if there is a reader.
+    #[must_use]
+    pub fn with_flow_totals(mut self, reader: Option<&FlowTotalsReader>) -> Self {
+        self.totals_not_kept = reader.map(FlowTotalsReader::not_kept);
+        self
+    }
+
+    /// Records the packets and bytes of a flow.
+    pub fn record_totals<D: Dataplane>(&mut self, totals: &FlowTotals, reconciler: &Reconciler<D>) {
+        let pod = self.pod_of(&totals.first_packet, reconciler);
+        let buffered = totals::record(totals, pod.as_ref(), reconciler, SystemTime::now());
+        let key = totals.first_packet.budget();
+        self.lines.push(key, &*buffered.record);
+        self.exporters.push(&buffered.record);
+        self.buffer.push(key, buffered);
+    }
+
+    /// Returns the number of flows of which no totals were recorded, because too many others were open.
+    pub fn totals_not_kept(&self) -> u64 {
+        self.totals_not_kept.as_ref().map_or(0, |count| count.load(Ordering::Relaxed))
     }
 
     /// Records the flow of an event.
@@ -179,7 +209,7 @@ impl Reporter {
     /// Returns the pod of the event's interface.
     fn pod_of<D: Dataplane>(&mut self, event: &FlowEvent, reconciler: &Reconciler<D>) -> Option<PodKey> {
         let pod = reconciler.endpoint(event.ifindex).and_then(|held| held.pod.clone());
-        if self.recent_pods.len() > 1024 {
+        if self.recent_pods.len() > MAX_RECENT_PODS {
             self.recent_pods.clear();
         }
         match pod {
@@ -188,6 +218,18 @@ impl Reporter {
                 Some(pod)
             }
             None => self.recent_pods.get(&event.ifindex.0).cloned(),
+        }
+    }
+
+    /// Keeps the names of the current pods: the totals of their flows are recorded after they are deleted.
+    fn remember_pods<D: Dataplane>(&mut self, reconciler: &Reconciler<D>) {
+        if self.recent_pods.len() > MAX_RECENT_PODS {
+            self.recent_pods.clear();
+        }
+        for held in reconciler.pod_endpoints() {
+            if let Some(pod) = &held.pod {
+                self.recent_pods.insert(held.endpoint.ifindex.0, pod.clone());
+            }
         }
     }
 
@@ -326,6 +368,9 @@ impl Reporter {
         }
         self.summarized = now;
         self.read_clock();
+        if self.totals_not_kept.is_some() {
+            self.remember_pods(reconciler);
+        }
         let time = SystemTime::now();
         self.shadow.review(reconciler, time);
         self.hits.refresh(reconciler, now);

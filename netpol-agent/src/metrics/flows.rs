@@ -66,6 +66,11 @@ pub(super) const FLOW_EVENTS: PageTable = &[
         |page, samples| samples.value(page.reporter.differing_verdicts()),
     ),
     counter(
+        "netpol_flow_totals_not_kept_total",
+        "Number of flows without a record of their totals because too many flows were open.",
+        |page, samples| samples.value(page.reporter.totals_not_kept()),
+    ),
+    counter(
         "netpol_rule_flows_total",
         "Number of flows that a rule allowed, for policies that select pods of this node.",
         rule_flows,

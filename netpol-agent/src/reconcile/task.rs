@@ -2,6 +2,7 @@
 //! once. The loop takes no kernel lock that others hold for long, and compiles nothing; threads do that. Long lists
 //! of writes are executed in slices. So each pass takes a few milliseconds.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use std::{future, io};
@@ -16,7 +17,7 @@ use crate::api::resources::{self, Generations};
 use crate::api::{LoopRequest, Progress, Readiness, unknown_node};
 use crate::events::Reporter;
 use crate::metrics::{self, Meter};
-use netpol_dataplane::{InterfaceOutcome, Kernel, RingReader};
+use netpol_dataplane::{FlowTotals, FlowTotalsReader, InterfaceOutcome, Kernel, RingReader};
 use netpol_node::worker::{Died, Outcomes};
 use netpol_node::{CacheUse, InterfaceWatcher, Monitor, NetlinkError, PodAddressMonitor};
 use netpol_policy::reference::Packet;
@@ -33,6 +34,8 @@ const MAX_INTERVAL: Duration = Duration::from_secs(2);
 const SLICE: Duration = Duration::from_millis(2);
 /// How long deny events wait for the engine while it runs one job after another.
 const RING_INTERVAL: Duration = Duration::from_millis(50);
+/// Number of records of flow totals before other inputs are handled again.
+const TOTALS_AT_ONCE: usize = 32;
 /// When the interval between readings exceeds this, the agent reports ready without the pods that still wait.
 const READY_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -53,6 +56,8 @@ pub struct Inputs {
     pub compiled: Outcomes<Compiled>,
     /// Deny events.
     pub ring: RingReader,
+    /// Packets and bytes of flows, if they are recorded.
+    pub flow_totals: Option<FlowTotalsReader>,
     /// Requests of API clients.
     pub loop_requests: mpsc::Receiver<LoopRequest>,
     /// Notified of each change.
@@ -95,6 +100,7 @@ pub async fn run(
     // Requests that wait for the engine.
     let mut waiting_requests = Vec::new();
     let mut ring_served = last_read;
+    let mut totals = VecDeque::new();
     loop {
         let more = execute_slice(&mut reconciler, &mut meter, &mut reporter, &inputs.progress, &mut waiting_requests);
         // Between two jobs, deny events are read.
@@ -219,6 +225,14 @@ pub async fn run(
             }
             // The next slice of writes: before less urgent events, after more urgent ones.
             () = future::ready(()), if more => continue,
+            // At most 1,000 a second, so they are handled also in a flood of events.
+            totals = next_totals(&mut totals, &mut inputs.flow_totals), if reconciler.has_engine() => {
+                for totals in &totals {
+                    reporter.record_totals(totals, &reconciler);
+                }
+                yield_now().await;
+                continue;
+            }
             // Deny events need names from the engine; while it is compiling, the ring buffer keeps them.
             result = inputs.ring.read(|event| reporter.record(&event, &reconciler)), if ring_open && reconciler.has_engine() => {
                 ring_open = is_open(&result);
@@ -260,6 +274,21 @@ fn execute_slice(
         }
     }
     more
+}
+
+/// Returns the next totals of flows, as many as are recorded in about a millisecond. The others stay in `queue`. Waits if
+/// there are none.
+async fn next_totals(queue: &mut VecDeque<FlowTotals>, reader: &mut Option<FlowTotalsReader>) -> Vec<FlowTotals> {
+    while queue.is_empty() {
+        match reader {
+            Some(open) => match open.next().await {
+                Some(totals) => queue.extend(totals),
+                None => *reader = None,
+            },
+            None => future::pending().await,
+        }
+    }
+    queue.drain(..queue.len().min(TOTALS_AT_ONCE)).collect()
 }
 
 /// Records that batches are enforced.

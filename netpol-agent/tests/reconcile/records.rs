@@ -1,12 +1,12 @@
 //! Tests the records of flows: names, explanations, counters and limits.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use netpol_agent::events::{FlowBuffer, Lines, Reporter};
 use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
 use netpol_api::{FlowRecord, FlowVerdict, Record};
-use netpol_common::{Direction, EventKind, FlowEvent, IfIndex, Reason, RuleSetId, event_flags, protocol};
-use netpol_dataplane::Memory;
+use netpol_common::{Direction, EventKind, FlowEvent, IfIndex, Reason, RuleSetId, Traffic, event_flags, protocol};
+use netpol_dataplane::{BothWays, FlowEnding, FlowTotals, Memory};
 use netpol_policy::cluster_state::Event;
 use netpol_policy::model::{ObjectKey, PodKey, PolicyKey};
 use netpol_policy::reference::RuleRef;
@@ -89,6 +89,56 @@ fn a_record_has_both_ends_their_policies_and_the_rule() {
     let rule = RuleRef { policy: PolicyKey::new("shop", "far"), direction: Direction::Egress, index: 0 };
     let hits = reporter.hits().of_rule(&rule, reconciler.engine().cluster_state()).expect("no flows");
     assert_eq!((hits.flows, reporter.hits().denied_of(&rule.policy).map(|hits| hits.flows)), (5, Some(2)));
+}
+
+#[test]
+fn totals_have_the_names_of_both_ends_and_the_interval() {
+    let reconciler = node(&[]);
+    let buffer = FlowBuffer::new(10);
+    let mut reporter = reporter(&buffer);
+    let both = |packets: u64| BothWays {
+        sent: Traffic { packets, bytes: packets * 100 },
+        replies: Traffic { packets: 2 * packets, bytes: packets * 1000 },
+    };
+    let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+    let minute = FlowTotals {
+        first_packet: event(&reconciler, Reason::Flow, 80),
+        started: at(0),
+        last_seen: at(130),
+        total: both(12),
+        interval: Some((at(60), both(2))),
+        ending: None,
+    };
+    let end = FlowTotals { interval: None, ending: Some(FlowEnding::Evicted), ..minute.clone() };
+    for totals in [&minute, &end] {
+        reporter.record_totals(totals, &reconciler);
+    }
+    let records: Vec<serde_json::Value> = buffer
+        .records()
+        .iter()
+        .map(|buffered| serde_json::to_value(&*buffered.record).expect("cannot serialize the record"))
+        .collect();
+    let [minute, end] = &records[..] else { panic!("{records:?}") };
+    for (field, expected) in [
+        ("/type", serde_json::json!("flowTotals")),
+        ("/direction", "egress".into()),
+        ("/from/pod", "web".into()),
+        ("/to/pod", "far".into()),
+        ("/port", 80.into()),
+        ("/started", "1970-01-01T00:00:00.000Z".into()),
+        ("/lastSeen", "1970-01-01T00:02:10.000Z".into()),
+        ("/packets", 12.into()),
+        ("/bytes", 1200.into()),
+        ("/replyPackets", 24.into()),
+        ("/replyBytes", 12_000.into()),
+    ] {
+        assert_eq!((minute.pointer(field), end.pointer(field)), (Some(&expected), Some(&expected)), "{field}");
+    }
+    let interval = serde_json::json!({
+        "since": "1970-01-01T00:01:00.000Z", "packets": 2, "bytes": 200, "replyPackets": 4, "replyBytes": 2000
+    });
+    assert_eq!((minute.get("interval"), minute.get("ended")), (Some(&interval), None));
+    assert_eq!((end.get("interval"), end.get("ended")), (None, Some(&"evicted".into())));
 }
 
 #[test]

@@ -1,5 +1,8 @@
 use super::*;
-use crate::{FlowDirection, FlowRule, RECORD_SCHEMA, RateLimitedRecord, RecordHeader};
+use crate::{
+    FlowDirection, FlowEnding, FlowRule, FlowTotalsRecord, RECORD_SCHEMA, RateLimitedRecord, RecordHeader,
+    TrafficCounts,
+};
 
 fn header() -> RecordHeader {
     RecordHeader { schema: RECORD_SCHEMA.into(), time: "2026-01-01T00:00:00.000Z".into(), node: "n1".into() }
@@ -46,6 +49,45 @@ fn query_denied() -> FlowRecord {
         hints: Vec::new(),
         suppressed: 0,
         length: 60,
+    }
+}
+
+#[test]
+fn totals_are_selected_as_allowed_flows() {
+    let query = query_denied();
+    let totals = Record::FlowTotals(Box::new(FlowTotalsRecord {
+        header: header(),
+        direction: query.direction,
+        from: query.from,
+        to: query.to,
+        protocol: query.protocol,
+        port: query.port,
+        started: header().time,
+        last_seen: header().time,
+        total: TrafficCounts { packets: 1, bytes: 60, reply_packets: 2, reply_bytes: 120 },
+        interval: None,
+        ended: Some(FlowEnding::PodDeleted),
+    }));
+    let json = serde_json::to_value(&totals).expect("cannot serialize the record");
+    assert_eq!(
+        (&json["type"], &json["ended"], &json["replyBytes"]),
+        (&"flowTotals".into(), &"podDeleted".into(), &120.into())
+    );
+    assert_eq!(serde_json::from_value::<Record>(json).expect("a record"), totals);
+    for (query, matches) in [
+        ("", true),
+        ("verdict=allowed", true),
+        ("verdict=denied,shadow", false),
+        ("from=shop/web", true),
+        ("from=10.0.0.0/8&to=10.0.0.10", true),
+        ("to=10.0.0.11", false),
+        ("port=53/UDP&namespace=shop", true),
+        ("port=53/TCP", false),
+        ("namespace=bank", false),
+        ("policy=shop/web-policy", false),
+    ] {
+        let parsed = FlowQuery::parse(query).expect(query);
+        assert_eq!(parsed.matches(&totals), matches, "{query}");
     }
 }
 

@@ -68,17 +68,20 @@ impl Filter {
 
     /// Whether a record that an agent returned is shown.
     pub(crate) fn matches(&self, record: &Record) -> bool {
-        let Record::Flow(flow) = record else {
+        let (from_end, to_end) = match record {
+            Record::Flow(flow) => (&flow.from, &flow.to),
+            Record::FlowTotals(totals) => (&totals.from, &totals.to),
+            Record::Lost(_) => return true,
             // A summary has no labels and no workloads.
-            return matches!(record, Record::Lost(_)) || !self.is_narrower_than_query();
+            Record::Multicast(_) | Record::RateLimited(_) => return !self.is_narrower_than_query(),
         };
         let default = &self.scope.default_namespace;
         let has_labels = || {
-            let labels = [&flow.from.labels, &flow.to.labels];
+            let labels = [&from_end.labels, &to_end.labels];
             labels.into_iter().flatten().any(|labels| self.scope.has_labels(labels))
         };
-        self.from.as_ref().is_none_or(|from| from.matches(&flow.from, default))
-            && self.to.as_ref().is_none_or(|to| to.matches(&flow.to, default))
+        self.from.as_ref().is_none_or(|from| from.matches(from_end, default))
+            && self.to.as_ref().is_none_or(|to| to.matches(to_end, default))
             && (self.scope.labels.is_none() || has_labels())
     }
 }

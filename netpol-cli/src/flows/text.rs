@@ -4,8 +4,8 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 
 use netpol_api::{
-    FlowDirection, FlowEnd, FlowRecord, FlowSide, FlowVerdict, LostRecord, MulticastRecord, RateLimitedRecord, Record,
-    WorkloadEnd,
+    FlowDirection, FlowEnd, FlowRecord, FlowSide, FlowTotalsRecord, FlowVerdict, LostRecord, MulticastRecord,
+    RateLimitedRecord, Record, WorkloadEnd,
 };
 use netpol_policy::model::WorkloadKind;
 use netpol_policy::text::{Safe, wrap};
@@ -29,6 +29,7 @@ const INDENT: usize = 13;
 pub(super) fn compact(out: &mut impl Write, record: &Record, width: Option<usize>, color: ColorMode) -> io::Result<()> {
     match record {
         Record::Flow(flow) => flow_line(out, flow, width, color),
+        Record::FlowTotals(totals) => totals_line(out, totals, width, color),
         Record::Multicast(summary) => writeln!(out, "{}", Safe(multicast_line(summary))),
         Record::RateLimited(limited) => writeln!(out, "{}", Safe(limited_line(limited))),
         Record::Lost(lost) => writeln!(out, "{}", Safe(lost_line(lost))),
@@ -122,6 +123,53 @@ fn flow_line(out: &mut impl Write, flow: &FlowRecord, width: Option<usize>, colo
     writeln!(out, "{time} {word} {from} → {to}  {reason}{policies}{direction}")
 }
 
+/// `12:03:04.123 ENDED   shop/web-0:41234 → shop/db-0:5432/TCP  12 packets 3.4 KiB / 10 packets 1.2 KiB  closed (ingress)`.
+/// `ACTIVE` instead of `ENDED`: the flow continues, and the numbers are those of the interval.
+fn totals_line(
+    out: &mut impl Write,
+    totals: &FlowTotalsRecord,
+    width: Option<usize>,
+    color: ColorMode,
+) -> io::Result<()> {
+    let time = time(&totals.header.time);
+    let counts = match (&totals.interval, totals.ended) {
+        (Some(interval), None) => &interval.counts,
+        _ => &totals.total,
+    };
+    let of_direction = |packets, bytes| format!("{} {}", counted_u64(packets, "packet"), binary_size(bytes));
+    let sent = of_direction(counts.packets, counts.bytes);
+    let numbers = format!("{sent} / {}", of_direction(counts.reply_packets, counts.reply_bytes));
+    let ended = totals.ended.map(|ending| format!("  {}", ending.name())).unwrap_or_default();
+    let rest = format!("  {numbers}{ended} ({})", totals.direction.name());
+    let to = format!("{}/{}", end(&totals.to, totals.port), totals.protocol);
+    let mut ends = [Safe(end(&totals.from, totals.from.port)).to_string(), Safe(to).to_string()];
+    if let Some(width) = width {
+        let fixed = time.chars().count() + 1 + 7 + 1 + 3 + rest.chars().count();
+        fit(&mut ends, width.saturating_sub(fixed));
+    }
+    let word = if totals.ended.is_some() { "ENDED  " } else { "ACTIVE " };
+    let word = color.tone(Some(Tone::Notice), word);
+    let [from, to] = ends;
+    writeln!(out, "{time} {word} {from} → {to}{rest}")
+}
+
+/// `3.4 KiB`.
+fn binary_size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    // In tenths, rounded to the nearest one.
+    let (mut tenths, mut unit) = (u128::from(bytes) * 10, None);
+    for next in UNITS {
+        if tenths < 10_235 {
+            break;
+        }
+        (tenths, unit) = ((tenths + 512) / 1024, Some(next));
+    }
+    match unit {
+        None => format!("{bytes} B"),
+        Some(unit) => format!("{}.{} {unit}", tenths / 10, tenths % 10),
+    }
+}
+
 /// Shortens the longer end, until both fit.
 fn fit(ends: &mut [String; 2], width: usize) {
     let lengths = ends.each_ref().map(|end| end.chars().count());
@@ -207,10 +255,13 @@ fn policies(flow: &FlowRecord) -> String {
     }
 }
 
+fn counted_u64(count: u64, noun: &str) -> String {
+    counted(usize::try_from(count).unwrap_or(usize::MAX), noun)
+}
+
 fn multicast_line(summary: &MulticastRecord) -> String {
     let (word, _) = word(summary.verdict);
-    let (time, packets) =
-        (time(&summary.header.time), counted(usize::try_from(summary.packets).unwrap_or(usize::MAX), "packet"));
+    let (time, packets) = (time(&summary.header.time), counted_u64(summary.packets, "packet"));
     let senders = some_of(&summary.senders, POLICIES_SHOWN);
     let senders = if summary.sender_count > summary.senders.len().min(POLICIES_SHOWN) {
         format!("{senders} ({})", counted(summary.sender_count, "sender"))

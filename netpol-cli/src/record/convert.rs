@@ -48,7 +48,8 @@ impl Records {
             Record::Multicast(summary) if self.is_observed(summary.verdict, &summary.reason) => {
                 self.multicast.extend(summary.to.address.map(|address| address.to_string()));
             }
-            Record::Flow(_) | Record::Multicast(_) => {}
+            // The start of the flow is a record, too.
+            Record::Flow(_) | Record::FlowTotals(_) | Record::Multicast(_) => {}
             Record::RateLimited(limited) => {
                 if limited.verdict != FlowVerdict::Denied || self.include_denied {
                     self.rate_limited = self.rate_limited.saturating_add(limited.suppressed);

@@ -1,9 +1,10 @@
 //! Responses of agents.
 
 use netpol_api::{
-    ConditionResult, Directions, Endpoint, Fix, FlowDirection, FlowEnd, FlowRecord, FlowRule, FlowSide, FlowVerdict,
-    GateStatus, MapStatus, PolicyList, PolicyMode, PolicyStatus, RECORD_SCHEMA, Record, RecordHeader, RuleStatus,
-    ShadowDenial, ShadowPolicy, ShadowReport, Status, WaitOutcome, WaitResponse, Workload, WorkloadEnd,
+    ConditionResult, Directions, Endpoint, Fix, FlowDirection, FlowEnd, FlowEnding, FlowRecord, FlowRule, FlowSide,
+    FlowTotalsRecord, FlowVerdict, GateStatus, MapStatus, PolicyList, PolicyMode, PolicyStatus, RECORD_SCHEMA, Record,
+    RecordHeader, RuleStatus, ShadowDenial, ShadowPolicy, ShadowReport, Status, TrafficCounts, WaitOutcome,
+    WaitResponse, Workload, WorkloadEnd,
 };
 use serde_json::{Value, json};
 
@@ -118,6 +119,24 @@ pub(crate) fn allowed(time: &str, node: &str) -> FlowRecord {
         }),
         suppressed: 0,
         ..denied(time, node)
+    }
+}
+
+/// The totals of the same flow.
+pub(crate) fn totals(time: &str, ending: FlowEnding) -> FlowTotalsRecord {
+    let flow = allowed(time, "n1");
+    FlowTotalsRecord {
+        header: flow.header,
+        direction: flow.direction,
+        from: flow.from,
+        to: flow.to,
+        protocol: flow.protocol,
+        port: flow.port,
+        started: "2026-11-29T12:00:00Z".into(),
+        last_seen: "2026-11-29T12:03:00Z".into(),
+        total: TrafficCounts { packets: 12, bytes: 3481, reply_packets: 10, reply_bytes: 1229 },
+        interval: None,
+        ended: Some(ending),
     }
 }
 

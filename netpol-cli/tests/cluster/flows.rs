@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use expect_test::expect;
 use netpol_api::{
-    FlowDirection, FlowEnd, FlowVerdict, LostRecord, MulticastRecord, RateLimitedRecord, Record, RevokedBy,
+    FlowDirection, FlowEnd, FlowEnding, FlowTotalsRecord, FlowVerdict, IntervalCounts, LostRecord, MulticastRecord,
+    RateLimitedRecord, Record, RevokedBy, TrafficCounts,
 };
 use serde_json::json;
 
 use crate::agents::{Agent, Behavior, Cluster};
-use crate::fixtures::{allowed, denied, header, record};
+use crate::fixtures::{allowed, denied, header, record, totals};
 
 /// Two nodes; their flows alternate.
 fn two_nodes() -> Cluster {
@@ -125,6 +126,31 @@ fn summaries_are_lines_too() {
         12:00:02.000 ...     shop/a: 120 denied packets without a record (egress), beyond the pod's rate limit
         12:00:03.000 ...     node n1: 40 records lost, this command reads too slowly
     "#]].assert_eq(&run.out);
+}
+
+#[test]
+fn totals_are_lines_with_packets_and_bytes_and_are_filtered() {
+    let large = TrafficCounts { packets: 1, bytes: 1023, reply_packets: 2_000_000, reply_bytes: 5 << 30 };
+    let interval = Some(IntervalCounts { since: "2026-11-29T12:02:00Z".into(), counts: large });
+    let mut to_service = totals("12:03:02", FlowEnding::Timeout);
+    to_service.to.services = vec!["shop/db".into()];
+    let records = [
+        totals("12:03:01", FlowEnding::Closed),
+        to_service,
+        FlowTotalsRecord { interval, ended: None, ..totals("12:03:03", FlowEnding::Closed) },
+    ]
+    .map(|totals| Record::FlowTotals(Box::new(totals)));
+    let cluster = Cluster::start(&[("n1", Behavior::Responds, Agent::default().flows(records))]);
+    let run = cluster.netpol(&["flows", "-A"]);
+    expect![[r#"
+        12:03:01.000 ENDED   shop/web-0:41234 → [2001:db8::1]:443/TCP  12 packets 3.4 KiB / 10 packets 1.2 KiB  closed (egress)
+        12:03:02.000 ENDED   shop/web-0:41234 → svc/shop/db:443/TCP  12 packets 3.4 KiB / 10 packets 1.2 KiB  timeout (egress)
+        12:03:03.000 ACTIVE  shop/web-0:41234 → [2001:db8::1]:443/TCP  1 packet 1023 B / 2000000 packets 5.0 GiB (egress)
+    "#]].assert_eq(&run.out);
+    for (arguments, lines) in [(["--to", "svc/db"], 1), (["--from", "deploy/web"], 3), (["--from", "sts/web"], 0)] {
+        let run = cluster.netpol(&[&["flows", "-n", "shop"][..], &arguments].concat());
+        assert_eq!(run.out.lines().count(), lines, "{arguments:?}: {}", run.out);
+    }
 }
 
 #[test]

@@ -10,26 +10,41 @@ use super::maps::pinned_capacity;
 use super::names::{Capacities, MapName};
 use super::pins::{Pins, make, pin_error, unpin};
 use super::program::Program;
-use super::{KernelError, Raw, resize};
+use super::{FlowTotalsMode, KernelError, KernelOptions, Raw, resize};
 use netpol_policy::text::error_chain;
 
 /// Number of lines at the end of the verifier's log that are shown.
 const LOG_LINES: usize = 30;
 
+/// What the programs do besides evaluating packets.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Behavior {
+    /// Whether they enforce nothing.
+    observe: bool,
+    /// Whether they count the packets and bytes of flows.
+    count_traffic: bool,
+}
+
+impl Behavior {
+    pub(super) fn of(options: &KernelOptions) -> Self {
+        Self { observe: options.observe, count_traffic: options.flow_totals != FlowTotalsMode::Off }
+    }
+}
+
 /// Loads and pins the programs. Returns the capacities in use. If `wanted` differs from the size of a pinned map, the
 /// map is resized if its entries fit; else all maps keep their sizes. Call [`take_over`](super::resize::take_over) for
-/// resized maps once the programs use them. If `observe` is set, the programs enforce nothing.
+/// resized maps once the programs use them.
 pub(super) fn load(
     object: &[u8],
     pins: Pins,
     wanted: &Capacities,
-    observe: bool,
+    behavior: Behavior,
 ) -> Result<(Ebpf, Pins, Capacities), KernelError> {
     pins.make()?;
     resize::discard(&pins)?;
     let (changed, pinned) = compare(&pins, wanted);
     if !changed.is_empty() {
-        match resized(object, &pins, &changed, wanted, observe) {
+        match resized(object, &pins, &changed, wanted, behavior) {
             Ok(loaded) => return pin_programs(loaded),
             Err(error) => {
                 let maps = resize::listed(&changed);
@@ -38,7 +53,7 @@ pub(super) fn load(
             }
         }
     }
-    let ebpf = load_programs(object, &pins, &pinned, observe)?;
+    let ebpf = load_programs(object, &pins, &pinned, behavior)?;
     pin_programs((ebpf, pins, pinned))
 }
 
@@ -49,17 +64,17 @@ fn resized(
     old: &Pins,
     changed: &[MapName],
     wanted: &Capacities,
-    observe: bool,
+    behavior: Behavior,
 ) -> Result<Loaded, KernelError> {
     make(&old.resize())?;
     let new = Pins { resized: changed.iter().copied().collect(), ..old.clone() };
-    let ebpf = load_programs(object, &new, wanted, observe)?;
+    let ebpf = load_programs(object, &new, wanted, behavior)?;
     resize::copy(old, &new, wanted)?;
     Ok((ebpf, new, *wanted))
 }
 
-fn load_programs(object: &[u8], pins: &Pins, capacities: &Capacities, observe: bool) -> Result<Ebpf, KernelError> {
-    let mut ebpf = loader(pins, capacities, frequency(), observe).load(object).map_err(|error| load_error(&error))?;
+fn load_programs(object: &[u8], pins: &Pins, capacities: &Capacities, behavior: Behavior) -> Result<Ebpf, KernelError> {
+    let mut ebpf = loader(pins, capacities, frequency(), behavior).load(object).map_err(|error| load_error(&error))?;
     for of in Program::ALL {
         program(&mut ebpf, of).map_err(KernelError::Object)?;
     }
@@ -96,7 +111,7 @@ fn pin_programs((mut ebpf, pins, capacities): Loaded) -> Result<Loaded, KernelEr
     Ok((ebpf, pins, capacities))
 }
 
-fn loader<'a>(pins: &Pins, capacities: &Capacities, hz: u32, observe: bool) -> EbpfLoader<'a> {
+fn loader<'a>(pins: &Pins, capacities: &Capacities, hz: u32, behavior: Behavior) -> EbpfLoader<'a> {
     let mut loader = EbpfLoader::new();
     // The programs read no kernel structures. Parsing the kernel's BTF would take most of the start time.
     loader.btf(None);
@@ -108,7 +123,8 @@ fn loader<'a>(pins: &Pins, capacities: &Capacities, hz: u32, observe: bool) -> E
         ("ENDPOINT_MASK", capacities.endpoints - 1),
         ("DENIAL_MASK", capacities.denials - 1),
         ("ALLOWED_FLOW_MASK", capacities.allowed_flows - 1),
-        ("OBSERVE", u32::from(observe)),
+        ("OBSERVE", u32::from(behavior.observe)),
+        ("COUNT_TRAFFIC", u32::from(behavior.count_traffic)),
         ("HZ", hz),
     ] {
         loader.override_global(global, Box::leak(Box::new(value)) as &u32, true);

@@ -40,9 +40,10 @@ pub use attach::AttachMode;
 use attach_thread::{Attacher, Job};
 pub use aya::util::KernelVersion;
 use flows::FlowTables;
-pub use flows::SHARED_TABLE_DIVISOR;
 use flows::takeover::{self, TakeOver};
+pub use flows::{BothWays, FlowEnding, FlowTotals, FlowTotalsMode, FlowTotalsReader, SHARED_TABLE_DIVISOR};
 pub use foreign::{ForeignProgram, ForeignPrograms, Order};
+use load::Behavior;
 use maps::{Maps, Raw, check_delete, check_write, write_error};
 pub use names::{Capacities, MapName};
 use pins::Pins;
@@ -107,6 +108,8 @@ pub struct KernelOptions {
     pub capacities: Capacities,
     /// Enforces nothing: the programs evaluate, count and report packets as usual, but every packet passes.
     pub observe: bool,
+    /// Which totals of flows are recorded.
+    pub flow_totals: FlowTotalsMode,
 }
 
 /// The BPF data plane of this node.
@@ -119,6 +122,7 @@ pub struct Kernel {
     pins: Pins,
     capacities: Capacities,
     flows: FlowTables,
+    flow_totals: Option<FlowTotalsReader>,
     /// The ids of this agent's programs.
     programs: Vec<u32>,
     /// The interface that uses each slot of `ENDPOINTS`.
@@ -135,7 +139,7 @@ impl Kernel {
     /// If the kernel rejects a program or a map. The previous state stays enforced.
     pub fn start(object: &[u8], options: &KernelOptions) -> Result<(Self, Outcomes<InterfaceOutcome>), KernelError> {
         let (mut ebpf, mut pins, capacities) =
-            load::load(object, Pins::new(&options.pin_path), &options.capacities, options.observe)?;
+            load::load(object, Pins::new(&options.pin_path), &options.capacities, Behavior::of(options))?;
         let maps = Maps::open(&pins)?;
         let meta = load::meta(&pins)?;
         let endpoints = maps.read_endpoints()?;
@@ -165,7 +169,8 @@ impl Kernel {
         let adopted = attacher.adopt();
         earlier::clear(&pins);
         resize::take_over(&mut pins)?;
-        let flows = flow_tables.start(Maps::open(&pins)?, &ids).map_err(KernelError::Thread)?;
+        let started = flow_tables.start(Maps::open(&pins)?, &ids, options.flow_totals);
+        let (flows, flow_totals) = started.map_err(KernelError::Thread)?;
         match TakeOver::open(&pins).and_then(|first| Ok((first, takeover::start(TakeOver::open(&pins)?)?))) {
             Ok((first, later)) => {
                 (attacher.take_over_before_attach, attacher.take_over_after_attach) = (Some(first), Some(later));
@@ -178,7 +183,9 @@ impl Kernel {
             }
         }
         let (attacher, outcomes) = attacher.start().map_err(KernelError::Thread)?;
-        Ok((Self { attacher, adopted, maps, meta, pins, capacities, flows, programs, slots, last_version }, outcomes))
+        let kernel =
+            Self { attacher, adopted, maps, meta, pins, capacities, flows, flow_totals, programs, slots, last_version };
+        Ok((kernel, outcomes))
     }
 
     /// Reads the content of all tables.
@@ -205,6 +212,11 @@ impl Kernel {
     /// If it cannot be mapped.
     pub fn events(&self) -> Result<RingReader, KernelError> {
         RingReader::open(&self.pins)
+    }
+
+    /// Returns the receiver of flow totals, if they are recorded. It can be taken once.
+    pub fn take_flow_totals(&mut self) -> Option<FlowTotalsReader> {
+        self.flow_totals.take()
     }
 
     /// Opens a separate reader of counters, so that metrics do not wait for the reconciler.

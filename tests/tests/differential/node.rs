@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use netpol_agent::reconcile::{Options, Reconciler};
 use netpol_common::{DirectionPolicy, Endpoint, IfIndex, LAYOUT_VERSION};
 use netpol_dataplane::migration::Snapshot;
-use netpol_dataplane::{AttachMode, Capacities, Dataplane, Kernel, KernelOptions, Mounts};
+use netpol_dataplane::{AttachMode, Capacities, Dataplane, FlowTotalsMode, Kernel, KernelOptions, Mounts};
 use netpol_node::{InterfaceSnapshot, PodEnd, Veth};
 use netpol_policy::cluster_state::{ClusterState, Event};
 use netpol_policy::model::{Pod, PodKey};
@@ -81,8 +81,13 @@ impl Node {
             events: 4096,
             ..Capacities::default()
         };
-        let options =
-            KernelOptions { pin_path: pins.path().to_owned(), attach: AttachMode::Auto, capacities, observe: false };
+        let options = KernelOptions {
+            pin_path: pins.path().to_owned(),
+            attach: AttachMode::Auto,
+            capacities,
+            observe: false,
+            flow_totals: FlowTotalsMode::Off,
+        };
         let (kernel, _outcomes) = Kernel::start(&object, &options).context("loading the programs: run as root")?;
         let root = pins.path().join(format!("v{LAYOUT_VERSION}"));
         let runner = Rc::new(Runner::open(&root, kernel.counters()?)?);

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{DirectionPolicy, Endpoint, EndpointVersion, IfIndex, LAYOUT_VERSION, PortSetId, RuleSetId};
-use netpol_dataplane::{AttachMode, Capacities, Dataplane, Kernel, KernelOptions, Mounts};
+use netpol_dataplane::{AttachMode, Capacities, Dataplane, FlowTotalsMode, Kernel, KernelOptions, Mounts};
 use netpol_tests::cleanup::{BPFFS, PathGuard, unique};
 use netpol_tests::cluster::Mac;
 use netpol_tests::packet::{Ip, frame};
@@ -55,6 +55,7 @@ fn check_replacement() -> Result<()> {
             attach: AttachMode::Auto,
             capacities: Capacities::default(),
             observe,
+            flow_totals: FlowTotalsMode::Off,
         };
         let (mut kernel, _outcomes) = Kernel::start(&object, &options).context("loading the programs: run as root")?;
         kernel.put_endpoint(&endpoint)?;

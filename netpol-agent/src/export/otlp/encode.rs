@@ -19,7 +19,7 @@ const INFO: (u32, &str) = (9, "INFO");
 const WARN: (u32, &str) = (13, "WARN");
 
 /// Attributes of a log record, and where the record has their values. A record without a value has no such attribute.
-const ATTRIBUTES: [(&str, &str); 13] = [
+const ATTRIBUTES: [(&str, &str); 18] = [
     ("netpol.verdict", "/verdict"),
     ("netpol.direction", "/direction"),
     ("netpol.reason", "/reason"),
@@ -33,6 +33,11 @@ const ATTRIBUTES: [(&str, &str); 13] = [
     ("destination.port", "/to/port"),
     ("netpol.protocol", "/protocol"),
     ("netpol.suppressed", "/suppressed"),
+    ("netpol.packets", "/packets"),
+    ("netpol.bytes", "/bytes"),
+    ("netpol.reply_packets", "/replyPackets"),
+    ("netpol.reply_bytes", "/replyBytes"),
+    ("netpol.ended", "/ended"),
 ];
 
 /// `LogRecord`.

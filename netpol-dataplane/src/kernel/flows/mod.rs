@@ -11,6 +11,7 @@ mod conntrack;
 mod plan;
 mod table;
 pub(super) mod takeover;
+mod totals;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -25,6 +26,8 @@ use super::names::{Capacities, MapName};
 use super::pins::Pins;
 use super::{KernelError, WriteError};
 use table::Tables;
+pub use totals::{BothWays, FlowEnding, FlowTotals, FlowTotalsMode, FlowTotalsReader};
+use totals::{Clocks, Tracker};
 
 /// Interval at which endpoints are checked.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
@@ -96,8 +99,15 @@ fn floor() -> u32 {
 }
 
 impl Opened {
-    /// Starts the thread. `used` are the existing endpoints.
-    pub(super) fn start(self, maps: Maps, used: &BTreeMap<IfIndex, u32>) -> io::Result<FlowTables> {
+    /// Starts the thread. `used` are the existing endpoints. Also returns the receiver of flow totals, if they are
+    /// recorded.
+    pub(super) fn start(
+        self,
+        maps: Maps,
+        used: &BTreeMap<IfIndex, u32>,
+        totals: FlowTotalsMode,
+    ) -> io::Result<(FlowTables, Option<FlowTotalsReader>)> {
+        let (tracker, reader) = Tracker::start(totals, self.v4.hz).unzip();
         let (changed, received) = mpsc::channel();
         let by_id = used.iter().map(|(ifindex, id)| (*id, *ifindex)).collect();
         let endpoints = Endpoints(Arc::new(Mutex::new(by_id)));
@@ -110,9 +120,10 @@ impl Opened {
             started_at_count: BTreeMap::new(),
             last_count: Instant::now(),
             last_warning: None,
+            tracker,
         };
         std::thread::Builder::new().name("flow-tables".to_owned()).spawn(move || manager.run(&received))?;
-        Ok(FlowTables { changed, endpoints, known: used.clone() })
+        Ok((FlowTables { changed, endpoints, known: used.clone() }, reader))
     }
 }
 
@@ -142,6 +153,9 @@ impl FlowTables {
     }
 }
 
+/// The size and the flows of each table, by endpoint ID.
+type Needs = BTreeMap<u32, plan::Need>;
+
 struct TableManager {
     v4: Tables<FlowKey<[u8; 4]>>,
     v6: Tables<FlowKey<[u8; 16]>>,
@@ -153,6 +167,8 @@ struct TableManager {
     started_at_count: BTreeMap<u32, u64>,
     last_count: Instant,
     last_warning: Option<Instant>,
+    /// Finds flows that have ended, if their totals are recorded.
+    tracker: Option<Tracker>,
 }
 
 impl TableManager {
@@ -199,19 +215,36 @@ impl TableManager {
             let size = self.v4.size(*id).unwrap_or(u32::MAX).min(self.v6.size(*id).unwrap_or(u32::MAX));
             busy |= since >= u64::from(size / 4) || (count_due && since > 0);
         }
-        if busy {
-            self.started_at_count.clone_from(&self.started);
-            self.last_count = Instant::now();
-            let needs = self.v4.needs(&used)?;
-            let changes = plan::resize(&needs, self.v4.budget, self.v4.floor);
-            log_changes(4, &needs, &changes);
-            self.v4.resize(&changes, &self.endpoints)?;
-            let needs = self.v6.needs(&used)?;
-            let changes = plan::resize(&needs, self.v6.budget, self.v6.floor);
-            log_changes(6, &needs, &changes);
-            self.v6.resize(&changes, &self.endpoints)?;
+        let totals_due = self.tracker.as_ref().is_some_and(|tracker| tracker.is_due(Instant::now()));
+        if busy || totals_due {
+            let (v4, v6) = self.read_tables(&used)?;
+            if busy {
+                self.started_at_count.clone_from(&self.started);
+                self.last_count = Instant::now();
+                let changes = plan::resize(&v4, self.v4.budget, self.v4.floor);
+                log_changes(4, &v4, &changes);
+                self.v4.resize(&changes, &self.endpoints)?;
+                let changes = plan::resize(&v6, self.v6.budget, self.v6.floor);
+                log_changes(6, &v6, &changes);
+                self.v6.resize(&changes, &self.endpoints)?;
+            }
         }
         Ok(())
+    }
+
+    /// Reads all tables. Returns the flows of each, by family. If totals are recorded, each flow is passed to the tracker.
+    fn read_tables(&mut self, used: &BTreeMap<u32, IfIndex>) -> io::Result<(Needs, Needs)> {
+        let Some(tracker) = &mut self.tracker else {
+            return Ok((self.v4.read(used, |_, _, _| {})?, self.v6.read(used, |_, _, _| {})?));
+        };
+        tracker.begin(Clocks::read(self.v4.hz));
+        let v4 = self.v4.read(used, |id, key, entry| tracker.flow(id, key, entry));
+        let v6 = self.v6.read(used, |id, key, entry| tracker.flow(id, key, entry));
+        if v4.is_ok() && v6.is_ok() {
+            tracker.finish(used);
+        }
+        tracker.set_next(Instant::now());
+        Ok((v4?, v6?))
     }
 
     /// Returns the number of an endpoint's allowed packets that matched no flow: an upper bound of the flows that it has

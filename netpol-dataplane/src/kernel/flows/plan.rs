@@ -102,7 +102,7 @@ fn targets(needs: &BTreeMap<u32, Need>, budget: u32, floor: u32) -> BTreeMap<u32
 }
 
 /// Divides an amount max-min fair: requests below an equal share are met, and the others share the rest.
-fn divide(requests: &[u64], amount: u64) -> Vec<u64> {
+pub(super) fn divide(requests: &[u64], amount: u64) -> Vec<u64> {
     let mut order: Vec<usize> = (0..requests.len()).collect();
     order.sort_unstable_by_key(|index| requests[*index]);
     let mut shares = vec![0; requests.len()];

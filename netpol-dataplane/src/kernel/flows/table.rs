@@ -11,6 +11,7 @@ use aya::maps::{MapData, MapInfo};
 use netpol_common::{FlowEntry, FlowKey, IfIndex, flow_state, flow_timeout, is_closed};
 
 use super::plan::{self, Need};
+use super::totals::FlowId;
 use super::{Endpoints, calls};
 use crate::kernel::names::MapName;
 use crate::kernel::pins::{Pins, make, names, pin_error, unpin};
@@ -27,10 +28,12 @@ pub(super) trait Family: Copy + Default + bytemuck::Pod + Eq + Hash + Send + Syn
     const PREFIX: &'static str;
     /// Returns the key's interface and protocol.
     fn interface_and_protocol(&self) -> (IfIndex, u8);
+    /// Returns the key in the form that both families share.
+    fn flow_id(&self) -> FlowId;
 }
 
 macro_rules! family {
-    ($address:ty, $tables:ident, $shared:ident, $prefix:literal) => {
+    ($address:ty, $family:literal, $tables:ident, $shared:ident, $prefix:literal) => {
         impl Family for FlowKey<$address> {
             const TABLES: MapName = MapName::$tables;
             const SHARED: MapName = MapName::$shared;
@@ -39,11 +42,23 @@ macro_rules! family {
             fn interface_and_protocol(&self) -> (IfIndex, u8) {
                 (self.ifindex, self.protocol)
             }
+
+            fn flow_id(&self) -> FlowId {
+                let wide = |address: $address| {
+                    let mut wide = [0; 16];
+                    wide[..address.len()].copy_from_slice(&address);
+                    wide
+                };
+                let &FlowKey { ifindex, pod_address, remote_address, pod_port, remote_port, protocol, zero } = self;
+                let (pod_address, remote_address) = (wide(pod_address), wide(remote_address));
+                let key = FlowKey { ifindex, pod_address, remote_address, pod_port, remote_port, protocol, zero };
+                FlowId { family: $family, key }
+            }
         }
     };
 }
-family!([u8; 4], FlowTablesV4, FlowsV4, "v4-");
-family!([u8; 16], FlowTablesV6, FlowsV6, "v6-");
+family!([u8; 4], 4, FlowTablesV4, FlowsV4, "v4-");
+family!([u8; 16], 6, FlowTablesV6, FlowsV6, "v6-");
 
 /// One endpoint's table.
 struct Table {
@@ -66,7 +81,7 @@ pub(super) struct Tables<K> {
     pub(super) budget: u32,
     /// Minimum size of a table.
     pub(super) floor: u32,
-    hz: u32,
+    pub(super) hz: u32,
     key: std::marker::PhantomData<K>,
 }
 
@@ -265,23 +280,39 @@ impl<K: Family> Tables<K> {
         Ok(())
     }
 
-    /// Returns the size and the flows of each table.
-    pub(super) fn needs(&self, used: &BTreeMap<u32, IfIndex>) -> io::Result<BTreeMap<u32, Need>> {
+    /// Returns the size and the flows of each table, and passes each flow of an existing endpoint to `each`, with the
+    /// endpoint ID. This includes those in the shared table, which do not count for a size.
+    pub(super) fn read(
+        &self,
+        used: &BTreeMap<u32, IfIndex>,
+        mut each: impl FnMut(u32, &K, &FlowEntry),
+    ) -> io::Result<BTreeMap<u32, Need>> {
         let now = jiffies(self.hz);
         let mut needs = BTreeMap::new();
         for (id, table) in &self.own {
             let mut need = Need { size: table.size, ..Need::default() };
             if let Some(ifindex) = used.get(id) {
                 for (key, entry) in calls::entries::<K, FlowEntry>(table.map.fd().as_fd())? {
-                    if key.interface_and_protocol().0 == *ifindex
-                        && idle(&entry, now, self.hz) < sizing_timeout_of(&key, &entry, self.hz)
-                    {
+                    if key.interface_and_protocol().0 != *ifindex {
+                        continue;
+                    }
+                    each(*id, &key, &entry);
+                    if idle(&entry, now, self.hz) < sizing_timeout_of(&key, &entry, self.hz) {
                         need.alive += 1;
                         need.established += u32::from(is_established(&key, &entry));
                     }
                 }
             }
             needs.insert(*id, need);
+        }
+        let without_table = used.iter().filter(|(id, _)| !self.own.contains_key(id));
+        let sharing: HashMap<IfIndex, u32> = without_table.map(|(id, ifindex)| (*ifindex, *id)).collect();
+        if !sharing.is_empty() {
+            for (key, entry) in calls::entries::<K, FlowEntry>(self.shared.fd().as_fd())? {
+                if let Some(id) = sharing.get(&key.interface_and_protocol().0) {
+                    each(*id, &key, &entry);
+                }
+            }
         }
         Ok(needs)
     }

@@ -1,0 +1,59 @@
+//! Records of the packets and bytes of flows.
+
+use std::time::SystemTime;
+
+use netpol_api::{FlowEnding, FlowTotalsRecord, IntervalCounts, Record, TrafficCounts};
+use netpol_dataplane::{BothWays, Dataplane, FlowEnding as Ending, FlowTotals};
+use netpol_policy::model::PodKey;
+
+use super::buffer::BufferedRecord;
+use super::describe::{Described, Names, describe, header, rfc3339};
+use crate::reconcile::Reconciler;
+
+/// Returns the record of a flow's totals. `pod`: the pod of its interface.
+pub(super) fn record<D: Dataplane>(
+    totals: &FlowTotals,
+    pod: Option<&PodKey>,
+    reconciler: &Reconciler<D>,
+    time: SystemTime,
+) -> BufferedRecord {
+    let names = Names { engine: reconciler.engine(), node: reconciler.node() };
+    let Described { record: flow, labels } = describe(&totals.first_packet, pod, names, time);
+    let record = FlowTotalsRecord {
+        header: header(time, reconciler.node()),
+        direction: flow.direction,
+        from: flow.from,
+        to: flow.to,
+        protocol: flow.protocol,
+        port: flow.port,
+        started: rfc3339(totals.started),
+        last_seen: rfc3339(totals.last_seen),
+        total: counts(&totals.total),
+        interval: totals
+            .interval
+            .as_ref()
+            .map(|(since, part)| IntervalCounts { since: rfc3339(*since), counts: counts(part) }),
+        ended: totals.ending.map(ending),
+    };
+    BufferedRecord { record: Record::FlowTotals(Box::new(record)).into(), labels, time }
+}
+
+const fn counts(both: &BothWays) -> TrafficCounts {
+    let BothWays { sent, replies } = both;
+    TrafficCounts {
+        packets: sent.packets,
+        bytes: sent.bytes,
+        reply_packets: replies.packets,
+        reply_bytes: replies.bytes,
+    }
+}
+
+const fn ending(ending: Ending) -> FlowEnding {
+    match ending {
+        Ending::Closed => FlowEnding::Closed,
+        Ending::Timeout => FlowEnding::Timeout,
+        Ending::Evicted => FlowEnding::Evicted,
+        Ending::Revoked => FlowEnding::Revoked,
+        Ending::PodDeleted => FlowEnding::PodDeleted,
+    }
+}

@@ -1,0 +1,194 @@
+//! The last values of one flow.
+
+use std::time::SystemTime;
+
+use netpol_common::{
+    Direction, FlowEntry, FlowEvent, FlowKey, IfIndex, Reason, flow_state, flow_timeout, is_closed, protocol,
+};
+
+use super::super::table::SLACK;
+use super::{BothWays, Clocks, FlowEnding, FlowTotals, FlowTotalsMode, MINUTE};
+
+/// The key of a flow in any table. An IPv4 address is in the first four bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(in super::super) struct FlowId {
+    pub(in super::super) family: u8,
+    pub(in super::super) key: FlowKey<[u8; 16]>,
+}
+
+impl FlowId {
+    pub(super) fn interface(&self) -> IfIndex {
+        self.key.ifindex
+    }
+
+    /// Returns the idle jiffies after which the flow has ended.
+    fn timeout(&self, state: u8, hz: u32) -> u32 {
+        (flow_timeout::of(self.key.protocol, state) + 2 * SLACK) * hz
+    }
+}
+
+/// A reading of the tables.
+#[derive(Clone, Copy)]
+pub(super) struct Reading {
+    pub(super) clocks: Clocks,
+    pub(super) number: u32,
+}
+
+/// The last values of a flow.
+pub(super) struct Kept {
+    endpoint: u32,
+    initiator: Direction,
+    state: u8,
+    /// As in the entry: with the key, it identifies the flow.
+    pub(super) started: u32,
+    last_used: u32,
+    /// The last reading in which the flow was in a table.
+    pub(super) reading: u32,
+    started_at: SystemTime,
+    total: BothWays,
+    /// The values of the last record, or of the start.
+    reported: BothWays,
+    reported_at: SystemTime,
+    /// The same time in jiffies, which no process can set.
+    pub(super) reported_jiffies: u32,
+    /// Why the flow has ended.
+    pub(super) ending: Option<FlowEnding>,
+    /// Whether the record of the end was sent.
+    pub(super) is_reported: bool,
+}
+
+impl Kept {
+    pub(super) fn new(endpoint: u32, id: &FlowId, entry: &FlowEntry, reading: Reading) -> Self {
+        let started_at = reading.clocks.time_of(entry.started);
+        let mut kept = Self {
+            endpoint,
+            initiator: if entry.initiator == 0 { Direction::Ingress } else { Direction::Egress },
+            state: entry.state,
+            started: entry.started,
+            last_used: entry.last_used,
+            reading: reading.number,
+            started_at,
+            total: BothWays::default(),
+            reported: BothWays::default(),
+            reported_at: started_at,
+            reported_jiffies: entry.started,
+            ending: None,
+            is_reported: false,
+        };
+        kept.update(id, entry, reading);
+        kept
+    }
+
+    /// Records that everything until now, including the end of the flow, needs no further record.
+    pub(super) fn set_reported(&mut self, reading: Reading) {
+        self.reported = self.total;
+        (self.reported_at, self.reported_jiffies) = (reading.clocks.time, reading.clocks.jiffies);
+        self.is_reported = self.ending.is_some();
+    }
+
+    /// Updates the values. A flow that continues after its end is open again: FIN and RST may be forged, and policies may
+    /// allow a revoked flow again.
+    pub(super) fn update(&mut self, id: &FlowId, entry: &FlowEntry, reading: Reading) {
+        let total = BothWays { sent: entry.sent, replies: entry.replies };
+        let changed = total != self.total;
+        (self.state, self.last_used, self.reading, self.total) = (entry.state, entry.last_used, reading.number, total);
+        if changed {
+            (self.ending, self.is_reported) = (None, false);
+        }
+        let idle = reading.clocks.since(entry.last_used);
+        // The last packets, such as the ACK of a FIN, are to be included.
+        let is_quiet = !changed || idle >= 2 * SLACK * reading.clocks.hz;
+        let ending = if entry.state & flow_state::REVOKED != 0 {
+            Some(FlowEnding::Revoked)
+        } else if is_closed(id.key.protocol, entry.state) {
+            is_quiet.then_some(FlowEnding::Closed)
+        } else {
+            (idle >= id.timeout(entry.state, reading.clocks.hz)).then_some(FlowEnding::Timeout)
+        };
+        self.ending = self.ending.or(ending);
+    }
+
+    /// Records that no table has the flow any more.
+    pub(super) fn not_found(&mut self, id: &FlowId, interface_exists: bool, reading: Reading) {
+        if self.ending.is_none() {
+            let otherwise = if interface_exists { FlowEnding::Evicted } else { FlowEnding::PodDeleted };
+            self.ending = Some(self.passive_ending(id, reading).unwrap_or(otherwise));
+        }
+    }
+
+    /// Returns why the flow has ended, if its key is that of another flow now. `None` if this was recorded.
+    pub(super) fn ending_of_replaced(&self, id: &FlowId, reading: Reading) -> Option<FlowEnding> {
+        if self.is_reported {
+            return None;
+        }
+        let otherwise = if protocol::has_handshake(id.key.protocol) { FlowEnding::Closed } else { FlowEnding::Evicted };
+        self.ending.or_else(|| self.passive_ending(id, reading)).or(Some(otherwise))
+    }
+
+    fn passive_ending(&self, id: &FlowId, reading: Reading) -> Option<FlowEnding> {
+        let timed_out = reading.clocks.since(self.last_used) >= id.timeout(self.state, reading.clocks.hz);
+        if is_closed(id.key.protocol, self.state) {
+            Some(FlowEnding::Closed)
+        } else {
+            timed_out.then_some(FlowEnding::Timeout)
+        }
+    }
+
+    /// Returns whether a record is due.
+    pub(super) fn is_due(&self, mode: FlowTotalsMode, reading: Reading) -> bool {
+        let seconds = reading.clocks.since(self.reported_jiffies) / reading.clocks.hz;
+        match self.ending {
+            Some(_) => !self.is_reported,
+            None => mode == FlowTotalsMode::Minute && seconds >= MINUTE && self.total != self.reported,
+        }
+    }
+
+    /// Returns the record that is due.
+    pub(super) fn report(&mut self, id: &FlowId, mode: FlowTotalsMode, reading: Reading) -> FlowTotals {
+        let totals = self.totals(id, mode, self.ending, reading);
+        self.set_reported(reading);
+        totals
+    }
+
+    pub(super) fn totals(
+        &self,
+        id: &FlowId,
+        mode: FlowTotalsMode,
+        ending: Option<FlowEnding>,
+        reading: Reading,
+    ) -> FlowTotals {
+        let interval = (mode == FlowTotalsMode::Minute).then(|| (self.reported_at, self.total.since(&self.reported)));
+        FlowTotals {
+            first_packet: self.first_packet(id),
+            started: self.started_at,
+            last_seen: reading.clocks.time_of(self.last_used).max(self.started_at),
+            total: self.total,
+            interval,
+            ending,
+        }
+    }
+
+    fn first_packet(&self, id: &FlowId) -> FlowEvent {
+        let key = &id.key;
+        let has_ports = protocol::has_ports(key.protocol);
+        let port = |port: [u8; 2]| if has_ports { port } else { [0; 2] };
+        let (pod, remote) = ((key.pod_address, port(key.pod_port)), (key.remote_address, port(key.remote_port)));
+        let ((source, source_port), (destination, destination_port)) = match self.initiator {
+            Direction::Ingress => (remote, pod),
+            Direction::Egress => (pod, remote),
+        };
+        FlowEvent {
+            ifindex: key.ifindex,
+            endpoint: u16::try_from(self.endpoint).unwrap_or_default(),
+            direction: self.initiator as u8,
+            reason: Reason::Flow as u8,
+            family: id.family,
+            protocol: key.protocol,
+            source_port,
+            destination_port,
+            source,
+            destination,
+            ..FlowEvent::default()
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! Totals of flows: packets and bytes in both directions, when a flow ends, and if requested once a minute.
+//!
+//! The programs count in the flow tables. This module reads the tables every few seconds, keeps the last values of each
+//! flow, and finds the flows that have ended. Flows without packets have no totals: the post-DNAT flows of packets to a
+//! Service, whose packets are counted in the flow pre-DNAT, and flows from `nf_conntrack` that have been idle since.
+
+mod kept;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use netpol_common::{FlowEntry, FlowEvent, IfIndex, Traffic};
+use tokio::sync::mpsc::{self, Receiver, Sender};
+
+use super::plan::divide;
+use super::table::{Family, jiffies};
+pub(super) use kept::FlowId;
+use kept::{Kept, Reading};
+
+/// Which totals of flows are recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum FlowTotalsMode {
+    /// None. The programs do not count the packets of flows
+    #[default]
+    Off,
+    /// Packets and bytes of each flow when it ends
+    End,
+    /// Also once a minute, for each flow that has had packets in it
+    Minute,
+}
+
+/// Minimum time between two readings of the tables.
+const READ_INTERVAL: Duration = Duration::from_secs(2);
+/// A reading may take this part of the time.
+const MAX_LOAD: u32 = 20;
+/// The interval of records of flows that have not ended, in seconds.
+const MINUTE: u32 = 60;
+/// Maximum number of flows of which the last values are kept.
+const MAX_KEPT: usize = 65_536;
+/// Maximum number of records in a second.
+const MAX_RECORDS: u64 = 1000;
+/// The number of readings whose records the receiver may not have taken yet.
+const CHANNEL: usize = 4;
+
+/// Why a flow has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowEnding {
+    /// TCP: both sides sent FIN, or one side sent RST, or a new connection uses the same ports.
+    Closed,
+    /// No packets for longer than the timeout.
+    Timeout,
+    /// The pod's flow table was full.
+    Evicted,
+    /// The current policies do not allow the flow: a packet was denied.
+    Revoked,
+    /// The pod, or its interface, was deleted.
+    PodDeleted,
+}
+
+/// The packets of a flow, in both directions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BothWays {
+    /// From the initiator.
+    pub sent: Traffic,
+    /// From the other side.
+    pub replies: Traffic,
+}
+
+impl BothWays {
+    /// Returns what was added since earlier values.
+    fn since(&self, earlier: &Self) -> Self {
+        let difference = |now: Traffic, before: Traffic| Traffic {
+            packets: now.packets.wrapping_sub(before.packets),
+            bytes: now.bytes.wrapping_sub(before.bytes),
+        };
+        Self { sent: difference(self.sent, earlier.sent), replies: difference(self.replies, earlier.replies) }
+    }
+}
+
+/// The totals of a flow.
+#[derive(Clone, Debug)]
+pub struct FlowTotals {
+    /// The flow, as an event of its first packet. For protocols without ports, the ports are zero.
+    pub first_packet: FlowEvent,
+    /// When the flow started.
+    pub started: SystemTime,
+    /// When its last packet arrived, up to two seconds too early.
+    pub last_seen: SystemTime,
+    /// Since the start.
+    pub total: BothWays,
+    /// With [`FlowTotalsMode::Minute`]: since the last record of this flow, and its time. Without such a record, since
+    /// the start.
+    pub interval: Option<(SystemTime, BothWays)>,
+    /// Why the flow has ended; `None` if it has not.
+    pub ending: Option<FlowEnding>,
+}
+
+/// Receives totals.
+#[derive(Debug)]
+pub struct FlowTotalsReader {
+    totals: Receiver<Vec<FlowTotals>>,
+    not_kept: Arc<AtomicU64>,
+}
+
+impl FlowTotalsReader {
+    /// Waits for the records of the next reading. `None` if there will be no more.
+    pub async fn next(&mut self) -> Option<Vec<FlowTotals>> {
+        self.totals.recv().await
+    }
+
+    /// Returns the counter of flows without totals, because too many others were open.
+    pub fn not_kept(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.not_kept)
+    }
+}
+
+/// The time of a reading, by all clocks that are used here.
+#[derive(Clone, Copy)]
+pub(super) struct Clocks {
+    jiffies: u32,
+    hz: u32,
+    now: Instant,
+    time: SystemTime,
+}
+
+impl Clocks {
+    pub(super) fn read(hz: u32) -> Self {
+        Self { jiffies: jiffies(hz), hz, now: Instant::now(), time: SystemTime::now() }
+    }
+
+    /// Returns the jiffies since a time in a flow entry. The kernel's jiffies can be ahead, see
+    /// [`SLACK`](super::table::SLACK).
+    fn since(&self, then: u32) -> u32 {
+        let elapsed = self.jiffies.wrapping_sub(then);
+        if elapsed.wrapping_add(self.hz * 10) < self.hz * 10 { 0 } else { elapsed }
+    }
+
+    /// Returns the time of a flow entry by the wall clock.
+    fn time_of(&self, then: u32) -> SystemTime {
+        let millis = u64::from(self.since(then)) * 1000 / u64::from(self.hz);
+        self.time.checked_sub(Duration::from_millis(millis)).unwrap_or(self.time)
+    }
+}
+
+/// Keeps the last values of all flows.
+pub(super) struct Tracker {
+    mode: FlowTotalsMode,
+    flows: HashMap<FlowId, Kept>,
+    /// The number of kept flows by interface.
+    by_interface: HashMap<IfIndex, usize>,
+    /// Flows that have ended, and whose key another flow uses now.
+    replaced: Vec<(IfIndex, FlowTotals)>,
+    clocks: Clocks,
+    /// The previous reading; `None` during the first one.
+    previous: Option<Clocks>,
+    /// The number of this reading.
+    reading: u32,
+    not_kept: Arc<AtomicU64>,
+    sender: Sender<Vec<FlowTotals>>,
+    next: Instant,
+}
+
+impl Tracker {
+    /// Returns a tracker and the receiver of its records. `None` if no totals are recorded.
+    pub(super) fn start(mode: FlowTotalsMode, hz: u32) -> Option<(Self, FlowTotalsReader)> {
+        if mode == FlowTotalsMode::Off {
+            return None;
+        }
+        let (sender, totals) = mpsc::channel(CHANNEL);
+        let clocks = Clocks::read(hz);
+        let tracker = Self {
+            mode,
+            flows: HashMap::new(),
+            by_interface: HashMap::new(),
+            replaced: Vec::new(),
+            clocks,
+            previous: None,
+            reading: 0,
+            not_kept: Arc::default(),
+            sender,
+            next: clocks.now,
+        };
+        let reader = FlowTotalsReader { totals, not_kept: Arc::clone(&tracker.not_kept) };
+        Some((tracker, reader))
+    }
+
+    /// Returns whether the tables are to be read now.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        now >= self.next
+    }
+
+    /// Starts a reading. Then call [`Self::flow`] for each flow of existing endpoints, and [`Self::finish`].
+    pub(super) fn begin(&mut self, clocks: Clocks) {
+        self.reading = self.reading.wrapping_add(1);
+        self.clocks = clocks;
+    }
+
+    /// Sets when the next reading is due, by the time that the last one took.
+    pub(super) fn set_next(&mut self, now: Instant) {
+        let took = now.saturating_duration_since(self.clocks.now);
+        self.next = now + READ_INTERVAL.max(took * MAX_LOAD);
+    }
+
+    /// Reads a flow of an existing endpoint.
+    pub(super) fn flow<K: Family>(&mut self, endpoint: u32, key: &K, entry: &FlowEntry) {
+        if entry.sent.packets == 0 && entry.replies.packets == 0 {
+            return;
+        }
+        let id = key.flow_id();
+        let reading = Reading { clocks: self.clocks, number: self.reading };
+        let has_room = self.has_room(id.interface());
+        match self.flows.get_mut(&id) {
+            Some(kept) if kept.started == entry.started => kept.update(&id, entry, reading),
+            Some(kept) => {
+                if let Some(ending) = kept.ending_of_replaced(&id, reading) {
+                    self.replaced.push((id.interface(), kept.totals(&id, self.mode, Some(ending), reading)));
+                }
+                *kept = Kept::new(endpoint, &id, entry, reading);
+            }
+            None if has_room => {
+                let mut kept = Kept::new(endpoint, &id, entry, reading);
+                // Before this agent started, an earlier one may have recorded it.
+                if self.previous.is_none() {
+                    kept.set_reported(reading);
+                }
+                self.flows.insert(id, kept);
+                *self.by_interface.entry(id.interface()).or_default() += 1;
+            }
+            None => {
+                let since_previous = |previous: Clocks| self.clocks.since(previous.jiffies);
+                let age = self.clocks.since(entry.started);
+                let is_new = self.previous.is_none_or(|previous| age <= since_previous(previous));
+                self.not_kept.fetch_add(u64::from(is_new), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Returns whether another flow of this interface can be kept: if it has fewer than there is room for. So the flows
+    /// of one pod take at most half of the room, those of the next one half of the rest, and so on.
+    fn has_room(&self, interface: IfIndex) -> bool {
+        self.by_interface.get(&interface).copied().unwrap_or(0) < MAX_KEPT.saturating_sub(self.flows.len())
+    }
+
+    /// Ends a reading of all tables: finds the flows that were not read and have therefore ended, and sends the records
+    /// that are due. Those above the limit are sent later. `used` are the existing endpoints.
+    pub(super) fn finish(&mut self, used: &BTreeMap<u32, IfIndex>) {
+        let reading = Reading { clocks: self.clocks, number: self.reading };
+        let exists = |interface: IfIndex| used.values().any(|used| *used == interface);
+        for (id, kept) in self.flows.iter_mut().filter(|(_, kept)| kept.reading != reading.number) {
+            kept.not_found(id, exists(id.interface()), reading);
+        }
+        // Records wait here, and not in the channel, if the receiver is slow.
+        if let Ok(permit) = self.sender.clone().try_reserve() {
+            permit.send(self.take_due(reading));
+            self.previous = Some(self.clocks);
+        }
+        self.flows.retain(|id, kept| {
+            let keeps = kept.reading == reading.number || !kept.is_reported;
+            if !keeps && let Some(count) = self.by_interface.get_mut(&id.interface()) {
+                *count -= 1;
+            }
+            keeps
+        });
+        self.by_interface.retain(|_, count| *count > 0);
+    }
+
+    /// Returns the records that are due, within the limit, which the interfaces share max-min fairly.
+    fn take_due(&mut self, reading: Reading) -> Vec<FlowTotals> {
+        let since = self.previous.map_or(READ_INTERVAL, |previous| reading.clocks.now - previous.now);
+        let limit = u64::try_from(since.as_millis()).unwrap_or(u64::MAX).saturating_mul(MAX_RECORDS) / 1000;
+        let mut due: BTreeMap<IfIndex, (Vec<FlowTotals>, Vec<FlowId>)> = BTreeMap::new();
+        for (interface, totals) in self.replaced.drain(..) {
+            due.entry(interface).or_default().0.push(totals);
+        }
+        for (id, _) in self.flows.iter().filter(|(_, kept)| kept.is_due(self.mode, reading)) {
+            due.entry(id.interface()).or_default().1.push(*id);
+        }
+        let requests: Vec<u64> = due.values().map(|(replaced, ids)| (replaced.len() + ids.len()) as u64).collect();
+        let shares = divide(&requests, limit);
+        let mut records = Vec::new();
+        for ((interface, (mut replaced, mut ids)), share) in due.into_iter().zip(shares) {
+            let share = usize::try_from(share).unwrap_or(usize::MAX);
+            let later = replaced.split_off(share.min(replaced.len()));
+            let rest = share - replaced.len();
+            records.append(&mut replaced);
+            self.replaced.extend(later.into_iter().map(|totals| (interface, totals)));
+            // Those that have waited longest first.
+            let waiting = |id: &FlowId| self.flows.get(id).map(|kept| reading.clocks.since(kept.reported_jiffies));
+            ids.sort_by_cached_key(|id| std::cmp::Reverse(waiting(id)));
+            for id in ids.into_iter().take(rest) {
+                if let Some(kept) = self.flows.get_mut(&id) {
+                    records.push(kept.report(&id, self.mode, reading));
+                }
+            }
+        }
+        records
+    }
+}
+
+#[cfg(test)]
+mod tests;

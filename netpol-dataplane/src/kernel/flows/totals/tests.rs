@@ -1,0 +1,249 @@
+use std::net::Ipv4Addr;
+
+use netpol_common::{Direction, FlowKey, flow_state, protocol};
+
+use super::*;
+
+const HZ: u32 = 250;
+const POD: IfIndex = IfIndex(7);
+const OTHER: IfIndex = IfIndex(8);
+
+/// A tracker with a clock that the test sets.
+struct Test {
+    tracker: Tracker,
+    reader: FlowTotalsReader,
+    clocks: Clocks,
+    used: BTreeMap<u32, IfIndex>,
+}
+
+impl Test {
+    fn new(mode: FlowTotalsMode) -> Self {
+        let (tracker, reader) = Tracker::start(mode, HZ).expect("totals are recorded");
+        let clocks = Clocks::read(HZ);
+        let mut test = Self { tracker, reader, clocks, used: BTreeMap::from([(1, POD), (2, OTHER)]) };
+        // The first reading: see `what_was_before_the_agent_is_not_recorded_again`.
+        assert!(test.read(2, &[]).is_empty());
+        test
+    }
+
+    /// Reads these flows, this number of seconds after the last reading, and returns the records.
+    fn read(&mut self, seconds: u32, flows: &[(FlowKey<[u8; 4]>, FlowEntry)]) -> Vec<FlowTotals> {
+        let elapsed = Duration::from_secs(seconds.into());
+        self.clocks.jiffies = self.clocks.jiffies.wrapping_add(seconds * HZ);
+        (self.clocks.now, self.clocks.time) = (self.clocks.now + elapsed, self.clocks.time + elapsed);
+        self.tracker.begin(self.clocks);
+        for (key, entry) in flows {
+            self.tracker.flow(1, key, entry);
+        }
+        self.tracker.finish(&self.used);
+        let mut records = Vec::new();
+        while let Ok(sent) = self.reader.totals.try_recv() {
+            records.extend(sent);
+        }
+        records
+    }
+
+    /// Returns an entry of a flow that started now.
+    fn started(&self, packets: u64) -> FlowEntry {
+        let traffic = |packets| Traffic { packets, bytes: packets * 100 };
+        FlowEntry {
+            started: self.clocks.jiffies,
+            last_used: self.clocks.jiffies,
+            state: flow_state::REPLIED,
+            sent: traffic(packets),
+            replies: traffic(packets * 2),
+            ..FlowEntry::default()
+        }
+    }
+}
+
+fn key(interface: IfIndex, protocol: u8, port: u16) -> FlowKey<[u8; 4]> {
+    FlowKey {
+        ifindex: interface,
+        pod_address: [10, 0, 0, 1],
+        remote_address: [10, 0, 0, 2],
+        pod_port: [0, 80],
+        remote_port: port.to_be_bytes(),
+        protocol,
+        zero: [0; 3],
+    }
+}
+
+fn tcp(port: u16) -> FlowKey<[u8; 4]> {
+    key(POD, protocol::TCP, port)
+}
+
+/// Returns the remote port, the ending, and the packets in both directions.
+fn summary(records: &[FlowTotals]) -> Vec<(u16, Option<FlowEnding>, u64, u64)> {
+    let port = |totals: &FlowTotals| u16::from_be_bytes(totals.first_packet.source_port);
+    let mut summary: Vec<_> = records
+        .iter()
+        .map(|totals| (port(totals), totals.ending, totals.total.sent.packets, totals.total.replies.packets))
+        .collect();
+    summary.sort_by_key(|(port, ..)| *port);
+    summary
+}
+
+#[test]
+fn each_flow_has_one_record_when_it_ends() {
+    let mut test = Test::new(FlowTotalsMode::End);
+    let closed = FlowEntry { state: flow_state::REPLIED | flow_state::RESET, ..test.started(1) };
+    let revoked = FlowEntry { state: flow_state::REVOKED, ..test.started(2) };
+    let (open, udp) = (test.started(3), test.started(4));
+    let last_ack = FlowEntry { sent: Traffic { packets: 2, bytes: 200 }, ..closed };
+    let (rest, udp_key) = ([(tcp(2), revoked), (tcp(3), open)], key(POD, protocol::UDP, 4));
+    let all = |closed| [&[(tcp(1), closed), (udp_key, udp)][..], &rest].concat();
+
+    assert_eq!(summary(&test.read(1, &all(closed))), [(2, Some(FlowEnding::Revoked), 2, 4)]);
+    // Packets may follow the RST or the FIN of both sides.
+    assert_eq!(summary(&test.read(2, &all(last_ack))), []);
+    assert_eq!(summary(&test.read(2, &all(last_ack))), [(1, Some(FlowEnding::Closed), 2, 2)]);
+    assert_eq!(summary(&test.read(2, &all(last_ack))), []);
+    let ended = summary(&test.read(200, &all(last_ack)));
+    assert_eq!(ended, [(4, Some(FlowEnding::Timeout), 4, 8)]);
+    // The table needs room.
+    assert_eq!(summary(&test.read(2, &[(udp_key, udp)])), [(3, Some(FlowEnding::Evicted), 3, 6)]);
+    assert_eq!(summary(&test.read(2, &[])), []);
+    assert!(test.tracker.flows.is_empty() && test.tracker.by_interface.is_empty());
+}
+
+#[test]
+fn the_flows_of_a_deleted_pod_have_ended() {
+    let mut test = Test::new(FlowTotalsMode::End);
+    let entry = test.started(1);
+    test.read(2, &[(tcp(1), entry), (key(OTHER, protocol::TCP, 2), entry)]);
+    test.used.remove(&1);
+    let ended = test.read(2, &[(key(OTHER, protocol::TCP, 2), entry)]);
+    assert_eq!(summary(&ended), [(1, Some(FlowEnding::PodDeleted), 1, 2)]);
+}
+
+#[test]
+fn a_flow_that_continues_after_its_end_has_another_record() {
+    let mut test = Test::new(FlowTotalsMode::End);
+    let reset = FlowEntry { state: flow_state::REPLIED | flow_state::RESET, ..test.started(1) };
+    test.read(2, &[(tcp(1), reset)]);
+    assert_eq!(test.read(2, &[(tcp(1), reset)]).len(), 1);
+    let more = FlowEntry { sent: Traffic { packets: 5, bytes: 500 }, last_used: test.clocks.jiffies, ..reset };
+    assert_eq!(test.read(2, &[(tcp(1), more)]).len(), 0);
+    assert_eq!(summary(&test.read(2, &[(tcp(1), more)])), [(1, Some(FlowEnding::Closed), 5, 2)]);
+}
+
+#[test]
+fn a_new_flow_with_the_same_key_ends_the_earlier_one() {
+    let mut test = Test::new(FlowTotalsMode::End);
+    let first = test.started(10);
+    test.read(2, &[(tcp(1), first)]);
+    let second = test.started(1);
+    let ended = test.read(2, &[(tcp(1), second)]);
+    assert_eq!(summary(&ended), [(1, Some(FlowEnding::Closed), 10, 20)]);
+    let ended = test.read(2, &[]);
+    assert_eq!(summary(&ended), [(1, Some(FlowEnding::Evicted), 1, 2)]);
+    assert!(ended[0].started > test.clocks.time - Duration::from_secs(5), "the start of the second one");
+}
+
+#[test]
+fn minute_records_have_the_part_since_the_last_one() {
+    let mut test = Test::new(FlowTotalsMode::Minute);
+    let entry = test.started(10);
+    let intervals = |records: &[FlowTotals]| -> Vec<u64> {
+        records.iter().map(|totals| totals.interval.as_ref().expect("an interval").1.sent.packets).collect()
+    };
+    let mut seen = Vec::new();
+    for second in 1..=150_u64 {
+        // Packets until second 70.
+        let sent = Traffic { packets: 10 + second.min(70), bytes: 1 };
+        let records = test.read(1, &[(tcp(1), FlowEntry { sent, last_used: test.clocks.jiffies, ..entry })]);
+        seen.extend(intervals(&records).into_iter().map(|packets| (second, packets)));
+        assert!(records.iter().all(|totals| totals.ending.is_none()));
+    }
+    assert_eq!(seen, [(60, 70), (120, 10)], "no record for a minute without packets");
+    let ended = test.read(1, &[]);
+    assert_eq!((intervals(&ended), ended[0].total.sent.packets), (vec![0], 80));
+}
+
+#[test]
+fn what_was_before_the_agent_is_not_recorded_again() {
+    for mode in [FlowTotalsMode::End, FlowTotalsMode::Minute] {
+        let (tracker, reader) = Tracker::start(mode, HZ).expect("totals are recorded");
+        let clocks = Clocks::read(HZ);
+        let mut test = Test { tracker, reader, clocks, used: BTreeMap::from([(1, POD)]) };
+        let closed = FlowEntry { state: flow_state::RESET, ..test.started(1) };
+        let open = FlowEntry { started: clocks.jiffies.wrapping_sub(500 * HZ), ..test.started(100) };
+        for _ in 0..3 {
+            assert!(test.read(8, &[(tcp(1), closed), (tcp(2), open)]).is_empty());
+        }
+        // The end of a flow that was open has a record, with all packets.
+        let ended = test.read(2, &[(tcp(1), closed)]);
+        assert_eq!(summary(&ended), [(2, Some(FlowEnding::Evicted), 100, 200)]);
+        let elapsed = ended[0].started.elapsed().expect("a start before now");
+        assert!(elapsed >= Duration::from_secs(470), "{elapsed:?}");
+        assert_eq!(
+            ended[0].interval.as_ref().map(|(_, part)| part.sent.packets),
+            match mode {
+                FlowTotalsMode::Minute => Some(0),
+                FlowTotalsMode::End | FlowTotalsMode::Off => None,
+            }
+        );
+    }
+}
+
+#[test]
+fn flows_without_packets_have_no_record() {
+    let mut test = Test::new(FlowTotalsMode::End);
+    let entry = FlowEntry { initiator: Direction::Egress as u8, ..FlowEntry::default() };
+    test.read(2, &[(tcp(1), entry)]);
+    assert!(test.read(2, &[]).is_empty());
+}
+
+#[test]
+fn a_record_has_the_ends_of_the_first_packet() {
+    let mut test = Test::new(FlowTotalsMode::End);
+    let egress = FlowEntry { initiator: Direction::Egress as u8, ..test.started(1) };
+    let echo = key(POD, protocol::ICMP, 1);
+    test.read(2, &[(tcp(9), egress), (echo, test.started(1))]);
+    let mut ended = test.read(2, &[]);
+    ended.sort_by_key(|totals| totals.first_packet.protocol);
+    let address = |bytes: [u8; 16]| Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).to_string();
+    let ends = |event: &FlowEvent| {
+        let ports = [event.source_port, event.destination_port].map(u16::from_be_bytes);
+        (address(event.source), address(event.destination), ports)
+    };
+    assert_eq!(ends(&ended[0].first_packet), ("10.0.0.2".into(), "10.0.0.1".into(), [0, 0]), "ICMP has no ports");
+    assert_eq!(ends(&ended[1].first_packet), ("10.0.0.1".into(), "10.0.0.2".into(), [80, 9]));
+}
+
+#[test]
+fn the_records_of_a_second_are_limited_and_shared_and_none_is_lost() {
+    let mut test = Test::new(FlowTotalsMode::End);
+    let entry = test.started(1);
+    let mut flows: Vec<_> = (1..=5000).map(|port| (tcp(port), entry)).collect();
+    flows.extend((1..=100).map(|port| (key(OTHER, protocol::TCP, port), entry)));
+    test.read(2, &flows);
+    let of_other =
+        |records: &[FlowTotals]| records.iter().filter(|totals| totals.first_packet.ifindex == OTHER).count();
+    let first = test.read(2, &[]);
+    assert_eq!((first.len(), of_other(&first)), (2000, 100));
+    let later: usize = (0..2).map(|_| test.read(2, &[]).len()).sum();
+    assert_eq!((later, test.tracker.flows.len()), (3100, 0));
+}
+
+#[test]
+fn the_number_of_kept_flows_is_limited_and_a_pod_takes_at_most_half() {
+    let mut test = Test::new(FlowTotalsMode::End);
+    let entry = test.started(1);
+    let mut flows = Vec::new();
+    for remote in 0..2 {
+        for port in 0..=u16::MAX {
+            flows.push((FlowKey { remote_address: [10, 0, 1, remote], ..tcp(port) }, entry));
+        }
+    }
+    for _ in 0..2 {
+        test.read(2, &flows);
+        assert_eq!(test.tracker.flows.len(), MAX_KEPT / 2);
+        let not_kept = test.reader.not_kept().load(Ordering::Relaxed);
+        assert_eq!(not_kept, 2 * 65_536 - MAX_KEPT as u64 / 2, "each flow counts once");
+    }
+    flows.push((key(OTHER, protocol::TCP, 1), entry));
+    test.read(2, &flows);
+    assert_eq!(test.tracker.by_interface.get(&OTHER), Some(&1));
+}
