@@ -76,9 +76,10 @@ impl Explainer {
         // An explanation of another verdict would be misleading.
         let allows = explanation.own.verdict == FlowVerdict::Allowed;
         if allows != (observed.verdict == FlowVerdict::Allowed) {
-            return Err(match differs {
-                true => "the reference evaluator has another verdict, which is a bug of netpol",
-                false => "policies have changed since the packet",
+            return Err(if differs {
+                "the reference evaluator has another verdict, which is a bug of netpol"
+            } else {
+                "policies have changed since the packet"
             });
         }
         Ok(explanation)

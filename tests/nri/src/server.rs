@@ -186,12 +186,8 @@ impl NriServer {
         let mut state = lock(&self.shared.state);
         let is_connected = |required: &&String| !state.plugins.iter().any(|connected| connected.is(required));
         let missing = self.shared.options.required_plugins.iter().find(is_connected).cloned();
-        let container = Container {
-            id: format!("{}-{name}", pod.id),
-            pod_sandbox_id: pod.id.clone(),
-            name: name.to_owned(),
-            ..Container::default()
-        };
+        let container =
+            Container { id: format!("{}-{name}", pod.id), pod_sandbox_id: pod.id.clone(), name: name.to_owned() };
         let start = match self.shared.relay(&mut state, event::CREATE_CONTAINER, pod, Some(&container)) {
             Err(reason) => return Start::Refused(reason),
             // Validators are called after the plugins.
