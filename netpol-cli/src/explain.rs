@@ -106,7 +106,7 @@ pub(crate) fn run(options: &ExplainOptions, out: &mut impl Write) -> Result<Exit
     let mut cluster = input.cluster(&options.input);
     let resolved = ends::resolve(&mut cluster, (&options.from, &options.to), &namespace);
     let (from, to) = resolved.map_err(|error| with_missing(error, &input))?;
-    let evaluate = Evaluator::new(cluster);
+    let evaluate = Evaluator::new(&cluster);
     let ends = Ends { from: &options.from, to: &options.to, namespace: &namespace };
     let mut context = Context {
         options,
@@ -169,7 +169,7 @@ fn input(options: &ExplainOptions) -> Result<(Input, String)> {
 struct Context<'a> {
     options: &'a ExplainOptions,
     input: &'a Input,
-    evaluate: &'a Evaluator,
+    evaluate: &'a Evaluator<'a>,
     /// Objects that the caller cannot list, and that may change the verdict.
     unknown_because: Vec<String>,
     /// The verdicts of the nodes' tables.
@@ -266,7 +266,7 @@ fn is_uniform(set: &EndSet) -> bool {
 }
 
 /// Evaluates each connection, except those of a pod to itself, if there are others.
-fn connections(evaluate: &Evaluator, from: &EndSet, to: &EndSet, port: PortArgument) -> Result<Evaluated> {
+fn connections(evaluate: &Evaluator<'_>, from: &EndSet, to: &EndSet, port: PortArgument) -> Result<Evaluated> {
     let count = from.ends.len() * to.ends.len();
     if count > MAX_CONNECTIONS {
         bail!(

@@ -3,30 +3,28 @@
 mod formats;
 mod groups;
 mod list;
+mod verdicts;
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 use anyhow::{Result, bail};
 use netpol_policy::cluster_state::ClusterState;
-use netpol_policy::explain::{Family, Verdict};
-use netpol_policy::offline::PortSet;
-use netpol_policy::reference::{ConnectionError, End};
+use netpol_policy::offline::{PortSet, Reachability};
+use netpol_policy::reference::End;
 use serde::Serialize;
 
 use groups::Group;
 use list::List;
 
 use crate::Exit;
-use crate::args::{MatrixOptions, MatrixOutput, PortArgument, ShownOptions};
-use crate::color::ColorMode;
+use crate::args::{MatrixOptions, MatrixOutput, ShownOptions};
 use crate::ends::{EndSet, MatrixEnd};
 use crate::input::{Input, InputReport};
 use crate::live::{self, View};
 use crate::output::print_json;
-use crate::table::{self, Cell};
+use crate::table;
 use crate::unevaluated;
-use crate::verdict::{Evaluator, Sides, VerdictError};
 
 /// The number of excluded pods that are listed for each reason.
 const PODS_SHOWN: usize = 10;
@@ -36,32 +34,16 @@ const PODS_SHOWN: usize = 10;
 #[serde(rename_all = "camelCase")]
 struct JsonOutput<'a, C> {
     groups: &'a [Group],
-    connections: &'a [C],
+    connections: C,
     excluded: &'a [ExcludedPod],
     input: InputReport<'a>,
 }
 
-/// A connection at one port.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct JsonVerdict<'g> {
-    from: &'g str,
-    to: &'g str,
-    port: u16,
-    protocol: &'static str,
-    verdict: Verdict,
-    egress: Verdict,
-    ingress: Verdict,
-    /// The allowed address family, if only one of two is allowed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    allowed_family: Option<Family>,
-}
-
 /// What is shown.
-struct Matrix<'a> {
+struct Matrix<'a, 'c> {
     options: &'a MatrixOptions,
     input: &'a Input,
-    evaluate: &'a Evaluator,
+    reachability: Reachability<'c>,
     groups: &'a [Group],
     excluded: &'a [ExcludedPod],
     /// The groups that `--from` and `--to` accept, by index.
@@ -76,8 +58,8 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
     let shown = ShownOptions { namespaces, ..ShownOptions::default() };
     let options = &MatrixOptions { shown, ..options.clone() };
     let is_unknown = with_matrix(options, &input, |matrix| match (options.output, options.ports.is_empty()) {
-        (MatrixOutput::Table, false) => matrix.print_tables(out),
-        (MatrixOutput::Json, false) => matrix.print_verdicts(out),
+        (MatrixOutput::Table, false) => verdicts::print_tables(matrix, out),
+        (MatrixOutput::Json, false) => verdicts::print_json(matrix, out),
         _ => matrix.print_list(out),
     })?;
     Ok(match input.is_complete() {
@@ -97,7 +79,11 @@ pub(crate) fn print_rows(options: &MatrixOptions, input: &Input, out: &mut impl 
 }
 
 /// Creates the matrix of an input, and passes it to a function.
-fn with_matrix<T>(options: &MatrixOptions, input: &Input, show: impl FnOnce(&Matrix<'_>) -> Result<T>) -> Result<T> {
+fn with_matrix<T>(
+    options: &MatrixOptions,
+    input: &Input,
+    show: impl FnOnce(&mut Matrix<'_, '_>) -> Result<T>,
+) -> Result<T> {
     let mut cluster = input.cluster(&options.input);
     let (ends, excluded) = ends(cluster.state(), options);
     if ends.is_empty() {
@@ -113,14 +99,14 @@ fn with_matrix<T>(options: &MatrixOptions, input: &Input, show: impl FnOnce(&Mat
             cluster.second_pod(key);
         }
     }
-    let evaluate = Evaluator::new(cluster);
-    let groups = groups::group_ends(&evaluate, &ends);
+    let mut reachability = Reachability::new(&[&cluster]);
+    let groups = groups::group_ends(&mut reachability, &ends);
     let [from, to] = [accepted("--from", filters.0, &groups), accepted("--to", filters.1, &groups)];
     if from.is_err() || to.is_err() {
         print_excluded(&mut io::stderr(), &excluded)?;
     }
     let (from, to) = (from?, to?);
-    show(&Matrix { options, input, evaluate: &evaluate, groups: &groups, excluded: &excluded, from, to })
+    show(&mut Matrix { options, input, reachability, groups: &groups, excluded: &excluded, from, to })
 }
 
 /// Returns which groups a filter accepts. An error if it accepts none: the name may be misspelled.
@@ -137,97 +123,26 @@ fn accepted(option: &str, filter: Option<EndSet>, groups: &[Group]) -> Result<Ve
     Ok(accepted)
 }
 
-impl Matrix<'_> {
-    /// Evaluates the connection between two groups, by index.
-    fn cell(&self, row: usize, column: usize, port: PortArgument) -> Result<Cell, VerdictError> {
-        if !self.from[row] || !self.to[column] {
-            return Ok(Cell::NotShown);
-        }
-        let only_allowed = self.options.only_allowed;
-        match self.evaluate.sides(&self.groups[row].source, &self.groups[column].destination, port) {
-            Ok(sides) if only_allowed && sides.verdict() == Verdict::Deny && sides.only_family.is_none() => {
-                Ok(Cell::NotShown)
-            }
-            Ok(sides) => Ok(Cell::Verdict(sides)),
-            Err(VerdictError::Connection(ConnectionError::NoCommonFamily(..))) if only_allowed => Ok(Cell::NotShown),
-            Err(VerdictError::Connection(ConnectionError::NoCommonFamily(..))) => Ok(Cell::NoCommonFamily),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Evaluates the connections between all groups, a row for each source.
-    fn cells(&self, port: PortArgument) -> Result<Vec<Cell>, VerdictError> {
-        list::pairs(self.groups.len()).map(|(row, column)| self.cell(row, column, port)).collect()
-    }
-
-    /// Prints a table for each port. Returns whether a verdict is unknown.
-    fn print_tables(&self, out: &mut impl Write) -> Result<bool> {
-        let mut printed = Vec::new();
-        for &port in &self.options.ports {
-            printed.extend(self.print_table(out, port, &self.cells(port)?)?);
-        }
-        let has = |is: fn(Sides) -> bool| printed.iter().filter_map(|cell| cell.sides()).any(is);
-        let is_unknown = has(|sides| sides.verdict() == Verdict::Unknown);
-        let legends = [
-            (has(|sides| sides.only_family.is_some()), table::ONE_FAMILY),
-            (printed.contains(&Cell::NoCommonFamily), table::NO_COMMON_FAMILY),
-            (printed.contains(&Cell::NotShown), table::NOT_SHOWN),
-            (is_unknown, table::UNKNOWN),
-        ];
-        let legends: String = legends.iter().filter(|(is_used, _)| *is_used).map(|(_, legend)| *legend).collect();
-        writeln!(out, "{}{legends}", table::LEGEND)?;
-        self.print_notes(out)?;
-        Ok(is_unknown)
-    }
-
-    /// Prints the verdicts at each port as JSON. Returns whether one is unknown.
-    fn print_verdicts(&self, out: &mut impl Write) -> Result<bool> {
-        let mut verdicts = Vec::new();
-        for &port in &self.options.ports {
-            for ((row, column), cell) in list::pairs(self.groups.len()).zip(self.cells(port)?) {
-                let (from, to) = (&self.groups[row], &self.groups[column]);
-                verdicts.extend(cell.sides().map(|sides| verdict(from, to, port, sides)));
-            }
-        }
-        self.print_json(out, &verdicts)?;
-        Ok(verdicts.iter().any(|connection| connection.verdict == Verdict::Unknown))
-    }
-
-    /// Prints and returns the rows and columns of a port with a cell that the filters accept.
-    fn print_table(&self, out: &mut impl Write, port: PortArgument, cells: &[Cell]) -> io::Result<Vec<Cell>> {
-        let count = self.groups.len();
-        let is_shown = |index: &usize| {
-            let is_used = |row: usize, column: usize| cells[row * count + column] != Cell::NotShown;
-            (0..count).any(|other| is_used(*index, other) || is_used(other, *index))
-        };
-        let shown: Vec<usize> = (0..count).filter(is_shown).collect();
-        let names: Vec<table::Heading> = shown
-            .iter()
-            .map(|index| {
-                let group = &self.groups[*index];
-                let namespace = group.namespace.as_deref().unwrap_or("(addresses)").to_owned();
-                table::Heading { group: namespace, name: group.short_name() }
-            })
-            .collect();
-        let pairs = shown.iter().flat_map(|row| shown.iter().map(move |column| cells[row * count + column]));
-        let cells: Vec<_> = pairs.collect();
-        table::print(out, &port.to_string(), &names, &cells, ColorMode::detect(), table::terminal_width())?;
-        Ok(cells)
+impl<'a> Matrix<'a, '_> {
+    /// Returns whether the filters accept a source and a destination, by index.
+    fn shows(&self, from: usize, to: usize) -> bool {
+        self.from[from] && self.to[to]
     }
 
     /// Computes the exact ports of the pairs that the filters accept.
-    fn list(&self) -> List<'_> {
+    fn list(&mut self) -> List<'a> {
         let ports = match &self.options.ports[..] {
             [] => PortSet::all(),
             ports => PortSet::of(ports.iter().map(|port| (port.protocol, port.port))),
         };
-        let shows = |from: usize, to: usize| self.from[from] && self.to[to];
-        List::new(self.evaluate.cluster(), self.groups, &ports, shows)
+        let (accepted_from, accepted_to) = (&self.from, &self.to);
+        let shows = |from: usize, to: usize| accepted_from[from] && accepted_to[to];
+        List::new(&mut self.reachability, self.groups, &ports, shows)
     }
 
     /// Prints the exact ports. Returns whether a verdict is unknown.
-    fn print_list(&self, out: &mut impl Write) -> Result<bool> {
-        let state = self.evaluate.cluster().state();
+    fn print_list(&mut self, out: &mut impl Write) -> Result<bool> {
+        let state = self.reachability.cluster(0).state();
         if let Some(address) = self.options.addresses.iter().find(|address| state.has_frontend_at(**address)) {
             bail!(
                 "{address} is the address of a Service, which has a verdict for each port; use netpol explain, or -p with -o table"
@@ -255,17 +170,10 @@ impl Matrix<'_> {
         print_excluded(out, self.excluded)
     }
 
-    fn print_json<C: Serialize>(&self, out: &mut impl Write, connections: &[C]) -> Result<()> {
+    fn print_json(&self, out: &mut impl Write, connections: &impl Serialize) -> Result<()> {
         let (groups, excluded, input) = (self.groups, self.excluded, self.input.json());
         print_json(out, &JsonOutput { groups, connections, excluded, input })
     }
-}
-
-fn verdict<'g>(from: &'g Group, to: &'g Group, port: PortArgument, sides: Sides) -> JsonVerdict<'g> {
-    let (verdict, protocol) = (sides.verdict(), port.protocol.name());
-    let Sides { egress, ingress, only_family } = sides;
-    let (from, to) = (&*from.name, &*to.name);
-    JsonVerdict { from, to, port: port.port, protocol, verdict, egress, ingress, allowed_family: only_family }
 }
 
 /// The reason why a pod is not in the matrix.

@@ -1,7 +1,7 @@
 //! JSON, also of commands that ask several nodes.
 
 use std::fmt;
-use std::io::Write;
+use std::io::{self, Write};
 
 use anyhow::Result;
 use netpol_policy::text;
@@ -56,7 +56,24 @@ pub(crate) fn print_items<T: Serialize>(out: &mut impl Write, items: &[T], failu
     print_json(out, &Items { items, failures })
 }
 
-/// Prints a document.
+/// Prints a document while it is serialized: it can be large.
 pub(crate) fn print_json(out: &mut impl Write, value: &impl Serialize) -> Result<()> {
-    Ok(writeln!(out, "{}", text::json(&serde_json::to_string_pretty(value)?))?)
+    serde_json::to_writer_pretty(SafeJson(&mut *out), value).map_err(io::Error::from)?;
+    Ok(writeln!(out)?)
+}
+
+/// A writer of JSON that escapes invisible characters.
+struct SafeJson<W>(W);
+
+impl<W: Write> Write for SafeJson<W> {
+    /// Writes parts of JSON that do not split characters.
+    fn write(&mut self, part: &[u8]) -> io::Result<usize> {
+        let part_text = std::str::from_utf8(part).map_err(io::Error::other)?;
+        self.0.write_all(text::json(part_text).as_bytes())?;
+        Ok(part.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }

@@ -14,8 +14,8 @@ use netpol_policy::reference::{self, Connection, ConnectionError, End, Evaluatio
 use crate::args::PortArgument;
 
 /// Computes verdicts for the cluster of manifests.
-pub(crate) struct Evaluator {
-    cluster: OfflineCluster,
+pub(crate) struct Evaluator<'c> {
+    cluster: &'c OfflineCluster,
     tables: Tables,
     /// With the unknown addresses in all blocks that may contain them.
     at_most: Option<Tables>,
@@ -38,6 +38,21 @@ pub(crate) struct Sides {
 }
 
 impl Sides {
+    /// Joins the verdicts of both families: egress and ingress of each. `None` without any.
+    pub(crate) fn of(families: [Option<[Verdict; 2]>; 2]) -> Option<Self> {
+        let verdict = |[egress, ingress]: [Verdict; 2]| egress.max(ingress);
+        let [egress, ingress] = families
+            .into_iter()
+            .flatten()
+            .reduce(|[egress, ingress], other| [egress.max(other[0]), ingress.max(other[1])])?;
+        let only_family = match families.map(|family| family.map(verdict)) {
+            [Some(Verdict::Allow), Some(Verdict::Deny)] => Some(Family::V4),
+            [Some(Verdict::Deny), Some(Verdict::Allow)] => Some(Family::V6),
+            _ => None,
+        };
+        Some(Self { egress, ingress, only_family })
+    }
+
     /// The verdict on the connection.
     pub(crate) fn verdict(self) -> Verdict {
         self.egress.max(self.ingress)
@@ -52,7 +67,7 @@ pub(crate) enum VerdictError {
     Connection(#[from] ConnectionError),
     /// The compiled tables and the reference differ.
     #[error(
-        "{from} to {to} at {port}: the verdict of the compiled tables is {tables}, and that of the reference is {reference}. \
+        "{from} to {to} at {port}: the verdict of the compiled tables is {tables}, and that of the policies is {expected}. \
          This is a bug in netpol; please report it with these manifests"
     )]
     Mismatch {
@@ -62,25 +77,20 @@ pub(crate) enum VerdictError {
         to: End,
         /// The destination port.
         port: PortArgument,
-        /// The reason of the tables.
+        /// The verdict of the tables, or its reason.
         tables: &'static str,
-        /// The reason of the reference.
-        reference: &'static str,
+        /// The same, computed otherwise.
+        expected: &'static str,
     },
 }
 
-impl Evaluator {
-    pub(crate) fn new(cluster: OfflineCluster) -> Self {
+impl<'c> Evaluator<'c> {
+    pub(crate) fn new(cluster: &'c OfflineCluster) -> Self {
         Self { tables: Tables::new(cluster.state()), at_most: cluster.at_most().map(Tables::new), cluster }
     }
 
-    pub(crate) const fn cluster(&self) -> &OfflineCluster {
-        &self.cluster
-    }
-
-    /// Returns what decides the verdicts on a pod in the compiled tables.
-    pub(crate) fn classes(&self, pod: &Pod) -> Vec<EndClass> {
-        std::iter::once(&self.tables).chain(&self.at_most).map(|tables| tables.class(pod)).collect()
+    pub(crate) const fn cluster(&self) -> &'c OfflineCluster {
+        self.cluster
     }
 
     /// Evaluates both sides with the tables. If `to` is a Service, evaluates all of its backends, too. Returns an error
@@ -100,7 +110,7 @@ impl Evaluator {
         if !connections.iter().any(is_frontend) {
             return Ok(sides.verdict());
         }
-        Ok(explain::explain_offline(&self.cluster, from, to, port.protocol, port.port)?.verdict)
+        Ok(explain::explain_offline(self.cluster, from, to, port.protocol, port.port)?.verdict)
     }
 
     fn connections(&self, from: &End, to: &End, port: PortArgument) -> Result<Vec<Connection>, ConnectionError> {
@@ -118,24 +128,44 @@ impl Evaluator {
             let Some((packet, evaluation)) = evaluated else { return Ok(Verdict::Allow) };
             self.side(packet, evaluation).map_err(|Difference { tables, reference }| {
                 let (from, to) = (from.clone(), to.clone());
-                VerdictError::Mismatch { from, to, port, tables, reference }
+                VerdictError::Mismatch { from, to, port, tables, expected: reference }
             })
         };
-        let (mut all, mut families) =
-            (Sides { egress: Verdict::Allow, ingress: Verdict::Allow, only_family: None }, Vec::new());
+        let mut families = [None, None];
         for connection in connections {
             let (mut egress, mut ingress) = (side(&connection.egress)?, side(&connection.ingress)?);
             for backend in &connection.backends {
                 egress = egress.max(side(&backend.egress)?);
                 ingress = ingress.max(side(&backend.ingress)?);
             }
-            families.push((Family::of(connection.destination), egress.max(ingress)));
-            all.egress = all.egress.max(egress);
-            all.ingress = all.ingress.max(ingress);
+            families[usize::from(connection.destination.is_ipv6())] = Some([egress, ingress]);
         }
-        let is_known = families.iter().all(|(_, verdict)| *verdict != Verdict::Unknown);
-        let allowed = families.into_iter().map(|(family, verdict)| (family, verdict == Verdict::Allow));
-        Ok(Sides { only_family: Family::only(allowed).filter(|_| is_known), ..all })
+        Sides::of(families).ok_or_else(|| ConnectionError::NoCommonFamily(from.clone(), to.clone()).into())
+    }
+
+    /// Returns what decides the verdicts on a pod in the compiled tables.
+    pub(crate) fn classes(&self, pod: &Pod) -> Vec<TableClass> {
+        std::iter::once(&self.tables).chain(&self.at_most).map(|tables| tables.class(pod)).collect()
+    }
+
+    /// Compares a verdict with that of the tables.
+    pub(crate) fn check(
+        &self,
+        packet: &Packet,
+        expected: Verdict,
+        (from, to, port): (&End, &End, PortArgument),
+    ) -> Result<(), VerdictError> {
+        let is_allowed = |tables: &Tables| tables.engine.evaluate(packet).is_some_and(|it| it.reason.allows());
+        let found = match &self.at_most {
+            _ if is_allowed(&self.tables) => Verdict::Allow,
+            Some(tables) if is_allowed(tables) => Verdict::Unknown,
+            _ => Verdict::Deny,
+        };
+        if found == expected {
+            return Ok(());
+        }
+        let (from, to) = (from.clone(), to.clone());
+        Err(VerdictError::Mismatch { from, to, port, tables: found.name(), expected: expected.name() })
     }
 
     /// Returns the verdict of one side.
@@ -152,7 +182,7 @@ impl Evaluator {
     /// Explains a verdict.
     pub(crate) fn explain(&self, from: &End, to: &End, port: PortArgument) -> Result<Explanation, VerdictError> {
         self.sides(from, to, port)?;
-        Ok(explain::explain_offline(&self.cluster, from, to, port.protocol, port.port)?)
+        Ok(explain::explain_offline(self.cluster, from, to, port.protocol, port.port)?)
     }
 }
 
@@ -164,20 +194,20 @@ struct Difference {
 
 /// The rule sets of a pod, and the class of each of its addresses with their family. Pods with the same ones have the
 /// same verdicts.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct EndClass {
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct TableClass {
     rule_sets: Option<[u32; 2]>,
     addresses: Vec<(bool, u32)>,
 }
 
 impl Tables {
-    fn class(&self, pod: &Pod) -> EndClass {
+    fn class(&self, pod: &Pod) -> TableClass {
         let endpoint = self.engine.endpoint(&pod.key);
         let address = |address: &IpAddr| {
             let entry = self.engine.tables().address(*address).unwrap_or_default();
             (address.is_ipv4(), entry.class.0)
         };
-        EndClass {
+        TableClass {
             rule_sets: endpoint.map(|endpoint| [endpoint.ingress.rule_set.0, endpoint.egress.rule_set.0]),
             addresses: pod.addresses.iter().map(address).collect(),
         }

@@ -185,6 +185,49 @@ fn the_list_and_the_matrix_of_a_port_agree() {
     }
 }
 
+/// A pod with addresses of both families, a client of it, and a pod without an address.
+const DUAL: &str = "---
+{apiVersion: v1, kind: Pod, metadata: {name: dual, namespace: s, labels: {app: d}}, status: {podIPs: [{ip: 10.0.0.6}, {ip: 'fd00::6'}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: both, namespace: s}, status: {podIPs: [{ip: 10.0.0.7}, {ip: 'fd00::7'}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: late, namespace: s}}
+---
+{apiVersion: apps/v1, kind: Deployment, metadata: {name: web, namespace: s}, spec: {template: {metadata: {labels: {app: web}}}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: dual, namespace: s}
+spec:
+  podSelector: {matchExpressions: [{key: app, operator: In, values: [d, web]}]}
+  policyTypes: [Ingress, Egress]
+  ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/29}}], ports: [{port: 80}]}]
+  egress: [{to: [{ipBlock: {cidr: 'fd00::/64'}}]}]
+";
+
+#[test]
+fn the_matrix_of_a_port_has_the_verdicts_of_explain() {
+    let text = format!("{FIVE}{SIX}{DUAL}");
+    let run = netpol(&["matrix", "-f", "-", "-p", "80", "-o", "json", "-a", "10.0.0.3", "-a", "192.0.2.1"], &text);
+    let output: Value = serde_json::from_str(&run.out).expect("JSON");
+    let connections = output["connections"].as_array().expect("a list");
+    let mut verdicts = std::collections::BTreeMap::<&str, usize>::new();
+    for connection in connections {
+        let name = |key: &str| connection[key].as_str().expect(key).replace("s/deployment/", "deploy/");
+        let (from, to) = (name("from"), name("to"));
+        let run = netpol(
+            &["explain", "-f", "-", "-n", "s", "--from", &from, "--to", &to, "--port", "80", "-o", "json"],
+            &text,
+        );
+        let explained: Value = serde_json::from_str(&run.out).expect("JSON");
+        assert_eq!(connection["verdict"], explained["verdict"], "{from} to {to}");
+        *verdicts.entry(connection["verdict"].as_str().expect("a verdict")).or_default() += 1;
+    }
+    assert_eq!(verdicts.keys().copied().collect::<Vec<_>>(), ["allow", "deny", "unknown"]);
+    let of_one_family = connections.iter().filter(|connection| connection["allowedFamily"] == "IPv4").count();
+    assert!(of_one_family > 0, "{output:#}");
+}
+
 #[test]
 fn pods_with_the_same_verdicts_share_a_row_if_there_are_many() {
     let mut text = String::new();

@@ -81,6 +81,9 @@ pub fn wrap(text: impl fmt::Display, width: usize, indent: usize) -> Vec<String>
 /// characters below 0x20. All other unsafe characters are within strings, where this escape is allowed (RFC 8259,
 /// section 7).
 pub fn json(text: &str) -> Cow<'_, str> {
+    if text.bytes().all(|byte| byte < 0x7f) {
+        return Cow::Borrowed(text);
+    }
     // Outside of strings: line breaks and indentation.
     let is_layout = |character: char| character < ' ';
     if !text.chars().any(|character| is_unsafe(character) && !is_layout(character)) {

@@ -24,12 +24,29 @@ pub(super) fn table(out: &mut impl Write, rows: &[Row], width: usize) -> io::Res
         let shown = if row.to == last { "" } else { row.to.as_str() };
         last = &row.to;
         let columns = [wrap(shown, to, 0), wrap(&row.from, from, 0), wrap(&row.ports, ports, 0)];
-        let height = columns.iter().map(Vec::len).max().unwrap_or(0);
-        for line in 0..height {
-            let cell = |column: usize| columns[column].get(line).map_or("", |text| text.trim_start());
-            let text = format!("{:<to$}  {:<from$}  {}", cell(0), cell(1), cell(2));
-            writeln!(out, "{}", text.trim_end())?;
+        print_row(out, columns, [0, to + 2, to + from + 4])?;
+    }
+    Ok(())
+}
+
+/// Prints the lines of each column beside each other, from the position at which the column starts. If a word is longer
+/// than its column, the next columns continue on the next line.
+fn print_row(out: &mut impl Write, columns: [Vec<String>; 3], starts: [usize; 3]) -> io::Result<()> {
+    let mut columns = columns.map(|lines| lines.into_iter().peekable());
+    while columns.iter_mut().any(|lines| lines.peek().is_some()) {
+        let (mut line, mut end) = (String::new(), 0);
+        for (lines, start) in columns.iter_mut().zip(starts) {
+            if end > 0 && end + 2 > start {
+                break;
+            }
+            let text = lines.next().unwrap_or_default();
+            let text = text.trim_start();
+            if !text.is_empty() {
+                line.extend(std::iter::repeat_n(' ', start - end).chain(text.chars()));
+                end = start + text.chars().count();
+            }
         }
+        writeln!(out, "{line}")?;
     }
     Ok(())
 }
@@ -50,12 +67,11 @@ fn column_widths(longest: [usize; 3], width: usize) -> [usize; 3] {
 /// Prints a line for each pair of groups. Quotes as in RFC 4180.
 pub(super) fn csv(out: &mut impl Write, list: &List<'_>, only_allowed: bool) -> io::Result<()> {
     let quoted = |text: &str| format!("\"{}\"", Safe(text).to_string().replace('"', "\"\""));
+    let names: Vec<String> = list.groups.iter().map(|group| quoted(&group.name)).collect();
     writeln!(out, "from,to,allowed,unknown")?;
-    for (from, to, connection) in list.connections(only_allowed) {
-        let unknown = if connection.unknown.is_empty() { String::new() } else { connection.unknown.to_string() };
-        let [from, to] = [from, to].map(|index| &list.groups[index].name);
-        let fields = [from, to, &connection.allowed.to_string(), &unknown].map(|text| quoted(text));
-        writeln!(out, "{}", fields.join(","))?;
+    for (from, to, ports) in list.connections(only_allowed) {
+        let (allowed, unknown) = (&ports.allowed, ports.unknown.as_deref().unwrap_or_default());
+        writeln!(out, "{},{},\"{allowed}\",\"{unknown}\"", names[from], names[to])?;
     }
     Ok(())
 }
@@ -127,7 +143,7 @@ fn by_namespace<'g>(list: &List<'g>, only_allowed: bool) -> BTreeMap<&'g str, Ve
 /// port is allowed.
 fn edges<'l>(list: &'l List<'_>) -> impl Iterator<Item = (usize, usize, String, bool)> + 'l {
     let edges = list.connections(true).filter(|(from, to, _)| from != to);
-    edges.map(|(from, to, connection)| (from, to, connection.text(), !connection.allowed.is_empty()))
+    edges.map(|(from, to, ports)| (from, to, ports.text(), ports.is_allowed))
 }
 
 #[cfg(test)]
@@ -140,5 +156,26 @@ mod tests {
         assert_eq!(column_widths([20, 60, 8], 76), [20, 48, 8]);
         assert_eq!(column_widths([60, 60, 8], 76), [34, 34, 8]);
         assert_eq!(column_widths([60, 60, 60], 20), [12, 12, 12]);
+    }
+
+    #[test]
+    fn a_name_that_is_too_long_moves_the_next_columns_to_the_next_line() {
+        let row = |to: &str, from: &str| Row { to: to.to_owned(), from: from.to_owned(), ports: "TCP 80".to_owned() };
+        let rows = [
+            row("s/short", "s/web, s/db"),
+            row("s/with-a-very-long-name", "all"),
+            row("s/short", "s/with-a-very-long-name"),
+        ];
+        let mut out = Vec::new();
+        table(&mut out, &rows, 40).expect("writing to memory");
+        let expected = "\
+TO               FROM             PORTS
+s/short          s/web, s/db      TCP 80
+s/with-a-very-long-name
+                 all              TCP 80
+s/short          s/with-a-very-long-name
+                                  TCP 80
+";
+        assert_eq!(String::from_utf8(out).expect("text"), expected);
     }
 }

@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use netpol_common::Direction;
 use netpol_policy::model::{NamespaceName, Pod, PodKey, WorkloadKey};
+use netpol_policy::offline::{EndId, OfflineCluster, Reachability};
 use netpol_policy::reference::End;
 use netpol_policy::text::Safe;
 use serde::Serialize;
-
-use crate::verdict::{EndClass, Evaluator};
 
 /// Up to this number of groups, pods of different workloads are in different groups.
 const MAX_GROUPS_BY_WORKLOAD: usize = 50;
@@ -33,81 +31,85 @@ pub(super) struct Group {
     /// The end that stands for all members as a destination. It differs from `source` if there are several pods.
     #[serde(skip)]
     pub(super) destination: End,
+    /// What decides the ports of all members.
+    #[serde(skip)]
+    pub(super) end: EndId,
+    /// The pod of the source, and that of the destination: those with the addresses.
+    #[serde(skip)]
+    pods: [Option<PodKey>; 2],
 }
 
-/// The namespace of a pod, and everything on which its verdicts depend.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Class {
-    namespace: NamespaceName,
-    end_classes: Vec<EndClass>,
-    /// For each direction, the indices of the policies of other kinds that may change the verdicts.
-    unevaluated_policies: [Vec<usize>; 2],
-}
-
-/// The class of a group, and its workload or its only pod.
-type GroupKey = (Class, Option<WorkloadKey>, Option<PodKey>);
+/// What decides the verdicts on a pod, with its namespace; and the workload of a group, or its only pod.
+type GroupKey = (NamespaceName, EndId, Option<WorkloadKey>, Option<PodKey>);
 
 /// Returns the groups of these ends: pods by namespace, then addresses. Pods with the same verdicts share a group if
 /// they belong to the same workload, and a pod without a workload has its own group. If there would be too many groups,
 /// pods with the same verdicts share a group, whatever their workload.
-pub(super) fn group_ends(evaluator: &Evaluator, ends: &[End]) -> Vec<Group> {
-    let state = evaluator.cluster().state();
-    let pods = || ends.iter().filter_map(|end| if let End::Pod(key) = end { state.pods.get(key) } else { None });
-    let groups = grouped(evaluator, pods(), true);
-    let groups = if groups.len() <= MAX_GROUPS_BY_WORKLOAD { groups } else { grouped(evaluator, pods(), false) };
-    let addresses = ends.iter().filter(|end| !matches!(end, End::Pod(_))).map(|end| Group {
-        name: end.to_string(),
-        namespace: None,
-        members: vec![end.to_string()],
-        source: end.clone(),
-        destination: end.clone(),
+pub(super) fn group_ends(reachability: &mut Reachability<'_>, ends: &[End]) -> Vec<Group> {
+    let cluster = reachability.cluster(0);
+    let pods = ends.iter().filter_map(|end| match end {
+        End::Pod(key) => Some((cluster.state().pods.get(key)?, reachability.end_of(0, key)?)),
+        End::Address(_) | End::Service(_) => None,
     });
-    let mut groups: Vec<Group> = groups.into_iter().chain(addresses).collect();
+    let pods: Vec<(&Pod, EndId)> = pods.collect();
+    let groups = grouped(cluster, &pods, true);
+    let mut groups = if groups.len() <= MAX_GROUPS_BY_WORKLOAD { groups } else { grouped(cluster, &pods, false) };
+    let addresses = ends.iter().filter_map(|end| {
+        let End::Address(address) = end else { return None };
+        let pod = cluster.state().peer_at(*address).map(|pod| pod.key.clone());
+        Some(Group {
+            name: end.to_string(),
+            namespace: None,
+            members: vec![end.to_string()],
+            source: end.clone(),
+            destination: end.clone(),
+            end: reachability.end_at(0, *address),
+            pods: [pod.clone(), pod],
+        })
+    });
+    groups.extend(addresses);
     make_unique(&mut groups);
     groups
 }
 
-fn grouped<'p>(evaluator: &Evaluator, pods: impl Iterator<Item = &'p Pod>, by_workload: bool) -> Vec<Group> {
-    let workloads = evaluator.cluster().workloads();
+fn grouped(cluster: &OfflineCluster, pods: &[(&Pod, EndId)], by_workload: bool) -> Vec<Group> {
     let mut groups: BTreeMap<GroupKey, Vec<&Pod>> = BTreeMap::new();
-    for pod in pods {
-        let workload = workloads.of_pod(&pod.key).filter(|_| by_workload);
+    for (pod, end) in pods {
+        let workload = cluster.workloads().of_pod(&pod.key).filter(|_| by_workload);
         let own = (by_workload && workload.is_none()).then(|| pod.key.clone());
-        groups.entry((class(evaluator, pod), workload.cloned(), own)).or_default().push(pod);
+        groups.entry((pod.key.namespace.clone(), *end, workload.cloned(), own)).or_default().push(pod);
     }
-    let mut groups: Vec<Group> = groups.into_values().filter_map(|pods| group(evaluator, &pods)).collect();
+    let groups = groups.into_iter().filter_map(|((_, end, ..), pods)| group(cluster, end, &pods));
+    let mut groups: Vec<Group> = groups.collect();
     groups.sort_by(|one, other| (&one.namespace, &one.name).cmp(&(&other.namespace, &other.name)));
     groups
 }
 
-fn class(evaluator: &Evaluator, pod: &Pod) -> Class {
-    let unevaluated_policies = Direction::BOTH.map(|direction| evaluator.cluster().may_change_pod(pod, direction));
-    Class { namespace: pod.key.namespace.clone(), end_classes: evaluator.classes(pod), unevaluated_policies }
-}
-
-fn group(evaluator: &Evaluator, pods: &[&Pod]) -> Option<Group> {
+fn group(cluster: &OfflineCluster, end: EndId, pods: &[&Pod]) -> Option<Group> {
     let first = pods.first()?;
     // A workload in a manifest has a second pod, so that connections between two of its pods are evaluated.
     let second = first.key.second_of_workload();
     let source = match pods.get(1) {
         Some(pod) => pod.key.clone(),
-        None if evaluator.cluster().state().pods.contains_key(&second) => second,
+        None if cluster.state().pods.contains_key(&second) => second,
         None => first.key.clone(),
     };
     Some(Group {
-        name: name(evaluator, pods),
+        name: name(cluster, pods),
         namespace: Some(first.key.namespace.clone()),
         members: pods.iter().map(|pod| pod.key.to_string()).collect(),
-        source: End::Pod(source),
+        source: End::Pod(source.clone()),
         destination: End::Pod(first.key.clone()),
+        end,
+        pods: [Some(source), Some(first.key.clone())],
     })
 }
 
 /// The names of the workloads, or of pods without one, and the number of pods.
-fn name(evaluator: &Evaluator, pods: &[&Pod]) -> String {
+fn name(cluster: &OfflineCluster, pods: &[&Pod]) -> String {
     let mut names: Vec<String> = Vec::new();
     for pod in pods {
-        let workload = evaluator.cluster().workloads().of_pod(&pod.key);
+        let workload = cluster.workloads().of_pod(&pod.key);
         let name = match workload {
             Some(workload) => format!("{}/{}", workload.kind.resource(), workload.name),
             None => pod.key.name.to_string(),
@@ -136,6 +138,11 @@ fn make_unique(groups: &mut [Group]) {
 }
 
 impl Group {
+    /// Returns whether a connection to another group has the same pod at both ends, which is always allowed.
+    pub(super) fn is_same_pod(&self, to: &Self) -> bool {
+        self.pods[0].is_some() && self.pods[0] == to.pods[1]
+    }
+
     /// The name below the heading of the namespace.
     pub(super) fn short_name(&self) -> String {
         let prefix = self.namespace.as_ref().map(|namespace| format!("{namespace}/"));

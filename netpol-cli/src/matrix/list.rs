@@ -1,35 +1,47 @@
 //! The matrix as a list: the exact ports of each pair of groups. Sources with the same ports share a row.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use netpol_common::Direction;
-use netpol_policy::offline::{OfflineCluster, PortSet};
-use netpol_policy::reference::End;
-use serde::Serialize;
+use netpol_policy::offline::{PortIds, PortSet, Reachability};
+use serde::{Serialize, Serializer};
 
 use super::groups::Group;
 
 /// The ports between two groups.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Connection {
-    pub(super) allowed: PortSet,
+struct Connection {
+    allowed: PortSet,
     /// Ports with an unknown verdict.
-    pub(super) unknown: PortSet,
+    unknown: PortSet,
+}
+
+/// The ports of a connection as text.
+pub(super) struct PortTexts {
+    pub(super) allowed: String,
+    /// `None` if no port is unknown.
+    pub(super) unknown: Option<String>,
+    pub(super) is_allowed: bool,
 }
 
 /// A connection as JSON.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct JsonConnection<'g> {
-    from: &'g str,
-    to: &'g str,
-    allowed: String,
+struct JsonConnection<'l> {
+    from: &'l str,
+    to: &'l str,
+    allowed: &'l str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    unknown: Option<String>,
+    unknown: Option<&'l str>,
 }
 
-/// The sources of a destination as text, each with its ports.
-type Sources = Vec<(String, String)>;
+/// The sources of a row.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Sources {
+    All,
+    AllOthers,
+    /// By index.
+    Groups(Vec<u32>),
+}
 
 /// One row: a destination, sources with the same ports, and the ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,46 +54,64 @@ pub(super) struct Row {
 /// The connections between all groups.
 pub(super) struct List<'g> {
     pub(super) groups: &'g [Group],
-    /// `None`: no common address family, or not shown. A row for each source.
-    cells: Vec<Option<Connection>>,
+    /// The number of groups of each namespace.
+    sizes: HashMap<&'g str, usize>,
+    /// Different connections as text, in ascending order of their ports.
+    texts: Vec<PortTexts>,
+    /// Indices of `texts`, a row for each source. `None`: no common address family, or not shown.
+    cells: Vec<Option<u32>>,
 }
 
 impl<'g> List<'g> {
     /// Computes all connections of the pairs that `shows` accepts by index, at these ports.
     pub(super) fn new(
-        cluster: &OfflineCluster,
+        reachability: &mut Reachability<'_>,
         groups: &'g [Group],
         ports: &PortSet,
         shows: impl Fn(usize, usize) -> bool,
     ) -> Self {
+        let (mut connections, mut by_ids) = (Vec::new(), HashMap::new());
         let cells = pairs(groups.len()).map(|(from, to)| {
-            let connection = || connection(cluster, &groups[from].source, &groups[to].destination);
-            let connection = shows(from, to).then(connection).flatten()?;
-            let [allowed, possible] = connection.map(|set| set.intersection(ports));
-            Some(Connection { unknown: possible.difference(&allowed), allowed })
+            let ids = shows(from, to).then(|| between(reachability, &groups[from], &groups[to])).flatten()?;
+            let number = by_ids.entry(ids).or_insert_with(|| {
+                connections.push(Connection::new(reachability, ids, ports));
+                connections.len() - 1
+            });
+            Some(*number)
         });
-        Self { cells: cells.collect(), groups }
+        let cells: Vec<Option<usize>> = cells.collect();
+        let mut sorted: Vec<&Connection> = connections.iter().collect();
+        sorted.sort_unstable();
+        sorted.dedup();
+        let position = |connection| sorted.partition_point(|other| *other < connection);
+        let positions: Vec<Option<u32>> =
+            connections.iter().map(|connection| u32::try_from(position(connection)).ok()).collect();
+        let mut sizes = HashMap::new();
+        for namespace in groups.iter().filter_map(|group| group.namespace.as_deref()) {
+            *sizes.entry(namespace).or_default() += 1;
+        }
+        let cells = cells.into_iter().map(|cell| positions[cell?]).collect();
+        Self { groups, sizes, texts: sorted.into_iter().map(Connection::texts).collect(), cells }
     }
 
     pub(super) fn has_unknown(&self) -> bool {
-        self.cells.iter().flatten().any(|connection| !connection.unknown.is_empty())
+        self.cells.iter().flatten().any(|index| self.ports(*index).unknown.is_some())
     }
 
     /// Returns all connections with the indices of their source and destination.
-    pub(super) fn connections(&self, only_allowed: bool) -> impl Iterator<Item = (usize, usize, &Connection)> {
+    pub(super) fn connections(&self, only_allowed: bool) -> impl Iterator<Item = (usize, usize, &PortTexts)> {
         let cells = pairs(self.groups.len()).zip(&self.cells);
-        let shown = cells.filter_map(|((from, to), cell)| Some((from, to, cell.as_ref()?)));
-        shown.filter(move |(_, _, connection)| !only_allowed || connection.is_possible())
+        let shown = cells.filter_map(|((from, to), cell)| Some((from, to, self.ports((*cell)?))));
+        shown.filter(move |(_, _, ports)| !only_allowed || ports.is_possible())
     }
 
-    pub(super) fn json(&self, only_allowed: bool) -> Vec<JsonConnection<'g>> {
-        let of = |(from, to, connection): (usize, usize, &Connection)| JsonConnection {
-            from: &self.groups[from].name,
-            to: &self.groups[to].name,
-            allowed: connection.allowed.to_string(),
-            unknown: (!connection.unknown.is_empty()).then(|| connection.unknown.to_string()),
-        };
-        self.connections(only_allowed).map(of).collect()
+    fn ports(&self, index: u32) -> &PortTexts {
+        &self.texts[index as usize]
+    }
+
+    /// Serializes the connections as JSON, one by one: all of them can be larger than the memory.
+    pub(super) fn json(&self, only_allowed: bool) -> impl Serialize {
+        JsonConnections { list: self, only_allowed }
     }
 
     /// Returns whether a connection is that of a pod or an address with itself, which is always allowed.
@@ -92,69 +122,76 @@ impl<'g> List<'g> {
     /// Returns the rows by destination. The sources that are most are `all` or `all others`, unless one is not shown.
     /// Destinations with the same sources and ports share their rows. The connection of a pod to itself needs no row.
     pub(super) fn rows(&self, only_allowed: bool) -> Vec<Row> {
-        let mut by_destination: BTreeMap<usize, BTreeMap<&Connection, Vec<&Group>>> = BTreeMap::new();
-        for (from, to, connection) in self.connections(false).filter(|(from, to, _)| !self.is_hairpin(*from, *to)) {
-            by_destination.entry(to).or_default().entry(connection).or_default().push(&self.groups[from]);
-        }
-        let mut shared: Vec<(Sources, Vec<&Group>)> = Vec::new();
-        let mut index: BTreeMap<Sources, usize> = BTreeMap::new();
-        for (to, sources) in by_destination {
-            let rows = self.rows_of(to, &sources, only_allowed);
+        let mut shared: Vec<(Vec<(Sources, u32)>, Vec<u32>)> = Vec::new();
+        let mut index: HashMap<Vec<(Sources, u32)>, usize> = HashMap::new();
+        for to in 0..self.groups.len() {
+            let rows = self.rows_of(to, only_allowed);
             if rows.is_empty() {
                 continue;
             }
             let position = *index.entry(rows.clone()).or_insert(shared.len());
-            match shared.get_mut(position) {
-                Some((_, destinations)) => destinations.push(&self.groups[to]),
-                None => shared.push((rows, vec![&self.groups[to]])),
+            if position == shared.len() {
+                shared.push((rows, Vec::new()));
             }
+            shared[position].1.extend(u32::try_from(to));
         }
         let rows = shared.into_iter().flat_map(|(rows, destinations)| {
             let to = self.names(&destinations);
-            rows.into_iter().map(move |(from, ports)| Row { to: to.clone(), from, ports })
+            rows.into_iter().map(move |(from, ports)| {
+                let from = match from {
+                    Sources::All => "all".to_owned(),
+                    Sources::AllOthers => "all others".to_owned(),
+                    Sources::Groups(groups) => self.names(&groups),
+                };
+                Row { to: to.clone(), from, ports: self.ports(ports).text() }
+            })
         });
         rows.collect()
     }
 
     /// The sources and ports of one destination.
-    fn rows_of(&self, to: usize, sources: &BTreeMap<&Connection, Vec<&Group>>, only_allowed: bool) -> Sources {
-        let possible = self.groups.len() - usize::from(self.is_hairpin(to, to));
+    fn rows_of(&self, to: usize, only_allowed: bool) -> Vec<(Sources, u32)> {
+        let count = self.groups.len();
+        let mut sources: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for (from, source) in (0..count).zip(0_u32..).filter(|(from, _)| !self.is_hairpin(*from, to)) {
+            if let Some(ports) = self.cells[from * count + to] {
+                sources.entry(ports).or_default().push(source);
+            }
+        }
+        let is_possible = |ports: u32| self.ports(ports).is_possible();
+        let possible = count - usize::from(self.is_hairpin(to, to));
         let has_all = sources.values().map(Vec::len).sum::<usize>() == possible;
-        let has_all_others = has_all && (!only_allowed || sources.keys().all(|connection| connection.is_possible()));
+        let has_all_others = has_all && (!only_allowed || sources.keys().all(|ports| is_possible(*ports)));
         let most = sources.values().map(Vec::len).max().unwrap_or_default();
+        let is_only = sources.len() == 1;
         let (mut rows, mut others) = (Vec::new(), None);
-        for (connection, names) in sources.iter().rev() {
-            if only_allowed && !connection.is_possible() {
+        for (ports, groups) in sources.into_iter().rev() {
+            if only_allowed && !is_possible(ports) {
                 continue;
             }
-            let ports = connection.text();
-            match names.len() {
-                _ if has_all && sources.len() == 1 => rows.push(("all".to_owned(), ports)),
+            match groups.len() {
+                _ if has_all && is_only => rows.push((Sources::All, ports)),
                 count if has_all_others && count == most && count > 1 && others.is_none() => {
-                    others = Some(("all others".to_owned(), ports));
+                    others = Some((Sources::AllOthers, ports));
                 }
-                _ => rows.push((self.names(names), ports)),
+                _ => rows.push((Sources::Groups(groups), ports)),
             }
         }
         rows.extend(others);
         rows
     }
 
-    /// The names of groups; `shop/*` for all groups of a namespace, if there are several.
-    fn names(&self, groups: &[&Group]) -> String {
-        let in_namespace = |group: &Group, namespace: &str| group.namespace.as_deref() == Some(namespace);
+    /// The names of groups in ascending order of their indices; `shop/*` for all groups of a namespace, if there are
+    /// several.
+    fn names(&self, indices: &[u32]) -> String {
+        let group = |index: &u32| &self.groups[*index as usize];
         let mut names: Vec<String> = Vec::new();
-        for group in groups {
-            let is_complete = group.namespace.as_deref().is_some_and(|namespace| {
-                let all = self.groups.iter().filter(|other| in_namespace(other, namespace)).count();
-                all > 1 && all == groups.iter().filter(|other| in_namespace(other, namespace)).count()
-            });
-            let name = match &group.namespace {
-                Some(namespace) if is_complete => format!("{namespace}/*"),
-                _ => group.name.clone(),
-            };
-            if names.last() != Some(&name) {
-                names.push(name);
+        for of_namespace in indices.chunk_by(|one, other| group(one).namespace == group(other).namespace) {
+            let namespace = of_namespace.first().and_then(|first| group(first).namespace.as_deref());
+            let is_complete = |namespace: &&str| self.sizes.get(namespace) == Some(&of_namespace.len());
+            match namespace.filter(is_complete) {
+                Some(namespace) if of_namespace.len() > 1 => names.push(format!("{namespace}/*")),
+                _ => names.extend(of_namespace.iter().map(|index| group(index).name.clone())),
             }
         }
         names.join(", ")
@@ -166,45 +203,52 @@ pub(super) fn pairs(count: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..count).flat_map(move |from| (0..count).map(move |to| (from, to)))
 }
 
+struct JsonConnections<'l> {
+    list: &'l List<'l>,
+    only_allowed: bool,
+}
+
+impl Serialize for JsonConnections<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let groups = self.list.groups;
+        serializer.collect_seq(self.list.connections(self.only_allowed).map(|(from, to, ports)| JsonConnection {
+            from: &groups[from].name,
+            to: &groups[to].name,
+            allowed: &ports.allowed,
+            unknown: ports.unknown.as_deref(),
+        }))
+    }
+}
+
 impl Connection {
+    fn new(reachability: &Reachability<'_>, ids: PortIds, ports: &PortSet) -> Self {
+        let [allowed, possible] = reachability.ports(ids).map(|set| set.intersection(ports));
+        Self { unknown: possible.difference(&allowed), allowed }
+    }
+
+    fn texts(&self) -> PortTexts {
+        let unknown = (!self.unknown.is_empty()).then(|| self.unknown.to_string());
+        PortTexts { allowed: self.allowed.to_string(), unknown, is_allowed: !self.allowed.is_empty() }
+    }
+}
+
+impl PortTexts {
     fn is_possible(&self) -> bool {
-        !self.allowed.is_empty() || !self.unknown.is_empty()
+        self.is_allowed || self.unknown.is_some()
     }
 
     /// `TCP 80`, `none`, `TCP 80; unknown: UDP 53`.
     pub(super) fn text(&self) -> String {
-        match (self.allowed.is_empty(), self.unknown.is_empty()) {
-            (_, true) => self.allowed.to_string(),
-            (true, false) => format!("unknown: {}", self.unknown),
-            (false, false) => format!("{}; unknown: {}", self.allowed, self.unknown),
+        match &self.unknown {
+            None => self.allowed.clone(),
+            Some(unknown) if self.is_allowed => format!("{}; unknown: {unknown}", self.allowed),
+            Some(unknown) => format!("unknown: {unknown}"),
         }
     }
 }
 
-/// Returns the ports at which both sides allow a connection, and those at which both may allow it, in all common address
-/// families. `None` without a common family.
-fn connection(cluster: &OfflineCluster, from: &End, to: &End) -> Option<[PortSet; 2]> {
-    let state = cluster.state();
-    let find = |end: &End| match end {
-        End::Pod(key) => {
-            let pod = state.pods.get(key)?;
-            Some((Some(pod), pod.addresses.clone()))
-        }
-        End::Address(address) => Some((state.peer_at(*address), vec![*address])),
-        End::Service(_) => None,
-    };
-    let ((source, sources), (destination, destinations)) = (find(from)?, find(to)?);
-    let mut result: Option<[PortSet; 2]> = None;
-    for remote in &destinations {
-        let Some(own) = sources.iter().find(|own| own.is_ipv4() == remote.is_ipv4()) else { continue };
-        let egress = source.map(|pod| cluster.ports(pod, Direction::Egress, *remote));
-        let ingress = destination.map(|pod| cluster.ports(pod, Direction::Ingress, *own));
-        for [allowed, possible] in egress.into_iter().chain(ingress).chain([[PortSet::all(), PortSet::all()]]) {
-            result = Some(match result {
-                None => [allowed, possible],
-                Some([low, high]) => [low.intersection(&allowed), high.intersection(&possible)],
-            });
-        }
-    }
-    result
+/// Returns the ports between the ends of two groups. `None` without a common address family.
+fn between(reachability: &mut Reachability<'_>, from: &Group, to: &Group) -> Option<PortIds> {
+    let found = reachability.between(from.end, to.end)?;
+    Some(if from.is_same_pod(to) { PortIds::ALL } else { found })
 }

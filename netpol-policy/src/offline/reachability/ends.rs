@@ -131,6 +131,11 @@ type ByLabels = HashMap<(NamespaceName, Labels), Vec<u64>>;
 type ByBlocks = HashMap<IpAddr, Vec<u64>>;
 
 /// Returns the number of the class of an address in a state.
+pub(super) fn class_at(state: &ClusterState, address: IpAddr, values: &mut Values) -> u32 {
+    class_of(state, address, values, &mut HashMap::new(), &mut HashMap::new())
+}
+
+/// Returns the number of the class of an address in a state, with what is known from other addresses.
 fn class_of(
     state: &ClusterState,
     address: IpAddr,

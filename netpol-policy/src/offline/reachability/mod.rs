@@ -107,27 +107,43 @@ impl<'c> Reachability<'c> {
         [self.sets.value(ids.allowed), self.sets.value(ids.possible)]
     }
 
+    /// Returns the end of one address, with the policies of the pod that has it.
+    pub fn end_at(&mut self, cluster: usize, address: IpAddr) -> EndId {
+        let state = self.clusters[cluster].cluster.state();
+        let pod = state.peer_at(address).and_then(|pod| self.pods[cluster].get(&pod.key));
+        let pod = pod.map(|end| self.values.ends.value(*end).clone());
+        let class = ends::class_at(state, address, &mut self.values);
+        let addresses = if address.is_ipv4() { [Some(class), None] } else { [None, Some(class)] };
+        let (sides, shared) = pod.map_or((None, None), |pod| (pod.sides, pod.shared));
+        EndId(self.values.ends.number(EndClass { sides, addresses, shared }))
+    }
+
     /// Returns the ports at which `from` can connect to `to`, in all address families that both have; `None` without a
     /// common one. For an end and itself: the ports between two different pods of it.
     pub fn between(&mut self, from: EndId, to: EndId) -> Option<PortIds> {
-        let (source, destination) = (self.class(from), self.class(to));
-        let is_same = source.shared.is_some() && source.shared == destination.shared;
+        let sides = self.sides(from, to);
         let mut result: Option<PortIds> = None;
-        for family in [0, 1] {
-            let (Some(own), Some(remote)) = (source.addresses[family], destination.addresses[family]) else { continue };
-            let mut found = PortIds::ALL;
-            let egress = source.sides.filter(|_| !is_same && !shares_address(&source, &destination, family));
-            let ingress = destination.sides.filter(|_| !is_same);
-            for (sides, direction, remote) in [(egress, Direction::Egress, remote), (ingress, Direction::Ingress, own)]
-            {
-                if let Some(sides) = sides {
-                    let of_side = self.of_side(sides[direction as usize], direction, remote);
-                    found = self.both(found, of_side);
-                }
-            }
-            result = Some(result.map_or(found, |result| self.both(result, found)));
+        for [ingress, egress] in sides.into_iter().flatten() {
+            let both = self.both(ingress, egress);
+            result = Some(result.map_or(both, |result| self.both(result, both)));
         }
         result
+    }
+
+    /// Returns the ports that each side of [`Reachability::between`] allows, as [`Direction::BOTH`], for IPv4 and for IPv6;
+    /// `None` for a family that the ends do not have in common.
+    pub fn sides(&mut self, from: EndId, to: EndId) -> [Option<[PortIds; 2]>; 2] {
+        let (source, destination) = (self.class(from), self.class(to));
+        let is_same = source.shared.is_some() && source.shared == destination.shared;
+        [0, 1].map(|family| {
+            let (own, remote) = source.addresses[family].zip(destination.addresses[family])?;
+            let egress = source.sides.filter(|_| !is_same && !shares_address(&source, &destination, family));
+            let ingress = destination.sides.filter(|_| !is_same);
+            let sides = [(ingress, Direction::Ingress, own), (egress, Direction::Egress, remote)];
+            Some(sides.map(|(sides, direction, remote)| {
+                sides.map_or(PortIds::ALL, |sides| self.of_side(sides[direction as usize], direction, remote))
+            }))
+        })
     }
 
     /// Returns the ports that one side alone allows, in all address families that both ends have.
@@ -269,7 +285,8 @@ const NO_PORTS: u32 = 0;
 const ALL_PORTS: u32 = 1;
 
 impl PortIds {
-    const ALL: Self = Self { allowed: ALL_PORTS, possible: ALL_PORTS };
+    /// All ports are allowed.
+    pub const ALL: Self = Self { allowed: ALL_PORTS, possible: ALL_PORTS };
     /// No port is allowed.
     pub const NONE: Self = Self { allowed: NO_PORTS, possible: NO_PORTS };
 

@@ -6,7 +6,7 @@ use netpol_common::{Direction, protocol};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::{PortIds, Reachability};
+use super::{EndId, PortIds, Reachability};
 use crate::manifest::{Located, Parsed};
 use crate::model::{Object, Peer, Peers, Pod, PodKey, Policy, Protocol};
 use crate::offline::{AddressSet, OfflineCluster};
@@ -37,6 +37,33 @@ fn expected(cluster: &OfflineCluster, from: &End, to: &End) -> Option<Vec<bool>>
         Some(found.iter().all(crate::reference::Connection::allowed))
     };
     cases.chain([(protocol::ICMP, 0)]).map(verdict).collect()
+}
+
+/// Returns whether each side allows a connection, as [`Direction::BOTH`], in each family, for each protocol and port.
+fn expected_sides(cluster: &OfflineCluster, from: &End, to: &End) -> [Option<[Vec<bool>; 2]>; 2] {
+    let mut families = [None, None];
+    for (protocol, port) in [protocol::TCP, protocol::UDP].into_iter().flat_map(|it| PORTS.map(|port| (it, port))) {
+        for connection in connections(cluster.state(), from, to, protocol, port).into_iter().flatten() {
+            let allows = |side: &Option<(_, crate::reference::Evaluation)>| {
+                side.as_ref().is_none_or(|(_, evaluation)| evaluation.reason.allows())
+            };
+            let family: &mut [Vec<bool>; 2] =
+                families[usize::from(connection.destination.is_ipv6())].get_or_insert_default();
+            family[0].push(allows(&connection.ingress));
+            family[1].push(allows(&connection.egress));
+        }
+    }
+    families
+}
+
+fn computed_sides(reachability: &mut Reachability<'_>, from: EndId, to: EndId) -> [Option<[Vec<bool>; 2]>; 2] {
+    let sides = reachability.sides(from, to);
+    let ports = |ids: PortIds| {
+        let set = reachability.ports(ids)[0];
+        let cases = [Protocol::Tcp, Protocol::Udp].into_iter().flat_map(|it| PORTS.map(|port| (it, port)));
+        cases.map(|(protocol, port)| set.contains(protocol, port)).collect()
+    };
+    sides.map(|sides| sides.map(|sides| sides.map(ports)))
 }
 
 fn computed(reachability: &Reachability<'_>, ids: Option<PortIds>) -> Option<Vec<bool>> {
@@ -90,8 +117,20 @@ proptest! {
                     continue;
                 }
                 let found = reachability.between(*source, *destination);
-                let expected = expected(&cluster, &End::Pod((*from).clone()), &End::Pod((*to).clone()));
-                prop_assert_eq!(computed(&reachability, found), expected, "{} to {}", from, to);
+                let (own, other) = (End::Pod((*from).clone()), End::Pod((*to).clone()));
+                prop_assert_eq!(computed(&reachability, found), expected(&cluster, &own, &other), "{} to {}", from, to);
+                let sides = computed_sides(&mut reachability, *source, *destination);
+                prop_assert_eq!(sides, expected_sides(&cluster, &own, &other), "{} to {}", from, to);
+            }
+        }
+        for address in cluster.state().pods.values().flat_map(|pod| &pod.addresses) {
+            let Some(peer) = cluster.state().peer_at(*address).filter(|_| !crate::offline::is_placeholder(*address))
+            else { continue };
+            let own = reachability.end_at(0, *address);
+            for (to, destination) in ends.iter().filter(|(to, _)| **to != peer.key && is_known(to)) {
+                let found = reachability.between(own, *destination);
+                let expected = expected(&cluster, &End::Address(*address), &End::Pod((*to).clone()));
+                prop_assert_eq!(computed(&reachability, found), expected, "{} to {}", address, to);
             }
         }
         let outside = reachability.outside().to_vec();
@@ -106,6 +145,7 @@ proptest! {
                     prop_assert!(containing.is_empty() && egress.is_none(), "{} is in {:?}", address, containing);
                     continue;
                 };
+                prop_assert_eq!(reachability.end_at(0, address), found.end());
                 let to = reachability.between(*end, found.end());
                 prop_assert_eq!(computed(&reachability, to), egress, "{} to {}", key, address);
                 let from = reachability.between(found.end(), *end);

@@ -1,0 +1,261 @@
+//! The verdicts between all groups at a port. Those on pods follow from the sets of ports, as in the list, and are
+//! compared with the compiled tables. Those on addresses, which can be of Services and nodes, are evaluated one by one.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io::{self, Write};
+
+use anyhow::Result;
+use netpol_common::Direction;
+use netpol_policy::explain::{Family, Verdict};
+use netpol_policy::model::{Pod, PodKey};
+use netpol_policy::offline::{EndId, OfflineCluster, PortIds};
+use netpol_policy::reference::{ConnectionError, End, Packet};
+use serde::{Serialize, Serializer};
+
+use super::Matrix;
+use super::groups::Group;
+use super::list::pairs;
+use crate::args::PortArgument;
+use crate::color::ColorMode;
+use crate::table::{self, Cell};
+use crate::verdict::{Evaluator, Sides, TableClass, VerdictError};
+
+/// A connection at one port.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct JsonVerdict<'g> {
+    from: &'g str,
+    to: &'g str,
+    port: u16,
+    protocol: &'static str,
+    verdict: Verdict,
+    egress: Verdict,
+    ingress: Verdict,
+    /// The allowed address family, if only one of two is allowed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allowed_family: Option<Family>,
+}
+
+/// The cells of each port, a row for each source.
+struct Verdicts<'g> {
+    groups: &'g [Group],
+    ports: Vec<(PortArgument, Vec<Cell>)>,
+}
+
+/// Prints a table for each port. Returns whether a verdict is unknown.
+pub(super) fn print_tables(matrix: &mut Matrix<'_, '_>, out: &mut impl Write) -> Result<bool> {
+    let mut printed = Vec::new();
+    for (port, cells) in verdicts(matrix)?.ports {
+        printed.extend(print_table(matrix.groups, out, port, &cells)?);
+    }
+    let has = |is: fn(Sides) -> bool| printed.iter().filter_map(|cell| cell.sides()).any(is);
+    let is_unknown = has(|sides| sides.verdict() == Verdict::Unknown);
+    let legends = [
+        (has(|sides| sides.only_family.is_some()), table::ONE_FAMILY),
+        (printed.contains(&Cell::NoCommonFamily), table::NO_COMMON_FAMILY),
+        (printed.contains(&Cell::NotShown), table::NOT_SHOWN),
+        (is_unknown, table::UNKNOWN),
+    ];
+    let legends: String = legends.iter().filter(|(is_used, _)| *is_used).map(|(_, legend)| *legend).collect();
+    writeln!(out, "{}{legends}", table::LEGEND)?;
+    matrix.print_notes(out)?;
+    Ok(is_unknown)
+}
+
+/// Prints the verdicts at each port as JSON. Returns whether one is unknown.
+pub(super) fn print_json(matrix: &mut Matrix<'_, '_>, out: &mut impl Write) -> Result<bool> {
+    let verdicts = verdicts(matrix)?;
+    matrix.print_json(out, &verdicts)?;
+    let mut cells = verdicts.ports.iter().flat_map(|(_, cells)| cells);
+    Ok(cells.any(|cell| cell.sides().is_some_and(|sides| sides.verdict() == Verdict::Unknown)))
+}
+
+/// Prints and returns the rows and columns of a port with a cell that the filters accept.
+fn print_table(groups: &[Group], out: &mut impl Write, port: PortArgument, cells: &[Cell]) -> io::Result<Vec<Cell>> {
+    let count = groups.len();
+    let is_shown = |index: &usize| {
+        let is_used = |row: usize, column: usize| cells[row * count + column] != Cell::NotShown;
+        (0..count).any(|other| is_used(*index, other) || is_used(other, *index))
+    };
+    let shown: Vec<usize> = (0..count).filter(is_shown).collect();
+    let names: Vec<table::Heading> = shown
+        .iter()
+        .map(|index| {
+            let group = &groups[*index];
+            let namespace = group.namespace.as_deref().unwrap_or("(addresses)").to_owned();
+            table::Heading { group: namespace, name: group.short_name() }
+        })
+        .collect();
+    let pairs = shown.iter().flat_map(|row| shown.iter().map(move |column| cells[row * count + column]));
+    let cells: Vec<_> = pairs.collect();
+    table::print(out, &port.to_string(), &names, &cells, ColorMode::detect(), table::terminal_width())?;
+    Ok(cells)
+}
+
+/// Evaluates the connections between all groups at each port of the options.
+fn verdicts<'g>(matrix: &mut Matrix<'g, '_>) -> Result<Verdicts<'g>, VerdictError> {
+    let groups = matrix.groups;
+    let cluster = matrix.reachability.cluster(0);
+    let evaluate = Evaluator::new(cluster);
+    let mut classes = HashMap::new();
+    let pods = groups.iter().map(|group| GroupPods::of(cluster, &evaluate, group, &mut classes));
+    let pods: Vec<Option<GroupPods<'_>>> = pods.collect();
+    let mut ports = Vec::new();
+    for &port in &matrix.options.ports {
+        let mut at_port =
+            AtPort { matrix: &mut *matrix, evaluate: &evaluate, pods: &pods, port, known: HashMap::new() };
+        let single: BTreeSet<usize> = (0..groups.len()).filter(|index| at_port.needs_evaluation(*index)).collect();
+        let cells = pairs(groups.len()).map(|(row, column)| {
+            let is_single = single.contains(&column) || pods[row].is_none();
+            at_port.cell(row, column, is_single)
+        });
+        ports.push((port, cells.collect::<Result<_, _>>()?));
+    }
+    Ok(Verdicts { groups, ports })
+}
+
+/// The pods that stand for a group.
+struct GroupPods<'c> {
+    source: &'c Pod,
+    destination: &'c Pod,
+    /// Whether policies that netpol does not evaluate may change the verdicts, as [`Direction::BOTH`].
+    may_change: [bool; 2],
+    /// The same number for pods with the same sets of ports and the same classes in the compiled tables.
+    class: usize,
+}
+
+/// The number of each class.
+type Classes = HashMap<(EndId, [Vec<TableClass>; 2]), usize>;
+
+impl<'c> GroupPods<'c> {
+    fn of(cluster: &'c OfflineCluster, evaluate: &Evaluator<'c>, group: &Group, classes: &mut Classes) -> Option<Self> {
+        let (End::Pod(source), End::Pod(destination)) = (&group.source, &group.destination) else { return None };
+        let pods = &cluster.state().pods;
+        let (source, destination) = (pods.get(source)?, pods.get(destination)?);
+        let may_change = Direction::BOTH.map(|direction| !cluster.may_change_pod(destination, direction).is_empty());
+        let next = classes.len();
+        let class = (group.end, [source, destination].map(|pod| evaluate.classes(pod)));
+        let class = *classes.entry(class).or_insert(next);
+        Some(Self { source, destination, may_change, class })
+    }
+}
+
+/// Evaluates the connections between groups at one port.
+struct AtPort<'a, 'g, 'c> {
+    matrix: &'a mut Matrix<'g, 'c>,
+    evaluate: &'a Evaluator<'c>,
+    /// By group; `None` for an address.
+    pods: &'a [Option<GroupPods<'c>>],
+    port: PortArgument,
+    /// The verdicts between pods of two classes, which are not those of a pod and itself.
+    known: HashMap<(usize, usize), Sides>,
+}
+
+impl AtPort<'_, '_, '_> {
+    /// Returns whether connections to a group are evaluated one by one: its address is not only that of a pod.
+    fn needs_evaluation(&self, to: usize) -> bool {
+        let Some(pods) = &self.pods[to] else { return true };
+        let (state, protocol) = (self.evaluate.cluster().state(), self.port.protocol.number());
+        pods.destination
+            .addresses
+            .iter()
+            .any(|address| state.is_node(*address) || state.frontend_at(*address, protocol, self.port.port).is_some())
+    }
+
+    fn cell(&mut self, row: usize, column: usize, is_single: bool) -> Result<Cell, VerdictError> {
+        if !self.matrix.shows(row, column) {
+            return Ok(Cell::NotShown);
+        }
+        let only_allowed = self.matrix.options.only_allowed;
+        match if is_single { self.evaluated(row, column) } else { self.sides(row, column) } {
+            Ok(sides) if only_allowed && sides.verdict() == Verdict::Deny && sides.only_family.is_none() => {
+                Ok(Cell::NotShown)
+            }
+            Ok(sides) => Ok(Cell::Verdict(sides)),
+            Err(VerdictError::Connection(ConnectionError::NoCommonFamily(..))) if only_allowed => Ok(Cell::NotShown),
+            Err(VerdictError::Connection(ConnectionError::NoCommonFamily(..))) => Ok(Cell::NoCommonFamily),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn evaluated(&self, row: usize, column: usize) -> Result<Sides, VerdictError> {
+        let groups = self.matrix.groups;
+        self.evaluate.sides(&groups[row].source, &groups[column].destination, self.port)
+    }
+
+    /// Returns the verdicts between pods of two groups.
+    fn sides(&mut self, row: usize, column: usize) -> Result<Sides, VerdictError> {
+        let (from, to) = (&self.matrix.groups[row], &self.matrix.groups[column]);
+        let (Some(source), Some(destination)) = (&self.pods[row], &self.pods[column]) else {
+            return self.evaluated(row, column);
+        };
+        let is_same = from.is_same_pod(to);
+        let classes = (source.class, destination.class);
+        if let Some(sides) = self.known.get(&classes).filter(|_| !is_same) {
+            return Ok(*sides);
+        }
+        let mut families = [None, None];
+        for (family, ids) in self.matrix.reachability.sides(from.end, to.end).into_iter().enumerate() {
+            let Some(ids) = ids else { continue };
+            let [ingress, egress] = if is_same { [PortIds::ALL; 2] } else { ids }.map(|ids| self.verdict(ids));
+            let checked = [
+                (Direction::Egress, egress, source.source, destination.destination, source),
+                (Direction::Ingress, ingress, destination.destination, source.source, destination),
+            ];
+            for (direction, verdict, own, other, of_group) in checked {
+                let is_evaluated = is_same || !of_group.may_change[direction as usize];
+                let remote = other.addresses.iter().find(|address| usize::from(address.is_ipv6()) == family);
+                if let Some(remote) = remote.filter(|_| is_evaluated) {
+                    let packet = self.packet(&own.key, direction, *remote, is_same);
+                    self.evaluate.check(&packet, verdict, (&from.source, &to.destination, self.port))?;
+                }
+            }
+            families[family] = Some([egress, ingress]);
+        }
+        let reason = || ConnectionError::NoCommonFamily(from.source.clone(), to.destination.clone());
+        let sides = Sides::of(families).ok_or_else(reason)?;
+        if !is_same {
+            self.known.insert(classes, sides);
+        }
+        Ok(sides)
+    }
+
+    fn packet(&self, pod: &PodKey, direction: Direction, remote: std::net::IpAddr, is_same: bool) -> Packet {
+        let PortArgument { port, protocol } = self.port;
+        let (pod, protocol) = (pod.clone(), protocol.number());
+        let is_hairpin = is_same && direction == Direction::Ingress;
+        Packet { pod, direction, remote, protocol, port, from_node: false, is_hairpin, post_dnat: false }
+    }
+
+    fn verdict(&self, ids: PortIds) -> Verdict {
+        let has_port = |set: &netpol_policy::offline::PortSet| set.contains(self.port.protocol, self.port.port);
+        match self.matrix.reachability.ports(ids).map(has_port) {
+            [true, _] => Verdict::Allow,
+            [false, true] => Verdict::Unknown,
+            [false, false] => Verdict::Deny,
+        }
+    }
+}
+
+/// Serializes the verdicts one by one.
+impl Serialize for Verdicts<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let verdicts = self.ports.iter().flat_map(|(port, cells)| {
+            let cells = pairs(self.groups.len()).zip(cells);
+            cells.filter_map(|((row, column), cell)| {
+                let sides = cell.sides()?;
+                Some(JsonVerdict {
+                    from: &self.groups[row].name,
+                    to: &self.groups[column].name,
+                    port: port.port,
+                    protocol: port.protocol.name(),
+                    verdict: sides.verdict(),
+                    egress: sides.egress,
+                    ingress: sides.ingress,
+                    allowed_family: sides.only_family,
+                })
+            })
+        });
+        serializer.collect_seq(verdicts)
+    }
+}
