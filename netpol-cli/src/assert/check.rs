@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, bail};
 use netpol_common::Direction;
-use netpol_policy::model::PodKey;
+use netpol_policy::model::{PodKey, ServiceKey};
 use netpol_policy::offline::{AddressSet, EndId, OfflineCluster, PortIds, PortSet, Reachability, RuleCause};
 use netpol_policy::reference::End;
 use serde::Serialize;
 
-use super::expectations::{Check, Connections, Ends, Expectation, ExpectedEnd};
+use super::expectations::{Check, Connections, Ends, Expectation, ExpectedEnd, Ports};
+use super::services;
 use crate::diff::{listed, rules_text};
 use crate::ends::{self, EndArgument};
 
@@ -64,9 +65,17 @@ struct Item {
 
 /// What ends stand for.
 #[derive(Default)]
-struct Selected {
-    pods: BTreeSet<PodKey>,
-    addresses: AddressSet,
+pub(super) struct Selected {
+    pub(super) pods: BTreeSet<PodKey>,
+    pub(super) addresses: AddressSet,
+}
+
+/// Destinations that are reached at the same ports.
+pub(super) struct Destination {
+    pub(super) selected: Selected,
+    pub(super) ports: PortSet,
+    /// The Service that they are backends of, if the end is a Service.
+    pub(super) service: Option<ServiceKey>,
 }
 
 /// A pair that does not meet an expectation.
@@ -100,11 +109,14 @@ fn connected(
     let cluster = reachability.cluster(0);
     let sources = select(cluster, from, namespace)?;
     let sources = if matches!(check, Check::Only(_)) { complement(cluster, &sources) } else { sources };
-    let destinations = select(cluster, to, namespace)?;
-    let (from, to) = (items(reachability, &sources), items(reachability, &destinations));
+    let destinations = destinations(cluster, to, ports, namespace)?;
+    let from = items(reachability, &sources);
     let (mut worst, mut violations, mut pairs) = (None::<(Violation, String, Vec<String>)>, 0, 0);
-    for destination in &to {
-        for source in &from {
+    let mut has_destination = false;
+    for Destination { selected, ports, service } in &destinations {
+        let to = items(reachability, selected);
+        has_destination |= !to.is_empty();
+        for (source, destination) in to.iter().flat_map(|to| from.iter().map(move |from| (from, to))) {
             let Some(example) = example(source, destination) else { continue };
             let Some(ids) = reachability.between(source.end, destination.end) else { continue };
             pairs += 1;
@@ -112,13 +124,14 @@ fn connected(
             violations += 1;
             if worst.as_ref().is_none_or(|(worst, ..)| worst.outcome < violation.outcome) {
                 let because = because(reachability, (source, destination), &example, &violation);
-                let what = example.each_ref().map(Named::text).join(" -> ");
+                let of_service = service.as_ref().map(|key| format!(" of Service {key}")).unwrap_or_default();
+                let what = format!("{}{of_service}", example.each_ref().map(Named::text).join(" -> "));
                 worst = Some((violation, what, because));
             }
         }
     }
     // No other end is what `only` expects, unless there is nothing to reach.
-    if pairs == 0 && (!matches!(check, Check::Only(_)) || to.is_empty()) {
+    if pairs == 0 && (!matches!(check, Check::Only(_)) || !has_destination) {
         bail!("no connection between these ends is possible; check their address families");
     }
     let Some((violation, what, because)) = worst else { return Ok((Outcome::Passed, None, 0)) };
@@ -253,7 +266,31 @@ fn isolated(reachability: &Reachability<'_>, ends: &Ends, directions: &[Directio
     Ok((outcome, example, violations))
 }
 
-/// Finds the pods and addresses of ends. An end without any is an error: an expectation about nothing always passes.
+/// Finds the destinations of ends. `ports` are those of pods, addresses and Services.
+fn destinations(
+    cluster: &OfflineCluster,
+    Ends(ends): &Ends,
+    ports: &Ports,
+    namespace: &str,
+) -> Result<Vec<Destination>> {
+    let (mut found, mut others) = (Vec::new(), Vec::new());
+    for end in ends {
+        match end {
+            ExpectedEnd::End(EndArgument::Service(written, name)) => {
+                let key = ServiceKey::new(written.as_deref().unwrap_or(namespace), name.as_str());
+                found.extend(services::destinations(cluster, &key, ports)?);
+            }
+            other => others.push(other.clone()),
+        }
+    }
+    if !others.is_empty() {
+        let selected = select(cluster, &Ends(others), namespace)?;
+        found.insert(0, Destination { selected, ports: ports.set(), service: None });
+    }
+    Ok(found)
+}
+
+/// Finds the pods and addresses of ends, which are not Services. An end without any is an error: an expectation about nothing always passes.
 fn select(cluster: &OfflineCluster, Ends(ends): &Ends, namespace: &str) -> Result<Selected> {
     let mut selected = Selected::default();
     let state = cluster.state();

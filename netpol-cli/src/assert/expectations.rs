@@ -44,7 +44,25 @@ pub(super) enum Check {
 pub(super) struct Connections {
     pub(super) from: Ends,
     pub(super) to: Ends,
-    pub(super) ports: PortSet,
+    pub(super) ports: Ports,
+}
+
+/// Ports as they are written: those of pods, or of Services. Without any, all ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ports(Vec<PortRange>);
+
+/// The first and the last port.
+type PortRange = (Protocol, u16, u16);
+
+impl Ports {
+    /// Returns the ranges; none for all ports.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = PortRange> {
+        self.0.iter().copied()
+    }
+
+    pub(super) fn set(&self) -> PortSet {
+        if self.0.is_empty() { PortSet::all() } else { PortSet::of_ranges(self.ranges()) }
+    }
 }
 
 /// Ends as they are written.
@@ -155,19 +173,15 @@ fn parse(text: &str, file: &str, namespace: &str) -> Result<Vec<Expectation>> {
 
 fn expectation(raw: &RawExpectation, line: u64, default: &str) -> Result<Expectation, String> {
     let RawExpectation { name, namespace, ports, direction, to, .. } = raw;
-    let ports = ports.as_deref().map(port_set).transpose()?;
-    let at = ports.as_ref().map(|ports| format!(" at {ports}")).unwrap_or_default();
+    let ports = ports.as_deref().map(port_ranges).transpose()?;
+    let at = ports.as_ref().map(|ports| format!(" at {}", ports.set())).unwrap_or_default();
     let kinds = [&raw.allow, &raw.deny, &raw.only, &raw.nothing_outside, &raw.isolated];
     if kinds.iter().filter(|kind| kind.is_some()).count() != 1 {
         return Err("write exactly one of allow, deny, only, nothingOutside and isolated".to_owned());
     }
     let connections = |from: &OneOrMore, to: &Option<OneOrMore>, key: &str| {
         let to = to.as_ref().ok_or_else(|| format!("`{key}` is missing"))?;
-        Ok::<_, String>(Connections {
-            from: from.ends()?,
-            to: to.ends()?,
-            ports: ports.clone().unwrap_or_else(PortSet::all),
-        })
+        Ok::<_, String>(Connections { from: from.pods()?, to: to.ends()?, ports: ports.clone().unwrap_or_default() })
     };
     let (in_words, check, keys): (String, Check, &[&str]) = if let Some(from) = &raw.allow {
         let check = Check::Allow(connections(from, to, "to")?);
@@ -188,7 +202,7 @@ fn expectation(raw: &RawExpectation, line: u64, default: &str) -> Result<Expecta
             Some(RawDirection::Both) | None => Direction::BOTH.to_vec(),
         };
         let for_what = directions.iter().map(|direction| direction.name()).collect::<Vec<_>>().join(" and ");
-        let check = Check::Isolated(pods.ends()?, directions);
+        let check = Check::Isolated(pods.pods()?, directions);
         (format!("every pod of {pods} is isolated for {for_what}"), check, &["direction"])
     } else {
         return Err("the expectation is empty".to_owned());
@@ -237,6 +251,16 @@ impl OneOrMore {
         }
         Ok(Ends(texts.iter().map(|text| text.parse()).collect::<Result<_, _>>()?))
     }
+
+    /// Returns the ends without Services: connections have no Service as their source, and policies do not isolate one.
+    fn pods(&self) -> Result<Ends, String> {
+        let ends = self.ends()?;
+        let is_service = |end: &ExpectedEnd| matches!(end, ExpectedEnd::End(EndArgument::Service(..)));
+        if ends.0.iter().any(is_service) {
+            return Err(format!("`{self}`: a Service is only a destination; write the pods that it selects"));
+        }
+        Ok(ends)
+    }
 }
 
 impl FromStr for ExpectedEnd {
@@ -249,14 +273,11 @@ impl FromStr for ExpectedEnd {
         if let Some(namespace) = text.strip_suffix("/*").filter(|namespace| !namespace.contains('/')) {
             return Ok(Self::Namespace(namespace.to_owned()));
         }
-        match text.parse()? {
-            EndArgument::Service(..) => Err(format!("`{text}` is a Service; write the pods that it selects")),
-            end => Ok(Self::End(end)),
-        }
+        Ok(Self::End(text.parse()?))
     }
 }
 
-fn port_set(ports: &[RawPort]) -> Result<PortSet, String> {
+fn port_ranges(ports: &[RawPort]) -> Result<Ports, String> {
     let mut ranges = Vec::new();
     for port in ports {
         match port {
@@ -267,11 +288,11 @@ fn port_set(ports: &[RawPort]) -> Result<PortSet, String> {
     if ranges.is_empty() {
         return Err("an empty list of ports".to_owned());
     }
-    Ok(PortSet::of_ranges(ranges))
+    Ok(Ports(ranges))
 }
 
 /// Parses `5432`, `53/UDP`, `8000-8999/TCP`, or `UDP` for all ports.
-fn port_range(text: &str) -> Result<(Protocol, u16, u16), String> {
+fn port_range(text: &str) -> Result<PortRange, String> {
     let usage = || format!("`{text}` is not a port; write 5432, 53/UDP, 8000-8999/TCP or UDP");
     if let Some(protocol) = Protocol::from_name(text) {
         return Ok((protocol, 0, u16::MAX));
@@ -309,7 +330,8 @@ mod tests {
             ("- {to: c/d}", "f:2: write exactly one of"),
             ("- {allow: a/b}", "f:2: `to` is missing"),
             ("- {only: a/b, to: c/d, canReach: c/d}", "f:2: `to` has no meaning here; use canReach, ports"),
-            ("- {deny: a/b, to: svc/x}", "f:2: `svc/x` is a Service"),
+            ("- {deny: [a/b, svc/x], to: c/d}", "f:2: `a/b, svc/x`: a Service is only a destination"),
+            ("- {isolated: svc/x}", "f:2: `svc/x`: a Service is only a destination"),
             ("- {deny: a/b, to: web}", "f:2: `web` is not an end"),
             ("- {deny: a/b, to: c/d, ports: [http]}", "f:2: `http` is not a port"),
             ("- {deny: a/b, to: c/d, ports: [9-8]}", "f:2: `9-8` is not a port"),

@@ -3,6 +3,7 @@
 mod check;
 mod expectations;
 mod formats;
+mod services;
 
 pub(crate) use formats::xml;
 
@@ -39,6 +40,8 @@ A file of expectations:
     ports: [8080]
   - deny: internet
     to: shop/*
+  - allow: deploy/web
+    to: svc/db
   - nothingOutside: shop/*
     reaches: sts/db
   - isolated: shop/*

@@ -14,6 +14,7 @@ pub mod difference;
 mod intern;
 mod ports;
 mod reachability;
+mod services;
 mod spans;
 mod workloads;
 

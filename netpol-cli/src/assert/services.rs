@@ -1,0 +1,69 @@
+//! Services as destinations: their backends, and the target ports of the Service's ports.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, bail};
+use netpol_policy::model::{Protocol, ServiceKey, ServicePort};
+use netpol_policy::offline::{AddressSet, OfflineCluster, PortSet};
+use netpol_policy::reference::{ConnectionError, End};
+
+use super::check::{Destination, Selected};
+use super::expectations::Ports;
+
+/// Returns the backends of a Service by their ports. `ports` are those of the Service.
+pub(super) fn destinations(cluster: &OfflineCluster, key: &ServiceKey, ports: &Ports) -> Result<Vec<Destination>> {
+    let Some(service) = cluster.state().services.get(key) else {
+        return Err(ConnectionError::NoSuchService(key.clone()).into());
+    };
+    if service.addresses.is_empty() {
+        return Err(ConnectionError::NoServiceAddress(key.clone()).into());
+    }
+    let mut by_backend: BTreeMap<End, Vec<(Protocol, u16)>> = BTreeMap::new();
+    for port in chosen(key, &service.ports, ports)? {
+        let found = cluster.backends(service, port);
+        if found.is_empty() {
+            bail!(
+                "Service {key} has no backend at port {}/{} in the input; add its pods or EndpointSlices, and check its \
+                 selector and targetPort",
+                port.port,
+                port.protocol.name()
+            );
+        }
+        for (backend, target) in found {
+            by_backend.entry(backend).or_default().push((port.protocol, target));
+        }
+    }
+    let mut by_ports: BTreeMap<PortSet, Selected> = BTreeMap::new();
+    for (backend, targets) in by_backend {
+        let selected = by_ports.entry(PortSet::of(targets)).or_default();
+        match backend {
+            End::Pod(key) => {
+                selected.pods.insert(key);
+            }
+            End::Address(address) => {
+                selected.addresses = selected.addresses.union(&AddressSet::of_addresses([address]));
+            }
+            End::Service(_) => {}
+        }
+    }
+    let destination = |(ports, selected)| Destination { selected, ports, service: Some(key.clone()) };
+    Ok(by_ports.into_iter().map(destination).collect())
+}
+
+/// Returns the Service's ports that an expectation is about; all of them, if it has no ports.
+fn chosen<'s>(key: &ServiceKey, of_service: &'s [ServicePort], ports: &Ports) -> Result<Vec<&'s ServicePort>> {
+    let has = |port: &ServicePort, (protocol, first, last): (Protocol, u16, u16)| {
+        port.protocol == protocol && (first..=last).contains(&port.port)
+    };
+    for (protocol, first, last) in ports.ranges() {
+        if !of_service.iter().any(|port| has(port, (protocol, first, last))) {
+            let range = if first == last { first.to_string() } else { format!("{first}-{last}") };
+            let name = |port: &ServicePort| format!("{}/{}", port.port, port.protocol.name());
+            let names: Vec<String> = of_service.iter().map(name).collect();
+            let (wanted, names) = (format!("{range}/{}", protocol.name()), names.join(", "));
+            return Err(ConnectionError::NoServicePort(key.clone(), wanted, names).into());
+        }
+    }
+    let is_chosen = |port: &&ServicePort| ports.set().contains(port.protocol, port.port);
+    Ok(of_service.iter().filter(is_chosen).collect())
+}
