@@ -51,6 +51,42 @@ fn diff_lists_the_connections_that_change_with_their_causes() {
 }
 
 #[test]
+fn diff_lists_services_with_other_backends() {
+    let service = "{selector: {app: db}, ports: [{port: 5432, targetPort: pg}]}";
+    let others = "now allowed: shop/cronjob/backup, shop/statefulset/db -> Service shop/db, TCP 5432 ";
+    for (new, others, now) in [
+        ("{selector: {app: db}, ports: [{port: 5432, targetPort: 9187}]}", "", "shop/statefulset/db TCP 9187"),
+        ("{selector: {app: backup}, ports: [{port: 5432}]}", others, "shop/cronjob/backup TCP 5432"),
+        ("{selector: {app: absent}, ports: [{port: 5432}]}", "", "none"),
+    ] {
+        let manifests = Manifests::of(&[("old/app.yaml", APP), ("new/app.yaml", &APP.replace(service, new))]);
+        let run = diff(&manifests, &["--pod-cidr", "10.42.0.0/16", "--exit-code"]);
+        let expected = format!(
+            "1 change from old to new now denied: shop/deployment/web -> Service shop/db, TCP 5432 {others}backends before: \
+             shop/statefulset/db TCP 5432; now: {now}"
+        );
+        assert_eq!((run.unwrapped(), run.code), (expected, 1));
+    }
+    let other = APP.replace(service, "{selector: {app: db}, ports: [{port: 80, targetPort: pg}]}");
+    let manifests = Manifests::of(&[("old/app.yaml", APP), ("new/app.yaml", &other)]);
+    let run = diff(&manifests, &["--pod-cidr", "10.42.0.0/16", "-o", "md"]);
+    let row = |kind: &str, port: &str, cause: &str| {
+        format!("| {kind} | shop/deployment/web | Service shop/db | TCP {port} | backends before: {cause} |\n")
+    };
+    let rows = [
+        row("now allowed", "80", "none; now: shop/statefulset/db TCP 5432"),
+        row("now denied", "5432", "shop/statefulset/db TCP 5432; now: none"),
+    ];
+    assert!(run.out.ends_with(&rows.concat()), "{}", run.out);
+    let output: Value = serde_json::from_str(&diff(&manifests, &["-o", "json"]).out).expect("JSON");
+    let expected = json!({
+        "service": "shop/db", "protocol": "TCP", "port": 80, "oldBackends": [], "newBackends": ["shop/statefulset/db TCP 5432"],
+        "verdicts": [{"from": ["shop/deployment/web"], "before": "deny", "now": "allow"}],
+    });
+    assert_eq!(output["services"][0], expected);
+}
+
+#[test]
 fn diff_of_equal_versions_has_no_change() {
     let reordered = format!("# The same.\n{APP}");
     let manifests = Manifests::of(&[("old/app.yaml", APP), ("new/b/app.yaml", &reordered)]);
@@ -245,6 +281,49 @@ fn the_result_of_assert_is_the_exit_code() {
         ("- {deny: shop/*, to: sts/db, prots: [1]}", 3, "expectations.yaml:3: unknown field"),
     ] {
         let run = assert(&manifests, &expectations(text), &[]);
+        let all = format!("{}{}", run.unwrapped(), run.err);
+        assert!(run.code == code && all.contains(message), "{text}: {} {all}", run.code);
+    }
+}
+
+const SERVICES: &str = "---
+{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: {selector: {app: web}, ports: [{port: 80, targetPort: http}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: headless, namespace: shop}, spec: {clusterIP: None, selector: {app: db}, ports: [{port: 80}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: other, namespace: shop}, spec: {ports: [{port: 80}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: mirror, namespace: shop}, spec: {clusterIP: 10.96.0.7, ports: [{port: 80}]}}
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: mirror-1, namespace: shop, labels: {kubernetes.io/service-name: mirror}},
+  addressType: IPv4, ports: [{name: '', port: 443}], endpoints: [{addresses: [198.51.100.7]}]}
+";
+
+#[test]
+fn a_service_stands_for_its_backends_at_their_target_ports() {
+    let manifests = Manifests::of(&[("app.yaml", &format!("{APP}{SERVICES}"))]);
+    let only = "expectations.yaml:3: `svc/db`: a Service is only a destination";
+    for (text, code, message) in [
+        ("- {allow: deploy/web, to: svc/db}", 0, "1 passed"),
+        ("- {only: deploy/web, canReach: svc/db}", 0, "1 passed"),
+        ("- {deny: deploy/web, to: svc/shop/db, ports: [5432]}", 1, "TCP 5432: allowed"),
+        ("- {allow: cj/backup, to: svc/db}", 1, "shop/backup -> pod shop/db-0 of Service shop/db, TCP 5432: denied"),
+        (
+            "- {deny: internet, to: svc/web, ports: [80]}",
+            1,
+            "Deployment shop/web of Service shop/web, TCP 8080: allowed",
+        ),
+        ("- {allow: deploy/web, to: svc/mirror, ports: [80]}", 0, "1 passed"),
+        ("- {allow: deploy/web, to: [sts/db, svc/web], ports: [80]}", 1, "shop/web -> pod shop/db-0, TCP 80: denied"),
+        ("- {allow: deploy/web, to: svc/db, ports: [80]}", 3, "Service shop/db has no port 80/TCP; it has 5432/TCP"),
+        ("- {allow: deploy/web, to: svc/db, ports: [1-2/UDP]}", 3, "Service shop/db has no port 1-2/UDP"),
+        ("- {allow: deploy/web, to: svc/absent}", 3, "expectations.yaml:3: Service shop/absent not found"),
+        ("- {allow: deploy/web, to: svc/headless}", 3, "Service shop/headless has no cluster IP"),
+        ("- {allow: deploy/web, to: svc/other}", 3, "Service shop/other has no backend at port 80/TCP in the input"),
+        ("- {allow: svc/db, to: deploy/web}", 3, only),
+        ("- {isolated: svc/db}", 3, only),
+    ] {
+        let run = assert(&manifests, &format!("namespace: shop\nexpectations:\n{text}\n"), &[]);
         let all = format!("{}{}", run.unwrapped(), run.err);
         assert!(run.code == code && all.contains(message), "{text}: {} {all}", run.code);
     }

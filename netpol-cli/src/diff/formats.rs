@@ -10,6 +10,7 @@ use netpol_policy::text::{Safe, wrap};
 use super::causes;
 use super::flows::{FlowChange, Flows};
 use super::names::Names;
+use super::services;
 use crate::color::ColorMode;
 use crate::table::counted;
 
@@ -29,7 +30,7 @@ pub(super) fn kinds(row: &Row) -> impl Iterator<Item = (&'static str, Verdict, &
 
 /// `2 changes`, with what cannot be compared.
 fn heading(difference: &Difference, (old, new): (&str, &str)) -> String {
-    match difference.rows.len() {
+    match difference.rows.len() + difference.services.len() {
         0 => format!("no connection changes from {old} to {new}"),
         count => format!("{} from {old} to {new}", counted(count, "change")),
     }
@@ -48,22 +49,24 @@ pub(super) fn table(
     versions: (&str, &str),
     width: usize,
 ) -> io::Result<()> {
-    let color = ColorMode::detect();
     lines(out, wrap(heading(difference, versions), width, 0))?;
     for row in &difference.rows {
         writeln!(out)?;
         let (from, to) = (names.text(&row.from), names.text(&row.to));
         for (kind, verdict, ports) in kinds(row) {
-            let text = wrap(format!("{kind}: {from} -> {to}, {}", ports_text(ports)), width, 0);
-            let colored = |line: String| match line.strip_prefix(kind) {
-                Some(rest) => format!("{}{rest}", color.verdict(verdict, kind)),
-                None => line,
-            };
-            lines(out, text.into_iter().map(colored))?;
+            change(out, kind, verdict, &format!("{from} -> {to}, {}", ports_text(ports)), width)?;
             for cause in row.causes.iter().filter(|cause| causes::is_of(cause, verdict)) {
                 lines(out, wrap(causes::text(cause), width, 4))?;
             }
         }
+    }
+    for service in &difference.services {
+        writeln!(out)?;
+        for (kind, verdict, sources) in services::kinds(service) {
+            let (title, port) = (services::title(service), services::port(service));
+            change(out, kind, verdict, &format!("{} -> {title}, {port}", names.text(sources)), width)?;
+        }
+        lines(out, wrap(services::cause(service), width, 4))?;
     }
     for (presence, text) in [(Presence::Added, "new workloads"), (Presence::Removed, "removed workloads")] {
         let found = names.with_presence(presence);
@@ -73,6 +76,15 @@ pub(super) fn table(
         }
     }
     Ok(())
+}
+
+/// Prints a change with its kind in color.
+fn change(out: &mut impl Write, kind: &str, verdict: Verdict, text: &str, width: usize) -> io::Result<()> {
+    let colored = |line: String| match line.strip_prefix(kind) {
+        Some(rest) => format!("{}{rest}", ColorMode::detect().verdict(verdict, kind)),
+        None => line,
+    };
+    lines(out, wrap(format!("{kind}: {text}"), width, 0).into_iter().map(colored))
 }
 
 /// Prints which flows change.
@@ -127,7 +139,7 @@ pub(super) fn markdown(
     versions: (&str, &str),
 ) -> io::Result<()> {
     writeln!(out, "**netpol diff:** {}", cell(&heading(difference, versions)))?;
-    if !difference.rows.is_empty() {
+    if !difference.rows.is_empty() || !difference.services.is_empty() {
         writeln!(out, "\n| change | from | to | ports | cause |\n|---|---|---|---|---|")?;
     }
     for row in &difference.rows {
@@ -136,6 +148,13 @@ pub(super) fn markdown(
             let causes = row.causes.iter().filter(|cause| causes::is_of(cause, verdict));
             let causes = causes.map(|cause| cell(&causes::text(cause))).collect::<Vec<_>>().join("<br>");
             writeln!(out, "| {kind} | {} | {} | {ports} | {causes} |", cell(&from), cell(&to))?;
+        }
+    }
+    for service in &difference.services {
+        let (to, cause) = (cell(&services::title(service)), cell(&services::cause(service)));
+        for (kind, _, sources) in services::kinds(service) {
+            let (from, port) = (cell(&names.text(sources)), services::port(service));
+            writeln!(out, "| {kind} | {from} | {to} | {port} | {cause} |")?;
         }
     }
     Ok(())

@@ -7,6 +7,7 @@ mod formats;
 mod git;
 mod names;
 mod options;
+mod services;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use serde::Serialize;
 use causes::JsonCause;
 use flows::Flows;
 use names::Names;
+use services::JsonService;
 
 pub(crate) use causes::{listed, rules_text};
 pub(crate) use options::{COMMON, DiffOptions, EXAMPLES};
@@ -35,6 +37,9 @@ use crate::{live, table, unevaluated};
 #[serde(rename_all = "camelCase")]
 struct JsonOutput<'a> {
     changes: Vec<JsonChange>,
+    /// Services with other backends.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    services: Vec<JsonService>,
     new_workloads: Vec<String>,
     removed_workloads: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -85,10 +90,10 @@ pub(crate) fn run(options: &DiffOptions, out: &mut impl Write) -> Result<Exit> {
     let flows = options.flows.as_ref().map(|path| flows::compare(path, &clusters[0], &clusters[1])).transpose()?;
     print(options, out, (&difference, &names, flows.as_ref()), (&old, &new))?;
     let is_cut = flows.as_ref().is_some_and(|flows| !flows.cut.is_empty() || !flows.allowed.is_empty());
-    Ok(match difference.rows.iter().any(netpol_policy::offline::difference::Row::is_definite) || is_cut {
+    Ok(match difference.is_definite() || is_cut {
         _ if !old.is_complete() || !new.is_complete() => Exit::InvalidInput,
         true if options.exit_code => Exit::Negative,
-        _ if difference.rows.iter().any(|row| !row.change.unknown.is_empty()) => Exit::Unknown,
+        _ if difference.has_unknown() => Exit::Unknown,
         _ => Exit::Ok,
     })
 }
@@ -121,6 +126,7 @@ fn print(
         DiffOutput::Json => {
             let output = JsonOutput {
                 changes: changes(difference, names),
+                services: difference.services.iter().map(|change| JsonService::of(change, names)).collect(),
                 new_workloads: names.with_presence(Presence::Added),
                 removed_workloads: names.with_presence(Presence::Removed),
                 flows,

@@ -3,13 +3,16 @@
 mod causes;
 mod ends;
 mod rows;
+mod services;
 
 use std::collections::HashMap;
 
 pub use causes::{Cause, Reason};
 pub use ends::{DifferenceEnd, Members, Presence};
 pub use rows::Row;
+pub use services::{ServiceBackend, ServiceBackends, ServiceChange};
 
+use crate::explain::Verdict;
 use crate::offline::intern::Interner;
 use crate::offline::{EndId, OfflineCluster, PortIds, PortSet, Reachability};
 
@@ -40,6 +43,8 @@ pub struct Difference {
     pub ends: Vec<DifferenceEnd>,
     /// The changes, by destination.
     pub rows: Vec<Row>,
+    /// The changes of connections through Services with other backends.
+    pub services: Vec<ServiceChange>,
 }
 
 /// The old and the new cluster in a [`Reachability`].
@@ -53,8 +58,9 @@ impl Difference {
         let ends = ends::joined(&reachability);
         let mut comparison = Comparison::new(reachability, &ends);
         let pairs = comparison.pairs();
+        let services = comparison.services();
         let rows = rows::grouped(&ends, &pairs, &comparison.changes, &comparison.causes);
-        Self { ends, rows }
+        Self { ends, rows, services }
     }
 }
 
@@ -141,9 +147,24 @@ impl<'c, 'e> Comparison<'c, 'e> {
     }
 }
 
+impl Difference {
+    /// Returns whether a connection is allowed or denied that was not before.
+    pub fn is_definite(&self) -> bool {
+        let known = |verdicts: &[Verdict; 2]| !verdicts.contains(&Verdict::Unknown);
+        self.rows.iter().any(Row::is_definite) || self.services.iter().any(|service| service.sources.keys().any(known))
+    }
+
+    /// Returns whether the verdict on a connection is unknown, before or now, and may have changed.
+    pub fn has_unknown(&self) -> bool {
+        let unknown = |verdicts: &[Verdict; 2]| verdicts.contains(&Verdict::Unknown);
+        self.rows.iter().any(|row| !row.change.unknown.is_empty())
+            || self.services.iter().any(|service| service.sources.keys().any(unknown))
+    }
+}
+
 impl Row {
     /// Returns whether a port is allowed or denied that was not before.
-    pub fn is_definite(&self) -> bool {
+    fn is_definite(&self) -> bool {
         !self.change.allowed.is_empty() || !self.change.denied.is_empty()
     }
 }

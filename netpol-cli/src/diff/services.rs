@@ -1,0 +1,86 @@
+//! Services with other backends than before.
+
+use netpol_policy::explain::Verdict;
+use netpol_policy::offline::difference::{ServiceBackend, ServiceBackends, ServiceChange};
+use serde::Serialize;
+
+use super::causes::listed;
+use super::names::Names;
+
+/// A port of a Service in JSON.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct JsonService {
+    service: String,
+    protocol: &'static str,
+    port: u16,
+    /// The backends before and now, such as `shop/deployment/web TCP 8080`.
+    old_backends: Vec<String>,
+    new_backends: Vec<String>,
+    verdicts: Vec<JsonVerdicts>,
+}
+
+/// Sources with the same verdicts.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct JsonVerdicts {
+    from: Vec<String>,
+    before: Verdict,
+    now: Verdict,
+}
+
+impl JsonService {
+    pub(super) fn of(change: &ServiceChange, names: &Names<'_>) -> Self {
+        let [old_backends, new_backends] = change.backends.each_ref().map(|backends| backend_names(change, backends));
+        let verdicts = change.sources.iter().map(|([before, now], sources)| JsonVerdicts {
+            from: names.all(sources),
+            before: *before,
+            now: *now,
+        });
+        Self {
+            service: change.service.to_string(),
+            protocol: change.protocol.name(),
+            port: change.port,
+            old_backends,
+            new_backends,
+            verdicts: verdicts.collect(),
+        }
+    }
+}
+
+/// The changes of a Service's port: the kind, the verdict now, and the sources.
+pub(super) fn kinds(change: &ServiceChange) -> impl Iterator<Item = (&'static str, Verdict, &[usize])> {
+    change.sources.iter().map(|([_, now], sources)| {
+        let kind = match now {
+            Verdict::Allow => "now allowed",
+            Verdict::Some => "now allowed for some backends",
+            Verdict::Unknown => "unknown",
+            Verdict::Deny => "now denied",
+        };
+        (kind, *now, &sources[..])
+    })
+}
+
+/// `Service shop/db`.
+pub(super) fn title(change: &ServiceChange) -> String {
+    format!("Service {}", change.service)
+}
+
+/// `TCP 5432`.
+pub(super) fn port(change: &ServiceChange) -> String {
+    format!("{} {}", change.protocol.name(), change.port)
+}
+
+/// `backends before: shop/statefulset/db TCP 5432; now: none`.
+pub(super) fn cause(change: &ServiceChange) -> String {
+    let [old, new] = change.backends.each_ref().map(|backends| match &backend_names(change, backends)[..] {
+        [] => "none".to_owned(),
+        names => listed("", names),
+    });
+    format!("backends before: {old}; now: {new}")
+}
+
+fn backend_names(change: &ServiceChange, backends: &ServiceBackends) -> Vec<String> {
+    let name = |(backend, port): &(ServiceBackend, u16)| format!("{backend} {} {port}", change.protocol.name());
+    backends.iter().map(name).collect()
+}
