@@ -77,8 +77,8 @@ impl Graph {
         }
         let mut pairs = pairs(reachability, &classes);
         let mut badges: Vec<Vec<String>> = classes.iter().map(badges).collect();
-        take_itself(&mut pairs, &mut badges);
         take_all_pods(&classes, &mut pairs, &mut badges);
+        take_itself(&mut pairs, &mut badges);
         let used: BTreeSet<usize> = pairs.keys().flat_map(|(from, to)| [*from, *to]).collect();
         // Addresses without an edge are like all others.
         let shown: Vec<usize> =
@@ -172,7 +172,9 @@ fn pairs(reachability: &mut Reachability<'_>, classes: &[Class]) -> Pairs {
             let Some(ids) = reachability.between(source.end, destination.end) else { continue };
             let [allowed, possible] = reachability.ports(ids);
             let unknown = possible.difference(allowed);
-            let allowed = allowed.difference(&source.common[1].intersection(&destination.common[0]));
+            let rest = allowed.difference(&source.common[1].intersection(&destination.common[0]));
+            // `all` is easier to read than all ports but some.
+            let allowed = if !rest.is_empty() && *allowed == PortSet::all() { allowed.clone() } else { rest };
             if !allowed.is_empty() || !unknown.is_empty() {
                 pairs.insert((from, to), (allowed, unknown));
             }
@@ -199,20 +201,24 @@ fn take_itself(pairs: &mut Pairs, badges: &mut [Vec<String>]) {
     }
 }
 
-/// Moves connections from all pods to the node of the destination, and those to all pods to that of the source.
+/// Moves connections from all pods to the node of the destination, and those to all pods to that of the source. The pods
+/// of the node itself are among them, if there are several.
 fn take_all_pods(classes: &[Class], pairs: &mut Pairs, badges: &mut [Vec<String>]) {
     let pods: Vec<usize> = (0..classes.len()).filter(|index| !classes[*index].is_outside).collect();
     if pods.len() < 4 {
         return;
     }
     for (own, badges) in badges.iter_mut().enumerate() {
+        let all: Vec<usize> =
+            pods.iter().copied().filter(|other| *other != own || classes[own].has_second_pod).collect();
+        let among = pairs.get(&(own, own)).cloned();
         for (word, is_source) in [("from", false), ("to", true)] {
             let key = |other: usize| if is_source { (own, other) } else { (other, own) };
-            let others: Vec<usize> = pods.iter().copied().filter(|other| *other != own).collect();
-            let Some(first) = others.first().and_then(|other| pairs.get(&key(*other))).cloned() else { continue };
-            if others.iter().all(|other| pairs.get(&key(*other)) == Some(&first)) {
+            let of = |other: usize| if other == own { among.as_ref() } else { pairs.get(&key(other)) };
+            let Some(first) = all.first().and_then(|other| of(*other)).cloned() else { continue };
+            if all.iter().all(|other| of(*other) == Some(&first)) {
                 badges.push(format!("{word} all pods: {}", label(&first)));
-                for other in &others {
+                for other in &all {
                     pairs.remove(&key(*other));
                 }
             }
