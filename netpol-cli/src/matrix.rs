@@ -84,7 +84,7 @@ fn with_matrix<T>(
     input: &Input,
     show: impl FnOnce(&mut Matrix<'_, '_>) -> Result<T>,
 ) -> Result<T> {
-    let mut cluster = input.cluster(&options.input);
+    let cluster = input.cluster(&options.input);
     let (ends, excluded) = ends(cluster.state(), options);
     if ends.is_empty() {
         print_excluded(&mut io::stderr(), &excluded)?;
@@ -93,12 +93,6 @@ fn with_matrix<T>(
     let namespace = options.shown.namespaces.first().map_or("default", String::as_str);
     let find = |filter: &Option<MatrixEnd>| filter.as_ref().map(|end| end.find(&cluster, namespace)).transpose();
     let filters = (find(&options.from)?, find(&options.to)?);
-    // A workload and itself: two of its pods.
-    for end in &ends {
-        if let End::Pod(key) = end {
-            cluster.second_pod(key);
-        }
-    }
     let mut reachability = Reachability::new(&[&cluster]);
     let groups = groups::group_ends(&mut reachability, &ends);
     let [from, to] = [accepted("--from", filters.0, &groups), accepted("--to", filters.1, &groups)];

@@ -25,7 +25,8 @@ pub(super) struct Group {
     pub(super) namespace: Option<NamespaceName>,
     /// The pods, or the address.
     pub(super) members: Vec<String>,
-    /// The end that stands for all members as a source.
+    /// The end that stands for all members as a source. If the only member stands for the pods of a workload, it is a
+    /// second pod, which the cluster does not have yet.
     #[serde(skip)]
     pub(super) source: End,
     /// The end that stands for all members as a destination. It differs from `source` if there are several pods.
@@ -88,10 +89,9 @@ fn grouped(cluster: &OfflineCluster, pods: &[(&Pod, EndId)], by_workload: bool) 
 fn group(cluster: &OfflineCluster, end: EndId, pods: &[&Pod]) -> Option<Group> {
     let first = pods.first()?;
     // A workload in a manifest has a second pod, so that connections between two of its pods are evaluated.
-    let second = first.key.second_of_workload();
     let source = match pods.get(1) {
         Some(pod) => pod.key.clone(),
-        None if cluster.state().pods.contains_key(&second) => second,
+        None if first.key.workload().is_some() => first.key.second_of_workload(),
         None => first.key.clone(),
     };
     Some(Group {

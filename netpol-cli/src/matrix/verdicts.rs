@@ -8,7 +8,7 @@ use anyhow::Result;
 use netpol_common::Direction;
 use netpol_policy::explain::{Family, Verdict};
 use netpol_policy::model::{Pod, PodKey};
-use netpol_policy::offline::{EndId, OfflineCluster, PortIds};
+use netpol_policy::offline::{EndId, PortIds};
 use netpol_policy::reference::{ConnectionError, End, Packet};
 use serde::{Serialize, Serializer};
 
@@ -95,10 +95,15 @@ fn print_table(groups: &[Group], out: &mut impl Write, port: PortArgument, cells
 /// Evaluates the connections between all groups at each port of the options.
 fn verdicts<'g>(matrix: &mut Matrix<'g, '_>) -> Result<Verdicts<'g>, VerdictError> {
     let groups = matrix.groups;
-    let cluster = matrix.reachability.cluster(0);
-    let evaluate = Evaluator::new(cluster);
+    let mut cluster = matrix.reachability.cluster(0).clone();
+    for group in groups {
+        if let (End::Pod(only), 1) = (&group.destination, group.members.len()) {
+            cluster.second_pod(only);
+        }
+    }
+    let evaluate = Evaluator::new(&cluster);
     let mut classes = HashMap::new();
-    let pods = groups.iter().map(|group| GroupPods::of(cluster, &evaluate, group, &mut classes));
+    let pods = groups.iter().map(|group| GroupPods::of(&evaluate, group, &mut classes));
     let pods: Vec<Option<GroupPods<'_>>> = pods.collect();
     let mut ports = Vec::new();
     for &port in &matrix.options.ports {
@@ -128,8 +133,9 @@ struct GroupPods<'c> {
 type Classes = HashMap<(EndId, [Vec<TableClass>; 2]), usize>;
 
 impl<'c> GroupPods<'c> {
-    fn of(cluster: &'c OfflineCluster, evaluate: &Evaluator<'c>, group: &Group, classes: &mut Classes) -> Option<Self> {
+    fn of(evaluate: &Evaluator<'c>, group: &Group, classes: &mut Classes) -> Option<Self> {
         let (End::Pod(source), End::Pod(destination)) = (&group.source, &group.destination) else { return None };
+        let cluster = evaluate.cluster();
         let pods = &cluster.state().pods;
         let (source, destination) = (pods.get(source)?, pods.get(destination)?);
         let may_change = Direction::BOTH.map(|direction| !cluster.may_change_pod(destination, direction).is_empty());
@@ -141,8 +147,8 @@ impl<'c> GroupPods<'c> {
 }
 
 /// Evaluates the connections between groups at one port.
-struct AtPort<'a, 'g, 'c> {
-    matrix: &'a mut Matrix<'g, 'c>,
+struct AtPort<'a, 'g, 'm, 'c> {
+    matrix: &'a mut Matrix<'g, 'm>,
     evaluate: &'a Evaluator<'c>,
     /// By group; `None` for an address.
     pods: &'a [Option<GroupPods<'c>>],
@@ -151,7 +157,7 @@ struct AtPort<'a, 'g, 'c> {
     known: HashMap<(usize, usize), Sides>,
 }
 
-impl AtPort<'_, '_, '_> {
+impl AtPort<'_, '_, '_, '_> {
     /// Returns whether connections to a group are evaluated one by one: its address is not only that of a pod.
     fn needs_evaluation(&self, to: usize) -> bool {
         let Some(pods) = &self.pods[to] else { return true };
