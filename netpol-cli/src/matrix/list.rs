@@ -43,6 +43,9 @@ enum Sources {
     Groups(Vec<u32>),
 }
 
+/// The sources of one destination, with the indices of their ports in [`List::texts`].
+type RowsOfDestination = Vec<(Sources, u32)>;
+
 /// One row: a destination, sources with the same ports, and the ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Row {
@@ -109,7 +112,7 @@ impl<'g> List<'g> {
         &self.texts[index as usize]
     }
 
-    /// Serializes the connections as JSON, one by one: all of them can be larger than the memory.
+    /// Serializes the connections as JSON, one by one, so that they need little memory.
     pub(super) fn json(&self, only_allowed: bool) -> impl Serialize {
         JsonConnections { list: self, only_allowed }
     }
@@ -122,8 +125,8 @@ impl<'g> List<'g> {
     /// Returns the rows by destination. The sources that are most are `all` or `all others`, unless one is not shown.
     /// Destinations with the same sources and ports share their rows. The connection of a pod to itself needs no row.
     pub(super) fn rows(&self, only_allowed: bool) -> Vec<Row> {
-        let mut shared: Vec<(Vec<(Sources, u32)>, Vec<u32>)> = Vec::new();
-        let mut index: HashMap<Vec<(Sources, u32)>, usize> = HashMap::new();
+        let mut shared: Vec<(RowsOfDestination, Vec<u32>)> = Vec::new();
+        let mut index: HashMap<RowsOfDestination, usize> = HashMap::new();
         for to in 0..self.groups.len() {
             let rows = self.rows_of(to, only_allowed);
             if rows.is_empty() {
@@ -150,7 +153,7 @@ impl<'g> List<'g> {
     }
 
     /// The sources and ports of one destination.
-    fn rows_of(&self, to: usize, only_allowed: bool) -> Vec<(Sources, u32)> {
+    fn rows_of(&self, to: usize, only_allowed: bool) -> RowsOfDestination {
         let count = self.groups.len();
         let mut sources: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
         for (from, source) in (0..count).zip(0_u32..).filter(|(from, _)| !self.is_hairpin(*from, to)) {
