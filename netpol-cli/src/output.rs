@@ -1,7 +1,7 @@
 //! JSON, also of commands that ask several nodes.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 
 use anyhow::Result;
 use netpol_policy::text;
@@ -56,9 +56,16 @@ pub(crate) fn print_items<T: Serialize>(out: &mut impl Write, items: &[T], failu
     print_json(out, &Items { items, failures })
 }
 
+/// The number of bytes of JSON that are escaped together.
+const BUFFER: usize = 1 << 16;
+
 /// Prints a document while it is serialized: it can be large.
 pub(crate) fn print_json(out: &mut impl Write, value: &impl Serialize) -> Result<()> {
-    serde_json::to_writer_pretty(SafeJson(&mut *out), value).map_err(io::Error::from)?;
+    // The buffer is written whenever the next part does not fit, so it has whole characters.
+    let mut buffer = BufWriter::with_capacity(BUFFER, SafeJson(&mut *out));
+    serde_json::to_writer_pretty(&mut buffer, value).map_err(io::Error::from)?;
+    buffer.flush()?;
+    drop(buffer);
     Ok(writeln!(out)?)
 }
 

@@ -3,11 +3,11 @@
 
 use std::net::IpAddr;
 
-use netpol_common::Reason;
+use netpol_common::{Direction, Reason};
 use netpol_policy::cluster_state::{ClusterState, Event};
 use netpol_policy::compile::{Engine, FirstIds, NodeScope};
 use netpol_policy::explain::{self, Explanation, Family, Verdict};
-use netpol_policy::model::{Pod, PodKey};
+use netpol_policy::model::{Object, Pod, PodKey};
 use netpol_policy::offline::OfflineCluster;
 use netpol_policy::reference::{self, Connection, ConnectionError, End, Evaluation, Packet};
 
@@ -89,6 +89,12 @@ impl<'c> Evaluator<'c> {
         Self { tables: Tables::new(cluster.state()), at_most: cluster.at_most().map(Tables::new), cluster }
     }
 
+    /// Creates an evaluator for connections between addresses that are not those of Services and nodes.
+    pub(crate) fn without_services(cluster: &'c OfflineCluster) -> Self {
+        let tables = Tables::without_services;
+        Self { tables: tables(cluster.state()), at_most: cluster.at_most().map(tables), cluster }
+    }
+
     pub(crate) const fn cluster(&self) -> &'c OfflineCluster {
         self.cluster
     }
@@ -144,8 +150,15 @@ impl<'c> Evaluator<'c> {
     }
 
     /// Returns what decides the verdicts on a pod in the compiled tables.
-    pub(crate) fn classes(&self, pod: &Pod) -> Vec<TableClass> {
-        std::iter::once(&self.tables).chain(&self.at_most).map(|tables| tables.class(pod)).collect()
+    pub(crate) fn class(&self, pod: &Pod) -> TableClass {
+        let all = || std::iter::once(&self.tables).chain(&self.at_most);
+        TableClass {
+            rule_sets: Direction::BOTH.map(|direction| all().map(|tables| tables.rule_set(pod, direction)).collect()),
+            addresses: [true, false].map(|is_ipv4| {
+                let address = pod.addresses.iter().find(|address| address.is_ipv4() == is_ipv4);
+                all().filter_map(|tables| Some(tables.address(*address?))).collect()
+            }),
+        }
     }
 
     /// Compares a verdict with that of the tables.
@@ -192,32 +205,40 @@ struct Difference {
     reference: &'static str,
 }
 
-/// The rule sets of a pod, and the class of each of its addresses with their family. Pods with the same ones have the
-/// same verdicts.
+/// What decides the verdicts on a pod in each of the tables: its rule sets as [`Direction::BOTH`], and the class and flags
+/// of its IPv4 and its IPv6 address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TableClass {
-    rule_sets: Option<[u32; 2]>,
-    addresses: Vec<(bool, u32)>,
+    pub(crate) rule_sets: [Vec<Option<u32>>; 2],
+    pub(crate) addresses: [Vec<(u32, u32)>; 2],
 }
 
 impl Tables {
-    fn class(&self, pod: &Pod) -> TableClass {
-        let endpoint = self.engine.endpoint(&pod.key);
-        let address = |address: &IpAddr| {
-            let entry = self.engine.tables().address(*address).unwrap_or_default();
-            (address.is_ipv4(), entry.class.0)
-        };
-        TableClass {
-            rule_sets: endpoint.map(|endpoint| [endpoint.ingress.rule_set.0, endpoint.egress.rule_set.0]),
-            addresses: pod.addresses.iter().map(address).collect(),
-        }
+    fn rule_set(&self, pod: &Pod, direction: Direction) -> Option<u32> {
+        let endpoint = self.engine.endpoint(&pod.key)?;
+        let policy = if direction == Direction::Ingress { endpoint.ingress } else { endpoint.egress };
+        Some(policy.rule_set.0)
+    }
+
+    fn address(&self, address: IpAddr) -> (u32, u32) {
+        let entry = self.engine.tables().address(address).unwrap_or_default();
+        (entry.class.0, entry.flags.into())
     }
 
     fn new(cluster_state: &ClusterState) -> Self {
+        Self::of(cluster_state, cluster_state.objects())
+    }
+
+    fn without_services(cluster_state: &ClusterState) -> Self {
+        let is_service = |object: &Object| matches!(object, Object::Service(_) | Object::Slice(_));
+        Self::of(cluster_state, cluster_state.objects().filter(|object| !is_service(object)))
+    }
+
+    fn of(cluster_state: &ClusterState, objects: impl Iterator<Item = Object>) -> Self {
         let mut engine = Engine::new(NodeScope::All, FirstIds::default());
         engine.apply(Event::Clock(cluster_state.clock));
         engine.apply(Event::LocalAddresses(cluster_state.local_addresses.clone()));
-        engine.apply(Event::Reset(cluster_state.objects().collect()));
+        engine.apply(Event::Reset(objects.collect()));
         Self { engine }
     }
 

@@ -1,14 +1,16 @@
 //! The verdicts between all groups at a port. Those on pods follow from the sets of ports, as in the list, and are
-//! compared with the compiled tables. Those on addresses, which can be of Services and nodes, are evaluated one by one.
+//! compared with the compiled tables: once for equal rules and addresses. Those on addresses, which can be of Services
+//! and nodes, are evaluated one by one.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::Hash;
 use std::io::{self, Write};
 
 use anyhow::Result;
 use netpol_common::Direction;
 use netpol_policy::explain::{Family, Verdict};
 use netpol_policy::model::{Pod, PodKey};
-use netpol_policy::offline::{EndId, PortIds};
+use netpol_policy::offline::{OfflineCluster, PortIds};
 use netpol_policy::reference::{ConnectionError, End, Packet};
 use serde::{Serialize, Serializer};
 
@@ -101,14 +103,15 @@ fn verdicts<'g>(matrix: &mut Matrix<'g, '_>) -> Result<Verdicts<'g>, VerdictErro
             cluster.second_pod(only);
         }
     }
-    let evaluate = Evaluator::new(&cluster);
-    let mut classes = HashMap::new();
-    let pods = groups.iter().map(|group| GroupPods::of(&evaluate, group, &mut classes));
+    let has_frontend = groups.iter().any(|group| has_frontend(&cluster, group));
+    let evaluate = if has_frontend { Evaluator::new(&cluster) } else { Evaluator::without_services(&cluster) };
+    let mut numbers = Numbers::default();
+    let pods = groups.iter().map(|group| GroupPods::of(&evaluate, group, &mut numbers));
     let pods: Vec<Option<GroupPods<'_>>> = pods.collect();
     let mut ports = Vec::new();
     for &port in &matrix.options.ports {
         let mut at_port =
-            AtPort { matrix: &mut *matrix, evaluate: &evaluate, pods: &pods, port, known: HashMap::new() };
+            AtPort { matrix: &mut *matrix, evaluate: &evaluate, pods: &pods, port, checked: HashSet::new() };
         let single: BTreeSet<usize> = (0..groups.len()).filter(|index| at_port.needs_evaluation(*index)).collect();
         let cells = pairs(groups.len()).map(|(row, column)| {
             let is_single = single.contains(&column) || pods[row].is_none();
@@ -119,30 +122,62 @@ fn verdicts<'g>(matrix: &mut Matrix<'g, '_>) -> Result<Verdicts<'g>, VerdictErro
     Ok(Verdicts { groups, ports })
 }
 
-/// The pods that stand for a group.
-struct GroupPods<'c> {
-    source: &'c Pod,
-    destination: &'c Pod,
-    /// Whether policies that netpol does not evaluate may change the verdicts, as [`Direction::BOTH`].
-    may_change: [bool; 2],
-    /// The same number for pods with the same sets of ports and the same classes in the compiled tables.
-    class: usize,
+/// Returns whether a group is an address, or its address is also that of a Service, a hostPort or a node.
+fn has_frontend(cluster: &OfflineCluster, group: &Group) -> bool {
+    let End::Pod(pod) = &group.destination else { return true };
+    let state = cluster.state();
+    let mut addresses = state.pods.get(pod).into_iter().flat_map(|pod| &pod.addresses);
+    addresses.any(|address| state.has_frontend_at(*address) || state.is_node(*address))
 }
 
-/// The number of each class.
-type Classes = HashMap<(EndId, [Vec<TableClass>; 2]), usize>;
+/// A pod, and numbers for what decides its verdicts in the compiled tables.
+struct TablePod<'c> {
+    pod: &'c Pod,
+    /// By direction.
+    rule_sets: [usize; 2],
+    /// Of its IPv4 and its IPv6 address.
+    addresses: [usize; 2],
+}
+
+/// The pods that stand for a group.
+struct GroupPods<'c> {
+    source: TablePod<'c>,
+    destination: TablePod<'c>,
+    /// Whether policies that netpol does not evaluate may change the verdicts, as [`Direction::BOTH`].
+    may_change: [bool; 2],
+}
+
+/// The numbers of the rule sets and of the address classes in all tables.
+#[derive(Default)]
+struct Numbers {
+    rule_sets: HashMap<Vec<Option<u32>>, usize>,
+    addresses: HashMap<Vec<(u32, u32)>, usize>,
+}
+
+impl Numbers {
+    fn pod<'c>(&mut self, evaluate: &Evaluator<'c>, pod: &'c Pod) -> TablePod<'c> {
+        let TableClass { rule_sets, addresses } = evaluate.class(pod);
+        let rule_sets = rule_sets.map(|value| number(&mut self.rule_sets, value));
+        let addresses = addresses.map(|value| number(&mut self.addresses, value));
+        TablePod { pod, rule_sets, addresses }
+    }
+}
+
+/// Returns the number of a value; equal values have the same one.
+fn number<T: Eq + Hash>(numbers: &mut HashMap<T, usize>, value: T) -> usize {
+    let next = numbers.len();
+    *numbers.entry(value).or_insert(next)
+}
 
 impl<'c> GroupPods<'c> {
-    fn of(evaluate: &Evaluator<'c>, group: &Group, classes: &mut Classes) -> Option<Self> {
+    fn of(evaluate: &Evaluator<'c>, group: &Group, numbers: &mut Numbers) -> Option<Self> {
         let (End::Pod(source), End::Pod(destination)) = (&group.source, &group.destination) else { return None };
         let cluster = evaluate.cluster();
         let pods = &cluster.state().pods;
         let (source, destination) = (pods.get(source)?, pods.get(destination)?);
         let may_change = Direction::BOTH.map(|direction| !cluster.may_change_pod(destination, direction).is_empty());
-        let next = classes.len();
-        let class = (group.end, [source, destination].map(|pod| evaluate.classes(pod)));
-        let class = *classes.entry(class).or_insert(next);
-        Some(Self { source, destination, may_change, class })
+        let [source, destination] = [source, destination].map(|pod| numbers.pod(evaluate, pod));
+        Some(Self { source, destination, may_change })
     }
 }
 
@@ -153,8 +188,8 @@ struct AtPort<'a, 'g, 'm, 'c> {
     /// By group; `None` for an address.
     pods: &'a [Option<GroupPods<'c>>],
     port: PortArgument,
-    /// The verdicts between pods of two classes, which are not those of a pod and itself.
-    known: HashMap<(usize, usize), Sides>,
+    /// The verdicts that were compared with the tables: by the direction, the rule sets and the class of the address.
+    checked: HashSet<(Direction, usize, usize, u8)>,
 }
 
 impl AtPort<'_, '_, '_, '_> {
@@ -163,6 +198,7 @@ impl AtPort<'_, '_, '_, '_> {
         let Some(pods) = &self.pods[to] else { return true };
         let (state, protocol) = (self.evaluate.cluster().state(), self.port.protocol.number());
         pods.destination
+            .pod
             .addresses
             .iter()
             .any(|address| state.is_node(*address) || state.frontend_at(*address, protocol, self.port.port).is_some())
@@ -196,34 +232,29 @@ impl AtPort<'_, '_, '_, '_> {
             return self.evaluated(row, column);
         };
         let is_same = from.is_same_pod(to);
-        let classes = (source.class, destination.class);
-        if let Some(sides) = self.known.get(&classes).filter(|_| !is_same) {
-            return Ok(*sides);
-        }
         let mut families = [None, None];
         for (family, ids) in self.matrix.reachability.sides(from.end, to.end).into_iter().enumerate() {
             let Some(ids) = ids else { continue };
             let [ingress, egress] = if is_same { [PortIds::ALL; 2] } else { ids }.map(|ids| self.verdict(ids));
-            let checked = [
-                (Direction::Egress, egress, source.source, destination.destination, source),
-                (Direction::Ingress, ingress, destination.destination, source.source, destination),
+            let sides = [
+                (Direction::Egress, egress, &source.source, &destination.destination, source),
+                (Direction::Ingress, ingress, &destination.destination, &source.source, destination),
             ];
-            for (direction, verdict, own, other, of_group) in checked {
-                let is_evaluated = is_same || !of_group.may_change[direction as usize];
-                let remote = other.addresses.iter().find(|address| usize::from(address.is_ipv6()) == family);
-                if let Some(remote) = remote.filter(|_| is_evaluated) {
-                    let packet = self.packet(&own.key, direction, *remote, is_same);
+            for (direction, verdict, own, other, of_group) in sides {
+                let remote = other.pod.addresses.iter().find(|address| usize::from(address.is_ipv6()) == family);
+                let is_unevaluated = of_group.may_change[direction as usize] && !is_same;
+                let Some(remote) = remote.filter(|_| !is_unevaluated) else { continue };
+                let key = (direction, own.rule_sets[direction as usize], other.addresses[family], verdict as u8);
+                // Traffic of a pod to its own address does not depend on rules.
+                if own.pod.addresses.contains(remote) || self.checked.insert(key) {
+                    let packet = self.packet(&own.pod.key, direction, *remote, is_same);
                     self.evaluate.check(&packet, verdict, (&from.source, &to.destination, self.port))?;
                 }
             }
             families[family] = Some([egress, ingress]);
         }
         let reason = || ConnectionError::NoCommonFamily(from.source.clone(), to.destination.clone());
-        let sides = Sides::of(families).ok_or_else(reason)?;
-        if !is_same {
-            self.known.insert(classes, sides);
-        }
-        Ok(sides)
+        Ok(Sides::of(families).ok_or_else(reason)?)
     }
 
     fn packet(&self, pod: &PodKey, direction: Direction, remote: std::net::IpAddr, is_same: bool) -> Packet {
