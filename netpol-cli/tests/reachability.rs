@@ -78,7 +78,9 @@ fn diff_lists_services_with_other_backends() {
         row("now denied", "5432", "shop/statefulset/db TCP 5432; now: none"),
     ];
     assert!(run.out.ends_with(&rows.concat()), "{}", run.out);
-    let output: Value = serde_json::from_str(&diff(&manifests, &["-o", "json"]).out).expect("JSON");
+    let run = diff(&manifests, &["-o", "json"]);
+    common::schema::check_output(&["diff", "-o", "json"], &run.out);
+    let output: Value = serde_json::from_str(&run.out).expect("JSON");
     let expected = json!({
         "service": "shop/db", "protocol": "TCP", "port": 80, "oldBackends": [], "newBackends": ["shop/statefulset/db TCP 5432"],
         "verdicts": [{"from": ["shop/deployment/web"], "before": "deny", "now": "allow"}],
