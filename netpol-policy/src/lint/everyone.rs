@@ -34,7 +34,7 @@ pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut V
                     )
                 };
                 drafts.push(if has_ports {
-                    // Nobody lists the ports of a rule that is intended to allow nothing.
+                    // A rule that is intended to allow nothing usually has no ports.
                     let fix = format!("omit `{list}` if every address is intended; otherwise add peers");
                     draft(DraftFix::of(fix, vec![Operation::Remove(field.clone())])).into_info()
                 } else {

@@ -15,7 +15,7 @@ fn has_action(line: &str) -> bool {
     line.find("{{").is_some_and(|start| line[start..].contains("}}"))
 }
 
-/// Returns whether a text that is not valid YAML was probably meant to be a Kubernetes object.
+/// Returns whether a text that is not valid YAML is probably intended as a Kubernetes object.
 pub(super) fn mentions_kubernetes(text: &str) -> bool {
     let key = |line: &str| {
         let line = line.trim_start_matches([' ', '\t', '-', '{', ',', '"', '\'']);
