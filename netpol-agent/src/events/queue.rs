@@ -1,4 +1,4 @@
-//! A queue of items that belong to keys. It knows which key needs the most memory, so that a flood of one pod takes no room
+//! A queue of items that belong to keys. It finds the key that needs the most memory, so that a flood of one pod takes no room
 //! from others.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
