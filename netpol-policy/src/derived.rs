@@ -35,7 +35,7 @@ pub fn endpoint_slices<'o>(objects: impl IntoIterator<Item = &'o Object>) -> Vec
         .collect()
 }
 
-/// Returns one slice for all pods that have the same target port numbers.
+/// Groups the pods by their target ports, and returns one slice for each group.
 fn of_service<'o>(service: &Service, pods: impl Iterator<Item = &'o Pod>) -> Vec<EndpointSlice> {
     let mut groups: BTreeMap<Vec<SlicePort>, Vec<SliceEndpoint>> = BTreeMap::new();
     for pod in pods.filter(|pod| service.selects(pod)) {
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn s37_existing_slices_have_all_backends() {
+    fn s37_no_slices_are_derived_for_a_service_that_has_one() {
         let slice = "---\n{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: db-x, namespace: shop, \
                      labels: {kubernetes.io/service-name: db}}, addressType: IPv4, endpoints: [], ports: []}\n";
         let objects = objects(&format!("{SHOP}{slice}"));

@@ -151,7 +151,7 @@ impl Queue {
         state.wake();
     }
 
-    /// Returns the next items; none at the end. `None`: there are none yet.
+    /// Returns the next items; an empty list if the stream has ended. `None`: no item is waiting yet.
     fn take(&self, context: &Context<'_>) -> Option<Vec<QueueItem>> {
         let mut state = self.lock();
         let count = state.items.len().min(RECORDS_PER_PART);

@@ -55,13 +55,13 @@ pub struct NamespaceModes {
 }
 
 impl NamespaceModes {
-    /// Returns whether enforcement is the same with these annotations.
+    /// Returns whether both have the same effect on enforcement. The reason is ignored.
     pub fn is_same_as(&self, other: &Self) -> bool {
         let effective = |modes: &Self| (modes.mode, modes.suspended_until, modes.cluster_suspended_until);
         effective(self) == effective(other)
     }
 
-    /// Returns whether a suspension has an end, whether it is in effect or not.
+    /// Returns whether an annotation suspends enforcement until some time, even if that time has passed.
     pub const fn has_end(&self) -> bool {
         self.suspended_until.is_some() || self.cluster_suspended_until.is_some()
     }

@@ -14,11 +14,11 @@ use netpol_tests::{Agent, AgentOptions, Cluster, Denied, Families, KubeProxy, La
 
 use super::Shape;
 
-/// Number of connections to each frontend. With six backends, in one of 6,300 cases there is a backend that no
+/// Number of connections to each frontend. With six backends, in about one of 1,050 cases there is a backend that no
 /// connection selects. Then the check is repeated.
 const CONNECTIONS: usize = 48;
 
-/// Protocol, target port and Service port of everything that the backends serve.
+/// Protocol, Service port and target port of everything that the backends serve.
 pub(super) const PORTS: [(Protocol, u16, u16); 2] = [(Tcp, 8080, 80), (Udp, 8053, 53)];
 
 /// All hosts that can be backends.

@@ -124,8 +124,8 @@ pub(super) fn pod(index: usize, app: usize) -> Value {
     pod_in(&home, &format!("pod-{index}"), &format!("remote-{}", index / PER_NAMESPACE), app, address(index))
 }
 
-/// Returns a running pod of a Deployment, or for one in ten of a `StatefulSet`, with the status that a kubelet
-/// writes: about 6 KB.
+/// Returns a running pod, with the status that a kubelet writes: about 6 KB. One in ten pods is of a `StatefulSet`, the
+/// others are of Deployments.
 pub(super) fn pod_in(namespace: &str, name: &str, node: &str, app: usize, address: Ipv4Addr) -> Value {
     let app = app_name(app);
     let mut labels = json!({
