@@ -27,7 +27,7 @@ impl<D: Dataplane> Reconciler<D> {
             if !is_veth {
                 interface.set_absent();
             }
-            // Devices need not be veths.
+            // A device by which packets leave the node need not be a veth.
             if !is_veth && !interface.is_device() || interface.endpoint().is_some_and(PodEndpoint::is_released) {
                 gone.push(*ifindex);
             }
@@ -93,8 +93,8 @@ impl<D: Dataplane> Reconciler<D> {
         self.handle(ifindex, need);
     }
 
-    /// Marks an endpoint as orphaned: its pod is deleted or finished. Its rule sets keep their IDs, which are not
-    /// reused, so that they can only allow less later.
+    /// Marks an endpoint as orphaned: its pod is deleted or finished. Its rule sets keep their IDs. No
+    /// other rule set gets these IDs, so a later change can only remove what the endpoint is allowed, and never add to it.
     fn mark_orphaned(&mut self, ifindex: IfIndex) {
         let interface = self.snapshot.veths.get(&ifindex).map_or("", |(veth, _)| &veth.name);
         let Some(orphan) = self.interfaces.get_mut(&ifindex).and_then(Interface::endpoint_mut) else { return };
@@ -149,7 +149,8 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Detaches the programs of an interface and then deletes its endpoint: without one, they drop everything.
+    /// Detaches the programs of an interface and then deletes its endpoint. This is the order because programs without an
+    /// endpoint drop everything.
     pub(super) fn release(&mut self, ifindex: IfIndex, why: &'static str) {
         let Some(interface) = self.interfaces.get_mut(&ifindex) else { return };
         if let Some(endpoint) = interface.endpoint_mut().filter(|endpoint| !endpoint.is_released()) {

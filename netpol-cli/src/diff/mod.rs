@@ -48,7 +48,7 @@ struct JsonOutput<'a> {
     new: InputReport<'a>,
 }
 
-/// A change of all connections from some ends to some ends.
+/// A change that is the same for all connections from each of `from` to each of `to`.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct JsonChange {
@@ -89,8 +89,8 @@ pub(crate) fn run(options: &DiffOptions, out: &mut impl Write) -> Result<Exit> {
     let names = Names::new(&difference.ends);
     let flows = options.flows.as_ref().map(|path| flows::compare(path, &clusters[0], &clusters[1])).transpose()?;
     print(options, out, (&difference, &names, flows.as_ref()), (&old, &new))?;
-    let is_cut = flows.as_ref().is_some_and(|flows| !flows.cut.is_empty() || !flows.allowed.is_empty());
-    Ok(match difference.is_definite() || is_cut {
+    let has_changed_flows = flows.as_ref().is_some_and(|flows| !flows.cut.is_empty() || !flows.allowed.is_empty());
+    Ok(match difference.is_definite() || has_changed_flows {
         _ if !old.is_complete() || !new.is_complete() => Exit::InvalidInput,
         true if options.exit_code => Exit::Negative,
         _ if difference.has_unknown() => Exit::Unknown,

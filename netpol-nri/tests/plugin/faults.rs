@@ -16,7 +16,8 @@ const PLUGIN: &str = "nri.pkg.api.v1alpha1.Plugin";
 const INVALID_ARGUMENT: i32 = 3;
 const UNIMPLEMENTED: i32 = 12;
 
-/// Connects a plugin to a runtime without logic.
+/// Connects the plugin to a runtime that sends only what the test sends. Returns the runtime's end, [`Plugin`], and the
+/// plugin's end, [`Connection`].
 fn accept(registration: Registration, options: Options, recorder: Recorder) -> (Plugin, Connection) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("nri.sock");
@@ -121,7 +122,7 @@ fn unknown_methods_and_services_are_not_implemented() {
 }
 
 #[test]
-fn events_that_are_not_of_a_pods_life_are_confirmed() {
+fn other_events_are_answered_and_ignored() {
     let (plugin, connection) = connected();
     for event in [0, event::POST_CREATE_CONTAINER, 4711, -1] {
         let container = Some(Container::default());
@@ -191,7 +192,7 @@ fn damaged_requests_do_no_harm() {
         let length = u32::try_from(damaged.len()).unwrap();
         plugin.send_frame(&message(length, stream, 1, &damaged)).unwrap();
     }
-    // The double's next ID is lower than those.
+    // The next ID of a request of the runtime is lower than the IDs above.
     assert!(matches!(run(&plugin, "web", SOON), Err(CallError::Status { code: INVALID_ARGUMENT, .. })));
     assert!(connection.is_open());
 }
@@ -306,7 +307,7 @@ fn a_request_whose_time_is_up_is_refused_at_once() {
 
 #[test]
 fn a_runtime_without_timeouts_gets_an_answer() {
-    // NRI's default is 2 s. A request of no timeout has the field 0.
+    // A request without a timeout has the value 0, or no field as here. NRI's default is 2 s.
     let (plugin, connection) = connected();
     let request = b"\x0a\x1bnri.pkg.api.v1alpha1.Plugin\x12\x0dRunPodSandbox\x1a\x09\x0a\x07\x12\x05stuck";
     let length = u32::try_from(request.len()).unwrap();

@@ -1,6 +1,6 @@
 //! Keeps the valid parts of an invalid policy.
 //!
-//! The API server rejects such a policy as a whole. netpol may only have the manifest, and the policy must still isolate its
+//! The API server rejects such a policy as a whole. netpol sometimes has nothing but the manifest, and the policy must still isolate its
 //! pods. So it replaces the innermost peer, port, rule or selector around each error with one that matches nothing; for
 //! `spec.podSelector`, with one that selects every pod of the namespace. All other parts are used.
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-/// Labels of an object, with unique names. Cheap to clone and compact: a cluster may have a hundred thousand pods, and both
+/// Labels of an object, with unique names. Compact, and cheap to clone: a cluster may have a hundred thousand pods, and both
 /// the cluster state and the engine store their labels.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Labels(Arc<[(Arc<str>, Arc<str>)]>);

@@ -73,7 +73,7 @@ fn a_text_that_cannot_be_edited_gets_a_json_patch() {
 }
 
 #[test]
-fn diffs_have_the_lines_of_the_whole_file() {
+fn line_numbers_of_diffs_count_from_the_start_of_the_file() {
     let policy = format!("{HEAD}spec:\n  podSelector: {{}}\n  ingress:\n  - ports:\n    - port: 80\n");
     let text = format!("{}---\n{policy}---\na: 1\n", policy.replace("name: p", "name: other"));
     let diff = |text: &str, name: &str| {
