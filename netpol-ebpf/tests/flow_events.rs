@@ -1,53 +1,27 @@
 //! Tests of events of allowed flows, of policies in shadow mode and of observing, with [`Memory`], where maps are in
 //! memory and the test sets the clock.
 
+mod common;
+
+use common::{ACK, CLIENT, DENIES, OTHER_INTERFACE, POD, RULES, SYN, SYN_ACK, VETH, change, memory_with_pod};
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{
-    AddressEntry, AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, EVENT_BURST, Endpoint, EndpointVersion,
-    EventKind, FlowEvent, FrontendEntry, FrontendKey, IfIndex, PortSetId, RECHECK, Reason, RuleId, RuleSetId, Settings,
-    address_flags, event_budget, event_flags, frontend_scope, protocol,
+    AddressEntry, AllowEntry, AllowKey, ClassId, Direction, EVENT_BURST, Endpoint, EventKind, FlowEvent, FrontendEntry,
+    FrontendKey, IfIndex, PortSetId, RECHECK, Reason, RuleId, Settings, address_flags, event_budget, event_flags,
+    frontend_scope, protocol,
 };
 use netpol_ebpf::memory::Memory;
 
-const VETH: u32 = 7;
-const OTHER_INTERFACE: u32 = 9;
-const POD: [u8; 4] = [10, 0, 0, 1];
-const CLIENT: [u8; 4] = [10, 0, 0, 2];
 const BACKEND: [u8; 4] = [10, 0, 0, 3];
 const SERVICE: [u8; 4] = [10, 96, 0, 1];
-/// A rule set that allows nothing but what a test adds.
-const RULES: RuleSetId = RuleSetId(3);
-const DENIES: DirectionPolicy = DirectionPolicy { rule_set: RULES, any: PortSetId::NONE };
 /// The flag of a fragment that is not the last one.
 const MORE: u16 = 0x2000;
-const SYN: u8 = 0x02;
-const SYN_ACK: u8 = 0x12;
-const ACK: u8 = 0x10;
 
-/// Returns a pod that no policy isolates. Allowed flows are reported.
+/// Returns maps with a pod that no policy isolates. Allowed flows are reported.
 fn pod() -> Memory {
-    let mut memory = Memory::default();
-    let endpoint = Endpoint {
-        ifindex: IfIndex(VETH),
-        version: EndpointVersion(1),
-        ingress: DirectionPolicy::OPEN,
-        egress: DirectionPolicy::OPEN,
-        id: 1,
-        address_v4: POD,
-        shadow_ingress: DirectionPolicy::OPEN,
-        shadow_egress: DirectionPolicy::OPEN,
-        ..Endpoint::default()
-    };
-    memory.endpoints.insert(VETH, endpoint);
+    let memory = memory_with_pod();
     memory.settings.set(Settings { record_allowed: 1 });
     memory
-}
-
-/// Changes the endpoint and increments its version, as the agent does.
-fn change(memory: &mut Memory, change: impl FnOnce(&mut Endpoint)) {
-    let endpoint = memory.endpoints.get_mut(&VETH).expect("the pod's endpoint");
-    change(endpoint);
-    endpoint.version.0 += 1;
 }
 
 fn frame(from: [u8; 4], to: [u8; 4], protocol: u8, fragment: u16, transport: &[u8]) -> Vec<u8> {

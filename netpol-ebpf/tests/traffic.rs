@@ -1,47 +1,24 @@
 //! Tests of the packets and bytes that are counted in flows, with [`Memory`], where maps are in memory and the test sets
 //! the clock.
 
+mod common;
+
+use common::{ACK, CLIENT, DENIES, OTHER_INTERFACE, POD, SYN, SYN_ACK, VETH, change, memory_with_pod};
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{
-    Direction, DirectionPolicy, Endpoint, EndpointVersion, FlowEntry, FlowKey, IfIndex, PortSetId, Reason, RuleSetId,
-    Traffic, flow_state, protocol,
+    Direction, DirectionPolicy, FlowEntry, FlowKey, IfIndex, PortSetId, Reason, Traffic, flow_state, protocol,
 };
 use netpol_ebpf::memory::Memory;
 
-const VETH: u32 = 7;
-const OTHER_INTERFACE: u32 = 9;
-const POD: [u8; 4] = [10, 0, 0, 1];
-const CLIENT: [u8; 4] = [10, 0, 0, 2];
-const DENIES: DirectionPolicy = DirectionPolicy { rule_set: RuleSetId(3), any: PortSetId::NONE };
-const SYN: u8 = 0x02;
-const SYN_ACK: u8 = 0x12;
-const ACK: u8 = 0x10;
 /// The length of the headers of IPv4 and TCP, and of IPv4 and UDP.
 const TCP: u64 = 40;
 const UDP: u64 = 28;
 
-/// Returns a pod that no policy isolates.
+/// Returns maps with a pod that no policy isolates.
 fn pod(count_traffic: bool) -> Memory {
-    let mut memory = Memory::default();
-    let endpoint = Endpoint {
-        ifindex: IfIndex(VETH),
-        version: EndpointVersion(1),
-        ingress: DirectionPolicy::OPEN,
-        egress: DirectionPolicy::OPEN,
-        id: 1,
-        address_v4: POD,
-        ..Endpoint::default()
-    };
-    memory.endpoints.insert(VETH, endpoint);
+    let memory = memory_with_pod();
     memory.count_traffic.set(count_traffic);
     memory
-}
-
-/// Changes the policy for packets to the pod, and the version, as the agent does.
-fn set_ingress(memory: &mut Memory, ingress: DirectionPolicy) {
-    let endpoint = memory.endpoints.get_mut(&VETH).expect("the pod's endpoint");
-    endpoint.ingress = ingress;
-    endpoint.version.0 += 1;
 }
 
 fn frame(vlan: &[u8], from: [u8; 4], to: [u8; 4], protocol: u8, transport: &[u8]) -> Vec<u8> {
@@ -147,7 +124,7 @@ fn a_change_of_policy_keeps_the_counts_and_denied_packets_are_not_counted() {
     let started = connection(&memory).started;
     memory.wait(5);
     for ingress in [DirectionPolicy { any: PortSetId::ALL, ..DENIES }, DENIES] {
-        set_ingress(&mut memory, ingress);
+        change(&mut memory, |endpoint| endpoint.ingress = ingress);
         let expected = if ingress == DENIES { Reason::Revoked } else { Reason::Flow };
         assert_eq!((request(&memory, ACK, 10), reply(&memory, ACK, 20)), (expected, expected));
     }
@@ -156,7 +133,7 @@ fn a_change_of_policy_keeps_the_counts_and_denied_packets_are_not_counted() {
     assert_eq!((revoked.started, revoked.state & flow_state::REVOKED), (started, flow_state::REVOKED));
 
     // The flow is allowed again.
-    set_ingress(&mut memory, DirectionPolicy::OPEN);
+    change(&mut memory, |endpoint| endpoint.ingress = DirectionPolicy::OPEN);
     assert_eq!(request(&memory, ACK, 0), Reason::Flow);
     let allowed = connection(&memory);
     assert_eq!((counts(&allowed)[0], allowed.state & flow_state::REVOKED), ((3, 3 * TCP + 10), 0));
