@@ -1,7 +1,6 @@
 //! Compares the verdicts of the eBPF programs with those of the reference evaluator. They must be the same; a difference
 //! is a bug of netpol.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use netpol_common::Reason;
@@ -50,8 +49,8 @@ impl Agreement {
             return false;
         }
         self.differences += 1;
-        let passed = self.logged.is_none_or(|logged| observed.now.saturating_duration_since(logged) >= LOG_INTERVAL);
-        if passed {
+        let is_due = self.logged.is_none_or(|logged| observed.now.saturating_duration_since(logged) >= LOG_INTERVAL);
+        if is_due {
             self.logged = Some(observed.now);
             tracing::error!(
                 event = ?observed.event,
@@ -85,6 +84,5 @@ fn has_policies(explanation: &Explanation, policies: &[PolicyKey]) -> bool {
     if let Some(count) = own.policy_count {
         return count == policies.len();
     }
-    let names: BTreeSet<String> = policies.iter().map(ToString::to_string).collect();
-    own.policies.iter().collect::<BTreeSet<_>>() == names.iter().collect()
+    own.policies.len() == policies.len() && policies.iter().all(|policy| own.policies.contains(&policy.to_string()))
 }

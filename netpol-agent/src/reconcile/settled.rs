@@ -13,9 +13,10 @@ use netpol_dataplane::Dataplane;
 const MARGIN: Duration = Duration::from_millis(10);
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Records whether all objects are in the tables now. Call it before events are read.
-    pub fn note_if_settled(&mut self) {
-        let settled = !self.is_busy() && self.is_fully_applied();
+    /// Records whether all objects are in the tables now. Call it before events are read. `is_fully_applied`: the result
+    /// of [`Self::is_fully_applied`].
+    pub fn note_if_settled(&mut self, is_fully_applied: bool) {
+        let settled = !self.is_busy() && is_fully_applied;
         self.settled_since = settled.then(|| self.settled_since.unwrap_or_else(boot_clock));
     }
 

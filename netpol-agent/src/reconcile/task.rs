@@ -126,11 +126,12 @@ pub async fn run(
                 tracing::info!(node = reconciler.node(), "the Node object of this node exists now");
             }
         }
-        if reconciler.is_fully_applied() {
+        let is_fully_applied = reconciler.is_fully_applied();
+        if is_fully_applied {
             meter.fully_applied();
             reconciler.batches_enforced(meter.last_applied());
         }
-        reconciler.note_if_settled();
+        reconciler.note_if_settled(is_fully_applied);
         inputs.interface_watcher.start_requested(|| reconciler.known());
         let is_reading = inputs.interface_watcher.is_running();
         let waiting = reconciler.is_waiting();

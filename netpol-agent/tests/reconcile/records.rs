@@ -309,7 +309,7 @@ fn verdicts_are_compared_with_the_reference_evaluator_if_both_had_the_same_objec
         (reporter.compared_verdicts(), reporter.differing_verdicts())
     };
     assert_eq!(compared(&reconciler, of(Reason::NoRule, 80)), (0, 0), "changes may be pending");
-    reconciler.note_if_settled();
+    reconciler.note_if_settled(reconciler.is_fully_applied());
     assert_eq!(compared(&reconciler, FlowEvent { time_ns: 1, ..of(Reason::NoRule, 80) }), (0, 0), "an earlier packet");
     assert_eq!(compared(&reconciler, of(Reason::Rule, 80)), (1, 0));
     assert_eq!(compared(&reconciler, of(Reason::NoRule, 81)), (2, 0));
