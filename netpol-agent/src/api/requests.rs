@@ -101,7 +101,7 @@ pub struct Requests {
     /// Permits one metrics request at a time.
     pub(super) metrics_turn: Arc<Semaphore>,
     pub(super) warnings: Warnings,
-    /// Pods whose start is delayed.
+    /// Pods for which the start is delayed.
     pub(crate) starting: StartingPods,
     /// Pods before their containers run.
     pub(crate) container_starts: ContainerStarts,

@@ -60,7 +60,7 @@ impl RevokedFlows {
         })
     }
 
-    /// Removes one flow of `endpoint`: the one whose last event is the oldest. If `endpoint` has no flow, removes such a
+    /// Removes one flow of `endpoint`: the one with the oldest last event. If `endpoint` has no flow, removes such a
     /// flow of the endpoint that has the most flows.
     fn remove_one(&mut self, endpoint: u16) {
         let oldest = self.oldest_of(endpoint).or_else(|| {

@@ -18,7 +18,7 @@ pub(super) enum ContainerStart {
     Possible(Instant),
 }
 
-/// The pods whose start the gate delays, or did not delay until their policies were enforced. Clones share everything.
+/// The pods that the gate delays now, and those that started before their policies were enforced. Clones share everything.
 #[derive(Clone, Debug, Default)]
 pub struct ContainerStarts(Arc<Mutex<BTreeMap<PodKey, ContainerStart>>>);
 

@@ -1,7 +1,7 @@
 //! One peer that should be two, and two peers that should be one.
 //!
 //! In YAML the two differ by one `-`. Both are valid, so there is a finding only if what is written matches no pod, and
-//! the alternative matches some, or may match pods of a namespace whose pods are not in the input.
+//! the alternative matches some, or may match pods of a namespace without pods in the input.
 
 use super::RuleId;
 use super::context::Context;

@@ -113,7 +113,7 @@ fn s38_starts_wait_for_an_agent_that_is_killed_frozen_or_upgraded() -> Result<()
     Ok(())
 }
 
-/// With the arguments of `deploy/base`: all traffic of a pod whose start was not delayed is dropped until
+/// With the arguments of `deploy/base`: all traffic of a pod that started without a delay is dropped until
 /// the agent receives the pod.
 #[test]
 fn s38_pods_start_or_wait_while_the_api_server_is_unavailable() -> Result<()> {

@@ -2,7 +2,7 @@
 //!
 //! The programs count in the flow tables. This module reads the tables every few seconds, keeps the last values of each
 //! flow, and finds the flows that have ended. Flows without packets have no totals: the post-DNAT flows of packets to a
-//! Service, whose packets are counted in the flow pre-DNAT, and flows from `nf_conntrack` that have been idle since.
+//! Service, because their packets are counted in the flow pre-DNAT, and flows from `nf_conntrack` without a packet since then.
 
 mod kept;
 
@@ -41,7 +41,7 @@ const MINUTE: u32 = 60;
 const MAX_KEPT: usize = 65_536;
 /// Maximum number of records in a second.
 const MAX_RECORDS: u64 = 1000;
-/// The number of readings whose records the receiver may not have taken yet.
+/// The number of readings for which records can wait for the receiver.
 const CHANNEL: usize = 4;
 
 /// Why a flow has ended.
@@ -150,7 +150,7 @@ pub(super) struct Tracker {
     flows: HashMap<FlowId, Kept>,
     /// The number of kept flows by interface.
     by_interface: HashMap<IfIndex, usize>,
-    /// Flows that have ended, and whose key another flow uses now.
+    /// Flows that have ended; another flow uses the key now.
     replaced: Vec<(IfIndex, FlowTotals)>,
     clocks: Clocks,
     /// The previous reading; `None` during the first one.
