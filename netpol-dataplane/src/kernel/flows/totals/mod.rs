@@ -6,7 +6,7 @@
 
 mod kept;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -247,9 +247,9 @@ impl Tracker {
     /// that are due. Those above the limit are sent later. `used` are the existing endpoints.
     pub(super) fn finish(&mut self, used: &BTreeMap<u32, IfIndex>) {
         let reading = Reading { clocks: self.clocks, number: self.reading };
-        let exists = |interface: IfIndex| used.values().any(|used| *used == interface);
+        let existing: BTreeSet<IfIndex> = used.values().copied().collect();
         for (id, kept) in self.flows.iter_mut().filter(|(_, kept)| kept.reading != reading.number) {
-            kept.not_found(id, exists(id.interface()), reading);
+            kept.not_found(id, existing.contains(&id.interface()), reading);
         }
         // Records wait here, and not in the channel, if the receiver is slow.
         if let Ok(permit) = self.sender.clone().try_reserve() {
