@@ -13,6 +13,7 @@ use netpol_policy::text::Safe;
 use serde::Serialize;
 
 use crate::args::InputOptions;
+use crate::diff::AppliedByKubectl;
 use crate::live::Missing;
 use crate::message::message;
 use crate::unevaluated;
@@ -34,8 +35,8 @@ pub(crate) struct Input {
     pub(crate) required: Vec<String>,
     /// Whether the objects are those of a cluster, which have no file and no line.
     pub(crate) is_of_cluster: bool,
-    /// The labels that `kubectl apply` has set on Namespaces of a cluster.
-    pub(crate) applied_labels: BTreeMap<String, BTreeSet<String>>,
+    /// What `kubectl apply` has set on objects of a cluster.
+    pub(crate) applied_by_kubectl: AppliedByKubectl,
     /// The namespace of objects without one.
     default_namespace: Option<String>,
 }

@@ -13,11 +13,12 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject, ListParams};
-use netpol_policy::model::{Object, Peer, Peers, Rule, WorkloadKind};
+use netpol_policy::model::{Object, ObjectKey, Peer, Peers, PolicyKey, Rule, WorkloadKind};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
+use crate::diff::Applied;
 use crate::ends::EndArgument;
 use crate::input::Input;
 use crate::remote::{Kube, explain_error};
@@ -69,10 +70,10 @@ pub(crate) async fn read(kube: &Kube, needed: &Needed, limit: Duration) -> Resul
         items.extend(of_kind);
         missing.extend(without);
     }
-    let applied_labels = items.iter().filter_map(applied_labels).collect();
+    let applied_by_kubectl = items.iter().filter_map(applied_by_kubectl).collect();
     let text = serde_json::to_vec(&json!({"apiVersion": "v1", "kind": "List", "items": items}))?;
     let mut input = Input::of_cluster(text);
-    input.applied_labels = applied_labels;
+    input.applied_by_kubectl = applied_by_kubectl;
     missing.sort();
     input.missing = missing;
     Ok(input)
@@ -164,15 +165,22 @@ fn value(object: &DynamicObject, resource: &ApiResource) -> Result<Value> {
     Ok(value)
 }
 
-/// Returns the labels that `kubectl apply` has set on a Namespace, from its annotation. It removes those that its next
-/// manifest does not have, and keeps all others.
-fn applied_labels(object: &Value) -> Option<(String, BTreeSet<String>)> {
+/// Returns the labels and annotations that `kubectl apply` has set on a Namespace or a policy, from its annotation.
+fn applied_by_kubectl(object: &Value) -> Option<(ObjectKey, Applied)> {
     let metadata = &object["metadata"];
-    let name = metadata["name"].as_str().filter(|_| object["kind"] == "Namespace")?;
+    let name = metadata["name"].as_str()?;
+    let key = match object["kind"].as_str()? {
+        "Namespace" => ObjectKey::Namespace(name.into()),
+        "NetworkPolicy" => ObjectKey::Policy(PolicyKey::new(metadata["namespace"].as_str()?, name)),
+        _ => return None,
+    };
     let applied = metadata["annotations"]["kubectl.kubernetes.io/last-applied-configuration"].as_str()?;
     let applied: Value = serde_json::from_str(applied).ok()?;
-    let labels = applied["metadata"]["labels"].as_object().into_iter().flatten();
-    Some((name.to_owned(), labels.map(|(label, _)| label.clone()).collect()))
+    let names = |field: &str| {
+        let names = applied["metadata"][field].as_object().into_iter().flatten();
+        names.map(|(name, _)| name.clone()).collect()
+    };
+    Some((key, Applied { labels: names("labels"), annotations: names("annotations") }))
 }
 
 /// Two ends of a connection in a cluster.

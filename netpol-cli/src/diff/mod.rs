@@ -23,6 +23,7 @@ use names::Names;
 use services::JsonService;
 
 pub(crate) use causes::{listed, rules_text};
+pub(crate) use cluster::{Applied, AppliedByKubectl};
 pub(crate) use options::{COMMON, DiffOptions, EXAMPLES};
 
 use options::DiffOutput;

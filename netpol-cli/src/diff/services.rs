@@ -50,12 +50,13 @@ impl JsonService {
 
 /// The changes of a Service's port: the kind, the verdict now, and the sources.
 pub(super) fn kinds(change: &ServiceChange) -> impl Iterator<Item = (&'static str, Verdict, &[usize])> {
-    change.sources.iter().map(|([_, now], sources)| {
-        let kind = match now {
-            Verdict::Allow => "now allowed",
-            Verdict::Some => "now allowed for some backends",
-            Verdict::Unknown => "unknown",
-            Verdict::Deny => "now denied",
+    change.sources.iter().map(|([before, now], sources)| {
+        let kind = match (before, now) {
+            (_, Verdict::Unknown) => "unknown",
+            (_, Verdict::Allow) => "now allowed",
+            (Verdict::Allow, Verdict::Some) => "now denied for some backends",
+            (_, Verdict::Some) => "now allowed for some backends",
+            (_, Verdict::Deny) => "now denied",
         };
         (kind, *now, &sources[..])
     })
@@ -83,4 +84,34 @@ pub(super) fn cause(change: &ServiceChange) -> String {
 fn backend_names(change: &ServiceChange, backends: &ServiceBackends) -> Vec<String> {
     let name = |(backend, port): &(ServiceBackend, u16)| format!("{backend} {} {port}", change.protocol.name());
     backends.iter().map(name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use netpol_policy::model::{Protocol, ServiceKey};
+
+    use super::*;
+
+    #[test]
+    fn the_kind_of_a_change_depends_on_both_verdicts() {
+        use Verdict::{Allow, Deny, Some, Unknown};
+        for (verdicts, expected) in [
+            ([Deny, Allow], "now allowed"),
+            ([Some, Allow], "now allowed"),
+            ([Deny, Some], "now allowed for some backends"),
+            ([Allow, Some], "now denied for some backends"),
+            ([Some, Deny], "now denied"),
+            ([Allow, Unknown], "unknown"),
+        ] {
+            let change = ServiceChange {
+                service: ServiceKey::new("shop", "db"),
+                protocol: Protocol::Tcp,
+                port: 5432,
+                backends: Default::default(),
+                sources: [(verdicts, vec![0])].into(),
+            };
+            let kinds: Vec<_> = kinds(&change).map(|(kind, now, _)| (kind, now)).collect();
+            assert_eq!(kinds, [(expected, verdicts[1])]);
+        }
+    }
 }
