@@ -4,14 +4,13 @@ mod ranges;
 
 pub(crate) use ranges::internet;
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
 use ipnet::IpNet;
-use netpol_policy::model::{Pod, PodKey, Selector, ServiceKey, WorkloadKey, WorkloadKind};
+use netpol_policy::model::{PodKey, Selector, ServiceKey, WorkloadKey, WorkloadKind};
 use netpol_policy::offline::OfflineCluster;
 use netpol_policy::reference::End;
 
@@ -186,9 +185,9 @@ pub(crate) fn resolve(
     namespace: &str,
 ) -> Result<(EndSet, EndSet)> {
     let mut sources = find(cluster, from, namespace)?;
-    let destinations = backends_of_headless(cluster, find(cluster, to, namespace)?);
-    has_pod_network(cluster, from, &sources)?;
-    has_pod_network(cluster, to, &destinations)?;
+    let destinations = endpoints_of_headless(cluster, find(cluster, to, namespace)?);
+    check_pod_network(cluster, from, &sources)?;
+    check_pod_network(cluster, to, &destinations)?;
     for (end, _) in &mut sources.ends {
         if let End::Pod(key) = end {
             *key = cluster.second_pod(key);
@@ -199,29 +198,28 @@ pub(crate) fn resolve(
     Ok((sources, destinations))
 }
 
-/// Replaces a headless Service by its pods: its DNS name resolves to their addresses, and ports are not translated.
-fn backends_of_headless(cluster: &OfflineCluster, set: EndSet) -> EndSet {
-    let state = cluster.state();
+/// Replaces a headless Service by its endpoints.
+fn endpoints_of_headless(cluster: &OfflineCluster, set: EndSet) -> EndSet {
     let [(End::Service(key), _)] = &set.ends[..] else { return set };
-    let Some(service) = state.services.get(key).filter(|service| service.addresses.is_empty()) else { return set };
-    let is_selected = |pod: &&Pod| {
-        pod.key.namespace == key.namespace
-            && !service.selector.is_empty()
-            && service.selector.iter().all(|(name, value)| pod.labels.get(name) == Some(value))
-    };
-    let selected = state.pods.values().filter(|pod| !pod.finished).filter(is_selected).map(|pod| &pod.key);
-    let slices = state.slices.values().filter(|slice| slice.service_key().as_ref() == Some(key));
-    let endpoints = slices.flat_map(|slice| &slice.endpoints);
-    let endpoints = endpoints.filter_map(|endpoint| state.peer_at(endpoint.address)).map(|pod| &pod.key);
-    let pods: BTreeSet<&PodKey> = selected.chain(endpoints).collect();
-    if pods.is_empty() {
+    let services = &cluster.state().services;
+    let Some(service) = services.get(key).filter(|service| service.addresses.is_empty()) else { return set };
+    let endpoints = cluster.headless_endpoints(service);
+    if endpoints.is_empty() {
         return set;
     }
-    EndSet::pods(format!("headless Service {key}"), pods.into_iter().cloned())
+    let named = endpoints.into_iter().map(|end| {
+        let text = match &end {
+            End::Pod(pod) => EndText::Name(pod.title()),
+            End::Address(address) => EndText::Addresses(*address, *address),
+            End::Service(service) => EndText::Name(service.to_string()),
+        };
+        (end, text)
+    });
+    EndSet { title: format!("headless Service {key}"), ends: named.collect() }
 }
 
 /// Returns an error if all pods of an end are on the host network and have no known address.
-fn has_pod_network(cluster: &OfflineCluster, argument: &EndArgument, set: &EndSet) -> Result<()> {
+fn check_pod_network(cluster: &OfflineCluster, argument: &EndArgument, set: &EndSet) -> Result<()> {
     let has_no_address = |end: &End| match end {
         End::Pod(key) => cluster.state().pods.get(key).is_some_and(|pod| pod.host_network && pod.addresses.is_empty()),
         _ => false,

@@ -252,6 +252,21 @@ fn a_headless_service_stands_for_its_pods() {
     }
     let run = explain(&manifests, "svc/peers", "deploy/web", "80", &[]);
     assert!(run.code == 3 && run.err.contains("cannot be a source of connections"), "{} {}", run.out, run.err);
+    // An endpoint that is not a pod counts, too.
+    let slice = "
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: peers-1, namespace: shop, labels: {kubernetes.io/service-name: peers}},
+ addressType: IPv4, endpoints: [{addresses: [198.51.100.7]}], ports: [{port: 5432}]}
+";
+    let egress = "
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: out, namespace: shop},
+ spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{to: [{podSelector: {}}]}]}}
+";
+    let manifests = Manifests::of(&[("app.yaml", &format!("{APP}{headless}{slice}{egress}"))]);
+    let run = explain(&manifests, "deploy/web", "svc/peers", "5432", &[]);
+    assert_eq!(run.code, 1, "{} {}", run.out, run.err);
+    assert!(run.out.contains("198.51.100.7"), "{}", run.out);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The backends of Services.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use super::{OfflineCluster, is_placeholder};
 use crate::model::{Frontend, FrontendAddress, Service, ServicePort};
@@ -16,10 +17,24 @@ impl OfflineCluster {
             protocol: port.protocol.number(),
         });
         let found = frontends.flat_map(|frontend| self.state.backends(&frontend));
-        let end = |backend: crate::model::Backend| match self.state.peer_at(backend.address) {
-            Some(pod) => Some((End::Pod(pod.key.clone()), backend.port)),
-            None => (!is_placeholder(backend.address)).then_some((End::Address(backend.address), backend.port)),
-        };
-        found.filter_map(end).collect()
+        found.filter_map(|backend| Some((self.end_of_endpoint(backend.address)?, backend.port))).collect()
+    }
+
+    /// Returns the endpoints of a headless Service: its DNS name resolves to their addresses, and ports are not
+    /// translated. They are the pods that it selects, and the endpoints of its `EndpointSlice`s.
+    pub fn headless_endpoints(&self, service: &Service) -> BTreeSet<End> {
+        let pods = self.state.pods.values().filter(|pod| !pod.finished && service.selects(pod));
+        let selected = pods.map(|pod| End::Pod(pod.key.clone()));
+        let slices = self.state.slices.values().filter(|slice| slice.service_key().as_ref() == Some(&service.key));
+        let endpoints = slices.flat_map(|slice| &slice.endpoints);
+        selected.chain(endpoints.filter_map(|endpoint| self.end_of_endpoint(endpoint.address))).collect()
+    }
+
+    /// Returns the pod with the address of an endpoint, or the address. `None` for an address that stands for none.
+    fn end_of_endpoint(&self, address: IpAddr) -> Option<End> {
+        match self.state.peer_at(address) {
+            Some(pod) => Some(End::Pod(pod.key.clone())),
+            None => (!is_placeholder(address)).then_some(End::Address(address)),
+        }
     }
 }
