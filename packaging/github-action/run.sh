@@ -16,6 +16,11 @@ files=()
 for path in "${paths[@]}"; do
   files+=(-f "$path")
 done
+# Without -f, netpol would use the objects of a cluster.
+if [[ ${#paths[@]} -eq 0 ]]; then
+  echo "netpol action: the input paths is empty" >&2
+  exit 2
+fi
 
 case "$INPUT_COMMAND" in
 lint)

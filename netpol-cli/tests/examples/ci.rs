@@ -163,6 +163,7 @@ fn the_action_lints_and_checks_expectations() {
         (&[("fail-on", "warning"), ("paths", "manifests\n./manifests/shop.yaml")], 1, "::warning file="),
         (&[("fail-on", "info"), ("args", "--rule NP010")], 0, "3 objects, 0 errors, 0 warnings"),
         (&[("paths", "missing")], 3, "0 objects"),
+        (&[("paths", "")], 2, ""),
         (&[("command", "assert"), ("paths", "manifests")], 0, "1 passed, 0 failed"),
         (&[("command", "assert"), ("assertions", "missing.yaml")], 3, ""),
         (&[("command", "format")], 2, ""),
