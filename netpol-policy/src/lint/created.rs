@@ -1,12 +1,14 @@
 //! Pods that a controller creates later, so that the input does not have them.
 
 use super::context::Context;
+use super::similar;
 use crate::model::{Policy, Requirement, Selector};
 
 /// The domains of labels that are not only for the pods of one controller.
 const COMMON_DOMAINS: [&str; 3] = ["kubernetes.io", "k8s.io", "helm.sh"];
 
-/// Returns why pods that a selector matches may exist although the input has none. `namespaces`: as of a peer.
+/// Returns why pods that a selector matches may exist although the input has none. `namespaces`: the
+/// namespaceSelector of a peer; `None` for the policy's own namespace.
 pub(super) fn reason(
     context: &Context<'_>,
     policy: &Policy,
@@ -28,7 +30,8 @@ pub(super) fn reason(
     Some(format!("no pod in the input has label {label}, which a controller may set"))
 }
 
-/// Returns a label of the selector with the domain of a controller, if no pod has this label.
+/// Returns a label of the selector with the domain of a controller, if no pod has this label or a similar one, which
+/// would be a typing error.
 fn controller_label<'s>(context: &Context<'_>, pods: &'s Selector) -> Option<&'s str> {
     pods.requirements.iter().find_map(|requirement| {
         let (Requirement::In(key, _) | Requirement::Exists(key)) = requirement else { return None };
@@ -36,7 +39,9 @@ fn controller_label<'s>(context: &Context<'_>, pods: &'s Selector) -> Option<&'s
         let is_in =
             |common: &str| domain.strip_suffix(common).is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('.'));
         let is_common = COMMON_DOMAINS.iter().any(|common| is_in(common));
-        let has_label = || context.groups.values().flatten().any(|group| group.labels.contains_key(key));
-        (!is_common && !has_label()).then_some(&**key)
+        let labels =
+            || context.groups.values().flatten().flat_map(|group| group.labels.iter().map(|(name, _)| &**name));
+        let is_similar = || labels().any(|name| name == &**key) || similar::closest(key, labels()).is_some();
+        (!is_common && !is_similar()).then_some(&**key)
     })
 }
