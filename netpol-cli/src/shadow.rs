@@ -14,7 +14,7 @@ use crate::flows::{protocol_port, workload_end};
 use crate::output::{NotEvaluated, print_json};
 use crate::remote::{Answer, Failure, Fleet, runtime};
 use crate::scope::Scope;
-use crate::table::{counted, paragraph, time_span};
+use crate::table::{counted, counted_u64, paragraph, time_span};
 
 /// The number of nodes that a note names.
 const NODES_SHOWN: usize = 3;
@@ -186,7 +186,7 @@ fn print(
             paragraph(out, format!("{heading}: {}", without_denials(policy, since)), style.text, 0)?;
             continue;
         }
-        let flows = counted(count(policy.flows), "flow");
+        let flows = counted_u64(policy.flows, "flow");
         paragraph(out, format!("{heading}: would have denied {flows} in the last {since}"), style.text, 0)?;
         let mut table = TextTable::new(&[
             text("FROM"),
@@ -221,7 +221,7 @@ fn without_denials(policy: &ShadowedPolicy, since: &str) -> String {
         (true, 0) => format!("would have denied nothing in the last {since}"),
         (true, other) => format!(
             "denials are unknown: {} of its namespace {} not listed",
-            counted(count(other), "flow"),
+            counted_u64(other, "flow"),
             if other == 1 { "is" } else { "are" }
         ),
     }
@@ -230,10 +230,6 @@ fn without_denials(policy: &ShadowedPolicy, since: &str) -> String {
 fn not_evaluated(policy: &ShadowedPolicy) -> String {
     let nodes: Vec<String> = policy.not_evaluated_on.iter().map(ToString::to_string).collect();
     format!("{}: NOT EVALUATED on {}", policy.policy, some_of(&nodes, NODES_SHOWN))
-}
-
-fn count(number: u64) -> usize {
-    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 /// Prints what the report does not cover.
@@ -265,7 +261,8 @@ fn notes(out: &mut impl Write, reports: &[ShadowReport], style: Style) -> Result
     }
     let other: u64 = reports.iter().map(|report| report.other_flows).sum();
     if other > 0 {
-        let text = format!("{other} more flows are counted, but not listed: there are too many different ones");
+        let (flows, are) = (counted_u64(other, "more flow"), if other == 1 { "is" } else { "are" });
+        let text = format!("{flows} {are} counted, but not listed: there are too many different ones");
         paragraph(out, text, style.text, 0)?;
     }
     Ok(())

@@ -149,6 +149,11 @@ pub(crate) fn counted(count: usize, noun: &str) -> String {
     format!("{count} {noun}{plural}")
 }
 
+/// Same as [`counted`].
+pub(crate) fn counted_u64(count: u64, noun: &str) -> String {
+    counted(usize::try_from(count).unwrap_or(usize::MAX), noun)
+}
+
 /// `1h`, `5m`, `90s`.
 pub(crate) fn time_span(duration: Duration) -> String {
     match duration.as_secs() {

@@ -12,7 +12,7 @@ use netpol_policy::text::{Safe, wrap};
 
 use crate::color::ColorMode;
 use crate::columns::{Tone, some_of};
-use crate::table::{counted, shorten};
+use crate::table::{counted, counted_u64, shorten};
 
 /// The number of policies that a line names.
 const POLICIES_SHOWN: usize = 2;
@@ -253,10 +253,6 @@ fn policies(flow: &FlowRecord) -> String {
         }
         (FlowVerdict::Denied | FlowVerdict::Shadow, Some(side)) => some_of(&side.policies, POLICIES_SHOWN),
     }
-}
-
-fn counted_u64(count: u64, noun: &str) -> String {
-    counted(usize::try_from(count).unwrap_or(usize::MAX), noun)
 }
 
 fn multicast_line(summary: &MulticastRecord) -> String {
