@@ -108,15 +108,8 @@ fn install_compiler() -> Result<()> {
     if !run::is_root() || !Path::new("/etc/debian_version").exists() || run::find("apt-get").is_none() {
         bail!("{}", advice("no Rust compiler for BPF found, and it can be installed only as root on Debian"));
     }
-    if Command::new("apt-cache")
-        .args(["show", "rustc-web"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| !status.success())
-    {
-        run::step("updating the package lists", &mut run::command("apt-get", ["update"]))?;
-    }
+    // Always: old lists can lack one of the packages, or name versions that the mirror no longer has.
+    run::step("updating the package lists", &mut run::command("apt-get", ["update"]))?;
     let mut words = DEBIAN_LINE.split(' ');
     let mut install = run::command(words.next().unwrap_or_default(), words);
     install.env("DEBIAN_FRONTEND", "noninteractive");
