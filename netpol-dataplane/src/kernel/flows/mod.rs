@@ -232,9 +232,9 @@ impl TableManager {
         Ok(())
     }
 
-    /// Reads all tables. Returns the flows of each, by family. If totals are recorded, each flow is passed to the tracker.
+    /// Reads all tables. Returns the flows of each, by family. If totals are due, each flow is passed to the tracker.
     fn read_tables(&mut self, used: &BTreeMap<u32, IfIndex>) -> io::Result<(Needs, Needs)> {
-        let Some(tracker) = &mut self.tracker else {
+        let Some(tracker) = self.tracker.as_mut().filter(|tracker| tracker.is_due(Instant::now())) else {
             return Ok((self.v4.read(used, |_, _, _| {})?, self.v6.read(used, |_, _, _| {})?));
         };
         tracker.begin(Clocks::read(self.v4.hz));

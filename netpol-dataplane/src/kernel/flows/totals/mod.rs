@@ -33,11 +33,11 @@ pub enum FlowTotalsMode {
 
 /// Minimum time between two readings of the tables.
 const READ_INTERVAL: Duration = Duration::from_secs(2);
-/// A reading may take this part of the time.
-const MAX_LOAD: u32 = 20;
+/// After a reading, the next one waits for this many times the time that it took. So readings take at most 5% of a CPU.
+const PAUSE_FACTOR: u32 = 20;
 /// The interval of records of flows that have not ended, in seconds.
 const MINUTE: u32 = 60;
-/// Maximum number of flows of which the last values are kept.
+/// Maximum number of flows of which the last values are kept, including those that have ended and wait for their record.
 const MAX_KEPT: usize = 65_536;
 /// Maximum number of records in a second.
 const MAX_RECORDS: u64 = 1000;
@@ -72,8 +72,9 @@ impl BothWays {
     /// Returns what was added since earlier values.
     fn since(&self, earlier: &Self) -> Self {
         let difference = |now: Traffic, before: Traffic| Traffic {
-            packets: now.packets.wrapping_sub(before.packets),
-            bytes: now.bytes.wrapping_sub(before.bytes),
+            // A counter can go back: the programs do not add atomically.
+            packets: now.packets.saturating_sub(before.packets),
+            bytes: now.bytes.saturating_sub(before.bytes),
         };
         Self { sent: difference(self.sent, earlier.sent), replies: difference(self.replies, earlier.replies) }
     }
@@ -148,13 +149,15 @@ impl Clocks {
 pub(super) struct Tracker {
     mode: FlowTotalsMode,
     flows: HashMap<FlowId, Kept>,
-    /// The number of kept flows by interface.
+    /// The number of kept flows by interface, including `replaced`.
     by_interface: HashMap<IfIndex, usize>,
     /// Flows that have ended; another flow uses the key now.
     replaced: Vec<(IfIndex, FlowTotals)>,
     clocks: Clocks,
     /// The previous reading; `None` during the first one.
     previous: Option<Clocks>,
+    /// The last reading after which records were taken.
+    taken: Option<Clocks>,
     /// The number of this reading.
     reading: u32,
     not_kept: Arc<AtomicU64>,
@@ -177,6 +180,7 @@ impl Tracker {
             replaced: Vec::new(),
             clocks,
             previous: None,
+            taken: None,
             reading: 0,
             not_kept: Arc::default(),
             sender,
@@ -200,7 +204,7 @@ impl Tracker {
     /// Sets when the next reading is due, by the time that the last one took.
     pub(super) fn set_next(&mut self, now: Instant) {
         let took = now.saturating_duration_since(self.clocks.now);
-        self.next = now + READ_INTERVAL.max(took * MAX_LOAD);
+        self.next = now + READ_INTERVAL.max(took * PAUSE_FACTOR);
     }
 
     /// Reads a flow of an existing endpoint.
@@ -210,37 +214,47 @@ impl Tracker {
         }
         let id = key.flow_id();
         let reading = Reading { clocks: self.clocks, number: self.reading };
-        let has_room = self.has_room(id.interface());
-        match self.flows.get_mut(&id) {
-            Some(kept) if kept.started == entry.started => kept.update(&id, entry, reading),
+        let replaced = match self.flows.get_mut(&id) {
+            Some(kept) if kept.started == entry.started => return kept.update(&id, entry, reading),
             Some(kept) => {
-                if let Some(ending) = kept.ending_of_replaced(&id, reading) {
-                    self.replaced.push((id.interface(), kept.totals(&id, self.mode, Some(ending), reading)));
-                }
+                let ending = kept.ending_of_replaced(&id, reading);
+                let totals = ending.map(|ending| kept.totals(&id, self.mode, Some(ending), reading));
                 *kept = Kept::new(endpoint, &id, entry, reading);
+                let Some(totals) = totals else { return };
+                Some(totals)
             }
-            None if has_room => {
-                let mut kept = Kept::new(endpoint, &id, entry, reading);
-                // Before this agent started, an earlier one may have recorded it.
-                if self.previous.is_none() {
-                    kept.set_reported(reading);
-                }
-                self.flows.insert(id, kept);
-                *self.by_interface.entry(id.interface()).or_default() += 1;
+            None => None,
+        };
+        if !self.takes_room(id.interface()) {
+            let since_previous = |previous: Clocks| self.clocks.since(previous.jiffies);
+            let age = self.clocks.since(entry.started);
+            let is_new = self.previous.is_none_or(|previous| age <= since_previous(previous));
+            self.not_kept.fetch_add(u64::from(replaced.is_some() || is_new), Ordering::Relaxed);
+        } else if let Some(totals) = replaced {
+            self.replaced.push((id.interface(), totals));
+        } else {
+            let mut kept = Kept::new(endpoint, &id, entry, reading);
+            // Before this agent started, an earlier one may have recorded it.
+            if self.previous.is_none() {
+                kept.set_reported(reading);
             }
-            None => {
-                let since_previous = |previous: Clocks| self.clocks.since(previous.jiffies);
-                let age = self.clocks.since(entry.started);
-                let is_new = self.previous.is_none_or(|previous| age <= since_previous(previous));
-                self.not_kept.fetch_add(u64::from(is_new), Ordering::Relaxed);
-            }
+            self.flows.insert(id, kept);
         }
     }
 
-    /// Returns whether another flow of this interface can be kept: if it has fewer than there is room for. So the flows
-    /// of one pod take at most half of the room, those of the next one half of the rest, and so on.
-    fn has_room(&self, interface: IfIndex) -> bool {
-        self.by_interface.get(&interface).copied().unwrap_or(0) < MAX_KEPT.saturating_sub(self.flows.len())
+    /// Takes room for another flow of this interface, if it has fewer than there is room for. So the flows of one pod take
+    /// at most half of the room, those of the next one half of the rest, and so on.
+    fn takes_room(&mut self, interface: IfIndex) -> bool {
+        let count = self.by_interface.entry(interface).or_default();
+        let has_room = *count < MAX_KEPT.saturating_sub(self.flows.len() + self.replaced.len());
+        *count += usize::from(has_room);
+        has_room
+    }
+
+    fn give_room_back(&mut self, interface: IfIndex, flows: usize) {
+        if let Some(count) = self.by_interface.get_mut(&interface) {
+            *count -= flows;
+        }
     }
 
     /// Ends a reading of all tables: finds the flows that were not read and have therefore ended, and sends the records
@@ -253,9 +267,13 @@ impl Tracker {
         }
         // Records wait here, and not in the channel, if the receiver is slow.
         if let Ok(permit) = self.sender.clone().try_reserve() {
-            permit.send(self.take_due(reading));
-            self.previous = Some(self.clocks);
+            let records = self.take_due(reading);
+            self.taken = Some(self.clocks);
+            if !records.is_empty() {
+                permit.send(records);
+            }
         }
+        self.previous = Some(self.clocks);
         self.flows.retain(|id, kept| {
             let keeps = kept.reading == reading.number || !kept.is_reported;
             if !keeps && let Some(count) = self.by_interface.get_mut(&id.interface()) {
@@ -268,7 +286,7 @@ impl Tracker {
 
     /// Returns the records that are due, within the limit, which the interfaces share max-min fairly.
     fn take_due(&mut self, reading: Reading) -> Vec<FlowTotals> {
-        let since = self.previous.map_or(READ_INTERVAL, |previous| reading.clocks.now - previous.now);
+        let since = self.taken.map_or(READ_INTERVAL, |taken| reading.clocks.now - taken.now);
         let limit = u64::try_from(since.as_millis()).unwrap_or(u64::MAX).saturating_mul(MAX_RECORDS) / 1000;
         let mut due: BTreeMap<IfIndex, (Vec<FlowTotals>, Vec<FlowId>)> = BTreeMap::new();
         for (interface, totals) in self.replaced.drain(..) {
@@ -284,6 +302,7 @@ impl Tracker {
             let share = usize::try_from(share).unwrap_or(usize::MAX);
             let later = replaced.split_off(share.min(replaced.len()));
             let rest = share - replaced.len();
+            self.give_room_back(interface, replaced.len());
             records.append(&mut replaced);
             self.replaced.extend(later.into_iter().map(|totals| (interface, totals)));
             // Those that have waited longest first.

@@ -247,3 +247,23 @@ fn the_number_of_kept_flows_is_limited_and_a_pod_takes_at_most_half() {
     test.read(2, &flows);
     assert_eq!(test.tracker.by_interface.get(&OTHER), Some(&1));
 }
+
+#[test]
+fn flows_that_are_replaced_again_and_again_do_not_fill_the_memory() {
+    let mut test = Test::new(FlowTotalsMode::End);
+    // The receiver takes no records.
+    let ports = 0..40_000_u16;
+    for _ in 0..2 * CHANNEL + 2 {
+        test.clocks.jiffies = test.clocks.jiffies.wrapping_add(2 * HZ);
+        test.tracker.begin(test.clocks);
+        let entry = test.started(1);
+        for port in ports.clone() {
+            test.tracker.flow(1, &tcp(port), &entry);
+        }
+        test.tracker.finish(&test.used);
+        let kept = test.tracker.flows.len() + test.tracker.replaced.len();
+        assert!(kept <= MAX_KEPT / 2, "{kept}");
+        assert_eq!(test.tracker.by_interface[&POD], kept);
+    }
+    assert!(test.reader.not_kept().load(Ordering::Relaxed) > 0);
+}
