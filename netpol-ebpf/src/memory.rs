@@ -54,6 +54,8 @@ pub struct Memory {
     pub observe: Cell<bool>,
     /// Whether the packets and bytes of flows are counted.
     pub count_traffic: Cell<bool>,
+    /// The number of segments of each packet (GSO).
+    pub segments: Cell<u32>,
     /// Whether the ring buffer of events is more than half full.
     pub ring_half_full: Cell<bool>,
     /// The slots `SHADOW_DENIED` of `COUNTERS`, by endpoint and direction.
@@ -123,6 +125,7 @@ impl Default for Memory {
             settings: Cell::default(),
             observe: Cell::default(),
             count_traffic: Cell::default(),
+            segments: Cell::default(),
             ring_half_full: Cell::default(),
             shadow_denied: RefCell::default(),
             counted: RefCell::default(),
@@ -306,7 +309,7 @@ impl Context for Frame<'_> {
     }
 
     fn segments(&self) -> u32 {
-        0
+        self.memory.segments.get()
     }
 
     fn event_key(&self, word: usize) -> u32 {

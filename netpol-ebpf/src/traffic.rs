@@ -54,9 +54,10 @@ pub(crate) fn restart<S: Context>(context: &S, slot: Slot<'_, FlowEntry>, entry:
     }
 }
 
-/// Stores in a flow that the current policies do not allow it, if traffic is counted.
+/// Stores in a flow that the current policies do not allow it, if traffic is counted. All other bits stay: a denied packet
+/// does not change the timeout of its flow.
 #[inline(always)]
-pub(crate) fn mark_revoked<A, S>(context: &S, endpoint: &Endpoint, key: &FlowKey<A>, state: u8)
+pub(crate) fn mark_revoked<A, S>(context: &S, endpoint: &Endpoint, key: &FlowKey<A>)
 where
     A: PacketAddress,
     S: Context + Family<A>,
@@ -64,6 +65,7 @@ where
     if context.counts_traffic()
         && let Some(slot) = context.flow(endpoint, key)
     {
+        let state = slot.read(field!(FlowEntry, state));
         slot.write(field!(FlowEntry, state), state | flow_state::REVOKED);
     }
 }

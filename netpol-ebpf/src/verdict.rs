@@ -263,8 +263,9 @@ where
     // nothing is enforced, the flow continues, and is only denied once: at its initiator's next packet.
     let continues = context.observes() && direction == stale.initiator;
     if !allowed && !continues {
-        if !read_only {
-            traffic::mark_revoked(&context, endpoint, &key, stale.state);
+        let is_marked = stale.state & flow_state::REVOKED != 0;
+        if !read_only && !is_marked && !context.observes() {
+            traffic::mark_revoked(&context, endpoint, &key);
         }
         return false;
     }

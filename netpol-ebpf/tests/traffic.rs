@@ -106,6 +106,32 @@ fn packets_and_bytes_are_counted_for_each_direction() {
 }
 
 #[test]
+fn each_segment_of_a_packet_with_segmentation_offload_counts() {
+    let memory = pod(true);
+    request(&memory, SYN, 0);
+    memory.segments.set(3);
+    request(&memory, ACK, 3000);
+    assert_eq!(counts(&connection(&memory))[0], (4, 2 * TCP + 3000));
+}
+
+#[test]
+fn a_denied_packet_changes_only_the_mark_of_a_revoked_flow() {
+    for observe in [false, true] {
+        let mut memory = pod(true);
+        request(&memory, SYN, 0);
+        let before = connection(&memory);
+        change(&mut memory, |endpoint| endpoint.ingress = DENIES);
+        memory.observe.set(observe);
+        // Neither REPLIED nor RESET is stored, so the timeout stays that of a flow without replies.
+        for flags in [SYN_ACK, 0x04] {
+            assert_eq!(reply(&memory, flags, 0), Reason::Revoked);
+        }
+        let state = if observe { before.state } else { before.state | flow_state::REVOKED };
+        assert_eq!(connection(&memory), FlowEntry { state, ..before }, "observe: {observe}");
+    }
+}
+
+#[test]
 fn nothing_is_counted_unless_it_is_enabled() {
     let memory = pod(false);
     request(&memory, SYN, 0);
