@@ -100,7 +100,7 @@ pub async fn run(
     // Requests that wait for the engine.
     let mut waiting_requests = Vec::new();
     let mut ring_served = last_read;
-    let mut totals = VecDeque::new();
+    let mut queued_totals = VecDeque::new();
     loop {
         let more = execute_slice(&mut reconciler, &mut meter, &mut reporter, &inputs.progress, &mut waiting_requests);
         // Between two jobs, deny events are read.
@@ -227,8 +227,8 @@ pub async fn run(
             // The next slice of writes: before less urgent events, after more urgent ones.
             () = future::ready(()), if more => continue,
             // At most 1,000 a second, so they are handled also in a flood of events.
-            totals = next_totals(&mut totals, &mut inputs.flow_totals), if reconciler.has_engine() => {
-                for totals in &totals {
+            batch = next_totals(&mut queued_totals, &mut inputs.flow_totals), if reconciler.has_engine() && !starved => {
+                for totals in &batch {
                     reporter.record_totals(totals, &reconciler);
                 }
                 yield_now().await;
