@@ -30,8 +30,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use netpol_api::{FlowRecord, FlowVerdict, Record};
-use netpol_common::{Direction, EventKind, FlowEvent, Reason};
-use netpol_policy::model::{Labels, PodKey};
+use netpol_common::{Direction, EventKind, FlowEvent, IfIndex, Reason};
+use netpol_policy::model::PodKey;
 
 use crate::clock::boot_time;
 use crate::export::Exporters;
@@ -157,10 +157,7 @@ impl Reporter {
     pub fn record_totals<D: Dataplane>(&mut self, totals: &FlowTotals, reconciler: &Reconciler<D>) {
         let pod = self.pod_of(&totals.first_packet, reconciler);
         let buffered = totals::record(totals, pod.as_ref(), reconciler, SystemTime::now());
-        let key = totals.first_packet.budget();
-        self.lines.push(key, &*buffered.record);
-        self.exporters.push(&buffered.record);
-        self.buffer.push(key, buffered);
+        self.keep(totals.first_packet.budget(), true, buffered);
     }
 
     /// Returns the number of flows of which no totals were recorded, because too many others were open.
@@ -203,34 +200,31 @@ impl Reporter {
         }
         self.count_shadow(&observed, &mut described.record, reconciler);
         let Described { record, labels } = described;
-        self.keep(event.budget(), observed.verdict, Record::Flow(Box::new(record)), labels, observed.time);
+        let record = Arc::new(Record::Flow(Box::new(record)));
+        let is_line = observed.verdict != FlowVerdict::Allowed;
+        self.keep(event.budget(), is_line, BufferedRecord { record, labels, time: observed.time });
     }
 
     /// Returns the pod of the event's interface.
     fn pod_of<D: Dataplane>(&mut self, event: &FlowEvent, reconciler: &Reconciler<D>) -> Option<PodKey> {
-        let pod = reconciler.endpoint(event.ifindex).and_then(|held| held.pod.clone());
-        if self.recent_pods.len() > MAX_RECENT_PODS {
-            self.recent_pods.clear();
-        }
-        match pod {
+        match reconciler.endpoint(event.ifindex).and_then(|held| held.pod.as_ref()) {
             Some(pod) => {
-                self.recent_pods.insert(event.ifindex.0, pod.clone());
-                Some(pod)
+                self.remember_pod(event.ifindex, pod);
+                Some(pod.clone())
             }
             None => self.recent_pods.get(&event.ifindex.0).cloned(),
         }
     }
 
-    /// Keeps the names of the current pods: the totals of their flows are recorded after they are deleted.
-    fn remember_pods<D: Dataplane>(&mut self, reconciler: &Reconciler<D>) {
+    /// Keeps the name of a pod: its last events, and the totals of its flows, are recorded after it is deleted.
+    fn remember_pod(&mut self, ifindex: IfIndex, pod: &PodKey) {
+        if self.recent_pods.get(&ifindex.0) == Some(pod) {
+            return;
+        }
         if self.recent_pods.len() > MAX_RECENT_PODS {
             self.recent_pods.clear();
         }
-        for held in reconciler.pod_endpoints() {
-            if let Some(pod) = &held.pod {
-                self.recent_pods.insert(held.endpoint.ifindex.0, pod.clone());
-            }
-        }
+        self.recent_pods.insert(ifindex.0, pod.clone());
     }
 
     /// Counts a denied flow for the policies that isolate the pod. Counts flows that policies in shadow mode would deny
@@ -345,14 +339,19 @@ impl Reporter {
         }
     }
 
-    /// Adds a record to the buffer, and writes it as a line unless the flow is allowed.
-    fn keep(&self, key: u32, verdict: FlowVerdict, record: Record, labels: [Option<Labels>; 2], time: SystemTime) {
-        let record = Arc::new(record);
-        if verdict != FlowVerdict::Allowed {
-            self.lines.push(key, &*record);
+    /// Adds a record to the buffer, exports it, and writes it as a line if requested.
+    fn keep(&self, key: u32, is_line: bool, buffered: BufferedRecord) {
+        if is_line {
+            self.lines.push(key, &*buffered.record);
         }
-        self.exporters.push(&record);
-        self.buffer.push(key, BufferedRecord { record, labels, time });
+        self.exporters.push(&buffered.record);
+        self.buffer.push(key, buffered);
+    }
+
+    /// Adds a summary, in the same way. Summaries of allowed flows are no lines.
+    fn keep_summary(&self, verdict: FlowVerdict, record: Record, time: SystemTime) {
+        let buffered = BufferedRecord { record: Arc::new(record), labels: [None, None], time };
+        self.keep(SUMMARY_KEY, verdict != FlowVerdict::Allowed, buffered);
     }
 
     /// Writes the summaries that are due. May be called at any time, and usually does nothing. `suppressed` returns the
@@ -369,13 +368,17 @@ impl Reporter {
         self.summarized = now;
         self.read_clock();
         if self.totals_not_kept.is_some() {
-            self.remember_pods(reconciler);
+            for held in reconciler.pod_endpoints() {
+                if let Some(pod) = &held.pod {
+                    self.remember_pod(held.endpoint.ifindex, pod);
+                }
+            }
         }
         let time = SystemTime::now();
         self.shadow.review(reconciler, time);
         self.hits.refresh(reconciler, now);
         for summary in self.groups.due(now, time, reconciler.node()) {
-            self.keep(SUMMARY_KEY, summary.verdict, Record::Multicast(Box::new(summary)), [None, None], time);
+            self.keep_summary(summary.verdict, Record::Multicast(Box::new(summary)), time);
         }
         for LimitedSummary { record: limited, namespace, without_event } in
             self.limited.due(now, time, reconciler, suppressed)
@@ -384,7 +387,7 @@ impl Reporter {
             if limited.verdict == FlowVerdict::Shadow {
                 self.shadow.count_other(&namespace, without_event, time);
             }
-            self.keep(SUMMARY_KEY, limited.verdict, Record::RateLimited(limited), [None, None], time);
+            self.keep_summary(limited.verdict, Record::RateLimited(limited), time);
         }
     }
 
