@@ -39,6 +39,8 @@ const RESERVED_FOR_DENIALS: u32 = 15;
 const NODE_BURST: u32 = 25;
 /// Time after which one more write is possible.
 const NODE_REFILL: Duration = Duration::from_secs(1);
+/// Number of the node's tokens that would-be denials must not use.
+const NODE_RESERVED_FOR_DENIALS: u32 = 15;
 /// Interval for removing expired topics.
 const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
 
@@ -163,9 +165,11 @@ impl Aggregator {
     /// If too many pods are in memory; the packets are not reported then.
     pub fn denied(&mut self, denied: Denied, now: Instant) -> Result<(), DropReason> {
         let subject = (denied.pod, denied.created);
-        if !self.pods.contains_key(&subject) && self.pods.len() >= MAX_PODS {
+        // Would-be denials leave half of the room to denials.
+        let max_pods = if denied.topic.shadow { MAX_PODS / 2 } else { MAX_PODS };
+        if !self.pods.contains_key(&subject) && self.pods.len() >= max_pods {
             self.pods.retain(|_, pod| !pod.series.is_empty());
-            if self.pods.len() >= MAX_PODS {
+            if self.pods.len() >= max_pods {
                 return Err(DropReason::TooManyPods);
             }
         }
@@ -219,15 +223,20 @@ impl Aggregator {
         if self.next_due().is_none_or(|due| due > now) {
             return None;
         }
-        if !self.node.take(0, now) {
+        if self.node.ready(0, now) > now {
             return None;
         }
         if let Some(notice) = self.notices.take(now) {
+            self.node.take(0, now);
             return Some(Publication::Notice(notice));
         }
+        let has_shadow_token = self.node.ready(NODE_RESERVED_FOR_DENIALS, now) <= now;
         let mut best: Option<(Rank, Subject, usize)> = None;
         for (subject, pod) in &mut self.pods {
             for (index, state) in pod.series.iter().enumerate().filter(|(_, state)| state.is_due(now)) {
+                if state.topic.shadow && !has_shadow_token {
+                    continue;
+                }
                 let rank = (state.topic.shadow, state.update, state.not_before);
                 if best.as_ref().is_none_or(|(best, ..)| rank < *best) && pod.bucket.ready(state.reserve(), now) <= now
                 {
@@ -239,6 +248,7 @@ impl Aggregator {
             let pod = self.pods.get_mut(&subject)?;
             let state = &mut pod.series[index];
             pod.bucket.take(state.reserve(), now);
+            self.node.take(0, now);
             state.in_flight = true;
             Some(Publication::Denied(Series {
                 pod: subject.0,
@@ -253,7 +263,6 @@ impl Aggregator {
             }))
         });
         if taken.is_none() {
-            self.node.refund();
             self.update_schedule(now);
         }
         taken
@@ -339,9 +348,11 @@ impl Aggregator {
             self.pods.retain(|_, pod| !pod.series.is_empty() || !pod.bucket.is_full(now));
         }
         self.next_due = None;
+        let shadow_token_at = self.node.ready(NODE_RESERVED_FOR_DENIALS, now);
         for pod in self.pods.values_mut() {
             for state in pod.series.iter().filter(|state| state.has_unreported()) {
-                let due = state.not_before.max(pod.bucket.ready(state.reserve(), now));
+                let token_at = if state.topic.shadow { shadow_token_at } else { now };
+                let due = state.not_before.max(pod.bucket.ready(state.reserve(), now)).max(token_at);
                 self.next_due = Some(self.next_due.map_or(due, |next_due| next_due.min(due)));
             }
         }
