@@ -121,7 +121,7 @@ pub struct FlowRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress: Option<FlowSide>,
     /// Why the rules and the other end's evaluation are missing: the agent's time for explanations was used up, policies
-    /// have changed since the packet, or the pod was deleted.
+    /// have changed since the packet, the pod was deleted, or the reference evaluator has another verdict, which is a bug.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unexplained: Option<String>,
     /// With the reason `revoked`: the change that revoked the flow.
