@@ -21,7 +21,7 @@ use crate::mux::{PLUGIN_CONNECTION, RUNTIME_CONNECTION};
 use crate::time_limits::TimeLimits;
 use crate::transport::{Incoming, Transport};
 use crate::ttrpc::{self, Message};
-use crate::{Error, Handler, Options, Sandbox};
+use crate::{Error, Handler, Options, Sandbox, Start};
 
 /// Most calls of the handler at a time. Until one finishes, no further request is read.
 const MAX_CALLS: usize = 64;
@@ -68,8 +68,8 @@ pub async fn connect<H: Handler>(socket: &Path, options: &Options, handler: Arc<
     let ended = connection.serve().await;
     connection.calls.shutdown().await;
     for (_, unanswered) in connection.unanswered.drain() {
-        if let Kind::Start(sandbox) = unanswered.kind {
-            connection.handler.unanswered(sandbox);
+        if let Kind::Start(sandbox, start) = unanswered.kind {
+            connection.handler.unanswered(sandbox, start);
         }
     }
     match ended {
@@ -118,8 +118,7 @@ struct Unanswered {
 #[derive(Debug)]
 enum Kind {
     Synchronize,
-    /// A sandbox or one of its containers starts.
-    Start(Sandbox),
+    Start(Sandbox, Start),
     Stop,
 }
 
@@ -232,7 +231,7 @@ impl<H: Handler> Connection<'_, H> {
             Call::Synchronize(Part { sandboxes, sandboxes_of_containers, more }) => {
                 self.listed.extend(sandboxes);
                 self.with_containers.extend(sandboxes_of_containers);
-                if self.listed.len() > MAX_SANDBOXES {
+                if self.listed.len().max(self.with_containers.len()) > MAX_SANDBOXES {
                     return Err(Error::TooManySandboxes { limit: MAX_SANDBOXES });
                 }
                 if more {
@@ -250,11 +249,11 @@ impl<H: Handler> Connection<'_, H> {
                 });
             }
             Call::Run(sandbox) => {
-                let (handler, kind) = (self.handler.clone(), Kind::Start(sandbox.clone()));
+                let (handler, kind) = (self.handler.clone(), Kind::Start(sandbox.clone(), Start::Sandbox));
                 self.spawn(stream, kind, async move { limits.start(handler.run(sandbox, limits.handler)).await });
             }
             Call::Create(sandbox) => {
-                let (handler, kind) = (self.handler.clone(), Kind::Start(sandbox.clone()));
+                let (handler, kind) = (self.handler.clone(), Kind::Start(sandbox.clone(), Start::Container));
                 self.spawn(stream, kind, async move { limits.start(handler.create(sandbox, limits.handler)).await });
             }
             Call::Stop(sandbox) => {
@@ -292,7 +291,7 @@ impl<H: Handler> Connection<'_, H> {
         match self.unanswered.remove(&id).map(|answered| answered.kind) {
             Some(Kind::Synchronize) if !is_ok => return Err(Error::Synchronize),
             Some(Kind::Synchronize) => self.state.synchronized = true,
-            Some(Kind::Start(_) | Kind::Stop) | None => {}
+            Some(Kind::Start(..) | Kind::Stop) | None => {}
         }
         Ok(())
     }

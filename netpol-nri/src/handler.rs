@@ -16,6 +16,15 @@ pub struct Runtime {
     pub request_timeout: Option<Duration>,
 }
 
+/// What starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// The sandbox: [`Handler::run`].
+    Sandbox,
+    /// One of its containers: [`Handler::create`].
+    Container,
+}
+
 /// Receives what the runtime reports.
 ///
 /// Calls for several sandboxes run at the same time, as tasks. A call that is not finished shortly after its deadline is
@@ -56,7 +65,7 @@ pub trait Handler: Send + Sync + 'static {
     /// never reported, and during [`Handler::run`] if the runtime gives up.
     fn stop(&self, sandbox: Sandbox) -> impl Future<Output = ()> + Send;
 
-    /// The connection ended while [`Handler::run`] or [`Handler::create`] was unfinished for this sandbox. The runtime
-    /// starts its containers without a response.
-    fn unanswered(&self, _sandbox: Sandbox) {}
+    /// The connection ended while the call for this start was unfinished. The runtime starts the containers without a
+    /// response.
+    fn unanswered(&self, _sandbox: Sandbox, _start: Start) {}
 }

@@ -48,7 +48,7 @@ mod ttrpc;
 
 pub use connection::{Disconnected, connect};
 pub use error::Error;
-pub use handler::{Handler, Runtime};
+pub use handler::{Handler, Runtime, Start};
 pub use options::{Options, OptionsError};
 pub use retry::keep_connected;
 pub use sandbox::Sandbox;

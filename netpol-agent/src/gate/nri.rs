@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use netpol_nri::{Disconnected, Error, Handler, Options, Runtime, Sandbox};
+use netpol_nri::{Disconnected, Error, Handler, Options, Runtime, Sandbox, Start};
 use netpol_policy::model::{PodKey, Uid};
 
 use super::{Gate, GateStats, PodStart, StartError};
@@ -130,7 +130,11 @@ impl Handler for NriGate {
         self.gate.stop(key_of(&sandbox), sandbox.id).await;
     }
 
-    fn unanswered(&self, sandbox: Sandbox) {
+    fn unanswered(&self, sandbox: Sandbox, start: Start) {
+        // The pod of any other container was enforced when its sandbox started.
+        if start == Start::Container && !self.started_before().contains(&sandbox.id) {
+            return;
+        }
         tracing::warn!(
             namespace = sandbox.namespace,
             pod = sandbox.name,

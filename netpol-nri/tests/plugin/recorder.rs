@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use netpol_nri::{Disconnected, Error, Handler, Options, Runtime, Sandbox, connect};
+use netpol_nri::{Disconnected, Error, Handler, Options, Runtime, Sandbox, Start, connect};
 use tokio::sync::Semaphore;
 
 /// How long anything may take that is expected to happen.
@@ -105,7 +105,7 @@ impl Handler for Recorder {
         }
     }
 
-    fn unanswered(&self, sandbox: Sandbox) {
+    fn unanswered(&self, sandbox: Sandbox, _start: Start) {
         self.record(format!("unanswered {}/{}", sandbox.namespace, sandbox.name));
     }
 }
