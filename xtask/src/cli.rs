@@ -40,10 +40,9 @@ enum Command {
     #[command(after_help = "Examples:\n  cargo xtask man && man -l target/man/netpol-explain.1")]
     Man,
     /// Build netpol as a plugin of kubectl, and write its archive and the manifest for krew to target/krew.
-    #[command(
-        after_help = "Examples:\n  cargo xtask krew --url https://example.org/v0.1.0/kubectl-netpol-linux-amd64.tar.gz\n\n\
-        packaging/README.md describes the release."
-    )]
+    #[command(after_help = "Examples:\n  cargo xtask krew --homepage https://example.org \\
+                           --url https://example.org/v0.1.0/kubectl-netpol-linux-amd64.tar.gz\n\n\
+        packaging/README.md describes the release.")]
     Krew(KrewArgs),
     /// Build both programs and put them in a container image, without Docker. Writes an archive for `docker load`, `ctr
     /// images import` and kind.
@@ -88,9 +87,9 @@ pub(crate) struct KrewArgs {
     /// Where the archive will be available for download, with its file name.
     #[arg(long, value_name = "URL")]
     pub(crate) url: String,
-    /// The home page of the plugin; default: the URL of the archive.
+    /// The home page of the plugin.
     #[arg(long, value_name = "URL")]
-    pub(crate) homepage: Option<String>,
+    pub(crate) homepage: String,
 }
 
 /// Options of `image`.

@@ -15,7 +15,7 @@ const ARCHIVE: &str = "kubectl-netpol-linux-amd64.tar.gz";
 
 /// Builds the CLI, packs it, and writes the manifest to target/krew.
 pub(crate) fn run(args: &KrewArgs) -> Result<()> {
-    ensure!(args.url.ends_with(".tar.gz"), "--url must end with the file name of the archive, such as {ARCHIVE}");
+    ensure!(args.url.ends_with(&format!("/{ARCHIVE}")), "--url must end with the file name of the archive, /{ARCHIVE}");
     run::step(
         "building target/release/netpol",
         &mut run::cargo(["build", "--release", "--locked", "--package", "netpol-cli"]),
@@ -27,8 +27,7 @@ pub(crate) fn run(args: &KrewArgs) -> Result<()> {
     copy(&workspace::root().join("LICENSE"), &root.join("LICENSE"))?;
     let (archive, manifest) = (folder.join(ARCHIVE), folder.join("netpol.yaml"));
     pack(&root, &archive)?;
-    let homepage = args.homepage.as_deref().unwrap_or(&args.url);
-    let text = fill(TEMPLATE, env!("CARGO_PKG_VERSION"), homepage, &args.url, &sha256(&archive)?)?;
+    let text = fill(TEMPLATE, env!("CARGO_PKG_VERSION"), &args.homepage, &args.url, &sha256(&archive)?)?;
     fs::write(&manifest, text).with_context(|| format!("writing {}", manifest.display()))?;
     println!("{}\n{}", archive.display(), manifest.display());
     Ok(())
