@@ -239,7 +239,7 @@ pub(crate) fn with_missing(error: anyhow::Error, input: &Input) -> anyhow::Error
 /// The error of a command without a pod to show.
 pub(crate) fn no_pods(input: &Input) -> anyhow::Error {
     if input.is_of_cluster {
-        return with_missing(anyhow!("no pods to show; check --namespace, or use -A"), input);
+        return with_missing(anyhow!("no pods to show in the selected namespaces (-n, -A)"), input);
     }
     anyhow!("no pods to show; pass manifests of pods or workloads with -f, and check --namespace")
 }

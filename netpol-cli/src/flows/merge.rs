@@ -64,8 +64,8 @@ pub(crate) fn read(streams: Vec<Answer<Lines>>) -> mpsc::Receiver<Event> {
     receiver
 }
 
-/// Reads streams that end, in the order of arrival. A node is a failure if its stream has an error, or sends nothing for
-/// this time before its end.
+/// Reads streams that end, in the order of arrival. A node is a failure if its stream has an error, or is still open when no
+/// node has sent anything for this time.
 pub(crate) async fn collect(
     fleet: &mut Fleet,
     streams: Vec<Answer<Lines>>,

@@ -95,7 +95,7 @@ fn the_matrix_of_a_namespace_needs_rights_in_it_only() {
     .assert_eq(&all.out);
     // The namespace of the context is the default.
     let run = cluster.netpol(&["matrix"]);
-    assert!(run.code == 3 && run.err.contains("no pods to show; check --namespace, or use -A"), "{}", run.err);
+    assert!(run.code == 3 && run.err.contains("no pods to show in the selected namespaces (-n, -A)"), "{}", run.err);
     cluster.server.set_rules(developer());
     let run = cluster.netpol(&["matrix", "-n", "shop"]);
     assert_eq!((run.code, run.err.as_str(), run.out.as_str()), (0, "", all.out.as_str()));
