@@ -66,6 +66,35 @@ fn status_prints_what_is_enforced_as_text_and_as_json() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn status_reports_programs_that_enforce_nothing() -> Result<()> {
+    let cluster = Cluster::builder().pods(&[("shop/front", ""), ("shop/back", "")]);
+    let options = AgentOptions::default().arguments(&["--observe"]);
+    let mut lab = Lab::start_with(cluster, &[deny_all("shop")], options)?;
+    let check = |lab: &mut Lab, expected: Option<&str>| -> Result<()> {
+        let socket = lab.agent().socket().display().to_string();
+        let text = lab.agent().run_subcommand("status", &["--api-socket", &socket])?.stdout;
+        let line = text.lines().find(|line| line.starts_with("NOTHING IS ENFORCED"));
+        ensure!(line == expected, "expected {expected:?}:\n{text}");
+        ensure!(text.matches("OBSERVED ONLY").count() == if expected.is_some() { 2 } else { 0 }, "{text}");
+        let json = lab.agent().run_subcommand("status", &["-o", "json", "--api-socket", &socket])?.stdout;
+        let json: Value = serde_json::from_str(&json).context("reading status as JSON")?;
+        ensure!(json["endpoints"][0]["observing"] == expected.is_some(), "{json:#}");
+        Ok(())
+    };
+    let passes = "shop/front -> shop/back 80/TCP";
+    lab.expect_without_reference(passes)?;
+    check(&mut lab, Some("NOTHING IS ENFORCED: the agent runs with --observe"))?;
+    // The programs of an agent stay when it dies.
+    lab.agent().crash()?;
+    lab.expect_without_reference(passes)?;
+    check(&mut lab, Some("NOTHING IS ENFORCED on 2 interfaces: an agent with --observe attached the programs"))?;
+    lab.agent().set_arguments(&[]);
+    lab.agent().restart()?;
+    lab.expect("shop/front -x shop/back 80/TCP")?;
+    check(&mut lab, None)
+}
+
 /// The parameters that a path needs, or that make its response more complete.
 fn parameters(path: &str) -> &'static str {
     match path {

@@ -41,8 +41,8 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
         }
         Output::Table => {
             let mut text = format!("{}{}", table(&status, &pods), partial_policies(partial));
+            text.insert_str(0, &not_enforced(&status, known.as_ref()));
             if let Some(known) = &known {
-                text.insert_str(0, &not_enforced(known));
                 // Writing to a string does not fail.
                 let _ = write!(text, "\n{}", gate_status::text(&known.gate, width()));
             }
@@ -57,9 +57,15 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
 }
 
 /// Returns a line for each reason why policies are not enforced at all, if there is one.
-fn not_enforced(known: &netpol_api::Status) -> String {
-    let observe = known.observe.then(|| "NOTHING IS ENFORCED: the agent runs with --observe\n".to_owned());
-    let suspensions = known.suspensions.iter().map(|suspension| {
+fn not_enforced(status: &Status, known: Option<&netpol_api::Status>) -> String {
+    let observe = if known.is_some_and(|known| known.observe) {
+        Some("NOTHING IS ENFORCED: the agent runs with --observe\n".to_owned())
+    } else {
+        let observing = status.endpoints.iter().filter(|endpoint| endpoint.observing).count();
+        let of = if observing == 1 { "1 interface".to_owned() } else { format!("{observing} interfaces") };
+        (observing > 0).then(|| format!("NOTHING IS ENFORCED on {of}: an agent with --observe attached the programs\n"))
+    };
+    let suspensions = known.map_or(&[][..], |known| &known.suspensions).iter().map(|suspension| {
         let of = suspension.namespace.as_ref().map_or("the cluster".to_owned(), |name| format!("namespace {name}"));
         let reason = suspension.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
         format!("NOT ENFORCED: policies of {} are suspended until {}{}\n", Safe(of), suspension.until, Safe(reason))
@@ -135,6 +141,9 @@ fn rows_of(endpoint: &EndpointStatus, known: Option<&netpol_api::Endpoint>) -> V
     let (mut allowed, mut dropped, mut notes) = (0, 0, Vec::new());
     if !endpoint.attached {
         notes.push("NOT ATTACHED".to_owned());
+    }
+    if endpoint.observing {
+        notes.push("OBSERVED ONLY".to_owned());
     }
     notes.extend(endpoint.flags.iter().filter(|flag| **flag != "anti-spoofing").map(|flag| (*flag).to_owned()));
     if let Some(conflict) = known.and_then(|known| known.conflict.as_ref()) {
@@ -233,6 +242,7 @@ mod tests {
             ifindex: 7,
             interface: Some("veth0a1b2c3d".into()),
             attached: true,
+            observing: false,
             ipv4: Some([10, 1, 0, 5].into()),
             ipv6: Some("fd00::5".parse().expect("invalid address")),
             version: 3,

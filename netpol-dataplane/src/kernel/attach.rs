@@ -221,6 +221,7 @@ fn detach_filter(name: &str, hook: TcAttachType) -> bool {
 pub(super) fn detach(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachError> {
     let mut removed = detach_tcx(pins, ifindex, Program::ALL)?;
     removed.extend(detach_filters(pins, ifindex)?);
+    pins.set_observing(ifindex, false).map_err(|error| failed(ifindex, &error))?;
     Ok(removed)
 }
 

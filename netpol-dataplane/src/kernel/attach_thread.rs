@@ -23,6 +23,8 @@ pub(super) struct Attacher {
     pub(super) ebpf: Ebpf,
     pub(super) pins: Pins,
     pub(super) mode: AttachMode,
+    /// Whether the programs enforce nothing.
+    pub(super) observe: bool,
     /// For packet counters only. Without it, the counters of the last snapshot are used.
     pub(super) netlink: Option<Netlink>,
     /// Interfaces that existed when the agent started.
@@ -138,13 +140,25 @@ impl Attacher {
             return Err(gone());
         }
         earlier::adopt_qdisc(&self.pins, ifindex);
+        // Until all programs are replaced, those of an observing agent may remain.
+        if self.observe {
+            self.record_observing(ifindex, name)?;
+        }
         attach::attach(&mut self.ebpf, &self.pins, self.mode, ifindex, name, role)?;
+        if !self.observe {
+            self.record_observing(ifindex, name)?;
+        }
         earlier::detach_old_programs(&self.pins, ifindex)?;
         if !has_name() {
             attach::detach(&self.pins, ifindex)?;
             return Err(gone());
         }
         Ok(())
+    }
+
+    fn record_observing(&self, ifindex: IfIndex, name: &str) -> Result<(), AttachError> {
+        let recorded = self.pins.set_observing(ifindex, self.observe);
+        recorded.map_err(|error| AttachError { interface: name.to_owned(), message: error.to_string(), gone: false })
     }
 
     /// Returns whether the programs run on an interface, according to the kernel. On errors, returns true.

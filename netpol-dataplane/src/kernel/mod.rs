@@ -161,6 +161,7 @@ impl Kernel {
             ebpf,
             pins: pins.clone(),
             mode: options.attach,
+            observe: options.observe,
             netlink: Netlink::open().ok(),
             existed_at_start: attach::interfaces(),
             take_over_before_attach: None,

@@ -9,6 +9,7 @@
 //!     tc/12/                     an interface with clsact filters. Contains qdisc/ if netpol created the qdisc. Also
 //!                                contains behind/ if it is a device of the node, or bare/ if it is one without a
 //!                                link-layer header
+//!     observing/12               an interface with programs that enforce nothing (--observe), by ifindex
 //!     flows/v4-12                flow tables, by family and endpoint ID; with -next while one replaces another
 //!     resize/                    maps of new sizes, until they replace the old ones
 //! ```
@@ -151,6 +152,27 @@ impl Pins {
 
     fn device(&self, ifindex: IfIndex, mark: Program) -> PathBuf {
         self.filter(ifindex).join(mark.short_name())
+    }
+
+    /// Returns whether the programs of an interface only observe, as last recorded.
+    pub(super) fn is_observing(&self, ifindex: IfIndex) -> bool {
+        self.observing(ifindex).exists()
+    }
+
+    /// Records whether the programs of an interface only observe.
+    pub(super) fn set_observing(&self, ifindex: IfIndex, observing: bool) -> Result<(), KernelError> {
+        let recorded = self.observing(ifindex);
+        if observing {
+            return make(&recorded);
+        }
+        match fs::remove_dir(&recorded) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(pin_error("remove", &recorded, &error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn observing(&self, ifindex: IfIndex) -> PathBuf {
+        self.root.join("observing").join(ifindex.to_string())
     }
 
     pub(super) fn filter(&self, ifindex: IfIndex) -> PathBuf {

@@ -55,6 +55,8 @@ pub struct EndpointStatus {
     pub interface: Option<String>,
     /// Whether programs are attached, according to the pins.
     pub attached: bool,
+    /// Whether these programs enforce nothing, because an agent with `--observe` attached them.
+    pub observing: bool,
     /// The pod's IPv4 address.
     pub ipv4: Option<Ipv4Addr>,
     /// The pod's IPv6 address.
@@ -103,7 +105,8 @@ pub fn read_status(pin_path: &Path) -> Result<Status, StatusError> {
         lost_events: maps.lost_events.get(&0, 0).map_or(0, |per_cpu| per_cpu.iter().sum()),
     };
     for endpoint in endpoints.values() {
-        status.endpoints.push(endpoint_status(&maps, endpoint, attached.contains(&endpoint.ifindex))?);
+        let (attached, observing) = (attached.contains(&endpoint.ifindex), pins.is_observing(endpoint.ifindex));
+        status.endpoints.push(EndpointStatus { attached, observing, ..endpoint_status(&maps, endpoint)? });
     }
     let addresses_v4 = snapshot.addresses.keys().filter(|address| address.is_ipv4()).count();
     let blocks_v4 = snapshot.prefixes.keys().filter(|net| net.addr().is_ipv4()).count();
@@ -147,7 +150,8 @@ fn device(pins: &Pins, ifindex: IfIndex) -> Option<String> {
     super::attach::name_of(ifindex).filter(|_| pins.role(ifindex).is_device())
 }
 
-fn endpoint_status(maps: &Maps, endpoint: &Endpoint, attached: bool) -> Result<EndpointStatus, WriteError> {
+/// Returns what the maps contain of an endpoint.
+fn endpoint_status(maps: &Maps, endpoint: &Endpoint) -> Result<EndpointStatus, WriteError> {
     let mut packets = BTreeMap::new();
     for direction in Direction::BOTH {
         let counted = maps.counted(endpoint.id, direction)?;
@@ -166,7 +170,8 @@ fn endpoint_status(maps: &Maps, endpoint: &Endpoint, attached: bool) -> Result<E
     Ok(EndpointStatus {
         ifindex: endpoint.ifindex.0,
         interface: super::attach::name_of(endpoint.ifindex),
-        attached,
+        attached: false,
+        observing: false,
         ipv4: (endpoint.address_v4 != [0; 4]).then(|| endpoint.address_v4.into()),
         ipv6: (endpoint.address_v6 != [0; 16]).then(|| endpoint.address_v6.into()),
         version: endpoint.version.0,

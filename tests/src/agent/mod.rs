@@ -108,6 +108,11 @@ impl Agent {
         })
     }
 
+    /// Replaces the arguments of `netpol-agent run` for the next start.
+    pub fn set_arguments(&mut self, arguments: &[&str]) {
+        self.options.arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+    }
+
     /// Starts or restarts the process, and waits until it is ready.
     ///
     /// # Errors
