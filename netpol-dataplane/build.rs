@@ -7,7 +7,7 @@ fn main() {
     println!("cargo::rustc-check-cfg=cfg(netpol_bpf_object)");
     println!("cargo::rerun-if-env-changed=NETPOL_BPF_OBJECT");
     println!("cargo::rerun-if-env-changed=CARGO_TARGET_DIR");
-    let object = object();
+    let object = object_path();
     println!("cargo::rerun-if-changed={}", object.display());
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("netpol.o");
     match fs::copy(&object, &out) {
@@ -18,7 +18,7 @@ fn main() {
 }
 
 /// Returns the path to which `cargo xtask ebpf` writes the object.
-fn object() -> PathBuf {
+fn object_path() -> PathBuf {
     if let Some(path) = env::var_os("NETPOL_BPF_OBJECT") {
         return path.into();
     }

@@ -1,5 +1,5 @@
-//! Parses any text as manifests, and compiles the objects, as the agent does with a directory. Then does what the offline
-//! commands do, which also read workloads.
+//! Parses the input as manifests, and compiles the objects, as the agent does with a directory. Then parses and lints
+//! the input as the offline commands do, which also read workloads.
 
 #![no_main]
 

@@ -1,8 +1,8 @@
-//! Runs the packet path on any frame, at a pod that no rule allows to send or receive. Only neighbor discovery and hairpin
-//! traffic are allowed then.
+//! Runs the packet programs on any frame, at a pod that is isolated in both directions and has no rules. So only
+//! neighbor discovery and hairpin traffic may be allowed.
 //!
-//! The first byte of the input selects the direction, the second one how many bytes of the frame are linear (can be read
-//! directly). The rest is the frame.
+//! The first byte of the input selects the direction. The second byte is the number of bytes of the frame that are
+//! linear (can be read directly). The rest is the frame.
 
 #![no_main]
 
@@ -45,5 +45,6 @@ fuzz_target!(|input: &[u8]| {
     let linear = usize::from(*linear).min(frame.len());
     let nonlinear = isolated_pod().run_nonlinear(direction, frame, VETH, linear);
     assert_eq!(reason, nonlinear, "the verdict depends on how many bytes are linear: {linear} of {}", frame.len());
+    // Any verdict is valid here, but the program must not panic.
     isolated_pod().run_post_dnat(frame, VETH);
 });

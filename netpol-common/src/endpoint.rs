@@ -1,4 +1,4 @@
-//! The endpoint of a pod's network interface.
+//! Endpoints: pods' network interfaces on which policies are enforced.
 
 use core::mem::{offset_of, size_of};
 
@@ -32,19 +32,21 @@ impl DirectionPolicy {
 
 /// The highest [`Endpoint::id`]. An ID must fit into 15 bits of `skb->tc_index`.
 pub const MAX_ENDPOINT_ID: u32 = 0x7fff;
-/// The recheck mark: the bit of `skb->tc_index` above the source endpoint ID. The packet is evaluated again post-DNAT.
+/// The recheck mark: the bit of `skb->tc_index` above the source endpoint ID (the ID of the endpoint that sent the
+/// packet). A packet with this mark is evaluated again post-DNAT.
 pub const RECHECK: u32 = 0x8000;
 
-/// Value of `ENDPOINTS`, an array indexed by `ifindex & mask`. If another interface uses this slot already, the
-/// endpoint has another slot, and `ENDPOINTS_OVERFLOW` contains its index.
+/// An endpoint: the value of `ENDPOINTS`, an array indexed by `ifindex & mask`. If another interface uses this slot
+/// already, the endpoint has another slot, and `ENDPOINTS_OVERFLOW` contains the index of that slot.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Endpoint {
-    /// The interface of this slot. If the packet has another interface, its endpoint is looked up in
+    /// The interface of the endpoint in this slot. If a packet has another interface, its endpoint is looked up in
     /// `ENDPOINTS_OVERFLOW`.
     pub ifindex: IfIndex,
-    /// Increases with each change to this endpoint. It is written after everything else. No two endpoints ever have
-    /// the same value, so flows of an earlier interface with the same index are not valid for this endpoint.
+    /// Increases with each change to this endpoint. It is written after all other fields and map entries of the change.
+    /// No two endpoints ever have the same version, so flows of an earlier interface with the same index are not valid
+    /// for this endpoint.
     pub version: EndpointVersion,
     /// The policy for packets to the pod.
     pub ingress: DirectionPolicy,
@@ -66,8 +68,9 @@ pub struct Endpoint {
     pub address_v6: [u8; 16],
     /// The pod's IPv6 link-local address on this interface, or zero.
     pub link_local: [u8; 16],
-    /// The policy that would apply to packets to the pod if policies in shadow mode were enforced.
-    /// [`DirectionPolicy::isolated`] returns false if no policy in shadow mode isolates this direction.
+    /// The policy that would apply to packets to the pod if policies in shadow mode were enforced. (Policies in shadow
+    /// mode are only evaluated and reported.) [`DirectionPolicy::isolated`] returns false if no policy in shadow mode
+    /// isolates this direction.
     pub shadow_ingress: DirectionPolicy,
     /// The same for packets from the pod.
     pub shadow_egress: DirectionPolicy,

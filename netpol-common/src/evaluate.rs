@@ -63,8 +63,8 @@ impl Address for [u8; 16] {
 pub trait Tables<A> {
     /// Returns the entry of exactly this address, or else of the longest prefix that covers it.
     fn address(&self, address: &A) -> Option<AddressEntry>;
-    /// Returns the entry of this address. An implementation may return the entry of a prefix that covers the address
-    /// instead, because the flags and the endpoint of a prefix are 0.
+    /// Returns the entry of this address. If there is none, an implementation may return the entry of a prefix that
+    /// covers the address. This makes no difference, because the flags and the endpoint of a prefix are 0.
     #[inline(always)]
     fn exact_address(&self, address: &A) -> Option<AddressEntry> {
         self.address(address)
@@ -86,8 +86,8 @@ pub trait Tables<A> {
     fn barrier(&self, value: u8) -> u8 {
         value
     }
-    /// Returns a word of `TUNNELS`, by [`TunnelWord::index`](crate::TunnelWord::index). Tables in memory have no
-    /// tunnels, so the default is 0.
+    /// Returns a word of `TUNNELS`, by [`TunnelWord::index`](crate::TunnelWord::index). The default, 0, is for tables
+    /// without tunnels.
     #[inline(always)]
     fn tunnels(&self, _index: u32) -> u64 {
         0
@@ -106,7 +106,7 @@ pub struct Attempt<A> {
     /// Destination port in network byte order; zero for protocols without ports.
     pub port: [u8; 2],
     /// Ingress: the interface by which the packet came into the node, from `skb->skb_iif`. 0 if this node sent the
-    /// packet. The name is that of <https://docs.kernel.org/bpf/prog_sk_lookup.html>.
+    /// packet. The kernel uses the same name: <https://docs.kernel.org/bpf/prog_sk_lookup.html>.
     pub ingress_ifindex: u32,
     /// Ingress: the source endpoint ID. This is the [`Endpoint::id`] of the pod of this node that sent the packet, even
     /// if the packet's source address was translated. 0 if no pod of this node sent it.
@@ -118,8 +118,8 @@ pub struct Attempt<A> {
     pub post_dnat: bool,
 }
 
-/// How to check the source address of a packet to a pod. This is a number and not an enum, because the verifier would
-/// check the code that follows once for each variant.
+/// How to check the source address of a packet to a pod. This is a number and not an enum: for an enum, the verifier
+/// would check the code that follows once for each variant.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SourceCheck(pub u8);
@@ -141,7 +141,7 @@ impl SourceCheck {
 impl<A> Attempt<A> {
     /// Ingress: returns whether the pod of this endpoint sent the packet (hairpin). Either the packet came in by the
     /// pod's veth, or it carries the pod's endpoint ID. The ID is needed because the ingress interface changes if the
-    /// packet passes a bridge.
+    /// packet passes through a bridge.
     #[inline(always)]
     pub const fn is_from(&self, endpoint: &Endpoint) -> bool {
         self.ingress_ifindex == endpoint.ifindex.0 || (self.source_endpoint != 0 && self.source_endpoint == endpoint.id)
@@ -164,7 +164,8 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// Returns the port set to store in the `ALLOW` entry of a frontend that has this result.
+    /// Returns the port set that represents this result in the `ALLOW` entry for the class of a frontend (a port of a
+    /// Service at one address).
     pub const fn port_set(&self) -> PortSetId {
         match (self.reason.allows(), self.recheck) {
             (true, false) => PortSetId::ALL,
@@ -179,9 +180,9 @@ impl Evaluation {
     }
 }
 
-/// Evaluates a new flow by the policy of an endpoint in the direction of the flow. Before this function is called,
-/// packets of known flows and verdicts that do not depend on policy (malformed packets, anti-spoofing, neighbor
-/// discovery) are handled.
+/// Evaluates a new flow by the policy of an endpoint in the direction of the flow. The caller has already handled
+/// packets of known flows, and verdicts that do not depend on policy (malformed packets, anti-spoofing, neighbor
+/// discovery).
 #[inline(always)]
 pub fn evaluate<A: Address, T: Tables<A>>(tables: &T, endpoint: &Endpoint, attempt: &Attempt<A>) -> Evaluation {
     if endpoint.has(endpoint_flags::UNKNOWN) {
@@ -190,8 +191,8 @@ pub fn evaluate<A: Address, T: Tables<A>>(tables: &T, endpoint: &Endpoint, attem
     evaluate_policy(tables, endpoint, endpoint.policy(attempt.direction), attempt)
 }
 
-/// Evaluates a new flow by a policy of a known endpoint. It is the enforced policy of the direction of the flow, or the
-/// one that includes policies in shadow mode: [`Endpoint::shadow_policy`].
+/// Evaluates a new flow by a policy of a known endpoint. `policy` is the enforced policy of the flow's direction, or
+/// the policy that also includes policies in shadow mode: [`Endpoint::shadow_policy`].
 #[inline(always)]
 pub fn evaluate_policy<A: Address, T: Tables<A>>(
     tables: &T,
@@ -200,14 +201,14 @@ pub fn evaluate_policy<A: Address, T: Tables<A>>(
     attempt: &Attempt<A>,
 ) -> Evaluation {
     let tunnels = tables.barrier(nodes_with_tunnel(tables, attempt));
-    let checked = attempt.source.0 != SourceCheck::NONE.0;
-    if !policy.isolated() && !checked && tunnels == 0 {
+    let checks_source = attempt.source.0 != SourceCheck::NONE.0;
+    if !policy.isolated() && !checks_source && tunnels == 0 {
         return Evaluation::without_rule(Reason::NotIsolated, ClassId::NONE);
     }
     if policy.isolated() && is_hairpin(endpoint, attempt) {
         return Evaluation::without_rule(Reason::Hairpin, ClassId::NONE);
     }
-    // One lookup for both checks below and the class, because a BPF stack has only 512 bytes.
+    // One lookup serves the two checks below and the class, because a BPF stack has only 512 bytes.
     let (has_exact, entry) = match tables.exact_address(&attempt.remote) {
         Some(entry) => (true, entry),
         None => (false, AddressEntry::default()),
@@ -225,7 +226,8 @@ pub fn evaluate_policy<A: Address, T: Tables<A>>(
     let entry = if has_exact { entry } else { tables.prefix(&attempt.remote).unwrap_or_default() };
     if entry.flags & address_flags::LOCAL_NODE != 0 {
         if is_local_node(attempt) {
-            // NodePorts and hostPorts are at these addresses, too.
+            // NodePorts and hostPorts are at these addresses, too. So the packet is evaluated again when its backend is
+            // known.
             let recheck = matches!(attempt.direction, Direction::Egress);
             return Evaluation { recheck, ..Evaluation::without_rule(Reason::LocalNode, entry.class) };
         }
@@ -284,8 +286,8 @@ fn is_reply_of_service<A>(attempt: &Attempt<A>, entry: AddressEntry) -> bool {
 const LOCAL: u8 = 1;
 const OTHERS: u8 = 2;
 
-/// Returns which nodes have a tunnel endpoint at the destination port or protocol of a packet. Called before the
-/// address is looked up, because there is no tunnel at most ports.
+/// Returns which nodes have a tunnel endpoint at the destination port or protocol of a packet. Called before the lookup
+/// of the address, because most ports have no tunnel, and the lookup may not be needed then.
 #[inline(always)]
 fn nodes_with_tunnel<A, T: Tables<A>>(tables: &T, attempt: &Attempt<A>) -> u8 {
     let mut found = 0;
@@ -341,11 +343,12 @@ fn evaluate_frontend<A: Address, T: Tables<A>>(
     class: ClassId,
 ) -> Evaluation {
     let allowed = tables.allow(&AllowKey { rule_set: policy.rule_set, class }).unwrap_or_default().port_set;
-    let some = allowed == PortSetId::SOME;
-    if allowed == PortSetId::ALL || (some && !post_dnat) {
-        return Evaluation { recheck: some, ..Evaluation::without_rule(Reason::Service, class) };
+    let allows_some = allowed == PortSetId::SOME;
+    if allowed == PortSetId::ALL || (allows_some && !post_dnat) {
+        return Evaluation { recheck: allows_some, ..Evaluation::without_rule(Reason::Service, class) };
     }
-    let reason = if some { Reason::NotAllBackendsAllowed } else { or_incomplete(endpoint, Reason::NoAllowedBackend) };
+    let reason =
+        if allows_some { Reason::NotAllBackendsAllowed } else { or_incomplete(endpoint, Reason::NoAllowedBackend) };
     Evaluation::without_rule(reason, class)
 }
 
@@ -355,7 +358,7 @@ const fn or_incomplete(endpoint: &Endpoint, reason: Reason) -> Reason {
     if endpoint.has(endpoint_flags::INCOMPLETE) { Reason::TablesIncomplete } else { reason }
 }
 
-/// Returns whether this is hairpin traffic at the pod's own address.
+/// Returns whether the pod reaches itself (hairpin) at its own address.
 #[inline(always)]
 fn is_hairpin<A: Address>(endpoint: &Endpoint, attempt: &Attempt<A>) -> bool {
     let own = A::own(endpoint);
@@ -368,8 +371,8 @@ fn is_hairpin<A: Address>(endpoint: &Endpoint, attempt: &Attempt<A>) -> bool {
     }
 }
 
-/// Returns whether the local node itself sends or receives a packet with the node's address. Masqueraded packets have
-/// this address, too, but they came in by an interface.
+/// Returns whether the local node itself sends or receives a packet. The remote address must be the local node's.
+/// Masqueraded packets have this address, too, but they came in by an interface.
 #[inline(always)]
 fn is_local_node<A>(attempt: &Attempt<A>) -> bool {
     match attempt.direction {

@@ -24,8 +24,8 @@ pub struct FlowEvent {
     /// that includes the policies in shadow mode.
     pub rule_set: RuleSetId,
     /// The number of packets without an event since the last event. For a denied packet, these are the denied packets
-    /// of its flow. For all other events, these are flows of the same kind and reason between the same addresses, with
-    /// the same destination port.
+    /// of its flow. For all other events, these are packets between the same addresses and to the same destination
+    /// port, for which an event of the same kind and reason was due.
     pub suppressed: u32,
     /// Length of the packet in bytes, from its IP header on.
     pub length: u32,
@@ -35,8 +35,8 @@ pub struct FlowEvent {
     pub zero: [u8; 3],
     /// The direction, a [`crate::Direction`] code.
     pub direction: u8,
-    /// The reason, a [`crate::Reason`] code. Its verdict is the verdict of the event: [`Reason::allows`]. With
-    /// [`event_flags::SHADOW`], it is the reason with which the flow would be denied.
+    /// The reason, a [`crate::Reason`] code. [`Reason::allows`] returns its verdict. With [`event_flags::SHADOW`], it
+    /// is the reason with which the policies in shadow mode would deny the flow.
     pub reason: u8,
     /// 4 or 6, or 0 if the packet is not IP.
     pub family: u8,
@@ -126,7 +126,7 @@ pub struct EventLimit {
     pub suppressed: u32,
 }
 
-/// The number of words of the random key for hashing flows: one for each word of a flow.
+/// The number of words of the random key for hashing flows: one for each word that is hashed.
 pub const EVENT_KEY_WORDS: usize = 12;
 
 /// The number of slots for flows in an [`EventLimitSet`].
@@ -145,14 +145,15 @@ const _: () = assert!(size_of::<EventLimit>() == 16 && size_of::<EventLimitSet>(
 
 /// Value of `EVENT_BUDGETS`, an array indexed by [`event_budget`]. It limits how many events are sent.
 ///
-/// It is a token bucket, implemented as a generic cell rate algorithm: during a flood, the only write is an atomic
-/// addition. If several CPUs send events at the same time, the limit can be exceeded by a few events. They are deducted
-/// later.
+/// It is a token bucket, implemented as a generic cell rate algorithm, because then the only write during a flood is an
+/// atomic addition. If several CPUs send events at the same time, the limit can be exceeded by a few events. These
+/// events are deducted from the budget later.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct EventBudget {
     /// The time, in nanoseconds since boot, until which the budget is used up at the rate [`EVENT_RATE`]. Each event
-    /// moves it by [`EVENT_INTERVAL_NS`]. No events are sent while it is too far in the future.
+    /// moves this time forward by [`EVENT_INTERVAL_NS`]. No event is sent while this time is more than `EVENT_BURST -
+    /// 1` of these intervals in the future.
     pub paid_until_ns: u64,
     /// The number of packets that had no event and are not counted in a slot of `DENIALS` or `ALLOWED_FLOWS`.
     pub suppressed: u64,
@@ -164,7 +165,7 @@ const _: () = assert!(size_of::<EventBudget>() == 16 && offset_of!(EventBudget, 
 pub const EVENT_RATE: u64 = 50;
 /// Events that a budget allows at once, after a time without events.
 pub const EVENT_BURST: u64 = 200;
-/// The time by which one event moves [`EventBudget::paid_until_ns`].
+/// The time by which one event moves [`EventBudget::paid_until_ns`] forward.
 pub const EVENT_INTERVAL_NS: u64 = 1_000_000_000 / EVENT_RATE;
 
 /// The number of entries that an endpoint ID has in `EVENT_BUDGETS`.

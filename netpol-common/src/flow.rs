@@ -46,7 +46,8 @@ pub struct FlowEntry {
     /// State bits, see [`flow_state`].
     pub state: u8,
     /// The source endpoint ID of packets from the remote side, if that is another pod of this node. 0 if no packet had
-    /// an ID yet. [`ANY_REMOTE`] if the remote address is a Service address: its packets come from any of its backends.
+    /// an ID yet. [`ANY_REMOTE`] if the remote address is a Service address: packets from it come from any backend of
+    /// the Service.
     pub remote_endpoint: u16,
     /// The kernel's jiffies at the last packet, low 32 bits. Written at most once per second, so it can be up to a
     /// second too old.
@@ -55,21 +56,21 @@ pub struct FlowEntry {
     pub started: u32,
     /// Packets from the initiator. Zero unless the programs count traffic.
     pub sent: Traffic,
-    /// Packets from the other side, in the same way.
+    /// Packets to the initiator. Zero unless the programs count traffic.
     pub replies: Traffic,
 }
 
 const _: () = assert!(size_of::<FlowEntry>() == 48 && offset_of!(FlowEntry, last_used) == 8);
 
-/// The allowed packets of a flow in one direction. The programs do not add atomically, because that takes several times
-/// as long: if two CPUs process packets of this direction at the same time, one of the packets may be missing. Usually,
-/// one CPU processes all packets of a direction.
+/// The allowed packets of a flow in one direction. The programs do not add atomically, because atomic additions take
+/// several times as long. So if two CPUs process packets of this direction at the same time, one of the packets may not
+/// be counted. Usually, one CPU processes all packets of a direction.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Traffic {
     /// Packets. A packet with segmentation offload (GSO) counts once for each segment, if the kernel knows their number.
     pub packets: u64,
-    /// Bytes, from the IP header on. A packet with segmentation offload has the headers once.
+    /// Bytes, from the IP header on. A packet with segmentation offload counts its headers once.
     pub bytes: u64,
 }
 
@@ -89,9 +90,10 @@ pub mod flow_state {
     /// The local node itself initiated the flow to the pod: [`crate::Attempt::ingress_ifindex`] was 0. This is stored,
     /// because it cannot be derived from a reply when the flow is evaluated again.
     pub const FROM_NODE: u8 = 1 << 4;
-    /// The pod initiated a flow to itself (hairpin): [`crate::Attempt::source_endpoint`] was its own endpoint ID.
+    /// The pod initiated a flow to itself (hairpin): [`crate::Attempt::is_from`] was true.
     pub const HAIRPIN: u8 = 1 << 5;
-    /// The pod initiated the flow to an address that may be translated. Each packet is rechecked post-DNAT.
+    /// The pod initiated the flow to an address that may be translated. Each packet is rechecked (evaluated again)
+    /// post-DNAT.
     pub const RECHECK: u8 = 1 << 6;
     /// The last packet was denied, because the policies that apply now do not allow the flow. Only set if the programs
     /// count traffic. No verdict depends on it.
@@ -120,8 +122,9 @@ pub mod flow_timeout {
     /// SCTP, which sends heartbeats, and all other protocols.
     pub const OTHER: u32 = 600;
     /// For protocols without a handshake: after this time without an allowed packet, the responder of a revoked flow
-    /// can start a new flow with the same addresses and ports. Its packets can no longer be replies to packets that
-    /// were allowed before. 30 seconds is the usual idle timeout of QUIC, and of UDP without replies in conntrack.
+    /// can start a new flow with the same addresses and ports. The responder's packets can then no longer be replies to
+    /// packets that were allowed before. 30 seconds is the usual idle timeout of QUIC, and of UDP without replies in
+    /// conntrack.
     pub const REVERSAL: u32 = 30;
     /// The shortest of the timeouts above.
     pub const SHORTEST: u32 = ICMP;

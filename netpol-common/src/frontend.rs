@@ -44,8 +44,9 @@ pub mod frontend_scope {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FrontendEntry {
-    /// The class that stands for the backend set. Frontends with the same backend set share a class. The `ALLOW` entry
-    /// of a rule set and this class has the port set [`crate::PortSetId::ALL`] if the rule set allows all backends, and
-    /// [`crate::PortSetId::SOME`] if it allows some. Without an entry, the rule set allows none.
+    /// The class that represents the backend set (the backends of the frontend). Frontends with the same backend set
+    /// share a class. The `ALLOW` entry of a rule set and this class has the port set [`crate::PortSetId::ALL`] if the
+    /// rule set allows all backends, and [`crate::PortSetId::SOME`] if it allows some. Without an entry, the rule set
+    /// allows none.
     pub class: ClassId,
 }

@@ -1,4 +1,4 @@
-//! IDs in map keys and values. Each has its own type, so that they cannot be mixed up.
+//! IDs in map keys and values. Each kind of ID has its own type, so that they cannot be mixed up.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -27,8 +27,9 @@ id! {
     RuleSetId
 }
 id! {
-    /// An equivalence class of addresses: all its addresses match the same peer selectors of policies on this node.
-    /// [`ClassId::NONE`]: the address matches none.
+    /// An equivalence class of addresses: all its addresses match the same peer selectors of policies on this node. (A
+    /// peer selector is one condition of a rule on a peer, such as a pod selector or an ipBlock.) [`ClassId::NONE`]:
+    /// the address matches no peer selector.
     ClassId
 }
 id! {
@@ -36,13 +37,14 @@ id! {
     PortSetId
 }
 id! {
-    /// One rule of one policy in one direction. The programs only store it in their results; the agent maps it to a
-    /// name.
+    /// One rule of one policy in one direction. [`evaluate()`](crate::evaluate()) copies this ID into its result, but
+    /// no verdict depends on it. The agent maps the ID to a name.
     RuleId
 }
 id! {
-    /// The version of an endpoint. Each change of any endpoint takes the next number, so no two endpoints have the same
-    /// one. If a flow was evaluated under another version, it is evaluated again.
+    /// The version of an endpoint (a pod interface under enforcement). Each change of any endpoint takes the next
+    /// number, so no two endpoints have the same version. A flow that was evaluated with another version is evaluated
+    /// again.
     EndpointVersion
 }
 
@@ -61,7 +63,8 @@ impl PortSetId {
     pub const NONE: Self = Self(0);
     /// Every IP protocol and every port.
     pub const ALL: Self = Self(u32::MAX);
-    /// Some backends of a Service are allowed. Connections to it are rechecked post-DNAT.
+    /// Only in the entry of a Service's class: some backends of the Service are allowed. Connections to the Service are
+    /// rechecked (evaluated again) post-DNAT, by the selected backend.
     pub const SOME: Self = Self(u32::MAX - 1);
 }
 

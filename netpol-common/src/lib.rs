@@ -14,7 +14,7 @@
 #![no_std]
 #![allow(
     clippy::inline_always,
-    reason = "the packet path: one function after inlining, so that the verifier can prove every bound"
+    reason = "the packet path must be one function after inlining, so that the verifier can prove every bound"
 )]
 
 mod endpoint;
@@ -47,8 +47,8 @@ pub use tables::{
 };
 pub use tunnels::{TUNNEL_WORDS, TunnelScope, TunnelWord};
 
-/// The version of the layout of the maps and of their meaning. It is part of the pin path, so that an agent adopts only
-/// maps that it can read.
+/// The version of the maps' layout and meaning. It is part of the pin path, so that an agent adopts only maps that it
+/// can read.
 pub const LAYOUT_VERSION: u32 = 6;
 
 /// IP protocol numbers. Source: <https://www.iana.org/assignments/protocol-numbers/>.
@@ -72,7 +72,7 @@ pub mod protocol {
         matches!(protocol, TCP | UDP | SCTP)
     }
 
-    /// Returns whether flows of this protocol start with a special packet: a SYN or an INIT chunk.
+    /// Returns whether flows of this protocol start with a special packet: a SYN (TCP) or an INIT chunk (SCTP).
     #[inline(always)]
     pub const fn has_handshake(protocol: u8) -> bool {
         matches!(protocol, TCP | SCTP)

@@ -20,6 +20,6 @@ const _: () = assert!(size_of::<NeighborBudget>() == 8);
 /// can send per second. About every 30 seconds, a pod with 250 neighbors on its bridge sends a request to each of them
 /// and a reply to each of them.
 pub const NEIGHBOR_RATE: u32 = 100;
-/// The number of these packets that an endpoint can send at once: a request to and a reply for each of 250 neighbors,
-/// in both address families.
+/// The number of these packets that an endpoint can send at once: a request and a reply to each of 250 neighbors, in
+/// both address families.
 pub const NEIGHBOR_BURST: u32 = 1000;

@@ -4,8 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $variant:ident = $code:literal, $name:literal, $allows:literal;)*) => {
-        /// The reason why a packet passes or is dropped. A new reason does not compile until it has a name and a
-        /// verdict.
+        /// The reason why a packet passes or is dropped. The macro requires a name and a verdict for each reason.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[repr(u8)]
         pub enum Reason { $($(#[$doc])* $variant = $code,)* }
@@ -95,7 +94,8 @@ reasons! {
     NotAllBackendsAllowed = 29, "not-all-backends-allowed", false;
     /// The packet must be rechecked post-DNAT, and its source endpoint no longer exists.
     SourceEndpointGone = 30, "source-endpoint-gone", false;
-    /// The packet is to a tunnel endpoint of a node. The inner packet could not be attributed to the pod.
+    /// The packet is to a tunnel endpoint of a node. A packet that leaves the tunnel could not be attributed to the
+    /// pod.
     TunnelEndpoint = 31, "tunnel-endpoint", false;
     /// The source address is that of a pod of this node, and that pod did not send the packet. Or a pod of this node
     /// sent the packet, and the source address is neither that pod's, nor the local node's, nor a Service's.
@@ -111,7 +111,8 @@ reasons! {
 }
 
 impl Reason {
-    /// Returns whether the policies of the pod decided. Other reasons do not depend on them, or replace their verdict.
+    /// Returns whether the verdict is the result of the pod's policies. All other reasons do not depend on policies, or
+    /// replace the verdict of the policies.
     pub const fn is_by_policies(self) -> bool {
         match self {
             Self::NotIsolated

@@ -12,7 +12,8 @@ use crate::{ClassId, PortSetId, RuleId, RuleSetId};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct AddressEntry {
-    /// The class of the address. The CIDR blocks that contain the address are included in it.
+    /// The class of the address. The class includes the CIDR blocks that contain the address, so the address needs no
+    /// lookup in `PREFIXES_V4` or `PREFIXES_V6`.
     pub class: ClassId,
     /// Flags, see [`address_flags`].
     pub flags: u16,
@@ -45,7 +46,8 @@ pub struct AllowKey {
 }
 
 /// Value of `ALLOW`: what a rule set allows to a class. It includes what the rule set allows to every address
-/// ([`crate::DirectionPolicy::any`]). Without an entry, the rule set allows only the latter.
+/// ([`crate::DirectionPolicy::any`]). Without an entry, the rule set allows to the class only what it allows to every
+/// address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct AllowEntry {

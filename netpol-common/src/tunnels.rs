@@ -32,17 +32,17 @@ impl TunnelWord {
     /// Returns the position for a UDP port.
     #[inline(always)]
     pub const fn of_port(scope: TunnelScope, port: u16) -> Self {
-        Self { index: Self::start(scope) + port as u32 / 64, bit: 1 << (port % 64) }
+        Self { index: Self::first_word(scope) + port as u32 / 64, bit: 1 << (port % 64) }
     }
 
     /// Returns the position for an IP protocol.
     #[inline(always)]
     pub const fn of_protocol(scope: TunnelScope, protocol: u8) -> Self {
-        Self { index: Self::start(scope) + PORT_WORDS + protocol as u32 / 64, bit: 1 << (protocol % 64) }
+        Self { index: Self::first_word(scope) + PORT_WORDS + protocol as u32 / 64, bit: 1 << (protocol % 64) }
     }
 
-    /// Returns the position for a packet: for UDP, that of its destination port in network byte order; otherwise, that
-    /// of its protocol. `None` if no tunnel uses the protocol.
+    /// Returns the position for a packet. For UDP, this is the position for the destination port (`port`, in network
+    /// byte order); for other protocols, it is the position for the protocol. `None` for protocols that no tunnel uses.
     #[inline(always)]
     pub const fn of_packet(scope: TunnelScope, protocol: u8, port: [u8; 2]) -> Option<Self> {
         match protocol {
@@ -53,7 +53,7 @@ impl TunnelWord {
     }
 
     #[inline(always)]
-    const fn start(scope: TunnelScope) -> u32 {
+    const fn first_word(scope: TunnelScope) -> u32 {
         match scope {
             TunnelScope::LocalNode => 0,
             TunnelScope::OtherNodes => PORT_WORDS + PROTOCOL_WORDS,

@@ -1,5 +1,5 @@
-//! Writes verdict tables and attaches programs. The reconciler decides what to write; a data plane writes it entry by
-//! entry, and returns an error for an entry that does not fit.
+//! Writes the tables that the eBPF programs look up, and attaches the programs. The reconciler (in the agent) decides
+//! what to write. A data plane writes it entry by entry, and returns an error for an entry that does not fit.
 
 pub mod bpf_object;
 mod kernel;
@@ -90,7 +90,7 @@ pub enum InterfaceOutcome {
 pub struct Adopted {
     /// The kind of programs that it had.
     pub role: Role,
-    /// Whether it runs this agent's programs.
+    /// Whether it runs this agent's programs now.
     pub running: bool,
 }
 
@@ -154,7 +154,7 @@ pub trait Dataplane {
     /// Returns which of these interfaces exist but do not run the programs. Another process may have detached them.
     fn verify(&mut self, ifindexes: Vec<IfIndex>) -> Option<Vec<IfIndex>>;
 
-    /// Increments and returns the version. No endpoint had it before, also across restarts.
+    /// Increments and returns the version. No endpoint has had this version before, not even under an earlier agent.
     ///
     /// # Errors
     /// If it cannot be stored.

@@ -31,7 +31,7 @@ pub struct Memory {
     pub full: Option<MapName>,
     /// Rejects attaching programs.
     pub rejects_attach: bool,
-    /// Error number of writes of addresses' endpoint IDs; `None`: they succeed.
+    /// The error number with which [`Dataplane::set_address_endpoint`] fails; `None`: it succeeds.
     pub owner_error: Option<i32>,
     /// Has no free endpoint IDs.
     pub no_free_ids: bool,

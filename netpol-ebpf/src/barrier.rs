@@ -1,5 +1,6 @@
-//! Optimization barriers: the compiler computes a value again instead of keeping it in one of the few registers or on
-//! the small stack.
+//! [`barrier`] hides a value from the compiler, which then computes values again instead of keeping them in the few
+//! registers or on the small stack. [`within`] hides a value from the verifier, which then checks the code that follows
+//! once, and not once for each value.
 
 /// Returns the same reference, but hides its origin from the compiler, so that the compiler does not reuse values that
 /// it read before. Like the kernel's `barrier_var`:

@@ -7,11 +7,11 @@ use crate::flow::{self, Role};
 use crate::fragment;
 use crate::packet::{Icmp, Packet};
 
-/// The parts of a packet that a verdict needs, without addresses. It consists of numbers, so that it
-/// can be passed to a function that the verifier checks only once.
+/// The parts of a packet that a verdict needs, without addresses. It consists of numbers, so that it can be passed to a
+/// separate BPF function.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Case {
-    /// From the low byte on: the offset of the IP header, the protocol, the flags, the `role` with a `SourceCheck`,
+    /// From the low byte on: the offset of the IP header, the protocol, the TCP flags, the `role` with a `SourceCheck`,
     /// and a reason or `UNDECIDED`.
     bits: u64,
     /// From the low bytes on: the packet's source and destination port, and the pod's and the remote's port in the
@@ -34,13 +34,13 @@ pub(crate) mod role {
     pub(crate) const REVERSED: u8 = 64;
     /// The packet is a later fragment, and its first fragment is not known.
     pub(crate) const ORPHAN: u8 = 128;
-    /// The position of its [`SourceCheck`](netpol_common::SourceCheck), which has two bits.
+    /// The position of the packet's [`SourceCheck`](netpol_common::SourceCheck), which has two bits.
     pub(crate) const SOURCE_CHECK_SHIFT: u32 = 4;
 }
 
 /// The position of the role in [`Case::bits`].
 const ROLE_SHIFT: u32 = 24;
-/// A code that no reason has.
+/// The code of a packet that has no verdict yet. No reason has this code.
 pub(crate) const UNDECIDED: u8 = NO_REASON;
 
 impl Case {
@@ -54,7 +54,7 @@ impl Case {
     ) -> Self {
         let (flow_role, (pod_port, remote_port)) = flow::identify(direction, packet, icmp);
         let role = match flow_role {
-            // Without ports, it could belong to any flow.
+            // Without ports, the fragment could belong to any flow.
             _ if fragment::is_orphan(packet) => role::ORPHAN,
             Role::Member if flow::starts_connection(packet) => role::INITIATES | role::NEW_CONNECTION,
             Role::Member => role::MEMBER | role::INITIATES,
@@ -154,8 +154,9 @@ impl Case {
 #[cfg_attr(not(target_arch = "bpf"), expect(unused_mut, reason = "the eBPF version modifies it in a register"))]
 pub(crate) fn opaque(mut value: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
-    // SAFETY: computes in a register only. It is not `pure`, so that the compiler does not merge two of these. It is
-    // not empty, because the kernel rejects two source lines for one instruction.
+    // SAFETY: computes in a register only. It is not `pure`, so that the compiler does not merge two of these
+    // statements. It is not empty, because the kernel rejects debug information with two source lines for one
+    // instruction.
     unsafe {
         core::arch::asm!("{value} = {value}", value = inout(reg) value, options(nomem, nostack, preserves_flags));
     }

@@ -21,7 +21,7 @@ pub(crate) trait NodeContext: Copy {
     fn denials(&self, index: u32) -> Option<Slot<'_, EventLimitSet>>;
     /// Returns the set of slots for an allowed flow, in the same way.
     fn allowed_flows(&self, index: u32) -> Option<Slot<'_, EventLimitSet>>;
-    /// Returns whether more than half of the ring buffer of events has not been read yet.
+    /// Returns whether more than half of the ring buffer is filled with events that the agent has not read yet.
     fn is_ring_half_full(&self) -> bool;
     /// Returns an event budget, by the index from [`netpol_common::event_budget`].
     fn event_budget(&self, index: u32) -> Option<Slot<'_, EventBudget>>;
@@ -55,8 +55,8 @@ pub(crate) trait Context: NodeContext + Family<[u8; 4]> + Family<[u8; 16]> {
     fn l3_type(&self) -> Option<u16> {
         None
     }
-    /// Returns whether the packet is post-DNAT, and not at the sender's veth. [`Self::ifindex`] is the sender's
-    /// interface in both cases.
+    /// Returns whether this is a recheck: a packet from a pod is evaluated again, post-DNAT, by the sender's egress
+    /// policy. [`Self::ifindex`] is the sender's interface then.
     fn is_post_dnat(&self) -> bool;
     /// Returns the endpoint at [`Self::ifindex`].
     fn endpoint(&self) -> Option<&Endpoint>;
@@ -118,7 +118,7 @@ pub(crate) trait PacketAddress: Address {
     /// Returns the words of the address from the first byte on, for hashing. Unused words are zero.
     fn words(&self) -> [u32; 4];
     /// Returns a flow's key. It is built from whole words, because the compiler would write single fields byte by byte.
-    /// `ports` are both ports as in the key.
+    /// `ports` is from [`flow::ports`](crate::flow::ports).
     fn flow_key(ifindex: u32, pod: Self, remote: Self, ports: u32, protocol: u8) -> FlowKey<Self>;
 }
 
@@ -152,8 +152,10 @@ impl PacketAddress for [u8; 16] {
 
     #[inline(always)]
     fn belongs_to(&self, endpoint: &Endpoint) -> bool {
-        let own = u128::from_ne_bytes(*self);
-        own != 0 && (own == u128::from_ne_bytes(endpoint.address_v6) || own == u128::from_ne_bytes(endpoint.link_local))
+        let address = u128::from_ne_bytes(*self);
+        address != 0
+            && (address == u128::from_ne_bytes(endpoint.address_v6)
+                || address == u128::from_ne_bytes(endpoint.link_local))
     }
 
     #[inline(always)]

@@ -7,13 +7,14 @@ use netpol_common::{
 use crate::context::{Context, NodeContext};
 use crate::slot::field;
 
-/// Returns one product of the universal hash NH. Two given flows have the same hash for only one key in 2³². With an
-/// unkeyed hash, or with a key that is only mixed in, a pod could send flows that take another flow's slot. Source: RFC
-/// 4418, 5.2.2 (the sum of products of words to which the key's words are added).
+/// Returns one product of the universal hash NH, from two words of data and two words of the key. Two given flows have
+/// the same hash for only one key in 2³². With an unkeyed hash, or with a key that is only mixed in, a pod could send
+/// flows that take another flow's slot. Source: RFC 4418, 5.2.2 (the sum of products of words to which the key's words
+/// are added).
 #[inline(always)]
-pub(crate) fn product<S: Context>(context: &S, at: usize, [a, b]: [u32; 2]) -> u64 {
-    let a = a.wrapping_add(context.event_key(at));
-    let b = b.wrapping_add(context.event_key(at + 1));
+pub(crate) fn product<S: Context>(context: &S, key_word: usize, [a, b]: [u32; 2]) -> u64 {
+    let a = a.wrapping_add(context.event_key(key_word));
+    let b = b.wrapping_add(context.event_key(key_word + 1));
     u64::from(a).wrapping_mul(u64::from(b))
 }
 
@@ -84,6 +85,7 @@ pub(crate) fn limit_event<N: NodeContext>(node: N, hash: u64, budget: u32, kind:
     if own.is_some() {
         return REPORT | u64::from(suppressed);
     }
+    // The previous flow of the slot has packets that were not reported: count them in its budget.
     if suppressed != 0
         && let Some(previous) = node.event_budget(slot.read(field!(EventLimit, budget)))
     {

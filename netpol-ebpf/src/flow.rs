@@ -10,16 +10,16 @@ use crate::slot::{Slot, field};
 /// The relation of a packet to the flow table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// It belongs to a flow, or initiates one.
+    /// The packet belongs to a flow, or initiates one.
     Member,
-    /// It belongs to a flow, but does not initiate one. An echo reply must not create a flow that then allows echo
-    /// requests.
+    /// The packet belongs to a flow, but does not initiate one. An echo reply must not create a flow that then allows
+    /// echo requests.
     ReplyOnly,
-    /// ICMP other than echo. It has no flow; each packet is evaluated.
+    /// ICMP other than echo has no flows: each packet is evaluated.
     NoFlow,
 }
 
-/// Returns the packet's role, and the ports in its flow's key: the pod's and the remote's.
+/// Returns the packet's role, and the two ports in its flow's key: the pod's port and the remote port.
 #[inline(always)]
 pub(crate) fn identify<A: PacketAddress>(
     direction: Direction,
@@ -48,13 +48,13 @@ pub(crate) fn identify<A: PacketAddress>(
     (if later && role == Role::Member { Role::ReplyOnly } else { role }, ports)
 }
 
-/// Returns both ports, as they are in a key.
+/// Packs both ports as they are in a flow's key.
 #[inline(always)]
 pub(crate) const fn ports(pod: [u8; 2], remote: [u8; 2]) -> u32 {
     (u16::from_ne_bytes(pod) as u32).to_le() | ((u16::from_ne_bytes(remote) as u32) << 16).to_le()
 }
 
-/// Returns the pod's and the remote's address of a packet in a direction.
+/// Returns the pod's address and the remote address of a packet in this direction.
 #[inline(always)]
 pub(crate) fn pod_and_remote<A>(direction: Direction, source: A, destination: A) -> (A, A) {
     match direction {
@@ -121,7 +121,7 @@ impl KnownFlow {
     }
 
     /// Refreshes a flow that has to be evaluated again. For protocols without a handshake, only allowed packets extend
-    /// the lifetime of a flow, so it is not refreshed here.
+    /// the lifetime of a flow, so such a flow is not refreshed here.
     #[inline(always)]
     pub(crate) fn refresh_stale(&self, slot: Slot<'_, FlowEntry>, protocol: u8, now: u32, hz: u32) {
         if protocol::has_handshake(protocol) {
@@ -135,8 +135,8 @@ impl KnownFlow {
         self.state & flow_state::RECHECK != 0
     }
 
-    /// Returns whether replies may come from any endpoint. Replies of a Service come from any of its backends. This is
-    /// so if the pod initiated the flow, and no reply came from the endpoint that has the remote address.
+    /// Returns whether replies may come from any endpoint: the pod initiated the flow, and no reply came from an
+    /// endpoint that has the remote address. Such a flow may be to a Service, and its replies come from any backend.
     #[inline(always)]
     pub(crate) fn accepts_any_remote(&self, slot: Slot<'_, FlowEntry>) -> bool {
         remote_endpoint(slot) == 0 && self.initiator == Direction::Egress
@@ -178,7 +178,7 @@ pub(crate) fn remote_endpoint(slot: Slot<'_, FlowEntry>) -> u32 {
     u32::from(slot.read(field!(FlowEntry, remote_endpoint)))
 }
 
-/// Stores the source endpoint ID of the remote's packets.
+/// Stores the source endpoint ID of packets from the remote side.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "16 bits")]
 pub(crate) fn set_remote_endpoint(slot: Slot<'_, FlowEntry>, endpoint: u32) {

@@ -26,7 +26,7 @@ pub(crate) trait FlowFunctions<A: Parse>: Context + Family<A> {
 pub(crate) enum FlowVerdict {
     /// The flow is allowed.
     Allowed,
-    /// The flow was evaluated under another version. See [`REVERSIBLE`] and [`MAY_START_REVERSED`].
+    /// The flow was evaluated with another version. The number has the bits [`REVERSIBLE`] and [`MAY_START_REVERSED`].
     Stale(Recheck, u64),
 }
 
@@ -38,8 +38,8 @@ pub(crate) struct FlowUpdate {
     pub(crate) start: u32,
 }
 
-/// Looks up a flow. `update` is `None` for an ICMP error. It quotes a packet of the flow, but is not a packet of the
-/// flow itself, so the flow is not updated.
+/// Looks up a flow. `update` is `None` for an ICMP error: the error quotes a packet of the flow, but is not a packet of
+/// the flow itself, so the flow is not updated.
 #[inline(always)]
 pub(crate) fn find_flow<A, S>(
     context: &S,
@@ -97,8 +97,8 @@ where
     let [protocol, flags, role, _] = bits.to_le_bytes();
     let Some(endpoint) = context.endpoint() else { return 0 };
     let Some((source, destination)) = A::addresses(&context, start) else { return 0 };
-    // A packet with a source address that is not the pod's belongs to no flow. Post-DNAT, no flow is found for
-    // masqueraded packets.
+    // A packet with a source address that is not the pod's belongs to no flow. Post-DNAT, this includes masqueraded
+    // packets.
     if direction == Direction::Egress
         && !source.belongs_to(endpoint)
         && (context.is_post_dnat() || endpoint.has(endpoint_flags::ANTI_SPOOFING))

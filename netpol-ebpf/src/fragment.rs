@@ -38,7 +38,7 @@ impl FragmentInfo {
         Self { protocol: packet.protocol, transport: packet.transport }
     }
 
-    /// Packs it into one word, which fits into a register: ports, flags and protocol.
+    /// Packs the fields into one word, which fits into a register: ports, flags and protocol.
     #[inline(always)]
     pub(crate) fn pack(self) -> u64 {
         let [a, b] = self.transport.source_port;
@@ -59,8 +59,8 @@ impl FragmentInfo {
         })
     }
 
-    /// Returns the fields of a later fragment if its first fragment is not known: no ports and no flags. Other later
-    /// fragments have the ACK flag.
+    /// Returns the fields of a later fragment if its first fragment is not known: no ports and no flags. If the first
+    /// fragment is known, a later fragment has the ACK flag.
     #[inline(always)]
     fn unknown(protocol: u8) -> Self {
         Self { protocol, transport: Transport::default() }
@@ -92,17 +92,17 @@ where
     A: Parse,
     S: Context + Family<A>,
 {
-    // Never happens: both were read before.
-    let Ok(own) = FragmentInfo::unpack(info) else { return MALFORMED };
+    // Never happens: the caller packed the fields and read the addresses.
+    let Ok(current) = FragmentInfo::unpack(info) else { return MALFORMED };
     let Some(addresses) = A::addresses(&context, start) else { return MALFORMED };
-    let orphan = FragmentInfo::unknown(own.protocol).pack();
-    let known = context.fragment(&key(context.ifindex(), direction, addresses, own.protocol, identification));
+    let orphan = FragmentInfo::unknown(current.protocol).pack();
+    let known = context.fragment(&key(context.ifindex(), direction, addresses, current.protocol, identification));
     let Some(entry) = known else { return if first { info } else { orphan } };
     let age = context.now().wrapping_sub(entry.seen);
     if first {
         // An identification is not reused within a second, so two different first fragments within this time belong to
         // one datagram. After that, they belong to two datagrams.
-        let contradicts = age < context.hz() && differs(&entry, own);
+        let contradicts = age < context.hz() && differs(&entry, current);
         return if contradicts { MALFORMED } else { info };
     }
     if age >= TIMEOUT * context.hz() {
@@ -116,8 +116,8 @@ where
     FragmentInfo { protocol: entry.protocol, transport }.pack()
 }
 
-/// Records an allowed first fragment. A denied one is not recorded, so later fragments of its datagram are evaluated
-/// without ports.
+/// Records an allowed first fragment. A denied first fragment is not recorded, so later fragments of its datagram are
+/// evaluated without ports.
 #[inline(always)]
 pub(crate) fn record<A, S>(context: S, direction: Direction, start: u32, identification: u32, info: u64)
 where

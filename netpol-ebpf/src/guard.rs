@@ -1,4 +1,5 @@
-//! Anti-spoofing: a pod sends with its own addresses only, in IP, Ethernet, ARP and neighbor discovery.
+//! Anti-spoofing: a pod can send with its own addresses only, in IP, Ethernet, ARP and neighbor discovery. Also limits
+//! the length and the rate of ARP, neighbor discovery, multicast listener discovery and IGMP.
 
 use netpol_common::{
     Address, Direction, Endpoint, NEIGHBOR_BURST, NEIGHBOR_RATE, NeighborBudget, Reason, address_flags, endpoint_flags,
@@ -12,15 +13,15 @@ use crate::window::{Bytes, Window};
 
 /// The checks that are separate BPF functions in the kernel.
 pub(crate) trait GuardFunctions: Context {
-    /// Checks an ARP packet from a pod, see [`arp()`].
+    /// Checks an ARP packet from a pod, see [`check_arp`].
     #[inline(always)]
     fn check_arp(self, start: u32) -> Reason {
-        arp(&self, start)
+        check_arp(&self, start)
     }
-    /// Checks a neighbor discovery message from a pod, see [`discovery`].
+    /// Checks a neighbor discovery message from a pod, see [`check_discovery`].
     #[inline(always)]
     fn check_discovery(self, start: u32, payload: u32) -> Reason {
-        discovery(&self, start, payload)
+        check_discovery(&self, start, payload)
     }
     /// Returns whether a packet that left its pod has an unverified source address, see [`is_unverified`].
     #[inline(always)]
@@ -104,7 +105,7 @@ pub(crate) fn is_unverified<S: Context>(context: &S) -> bool {
     if !endpoint.has(endpoint_flags::ANTI_SPOOFING) || context.ingress_ifindex() == endpoint.ifindex.0 {
         return false;
     }
-    match packet::find(context) {
+    match packet::find_payload(context) {
         Ok(link::LinkPayload::Ipv4(start)) => is_unverified_source::<[u8; 4], S>(context, endpoint, start),
         Ok(link::LinkPayload::Ipv6(start)) => is_unverified_source::<[u8; 16], S>(context, endpoint, start),
         Ok(link::LinkPayload::Arp(_)) | Err(_) => false,
@@ -148,7 +149,7 @@ mod arp {
 /// Checks the ARP packet from a pod at an offset. The sender addresses must be the pod's own MAC and IPv4 address; a
 /// probe has the IPv4 address 0.0.0.0.
 #[inline(always)]
-pub(crate) fn arp<S: Context>(context: &S, start: u32) -> Reason {
+pub(crate) fn check_arp<S: Context>(context: &S, start: u32) -> Reason {
     let Some(endpoint) = context.endpoint() else { return Reason::NoEndpoint };
     if !endpoint.has(endpoint_flags::ANTI_SPOOFING) {
         return Reason::NeighborDiscovery;
@@ -196,11 +197,11 @@ mod icmpv6 {
 }
 
 /// Checks a message of neighbor or listener discovery from a pod. The source must be the pod's own address, or
-/// unspecified in solicitations and reports. Advertised targets must be the pod's addresses, and link-layer options its
-/// MAC address, if it is known. The destination must be on the link, and the message must not be longer than the
-/// protocols need. All other messages are denied, such as router advertisements, redirects and queries.
+/// unspecified in solicitations and reports. Advertised targets must be the pod's addresses. Link-layer options must
+/// have the pod's MAC address, if it is known. The destination must be on the link, and the message must not be longer
+/// than the protocols need. All other messages are denied, such as router advertisements, redirects and queries.
 #[inline(always)]
-pub(crate) fn discovery<S: Context>(context: &S, start: u32, payload: u32) -> Reason {
+pub(crate) fn check_discovery<S: Context>(context: &S, start: u32, payload: u32) -> Reason {
     let Some(endpoint) = context.endpoint() else { return Reason::NoEndpoint };
     if !endpoint.has(endpoint_flags::ANTI_SPOOFING) {
         return Reason::NeighborDiscovery;
@@ -216,19 +217,19 @@ pub(crate) fn discovery<S: Context>(context: &S, start: u32, payload: u32) -> Re
         let fits = headers <= icmpv6::IPV6_HEADER + icmpv6::ROUTER_ALERT && length <= icmpv6::LONGEST_REPORT;
         return charge(context, endpoint, fits);
     }
-    // A host without an address checks whether its address is free (RFC 4862, 5.4), and sends router solicitations (RFC
-    // 4861, 4.1).
+    // A host that has no address yet checks whether its new address is free (RFC 4862, 5.4), and sends router
+    // solicitations (RFC 4861, 4.1).
     let unspecified = source.is_zero();
     if !(source.belongs_to(endpoint) || unspecified) {
         return Reason::SpoofedNeighbor;
     }
     let valid = match kind {
         icmpv6::ROUTER_SOLICITATION => is_link_scope(&destination),
-        icmpv6::NEIGHBOR_SOLICITATION => target(context, payload).is_some_and(|target| {
+        icmpv6::NEIGHBOR_SOLICITATION => read_target(context, payload).is_some_and(|target| {
             let may_query = if unspecified { target.belongs_to(endpoint) } else { true };
             may_query && matches_target(context, &destination, &target)
         }),
-        icmpv6::NEIGHBOR_ADVERTISEMENT => target(context, payload)
+        icmpv6::NEIGHBOR_ADVERTISEMENT => read_target(context, payload)
             .is_some_and(|target| !unspecified && target.belongs_to(endpoint) && is_on_link(context, &destination)),
         _ => false,
     };
@@ -275,8 +276,9 @@ pub(crate) fn check_igmp<S: Context>(
     Some(charge(context, endpoint, fits))
 }
 
+/// Reads the target address of a solicitation or advertisement.
 #[inline(always)]
-fn target<S: Context>(context: &S, payload: u32) -> Option<[u8; 16]> {
+fn read_target<S: Context>(context: &S, payload: u32) -> Option<[u8; 16]> {
     context.load::<16>(payload + 8).map(|Bytes(target)| target)
 }
 
@@ -335,14 +337,14 @@ fn are_own_options<S: Context>(context: &S, endpoint: &Endpoint, start: u32) -> 
 /// token at the same time, so the limit is not exact.
 #[inline(always)]
 fn charge<S: Context>(context: &S, endpoint: &Endpoint, fits: bool) -> Reason {
-    let taken = fits && context.neighbor_budget(endpoint.id).is_none_or(|slot| take(context, slot));
+    let taken = fits && context.neighbor_budget(endpoint.id).is_none_or(|slot| take_token(context, slot));
     if taken { Reason::NeighborDiscovery } else { Reason::NeighborLimit }
 }
 
 /// Adds tokens for the time since the last message, and takes one. Returns whether there was one. Tokens are in units
 /// of 1/`hz`: a packet costs `hz`.
 #[inline(always)]
-fn take<S: Context>(context: &S, slot: Slot<'_, NeighborBudget>) -> bool {
+fn take_token<S: Context>(context: &S, slot: Slot<'_, NeighborBudget>) -> bool {
     let (now, hz) = (context.now(), context.hz());
     let full = NEIGHBOR_BURST * hz;
     let elapsed = now.wrapping_sub(slot.read(field!(NeighborBudget, last))).min(full / NEIGHBOR_RATE);

@@ -1,4 +1,4 @@
-//! The `Context` of unit tests: the same packet programs, on maps in memory.
+//! The `Context` of unit tests: runs the packet programs on maps in memory.
 
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::HashMap;
@@ -187,7 +187,7 @@ impl Memory {
         (budgets, slots.map(|slot| u64::from(slot.suppressed)).sum())
     }
 
-    /// Advances the clock by seconds.
+    /// Advances the clock by this number of seconds.
     pub fn wait(&self, seconds: u32) {
         self.now.set(self.now.get().wrapping_add(seconds * HZ));
     }
@@ -196,6 +196,7 @@ impl Memory {
 /// An interface without an endpoint.
 const OTHER_INTERFACE: u32 = 4000;
 
+/// A frame at an interface, with access to the maps.
 #[derive(Clone, Copy)]
 struct Frame<'a> {
     memory: &'a Memory,

@@ -14,7 +14,7 @@ const NEW: u8 = 1 << 0;
 const SHADOW: u8 = 1 << 1;
 /// The pod initiated the flow.
 const EGRESS: u8 = 1 << 2;
-/// The state bits of a flow that show its origin.
+/// The state bits of a flow that show whether the local node or the pod itself initiated it.
 const ORIGIN: u8 = flow_state::FROM_NODE | flow_state::HAIRPIN;
 
 const _: () = assert!(ORIGIN & (NEW | SHADOW | EGRESS) == 0);
@@ -26,10 +26,10 @@ impl FlowReport {
     /// Returns what to report about a flow with this initiator and state. If policies in shadow mode isolate the
     /// initiator's direction, they are to be evaluated.
     #[inline(always)]
-    pub(crate) fn new(endpoint: &Endpoint, initiator: Direction, state: u8, new: bool) -> Self {
+    pub(crate) fn new(endpoint: &Endpoint, initiator: Direction, state: u8, is_new: bool) -> Self {
         let shadow = if endpoint.shadow_policy(initiator).isolated() { SHADOW } else { 0 };
         let egress = if matches!(initiator, Direction::Egress) { EGRESS } else { 0 };
-        Self(shadow | egress | state & ORIGIN | if new { NEW } else { 0 })
+        Self(shadow | egress | state & ORIGIN | if is_new { NEW } else { 0 })
     }
 
     /// Returns whether there is anything to report.

@@ -1,9 +1,10 @@
 //! The entry point at a pod's veth, and the fast path: plain packets of known flows. Nearly all packets are of this
 //! kind.
 //!
-//! If the flow of a plain packet is unknown, [`admit`] evaluates the policies, and if it is stale, [`is_still_allowed`]
-//! does. All other packets take the slow path, [`crate::slow_path`]. Each of these is a separate function, so that the
-//! verifier checks it once and not once for each caller.
+//! If the flow of a plain packet is unknown, [`admit`] evaluates the policies. If the flow is stale (evaluated before
+//! the policies changed), [`is_still_allowed`] evaluates the policies again. All other packets take the slow path,
+//! [`crate::slow_path`]. Each of these three cases is a separate function, so that the verifier checks it once and not
+//! once for each caller.
 //!
 //! [`admit`]: verdict::admit
 //! [`is_still_allowed`]: verdict::is_still_allowed
@@ -36,7 +37,7 @@ pub(crate) fn process<S: FrameFunctions + ReportFunctions>(context: S, direction
 fn process_at<const EGRESS: bool, S: FrameFunctions>(context: S) -> PacketVerdict {
     if let Some(endpoint) = context.endpoint() {
         if EGRESS {
-            // This overwrites a value that the pod set.
+            // Overwrites any value that the pod has set.
             context.set_tc_index(endpoint.id);
         }
         let version = verdict::version(&context, endpoint);
@@ -81,12 +82,13 @@ where
     let direction = direction_of::<EGRESS>();
     let key = flow::plain_key::<EGRESS, A>(context.ifindex(), packet);
     if guard::is_spoofed(endpoint, direction, &packet.source) && !guard::is_dhcp_request(packet) {
-        return Some(denied::<S>(context, endpoint, Reason::SpoofedSource));
+        return Some(deny_spoofed::<S>(context, endpoint, Reason::SpoofedSource));
     }
     if EGRESS && guard::is_spoofed_mac(endpoint, packet.link_source) {
-        return Some(denied::<S>(context, endpoint, Reason::SpoofedNeighbor));
+        return Some(deny_spoofed::<S>(context, endpoint, Reason::SpoofedNeighbor));
     }
     let new_connection = packet.flags.starts_connection();
+    // The `bits` argument of `process_plain_new`.
     let mut bits = u32::from(packet.flags.0) | MAY_INITIATE;
     if !new_connection && let Some(slot) = context.flow(endpoint, &key) {
         // Rare: the flow is from the node or hairpin, or the source endpoint ID changed. Only a changed ID can be
@@ -119,6 +121,7 @@ where
                 };
                 return Some(PacketVerdict::with(conclude(&context, endpoint, direction, reason), report));
             }
+            // The flow is revoked, but the packet may belong to a flow in the opposite direction.
             bits =
                 u32::from(packet.flags.0) | REVERSED | if known.may_start_reversed(now, hz) { MAY_INITIATE } else { 0 };
         }
@@ -126,15 +129,18 @@ where
     Some(process_plain_new::<EGRESS, A, S>(context, endpoint, version, &key, bits))
 }
 
-/// Counts a packet that the pod sent with a wrong address.
+/// Counts a packet with a spoofed source from the pod, and returns the verdict.
 #[inline(always)]
-fn denied<S: Context>(context: S, endpoint: &Endpoint, reason: Reason) -> PacketVerdict {
+fn deny_spoofed<S: Context>(context: S, endpoint: &Endpoint, reason: Reason) -> PacketVerdict {
     PacketVerdict::of(conclude(&context, endpoint, Direction::Egress, reason))
 }
 
-/// Evaluates a plain packet to a pod, of a known flow with another source endpoint ID. Returns whether it is allowed.
-/// This is so if the address belongs to the new endpoint (a pod can be attached, or get a new ID, while its flows are
-/// open), or if the flow accepts any remote endpoint. All other packets and stale flows take the slow path.
+/// Evaluates a plain packet to a pod if its known flow has another source endpoint ID than the packet. Returns whether
+/// the packet is allowed. If not, it takes the slow path, as packets of stale flows do.
+///
+/// The packet is allowed if the source address belongs to the endpoint with the new ID: a pod can be attached, or get a
+/// new ID, while its flows are open. It is also allowed if anti-spoofing is off for that endpoint, or if the flow
+/// accepts any remote endpoint.
 #[inline(never)]
 fn process_plain_with_new_remote<A, S>(
     context: S,
@@ -203,11 +209,11 @@ where
     };
     let source = SourceCheck(context.barrier_within::<3>(source.0));
     let attempt = verdict::attempt(&context, direction, key, source);
-    let found = verdict::admit(&context, endpoint, version, &attempt, key, flow_start);
-    verdict::conclude_new(&context, endpoint, direction, found, bits & REVERSED != 0)
+    let verdict = verdict::admit(&context, endpoint, version, &attempt, key, flow_start);
+    verdict::conclude_new(&context, endpoint, direction, verdict, bits & REVERSED != 0)
 }
 
-/// Evaluates a plain packet of a flow of another version. Returns `Flow` or `Revoked`.
+/// Evaluates a plain packet of a stale flow. Returns `Flow` or `Revoked`.
 #[inline(never)]
 fn process_plain_stale<const EGRESS: bool, A, S>(context: S, key: &FlowKey<A>, stale: u32) -> Reason
 where

@@ -32,8 +32,8 @@ pub(crate) fn process_source<S: RecheckFunctions>(context: S) -> Option<Reason> 
 }
 
 /// Evaluates a packet with a source endpoint ID post-DNAT, by the egress policy of its source endpoint. Requires
-/// [`Context::is_post_dnat`]. The packet is marked for this if a policy isolates egress, or if a policy in shadow mode
-/// would isolate it.
+/// [`Context::is_post_dnat`]. Packets are marked for this if a policy isolates egress, or if a policy in shadow mode
+/// (only evaluated and reported) would isolate egress.
 #[inline(always)]
 pub(crate) fn process_post_dnat<S: RecheckFunctions>(context: S) -> Reason {
     let verdict = match context.endpoint() {
@@ -56,9 +56,9 @@ pub(crate) fn is_known_flow<S: Context>(context: S) -> bool {
     packet::parse_plain_v6(&context).is_some_and(|packet| is_flow_post_dnat(context, endpoint, &packet))
 }
 
-/// Returns whether the packet belongs to a flow that was allowed post-DNAT. A masqueraded packet has no flow. A flow
-/// that needs a recheck has the pre-DNAT address. A packet that matches it was not translated, so its destination has
-/// to be evaluated.
+/// Returns whether the packet belongs to a flow that was allowed post-DNAT. A masqueraded packet belongs to no flow. A
+/// flow that needs a recheck is stored with its pre-DNAT destination. A packet that matches such a flow was not
+/// translated, so its destination has to be evaluated.
 #[inline(always)]
 fn is_flow_post_dnat<A, S>(context: S, endpoint: &Endpoint, packet: &Plain<A>) -> bool
 where

@@ -123,14 +123,14 @@ impl<A: Parse> EventPacket<A> {
 
     /// Exchanges source and destination, so that a reply is reported as a packet of its flow's initiator.
     #[inline(always)]
-    fn reversed(&mut self) {
+    fn reverse(&mut self) {
         core::mem::swap(&mut self.source, &mut self.destination);
         core::mem::swap(&mut self.source_port, &mut self.destination_port);
     }
 
-    /// Returns the ports that identify a flow for its limit: both ports of a denied packet. For an allowed flow, the
-    /// source port is omitted, because clients use another one for each connection. Of ICMP, only type and code remain,
-    /// because clients use another identifier for each run of `ping`.
+    /// Returns the ports that identify a flow for its limit. For a denied packet, these are both ports. For an allowed
+    /// flow, the source port is omitted, because clients use another one for each connection. For allowed ICMP, only
+    /// type and code are used, because clients use another identifier for each run of `ping`.
     #[inline(always)]
     fn limit_ports(&self, kind: EventKind) -> u32 {
         let (source, destination) = (self.source_port, self.destination_port);
@@ -147,9 +147,10 @@ impl<A: Parse> EventPacket<A> {
     fn hash<S: Context>(&self, context: &S, details: &EventDetails<'_>) -> u64 {
         let group = details.group && matches!(details.direction, Direction::Ingress);
         let ifindex = if group { 0 } else { details.ifindex };
-        let kind = u32::from_ne_bytes([details.direction as u8, details.reason as u8, self.family, self.protocol]);
+        let properties =
+            u32::from_ne_bytes([details.direction as u8, details.reason as u8, self.family, self.protocol]);
         let flags = u32::from(group) | (details.kind as u32) << 1;
-        let mut sum = product(context, 0, [ifindex, kind]).wrapping_add(product(
+        let mut sum = product(context, 0, [ifindex, properties]).wrapping_add(product(
             context,
             2,
             [self.limit_ports(details.kind), flags],
@@ -179,8 +180,8 @@ struct EventDetails<'a> {
     kind: EventKind,
 }
 
-/// Parses the packet, and returns from the function with the result of the body. The body is compiled once for each way
-/// of parsing. If the packet cannot be parsed, the function continues.
+/// Parses the packet, and returns from the enclosing function with the result of the body. The body is compiled once
+/// for each way of parsing. If the packet cannot be parsed, the enclosing function continues.
 macro_rules! with_packet {
     ($context:ident, $endpoint:ident, |$packet:ident| $body:expr) => {
         // Nearly all packets are plain, and parsing a plain packet takes a third of the time.
@@ -194,7 +195,7 @@ macro_rules! with_packet {
                 return $body;
             }
         }
-        match packet::find(&$context) {
+        match packet::find_payload(&$context) {
             Ok(link::LinkPayload::Ipv4(start)) => {
                 if let Some($packet) = EventPacket::<[u8; 4]>::read(&$context, $endpoint, start) {
                     return $body;
@@ -234,7 +235,7 @@ pub(crate) fn report_flow<S: ReportFunctions>(context: S, direction: Direction, 
     with_packet!(context, endpoint, |packet| report_flow_of(context, endpoint, direction, verdict, packet));
 }
 
-/// See [`report_flow`]. The event has the direction of the flow's initiator, also if the packet is a reply.
+/// See [`report_flow`]. The event has the direction of the flow's initiator, even if the packet is a reply.
 #[inline(always)]
 fn report_flow_of<A, S>(
     context: S,
@@ -247,8 +248,8 @@ fn report_flow_of<A, S>(
     S: ReportFunctions + VerdictFunctions<A>,
 {
     let report = verdict.report();
-    let shadow = barrier_within(&context, evaluate_shadow(context, direction, report, &packet));
-    if shadow.allows() && !report.is_new() {
+    let shadow_reason = barrier_within(&context, evaluate_shadow(context, direction, report, &packet));
+    if shadow_reason.allows() && !report.is_new() {
         return;
     }
     let source = match report.initiator() {
@@ -258,9 +259,9 @@ fn report_flow_of<A, S>(
         Direction::Ingress => 0,
     };
     if report.initiator() != direction {
-        packet.reversed();
+        packet.reverse();
     }
-    let reason = barrier_within(&context, if shadow.allows() { verdict.reason() } else { shadow });
+    let reason = barrier_within(&context, if shadow_reason.allows() { verdict.reason() } else { shadow_reason });
     let kind = if reason.allows() { EventKind::Allowed } else { EventKind::Shadow };
     let (ifindex, group, direction) = (context.ifindex(), context.is_group(), report.initiator());
     let details = EventDetails { endpoint: Some(endpoint), ifindex, source, group, direction, reason, kind };

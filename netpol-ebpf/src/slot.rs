@@ -2,8 +2,9 @@
 
 use core::marker::PhantomData;
 
-/// A value inside a map. Each field is read and written by itself, and volatile. So a concurrent write of another CPU
-/// may be visible in some fields and not yet in others. Values read here are only used for timing, events and versions.
+/// A value inside a map. Each field is read and written separately, by volatile accesses. So a concurrent write of
+/// another CPU may be visible in some fields and not yet in others. Values read here are only used for timing, events,
+/// counters and flow state.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slot<'a, T> {
     value: *mut T,
@@ -77,7 +78,7 @@ impl<'a, T: Copy> Slot<'a, T> {
 }
 
 impl<'a, T: Copy, const N: usize> Slot<'a, [T; N]> {
-    /// Returns an element as a slot. Panics if there is none.
+    /// Returns an element as a slot. Panics if the index is out of bounds.
     #[inline(always)]
     pub(crate) fn element(&self, index: usize) -> Slot<'a, T> {
         // SAFETY: only computes an address inside the value.
@@ -101,7 +102,7 @@ impl<T, F> Clone for Field<T, F> {
 impl<T, F> Copy for Field<T, F> {}
 
 impl<T, F> Field<T, F> {
-    /// Creates a field at an offset. `_field` shows its type and is not called.
+    /// Creates a field at an offset. `_field` is not called: the compiler only infers the field's type from it.
     ///
     /// # Safety
     /// `T` must have a field of type `F` at this offset.
@@ -110,11 +111,11 @@ impl<T, F> Field<T, F> {
     }
 }
 
-/// Selects a field of a [`Slot`]'s value. Evaluated by the compiler.
+/// Selects a field of a [`Slot`]'s value, at compile time.
 macro_rules! field {
     ($type:ident, $name:ident) => {
         const {
-            // SAFETY: both arguments are of this field.
+            // SAFETY: the offset and the type are those of this field.
             unsafe { $crate::slot::Field::<$type, _>::new(core::mem::offset_of!($type, $name), |value| &value.$name) }
         }
     };

@@ -1,5 +1,5 @@
-//! The slow path, for all packets that are not plain: VLAN tags, options, extension headers, fragments, ICMP, and
-//! frames that are not IP.
+//! The slow path, for all packets that are not plain: packets with VLAN tags, options or extension headers, fragments,
+//! ICMP, and frames that are not IP.
 
 use netpol_common::{Attempt, Direction, Endpoint, Reason, SourceCheck, endpoint_flags, protocol};
 
@@ -32,7 +32,7 @@ pub(crate) trait IpFunctions<A: Parse>:
     fn evaluate_quoted(self, direction: Direction, start: u32) -> Quoted {
         evaluate_quoted::<A, Self>(self, direction, start)
     }
-    /// Returns the verdict on a packet that is summarized in a [`Case`], and counts it.
+    /// Returns the verdict on a packet that is summarized in a [`Case`], and counts the packet.
     #[inline(always)]
     fn decide(self, direction: Direction, case: Case) -> PacketVerdict {
         decide::<A, Self>(self, direction, case)
@@ -48,7 +48,7 @@ pub(crate) trait FrameFunctions: IpFunctions<[u8; 4]> + IpFunctions<[u8; 16]> {
     }
 }
 
-/// The IP header of a frame, or the verdict if none is needed.
+/// The offset of a frame's IP header, or the verdict if the frame has one already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FrameResult {
     /// The frame already has a verdict.
@@ -59,31 +59,31 @@ pub(crate) enum FrameResult {
     V6(u32),
 }
 
-/// The verdict of the flow to which the packet quoted in an ICMP error belongs.
+/// The verdict on an ICMP error, by the flow of the packet that the error quotes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Quoted {
     /// Not looked up yet.
     NotChecked,
     /// The quoted packet belongs to no known flow.
     UnknownFlow,
-    /// The verdict of its flow.
+    /// The quoted packet belongs to a known flow, and this is the verdict on the error.
     Evaluated(Reason),
 }
 
-/// Evaluates a frame that is not a plain packet.
+/// Evaluates a frame on the slow path.
 #[inline(always)]
 pub(crate) fn evaluate_frame<S: FrameFunctions>(context: S, direction: Direction) -> PacketVerdict {
     match context.check_frame(direction) {
         FrameResult::Evaluated(reason) => PacketVerdict::of(reason),
-        FrameResult::V4(start) => ip_packet::<[u8; 4], S>(context, direction, start),
-        FrameResult::V6(start) => ip_packet::<[u8; 16], S>(context, direction, start),
+        FrameResult::V4(start) => evaluate_ip_packet::<[u8; 4], S>(context, direction, start),
+        FrameResult::V6(start) => evaluate_ip_packet::<[u8; 16], S>(context, direction, start),
     }
 }
 
-/// Evaluates an IP packet. For an ICMP error, the flow of the quoted packet is looked up. If there is none, the error
-/// is evaluated like any packet.
+/// Evaluates an IP packet. For an ICMP error, the flow of the quoted packet is looked up. If there is no such flow, the
+/// error is evaluated like any other packet.
 #[inline(always)]
-fn ip_packet<A: Parse, S: IpFunctions<A>>(context: S, direction: Direction, start: u32) -> PacketVerdict {
+fn evaluate_ip_packet<A: Parse, S: IpFunctions<A>>(context: S, direction: Direction, start: u32) -> PacketVerdict {
     if let Some(verdict) = IpFunctions::<A>::evaluate_ip(context, direction, start, Quoted::NotChecked) {
         return verdict;
     }
@@ -95,7 +95,9 @@ fn ip_packet<A: Parse, S: IpFunctions<A>>(context: S, direction: Direction, star
 /// See [`FrameFunctions::check_frame`].
 #[inline(always)]
 pub(crate) fn check_frame<S: GuardFunctions>(context: S, direction: Direction) -> FrameResult {
-    let Some(endpoint) = context.endpoint() else { return FrameResult::Evaluated(no_endpoint(context, direction)) };
+    let Some(endpoint) = context.endpoint() else {
+        return FrameResult::Evaluated(deny_without_endpoint(context, direction));
+    };
     if direction == Direction::Ingress && guard::is_for_other_host(&context, endpoint) {
         return conclude_frame(context, endpoint, direction, Reason::OtherHost);
     }
@@ -103,7 +105,7 @@ pub(crate) fn check_frame<S: GuardFunctions>(context: S, direction: Direction) -
     if from_pod && guard::has_spoofed_mac(&context, endpoint) {
         return conclude_frame(context, endpoint, direction, Reason::SpoofedNeighbor);
     }
-    let reason = match packet::find(&context) {
+    let reason = match packet::find_payload(&context) {
         Ok(link::LinkPayload::Ipv4(start)) if <[u8; 4]>::is_readable(&context, start) => return FrameResult::V4(start),
         Ok(link::LinkPayload::Ipv6(start)) if <[u8; 16]>::is_readable(&context, start) => {
             return FrameResult::V6(start);
@@ -124,8 +126,9 @@ fn conclude_frame<S: Context>(context: S, endpoint: &Endpoint, direction: Direct
     FrameResult::Evaluated(conclude(&context, endpoint, direction, reason))
 }
 
+/// Counts a packet at an interface without an endpoint, and returns the reason.
 #[inline(always)]
-fn no_endpoint<S: Context>(context: S, direction: Direction) -> Reason {
+fn deny_without_endpoint<S: Context>(context: S, direction: Direction) -> Reason {
     let reason = if context.is_post_dnat() { Reason::SourceEndpointGone } else { Reason::NoEndpoint };
     context.count(0, direction, reason);
     reason
@@ -139,8 +142,10 @@ where
     A: Parse,
     S: IpFunctions<A>,
 {
-    let Some(endpoint) = context.endpoint() else { return Some(PacketVerdict::of(no_endpoint(context, direction))) };
-    // Never happens: `check_frame` checked this.
+    let Some(endpoint) = context.endpoint() else {
+        return Some(PacketVerdict::of(deny_without_endpoint(context, direction)));
+    };
+    // Never happens: `check_frame` has checked that the header can be read.
     let Some(mut packet) = A::parse(&context, start, false) else {
         return Some(PacketVerdict::of(Reason::Malformed));
     };
@@ -160,7 +165,7 @@ where
         let ports = case.flow_ports();
         let found = FlowFunctions::<A>::lookup_flow(context, direction, start, ports, case.flow_bits());
         if found & STALE != 0 {
-            // Not called in `lookup_flow`, because both together need more stack than there is.
+            // Not called in `lookup_flow`, because the two functions together need more stack than BPF has.
             let read_only = packet.fragment == Fragment::LATER;
             let recheck = Recheck { read_only, ..Recheck::unpack(found as u32) };
             if VerdictFunctions::<A>::is_still_allowed(context, start, ports, recheck.pack()) {
@@ -181,7 +186,7 @@ where
     }
     let mut verdict = IpFunctions::<A>::decide(context, direction, case);
     if report.is_needed() {
-        // If the source is spoofed, the flow's verdict does not matter.
+        // If `decide` denies the packet (spoofed source), the report is not used.
         verdict = PacketVerdict::with(verdict.reason(), report);
     }
     if packet.fragment == Fragment::FIRST && (verdict.reason().allows() || context.observes()) {
@@ -196,8 +201,8 @@ where
     Some(verdict)
 }
 
-/// Hides from the verifier how the packet was parsed. Otherwise it would check the code that follows once for each way
-/// of parsing: see [`Context::barrier_within`].
+/// Hides from the verifier how the packet was parsed. Otherwise, the verifier would check the code that follows once
+/// for each way of parsing: see [`Context::barrier_within`].
 #[inline(always)]
 fn hide_parse_path<A: PacketAddress, S: Context>(context: &S, packet: &mut Packet<A>) {
     packet.fragment = Fragment(context.barrier_within::<3>(packet.fragment.0));
@@ -205,7 +210,8 @@ fn hide_parse_path<A: PacketAddress, S: Context>(context: &S, packet: &mut Packe
     packet.protocol = context.barrier_within::<255>(packet.protocol);
 }
 
-/// Returns the verdicts that do not depend on policy.
+/// Returns the verdict if it does not depend on the rules of policies. If it does (`None`), a later fragment has the
+/// protocol and ports of its first fragment after the call.
 #[inline(always)]
 fn decide_without_policy<A, S>(
     context: &S,
@@ -242,8 +248,8 @@ where
     Some(deny_if_isolated(endpoint, direction, error))
 }
 
-/// Sets protocol and ports of a later fragment to those of its first fragment. If that is not known, sets the ports to
-/// zero. `Err`: two first fragments contradict each other.
+/// Sets protocol and ports of a later fragment to those of its first fragment. If the first fragment is not known, sets
+/// the ports to zero. `Err`: two first fragments contradict each other.
 #[inline(always)]
 fn complete_fragment<A, S>(context: &S, direction: Direction, packet: &mut Packet<A>) -> Result<(), Reason>
 where
@@ -288,14 +294,14 @@ where
         key.pod_address = A::own(barrier(endpoint));
     }
     let has_spoofed_source = direction == Direction::Egress && endpoint.has(endpoint_flags::ANTI_SPOOFING) && !is_own;
-    let found = if !post_dnat && !from_unspecified && has_spoofed_source {
+    let verdict = if !post_dnat && !from_unspecified && has_spoofed_source {
         PacketVerdict::of(Reason::SpoofedSource)
     } else if let Some(reason) = case.decided() {
         PacketVerdict::of(reason)
     } else {
         let [_, _, flags, role, ..] = opaque(bits).to_le_bytes();
-        let [_, _, c, d, ..] = opaque(ports).to_le_bytes();
-        let source = SourceCheck(role >> role::SOURCE_CHECK_SHIFT & 3);
+        let [_, _, port_high, port_low, ..] = opaque(ports).to_le_bytes();
+        let source_check = SourceCheck(role >> role::SOURCE_CHECK_SHIFT & 3);
         // A masqueraded packet initiates no flow, because its source port is not the pod's.
         let flow_start = FlowStart {
             initiates: role & role::INITIATES != 0 && !masqueraded,
@@ -303,17 +309,18 @@ where
             flags: TcpFlags(flags),
             start: u32::from(start),
         };
-        let attempt = Attempt { port: [c, d], ..verdict::attempt(&context, direction, &key, source) };
-        let found = verdict::admit(&context, endpoint, version, &attempt, &key, flow_start);
+        let attempt =
+            Attempt { port: [port_high, port_low], ..verdict::attempt(&context, direction, &key, source_check) };
+        let verdict = verdict::admit(&context, endpoint, version, &attempt, &key, flow_start);
         // The first fragment is not known, so the ports are zero: the packet is only allowed if all ports are allowed.
-        if role & role::ORPHAN != 0 && found.reason() == Reason::NoRule {
+        if role & role::ORPHAN != 0 && verdict.reason() == Reason::NoRule {
             PacketVerdict::of(Reason::OrphanFragment)
         } else {
-            found
+            verdict
         }
     };
     let [_, _, _, role, ..] = opaque(bits).to_le_bytes();
-    verdict::conclude_new(&context, endpoint, direction, found, role & role::REVERSED != 0)
+    verdict::conclude_new(&context, endpoint, direction, verdict, role & role::REVERSED != 0)
 }
 
 /// See [`IpFunctions::evaluate_quoted`]. An ICMP error is sent to the source of the quoted packet, so the quoted packet

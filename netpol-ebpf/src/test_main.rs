@@ -1,8 +1,9 @@
-//! The BPF object of tests and benchmarks: the programs of `main.rs`, and these for `BPF_PROG_TEST_RUN`, which returns
-//! `skb->mark` but neither sets nor returns `skb->tc_index`:
+//! The BPF object of tests and benchmarks: the programs of `main.rs`, and the programs below for `BPF_PROG_TEST_RUN`.
+//! This command sets and returns `skb->mark`, but not `skb->tc_index`.
 //!
-//! * `netpol_marked`: `netpol_egress`, which copies `tc_index` into the mark.
-//! * `netpol_ingress_marked`, `netpol_recheck_marked`: the others, which take `tc_index` from the mark.
+//! * `netpol_marked`: does the same as `netpol_egress`, and then copies `tc_index` into the mark.
+//! * `netpol_ingress_marked`, `netpol_recheck_marked`: copy the mark into `tc_index`, and then do the same as
+//!   `netpol_ingress` and `netpol_recheck`.
 //! * `netpol_empty`: does nothing; the benchmark subtracts its time.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -34,7 +35,7 @@ mod test_classifiers {
     /// Evaluates packets to pods, with the mark as the source endpoint ID and recheck bit.
     #[classifier]
     fn netpol_ingress_marked(context: TcContext) -> i32 {
-        take_mark(&context);
+        copy_mark_to_tc_index(&context);
         // SAFETY: the program's own context.
         unsafe { programs::ingress(context.skb.skb) }
     }
@@ -42,7 +43,7 @@ mod test_classifiers {
     /// Rechecks packets that leave this node, with the mark as the source endpoint ID and recheck bit.
     #[classifier]
     fn netpol_recheck_marked(context: TcContext) -> i32 {
-        take_mark(&context);
+        copy_mark_to_tc_index(&context);
         // SAFETY: the program's own context.
         unsafe { programs::recheck(context.skb.skb) }
     }
@@ -54,7 +55,7 @@ mod test_classifiers {
     }
 
     #[inline(always)]
-    fn take_mark(context: &TcContext) {
+    fn copy_mark_to_tc_index(context: &TcContext) {
         let skb = context.skb.skb;
         // SAFETY: the context is valid while the program runs. Volatile, so that the whole word is written.
         unsafe { (&raw mut (*skb).tc_index).write_volatile((*skb).mark) };

@@ -18,8 +18,8 @@ fn of_packet<S: Context>(context: &S, start: u32) -> Traffic {
     Traffic { packets: u64::from(context.segments().max(1)), bytes: u64::from(bytes) }
 }
 
-/// Counts an allowed packet in its flow, if traffic is counted. Reads the initiator again, because it would take space on
-/// the stack until here.
+/// Counts an allowed packet in its flow, if traffic is counted. Reads the initiator from the flow again: a copy would
+/// take space on the stack until here.
 #[inline(always)]
 pub(crate) fn count<S: Context>(context: &S, slot: Slot<'_, FlowEntry>, direction: Direction, start: u32) {
     if is_counted(context) {
@@ -29,9 +29,9 @@ pub(crate) fn count<S: Context>(context: &S, slot: Slot<'_, FlowEntry>, directio
     }
 }
 
-/// Returns the traffic of a new flow, which is its first packet.
+/// Returns the traffic of a new flow: its first packet.
 #[inline(always)]
-pub(crate) fn first<S: Context>(context: &S, start: u32) -> Traffic {
+pub(crate) fn of_first_packet<S: Context>(context: &S, start: u32) -> Traffic {
     if is_counted(context) { of_packet(context, start) } else { Traffic::default() }
 }
 

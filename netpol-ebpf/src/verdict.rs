@@ -22,8 +22,8 @@ pub(crate) trait VerdictFunctions<A: Parse>: Context + Family<A> {
     fn is_still_allowed(self, start: u32, ports: u32, word: u32) -> bool {
         is_still_allowed::<A, Self>(self, start, ports, Recheck::unpack(word))
     }
-    /// Evaluates an allowed flow in its initiator's direction by the policies in shadow mode, see [`evaluate_shadow`].
-    /// The arguments are those of [`Self::is_still_allowed`].
+    /// Evaluates an allowed flow in its initiator's direction by the policies in shadow mode (only evaluated and
+    /// reported), see [`evaluate_shadow`]. The arguments are those of [`Self::is_still_allowed`].
     #[inline(always)]
     fn evaluate_shadow(self, start: u32, ports: u32, word: u32) -> Reason {
         evaluate_shadow::<A, Self>(self, start, ports, Recheck::unpack(word))
@@ -33,11 +33,13 @@ pub(crate) trait VerdictFunctions<A: Parse>: Context + Family<A> {
 /// The [`Attempt::ingress_ifindex`] of packets that came in by another interface: no interface has this index.
 const OTHER_INTERFACE: u32 = u32::MAX;
 
-/// Returns the version. It has to be read before all other fields of the endpoint. The agent writes it last. So if the
-/// policy changes during the evaluation, the flow is recorded with the old version, and is evaluated again.
+/// Returns the version that flows of this endpoint need. Call this before reading any other field of the endpoint,
+/// because the agent writes the version last. So if the policy changes during the evaluation, the flow is recorded with
+/// the old version, and is evaluated again.
 ///
-/// If nothing is enforced, the flows of denied packets are recorded, too. So flows have other versions then, and are
-/// evaluated again when an agent that enforces policies replaces the programs.
+/// If nothing is enforced ([`Context::observes`]), the flows of denied packets are recorded, too. All flows then have
+/// versions with the bit [`OBSERVED_VERSION`]. So they are evaluated again when an agent that enforces policies
+/// replaces the programs.
 #[inline(always)]
 pub(crate) fn version<S: Context>(context: &S, endpoint: &Endpoint) -> EndpointVersion {
     let version = current_version(endpoint);
@@ -47,7 +49,7 @@ pub(crate) fn version<S: Context>(context: &S, endpoint: &Endpoint) -> EndpointV
 /// The bit of the versions of flows that is set if nothing is enforced. No endpoint has such a high version.
 const OBSERVED_VERSION: u32 = 1 << 31;
 
-/// Reads the version before all fields that are read later.
+/// Reads the version, before all fields that are read later.
 #[inline(always)]
 fn current_version(endpoint: &Endpoint) -> EndpointVersion {
     // SAFETY: a reference is valid for reads. Volatile, because the agent writes concurrently.
@@ -92,8 +94,8 @@ pub(crate) fn barrier_within_option<S: Context>(context: &S, reason: Option<Reas
     (code != NO_REASON).then(|| unsafe { Reason::from_code_unchecked(code) })
 }
 
-/// Returns the final verdict of [`admit`], and counts the packet. A packet with the addresses and ports of a revoked flow
-/// gets the reason `Revoked` instead of `NoRule`.
+/// Returns the final verdict after [`admit`], and counts the packet. A packet with the addresses and ports of a revoked
+/// flow (`reversed`) gets the reason `Revoked` instead of `NoRule`.
 #[inline(always)]
 pub(crate) fn conclude_new<S: Context>(
     context: &S,
@@ -132,8 +134,9 @@ pub(crate) struct FlowStart {
     pub(crate) start: u32,
 }
 
-/// Evaluates a packet that belongs to no known flow, and records the flow that it initiates. If nothing is enforced, the
-/// flow of a denied packet is recorded, too: its next packets pass, so neither they nor the replies are denied again.
+/// Evaluates a packet that belongs to no known flow, and records the flow that it initiates. If nothing is enforced,
+/// the flow of a denied packet is recorded, too. Its next packets and the replies pass anyway, and are then not
+/// reported as denied again.
 #[inline(always)]
 pub(crate) fn admit<A, S>(
     context: &S,
@@ -168,8 +171,8 @@ where
             | recheck_flag(context, attempt.direction, key.protocol, &evaluation);
         let entry = FlowEntry {
             remote_endpoint: remote_endpoint(context, attempt.direction),
-            sent: traffic::first(context, flow_start.start),
-            ..entry(version, context.now(), attempt.direction, state)
+            sent: traffic::of_first_packet(context, flow_start.start),
+            ..new_entry(version, context.now(), attempt.direction, state)
         };
         // A packet that starts a connection may be forged, or its receiver may ignore it, so an existing flow is kept.
         recorded = if context.insert_flow(endpoint, key, &entry, !flow_start.new_connection) {
@@ -203,9 +206,9 @@ enum Recorded {
     Known,
 }
 
-/// Updates an existing flow with the addresses and ports of an allowed packet that starts a connection. Returns `No` if
-/// there is none. A TCP endpoint ignores a SYN in an open connection (RFC 5961, 4), so a flow that has not timed out
-/// keeps parts of its state.
+/// Updates the existing flow that has the addresses and ports of an allowed packet that starts a connection. Returns
+/// `No` if there is no such flow. A TCP endpoint ignores a SYN in an open connection (RFC 5961, 4), so a flow that has
+/// not timed out keeps parts of its state.
 ///
 /// After a reply, a SYN usually starts a new connection with the same ports. Without a reply, it is the same SYN again.
 #[inline(always)]
@@ -251,7 +254,7 @@ where
     S: Context + Family<A>,
 {
     let Recheck { direction, protocol, stale, read_only } = recheck;
-    // Never happens: both were read to look up the flow.
+    // Never happens: endpoint and addresses were read to look up the flow.
     let Some(endpoint) = context.endpoint() else { return false };
     let Some((source, destination)) = A::addresses(&context, start) else { return false };
     let version = version(&context, endpoint);
@@ -259,8 +262,9 @@ where
     let key = A::flow_key(endpoint.ifindex.0, pod, remote, ports, protocol);
     let evaluation = evaluate(&context, endpoint, &original_attempt(endpoint, &key, stale, context.is_post_dnat()));
     let allowed = barrier_within(&context, evaluation.reason).allows();
-    // The entry stays, with its old version: without it, the next packet of the other side could start a new flow. If
-    // nothing is enforced, the flow continues, and is only denied once: at its initiator's next packet.
+    // The entry stays, with its old version: without the entry, the next packet of the other side could start a new
+    // flow. If nothing is enforced, the flow continues, and only one packet is reported as denied: its initiator's next
+    // packet.
     let continues = context.observes() && direction == stale.initiator;
     if !allowed && !continues {
         let is_marked = stale.state & flow_state::REVOKED != 0;
@@ -305,7 +309,7 @@ where
     S: Context + Family<A>,
 {
     let Recheck { direction, protocol, stale, .. } = recheck;
-    // Never happens: both were read to evaluate the packet.
+    // Never happens: endpoint and addresses were read to evaluate the packet.
     let Some(endpoint) = context.endpoint() else { return Reason::NotIsolated };
     let Some((source, destination)) = A::addresses(&context, start) else { return Reason::NotIsolated };
     let (pod, remote) = flow::pod_and_remote(direction, source, destination);
@@ -336,9 +340,9 @@ pub(crate) fn mark_for_recheck<S: Context>(context: &S, endpoint: &Endpoint, dir
     }
 }
 
-/// Returns the state bit of a flow if all of its packets are rechecked post-DNAT. This includes datagrams to a Service:
-/// their conntrack entry can time out before their flow does, and the next datagram may go to a backend that the agent
-/// has not received yet.
+/// Returns the state bit `RECHECK` if all packets of a flow are rechecked post-DNAT, and 0 otherwise. All datagrams to
+/// a Service are rechecked: their conntrack entry can time out before their flow does, and the next datagram may go to
+/// a backend that the agent has not received yet.
 #[inline(always)]
 fn recheck_flag<S: Context>(context: &S, direction: Direction, protocol: u8, evaluation: &Evaluation) -> u8 {
     let may_change = matches!(evaluation.reason, Reason::Service);
@@ -472,7 +476,7 @@ fn origin_state<A>(endpoint: &Endpoint, attempt: &Attempt<A>) -> u8 {
 }
 
 #[inline(always)]
-const fn entry(version: EndpointVersion, now: u32, initiator: Direction, state: u8) -> FlowEntry {
+const fn new_entry(version: EndpointVersion, now: u32, initiator: Direction, state: u8) -> FlowEntry {
     const NONE: Traffic = Traffic { packets: 0, bytes: 0 };
     let initiator = initiator as u8;
     FlowEntry { version, last_used: now, initiator, state, remote_endpoint: 0, started: now, sent: NONE, replies: NONE }

@@ -78,8 +78,8 @@ impl<'a, const N: usize> Window<'a, N> {
     }
 }
 
-/// Loads with one instruction each. The compiler assumes that the bytes are unaligned, and would load them one by one.
-/// The verifier allows unaligned access if the machine does (`CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS`).
+/// Loads that are one instruction each. The compiler assumes that the bytes are unaligned, and would load them one by
+/// one. The verifier allows unaligned access if the machine does (`CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS`).
 #[cfg(target_arch = "bpf")]
 mod loads {
     use core::arch::asm;

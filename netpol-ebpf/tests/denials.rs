@@ -1,5 +1,5 @@
-//! Tests of deny events with [`Memory`], where maps are in memory and the test sets the clock: which budget an event is
-//! charged to, and that every denied packet is counted.
+//! Tests deny events: which budget an event is charged to, and that every denied packet is counted. [`Memory`] runs the
+//! packet programs on maps in memory, with a clock that the test sets.
 
 use std::collections::HashSet;
 
@@ -12,12 +12,12 @@ use netpol_ebpf::memory::Memory;
 
 const OTHER_INTERFACE: u32 = 9;
 const OUTSIDE: [u8; 4] = [192, 0, 2, 9];
-/// Ethernet destinations.
+/// Ethernet destinations: the address of a host, and a multicast address.
 const HOST: [u8; 6] = [2; 6];
 const MULTICAST: [u8; 6] = [0x01, 0x00, 0x5e, 0, 0, 0xfb];
 
-/// Returns pods with the IDs and interfaces 1 to 200. All of their traffic is denied.
-fn pods() -> Memory {
+/// Returns maps with pods that have the IDs and interfaces 1 to 200. All of their traffic is denied.
+fn memory_with_pods() -> Memory {
     let mut memory = Memory::default();
     let nothing = DirectionPolicy { rule_set: RuleSetId(3), any: PortSetId::NONE };
     for id in 1..=200 {
@@ -58,7 +58,7 @@ fn udp_v6(from: u128, to: u128) -> Vec<u8> {
     frame
 }
 
-/// Sends a packet of a flow from a pod.
+/// Sends a packet from a pod. Each value of `flow` is another flow.
 fn send(memory: &Memory, id: u32, flow: u32) {
     let [_, high, low, port] = flow.to_be_bytes();
     let to = [192, 168, high, low];
@@ -66,7 +66,8 @@ fn send(memory: &Memory, id: u32, flow: u32) {
     assert_eq!(denied, Reason::NoRule);
 }
 
-/// Sends a packet of a flow to a pod, from another pod of the node, or from outside the node (0).
+/// Sends a packet to a pod. Its source is another pod of the node, or outside the node if `source_endpoint` is 0. Each
+/// value of `flow` is another flow.
 fn receive(memory: &Memory, id: u32, source_endpoint: u32, flow: u32) {
     let [a, b, c, d] = flow.to_be_bytes();
     let from = if source_endpoint == 0 { [172, 16 + (b & 15), c, d] } else { address(source_endpoint) };
@@ -90,9 +91,10 @@ fn check_all_counted(memory: &mut Memory, packets: u64) {
 
 #[test]
 fn a_flood_of_one_pod_does_not_suppress_events_of_another_pod() {
-    let mut memory = pods();
+    let mut memory = memory_with_pods();
     let (mut packets, mut flow) = (0, 0);
-    // Five seconds of 100,000 denials each, in steps of a jiffy (4 ms). Pod 2 has 50 denials per second.
+    // Five seconds, in steps of a jiffy (4 ms). In each second, 100,000 packets of pod 1 and 50 packets of pod 2 are
+    // denied.
     for jiffy in 0..1250 {
         for _ in 0..400 {
             flow += 1;
@@ -116,7 +118,7 @@ fn a_flood_of_one_pod_does_not_suppress_events_of_another_pod() {
 
 #[test]
 fn a_flood_is_charged_to_the_sending_pod_and_outside_traffic_to_the_receiving_pod() {
-    let mut memory = pods();
+    let mut memory = memory_with_pods();
     for flow in 0..50_000 {
         receive(&memory, 2, 1, flow);
         if flow % 1000 == 0 {
@@ -139,7 +141,7 @@ fn a_flood_is_charged_to_the_sending_pod_and_outside_traffic_to_the_receiving_po
 
 #[test]
 fn twenty_floods_do_not_change_events_of_other_pods() {
-    let mut memory = pods();
+    let mut memory = memory_with_pods();
     let mut packets = 0;
     for round in 0..1000 {
         for id in 1..=20 {
@@ -166,10 +168,10 @@ fn twenty_floods_do_not_change_events_of_other_pods() {
 
 #[test]
 fn flows_in_the_same_set_are_limited_separately() {
-    // If both flows shared one slot, each packet would be the first of a new flow.
+    // If both flows shared one slot, each packet would take the slot from the other flow and cause an event.
     let mut event_counts = HashSet::new();
     for other in 1..100 {
-        let memory = pods();
+        let memory = memory_with_pods();
         for _ in 0..20 {
             send(&memory, 1, 0);
             send(&memory, 1, other);
@@ -177,8 +179,8 @@ fn flows_in_the_same_set_are_limited_separately() {
         event_counts.insert(memory.events.borrow().len());
     }
     assert_eq!(event_counts, HashSet::from([2]));
-    // 4,000 flows of 200 pods, which send ten packets each.
-    let memory = pods();
+    // 4,000 flows of 200 pods, with ten packets each.
+    let memory = memory_with_pods();
     for _ in 0..10 {
         for id in 1..=200 {
             (0..20).for_each(|flow| send(&memory, id, flow));
@@ -191,7 +193,7 @@ fn flows_in_the_same_set_are_limited_separately() {
 
 #[test]
 fn a_flow_is_reported_again_after_a_second_with_the_number_of_suppressed_packets() {
-    let mut memory = pods();
+    let mut memory = memory_with_pods();
     for second in 0..10 {
         for _ in 0..100 {
             send(&memory, 1, 0);
@@ -209,7 +211,7 @@ fn crafted_packets_cannot_take_the_slot_of_another_flow() {
     // `crafted` differs from `destination` only in the highest bits of words, which a multiplication by an odd number
     // does not carry to other bits. A hash that only mixes in the key gives both flows the same value, for any key.
     let (source, destination) = (u128::from_be_bytes(address_v6(1)), 0x2001_0db8_u128 << 96);
-    let mut memory = pods();
+    let mut memory = memory_with_pods();
     for key in 0..200_u32 {
         memory.event_key = std::array::from_fn(|word| {
             let word = u32::try_from(word).expect("a small number");
@@ -227,7 +229,7 @@ fn crafted_packets_cannot_take_the_slot_of_another_flow() {
 
 #[test]
 fn a_multicast_packet_is_one_flow_at_all_receiving_pods() {
-    let mut memory = pods();
+    let mut memory = memory_with_pods();
     for _ in 0..3 {
         for id in 2..=200 {
             memory.source_endpoint.set(1);
@@ -245,7 +247,7 @@ fn a_multicast_packet_is_one_flow_at_all_receiving_pods() {
 
 #[test]
 fn frames_without_ip_header_or_endpoint_are_reported_within_a_budget() {
-    let mut memory = pods();
+    let mut memory = memory_with_pods();
     let lldp = [&HOST[..], &[2; 6], &[0x88, 0xcc, 0, 0]].concat();
     for _ in 0..100 {
         assert_eq!(memory.run(Egress, &lldp, 1, 0), Reason::NotIp);

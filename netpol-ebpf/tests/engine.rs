@@ -1,5 +1,5 @@
-//! Tests of the packet programs with [`Memory`], where maps are in memory and the test sets the clock: cases that are
-//! hard to reach in the kernel. Other tests are in `tests/packets`.
+//! Tests the packet programs in cases that are hard to reach in the kernel. [`Memory`] runs the programs on maps in
+//! memory, with a clock that the test sets. Other tests are in `tests/tests/packets`.
 
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{
@@ -92,7 +92,7 @@ fn flows_time_out_according_to_their_state_even_if_jiffies_wrap() {
     for (packets, seconds) in [
         (&[SYN][..], timeout::TCP_UNREPLIED),
         (&[SYN, ACK, ACK], timeout::TCP_ESTABLISHED),
-        // The last packet of each sequence may be forged, or may be ignored by the two hosts.
+        // The last packet of each of these sequences may be forged, or its receiver may ignore it.
         (&[SYN, ACK, FIN_ACK], timeout::TCP_ESTABLISHED),
         (&[SYN, FIN_ACK, FIN_ACK], timeout::TCP_ESTABLISHED),
         (&[SYN, RST_ACK], timeout::TCP_ESTABLISHED),
@@ -103,6 +103,7 @@ fn flows_time_out_according_to_their_state_even_if_jiffies_wrap() {
         for (later, expected) in [(seconds - 1, Reason::Flow), (seconds + 1, Reason::NotIsolated)] {
             let memory = memory_with_pod();
             memory.now.set(u32::MAX - HZ);
+            // The client and the pod send in turn.
             for (number, &flags) in packets.iter().enumerate() {
                 let reason = if number % 2 == 0 { to_pod(&memory, flags) } else { from_pod(&memory, flags) };
                 assert!(reason.allows(), "{packets:x?}: {reason:?}");

@@ -1,9 +1,10 @@
-//! Tests of events of allowed flows, of policies in shadow mode and of observing, with [`Memory`], where maps are in
-//! memory and the test sets the clock.
+//! Tests the events of allowed flows, the events of policies in shadow mode (only evaluated and reported), and
+//! observing (nothing is enforced). [`Memory`] runs the packet programs on maps in memory, with a clock that the test
+//! sets.
 
 mod common;
 
-use common::{ACK, CLIENT, DENIES, OTHER_INTERFACE, POD, RULES, SYN, SYN_ACK, VETH, change, memory_with_pod};
+use common::{ACK, CLIENT, DENIES, OTHER_INTERFACE, POD, RULES, SYN, SYN_ACK, VETH, change_endpoint, memory_with_pod};
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{
     AddressEntry, AllowEntry, AllowKey, ClassId, Direction, EVENT_BURST, Endpoint, EventKind, FlowEvent, FrontendEntry,
@@ -15,10 +16,10 @@ use netpol_ebpf::memory::Memory;
 const BACKEND: [u8; 4] = [10, 0, 0, 3];
 const SERVICE: [u8; 4] = [10, 96, 0, 1];
 /// The flag of a fragment that is not the last one.
-const MORE: u16 = 0x2000;
+const MORE_FRAGMENTS: u16 = 0x2000;
 
 /// Returns maps with a pod that no policy isolates. Allowed flows are reported.
-fn pod() -> Memory {
+fn reporting_memory() -> Memory {
     let memory = memory_with_pod();
     memory.settings.set(Settings { record_allowed: 1 });
     memory
@@ -83,7 +84,7 @@ fn shadow_denied(memory: &Memory, direction: Direction) -> u64 {
 #[test]
 fn a_new_flow_is_reported_once_if_allowed_flows_are_reported() {
     for record_allowed in [0, 1] {
-        let memory = pod();
+        let memory = reporting_memory();
         memory.settings.set(Settings { record_allowed });
         assert_eq!(request(&memory, SYN), Reason::NotIsolated);
         // The same SYN again, a reply, and more packets.
@@ -99,12 +100,12 @@ fn a_new_flow_is_reported_once_if_allowed_flows_are_reported() {
 }
 
 #[test]
-fn a_flow_event_has_the_ends_and_the_rule_set() {
-    let mut memory = pod();
+fn a_flow_event_has_the_addresses_the_ports_and_the_rule_set() {
+    let mut memory = reporting_memory();
     let everything = AllowEntry { port_set: PortSetId::ALL, rule: RuleId(1) };
     memory.allow.insert(AllowKey { rule_set: RULES, class: ClassId(1) }, everything);
     memory.v4.addresses.insert(CLIENT, AddressEntry { class: ClassId(1), ..AddressEntry::default() });
-    change(&mut memory, |endpoint| endpoint.ingress = DENIES);
+    change_endpoint(&mut memory, |endpoint| endpoint.ingress = DENIES);
     assert_eq!(request(&memory, SYN), Reason::Rule);
     let [event] = events(&memory)[..] else { panic!("one event") };
     assert_eq!((event.reason, event.rule_set, event.flags), (Reason::Rule as u8, RULES, 0));
@@ -116,7 +117,7 @@ fn a_flow_event_has_the_ends_and_the_rule_set() {
 
 #[test]
 fn connections_of_one_client_to_one_port_have_one_event_a_second() {
-    let mut memory = pod();
+    let mut memory = reporting_memory();
     for second in 0..3 {
         for port in 0..100 {
             assert!(connect(&memory, SYN, 2000 + second * 100 + port, 80).allows());
@@ -132,7 +133,7 @@ fn connections_of_one_client_to_one_port_have_one_event_a_second() {
 
 #[test]
 fn pings_from_one_client_have_one_event_a_second() {
-    let memory = pod();
+    let memory = reporting_memory();
     // Each run of `ping` has another identifier, and so another flow.
     for (identifier, seconds) in [(1, 0), (2, 0), (3, 0), (4, 1)] {
         memory.wait(seconds);
@@ -145,7 +146,7 @@ fn pings_from_one_client_have_one_event_a_second() {
 
 #[test]
 fn an_allowed_flow_is_charged_to_the_pod_of_this_node_that_initiates_it() {
-    let mut memory = pod();
+    let mut memory = reporting_memory();
     let client = Endpoint { ifindex: IfIndex(OTHER_INTERFACE), id: 2, address_v4: CLIENT, ..memory.endpoints[&VETH] };
     memory.endpoints.insert(OTHER_INTERFACE, client);
     memory.source_endpoint.set(2);
@@ -158,8 +159,8 @@ fn an_allowed_flow_is_charged_to_the_pod_of_this_node_that_initiates_it() {
 
 #[test]
 fn allowed_flows_do_not_suppress_events_of_denied_packets() {
-    let mut memory = pod();
-    change(&mut memory, |endpoint| endpoint.egress = DENIES);
+    let mut memory = reporting_memory();
+    change_endpoint(&mut memory, |endpoint| endpoint.egress = DENIES);
     for port in 0..20_000 {
         assert_eq!(connect(&memory, SYN, 1000, port), Reason::NotIsolated);
     }
@@ -180,10 +181,10 @@ fn allowed_flows_do_not_suppress_events_of_denied_packets() {
 
 #[test]
 fn shadow_mode_reports_what_it_would_deny_and_changes_nothing() {
-    let mut memory = pod();
+    let mut memory = reporting_memory();
     assert_eq!((request(&memory, SYN), reply(&memory, SYN_ACK)), (Reason::NotIsolated, Reason::Flow));
     events(&memory);
-    change(&mut memory, |endpoint| endpoint.shadow_ingress = DENIES);
+    change_endpoint(&mut memory, |endpoint| endpoint.shadow_ingress = DENIES);
     // The open flow is evaluated once, in its initiator's direction, although its next packet is a reply.
     for _ in 0..3 {
         assert_eq!((reply(&memory, ACK), request(&memory, ACK)), (Reason::Flow, Reason::Flow));
@@ -199,7 +200,7 @@ fn shadow_mode_reports_what_it_would_deny_and_changes_nothing() {
     assert_eq!(connect(&memory, ACK, 1001, 81), Reason::Flow);
     assert_eq!(summary(&memory), [(EventKind::Shadow, Ingress, Reason::NoRule, 81)]);
     assert_eq!(shadow_denied(&memory, Ingress), 2);
-    // Flows of the other direction, and flows that it allows, have no such event.
+    // Flows of the other direction, and flows that the policies in shadow mode allow, have no such event.
     memory.settings.set(Settings::default());
     assert_eq!(send(&memory, CLIENT, 53).0, Reason::NotIsolated);
     memory.v4.addresses.insert(CLIENT, AddressEntry { class: ClassId(1), ..AddressEntry::default() });
@@ -211,7 +212,7 @@ fn shadow_mode_reports_what_it_would_deny_and_changes_nothing() {
 
 #[test]
 fn shadow_mode_evaluates_flows_to_services_before_and_after_translation() {
-    let mut memory = pod();
+    let mut memory = reporting_memory();
     memory.settings.set(Settings::default());
     memory.v4.addresses.insert(SERVICE, AddressEntry { flags: address_flags::SERVICE, ..AddressEntry::default() });
     memory.v4.addresses.insert(BACKEND, AddressEntry { class: ClassId(2), ..AddressEntry::default() });
@@ -225,14 +226,14 @@ fn shadow_mode_evaluates_flows_to_services_before_and_after_translation() {
     let everything = AllowEntry { port_set: PortSetId::ALL, rule: RuleId(1) };
     memory.allow.insert(AllowKey { rule_set: RULES, class: ClassId(2) }, everything);
     assert_eq!(send(&memory, SERVICE, 3), (Reason::NotIsolated, 1), "without shadow mode");
-    change(&mut memory, |endpoint| endpoint.shadow_egress = DENIES);
+    change_endpoint(&mut memory, |endpoint| endpoint.shadow_egress = DENIES);
     let marked = 1 | RECHECK;
     for (port, expected) in [(1, marked), (2, marked), (3, 1)] {
         assert_eq!(send(&memory, SERVICE, port).1, expected, "port {port}");
         assert_eq!(send(&memory, SERVICE, port), (Reason::Flow, 1), "only the first packet");
     }
     assert_eq!(summary(&memory), [(EventKind::Shadow, Egress, Reason::NoAllowedBackend, 3)]);
-    // Post-DNAT: at an allowed backend, at another one, and masqueraded.
+    // Post-DNAT: to an allowed backend, to another destination, and with a masqueraded source.
     let post_dnat = |from, to| {
         memory.source_endpoint.set(marked);
         let reason = memory.run_post_dnat(&frame(from, to, protocol::UDP, 0, &udp([1000, 53])), VETH);
@@ -247,11 +248,11 @@ fn shadow_mode_evaluates_flows_to_services_before_and_after_translation() {
 
 #[test]
 fn shadow_mode_evaluates_a_datagram_by_its_first_fragment() {
-    let mut memory = pod();
+    let mut memory = reporting_memory();
     memory.settings.set(Settings::default());
-    change(&mut memory, |endpoint| endpoint.shadow_ingress = DENIES);
+    change_endpoint(&mut memory, |endpoint| endpoint.shadow_ingress = DENIES);
     memory.source_endpoint.set(0);
-    let first = frame(CLIENT, POD, protocol::UDP, MORE, &udp([1000, 53]));
+    let first = frame(CLIENT, POD, protocol::UDP, MORE_FRAGMENTS, &udp([1000, 53]));
     assert_eq!(memory.run(Ingress, &first, VETH, OTHER_INTERFACE), Reason::NotIsolated);
     let later = frame(CLIENT, POD, protocol::UDP, 2, &[0; 8]);
     assert_eq!(memory.run(Ingress, &later, VETH, OTHER_INTERFACE), Reason::Flow);
@@ -265,10 +266,10 @@ fn shadow_mode_evaluates_a_datagram_by_its_first_fragment() {
 
 #[test]
 fn observing_reports_a_denied_flow_once_and_enforcing_denies_it_again() {
-    let mut memory = pod();
+    let mut memory = reporting_memory();
     memory.observe.set(true);
     // Both directions are isolated: without a flow, the replies would be denied, too.
-    change(&mut memory, |endpoint| (endpoint.ingress, endpoint.egress) = (DENIES, DENIES));
+    change_endpoint(&mut memory, |endpoint| (endpoint.ingress, endpoint.egress) = (DENIES, DENIES));
     assert_eq!(request(&memory, SYN), Reason::NoRule);
     for _ in 0..2 {
         assert_eq!((reply(&memory, SYN_ACK), request(&memory, ACK)), (Reason::Flow, Reason::Flow));
@@ -276,7 +277,7 @@ fn observing_reports_a_denied_flow_once_and_enforcing_denies_it_again() {
     let [event] = events(&memory)[..] else { panic!("one event") };
     assert_eq!((event.flags, event.reason), (event_flags::OBSERVED, Reason::NoRule as u8));
     // A change of the policy: replies do not hide that the flow would be denied at its initiator's next packet.
-    change(&mut memory, |_| {});
+    change_endpoint(&mut memory, |_| {});
     assert_eq!((reply(&memory, ACK), request(&memory, ACK)), (Reason::Revoked, Reason::Revoked));
     assert_eq!((reply(&memory, ACK), request(&memory, ACK)), (Reason::Flow, Reason::Flow));
     // An agent that enforces the same policies replaces the programs.
@@ -285,7 +286,7 @@ fn observing_reports_a_denied_flow_once_and_enforcing_denies_it_again() {
     memory.observe.set(false);
     assert_eq!((request(&memory, ACK), reply(&memory, ACK)), (Reason::Revoked, Reason::Revoked));
     assert!(events(&memory).iter().all(|event| event.flags == 0 && event.reason == Reason::Revoked as u8));
-    // And the reverse.
+    // An agent that only observes replaces the programs again.
     memory.observe.set(true);
     assert_eq!((request(&memory, ACK), reply(&memory, ACK)), (Reason::Flow, Reason::Flow), "already reported");
 }

@@ -1,21 +1,24 @@
-//! Tests of the packets and bytes that are counted in flows, with [`Memory`], where maps are in memory and the test sets
-//! the clock.
+//! Tests how the packets and bytes of flows are counted. [`Memory`] runs the packet programs on maps in memory, with a
+//! clock that the test sets.
 
 mod common;
 
-use common::{ACK, CLIENT, DENIES, OTHER_INTERFACE, POD, SYN, SYN_ACK, VETH, change, memory_with_pod};
+use common::{ACK, CLIENT, DENIES, OTHER_INTERFACE, POD, SYN, SYN_ACK, VETH, change_endpoint, memory_with_pod};
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{
     Direction, DirectionPolicy, FlowEntry, FlowKey, IfIndex, PortSetId, Reason, Traffic, flow_state, protocol,
 };
 use netpol_ebpf::memory::Memory;
 
-/// The length of the headers of IPv4 and TCP, and of IPv4 and UDP.
-const TCP: u64 = 40;
-const UDP: u64 = 28;
+/// The length of an IPv4 and a TCP header.
+const TCP_HEADERS: u64 = 40;
+/// The length of an IPv4 and a UDP header.
+const UDP_HEADERS: u64 = 28;
+
+const RST: u8 = 0x04;
 
 /// Returns maps with a pod that no policy isolates.
-fn pod(count_traffic: bool) -> Memory {
+fn new_memory(count_traffic: bool) -> Memory {
     let memory = memory_with_pod();
     memory.count_traffic.set(count_traffic);
     memory
@@ -51,7 +54,7 @@ fn request(memory: &Memory, flags: u8, payload: usize) -> Reason {
     )
 }
 
-/// Runs a segment in the opposite direction.
+/// Runs a TCP segment from the pod's port 80 to the client's port 1000.
 fn reply(memory: &Memory, flags: u8, payload: usize) -> Reason {
     memory.run(Egress, &frame(&[], POD, CLIENT, protocol::TCP, &tcp(flags, [80, 1000], payload)), VETH, 0)
 }
@@ -80,20 +83,20 @@ fn counts(entry: &FlowEntry) -> [(u64, u64); 2] {
 
 #[test]
 fn packets_and_bytes_are_counted_for_each_direction() {
-    let memory = pod(true);
+    let memory = new_memory(true);
     request(&memory, SYN, 0);
-    assert_eq!(counts(&connection(&memory)), [(1, TCP), (0, 0)], "the first packet");
+    assert_eq!(counts(&connection(&memory)), [(1, TCP_HEADERS), (0, 0)], "the first packet");
     request(&memory, SYN, 0);
     reply(&memory, SYN_ACK, 0);
     request(&memory, ACK, 100);
     reply(&memory, ACK, 1000);
     reply(&memory, ACK, 1);
-    assert_eq!(counts(&connection(&memory)), [(3, 3 * TCP + 100), (3, 3 * TCP + 1001)]);
+    assert_eq!(counts(&connection(&memory)), [(3, 3 * TCP_HEADERS + 100), (3, 3 * TCP_HEADERS + 1001)]);
 
     // The slow path: a frame with a VLAN tag has the same length from the IP header on.
     let tagged = frame(&[0x81, 0, 0, 5], CLIENT, POD, protocol::TCP, &tcp(ACK, [1000, 80], 7));
     assert_eq!(memory.run(Ingress, &tagged, VETH, OTHER_INTERFACE), Reason::Flow);
-    assert_eq!(counts(&connection(&memory))[0], (4, 4 * TCP + 107));
+    assert_eq!(counts(&connection(&memory))[0], (4, 4 * TCP_HEADERS + 107));
 
     // The pod is the initiator.
     let run = |direction: Direction, from, to, ports| {
@@ -102,28 +105,28 @@ fn packets_and_bytes_are_counted_for_each_direction() {
     run(Egress, POD, CLIENT, [5000, 53]);
     run(Ingress, CLIENT, POD, [53, 5000]);
     run(Ingress, CLIENT, POD, [53, 5000]);
-    assert_eq!(counts(&flow(&memory, protocol::UDP, 5000, 53)), [(1, UDP + 12), (2, 2 * (UDP + 12))]);
+    assert_eq!(counts(&flow(&memory, protocol::UDP, 5000, 53)), [(1, UDP_HEADERS + 12), (2, 2 * (UDP_HEADERS + 12))]);
 }
 
 #[test]
 fn each_segment_of_a_packet_with_segmentation_offload_counts() {
-    let memory = pod(true);
+    let memory = new_memory(true);
     request(&memory, SYN, 0);
     memory.segments.set(3);
     request(&memory, ACK, 3000);
-    assert_eq!(counts(&connection(&memory))[0], (4, 2 * TCP + 3000));
+    assert_eq!(counts(&connection(&memory))[0], (4, 2 * TCP_HEADERS + 3000));
 }
 
 #[test]
 fn a_denied_packet_changes_only_the_mark_of_a_revoked_flow() {
     for observe in [false, true] {
-        let mut memory = pod(true);
+        let mut memory = new_memory(true);
         request(&memory, SYN, 0);
         let before = connection(&memory);
-        change(&mut memory, |endpoint| endpoint.ingress = DENIES);
+        change_endpoint(&mut memory, |endpoint| endpoint.ingress = DENIES);
         memory.observe.set(observe);
         // Neither REPLIED nor RESET is stored, so the timeout stays that of a flow without replies.
-        for flags in [SYN_ACK, 0x04] {
+        for flags in [SYN_ACK, RST] {
             assert_eq!(reply(&memory, flags, 0), Reason::Revoked);
         }
         let state = if observe { before.state } else { before.state | flow_state::REVOKED };
@@ -132,8 +135,8 @@ fn a_denied_packet_changes_only_the_mark_of_a_revoked_flow() {
 }
 
 #[test]
-fn nothing_is_counted_unless_it_is_enabled() {
-    let memory = pod(false);
+fn nothing_is_counted_unless_counting_is_enabled() {
+    let memory = new_memory(false);
     request(&memory, SYN, 0);
     let first = connection(&memory);
     request(&memory, ACK, 100);
@@ -144,49 +147,49 @@ fn nothing_is_counted_unless_it_is_enabled() {
 
 #[test]
 fn a_change_of_policy_keeps_the_counts_and_denied_packets_are_not_counted() {
-    let mut memory = pod(true);
+    let mut memory = new_memory(true);
     request(&memory, SYN, 0);
     reply(&memory, SYN_ACK, 0);
     let started = connection(&memory).started;
     memory.wait(5);
     for ingress in [DirectionPolicy { any: PortSetId::ALL, ..DENIES }, DENIES] {
-        change(&mut memory, |endpoint| endpoint.ingress = ingress);
+        change_endpoint(&mut memory, |endpoint| endpoint.ingress = ingress);
         let expected = if ingress == DENIES { Reason::Revoked } else { Reason::Flow };
         assert_eq!((request(&memory, ACK, 10), reply(&memory, ACK, 20)), (expected, expected));
     }
     let revoked = connection(&memory);
-    assert_eq!(counts(&revoked), [(2, 2 * TCP + 10), (2, 2 * TCP + 20)]);
+    assert_eq!(counts(&revoked), [(2, 2 * TCP_HEADERS + 10), (2, 2 * TCP_HEADERS + 20)]);
     assert_eq!((revoked.started, revoked.state & flow_state::REVOKED), (started, flow_state::REVOKED));
 
     // The flow is allowed again.
-    change(&mut memory, |endpoint| endpoint.ingress = DirectionPolicy::OPEN);
+    change_endpoint(&mut memory, |endpoint| endpoint.ingress = DirectionPolicy::OPEN);
     assert_eq!(request(&memory, ACK, 0), Reason::Flow);
     let allowed = connection(&memory);
-    assert_eq!((counts(&allowed)[0], allowed.state & flow_state::REVOKED), ((3, 3 * TCP + 10), 0));
+    assert_eq!((counts(&allowed)[0], allowed.state & flow_state::REVOKED), ((3, 3 * TCP_HEADERS + 10), 0));
 }
 
 #[test]
 fn a_new_connection_with_the_same_ports_starts_at_zero() {
-    let memory = pod(true);
+    let memory = new_memory(true);
     request(&memory, SYN, 0);
     reply(&memory, SYN_ACK, 0);
     let first = connection(&memory);
     memory.wait(5);
     request(&memory, SYN, 0);
     let second = connection(&memory);
-    assert_eq!(counts(&second), [(1, TCP), (0, 0)]);
+    assert_eq!(counts(&second), [(1, TCP_HEADERS), (0, 0)]);
     assert_ne!(second.started, first.started);
 }
 
 #[test]
 fn a_packet_is_not_counted_again_post_dnat() {
-    let mut memory = pod(true);
+    let mut memory = new_memory(true);
     memory.endpoints.get_mut(&VETH).expect("the pod's endpoint").egress =
         DirectionPolicy { any: PortSetId::ALL, ..DENIES };
     let packet = frame(&[], POD, CLIENT, protocol::UDP, &datagram([5000, 53], 12));
     for count in 1..=2 {
         assert!(memory.run(Egress, &packet, VETH, 0).allows());
         memory.run_post_dnat(&packet, VETH);
-        assert_eq!(counts(&flow(&memory, protocol::UDP, 5000, 53))[0], (count, count * (UDP + 12)));
+        assert_eq!(counts(&flow(&memory, protocol::UDP, 5000, 53))[0], (count, count * (UDP_HEADERS + 12)));
     }
 }

@@ -22,8 +22,8 @@ use crate::AttachError;
 use netpol_node::{Hook, Netlink};
 use netpol_policy::text::error_chain;
 
-/// Priority and handle of netpol's filters. The priority is early, since a filter of another program that allows a
-/// packet ends the evaluation.
+/// Priority and handle of netpol's filters. They run early, because another program's filter that allows a packet ends
+/// the evaluation of filters.
 const PRIORITY: u16 = 2;
 const HANDLE: TcHandle = TcHandle::new(0, HANDLE_MINOR);
 const HANDLE_MINOR: u16 = 0x6e70;
@@ -64,10 +64,10 @@ fn has_tcx() -> bool {
 fn create_own_qdisc(pins: &Pins, ifindex: IfIndex, name: &str) -> bool {
     let is_empty = |hook| tcx_programs(ifindex, hook).is_ok_and(|programs| programs.is_empty());
     [TcAttachType::Ingress, TcAttachType::Egress].into_iter().all(is_empty)
-        && make_qdisc(&pins.filter(ifindex), name).unwrap_or(false)
+        && make_qdisc(&pins.filter_dir(ifindex), name).unwrap_or(false)
 }
 
-pub(super) fn program(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier, String> {
+pub(super) fn find_program(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier, String> {
     let name = program.name();
     let program = ebpf.program_mut(name).ok_or_else(|| format!("the BPF object has no program {name}"))?;
     program.try_into().map_err(|error: ProgramError| error.to_string())
@@ -75,7 +75,7 @@ pub(super) fn program(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedCla
 
 /// Returns the ids of the loaded programs.
 pub(super) fn ids(ebpf: &mut Ebpf) -> Vec<u32> {
-    let id = |wanted| Some(program(ebpf, wanted).ok()?.info().ok()?.id());
+    let id = |wanted| Some(find_program(ebpf, wanted).ok()?.info().ok()?.id());
     Program::ALL.into_iter().filter_map(id).collect()
 }
 
@@ -95,11 +95,11 @@ pub(super) fn attach(
         AttachError { interface: name.to_owned(), message, gone }
     };
     for &wanted in role.programs() {
-        let program = program(ebpf, wanted).map_err(attach_error)?;
+        let program = find_program(ebpf, wanted).map_err(attach_error)?;
         let attached = if tcx {
             attach_tcx(program, &pins.link(ifindex, wanted), wanted.hook(), ifindex, name)
         } else {
-            attach_filter(program, &pins.filter(ifindex), wanted.hook(), name)
+            attach_filter(program, &pins.filter_dir(ifindex), wanted.hook(), name)
         };
         attached.map_err(|error| attach_error(error_chain(error.as_ref())))?;
     }
@@ -169,7 +169,7 @@ pub(super) fn is_running(pins: &Pins, ifindex: IfIndex) -> Result<bool, Failure>
                 None => false,
             };
     }
-    if linked || !pins.filter(ifindex).exists() {
+    if linked || !pins.filter_dir(ifindex).exists() {
         return Ok(linked);
     }
     let hook = |program: &Program| match program.hook() {
@@ -200,28 +200,28 @@ fn attach_filter(
     let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
     let id = match program.attach_with_options(name, hook, TcAttachOptions::Netlink(options)) {
         Ok(id) => id,
-        // There is a filter of netpol: replace it in one step.
-        Err(_) => program.attach_to_link(filter(name, hook)?)?,
+        // netpol already has a filter at this hook: replace it in one step.
+        Err(_) => program.attach_to_link(own_filter(name, hook)?)?,
     };
     // The kernel owns the filter now; dropping the link would remove it.
     std::mem::forget(program.take_link(id)?);
     Ok(())
 }
 
-fn filter(name: &str, hook: TcAttachType) -> io::Result<SchedClassifierLink> {
+fn own_filter(name: &str, hook: TcAttachType) -> io::Result<SchedClassifierLink> {
     SchedClassifierLink::attached(name, hook, PRIORITY, HANDLE, None)
 }
 
-/// Detaches a filter. Returns whether there was one.
+/// Detaches netpol's filter. Returns whether there was one.
 fn detach_filter(name: &str, hook: TcAttachType) -> bool {
-    matches!(filter(name, hook).map(Link::detach), Ok(Ok(())))
+    matches!(own_filter(name, hook).map(Link::detach), Ok(Ok(())))
 }
 
 /// Detaches all programs, and returns what was removed. Succeeds if the interface was removed.
 pub(super) fn detach(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachError> {
     let mut removed = detach_tcx(pins, ifindex, Program::ALL)?;
     removed.extend(detach_filters(pins, ifindex)?);
-    pins.set_observing(ifindex, false).map_err(|error| failed(ifindex, &error))?;
+    pins.set_observing(ifindex, false).map_err(|error| detach_error(ifindex, &error))?;
     Ok(removed)
 }
 
@@ -240,7 +240,7 @@ fn display_name(ifindex: IfIndex) -> String {
     name_of(ifindex).unwrap_or_else(|| format!("interface {ifindex}"))
 }
 
-fn failed(ifindex: IfIndex, message: &dyn std::fmt::Display) -> AttachError {
+fn detach_error(ifindex: IfIndex, message: &dyn std::fmt::Display) -> AttachError {
     AttachError { interface: display_name(ifindex), message: message.to_string(), gone: false }
 }
 
@@ -253,7 +253,7 @@ pub(super) fn detach_tcx(
     for program in programs {
         let pin = pins.link(ifindex, program);
         if pin.exists() {
-            unpin(&pin).map_err(|error| failed(ifindex, &error))?;
+            unpin(&pin).map_err(|error| detach_error(ifindex, &error))?;
             removed.push(format!("TCX link of {} on {}", program.name(), display_name(ifindex)));
         }
     }
@@ -261,7 +261,7 @@ pub(super) fn detach_tcx(
 }
 
 fn detach_filters(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachError> {
-    let marker_dir = pins.filter(ifindex);
+    let marker_dir = pins.filter_dir(ifindex);
     let mut removed = Vec::new();
     if !marker_dir.exists() {
         return Ok(removed);
@@ -273,19 +273,19 @@ fn detach_filters(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachEr
             }
         }
         if marker_dir.join("qdisc").exists() {
-            let mut netlink = Netlink::open().map_err(|error| failed(ifindex, &error))?;
-            if netlink.delete_clsact_if_empty(ifindex).map_err(|error| failed(ifindex, &error))? {
+            let mut netlink = Netlink::open().map_err(|error| detach_error(ifindex, &error))?;
+            if netlink.delete_clsact_if_empty(ifindex).map_err(|error| detach_error(ifindex, &error))? {
                 removed.push(format!("clsact qdisc on {name}"));
             }
         }
     }
-    // `qdisc` exists only if netpol created the qdisc; the others only on devices.
+    // `qdisc` exists only if netpol created the qdisc. The other marks exist only for devices.
     let _ = fs::remove_dir(marker_dir.join("qdisc"));
     for program in [Program::Recheck, Program::RecheckL3] {
         let _ = fs::remove_dir(marker_dir.join(program.short_name()));
     }
     fs::remove_dir(&marker_dir)
-        .map_err(|error| failed(ifindex, &format!("cannot remove {}: {error}", marker_dir.display())))?;
+        .map_err(|error| detach_error(ifindex, &format!("cannot remove {}: {error}", marker_dir.display())))?;
     Ok(removed)
 }
 

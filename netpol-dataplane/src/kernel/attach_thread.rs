@@ -25,11 +25,11 @@ pub(super) struct Attacher {
     pub(super) mode: AttachMode,
     /// Whether the programs enforce nothing.
     pub(super) observe: bool,
-    /// For packet counters only. Without it, the counters of the last snapshot are used.
+    /// For packet counters only. Without it, the counters from the last reading of all interfaces are used.
     pub(super) netlink: Option<Netlink>,
     /// Interfaces that existed when the agent started.
     pub(super) existed_at_start: BTreeSet<IfIndex>,
-    /// Takes over connections before programs are attached.
+    /// Takes over connections from `nf_conntrack` before programs are attached.
     pub(super) take_over_before_attach: Option<TakeOver>,
     /// Takes over connections that started between reading `nf_conntrack` and attaching.
     pub(super) take_over_after_attach: Option<Sender<Endpoint>>,
@@ -56,9 +56,10 @@ pub(super) enum Job {
 }
 
 impl Attacher {
-    /// Replaces an earlier agent's programs with this agent's on every interface that runs them. Returns these
-    /// interfaces with their roles, and whether the replacement succeeded; if not, the old programs stay. If the index
-    /// was reused by a new interface, nothing is attached here, because the new interface may not belong to a pod.
+    /// Replaces an earlier agent's programs with this agent's programs on every interface that runs them. If this
+    /// fails, the old programs stay. Returns all interfaces that the pins list, with their roles, and whether they run
+    /// this agent's programs now. If a new interface has the index of a removed one, nothing is attached here, because
+    /// the new interface may not belong to a pod.
     pub(super) fn adopt(&mut self) -> BTreeMap<IfIndex, Adopted> {
         let mut adopted = BTreeMap::new();
         for ifindex in self.pins.interfaces() {
@@ -78,10 +79,10 @@ impl Attacher {
 
     /// Starts the attach thread.
     pub(super) fn start(mut self) -> io::Result<(Worker<Job>, Outcomes<InterfaceOutcome>)> {
-        Worker::start("attach", "attaches programs to interfaces", move |job| self.work(job))
+        Worker::start("attach", "attaches programs to interfaces", move |job| self.run_job(job))
     }
 
-    fn work(&mut self, job: Job) -> InterfaceOutcome {
+    fn run_job(&mut self, job: Job) -> InterfaceOutcome {
         match job {
             Job::Attach { ifindex, name, role, endpoint } => {
                 // An interface that is older than the agent has connections, which must not be evaluated as new ones.
@@ -93,7 +94,8 @@ impl Attacher {
                 let result = self.attach(ifindex, &name, role);
                 let packets = result.is_ok().then(|| self.packets(ifindex)).flatten();
                 if let (Ok(()), Some(endpoint), Some(later)) = (&result, &endpoint, &self.take_over_after_attach) {
-                    // If the thread has died, connections of new pods are evaluated at their next packet.
+                    // If the thread has died, these connections are evaluated as new flows, in the direction of their
+                    // next packet.
                     let _ = later.send(*endpoint);
                 }
                 InterfaceOutcome::Attached { ifindex, result, packets }
@@ -130,8 +132,8 @@ impl Attacher {
         })
     }
 
-    /// Attaches by name, as aya requires. Another interface may get the name meanwhile, so it is checked before and
-    /// after.
+    /// Attaches by name, as aya requires. Another interface may get the name meanwhile, so the name is checked before
+    /// and after attaching.
     fn attach(&mut self, ifindex: IfIndex, name: &str, role: Role) -> Result<(), AttachError> {
         let has_name = || attach::name_of(ifindex).is_some_and(|now| now == name);
         let gone =

@@ -20,21 +20,21 @@ fn others(pins: &Pins) -> Vec<Pins> {
 
 /// Takes over a qdisc that an agent with another layout version created. Its filters are then replaced in one step.
 pub(super) fn adopt_qdisc(pins: &Pins, ifindex: IfIndex) {
-    if others(pins).iter().any(|other| other.filter(ifindex).join("qdisc").exists()) {
-        // Without this mark, the qdisc is treated as another process's and is not removed.
-        let _ = fs::create_dir_all(pins.filter(ifindex).join("qdisc"));
+    if others(pins).iter().any(|other| other.filter_dir(ifindex).join("qdisc").exists()) {
+        // If the mark cannot be created, the qdisc is treated as another process's and is not removed.
+        let _ = fs::create_dir_all(pins.filter_dir(ifindex).join("qdisc"));
     }
 }
 
 /// Detaches the programs of other layout versions from an interface that has this agent's programs, and removes versions
 /// that no interface uses.
 pub(super) fn detach_old_programs(pins: &Pins, ifindex: IfIndex) -> Result<(), AttachError> {
-    let has_filters = pins.filter(ifindex).exists();
+    let has_filters = pins.filter_dir(ifindex).exists();
     for other in others(pins) {
         if has_filters {
             // This agent's filters replaced the old ones.
             detach_tcx(&other, ifindex, Program::ALL)?;
-            let mark = other.filter(ifindex);
+            let mark = other.filter_dir(ifindex);
             for name in names(&mark) {
                 let _ = fs::remove_dir(mark.join(name));
             }
@@ -43,12 +43,12 @@ pub(super) fn detach_old_programs(pins: &Pins, ifindex: IfIndex) -> Result<(), A
             detach(&other, ifindex)?;
         }
     }
-    clear(pins);
+    remove_unused(pins);
     Ok(())
 }
 
 /// Removes versions that no existing interface uses.
-pub(super) fn clear(pins: &Pins) {
+pub(super) fn remove_unused(pins: &Pins) {
     for other in others(pins) {
         if other.interfaces().into_iter().all(|ifindex| name_of(ifindex).is_none()) {
             let mut report = Removed::default();

@@ -40,13 +40,13 @@ impl ForeignPrograms {
     pub fn programs_on(&self, netlink: &mut Netlink, ifindex: IfIndex, name: &str) -> Vec<ForeignProgram> {
         let mut foreign = Vec::new();
         for program in Role::Pod.programs() {
-            self.by_tcx(ifindex, name, *program, &mut foreign);
+            self.add_tcx_programs(ifindex, name, *program, &mut foreign);
         }
-        self.by_filters(netlink, ifindex, &mut foreign);
+        self.add_filters(netlink, ifindex, &mut foreign);
         foreign
     }
 
-    fn by_tcx(&self, ifindex: IfIndex, name: &str, program: Program, foreign: &mut Vec<ForeignProgram>) {
+    fn add_tcx_programs(&self, ifindex: IfIndex, name: &str, program: Program, foreign: &mut Vec<ForeignProgram>) {
         // Linux before 6.6 has no TCX.
         let ids = tcx_programs(ifindex, program.hook()).unwrap_or_default();
         if ids.iter().all(|id| self.own.contains(id)) {
@@ -61,20 +61,20 @@ impl ForeignPrograms {
         let is_own = |id: &u32| {
             self.own.contains(id) || pinned == Some(*id) || named(*id).is_some_and(|name| is_own_name(&name))
         };
-        // If netpol's programs are clsact filters, they run after all of these.
-        let own = ids.iter().position(is_own).unwrap_or(if self.has_filter(ifindex) { ids.len() } else { 0 });
+        // If netpol's programs are clsact filters, they run after all TCX programs.
+        let own_position = ids.iter().position(is_own).unwrap_or(if self.has_filter(ifindex) { ids.len() } else { 0 });
         foreign.extend(ids.iter().enumerate().filter(|(_, id)| !is_own(id)).map(|(position, id)| ForeignProgram {
             name: named(*id).filter(|name| !name.is_empty()).unwrap_or_else(|| name_by_id(*id)),
-            order: if position < own { Order::Before } else { Order::After },
+            order: if position < own_position { Order::Before } else { Order::After },
         }));
     }
 
-    fn by_filters(&self, netlink: &mut Netlink, ifindex: IfIndex, foreign: &mut Vec<ForeignProgram>) {
+    fn add_filters(&self, netlink: &mut Netlink, ifindex: IfIndex, foreign: &mut Vec<ForeignProgram>) {
         let filters = netlink.bpf_filters(ifindex).unwrap_or_default();
-        let own = filters.iter().filter(|filter| has_own_name(filter)).map(|filter| filter.priority).min();
+        let own_priority = filters.iter().filter(|filter| has_own_name(filter)).map(|filter| filter.priority).min();
         for filter in filters.into_iter().filter(|filter| !has_own_name(filter) && !self.own.contains(&filter.program))
         {
-            let before = own.is_some_and(|own| filter.priority < own);
+            let before = own_priority.is_some_and(|own_priority| filter.priority < own_priority);
             foreign.push(ForeignProgram {
                 name: filter.name.unwrap_or_else(|| name_by_id(filter.program)),
                 order: if before { Order::Before } else { Order::After },
@@ -83,11 +83,11 @@ impl ForeignPrograms {
     }
 
     fn has_filter(&self, ifindex: IfIndex) -> bool {
-        self.pins.filter(ifindex).exists()
+        self.pins.filter_dir(ifindex).exists()
     }
 }
 
-/// Completes "TC program …" for a program without a known name.
+/// Returns what follows "TC program" in a message about a program without a known name.
 fn name_by_id(id: u32) -> String {
     format!("with id {id}")
 }

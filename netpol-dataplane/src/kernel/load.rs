@@ -1,14 +1,14 @@
-//! Loads the BPF object into the pinned maps, or into new ones.
+//! Loads the BPF object. Its programs use the pinned maps, or new maps if there are none.
 
 use aya::maps::{Array, Map, MapData};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use netpol_common::EVENT_KEY_WORDS;
 
-use super::attach::program;
+use super::attach::find_program;
 use super::maps::pinned_capacity;
 use super::names::{Capacities, MapName};
-use super::pins::{Pins, make, pin_error, unpin};
+use super::pins::{Pins, make_dir, pin_error, unpin};
 use super::program::Program;
 use super::{FlowTotalsMode, KernelError, KernelOptions, Raw, resize};
 use netpol_policy::text::error_chain;
@@ -31,23 +31,23 @@ impl Behavior {
     }
 }
 
-/// Loads and pins the programs. Returns the capacities in use. If `wanted` differs from the size of a pinned map, the
-/// map is resized if its entries fit; else all maps keep their sizes. Call [`take_over`](super::resize::take_over) for
-/// resized maps once the programs use them.
+/// Loads and pins the programs. Returns the capacities in use. If `wanted` has another size for a pinned map, the map
+/// is resized. If its entries do not fit, all maps keep their sizes. When the programs are attached, call
+/// [`take_over`](super::resize::take_over): it replaces the pins of resized maps.
 pub(super) fn load(
     object: &[u8],
     pins: Pins,
     wanted: &Capacities,
     behavior: Behavior,
 ) -> Result<(Ebpf, Pins, Capacities), KernelError> {
-    pins.make()?;
+    pins.make_dirs()?;
     resize::discard(&pins)?;
-    let (changed, pinned) = compare(&pins, wanted);
+    let (changed, pinned) = compare_capacities(&pins, wanted);
     if !changed.is_empty() {
-        match resized(object, &pins, &changed, wanted, behavior) {
+        match load_resized(object, &pins, &changed, wanted, behavior) {
             Ok(loaded) => return pin_programs(loaded),
             Err(error) => {
-                let maps = resize::listed(&changed);
+                let maps = resize::joined_names(&changed);
                 tracing::error!(%error, maps, "cannot resize maps in use; all maps keep their old sizes");
                 resize::discard(&pins)?;
             }
@@ -59,14 +59,15 @@ pub(super) fn load(
 
 type Loaded = (Ebpf, Pins, Capacities);
 
-fn resized(
+/// Loads the programs, with new maps in place of the maps that change their size, and copies the entries.
+fn load_resized(
     object: &[u8],
     old: &Pins,
     changed: &[MapName],
     wanted: &Capacities,
     behavior: Behavior,
 ) -> Result<Loaded, KernelError> {
-    make(&old.resize())?;
+    make_dir(&old.resize())?;
     let new = Pins { resized: changed.iter().copied().collect(), ..old.clone() };
     let ebpf = load_programs(object, &new, wanted, behavior)?;
     resize::copy(old, &new, wanted)?;
@@ -74,16 +75,16 @@ fn resized(
 }
 
 fn load_programs(object: &[u8], pins: &Pins, capacities: &Capacities, behavior: Behavior) -> Result<Ebpf, KernelError> {
-    let mut ebpf = loader(pins, capacities, frequency(), behavior).load(object).map_err(|error| load_error(&error))?;
-    for of in Program::ALL {
-        program(&mut ebpf, of).map_err(KernelError::Object)?;
+    let mut ebpf = loader(pins, capacities, kernel_hz(), behavior).load(object).map_err(|error| load_error(&error))?;
+    for program in Program::ALL {
+        find_program(&mut ebpf, program).map_err(KernelError::Object)?;
     }
-    verify(&mut ebpf)?;
+    load_in_parallel(&mut ebpf)?;
     Ok(ebpf)
 }
 
 /// Loads the programs in parallel. The verifier takes most of the agent's start time, and uses one CPU per program.
-fn verify(ebpf: &mut Ebpf) -> Result<(), KernelError> {
+fn load_in_parallel(ebpf: &mut Ebpf) -> Result<(), KernelError> {
     let wanted = Program::ALL.map(Program::name);
     std::thread::scope(|scope| {
         let programs = ebpf.programs_mut().filter(|(name, _)| wanted.contains(name));
@@ -102,10 +103,10 @@ fn verify(ebpf: &mut Ebpf) -> Result<(), KernelError> {
 }
 
 fn pin_programs((mut ebpf, pins, capacities): Loaded) -> Result<Loaded, KernelError> {
-    for of in Program::ALL {
-        let pin = pins.programs().join(of.name());
+    for program in Program::ALL {
+        let pin = pins.programs().join(program.name());
         unpin(&pin)?;
-        let program = program(&mut ebpf, of).map_err(KernelError::Object)?;
+        let program = find_program(&mut ebpf, program).map_err(KernelError::Object)?;
         program.pin(&pin).map_err(|error| pin_error("pin the program at", &pin, &error_chain(&error)))?;
     }
     Ok((ebpf, pins, capacities))
@@ -129,13 +130,13 @@ fn loader<'a>(pins: &Pins, capacities: &Capacities, hz: u32, behavior: Behavior)
     ] {
         loader.override_global(global, Box::leak(Box::new(value)) as &u32, true);
     }
-    loader.override_global("EVENT_KEY", Box::leak(Box::new(random())) as &[u32; EVENT_KEY_WORDS], true);
+    loader.override_global("EVENT_KEY", Box::leak(Box::new(random_key())) as &[u32; EVENT_KEY_WORDS], true);
     loader
 }
 
 /// Returns a random key that pods cannot guess. Each agent has its own. Entries of an earlier agent in `DENIALS` and
 /// `ALLOWED_FLOWS` expire within a second.
-fn random() -> [u32; EVENT_KEY_WORDS] {
+fn random_key() -> [u32; EVENT_KEY_WORDS] {
     let mut key = [0; EVENT_KEY_WORDS];
     // SAFETY: the buffer is `key`'s own. Reads of up to 256 bytes are complete and not interrupted: getrandom(2).
     let read = unsafe { libc::getrandom(key.as_mut_ptr().cast(), size_of_val(&key), 0) };
@@ -156,8 +157,8 @@ fn load_error(error: &(dyn std::error::Error + 'static)) -> KernelError {
 }
 
 /// Returns the pinned maps that do not have the wanted sizes, and the current capacities. For maps that are not pinned,
-/// these are the wanted ones.
-fn compare(pins: &Pins, wanted: &Capacities) -> (Vec<MapName>, Capacities) {
+/// these are the wanted capacities.
+fn compare_capacities(pins: &Pins, wanted: &Capacities) -> (Vec<MapName>, Capacities) {
     let mut capacities = *wanted;
     let mut changed = Vec::new();
     for &map in MapName::ALL {
@@ -177,7 +178,7 @@ fn compare(pins: &Pins, wanted: &Capacities) -> (Vec<MapName>, Capacities) {
 
 /// Returns the kernel's jiffies per second (`CONFIG_HZ`), from the resolution of its coarse clocks. Source:
 /// `posix_get_coarse_res`, `kernel/time/posix-timers.c`.
-pub(super) fn frequency() -> u32 {
+pub(super) fn kernel_hz() -> u32 {
     let mut tick = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `tick` is a local variable; the clock exists since Linux 2.6.32.
     let result = unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut tick) };
@@ -191,7 +192,7 @@ pub(super) fn frequency() -> u32 {
 }
 
 /// Opens or creates `META`, which stores the agent's own data. Element 0: the highest version of any endpoint.
-pub(super) fn meta(pins: &Pins) -> Result<Array<MapData, Raw<u32>>, KernelError> {
+pub(super) fn open_meta(pins: &Pins) -> Result<Array<MapData, Raw<u32>>, KernelError> {
     let path = pins.root.join("META");
     let failed = |verb, error: &(dyn std::error::Error + 'static)| pin_error(verb, &path, &error_chain(error));
     if !path.exists() {

@@ -31,10 +31,10 @@ unsafe impl<T: bytemuck::Pod> aya::Pod for Raw<T> {}
 /// The maps that the agent reads and writes.
 pub(super) struct Maps {
     pub(super) endpoints: Array<MapData, Raw<Endpoint>>,
-    /// Number of regular slots of `endpoints`; an interface's slot is `ifindex & (slots - 1)`. The elements after them
-    /// are for interfaces with a slot that another interface uses.
+    /// Number of regular slots of `endpoints`; an interface's slot is `ifindex & (slots - 1)`. The elements after the
+    /// regular slots are for interfaces that cannot use their slot, because another interface uses it.
     pub(super) slots: u32,
-    /// The index in `endpoints` of each interface with a slot that another interface uses.
+    /// The index in `endpoints` of each interface that cannot use its regular slot.
     pub(super) overflow: HashMap<MapData, u32, u32>,
     pub(super) addresses_v4: HashMap<MapData, [u8; 4], Raw<AddressEntry>>,
     pub(super) addresses_v6: HashMap<MapData, [u8; 16], Raw<AddressEntry>>,
@@ -124,11 +124,11 @@ impl Maps {
             }
             Change::PutPrefix(IpNet::V4(net), class) => {
                 let key = Key::new(u32::from(net.prefix_len()), net.network().octets());
-                check_write(MapName::PrefixesV4, self.prefixes_v4.insert(&key, Raw(of_class(*class)), 0))
+                check_write(MapName::PrefixesV4, self.prefixes_v4.insert(&key, Raw(entry_of_class(*class)), 0))
             }
             Change::PutPrefix(IpNet::V6(net), class) => {
                 let key = Key::new(u32::from(net.prefix_len()), net.network().octets());
-                check_write(MapName::PrefixesV6, self.prefixes_v6.insert(&key, Raw(of_class(*class)), 0))
+                check_write(MapName::PrefixesV6, self.prefixes_v6.insert(&key, Raw(entry_of_class(*class)), 0))
             }
             Change::DeletePrefix(IpNet::V4(net)) => {
                 let key = Key::new(u32::from(net.prefix_len()), net.network().octets());
@@ -299,7 +299,7 @@ fn counters_index(id: u32, direction: Direction) -> u32 {
     id * 2 + direction as u32
 }
 
-fn of_class(class: ClassId) -> AddressEntry {
+fn entry_of_class(class: ClassId) -> AddressEntry {
     AddressEntry { class, flags: 0, endpoint: 0 }
 }
 

@@ -89,7 +89,7 @@ pub enum KernelError {
     /// Another agent is running.
     #[error("another netpol-agent runs on {0}; stop it, or choose another --pin-path")]
     Locked(PathBuf),
-    /// The attach thread cannot be started.
+    /// A thread of the data plane cannot be started.
     #[error("cannot start a thread: {0}; raise the agent's pids limit")]
     Thread(#[source] std::io::Error),
     /// A table cannot be read.
@@ -141,7 +141,7 @@ impl Kernel {
         let (mut ebpf, mut pins, capacities) =
             load::load(object, Pins::new(&options.pin_path), &options.capacities, Behavior::of(options))?;
         let maps = Maps::open(&pins)?;
-        let meta = load::meta(&pins)?;
+        let meta = load::open_meta(&pins)?;
         let endpoints = maps.read_endpoints()?;
         let mask = capacities.endpoints - 1;
         let mut slots = HashMap::new();
@@ -168,7 +168,7 @@ impl Kernel {
             take_over_after_attach: None,
         };
         let adopted = attacher.adopt();
-        earlier::clear(&pins);
+        earlier::remove_unused(&pins);
         resize::take_over(&mut pins)?;
         let started = flow_tables.start(Maps::open(&pins)?, &ids, options.flow_totals);
         let (flows, flow_totals) = started.map_err(KernelError::Thread)?;
@@ -268,8 +268,9 @@ impl Maps {
         Ok(())
     }
 
-    /// Writes an endpoint to a slot. A packet between the two writes is evaluated by the new policy but recorded with
-    /// the old version. So it is evaluated again.
+    /// Writes an endpoint to a slot. If the slot has this endpoint already, the new version is written last. A flow
+    /// that starts between the two writes is evaluated by the new policy but recorded with the old version. So it is
+    /// evaluated again.
     fn set_endpoint(&mut self, index: u32, endpoint: &Endpoint) -> Result<(), WriteError> {
         let before = self.endpoints.get(&index, 0).ok().filter(|Raw(before)| before.ifindex == endpoint.ifindex);
         if let Some(Raw(before)) = before {

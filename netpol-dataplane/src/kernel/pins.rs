@@ -6,11 +6,11 @@
 //!     ALLOW, ENDPOINTS, …        maps
 //!     programs/netpol_ingress    programs
 //!     links/12-ingress           TCX links, by ifindex
-//!     tc/12/                     an interface with clsact filters. Contains qdisc/ if netpol created the qdisc. Also
-//!                                contains behind/ if it is a device of the node, or bare/ if it is one without a
-//!                                link-layer header
+//!     tc/12/                     an interface with clsact filters, by ifindex. Its subdirectories are marks: qdisc/
+//!                                if netpol created the qdisc; behind/ if the interface is a device of the node, but
+//!                                bare/ if this device has no link-layer header
 //!     observing/12               an interface with programs that enforce nothing (--observe), by ifindex
-//!     flows/v4-12                flow tables, by family and endpoint ID; with -next while one replaces another
+//!     flows/v4-12                flow tables, by family and endpoint ID; v4-12-next while it replaces v4-12
 //!     resize/                    maps of new sizes, until they replace the old ones
 //! ```
 
@@ -39,7 +39,7 @@ impl Mounts {
     /// it mounted one.
     ///
     /// # Errors
-    /// If there is none and none can be mounted.
+    /// If there is no bpffs, and mounting one fails.
     pub fn ensure(path: &Path) -> Result<bool, KernelError> {
         let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
         if statfs(existing).is_ok_and(|filesystem| filesystem.filesystem_type() == BPF_FS_MAGIC) {
@@ -68,7 +68,7 @@ impl Lock {
     /// # Errors
     /// If another agent has the lock, or the directory cannot be created.
     pub fn take(pin_path: &Path) -> Result<Self, KernelError> {
-        make(pin_path)?;
+        make_dir(pin_path)?;
         let directory = File::open(pin_path).map_err(|error| pin_error("open", pin_path, &error))?;
         Flock::lock(directory, FlockArg::LockExclusiveNonblock)
             .map(|flock| Self { _flock: flock })
@@ -104,8 +104,8 @@ impl Pins {
         self.root.join("resize")
     }
 
-    pub(super) fn make(&self) -> Result<(), KernelError> {
-        [self.root.clone(), self.programs(), self.links(), self.tc()].iter().try_for_each(|path| make(path))
+    pub(super) fn make_dirs(&self) -> Result<(), KernelError> {
+        [self.root.clone(), self.programs(), self.links(), self.tc()].iter().try_for_each(|path| make_dir(path))
     }
 
     pub(super) fn programs(&self) -> PathBuf {
@@ -124,10 +124,11 @@ impl Pins {
         self.links().join(format!("{ifindex}-{}", program.short_name()))
     }
 
-    /// Returns the role of an interface, as last recorded.
+    /// Returns the role of an interface, as [`Self::set_role`] recorded it.
     pub(super) fn role(&self, ifindex: IfIndex) -> Role {
         let recorded = |role: &Role| {
-            role.mark().is_some_and(|mark| self.link(ifindex, mark).exists() || self.device(ifindex, mark).exists())
+            role.mark()
+                .is_some_and(|mark| self.link(ifindex, mark).exists() || self.device_mark(ifindex, mark).exists())
         };
         [Role::Device, Role::Tunnel].into_iter().find(recorded).unwrap_or(Role::Pod)
     }
@@ -135,9 +136,9 @@ impl Pins {
     /// Records the role of an interface. Links need no record: their names include the program.
     pub(super) fn set_role(&self, ifindex: IfIndex, role: Role, linked: bool) -> Result<(), KernelError> {
         for mark in [Program::Recheck, Program::RecheckL3] {
-            let recorded = self.device(ifindex, mark);
+            let recorded = self.device_mark(ifindex, mark);
             if role.mark() == Some(mark) && !linked {
-                make(&recorded)?;
+                make_dir(&recorded)?;
                 continue;
             }
             match fs::remove_dir(&recorded) {
@@ -150,46 +151,48 @@ impl Pins {
         Ok(())
     }
 
-    fn device(&self, ifindex: IfIndex, mark: Program) -> PathBuf {
-        self.filter(ifindex).join(mark.short_name())
+    /// Returns the path of the mark of a device.
+    fn device_mark(&self, ifindex: IfIndex, mark: Program) -> PathBuf {
+        self.filter_dir(ifindex).join(mark.short_name())
     }
 
     /// Returns whether the programs of an interface only observe, as last recorded.
     pub(super) fn is_observing(&self, ifindex: IfIndex) -> bool {
-        self.observing(ifindex).exists()
+        self.observing_mark(ifindex).exists()
     }
 
     /// Records whether the programs of an interface only observe.
     pub(super) fn set_observing(&self, ifindex: IfIndex, observing: bool) -> Result<(), KernelError> {
-        let recorded = self.observing(ifindex);
+        let mark = self.observing_mark(ifindex);
         if observing {
-            return make(&recorded);
+            return make_dir(&mark);
         }
-        match fs::remove_dir(&recorded) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(pin_error("remove", &recorded, &error)),
+        match fs::remove_dir(&mark) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(pin_error("remove", &mark, &error)),
             _ => Ok(()),
         }
     }
 
-    fn observing(&self, ifindex: IfIndex) -> PathBuf {
+    /// Returns the path of the mark of an interface with observing programs.
+    fn observing_mark(&self, ifindex: IfIndex) -> PathBuf {
         self.root.join("observing").join(ifindex.to_string())
     }
 
-    pub(super) fn filter(&self, ifindex: IfIndex) -> PathBuf {
+    pub(super) fn filter_dir(&self, ifindex: IfIndex) -> PathBuf {
         self.tc().join(ifindex.to_string())
     }
 
     /// Returns the interfaces with programs, by links or filters.
     pub(super) fn interfaces(&self) -> Vec<IfIndex> {
-        let mut interfaces = self.linked();
-        interfaces.extend(self.filtered());
+        let mut interfaces = self.linked_interfaces();
+        interfaces.extend(self.filtered_interfaces());
         interfaces.sort_unstable();
         interfaces.dedup();
         interfaces
     }
 
     /// Returns the interfaces with pinned links.
-    pub(super) fn linked(&self) -> Vec<IfIndex> {
+    pub(super) fn linked_interfaces(&self) -> Vec<IfIndex> {
         let mut linked: Vec<IfIndex> =
             names(&self.links()).iter().filter_map(|name| name.split_once('-')?.0.parse().ok().map(IfIndex)).collect();
         linked.dedup();
@@ -197,7 +200,7 @@ impl Pins {
     }
 
     /// Returns the interfaces with clsact filters.
-    pub(super) fn filtered(&self) -> Vec<IfIndex> {
+    pub(super) fn filtered_interfaces(&self) -> Vec<IfIndex> {
         names(&self.tc()).iter().filter_map(|name| name.parse().ok().map(IfIndex)).collect()
     }
 }
@@ -213,7 +216,7 @@ pub(super) fn names(directory: &Path) -> Vec<String> {
     names
 }
 
-pub(super) fn make(path: &Path) -> Result<(), KernelError> {
+pub(super) fn make_dir(path: &Path) -> Result<(), KernelError> {
     fs::create_dir_all(path).map_err(|error| pin_error("create the directory", path, &error))
 }
 

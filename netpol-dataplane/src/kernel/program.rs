@@ -39,7 +39,7 @@ impl Program {
         }
     }
 
-    /// Returns the hook of the host side of the veth, where directions are reversed: packets to the pod are egress.
+    /// Returns the TC hook. At the host side of a veth, directions are reversed: packets to the pod are egress.
     pub(super) const fn hook(self) -> TcAttachType {
         match self {
             Self::Ingress | Self::Recheck | Self::RecheckL3 => TcAttachType::Egress,

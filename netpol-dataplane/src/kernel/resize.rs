@@ -6,7 +6,7 @@
 //!
 //! At every moment, each interface runs programs on complete tables. This also holds if the agent dies in between: the
 //! next agent starts the resize again. Flows are copied before and after the programs are replaced. If a flow starts in
-//! between, its reply may be dropped until it is retransmitted.
+//! between, its reply may be dropped until the reply is retransmitted.
 
 use std::fs;
 
@@ -41,16 +41,16 @@ pub(super) fn discard(pins: &Pins) -> Result<(), KernelError> {
 pub(super) fn copy(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<(), KernelError> {
     for &map in &new.resized {
         match map {
-            MapName::Endpoints => endpoints(old, new, capacities)?,
-            MapName::AddressesV4 => hash::<[u8; 4], Raw<AddressEntry>>(old, new, map)?,
-            MapName::AddressesV6 => hash::<[u8; 16], Raw<AddressEntry>>(old, new, map)?,
-            MapName::PrefixesV4 => trie::<[u8; 4], Raw<AddressEntry>>(old, new, map)?,
-            MapName::PrefixesV6 => trie::<[u8; 16], Raw<AddressEntry>>(old, new, map)?,
-            MapName::ServicesV4 => hash::<Raw<FrontendKey<[u8; 4]>>, Raw<FrontendEntry>>(old, new, map)?,
-            MapName::ServicesV6 => hash::<Raw<FrontendKey<[u8; 16]>>, Raw<FrontendEntry>>(old, new, map)?,
-            MapName::Allow => hash::<Raw<AllowKey>, Raw<AllowEntry>>(old, new, map)?,
-            MapName::Ports => trie::<Raw<PortKey>, Raw<PortEntry>>(old, new, map)?,
-            MapName::Counters => counters(old, new, capacities)?,
+            MapName::Endpoints => copy_endpoints(old, new, capacities)?,
+            MapName::AddressesV4 => copy_hash::<[u8; 4], Raw<AddressEntry>>(old, new, map)?,
+            MapName::AddressesV6 => copy_hash::<[u8; 16], Raw<AddressEntry>>(old, new, map)?,
+            MapName::PrefixesV4 => copy_trie::<[u8; 4], Raw<AddressEntry>>(old, new, map)?,
+            MapName::PrefixesV6 => copy_trie::<[u8; 16], Raw<AddressEntry>>(old, new, map)?,
+            MapName::ServicesV4 => copy_hash::<Raw<FrontendKey<[u8; 4]>>, Raw<FrontendEntry>>(old, new, map)?,
+            MapName::ServicesV6 => copy_hash::<Raw<FrontendKey<[u8; 16]>>, Raw<FrontendEntry>>(old, new, map)?,
+            MapName::Allow => copy_hash::<Raw<AllowKey>, Raw<AllowEntry>>(old, new, map)?,
+            MapName::Ports => copy_trie::<Raw<PortKey>, Raw<PortEntry>>(old, new, map)?,
+            MapName::Counters => copy_counters(old, new, capacities)?,
             // Written with `ENDPOINTS`.
             MapName::EndpointsOverflow | MapName::EndpointIds
             // Refilled within seconds.
@@ -59,7 +59,7 @@ pub(super) fn copy(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<()
             | MapName::Tunnels
             // Filled when they are opened.
             | MapName::FlowTablesV4 | MapName::FlowTablesV6
-            // Copied below by `state`, and again after the programs are replaced.
+            // Copied below by `copy_state`, and again after the programs are replaced.
             | MapName::FlowsV4 | MapName::FlowsV6 | MapName::FragmentsV4 | MapName::FragmentsV6
             // Its size is fixed.
             | MapName::Settings
@@ -67,17 +67,17 @@ pub(super) fn copy(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<()
             | MapName::Denials | MapName::AllowedFlows | MapName::EventBudgets | MapName::Events | MapName::LostEvents => {}
         }
     }
-    state(old, new)
+    copy_state(old, new)
 }
 
 /// Copies the maps that programs write. Existing entries are newer and stay.
-fn state(old: &Pins, new: &Pins) -> Result<(), KernelError> {
+fn copy_state(old: &Pins, new: &Pins) -> Result<(), KernelError> {
     for &map in &new.resized {
         match map {
-            MapName::FlowsV4 => hash::<Raw<FlowKey<[u8; 4]>>, Raw<FlowEntry>>(old, new, map)?,
-            MapName::FlowsV6 => hash::<Raw<FlowKey<[u8; 16]>>, Raw<FlowEntry>>(old, new, map)?,
-            MapName::FragmentsV4 => hash::<Raw<FragmentKey<[u8; 4]>>, Raw<FragmentEntry>>(old, new, map)?,
-            MapName::FragmentsV6 => hash::<Raw<FragmentKey<[u8; 16]>>, Raw<FragmentEntry>>(old, new, map)?,
+            MapName::FlowsV4 => copy_hash::<Raw<FlowKey<[u8; 4]>>, Raw<FlowEntry>>(old, new, map)?,
+            MapName::FlowsV6 => copy_hash::<Raw<FlowKey<[u8; 16]>>, Raw<FlowEntry>>(old, new, map)?,
+            MapName::FragmentsV4 => copy_hash::<Raw<FragmentKey<[u8; 4]>>, Raw<FragmentEntry>>(old, new, map)?,
+            MapName::FragmentsV6 => copy_hash::<Raw<FragmentKey<[u8; 16]>>, Raw<FragmentEntry>>(old, new, map)?,
             _ => {}
         }
     }
@@ -90,7 +90,7 @@ pub(super) fn take_over(pins: &mut Pins) -> Result<(), KernelError> {
         return Ok(());
     }
     let old = Pins::at(pins.root.clone());
-    state(&old, pins)?;
+    copy_state(&old, pins)?;
     let maps: Vec<MapName> = pins.resized.iter().copied().collect();
     for &map in &maps {
         let (from, to) = (pins.map(map), old.map(map));
@@ -98,25 +98,25 @@ pub(super) fn take_over(pins: &mut Pins) -> Result<(), KernelError> {
         pins.resized.remove(&map);
     }
     discard(pins)?;
-    tracing::info!(maps = listed(&maps), "maps were resized; all entries were kept");
+    tracing::info!(maps = joined_names(&maps), "maps were resized; all entries were kept");
     Ok(())
 }
 
 /// Joins map names for a log line.
-pub(super) fn listed(maps: &[MapName]) -> String {
+pub(super) fn joined_names(maps: &[MapName]) -> String {
     maps.iter().map(|map| map.name()).collect::<Vec<_>>().join(" ")
 }
 
-fn hash<K: Pod, V: Pod>(old: &Pins, new: &Pins, map: MapName) -> Result<(), KernelError> {
+fn copy_hash<K: Pod, V: Pod>(old: &Pins, new: &Pins, map: MapName) -> Result<(), KernelError> {
     let from: HashMap<MapData, K, V> = pinned(old, map)?;
     let mut to: HashMap<MapData, K, V> = pinned(new, map)?;
-    // If the current key is deleted, the kernel starts the iteration again. So limit it: a flood of new flows could
-    // otherwise keep this loop running forever.
+    // If the current key is deleted, the kernel starts the iteration again. So the iteration is limited: otherwise, a
+    // flood of new flows could keep this loop running forever.
     let limit = capacity(old, map).saturating_mul(4);
     let mut copied = 0;
     for entry in from.iter().take(limit) {
         let (key, value) = entry.map_err(|error| write_error(map, error))?;
-        put(map, to.insert(key, value, BPF_NOEXIST))?;
+        check_insert(map, to.insert(key, value, BPF_NOEXIST))?;
         copied += 1;
     }
     if copied == limit {
@@ -125,17 +125,18 @@ fn hash<K: Pod, V: Pod>(old: &Pins, new: &Pins, map: MapName) -> Result<(), Kern
     Ok(())
 }
 
-fn trie<K: Pod, V: Pod>(old: &Pins, new: &Pins, map: MapName) -> Result<(), KernelError> {
+fn copy_trie<K: Pod, V: Pod>(old: &Pins, new: &Pins, map: MapName) -> Result<(), KernelError> {
     let from: LpmTrie<MapData, K, V> = pinned(old, map)?;
     let mut to: LpmTrie<MapData, K, V> = pinned(new, map)?;
     for entry in &from {
         let (key, value) = entry.map_err(|error| write_error(map, error))?;
-        put(map, to.insert(&key, value, 0))?;
+        check_insert(map, to.insert(&key, value, 0))?;
     }
     Ok(())
 }
 
-fn put(map: MapName, result: Result<(), MapError>) -> Result<(), WriteError> {
+/// Like [`check_write`], but an existing entry is not an error.
+fn check_insert(map: MapName, result: Result<(), MapError>) -> Result<(), WriteError> {
     match check_write(map, result) {
         Err(WriteError::Failed { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => Ok(()),
         result => result,
@@ -147,7 +148,7 @@ fn capacity(pins: &Pins, map: MapName) -> usize {
 }
 
 /// Copies endpoints: each gets its slot in the array of the new size, or an entry in the overflow map.
-fn endpoints(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<(), KernelError> {
+fn copy_endpoints(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<(), KernelError> {
     let old_endpoints = Maps::open(old)?.read_endpoints()?;
     let mut to = Maps::open(new)?;
     for endpoint in old_endpoints.values() {
@@ -167,7 +168,7 @@ fn endpoints(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<(), Kern
     Ok(())
 }
 
-fn counters(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<(), KernelError> {
+fn copy_counters(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<(), KernelError> {
     let map = MapName::Counters;
     let from: PerCpuArray<MapData, Raw<Counters>> = pinned(old, map)?;
     let mut to: PerCpuArray<MapData, Raw<Counters>> = pinned(new, map)?;

@@ -1,11 +1,13 @@
 //! Plans the migration of Service ports (frontends).
 //!
-//! If both snapshots have a frontend, it first moves to the transitional class of its pair of classes, as an address does.
+//! If both snapshots (the content of the old and of the new tables) have a frontend, it first moves to the transitional
+//! class of its pair of classes, as an address does.
 //!
-//! If only one snapshot has it, a lookup in the other snapshot finds a different entry: that of the address, or that of a
-//! port of every node. So until all endpoints use the new policy, such a frontend has an entry at each of its addresses.
-//! The `ALLOW` entries of that entry's class have the verdicts: those of the old snapshot for the old rule sets, and those
-//! of the new snapshot for the new rule sets.
+//! If only one snapshot has a frontend, a lookup in the other snapshot finds a different entry: the entry of the
+//! address, or the entry of a `NodePort` (a frontend at every node). So until all endpoints use the new policy, such a
+//! frontend has a transitional entry at each of its addresses, with a class that neither snapshot uses. The `ALLOW`
+//! entries of this class have the verdicts of the old snapshot for the old rule sets, and the verdicts of the new
+//! snapshot for the new rule sets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -31,13 +33,15 @@ pub(super) struct Steps {
     pub(super) before: Vec<Change>,
     /// Addresses that have transitional entries.
     pub(super) transitional: BTreeSet<IpAddr>,
-    /// Writes after all endpoints use the new policy, and before addresses move to their new classes. A port of every
-    /// node is only looked up if the address itself has no such port.
+    /// Writes after all endpoints use the new policy, and before addresses move to their new classes. These writes may
+    /// change a `NodePort` (a frontend at every node), because it is looked up only if the address itself has no such
+    /// frontend.
     pub(super) after: Vec<Change>,
     /// Writes after addresses have moved to their new classes.
     pub(super) last: Vec<Change>,
 }
 
+/// Plans the writes for frontends.
 pub(super) fn plan(old: &Snapshot, new: &Snapshot, pairs: &mut Pairs) -> Steps {
     let mut steps = Steps::default();
     let removed = old.frontends.keys().filter(|frontend| !new.frontends.contains_key(frontend));
@@ -56,14 +60,15 @@ pub(super) fn plan(old: &Snapshot, new: &Snapshot, pairs: &mut Pairs) -> Steps {
             steps.last.push(Change::DeleteFrontend(frontend));
         }
     }
-    let both =
+    let in_both =
         new.frontends.iter().filter_map(|(frontend, class)| Some((frontend, old.frontends.get(frontend)?, class)));
     steps.before.extend(
-        both.map(|(frontend, old_class, new_class)| Change::PutFrontend(*frontend, pairs.get(*old_class, *new_class))),
+        in_both
+            .map(|(frontend, old_class, new_class)| Change::PutFrontend(*frontend, pairs.get(*old_class, *new_class))),
     );
     steps.after = put_all.collect();
-    let on_all_nodes = removed.filter(|frontend| !matches!(frontend.address, FrontendAddress::Address(_)));
-    steps.after.extend(on_all_nodes.copied().map(Change::DeleteFrontend));
+    let removed_at_all_nodes = removed.filter(|frontend| !matches!(frontend.address, FrontendAddress::Address(_)));
+    steps.after.extend(removed_at_all_nodes.copied().map(Change::DeleteFrontend));
     steps
 }
 
@@ -91,21 +96,21 @@ fn differing(
 /// Returns each address and port at which only one of the snapshots has a frontend, or both have different ones.
 fn transitional_frontends(old: &Snapshot, new: &Snapshot) -> BTreeSet<Frontend> {
     let in_both = |frontend: &Frontend| old.frontends.contains_key(frontend) && new.frontends.contains_key(frontend);
-    let mut transitional_frontends = BTreeSet::new();
+    let mut found = BTreeSet::new();
     for frontend in old.frontends.keys().chain(new.frontends.keys()) {
-        let on_all_nodes = in_both(frontend);
+        let is_in_both = in_both(frontend);
         let addresses: Vec<IpAddr> = match frontend.address {
             FrontendAddress::Address(address) => vec![address],
             any_node => {
                 let nodes = old.nodes(any_node).chain(new.nodes(any_node));
-                nodes.filter(|address| !on_all_nodes || old.is_node(*address) != new.is_node(*address)).collect()
+                nodes.filter(|address| !is_in_both || old.is_node(*address) != new.is_node(*address)).collect()
             }
         };
-        let at =
+        let at_addresses =
             addresses.into_iter().map(|address| Frontend { address: FrontendAddress::Address(address), ..*frontend });
-        transitional_frontends.extend(at.filter(|at| !in_both(at)));
+        found.extend(at_addresses.filter(|frontend| !in_both(frontend)));
     }
-    transitional_frontends
+    found
 }
 
 impl Snapshot {
@@ -113,7 +118,7 @@ impl Snapshot {
         self.addresses.get(&address).is_some_and(|entry| entry.flags & address_flags::NODE != 0)
     }
 
-    /// Returns the node addresses that a port of every node applies to.
+    /// Returns the node addresses at which a `NodePort` of this address family is.
     fn nodes(&self, any_node: FrontendAddress) -> impl Iterator<Item = IpAddr> {
         let addresses = self.addresses.keys().copied();
         addresses.filter(move |address| FrontendAddress::any_node(*address) == any_node && self.is_node(*address))

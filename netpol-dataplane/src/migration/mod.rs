@@ -1,5 +1,6 @@
-//! Plans the migration from the tables of an earlier engine to those of a new engine, which uses other IDs. After every
-//! single write, each endpoint is evaluated by its old policy or by its new one. Pure functions, no I/O.
+//! Plans the migration from the tables of an earlier engine (the compiler of policies) to those of a new engine, which
+//! uses other IDs. After every single write, each endpoint is evaluated by its old policy or by its new one. Pure
+//! functions, no I/O.
 //!
 //! 1. Each address moves to a transitional class for its pair of (old class, new class). That class has the entries of the
 //!    old rule sets for the old class and those of the new rule sets for the new class.
@@ -80,42 +81,44 @@ impl Snapshot {
 /// Allocates the transitional classes.
 #[derive(Debug)]
 struct Pairs {
-    next: u32,
+    /// The highest class that is in use or was allocated.
+    highest: u32,
     ids: BTreeMap<(ClassId, ClassId), ClassId>,
 }
 
 impl Pairs {
     /// Returns a class that no address has.
     fn unused_class(&mut self) -> ClassId {
-        self.next += 1;
-        ClassId(self.next)
+        self.highest += 1;
+        ClassId(self.highest)
     }
 
+    /// Returns the transitional class of a pair of old class and new class.
     fn get(&mut self, old: ClassId, new: ClassId) -> ClassId {
-        // Class 0 allows nothing by itself, so the pair is equal to the other class.
+        // Class 0 allows nothing by itself, so the other class can be used for the pair.
         if old == ClassId::NONE || new == ClassId::NONE {
             return old.max(new);
         }
         *self.ids.entry((old, new)).or_insert_with(|| {
-            self.next += 1;
-            ClassId(self.next)
+            self.highest += 1;
+            ClassId(self.highest)
         })
     }
 }
 
-/// Plans the migration. `old` must use neither an id of `new` nor a class id above the highest one of `new`.
+/// Plans the migration. `old` must not use any ID of `new`, nor a class ID above the highest one of `new`.
 pub fn plan(old: &Snapshot, new: &Snapshot) -> Migration {
     let highest_class = |tables: &Snapshot| tables.classes().filter(|class| *class != ClassId::NONE).max();
     let highest = highest_class(new).or_else(|| highest_class(old)).unwrap_or_default();
-    let mut pairs = Pairs { next: highest.0, ids: BTreeMap::new() };
+    let mut pairs = Pairs { highest: highest.0, ids: BTreeMap::new() };
     let addresses: BTreeSet<IpAddr> = old.addresses.keys().chain(new.addresses.keys()).copied().collect();
     let prefixes: BTreeSet<IpNet> = old.prefixes.keys().chain(new.prefixes.keys()).copied().collect();
     let steps = frontends::plan(old, new, &mut pairs);
     let mut moves = steps.before;
     for &address in &addresses {
         let (old_entry, new_entry) = (old.entry_of(address), new.entry_of(address));
-        // Set the flags of both entries. At worst, an endpoint with its old policy allows a new address of the node too
-        // early, or an endpoint with its new policy allows a removed one for a moment longer.
+        // Set the flags of both entries. At worst, an endpoint with its old policy allows a new address of the local
+        // node too early, or an endpoint with its new policy allows a removed address for a moment longer.
         let flags = old_entry.flags
             | new_entry.flags
             | if steps.transitional.contains(&address) { address_flags::SERVICE } else { 0 };

@@ -85,7 +85,7 @@ impl ParserFunctions for Skb {
 impl GuardFunctions for Skb {
     #[inline(always)]
     fn check_arp(self, start: u32) -> Reason {
-        let code = call!(self, netpol_arp(start: u32) -> u32, |skb| guard::arp(&skb, start) as u32);
+        let code = call!(self, netpol_arp(start: u32) -> u32, |skb| guard::check_arp(&skb, start) as u32);
         // SAFETY: the function returns a reason's code.
         unsafe { reason(code) }
     }
@@ -93,7 +93,7 @@ impl GuardFunctions for Skb {
     #[inline(always)]
     fn check_discovery(self, start: u32, payload: u32) -> Reason {
         let code = call!(self, netpol_discovery(start: u32, payload: u32) -> u32, |skb| {
-            guard::discovery(&skb, start, payload) as u32
+            guard::check_discovery(&skb, start, payload) as u32
         });
         // SAFETY: as above.
         unsafe { reason(code) }
@@ -183,7 +183,7 @@ const NOT_CHECKED: u64 = u64::MAX;
 const UNKNOWN_FLOW: u64 = u64::MAX - 1;
 
 #[inline(always)]
-fn pack(quoted: Quoted) -> u64 {
+fn pack_quoted(quoted: Quoted) -> u64 {
     match quoted {
         Quoted::NotChecked => NOT_CHECKED,
         Quoted::UnknownFlow => UNKNOWN_FLOW,
@@ -192,22 +192,24 @@ fn pack(quoted: Quoted) -> u64 {
 }
 
 /// # Safety
-/// The word must be from [`pack`].
+/// The word must be from [`pack_quoted`].
 #[inline(always)]
-unsafe fn unpack(word: u64) -> Quoted {
+unsafe fn unpack_quoted(word: u64) -> Quoted {
     match word {
         NOT_CHECKED => Quoted::NotChecked,
         UNKNOWN_FLOW => Quoted::UnknownFlow,
-        // SAFETY: all other words from `pack` are the code of a reason.
+        // SAFETY: all other words from `pack_quoted` are the code of a reason.
         _ => Quoted::Evaluated(unsafe { reason(word as u32) }),
     }
 }
 
-/// Parts of a fragment's location, above its offset: a bit for a first fragment, and the position of the hook.
+/// Parts of the word that [`location`] returns, above the offset of the IP header: the bit of a first fragment, and the
+/// position of the hook.
 const FIRST: u32 = 1 << 8;
 const HOOK: u32 = 9;
 
-/// Packs a fragment's offset, the hook and `first` into one argument, because a BPF function can have only five.
+/// Packs the offset of a fragment's IP header, the hook and `first` into one argument, because a BPF function can have
+/// only five.
 #[inline(always)]
 fn location(skb: Skb, start: u32, first: bool) -> u32 {
     start | skb.hook() << HOOK | if first { FIRST } else { 0 }
@@ -276,11 +278,11 @@ macro_rules! family {
         impl IpFunctions<$address> for Skb {
             #[inline(always)]
             fn evaluate_ip(self, _direction: Direction, start: u32, quoted: Quoted) -> Option<PacketVerdict> {
-                let quoted = pack(quoted);
+                let quoted = pack_quoted(quoted);
                 let word = call!(self, $ip(start: u32, quoted: u64) -> u32, |skb| {
                     let direction = skb.direction();
                     // SAFETY: the argument is packed above.
-                    let quoted = unsafe { unpack(quoted) };
+                    let quoted = unsafe { unpack_quoted(quoted) };
                     PacketVerdict::pack(slow_path::evaluate_ip::<$address, Skb>(skb, direction, start, quoted))
                 });
                 PacketVerdict::unpack(word)
@@ -289,10 +291,10 @@ macro_rules! family {
             #[inline(always)]
             fn evaluate_quoted(self, _direction: Direction, start: u32) -> Quoted {
                 let word = call!(self, $quoted(start: u32) -> u64, |skb| {
-                    pack(slow_path::evaluate_quoted::<$address, Skb>(skb, skb.direction(), start))
+                    pack_quoted(slow_path::evaluate_quoted::<$address, Skb>(skb, skb.direction(), start))
                 });
                 // SAFETY: the function returns a packed word.
-                unsafe { unpack(word) }
+                unsafe { unpack_quoted(word) }
             }
 
             #[inline(always)]

@@ -60,6 +60,6 @@ reader!(/// Returns [`HZ`].
 /// Returns a word of [`EVENT_KEY`].
 #[inline(always)]
 pub(super) fn event_key(word: usize) -> u32 {
-    // SAFETY: as above; indexing checks the bound, which the compiler does for a constant.
+    // SAFETY: as above. Indexing checks the bound; if the index is a constant, the compiler does this.
     unsafe { core::ptr::read_volatile(&raw const EVENT_KEY[word]) }
 }

@@ -40,7 +40,7 @@ pub unsafe fn ingress(skb: *mut __sk_buff) -> i32 {
 #[inline(always)]
 pub unsafe fn recheck(skb: *mut __sk_buff) -> i32 {
     // SAFETY: the caller guarantees it.
-    leave(unsafe { Skb::new(skb, hook::POST_DNAT) })
+    recheck_and_clear(unsafe { Skb::new(skb, hook::POST_DNAT) })
 }
 
 /// Rechecks a packet that leaves this node by a tunnel device, which adds no link header.
@@ -50,13 +50,13 @@ pub unsafe fn recheck(skb: *mut __sk_buff) -> i32 {
 #[inline(always)]
 pub unsafe fn recheck_l3(skb: *mut __sk_buff) -> i32 {
     // SAFETY: the caller guarantees it.
-    leave(unsafe { Skb::new(skb, hook::POST_DNAT_L3) })
+    recheck_and_clear(unsafe { Skb::new(skb, hook::POST_DNAT_L3) })
 }
 
-/// Rechecks a packet that leaves this node, and clears its source endpoint ID. A tunnel's outer packet inherits the ID,
-/// and must not be evaluated again.
+/// Rechecks a packet that leaves this node, and clears its source endpoint ID. Otherwise, the outer packet of a tunnel
+/// would inherit the ID, and would be evaluated as a packet of the pod.
 #[inline(always)]
-fn leave(skb: Skb) -> i32 {
+fn recheck_and_clear(skb: Skb) -> i32 {
     if skb.tc_index() == 0 {
         return TC_ACT_UNSPEC;
     }

@@ -26,7 +26,7 @@ const PACKET_MULTICAST: u32 = 2;
 /// Its source endpoint ID and [`RECHECK`](netpol_common::RECHECK) are in `skb->tc_index`. These 16 bits stay with the
 /// packet through bridging, routing and address translation, and are copied to clones and fragments. In the kernel,
 /// only a few schedulers use them: `gred`, and before Linux 6.3 `dsmark` and `tcindex`. Other programs on the same
-/// hooks must not return `TC_ACT_OK`, which overwrites them. Source: `tcf_classify` in
+/// hooks must not return `TC_ACT_OK`, which overwrites these bits. Source: `tcf_classify` in
 /// <https://github.com/torvalds/linux/blob/v6.12/net/core/dev.c>.
 #[derive(Clone, Copy)]
 pub(super) struct Skb {
@@ -41,7 +41,7 @@ pub(super) mod hook {
     pub(crate) const INGRESS: u32 = 0;
     /// At the veth of the sending pod.
     pub(crate) const EGRESS: u32 = 1;
-    /// At the device to which a packet from a pod goes post-DNAT.
+    /// Post-DNAT: at the device or the veth to which a packet from a pod goes. The sender's egress policy is evaluated.
     pub(crate) const POST_DNAT: u32 = 2;
     /// Like `POST_DNAT`, at a device without link headers.
     pub(crate) const POST_DNAT_L3: u32 = 3;
@@ -192,7 +192,7 @@ impl Context for Skb {
     #[inline(always)]
     fn endpoint(&self) -> Option<&Endpoint> {
         let ifindex = IfIndex(self.ifindex());
-        // Unused slots of the array have ifindex 0 too.
+        // Unused slots of the array have ifindex 0, too. They are not endpoints.
         if self.is_post_dnat() && ifindex == IfIndex(0) { None } else { endpoints::get(ifindex) }
     }
 

@@ -73,8 +73,8 @@ impl Parse for [u8; 4] {
             family: PhantomData,
         };
         if packet.fragment == Fragment::LATER {
-            // RFC 1858, 4.2: a fragment at offset 1 would overwrite the flags with which the first fragment was
-            // evaluated.
+            // RFC 1858, 4.2: a fragment at offset 1 (byte 8) would overwrite the flags with which the first fragment
+            // was evaluated.
             if packet.protocol == protocol::TCP && header.u16_be::<6>() & OFFSET == 1 {
                 packet.error = Some(Reason::Malformed);
             }

@@ -115,7 +115,7 @@ struct Extensions {
 }
 
 impl Extensions {
-    /// Packs it into one word, which a BPF function can return.
+    /// Packs the summary into one word, which a BPF function can return.
     #[inline(always)]
     fn pack(self) -> u64 {
         let error = self.error.map_or(0, |reason| reason as u8);
@@ -190,7 +190,7 @@ fn step<S: Context>(context: &S, start: u32, position: usize, extensions: &mut E
             extensions.fragment_at = extensions.length;
             let offset = header.u16_be::<2>() >> 3;
             if offset != 0 {
-                // A fragment at offset 8 could overwrite the TCP flags: RFC 1858, 4.2, as for IPv4.
+                // A fragment at offset 1 (byte 8) could overwrite the TCP flags: RFC 1858, 4.2, as for IPv4.
                 let overwrites_flags = extensions.protocol == protocol::TCP && offset == 1;
                 return if overwrites_flags { Err(Reason::Malformed) } else { Ok(false) };
             }
@@ -201,7 +201,8 @@ fn step<S: Context>(context: &S, start: u32, position: usize, extensions: &mut E
     Ok(true)
 }
 
-/// RFC 8200, 4.5. A fragment that is a whole datagram is treated as unfragmented (RFC 6946).
+/// Returns which part of a datagram the packet is, and its identification (RFC 8200, 4.5). A fragment that is a whole
+/// datagram is treated as unfragmented (RFC 6946).
 #[inline(always)]
 fn fragment(header: Window<'_, 8>) -> (Fragment, u32) {
     let field = header.u16_be::<2>();

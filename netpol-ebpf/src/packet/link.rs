@@ -10,7 +10,7 @@ pub(crate) const ETHERNET: usize = 14;
 pub(crate) const DESTINATION: u32 = 0;
 /// The offset of the source's MAC address.
 pub(crate) const SOURCE: u32 = 6;
-/// The number of VLAN tags that are read, without a tag that the kernel already removed.
+/// The number of VLAN tags that are read, not counting a tag that the kernel has removed.
 const TAGS: usize = 2;
 
 /// Ether types, <https://www.iana.org/assignments/ieee-802-numbers/>.

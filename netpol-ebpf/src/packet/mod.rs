@@ -13,7 +13,7 @@ use netpol_common::{Reason, protocol};
 
 pub(crate) use ipv4::parse_plain as parse_plain_v4;
 pub(crate) use ipv6::{parse_plain as parse_plain_v6, walk};
-pub(crate) use link::{Mac, parse as find};
+pub(crate) use link::{Mac, parse as find_payload};
 pub(crate) use transport::read_packed;
 
 use crate::context::{Context, PacketAddress};
@@ -198,7 +198,7 @@ pub(crate) trait Parse: PacketAddress {
     fn is_readable<S: Context>(context: &S, start: u32) -> bool;
     /// Returns source and destination of the packet with its IP header at an offset.
     fn addresses<S: Context>(context: &S, start: u32) -> Option<(Self, Self)>;
-    /// Parses the packet with its IP header at an offset; `None` if there is none. A packet that an ICMP error quotes
-    /// may be shorter.
+    /// Parses the packet with its IP header at an offset; `None` if there is none. `quoted`: an ICMP error quotes the
+    /// packet, which may be cut off.
     fn parse<S: ParserFunctions>(context: &S, start: u32, quoted: bool) -> Option<Packet<Self>>;
 }

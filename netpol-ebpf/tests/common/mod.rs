@@ -1,15 +1,17 @@
-//! The pod of the tests of flows.
+//! The pod that the tests of flows use.
 
 use netpol_common::{DirectionPolicy, Endpoint, EndpointVersion, IfIndex, PortSetId, RuleSetId};
 use netpol_ebpf::memory::Memory;
 
-/// The pod's interface, and any other interface of the node.
+/// The pod's interface.
 pub(crate) const VETH: u32 = 7;
+/// Another interface of the node.
 pub(crate) const OTHER_INTERFACE: u32 = 9;
 pub(crate) const POD: [u8; 4] = [10, 0, 0, 1];
 pub(crate) const CLIENT: [u8; 4] = [10, 0, 0, 2];
-/// A rule set that allows nothing but what a test adds.
+/// A rule set that allows only what a test adds to `ALLOW`.
 pub(crate) const RULES: RuleSetId = RuleSetId(3);
+/// A policy that allows only what a test adds to `ALLOW`.
 pub(crate) const DENIES: DirectionPolicy = DirectionPolicy { rule_set: RULES, any: PortSetId::NONE };
 pub(crate) const SYN: u8 = 0x02;
 pub(crate) const SYN_ACK: u8 = 0x12;
@@ -34,7 +36,7 @@ pub(crate) fn memory_with_pod() -> Memory {
 }
 
 /// Changes the endpoint and increments its version, as the agent does.
-pub(crate) fn change(memory: &mut Memory, change: impl FnOnce(&mut Endpoint)) {
+pub(crate) fn change_endpoint(memory: &mut Memory, change: impl FnOnce(&mut Endpoint)) {
     let endpoint = memory.endpoints.get_mut(&VETH).expect("the pod's endpoint");
     change(endpoint);
     endpoint.version.0 += 1;

@@ -1,4 +1,4 @@
-//! BPF system calls that aya lacks: operations on many entries at once, and maps with types.
+//! BPF system calls that aya lacks: operations on many entries at once, and maps with BTF types.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
@@ -89,8 +89,8 @@ const LRU_HASH: u32 = 9;
 
 /// Creates an LRU hash with BTF types, as the maps in the BPF object have them.
 ///
-/// From Linux 5.15 to 6.2, a map of maps accepts only inner maps that have BTF types if its first inner map had them: a
-/// map without types has another `timer_off`. Source: `bpf_map_meta_equal`,
+/// Linux 5.15 to 6.2 require the types: the inner map that the BPF object declares has BTF types, and a map without
+/// types has another `timer_off`, so the map of maps would reject it. Source: `bpf_map_meta_equal`,
 /// <https://github.com/torvalds/linux/blob/v6.1/kernel/bpf/map_in_map.c>.
 pub(super) fn create_lru_hash<K, V>(size: u32, name: &str) -> io::Result<OwnedFd> {
     let as_u32 = |size: usize| u32::try_from(size).map_err(io::Error::other);
@@ -171,7 +171,8 @@ pub(super) fn map_id(array: BorrowedFd<'_>, index: u32) -> io::Result<Option<u32
 /// for running programs. Source: `maybe_wait_bpf_programs`,
 /// <https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/syscall.c>.
 pub(super) fn set_maps(array: BorrowedFd<'_>, slots: &[(u32, BorrowedFd<'_>)]) -> io::Result<()> {
-    // Linux 5.19 has a batch operation, but before 6.8 it does not wait. A single write after it does.
+    // Linux 5.19 has a batch operation, but before 6.8 it does not wait. So one slot is written again after it: that
+    // write waits.
     if slots.len() > 2 {
         let keys: Vec<u32> = slots.iter().map(|(index, _)| *index).collect();
         let values: Vec<u32> = slots.iter().map(|(_, map)| descriptor_of(*map)).collect();

@@ -96,7 +96,7 @@ impl Conntrack {
     }
 
     /// Returns the connections that have one of these addresses as the source in either direction.
-    pub(super) fn of(&mut self, addresses: &[IpAddr]) -> io::Result<Vec<Connection>> {
+    pub(super) fn connections_of(&mut self, addresses: &[IpAddr]) -> io::Result<Vec<Connection>> {
         /// For more addresses, reading the whole table is cheaper: with a filter, the kernel walks through its table twice
         /// for each address.
         const MAX_FILTERED: usize = 4;
@@ -130,6 +130,7 @@ impl Conntrack {
         Ok(found)
     }
 
+    /// Returns the connections of these addresses, filtered by the kernel.
     fn filtered(&mut self, addresses: &[IpAddr]) -> io::Result<Vec<Connection>> {
         let mut found = Vec::new();
         for address in addresses {
@@ -148,6 +149,7 @@ impl Conntrack {
         Ok(found)
     }
 
+    /// Reads the connections of a family that match the filter in these attributes.
     fn dump(&mut self, family: libc::c_int, attributes: &[u8], found: &mut Vec<Connection>) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let length = u32::try_from(20 + attributes.len()).unwrap_or(u32::MAX);
@@ -193,6 +195,7 @@ fn message(bytes: &[u8]) -> Option<(u16, u32, &[u8], &[u8])> {
     Some((kind, number(8)?, body, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
 }
 
+/// Encodes a netlink attribute.
 fn encoded(kind: u16, value: &[u8]) -> Vec<u8> {
     let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
     let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();

@@ -1,10 +1,10 @@
 //! Flow tables: one for each endpoint and family, so that one pod's flows do not evict another pod's.
 //!
-//! A thread creates them in advance for the next endpoint IDs, because writing a table into its slot takes long: the
-//! kernel waits until no program uses the previous table. Ten times a second, the thread reads how many flows each endpoint
-//! has started. If endpoints have started many, it counts the entries of all tables and resizes them within the node's
-//! budget: see [`plan`]. An ID that is reused by another pod keeps its table; the ifindex in the flow key separates their
-//! flows.
+//! A thread creates tables in advance for the next endpoint IDs, because writing a table into its slot takes long: the
+//! kernel waits until no program uses the previous table. Ten times a second, the thread reads how many flows each
+//! endpoint has started. If an endpoint has started many flows, the thread counts the entries of all tables and resizes
+//! the tables within the node's budget: see [`plan`]. If another pod gets an ID, the ID keeps its table; the ifindex in
+//! the flow key separates the flows of the two pods.
 
 mod calls;
 mod conntrack;
@@ -153,7 +153,7 @@ impl FlowTables {
     }
 }
 
-/// The size and the flows of each table, by endpoint ID.
+/// The size of each table and the number of its flows, by endpoint ID.
 type Needs = BTreeMap<u32, plan::Need>;
 
 struct TableManager {
@@ -204,6 +204,7 @@ impl TableManager {
         }
     }
 
+    /// Resizes tables if endpoints have started many flows, and reads the totals of flows if they are due.
     fn check(&mut self) -> io::Result<()> {
         let mut busy = false;
         let count_due = self.last_count.elapsed() > COUNT_INTERVAL;
@@ -232,7 +233,8 @@ impl TableManager {
         Ok(())
     }
 
-    /// Reads all tables. Returns the flows of each, by family. If totals are due, each flow is passed to the tracker.
+    /// Reads all tables. Returns the sizes and numbers of flows of the IPv4 tables and of the IPv6 tables. If totals
+    /// are due, each flow is passed to the tracker.
     fn read_tables(&mut self, used: &BTreeMap<u32, IfIndex>) -> io::Result<(Needs, Needs)> {
         let Some(tracker) = self.tracker.as_mut().filter(|tracker| tracker.is_due(Instant::now())) else {
             return Ok((self.v4.read(used, |_, _, _| {})?, self.v6.read(used, |_, _, _| {})?));

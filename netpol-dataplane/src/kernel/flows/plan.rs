@@ -26,8 +26,8 @@ impl Need {
     }
 }
 
-/// Returns room for twice as many flows, or four times if the table is nearly full, since it may have been full for a
-/// while.
+/// Returns room for twice as many flows. If the table is nearly full, returns room for four times as many, because some
+/// flows may have been evicted already.
 fn room_for(flows: u32, size: u32) -> u64 {
     let times = if u64::from(flows) * 8 > u64::from(size) * 7 { 4 } else { 2 };
     (u64::from(flows) * times).next_power_of_two()
@@ -35,7 +35,7 @@ fn room_for(flows: u32, size: u32) -> u64 {
 
 /// Returns the size of a new table if this many tables exist already. It is large as long as the budget has room, since a
 /// table that is too small loses connections until it is resized.
-pub(super) fn first(budget: u32, floor: u32, tables: usize) -> u32 {
+pub(super) fn initial_size(budget: u32, floor: u32, tables: usize) -> u32 {
     let share = u64::from(budget) / (4 * (tables as u64 + 1));
     let power = 1_u64 << share.max(1).ilog2();
     u32::try_from(power).unwrap_or(u32::MAX).clamp(floor, floor.max(4096))
@@ -45,6 +45,7 @@ pub(super) fn first(budget: u32, floor: u32, tables: usize) -> u32 {
 /// only to make room for others.
 pub(super) fn resize(needs: &BTreeMap<u32, Need>, budget: u32, floor: u32) -> Vec<(u32, u32)> {
     let targets = targets(needs, budget, floor);
+    // A table grows by at least half of its size, or not at all.
     let growing: Vec<(u32, u64)> = targets
         .iter()
         .filter(|(id, target)| **target * 2 >= u64::from(needs[id].size) * 3)
@@ -93,15 +94,23 @@ fn targets(needs: &BTreeMap<u32, Need>, budget: u32, floor: u32) -> BTreeMap<u32
     let floor = u64::from(floor);
     let rest = u64::from(budget).saturating_sub(floor * needs.len() as u64);
     let established_room: Vec<u64> = needs.values().map(|need| need.established_room().saturating_sub(floor)).collect();
-    let first = divide(&established_room, rest);
-    let rest = rest - first.iter().sum::<u64>();
-    let total_room: Vec<u64> =
-        needs.values().zip(&first).map(|(need, first)| need.total_room().saturating_sub(floor + first)).collect();
-    let second = divide(&total_room, rest);
-    needs.keys().zip(first.iter().zip(second)).map(|(id, (first, second))| (*id, floor + first + second)).collect()
+    let for_established = divide(&established_room, rest);
+    let rest = rest - for_established.iter().sum::<u64>();
+    let other_room: Vec<u64> = needs
+        .values()
+        .zip(&for_established)
+        .map(|(need, established)| need.total_room().saturating_sub(floor + established))
+        .collect();
+    let for_others = divide(&other_room, rest);
+    needs
+        .keys()
+        .zip(for_established.iter().zip(for_others))
+        .map(|(id, (established, others))| (*id, floor + established + others))
+        .collect()
 }
 
-/// Divides an amount max-min fair: requests below an equal share are met, and the others share the rest.
+/// Divides an amount by max-min fairness: requests below an equal share are met in full, and the others share the rest
+/// equally.
 pub(super) fn divide(requests: &[u64], amount: u64) -> Vec<u64> {
     let mut order: Vec<usize> = (0..requests.len()).collect();
     order.sort_unstable_by_key(|index| requests[*index]);
@@ -178,10 +187,10 @@ mod tests {
     }
 
     #[test]
-    fn first_sizes_decrease_with_the_number_of_pods_down_to_the_floor() {
-        let sizes: Vec<u32> = (0..110).map(|tables| first(BUDGET, FLOOR, tables)).collect();
+    fn initial_sizes_decrease_with_the_number_of_pods_down_to_the_floor() {
+        let sizes: Vec<u32> = (0..110).map(|tables| initial_size(BUDGET, FLOOR, tables)).collect();
         assert_eq!((sizes[0], sizes[29], sizes[109]), (4096, 1024, 512));
         assert!(sizes.iter().sum::<u32>() < BUDGET);
-        assert_eq!(first(256, 512, 3), 512);
+        assert_eq!(initial_size(256, 512, 3), 512);
     }
 }

@@ -14,7 +14,7 @@ use super::plan::{self, Need};
 use super::totals::FlowId;
 use super::{Endpoints, calls};
 use crate::kernel::names::MapName;
-use crate::kernel::pins::{Pins, make, names, pin_error, unpin};
+use crate::kernel::pins::{Pins, make_dir, names, pin_error, unpin};
 use crate::kernel::{KernelError, load};
 use netpol_policy::text::error_chain;
 
@@ -91,8 +91,8 @@ pub(super) fn directory(pins: &Pins) -> PathBuf {
 }
 
 impl<K: Family> Tables<K> {
-    /// Opens pinned tables, and makes sure that each slot has a table: its own or the shared one. Call before programs
-    /// run.
+    /// Opens pinned tables, and makes sure that each slot has a table: the table of this endpoint ID, or the shared
+    /// one. Call before programs run.
     pub(super) fn open(pins: &Pins, budget: u32, floor: u32, spare: &BTreeSet<u32>) -> Result<Self, KernelError> {
         let open = |map: MapName| {
             let path = pins.map(map);
@@ -100,8 +100,8 @@ impl<K: Family> Tables<K> {
         };
         let (slots, shared, directory) = (open(K::TABLES)?, open(K::SHARED)?, directory(pins));
         let length = slots.info().map_or(0, |info| info.max_entries());
-        make(&directory)?;
-        let hz = load::frequency();
+        make_dir(&directory)?;
+        let hz = load::kernel_hz();
         let mut tables = Self {
             slots,
             length,
@@ -130,8 +130,8 @@ impl<K: Family> Tables<K> {
             }
         }
         // If memory is short, the thread retries and logs the error.
-        let (made, _) = tables.make_missing(spare);
-        tables.own.extend(made);
+        let (new_tables, _) = tables.make_missing(spare);
+        tables.own.extend(new_tables);
         tables.fill().map_err(|error| pin_error("write to the map", &pins.map(K::TABLES), &error))?;
         Ok(tables)
     }
@@ -183,40 +183,41 @@ impl<K: Family> Tables<K> {
 
     /// Creates missing tables for these IDs. Copies the flows of interfaces that used the shared table.
     pub(super) fn provide(&mut self, ids: &BTreeSet<u32>, endpoints: &Endpoints) -> io::Result<()> {
-        let (made, failed) = self.make_missing(ids);
-        self.swap(made, endpoints)?;
+        let (new_tables, failed) = self.make_missing(ids);
+        self.swap(new_tables, endpoints)?;
         failed
     }
 
     /// Creates missing tables for these IDs, without writing them into slots.
     fn make_missing(&self, ids: &BTreeSet<u32>) -> (BTreeMap<u32, Table>, io::Result<()>) {
-        let mut made = BTreeMap::new();
+        let mut new_tables = BTreeMap::new();
         let mut failed = Ok(());
         for id in ids.iter().filter(|id| **id < self.length && !self.own.contains_key(id)) {
-            let size = plan::first(self.budget, self.floor, self.own.len() + made.len());
-            let taken: u64 = self.own.values().chain(made.values()).map(|table: &Table| u64::from(table.size)).sum();
+            let size = plan::initial_size(self.budget, self.floor, self.own.len() + new_tables.len());
+            let taken: u64 =
+                self.own.values().chain(new_tables.values()).map(|table: &Table| u64::from(table.size)).sum();
             let size = if taken + u64::from(size) > u64::from(self.budget) { self.floor } else { size };
-            match Self::make(size, &self.pin(*id)) {
+            match Self::make_table(size, &self.pin(*id)) {
                 Ok(table) => {
-                    made.insert(*id, table);
+                    new_tables.insert(*id, table);
                 }
                 Err(error) => failed = Err(error),
             }
         }
-        (made, failed)
+        (new_tables, failed)
     }
 
     /// Replaces tables by tables of these sizes, and copies their flows.
     pub(super) fn resize(&mut self, changes: &[(u32, u32)], endpoints: &Endpoints) -> io::Result<()> {
         for (id, size) in changes {
-            let table = Self::make(*size, &self.next_pin(*id))?;
+            let table = Self::make_table(*size, &self.next_pin(*id))?;
             self.swap(BTreeMap::from([(*id, table)]), endpoints)?;
             fs::rename(self.next_pin(*id), self.pin(*id))?;
         }
         Ok(())
     }
 
-    fn make(size: u32, pin: &Path) -> io::Result<Table> {
+    fn make_table(size: u32, pin: &Path) -> io::Result<Table> {
         let map = calls::create_lru_hash::<K, FlowEntry>(size, "netpol_flows")?;
         let map = MapData::from_fd(map).map_err(io::Error::other)?;
         unpin(pin).map_err(io::Error::other)?;
@@ -224,22 +225,23 @@ impl<K: Family> Tables<K> {
         Ok(Table { map, size })
     }
 
-    /// Writes tables into their slots, and copies the flows of the previous tables. Programs keep running. Flows that they
-    /// record in an old table are copied too, until no program uses that table. This includes flows of endpoints that are
-    /// attached meanwhile.
-    fn swap(&mut self, made: BTreeMap<u32, Table>, endpoints: &Endpoints) -> io::Result<()> {
-        if made.is_empty() {
+    /// Writes new tables into their slots, and copies the flows of the previous tables. Programs keep running. Flows
+    /// that programs record in a previous table meanwhile are copied, too, until no program uses that table. This
+    /// includes flows of endpoints that are attached meanwhile.
+    fn swap(&mut self, new_tables: BTreeMap<u32, Table>, endpoints: &Endpoints) -> io::Result<()> {
+        if new_tables.is_empty() {
             return Ok(());
         }
-        let is_first = made.keys().any(|id| !self.own.contains_key(id));
+        let is_first = new_tables.keys().any(|id| !self.own.contains_key(id));
         let shared = is_first.then_some(&self.shared);
-        let old: Vec<&MapData> = made.keys().filter_map(|id| Some(&self.own.get(id)?.map)).chain(shared).collect();
+        let old: Vec<&MapData> =
+            new_tables.keys().filter_map(|id| Some(&self.own.get(id)?.map)).chain(shared).collect();
         let mut copied = HashSet::new();
         let mut copy = || -> io::Result<()> {
             let now = jiffies(self.hz);
             let used = endpoints.by_id();
             let by_interface: HashMap<IfIndex, u32> =
-                made.keys().filter_map(|id| Some((*used.get(id)?, *id))).collect();
+                new_tables.keys().filter_map(|id| Some((*used.get(id)?, *id))).collect();
             if by_interface.is_empty() {
                 return Ok(());
             }
@@ -256,7 +258,8 @@ impl<K: Family> Tables<K> {
                 // recently used flows last.
                 found.sort_by_key(|(key, entry)| (is_established(key, entry), entry.last_used.wrapping_sub(now)));
                 for (key, entry) in found {
-                    let Some(table) = by_interface.get(&key.interface_and_protocol().0).and_then(|id| made.get(id))
+                    let Some(table) =
+                        by_interface.get(&key.interface_and_protocol().0).and_then(|id| new_tables.get(id))
                     else {
                         continue;
                     };
@@ -266,7 +269,8 @@ impl<K: Family> Tables<K> {
             Ok(())
         };
         copy()?;
-        let slots: Vec<(u32, BorrowedFd<'_>)> = made.iter().map(|(id, table)| (*id, table.map.fd().as_fd())).collect();
+        let slots: Vec<(u32, BorrowedFd<'_>)> =
+            new_tables.iter().map(|(id, table)| (*id, table.map.fd().as_fd())).collect();
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| calls::set_maps(self.slots.fd().as_fd(), &slots));
             while !writer.is_finished() {
@@ -276,12 +280,12 @@ impl<K: Family> Tables<K> {
             writer.join().unwrap_or_else(|_| Err(io::Error::other("a thread that writes flow tables died")))
         })?;
         copy()?;
-        self.own.extend(made);
+        self.own.extend(new_tables);
         Ok(())
     }
 
-    /// Returns the size and the flows of each table, and passes each flow of an existing endpoint to `each`, with the
-    /// endpoint ID. This includes those in the shared table, which do not count for a size.
+    /// Returns the size of each table and the number of its flows. Passes each flow of an existing endpoint to `each`,
+    /// with the endpoint ID. This includes flows in the shared table, which are not counted in the result.
     pub(super) fn read(
         &self,
         used: &BTreeMap<u32, IfIndex>,

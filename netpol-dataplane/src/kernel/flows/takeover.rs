@@ -41,7 +41,7 @@ pub(in crate::kernel) struct TakeOver {
 impl TakeOver {
     pub(in crate::kernel) fn open(pins: &Pins) -> io::Result<Self> {
         let maps = Maps::open(pins).map_err(io::Error::other)?;
-        Ok(Self { conntrack: Conntrack::open()?, connections: None, maps, pins: pins.clone(), hz: load::frequency() })
+        Ok(Self { conntrack: Conntrack::open()?, connections: None, maps, pins: pins.clone(), hz: load::kernel_hz() })
     }
 
     /// Takes over the connections of these endpoints. Returns the number of flows written.
@@ -50,7 +50,7 @@ impl TakeOver {
         if addresses.is_empty() {
             return Ok(0);
         }
-        let connections = self.conntrack.of(&addresses)?;
+        let connections = self.conntrack.connections_of(&addresses)?;
         Ok(self.write_flows(endpoints, &connections))
     }
 
@@ -80,8 +80,8 @@ impl TakeOver {
             .flat_map(|endpoint| addresses(endpoint).into_iter().map(move |address| (address, endpoint)))
             .collect();
         let mut tables = HashMap::new();
-        // Subtracts the clocks' maximum difference: a time in the future would be read as one long ago, and the flow would
-        // have timed out.
+        // Subtracts the maximum difference between this clock and the kernel's: a time in the future would be read as
+        // one long ago, and the flow would have timed out.
         let now = jiffies(self.hz).wrapping_sub(SLACK * self.hz);
         let mut count = 0;
         for connection in connections {
@@ -121,8 +121,8 @@ impl TakeOver {
         entry: &FlowEntry,
     ) -> bool {
         let table = tables.entry((id, K::PREFIX)).or_insert_with(|| {
-            let own = MapData::from_pin(directory(&self.pins).join(format!("{}{id}", K::PREFIX)));
-            own.or_else(|_| MapData::from_pin(self.pins.map(K::SHARED))).ok()
+            let own_table = MapData::from_pin(directory(&self.pins).join(format!("{}{id}", K::PREFIX)));
+            own_table.or_else(|_| MapData::from_pin(self.pins.map(K::SHARED))).ok()
         });
         table.as_ref().is_some_and(|map| calls::update(map.fd().as_fd(), key, entry, calls::NOEXIST).is_ok())
     }
@@ -236,26 +236,30 @@ mod tests {
 
     #[test]
     fn each_end_has_the_addresses_and_ports_of_its_own_packets() {
-        let of = |original: Tuple, reply: Tuple| {
+        let fields_of_sides = |original: Tuple, reply: Tuple| {
             let connection = Connection { original, reply, state: 0 };
             let is_node = |address: IpAddr| address == IpAddr::from([192, 0, 2, 1]);
             sides(&connection, is_node).map(fields_of)
         };
         // Through a Service: the client's packets have the Service's address, the server's have the client's.
         let [client, server] =
-            of(tuple("10.0.0.5", "10.96.0.1", [4000, 443]), tuple("10.0.0.9", "10.0.0.5", [6443, 4000]));
+            fields_of_sides(tuple("10.0.0.5", "10.96.0.1", [4000, 443]), tuple("10.0.0.9", "10.0.0.5", [6443, 4000]));
         assert_eq!(client, ("10.0.0.5".into(), "10.96.0.1".into(), 443, 0));
         assert_eq!(server, ("10.0.0.9".into(), "10.0.0.5".into(), 4000, 0));
-        // From outside, masqueraded: the server sees the node's address and port, but the node did not start the
-        // connection.
-        let [_, server] =
-            of(tuple("203.0.113.7", "192.0.2.1", [5000, 30_080]), tuple("10.0.0.9", "192.0.2.1", [80, 61_000]));
+        // From outside, masqueraded: the server's packets have the node's address and port, but the node did not
+        // initiate the connection.
+        let [_, server] = fields_of_sides(
+            tuple("203.0.113.7", "192.0.2.1", [5000, 30_080]),
+            tuple("10.0.0.9", "192.0.2.1", [80, 61_000]),
+        );
         assert_eq!(server, ("10.0.0.9".into(), "192.0.2.1".into(), 61_000, 0));
         // A probe from the node.
-        let [_, server] = of(tuple("192.0.2.1", "10.0.0.9", [5000, 80]), tuple("10.0.0.9", "192.0.2.1", [80, 5000]));
+        let [_, server] =
+            fields_of_sides(tuple("192.0.2.1", "10.0.0.9", [5000, 80]), tuple("10.0.0.9", "192.0.2.1", [80, 5000]));
         assert_eq!(server.3, flow_state::FROM_NODE);
         // Hairpin traffic.
-        let [_, server] = of(tuple("10.0.0.9", "10.96.0.1", [5000, 80]), tuple("10.0.0.9", "192.0.2.1", [80, 61_001]));
+        let [_, server] =
+            fields_of_sides(tuple("10.0.0.9", "10.96.0.1", [5000, 80]), tuple("10.0.0.9", "192.0.2.1", [80, 61_001]));
         assert_eq!(server.3, flow_state::HAIRPIN);
     }
 }

@@ -1,5 +1,5 @@
-//! `COUNTERS` and `LOST_EVENTS`: packets by reason and flows that would be denied by policies in shadow mode, and events
-//! that were lost.
+//! `COUNTERS`: packets by reason, and flows that policies in shadow mode (only evaluated and reported) would deny.
+//! `LOST_EVENTS`: events that did not fit into the ring buffer.
 //!
 //! Size: two entries per endpoint ID, 320 bytes each on every CPU, always allocated. ID 0 counts packets at interfaces
 //! without an endpoint.

@@ -6,8 +6,8 @@
 //! of the array, not an endpoint. If an endpoint could be in either of two maps, the verifier would check all code
 //! twice.
 //!
-//! Size: a power of two above the number of pods of a node, and as many slots again for the hash. 80 bytes per slot,
-//! always allocated.
+//! Size: a power of two above the number of pods of a node, and as many further slots for the interfaces in the hash.
+//! 96 bytes per slot, always allocated.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap};
@@ -16,8 +16,8 @@ use netpol_common::{Endpoint, IfIndex};
 
 use crate::kernel::globals;
 
-/// The default number of slots that are indexed by ifindex, and of further slots. A loader that changes it has to set
-/// `ENDPOINT_MASK` to one less.
+/// The default number of slots that are indexed by ifindex; there are as many further slots. A loader that changes this
+/// number has to set `ENDPOINT_MASK` to one less.
 pub(in crate::kernel) const CAPACITY: usize = 1024;
 
 #[btf_map]

@@ -4,7 +4,7 @@
 //! Size of `DENIALS` and `ALLOWED_FLOWS`: a power of two. A set has slots for four flows and takes 64 bytes. Within a
 //! second, one budget takes at most 250 slots. If more than four flows of a set are reported within a second, some of
 //! them are reported too often. Allowed flows have their own map, so that they do not take the slots of denied flows.
-//! `EVENT_BUDGETS` has six entries of 16 bytes for each endpoint ID. All are always allocated.
+//! `EVENT_BUDGETS` has six entries of 16 bytes for each endpoint ID. All three maps are always allocated.
 
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::macros::btf_map;
@@ -12,7 +12,8 @@ use netpol_common::{EventBudget, EventLimitSet};
 
 use crate::kernel::globals;
 
-/// The default number of sets. A loader that changes it has to set `DENIAL_MASK` or `ALLOWED_FLOW_MASK` to one less.
+/// The default number of sets. A loader that changes this number has to set `DENIAL_MASK` or `ALLOWED_FLOW_MASK` to one
+/// less.
 pub(in crate::kernel) const CAPACITY: usize = 4096;
 
 #[btf_map]

@@ -1,6 +1,6 @@
-//! `NEIGHBORS`: rate limits of ARP, neighbor discovery and multicast listener discovery, for each endpoint.
+//! `NEIGHBORS`: rate limits of ARP, neighbor discovery, multicast listener discovery and IGMP, for each endpoint.
 //!
-//! Size: one entry per endpoint ID, from 1, as in `ENDPOINT_IDS`; 8 bytes each, always allocated.
+//! Size: one entry per endpoint ID, as in `ENDPOINT_IDS`; 8 bytes each, always allocated.
 
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::macros::btf_map;

@@ -1,6 +1,6 @@
 //! `SETTINGS`: settings that the agent can change while the programs run.
 //!
-//! Size: one entry. Without an agent that writes it, all settings are 0.
+//! Size: one entry. Until an agent writes it, all settings are 0.
 
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::macros::btf_map;

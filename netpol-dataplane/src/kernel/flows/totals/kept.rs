@@ -35,21 +35,21 @@ pub(super) struct Reading {
 }
 
 /// The last values of a flow.
-pub(super) struct Kept {
+pub(super) struct KeptFlow {
     endpoint: u32,
     initiator: Direction,
     state: u8,
-    /// As in the entry: with the key, it identifies the flow.
+    /// The flow's key and this time identify the flow. Same value as in the entry.
     pub(super) started: u32,
     last_used: u32,
     /// The last reading in which the flow was in a table.
     pub(super) reading: u32,
     started_at: SystemTime,
     total: BothWays,
-    /// The values of the last record, or of the start.
+    /// The totals in the last record; zero if there is no record yet.
     reported: BothWays,
     reported_at: SystemTime,
-    /// The same time in jiffies, which no process can set.
+    /// The same time in jiffies, which no process can set, unlike the wall clock.
     pub(super) reported_jiffies: u32,
     /// Why the flow has ended.
     pub(super) ending: Option<FlowEnding>,
@@ -57,7 +57,7 @@ pub(super) struct Kept {
     pub(super) is_reported: bool,
 }
 
-impl Kept {
+impl KeptFlow {
     pub(super) fn new(endpoint: u32, id: &FlowId, entry: &FlowEntry, reading: Reading) -> Self {
         let started_at = reading.clocks.time_of(entry.started);
         let mut kept = Self {
@@ -96,7 +96,8 @@ impl Kept {
             (self.ending, self.is_reported) = (None, false);
         }
         let idle = reading.clocks.since(entry.last_used);
-        // The last packets, such as the ACK of a FIN, are to be included.
+        // A closed flow ends when no more packets arrive, so that the last packets, such as the ACK of a FIN, are
+        // included.
         let is_quiet = !changed || idle >= 2 * SLACK * reading.clocks.hz;
         let ending = if entry.state & flow_state::REVOKED != 0 {
             Some(FlowEnding::Revoked)
@@ -116,7 +117,8 @@ impl Kept {
         }
     }
 
-    /// Returns why the flow has ended, if its key is that of another flow now. `None` if this was recorded.
+    /// Returns why the flow has ended, when another flow has its key now. `None` if a record of the end was already
+    /// sent.
     pub(super) fn ending_of_replaced(&self, id: &FlowId, reading: Reading) -> Option<FlowEnding> {
         if self.is_reported {
             return None;
@@ -125,6 +127,7 @@ impl Kept {
         self.ending.or_else(|| self.passive_ending(id, reading)).or(Some(otherwise))
     }
 
+    /// Returns why the flow has ended if its last values show that it was closed or has timed out.
     fn passive_ending(&self, id: &FlowId, reading: Reading) -> Option<FlowEnding> {
         let timed_out = reading.clocks.since(self.last_used) >= id.timeout(self.state, reading.clocks.hz);
         if is_closed(id.key.protocol, self.state) {

@@ -1,8 +1,10 @@
 //! Totals of flows: packets and bytes in both directions, when a flow ends, and if requested once a minute.
 //!
 //! The programs count in the flow tables. This module reads the tables every few seconds, keeps the last values of each
-//! flow, and finds the flows that have ended. Flows without packets have no totals: the post-DNAT flows of packets to a
-//! Service, because their packets are counted in the flow pre-DNAT, and flows from `nf_conntrack` without a packet since then.
+//! flow, and finds the flows that have ended.
+//!
+//! Flows without packets have no totals. These are the post-DNAT flows of packets to a Service, because their packets
+//! are counted in the pre-DNAT flow; and flows that were taken over from `nf_conntrack` and have had no packet since.
 
 mod kept;
 
@@ -17,7 +19,7 @@ use tokio::sync::mpsc::{self, Receiver, Sender};
 use super::plan::divide;
 use super::table::{Family, jiffies};
 pub(super) use kept::FlowId;
-use kept::{Kept, Reading};
+use kept::{KeptFlow, Reading};
 
 /// Which totals of flows are recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -37,11 +39,12 @@ const READ_INTERVAL: Duration = Duration::from_secs(2);
 const PAUSE_FACTOR: u32 = 20;
 /// The interval of records of flows that have not ended, in seconds.
 const MINUTE: u32 = 60;
-/// Maximum number of flows of which the last values are kept, including those that have ended and wait for their record.
+/// Maximum number of flows for which the last values are kept. This includes flows that have ended but have no record
+/// yet.
 const MAX_KEPT: usize = 65_536;
 /// Maximum number of records in a second.
 const MAX_RECORDS: u64 = 1000;
-/// The number of readings for which records can wait for the receiver.
+/// The capacity of the channel to the receiver. Each message has the records of one reading.
 const CHANNEL: usize = 4;
 
 /// Why a flow has ended.
@@ -89,10 +92,10 @@ pub struct FlowTotals {
     pub started: SystemTime,
     /// When its last packet arrived, up to two seconds too early.
     pub last_seen: SystemTime,
-    /// Since the start.
+    /// All packets since the start.
     pub total: BothWays,
-    /// With [`FlowTotalsMode::Minute`]: since the last record of this flow, and its time. Without such a record, since
-    /// the start.
+    /// With [`FlowTotalsMode::Minute`]: the time of the last record of this flow, and the packets since then. Without
+    /// such a record: the start of the flow, and all packets.
     pub interval: Option<(SystemTime, BothWays)>,
     /// Why the flow has ended; `None` if it has not.
     pub ending: Option<FlowEnding>,
@@ -111,7 +114,7 @@ impl FlowTotalsReader {
         self.totals.recv().await
     }
 
-    /// Returns the counter of flows without totals, because too many others were open.
+    /// Returns the counter of flows that have no totals because too many other flows were open.
     pub fn not_kept(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.not_kept)
     }
@@ -148,7 +151,7 @@ impl Clocks {
 /// Keeps the last values of all flows.
 pub(super) struct Tracker {
     mode: FlowTotalsMode,
-    flows: HashMap<FlowId, Kept>,
+    flows: HashMap<FlowId, KeptFlow>,
     /// The number of kept flows by interface, including `replaced`.
     by_interface: HashMap<IfIndex, usize>,
     /// Flows that have ended; another flow uses the key now.
@@ -156,12 +159,13 @@ pub(super) struct Tracker {
     clocks: Clocks,
     /// The previous reading; `None` during the first one.
     previous: Option<Clocks>,
-    /// The last reading after which records were taken.
+    /// The last reading after which records were sent, or none were due.
     taken: Option<Clocks>,
     /// The number of this reading.
     reading: u32,
     not_kept: Arc<AtomicU64>,
     sender: Sender<Vec<FlowTotals>>,
+    /// When the next reading is due.
     next: Instant,
 }
 
@@ -207,7 +211,7 @@ impl Tracker {
         self.next = now + READ_INTERVAL.max(took * PAUSE_FACTOR);
     }
 
-    /// Reads a flow of an existing endpoint.
+    /// Processes a flow that was read from a table. Its endpoint exists.
     pub(super) fn flow<K: Family>(&mut self, endpoint: u32, key: &K, entry: &FlowEntry) {
         if entry.sent.packets == 0 && entry.replies.packets == 0 {
             return;
@@ -219,13 +223,13 @@ impl Tracker {
             Some(kept) => {
                 let ending = kept.ending_of_replaced(&id, reading);
                 let totals = ending.map(|ending| kept.totals(&id, self.mode, Some(ending), reading));
-                *kept = Kept::new(endpoint, &id, entry, reading);
+                *kept = KeptFlow::new(endpoint, &id, entry, reading);
                 let Some(totals) = totals else { return };
                 Some(totals)
             }
             None => None,
         };
-        if !self.takes_room(id.interface()) {
+        if !self.reserve_room(id.interface()) {
             let since_previous = |previous: Clocks| self.clocks.since(previous.jiffies);
             let age = self.clocks.since(entry.started);
             let is_new = self.previous.is_none_or(|previous| age <= since_previous(previous));
@@ -233,8 +237,8 @@ impl Tracker {
         } else if let Some(totals) = replaced {
             self.replaced.push((id.interface(), totals));
         } else {
-            let mut kept = Kept::new(endpoint, &id, entry, reading);
-            // Before this agent started, an earlier one may have recorded it.
+            let mut kept = KeptFlow::new(endpoint, &id, entry, reading);
+            // An earlier agent may have sent a record of this flow.
             if self.previous.is_none() {
                 kept.set_reported(reading);
             }
@@ -242,23 +246,24 @@ impl Tracker {
         }
     }
 
-    /// Takes room for another flow of this interface, if it has fewer than there is room for. So the flows of one pod take
-    /// at most half of the room, those of the next one half of the rest, and so on.
-    fn takes_room(&mut self, interface: IfIndex) -> bool {
+    /// Reserves room for another flow of this interface, if the interface has fewer flows than there is room left. So
+    /// the flows of one pod take at most half of the room, those of the next pod half of the rest, and so on. Returns
+    /// whether there was room.
+    fn reserve_room(&mut self, interface: IfIndex) -> bool {
         let count = self.by_interface.entry(interface).or_default();
         let has_room = *count < MAX_KEPT.saturating_sub(self.flows.len() + self.replaced.len());
         *count += usize::from(has_room);
         has_room
     }
 
-    fn give_room_back(&mut self, interface: IfIndex, flows: usize) {
+    fn release_room(&mut self, interface: IfIndex, flows: usize) {
         if let Some(count) = self.by_interface.get_mut(&interface) {
             *count -= flows;
         }
     }
 
     /// Ends a reading of all tables: finds the flows that were not read and have therefore ended, and sends the records
-    /// that are due. Those above the limit are sent later. `used` are the existing endpoints.
+    /// that are due. Records above the limit are sent later. `used` are the existing endpoints.
     pub(super) fn finish(&mut self, used: &BTreeMap<u32, IfIndex>) {
         let reading = Reading { clocks: self.clocks, number: self.reading };
         let existing: BTreeSet<IfIndex> = used.values().copied().collect();
@@ -302,10 +307,10 @@ impl Tracker {
             let share = usize::try_from(share).unwrap_or(usize::MAX);
             let later = replaced.split_off(share.min(replaced.len()));
             let rest = share - replaced.len();
-            self.give_room_back(interface, replaced.len());
+            self.release_room(interface, replaced.len());
             records.append(&mut replaced);
             self.replaced.extend(later.into_iter().map(|totals| (interface, totals)));
-            // Those that have waited longest first.
+            // Flows that have waited longest come first.
             let waiting = |id: &FlowId| self.flows.get(id).map(|kept| reading.clocks.since(kept.reported_jiffies));
             ids.sort_by_cached_key(|id| std::cmp::Reverse(waiting(id)));
             for id in ids.into_iter().take(rest) {

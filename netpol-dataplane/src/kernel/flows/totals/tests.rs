@@ -1,3 +1,5 @@
+//! Tests of [`Tracker`].
+
 use std::net::Ipv4Addr;
 
 use netpol_common::{Direction, FlowKey, flow_state, protocol};
@@ -9,19 +11,19 @@ const POD: IfIndex = IfIndex(7);
 const OTHER: IfIndex = IfIndex(8);
 
 /// A tracker with a clock that the test sets.
-struct Test {
+struct TestTracker {
     tracker: Tracker,
     reader: FlowTotalsReader,
     clocks: Clocks,
     used: BTreeMap<u32, IfIndex>,
 }
 
-impl Test {
+impl TestTracker {
     fn new(mode: FlowTotalsMode) -> Self {
         let (tracker, reader) = Tracker::start(mode, HZ).expect("totals are recorded");
         let clocks = Clocks::read(HZ);
         let mut test = Self { tracker, reader, clocks, used: BTreeMap::from([(1, POD), (2, OTHER)]) };
-        // The first reading: see `what_was_before_the_agent_is_not_recorded_again`.
+        // The first reading: see `flows_from_before_the_agent_are_not_recorded_again`.
         assert!(test.read(2, &[]).is_empty());
         test
     }
@@ -86,7 +88,7 @@ fn summary(records: &[FlowTotals]) -> Vec<(u16, Option<FlowEnding>, u64, u64)> {
 
 #[test]
 fn each_flow_has_one_record_when_it_ends() {
-    let mut test = Test::new(FlowTotalsMode::End);
+    let mut test = TestTracker::new(FlowTotalsMode::End);
     let closed = FlowEntry { state: flow_state::REPLIED | flow_state::RESET, ..test.started(1) };
     let revoked = FlowEntry { state: flow_state::REVOKED, ..test.started(2) };
     let (open, udp) = (test.started(3), test.started(4));
@@ -101,7 +103,7 @@ fn each_flow_has_one_record_when_it_ends() {
     assert_eq!(summary(&test.read(2, &all(last_ack))), []);
     let ended = summary(&test.read(200, &all(last_ack)));
     assert_eq!(ended, [(4, Some(FlowEnding::Timeout), 4, 8)]);
-    // The table needs room.
+    // The open flow is no longer in the table, although it has not timed out: it was evicted.
     assert_eq!(summary(&test.read(2, &[(udp_key, udp)])), [(3, Some(FlowEnding::Evicted), 3, 6)]);
     assert_eq!(summary(&test.read(2, &[])), []);
     assert!(test.tracker.flows.is_empty() && test.tracker.by_interface.is_empty());
@@ -109,7 +111,7 @@ fn each_flow_has_one_record_when_it_ends() {
 
 #[test]
 fn the_flows_of_a_deleted_pod_have_ended() {
-    let mut test = Test::new(FlowTotalsMode::End);
+    let mut test = TestTracker::new(FlowTotalsMode::End);
     let entry = test.started(1);
     test.read(2, &[(tcp(1), entry), (key(OTHER, protocol::TCP, 2), entry)]);
     test.used.remove(&1);
@@ -119,7 +121,7 @@ fn the_flows_of_a_deleted_pod_have_ended() {
 
 #[test]
 fn a_flow_that_continues_after_its_end_has_another_record() {
-    let mut test = Test::new(FlowTotalsMode::End);
+    let mut test = TestTracker::new(FlowTotalsMode::End);
     let reset = FlowEntry { state: flow_state::REPLIED | flow_state::RESET, ..test.started(1) };
     test.read(2, &[(tcp(1), reset)]);
     assert_eq!(test.read(2, &[(tcp(1), reset)]).len(), 1);
@@ -130,7 +132,7 @@ fn a_flow_that_continues_after_its_end_has_another_record() {
 
 #[test]
 fn a_new_flow_with_the_same_key_ends_the_earlier_one() {
-    let mut test = Test::new(FlowTotalsMode::End);
+    let mut test = TestTracker::new(FlowTotalsMode::End);
     let first = test.started(10);
     test.read(2, &[(tcp(1), first)]);
     let second = test.started(1);
@@ -143,7 +145,7 @@ fn a_new_flow_with_the_same_key_ends_the_earlier_one() {
 
 #[test]
 fn minute_records_have_the_part_since_the_last_one() {
-    let mut test = Test::new(FlowTotalsMode::Minute);
+    let mut test = TestTracker::new(FlowTotalsMode::Minute);
     let entry = test.started(10);
     let intervals = |records: &[FlowTotals]| -> Vec<u64> {
         records.iter().map(|totals| totals.interval.as_ref().expect("an interval").1.sent.packets).collect()
@@ -162,11 +164,11 @@ fn minute_records_have_the_part_since_the_last_one() {
 }
 
 #[test]
-fn what_was_before_the_agent_is_not_recorded_again() {
+fn flows_from_before_the_agent_are_not_recorded_again() {
     for mode in [FlowTotalsMode::End, FlowTotalsMode::Minute] {
         let (tracker, reader) = Tracker::start(mode, HZ).expect("totals are recorded");
         let clocks = Clocks::read(HZ);
-        let mut test = Test { tracker, reader, clocks, used: BTreeMap::from([(1, POD)]) };
+        let mut test = TestTracker { tracker, reader, clocks, used: BTreeMap::from([(1, POD)]) };
         let closed = FlowEntry { state: flow_state::RESET, ..test.started(1) };
         let open = FlowEntry { started: clocks.jiffies.wrapping_sub(500 * HZ), ..test.started(100) };
         for _ in 0..3 {
@@ -189,32 +191,36 @@ fn what_was_before_the_agent_is_not_recorded_again() {
 
 #[test]
 fn flows_without_packets_have_no_record() {
-    let mut test = Test::new(FlowTotalsMode::End);
+    let mut test = TestTracker::new(FlowTotalsMode::End);
     let entry = FlowEntry { initiator: Direction::Egress as u8, ..FlowEntry::default() };
     test.read(2, &[(tcp(1), entry)]);
     assert!(test.read(2, &[]).is_empty());
 }
 
 #[test]
-fn a_record_has_the_ends_of_the_first_packet() {
-    let mut test = Test::new(FlowTotalsMode::End);
+fn a_record_has_the_addresses_and_ports_of_the_first_packet() {
+    let mut test = TestTracker::new(FlowTotalsMode::End);
     let egress = FlowEntry { initiator: Direction::Egress as u8, ..test.started(1) };
     let echo = key(POD, protocol::ICMP, 1);
     test.read(2, &[(tcp(9), egress), (echo, test.started(1))]);
     let mut ended = test.read(2, &[]);
     ended.sort_by_key(|totals| totals.first_packet.protocol);
     let address = |bytes: [u8; 16]| Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).to_string();
-    let ends = |event: &FlowEvent| {
+    let addresses_and_ports = |event: &FlowEvent| {
         let ports = [event.source_port, event.destination_port].map(u16::from_be_bytes);
         (address(event.source), address(event.destination), ports)
     };
-    assert_eq!(ends(&ended[0].first_packet), ("10.0.0.2".into(), "10.0.0.1".into(), [0, 0]), "ICMP has no ports");
-    assert_eq!(ends(&ended[1].first_packet), ("10.0.0.1".into(), "10.0.0.2".into(), [80, 9]));
+    assert_eq!(
+        addresses_and_ports(&ended[0].first_packet),
+        ("10.0.0.2".into(), "10.0.0.1".into(), [0, 0]),
+        "ICMP has no ports"
+    );
+    assert_eq!(addresses_and_ports(&ended[1].first_packet), ("10.0.0.1".into(), "10.0.0.2".into(), [80, 9]));
 }
 
 #[test]
 fn the_records_of_a_second_are_limited_and_shared_and_none_is_lost() {
-    let mut test = Test::new(FlowTotalsMode::End);
+    let mut test = TestTracker::new(FlowTotalsMode::End);
     let entry = test.started(1);
     let mut flows: Vec<_> = (1..=5000).map(|port| (tcp(port), entry)).collect();
     flows.extend((1..=100).map(|port| (key(OTHER, protocol::TCP, port), entry)));
@@ -229,7 +235,7 @@ fn the_records_of_a_second_are_limited_and_shared_and_none_is_lost() {
 
 #[test]
 fn the_number_of_kept_flows_is_limited_and_a_pod_takes_at_most_half() {
-    let mut test = Test::new(FlowTotalsMode::End);
+    let mut test = TestTracker::new(FlowTotalsMode::End);
     let entry = test.started(1);
     let mut flows = Vec::new();
     for remote in 0..2 {
@@ -250,7 +256,7 @@ fn the_number_of_kept_flows_is_limited_and_a_pod_takes_at_most_half() {
 
 #[test]
 fn flows_that_are_replaced_again_and_again_do_not_fill_the_memory() {
-    let mut test = Test::new(FlowTotalsMode::End);
+    let mut test = TestTracker::new(FlowTotalsMode::End);
     // The receiver takes no records.
     let ports = 0..40_000_u16;
     for _ in 0..2 * CHANNEL + 2 {
