@@ -1,4 +1,4 @@
-//! One request to the agent: HTTP/1.1 on its Unix socket.
+//! Sends one request to the agent, by HTTP/1.1 on its Unix socket.
 
 use std::fmt;
 use std::io::{Read, Write};
@@ -42,12 +42,12 @@ pub(crate) fn post(socket: &Path, path: &str, body: &str, limit: Duration) -> Re
          Connection: close\r\n\r\n{body}"
     );
     let unavailable = |reason: String| RequestError::Unavailable(format!("{}: {reason}", socket.display()));
-    // On a thread: connecting to a Unix socket blocks without limit while its queue is full, as with a stopped agent.
-    // The thread ends with the process.
+    // The request is sent on a thread, because connecting to a Unix socket blocks without limit while its queue is
+    // full, for example if the agent is stopped. The thread ends with the process.
     let (sender, response) = mpsc::channel();
     let path = socket.to_owned();
-    let exchange = move || drop(sender.send(exchange(&path, &request)));
-    thread::Builder::new().spawn(exchange).map_err(|error| unavailable(error.to_string()))?;
+    let send_request = move || drop(sender.send(exchange(&path, &request)));
+    thread::Builder::new().spawn(send_request).map_err(|error| unavailable(error.to_string()))?;
     let response = response.recv_timeout(limit).map_err(|_| unavailable(format!("no response within {limit:.1?}")))?;
     parse(&response.map_err(|error| unavailable(error.to_string()))?)
         .unwrap_or_else(|| Err(unavailable("the response is not valid HTTP".to_owned())))
@@ -61,7 +61,8 @@ fn exchange(socket: &Path, request: &str) -> std::io::Result<Vec<u8>> {
     Ok(response)
 }
 
-/// Returns the body of a response with status 200, or its error; `None` if it is not a complete response.
+/// Returns the body of a response with status 200, or the error of another response; `None` if the response is not
+/// complete.
 fn parse(response: &[u8]) -> Option<Result<String, RequestError>> {
     let response = std::str::from_utf8(response).ok()?;
     let (head, body) = response.split_once("\r\n\r\n")?;
@@ -86,8 +87,8 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(5);
 
-    /// Responds to one request.
-    fn respond(response: &'static str) -> Result<String, RequestError> {
+    /// Sends a request to a server that sends this response, and returns the result.
+    fn result_of(response: &'static str) -> Result<String, RequestError> {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("agent.sock");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -107,21 +108,21 @@ mod tests {
 
     #[test]
     fn a_response_is_its_body_or_the_agents_reason() {
-        assert_eq!(respond("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nnull"), Ok("null".to_owned()));
+        assert_eq!(result_of("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nnull"), Ok("null".to_owned()));
         let refused = |reason: &str| Err(RequestError::Refused(reason.to_owned()));
-        assert_eq!(respond("HTTP/1.1 503 Service Unavailable\r\n\r\n{\"error\":\"not yet\"}"), refused("not yet"));
-        assert_eq!(respond("HTTP/1.1 404 Not Found\r\n\r\nno"), refused("status 404 Not Found"));
+        assert_eq!(result_of("HTTP/1.1 503 Service Unavailable\r\n\r\n{\"error\":\"not yet\"}"), refused("not yet"));
+        assert_eq!(result_of("HTTP/1.1 404 Not Found\r\n\r\nno"), refused("status 404 Not Found"));
     }
 
     #[test]
     fn without_a_valid_response_the_agent_is_unavailable() {
         for response in ["", "HTTP/1.1 200 OK\r\n", "SSH-2.0-x\r\n\r\n", "\r\n\r\n"] {
-            assert!(matches!(respond(response), Err(RequestError::Unavailable(_))), "{response:?}");
+            assert!(matches!(result_of(response), Err(RequestError::Unavailable(_))), "{response:?}");
         }
     }
 
     #[test]
-    fn a_missing_or_dead_socket_is_an_absent_agent() {
+    fn without_a_socket_or_with_a_stale_one_the_agent_is_unavailable() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("agent.sock");
         let result = || post(&socket, "/", "", LIMIT);
@@ -135,7 +136,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("agent.sock");
         let _listener = UnixListener::bind(&socket).unwrap();
-        // The kernel accepts connections until the queue is full; then connecting blocks.
+        // The kernel accepts connections until the queue is full. After that, connecting blocks.
         let clients: Vec<_> = (0..200)
             .map(|_| {
                 let socket = socket.clone();

@@ -1,4 +1,4 @@
-//! Parameters in environment variables.
+//! The parameters of a call, which the container runtime passes in environment variables.
 
 use std::env;
 
@@ -40,7 +40,7 @@ impl Environment {
         }
     }
 
-    /// Returns the pod that a Kubernetes runtime names, or `None` from another runtime.
+    /// Returns the pod in `CNI_ARGS`. `None`: the call is not for a pod of Kubernetes.
     ///
     /// Source: `CNI_ARGS` of containerd (`toCNILabels`) and CRI-O (`buildCNIRuntimeConf`).
     pub(crate) fn pod(&self) -> Option<PodIdentity> {

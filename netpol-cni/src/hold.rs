@@ -9,17 +9,17 @@ use netpol_api::{EXEMPT_NAMESPACE, PodStart, PodStarted};
 use crate::agent::{RequestError, post};
 use crate::{CniError, ErrorCode, Settings, WhenAgentAway};
 
-/// Time for the agent's response, in addition to the time it waits.
+/// Time for the agent's response, in addition to the time for which the agent waits.
 const RESPONSE_TIME: Duration = Duration::from_secs(1);
-/// How long a pod waits that may start without enforcement.
+/// Maximum delay of a pod that may start without enforcement.
 const EXEMPT_TIME: Duration = Duration::from_secs(2);
 /// Pause before the second request; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
-/// Longest pause between two requests. The agent may ask the API server at each.
+/// Longest pause between two requests. For each request, the agent may send one to the API server.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// Time that an agent needs to find out why a pod's policies are not enforced.
-const MIN_TIME: Duration = Duration::from_millis(500);
+/// Minimum time that an agent needs to report why a pod's policies are not enforced.
+const TIME_FOR_REASON: Duration = Duration::from_millis(500);
 
 /// Returns once the pod may start.
 ///
@@ -35,19 +35,20 @@ pub(crate) fn hold(
     let time = if is_exempt { settings.timeout().min(EXEMPT_TIME) } else { settings.timeout() };
     let deadline = Instant::now() + time;
     let mut pause = FIRST_PAUSE;
-    let mut refused = None;
+    let mut last_refusal = None;
     loop {
-        let has_time = deadline.saturating_duration_since(Instant::now()) >= MIN_TIME;
+        let has_time = deadline.saturating_duration_since(Instant::now()) >= TIME_FOR_REASON;
         let error = match request(settings, &mut start, deadline) {
             Ok(PodStarted { reason: None, .. }) => return Ok(()),
             Ok(PodStarted { reason: Some(reason), .. }) => {
                 log(&format_args!("{pod} starts without enforcement: {reason}"));
                 return Ok(());
             }
-            // Without time, an agent only reports that there is no time. The refusal before has the reason.
+            // If too little time is left, the agent reports only that. In this case, the previous refusal has the
+            // reason.
             Err(RequestError::Refused(reason)) => {
-                let reason = if has_time { reason } else { refused.take().unwrap_or(reason) };
-                refused = Some(reason.clone());
+                let reason = if has_time { reason } else { last_refusal.take().unwrap_or(reason) };
+                last_refusal = Some(reason.clone());
                 RequestError::Refused(reason)
             }
             Err(error) => error,

@@ -1,8 +1,8 @@
-//! A CNI plugin that holds the start of a pod until the agent enforces it.
+//! A CNI plugin that delays the start of a pod until the agent enforces the pod's policies.
 //!
 //! ```text
 //! environment, stdin ─► plugin ─► hold ─► agent ─► POST /v1/pods/start on the agent's socket
-//!                          │        └ again, until enforced or out of time
+//!                          │        └ repeats the request until the policies are enforced or the time is over
 //!                          └► prevResult, or an error, on stdout
 //! ```
 //!
@@ -24,7 +24,7 @@ pub use settings::{MAX_TIMEOUT_SECONDS, Settings, SettingsError, WhenAgentAway};
 /// The name of the plugin: its `type` in a configuration, and the file name of its executable.
 pub const PLUGIN: &str = "netpol-cni";
 
-/// The versions of the CNI specification that the plugin supports: all that have plugins in a list.
+/// The versions of the CNI specification that the plugin supports: all versions with lists of plugins.
 pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// The latest of [`VERSIONS`].

@@ -1,4 +1,4 @@
-//! The plugin as a process: environment and stdin in, stdout, stderr and exit code out.
+//! The executable of the plugin: reads environment variables and stdin, and writes to stdout and stderr.
 
 use std::fmt::Display;
 use std::io::{Read, Write, stderr, stdin, stdout};
@@ -24,7 +24,8 @@ fn main() -> ExitCode {
     exit_code
 }
 
-/// Reads the configuration. A terminal would block a user who starts the plugin by hand, without a command.
+/// Reads the configuration. Without a command, stdin is not read: a user who starts the plugin by hand gets an error
+/// immediately, although stdin is a terminal.
 fn read_input(environment: &Environment) -> Result<String, (CniError, String)> {
     let mut input = String::new();
     if environment.command.is_empty() {
@@ -36,7 +37,7 @@ fn read_input(environment: &Environment) -> Result<String, (CniError, String)> {
     }
 }
 
-/// Writes a message for the log of the container runtime. A closed stderr is no reason to fail.
+/// Writes a message for the log of the container runtime. The plugin does not fail if stderr is closed.
 fn log(message: &dyn Display) {
     let _ = writeln!(stderr(), "{PLUGIN}: {message}");
 }

@@ -16,7 +16,8 @@ use crate::hold::hold;
 use crate::prev_result::addresses;
 use crate::{CniError, Environment, ErrorCode, LATEST_CNI_VERSION, PLUGIN, Settings, VERSIONS};
 
-/// Time for the agent's response to a stopped pod. Without one, the agent forgets the pod when it is deleted.
+/// Time for the agent's response to a stopped pod. If the agent does not respond, it still removes the pod's addresses
+/// when the pod is deleted from the API.
 const STOP_TIME: Duration = Duration::from_secs(1);
 
 /// The configuration on stdin.
@@ -40,14 +41,14 @@ pub fn run(environment: &Environment, input: &str, log: &mut dyn FnMut(&dyn Disp
         }
         "DEL" => {
             require(environment, &["CNI_CONTAINERID", "CNI_IFNAME"])?;
-            configuration(input)?;
+            parse_configuration(input)?;
             delete(environment, input, log);
             Ok(String::new())
         }
         // The agent checks enforcement by itself and removes deleted pods; the plugin creates nothing. STATUS does not
         // depend on the agent: if it failed, containerd would report the node's network as not ready, and Kubernetes
         // would evict all pods of a node if its agent is unavailable for a few minutes.
-        "CHECK" | "GC" | "STATUS" => configuration(input).map(|_| String::new()),
+        "CHECK" | "GC" | "STATUS" => parse_configuration(input).map(|_| String::new()),
         "VERSION" => {
             let version = version_of(input).unwrap_or_else(|| LATEST_CNI_VERSION.to_owned());
             Ok(json!({"cniVersion": version, "supportedVersions": VERSIONS}).to_string())
@@ -66,11 +67,12 @@ pub fn run(environment: &Environment, input: &str, log: &mut dyn FnMut(&dyn Disp
 }
 
 fn add(environment: &Environment, input: &str, log: &mut dyn FnMut(&dyn Display)) -> Result<String, CniError> {
-    let Some(prev_result) = configuration(input)?.prev_result else {
+    let Some(prev_result) = parse_configuration(input)?.prev_result else {
         let message = format!("prevResult is missing: add {PLUGIN} after the plugin that connects pods");
         return Err(CniError::new(ErrorCode::InvalidConfiguration, message));
     };
-    // Unchanged: "If a plugin makes no changes … it must output a result equivalent to the provided prevResult".
+    // The result must not change: "If a plugin makes no changes … it must output a result equivalent to the provided
+    // prevResult".
     let result = prev_result.get().to_owned();
     let settings =
         Settings::parse(input).map_err(|error| CniError::new(ErrorCode::InvalidConfiguration, error.to_string()))?;
@@ -90,7 +92,8 @@ fn pod_start(pod: PodIdentity, addresses: Vec<IpAddr>) -> PodStart {
     PodStart { container_id: sandbox, namespace, name, uid, addresses, timeout_ms: 0 }
 }
 
-/// Reports the stop. It never fails: a pod that cannot be removed is worse than an agent that has not been informed.
+/// Reports to the agent that a pod stops. Errors are only logged: if the call failed, the runtime could not remove the
+/// pod.
 fn delete(environment: &Environment, input: &str, log: &mut dyn FnMut(&dyn Display)) {
     let Some(PodIdentity { sandbox, namespace, name, .. }) = environment.pod() else { return };
     let settings = Settings::parse(input).unwrap_or_else(|error| {
@@ -98,19 +101,19 @@ fn delete(environment: &Environment, input: &str, log: &mut dyn FnMut(&dyn Displ
         Settings::default()
     });
     let stop = PodStop { container_id: sandbox, namespace, name };
-    let reported = serde_json::to_string(&stop)
+    let result = serde_json::to_string(&stop)
         .map_err(|error| error.to_string())
         .and_then(|body| post(&settings.socket, "/v1/pods/stop", &body, STOP_TIME).map_err(|error| error.to_string()));
-    if let Err(error) = reported {
+    if let Err(error) = result {
         log(&format_args!("the stop of pod {}/{} was not reported: {error}", stop.namespace, stop.name));
     }
 }
 
 /// Parses the configuration and checks its version.
-fn configuration(input: &str) -> Result<Configuration<'_>, CniError> {
+fn parse_configuration(input: &str) -> Result<Configuration<'_>, CniError> {
     let configuration: Configuration = serde_json::from_str(input)
         .map_err(|error| CniError::new(ErrorCode::Decode, format!("cannot parse the configuration: {error}")))?;
-    // Without a version, it is 0.1.0, which has no lists of plugins.
+    // A configuration without a version has version 0.1.0, which has no lists of plugins.
     let version = configuration.cni_version.as_deref().filter(|version| !version.is_empty()).unwrap_or("0.1.0");
     if !VERSIONS.contains(&version) {
         let message = format!("cniVersion {version} is not supported; supported: {}", VERSIONS.join(", "));

@@ -1,4 +1,4 @@
-//! The result of the plugins before this one.
+//! Parses `prevResult`, the result of the plugins that ran before this one.
 
 use std::net::IpAddr;
 
@@ -27,10 +27,11 @@ struct Address {
     interface: Option<i64>,
 }
 
-/// Returns the addresses of the sandbox: those of interfaces in it, and those that name no interface.
+/// Returns the addresses of the sandbox: the addresses of interfaces in the sandbox, and addresses without an
+/// interface.
 ///
 /// # Errors
-/// If the result is not as the specification says.
+/// If the result does not follow the specification.
 pub(crate) fn addresses(prev_result: &str) -> Result<Vec<IpAddr>, String> {
     let result: PrevResult = serde_json::from_str(prev_result).map_err(|error| error.to_string())?;
     let interfaces = result.interfaces.unwrap_or_default();
@@ -67,7 +68,8 @@ mod tests {
             ),
             &["10.0.0.5", "fd00::5"],
         );
-        // Of the bridge and of the node's veth, and an index that does not exist.
+        // The other addresses belong to the bridge, to the node's end of the veth, or to an interface that does not
+        // exist.
         check(
             &format!(
                 r#"{{{interfaces},"ips":[{{"interface":0,"address":"10.0.0.1/24"}},{{"interface":1,"address":"10.0.0.2/24"}},
@@ -78,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_without_an_interface_are_the_sandboxs() {
+    fn addresses_without_an_interface_belong_to_the_sandbox() {
         check(r#"{"ips":[{"version":"4","address":"10.0.0.5/32"}]}"#, &["10.0.0.5"]);
         check(r#"{"interfaces":[{"name":"cali1"}],"ips":[{"address":"10.0.0.5"}]}"#, &["10.0.0.5"]);
         check(r#"{"interfaces":null,"ips":null}"#, &[]);

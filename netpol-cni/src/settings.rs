@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::PLUGIN;
 
-/// Maximum of [`Settings::timeout_seconds`]. It limits how long one pod can delay others: runtimes hold a read lock while
-/// plugins run, and a change of their configuration directory waits for that lock and delays all later calls
-/// (containerd: `Setup` and `Load` of go-cni; CRI-O: `forEachNetwork` and `syncNetworkConfig` of ocicni).
+/// Maximum of [`Settings::timeout_seconds`]. It limits how long one pod can delay others. Runtimes hold a read lock
+/// while plugins run. If the configuration directory changes in the meantime, the runtime waits for the write lock, and
+/// all later calls wait, too (containerd: `Setup` and `Load` of go-cni; CRI-O: `forEachNetwork` and `syncNetworkConfig`
+/// of ocicni).
 pub const MAX_TIMEOUT_SECONDS: u16 = 60;
 
 /// What the plugin does if no agent responds.
@@ -87,7 +88,7 @@ impl Settings {
         Ok(())
     }
 
-    /// Returns the entry in the list of plugins, on one line.
+    /// Returns the plugin's entry for a list of plugins, on one line.
     ///
     /// # Errors
     /// If the path of the socket is not UTF-8, or a field is out of range.

@@ -1,4 +1,4 @@
-//! Calls of the executable, as a container runtime makes them, with a fake agent.
+//! Calls the executable as a container runtime does, with a fake agent.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -16,7 +16,7 @@ const POD: &str =
 const ENFORCED: &str = "HTTP/1.1 200 OK\r\n\r\n{\"outcome\":\"enforced\",\"tookMs\":3}";
 const REFUSED: &str = "HTTP/1.1 503 Service Unavailable\r\n\r\n{\"error\":\"no pod shop/web\"}";
 
-/// A result with everything that could change on its way: number formats, unknown fields, the order of keys.
+/// A result with details that the plugin must not change: number formats, unknown fields, the order of keys.
 const PREV_RESULT: &str = r#"{"cniVersion":"1.0.0", "ips":[{"interface":1,"address":"10.0.0.5/24","gateway":"10.0.0.1"}],
  "interfaces":[{"name":"veth1","mtu":1.5e3},{"name":"eth0","mac":"02:00:00:00:00:01","sandbox":"/run/netns/x"}], "x":{"b":1,"a":[]}, "dns":{}}"#;
 
@@ -34,18 +34,18 @@ impl Output {
     }
 
     #[track_caller]
-    fn passes(&self) {
+    fn assert_passes(&self) {
         assert_eq!((self.code, self.stdout.as_str()), (Some(0), PREV_RESULT), "{self:?}");
     }
 
     #[track_caller]
-    fn fails(&self, code: u32, words: &str) {
+    fn assert_fails_with(&self, code: u32, words: &str) {
         assert_eq!((self.code, &self.json()["code"]), (Some(1), &json!(code)), "{self:?}");
         assert!(self.json()["msg"].as_str().unwrap().contains(words), "{self:?}");
     }
 }
 
-/// Calls the plugin with variables, which can replace those of a usual ADD.
+/// Calls the plugin. `variables` are added to the environment variables of a usual ADD command, or replace them.
 fn call(variables: &[(&str, &str)], input: &str) -> Output {
     let start = Instant::now();
     let mut command = Command::new(env!("CARGO_BIN_EXE_netpol-cni"));
@@ -59,7 +59,7 @@ fn call(variables: &[(&str, &str)], input: &str) -> Output {
     ]);
     command.envs(variables.iter().copied());
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // It may have ended without reading.
+    // The plugin may have ended without reading its input.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     let output = child.wait_with_output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -85,12 +85,12 @@ struct Agent {
 }
 
 impl Agent {
-    /// One that is not running yet.
+    /// Returns an agent that is not running yet.
     fn absent() -> Self {
         Self { directory: tempfile::tempdir().unwrap(), requests: Arc::default() }
     }
 
-    /// One with a response to each request; the last one repeats.
+    /// Starts an agent that sends these responses, one to each request. The last response is repeated.
     fn start(responses: &'static [&'static str]) -> Self {
         let agent = Self::absent();
         agent.listen(responses);
@@ -104,7 +104,7 @@ impl Agent {
             for number in 0.. {
                 let (mut stream, _) = listener.accept().unwrap();
                 requests.lock().unwrap().push(read_request(&mut stream));
-                // The plugin may have given up.
+                // The plugin may have closed the connection.
                 let _ = stream.write_all(responses[number.min(responses.len() - 1)].as_bytes());
             }
         });
@@ -141,7 +141,7 @@ fn read_request(stream: &mut UnixStream) -> (String, Value) {
 #[test]
 fn an_enforced_pod_starts_with_the_result_unchanged() {
     let agent = Agent::start(&[ENFORCED]);
-    agent.add("").passes();
+    agent.add("").assert_passes();
     let [(line, body)] = &agent.requests()[..] else { panic!("{:?}", agent.requests()) };
     assert_eq!(line, "POST /v1/pods/start HTTP/1.1");
     let timeout = body["timeoutMs"].as_u64().unwrap();
@@ -156,12 +156,12 @@ fn an_enforced_pod_starts_with_the_result_unchanged() {
 fn all_supported_versions_pass_and_others_are_refused() {
     let agent = Agent::start(&[ENFORCED]);
     let configuration = input(&agent.socket(), "");
-    let with = |version: &str| configuration.replacen("\"cniVersion\":\"1.0.0\"", version, 1);
+    let with_version = |version: &str| configuration.replacen("\"cniVersion\":\"1.0.0\"", version, 1);
     for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
-        call(&[], &with(&format!("\"cniVersion\":\"{version}\""))).passes();
+        call(&[], &with_version(&format!("\"cniVersion\":\"{version}\""))).assert_passes();
     }
     for version in ["\"cniVersion\":\"0.2.0\"", "\"cniVersion\":\"1.2.0\"", "\"cniVersion\":\"\"", "\"of\":\"none\""] {
-        call(&[], &with(version)).fails(1, "supported: 0.3.0");
+        call(&[], &with_version(version)).assert_fails_with(1, "supported: 0.3.0");
     }
 }
 
@@ -178,15 +178,15 @@ fn the_version_command_lists_versions() {
 fn invalid_calls_have_the_codes_of_the_specification() {
     let agent = Agent::start(&[ENFORCED]);
     let valid = input(&agent.socket(), "");
-    call(&[("CNI_COMMAND", "")], "").fails(4, "CNI_COMMAND");
-    call(&[("CNI_COMMAND", "UPDATE")], &valid).fails(4, "UPDATE");
-    call(&[("CNI_CONTAINERID", ""), ("CNI_NETNS", "")], &valid).fails(4, "CNI_CONTAINERID, CNI_NETNS");
-    call(&[], "{").fails(6, "configuration");
-    call(&[], r#"{"cniVersion":"1.0.0","prevResult":{"ips":[{"address":"x"}]}}"#).fails(6, "prevResult");
-    call(&[], r#"{"cniVersion":"1.0.0"}"#).fails(7, "prevResult");
-    call(&[], r#"{"cniVersion":"1.0.0","prevResult":null}"#).fails(7, "prevResult");
-    agent.add(r#""whenAgentAway":"maybe","#).fails(7, "maybe");
-    agent.add(r#""timeoutSeconds":0,"#).fails(7, "timeoutSeconds");
+    call(&[("CNI_COMMAND", "")], "").assert_fails_with(4, "CNI_COMMAND");
+    call(&[("CNI_COMMAND", "UPDATE")], &valid).assert_fails_with(4, "UPDATE");
+    call(&[("CNI_CONTAINERID", ""), ("CNI_NETNS", "")], &valid).assert_fails_with(4, "CNI_CONTAINERID, CNI_NETNS");
+    call(&[], "{").assert_fails_with(6, "configuration");
+    call(&[], r#"{"cniVersion":"1.0.0","prevResult":{"ips":[{"address":"x"}]}}"#).assert_fails_with(6, "prevResult");
+    call(&[], r#"{"cniVersion":"1.0.0"}"#).assert_fails_with(7, "prevResult");
+    call(&[], r#"{"cniVersion":"1.0.0","prevResult":null}"#).assert_fails_with(7, "prevResult");
+    agent.add(r#""whenAgentAway":"maybe","#).assert_fails_with(7, "maybe");
+    agent.add(r#""timeoutSeconds":0,"#).assert_fails_with(7, "timeoutSeconds");
     assert_eq!(agent.requests(), []);
     assert_eq!(call(&[], r#"{"cniVersion":"0.4.0"}"#).json()["cniVersion"], "0.4.0");
 }
@@ -199,7 +199,7 @@ fn with_wait_a_pod_starts_when_the_agent_is_back() {
         thread::sleep(Duration::from_millis(400));
         agent.listen(&[ENFORCED]);
         let output = output.join().unwrap();
-        output.passes();
+        output.assert_passes();
         assert!(output.took >= Duration::from_millis(400), "{output:?}");
     });
 }
@@ -207,21 +207,21 @@ fn with_wait_a_pod_starts_when_the_agent_is_back() {
 #[test]
 fn with_wait_the_runtime_retries_after_the_timeout() {
     let output = Agent::absent().add(r#""timeoutSeconds":1,"#);
-    output.fails(11, "the policies of pod shop/web are not enforced: no agent responds");
+    output.assert_fails_with(11, "the policies of pod shop/web are not enforced: no agent responds");
     assert!(output.took >= Duration::from_secs(1) && output.took < Duration::from_secs(3), "{output:?}");
 }
 
 #[test]
 fn with_deny_the_runtime_retries_at_once() {
     let output = Agent::absent().add(r#""whenAgentAway":"deny","#);
-    output.fails(11, "no agent responds");
+    output.assert_fails_with(11, "no agent responds");
     assert!(output.took < Duration::from_secs(1), "{output:?}");
 }
 
 #[test]
 fn with_allow_a_pod_starts_without_an_agent() {
     let output = Agent::absent().add(r#""whenAgentAway":"allow","#);
-    output.passes();
+    output.assert_passes();
     assert!(output.stderr.contains("pod shop/web starts without enforcement"), "{output:?}");
     assert!(output.took < Duration::from_secs(1), "{output:?}");
 }
@@ -230,19 +230,19 @@ fn with_allow_a_pod_starts_without_an_agent() {
 fn a_refusal_is_retried_whatever_happens_without_an_agent() {
     for choice in ["wait", "deny", "allow"] {
         let agent = Agent::start(&[REFUSED, REFUSED, ENFORCED]);
-        agent.add(&format!(r#""whenAgentAway":"{choice}","#)).passes();
+        agent.add(&format!(r#""whenAgentAway":"{choice}","#)).assert_passes();
         assert_eq!(agent.requests().len(), 3);
         let agent = Agent::start(&[REFUSED]);
         let output = agent.add(&format!(r#""whenAgentAway":"{choice}","timeoutSeconds":1,"#));
-        output.fails(11, "the policies of pod shop/web are not enforced: no pod shop/web");
+        output.assert_fails_with(11, "the policies of pod shop/web are not enforced: no pod shop/web");
         assert!(output.took >= Duration::from_secs(1), "{output:?}");
     }
 }
 
 #[test]
-fn an_agent_that_crashes_during_a_request_is_asked_again() {
+fn a_request_is_repeated_if_the_agent_crashes() {
     let agent = Agent::start(&["", ENFORCED]);
-    agent.add("").passes();
+    agent.add("").assert_passes();
     assert_eq!(agent.requests().len(), 2);
 }
 
@@ -251,19 +251,19 @@ fn a_stopped_agent_counts_as_unavailable() {
     let agent = Agent::absent();
     let _listener = UnixListener::bind(agent.socket()).unwrap();
     let output = agent.add(r#""timeoutSeconds":1,"#);
-    output.fails(11, "no response within");
+    output.assert_fails_with(11, "no response within");
     assert!(output.took < Duration::from_secs(4), "{output:?}");
-    agent.add(r#""timeoutSeconds":1,"whenAgentAway":"allow","#).passes();
+    agent.add(r#""timeoutSeconds":1,"whenAgentAway":"allow","#).assert_passes();
 }
 
 #[test]
-fn pods_of_kube_system_are_never_held_up() {
+fn pods_of_kube_system_start_even_without_enforcement() {
     let arguments = ("CNI_ARGS", "K8S_POD_NAMESPACE=kube-system;K8S_POD_NAME=dns");
     let refusing = Agent::start(&[REFUSED]);
     for agent in [Agent::absent(), refusing] {
         for choice in ["wait", "deny"] {
             let output = call(&[arguments], &input(&agent.socket(), &format!(r#""whenAgentAway":"{choice}","#)));
-            output.passes();
+            output.assert_passes();
             assert!(output.stderr.contains("pod kube-system/dns starts without enforcement"), "{output:?}");
             assert!(output.took < Duration::from_secs(1), "{output:?}");
         }
@@ -271,13 +271,13 @@ fn pods_of_kube_system_are_never_held_up() {
     let stopped = Agent::absent();
     let _listener = UnixListener::bind(stopped.socket()).unwrap();
     let output = call(&[arguments], &input(&stopped.socket(), ""));
-    output.passes();
+    output.assert_passes();
     assert!(output.took < Duration::from_secs(5), "{output:?}");
 
     let exempt = "HTTP/1.1 200 OK\r\n\r\n{\"outcome\":\"exempt\",\"tookMs\":2000,\"reason\":\"no interface\"}";
     let agent = Agent::start(Box::leak(Box::new([exempt])));
     let output = call(&[arguments], &input(&agent.socket(), ""));
-    output.passes();
+    output.assert_passes();
     assert!(output.stderr.contains("no interface"), "{output:?}");
     assert!(agent.requests()[0].1["timeoutMs"].as_u64().unwrap() <= 2000, "{:?}", agent.requests());
 }
@@ -285,7 +285,7 @@ fn pods_of_kube_system_are_never_held_up() {
 #[test]
 fn other_runtimes_and_pods_without_addresses_pass_through() {
     let agent = Agent::start(&[REFUSED]);
-    call(&[("CNI_ARGS", "")], &input(&agent.socket(), "")).passes();
+    call(&[("CNI_ARGS", "")], &input(&agent.socket(), "")).assert_passes();
     let output = call(&[], r#"{"cniVersion":"1.0.0","prevResult":{"ips":[]}}"#);
     assert_eq!((output.code, output.stdout.as_str()), (Some(0), r#"{"ips":[]}"#));
     assert_eq!(agent.requests(), []);
@@ -319,6 +319,6 @@ fn check_gc_and_status_succeed_without_an_agent() {
     for command in ["CHECK", "GC", "STATUS"] {
         let output = call(&[("CNI_COMMAND", command), ("CNI_CONTAINERID", ""), ("CNI_ARGS", "")], &configuration);
         assert_eq!((output.code, output.stdout.as_str()), (Some(0), ""), "{command}: {output:?}");
-        call(&[("CNI_COMMAND", command)], "{").fails(6, "configuration");
+        call(&[("CNI_COMMAND", command)], "{").assert_fails_with(6, "configuration");
     }
 }

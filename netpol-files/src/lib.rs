@@ -1,5 +1,5 @@
 //! Finds manifest files and reads them safely. Anyone with write access to the directory can put a FIFO, an endless
-//! device or a file larger than memory into it.
+//! device or a file larger than memory into the directory.
 
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::{self, Read};
@@ -20,7 +20,7 @@ pub struct Limits {
 /// One mebibyte in bytes, the unit of the options.
 pub const MIB: u64 = 1 << 20;
 
-/// The objects of about 10,000 pods, as `kubectl get -o yaml` writes them, take 80 MiB.
+/// The default limits. The objects of about 10,000 pods, as `kubectl get -o yaml` writes them, take 80 MiB.
 pub const DEFAULT: Limits = Limits { file: 128 * MIB, all: 256 * MIB };
 
 impl Default for Limits {
@@ -38,7 +38,7 @@ pub enum ReadError {
     /// The file is larger than the limit for one file.
     #[error("is larger than {} MiB, the limit for one file (--max-manifest-file)", .0 / MIB)]
     FileTooLarge(u64),
-    /// Together with the files before it, it is larger than the limit for all files.
+    /// Together with the files that were read before, the file is larger than the limit for all files.
     #[error("is skipped: with the files before it, more than {} MiB would be read, the limit for all files (--max-manifests)", .0 / MIB)]
     AllTooLarge(u64),
     /// The file system returned an error.
@@ -57,8 +57,8 @@ pub fn is_manifest(path: &Path) -> bool {
 /// If the path is not a regular file when it is opened, or the file is too large.
 pub fn read_regular(path: &Path, before: u64, limits: Limits) -> Result<Vec<u8>, ReadError> {
     // Opening a FIFO for reading waits for a writer, and some devices react to being opened. The type is checked after
-    // opening, because the path may be replaced at any time. Regular files ignore the flag. Source: `open(2)`,
-    // `O_NONBLOCK`; `fifo(7)`.
+    // opening, because the path may be replaced at any time. `O_NONBLOCK` does not affect regular files. Source:
+    // `open(2)`, `O_NONBLOCK`; `fifo(7)`.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;
@@ -68,7 +68,8 @@ pub fn read_regular(path: &Path, before: u64, limits: Limits) -> Result<Vec<u8>,
     read(file, &metadata, before, limits)
 }
 
-/// Reads a file that the user named explicitly, until its end and within the limits. It may be a pipe from a shell.
+/// Reads a file that the user named explicitly, until its end and within the limits. The file may be a pipe from a
+/// shell.
 ///
 /// # Errors
 /// If the file cannot be opened, or is too large.
@@ -86,10 +87,10 @@ pub fn read_any(path: &Path, before: u64, limits: Limits) -> Result<Vec<u8>, Rea
 /// # Errors
 /// If reading fails, or the stream is too large.
 pub fn read_stream(stream: impl Read, before: u64, limits: Limits) -> Result<Vec<u8>, ReadError> {
-    bounded(stream, 0, before, limits)
+    read_bounded(stream, 0, before, limits)
 }
 
-/// Returns the name of a file type that is neither a regular file nor, for the caller, a directory.
+/// Returns the name of a file type; `None` for a regular file.
 pub fn other_than_regular(kind: FileType) -> Option<&'static str> {
     match kind {
         kind if kind.is_file() => None,
@@ -103,11 +104,11 @@ pub fn other_than_regular(kind: FileType) -> Option<&'static str> {
 }
 
 fn read(file: File, metadata: &Metadata, before: u64, limits: Limits) -> Result<Vec<u8>, ReadError> {
-    bounded(file, metadata.len(), before, limits)
+    read_bounded(file, metadata.len(), before, limits)
 }
 
-/// Reads at most the limits. `size` is the size known in advance; the stream may be longer, or grow while it is read.
-fn bounded(stream: impl Read, size: u64, before: u64, limits: Limits) -> Result<Vec<u8>, ReadError> {
+/// Reads a stream within the limits. `size` is the size that the file system reports, or 0. The stream may be longer.
+fn read_bounded(stream: impl Read, size: u64, before: u64, limits: Limits) -> Result<Vec<u8>, ReadError> {
     let left = limits.all.saturating_sub(before);
     let check = |size: u64| match size {
         size if size > limits.file => Err(ReadError::FileTooLarge(limits.file)),
@@ -129,7 +130,7 @@ mod tests {
 
     const SMALL: Limits = Limits { file: 2 * MIB, all: 3 * MIB };
 
-    fn error(path: &Path) -> String {
+    fn read_error(path: &Path) -> String {
         read_regular(path, 0, SMALL).expect_err("the file is rejected").to_string()
     }
 
@@ -141,12 +142,12 @@ mod tests {
         let _listener = std::os::unix::net::UnixListener::bind(path("socket")).expect("cannot create the file");
         symlink("/dev/zero", path("zero")).expect("cannot create the link");
         symlink(path("fifo"), path("link")).expect("cannot create the link");
-        assert_eq!(error(&path("fifo")), "is a FIFO; only regular files are read");
-        assert_eq!(error(&path("link")), "is a FIFO; only regular files are read");
-        assert_eq!(error(&path("zero")), "is a character device; only regular files are read");
+        assert_eq!(read_error(&path("fifo")), "is a FIFO; only regular files are read");
+        assert_eq!(read_error(&path("link")), "is a FIFO; only regular files are read");
+        assert_eq!(read_error(&path("zero")), "is a character device; only regular files are read");
         // Opening a socket fails with ENXIO.
-        assert!(error(&path("socket")).starts_with("cannot be read: "));
-        assert!(error(&path("nothing")).starts_with("cannot be read: "));
+        assert!(read_error(&path("socket")).starts_with("cannot be read: "));
+        assert!(read_error(&path("nothing")).starts_with("cannot be read: "));
     }
 
     #[test]
@@ -154,7 +155,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("cannot create a temporary directory");
         let path = directory.path().join("sparse.yaml");
         File::create(&path).and_then(|file| file.set_len(1 << 30)).expect("cannot create the file");
-        assert_eq!(error(&path), "is larger than 2 MiB, the limit for one file (--max-manifest-file)");
+        assert_eq!(read_error(&path), "is larger than 2 MiB, the limit for one file (--max-manifest-file)");
         File::create(&path).and_then(|file| file.set_len(MIB)).expect("cannot create the file");
         assert_eq!(read_regular(&path, 2 * MIB, SMALL).expect("the files are within the limit").len() as u64, MIB);
         let all = read_regular(&path, 2 * MIB + 1, SMALL).expect_err("the files exceed the limit").to_string();

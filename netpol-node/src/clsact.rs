@@ -9,7 +9,7 @@ use netpol_common::IfIndex;
 
 use super::{Netlink, NetlinkError};
 
-/// `TC_H_CLSACT` as the parent of the qdisc, and the minor numbers of its hooks. Source:
+/// `TC_H_CLSACT`, which is the parent of the qdisc, and the minor numbers of the qdisc's hooks. Source:
 /// `include/uapi/linux/pkt_sched.h`.
 const CLSACT: TcHandle = TcHandle { major: 0xffff, minor: 0xfff1 };
 const HOOKS: [u16; 2] = [0xfff2, 0xfff3];
@@ -43,7 +43,7 @@ impl Netlink {
     pub fn delete_clsact_if_empty(&mut self, ifindex: IfIndex) -> Result<bool, NetlinkError> {
         let Ok(index) = i32::try_from(ifindex.0) else { return Ok(false) };
         let mut filters = 0_usize;
-        self.filters(index, |_| filters += 1)?;
+        self.for_each_filter(index, |_| filters += 1)?;
         if filters > 0 {
             return Ok(false);
         }
@@ -70,7 +70,7 @@ impl Netlink {
     pub fn bpf_filters(&mut self, ifindex: IfIndex) -> Result<Vec<BpfFilter>, NetlinkError> {
         let Ok(index) = i32::try_from(ifindex.0) else { return Ok(Vec::new()) };
         let mut filters = Vec::new();
-        self.filters(index, |message| {
+        self.for_each_filter(index, |message| {
             // The priority is the upper half. Source: `TC_H_MAJ(tcm_info)`, `net/sched/cls_api.c`.
             let (mut name, mut program, priority) = (None, None, message.header.info >> 16);
             for attribute in message.attributes {
@@ -101,7 +101,7 @@ impl Netlink {
     ) -> Result<bool, NetlinkError> {
         let Ok(index) = i32::try_from(ifindex.0) else { return Ok(false) };
         let mut found = BTreeSet::new();
-        self.filters(index, |filter| {
+        self.for_each_filter(index, |filter| {
             // The priority is the upper half. Source: `TC_H_MAJ(tcm_info)`, `net/sched/cls_api.c`.
             if filter.header.info >> 16 == u32::from(priority) && filter.header.handle.minor == handle {
                 found.insert(filter.header.parent.minor);
@@ -110,7 +110,8 @@ impl Netlink {
         Ok(hooks.iter().all(|hook| found.contains(&HOOKS[*hook as usize])))
     }
 
-    fn filters(&mut self, index: i32, mut each: impl FnMut(TcMessage)) -> Result<(), NetlinkError> {
+    /// Calls `each` for each clsact filter of an interface.
+    fn for_each_filter(&mut self, index: i32, mut each: impl FnMut(TcMessage)) -> Result<(), NetlinkError> {
         for minor in HOOKS {
             let mut request = TcMessage::with_index(index);
             request.header.parent = TcHandle { major: 0xffff, minor };

@@ -8,19 +8,19 @@ use netpol_common::IfIndex;
 use super::{CacheUse, InterfaceReader, InterfaceSnapshot, KnownVeths, NetlinkError};
 use crate::worker::{Died, Outcomes, Worker};
 
-/// Runs readings one after the other. Requests during a reading lead to one more reading, since the current one may
-/// have missed the change.
+/// Runs readings of all interfaces, one after the other. Requests during a reading lead to one more reading, because
+/// the running one may have missed the change.
 #[derive(Debug)]
 pub struct InterfaceWatcher {
     worker: Worker<Reading>,
     snapshots: Outcomes<Result<InterfaceSnapshot, NetlinkError>>,
     /// The requested reading, if any.
     requested: Option<CacheUse>,
-    /// Interfaces to which new routes lead, since the last reading began.
+    /// Interfaces of routes that were added since the last reading began.
     routed: BTreeSet<IfIndex>,
     /// Interfaces removed since the last reading began. Their indices may be reused by other interfaces.
     removed: BTreeSet<IfIndex>,
-    /// Interfaces with changed addresses in their peer's namespace, since the last reading began.
+    /// Veths with addresses that changed in the peer's namespace since the last reading began.
     changed: BTreeSet<IfIndex>,
     /// Whether a reading is running.
     running: bool,
@@ -57,12 +57,12 @@ impl InterfaceWatcher {
         })
     }
 
-    /// Requests a reading. If one of several requests bypasses the cache, their common reading does.
+    /// Requests a reading. Several requests lead to one reading, which bypasses the cache if one of the requests does.
     pub fn request(&mut self, cache_use: CacheUse) {
         self.requested = self.requested.max(Some(cache_use));
     }
 
-    /// Adds interfaces to which new routes lead, for the next reading.
+    /// Adds interfaces of new routes, for the next reading.
     pub fn add_routed(&mut self, routed: BTreeSet<IfIndex>) {
         self.routed.extend(routed);
     }
@@ -81,7 +81,7 @@ impl InterfaceWatcher {
         self.removed.extend(removed);
     }
 
-    /// Starts a requested reading, unless one is running.
+    /// Starts a requested reading, unless one is running. Calls `known` only if it starts a reading.
     pub fn start_requested(&mut self, known: impl FnOnce() -> KnownVeths) {
         if !self.running
             && let Some(cache_use) = self.requested.take()
@@ -121,18 +121,18 @@ mod tests {
     #[tokio::test]
     async fn requests_during_a_reading_lead_to_one_more_reading() {
         let reader = InterfaceReader::open().expect("cannot open a netlink socket");
-        let mut thread = InterfaceWatcher::start(reader).expect("cannot start a thread");
-        thread.start_requested(|| panic!("no reading is requested"));
-        thread.request(CacheUse::Allowed);
-        thread.start_requested(KnownVeths::default);
+        let mut watcher = InterfaceWatcher::start(reader).expect("cannot start a thread");
+        watcher.start_requested(|| panic!("no reading is requested"));
+        watcher.request(CacheUse::Allowed);
+        watcher.start_requested(KnownVeths::default);
         for cache_use in [CacheUse::Allowed, CacheUse::Bypassed, CacheUse::Allowed] {
-            thread.request(cache_use);
-            thread.start_requested(|| panic!("a reading is running"));
+            watcher.request(cache_use);
+            watcher.start_requested(|| panic!("a reading is running"));
         }
-        assert_eq!((thread.is_running(), thread.requested), (true, Some(CacheUse::Bypassed)));
-        thread.next_snapshot().await.expect("the thread has died").expect("cannot read interfaces");
-        thread.start_requested(KnownVeths::default);
-        thread.next_snapshot().await.expect("the thread has died").expect("cannot read interfaces");
-        assert_eq!((thread.is_running(), thread.requested), (false, None));
+        assert_eq!((watcher.is_running(), watcher.requested), (true, Some(CacheUse::Bypassed)));
+        watcher.next_snapshot().await.expect("the thread has died").expect("cannot read interfaces");
+        watcher.start_requested(KnownVeths::default);
+        watcher.next_snapshot().await.expect("the thread has died").expect("cannot read interfaces");
+        assert_eq!((watcher.is_running(), watcher.requested), (false, None));
     }
 }

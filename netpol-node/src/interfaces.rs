@@ -14,11 +14,11 @@ use super::{Device, Links, Netlink, NetlinkError, TunnelEndpoints, Veth};
 pub struct PodEnd {
     /// The addresses of the peer.
     pub addresses: Vec<IpAddr>,
-    /// The namespace's other addresses: those on interfaces that are no veth peer, such as a pod address moved to `lo`.
-    /// Without 127.0.0.0/8, `::1` and `fe80::/10`. If several veths lead to the namespace, only the first of them lists
-    /// these.
+    /// The other addresses of the namespace, on interfaces that are not the peer of a veth, such as a pod's address
+    /// that was moved to `lo`. Without 127.0.0.0/8, `::1` and `fe80::/10`. If several veths lead to the namespace, only
+    /// the first of them lists these addresses.
     pub other_addresses: Vec<IpAddr>,
-    /// Its Ethernet address; `None` if unknown.
+    /// The Ethernet address of the peer; `None` if unknown.
     pub mac: Option<[u8; 6]>,
 }
 
@@ -32,13 +32,13 @@ impl PodEnd {
 /// The result of one reading.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InterfaceSnapshot {
-    /// Veths with a peer in another namespace, and these peers.
+    /// Veths with a peer in another namespace, each with its peer.
     pub veths: BTreeMap<IfIndex, (Veth, PodEnd)>,
-    /// All addresses of this namespace, without duplicates.
+    /// All addresses of this namespace, which are the local node's addresses. Without duplicates.
     pub own: Vec<IpAddr>,
     /// Interfaces with an address in a network of more than one host. The gateway address of a single pod (/32, /128)
-    /// does not count. In a node that is itself a container (kind), an uplink is a veth, so it must be told apart from a
-    /// pod's.
+    /// does not count. In a node that is itself a container (kind), an uplink is a veth. This set distinguishes it from
+    /// the veths of pods.
     pub uplinks: BTreeSet<IfIndex>,
     /// Interfaces that routes use: the node's own devices, and veths of pods that have their own route.
     pub routed: BTreeMap<IfIndex, Device>,
@@ -66,7 +66,7 @@ pub struct InterfaceReader {
 /// Whether a reading may use cached data: see [`InterfaceReader::read_all`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CacheUse {
-    /// It may.
+    /// The reading may use cached data.
     Allowed,
     /// All data is read again.
     Bypassed,
@@ -86,14 +86,17 @@ impl InterfaceReader {
         self.cache.retain(|ifindex, _| !gone.contains(ifindex));
     }
 
-    /// Reads all links and this namespace's addresses. Reads the addresses in a peer's namespace if the veth is new, not
-    /// `complete`, or the cache is bypassed: addresses in other namespaces may change without a message. Reads routes only if
-    /// the cache is bypassed; between such readings, [`Monitor`](super::Monitor) reports new routes, which are passed in
-    /// `routed`.
+    /// Reads all links and this namespace's addresses.
+    ///
+    /// Addresses in the namespaces of peers may change without a message. They are read if the veth is new, if it is
+    /// not `complete`, or if the cache is bypassed.
+    ///
+    /// Routes are read only if the cache is bypassed. Between such readings, [`Monitor`](super::Monitor) reports new
+    /// routes; `routed` are their interfaces.
     ///
     /// # Errors
-    /// If links or local addresses cannot be listed. A namespace that cannot be read is treated as having no addresses:
-    /// it may just be being removed. It is read again in the next reading.
+    /// If links or local addresses cannot be listed. A namespace that cannot be read counts as having no addresses,
+    /// because it may be removed at the same time. The next reading reads it again.
     pub fn read_all(
         &mut self,
         KnownVeths { complete, read_mac }: &KnownVeths,
@@ -113,9 +116,9 @@ impl InterfaceReader {
         }
         let mut addresses_by_namespace: BTreeMap<i32, BTreeMap<u32, Vec<IpNet>>> = BTreeMap::new();
         let mut seen_namespaces: BTreeSet<i32> = BTreeSet::new();
-        let mut now = BTreeMap::new();
+        let mut current = BTreeMap::new();
         for veth in veths {
-            let first = seen_namespaces.insert(veth.namespace);
+            let is_first_of_namespace = seen_namespaces.insert(veth.namespace);
             let is_same = |before: &Veth| before.namespace == veth.namespace && before.peer == veth.peer;
             let known = self.cache.remove(&veth.ifindex).filter(|(before, _)| is_same(before));
             let pod_end = match known {
@@ -128,8 +131,9 @@ impl InterfaceReader {
                         })
                     });
                     let peer_indices = &peer_indices[&veth.namespace];
-                    let other_addresses =
-                        namespace_addresses.iter().filter(|(index, _)| first && !peer_indices.contains(index));
+                    let other_addresses = namespace_addresses
+                        .iter()
+                        .filter(|(index, _)| is_first_of_namespace && !peer_indices.contains(index));
                     PodEnd {
                         addresses: namespace_addresses.get(&veth.peer).into_iter().flatten().map(IpNet::addr).collect(),
                         other_addresses: other_addresses
@@ -138,8 +142,8 @@ impl InterfaceReader {
                             .filter(may_be_pod_address)
                             .collect(),
                         mac: match known.and_then(|(_, pod_end)| pod_end.mac) {
-                            // Each request takes rtnl_lock. So only read it for pods, and only after their policies are
-                            // enforced.
+                            // Each request takes rtnl_lock. So the MAC address is read only for pods, and only after
+                            // their policies are enforced.
                             mac if read_mac.contains(&veth.ifindex) && (uncached || mac.is_none()) => {
                                 self.mac(&veth).or(mac)
                             }
@@ -148,11 +152,11 @@ impl InterfaceReader {
                     }
                 }
             };
-            now.insert(veth.ifindex, (veth, pod_end));
+            current.insert(veth.ifindex, (veth, pod_end));
         }
-        self.cache.clone_from(&now);
-        // Loopback addresses are left out: every host has the same ones. Link-local addresses are kept: a pod may use one
-        // as its gateway.
+        self.cache.clone_from(&current);
+        // Loopback addresses are omitted, because every host has the same ones. Link-local addresses are kept, because
+        // a pod may use one as its gateway.
         let interfaces = self.netlink.addresses(None)?;
         let uplinks = interfaces
             .iter()
@@ -164,7 +168,7 @@ impl InterfaceReader {
         own.sort_unstable();
         own.dedup();
         let routed = devices.into_iter().filter(|(ifindex, _)| self.routed.contains(ifindex)).collect();
-        Ok(InterfaceSnapshot { veths: now, own, uplinks, routed, tunnels })
+        Ok(InterfaceSnapshot { veths: current, own, uplinks, routed, tunnels })
     }
 
     fn mac(&mut self, veth: &Veth) -> Option<[u8; 6]> {
@@ -176,8 +180,8 @@ impl InterfaceReader {
     }
 }
 
-/// Returns whether this interface address belongs to a network of more than one host. With the ptp plugin a pod's gateway
-/// address is a `/32` or `/128`, and every interface has a link-local address; neither connects to other hosts.
+/// Returns whether this interface address belongs to a network of more than one host. With the ptp plugin a pod's
+/// gateway address is a `/32` or `/128`, and every interface has a link-local address; neither connects to other hosts.
 fn has_room_for_other_hosts(net: &IpNet) -> bool {
     let link_local = match net.addr() {
         IpAddr::V4(_) => false,

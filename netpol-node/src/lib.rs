@@ -1,8 +1,8 @@
 //! Finds the pod of each veth. The kernel reports the addresses in the network namespace of each veth's peer; the API
 //! objects have the pods' addresses.
 //!
-//! Like a Kubernetes controller, it is level-triggered: every event (a link changed, a pod changed, time has passed) leads
-//! to one full reading, so lost or merged events do not change the result.
+//! Like a Kubernetes controller, the agent is level-triggered here: every event (a link changed, a pod changed, time
+//! has passed) leads to a reading of all interfaces. So lost or merged events do not change the result.
 
 mod clsact;
 mod interface_watcher;

@@ -10,11 +10,12 @@ use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use crate::netlink::{Netlink, NetlinkError};
 
 impl Netlink {
-    /// Returns the ID of a network namespace, as seen from this one. The kernel assigns one when a veth is created with
-    /// its peer there. Neither this nor reading its addresses by ID needs `CAP_SYS_ADMIN`, as `setns` does.
+    /// Returns the ID of a network namespace, as seen from this namespace. The kernel assigns an ID when a veth is
+    /// created that has its peer in the other namespace. `CAP_SYS_ADMIN`, which `setns` requires, is not needed to read
+    /// the ID, nor to read the addresses of the namespace with this ID.
     ///
     /// # Errors
-    /// If the file is no network namespace, or no interface of this namespace has a peer there.
+    /// If the file is no network namespace, or no interface of this namespace has a peer in it.
     pub fn namespace_id(&mut self, file: impl AsFd) -> Result<i32, NetlinkError> {
         const REQUEST: &str = "read the ID of a network namespace";
         let mut request = NsidMessage::default();

@@ -35,7 +35,7 @@ const TRAFFIC_CONTROL: RangeInclusive<u16> = 36..=102;
 /// `RTM_DELQDISC`, `RTM_DELTFILTER`.
 const DETACHED: [u16; 2] = [37, 45];
 
-/// How often a dump is tried if changes interrupt it.
+/// Maximum number of attempts for a dump, if changes interrupt it.
 const MAX_DUMP_ATTEMPTS: u32 = 8;
 
 /// An error of rtnetlink.
@@ -53,7 +53,7 @@ pub enum NetlinkError {
         #[source]
         source: io::Error,
     },
-    /// Several dumps were interrupted by changes, so that entries may be missing.
+    /// Changes interrupted all attempts of a dump, so entries may be missing.
     #[error("cannot {request} over netlink: entries changed during every attempt")]
     Changing {
         /// The request.
@@ -80,9 +80,9 @@ pub struct Veth {
     pub namespace: i32,
     /// The index of the peer in its namespace.
     pub peer: u32,
-    /// The bridge of which it is a port.
+    /// The bridge that the veth is connected to.
     pub bridge: Option<IfIndex>,
-    /// Number of packets that it has received and sent.
+    /// Number of packets that the veth has received and sent.
     pub packets: u64,
 }
 
@@ -93,7 +93,7 @@ pub struct Links {
     pub veths: Vec<Veth>,
     /// All interfaces except loopback.
     pub devices: BTreeMap<IfIndex, Device>,
-    /// The tunnel endpoints that they open.
+    /// The tunnel endpoints that the interfaces open.
     pub tunnels: TunnelEndpoints,
 }
 
@@ -109,9 +109,9 @@ pub struct Device {
 /// Whether a dump is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Completeness {
-    /// All entries.
+    /// The dump has all entries.
     Complete,
-    /// Entries changed meanwhile and may be missing (`NLM_F_DUMP_INTR`).
+    /// Entries changed during the dump, and may be missing (`NLM_F_DUMP_INTR`).
     Interrupted,
 }
 
@@ -192,8 +192,8 @@ impl Netlink {
         Ok(packets)
     }
 
-    /// Returns the addresses, with prefix lengths, of each interface of this namespace, or of the namespace with this ID.
-    /// Keys are interface indices.
+    /// Returns the addresses, with prefix lengths, of each interface of this namespace, or of the namespace with this
+    /// ID. Keys are interface indices.
     ///
     /// # Errors
     /// If the dump fails, for example because the namespace was just removed.
@@ -203,7 +203,7 @@ impl Netlink {
         let mut addresses: BTreeMap<u32, Vec<IpNet>> = BTreeMap::new();
         self.dump("list addresses", &RouteNetlinkMessage::GetAddress(request), |message| {
             if let RouteNetlinkMessage::NewAddress(message) = message
-                && let Some(address) = local(&message)
+                && let Some(address) = local_address(&message)
                 && let Ok(address) = IpNet::new(address, message.header.prefix_len)
             {
                 addresses.entry(message.header.index).or_default().push(address);
@@ -218,7 +218,7 @@ impl Netlink {
         payload: &RouteNetlinkMessage,
         each: impl FnMut(RouteNetlinkMessage),
     ) -> Result<(), NetlinkError> {
-        // Repeat an incomplete dump: a veth that is missing from it would be treated as removed.
+        // An incomplete dump is repeated, because a veth that is missing from it would be treated as removed.
         for _ in 0..MAX_DUMP_ATTEMPTS {
             let mut replies = Vec::new();
             let completeness =
@@ -279,7 +279,8 @@ impl Netlink {
     }
 }
 
-/// Returns the Ethernet address, or `None` if there is none or the link is of another type.
+/// Returns the Ethernet address in an attribute. `None`: the attribute is another one, or the link is not of type
+/// Ethernet.
 fn ethernet_address(attribute: &LinkAttribute) -> Option<[u8; 6]> {
     match attribute {
         LinkAttribute::Address(address) => address.as_slice().try_into().ok(),
@@ -307,6 +308,7 @@ fn device(link: &LinkMessage) -> Option<(IfIndex, Device)> {
     named.filter(|_| !is_loopback).map(|name| (IfIndex(link.header.index), Device { name, has_no_link_header }))
 }
 
+/// Returns the veth; `None` if the link is not a veth with a peer in another namespace.
 fn veth(link: &LinkMessage) -> Option<Veth> {
     let (mut name, mut namespace, mut peer, mut bridge, mut is_veth) = (None, None, None, None, false);
     let mut packets = 0;
@@ -325,8 +327,8 @@ fn veth(link: &LinkMessage) -> Option<Veth> {
     is_veth.then_some(Veth { ifindex: IfIndex(link.header.index), name, namespace, peer, bridge, packets })
 }
 
-/// Returns the interface's own address. On point-to-point links, `IFA_ADDRESS` is the peer's.
-fn local(message: &AddressMessage) -> Option<IpAddr> {
+/// Returns the interface's own address. On point-to-point links, `IFA_ADDRESS` is the peer's address.
+fn local_address(message: &AddressMessage) -> Option<IpAddr> {
     let mut address = None;
     for attribute in &message.attributes {
         match attribute {
@@ -367,7 +369,7 @@ impl Changed {
         match datagram.get(4..6).map(|kind| u16::from_ne_bytes([kind[0], kind[1]])) {
             Some(kind) if DETACHED.contains(&kind) => self.filters = true,
             Some(kind) if TRAFFIC_CONTROL.contains(&kind) => {}
-            // A removed route does not change its device; the next full pass finds it.
+            // Only new routes are used. The next full reading finds removed routes.
             Some(kind) if ROUTES.contains(&kind) => {
                 let route = NetlinkMessage::<RouteNetlinkMessage>::deserialize(datagram);
                 if let Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) = route
@@ -397,15 +399,15 @@ fn link_of(datagram: &[u8]) -> Option<IfIndex> {
     is_link.then(|| IfIndex(u32::from_ne_bytes(index)))
 }
 
-/// Reports changes of links and addresses of this namespace, new routes, and removed filters. The caller reads everything
-/// again, so lost messages are harmless.
+/// Reports changes of links and addresses of this namespace, new routes, and removed filters. The caller reads
+/// everything again, so lost messages are harmless.
 #[derive(Debug)]
 pub struct Monitor {
     socket: AsyncFd<Socket>,
 }
 
 impl Monitor {
-    /// Opens the socket and subscribes.
+    /// Opens the socket and subscribes to messages.
     ///
     /// # Errors
     /// If the kernel rejects the socket.

@@ -1,7 +1,8 @@
 //! Reports changes of IPv6 addresses in the network namespaces of pods (`NETLINK_LISTEN_ALL_NSID`, Linux 4.2).
 //!
-//! The kernel sends them only to a process with `CAP_NET_BROADCAST` (`do_one_broadcast`, `net/netlink/af_netlink.c`).
-//! Without it there are no events, and the next periodic pass finds the change.
+//! The kernel sends these messages only to a process with `CAP_NET_BROADCAST` (`do_one_broadcast`,
+//! `net/netlink/af_netlink.c`). Without this capability there are no messages, and the next periodic reading of
+//! interfaces finds the change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -22,8 +23,8 @@ const SOL_NETLINK: libc::c_int = 270;
 /// Minimum interval between events of one namespace, for pods that change their addresses all the time.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Reports changed IPv6 addresses in the namespaces that the kernel gave an ID in this namespace. The namespaces of veth
-/// peers have one.
+/// Reports changed IPv6 addresses in network namespaces that have an ID in this namespace. The namespaces of veth peers
+/// have an ID.
 #[derive(Debug)]
 pub struct PodAddressMonitor {
     socket: AsyncFd<Socket>,
@@ -57,7 +58,7 @@ impl RateLimit {
 }
 
 impl PodAddressMonitor {
-    /// Opens the socket and subscribes.
+    /// Opens the socket and subscribes to messages.
     ///
     /// # Errors
     /// If the kernel rejects the socket.
@@ -73,7 +74,7 @@ impl PodAddressMonitor {
     }
 
     /// Waits until addresses have changed, and returns the IDs of the namespaces, each at most once a second. If
-    /// messages are lost, the next periodic pass finds the changes. Cancel safe.
+    /// messages are lost, the next periodic reading finds the changes. Cancel safe.
     ///
     /// # Errors
     /// If the socket fails permanently.
@@ -107,7 +108,7 @@ impl PodAddressMonitor {
     }
 }
 
-/// Receives one message, and returns the ID of its namespace. `None` for this namespace.
+/// Receives one message, and returns the ID of the namespace that it is about. `None`: this namespace.
 fn receive(fd: libc::c_int) -> Result<Option<i32>, Errno> {
     // The content of the message is not needed: addresses are read again.
     let mut head = [0_u8; 16];

@@ -1,7 +1,8 @@
 //! Tunnel endpoints: the UDP ports and IP protocols of packets that a node's devices decapsulate.
 //!
-//! A pod that reaches one could inject inner packets with any source address: they would leave the tunnel device as if
-//! they came from the network. So no pod may send to them; see [`evaluate`](netpol_common::evaluate()).
+//! A pod that reaches a tunnel endpoint could inject inner packets with any source address: these packets would leave
+//! the tunnel device as if they came from the network. So no pod may send to tunnel endpoints; see
+//! [`evaluate`](netpol_common::evaluate()).
 
 use std::collections::BTreeSet;
 
@@ -20,7 +21,7 @@ mod protocol {
     pub(super) const GRE: u8 = 47;
     /// `L2TPv3` over IP, RFC 3931.
     pub(super) const L2TP: u8 = 115;
-    /// MPLS in IP, RFC 4023: `ipip` and `sit` accept it too.
+    /// MPLS in IP, RFC 4023: `ipip` and `sit` accept it, too.
     pub(super) const MPLS: u8 = 137;
 }
 
@@ -46,7 +47,7 @@ mod port {
     pub(super) const FLANNEL_UDP: u16 = 8285;
     /// VXLAN port of Linux before RFC 7348; the default of Flannel and Cilium.
     pub(super) const VXLAN_LINUX: u16 = 8472;
-    /// Default `WireGuard` ports: 51820 (Flannel, Calico), 51821 (both, for IPv6), 51871 (Cilium).
+    /// Default `WireGuard` ports: 51820 (Flannel, Calico), 51821 (Flannel and Calico, for IPv6), 51871 (Cilium).
     pub(super) const WIREGUARD: [u16; 3] = [51_820, 51_821, 51_871];
 }
 
@@ -82,8 +83,8 @@ impl TunnelEndpoints {
     }
 }
 
-/// Returns the tunnel endpoints of a device of this node. Devices that are down count too, as they may come up
-/// at any time. ESP is not included, since it decapsulates nothing without a key.
+/// Returns the tunnel endpoints of a device of this node. Devices that are down count, too, because they may come up at
+/// any time. ESP is not included, because it decapsulates nothing without a key.
 pub(super) fn opened_by(link: &LinkMessage) -> TunnelEndpoints {
     let mut found = TunnelEndpoints::default();
     let mut name = "";
@@ -130,8 +131,8 @@ fn add_of_kind(kind: &InfoKind, found: &mut TunnelEndpoints) {
         | InfoKind::Ip6ErSpan => {
             found.protocols.insert(protocol::GRE);
         }
-        // Only generic netlink reports the port, together with the keys. The agent does not read the keys; it assumes the
-        // usual ports.
+        // Only generic netlink reports the port, together with the keys. The agent does not read the keys; it assumes
+        // the usual ports.
         InfoKind::Wireguard => found.ports.extend(port::WIREGUARD),
         InfoKind::Gtp => found.ports.extend([port::GTP, port::GTP_V0]),
         InfoKind::Amt => {
@@ -161,7 +162,7 @@ fn add_from_data(data: &InfoData, found: &mut TunnelEndpoints) {
             InfoAmt::RelayPort(port) | InfoAmt::GatewayPort(port) => Some(*port),
             _ => None,
         })),
-        // FOU and GUE: the device sends to this port, and usually receives on the same one.
+        // FOU and GUE: the device sends to this port, and usually receives on the same port.
         InfoData::IpTunnel(data) => ports.extend(data.iter().filter_map(|info| match info {
             InfoIpTunnel::EncapSPort(port) | InfoIpTunnel::EncapDPort(port) => Some(*port),
             _ => None,

@@ -17,8 +17,8 @@ pub struct Worker<J> {
 /// Receives the results of the jobs, in the same order.
 #[derive(Debug)]
 pub struct Outcomes<O> {
-    does: &'static str,
-    reported: channel::UnboundedReceiver<O>,
+    activity: &'static str,
+    results: channel::UnboundedReceiver<O>,
 }
 
 /// A thread that the agent needs has ended unexpectedly.
@@ -27,24 +27,24 @@ pub struct Outcomes<O> {
 pub struct Died(&'static str);
 
 impl<J: Send + 'static> Worker<J> {
-    /// Starts a thread with this name. `does` completes the sentence "the thread that …".
+    /// Starts a thread with this name. `activity` completes the phrase "the thread that …".
     ///
     /// # Errors
     /// If the kernel cannot create the thread.
     pub fn start<O: Send + 'static>(
         name: &str,
-        does: &'static str,
+        activity: &'static str,
         mut work: impl FnMut(J) -> O + Send + 'static,
     ) -> io::Result<(Self, Outcomes<O>)> {
         let (jobs, received_jobs) = mpsc::channel();
-        let (report, reported) = channel::unbounded_channel();
+        let (report, results) = channel::unbounded_channel();
         thread::Builder::new().name(name.to_owned()).spawn(move || {
             for job in received_jobs {
-                // The receiver may be gone, when the agent exits.
+                // The receiver may be dropped already, when the agent exits.
                 drop(report.send(work(job)));
             }
         })?;
-        Ok((Self { jobs }, Outcomes { does, reported }))
+        Ok((Self { jobs }, Outcomes { activity, results }))
     }
 
     /// Sends a job and returns immediately. If the thread has died, [`Outcomes::next`] returns an error.
@@ -59,12 +59,12 @@ impl<O> Outcomes<O> {
     /// # Errors
     /// If the thread has died and all results were received.
     pub async fn next(&mut self) -> Result<O, Died> {
-        self.reported.recv().await.ok_or(Died(self.does))
+        self.results.recv().await.ok_or(Died(self.activity))
     }
 
     /// Returns the next result, if there is one.
     pub fn ready(&mut self) -> Option<O> {
-        self.reported.try_recv().ok()
+        self.results.try_recv().ok()
     }
 }
 

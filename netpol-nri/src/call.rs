@@ -1,4 +1,4 @@
-//! What the runtime asks for.
+//! Parses requests of the container runtime.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ pub(crate) enum Call {
     /// A part of the lists of sandboxes and containers.
     Synchronize(Part),
     Run(Sandbox),
-    /// A container of this sandbox is created.
+    /// A container of this sandbox is about to be created.
     Create(Sandbox),
     Stop(Sandbox),
     Shutdown,
@@ -44,11 +44,12 @@ pub(crate) struct Part {
 impl Call {
     /// Parses a request.
     ///
-    /// Runtimes send pod events in two ways: by `StateChange`, as most versions, and newer ones to plugins of API v1alpha1
-    /// (`pkg/adaptation/v1alpha1-bridge.go` of NRI), or by a method for each event.
+    /// Runtimes send pod events in one of two ways: by the method `StateChange`, or by a method for each event. Most
+    /// versions use `StateChange`. Newer versions use it for plugins of API v1alpha1
+    /// (`pkg/adaptation/v1alpha1-bridge.go` of NRI).
     ///
     /// # Errors
-    /// The status to answer, if the method is unknown or its payload invalid.
+    /// If the method is unknown or its payload is invalid. The error is the status for the response.
     pub(crate) fn parse(request: Request) -> Result<Self, Status> {
         let Request { service, method, payload, .. } = request;
         if service != PLUGIN_SERVICE {

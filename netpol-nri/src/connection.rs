@@ -23,9 +23,9 @@ use crate::transport::{Incoming, Transport};
 use crate::ttrpc::{self, Message};
 use crate::{Error, Handler, Options, Sandbox, Start};
 
-/// Most calls of the handler at a time. Until one finishes, no further request is read.
+/// Maximum number of unfinished calls of the handler. At this limit, no request is read until a call finishes.
 const MAX_CALLS: usize = 64;
-/// Most sandboxes in a list that comes in parts. A part has at most 4 MiB.
+/// Maximum number of sandboxes in a list. The runtime sends the list in parts of up to 4 MiB.
 const MAX_SANDBOXES: usize = 1 << 14;
 /// ID of the only request that the plugin sends.
 const REGISTRATION: u32 = 1;
@@ -33,7 +33,7 @@ const REGISTRATION: u32 = 1;
 /// How a connection ended after the runtime had accepted the plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disconnected {
-    /// The runtime closed it: the runtime stopped, or it did not get an answer in time.
+    /// The runtime closed the connection: the runtime stopped, or the plugin did not answer in time.
     Closed,
     /// The runtime had announced that it shuts down.
     Shutdown,
@@ -44,10 +44,10 @@ pub enum Disconnected {
 /// If the returned future is dropped, the connection is closed and unfinished calls of the handler are dropped.
 ///
 /// # Errors
-/// If the runtime does not listen, refuses the plugin, sends what is not NRI's protocol, or does not do its part in time.
+/// If the runtime does not listen, refuses the plugin, violates the NRI protocol, or does not complete a step in time.
 ///
 /// # Panics
-/// Outside of a tokio runtime with I/O and time.
+/// If it is called outside of a tokio runtime with I/O and time.
 pub async fn connect<H: Handler>(socket: &Path, options: &Options, handler: Arc<H>) -> Result<Disconnected, Error> {
     let stream = UnixStream::connect(socket).await;
     let stream = stream.map_err(|source| Error::Connect { socket: socket.to_owned(), source })?;
@@ -56,7 +56,7 @@ pub async fn connect<H: Handler>(socket: &Path, options: &Options, handler: Arc<
         handler,
         options,
         started: Instant::now(),
-        state: State::default(),
+        state: CompletedSteps::default(),
         shutting_down: false,
         request_timeout: None,
         last_stream: 0,
@@ -68,7 +68,7 @@ pub async fn connect<H: Handler>(socket: &Path, options: &Options, handler: Arc<
     let ended = connection.serve().await;
     connection.calls.shutdown().await;
     for (_, unanswered) in connection.unanswered.drain() {
-        if let Kind::Start(sandbox, start) = unanswered.kind {
+        if let CallKind::Start(sandbox, start) = unanswered.kind {
             connection.handler.unanswered(sandbox, start);
         }
     }
@@ -87,43 +87,43 @@ struct Connection<'a, H> {
     handler: Arc<H>,
     options: &'a Options,
     started: Instant,
-    state: State,
-    /// The runtime has announced that it shuts down.
+    state: CompletedSteps,
+    /// Whether the runtime has announced that it shuts down.
     shutting_down: bool,
     request_timeout: Option<Duration>,
     last_stream: u32,
-    /// The parts of the list of sandboxes that have come.
+    /// The parts of the list of sandboxes that have arrived.
     listed: Vec<Sandbox>,
-    /// IDs of sandboxes with containers, in these parts.
+    /// IDs of the sandboxes with containers, from the parts that have arrived.
     with_containers: HashSet<String>,
     calls: JoinSet<Result<(), Status>>,
-    unanswered: HashMap<Id, Unanswered>,
+    unanswered: HashMap<Id, UnansweredCall>,
 }
 
-/// What the runtime has done so far.
+/// The steps that the runtime has completed.
 #[derive(Clone, Copy, Debug, Default)]
-struct State {
+struct CompletedSteps {
     registered: bool,
     configured: bool,
     synchronized: bool,
 }
 
-/// A call of the handler.
+/// A call of the handler that has no response yet.
 #[derive(Debug)]
-struct Unanswered {
+struct UnansweredCall {
     stream: u32,
-    kind: Kind,
+    kind: CallKind,
 }
 
 #[derive(Debug)]
-enum Kind {
+enum CallKind {
     Synchronize,
     Start(Sandbox, Start),
     Stop,
 }
 
 impl<H: Handler> Connection<'_, H> {
-    /// Returns when the runtime closes the connection.
+    /// Handles messages until the runtime closes the connection.
     async fn serve(&mut self) -> Result<(), Error> {
         self.register().await?;
         loop {
@@ -143,26 +143,28 @@ impl<H: Handler> Connection<'_, H> {
                     return Err(Error::Timeout { step, limit });
                 }
                 incoming = self.transport.next(), if self.calls.len() < MAX_CALLS => match incoming? {
-                    Some(Incoming::Plugin(message)) => self.request(message).await?,
-                    Some(Incoming::Runtime(message)) => self.response(message)?,
+                    Some(Incoming::Plugin(message)) => self.handle_request(message).await?,
+                    Some(Incoming::Runtime(message)) => self.handle_response(message)?,
                     None => return Ok(()),
                 },
             }
         }
     }
 
-    /// Returns what the runtime must do next, and its limit from the start of the connection.
+    /// Returns what the runtime must do next, and the time limit for this step from the start of the connection.
     fn next_step(&self) -> Option<(&'static str, Duration)> {
         match self.state {
-            State { registered: false, .. } | State { configured: false, .. } => {
+            CompletedSteps { registered: false, .. } | CompletedSteps { configured: false, .. } => {
                 Some(("register and configure the plugin", self.options.registration_timeout))
             }
-            State { synchronized: false, .. } => Some(("list its sandboxes", self.options.synchronization_timeout)),
-            State { .. } => None,
+            CompletedSteps { synchronized: false, .. } => {
+                Some(("list its sandboxes", self.options.synchronization_timeout))
+            }
+            CompletedSteps { .. } => None,
         }
     }
 
-    /// Returns how a connection ended that the runtime closed.
+    /// Returns how the connection ended, if the runtime closed it.
     fn closed(&self) -> Result<Disconnected, Error> {
         match self.next_step() {
             _ if self.shutting_down => Ok(Disconnected::Shutdown),
@@ -184,8 +186,8 @@ impl<H: Handler> Connection<'_, H> {
         self.transport.send(RUNTIME_CONNECTION, &message).await
     }
 
-    /// Handles a message on the connection on which the plugin is the client.
-    fn response(&mut self, message: Message) -> Result<(), Error> {
+    /// Handles a message on the connection where the plugin is the client.
+    fn handle_response(&mut self, message: Message) -> Result<(), Error> {
         if (message.kind, message.stream) != (ttrpc::RESPONSE, REGISTRATION) {
             return Ok(());
         }
@@ -199,8 +201,8 @@ impl<H: Handler> Connection<'_, H> {
         }
     }
 
-    /// Handles a message on the connection on which the plugin is the server.
-    async fn request(&mut self, message: Message) -> Result<(), Error> {
+    /// Handles a message on the connection where the plugin is the server.
+    async fn handle_request(&mut self, message: Message) -> Result<(), Error> {
         let Message { stream, kind, payload } = message;
         let call = match kind {
             ttrpc::REQUEST if stream % 2 == 1 && stream > self.last_stream => {
@@ -214,12 +216,12 @@ impl<H: Handler> Connection<'_, H> {
         };
         let timeout = call.as_ref().map_or(0, |request| request.timeout_nano);
         match call.and_then(Call::parse) {
-            Ok(call) => self.call(stream, call, TimeLimits::new(timeout, self.request_timeout)).await,
+            Ok(call) => self.handle_call(stream, call, TimeLimits::new(timeout, self.request_timeout)).await,
             Err(status) => self.answer(stream, Err(status)).await,
         }
     }
 
-    async fn call(&mut self, stream: u32, call: Call, limits: TimeLimits) -> Result<(), Error> {
+    async fn handle_call(&mut self, stream: u32, call: Call, limits: TimeLimits) -> Result<(), Error> {
         match call {
             Call::Configure(runtime) => {
                 self.request_timeout = runtime.request_timeout;
@@ -243,23 +245,23 @@ impl<H: Handler> Connection<'_, H> {
                 for sandbox in &mut sandboxes {
                     sandbox.has_containers = with_containers.contains(&sandbox.id);
                 }
-                self.spawn(stream, Kind::Synchronize, async move {
+                self.spawn(stream, CallKind::Synchronize, async move {
                     let handled = timeout(limits.answer, handler.synchronize(sandboxes)).await;
                     handled.map_err(|_| Status::internal("the list of sandboxes was not handled in time"))
                 });
             }
             Call::Run(sandbox) => {
-                let (handler, kind) = (self.handler.clone(), Kind::Start(sandbox.clone(), Start::Sandbox));
+                let (handler, kind) = (self.handler.clone(), CallKind::Start(sandbox.clone(), Start::Sandbox));
                 self.spawn(stream, kind, async move { limits.start(handler.run(sandbox, limits.handler)).await });
             }
             Call::Create(sandbox) => {
-                let (handler, kind) = (self.handler.clone(), Kind::Start(sandbox.clone(), Start::Container));
+                let (handler, kind) = (self.handler.clone(), CallKind::Start(sandbox.clone(), Start::Container));
                 self.spawn(stream, kind, async move { limits.start(handler.create(sandbox, limits.handler)).await });
             }
             Call::Stop(sandbox) => {
                 let handler = self.handler.clone();
-                self.spawn(stream, Kind::Stop, async move {
-                    // A sandbox stops in any case.
+                self.spawn(stream, CallKind::Stop, async move {
+                    // The sandbox stops even if the handler does not finish in time.
                     let _ = timeout(limits.answer, handler.stop(sandbox)).await;
                     Ok(())
                 });
@@ -273,25 +275,25 @@ impl<H: Handler> Connection<'_, H> {
         Ok(())
     }
 
-    fn spawn(&mut self, stream: u32, kind: Kind, call: impl Future<Output = Result<(), Status>> + Send + 'static) {
+    fn spawn(&mut self, stream: u32, kind: CallKind, call: impl Future<Output = Result<(), Status>> + Send + 'static) {
         let id = self.calls.spawn(call).id();
-        self.unanswered.insert(id, Unanswered { stream, kind });
+        self.unanswered.insert(id, UnansweredCall { stream, kind });
     }
 
     /// Answers a call that the handler has finished.
     async fn finish(&mut self, finished: Result<(Id, Result<(), Status>), JoinError>) -> Result<(), Error> {
         let (id, result) = match finished {
             Ok(finished) => finished,
-            // A panic, which was already printed.
+            // The handler panicked. The panic was printed already.
             Err(error) => (error.id(), Err(Status::internal("the plugin failed"))),
         };
         let is_ok = result.is_ok();
-        // All responses of these calls have no fields, or none but defaults.
+        // The responses to these calls have no fields, or only fields with default values.
         self.answer(self.unanswered[&id].stream, result.map(|()| Bytes::new())).await?;
         match self.unanswered.remove(&id).map(|answered| answered.kind) {
-            Some(Kind::Synchronize) if !is_ok => return Err(Error::Synchronize),
-            Some(Kind::Synchronize) => self.state.synchronized = true,
-            Some(Kind::Start(..) | Kind::Stop) | None => {}
+            Some(CallKind::Synchronize) if !is_ok => return Err(Error::Synchronize),
+            Some(CallKind::Synchronize) => self.state.synchronized = true,
+            Some(CallKind::Start(..) | CallKind::Stop) | None => {}
         }
         Ok(())
     }

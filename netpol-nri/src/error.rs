@@ -15,7 +15,7 @@ pub enum Error {
     Connect {
         /// The socket's path.
         socket: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The runtime does not accept the plugin.
@@ -37,16 +37,17 @@ pub enum Error {
         /// The limit.
         limit: Duration,
     },
-    /// [`crate::Handler::synchronize`] did not finish in time. The runtime would keep the connection, and report no starts.
+    /// [`crate::Handler::synchronize`] did not finish in time. The runtime would keep the connection, and report no
+    /// starts.
     #[error("the list of sandboxes was not handled in time")]
     Synchronize,
-    /// The runtime's list of sandboxes, sent in parts, has too many.
+    /// The runtime's list of sandboxes is too long.
     #[error("the container runtime listed more than {limit} sandboxes")]
     TooManySandboxes {
         /// The limit.
         limit: usize,
     },
-    /// A frame is longer than NRI allows. The bytes are probably of another protocol.
+    /// A frame is longer than NRI allows. The bytes probably belong to another protocol.
     #[error("the container runtime sent a frame of {length} bytes: is the socket NRI's?")]
     FrameTooLong {
         /// Length in the frame's header, in bytes.

@@ -1,9 +1,10 @@
-//! An NRI plugin: how does the container runtime report that a pod's network is ready?
+//! An NRI plugin: the container runtime calls it when a pod's network is ready, before the pod's containers start.
 //!
-//! [NRI](https://github.com/containerd/nri) is the plugin interface of containerd and CRI-O. After the network of a pod's
-//! sandbox is set up, and before the pod's first container is created, the runtime calls `RunPodSandbox` of each plugin,
-//! in the order of their indexes, and waits for the answer. A plugin that answers with an error refuses the start; the
-//! kubelet tries again later. A plugin that does not answer in time is disconnected, and **the start goes on**.
+//! [NRI](https://github.com/containerd/nri) is the plugin interface of containerd and CRI-O. After the network of a
+//! pod's sandbox is set up, and before the pod's first container is created, the runtime calls `RunPodSandbox` of each
+//! plugin, in the order of their indexes, and waits for the answer. A plugin that answers with an error refuses the
+//! start; the kubelet tries again later. A plugin that does not answer in time is disconnected, and **the pod starts
+//! anyway**.
 //!
 //! ```no_run
 //! # use std::{path::Path, sync::Arc, time::Duration};
@@ -29,8 +30,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Data flows one way: [`connect`] reads `mux` frames from the socket, `ttrpc` messages from the frames, and a `call` from
-//! each message; the call runs the [`Handler`], and its result is written back.
+//! How a request is handled: [`connect`] reads `mux` frames from the socket, `ttrpc` messages from the frames, and a
+//! `call` from each message. It runs the [`Handler`] for the call, and writes the result back.
 
 mod call;
 mod connection;
@@ -53,5 +54,5 @@ pub use options::{Options, OptionsError};
 pub use retry::keep_connected;
 pub use sandbox::Sandbox;
 
-/// Where runtimes listen for plugins, unless configured otherwise.
+/// The path where runtimes listen for plugins by default.
 pub const DEFAULT_SOCKET: &str = "/var/run/nri/nri.sock";

@@ -1,8 +1,8 @@
 //! The protobuf messages that the plugin sends and receives, with the fields that it uses.
 //!
 //! prost skips all other fields. Names and numbers: `Request`, `Response` and `Status` of
-//! <https://github.com/containerd/ttrpc>; all others of `pkg/api/api.proto` in <https://github.com/containerd/nri>, package
-//! `nri.pkg.api.v1alpha1`.
+//! <https://github.com/containerd/ttrpc>; all others of `pkg/api/api.proto` in <https://github.com/containerd/nri>,
+//! package `nri.pkg.api.v1alpha1`.
 
 use bytes::Bytes;
 use prost::Message;
@@ -12,7 +12,7 @@ pub(crate) const PLUGIN_SERVICE: &str = "nri.pkg.api.v1alpha1.Plugin";
 /// The service that the runtime serves.
 pub(crate) const RUNTIME_SERVICE: &str = "nri.pkg.api.v1alpha1.Runtime";
 
-/// `Event` values: bit `event - 1` of a mask subscribes to it.
+/// Values of the enum `Event`. Bit `event - 1` of a mask subscribes to an event.
 pub(crate) const RUN_POD_SANDBOX: i32 = 1;
 pub(crate) const STOP_POD_SANDBOX: i32 = 2;
 pub(crate) const REMOVE_POD_SANDBOX: i32 = 3;
@@ -26,7 +26,7 @@ pub(crate) struct Request {
     pub(crate) method: String,
     #[prost(bytes = "bytes", tag = "3")]
     pub(crate) payload: Bytes,
-    /// Time until the caller gives up. 0: it does not.
+    /// Time until the caller gives up. 0: no time limit.
     #[prost(int64, tag = "4")]
     pub(crate) timeout_nano: i64,
 }
@@ -62,7 +62,7 @@ pub(crate) struct ConfigureRequest {
     pub(crate) runtime_name: String,
     #[prost(string, tag = "3")]
     pub(crate) runtime_version: String,
-    /// In milliseconds. 0 if not reported, as by older versions.
+    /// In milliseconds. 0: the runtime is an older version that does not report this.
     #[prost(int64, tag = "5")]
     pub(crate) request_timeout: i64,
 }
@@ -86,7 +86,7 @@ pub(crate) struct SynchronizeRequest {
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct SynchronizeResponse {
-    /// The same as in the request: the plugin can take the list in parts.
+    /// The same value as in the request. It shows that the plugin accepts the list in parts.
     #[prost(bool, tag = "2")]
     pub(crate) more: bool,
 }
@@ -125,7 +125,7 @@ pub(crate) struct PodSandbox {
 
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct Container {
-    /// ID of its sandbox.
+    /// ID of the container's sandbox.
     #[prost(string, tag = "2")]
     pub(crate) pod_sandbox_id: String,
 }

@@ -1,9 +1,8 @@
-//! Frames: several connections over one socket.
+//! Frames, which carry several connections over one socket.
 //!
 //! A frame consists of the connection ID and the payload length, each 4 bytes in network byte order, and the payload.
-//! Connections are not opened or closed; each is a stream of bytes that may be split into frames at any byte. Layout
-//! and limits:
-//! `pkg/net/multiplex/{mux,ttrpc}.go` of <https://github.com/containerd/nri>.
+//! Connections are not opened or closed; each is a stream of bytes that may be split into frames at any byte. Source of
+//! layout and limits: `pkg/net/multiplex/{mux,ttrpc}.go` of <https://github.com/containerd/nri>.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -19,7 +18,7 @@ const HEADER: usize = 8;
 /// The runtime never sends a longer payload: `maxPayloadSize`.
 const MAX_PAYLOAD: usize = ttrpc::HEADER + ttrpc::MAX_PAYLOAD;
 /// Maximum payload of a sent frame. The runtime reads each frame at once, into a buffer of 4096 bytes (Go's `bufio`),
-/// and closes the connection if it does not fit (`ENOMEM` in `conn.Read`).
+/// and closes the connection if the frame does not fit (`ENOMEM` in `conn.Read`).
 const MAX_SENT_PAYLOAD: usize = 4096;
 
 /// A part of a connection's bytes.
@@ -29,7 +28,7 @@ pub(crate) struct Frame {
     pub(crate) payload: Bytes,
 }
 
-/// Takes the next frame from the buffer, if it is complete.
+/// Removes the next frame from the buffer, if it is complete.
 pub(crate) fn parse(buffer: &mut BytesMut) -> Result<Option<Frame>, Error> {
     let Some((mut header, rest)) = buffer.split_at_checked(HEADER) else { return Ok(None) };
     let (connection, length) = (header.get_u32(), header.get_u32() as usize);

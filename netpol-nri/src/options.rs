@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-/// Identity of the plugin, and how long the runtime may take.
+/// Identity of the plugin, and time limits for the runtime.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     pub(crate) name: String,
     pub(crate) index: String,
-    /// How long the runtime may take to register and configure the plugin. It accepts plugins one at a time, and waits 5 s
-    /// for one that does not register.
+    /// How long the runtime may take to register and configure the plugin. The runtime accepts plugins one at a time,
+    /// and waits 5 s for a plugin that does not register.
     pub registration_timeout: Duration,
-    /// How long the runtime may take from the connection to the list of its sandboxes. containerd waits for pod starts that
-    /// are under way, CNI plugins included.
+    /// How long the runtime may take from the connection to the list of its sandboxes. Before this, containerd waits
+    /// for pod starts that are in progress, including their CNI plugins.
     pub synchronization_timeout: Duration,
 }
 

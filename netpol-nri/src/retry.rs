@@ -9,30 +9,30 @@ use tokio::time::{Instant, sleep};
 
 use crate::{Disconnected, Error, Handler, Options, connect};
 
-/// Wait before the first new connection. Pods start without the plugin until then.
-const FIRST: Duration = Duration::from_millis(50);
+/// Wait before the first new connection. Until the plugin is connected, pods start without it.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
 /// Longest wait.
-const LAST: Duration = Duration::from_secs(2);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 /// Keeps a connection to the runtime, with a back-off from 50 ms to 2 s.
 ///
-/// `report` receives why each connection ended, and the wait before the next. After each, the handler gets the list of
-/// sandboxes again.
+/// `report` receives the reason why a connection ended, and the wait before the next connection. On each new
+/// connection, the handler receives the list of sandboxes again.
 pub async fn keep_connected<H: Handler>(
     socket: &Path,
     options: &Options,
     handler: Arc<H>,
     mut report: impl FnMut(Result<Disconnected, Error>, Duration),
 ) -> Infallible {
-    let mut wait = FIRST;
+    let mut wait = FIRST_WAIT;
     loop {
         let started = Instant::now();
         let ended = connect(socket, options, handler.clone()).await;
-        if started.elapsed() > LAST {
-            wait = FIRST;
+        if started.elapsed() > LONGEST_WAIT {
+            wait = FIRST_WAIT;
         }
         report(ended, wait);
         sleep(wait).await;
-        wait = (wait * 2).min(LAST);
+        wait = (wait * 2).min(LONGEST_WAIT);
     }
 }

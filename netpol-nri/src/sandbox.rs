@@ -5,24 +5,24 @@ use std::path::PathBuf;
 
 use crate::messages::PodSandbox;
 
-/// The environment that a pod's containers share. A pod that is started again gets a new one.
+/// The environment that a pod's containers share. A pod that is started again gets a new sandbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sandbox {
-    /// The runtime's ID.
+    /// The ID of the sandbox in the runtime.
     pub id: String,
     /// Namespace of the pod.
     pub namespace: String,
     /// Name of the pod.
     pub name: String,
-    /// UID of the pod in the API. For a static pod, the kubelet's.
+    /// UID of the pod in the API. For a static pod, the UID that the kubelet assigned.
     pub uid: String,
-    /// Path of the network namespace. `None` on the host's network, and where the runtime does not report namespaces.
+    /// Path of the network namespace. `None` on the host's network, or if the runtime does not report namespaces.
     pub network_namespace: Option<PathBuf>,
     /// Whether the pod is on the host's network: namespaces are reported, but no network namespace.
     pub host_network: bool,
     /// Addresses of the pod. Empty before NRI 0.9, on the host's network, and if one of them is invalid.
     pub addresses: Vec<IpAddr>,
-    /// Whether it has had containers when the plugin connected. Only [`crate::Handler::synchronize`] receives this.
+    /// Whether the sandbox had containers when the plugin connected. Set only for [`crate::Handler::synchronize`].
     pub has_containers: bool,
 }
 
@@ -60,20 +60,20 @@ mod tests {
             (vec![("pid", ""), ("network", "/run/netns/a")], Some("/run/netns/a"), false),
             (vec![("network", "")], None, false),
         ] {
-            let shown = format!("{namespaces:?}");
+            let description = format!("{namespaces:?}");
             let namespaces = namespaces
                 .into_iter()
                 .map(|(kind, path)| LinuxNamespace { kind: kind.to_owned(), path: path.to_owned() })
                 .collect();
             let pod = PodSandbox { linux: Some(LinuxPodSandbox { namespaces }), ..PodSandbox::default() };
             let sandbox = Sandbox::from(pod);
-            assert_eq!(sandbox.network_namespace, path.map(PathBuf::from), "{shown}");
-            assert_eq!(sandbox.host_network, host_network, "{shown}");
+            assert_eq!(sandbox.network_namespace, path.map(PathBuf::from), "{description}");
+            assert_eq!(sandbox.host_network, host_network, "{description}");
         }
     }
 
     #[test]
-    fn an_invalid_address_leaves_none() {
+    fn if_an_address_is_invalid_there_are_no_addresses() {
         for (ips, expected) in [
             (vec!["10.1.0.5", "fd00::5"], vec!["10.1.0.5", "fd00::5"]),
             (vec!["10.1.0.5", "10.1.0"], vec![]),

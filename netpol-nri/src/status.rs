@@ -1,4 +1,4 @@
-//! Answers that are errors.
+//! The statuses of responses that report an error.
 
 use crate::messages::Status;
 

@@ -8,12 +8,12 @@ use crate::messages::Status;
 
 /// NRI's default for `plugin_request_timeout`: `pkg/api/timeouts.go`.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest part of a timeout that is kept in reserve. On a loaded node, the plugin may wait
+/// Maximum reserve, by which the limits are shorter than the runtime's timeout. On a loaded node, the plugin may wait
 /// hundreds of milliseconds for the CPU.
 const MAX_RESERVE: Duration = Duration::from_secs(1);
 
-/// Time limits of one call. An answer after the runtime's own timeout is worse than an error: the runtime has disconnected
-/// the plugin by then, and the pod starts.
+/// Time limits of one call. An answer after the runtime's timeout is worse than an error in time: the runtime has
+/// already disconnected the plugin, and the pod starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TimeLimits {
     /// Time within which the handler should return.
@@ -23,12 +23,12 @@ pub(crate) struct TimeLimits {
 }
 
 impl TimeLimits {
-    /// Returns the limits of a request. `request_nanoseconds` is in the request, 0 if it has no timeout; `configured` is the
-    /// runtime's timeout for all requests, if reported.
+    /// Returns the limits of a request. `request_nanoseconds` is the timeout in the request, or 0 if it has none.
+    /// `configured` is the runtime's timeout for all requests, if the runtime reports it.
     pub(crate) fn new(request_nanoseconds: i64, configured: Option<Duration>) -> Self {
         let timeout = match request_nanoseconds {
             0 => configured.unwrap_or(DEFAULT_TIMEOUT),
-            // A negative timeout has passed.
+            // A negative timeout means that the time is over.
             nanoseconds => Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(0)),
         };
         let reserve = (timeout / 4).min(MAX_RESERVE);
@@ -38,7 +38,7 @@ impl TimeLimits {
     /// Waits for the handler's decision on a start.
     ///
     /// # Errors
-    /// The status that refuses the start: the handler's reason, or that it did not return in time.
+    /// If the handler refuses the start, or does not return in time. The error is the status for the response.
     pub(crate) async fn start(self, call: impl Future<Output = Result<(), String>>) -> Result<(), Status> {
         match timeout(self.answer, call).await {
             Ok(result) => result.map_err(|reason| Status::refused(&reason)),

@@ -1,4 +1,4 @@
-//! Messages over the runtime's socket.
+//! Sends and receives messages over the runtime's socket.
 
 use std::time::Duration;
 
@@ -11,17 +11,17 @@ use crate::Error;
 use crate::mux::{self, Frame, PLUGIN_CONNECTION, RUNTIME_CONNECTION};
 use crate::ttrpc::{self, Message};
 
-/// How long a message may stay incomplete, and how long writing one may take.
+/// How long a received message may stay incomplete, and how long it may take to write a message.
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How much is read at once, in bytes.
+/// Maximum number of bytes of one read.
 const READ_SIZE: usize = 16 << 10;
 
 /// A received message.
 #[derive(Debug)]
 pub(crate) enum Incoming {
-    /// On the connection on which the plugin is the server.
+    /// On the connection where the plugin is the server.
     Plugin(Message),
-    /// On the connection on which the runtime is the server.
+    /// On the connection where the runtime is the server.
     Runtime(Message),
 }
 

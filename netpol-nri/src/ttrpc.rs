@@ -1,11 +1,11 @@
 //! Messages: requests and responses on one connection.
 //!
-//! A message is the length of its payload and its stream's ID, both 4 bytes in network byte order, its type, its flags, and
-//! the payload: `PROTOCOL.md` of <https://github.com/containerd/ttrpc>. Each request of a client has a new odd ID, and its
-//! response has the same. NRI has no streams of several messages.
+//! A message consists of the length of its payload and the ID of its stream (both 4 bytes in network byte order), its
+//! type, its flags, and the payload: `PROTOCOL.md` of <https://github.com/containerd/ttrpc>. Each request of a client
+//! has a new odd ID, and its response has the same ID. NRI has no streams of several messages.
 //!
-//! Not the crate `ttrpc`: its server has no limit on unfinished requests, answers at a request's deadline instead of before
-//! it, and needs some 25 more packages, in part to generate code in build scripts, for the two structures of this file.
+//! The crate `ttrpc` is not used: its server has no limit on unfinished requests, and answers at the deadline of a
+//! request instead of before it. It also needs about 25 more packages, some of them to generate code in build scripts.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -30,7 +30,7 @@ pub(crate) struct Message {
     pub(crate) payload: Bytes,
 }
 
-/// Takes the next message from the buffer, if it is complete.
+/// Removes the next message from the buffer, if it is complete.
 pub(crate) fn parse(buffer: &mut BytesMut) -> Result<Option<Message>, Error> {
     let Some((mut header, rest)) = buffer.split_at_checked(HEADER) else { return Ok(None) };
     let (length, stream, kind) = (header.get_u32() as usize, header.get_u32(), header.get_u8());

@@ -18,31 +18,31 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use state::{KindState, SourceState};
 
-/// The number of a batch, starting at 1. If a batch is enforced, all earlier ones are too.
+/// The number of a batch, starting at 1. If a batch is enforced, all earlier batches are enforced, too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Generation(pub u64);
 
 /// Events that arrived together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// Its number.
+    /// The number of the batch.
     pub generation: Generation,
     /// The events, in order.
     pub events: Vec<Event>,
-    /// The source lost its watch and resynced: the events are the differences since the loss. They must be enforced at
-    /// once, because a state with only some of them never existed.
+    /// Whether the source lost its watch and resynced. In this case, the events are the differences since the loss.
+    /// They must be enforced together, because a state with only some of them never existed.
     pub after_resync: bool,
     /// When the first event of the batch arrived at the agent.
     pub received: Instant,
 }
 
-/// Asks a source for the state of a subject at the time of the query, which may be newer than the last event.
+/// A query to a source for the state of a subject. The state at the time of the query may be newer than the last event.
 #[derive(Debug)]
 pub struct SourceQuery {
     /// The subject.
     pub subject: Subject,
-    /// Receives the reply after all changes that existed at the time of the query were sent as batches. An error says why
-    /// the state is unknown.
+    /// Receives the reply after all changes that existed at the time of the query were sent as batches. An error is the
+    /// reason why the state is unknown.
     pub answer: oneshot::Sender<Result<SubjectState, String>>,
 }
 

@@ -11,9 +11,9 @@ pub struct SourceState(Arc<Mutex<BTreeMap<&'static str, KindState>>>);
 /// The state of one kind of objects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KindState {
-    /// The full list was received at least once.
+    /// Whether the full list was received at least once.
     pub listed: bool,
-    /// The objects here follow those of the source.
+    /// Whether the agent has all current objects of the API server.
     pub in_sync: bool,
     /// Number of objects.
     pub objects: usize,
@@ -21,7 +21,7 @@ pub struct KindState {
     pub relists: u64,
     /// Failures by reason: an HTTP status, `connection`, `timeout`, `invalid-response`.
     pub errors: BTreeMap<String, u64>,
-    /// When data of this kind was last received, bookmarks included.
+    /// When data of this kind, including bookmarks, was last received.
     pub last_received: Option<Instant>,
     /// The current error.
     pub current_error: Option<String>,

@@ -1,4 +1,4 @@
-//! The kube source with an API server that fails in many ways.
+//! Tests the kube source with an API server that fails in many ways.
 
 mod kube_cluster;
 
@@ -61,11 +61,11 @@ async fn idle_watches_are_kept_and_a_dead_connection_is_detected_within_30_secon
 
     // The kernel acknowledges the data that it receives, but the server does not respond.
     cluster.server.network(Network::BlackHole);
-    let begun = Instant::now();
+    let started = Instant::now();
     let kinds = cluster.feed.state.kinds().len();
     cluster.wait_until("all kinds report an error", || errors(&cluster) == kinds).await;
-    println!("detected after {:.1} s", begun.elapsed().as_secs_f64());
-    assert!(begun.elapsed() < Duration::from_secs(30), "it took {:?}", begun.elapsed());
+    println!("detected after {:.1} s", started.elapsed().as_secs_f64());
+    assert!(started.elapsed() < Duration::from_secs(30), "it took {:?}", started.elapsed());
     cluster.server.apply(pod("new", "web", "10.1.1.1"))?;
     cluster.server.network(Network::Up);
     cluster.wait_in_sync().await;
@@ -196,9 +196,9 @@ async fn an_expired_token_is_read_again_after_a_401() -> Result<()> {
     cluster.server.expire_old_tokens();
     cluster.server.disconnect();
     cluster.server.apply(pod("new", "web", "10.1.1.1"))?;
-    let begun = std::time::Instant::now();
+    let started = std::time::Instant::now();
     cluster.wait_in_sync().await;
-    assert!(begun.elapsed() < Duration::from_secs(20));
+    assert!(started.elapsed() < Duration::from_secs(20));
     assert!(cluster.feed.state.kinds()["pods"].errors.contains_key("401"));
     Ok(())
 }
@@ -248,7 +248,8 @@ async fn a_missing_permission_is_named_and_the_source_continues_when_it_is_grant
     Ok(())
 }
 
-/// An upgrade with the old `ClusterRole`. Without Services and slices the agent could not evaluate traffic to Services.
+/// The agent was upgraded without its `ClusterRole`. Without Services and slices, it could not evaluate traffic to
+/// Services.
 #[tokio::test]
 async fn the_role_of_an_older_version_is_not_sufficient_and_missing_rules_are_named() -> Result<()> {
     let read = &["get", "list", "watch"];

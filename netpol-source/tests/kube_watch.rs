@@ -1,4 +1,4 @@
-//! The kube source with a working API server, with and without optional features.
+//! Tests the kube source with an API server without faults, with and without optional features.
 
 mod kube_cluster;
 
@@ -36,9 +36,9 @@ async fn changes_that_do_not_affect_policies_are_not_sent() -> Result<()> {
         server.apply(pod("web", "web", "10.1.0.1")).expect("cannot create the pod");
     })
     .await;
-    let mut other = pod("web", "web", "10.1.0.1");
-    other["status"]["message"] = json!("busy");
-    assert!(cluster.server.apply(other)?.changed);
+    let mut changed = pod("web", "web", "10.1.0.1");
+    changed["status"]["message"] = json!("busy");
+    assert!(cluster.server.apply(changed)?.changed);
     cluster.expect_no_batch(Duration::from_millis(300)).await;
     Ok(())
 }
@@ -102,8 +102,9 @@ async fn expect_that_no_streaming_list_is_tried_again(cluster: &mut Cluster) -> 
     Ok(())
 }
 
-/// A server that ignores `sendInitialEvents` does not mark the end of the list, so the first objects must not be used as the
-/// complete list. The source detects such a server by a bookmark without this mark, or because the server sends nothing.
+/// A server that ignores `sendInitialEvents` does not mark the end of the list, so the first objects must not be used
+/// as the complete list. The source detects such a server by a bookmark without this mark, or because the server sends
+/// nothing.
 #[tokio::test]
 async fn lists_are_read_in_pages_if_the_server_ignores_send_initial_events() -> Result<()> {
     for bookmarks in [true, false] {
@@ -135,18 +136,18 @@ async fn lists_are_read_in_pages_if_the_server_ignores_send_initial_events() -> 
 
 #[tokio::test]
 async fn an_invalid_policy_still_isolates_pods_and_does_not_affect_other_objects() -> Result<()> {
-    let bad = json!({
+    let invalid_policy = json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": {"namespace": "shop", "name": "bad"},
         "spec": {"podSelector": {"matchLabels": 7}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.300/8"}}]}]},
     });
-    let mut invalid = pod("strange", "web", "10.1.0.9");
-    invalid["spec"]["containers"] = json!("none");
+    let mut invalid_pod = pod("strange", "web", "10.1.0.9");
+    invalid_pod["spec"]["containers"] = json!("none");
     let mut cluster = Cluster::watch(
         server(Options::default(), |server| {
             server.apply(pod("web", "web", "10.1.0.1")).expect("cannot create the pod");
-            server.apply(bad).expect("cannot create the policy");
-            server.apply(invalid).expect("cannot create the pod");
+            server.apply(invalid_policy).expect("cannot create the policy");
+            server.apply(invalid_pod).expect("cannot create the pod");
         }),
         short_times(),
     );

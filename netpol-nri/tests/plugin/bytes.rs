@@ -1,7 +1,7 @@
 //! A conversation with a runtime, byte by byte, encoded by hand.
 //!
-//! Each line is a frame: connection ID and length (`pkg/net/multiplex/mux.go` of NRI), a message's length, stream ID, type
-//! and flags (`PROTOCOL.md` of ttrpc), and a `Request` or `Response` with the tag and the length of each field
+//! Each line is a frame: connection ID and length (`pkg/net/multiplex/mux.go` of NRI), a message's length, stream ID,
+//! type and flags (`PROTOCOL.md` of ttrpc), and a `Request` or `Response` with the tag and the length of each field
 //! (`request.proto` of ttrpc), in which the payload is a message of NRI (`pkg/api/api.proto`).
 
 use std::io::{Read, Write};
@@ -31,7 +31,8 @@ const CONVERSATION: [Frame; 21] = [
         b"\0\0\0\x01\0\0\0\x4d\0\0\0\x43\0\0\0\x01\x01\0\x0a\x1bnri.pkg.api.v1alpha1.Plugin\x12\x09Configure\
           \x1a\x19\x12\x0acontainerd\x1a\x052.2.0\x20\x88\x27\x28\xd0\x0f",
     ),
-    // ConfigureResponse {events: RUN_POD_SANDBOX, STOP_POD_SANDBOX, REMOVE_POD_SANDBOX, CREATE_CONTAINER = bits 0 to 3}.
+    // ConfigureResponse {events: bits 0 to 3, which are RUN_POD_SANDBOX, STOP_POD_SANDBOX, REMOVE_POD_SANDBOX and
+    // CREATE_CONTAINER}.
     Plugin(b"\0\0\0\x01\0\0\0\x0e\0\0\0\x04\0\0\0\x01\x02\0\x12\x02\x10\x0f"),
     // Plugin.Synchronize {pods: [{id: "s1", name: "old", namespace: "shop"}], more: true}.
     Runtime(

@@ -1,4 +1,4 @@
-//! The plugin with a runtime that behaves.
+//! Tests the plugin with a fake runtime that follows the protocol.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -102,7 +102,8 @@ fn a_refused_pod_is_stopped_and_removed() {
 
 #[test]
 fn the_list_of_sandboxes_comes_in_parts() {
-    // By number, and because 6,000 sandboxes with long annotations do not fit one message.
+    // The first list is split by the number of sandboxes. The second one is split because 6,000 sandboxes with long
+    // annotations do not fit into one message.
     for (count, sandboxes_per_message, annotation) in [(7, Some(2), 0), (6000, None, 1000), (0, None, 0)] {
         let node = Node::new(Options { sandboxes_per_message, request_timeout: SOON, ..Options::default() });
         for number in 0..count {
@@ -222,6 +223,7 @@ fn plugins_are_called_in_order_of_their_indexes() {
     node.server.wait_for_plugin("other", SOON).unwrap();
     assert!(matches!(node.server.run(&pod("refused")), Start::Refused(_)));
     assert_eq!(first.recorder.events()[2], "run shop/refused");
-    // The other was not called for the start, and the end was relayed up to the first error only.
+    // Received after the first two: the start, and that the refused sandbox was stopped and removed. If the other
+    // plugin were called first, it would refuse the start, and this plugin would not receive it.
     assert_eq!(first.recorder.events().len(), 5);
 }

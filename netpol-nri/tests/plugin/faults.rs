@@ -1,4 +1,4 @@
-//! The plugin with a runtime that does what it should not, and with failing connections.
+//! Tests the plugin with a fake runtime that violates the protocol, and with failing connections.
 
 use std::os::unix::net::UnixListener;
 use std::sync::mpsc::channel;
@@ -36,7 +36,7 @@ fn configured(recorder: Recorder) -> (Plugin, Connection) {
     (plugin, connection)
 }
 
-/// Connects a plugin that receives events.
+/// Connects, registers, configures and synchronizes a plugin. After that, the plugin receives events.
 fn connected() -> (Plugin, Connection) {
     let (plugin, connection) = configured(Recorder::default());
     let synchronized = plugin.call("Synchronize", &SynchronizeRequest::default(), SOON);
@@ -61,17 +61,17 @@ fn a_runtime_that_refuses_the_plugin_is_reported() {
 }
 
 #[test]
-fn a_runtime_that_does_not_do_its_part_is_reported() {
-    let mut short = options();
-    short.registration_timeout = Duration::from_secs(1);
-    short.synchronization_timeout = Duration::from_secs(2);
+fn a_runtime_that_does_not_complete_a_step_is_reported() {
+    let mut short_timeouts = options();
+    short_timeouts.registration_timeout = Duration::from_secs(1);
+    short_timeouts.synchronization_timeout = Duration::from_secs(2);
     let register = "the container runtime did not register and configure the plugin within 1s";
-    let (_plugin, connection) = accept(Registration::Ignore, short.clone(), Recorder::default());
+    let (_plugin, connection) = accept(Registration::Ignore, short_timeouts.clone(), Recorder::default());
     assert_eq!(connection.failure(), register);
-    let (plugin, connection) = accept(Registration::Accept, short.clone(), Recorder::default());
+    let (plugin, connection) = accept(Registration::Accept, short_timeouts.clone(), Recorder::default());
     plugin.registration(SOON).unwrap();
     assert_eq!(connection.failure(), register);
-    let (plugin, connection) = accept(Registration::Accept, short, Recorder::default());
+    let (plugin, connection) = accept(Registration::Accept, short_timeouts, Recorder::default());
     plugin.call::<ConfigureResponse>("Configure", &ConfigureRequest::default(), SOON).unwrap();
     assert_eq!(connection.failure(), "the container runtime did not list its sandboxes within 2s");
 }
@@ -138,7 +138,8 @@ fn invalid_requests_are_answered_with_an_error() {
     let missing = plugin.call::<Empty>("RunPodSandbox", &PodSandboxRequest { pod: None }, SOON);
     assert_eq!(missing, status(INVALID_ARGUMENT, "RunPodSandbox: the pod is missing"));
     for method in ["RunPodSandbox", "StateChange", "Synchronize", "Configure"] {
-        // A field of 127 bytes, of which there are none; a name that is not UTF-8; a group.
+        // The payloads are: a field with a length of 127 bytes and no content; a name that is not UTF-8; a protobuf
+        // group.
         for payload in [&[0x12, 0x7f][..], &[0x0a, 3, 0x12, 1, 0xff], &[0x0b]] {
             let answer = plugin.call_service::<Empty>(PLUGIN, method, payload.to_vec(), SOON);
             let is_invalid = matches!(answer, Err(CallError::Status { code: INVALID_ARGUMENT, .. }));
@@ -162,7 +163,7 @@ fn messages_out_of_place_do_no_harm() {
     for (stream, kind) in [(2, 1), (1, 1), (3, 1), (1, 3), (1, 2), (1, 0), (1, 200)] {
         plugin.send_frame(&message(2, stream, kind, b"\x12\x7f")).unwrap();
     }
-    // A frame without content, and one of an unknown connection.
+    // A frame without content, and a frame of an unknown connection.
     plugin.send_frame(&[]).unwrap();
     plugin.send_bytes(b"\0\0\0\x07\0\0\0\x03abc").unwrap();
     assert_eq!(run(&plugin, "web", SOON), Ok(Empty {}));
@@ -175,7 +176,7 @@ fn damaged_requests_do_no_harm() {
     let (plugin, connection) = connected();
     let request = b"\x0a\x1bnri.pkg.api.v1alpha1.Plugin\x12\x0bStateChange\
                     \x1a\x24\x08\x01\x12\x20\x0a\x02s2\x12\x03web\x42\x0f\x2a\x0d\x0a\x07network\x12\x02/n\x52\x0410::";
-    // Numerical Recipes' generator: the same requests in each run.
+    // The random number generator of Numerical Recipes, so that the requests are the same in each run.
     let mut random = 1_u32;
     let mut random = |limit: usize| {
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -184,9 +185,9 @@ fn damaged_requests_do_no_harm() {
     for stream in (101..).step_by(2).take(5000) {
         let mut damaged = request.to_vec();
         for _ in 0..=random(3) {
-            // The end of the request has the protobuf fields.
-            let place = damaged.len() - 1 - random(40);
-            damaged[place] = u8::try_from(random(256)).unwrap();
+            // The last 40 bytes of the request are the fields of its payload.
+            let index = damaged.len() - 1 - random(40);
+            damaged[index] = u8::try_from(random(256)).unwrap();
         }
         damaged.truncate(damaged.len() - random(5));
         let length = u32::try_from(damaged.len()).unwrap();
@@ -245,8 +246,8 @@ fn the_end_within_a_frame_is_the_end_of_the_connection() {
 }
 
 const REQUESTS: usize = 100;
-/// Calls of the handler at a time.
-const LIMIT: usize = 64;
+/// Maximum number of calls of the handler at the same time.
+const MAX_CALLS: usize = 64;
 
 #[test]
 fn many_requests_are_handled_at_a_time_up_to_a_limit() {
@@ -258,11 +259,11 @@ fn many_requests_are_handled_at_a_time_up_to_a_limit() {
         }
         let running = || connection.recorder.events().iter().filter(|event| *event == "run shop/held").count();
         let started = Instant::now();
-        while running() < LIMIT && started.elapsed() < SOON {
+        while running() < MAX_CALLS && started.elapsed() < SOON {
             thread::sleep(Duration::from_millis(2));
         }
         thread::sleep(Duration::from_millis(100));
-        assert_eq!(running(), LIMIT);
+        assert_eq!(running(), MAX_CALLS);
         connection.recorder.permits.add_permits(REQUESTS);
         for _ in 0..REQUESTS {
             assert_eq!(answers.recv_timeout(SOON).unwrap(), Ok(Empty {}));
@@ -298,7 +299,7 @@ fn pods_that_start_without_an_answer_are_reported() {
 }
 
 #[test]
-fn a_request_whose_time_is_up_is_refused_at_once() {
+fn a_request_that_has_timed_out_is_refused_at_once() {
     let (plugin, _connection) = connected();
     let answer = run(&plugin, "stuck", Duration::from_millis(1));
     assert!(answer.is_err(), "{answer:?}");
@@ -307,7 +308,7 @@ fn a_request_whose_time_is_up_is_refused_at_once() {
 
 #[test]
 fn a_runtime_without_timeouts_gets_an_answer() {
-    // A request without a timeout has the value 0, or no field as here. NRI's default is 2 s.
+    // A request without a timeout has the value 0 or, as here, no such field. NRI's default is 2 s.
     let (plugin, connection) = connected();
     let request = b"\x0a\x1bnri.pkg.api.v1alpha1.Plugin\x12\x0dRunPodSandbox\x1a\x09\x0a\x07\x12\x05stuck";
     let length = u32::try_from(request.len()).unwrap();

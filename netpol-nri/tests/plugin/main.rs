@@ -1,4 +1,4 @@
-//! The plugin with a runtime.
+//! Tests the plugin with a fake container runtime.
 
 mod bytes;
 mod events;

@@ -1,4 +1,4 @@
-//! A plugin that records what it receives.
+//! A plugin that records the calls of its handler.
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use netpol_nri::{Disconnected, Error, Handler, Options, Runtime, Sandbox, Start, connect};
 use tokio::sync::Semaphore;
 
-/// How long anything may take that is expected to happen.
+/// Time limit for everything that a test waits for.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-/// Records calls, and acts by the pod's name: see [`Handler::run`].
+/// Records calls. How it handles a pod depends on the name of the pod: see its [`Handler::run`].
 #[derive(Debug)]
 pub(crate) struct Recorder {
     events: Mutex<Vec<String>>,
@@ -37,7 +37,7 @@ impl Recorder {
         self.events.lock().unwrap().push(event);
     }
 
-    /// Returns what was recorded.
+    /// Returns the recorded calls.
     pub(crate) fn events(&self) -> Vec<String> {
         self.events.lock().unwrap().clone()
     }
@@ -84,7 +84,7 @@ impl Handler for Recorder {
                 self.permits.acquire().await.unwrap().forget();
                 Ok(())
             }
-            "panicking" => panic!("as the test expects"),
+            "panicking" => panic!("the test expects this panic"),
             "shown" => {
                 self.record(format!("{sandbox:?}"));
                 Ok(())
@@ -154,7 +154,7 @@ impl Connection {
     }
 }
 
-/// Returns the options of a plugin 99-netpol.
+/// Returns the options of a plugin with the name `netpol` and the index 99.
 pub(crate) fn options() -> Options {
     Options::new("netpol", 99).unwrap()
 }

@@ -1,8 +1,8 @@
 //! `dir:PATH`: a directory tree of manifests. The objects in the files are the cluster state.
 //!
-//! Any inotify event leads to one scan; files with a changed stamp are read. A directory or file that cannot be read
-//! keeps its last objects and is read again later; its error is logged once. Scans and reads run on a blocking thread,
-//! because they take long for large files.
+//! Any inotify event leads to one scan. A scan reads the files that have a changed stamp (inode, times and size). A
+//! directory or file that cannot be read keeps its last objects and is read again later. Its error is logged once.
+//! Scans and reads run on a blocking thread, because they take long for large files.
 
 mod scan;
 mod store;
@@ -124,8 +124,8 @@ impl Tree {
                 },
             }
             let received = Instant::now();
-            let Some((same, events)) = tree.scan_blocking().await else { return };
-            tree = same;
+            let Some((scanned_tree, events)) = tree.scan_blocking().await else { return };
+            tree = scanned_tree;
             if !events.is_empty() && !sender.send(events, received).await {
                 return;
             }
@@ -134,12 +134,12 @@ impl Tree {
                     Subject::Object(key) => tree.store.contains(key),
                     Subject::Everything => true,
                 };
-                let known = match tree.failures.iter().next() {
+                let result = match tree.failures.iter().next() {
                     None => Ok(SubjectState { exists, generation: sender.generation }),
                     Some((path, failure)) => Err(format!("{}: {failure}", path.display())),
                 };
                 // The requester may have stopped waiting.
-                let _ = answer.send(known);
+                let _ = answer.send(result);
             }
         }
     }
@@ -182,7 +182,7 @@ impl Tree {
             .collect();
         for path in removed {
             self.files.remove(&path);
-            collect(self.store.remove(&path), &mut events, &mut warnings);
+            add_changes(self.store.remove(&path), &mut events, &mut warnings);
         }
         let mut unreadable = found.unreadable;
         let mut bytes_before = 0;
@@ -199,8 +199,8 @@ impl Tree {
             match read_regular(&path, bytes_before, self.limits) {
                 Ok(bytes) => {
                     bytes_before += bytes.len() as u64;
-                    let changes = self.read(path, stamp, bytes);
-                    collect(changes, &mut events, &mut warnings);
+                    let changes = self.apply_file(path, stamp, bytes);
+                    add_changes(changes, &mut events, &mut warnings);
                 }
                 Err(ReadError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => unreadable.push((path, error)),
@@ -217,7 +217,8 @@ impl Tree {
         events
     }
 
-    fn read(&mut self, path: PathBuf, stamp: Stamp, bytes: Vec<u8>) -> FileChanges {
+    /// Parses a file and returns the changes of objects.
+    fn apply_file(&mut self, path: PathBuf, stamp: Stamp, bytes: Vec<u8>) -> FileChanges {
         let (text, is_text) = match String::from_utf8(bytes) {
             Ok(text) => (text, true),
             Err(error) => (String::from_utf8_lossy(error.as_bytes()).into_owned(), false),
@@ -226,10 +227,10 @@ impl Tree {
         let changes = if before == Some(&text) {
             FileChanges::default()
         } else if is_text {
-            self.store.put(&path, parse_file(&text, &path))
+            self.store.set_file(&path, parse_file(&text, &path))
         } else {
             let errors = vec![format!("{}: the file is not UTF-8; save it as UTF-8", path.display())];
-            self.store.put(&path, FileContent { objects: Vec::new(), errors, incomplete: true })
+            self.store.set_file(&path, FileContent { objects: Vec::new(), errors, incomplete: true })
         };
         let recent_text = stamp.is_recent().then_some(text);
         self.rescan_soon |= recent_text.is_some();
@@ -258,12 +259,12 @@ fn parse_file(text: &str, path: &Path) -> FileContent {
     if parsed.skipped == Some(SkipReason::NotKubernetes) {
         errors.push(format!("{}: the file has no Kubernetes object; skipped", path.display()));
     }
-    // A file that had objects and now has none is probably a mistake, and does not delete them.
+    // If a file had objects and now has none, this is probably a mistake. So its objects are not deleted.
     let incomplete = parsed.left_out > 0 || parsed.skipped.is_some();
     FileContent { objects, errors, incomplete }
 }
 
-fn collect(changes: FileChanges, events: &mut Vec<Event>, warnings: &mut Vec<String>) {
+fn add_changes(changes: FileChanges, events: &mut Vec<Event>, warnings: &mut Vec<String>) {
     events.extend(changes.events);
     warnings.extend(changes.warnings);
 }
@@ -312,15 +313,15 @@ mod tests {
     #[tokio::test]
     async fn a_removed_directory_keeps_its_last_objects() {
         let (directory, mut tree) = tree(&[("a.yaml", "a")]);
-        let aside = directory.path().join("aside");
-        fs::rename(&tree.root, &aside).expect("cannot move the directory");
+        let moved_root = directory.path().join("aside");
+        fs::rename(&tree.root, &moved_root).expect("cannot move the directory");
         assert_eq!(names(&tree.rescan()), [""; 0]);
         assert!(
             tree.rescan_soon && tree.failures.contains_key(&tree.root),
             "the error is recorded, and the next scan is early"
         );
-        fs::write(aside.join("b.yaml"), node("b")).expect("cannot write the file");
-        fs::rename(&aside, &tree.root).expect("cannot move the directory");
+        fs::write(moved_root.join("b.yaml"), node("b")).expect("cannot write the file");
+        fs::rename(&moved_root, &tree.root).expect("cannot move the directory");
         assert_eq!(names(&tree.rescan()), ["+Node b"]);
         assert!(tree.failures.is_empty());
     }
@@ -343,7 +344,7 @@ mod tests {
     async fn a_write_directly_after_a_scan_is_detected() {
         let (_directory, mut tree) = tree(&[("a.yaml", "n0")]);
         for round in 1..10 {
-            // The file has the same length, and the clock for file timestamps has not advanced.
+            // The new text has the same length, and the clock for file timestamps may not have advanced.
             fs::write(tree.root.join("a.yaml"), node(&format!("n{round}"))).expect("cannot write the file");
             assert_eq!(names(&tree.rescan()), [format!("-Node n{}", round - 1), format!("+Node n{round}")]);
         }
@@ -391,7 +392,7 @@ mod tests {
     fn a_file_of_invalid_documents_logs_only_a_few_lines() {
         let text = "---\nkind: [\n".repeat(100_000) + "---\n" + &[node("n1"), node("n1")].join("\n---\n");
         let mut store = Store::default();
-        let changes = store.put(Path::new("a.yaml"), parse_file(&text, Path::new("a.yaml")));
+        let changes = store.set_file(Path::new("a.yaml"), parse_file(&text, Path::new("a.yaml")));
         assert_eq!(names(&changes.events), ["+Node n1"]);
         assert_eq!(changes.warnings.len(), 12, "{:?}", changes.warnings);
         assert!(changes.warnings[10].contains("99990 more errors like this one in the file"), "{:?}", changes.warnings);

@@ -12,12 +12,15 @@ use netpol_files::{ReadError, is_manifest, other_than_regular};
 /// The maximum time for which the clock for file timestamps does not advance, with a large margin.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Metadata that changes when a file is written. If the stamp is the same, the content is too, unless the stamp [is
-/// recent](Stamp::is_recent).
+/// Metadata that changes when a file is written. If the stamp is the same, the content is the same, too, unless the
+/// stamp [is recent](Stamp::is_recent).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stamp {
+    /// Device and inode number.
     inode: (u64, u64),
+    /// Time of the last change of the metadata or the content, in seconds and nanoseconds.
     changed: (i64, i64),
+    /// Time of the last change of the content, in seconds and nanoseconds.
     modified: (i64, i64),
     size: u64,
 }
@@ -47,7 +50,7 @@ pub(super) struct Scan {
     pub(super) files: BTreeMap<PathBuf, Stamp>,
     /// Directories to watch.
     pub(super) directories: Vec<PathBuf>,
-    /// Paths that could not be read. Known objects below them stay.
+    /// Paths that could not be read. The objects that were read there earlier stay.
     pub(super) unreadable: Vec<(PathBuf, ReadError)>,
 }
 

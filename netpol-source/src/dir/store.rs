@@ -44,7 +44,7 @@ pub(super) struct Store {
 impl Store {
     /// Adds or replaces a file. If the new content is incomplete, the previous objects of the file stay; if there are
     /// none, the objects that could be parsed are used.
-    pub(super) fn put(&mut self, path: &Path, content: FileContent) -> FileChanges {
+    pub(super) fn set_file(&mut self, path: &Path, content: FileContent) -> FileChanges {
         let mut changes = FileChanges { warnings: content.errors, ..FileChanges::default() };
         if content.incomplete && self.files.get(path).is_some_and(|objects| !objects.is_empty()) {
             changes.warnings.push(format!(
@@ -117,10 +117,12 @@ impl Store {
         self.files_with.contains_key(key)
     }
 
+    /// Returns an object as defined in the file that is used.
     fn effective(&self, key: &ObjectKey) -> Option<&Object> {
         self.files.get(self.files_with.get(key)?.last()?)?.get(key)
     }
 
+    /// Replaces the objects of a file.
     fn replace(&mut self, path: &Path, objects: BTreeMap<ObjectKey, Object>, changes: &mut FileChanges) {
         let old_keys = self.files.get(path).into_iter().flat_map(BTreeMap::keys);
         let keys: BTreeSet<ObjectKey> = old_keys.chain(objects.keys()).cloned().collect();
@@ -170,6 +172,8 @@ fn file_names(files_with: &BTreeSet<PathBuf>) -> String {
 
 #[cfg(test)]
 mod tests {
+    //! sNN in the name of a test is an item of docs/semantics.md.
+
     use netpol_policy::model::Node;
 
     use super::*;
@@ -182,11 +186,11 @@ mod tests {
         Object::Node(Node { name: name.into(), addresses: vec![address.parse().expect("the address is valid")] })
     }
 
-    fn good(objects: &[Object]) -> FileContent {
+    fn valid_content(objects: &[Object]) -> FileContent {
         FileContent { objects: objects.to_vec(), ..FileContent::default() }
     }
 
-    fn deleted(name: &str) -> Event {
+    fn delete_event(name: &str) -> Event {
         Event::Delete(ObjectKey::Node(name.into()))
     }
 
@@ -194,10 +198,10 @@ mod tests {
     fn a_changed_file_yields_events_only_for_changed_objects() {
         let mut store = Store::default();
         let path = Path::new("a.yaml");
-        assert_eq!(store.put(path, good(&[node("n1"), node("n2")])).events.len(), 2);
-        let changes = store.put(path, good(&[node("n1"), node("n3")]));
-        assert_eq!(changes.events, [deleted("n2"), Event::Apply(node("n3"))]);
-        assert_eq!(store.remove(path).events, [deleted("n1"), deleted("n3")]);
+        assert_eq!(store.set_file(path, valid_content(&[node("n1"), node("n2")])).events.len(), 2);
+        let changes = store.set_file(path, valid_content(&[node("n1"), node("n3")]));
+        assert_eq!(changes.events, [delete_event("n2"), Event::Apply(node("n3"))]);
+        assert_eq!(store.remove(path).events, [delete_event("n1"), delete_event("n3")]);
     }
 
     #[test]
@@ -216,19 +220,19 @@ mod tests {
         let slice = "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: db-x, labels: {kubernetes.io/service-name: db}}, addressType: IPv4, endpoints: [], ports: []}";
         let mut store = Store::default();
         let (pods, services, slices) = (Path::new("a.yaml"), Path::new("b.yaml"), Path::new("c.yaml"));
-        store.put(services, good(&objects(service)));
+        store.set_file(services, valid_content(&objects(service)));
         assert_eq!(store.derive(), []);
-        store.put(pods, good(&objects(&pod("a", "10.0.0.1"))));
+        store.set_file(pods, valid_content(&objects(&pod("a", "10.0.0.1"))));
         let endpoints = |events: &[Event]| match events {
             [Event::Apply(Object::Slice(slice))] => slice.endpoints.len(),
             other => panic!("{other:?}"),
         };
         assert_eq!(endpoints(&store.derive()), 1);
         assert_eq!(store.derive(), []);
-        store.put(pods, good(&objects(&[pod("a", "10.0.0.1"), pod("b", "10.0.0.2")].concat())));
+        store.set_file(pods, valid_content(&objects(&[pod("a", "10.0.0.1"), pod("b", "10.0.0.2")].concat())));
         assert_eq!(endpoints(&store.derive()), 2);
         assert_eq!(store.objects().len(), 4);
-        store.put(slices, good(&objects(slice)));
+        store.set_file(slices, valid_content(&objects(slice)));
         assert!(matches!(store.derive()[..], [Event::Delete(ObjectKey::Slice(_))]));
         store.remove(slices);
         assert_eq!(endpoints(&store.derive()), 2);
@@ -238,28 +242,28 @@ mod tests {
     fn an_incomplete_file_keeps_its_last_objects() {
         let mut store = Store::default();
         let path = Path::new("a.yaml");
-        store.put(path, good(&[node("n1")]));
-        let changes =
-            store.put(path, FileContent { objects: vec![], errors: vec!["a.yaml:3: no".into()], incomplete: true });
+        store.set_file(path, valid_content(&[node("n1")]));
+        let changes = store
+            .set_file(path, FileContent { objects: vec![], errors: vec!["a.yaml:3: no".into()], incomplete: true });
         assert_eq!(changes.events, []);
         assert_eq!(changes.warnings[0], "a.yaml:3: no");
         assert_eq!(store.objects(), [node("n1")]);
-        assert_eq!(store.remove(path).events, [deleted("n1")]);
+        assert_eq!(store.remove(path).events, [delete_event("n1")]);
     }
 
     #[test]
     fn an_incomplete_new_file_yields_its_valid_objects() {
         let mut store = Store::default();
         let content = FileContent { objects: vec![node("n1")], errors: vec!["no".into()], incomplete: true };
-        assert_eq!(store.put(Path::new("a.yaml"), content).events, [Event::Apply(node("n1"))]);
+        assert_eq!(store.set_file(Path::new("a.yaml"), content).events, [Event::Apply(node("n1"))]);
     }
 
     #[test]
     fn the_last_path_is_used_in_any_order_of_events() {
         let mut store = Store::default();
         let (a, b) = (Path::new("a.yaml"), Path::new("b.yaml"));
-        assert_eq!(store.put(b, good(&[node_at("n", "10.0.0.2")])).events.len(), 1);
-        let changes = store.put(a, good(&[node_at("n", "10.0.0.1")]));
+        assert_eq!(store.set_file(b, valid_content(&[node_at("n", "10.0.0.2")])).events.len(), 1);
+        let changes = store.set_file(a, valid_content(&[node_at("n", "10.0.0.1")]));
         assert_eq!(changes.events, []);
         assert_eq!(changes.warnings, ["Node n is defined in a.yaml and b.yaml; the last definition is used"]);
         assert_eq!(store.remove(b).events, [Event::Apply(node_at("n", "10.0.0.1"))]);

@@ -23,7 +23,7 @@ impl Watch {
     /// Creates a watch without directories.
     ///
     /// # Errors
-    /// If the kernel rejects it (`fs.inotify.max_user_instances`).
+    /// If the kernel rejects the watch (`fs.inotify.max_user_instances`).
     pub fn new() -> io::Result<Self> {
         // SAFETY: the descriptor lives as long as the `Inotify`, which `AsyncFd` owns and which is never replaced.
         let inotify = unsafe { AsyncFd::register(Inotify::init()?) }?;
@@ -33,7 +33,7 @@ impl Watch {
     /// Adds a directory, if it is not watched yet.
     ///
     /// # Errors
-    /// If the kernel rejects it (`fs.inotify.max_user_watches`).
+    /// If the kernel rejects the directory (`fs.inotify.max_user_watches`).
     pub fn add(&mut self, directory: &Path) -> io::Result<()> {
         let mask = WatchMask::CLOSE_WRITE
             | WatchMask::MODIFY
@@ -49,7 +49,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Returns whether the file is being written.
+    /// Returns whether a process is writing the file.
     pub fn is_being_written(&mut self, path: &Path) -> bool {
         self.writing.retain(|_, since| since.elapsed() < MAX_WRITE_TIME);
         self.writing.contains_key(path)

@@ -25,32 +25,33 @@ const NOTIFY_INTERVAL: Duration = Duration::from_secs(5);
 /// Access to the API server; see the module.
 pub(super) struct Access {
     kubeconfig: Option<PathBuf>,
+    /// The client, and when its credentials were last read.
     client: Mutex<(Client, Instant)>,
-    answer: Duration,
+    response_limit: Duration,
     /// When a watcher last recovered.
     recoveries: watch::Sender<Option<Instant>>,
 }
 
 impl Access {
-    /// Reads the credentials. Does not connect yet. `answer` is the time limit for the start of a response.
-    pub(super) fn open(kubeconfig: Option<PathBuf>, answer: Duration) -> Result<Self, SourceError> {
+    /// Reads the credentials. Does not connect yet. `response_limit` is the time limit for the start of a response.
+    pub(super) fn open(kubeconfig: Option<PathBuf>, response_limit: Duration) -> Result<Self, SourceError> {
         let client = client(kubeconfig.as_deref()).map_err(|reason| SourceError::Kube { reason })?;
         let recoveries = watch::Sender::new(None);
-        Ok(Self { kubeconfig, client: Mutex::new((client, Instant::now())), answer, recoveries })
+        Ok(Self { kubeconfig, client: Mutex::new((client, Instant::now())), response_limit, recoveries })
     }
 
     /// Notifies all waiting watchers that the API server responds again.
     pub(super) fn notify_recovered(&self) {
         self.recoveries.send_if_modified(|last| {
-            let reported = last.is_some_and(|last| last.elapsed() < NOTIFY_INTERVAL);
-            if !reported {
+            let is_recent = last.is_some_and(|last| last.elapsed() < NOTIFY_INTERVAL);
+            if !is_recent {
                 *last = Some(Instant::now());
             }
-            !reported
+            !is_recent
         });
     }
 
-    /// Returns a receiver of these notifications.
+    /// Returns a receiver of the notifications that the API server responds again.
     pub(super) fn recoveries(&self) -> watch::Receiver<Option<Instant>> {
         self.recoveries.subscribe()
     }
@@ -78,22 +79,22 @@ impl Access {
     }
 
     /// Sends a GET request with another `Accept` header.
-    pub(super) async fn get_as(&self, url: &str, form: &'static str) -> Result<Response<Body>, Failure> {
+    pub(super) async fn get_as(&self, url: &str, accept: &'static str) -> Result<Response<Body>, Failure> {
         let request = Request::get(url)
-            .header(ACCEPT, form)
+            .header(ACCEPT, accept)
             .body(Body::empty())
             .map_err(|error| Failure::InvalidResponse(error.to_string()))?;
         let client = self.client();
-        let response = timeout(self.answer, client.send(request)).await;
+        let response = timeout(self.response_limit, client.send(request)).await;
         let response = response
-            .map_err(|_| Failure::Timeout(self.answer))?
+            .map_err(|_| Failure::Timeout(self.response_limit))?
             .map_err(|error| Failure::Connection(error_chain(&error)))?;
         if response.status().is_success() {
             return Ok(response);
         }
         let code = response.status().as_u16();
         let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-        let body = timeout(self.answer, response.into_body().collect_bytes()).await;
+        let body = timeout(self.response_limit, response.into_body().collect_bytes()).await;
         let body = body.map(Result::unwrap_or_default).unwrap_or_default();
         Err(Failure::status(code, &String::from_utf8_lossy(&body), seconds.map(Duration::from_secs)))
     }

@@ -1,4 +1,4 @@
-//! The annotations that are used; all others are not kept.
+//! The annotations that netpol uses. All others are not kept in memory.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use netpol_policy::model::{
 };
 use serde::Deserialize;
 
-/// The annotations that are used.
+/// The annotations that netpol uses.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Annotations {
@@ -25,7 +25,7 @@ pub(super) struct Annotations {
 }
 
 impl Annotations {
-    /// Returns the annotations by name; `None` without any.
+    /// Returns the annotations by name; `None` if there are none.
     pub(super) fn into_map(self) -> Option<BTreeMap<String, String>> {
         let Self { mirror, mode, suspended_until, suspend_cluster_until, suspended_reason } = self;
         let all = [

@@ -35,7 +35,7 @@ const DEAD_AFTER: Duration = Duration::from_secs(30);
 /// # Errors
 /// If the credentials cannot be read, or use an unsupported feature.
 pub(crate) fn client(kubeconfig: Option<&Path>) -> Result<Client, String> {
-    // An error means that a provider is installed already. That one is used then.
+    // An error means that a provider is installed already, and is used.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut config = config(kubeconfig)?;
     if let Some(proxy) = &config.proxy_url {
@@ -59,8 +59,8 @@ fn config(kubeconfig: Option<&Path>) -> Result<Config, String> {
     }
 }
 
-/// Like `ClientBuilder::try_from`, but without retries, and with the TCP and HTTP/2 options above. The watcher must receive
-/// all failures, since it decides whether to continue or to list again.
+/// Like `ClientBuilder::try_from`, but without retries, and with the TCP and HTTP/2 options above. The watcher must
+/// receive all failures, since it decides whether to continue or to list again.
 fn assemble(config: &Config) -> kube::Result<Client> {
     let mut connector = HttpsConnectorBuilder::new().with_tls_config(config.rustls_client_config()?).https_or_http();
     if let Some(name) = &config.tls_server_name {
@@ -68,9 +68,9 @@ fn assemble(config: &Config) -> kube::Result<Client> {
         let name = name.map_err(|error| kube::Error::RustlsTls(RustlsTlsError::InvalidServerName(error)))?;
         connector = connector.with_server_name_resolver(FixedServerNameResolver::new(name));
     }
-    // ALPN selects HTTP/2, which every API server has: its pings distinguish an idle watch from a dead one. kube's own
-    // connector only has HTTP/1.1.
-    let connector = connector.enable_all_versions().wrap_connector(tcp());
+    // ALPN selects HTTP/2, which every API server supports. Its pings distinguish an idle watch from a dead one. kube's
+    // own connector only has HTTP/1.1.
+    let connector = connector.enable_all_versions().wrap_connector(tcp_connector());
     // No read timeout: watches are idle as long as nothing changes.
     let mut connector = TimeoutConnector::new(connector);
     connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -89,13 +89,13 @@ fn assemble(config: &Config) -> kube::Result<Client> {
 }
 
 /// Creates a TCP connector with keepalive. A machine that has failed sends nothing, so only the kernel's probes detect
-/// that.
-fn tcp() -> HttpConnector {
+/// the failure.
+fn tcp_connector() -> HttpConnector {
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     connector.set_keepalive(Some(PROBE_AFTER));
     connector.set_keepalive_interval(Some(PROBE_INTERVAL));
-    // Unacknowledged data suspends keepalive probes; this timeout covers both.
+    // Unacknowledged data suspends keepalive probes. This timeout applies to probes and to data.
     connector.set_tcp_user_timeout(Some(DEAD_AFTER));
     connector
 }

@@ -67,29 +67,31 @@ impl Failure {
 
     /// Returns a message with the operation, the object and the next step.
     pub(super) fn report(&self, verb: &str, resource: Resource) -> String {
-        let what = format!("cannot {verb} {resource}");
+        let failed_request = format!("cannot {verb} {resource}");
         match self {
             Self::Status { code: 401, message, .. } => format!(
-                "{what}: the API server rejected the credentials (401 {message}); the token is read again. If the error persists, \
+                "{failed_request}: the API server rejected the credentials (401 {message}); the token is read again. If the error persists, \
                  check the service account or the kubeconfig"
             ),
             Self::Status { code: 403, message, .. } => format!(
-                "{what} in API group \"{}\": {message}. Add to the agent's ClusterRole:\n{}",
+                "{failed_request} in API group \"{}\": {message}. Add to the agent's ClusterRole:\n{}",
                 resource.group(),
                 resource.rule()
             ),
             Self::Status { code: 429, .. } => {
-                format!("{what}: the API server is overloaded (429); retrying less often")
+                format!("{failed_request}: the API server is overloaded (429); retrying less often")
             }
             Self::Status { code, message, .. } => {
-                format!("{what}: the API server returned {code} {message}; retrying")
+                format!("{failed_request}: the API server returned {code} {message}; retrying")
             }
-            Self::Connection(error) => format!("{what}: {error}; is the API server up, and reachable from this node?"),
+            Self::Connection(error) => {
+                format!("{failed_request}: {error}; is the API server up, and reachable from this node?")
+            }
             Self::Timeout(time) => {
-                format!("{what}: no data received for {time:?}; retrying on a new connection")
+                format!("{failed_request}: no data received for {time:?}; retrying on a new connection")
             }
             Self::InvalidResponse(error) => format!(
-                "{what}: the response is not from a Kubernetes API server: {error}; is there a proxy in between?"
+                "{failed_request}: the response is not from a Kubernetes API server: {error}; is there a proxy in between?"
             ),
         }
     }

@@ -1,8 +1,8 @@
 //! Combines the events of all watchers into batches. Does no I/O; the time is an argument.
 //!
-//! When a resource is in sync again after an outage, its events are the differences since the outage started. If several
-//! resources were out of sync, their differences are sent in one batch. It is delayed until all of them are in sync
-//! again, at most for [`MAX_DELAY`].
+//! When a resource is in sync again after an outage, its events are the differences since the outage started. If
+//! several resources were out of sync, their differences are sent in one batch. The batch is delayed until all of them
+//! are in sync again, at most for [`MAX_DELAY`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -16,8 +16,8 @@ use super::store::Store;
 use super::trim::ReceivedObject;
 
 /// How long the differences of a recovered resource wait for other resources. An API server that has just started may
-/// reject requests for a while, and a full list of a large cluster takes time. Meanwhile, the state from before the outage
-/// stays in effect. Waiting forever would not be safer, because addresses are reused by other pods.
+/// reject requests for a while, and a full list of a large cluster takes time. Until then, the state from before the
+/// outage stays in effect. Waiting forever would not be safer, because addresses are reused by other pods.
 pub(super) const MAX_DELAY: Duration = Duration::from_secs(30);
 /// Time in which a resumed watch delivers the events that were missed.
 pub(super) const CATCH_UP: Duration = Duration::from_millis(200);
@@ -27,9 +27,9 @@ pub(super) const CATCH_UP: Duration = Duration::from_millis(200);
 pub(super) enum WatchEvent {
     /// A full list starts.
     Began,
-    /// An object of the list. The list ends with [`WatchEvent::Listed`], or never.
+    /// An object of the list. [`WatchEvent::Listed`] follows the last object, unless the list stays incomplete.
     Item(ReceivedObject, Instant),
-    /// An object of the list without a name. Missing objects do not count as deleted then.
+    /// The list has an object without a name. So objects that are missing from the list do not count as deleted.
     Unnamed,
     /// The list is complete, at this version.
     Listed(u64),
@@ -70,8 +70,9 @@ enum SyncState {
 struct ResourceState {
     store: Store,
     sync: SyncState,
-    /// Whether the watch failed, and has neither resumed nor lost sync yet.
+    /// Whether the watch failed, and it is not known yet whether it can resume.
     broken: bool,
+    /// All changes up to this version were received.
     position: u64,
 }
 
@@ -115,11 +116,11 @@ impl Gatherer {
     }
 
     /// Processes an event of a watcher.
-    pub(super) fn take(&mut self, resource: Resource, event: WatchEvent, now: Instant) {
+    pub(super) fn process(&mut self, resource: Resource, event: WatchEvent, now: Instant) {
         let Some(state) = self.resources.get_mut(&resource) else { return };
         match event {
             WatchEvent::Began => state.store.begin(),
-            WatchEvent::Item(seen, received) => state.store.list(seen, received, &mut self.interner),
+            WatchEvent::Item(item, received) => state.store.add_listed(item, received, &mut self.interner),
             WatchEvent::Unnamed => state.store.mark_incomplete(),
             WatchEvent::Listed(version) => {
                 state.position = version;
@@ -131,15 +132,15 @@ impl Gatherer {
                     self.add_event(resource, event, received);
                 }
             }
-            WatchEvent::Changed(seen, received) => {
-                state.position = state.position.max(seen.version);
-                if let Some(object) = state.store.put(seen, &mut self.interner) {
+            WatchEvent::Changed(item, received) => {
+                state.position = state.position.max(item.version);
+                if let Some(object) = state.store.update(item, &mut self.interner) {
                     self.add_event(resource, Event::Apply(object), received);
                 }
             }
-            WatchEvent::Deleted(seen, received) => {
-                state.position = state.position.max(seen.version);
-                if let Some(key) = state.store.remove(&seen.key) {
+            WatchEvent::Deleted(item, received) => {
+                state.position = state.position.max(item.version);
+                if let Some(key) = state.store.remove(&item.key) {
                     self.add_event(resource, Event::Delete(key), received);
                 }
             }
@@ -200,7 +201,7 @@ impl Gatherer {
             let events = std::mem::take(&mut self.in_sync_events);
             bundles.push(Bundle { events, after_resync: false, received: self.received.take().unwrap_or(now) });
         }
-        if self.resync_at().is_some_and(|at| at <= now) {
+        if self.resync_at().is_some_and(|time| time <= now) {
             self.skip_lost();
             self.mark_in_sync();
             let events: Vec<_> = std::mem::take(&mut self.resync).into_values().collect();
@@ -245,8 +246,8 @@ impl Gatherer {
         Some(if lost { latest.max(complete) } else { complete })
     }
 
-    /// Returns whether an object exists, if its state at `version` or a later one was sent. `version` is `None` if the
-    /// object did not exist. Returns `None` if that state was not sent yet.
+    /// Returns whether an object exists, if `version` of the object or a later version was sent in a batch; `None` if
+    /// not. `version` is the version at the API server, or `None` if the API server has no such object.
     pub(super) fn has_processed(&self, resource: Resource, key: &ObjectKey, version: Option<u64>) -> Option<bool> {
         if self.initial.is_some() || !self.in_sync_events.is_empty() || self.resync.contains_key(key) {
             return None;
@@ -262,7 +263,7 @@ impl Gatherer {
         }
     }
 
-    /// Returns the known objects of a resource with this version or an older one.
+    /// Returns the known objects of a resource that have this version or an older one.
     pub(super) fn older(&self, resource: Resource, version: u64) -> impl Iterator<Item = &ObjectKey> {
         self.resources.get(&resource).into_iter().flat_map(move |state| state.store.older(version))
     }

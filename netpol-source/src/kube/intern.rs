@@ -39,7 +39,7 @@ impl Interner {
         *labels = labels.iter().map(shared).collect();
     }
 
-    /// Replaces an object's strings by shared ones, and its name by that of `key`.
+    /// Replaces an object's strings by shared ones, and its name by the name in `key`.
     pub(super) fn share_object(&mut self, object: &mut Object, key: &ObjectKey) {
         match (object, key) {
             (Object::Pod(pod), ObjectKey::Pod(key)) => {

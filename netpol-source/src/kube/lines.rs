@@ -12,20 +12,20 @@ use netpol_policy::text::error_chain;
 pub(super) struct Lines {
     body: Body,
     buffer: Vec<u8>,
-    /// Where the next line starts in the buffer.
+    /// Position in the buffer where the next line starts.
     start: usize,
     /// Position up to which the buffer was searched for the end of the line.
     searched: usize,
     /// When the first byte of the next line arrived.
-    begun: Instant,
+    line_arrived: Instant,
     /// When the last chunk arrived.
-    chunk: Instant,
+    chunk_arrived: Instant,
 }
 
 impl Lines {
     pub(super) fn of(body: Body) -> Self {
         let now = Instant::now();
-        Self { body, buffer: Vec::new(), start: 0, searched: 0, begun: now, chunk: now }
+        Self { body, buffer: Vec::new(), start: 0, searched: 0, line_arrived: now, chunk_arrived: now }
     }
 
     /// Returns the next complete line; `None` at the end. An incomplete last line is dropped.
@@ -34,10 +34,10 @@ impl Lines {
             if let Some(length) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {
                 let (start, end) = (self.start, self.searched + length);
                 (self.start, self.searched) = (end + 1, end + 1);
-                let begun = std::mem::replace(&mut self.begun, self.chunk);
+                let line_arrived = std::mem::replace(&mut self.line_arrived, self.chunk_arrived);
                 let line = std::str::from_utf8(&self.buffer[start..end]);
                 return line
-                    .map(|line| Some((line, begun)))
+                    .map(|line| Some((line, line_arrived)))
                     .map_err(|error| Failure::InvalidResponse(error.to_string()));
             }
             self.buffer.drain(..self.start);
@@ -45,9 +45,9 @@ impl Lines {
             match self.body.frame().await {
                 None => return Ok(None),
                 Some(Ok(frame)) => {
-                    self.chunk = Instant::now();
+                    self.chunk_arrived = Instant::now();
                     if self.buffer.is_empty() {
-                        self.begun = self.chunk;
+                        self.line_arrived = self.chunk_arrived;
                         self.buffer.shrink_to(1 << 16);
                     }
                     if let Some(data) = frame.data_ref() {

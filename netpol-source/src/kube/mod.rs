@@ -10,12 +10,12 @@
 //! * It consumes bookmarks and does not report that a watch was resumed. So a source without changes cannot distinguish
 //!   "in sync" from "no data since the connection was lost", which `status`, readiness and metrics report.
 //! * It does not fall back to paginated lists if the API server has no streaming lists.
-//! * Its errors have no `Retry-After`. The retry policy of `kube_client` reads it, but retries inside of a request, so the
-//!   source could not report that the API server is unavailable.
+//! * Its errors have no `Retry-After`. The retry policy of `kube_client` reads it, but retries inside of a request, so
+//!   the source could not report that the API server is unavailable.
 //! * It deserializes complete objects. `trim` reads only the fields that policies need from the JSON text.
 //!
-//! That one invalid object fails a whole list is no longer a reason: `DeserializeGuard` prevents it, but it clones each object
-//! as a generic value first.
+//! An invalid object is not among the reasons: it does not fail a whole list with `DeserializeGuard`. But
+//! `DeserializeGuard` clones each object as a generic value first.
 
 mod access;
 mod annotations;
@@ -60,7 +60,7 @@ pub struct Options {
     pub response_timeout: Duration,
     /// Idle timeout of lists, and of watches over HTTP/1.1, which has no pings.
     pub idle_timeout: Duration,
-    /// Watches are renewed after this time, or up to twice as long.
+    /// Watches are renewed after a random time, between this time and twice this time.
     pub watch_timeout: Duration,
     /// After an outage longer than this, watches do not resume but list everything again. The API server compacts its
     /// history every five minutes, so after that a watch can rarely resume.
@@ -88,8 +88,8 @@ impl Default for Options {
     }
 }
 
-/// Watches the cluster of a kubeconfig. Without a kubeconfig, watches the cluster in which the agent runs, or else that
-/// of the default kubeconfig.
+/// Watches the cluster of a kubeconfig. Without a kubeconfig, watches the cluster in which the agent runs. If the agent
+/// does not run in a cluster, watches the cluster of the default kubeconfig.
 ///
 /// # Errors
 /// If the credentials cannot be read. An unavailable API server is not an error; the source retries.
@@ -145,11 +145,11 @@ impl Source {
                     }
                     let now = Instant::now();
                     for (resource, event) in received.drain(..) {
-                        self.gatherer.take(resource, event, now);
+                        self.gatherer.process(resource, event, now);
                     }
                 }
                 () = sleep_until(wake.map_or_else(Deadline::now, Deadline::from_std)), if wake.is_some() => {}
-                Some(query) = inputs.queries.recv() => query::query(query, self.access.clone(), self.query_results.clone()),
+                Some(query) = inputs.queries.recv() => query::start(query, self.access.clone(), self.query_results.clone()),
                 Some(result) = inputs.query_results.recv() => self.pending.extend(result.into_pending(&self.gatherer)),
             }
             for bundle in self.gatherer.due(Instant::now()) {

@@ -1,5 +1,5 @@
-//! Answers [`SourceQuery`]s: lists the current versions from the API server, and waits until the watch has delivered
-//! them.
+//! Answers [`SourceQuery`]s: gets the current versions of objects from the API server, and waits until the watch has
+//! delivered these versions.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ const PAGE: u32 = 1000;
 /// The API server's response to a query.
 pub(super) struct QueryResult {
     answer: oneshot::Sender<Result<SubjectState, String>>,
-    found: Result<QueriedVersions, String>,
+    result: Result<QueriedVersions, String>,
 }
 
 /// What the API server returned.
@@ -66,20 +66,20 @@ struct ListMeta {
     next: String,
 }
 
-/// Queries the API server in a task.
-pub(super) fn query(query: SourceQuery, access: Arc<Access>, answered: mpsc::Sender<QueryResult>) {
+/// Starts a task that queries the API server.
+pub(super) fn start(query: SourceQuery, access: Arc<Access>, results: mpsc::Sender<QueryResult>) {
     let SourceQuery { subject, answer } = query;
     tokio::spawn(async move {
-        let found = match subject {
-            Subject::Object(key) => object(&access, key).await,
-            Subject::Everything => everything(&access).await,
+        let result = match subject {
+            Subject::Object(key) => query_object(&access, key).await,
+            Subject::Everything => query_everything(&access).await,
         };
         // If the receiver was dropped, the source has ended. Dropping the answer notifies the requester.
-        let _ = answered.send(QueryResult { answer, found }).await;
+        let _ = results.send(QueryResult { answer, result }).await;
     });
 }
 
-async fn object(access: &Access, key: ObjectKey) -> Result<QueriedVersions, String> {
+async fn query_object(access: &Access, key: ObjectKey) -> Result<QueriedVersions, String> {
     let (resource, url) = match &key {
         ObjectKey::Namespace(name) => (Resource::Namespaces, Resource::Namespaces.path_of(None, name)),
         ObjectKey::Node(name) => (Resource::Nodes, Resource::Nodes.path_of(None, name)),
@@ -92,7 +92,7 @@ async fn object(access: &Access, key: ObjectKey) -> Result<QueriedVersions, Stri
             (Resource::EndpointSlices, Resource::EndpointSlices.path_of(Some(&key.namespace), &key.name))
         }
     };
-    let version = match text(access, &url, METADATA).await {
+    let version = match get_text(access, &url, METADATA).await {
         Ok(text) => {
             key_and_version(resource, &text).map(|(_, version)| Some(version)).map_err(Failure::InvalidResponse)
         }
@@ -101,24 +101,26 @@ async fn object(access: &Access, key: ObjectKey) -> Result<QueriedVersions, Stri
     };
     match version {
         Ok(version) => Ok(QueriedVersions::Object(resource, key, version)),
-        Err(failure) => Err(reported(access, &failure, "get", resource)),
+        Err(failure) => Err(report_failure(access, &failure, "get", resource)),
     }
 }
 
-async fn everything(access: &Access) -> Result<QueriedVersions, String> {
+async fn query_everything(access: &Access) -> Result<QueriedVersions, String> {
     let mut all = Vec::new();
     for resource in Resource::ALL {
-        let listed = list(access, resource).await.map_err(|failure| reported(access, &failure, "list", resource))?;
+        let listed = list_versions(access, resource)
+            .await
+            .map_err(|failure| report_failure(access, &failure, "list", resource))?;
         all.push((resource, listed));
     }
     Ok(QueriedVersions::Everything(all))
 }
 
-async fn list(access: &Access, resource: Resource) -> Result<ListedVersions, Failure> {
+async fn list_versions(access: &Access, resource: Resource) -> Result<ListedVersions, Failure> {
     let (mut listed, mut next) = (ListedVersions::default(), String::new());
     loop {
         let from = if next.is_empty() { String::new() } else { format!("&continue={next}") };
-        let text = text(access, &format!("{}?limit={PAGE}{from}", resource.path()), METADATA_LIST).await?;
+        let text = get_text(access, &format!("{}?limit={PAGE}{from}", resource.path()), METADATA_LIST).await?;
         let invalid = |error: serde_json::Error| Failure::InvalidResponse(error.to_string());
         let page: ListPage<'_> = serde_json::from_str(&text).map_err(invalid)?;
         for item in page.items.into_iter().flatten() {
@@ -133,14 +135,15 @@ async fn list(access: &Access, resource: Resource) -> Result<ListedVersions, Fai
     }
 }
 
-async fn text(access: &Access, url: &str, form: &'static str) -> Result<String, Failure> {
-    let body: Body = access.get_as(url, form).await?.into_body();
+async fn get_text(access: &Access, url: &str, accept: &'static str) -> Result<String, Failure> {
+    let body: Body = access.get_as(url, accept).await?.into_body();
     let bytes =
         body.collect_bytes().await.map_err(|error| Failure::Connection(netpol_policy::text::error_chain(&error)))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn reported(access: &Access, failure: &Failure, verb: &str, resource: Resource) -> String {
+/// Returns a message about a failure. If the token was rejected, reads it again for the next request.
+fn report_failure(access: &Access, failure: &Failure, verb: &str, resource: Resource) -> String {
     if matches!(failure, Failure::Status { code: 401, .. }) {
         access.renew();
     }
@@ -148,15 +151,15 @@ fn reported(access: &Access, failure: &Failure, verb: &str, resource: Resource) 
 }
 
 impl QueryResult {
-    /// Returns the query with the objects to wait for. An error is answered immediately.
+    /// Returns the query with the objects to wait for. If the result is an error, sends it immediately.
     pub(super) fn into_pending(self, gatherer: &Gatherer) -> Option<PendingQuery> {
-        let missing = match self.found {
+        let missing = match self.result {
             Ok(QueriedVersions::Object(resource, key, version)) => vec![(resource, key, version)],
             Ok(QueriedVersions::Everything(all)) => {
                 all.into_iter().flat_map(|(resource, listed)| listed.requirements(resource, gatherer)).collect()
             }
             Err(error) => {
-                // The requester may be gone.
+                // The requester may have stopped waiting.
                 let _ = self.answer.send(Err(error));
                 return None;
             }
@@ -166,7 +169,7 @@ impl QueryResult {
 }
 
 impl ListedVersions {
-    /// Returns the objects to wait for: all listed ones, and the deletion of known ones that are not listed.
+    /// Returns what to wait for: all listed objects, and the deletion of known objects that are not listed.
     fn requirements(self, resource: Resource, gatherer: &Gatherer) -> Vec<(Resource, ObjectKey, Option<u64>)> {
         let known = gatherer.older(resource, self.version);
         let gone: Vec<_> = known.filter(|key| !self.versions.contains_key(*key)).cloned().collect();

@@ -29,16 +29,20 @@ pub(super) struct Store {
 /// A full list that is not complete yet.
 #[derive(Debug, Default)]
 struct PartialList {
-    /// Listed objects that were known before, changed or not.
+    /// All listed objects, changed or not.
     listed: HashSet<ObjectKey>,
+    /// Listed objects that are new, or have changed fields that policies need.
     changed: HashMap<ObjectKey, (KnownState, Object)>,
+    /// New versions of objects that have not changed otherwise.
     versions: Vec<(ObjectKey, u64)>,
+    /// Whether an object without a name was listed.
     incomplete: bool,
+    /// When the first object was received.
     received: Option<Instant>,
 }
 
 impl Store {
-    /// Starts a full list; an incomplete one is discarded.
+    /// Starts a full list. Discards an incomplete list.
     pub(super) fn begin(&mut self) {
         self.listing = Some(PartialList::default());
     }
@@ -56,35 +60,35 @@ impl Store {
     }
 
     /// Adds an object of the full list.
-    pub(super) fn list(&mut self, mut seen: ReceivedObject, received: Instant, interner: &mut Interner) {
+    pub(super) fn add_listed(&mut self, mut item: ReceivedObject, received: Instant, interner: &mut Interner) {
         let Some(listing) = &mut self.listing else { return };
         listing.received.get_or_insert(received);
-        let Some(mut object) = seen.object else {
-            report(&seen.key, &seen.diagnostics);
-            listing.listed.insert(seen.key);
+        let Some(mut object) = item.object else {
+            report(&item.key, &item.diagnostics);
+            listing.listed.insert(item.key);
             return;
         };
         let hash = self.hasher.hash_one(&object);
-        if let Some((key, known)) = self.known.get_key_value(&seen.key) {
+        if let Some((key, known)) = self.known.get_key_value(&item.key) {
             listing.listed.insert(key.clone());
             if known.hash == hash {
                 listing.changed.remove(key);
-                if known.version != seen.version {
-                    listing.versions.push((key.clone(), seen.version));
+                if known.version != item.version {
+                    listing.versions.push((key.clone(), item.version));
                 }
                 return;
             }
-            seen.key = key.clone();
+            item.key = key.clone();
         } else {
-            interner.share_key(&mut seen.key);
-            listing.listed.insert(seen.key.clone());
+            interner.share_key(&mut item.key);
+            listing.listed.insert(item.key.clone());
         }
-        report(&seen.key, &seen.diagnostics);
-        interner.share_object(&mut object, &seen.key);
-        listing.changed.insert(seen.key, (KnownState { hash, version: seen.version }, object));
+        report(&item.key, &item.diagnostics);
+        interner.share_object(&mut object, &item.key);
+        listing.changed.insert(item.key, (KnownState { hash, version: item.version }, object));
     }
 
-    /// Completes the full list and returns the differences from what was known.
+    /// Completes the full list, and returns the differences from the objects that were known before.
     pub(super) fn complete(&mut self) -> (Vec<Event>, Option<Instant>) {
         let Some(listing) = self.listing.take() else { return (Vec::new(), None) };
         let mut events = Vec::new();
@@ -107,27 +111,27 @@ impl Store {
         (events, listing.received)
     }
 
-    /// Records a new or changed object. Returns it if a field that policies need has changed.
-    pub(super) fn put(&mut self, mut seen: ReceivedObject, interner: &mut Interner) -> Option<Object> {
-        let Some(mut object) = seen.object else {
-            report(&seen.key, &seen.diagnostics);
+    /// Records a new or changed object. Returns the object if a field that policies need has changed.
+    pub(super) fn update(&mut self, mut item: ReceivedObject, interner: &mut Interner) -> Option<Object> {
+        let Some(mut object) = item.object else {
+            report(&item.key, &item.diagnostics);
             return None;
         };
         let hash = self.hasher.hash_one(&object);
-        if let Some(known) = self.known.get_mut(&seen.key) {
-            known.version = seen.version;
+        if let Some(known) = self.known.get_mut(&item.key) {
+            known.version = item.version;
             if std::mem::replace(&mut known.hash, hash) == hash {
                 return None;
             }
-            if let Some((key, _)) = self.known.get_key_value(&seen.key) {
-                seen.key = key.clone();
+            if let Some((key, _)) = self.known.get_key_value(&item.key) {
+                item.key = key.clone();
             }
         } else {
-            interner.share_key(&mut seen.key);
-            self.known.insert(seen.key.clone(), KnownState { hash, version: seen.version });
+            interner.share_key(&mut item.key);
+            self.known.insert(item.key.clone(), KnownState { hash, version: item.version });
         }
-        report(&seen.key, &seen.diagnostics);
-        interner.share_object(&mut object, &seen.key);
+        report(&item.key, &item.diagnostics);
+        interner.share_object(&mut object, &item.key);
         Some(object)
     }
 
@@ -141,7 +145,7 @@ impl Store {
         self.known.get(key).map(|known| known.version)
     }
 
-    /// Returns the objects with this version or an older one.
+    /// Returns the objects that have this version or an older one.
     pub(super) fn older(&self, version: u64) -> impl Iterator<Item = &ObjectKey> {
         self.known.iter().filter(move |(_, known)| known.version <= version).map(|(key, _)| key)
     }
@@ -164,16 +168,16 @@ mod tests {
 
     use super::*;
 
-    fn seen(name: &str, address: Option<u8>, version: u64) -> ReceivedObject {
+    fn received_object(name: &str, address: Option<u8>, version: u64) -> ReceivedObject {
         let addresses = address.into_iter().map(|last| std::net::IpAddr::from([10, 0, 0, last])).collect();
         let object = address.map(|_| Object::Node(Node { name: name.into(), addresses }));
         ReceivedObject { key: ObjectKey::Node(name.into()), version, object, diagnostics: Vec::new() }
     }
 
-    fn listed(store: &mut Store, all: Vec<ReceivedObject>) -> Vec<String> {
+    fn complete_list(store: &mut Store, all: Vec<ReceivedObject>) -> Vec<String> {
         store.begin();
-        for seen in all {
-            store.list(seen, Instant::now(), &mut Interner::default());
+        for item in all {
+            store.add_listed(item, Instant::now(), &mut Interner::default());
         }
         let (events, _) = store.complete();
         let mut texts: Vec<String> = events
@@ -191,8 +195,14 @@ mod tests {
     #[test]
     fn a_list_yields_the_differences_for_any_versions() {
         let mut store = Store::default();
-        listed(&mut store, vec![seen("a", Some(1), 5), seen("b", Some(2), 6), seen("c", Some(3), 7)]);
-        let differs = listed(&mut store, vec![seen("a", Some(1), 2), seen("b", Some(9), 3), seen("d", Some(4), 1)]);
+        complete_list(
+            &mut store,
+            vec![received_object("a", Some(1), 5), received_object("b", Some(2), 6), received_object("c", Some(3), 7)],
+        );
+        let differs = complete_list(
+            &mut store,
+            vec![received_object("a", Some(1), 2), received_object("b", Some(9), 3), received_object("d", Some(4), 1)],
+        );
         assert_eq!(differs, ["+Node b", "+Node d", "-Node c"]);
         assert_eq!(store.version(&ObjectKey::Node("a".into())), Some(2));
     }
@@ -200,9 +210,9 @@ mod tests {
     #[test]
     fn a_list_that_does_not_end_changes_nothing() {
         let mut store = Store::default();
-        listed(&mut store, vec![seen("a", Some(1), 1)]);
+        complete_list(&mut store, vec![received_object("a", Some(1), 1)]);
         store.begin();
-        store.list(seen("b", Some(2), 2), Instant::now(), &mut Interner::default());
+        store.add_listed(received_object("b", Some(2), 2), Instant::now(), &mut Interner::default());
         store.abandon();
         assert_eq!(store.complete().0, []);
         assert_eq!(store.len(), 1);
@@ -211,9 +221,12 @@ mod tests {
     #[test]
     fn an_object_that_cannot_be_parsed_keeps_its_last_state() {
         let mut store = Store::default();
-        listed(&mut store, vec![seen("a", Some(1), 1)]);
-        assert_eq!(listed(&mut store, vec![seen("a", None, 2), seen("new", None, 2)]), [""; 0]);
-        assert!(store.put(seen("a", None, 3), &mut Interner::default()).is_none());
+        complete_list(&mut store, vec![received_object("a", Some(1), 1)]);
+        assert_eq!(
+            complete_list(&mut store, vec![received_object("a", None, 2), received_object("new", None, 2)]),
+            [""; 0]
+        );
+        assert!(store.update(received_object("a", None, 3), &mut Interner::default()).is_none());
         store.begin();
         store.mark_incomplete();
         assert_eq!(store.complete().0, [], "an object without a name may be any known object");
@@ -224,9 +237,9 @@ mod tests {
     fn an_unchanged_object_yields_no_event() {
         let mut store = Store::default();
         let mut interner = Interner::default();
-        assert!(store.put(seen("a", Some(1), 1), &mut interner).is_some());
-        assert!(store.put(seen("a", Some(1), 2), &mut interner).is_none());
+        assert!(store.update(received_object("a", Some(1), 1), &mut interner).is_some());
+        assert!(store.update(received_object("a", Some(1), 2), &mut interner).is_none());
         assert_eq!(store.version(&ObjectKey::Node("a".into())), Some(2));
-        assert!(store.put(seen("a", Some(2), 3), &mut interner).is_some());
+        assert!(store.update(received_object("a", Some(2), 3), &mut interner).is_some());
     }
 }

@@ -23,7 +23,7 @@ pub(super) struct ReceivedObject {
     pub(super) key: ObjectKey,
     /// `metadata.resourceVersion`.
     pub(super) version: u64,
-    /// The parsed object, or `None` if it could not be parsed. Then its last parsed state stays in effect.
+    /// The parsed object, or `None` if it could not be parsed. In this case, its last parsed state stays in effect.
     pub(super) object: Option<Object>,
     /// Diagnostics to log.
     pub(super) diagnostics: Vec<String>,
@@ -63,6 +63,7 @@ struct Owner {
     controller: Option<bool>,
 }
 
+/// The fields of an object that policies need.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Slim<Spec, Status> {
@@ -179,8 +180,8 @@ fn parse_metadata(text: &str) -> Result<Metadata, String> {
     if metadata.name.is_empty() { Err("the object has no metadata.name".to_owned()) } else { Ok(metadata) }
 }
 
-/// Parses a resource version. Versions are opaque in general, but those of the API server compare as numbers, which
-/// Kubernetes 1.35 guarantees. Any other text counts as the oldest version.
+/// Parses a resource version. In general, versions are opaque texts. But the versions of the API server can be compared
+/// as numbers, which Kubernetes 1.35 guarantees. Any other text counts as the oldest version.
 pub(super) fn version(text: &str) -> u64 {
     text.parse().unwrap_or(0)
 }
@@ -333,6 +334,8 @@ fn pod(metadata: &Metadata, slim: Slim<PodSpec, PodStatus>) -> core::Pod {
 
 #[cfg(test)]
 mod tests {
+    //! sNN in the name of a test is an item of docs/semantics.md.
+
     use netpol_policy::model::Mode;
 
     use super::*;
@@ -343,25 +346,25 @@ mod tests {
         list["items"].as_array().expect("the recorded list has items").clone()
     }
 
-    /// Checks that each trimmed object is parsed like the complete one.
-    fn check(resource: Resource, text: &str) {
+    /// Checks that each trimmed object is parsed like the complete object.
+    fn check_trimmed(resource: Resource, text: &str) {
         for mut item in items(text) {
-            let seen = parse_object(resource, &item.to_string()).expect("the object has a name");
+            let received = parse_object(resource, &item.to_string()).expect("the object has a name");
             let map = item.as_object_mut().expect("the item is an object");
             let version =
                 if resource.group().is_empty() { "v1".to_owned() } else { format!("{}/v1", resource.group()) };
             map.insert("apiVersion".into(), version.into());
             map.insert("kind".into(), resource.kind().into());
-            let whole = manifest::read(item, "recorded").objects.remove(0).object;
-            assert_eq!((seen.object.as_ref(), &seen.key), (Some(&whole), &whole.key()));
-            assert!(seen.version > 0);
+            let complete = manifest::read(item, "recorded").objects.remove(0).object;
+            assert_eq!((received.object.as_ref(), &received.key), (Some(&complete), &complete.key()));
+            assert!(received.version > 0);
         }
     }
 
     #[test]
     fn trimmed_recorded_objects_parse_like_complete_ones() {
-        check(Resource::Pods, include_str!("../../tests/fixtures/kube/list-pods.body"));
-        check(Resource::NetworkPolicies, include_str!("../../tests/fixtures/kube/list-netpols.body"));
+        check_trimmed(Resource::Pods, include_str!("../../tests/fixtures/kube/list-pods.body"));
+        check_trimmed(Resource::NetworkPolicies, include_str!("../../tests/fixtures/kube/list-netpols.body"));
     }
 
     /// The objects follow the API documentation; they are not recorded.
@@ -371,7 +374,7 @@ mod tests {
         let metadata = json!({"name": "a", "namespace": "shop", "resourceVersion": "7",
             "labels": {"kubernetes.io/service-name": "a"}});
         let ports = json!([{"containerPort": 80, "hostPort": 8080, "hostIP": "192.0.2.9"}, {"containerPort": 81, "hostPort": 81}]);
-        check(
+        check_trimmed(
             Resource::Pods,
             &list(json!({
                 "metadata": metadata, "spec": {"containers": [{"name": "c", "ports": ports}]},
@@ -379,7 +382,7 @@ mod tests {
             })),
         );
         for kind in ["ClusterIP", "ExternalName"] {
-            check(
+            check_trimmed(
                 Resource::Services,
                 &list(json!({
                     "metadata": metadata,
@@ -390,7 +393,7 @@ mod tests {
                 })),
             );
         }
-        check(
+        check_trimmed(
             Resource::EndpointSlices,
             &list(json!({
                 "metadata": metadata, "addressType": "IPv4",
@@ -399,7 +402,7 @@ mod tests {
                 "ports": [{"name": "dns", "protocol": "UDP", "port": 5353}],
             })),
         );
-        check(
+        check_trimmed(
             Resource::EndpointSlices,
             &list(json!({"metadata": metadata, "addressType": "FQDN", "endpoints": null, "ports": null})),
         );
@@ -415,18 +418,18 @@ mod tests {
         let metadata = json!({"name": "a", "namespace": "shop", "resourceVersion": "7", "annotations": annotations,
             "labels": {"pod-template-hash": "5d4f"}, "ownerReferences": [owner]});
         let spec = json!({"podSelector": {}});
-        check(Resource::NetworkPolicies, &list(json!({"metadata": metadata, "spec": spec})));
-        check(Resource::Namespaces, &list(json!({"metadata": metadata})));
-        check(Resource::Pods, &list(json!({"metadata": metadata, "spec": {"containers": []}, "status": {}})));
-        let found = |resource| {
+        check_trimmed(Resource::NetworkPolicies, &list(json!({"metadata": metadata, "spec": spec})));
+        check_trimmed(Resource::Namespaces, &list(json!({"metadata": metadata})));
+        check_trimmed(Resource::Pods, &list(json!({"metadata": metadata, "spec": {"containers": []}, "status": {}})));
+        let parsed_object = |resource| {
             let text = json!({"metadata": metadata, "spec": spec}).to_string();
             parse_object(resource, &text).expect("it has a name").object.expect("it is valid")
         };
-        let Object::Policy(policy) = found(Resource::NetworkPolicies) else { panic!("not a policy") };
+        let Object::Policy(policy) = parsed_object(Resource::NetworkPolicies) else { panic!("not a policy") };
         assert_eq!(policy.mode, Some(Mode::Shadow));
-        let Object::Namespace(namespace) = found(Resource::Namespaces) else { panic!("not a namespace") };
+        let Object::Namespace(namespace) = parsed_object(Resource::Namespaces) else { panic!("not a namespace") };
         assert!(namespace.modes.suspended_until < namespace.modes.cluster_suspended_until);
-        let Object::Pod(pod) = found(Resource::Pods) else { panic!("not a pod") };
+        let Object::Pod(pod) = parsed_object(Resource::Pods) else { panic!("not a pod") };
         assert_eq!(&*pod.workload.expect("it has a controller").name, "web");
     }
 
@@ -435,8 +438,8 @@ mod tests {
     fn s37_a_service_of_an_api_server_has_no_selector() {
         let text = json!({"metadata": {"name": "a", "namespace": "shop", "resourceVersion": "7"},
             "spec": {"clusterIP": "10.96.0.7", "selector": {"app": "a"}, "ports": [{"port": 80}]}});
-        let seen = parse_object(Resource::Services, &text.to_string()).expect("it has a name");
-        let Some(Object::Service(service)) = seen.object else { panic!("{:?}", seen.diagnostics) };
+        let received = parse_object(Resource::Services, &text.to_string()).expect("it has a name");
+        let Some(Object::Service(service)) = received.object else { panic!("{:?}", received.diagnostics) };
         assert!(service.selector.is_empty() && service.addresses.len() == 1, "{service:?}");
     }
 
@@ -444,12 +447,12 @@ mod tests {
     fn a_pod_with_a_field_of_the_wrong_type_keeps_its_name() {
         let text =
             r#"{"metadata": {"name": "a", "namespace": "shop", "resourceVersion": "7"}, "spec": {"containers": 1}}"#;
-        let seen = parse_object(Resource::Pods, text).expect("the object has a name");
-        assert_eq!((seen.key, seen.version), (ObjectKey::Pod(PodKey::new("shop", "a")), 7));
+        let received = parse_object(Resource::Pods, text).expect("the object has a name");
+        assert_eq!((received.key, received.version), (ObjectKey::Pod(PodKey::new("shop", "a")), 7));
         assert!(
-            seen.object.is_none() && seen.diagnostics[0].contains("its last state stays in effect"),
+            received.object.is_none() && received.diagnostics[0].contains("its last state stays in effect"),
             "{:?}",
-            seen.diagnostics
+            received.diagnostics
         );
     }
 
@@ -457,9 +460,9 @@ mod tests {
     fn a_policy_of_invalid_shape_isolates() {
         for spec in [r#""spec": 7"#, r#""spec": {"podSelector": [], "ingress": {}}"#, r#""spec": {"ingres": []}"#] {
             let text = format!(r#"{{"metadata": {{"name": "p", "namespace": "shop"}}, {spec}}}"#);
-            let seen = parse_object(Resource::NetworkPolicies, &text).expect("the object has a name");
-            let Some(Object::Policy(policy)) = seen.object else {
-                panic!("{text} is not parsed as a policy: {:?}", seen.diagnostics)
+            let received = parse_object(Resource::NetworkPolicies, &text).expect("the object has a name");
+            let Some(Object::Policy(policy)) = received.object else {
+                panic!("{text} is not parsed as a policy: {:?}", received.diagnostics)
             };
             assert!(policy.ingress.is_some() && !policy.diagnostics.is_empty(), "{text}: {policy:?}");
         }

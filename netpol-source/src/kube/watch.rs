@@ -35,7 +35,7 @@ pub(super) struct Watcher {
     recoveries: watch::Receiver<Option<Instant>>,
     /// The version to continue from; `None` to start with a full list.
     position: Option<String>,
-    /// Whether the position is that of a full list that was just received.
+    /// Whether `position` is the version of a full list that was just received.
     just_listed: bool,
     /// Whether streaming lists are tried.
     streaming: bool,
@@ -62,7 +62,7 @@ enum StreamEnd {
     Timeout,
     /// The version is too old to continue from.
     Expired(String),
-    /// The server has no streaming lists. `false`: it may have them, but sent none in time.
+    /// The server has no streaming lists. `false`: this is not certain, because the server only sent none in time.
     NoStreaming(bool),
     /// The receiver of the events was dropped.
     ReceiverDropped,
@@ -154,7 +154,7 @@ impl Watcher {
                     continue;
                 }
                 Err(failure) if failure.is_gone() => {
-                    self.count(&failure);
+                    self.count_failure(&failure);
                     self.position = None;
                     self.mark_lost().await;
                     sleep(self.expired_backoff.next(None)).await;
@@ -162,12 +162,13 @@ impl Watcher {
                 }
                 Err(failure) => {
                     retry_after = failure.retry_after();
-                    self.failed(&failure).await;
+                    self.handle_failure(&failure).await;
                 }
             }
             let wait = self.backoff.next(retry_after);
             // If other watchers have recovered, retry soon: new objects of other resources would be combined with old
-            // ones of this resource. A server that has just started may reject requests at first, so still wait a little.
+            // ones of this resource. A server that has just started may reject requests at first, so still wait a
+            // little.
             tokio::select! {
                 () = sleep(wait) => {}
                 Ok(()) = self.recoveries.changed(), if retry_after.is_none() => self.backoff.shorten(),
@@ -182,8 +183,8 @@ impl Watcher {
     }
 
     async fn attempt(&mut self) -> Result<StreamEnd, Failure> {
-        // After a long outage, list again: a server that was restored from a backup may have reached this version again,
-        // with different changes.
+        // After a long outage, list again: a server that was restored from a backup may have reached this version
+        // again, with different changes.
         if matches!(self.connection, ConnectionState::Lost(since) if since.elapsed() > self.options.max_resume_age) {
             self.position = None;
         }
@@ -199,10 +200,10 @@ impl Watcher {
         {
             // A watch from a future version returns nothing until the server reaches that version, and misses all
             // changes before it.
-            let now = self.current_version().await?;
-            if version(&now) < version(position) {
+            let current = self.current_version().await?;
+            if version(&current) < version(position) {
                 return Ok(StreamEnd::Expired(format!(
-                    "the API server went recoveries from version {position} to {now}"
+                    "the API server went back from version {position} to {current}"
                 )));
             }
         }
@@ -213,7 +214,7 @@ impl Watcher {
         format!("{}?{query}", self.resource.path())
     }
 
-    async fn body(&self, query: &str) -> Result<Vec<u8>, Failure> {
+    async fn read_body(&self, query: &str) -> Result<Vec<u8>, Failure> {
         let response = self.access.get(&self.url(query)).await?;
         let idle = self.options.idle_timeout;
         let body = timeout(idle, response.into_body().collect_bytes()).await;
@@ -223,8 +224,8 @@ impl Watcher {
 
     /// Returns the current version of the server.
     async fn current_version(&self) -> Result<String, Failure> {
-        let body = self.body("limit=1").await?;
-        let page: ListPage<'_> = serde_json::from_slice(&body).map_err(|error| invalid(&error))?;
+        let body = self.read_body("limit=1").await?;
+        let page: ListPage<'_> = serde_json::from_slice(&body).map_err(|error| invalid_response(&error))?;
         Ok(page.metadata.resource_version)
     }
 
@@ -239,10 +240,10 @@ impl Watcher {
             } else {
                 format!("limit={limit}&continue={next}")
             };
-            let body = match self.body(&query).await {
+            let body = match self.read_body(&query).await {
                 // The list took longer than the server keeps its version: list again without pages.
                 Err(failure) if failure.is_gone() && limit > 0 && !next.is_empty() => {
-                    self.count(&failure);
+                    self.count_failure(&failure);
                     (next, limit) = (String::new(), 0);
                     self.report(WatchEvent::Began).await;
                     continue;
@@ -250,26 +251,26 @@ impl Watcher {
                 result => result?,
             };
             let received = Instant::now();
-            let page: ListPage<'_> = serde_json::from_slice(&body).map_err(|error| invalid(&error))?;
+            let page: ListPage<'_> = serde_json::from_slice(&body).map_err(|error| invalid_response(&error))?;
             for item in page.items.into_iter().flatten() {
-                self.item(item.get(), received).await;
+                self.send_item(item.get(), received).await;
             }
             next = page.metadata.next;
             if next.is_empty() {
-                self.listed(&page.metadata.resource_version).await?;
+                self.finish_list(&page.metadata.resource_version).await?;
                 return Ok(page.metadata.resource_version);
             }
         }
     }
 
-    async fn item(&mut self, text: &str, received: Instant) {
-        match self.parsed(text) {
-            Some(seen) => self.report(WatchEvent::Item(seen, received)).await,
+    async fn send_item(&mut self, text: &str, received: Instant) {
+        match self.parse(text) {
+            Some(object) => self.report(WatchEvent::Item(object, received)).await,
             None => self.report(WatchEvent::Unnamed).await,
         };
     }
 
-    async fn listed(&mut self, text: &str) -> Result<(), Failure> {
+    async fn finish_list(&mut self, text: &str) -> Result<(), Failure> {
         if text.is_empty() {
             return Err(Failure::InvalidResponse("a list without a resourceVersion".to_owned()));
         }
@@ -279,7 +280,7 @@ impl Watcher {
             kind.listed = true;
         });
         self.report(WatchEvent::Listed(version(text))).await;
-        self.recovered();
+        self.report_recovery();
         Ok(())
     }
 
@@ -298,7 +299,7 @@ impl Watcher {
             if std::mem::replace(&mut self.connection, ConnectionState::Working) != ConnectionState::Working {
                 self.report(WatchEvent::Resumed).await;
             }
-            self.recovered();
+            self.report_recovery();
         }
         // HTTP/2 pings detect a dead connection. An API server sends no bookmark while the version of a kind stays the
         // same (`k8s.io/apiserver/pkg/storage/cacher`), so a watch without any data is normal until its timeout.
@@ -321,20 +322,22 @@ impl Watcher {
                     None => return Ok(StreamEnd::Timeout),
                 },
             };
-            let line: Line<'_> = serde_json::from_str(line).map_err(|error| invalid(&error))?;
+            let line: Line<'_> = serde_json::from_str(line).map_err(|error| invalid_response(&error))?;
             match (line.kind, listing) {
-                ("ADDED" | "MODIFIED", true) => self.item(line.object.get(), received).await,
+                ("ADDED" | "MODIFIED", true) => self.send_item(line.object.get(), received).await,
                 ("ADDED" | "MODIFIED" | "DELETED", false) => {
                     self.reset_backoff();
-                    if !self.change(line.kind, line.object.get(), received).await {
+                    if !self.send_change(line.kind, line.object.get(), received).await {
                         return Ok(StreamEnd::ReceiverDropped);
                     }
                 }
-                ("BOOKMARK", _) => match self.bookmark(line.object.get(), listing).await? {
+                ("BOOKMARK", _) => match self.process_bookmark(line.object.get(), listing).await? {
                     Some(end) => return Ok(end),
                     None => listing = false,
                 },
-                ("ERROR", _) => return end(serde_json::from_str(line.object.get()).unwrap_or_default(), listing),
+                ("ERROR", _) => {
+                    return error_event_end(serde_json::from_str(line.object.get()).unwrap_or_default(), listing);
+                }
                 (other, _) => return Err(Failure::InvalidResponse(format!("a watch event of type {other}"))),
             }
         }
@@ -349,16 +352,16 @@ impl Watcher {
         self.url(&format!("watch=1&allowWatchBookmarks=true&{from}&timeoutSeconds={seconds}"))
     }
 
-    /// Processes a bookmark: the first one with its annotation ends the full list. Returns the end of the watch if the
-    /// server ignores that a list was requested.
-    async fn bookmark(&mut self, text: &str, listing: bool) -> Result<Option<StreamEnd>, Failure> {
-        let Bookmark { metadata } = serde_json::from_str(text).map_err(|error| invalid(&error))?;
+    /// Processes a bookmark. The bookmark after a full list has an annotation. Returns the end of the watch if the
+    /// annotation is missing, which means that the server ignores `sendInitialEvents`.
+    async fn process_bookmark(&mut self, text: &str, listing: bool) -> Result<Option<StreamEnd>, Failure> {
+        let Bookmark { metadata } = serde_json::from_str(text).map_err(|error| invalid_response(&error))?;
         if listing && !metadata.annotations.contains_key("k8s.io/initial-events-end") {
             return Ok(Some(StreamEnd::NoStreaming(true)));
         }
         if listing {
             self.verb = "watch";
-            self.listed(&metadata.resource_version).await?;
+            self.finish_list(&metadata.resource_version).await?;
         } else {
             self.report(WatchEvent::Position(version(&metadata.resource_version))).await;
         }
@@ -367,19 +370,22 @@ impl Watcher {
     }
 
     /// Sends a change. Returns false if the receiver was dropped.
-    async fn change(&mut self, kind: &str, text: &str, received: Instant) -> bool {
-        let Some(seen) = self.parsed(text) else { return true };
-        if seen.version > 0 {
-            self.position = Some(seen.version.to_string());
+    async fn send_change(&mut self, kind: &str, text: &str, received: Instant) -> bool {
+        let Some(object) = self.parse(text) else { return true };
+        if object.version > 0 {
+            self.position = Some(object.version.to_string());
         }
-        let event =
-            if kind == "DELETED" { WatchEvent::Deleted(seen, received) } else { WatchEvent::Changed(seen, received) };
+        let event = if kind == "DELETED" {
+            WatchEvent::Deleted(object, received)
+        } else {
+            WatchEvent::Changed(object, received)
+        };
         self.report(event).await
     }
 
-    fn parsed(&self, text: &str) -> Option<ReceivedObject> {
+    fn parse(&self, text: &str) -> Option<ReceivedObject> {
         match parse_object(self.resource, text) {
-            Ok(seen) => Some(seen),
+            Ok(object) => Some(object),
             Err(error) => {
                 tracing::error!(resource = %self.resource, error, "skipped an object without metadata.name");
                 None
@@ -400,17 +406,18 @@ impl Watcher {
         }
     }
 
-    fn count(&self, failure: &Failure) {
+    fn count_failure(&self, failure: &Failure) {
         let reason = failure.reason();
         self.state.update(self.resource.plural(), |kind| *kind.errors.entry(reason).or_default() += 1);
     }
 
-    async fn failed(&mut self, failure: &Failure) {
-        self.count(failure);
+    async fn handle_failure(&mut self, failure: &Failure) {
+        self.count_failure(failure);
         if matches!(failure, Failure::Status { code: 401, .. } | Failure::Connection(_)) {
             self.access.renew();
         }
-        // The first failure: the watch resumes immediately at the same version. If that fails too, it is an outage.
+        // After the first failure, the watch resumes immediately at the same version. If this fails, too, it is an
+        // outage.
         if self.backoff.is_waiting() || self.position.is_none() {
             self.mark_lost().await;
             let text = failure.report(self.verb, self.resource);
@@ -426,7 +433,7 @@ impl Watcher {
         }
     }
 
-    fn recovered(&mut self) {
+    fn report_recovery(&mut self) {
         if self.current_error.take().is_some() {
             tracing::info!("can {} {} again", self.verb, self.resource);
             self.access.notify_recovered();
@@ -437,7 +444,7 @@ impl Watcher {
 }
 
 /// Returns how an ERROR event ends a watch. `listing`: the watch still sends the full list.
-fn end(status: Status, listing: bool) -> Result<StreamEnd, Failure> {
+fn error_event_end(status: Status, listing: bool) -> Result<StreamEnd, Failure> {
     match status.code {
         410 => Ok(StreamEnd::Expired(status.message)),
         code if listing && code != 429 => {
@@ -448,6 +455,6 @@ fn end(status: Status, listing: bool) -> Result<StreamEnd, Failure> {
     }
 }
 
-fn invalid(error: &serde_json::Error) -> Failure {
+fn invalid_response(error: &serde_json::Error) -> Failure {
     Failure::InvalidResponse(error.to_string())
 }

@@ -149,7 +149,7 @@ impl Cluster {
         }
     }
 
-    /// Returns the cluster state on the server, parsed as a file with the same objects. Fields of Services that are
+    /// Returns the cluster state on the server, parsed as if a file had the same objects. Fields of Services that are
     /// only used for files are removed: with an API server, backends come only from `EndpointSlice` objects
     /// (docs/semantics.md, item 37).
     pub(crate) fn server_state(&self) -> ClusterState {
@@ -165,12 +165,12 @@ impl Cluster {
         }))
     }
 
-    /// Receives batches until the cluster state equals the server's.
+    /// Receives batches until the cluster state equals the state on the server.
     pub(crate) async fn wait_in_sync(&mut self) {
-        let begun = Instant::now();
+        let started = Instant::now();
         while self.batches.is_empty() || self.state != self.server_state() {
             assert!(
-                begun.elapsed() < WAIT_TIMEOUT,
+                started.elapsed() < WAIT_TIMEOUT,
                 "the agent has {:?}\nthe server has {:?}",
                 self.state,
                 self.server_state()
@@ -219,17 +219,21 @@ impl Cluster {
         .await;
     }
 
-    /// Waits until a condition holds. `what` describes it in the panic message.
-    pub(crate) async fn wait_until(&self, what: &str, holds: impl Fn() -> bool) {
-        let begun = Instant::now();
+    /// Waits until a condition holds. `condition` describes it in the panic message.
+    pub(crate) async fn wait_until(&self, condition: &str, holds: impl Fn() -> bool) {
+        let started = Instant::now();
         while !holds() {
-            assert!(begun.elapsed() < WAIT_TIMEOUT, "timed out waiting until {what}; {:?}", self.feed.state.kinds());
+            assert!(
+                started.elapsed() < WAIT_TIMEOUT,
+                "timed out waiting until {condition}; {:?}",
+                self.feed.state.kinds()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 }
 
-/// Returns the sorted keys of the objects that events apply (+) or delete (-).
+/// Returns the sorted keys of the objects that the events of a batch apply (+) or delete (-).
 pub(crate) fn keys(batch: &Batch) -> Vec<String> {
     let mut keys: Vec<String> = batch.events.iter().map(text).collect();
     keys.sort();

@@ -1,3 +1,5 @@
+//! Tests [`Gatherer`].
+
 use netpol_policy::model::{Namespace, Node};
 
 use super::*;
@@ -30,7 +32,7 @@ impl Case {
         Self { gatherer: Gatherer::new(&[NODES, NAMESPACES]), now: Instant::now() }
     }
 
-    /// Both resources are listed, and the first bundle was sent.
+    /// Returns a case in which both resources are listed and the first bundle was sent.
     fn listed() -> Self {
         let mut case = Self::new();
         case.list(NODES, vec![node("a", 1)]);
@@ -39,17 +41,17 @@ impl Case {
         case
     }
 
-    fn take(&mut self, resource: Resource, event: WatchEvent) {
-        self.gatherer.take(resource, event, self.now);
+    fn process(&mut self, resource: Resource, event: WatchEvent) {
+        self.gatherer.process(resource, event, self.now);
     }
 
     fn list(&mut self, resource: Resource, all: Vec<ReceivedObject>) {
-        self.take(resource, WatchEvent::Began);
-        let version = all.iter().map(|seen| seen.version).max().unwrap_or(1);
-        for seen in all {
-            self.take(resource, WatchEvent::Item(seen, self.now));
+        self.process(resource, WatchEvent::Began);
+        let version = all.iter().map(|item| item.version).max().unwrap_or(1);
+        for item in all {
+            self.process(resource, WatchEvent::Item(item, self.now));
         }
-        self.take(resource, WatchEvent::Listed(version));
+        self.process(resource, WatchEvent::Listed(version));
     }
 
     /// Returns the bundles that are due, one text for each. `!` marks a bundle with the differences after an outage.
@@ -72,8 +74,8 @@ impl Case {
 fn the_first_bundle_waits_for_all_resources_and_includes_later_changes() {
     let mut case = Case::new();
     case.list(NODES, vec![node("a", 1), node("b", 2)]);
-    case.take(NODES, WatchEvent::Deleted(node("a", 3), case.now));
-    case.take(NODES, WatchEvent::Changed(node("c", 4), case.now));
+    case.process(NODES, WatchEvent::Deleted(node("a", 3), case.now));
+    case.process(NODES, WatchEvent::Changed(node("c", 4), case.now));
     assert_eq!(case.due(), [""; 0]);
     case.list(NAMESPACES, Vec::new());
     assert_eq!(case.due(), ["=2"]);
@@ -82,8 +84,8 @@ fn the_first_bundle_waits_for_all_resources_and_includes_later_changes() {
 #[test]
 fn changes_while_in_sync_are_sent_immediately() {
     let mut case = Case::listed();
-    case.take(NODES, WatchEvent::Changed(node("b", 3), case.now));
-    case.take(NODES, WatchEvent::Deleted(node("a", 4), case.now));
+    case.process(NODES, WatchEvent::Changed(node("b", 3), case.now));
+    case.process(NODES, WatchEvent::Deleted(node("a", 4), case.now));
     assert_eq!(case.due(), ["+Node b -Node a"]);
     assert_eq!((case.due(), case.gatherer.resync_at()), (Vec::new(), None));
 }
@@ -91,30 +93,30 @@ fn changes_while_in_sync_are_sent_immediately() {
 #[test]
 fn the_differences_after_an_outage_are_one_bundle() {
     let mut case = Case::listed();
-    case.take(NODES, WatchEvent::Lost);
-    case.take(NAMESPACES, WatchEvent::Lost);
+    case.process(NODES, WatchEvent::Lost);
+    case.process(NAMESPACES, WatchEvent::Lost);
     case.list(NODES, vec![node("b", 3)]);
     assert_eq!(case.due(), [""; 0], "namespaces are still out of sync");
-    case.take(NODES, WatchEvent::Changed(node("c", 4), case.now));
+    case.process(NODES, WatchEvent::Changed(node("c", 4), case.now));
     case.now += MAX_DELAY / 2;
     assert_eq!(case.due(), [""; 0]);
     case.list(NAMESPACES, vec![namespace("y", 5)]);
     assert_eq!(case.due(), ["!-Namespace x +Namespace y -Node a +Node b +Node c"]);
-    case.take(NODES, WatchEvent::Changed(node("d", 6), case.now));
+    case.process(NODES, WatchEvent::Changed(node("d", 6), case.now));
     assert_eq!(case.due(), ["+Node d"], "in sync again");
 }
 
 #[test]
 fn a_lost_resource_delays_the_others_only_for_a_limited_time() {
     let mut case = Case::listed();
-    case.take(NODES, WatchEvent::Lost);
-    case.take(NAMESPACES, WatchEvent::Lost);
+    case.process(NODES, WatchEvent::Lost);
+    case.process(NAMESPACES, WatchEvent::Lost);
     case.list(NODES, Vec::new());
     case.now += MAX_DELAY.saturating_sub(Duration::from_millis(1));
     assert_eq!(case.due(), [""; 0]);
     case.now += Duration::from_millis(1);
     assert_eq!(case.due(), ["!-Node a"]);
-    case.take(NODES, WatchEvent::Changed(node("b", 7), case.now));
+    case.process(NODES, WatchEvent::Changed(node("b", 7), case.now));
     assert_eq!(case.due(), ["+Node b"]);
     case.list(NAMESPACES, Vec::new());
     assert_eq!(case.due(), ["!-Namespace x"]);
@@ -123,20 +125,20 @@ fn a_lost_resource_delays_the_others_only_for_a_limited_time() {
 #[test]
 fn a_skipped_resource_is_not_waited_for_until_it_recovers() {
     let mut case = Case::listed();
-    case.take(NODES, WatchEvent::Lost);
-    case.take(NAMESPACES, WatchEvent::Lost);
+    case.process(NODES, WatchEvent::Lost);
+    case.process(NAMESPACES, WatchEvent::Lost);
     case.list(NODES, Vec::new());
     case.now += MAX_DELAY;
     assert_eq!(case.due(), ["!-Node a"]);
-    case.take(NODES, WatchEvent::Lost);
-    case.take(NAMESPACES, WatchEvent::Lost);
+    case.process(NODES, WatchEvent::Lost);
+    case.process(NAMESPACES, WatchEvent::Lost);
     case.list(NODES, vec![node("b", 7)]);
-    assert_eq!(case.due(), ["!+Node b"], "namespaces are unchanged, and nodes were newer before");
+    assert_eq!(case.due(), ["!+Node b"], "nodes must not wait for namespaces");
 
     case.list(NAMESPACES, Vec::new());
     assert_eq!(case.due(), ["!-Namespace x"]);
-    case.take(NODES, WatchEvent::Lost);
-    case.take(NAMESPACES, WatchEvent::Lost);
+    case.process(NODES, WatchEvent::Lost);
+    case.process(NAMESPACES, WatchEvent::Lost);
     case.list(NODES, Vec::new());
     assert_eq!(case.due(), [""; 0]);
 }
@@ -144,10 +146,10 @@ fn a_skipped_resource_is_not_waited_for_until_it_recovers() {
 #[test]
 fn a_resumed_watch_sends_the_missed_changes_as_one_bundle() {
     let mut case = Case::listed();
-    case.take(NODES, WatchEvent::Lost);
-    case.take(NODES, WatchEvent::Resumed);
-    case.take(NODES, WatchEvent::Changed(node("b", 3), case.now));
-    case.take(NODES, WatchEvent::Deleted(node("b", 4), case.now));
+    case.process(NODES, WatchEvent::Lost);
+    case.process(NODES, WatchEvent::Resumed);
+    case.process(NODES, WatchEvent::Changed(node("b", 3), case.now));
+    case.process(NODES, WatchEvent::Deleted(node("b", 4), case.now));
     assert_eq!(case.due(), [""; 0]);
     case.now += CATCH_UP;
     assert_eq!(case.due(), ["!-Node b"], "only the final state is sent");
@@ -156,8 +158,8 @@ fn a_resumed_watch_sends_the_missed_changes_as_one_bundle() {
 #[test]
 fn an_incomplete_list_deletes_nothing() {
     let mut case = Case::listed();
-    case.take(NODES, WatchEvent::Began);
-    case.take(NODES, WatchEvent::Lost);
+    case.process(NODES, WatchEvent::Began);
+    case.process(NODES, WatchEvent::Lost);
     case.now += MAX_DELAY * 2;
     assert_eq!(case.due(), [""; 0]);
     case.list(NODES, vec![node("a", 9)]);
@@ -172,9 +174,9 @@ fn an_object_is_processed_once_its_version_was_sent() {
     assert_eq!(has_processed(&case, Some(1)), Some(true));
     assert_eq!(has_processed(&case, Some(5)), None);
     assert_eq!(has_processed(&case, None), None, "the object exists as far as is known");
-    case.take(NODES, WatchEvent::Position(6));
+    case.process(NODES, WatchEvent::Position(6));
     assert_eq!(has_processed(&case, Some(5)), Some(true), "all changes up to version 6 were sent");
-    case.take(NODES, WatchEvent::Deleted(node("a", 7), case.now));
+    case.process(NODES, WatchEvent::Deleted(node("a", 7), case.now));
     assert_eq!(has_processed(&case, None), None, "not sent yet");
     case.due();
     assert_eq!((has_processed(&case, None), has_processed(&case, Some(7))), (Some(false), Some(false)));
@@ -183,18 +185,18 @@ fn an_object_is_processed_once_its_version_was_sent() {
 #[test]
 fn a_recovered_resource_waits_for_a_failed_watch_that_may_have_missed_changes() {
     let mut case = Case::listed();
-    case.take(NODES, WatchEvent::Broken);
-    case.take(NAMESPACES, WatchEvent::Lost);
+    case.process(NODES, WatchEvent::Broken);
+    case.process(NAMESPACES, WatchEvent::Lost);
     case.list(NAMESPACES, vec![namespace("y", 3)]);
     assert_eq!(case.due(), [""; 0], "nodes may be out of sync, too");
-    case.take(NODES, WatchEvent::Lost);
+    case.process(NODES, WatchEvent::Lost);
     case.list(NODES, vec![node("b", 3)]);
     let due = case.due();
     assert!(due.len() == 1 && due[0].starts_with('!') && due[0].matches(['+', '-']).count() == 4, "{due:?}");
 
     // A watch that resumes missed no change, so its events are not a resync.
-    case.take(NODES, WatchEvent::Broken);
-    case.take(NODES, WatchEvent::Resumed);
-    case.take(NODES, WatchEvent::Changed(node("c", 5), case.now));
+    case.process(NODES, WatchEvent::Broken);
+    case.process(NODES, WatchEvent::Resumed);
+    case.process(NODES, WatchEvent::Changed(node("c", 5), case.now));
     assert_eq!(case.due().len(), 1);
 }
