@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-/// Returns the CPU time of this thread. On a busy node, a thread waits for the CPU, and this time is not a cost of
-/// explanations.
+/// Returns the CPU time of this thread. It measures what a computation costs: unlike the elapsed time, it excludes the
+/// time in which the thread waits for a CPU on a busy node.
 pub(crate) fn thread_time() -> Duration {
     clock(libc::CLOCK_THREAD_CPUTIME_ID)
 }
@@ -20,7 +20,7 @@ pub(crate) fn boot_clock() -> Duration {
 
 fn clock(id: libc::clockid_t) -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is a local variable; both clocks exist since Linux 2.6.39.
+    // SAFETY: `now` is a local variable. All clocks that this file uses exist since Linux 2.6.39.
     unsafe { libc::clock_gettime(id, &raw mut now) };
     Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
 }

@@ -1,9 +1,9 @@
 //! The agent as a library, so that tests and benchmarks can use its parts.
 //!
 //! ```text
-//! source ─► reconcile ─► dataplane ─► maps, links
-//! endpoints ─┘   ▲
-//!                └ names ─ events ◄─ ring buffer
+//! API objects (netpol-source) ─┬─► reconcile ─► netpol-dataplane ─► BPF maps, programs
+//! interfaces (netpol-node) ────┘       │
+//!                                      └─ names of pods and policies ─► events ◄─ BPF ring buffer
 //! ```
 
 pub mod api;

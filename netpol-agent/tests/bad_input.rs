@@ -2,7 +2,7 @@
 
 mod node;
 
-use node::{Node, reported};
+use node::{Node, stderr_of};
 
 #[test]
 fn a_missing_source_is_named() {
@@ -18,7 +18,7 @@ fn a_missing_source_is_named() {
         ("dir:", 2, "or dir:PATH"),
     ] {
         let output = node.subcommand(&["run", "--node", "n1", "--source", source]);
-        let text = reported(&output);
+        let text = stderr_of(&output);
         assert_eq!(output.status.code(), Some(code), "{source}: {text}");
         assert!(text.contains(message), "{source}: {text}");
         assert!(text.matches("No such file").count() <= 1, "each cause must be printed once: {text}");
@@ -32,8 +32,8 @@ fn a_pin_path_outside_bpffs_is_refused_with_the_mount_command() {
     node.pin_path = node.directory.path().join("pins");
     let source = format!("dir:{}", node.directory.path().display());
     let output = node.subcommand(&["run", "--node", "n1", "--source", &source]);
-    assert_eq!(output.status.code(), Some(5), "{}", reported(&output));
-    assert!(reported(&output).contains("mount -t bpf"), "{}", reported(&output));
+    assert_eq!(output.status.code(), Some(5), "{}", stderr_of(&output));
+    assert!(stderr_of(&output).contains("mount -t bpf"), "{}", stderr_of(&output));
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn status_without_pins_reports_that_no_agent_has_run() {
     let node = Node::new();
     let output = node.subcommand(&["status"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(reported(&output).contains("no agent has run here"), "{}", reported(&output));
+    assert!(stderr_of(&output).contains("no agent has run here"), "{}", stderr_of(&output));
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn missing_capabilities_are_named() {
             .arg(&node.pin_path)
             .output()
             .expect("cannot run setpriv: install util-linux");
-        let text = reported(&output);
+        let text = stderr_of(&output);
         assert_eq!(output.status.code(), Some(5), "{text}");
         assert!(text.contains("CAP_NET_ADMIN") && text.contains("as root"), "{text}");
     }
@@ -114,8 +114,8 @@ fn hostile_manifests_are_reported_and_the_others_enforced() {
         let (file, message) = part.split_once(": ").unwrap_or(("", part));
         node.wait(part, || node.log().lines().any(|line| line.contains(file) && line.contains(message)));
     }
-    node.expect(1, 2, 80, false);
-    node.expect(1, 3, 80, false);
+    node.expect_connection(1, 2, 80, false);
+    node.expect_connection(1, 3, 80, false);
     node.wait("a deny event for the pod with the hostile name", || node.events().contains("10.9.0.3"));
     let status =
         node.subcommand(&["status", "--api-socket", path(".api.sock").to_str().expect("the path is not UTF-8")]);

@@ -1,5 +1,5 @@
 //! Tests which pod a veth is bound to. A veth is bound once, until the interface is removed. What the pod does inside
-//! its namespace does not change this.
+//! its namespace does not change this. sNN in the name of a test is an item of docs/semantics.md.
 
 use std::net::IpAddr;
 
@@ -11,6 +11,7 @@ use netpol_node::{InterfaceSnapshot, PodEnd, TunnelEndpoints, Veth};
 use netpol_policy::cluster_state::Event;
 use netpol_policy::manifest;
 
+/// Addresses of the pods `a` and `b`.
 const A: &str = "10.0.0.2";
 const B: &str = "10.0.0.3";
 
@@ -28,27 +29,28 @@ fn objects(pods: &[String]) -> Vec<Event> {
     vec![Event::Reset(parsed.objects.into_iter().map(|located| located.object).collect())]
 }
 
-/// A veth with its own namespace.
-fn veth(index: u32, pod_end: PodEnd) -> (IfIndex, (Veth, PodEnd)) {
+/// A veth to a network namespace that has no other veth.
+fn veth(index: u32, end: PodEnd) -> (IfIndex, (Veth, PodEnd)) {
     let name = format!("veth{index}");
     let namespace = index.cast_signed();
     (
         IfIndex(index),
-        (Veth { ifindex: IfIndex(index), name, namespace, peer: 2, bridge: Some(IfIndex(1)), packets: 0 }, pod_end),
+        (Veth { ifindex: IfIndex(index), name, namespace, peer: 2, bridge: Some(IfIndex(1)), packets: 0 }, end),
     )
 }
 
-fn at(addresses: &[&str]) -> PodEnd {
-    PodEnd::at(parsed(addresses))
+/// A pod's end of a veth, with these addresses.
+fn pod_end(addresses: &[&str]) -> PodEnd {
+    PodEnd::at(parse_addresses(addresses))
 }
 
-fn parsed(addresses: &[&str]) -> Vec<IpAddr> {
+fn parse_addresses(addresses: &[&str]) -> Vec<IpAddr> {
     addresses.iter().map(|address| address.parse().expect("invalid address")).collect()
 }
 
 fn interfaces<const N: usize>(veths: [(u32, PodEnd); N]) -> InterfaceSnapshot {
     InterfaceSnapshot {
-        veths: veths.into_iter().map(|(index, pod_end)| veth(index, pod_end)).collect(),
+        veths: veths.into_iter().map(|(index, end)| veth(index, end)).collect(),
         ..InterfaceSnapshot::default()
     }
 }
@@ -62,16 +64,16 @@ fn start(pods: &[String], interfaces: InterfaceSnapshot) -> Reconciler<Memory> {
     start_on(Memory::default(), pods, interfaces)
 }
 
-/// Returns the name of the pod as which an interface is enforced, `shut` if all of its traffic is dropped, or `-` if it
-/// has no endpoint.
+/// Returns the name of the pod that an interface is enforced as, with `, orphaned` if this pod is deleted. Returns
+/// `shut` if all traffic of the interface is dropped, and `-` if the interface has no endpoint.
 fn enforced_as(reconciler: &Reconciler<Memory>, index: u32) -> String {
-    let Some(held) = reconciler.endpoint(IfIndex(index)) else { return "-".to_owned() };
+    let Some(enforced) = reconciler.endpoint(IfIndex(index)) else { return "-".to_owned() };
     assert!(reconciler.dataplane().attached.contains(&IfIndex(index)));
-    if held.endpoint.has(endpoint_flags::UNKNOWN) {
+    if enforced.endpoint.has(endpoint_flags::UNKNOWN) {
         return "shut".to_owned();
     }
-    let name = held.pod.as_ref().map_or_else(|| "?".to_owned(), |pod| pod.name.to_string());
-    if held.is_orphaned() { format!("{name}, orphaned") } else { name }
+    let name = enforced.pod.as_ref().map_or_else(|| "?".to_owned(), |pod| pod.name.to_string());
+    if enforced.is_orphaned() { format!("{name}, orphaned") } else { name }
 }
 
 fn endpoint(reconciler: &Reconciler<Memory>, index: u32) -> Endpoint {
@@ -81,85 +83,86 @@ fn endpoint(reconciler: &Reconciler<Memory>, index: u32) -> Endpoint {
 #[test]
 fn s28_a_pod_that_takes_the_address_of_another_pod_keeps_its_identity() {
     let pods = [pod("a", A), pod("b", B)];
-    let mut reconciler = start(&pods, interfaces([(3, at(&[A])), (4, at(&[B]))]));
-    reconciler.interfaces(interfaces([(3, at(&[B])), (4, at(&[B]))]));
+    let mut reconciler = start(&pods, interfaces([(3, pod_end(&[A])), (4, pod_end(&[B]))]));
+    reconciler.interfaces(interfaces([(3, pod_end(&[B])), (4, pod_end(&[B]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a".into(), "b".into()));
     assert_eq!(endpoint(&reconciler, 3).address_v4, [10, 0, 0, 2]);
     assert_eq!(reconciler.conflicts(), 1, "the conflict must be reported");
     let conflict =
         reconciler.endpoints().into_iter().find(|status| status.ifindex == 3).and_then(|status| status.conflict);
     assert!(conflict.expect("no conflict was reported").contains("shop/b"));
-    reconciler.interfaces(interfaces([(3, at(&[A])), (4, at(&[B]))]));
+    reconciler.interfaces(interfaces([(3, pod_end(&[A])), (4, pod_end(&[B]))]));
     assert_eq!(reconciler.conflicts(), 0);
 }
 
 #[test]
 fn a_pod_that_takes_the_address_of_a_pod_without_an_interface_keeps_its_identity() {
-    let mut reconciler = start(&[pod("a", A)], interfaces([(3, at(&[A]))]));
+    let mut reconciler = start(&[pod("a", A)], interfaces([(3, pod_end(&[A]))]));
     reconciler.apply(objects(&[pod("a", A), pod("b", B)]));
-    reconciler.interfaces(interfaces([(3, at(&[B]))]));
+    reconciler.interfaces(interfaces([(3, pod_end(&[B]))]));
     assert_eq!(enforced_as(&reconciler, 3), "a");
-    reconciler.interfaces(interfaces([(3, at(&[B])), (4, at(&[B]))]));
+    reconciler.interfaces(interfaces([(3, pod_end(&[B])), (4, pod_end(&[B]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a".into(), "b".into()));
 }
 
 #[test]
-fn s28_a_second_claimant_is_shut_until_the_first_interface_is_removed() {
-    let mut reconciler = start(&[pod("a", A)], interfaces([(3, at(&[A]))]));
-    reconciler.interfaces(interfaces([(3, at(&[A])), (4, at(&[A]))]));
+fn s28_a_second_interface_of_a_pod_is_shut_until_the_first_is_removed() {
+    let mut reconciler = start(&[pod("a", A)], interfaces([(3, pod_end(&[A]))]));
+    reconciler.interfaces(interfaces([(3, pod_end(&[A])), (4, pod_end(&[A]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a".into(), "shut".into()));
     assert_eq!(reconciler.conflicts(), 1);
     // Removing the address again does not open the interface.
-    reconciler.interfaces(interfaces([(3, at(&[A])), (4, at(&["192.0.2.1"]))]));
+    reconciler.interfaces(interfaces([(3, pod_end(&[A])), (4, pod_end(&["192.0.2.1"]))]));
     assert_eq!(enforced_as(&reconciler, 4), "shut");
-    reconciler.interfaces(interfaces([(4, at(&[A]))]));
+    reconciler.interfaces(interfaces([(4, pod_end(&[A]))]));
     assert_eq!(enforced_as(&reconciler, 4), "a");
     assert_eq!(reconciler.conflicts(), 0);
 }
 
 #[test]
-fn of_two_unbound_claimants_the_newer_one_is_the_pod() {
-    let reconciler = start(&[pod("a", A)], interfaces([(3, at(&[A])), (4, at(&[A]))]));
+fn of_two_unbound_interfaces_with_the_address_of_a_pod_the_newer_one_is_bound() {
+    let reconciler = start(&[pod("a", A)], interfaces([(3, pod_end(&[A])), (4, pod_end(&[A]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("shut".into(), "a".into()));
 }
 
 #[test]
 fn an_address_on_another_interface_of_the_namespace_counts() {
-    let hidden = PodEnd { addresses: Vec::new(), other_addresses: parsed(&[A]), mac: None };
-    let reconciler = start(&[pod("a", A)], interfaces([(3, hidden)]));
+    let on_another_interface = PodEnd { addresses: Vec::new(), other_addresses: parse_addresses(&[A]), mac: None };
+    let reconciler = start(&[pod("a", A)], interfaces([(3, on_another_interface)]));
     assert_eq!(enforced_as(&reconciler, 3), "a");
-    let both = PodEnd { addresses: parsed(&[B]), other_addresses: parsed(&[A]), mac: None };
-    let reconciler = start(&[pod("a", A), pod("b", B)], interfaces([(3, both)]));
+    let with_two_pod_addresses =
+        PodEnd { addresses: parse_addresses(&[B]), other_addresses: parse_addresses(&[A]), mac: None };
+    let reconciler = start(&[pod("a", A), pod("b", B)], interfaces([(3, with_two_pod_addresses)]));
     assert_eq!(enforced_as(&reconciler, 3), "shut", "the namespace has addresses of two pods");
 }
 
 #[test]
 fn a_binding_follows_the_objects_if_the_address_is_reused() {
     // The object of an earlier pod has the address until the object of the new pod arrives.
-    let mut reconciler = start(&[pod("old", A)], interfaces([(3, at(&[A]))]));
+    let mut reconciler = start(&[pod("old", A)], interfaces([(3, pod_end(&[A]))]));
     reconciler.apply(objects(&[pod("new", A)]));
     assert_eq!(enforced_as(&reconciler, 3), "new");
     // After interfaces are read, another interface with the same address is not bound to the pod.
-    reconciler.interfaces(interfaces([(3, at(&[A]))]));
-    reconciler.interfaces(interfaces([(3, at(&[A])), (4, at(&[A]))]));
+    reconciler.interfaces(interfaces([(3, pod_end(&[A]))]));
+    reconciler.interfaces(interfaces([(3, pod_end(&[A])), (4, pod_end(&[A]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("new".into(), "shut".into()));
 }
 
 #[test]
 fn the_interface_of_a_deleted_pod_does_not_keep_the_address() {
-    let mut reconciler = start(&[pod("old", A)], interfaces([(3, at(&[A]))]));
+    let mut reconciler = start(&[pod("old", A)], interfaces([(3, pod_end(&[A]))]));
     reconciler.apply(objects(&[]));
-    reconciler.interfaces(interfaces([(3, at(&[A])), (4, at(&[A]))]));
+    reconciler.interfaces(interfaces([(3, pod_end(&[A])), (4, pod_end(&[A]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("old, orphaned".into(), "-".into()));
     reconciler.apply(objects(&[pod("new", A)]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("old, orphaned".into(), "new".into()));
-    assert_eq!(reconciler.dataplane().owners[&parsed(&[A])[0]], endpoint(&reconciler, 4).id);
+    assert_eq!(reconciler.dataplane().owners[&parse_addresses(&[A])[0]], endpoint(&reconciler, 4).id);
 }
 
 #[test]
 fn a_new_sandbox_of_a_pod_with_another_address_is_the_pod() {
-    let mut reconciler = start(&[pod("a", A)], interfaces([(3, at(&[A]))]));
-    reconciler.interfaces(interfaces([(3, at(&[A])), (4, at(&[B]))]));
+    let mut reconciler = start(&[pod("a", A)], interfaces([(3, pod_end(&[A]))]));
+    reconciler.interfaces(interfaces([(3, pod_end(&[A])), (4, pod_end(&[B]))]));
     reconciler.apply(objects(&[pod("a", B)]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a, orphaned".into(), "a".into()));
 }
@@ -167,20 +170,20 @@ fn a_new_sandbox_of_a_pod_with_another_address_is_the_pod() {
 #[test]
 fn a_restart_keeps_the_binding() {
     let pods = [pod("a", A), pod("b", B)];
-    let mut before = start(&pods, interfaces([(3, PodEnd { mac: Some([2, 0, 0, 0, 0, 3]), ..at(&[A]) })]));
+    let mut before = start(&pods, interfaces([(3, PodEnd { mac: Some([2, 0, 0, 0, 0, 3]), ..pod_end(&[A]) })]));
     let dataplane = std::mem::take(before.dataplane_mut());
     // The addresses and the MAC address of the pod changed while no agent was running.
-    let changed = PodEnd { mac: Some([2, 0, 0, 0, 0, 9]), ..at(&[B]) };
-    let after = start_on(dataplane, &pods, interfaces([(3, changed), (4, at(&[B]))]));
+    let changed = PodEnd { mac: Some([2, 0, 0, 0, 0, 9]), ..pod_end(&[B]) };
+    let after = start_on(dataplane, &pods, interfaces([(3, changed), (4, pod_end(&[B]))]));
     assert_eq!((enforced_as(&after, 3), enforced_as(&after, 4)), ("a".into(), "b".into()));
     assert_eq!(endpoint(&after, 3).mac, [2, 0, 0, 0, 0, 3], "the MAC address of the earlier agent must be kept");
 }
 
 #[test]
 fn a_reused_index_is_bound_again() {
-    let mut reconciler = start(&[pod("a", A), pod("b", B)], interfaces([(3, at(&[A]))]));
+    let mut reconciler = start(&[pod("a", A), pod("b", B)], interfaces([(3, pod_end(&[A]))]));
     reconciler.interfaces_removed(&[IfIndex(3)].into());
-    reconciler.interfaces(interfaces([(3, at(&[B]))]));
+    reconciler.interfaces(interfaces([(3, pod_end(&[B]))]));
     assert_eq!(enforced_as(&reconciler, 3), "b");
 }
 
@@ -188,20 +191,24 @@ fn a_reused_index_is_bound_again() {
 fn the_mac_address_is_set_once_and_unique_on_a_bridge() {
     let mac = |last: u8| Some([2, 0, 0, 0, 0, last]);
     let pods = [pod("a", A), pod("b", B)];
-    let mut reconciler = start(&pods, interfaces([(3, PodEnd { mac: None, ..at(&[A, "fe80::3"]) })]));
+    let mut reconciler = start(&pods, interfaces([(3, PodEnd { mac: None, ..pod_end(&[A, "fe80::3"]) })]));
     assert_eq!(endpoint(&reconciler, 3).mac, [0; 6], "the MAC address is not known yet");
-    reconciler.interfaces(interfaces([(3, PodEnd { mac: mac(3), ..at(&[A]) })]));
+    reconciler.interfaces(interfaces([(3, PodEnd { mac: mac(3), ..pod_end(&[A]) })]));
     assert_eq!(endpoint(&reconciler, 3).mac, [2, 0, 0, 0, 0, 3]);
     assert_eq!(endpoint(&reconciler, 3).link_local[15], 3, "the link-local address must be kept");
-    reconciler
-        .interfaces(interfaces([(3, PodEnd { mac: mac(3), ..at(&[A]) }), (4, PodEnd { mac: mac(3), ..at(&[B]) })]));
+    reconciler.interfaces(interfaces([
+        (3, PodEnd { mac: mac(3), ..pod_end(&[A]) }),
+        (4, PodEnd { mac: mac(3), ..pod_end(&[B]) }),
+    ]));
     assert_eq!(enforced_as(&reconciler, 4), "shut");
 
     // The MAC address is read after the programs are attached.
-    let mut reconciler = start(&pods, interfaces([(3, PodEnd { mac: mac(3), ..at(&[A]) }), (4, at(&[B]))]));
+    let mut reconciler = start(&pods, interfaces([(3, PodEnd { mac: mac(3), ..pod_end(&[A]) }), (4, pod_end(&[B]))]));
     assert_eq!(enforced_as(&reconciler, 4), "b");
-    reconciler
-        .interfaces(interfaces([(3, PodEnd { mac: mac(3), ..at(&[A]) }), (4, PodEnd { mac: mac(3), ..at(&[B]) })]));
+    reconciler.interfaces(interfaces([
+        (3, PodEnd { mac: mac(3), ..pod_end(&[A]) }),
+        (4, PodEnd { mac: mac(3), ..pod_end(&[B]) }),
+    ]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a".into(), "shut".into()));
     assert_eq!(reconciler.conflicts(), 1);
 }
@@ -211,12 +218,12 @@ fn s32_a_link_local_address_is_followed_unless_a_neighbor_has_it() {
     let own: IpAddr = "fe80::254".parse().expect("invalid address");
     let link_local =
         |reconciler: &Reconciler<Memory>, index: u32| endpoint(reconciler, index).link_local[14..].to_vec();
-    let with = |addresses: &[&str]| InterfaceSnapshot {
+    let snapshot_with = |addresses: &[&str]| InterfaceSnapshot {
         own: vec![own],
-        ..interfaces([(3, at(addresses)), (4, at(&[B, "fe80::4"]))])
+        ..interfaces([(3, pod_end(addresses)), (4, pod_end(&[B, "fe80::4"]))])
     };
     let pods = [pod("a", A), pod("b", B)];
-    let mut reconciler = start(&pods, with(&[A, "fe80::3"]));
+    let mut reconciler = start(&pods, snapshot_with(&[A, "fe80::3"]));
     for (addresses, last) in [
         (&[A, "fe80::33"][..], 0x33),
         // An interface that is down has no link-local address for a while.
@@ -226,23 +233,24 @@ fn s32_a_link_local_address_is_followed_unless_a_neighbor_has_it() {
         (&[A, "fe80::254"], 0x33),
         (&[A, "fe80::4", "fe80::254", "fe80::35"], 0x35),
     ] {
-        reconciler.interfaces(with(addresses));
+        reconciler.interfaces(snapshot_with(addresses));
         assert_eq!(link_local(&reconciler, 3), [0, last], "{addresses:?}");
     }
     assert_eq!(link_local(&reconciler, 4), [0, 4]);
 
-    // A link-local address that an earlier agent stored is followed too.
+    // A link-local address that an earlier agent stored is followed, too.
     let mut adopting = Memory::default();
     adopting.endpoints = reconciler.dataplane().endpoints.clone();
     adopting.attached = reconciler.dataplane().attached.clone();
-    let mut next = start_on(adopting, &pods, with(&[A, "fe80::35"]));
-    next.interfaces(with(&[A, "fe80::36"]));
+    let mut next = start_on(adopting, &pods, snapshot_with(&[A, "fe80::35"]));
+    next.interfaces(snapshot_with(&[A, "fe80::36"]));
     assert_eq!(link_local(&next, 3), [0, 0x36]);
 }
 
 #[test]
 fn s36_addresses_that_the_api_object_does_not_list_are_reported() {
-    let mut reconciler = start(&[pod("a", A), pod("b", B)], interfaces([(3, at(&[A, "fe80::3"])), (4, at(&[B]))]));
+    let mut reconciler =
+        start(&[pod("a", A), pod("b", B)], interfaces([(3, pod_end(&[A, "fe80::3"])), (4, pod_end(&[B]))]));
     let unlisted = |reconciler: &Reconciler<Memory>| {
         let found = reconciler
             .endpoints()
@@ -260,19 +268,19 @@ fn s36_addresses_that_the_api_object_does_not_list_are_reported() {
         (&[A, "10.0.0.9"], &["10.0.0.9"]),
         (&[A], &[]),
     ] {
-        reconciler.interfaces(interfaces([(3, at(addresses)), (4, at(&[B]))]));
-        assert_eq!(unlisted(&reconciler), parsed(found), "{addresses:?}");
+        reconciler.interfaces(interfaces([(3, pod_end(addresses)), (4, pod_end(&[B]))]));
+        assert_eq!(unlisted(&reconciler), parse_addresses(found), "{addresses:?}");
         assert_eq!(endpoint(&reconciler, 3).address_v4, [10, 0, 0, 2]);
     }
-    reconciler.interfaces(interfaces([(3, at(&[A, "10.0.0.9"])), (4, at(&[B]))]));
-    reconciler.interfaces(interfaces([(4, at(&[B]))]));
+    reconciler.interfaces(interfaces([(3, pod_end(&[A, "10.0.0.9"])), (4, pod_end(&[B]))]));
+    reconciler.interfaces(interfaces([(4, pod_end(&[B]))]));
     assert_eq!(reconciler.unlisted_addresses(), 0, "the interface was removed");
 }
 
 #[test]
 fn an_address_has_an_endpoint_id_while_programs_mark_packets() {
-    let address = parsed(&[A])[0];
-    let mut reconciler = start(&[pod("a", A)], interfaces([(3, at(&[A]))]));
+    let address = parse_addresses(&[A])[0];
+    let mut reconciler = start(&[pod("a", A)], interfaces([(3, pod_end(&[A]))]));
     let id = endpoint(&reconciler, 3).id;
     assert_eq!(reconciler.dataplane().owners.get(&address), Some(&id));
     // The pod is deleted from the API: its interface stays enforced.
@@ -283,27 +291,28 @@ fn an_address_has_an_endpoint_id_while_programs_mark_packets() {
 
     let mut rejecting = Memory::default();
     rejecting.rejects_attach = true;
-    let reconciler = start_on(rejecting, &[pod("a", A)], interfaces([(3, at(&[A]))]));
+    let reconciler = start_on(rejecting, &[pod("a", A)], interfaces([(3, pod_end(&[A]))]));
     assert!(reconciler.dataplane().owners.is_empty(), "packets of the pod are not marked");
 }
 
 #[test]
 fn s29_tunnel_endpoints_follow_the_nodes_devices() {
-    let with = |port: u16| {
+    let snapshot_with = |port: u16| {
         let tunnels = TunnelEndpoints { ports: [port].into(), protocols: [47].into() };
         InterfaceSnapshot { tunnels, ..interfaces([]) }
     };
-    let mut reconciler = start(&[], with(8472));
+    let mut reconciler = start(&[], snapshot_with(8472));
     let (local, others) = reconciler.dataplane().tunnels.clone();
     assert_eq!((local.ports, local.protocols), ([8472].into(), [47].into()));
     assert!(others.ports.contains(&4789) && others.protocols.contains(&4));
-    reconciler.interfaces(with(5555));
+    reconciler.interfaces(snapshot_with(5555));
     let (local, others) = reconciler.dataplane().tunnels.clone();
     assert_eq!(local.ports, [5555].into());
     assert!(others.ports.contains(&5555), "all nodes of a cluster have the same tunnel configuration");
 
     let options = Options { tunnels_to_node: true, ..Options::of_node("n1") };
-    let reconciler = Reconciler::start(Memory::default(), options, &Snapshot::default(), objects(&[]), with(8472))
-        .expect("cannot start the reconciler");
+    let reconciler =
+        Reconciler::start(Memory::default(), options, &Snapshot::default(), objects(&[]), snapshot_with(8472))
+            .expect("cannot start the reconciler");
     assert!(reconciler.dataplane().tunnels.0.is_empty() && reconciler.dataplane().tunnels.1.is_empty());
 }

@@ -31,18 +31,18 @@ fn pod(name: &str, app: &str, address: u8) -> String {
     )
 }
 
-fn applied(manifests: &[&str]) -> Vec<Event> {
+fn apply_events(manifests: &[&str]) -> Vec<Event> {
     let parsed: Vec<_> = manifests.iter().map(|text| manifest::parse(text, "test.yaml")).collect();
     assert!(parsed.iter().all(|parsed| parsed.errors.is_empty()), "{parsed:?}");
     let objects = parsed.into_iter().flat_map(|parsed| parsed.objects);
     objects.map(|located| Event::Apply(located.object)).collect()
 }
 
-fn deleted(name: &str) -> Event {
+fn delete_event(name: &str) -> Event {
     Event::Delete(ObjectKey::Pod(PodKey::new("shop", name)))
 }
 
-/// Veths by index, each with the last byte of the address of its peer.
+/// Returns a snapshot of veths. Each tuple is the index of a veth and the last byte of the pod's address.
 fn interfaces(veths: &[(u32, u8)]) -> InterfaceSnapshot {
     let veth = |&(index, address): &(u32, u8)| {
         let name = format!("veth{index}");
@@ -59,7 +59,7 @@ fn batch(generation: u64, events: Vec<Event>) -> Batch {
 
 /// Returns a reconciler with a pending first compile.
 fn begin(dataplane: Memory, manifests: &[&str], veths: &[(u32, u8)]) -> Reconciler<Memory> {
-    let first = batch(1, applied(manifests));
+    let first = batch(1, apply_events(manifests));
     Reconciler::begin(
         dataplane,
         Options::of_node("n1"),
@@ -89,17 +89,19 @@ fn finish(reconciler: &mut Reconciler<Memory>) {
 
 /// Waits until all pods that wait for their policies are overdue.
 fn wait_until_overdue(reconciler: &mut Reconciler<Memory>) {
-    while let Some(at) = reconciler.next_overdue() {
-        std::thread::sleep(at.saturating_duration_since(Instant::now()));
+    while let Some(time) = reconciler.next_overdue() {
+        std::thread::sleep(time.saturating_duration_since(Instant::now()));
         reconciler.reconcile(false);
     }
 }
 
+/// Returns the endpoint of an interface if its programs are attached.
 fn endpoint(reconciler: &Reconciler<Memory>, ifindex: u32) -> Option<Endpoint> {
     let attached = reconciler.dataplane().attached.contains(&IfIndex(ifindex));
     reconciler.dataplane().endpoints.get(&IfIndex(ifindex)).filter(|_| attached).copied()
 }
 
+/// Returns whether an endpoint drops all traffic because its policies are not compiled yet.
 fn is_shut(reconciler: &Reconciler<Memory>, ifindex: u32) -> bool {
     let shut = |endpoint: Endpoint| {
         endpoint.has(endpoint_flags::INCOMPLETE) && endpoint.ingress.isolated() && endpoint.egress.isolated()
@@ -107,14 +109,14 @@ fn is_shut(reconciler: &Reconciler<Memory>, ifindex: u32) -> bool {
     endpoint(reconciler, ifindex).is_some_and(shut)
 }
 
-fn why(reconciler: &Reconciler<Memory>) -> Vec<String> {
+fn pending_reasons(reconciler: &Reconciler<Memory>) -> Vec<String> {
     reconciler.pending().into_iter().map(|pending| format!("{}: {}", pending.pod, pending.reason)).collect()
 }
 
 #[test]
 fn a_new_pod_is_shut_until_its_policies_are_compiled() {
     let mut reconciler = start(&[DENY_WEB], &[]);
-    reconciler.apply(applied(&[&pod("db", "db", 2), &pod("web", "web", 3)]));
+    reconciler.apply(apply_events(&[&pod("db", "db", 2), &pod("web", "web", 3)]));
     reconciler.interfaces(interfaces(&[(12, 2), (13, 3)]));
     assert!(
         reconciler.pod_endpoints().next().is_none(),
@@ -125,8 +127,11 @@ fn a_new_pod_is_shut_until_its_policies_are_compiled() {
     assert!(is_shut(&reconciler, 12) && is_shut(&reconciler, 13));
     assert_eq!(endpoint(&reconciler, 12).expect("no endpoint").address_v4, [10, 0, 0, 2]);
     assert_eq!(reconciler.pods_waiting(), 2);
-    let why = why(&reconciler);
-    assert!(why.iter().all(|why| why.contains("still being evaluated; all of its traffic is dropped")), "{why:?}");
+    let reasons = pending_reasons(&reconciler);
+    assert!(
+        reasons.iter().all(|reason| reason.contains("still being evaluated; all of its traffic is dropped")),
+        "{reasons:?}"
+    );
     finish(&mut reconciler);
     let [db, web] = [12, 13].map(|ifindex| endpoint(&reconciler, ifindex).expect("no endpoint"));
     assert!(!db.has(endpoint_flags::INCOMPLETE) && !db.ingress.isolated() && !db.egress.isolated());
@@ -137,7 +142,7 @@ fn a_new_pod_is_shut_until_its_policies_are_compiled() {
 #[test]
 fn a_pod_that_is_evaluated_in_time_is_never_shut() {
     let mut reconciler = start(&[DENY_WEB], &[]);
-    reconciler.apply(applied(&[&pod("web", "web", 3)]));
+    reconciler.apply(apply_events(&[&pod("web", "web", 3)]));
     reconciler.interfaces(interfaces(&[(13, 3)]));
     finish(&mut reconciler);
     let web = endpoint(&reconciler, 13).expect("no endpoint");
@@ -148,7 +153,7 @@ fn a_pod_that_is_evaluated_in_time_is_never_shut() {
 fn endpoints_do_not_change_while_changes_are_compiled() {
     let mut reconciler = start(&[DENY_WEB, &pod("web", "web", 3)], &[(13, 3)]);
     let before = endpoint(&reconciler, 13).expect("no endpoint");
-    reconciler.apply(applied(&[&pod("web", "db", 3)]));
+    reconciler.apply(apply_events(&[&pod("web", "db", 3)]));
     wait_until_overdue(&mut reconciler);
     assert_eq!(endpoint(&reconciler, 13), Some(before), "the endpoint must not change");
     finish(&mut reconciler);
@@ -157,13 +162,13 @@ fn endpoints_do_not_change_while_changes_are_compiled() {
 
 #[test]
 fn a_pod_of_the_same_name_does_not_inherit_policies_while_its_own_are_compiled() {
-    // Like a StatefulSet: the old pod was open, the new one is denied everything.
+    // Like a pod of a StatefulSet. The old pod was not isolated; policies deny all traffic of the new pod.
     let mut reconciler = start(&[DENY_WEB, &pod("pod-0", "db", 3)], &[(13, 3)]);
     assert!(!endpoint(&reconciler, 13).expect("no endpoint").ingress.isolated());
     // A policy for the old pod is still compiling when the new pod appears.
-    reconciler.apply(applied(&[OPEN]));
-    let mut events = vec![deleted("pod-0")];
-    events.extend(applied(&[&pod("pod-0", "web", 4)]));
+    reconciler.apply(apply_events(&[OPEN]));
+    let mut events = vec![delete_event("pod-0")];
+    events.extend(apply_events(&[&pod("pod-0", "web", 4)]));
     reconciler.apply(events);
     reconciler.interfaces(interfaces(&[(13, 3), (14, 4)]));
     wait_until_overdue(&mut reconciler);
@@ -179,15 +184,15 @@ fn a_pod_of_the_same_name_does_not_inherit_policies_while_its_own_are_compiled()
 #[test]
 fn a_pod_that_is_deleted_during_a_compile_is_enforced_as_before() {
     let mut reconciler = start(&[DENY_WEB, &pod("web", "web", 3)], &[(13, 3)]);
-    reconciler.apply(vec![deleted("web")]);
+    reconciler.apply(vec![delete_event("web")]);
     assert!(reconciler.endpoint(IfIndex(13)).expect("no endpoint").is_orphaned());
     finish(&mut reconciler);
     assert!(endpoint(&reconciler, 13).expect("no endpoint").ingress.isolated());
     // A pod that is shut and deleted before its policies were compiled.
-    reconciler.apply(applied(&[&pod("db", "db", 4)]));
+    reconciler.apply(apply_events(&[&pod("db", "db", 4)]));
     reconciler.interfaces(interfaces(&[(13, 3), (14, 4)]));
     wait_until_overdue(&mut reconciler);
-    reconciler.apply(vec![deleted("db")]);
+    reconciler.apply(vec![delete_event("db")]);
     finish(&mut reconciler);
     assert!(is_shut(&reconciler, 14), "an endpoint that was shut is not opened");
     reconciler.interfaces(interfaces(&[]));
@@ -220,7 +225,7 @@ fn endpoints_of_an_earlier_agent_are_kept_until_the_first_compile() {
     let dataplane = std::mem::take(earlier.dataplane_mut());
     let mut reconciler = begin(dataplane, &[DENY_WEB, &pod("web", "web", 3)], &[(13, 3)]);
     reconciler.interfaces(interfaces(&[(13, 3)]));
-    reconciler.apply(vec![deleted("web")]);
+    reconciler.apply(vec![delete_event("web")]);
     wait_until_overdue(&mut reconciler);
     assert_eq!(endpoint(&reconciler, 13), Some(before));
     finish(&mut reconciler);
@@ -231,7 +236,7 @@ fn endpoints_of_an_earlier_agent_are_kept_until_the_first_compile() {
 fn interfaces_are_handled_between_slices_of_writes() {
     let mut reconciler = start(&[DENY_WEB, &pod("web", "web", 3)], &[]);
     let many: Vec<String> = (10..250).map(|address| pod(&format!("pod-{address}"), "db", address)).collect();
-    let events = many.iter().flat_map(|manifest| applied(&[manifest])).collect();
+    let events = many.iter().flat_map(|manifest| apply_events(&[manifest])).collect();
     reconciler.apply(events);
     assert!(reconciler.compile());
     assert!(reconciler.execute(Duration::ZERO), "one slice must not write everything");
@@ -251,9 +256,9 @@ fn batches_finish_when_written_and_waiting_batches_are_one_job() {
     let mut reconciler = start(&[], &[]);
     let first = reconciler.finished();
     assert!(first.len() == 1 && first[0].start);
-    reconciler.apply_batch(batch(2, applied(&[&pod("a", "db", 3)])));
-    reconciler.apply_batch(batch(3, applied(&[&pod("b", "db", 4)])));
-    reconciler.apply_batch(batch(4, applied(&[&pod("c", "db", 5)])));
+    reconciler.apply_batch(batch(2, apply_events(&[&pod("a", "db", 3)])));
+    reconciler.apply_batch(batch(3, apply_events(&[&pod("b", "db", 4)])));
+    reconciler.apply_batch(batch(4, apply_events(&[&pod("c", "db", 5)])));
     assert!(!reconciler.has_engine() && reconciler.finished().is_empty());
     let check = Check {
         condition: "pod/shop/a".parse().expect("invalid condition"),
@@ -275,10 +280,10 @@ fn batches_finish_when_written_and_waiting_batches_are_one_job() {
 #[test]
 fn a_resync_is_a_separate_job() {
     let mut reconciler = start(&[DENY_WEB, &pod("web", "web", 3), &pod("db", "db", 4)], &[(13, 3), (14, 4)]);
-    reconciler.apply_batch(batch(2, applied(&[OPEN])));
-    let both = applied(&[&pod("web", "db", 3), &pod("db", "web", 4)]);
-    reconciler.apply_batch(Batch { after_resync: true, ..batch(3, both) });
-    reconciler.apply_batch(batch(4, applied(&[&pod("new", "web", 5)])));
+    reconciler.apply_batch(batch(2, apply_events(&[OPEN])));
+    let swapped_labels = apply_events(&[&pod("web", "db", 3), &pod("db", "web", 4)]);
+    reconciler.apply_batch(Batch { after_resync: true, ..batch(3, swapped_labels) });
+    reconciler.apply_batch(batch(4, apply_events(&[&pod("new", "web", 5)])));
     wait_until_overdue(&mut reconciler);
     finish(&mut reconciler);
     let [web, db] = [13, 14].map(|ifindex| endpoint(&reconciler, ifindex).expect("no endpoint"));
@@ -291,7 +296,7 @@ fn a_resync_is_a_separate_job() {
 #[test]
 fn names_are_available_while_the_engine_is_compiling() {
     let mut reconciler = start(&[DENY_WEB, &pod("web", "web", 3)], &[(13, 3)]);
-    reconciler.apply(applied(&[&pod("db", "db", 4)]));
+    reconciler.apply(apply_events(&[&pod("db", "db", 4)]));
     assert!(!reconciler.has_engine());
     assert_eq!(reconciler.endpoints()[0].policies.ingress, ["shop/deny"]);
 }

@@ -1,4 +1,4 @@
-//! Tests checks of conditions, with a data plane in memory.
+//! Tests the conditions that a client can wait for, such as "the policy is enforced", with a data plane in memory.
 
 use std::net::IpAddr;
 
@@ -31,22 +31,22 @@ const OBJECTS: &str = "
  spec: {podSelector: {matchLabels: {app: none}}}}
 ";
 
-fn interfaces(exists: bool) -> InterfaceSnapshot {
+fn interfaces(has_veth: bool) -> InterfaceSnapshot {
     let veth = Veth { ifindex: IfIndex(3), name: "veth3".to_owned(), namespace: 0, peer: 2, bridge: None, packets: 0 };
     let address: IpAddr = "10.0.0.2".parse().expect("invalid address");
-    let veths = exists.then(|| (IfIndex(3), (veth, PodEnd::at(vec![address]))));
+    let veths = has_veth.then(|| (IfIndex(3), (veth, PodEnd::at(vec![address]))));
     InterfaceSnapshot { veths: veths.into_iter().collect(), ..InterfaceSnapshot::default() }
 }
 
-fn start(dataplane: Memory, exists: bool) -> Reconciler<Memory> {
-    start_with(dataplane, exists, OBJECTS, Options::of_node("n1"))
+fn start(dataplane: Memory, has_veth: bool) -> Reconciler<Memory> {
+    start_with(dataplane, has_veth, OBJECTS, Options::of_node("n1"))
 }
 
-fn start_with(dataplane: Memory, exists: bool, objects: &str, options: Options) -> Reconciler<Memory> {
+fn start_with(dataplane: Memory, has_veth: bool, objects: &str, options: Options) -> Reconciler<Memory> {
     let parsed = manifest::parse(objects, "test.yaml");
     assert!(parsed.errors.is_empty(), "{parsed:?}");
     let objects = parsed.objects.into_iter().map(|located| located.object).collect();
-    Reconciler::start(dataplane, options, &Snapshot::default(), vec![Event::Reset(objects)], interfaces(exists))
+    Reconciler::start(dataplane, options, &Snapshot::default(), vec![Event::Reset(objects)], interfaces(has_veth))
         .expect("cannot start the reconciler")
 }
 
@@ -56,7 +56,7 @@ fn check(reconciler: &Reconciler<Memory>, condition: &str, generation: u64) -> C
     reconciler.check(&Check { condition, generation: Generation(generation), addresses: None }, Generation(5))
 }
 
-fn why(result: &CheckResult) -> String {
+fn pending_reasons(result: &CheckResult) -> String {
     assert!(matches!(result.condition, ConditionState::NotYet(_)), "{result:?}");
     result.pending.iter().map(|pending| format!("{}: {}", pending.pod, pending.reason)).collect::<Vec<_>>().join("; ")
 }
@@ -82,7 +82,7 @@ fn a_policy_holds_for_pods_of_this_node_once_its_change_is_applied() {
 fn the_reason_why_a_pod_is_not_enforced_is_reported() {
     let absent = start(Memory::default(), false);
     assert_eq!(
-        why(&check(&absent, "policy/shop/block", 5)),
+        pending_reasons(&check(&absent, "policy/shop/block", 5)),
         "shop/web: no interface with an address of the pod was found yet"
     );
     assert!(absent.is_fully_applied(), "a missing interface is not a failed write");
@@ -91,7 +91,7 @@ fn the_reason_why_a_pod_is_not_enforced_is_reported() {
     rejecting.rejects_attach = true;
     let not_attached = start(rejecting, true);
     let result = check(&not_attached, "sync", 5);
-    assert!(why(&result).starts_with("shop/web: attach failed: "), "{result:?}");
+    assert!(pending_reasons(&result).starts_with("shop/web: attach failed: "), "{result:?}");
     assert!(!not_attached.is_fully_applied());
 
     for (map, words) in
@@ -99,7 +99,7 @@ fn the_reason_why_a_pod_is_not_enforced_is_reported() {
     {
         let mut full = start(Memory::full(map), true);
         let result = check(&full, "policy/shop/block", 5);
-        assert!(why(&result).contains(words), "{result:?}");
+        assert!(pending_reasons(&result).contains(words), "{result:?}");
         assert!(!full.is_fully_applied());
         full.dataplane_mut().full = None;
         full.retry();
@@ -129,7 +129,7 @@ fn a_policy_that_is_not_enforced_never_holds() {
         match words {
             None => assert_eq!(condition, ConditionState::Holds),
             Some(words) => {
-                assert!(matches!(&condition, ConditionState::Never(why) if why.contains(words)), "{condition:?}");
+                assert!(matches!(&condition, ConditionState::Never(reason) if reason.contains(words)), "{condition:?}");
             }
         }
         let pods = pods(&reconciler, 5).items;
@@ -146,9 +146,9 @@ fn a_policy_in_shadow_mode_without_its_map_entries_is_not_evaluated() {
     );
     let mut reconciler = start_with(Memory::full(MapName::Allow), true, &objects, Options::of_node("n1"));
     let unevaluated = reconciler.unevaluated_shadow();
-    let (policy, why) = unevaluated.first_key_value().expect("all policies are evaluated");
+    let (policy, reason) = unevaluated.first_key_value().expect("all policies are evaluated");
     assert_eq!((unevaluated.len(), policy.to_string().as_str()), (1, "shop/block"));
-    assert!(why.contains("could not be written"), "{why}");
+    assert!(reason.contains("could not be written"), "{reason}");
     reconciler.dataplane_mut().full = None;
     reconciler.retry();
     assert!(reconciler.unevaluated_shadow().is_empty());
@@ -159,7 +159,7 @@ fn conditions_that_can_never_hold_on_this_node_are_reported() {
     let reconciler = start(Memory::default(), true);
     for (pod, words) in [("pod/shop/far", "the pod is on node n2"), ("pod/shop/host", "the host network")] {
         let result = check(&reconciler, pod, 5);
-        assert!(matches!(&result.condition, ConditionState::Never(why) if why.contains(words)), "{result:?}");
+        assert!(matches!(&result.condition, ConditionState::Never(reason) if reason.contains(words)), "{result:?}");
     }
     assert_eq!(check(&reconciler, "policy/shop/none", 5).condition, ConditionState::Absent);
 }
@@ -171,7 +171,7 @@ fn a_pod_is_deleted_when_its_interface_is_removed() {
     assert!(matches!(check(&reconciler, "delete=policy/shop/block", 5).condition, ConditionState::NotYet(Some(_))));
     reconciler.apply(vec![Event::Reset(Vec::new())]);
     let result = check(&reconciler, "delete=pod/shop/web", 5);
-    assert_eq!(why(&result), "shop/web: the interface still exists and is enforced as before");
+    assert_eq!(pending_reasons(&result), "shop/web: the interface still exists and is enforced as before");
     assert_eq!(check(&reconciler, "delete=policy/shop/block", 5).condition, ConditionState::Holds);
     reconciler.interfaces(interfaces(false));
     assert_eq!(check(&reconciler, "delete=pod/shop/web", 5).condition, ConditionState::Holds);

@@ -10,11 +10,11 @@ use nix::mount::MsFlags;
 #[test]
 fn flow_records_that_do_not_fit_on_the_disk_are_counted() {
     // On its own thread, because the thread gets its own mount namespace.
-    std::thread::spawn(export_to_a_full_disk).join().expect("see above");
+    std::thread::spawn(export_to_a_full_disk).join().expect("the test failed on its thread");
 }
 
 fn export_to_a_full_disk() {
-    // The exporter's thread inherits the namespace.
+    // The exporter's thread inherits this mount namespace.
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("cannot create a mount namespace: run as root");
     let folder = tempfile::tempdir().expect("no folder");
     let mount = |flags: MsFlags, size: &str| {
@@ -37,10 +37,10 @@ fn export_to_a_full_disk() {
         let (_, counters) = exporters.counters().next().expect("no target");
         (counters.exported(), counters.dropped(DropReason::WriteFailed))
     };
-    let push_until = |what: &str, holds: &dyn Fn() -> bool| {
-        let begin = Instant::now();
+    let push_until = |failure: &str, holds: &dyn Fn() -> bool| {
+        let start = Instant::now();
         while !holds() {
-            assert!(begin.elapsed() < Duration::from_secs(10), "{what}: {:?}", counts());
+            assert!(start.elapsed() < Duration::from_secs(10), "{failure}: {:?}", counts());
             exporters.push(&record);
             std::thread::sleep(Duration::from_millis(1));
         }

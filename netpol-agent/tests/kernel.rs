@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use node::{Node, alive, reported};
+use node::{Node, carries_data, stderr_of};
 
 const DENY_IN: &str = "{podSelector: {}, policyTypes: [Ingress]}";
 const SERVE_80: &str =
@@ -36,7 +36,7 @@ fn count_connections_while(node: &Node, action: impl FnOnce()) -> u32 {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                succeeded.fetch_add(u32::from(node.open(1, 2, 81).is_some()), Ordering::Relaxed);
+                succeeded.fetch_add(u32::from(node.connect(1, 2, 81).is_some()), Ordering::Relaxed);
             }
         });
         let guard = StopOnDrop(&stop);
@@ -50,19 +50,19 @@ fn count_connections_while(node: &Node, action: impl FnOnce()) -> u32 {
 fn adopts_and_uninstalls(mode: &str) {
     let mut node = shop();
     node.start(&["--attach", mode]);
-    node.expect(1, 2, 80, true);
-    node.expect(1, 2, 81, false);
-    // Pod 1 is isolated too. Replies to it are allowed only because the flow is known.
-    let mut open = node.open(1, 2, 80).expect("cannot connect to port 80");
-    assert!(alive(&mut open));
+    node.expect_connection(1, 2, 80, true);
+    node.expect_connection(1, 2, 81, false);
+    // Pod 1 is isolated, too. Replies to it are allowed only because they belong to a recorded flow.
+    let mut open = node.connect(1, 2, 80).expect("cannot connect to port 80");
+    assert!(carries_data(&mut open));
 
     node.end(false);
-    assert!(alive(&mut open), "{mode}: the connection broke when the agent was killed");
-    node.expect(1, 2, 81, false);
+    assert!(carries_data(&mut open), "{mode}: the connection broke when the agent was killed");
+    node.expect_connection(1, 2, 81, false);
     let mut next = node;
     next.start(&["--attach", mode]);
-    assert!(alive(&mut open), "{mode}: the connection broke when the next agent started");
-    next.expect(1, 2, 80, true);
+    assert!(carries_data(&mut open), "{mode}: the connection broke when the next agent started");
+    next.expect_connection(1, 2, 80, true);
     assert!(next.end(true).success());
 
     let output = next.subcommand(&["uninstall"]);
@@ -70,12 +70,12 @@ fn adopts_and_uninstalls(mode: &str) {
     assert!(
         output.status.success() && text.contains("netpol was removed completely"),
         "{mode}: {text}{}",
-        reported(&output)
+        stderr_of(&output)
     );
     assert!(!next.pin_path.exists(), "{mode}: {} still exists", next.pin_path.display());
     assert_eq!(next.tc("filter show dev veth2 ingress"), "", "{mode}");
     assert!(!next.tc("qdisc show dev veth2").contains("clsact"), "{mode}");
-    next.expect(1, 2, 81, true);
+    next.expect_connection(1, 2, 81, true);
     assert!(next.subcommand(&["uninstall"]).status.success(), "{mode}: a second uninstall failed");
 }
 
@@ -94,7 +94,7 @@ fn restarts_never_allow_denied_connections() {
     for mode in ["tcx", "tc"] {
         let mut node = shop();
         node.start(&["--attach", mode]);
-        node.expect(1, 2, 81, false);
+        node.expect_connection(1, 2, 81, false);
         node.end(false);
         let source = format!("dir:{}", node.directory.path().display());
         let ready = node.directory.path().join(".ready-restart");
@@ -125,13 +125,13 @@ fn restarts_never_allow_denied_connections() {
 fn uninstall_reports_a_filter_that_another_process_attached() {
     let mut node = shop();
     node.start(&["--attach", "tc"]);
-    node.expect(1, 2, 81, false);
+    node.expect_connection(1, 2, 81, false);
     node.end(true);
     let program = node.pin_path.join(format!("v{}/programs/netpol_egress", netpol_common::LAYOUT_VERSION));
     node.tc(&format!("filter add dev veth2 ingress prio 7 bpf da object-pinned {}", program.display()));
     let output = node.subcommand(&["uninstall"]);
-    assert_eq!(output.status.code(), Some(1), "{}", reported(&output));
-    assert!(reported(&output).contains("remains: program netpol_egress"), "{}", reported(&output));
+    assert_eq!(output.status.code(), Some(1), "{}", stderr_of(&output));
+    assert!(stderr_of(&output).contains("remains: program netpol_egress"), "{}", stderr_of(&output));
     let filters = node.tc("filter show dev veth2 ingress");
     assert!(filters.contains("pref 7") && !filters.contains("pref 2 "), "only netpol's filters are removed: {filters}");
     assert!(node.tc("qdisc show dev veth1").is_empty() || !node.tc("qdisc show dev veth1").contains("clsact"));
@@ -144,17 +144,18 @@ fn an_agent_of_another_layout_version_is_replaced_without_a_gap() {
         let entries = std::fs::read_dir(&node.pin_path).expect("cannot list the pin path").flatten();
         entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     };
-    let own = format!("v{}", netpol_common::LAYOUT_VERSION);
+    let current_version = format!("v{}", netpol_common::LAYOUT_VERSION);
     for mode in ["tcx", "tc"] {
         let mut node = shop();
         node.start(&["--attach", mode]);
-        node.expect(1, 2, 81, false);
+        node.expect_connection(1, 2, 81, false);
         node.end(true);
         let attached = node.attached(2);
-        let mut open = node.open(1, 2, 80).expect("cannot connect to port 80");
+        let mut open = node.connect(1, 2, 80).expect("cannot connect to port 80");
         // Simulate the state of another layout version.
-        std::fs::rename(node.pin_path.join(&own), node.pin_path.join("v0")).expect("cannot rename the pin directory");
-        node.expect(1, 2, 81, false);
+        std::fs::rename(node.pin_path.join(&current_version), node.pin_path.join("v0"))
+            .expect("cannot rename the pin directory");
+        node.expect_connection(1, 2, 81, false);
         let succeeded = count_connections_while(&node, || {
             let source = format!("dir:{}", node.directory.path().display());
             let ready = node.directory.path().join(".ready-takeover");
@@ -162,16 +163,16 @@ fn an_agent_of_another_layout_version_is_replaced_without_a_gap() {
             let arguments = ["run", "--node", "n1", "--source", &source, "--attach", mode, "--ready-file", ready_file];
             let mut agent = node.start_another(&arguments);
             node.wait("the next agent is ready", || ready.exists());
-            node.wait("the state of the other version is removed", || versions(&node) == [own.clone()]);
+            node.wait("the state of the other version is removed", || versions(&node) == [current_version.clone()]);
             agent.kill().and_then(|()| agent.wait()).expect("cannot end the agent");
         });
         assert_eq!(succeeded, 0, "{mode}: a denied connection succeeded");
         assert_eq!(node.attached(2), attached, "{mode}: programs are attached twice");
-        assert!(alive(&mut open), "{mode}: an open connection was lost");
-        node.expect(1, 2, 80, true);
-        node.expect(1, 2, 81, false);
+        assert!(carries_data(&mut open), "{mode}: an open connection was lost");
+        node.expect_connection(1, 2, 80, true);
+        node.expect_connection(1, 2, 81, false);
         let output = node.subcommand(&["uninstall"]);
-        assert!(output.status.success(), "{mode}: {}", reported(&output));
+        assert!(output.status.success(), "{mode}: {}", stderr_of(&output));
         assert!(
             !node.tc("qdisc show dev veth2").contains("clsact"),
             "{mode}: the qdisc of the other version was not removed"
@@ -183,19 +184,21 @@ fn an_agent_of_another_layout_version_is_replaced_without_a_gap() {
 fn maps_are_resized_with_open_connections() {
     let mut node = shop();
     node.start(&[]);
-    node.expect(1, 2, 80, true);
-    node.expect(1, 2, 81, false);
-    let mut open = node.open(1, 2, 80).expect("cannot connect to port 80");
-    assert!(alive(&mut open));
-    let other = ["--max-flows-v4", "5000", "--max-endpoints", "16", "--max-allow", "500", "--max-ports", "600"];
+    node.expect_connection(1, 2, 80, true);
+    node.expect_connection(1, 2, 81, false);
+    let mut open = node.connect(1, 2, 80).expect("cannot connect to port 80");
+    assert!(carries_data(&mut open));
+    let sizes_with_tcx =
+        ["--max-flows-v4", "5000", "--max-endpoints", "16", "--max-allow", "500", "--max-ports", "600"];
     for mode in ["tcx", "tc"] {
         node.end(mode == "tcx");
-        let sizes = if mode == "tcx" { &other[..] } else { &["--max-flows-v4", "7000", "--max-prefixes", "300"] };
+        let sizes =
+            if mode == "tcx" { &sizes_with_tcx[..] } else { &["--max-flows-v4", "7000", "--max-prefixes", "300"] };
         node.start(&[&["--attach", mode], sizes].concat());
         node.wait_log("maps were resized");
-        assert!(alive(&mut open), "{mode}: flows were not copied");
-        node.expect(1, 2, 80, true);
-        node.expect(1, 2, 81, false);
+        assert!(carries_data(&mut open), "{mode}: flows were not copied");
+        node.expect_connection(1, 2, 80, true);
+        node.expect_connection(1, 2, 81, false);
         assert!(!node.pin_path.join(format!("v{}/resize", netpol_common::LAYOUT_VERSION)).exists());
     }
     let status = String::from_utf8(node.subcommand(&["status", "-o", "json"]).stdout).expect("invalid JSON");
@@ -212,7 +215,7 @@ fn maps_are_resized_with_open_connections() {
 fn connections_that_open_while_maps_are_resized_work() {
     let mut node = shop();
     node.start(&[]);
-    node.expect(1, 2, 80, true);
+    node.expect_connection(1, 2, 80, true);
     let stop = AtomicBool::new(false);
     let source = format!("dir:{}", node.directory.path().display());
     let ready = node.directory.path().join(".resized");
@@ -224,8 +227,8 @@ fn connections_that_open_while_maps_are_resized_work() {
             while !stop.load(Ordering::Relaxed) {
                 let start = Instant::now();
                 let mut stream =
-                    node.open_within(Duration::from_secs(4), 1, 2, 80).expect("an allowed connection failed");
-                assert!(alive(&mut stream), "the connection carries no data");
+                    node.connect_within(Duration::from_secs(4), 1, 2, 80).expect("an allowed connection failed");
+                assert!(carries_data(&mut stream), "the connection carries no data");
                 opened += 1;
                 slow += u32::from(start.elapsed() > Duration::from_millis(900));
             }
@@ -251,33 +254,33 @@ fn connections_that_open_while_maps_are_resized_work() {
 fn sizes_too_small_for_the_current_entries_are_rejected_with_an_error() {
     let mut node = shop();
     node.start(&[]);
-    node.expect(1, 2, 81, false);
+    node.expect_connection(1, 2, 81, false);
     node.end(true);
     node.start(&["--max-addresses-v4", "1"]);
     node.wait_log("cannot resize maps in use");
     node.wait_log("--max-addresses-v4");
-    node.expect(1, 2, 80, true);
-    node.expect(1, 2, 81, false);
+    node.expect_connection(1, 2, 80, true);
+    node.expect_connection(1, 2, 81, false);
 }
 
 #[test]
 fn a_full_map_allows_nothing_more_and_is_reported_until_there_is_room() {
     let mut node = shop();
-    // A second pair of rule set and class, which does not fit into the map.
+    // This policy needs a second entry of ALLOW, which does not fit into the map.
     node.policy("one", "{podSelector: {matchLabels: {n: p1}}, ingress: [{from: [{podSelector: {matchLabels: {n: p2}}}], ports: [{port: 80}]}]}");
     node.start(&["--max-allow", "1", "--metrics", "127.0.0.1:9464"]);
     node.wait_log("ALLOW is full");
     node.wait_log("raise --max-allow");
-    node.expect(1, 2, 81, false);
-    node.expect(2, 1, 81, false);
+    node.expect_connection(1, 2, 81, false);
+    node.expect_connection(2, 1, 81, false);
     let page = node.page(9464, "/metrics");
     assert!(page.contains("netpol_map_full_total{map=\"ALLOW\"}"), "{page}");
     assert!(node.events().contains("\"reason\":\"tables-incomplete\""), "{}", node.events());
     assert!(!node.events().contains("\"verdict\":\"allow\""));
     // Make room.
     node.remove("one.yaml");
-    node.expect(1, 2, 80, true);
-    node.expect(1, 2, 81, false);
+    node.expect_connection(1, 2, 80, true);
+    node.expect_connection(1, 2, 81, false);
     node.wait("no entries are missing", || node.page(9464, "/metrics").contains("netpol_map_missing_entries 0"));
 }
 
@@ -287,27 +290,27 @@ fn two_agents_do_not_share_a_pin_path() {
     node.start(&[]);
     let source = format!("dir:{}", node.directory.path().display());
     let second = node.subcommand(&["run", "--node", "n1", "--source", &source]);
-    assert_eq!(second.status.code(), Some(3), "{}", reported(&second));
-    assert!(reported(&second).contains("another netpol-agent runs on"), "{}", reported(&second));
+    assert_eq!(second.status.code(), Some(3), "{}", stderr_of(&second));
+    assert!(stderr_of(&second).contains("another netpol-agent runs on"), "{}", stderr_of(&second));
     let uninstall = node.subcommand(&["uninstall"]);
-    assert_eq!(uninstall.status.code(), Some(3), "{}", reported(&uninstall));
-    node.expect(1, 2, 81, false);
+    assert_eq!(uninstall.status.code(), Some(3), "{}", stderr_of(&uninstall));
+    node.expect_connection(1, 2, 81, false);
 }
 
 #[test]
 fn a_pod_removed_from_the_source_stays_enforced() {
     let mut node = shop();
     node.start(&[]);
-    node.expect(1, 2, 81, false);
+    node.expect_connection(1, 2, 81, false);
     node.remove("pod2.yaml");
     node.wait_log("enforced as before until the interface is removed");
-    assert!(node.open(1, 2, 81).is_none());
+    assert!(node.connect(1, 2, 81).is_none());
     node.end(false);
     node.start(&[]);
-    assert!(node.open(1, 2, 81).is_none(), "a denied connection succeeded after a restart");
+    assert!(node.connect(1, 2, 81).is_none(), "a denied connection succeeded after a restart");
     node.write_pod(2);
-    node.expect(1, 2, 80, true);
-    node.expect(1, 2, 81, false);
+    node.expect_connection(1, 2, 80, true);
+    node.expect_connection(1, 2, 81, false);
 }
 
 #[test]
@@ -330,7 +333,8 @@ fn the_agent_uses_little_memory_and_attaches_in_milliseconds() {
     assert!(attach > 0.0 && attach < 0.25, "attaching a pod takes {attach} s");
     let gap = value(&page, "netpol_unprotected_seconds_sum{since=\"interface\"}")
         / value(&page, "netpol_unprotected_seconds_count{since=\"interface\"}");
-    // Code pages of a debug build are not representative; `cargo xtask bench memory` measures a release build.
+    // Only anonymous memory is checked: the code pages of a debug build are not representative. `cargo xtask bench
+    // memory` measures a release build.
     let status = std::fs::read_to_string(format!("/proc/{}/status", node.agent_pid()))
         .expect("cannot read the status of the agent");
     let anonymous = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB"));
@@ -344,7 +348,7 @@ fn denied_packets_do_not_delay_other_work() {
     let mut node = shop();
     node.start(&["--metrics", "127.0.0.1:9466"]);
     node.policy("deny", "{podSelector: {}, policyTypes: [Ingress, Egress]}");
-    node.expect(1, 2, 81, false);
+    node.expect_connection(1, 2, 81, false);
     node.add_pod(5);
     node.pod_ip(5, "addr flush dev eth0 scope global");
     // The agent reads interfaces again, and drops the address from its cache.
@@ -353,10 +357,10 @@ fn denied_packets_do_not_delay_other_work() {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let guard = StopOnDrop(&stop);
-        // Each connection is a new flow, so that each is reported.
+        // Each connection is a new flow, so each is reported.
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                node.open_within(Duration::from_millis(2), 1, 2, 81);
+                node.connect_within(Duration::from_millis(2), 1, 2, 81);
             }
         });
         // The address is added later, without a message to the agent.
@@ -376,35 +380,37 @@ fn an_interface_that_reuses_the_index_of_a_removed_one_is_enforced() {
     for mode in ["tcx", "tc"] {
         let mut node = shop();
         node.start(&["--attach", mode]);
-        node.expect(1, 2, 81, false);
+        node.expect_connection(1, 2, 81, false);
         node.end(false);
         node.replace_veth(2);
-        node.expect(1, 2, 81, true);
+        node.expect_connection(1, 2, 81, true);
         node.start(&["--attach", mode]);
-        node.expect(1, 2, 81, false);
-        node.expect(1, 2, 80, true);
+        node.expect_connection(1, 2, 81, false);
+        node.expect_connection(1, 2, 80, true);
         assert!(node.end(true).success());
         let output = node.subcommand(&["uninstall"]);
-        assert!(output.status.success(), "{mode}: {}", reported(&output));
+        assert!(output.status.success(), "{mode}: {}", stderr_of(&output));
     }
 }
 
-/// The kernel reports each removal. With periodic checks only, three of them in a row would take up to half a minute.
+/// The kernel reports each removal. With periodic checks only, the reattachment after three removals would take up to
+/// half a minute.
 #[test]
 fn detached_filters_are_reattached_at_once() {
     let mut node = shop();
     node.start(&["--attach", "tc"]);
-    node.expect(1, 2, 81, false);
+    node.expect_connection(1, 2, 81, false);
     let start = Instant::now();
-    for (time, command) in ["qdisc del dev veth2 clsact", "filter del dev veth2 egress", "qdisc del dev veth2 clsact"]
-        .into_iter()
-        .enumerate()
+    for (earlier_removals, command) in
+        ["qdisc del dev veth2 clsact", "filter del dev veth2 egress", "qdisc del dev veth2 clsact"]
+            .into_iter()
+            .enumerate()
     {
         node.tc(command);
         node.wait("the log reports the detached programs", || {
-            node.log().matches("detached by another process").count() > time
+            node.log().matches("detached by another process").count() > earlier_removals
         });
-        node.expect(1, 2, 81, false);
+        node.expect_connection(1, 2, 81, false);
         node.wait("the filters are reattached", || node.attached(2) == (2, 0));
     }
     assert!(start.elapsed() < Duration::from_secs(9), "it took {:?}", start.elapsed());
@@ -413,8 +419,8 @@ fn detached_filters_are_reattached_at_once() {
 #[test]
 fn programs_run_before_other_programs_at_the_hooks() {
     let mut node = shop();
-    // Like the bandwidth plugin, which shapes traffic from a pod. This filter accepts all packets, so later filters do
-    // not run.
+    // The bandwidth plugin attaches a filter like this one, to shape traffic from a pod. The filter accepts all
+    // packets, so later filters do not run.
     node.tc("qdisc add dev veth2 ingress");
     // One instruction of classic BPF: return TC_ACT_OK.
     let accept = node.directory.path().join(".accept");
@@ -423,14 +429,14 @@ fn programs_run_before_other_programs_at_the_hooks() {
     node.policy("out", "{podSelector: {matchLabels: {n: p2}}, policyTypes: [Egress]}");
     for _ in 0..2 {
         node.start(&[]);
-        node.expect(1, 2, 80, true);
-        node.expect(1, 2, 81, false);
-        node.expect(2, 1, 80, false);
+        node.expect_connection(1, 2, 80, true);
+        node.expect_connection(1, 2, 81, false);
+        node.expect_connection(2, 1, 80, false);
         assert_eq!([1, 2].map(|pod| node.attached(pod)), [(2, 0), (0, 2)], "numbers of filters and links");
         assert!(node.end(true).success());
     }
     let output = node.subcommand(&["uninstall"]);
-    assert!(output.status.success(), "{}", reported(&output));
+    assert!(output.status.success(), "{}", stderr_of(&output));
     assert!(node.tc("filter show dev veth2 ingress").contains("pref 1 "), "another process's filter was removed");
     assert!(!node.tc("qdisc show dev veth1").contains("clsact"));
 }
@@ -444,9 +450,9 @@ fn an_agent_continues_if_its_output_is_not_read() {
     drop(agent.stderr.take());
     node.add_pod(3);
     node.write_pod(3);
-    node.expect(1, 2, 81, false);
+    node.expect_connection(1, 2, 81, false);
     node.policy("deny", DENY_IN);
-    node.expect(1, 3, 80, false);
+    node.expect_connection(1, 3, 80, false);
     assert_eq!(agent.try_wait().expect("cannot query the agent"), None, "the agent ended");
     node::end(agent);
 }

@@ -1,4 +1,4 @@
-//! Kubernetes Events for denied packets and invalid policies, from the reconciler to the API server.
+//! Tests Kubernetes Events for denied packets and invalid policies, from the reconciler to the API server.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -25,7 +25,7 @@ const POLICIES: &str = "
  spec: {podSelector: {}, policyTypes: [Ingress, Egress]}}
 ";
 
-const BAD: &str = "
+const INVALID_POLICY: &str = "
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: bad, namespace: shop},
  spec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/99}}]}]}}
 ";
@@ -46,7 +46,7 @@ fn pod(name: &str, node: &str, address: &str) -> Value {
 }
 
 /// Starts the writer of Events as the agent does.
-fn start(node: &str, server: &ApiServer, credentials: &Path) -> (Sink, Handle) {
+fn start_event_writer(node: &str, server: &ApiServer, credentials: &Path) -> (Sink, Handle) {
     let kubeconfig = server.write_credentials(credentials).expect("cannot write the credentials");
     let source = ObjectSource::Kube(Some(kubeconfig));
     kubernetes::start(node, source.api_client().expect("the source has no API server")).expect("cannot start a thread")
@@ -62,7 +62,7 @@ impl Pipeline {
         }
         let pods = server.all(Resource::Pods);
         let mut text = pods.iter().fold(String::new(), |text, object| text + &object.to_string() + "\n---\n");
-        let name = if policies == BAD { "bad" } else { "deny-all" };
+        let name = if policies == INVALID_POLICY { "bad" } else { "deny-all" };
         let metadata = json!({"name": name, "namespace": "shop"});
         let policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata});
         server.apply(policy).expect("the server rejected the object");
@@ -79,7 +79,7 @@ impl Pipeline {
             vec![Event::Reset(objects)],
             interfaces,
         );
-        let (sink, handle) = start(node, &server, credentials.path());
+        let (sink, handle) = start_event_writer(node, &server, credentials.path());
         Self {
             server,
             reconciler: reconciler.expect("cannot start the reconciler"),
@@ -101,7 +101,7 @@ impl Pipeline {
     }
 
     fn report(&mut self, flags: u8, destination: [u8; 4], port: u16, suppressed: u32) {
-        let bytes = |address: [u8; 4]| std::array::from_fn(|at| address.get(at).copied().unwrap_or(0));
+        let bytes = |address: [u8; 4]| std::array::from_fn(|index| address.get(index).copied().unwrap_or(0));
         let endpoint = &self.reconciler.endpoint(IfIndex(3)).expect("no endpoint").endpoint;
         let policies = if flags == 0 { &endpoint.egress } else { &endpoint.shadow_egress };
         let event = FlowEvent {
@@ -123,7 +123,7 @@ impl Pipeline {
         self.reporter.as_mut().expect("the pipeline has ended").record(&event, &self.reconciler);
     }
 
-    fn numbers(&self) -> &EventCounters {
+    fn counters(&self) -> &EventCounters {
         self.reporter.as_ref().and_then(Reporter::kubernetes).expect("the pipeline has ended")
     }
 
@@ -138,12 +138,12 @@ impl Pipeline {
         self.server.events()
     }
 
-    fn wait_until(&self, what: &str, holds: impl Fn() -> bool) {
-        let begun = Instant::now();
+    fn wait_until(&self, awaited: &str, holds: impl Fn() -> bool) {
+        let started = Instant::now();
         while !holds() {
             assert!(
-                begun.elapsed() < Duration::from_secs(30),
-                "timed out waiting for {what}; the Events are: {:#?}",
+                started.elapsed() < Duration::from_secs(30),
+                "timed out waiting for {awaited}; the Events are: {:#?}",
                 self.server.events()
             );
             std::thread::sleep(Duration::from_millis(10));
@@ -153,9 +153,9 @@ impl Pipeline {
     /// Ends the pipeline as an agent does when it stops. Returns how long this takes.
     fn end(&mut self) -> Duration {
         self.reporter = None;
-        let begun = Instant::now();
+        let started = Instant::now();
         self.runtime.block_on(self.handle.take().expect("the pipeline has ended").finish());
-        begun.elapsed()
+        started.elapsed()
     }
 
     fn writes(&self) -> usize {
@@ -171,10 +171,10 @@ fn text<'v>(event: &'v Value, pointer: &str) -> &'v str {
 #[test]
 fn a_denied_packet_becomes_an_event_for_kubectl_describe() {
     let mut pipeline = Pipeline::start("n1", POLICIES);
-    let begun = Instant::now();
+    let started = Instant::now();
     pipeline.deny([10, 0, 1, 2], 5432, 0);
     let events = pipeline.events(1);
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(started.elapsed() < Duration::from_secs(5));
     let event = &events[0];
     let web = pipeline.server.get(Resource::Pods, "shop", "web").expect("the pod does not exist");
     // Fields by which `kubectl describe pod` selects Events.
@@ -246,7 +246,7 @@ fn a_port_scan_does_not_flood_the_api_server() {
     }
     pipeline.events(11);
     std::thread::sleep(Duration::from_millis(500));
-    let dropped = pipeline.numbers().dropped(DropReason::QueueFull);
+    let dropped = pipeline.counters().dropped(DropReason::QueueFull);
     pipeline.end();
     let events = pipeline.events(11);
     assert_eq!(events.len(), 11, "ten Events for single ports and one for all others");
@@ -257,7 +257,7 @@ fn a_port_scan_does_not_flood_the_api_server() {
 
 #[test]
 fn an_invalid_policy_has_one_event_from_all_agents_together() {
-    let mut pipeline = Pipeline::start("n1", BAD);
+    let mut pipeline = Pipeline::start("n1", INVALID_POLICY);
     pipeline.report_notices();
     let events = pipeline.events(1);
     let policy = pipeline.server.get(Resource::NetworkPolicies, "shop", "bad").expect("the policy does not exist");
@@ -266,9 +266,9 @@ fn an_invalid_policy_has_one_event_from_all_agents_together() {
     assert_eq!(text(&events[0], "/reason"), "InvalidPolicyField");
     let note = text(&events[0], "/note");
     assert!(note.starts_with("spec.ingress[0].from[0].ipBlock.cidr: "), "{note}");
-    // Another agent, or this one after a restart, finds that the Event exists.
+    // Another agent, or the same agent after a restart, finds that the Event exists.
     let credentials = TempDir::new().expect("cannot create a directory");
-    let (sink, handle) = start("n2", &pipeline.server, credentials.path());
+    let (sink, handle) = start_event_writer("n2", &pipeline.server, credentials.path());
     let mut other = Reporter::new(Lines::to(std::io::sink()), FlowBuffer::default()).with_kube_events(Some(sink));
     other.report_notices(&pipeline.reconciler);
     pipeline.wait_until("a second attempt", || {
@@ -314,7 +314,7 @@ fn the_start_and_the_end_of_a_suspension_have_an_event_each() {
 
 #[test]
 fn an_agent_without_pods_of_a_policy_writes_no_event_for_it() {
-    let mut pipeline = Pipeline::start("n3", BAD);
+    let mut pipeline = Pipeline::start("n3", INVALID_POLICY);
     pipeline.report_notices();
     std::thread::sleep(Duration::from_secs(1));
     pipeline.end();
@@ -325,11 +325,11 @@ fn an_agent_without_pods_of_a_policy_writes_no_event_for_it() {
 fn during_an_outage_packets_are_counted_without_blocking() {
     let mut pipeline = Pipeline::start("n1", POLICIES);
     pipeline.server.network(Network::Refuse);
-    let begun = Instant::now();
+    let started = Instant::now();
     for _ in 0..500 {
         pipeline.deny([10, 0, 1, 2], 5432, 0);
     }
-    assert!(begun.elapsed() < Duration::from_secs(2), "reporting waited for the API server");
+    assert!(started.elapsed() < Duration::from_secs(2), "reporting waited for the API server");
     std::thread::sleep(Duration::from_millis(1500));
     pipeline.server.network(Network::Up);
     let events = pipeline.events(1);
@@ -343,7 +343,7 @@ fn requests_that_fail_are_retried() {
     pipeline.server.inject(Fault::new(Effect::cut_in_the_middle()).verb(Verb::Create).times(1));
     pipeline.deny([10, 0, 1, 2], 5432, 0);
     // The response was cut, but the write succeeded: the Event must not exist twice.
-    pipeline.wait_until("a published Event", || pipeline.numbers().published() == 1);
+    pipeline.wait_until("a published Event", || pipeline.counters().published() == 1);
     assert_eq!(pipeline.server.events().len(), 1);
 }
 
@@ -384,7 +384,7 @@ fn an_event_that_the_api_server_deleted_is_created_again() {
     let mut pipeline = Pipeline::start("n1", POLICIES);
     pipeline.deny([10, 0, 1, 2], 5432, 0);
     let events = pipeline.events(1);
-    pipeline.wait_until("a published Event", || pipeline.numbers().published() == 1);
+    pipeline.wait_until("a published Event", || pipeline.counters().published() == 1);
     pipeline.server.delete(Resource::Events, "shop", text(&events[0], "/metadata/name"));
     pipeline.deny([10, 0, 1, 2], 5432, 0);
     pipeline.end();
@@ -398,7 +398,7 @@ fn a_deleted_pod_gets_no_event() {
     let mut pipeline = Pipeline::start("n1", POLICIES);
     pipeline.server.delete(Resource::Pods, "shop", "web");
     pipeline.deny([10, 0, 1, 2], 5432, 0);
-    pipeline.wait_until("a dropped Event", || pipeline.numbers().dropped(DropReason::Deleted) == 1);
+    pipeline.wait_until("a dropped Event", || pipeline.counters().dropped(DropReason::Deleted) == 1);
     assert!(pipeline.server.events().is_empty());
     assert_eq!(
         pipeline.reporter.as_ref().map(|reporter| reporter.events(FlowVerdict::Denied)),

@@ -1,5 +1,5 @@
-//! A resync after an outage applies several changes at once. After every single write, each pod has the verdicts from
-//! before the outage or the new ones, never a mixture.
+//! Tests a resync after an outage, which applies several changes at once. After every single write, each verdict must
+//! be the verdict from before the outage or the new one.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -35,8 +35,8 @@ struct Recorder {
 }
 
 impl Recorder {
-    /// Records the verdicts. `after` describes the last write.
-    fn record(&mut self, after: String) {
+    /// Records the verdicts after a write.
+    fn record(&mut self, write: String) {
         let verdicts = self.memory.endpoints.values().filter_map(|endpoint| {
             let (pod, addresses) = self.local_pods.get(&endpoint.ifindex)?;
             let Endpoint { ingress, egress, shadow_ingress, shadow_egress, .. } = *endpoint;
@@ -50,7 +50,7 @@ impl Recorder {
             Some((pod.clone(), self.probes.iter().map(evaluate).collect()))
         });
         let verdicts = verdicts.collect();
-        self.records.push((after, verdicts));
+        self.records.push((write, verdicts));
     }
 }
 
@@ -123,19 +123,19 @@ fn expected_verdicts(cluster_state: &ClusterState, local_pods: &LocalPods, probe
     engine.apply(Event::LocalAddresses(cluster_state.local_addresses.clone()));
     engine.apply(Event::Reset(cluster_state.objects().collect()));
     let verdicts = |pod: &PodKey| -> Vec<[bool; 2]> {
-        let both = |packet: Packet| {
+        let verdicts_of_packet = |packet: Packet| {
             let shadow = expected_shadow(cluster_state, engine.tables(), &packet);
             [
                 expected(cluster_state, engine.tables(), &packet).0.allows(),
                 shadow.is_none_or(|(reason, _)| reason.allows()),
             ]
         };
-        probes.iter().map(|probe| both(probe.at(pod))).collect()
+        probes.iter().map(|probe| verdicts_of_packet(probe.at(pod))).collect()
     };
     local_pods.values().map(|(pod, _)| (pod.clone(), verdicts(pod))).collect()
 }
 
-/// Returns the pods of this node that have an interface: those that own all of their addresses.
+/// Returns the pods of this node that have an interface: pods with addresses that belong to no other pod.
 fn local_pods(cluster_state: &ClusterState) -> LocalPods {
     let local = cluster_state.pods.values().filter(|pod| pod.is_selectable() && pod.node.as_deref() == Some("node-1"));
     let owners = local.filter(|pod| {
@@ -215,16 +215,16 @@ proptest! {
         let reconciler = Reconciler::start(recorder, options, &Snapshot::default(), objects, interfaces);
         let mut reconciler = reconciler.expect("cannot start the reconciler");
         let (verdicts_before, verdicts_after) = (expected_verdicts(&old, &local_pods, &probes), expected_verdicts(&new, &local_pods, &probes));
-        if let Some((after, last)) = reconciler.dataplane().records.last() {
-            prop_assert_eq!(last, &verdicts_before, "after the start and the write {}", after);
+        if let Some((write, last)) = reconciler.dataplane().records.last() {
+            prop_assert_eq!(last, &verdicts_before, "after the start and the write {}", write);
         }
 
         reconciler.dataplane_mut().records.clear();
         reconciler.resync(changes);
-        for (after, verdicts) in &reconciler.dataplane().records {
+        for (write, verdicts) in &reconciler.dataplane().records {
             for (pod, verdicts) in verdicts {
                 for (index, found) in verdicts.iter().enumerate() {
-                    // A pod changes in two writes: as a local pod and as a remote address. So its hairpin traffic is
+                    // A change of a pod needs two writes: of its endpoint and of its address. So its hairpin traffic is
                     // not checked.
                     if old.pods[pod].addresses.contains(&probes[index].remote) {
                         continue;
@@ -232,23 +232,24 @@ proptest! {
                     let either = [verdicts_before[pod][index], verdicts_after[pod][index]];
                     let packet = probes[index].at(pod);
                     // If a pod with the same rules is a backend of the Service, the packet may be allowed here and
-                    // rechecked.
+                    // evaluated again post-DNAT.
                     let is_rechecked =
                         || [&old, &new].into_iter().any(|cluster_state| is_among_backends(cluster_state, &packet, |_| true));
-                    let is_valid = |view: usize| {
-                        either.iter().any(|verdict| verdict[view] == found[view])
-                            || (found[view] && !packet.post_dnat && is_rechecked())
+                    // Index 0: the verdict. Index 1: the verdict if policies in shadow mode were enforced.
+                    let is_valid = |verdict_index: usize| {
+                        either.iter().any(|verdict| verdict[verdict_index] == found[verdict_index])
+                            || (found[verdict_index] && !packet.post_dnat && is_rechecked())
                     };
                     prop_assert!(
                         is_valid(0) && is_valid(1),
-                        "{pod} {:?} is {found:?}, was or will be {either:?}, after {after}",
+                        "{pod} {:?} is {found:?}, was or will be {either:?}, after {write}",
                         probes[index]
                     );
                 }
             }
         }
-        if let Some((after, last)) = reconciler.dataplane().records.last() {
-            prop_assert_eq!(last, &verdicts_after, "at the end, after the write {}", after);
+        if let Some((write, last)) = reconciler.dataplane().records.last() {
+            prop_assert_eq!(last, &verdicts_after, "at the end, after the write {}", write);
         } else {
             prop_assert_eq!(verdicts_before, verdicts_after, "nothing was written, although verdicts differ");
         }

@@ -1,7 +1,7 @@
-//! Limits the connections of one listener, in total and for each peer. At the limit of a peer, a new connection replaces
-//! this peer's oldest one. At the total limit, it replaces the oldest one of the peer with the most connections.
-//! Connections with a request that is being answered are not closed. So a client that sends its request or reads the
-//! response slowly does not delay others.
+//! Limits the connections of one listener, in total and for each peer. If a peer at its limit opens a new connection,
+//! the agent closes the oldest connection of this peer. At the total limit, the agent closes the oldest connection of
+//! the peer with the most connections. So a client that sends its request slowly, or reads the response slowly, does
+//! not delay others. While the agent prepares a response or sends a stream, it does not close the connection.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -44,7 +44,7 @@ pub(super) struct Connections {
     open: Arc<Mutex<OpenConnections>>,
 }
 
-/// Connections by number; numbers only grow, so that the oldest is first.
+/// Connections by number. Each new connection gets a higher number, so the first entry is the oldest connection.
 #[derive(Debug, Default)]
 struct OpenConnections {
     next: u64,
@@ -54,7 +54,7 @@ struct OpenConnections {
 #[derive(Debug)]
 struct Connection {
     peer: Peer,
-    /// Whether its request is being answered, so that the connection does not wait for its client.
+    /// Whether the agent is answering the request. If not, the connection waits for its client, and may be closed.
     answering: IsAnswering,
     /// Closes the connection when dropped.
     _close: oneshot::Sender<()>,
@@ -105,9 +105,9 @@ impl Drop for Streaming {
     }
 }
 
-/// An admitted connection; it counts until this is dropped.
+/// An admitted connection. It counts towards the limits until this value is dropped.
 #[derive(Debug)]
-pub(super) struct Admitted {
+pub(super) struct AdmittedConnection {
     number: u64,
     open: Arc<Mutex<OpenConnections>>,
     closed: oneshot::Receiver<()>,
@@ -121,25 +121,25 @@ impl Connections {
 
     /// Admits a new connection. `None`: no other connection can be closed to make room, because each has a request in
     /// progress.
-    pub(super) fn admit(&self, peer: Peer) -> Option<Admitted> {
+    pub(super) fn admit(&self, peer: Peer) -> Option<AdmittedConnection> {
         let mut open = lock(&self.open);
         if open.count_of(peer) >= self.limits.per_peer {
             open.close_oldest(peer)?;
         }
         if open.connections.len() >= self.limits.all {
-            let busiest = open.busiest()?;
-            open.close_oldest(busiest)?;
+            let victim = open.peer_with_most_connections()?;
+            open.close_oldest(victim)?;
         }
         let number = open.next;
         open.next += 1;
         let (close, closed) = oneshot::channel();
         let answering = IsAnswering::default();
         open.connections.insert(number, Connection { peer, answering: answering.clone(), _close: close });
-        Some(Admitted { number, open: Arc::clone(&self.open), closed, answering })
+        Some(AdmittedConnection { number, open: Arc::clone(&self.open), closed, answering })
     }
 }
 
-impl Admitted {
+impl AdmittedConnection {
     /// Serves the connection until it ends or is closed to make room for another one.
     pub(super) async fn run(mut self, serve: impl Future) {
         tokio::select! {
@@ -150,7 +150,7 @@ impl Admitted {
     }
 }
 
-impl Drop for Admitted {
+impl Drop for AdmittedConnection {
     fn drop(&mut self) {
         lock(&self.open).connections.remove(&self.number);
     }
@@ -161,18 +161,18 @@ impl OpenConnections {
         self.connections.values().filter(|connection| connection.peer == peer).count()
     }
 
-    fn waiting(&self) -> impl Iterator<Item = (u64, Peer)> {
+    fn waiting_for_client(&self) -> impl Iterator<Item = (u64, Peer)> {
         let waiting = self.connections.iter().filter(|(_, connection)| connection.answering.waits_for_client());
         waiting.map(|(number, connection)| (*number, connection.peer))
     }
 
-    /// Returns the peer with the most connections, of those with a connection that waits for its client.
-    fn busiest(&self) -> Option<Peer> {
-        self.waiting().map(|(_, peer)| peer).max_by_key(|peer| self.count_of(*peer))
+    /// Returns the peer with the most connections. Skips peers without a connection that may be closed.
+    fn peer_with_most_connections(&self) -> Option<Peer> {
+        self.waiting_for_client().map(|(_, peer)| peer).max_by_key(|peer| self.count_of(*peer))
     }
 
     fn close_oldest(&mut self, peer: Peer) -> Option<()> {
-        let (oldest, _) = self.waiting().find(|(_, owner)| *owner == peer)?;
+        let (oldest, _) = self.waiting_for_client().find(|(_, owner)| *owner == peer)?;
         self.connections.remove(&oldest).map(drop)
     }
 }
@@ -190,7 +190,7 @@ mod tests {
         Peer::of_address([10, 0, 0, last].into())
     }
 
-    fn is_open(admitted: &mut Admitted) -> bool {
+    fn is_open(admitted: &mut AdmittedConnection) -> bool {
         admitted.closed.try_recv() == Err(oneshot::error::TryRecvError::Empty)
     }
 
@@ -208,12 +208,12 @@ mod tests {
     #[test]
     fn over_the_total_limit_the_peer_with_the_most_connections_loses_one() {
         let connections = Connections::new(Limits { all: 4, per_peer: 3 });
-        let mut few = connections.admit(peer(1)).expect("the connection was refused");
-        let mut many: Vec<_> =
+        let mut of_peer_1 = connections.admit(peer(1)).expect("the connection was refused");
+        let mut of_peer_2: Vec<_> =
             (0..3).map(|_| connections.admit(peer(2)).expect("the connection was refused")).collect();
-        let mut new = connections.admit(peer(3)).expect("the connection was refused");
-        assert!(is_open(&mut few) && is_open(&mut new));
-        assert_eq!(many.iter_mut().map(is_open).collect::<Vec<_>>(), [false, true, true]);
+        let mut of_peer_3 = connections.admit(peer(3)).expect("the connection was refused");
+        assert!(is_open(&mut of_peer_1) && is_open(&mut of_peer_3));
+        assert_eq!(of_peer_2.iter_mut().map(is_open).collect::<Vec<_>>(), [false, true, true]);
     }
 
     #[tokio::test]
@@ -245,9 +245,9 @@ mod tests {
 
     #[test]
     fn an_ipv6_network_of_64_bits_is_one_peer() {
-        let of = |text: &str| Peer::of_address(text.parse().expect("invalid address"));
-        assert_eq!(of("2001:db8::1"), of("2001:db8::2:3:4:5"));
-        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
-        assert_eq!(of("::ffff:10.0.0.1"), peer(1));
+        let peer_of = |text: &str| Peer::of_address(text.parse().expect("invalid address"));
+        assert_eq!(peer_of("2001:db8::1"), peer_of("2001:db8::2:3:4:5"));
+        assert_ne!(peer_of("2001:db8::1"), peer_of("2001:db8:0:1::1"));
+        assert_eq!(peer_of("::ffff:10.0.0.1"), peer(1));
     }
 }

@@ -1,4 +1,4 @@
-//! `/v1/flows`: the last records, and new ones.
+//! `/v1/flows`: the last records of flows, and new records as they are written.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -17,7 +17,8 @@ use crate::events::BufferedRecord;
 /// NDJSON: one JSON object a line.
 const NDJSON: &str = "application/x-ndjson";
 
-/// Handles a request. While the response is sent, the connection counts as one that is being answered.
+/// Handles a request. While the response is sent, the connection counts as being answered, so that it is not closed to
+/// make room for another one.
 pub(super) fn answer(query: &str, requests: &Requests, answering: &IsAnswering) -> HttpResponse {
     let query = match FlowQuery::parse(query) {
         Ok(query) => query,
@@ -34,7 +35,7 @@ pub(super) fn answer(query: &str, requests: &Requests, answering: &IsAnswering) 
     } else {
         (buffer.records(), None)
     };
-    let existing = requested(&query, existing);
+    let existing = requested_records(&query, existing);
     let stream = RecordStream::new(&query, &requests.about.node, existing, new);
     let stream = stream.holding(permit).holding(answering.stream());
     let mut response = Response::new(ApiBody::Records(Box::new(stream)));
@@ -42,15 +43,15 @@ pub(super) fn answer(query: &str, requests: &Requests, answering: &IsAnswering) 
     response
 }
 
-/// Returns the existing records that a client requests. A client that follows gets only new ones, unless it requests
-/// others with `since` or `last`.
-fn requested(query: &FlowQuery, existing: Vec<Arc<BufferedRecord>>) -> Vec<Arc<BufferedRecord>> {
+/// Returns the existing records that a client requests. A client with `follow=true` gets only new records, unless it
+/// requests existing ones with `since` or `last`.
+fn requested_records(query: &FlowQuery, existing: Vec<Arc<BufferedRecord>>) -> Vec<Arc<BufferedRecord>> {
     if query.follow && query.since.is_none() && query.last.is_none() {
         return Vec::new();
     }
-    let first = query.since.map(|since| SystemTime::now().checked_sub(since).unwrap_or(UNIX_EPOCH));
+    let start = query.since.map(|since| SystemTime::now().checked_sub(since).unwrap_or(UNIX_EPOCH));
     let is_requested =
-        |record: &Arc<BufferedRecord>| first.is_none_or(|first| record.time >= first) && query.matches(&record.record);
+        |record: &Arc<BufferedRecord>| start.is_none_or(|start| record.time >= start) && query.matches(&record.record);
     let mut records: Vec<_> = existing.into_iter().filter(is_requested).collect();
     let skipped = query.last.map_or(0, |last| records.len().saturating_sub(last));
     records.split_off(skipped)
@@ -89,7 +90,7 @@ mod tests {
                 Record::RateLimited(limited) => limited.pod.clone(),
                 other => panic!("{other:?}"),
             };
-            let names: Vec<String> = requested(&parsed, records.clone()).iter().map(name).collect();
+            let names: Vec<String> = requested_records(&parsed, records.clone()).iter().map(name).collect();
             assert_eq!(names, expected, "{query}");
         }
     }

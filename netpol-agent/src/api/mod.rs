@@ -1,8 +1,10 @@
-//! Serves the HTTP API of the agent: health and metrics over TCP, each on its own listener; over a Unix socket also
-//! the status, flows and other resources, waiting for conditions, and the start of pods.
+//! Serves the HTTP API of the agent. Health and metrics are served over TCP, each on its own listener. A Unix socket
+//! also serves the status, flows and other resources, requests that wait for conditions, and requests of the CNI plugin
+//! when a pod starts.
 //!
-//! Only the main loop in `reconcile::task` has the state, and it answers each request, except those for flows, which are
-//! in memory. So a response, also of `/healthz`, proves that the loop runs. Waiting requests are checked again whenever the loop reports progress.
+//! Only the main loop in `reconcile::task` has the state of the agent. So the loop answers all requests, except those
+//! for flows, which are read from a buffer in memory. A response, also of `/healthz`, proves that the loop runs. The
+//! conditions of waiting requests are checked again whenever the loop reports progress.
 
 mod body;
 mod connections;

@@ -1,4 +1,4 @@
-//! Requests of a CNI plugin about starting and stopping pods.
+//! Requests of the CNI plugin `netpol-cni` when a pod starts or stops.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::requests::Requests;
 use super::routes::{HttpResponse, json, refuse};
-use crate::gate::{self, Admitted, Gate};
+use crate::gate::{self, AdmittedPod, Gate};
 
 /// Maximum size of a request in bytes.
 const MAX_BODY: usize = 64 << 10;
@@ -27,12 +27,12 @@ pub(super) fn serves(path: &str) -> bool {
     matches!(path, START | STOP)
 }
 
-/// Handles a POST request to one of these paths.
+/// Handles a POST request for a path that this module serves.
 pub(super) async fn answer(request: Request<Incoming>, requests: &Requests, limit: Duration) -> HttpResponse {
     let gate = Gate::new(requests.clone());
     let response = match request.uri().path() {
-        START => async { Ok(start(body(request, limit).await?, &gate).await) }.await,
-        _ => async { Ok(stop(body(request, limit).await?, &gate).await) }.await,
+        START => async { Ok(start(read_body(request, limit).await?, &gate).await) }.await,
+        _ => async { Ok(stop(read_body(request, limit).await?, &gate).await) }.await,
     };
     response.unwrap_or_else(|error| refuse(StatusCode::BAD_REQUEST, error))
 }
@@ -52,7 +52,7 @@ async fn start(start: PodStart, gate: &Gate) -> HttpResponse {
         addresses: start.addresses,
     };
     match gate.hold(start, "cni", limit).await {
-        Ok(Admitted { took, exempt }) => {
+        Ok(AdmittedPod { took, exempt }) => {
             let outcome = if exempt.is_none() { StartOutcome::Enforced } else { StartOutcome::Exempt };
             let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
             json(StatusCode::OK, &PodStarted { outcome, took_ms, reason: exempt.map(|error| error.to_string()) })
@@ -61,7 +61,7 @@ async fn start(start: PodStart, gate: &Gate) -> HttpResponse {
     }
 }
 
-async fn body<T: DeserializeOwned>(request: Request<Incoming>, limit: Duration) -> Result<T, String> {
+async fn read_body<T: DeserializeOwned>(request: Request<Incoming>, limit: Duration) -> Result<T, String> {
     let body = timeout(limit, Limited::new(request.into_body(), MAX_BODY).collect()).await;
     let body = body.map_err(|_| "the body did not arrive in time".to_owned())?.map_err(|error| error.to_string())?;
     serde_json::from_slice(&body.to_bytes()).map_err(|error| format!("invalid body: {error}"))

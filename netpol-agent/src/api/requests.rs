@@ -14,14 +14,15 @@ use crate::gate::{GateStats, StartingPods};
 use crate::reconcile::{Check, CheckResult, ConditionState, ContainerStarts};
 use netpol_source::{SourceQuery, SourceState};
 
-/// Maximum number of waiting requests; more are rejected. Each one is checked again after every change.
+/// Maximum number of requests that wait for conditions; more are rejected. Each waiting request costs a check after
+/// every change.
 pub(super) const MAX_WAITERS: usize = 64;
 /// Maximum number of clients that read records of flows at the same time.
 pub(super) const MAX_STREAMS: usize = 32;
-/// Minimum time for the loop to respond. It responds within this time unless it is evaluating changes.
+/// Minimum time limit for a response of the main loop. The loop needs more time only while it evaluates changes.
 const LOOP_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// A request to the loop.
+/// A request to the main loop.
 #[derive(Debug)]
 pub enum LoopRequest {
     /// The metrics.
@@ -76,12 +77,12 @@ impl Progress {
     }
 }
 
-/// Node and source of the agent.
+/// What requests read without the main loop.
 #[derive(Clone, Debug)]
 pub struct About {
-    /// Name of its node.
+    /// Name of the agent's node.
     pub node: String,
-    /// Source of its objects.
+    /// Source of the objects: the API server or a directory.
     pub source: String,
     /// State of the source.
     pub state: SourceState,
@@ -103,9 +104,9 @@ pub struct Requests {
     pub(super) warnings: Warnings,
     /// Pods for which the start is delayed.
     pub(crate) starting: StartingPods,
-    /// Pods before their containers run.
+    /// Pods with containers that do not run yet, or started too early.
     pub(crate) container_starts: ContainerStarts,
-    /// Counts of the start gate.
+    /// State and counters of the start gate, which delays the start of a pod until its policies are enforced.
     pub gate: GateStats,
     to_loop: mpsc::Sender<LoopRequest>,
 }
@@ -173,7 +174,7 @@ impl Requests {
         answered.await.ok()
     }
 
-    /// Sends an query to the source.
+    /// Sends a query to the source.
     ///
     /// # Errors
     /// If the source has ended.
@@ -181,13 +182,13 @@ impl Requests {
         self.source_queries.send(query).await.map_err(|_| ())
     }
 
-    /// Checks a condition after each change of the loop, until it holds, can never hold, or the time is over. `None`:
-    /// the loop has ended.
+    /// Checks a condition whenever the loop reports progress, until the condition holds, the condition can never hold,
+    /// or the time is over. `None`: the loop has ended.
     pub async fn wait_until(&self, check: &Check, until: Instant) -> Option<CheckResult> {
         let mut progress = self.progress.clone();
         loop {
             progress.mark_unchanged();
-            // There is no response while changes are being evaluated.
+            // The loop does not respond while it evaluates changes.
             let left = until.saturating_duration_since(Instant::now());
             let response = self.send(|answer| LoopRequest::Check(check.clone(), answer));
             let Ok(result) = timeout(left.max(LOOP_TIMEOUT), response).await else {

@@ -34,7 +34,8 @@ pub(super) enum Paths {
 
 pub(super) type HttpResponse = Response<ApiBody>;
 
-/// Answers a request; all requests except waiting within `limit`. A stream of records is prepared within `limit`.
+/// Answers a request. `limit` is the time limit of the response. It does not apply to requests that wait (for a
+/// condition, or at the start of a pod), nor to streams of records.
 pub(super) async fn answer(
     request: Request<Incoming>,
     requests: &Requests,
@@ -86,7 +87,7 @@ async fn respond(path: &str, query: &str, requests: &Requests, paths: Paths) -> 
             metrics::render_waiting(&requests.about.state) + &metrics::render_gate(&requests.gate),
         )),
         "/metrics" if paths != Paths::Health => {
-            // One metrics request at a time: many metrics clients must not fill the queue that health requests use
+            // One metrics request at a time: many metrics clients must not fill the queue, which health requests use,
             // too.
             let _turn = requests.metrics_turn.acquire().await;
             requests
@@ -144,7 +145,7 @@ async fn wait(query: &str, requests: &Requests) -> HttpResponse {
     }
 }
 
-/// Returns an error.
+/// Returns a response with an error.
 pub(super) fn refuse(status: StatusCode, error: String) -> HttpResponse {
     json(status, &ErrorResponse { error })
 }
@@ -158,9 +159,9 @@ pub(super) fn json(status: StatusCode, body: &impl Serialize) -> HttpResponse {
     }
 }
 
-pub(super) fn response(status: StatusCode, kind: &'static str, text: String) -> HttpResponse {
+pub(super) fn response(status: StatusCode, content_type: &'static str, text: String) -> HttpResponse {
     let mut response = Response::new(ApiBody::Text(text.into()));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }

@@ -1,4 +1,4 @@
-//! Serves HTTP/1.1, one request for each connection.
+//! Serves HTTP/1.1, with one request on each connection.
 
 use std::convert::Infallible;
 use std::io;
@@ -18,11 +18,11 @@ use super::connections::{Connections, IsAnswering, Limits, Peer};
 use super::requests::{MAX_STREAMS, MAX_WAITERS, Requests};
 use super::routes::{self, Paths};
 
-/// Time limit for a client to send the head of its request, and again to read the response.
+/// Time limit for a client to send the head of its request. The same limit applies to the response.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Time between attempts to bind an address.
 const RETRY: Duration = Duration::from_secs(1);
-/// Maximum size of the head of a request, in bytes; the minimum that hyper supports.
+/// Maximum size of the head of a request, in bytes. It is the smallest limit that hyper supports.
 const HEAD_BYTES: usize = 8192;
 /// Limits of each TCP listener. Connections must not use up the file descriptors of the agent.
 const TCP_LIMITS: Limits = Limits { all: 64, per_peer: 32 };
@@ -30,9 +30,9 @@ const TCP_LIMITS: Limits = Limits { all: 64, per_peer: 32 };
 /// repeats it after a second. So the maximum is far more than clients open at one time.
 const BACKLOG: u32 = 1024;
 /// Limits of the Unix socket, to which only root connects. A request that waits for a condition, or reads a stream, is
-/// never closed for another one.
-const SOCKET_LIMITS: Limits = Limits { all: MAX_SOCKET, per_peer: MAX_SOCKET };
-const MAX_SOCKET: usize = 2 * MAX_WAITERS + MAX_STREAMS;
+/// never closed to make room for another connection.
+const SOCKET_LIMITS: Limits = Limits { all: MAX_SOCKET_CONNECTIONS, per_peer: MAX_SOCKET_CONNECTIONS };
+const MAX_SOCKET_CONNECTIONS: usize = 2 * MAX_WAITERS + MAX_STREAMS;
 
 /// Serves `/metrics`, `/healthz` and `/readyz` in a task: see [`serve_health`].
 pub fn serve_metrics(address: SocketAddr, requests: Requests) {
@@ -40,19 +40,19 @@ pub fn serve_metrics(address: SocketAddr, requests: Requests) {
 }
 
 /// Serves `/healthz` and `/readyz` in a task, on its own listener, so that clients of another listener do not delay
-/// probes. If the address cannot be bound (the port is in use), that is logged and reported, and binding is retried:
-/// enforcement must not depend on a port.
+/// probes. If the address cannot be bound (for example because the port is in use), the agent logs the error, shows it
+/// in its status, and retries. It does not exit, because enforcement must not depend on a port.
 pub fn serve_health(address: SocketAddr, requests: Requests) {
     serve_tcp(address, requests, Paths::Health);
 }
 
 fn serve_tcp(address: SocketAddr, requests: Requests, paths: Paths) {
-    let what = if paths == Paths::Health { "health" } else { "metrics" };
+    let purpose = if paths == Paths::Health { "health" } else { "metrics" };
     // The first attempt is not made in the task: if it succeeds, the port is open before anything else starts.
     let first = listen(address);
     tokio::spawn(async move {
-        let listener = listener(first, address, what, &requests).await;
-        tracing::info!(%address, "serving {what}");
+        let listener = listener(first, address, purpose, &requests).await;
+        tracing::info!(%address, "serving {purpose}");
         let connections = Connections::new(TCP_LIMITS);
         loop {
             // Yields after each connection, so that the runtime reads pending data: a complete request is answered
@@ -61,7 +61,7 @@ fn serve_tcp(address: SocketAddr, requests: Requests, paths: Paths) {
             let Some((stream, from)) = accepted(listener.accept().await).await else { continue };
             let Some(admitted) = connections.admit(Peer::of_address(from.ip())) else { continue };
             let serving = serve_connection(stream, requests.clone(), paths, admitted.answering.clone());
-            // Twice: once for the request, once for the response.
+            // Twice the limit: once for the request, once for the response.
             tokio::spawn(admitted.run(timeout(2 * TIMEOUT, serving)));
         }
     });
@@ -71,7 +71,7 @@ fn serve_tcp(address: SocketAddr, requests: Requests, paths: Paths) {
 async fn listener(
     first: io::Result<TcpListener>,
     address: SocketAddr,
-    what: &'static str,
+    purpose: &'static str,
     requests: &Requests,
 ) -> TcpListener {
     let mut result = first;
@@ -79,16 +79,16 @@ async fn listener(
     loop {
         match result {
             Ok(listener) => {
-                requests.warnings.clear(what);
+                requests.warnings.clear(purpose);
                 return listener;
             }
             Err(error) => {
                 let text = format!(
-                    "cannot serve {what} on {address}: {error}; retrying; free the port, or choose another address with --{what}"
+                    "cannot serve {purpose} on {address}: {error}; retrying; free the port, or choose another address with --{purpose}"
                 );
                 if reported.as_ref() != Some(&text) {
                     tracing::error!("{text}");
-                    requests.warnings.set(what, text.clone());
+                    requests.warnings.set(purpose, text.clone());
                     reported = Some(text);
                 }
             }
@@ -126,7 +126,7 @@ pub fn serve_socket(listener: UnixListener, requests: Requests) {
 
 /// Serves a connection within a time limit, which does not apply to streams.
 async fn unless_streaming(limit: Duration, answering: IsAnswering, serving: impl Future) {
-    let over = async {
+    let time_is_over = async {
         sleep(limit).await;
         while answering.is_streaming() {
             sleep(TIMEOUT).await;
@@ -134,25 +134,26 @@ async fn unless_streaming(limit: Duration, answering: IsAnswering, serving: impl
     };
     tokio::select! {
         _ = serving => {}
-        () = over => {}
+        () = time_is_over => {}
     }
 }
 
-/// Makes the kernel report a connection only when its first data arrives, so that clients that send nothing do not count.
-/// The listener works without this option too. Source: `tcp(7)`, `TCP_DEFER_ACCEPT`.
+/// Makes the kernel report a connection only when its first data arrives, so that clients that send nothing do not
+/// count. If the kernel refuses the option, the listener works anyway. Source: `tcp(7)`, `TCP_DEFER_ACCEPT`.
 fn defer_accept(listener: &TcpListener) {
     let seconds = libc::c_int::try_from(TIMEOUT.as_secs()).unwrap_or(1);
     let size = libc::socklen_t::try_from(size_of_val(&seconds)).unwrap_or_default();
     let value = (&raw const seconds).cast();
-    // SAFETY: the descriptor is open as long as the listener, and `value` points to `size` bytes that outlive the
-    // call.
+    // SAFETY: the descriptor is open as long as the listener exists, and `value` points to `size` bytes that outlive
+    // the call.
     unsafe { libc::setsockopt(listener.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, value, size) };
 }
 
+/// Returns an accepted connection. If `accept` fails, logs the error and waits before the next attempt.
 async fn accepted<T>(result: io::Result<T>) -> Option<T> {
     match result {
         Ok(accepted) => Some(accepted),
-        // The client has already closed it: `accept(2)`, "Error handling".
+        // The client has already closed the connection: `accept(2)`, "Error handling".
         Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => None,
         Err(error) => {
             tracing::warn!(%error, "cannot accept a connection to the agent's API, health or metrics");
@@ -197,7 +198,7 @@ mod tests {
     use crate::gate::StartingPods;
     use netpol_source::{SourceQuery, SourceState};
 
-    /// A server without a loop: the test answers its requests.
+    /// A server without a main loop: the test answers the requests to the loop.
     struct TestServer {
         directory: tempfile::TempDir,
         _socket: Socket,
@@ -270,7 +271,7 @@ mod tests {
             state: SourceState::default(),
             flows: FlowBuffer::default(),
         };
-        let (requests, _questions, _progress) = requests(about, mpsc::channel(1).0, StartingPods::closed());
+        let (requests, _loop_requests, _progress) = requests(about, mpsc::channel(1).0, StartingPods::closed());
         serve_metrics(address, requests.clone());
         sleep(RETRY / 4).await;
         let warnings = requests.warnings.all();
@@ -308,15 +309,15 @@ mod tests {
         let one_more = get("/v1/wait?for=sync&timeout=1h");
         assert_eq!(status_line(&server.directory, &one_more).await, "HTTP/1.1 503 Service Unavailable");
         drop(waiting);
-        let mut room = false;
+        let mut is_waiting = false;
         for _ in 0..100 {
             let stream = send(&server.directory, &one_more).await;
             // An accepted request gets no response yet; a refused one gets its response immediately.
-            room = timeout(Duration::from_millis(200), stream.readable()).await.is_err();
-            if room {
+            is_waiting = timeout(Duration::from_millis(200), stream.readable()).await.is_err();
+            if is_waiting {
                 break;
             }
         }
-        assert!(room, "closed connections still count");
+        assert!(is_waiting, "closed connections still count");
     }
 }

@@ -13,7 +13,7 @@ use tokio::net::UnixListener;
 /// Why the socket cannot be created.
 #[derive(Debug, Error)]
 pub enum SocketError {
-    /// Another process listens there.
+    /// Another process listens at this path.
     #[error("another agent is listening on {0}; stop it, or choose another --api-socket")]
     Taken(PathBuf),
     /// The path exists and is no socket. It is not removed, because it may be needed.
@@ -32,7 +32,7 @@ pub enum SocketError {
     },
 }
 
-/// The file of the socket. It is removed when this is dropped, unless another process has replaced it.
+/// The file of the socket. It is removed when this value is dropped, unless another process has replaced the file.
 #[derive(Debug)]
 pub struct Socket {
     path: PathBuf,
@@ -67,7 +67,7 @@ impl Socket {
         let mut new = path.as_os_str().to_owned();
         new.push(format!(".{}", std::process::id()));
         let new = PathBuf::from(new);
-        // A stale socket of an agent that had the same process ID and ended before the rename.
+        // An agent with the same process ID may have ended before the rename, and left this file.
         let _ = fs::remove_file(&new);
         let listener = UnixListener::bind(&new).map_err(failed("create the socket", &new))?;
         let named = fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).and_then(|()| fs::rename(&new, path));
@@ -83,7 +83,7 @@ impl Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         if inode(&self.path).is_ok_and(|inode| inode == self.inode) {
-            // If it cannot be removed, the next agent replaces it.
+            // If the file cannot be removed, the next agent replaces it.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -104,9 +104,9 @@ mod tests {
         let (socket, _listener) = Socket::listen(&path).expect("cannot create the socket");
         assert_eq!(fs::metadata(&path).expect("the file does not exist").permissions().mode() & 0o777, 0o600);
         drop(socket);
-        let left =
+        let remaining =
             fs::read_dir(path.parent().expect("no parent directory")).expect("cannot list the directory").count();
-        assert_eq!(left, 0);
+        assert_eq!(remaining, 0);
     }
 
     #[tokio::test]
@@ -115,7 +115,7 @@ mod tests {
         let path = directory.path().join("agent.sock");
         let (first, listener) = Socket::listen(&path).expect("cannot create the socket");
         assert!(matches!(Socket::listen(&path), Err(SocketError::Taken(_))));
-        // As after a crash.
+        // After a crash, the file of the socket is still there, but no process listens.
         drop(listener);
         let (second, _listener) = Socket::listen(&path).expect("the stale socket was not replaced");
         drop(first);

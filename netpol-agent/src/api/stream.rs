@@ -1,4 +1,5 @@
-//! A stream of records to one client. A slow client loses records, which are counted, and delays nothing.
+//! Streams records of flows to one client. If the client is too slow, records are dropped and counted, so that the
+//! client does not delay the agent.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +17,7 @@ use tokio::task::AbortHandle;
 use crate::events::{BufferedRecord, rfc3339};
 
 /// Maximum number of records that wait for a client.
-pub(super) const QUEUE: usize = 1024;
+pub(super) const MAX_QUEUED: usize = 1024;
 /// Maximum number of records in one part of the response.
 const RECORDS_PER_PART: usize = 64;
 /// Maximum number of labels of a pod in a record. With all labels of an object, a record could be too long for clients.
@@ -30,8 +31,8 @@ pub(super) struct RecordStream {
     live: Option<LiveRecords>,
     labels: bool,
     node: String,
-    /// What is kept until the stream ends.
-    held: Vec<Box<dyn std::any::Any + Send + Sync>>,
+    /// Values that must not be dropped before the stream ends, such as a permit.
+    kept_until_end: Vec<Box<dyn std::any::Any + Send + Sync>>,
 }
 
 /// New records.
@@ -80,13 +81,13 @@ impl RecordStream {
             LiveRecords { queue, task: task.abort_handle() }
         });
         let existing = existing.into();
-        Self { existing, live, labels: query.labels, node: node.to_owned(), held: Vec::new() }
+        Self { existing, live, labels: query.labels, node: node.to_owned(), kept_until_end: Vec::new() }
     }
 
-    /// Keeps a value until the stream ends.
+    /// Keeps a value, such as a permit, until the stream ends.
     #[must_use]
     pub(super) fn holding(mut self, value: impl std::any::Any + Send + Sync) -> Self {
-        self.held.push(Box::new(value));
+        self.kept_until_end.push(Box::new(value));
         self
     }
 
@@ -101,24 +102,24 @@ impl RecordStream {
             return Poll::Ready(Some(lines.into()));
         }
         let Some(live) = &self.live else { return Poll::Ready(None) };
-        let Some(items) = live.queue.take(context) else { return Poll::Pending };
+        let Some(items) = live.queue.take_items(context) else { return Poll::Pending };
         for item in &items {
             match item {
                 QueueItem::Record(record) => add_line(&mut lines, record, self.labels),
-                QueueItem::Lost(records) => add_json(&mut lines, &lost(*records, &self.node)),
+                QueueItem::Lost(records) => add_json(&mut lines, &lost_record(*records, &self.node)),
             }
         }
         Poll::Ready((!lines.is_empty()).then(|| lines.into()))
     }
 }
 
-/// Moves requested records to the queue of a client.
+/// Moves records that match the query to the queue of the client.
 async fn receive(mut new: Receiver<Arc<BufferedRecord>>, query: FlowQuery, queue: Arc<Queue>) {
     loop {
         match new.recv().await {
             Ok(record) if query.matches(&record.record) => queue.push(record),
             Ok(_) => {}
-            Err(RecvError::Lagged(records)) => queue.lose(records),
+            Err(RecvError::Lagged(records)) => queue.add_lost(records),
             Err(RecvError::Closed) => return queue.end(),
         }
     }
@@ -127,7 +128,7 @@ async fn receive(mut new: Receiver<Arc<BufferedRecord>>, query: FlowQuery, queue
 impl Queue {
     fn push(&self, record: Arc<BufferedRecord>) {
         let mut state = self.lock();
-        if state.items.len() >= QUEUE {
+        if state.items.len() >= MAX_QUEUED {
             state.lost += 1;
             return;
         }
@@ -139,7 +140,7 @@ impl Queue {
         state.wake();
     }
 
-    fn lose(&self, records: u64) {
+    fn add_lost(&self, records: u64) {
         let mut state = self.lock();
         state.lost += records;
         state.wake();
@@ -152,7 +153,7 @@ impl Queue {
     }
 
     /// Returns the next items; an empty list if the stream has ended. `None`: no item is waiting yet.
-    fn take(&self, context: &Context<'_>) -> Option<Vec<QueueItem>> {
+    fn take_items(&self, context: &Context<'_>) -> Option<Vec<QueueItem>> {
         let mut state = self.lock();
         let count = state.items.len().min(RECORDS_PER_PART);
         let mut items: Vec<QueueItem> = state.items.drain(..count).collect();
@@ -180,7 +181,7 @@ impl QueueState {
     }
 }
 
-fn lost(records: u64, node: &str) -> Record {
+fn lost_record(records: u64, node: &str) -> Record {
     let time = rfc3339(SystemTime::now());
     let header = RecordHeader { schema: RECORD_SCHEMA.to_owned(), time, node: node.to_owned() };
     Record::Lost(LostRecord { header, records })
@@ -257,7 +258,7 @@ mod tests {
         let (_, new) = buffer.subscribe();
         let query = FlowQuery::parse("namespace=shop").expect("invalid query");
         let mut stream = RecordStream::new(&query, "n1", Vec::new(), Some(new));
-        let total = 2 * QUEUE as u64;
+        let total = 2 * MAX_QUEUED as u64;
         for number in 0..total {
             buffer.push(1, test_record("shop/web", number));
             buffer.push(2, test_record("bank/web", number));
@@ -273,8 +274,8 @@ mod tests {
                 }
             }
         }
-        assert_eq!(received, (0..QUEUE as u64).collect::<Vec<_>>());
-        assert_eq!(lost, total - QUEUE as u64, "records that were not requested must not count");
+        assert_eq!(received, (0..MAX_QUEUED as u64).collect::<Vec<_>>());
+        assert_eq!(lost, total - MAX_QUEUED as u64, "records that were not requested must not count");
         buffer.push(1, test_record("shop/web", 7));
         let lines = poll_fn(|context| stream.poll_lines(context)).await.expect("the stream has ended");
         assert_eq!(numbers(&parsed(&lines)), [7]);

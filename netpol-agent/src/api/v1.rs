@@ -31,28 +31,28 @@ pub const PATHS: [(&str, &str); 17] = [
     ("GET", "/openapi.json"),
 ];
 
-/// Handles a request for a resource; `None` if there is none at this path.
+/// Handles a request for a resource; `None` if the path is not the path of a resource.
 pub(super) async fn respond(path: &str, query: &str, requests: &Requests) -> Option<HttpResponse> {
     Some(match path {
         "/v1/policies" => match PolicyQuery::parse(query) {
-            Ok(query) => answered(requests.send(|client| LoopRequest::Policies(query, client)).await),
-            Err(error) => invalid(error),
+            Ok(query) => json_or_stopping(requests.send(|client| LoopRequest::Policies(query, client)).await),
+            Err(error) => invalid_query(error),
         },
         "/v1/shadow" => match ShadowQuery::parse(query) {
-            Ok(query) => answered(requests.send(|client| LoopRequest::Shadow(query, client)).await),
-            Err(error) => invalid(error),
+            Ok(query) => json_or_stopping(requests.send(|client| LoopRequest::Shadow(query, client)).await),
+            Err(error) => invalid_query(error),
         },
         "/v1/explain" => match ExplainQuery::parse(query) {
             Ok(query) => match requests.send(|client| LoopRequest::Explain(query, client)).await {
                 Some(Err(error)) => refuse(StatusCode::NOT_FOUND, error),
-                explained => answered(explained.and_then(Result::ok)),
+                explained => json_or_stopping(explained.and_then(Result::ok)),
             },
-            Err(error) => invalid(error),
+            Err(error) => invalid_query(error),
         },
         "/openapi.json" | "/v1/status" | "/v1/endpoints" | "/v1/conflicts" | "/v1/maps" | "/v1/pods"
         | "/v1/generations" => match no_parameters(query) {
             Ok(()) => respond_without_parameters(path, requests).await,
-            Err(error) => invalid(error),
+            Err(error) => invalid_query(error),
         },
         _ => return None,
     })
@@ -61,8 +61,8 @@ pub(super) async fn respond(path: &str, query: &str, requests: &Requests) -> Opt
 async fn respond_without_parameters(path: &str, requests: &Requests) -> HttpResponse {
     match path {
         "/openapi.json" => return response(StatusCode::OK, JSON, OPENAPI.to_owned()),
-        "/v1/pods" => return answered(requests.send(LoopRequest::Pods).await),
-        "/v1/generations" => return answered(requests.send(LoopRequest::Generations).await),
+        "/v1/pods" => return json_or_stopping(requests.send(LoopRequest::Pods).await),
+        "/v1/generations" => return json_or_stopping(requests.send(LoopRequest::Generations).await),
         _ => {}
     }
     let Some(status) = status(requests).await else { return stopping() };
@@ -86,11 +86,11 @@ pub(super) fn stopping() -> HttpResponse {
     refuse(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping".to_owned())
 }
 
-fn invalid(error: String) -> HttpResponse {
+fn invalid_query(error: String) -> HttpResponse {
     refuse(StatusCode::BAD_REQUEST, error)
 }
 
-fn answered(answer: Option<impl serde::Serialize>) -> HttpResponse {
+fn json_or_stopping(answer: Option<impl serde::Serialize>) -> HttpResponse {
     answer.map_or_else(stopping, |answer| json(StatusCode::OK, &answer))
 }
 

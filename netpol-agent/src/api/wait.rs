@@ -1,4 +1,5 @@
-//! Waits until conditions are met on this node: a policy or pod is enforced or deleted, or all objects are.
+//! Waits until conditions hold on this node. The conditions are: a policy or pod is enforced, a policy or pod is
+//! deleted, or all objects are processed and all pods of the node are enforced.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use netpol_source::{SourceQuery, Subject, SubjectState};
 
 /// Maximum number of conditions in a request.
 const MAX_CONDITIONS: usize = 64;
-/// Timeout of a request that has none.
+/// Timeout of a request without the parameter `timeout`.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Minimum time for the source to respond, also for a request with a shorter timeout.
 const SOURCE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -51,16 +52,16 @@ pub(super) fn parse(query: &str) -> Result<WaitRequest, String> {
 /// Waits for all conditions at the same time. A condition that held once is not checked again. `None`: the agent is
 /// stopping.
 pub(super) async fn wait(request: &WaitRequest, requests: &Requests) -> Option<WaitResponse> {
-    let begun = Instant::now();
+    let started = Instant::now();
     let waiting =
-        request.conditions.iter().map(|condition| wait_for(condition, begun, begun + request.timeout, requests));
+        request.conditions.iter().map(|condition| wait_for(condition, started, started + request.timeout, requests));
     let results: Option<Vec<_>> = join_all(waiting).await.into_iter().collect();
     Some(WaitResponse { node: requests.about.node.clone(), results: results? })
 }
 
 async fn wait_for(
     condition: &Condition,
-    begun: Instant,
+    started: Instant,
     until: Instant,
     requests: &Requests,
 ) -> Option<ConditionResult> {
@@ -74,12 +75,12 @@ async fn wait_for(
         reason: None,
     };
     match query_source(condition, until, requests).await {
-        Ok(known) if !known.exists && matches!(condition, Condition::Enforced(_)) => {
-            answer.generation = Some(known.generation.0);
+        Ok(subject) if !subject.exists && matches!(condition, Condition::Enforced(_)) => {
+            answer.generation = Some(subject.generation.0);
             answer.result = WaitOutcome::Absent;
         }
-        Ok(known) => {
-            let check = Check { condition: condition.clone(), generation: known.generation, addresses: None };
+        Ok(subject) => {
+            let check = Check { condition: condition.clone(), generation: subject.generation, addresses: None };
             let result = requests.wait_until(&check, until).await?;
             answer.generation = Some(result.enforced.0);
             (answer.result, answer.reason) = match result.condition {
@@ -95,14 +96,14 @@ async fn wait_for(
             answer.reason = Some(reason);
         }
     }
-    answer.seconds = begun.elapsed().as_secs_f64();
+    answer.seconds = started.elapsed().as_secs_f64();
     Some(answer)
 }
 
 /// Returns the state of the condition's subject at the source.
 async fn query_source(condition: &Condition, until: Instant, requests: &Requests) -> Result<SubjectState, String> {
     let subject = match condition {
-        Condition::Enforced(target) | Condition::Deleted(target) => Subject::Object(key(target)),
+        Condition::Enforced(target) | Condition::Deleted(target) => Subject::Object(object_key(target)),
         Condition::Sync => Subject::Everything,
     };
     let (answer, answered) = oneshot::channel();
@@ -117,7 +118,7 @@ async fn query_source(condition: &Condition, until: Instant, requests: &Requests
         .unwrap_or_else(|_| Err("the source did not respond in time: it may be disconnected or slow".to_owned()))
 }
 
-fn key(target: &Target) -> ObjectKey {
+fn object_key(target: &Target) -> ObjectKey {
     let (namespace, name) = (target.namespace.as_str(), target.name.as_str());
     match target.kind {
         TargetKind::Policy => ObjectKey::Policy(PolicyKey::new(namespace, name)),

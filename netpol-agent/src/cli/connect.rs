@@ -13,9 +13,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::ConnectArgs;
 
-/// Bytes of one read.
+/// Maximum number of bytes of one read.
 const CHUNK: usize = 16 << 10;
-/// Interval in which a reader of standard output that has gone is detected.
+/// Interval between checks whether a process still reads standard output.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) fn run(args: &ConnectArgs) -> Result<ExitCode> {
@@ -30,15 +30,15 @@ pub(super) fn run(args: &ConnectArgs) -> Result<ExitCode> {
     thread::Builder::new().spawn(move || watch_output(&watched)).context("cannot start a thread")?;
     match receive(&socket, io::stdout().lock()) {
         Ok(()) => Ok(ExitCode::SUCCESS),
-        // The reader has ended; it needs no message.
+        // The process that reads standard output has ended, so no message is needed.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
         Err(error) => Err(error).context("the connection to the agent failed"),
     }
 }
 
-/// Sends the input. Its end does not end the connection: the response is still to be read.
+/// Sends the input. The end of the input does not end the connection, because the response is still to be read.
 fn send(mut input: impl Read, mut socket: &UnixStream) {
-    // An error also ends the connection, and is reported where the response is read.
+    // An error here also ends the connection, and is reported where the response is read.
     let _ = io::copy(&mut input, &mut socket);
 }
 
@@ -59,13 +59,14 @@ fn receive(mut socket: &UnixStream, mut output: impl Write) -> io::Result<()> {
     }
 }
 
-/// Closes the connection when no process reads standard output any more: while no data arrives, no write fails.
+/// Closes the connection when no process reads standard output any more. A failed write would also show this, but
+/// nothing is written while the agent sends no data.
 fn watch_output(socket: &UnixStream) {
     let stdout = io::stdout();
     while !is_reader_gone(stdout.as_fd()) {
         thread::sleep(CHECK_INTERVAL);
     }
-    // If it is closed already, the process is ending.
+    // If the connection is closed already, the process is ending.
     let _ = socket.shutdown(Shutdown::Both);
 }
 
@@ -92,9 +93,10 @@ mod tests {
             let (mut socket, mut request) = (agent, [0; 7]);
             socket.read_exact(&mut request).expect("cannot read the request");
             socket.set_nonblocking(true).expect("cannot change the socket");
-            let after = socket.read(&mut [0]).expect_err("the end of the input must not end the connection").kind();
+            let error_kind =
+                socket.read(&mut [0]).expect_err("the end of the input must not end the connection").kind();
             socket.write_all(b"response").expect("cannot send the response");
-            (request, after)
+            (request, error_kind)
         });
         let mut output = Vec::new();
         receive(&client, &mut output).expect("cannot read the response");

@@ -25,15 +25,15 @@ impl FromStr for FlowExport {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
-            Some(("file", rest)) => file(rest).map(Target::File),
-            Some(("otlp", url)) => endpoint(url).map(Target::Otlp),
+            Some(("file", rest)) => parse_file(rest).map(Target::File),
+            Some(("otlp", url)) => parse_endpoint(url).map(Target::Otlp),
             _ => Err(format!("unknown target; {FORMS}")),
         }
         .map(Self)
     }
 }
 
-fn file(text: &str) -> Result<FileTarget, String> {
+fn parse_file(text: &str) -> Result<FileTarget, String> {
     let (path, parameters) = text.split_once('?').unwrap_or((text, ""));
     if path.is_empty() || path.ends_with('/') {
         return Err(format!("the path must name a file; {FORMS}"));
@@ -57,7 +57,7 @@ fn file(text: &str) -> Result<FileTarget, String> {
 
 /// Parses a base URL, to which `/v1/logs` is appended, as OpenTelemetry defines it for
 /// `OTEL_EXPORTER_OTLP_ENDPOINT`.
-fn endpoint(url: &str) -> Result<Endpoint, String> {
+fn parse_endpoint(url: &str) -> Result<Endpoint, String> {
     let uri: Uri = url.parse().map_err(|error| format!("{url:?} is not a URL ({error}); {FORMS}"))?;
     match (uri.scheme_str(), uri.query(), uri.authority()) {
         (Some("http"), None, Some(authority)) if !authority.as_str().contains('@') => {}
@@ -132,7 +132,8 @@ mod tests {
         }
     }
 
-    /// `args_override_self` applies only to options that accept a single value.
+    /// With `args_override_self`, a repeated option replaces its earlier value, but only if the option accepts a single
+    /// value.
     #[test]
     fn a_repeated_option_adds_a_target() {
         use clap::Parser;

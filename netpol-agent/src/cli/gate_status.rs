@@ -1,4 +1,5 @@
-//! The start gate in the output of `netpol-agent status`.
+//! The start gate in the output of `netpol-agent status`. The start gate delays the start of each pod until its
+//! policies are enforced.
 
 use std::fmt::Write;
 
@@ -7,8 +8,8 @@ use netpol_policy::text::{Safe, wrap};
 
 use super::status::aligned;
 
-/// Returns the mode of the gate, why it does not delay starts, and the last starts. Text in lines of its own is wrapped
-/// at `width`.
+/// Returns the mode of the gate, the reason if the gate does not delay starts, and the last starts. Lines are wrapped
+/// at `width`, except for rows of the table.
 pub(super) fn text(gate: &GateStatus, width: usize) -> String {
     let mut text = String::new();
     for line in wrap(summary(gate), width, 0) {
@@ -37,7 +38,7 @@ fn summary(gate: &GateStatus) -> String {
     format!("start gate: {mode}{reason}")
 }
 
-/// Returns a table. A reason follows in the same line if it fits, else in lines of its own.
+/// Returns a table of starts. A reason follows in the same line if it fits there, otherwise in separate lines.
 fn starts(recent: &[RecentStart], width: usize) -> String {
     let mut rows = vec![["LAST START", "POD", "VIA", "DELAY", "RESULT"].map(str::to_owned)];
     rows.extend(recent.iter().map(|start| {
@@ -55,9 +56,9 @@ fn starts(recent: &[RecentStart], width: usize) -> String {
         let _ = match reason {
             None => writeln!(text, "{line}"),
             Some(reason) => {
-                let whole = format!("{line}: {}", Safe(reason));
-                if whole.chars().count() <= width {
-                    writeln!(text, "{whole}")
+                let one_line = format!("{line}: {}", Safe(reason));
+                if one_line.chars().count() <= width {
+                    writeln!(text, "{one_line}")
                 } else {
                     writeln!(text, "{line}:\n{}", wrap(reason, width, 4).join("\n"))
                 }
@@ -127,7 +128,7 @@ LAST START                POD                          VIA    DELAY  RESULT
     }
 
     #[test]
-    fn a_gate_that_holds_no_starts_says_why() {
+    fn a_gate_that_delays_no_starts_shows_the_reason() {
         let failed = GateStatus { error: Some("connection refused".to_owned()), ..gate("nri") };
         let installed = GateStatus { configuration: Some("/etc/cni/net.d/10-a.conflist".to_owned()), ..gate("cni") };
         let off = GateStatus { reason: Some("no NRI".to_owned()), ..gate("off") };

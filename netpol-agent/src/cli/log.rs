@@ -1,5 +1,5 @@
-//! Writes the log to standard error. Each event is one line, whatever its fields contain: names of objects and files
-//! are escaped here, for the whole agent.
+//! Writes the log to standard error. Each event is one line, even if its fields contain line breaks: names of objects
+//! and files are escaped here, for the whole agent.
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -20,10 +20,11 @@ use super::LogFormat;
 /// Starts the log. Standard output is only for deny events.
 pub(super) fn start(format: LogFormat, verbose: bool) {
     let level = if verbose { LevelFilter::DEBUG } else { LevelFilter::INFO };
-    // The Kubernetes client logs every error response. The source logs each failure once, so this is only for --verbose.
+    // The Kubernetes client logs every error response. The source logs each failure once, so the messages of the client
+    // are logged only with --verbose.
     let client = if verbose { level } else { LevelFilter::OFF };
     let targets = Targets::new().with_default(level).with_target("kube_client", client);
-    // If standard error is closed, the layer would report this on standard error, and panic.
+    // With `log_internal_errors`, the layer would panic if standard error is closed.
     let layer = tracing_subscriber::fmt::layer().with_target(false).log_internal_errors(false);
     let layer = match format {
         LogFormat::Json => layer.with_writer(|| SafeJson(io::stderr())).json().flatten_event(true).boxed(),
@@ -96,11 +97,11 @@ impl Visit for SafeVisitor<'_> {
     }
 }
 
-/// The start of each line of JSON.
+/// The start of each line of JSON that the layer writes.
 const TIMESTAMP: &str = "{\"timestamp\":";
 
-/// Escapes lines of JSON, and renames the field `timestamp` to `time`, as in deny events. The layer writes each line with
-/// one call.
+/// Escapes lines of JSON, and renames the field `timestamp` to `time`, as in deny events. The layer writes each line
+/// with one call.
 #[derive(Debug)]
 struct SafeJson<W>(W);
 

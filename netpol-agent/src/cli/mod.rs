@@ -57,7 +57,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Enforce policies, and print deny events as JSON lines.
-    // An overlay of a deployment can only append arguments: the last one is used.
+    // An overlay of a deployment can only append arguments. So if an option is repeated, its last value is used.
     #[command(after_help = RUN_HELP, args_override_self = true)]
     Run(Box<RunArgs>),
     /// Connect standard input and output to the API socket of the agent, for clients on other machines.
@@ -66,8 +66,8 @@ enum Command {
     /// Show what the kernel enforces now, even if no agent is running.
     #[command(after_help = STATUS_HELP)]
     Status(StatusArgs),
-    /// Remove all links, filters, programs and maps of netpol, and check that nothing is left. Policies are not enforced
-    /// afterwards.
+    /// Remove all links, filters, programs and maps of netpol, and check that nothing is left. Policies are not
+    /// enforced afterwards.
     #[command(after_help = UNINSTALL_HELP)]
     Uninstall(UninstallArgs),
 }
@@ -130,8 +130,8 @@ struct RunArgs {
     /// Maximum size of a manifest file of --source dir:PATH, in MiB; larger files are not read
     #[arg(long, value_name = "MIB", default_value_t = netpol_files::DEFAULT.file / netpol_files::MIB)]
     max_manifest_file: u64,
-    /// Maximum size of all manifest files of --source dir:PATH, in MiB; files are read in the order of their paths, and a
-    /// file that would exceed this size is not read
+    /// Maximum size of all manifest files of --source dir:PATH, in MiB; files are read in the order of their paths, and
+    /// a file that would exceed this size is not read
     #[arg(long, value_name = "MIB", default_value_t = netpol_files::DEFAULT.all / netpol_files::MIB)]
     max_manifests: u64,
     /// Name of this node, as in `spec.nodeName` of its pods
@@ -158,8 +158,8 @@ struct RunArgs {
     /// Write Events about denied traffic for pods and about diagnostics for policies; requires --source kube
     #[arg(long)]
     kube_events: bool,
-    /// Export flow records: `file:PATH?max-size=64Mi&files=4` to rotated files, `otlp:http://HOST:4318` to an OpenTelemetry
-    /// collector; repeat the option for several targets
+    /// Export flow records: `file:PATH?max-size=64Mi&files=4` to rotated files, `otlp:http://HOST:4318` to an
+    /// OpenTelemetry collector; repeat the option for several targets
     #[arg(long, value_name = "TARGET")]
     flow_export: Vec<FlowExport>,
     /// Enforce nothing: packets that policies deny pass, and are recorded as flows that would be denied
@@ -307,8 +307,8 @@ struct Sizes {
 
 impl Sizes {
     fn capacities(&self) -> Capacities {
-        let power = |size: u32| size.clamp(1, 1 << 24).next_power_of_two();
-        let endpoints = power(self.max_endpoints);
+        let power_of_two = |size: u32| size.clamp(1, 1 << 24).next_power_of_two();
+        let endpoints = power_of_two(self.max_endpoints);
         let default = Capacities::default();
         Capacities {
             endpoints,
@@ -331,10 +331,10 @@ impl Sizes {
             flows_v6: (self.max_flows_v6 / SHARED_TABLE_DIVISOR).max(1),
             fragments_v4: self.max_fragments.max(1),
             fragments_v6: (self.max_fragments / 2).max(1),
-            denials: power(self.max_denials / EVENT_LIMIT_WAYS),
-            allowed_flows: power(self.max_denials / EVENT_LIMIT_WAYS),
+            denials: power_of_two(self.max_denials / EVENT_LIMIT_WAYS),
+            allowed_flows: power_of_two(self.max_denials / EVENT_LIMIT_WAYS),
             event_budgets: (endpoints + 1) * EVENT_BUDGETS_PER_ENDPOINT,
-            events: power(self.event_buffer).max(4096),
+            events: power_of_two(self.event_buffer).max(4096),
             ..default
         }
     }
@@ -380,8 +380,8 @@ struct UninstallArgs {
     /// CNI configuration directory, as given to the agent: netpol-cni is removed from its lists
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     cni_config: PathBuf,
-    /// Wait for SIGTERM after everything is removed, instead of exiting: for a `DaemonSet` that uninstalls. When its pod is
-    /// ready, netpol is removed from the pod's node
+    /// Wait for SIGTERM after everything is removed, instead of exiting: for a `DaemonSet` that uninstalls. When its
+    /// pod is ready, netpol is removed from the pod's node
     #[arg(long)]
     keep_running: bool,
 }
@@ -398,11 +398,11 @@ pub fn main(cli: Cli) -> ExitCode {
         // Messages of the BPF verifier have many lines.
         let text = format!("error: {}", error_chain(error.as_ref()));
         text.lines().for_each(|line| print::error_line(Safe(line)));
-        ExitCode::from(code(&error))
+        ExitCode::from(exit_code(&error))
     })
 }
 
-fn code(error: &anyhow::Error) -> u8 {
+fn exit_code(error: &anyhow::Error) -> u8 {
     use netpol_dataplane::KernelError;
     match error.downcast_ref::<KernelError>() {
         Some(KernelError::Locked(_)) => LOCKED,

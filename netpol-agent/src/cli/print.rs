@@ -1,15 +1,15 @@
-//! Writes the output of commands. A reader that closes it early (`netpol-agent status | head -1`) is no failure;
-//! `println!` would panic.
+//! Writes the output of commands. If the reader closes the pipe early (`netpol-agent status | head -1`), this is not an
+//! error. `println!` would panic.
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 
-/// Writes to standard output; a closed one is no error.
+/// Writes to standard output. A closed pipe is not an error.
 pub(super) fn out(text: impl Display) -> io::Result<()> {
     write(&mut io::stdout().lock(), text)
 }
 
-/// Writes a line to standard error. If that fails, there is no other place to report it.
+/// Writes a line to standard error. Ignores a failure, because there is no other place to report it.
 pub(super) fn error_line(text: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
@@ -25,9 +25,9 @@ fn write(out: &mut impl Write, text: impl Display) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    struct Failing(ErrorKind);
+    struct FailingWriter(ErrorKind);
 
-    impl Write for Failing {
+    impl Write for FailingWriter {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
             Err(self.0.into())
         }
@@ -39,7 +39,7 @@ mod tests {
 
     #[test]
     fn a_closed_pipe_is_no_error_and_a_full_disk_is() {
-        assert!(write(&mut Failing(ErrorKind::BrokenPipe), "text").is_ok());
-        assert!(write(&mut Failing(ErrorKind::StorageFull), "text").is_err());
+        assert!(write(&mut FailingWriter(ErrorKind::BrokenPipe), "text").is_ok());
+        assert!(write(&mut FailingWriter(ErrorKind::StorageFull), "text").is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Checks capabilities and the kernel version before anything else runs, so that the user sees which of them is missing
+//! Checks capabilities and the kernel version before anything else runs, so that the user sees the missing requirement
 //! and not a later, unclear error.
 
 use std::fs;
@@ -35,7 +35,7 @@ pub(super) enum RequirementError {
 /// If a requirement is not met.
 pub(super) fn check(command: &'static str) -> Result<(), RequirementError> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let missing = missing(&status);
+    let missing = missing_capabilities(&status);
     if !missing.is_empty() {
         return Err(RequirementError::Privileges { command, missing: missing.join(", ") });
     }
@@ -51,7 +51,7 @@ pub(super) fn check(command: &'static str) -> Result<(), RequirementError> {
 
 /// Returns the capabilities that are missing in `/proc/self/status`. `CAP_SYS_ADMIN` includes `CAP_BPF` and
 /// `CAP_PERFMON`. Source: `include/uapi/linux/capability.h`.
-fn missing(status: &str) -> Vec<&'static str> {
+fn missing_capabilities(status: &str) -> Vec<&'static str> {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let Some(effective) = line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()) else { return Vec::new() };
     let has = |bit: u32| effective >> bit & 1 == 1;
@@ -72,8 +72,8 @@ mod tests {
             ("0000000000201000", &[]),
             ("000000c000000000", &["CAP_NET_ADMIN"]),
         ] {
-            assert_eq!(missing(&format!("Name:\tx\nCapEff:\t{mask}\n")), names, "{mask}");
+            assert_eq!(missing_capabilities(&format!("Name:\tx\nCapEff:\t{mask}\n")), names, "{mask}");
         }
-        assert!(missing("no such line").is_empty());
+        assert!(missing_capabilities("no such line").is_empty());
     }
 }

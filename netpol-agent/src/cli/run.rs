@@ -56,7 +56,7 @@ pub(super) fn run(args: RunArgs) -> Result<ExitCode> {
     result.map(|()| ExitCode::SUCCESS)
 }
 
-/// Exits with an error if a target appears twice: both would write the same file.
+/// Exits with an error if a target appears twice: two threads would write the same file.
 fn check_targets(exports: &[FlowExport]) {
     let mut names = BTreeSet::new();
     if let Some(repeated) = exports.iter().map(|export| export.0.name()).find(|name| !names.insert(name.clone())) {
@@ -131,7 +131,7 @@ async fn run_until_signal(args: RunArgs, api_runtime: &Handle) -> Result<()> {
     let (result_sender, mut result) = oneshot::channel();
     // Without the gate, nothing delays the start of containers.
     let container_starts = (requests.gate.mode().0 != "off").then(|| requests.container_starts.clone());
-    let inputs = FromMain { loop_requests, progress, flows, sink, exporters, container_starts };
+    let inputs = EnforceInputs { loop_requests, progress, flows, sink, exporters, container_starts };
     let work = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.context("cannot start the runtime");
@@ -159,8 +159,8 @@ async fn run_until_signal(args: RunArgs, api_runtime: &Handle) -> Result<()> {
     Ok(())
 }
 
-/// What the main thread passes to the thread that enforces.
-struct FromMain {
+/// What the main thread passes to the thread that runs [`enforce`].
+struct EnforceInputs {
     loop_requests: mpsc::Receiver<LoopRequest>,
     progress: Progress,
     flows: FlowBuffer,
@@ -175,7 +175,7 @@ async fn enforce(
     object: impl AsRef<[u8]>,
     mut first: Batch,
     feed: Feed,
-    FromMain { loop_requests, progress, flows, sink, exporters, container_starts }: FromMain,
+    EnforceInputs { loop_requests, progress, flows, sink, exporters, container_starts }: EnforceInputs,
     stopped: impl Future<Output = ()>,
 ) -> Result<()> {
     warn_of_wrong_node(&first.events, &args.node);
@@ -270,12 +270,12 @@ fn serve_api(args: &RunArgs, requests: &Requests) -> Result<Option<Socket>> {
 }
 
 /// Warns if all pods are on other nodes: most often `--node` is wrong.
-fn warn_of_wrong_node(objects: &[Event], node: &str) {
-    let pods = objects.iter().flat_map(|event| match event {
+fn warn_of_wrong_node(events: &[Event], node: &str) {
+    let first_objects = events.iter().flat_map(|event| match event {
         Event::Reset(objects) => objects.as_slice(),
         _ => &[],
     });
-    let nodes: BTreeSet<&str> = pods
+    let nodes: BTreeSet<&str> = first_objects
         .filter_map(|object| match object {
             Object::Pod(pod) => pod.node.as_deref(),
             _ => None,

@@ -1,4 +1,5 @@
-//! Starts the start gate in the mode of `--start-gate`.
+//! Starts the start gate in the mode of `--start-gate`. The start gate delays the start of each pod until its policies
+//! are enforced.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -11,7 +12,7 @@ use crate::api::Requests;
 use crate::gate::cni::Installation;
 use crate::gate::{self, Gate};
 
-/// Delays the start of pods, if the container runtime reports it. Runs in the current runtime.
+/// Starts the gate, in the tokio runtime of the caller.
 pub(super) fn start(args: &RunArgs, requests: &Requests) {
     let (mode, reason) = match args.start_gate {
         StartGate::Auto => {

@@ -17,34 +17,35 @@ use netpol_dataplane::{EndpointStatus, Status, read_status};
 pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
     requirements::check("status")?;
     let status = read_status(&args.pin_path)?;
-    let known = agent_status(&args.api_socket);
-    let pods = by_interface(known.as_ref());
-    let partial = known.as_ref().map_or(&[][..], |known| &known.partial_policies);
-    let warnings = known.as_ref().map_or(&[][..], |known| &known.warnings);
+    let agent = agent_status(&args.api_socket);
+    let pods = by_interface(agent.as_ref());
+    let partial = agent.as_ref().map_or(&[][..], |agent| &agent.partial_policies);
+    let warnings = agent.as_ref().map_or(&[][..], |agent| &agent.warnings);
     match args.output {
         Output::Json => {
             let mut json = serde_json::to_value(&status)?;
             for endpoint in json["endpoints"].as_array_mut().into_iter().flatten() {
                 let ifindex = endpoint["ifindex"].as_u64().and_then(|ifindex| u32::try_from(ifindex).ok());
-                let known = ifindex.and_then(|ifindex| pods.get(&ifindex));
-                endpoint["pod"] = known.and_then(|known| known.pod.clone()).into();
-                endpoint["conflict"] = known.and_then(|known| known.conflict.clone()).into();
-                endpoint["unlistedAddresses"] = serde_json::to_value(known.map(|known| &known.unlisted_addresses))?;
-                endpoint["policies"] = serde_json::to_value(known.map(|known| &known.policies))?;
+                let from_agent = ifindex.and_then(|ifindex| pods.get(&ifindex));
+                endpoint["pod"] = from_agent.and_then(|endpoint| endpoint.pod.clone()).into();
+                endpoint["conflict"] = from_agent.and_then(|endpoint| endpoint.conflict.clone()).into();
+                endpoint["unlistedAddresses"] =
+                    serde_json::to_value(from_agent.map(|endpoint| &endpoint.unlisted_addresses))?;
+                endpoint["policies"] = serde_json::to_value(from_agent.map(|endpoint| &endpoint.policies))?;
             }
             json["partialPolicies"] = serde_json::to_value(partial)?;
-            json["gate"] = serde_json::to_value(known.as_ref().map(|known| &known.gate))?;
+            json["gate"] = serde_json::to_value(agent.as_ref().map(|agent| &agent.gate))?;
             json["warnings"] = serde_json::to_value(warnings)?;
-            json["observe"] = serde_json::to_value(known.as_ref().map(|known| known.observe))?;
-            json["suspensions"] = serde_json::to_value(known.as_ref().map(|known| &known.suspensions))?;
+            json["observe"] = serde_json::to_value(agent.as_ref().map(|agent| agent.observe))?;
+            json["suspensions"] = serde_json::to_value(agent.as_ref().map(|agent| &agent.suspensions))?;
             print::out(format_args!("{}\n", text::json(&format!("{json:#}"))))?;
         }
         Output::Table => {
             let mut text = format!("{}{}", table(&status, &pods), partial_policies(partial));
-            text.insert_str(0, &not_enforced(&status, known.as_ref()));
-            if let Some(known) = &known {
+            text.insert_str(0, &not_enforced(&status, agent.as_ref()));
+            if let Some(agent) = &agent {
                 // Writing to a string does not fail.
-                let _ = write!(text, "\n{}", gate_status::text(&known.gate, width()));
+                let _ = write!(text, "\n{}", gate_status::text(&agent.gate, width()));
             }
             for warning in warnings {
                 // Writing to a string does not fail.
@@ -56,19 +57,20 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns a line for each reason why policies are not enforced at all, if there is one.
-fn not_enforced(status: &Status, known: Option<&netpol_api::Status>) -> String {
-    let observe = if known.is_some_and(|known| known.observe) {
+/// Returns a line for each reason why policies are not enforced at all: `--observe` and suspensions.
+fn not_enforced(status: &Status, agent: Option<&netpol_api::Status>) -> String {
+    let observe = if agent.is_some_and(|agent| agent.observe) {
         Some("NOTHING IS ENFORCED: the agent runs with --observe\n".to_owned())
     } else {
         let observing = status.endpoints.iter().filter(|endpoint| endpoint.observing).count();
-        let of = if observing == 1 { "1 interface".to_owned() } else { format!("{observing} interfaces") };
-        (observing > 0).then(|| format!("NOTHING IS ENFORCED on {of}: an agent with --observe attached the programs\n"))
+        let interfaces = if observing == 1 { "1 interface".to_owned() } else { format!("{observing} interfaces") };
+        (observing > 0)
+            .then(|| format!("NOTHING IS ENFORCED on {interfaces}: an agent with --observe attached the programs\n"))
     };
-    let suspensions = known.map_or(&[][..], |known| &known.suspensions).iter().map(|suspension| {
-        let of = suspension.namespace.as_ref().map_or("the cluster".to_owned(), |name| format!("namespace {name}"));
+    let suspensions = agent.map_or(&[][..], |agent| &agent.suspensions).iter().map(|suspension| {
+        let scope = suspension.namespace.as_ref().map_or("the cluster".to_owned(), |name| format!("namespace {name}"));
         let reason = suspension.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
-        format!("NOT ENFORCED: policies of {} are suspended until {}{}\n", Safe(of), suspension.until, Safe(reason))
+        format!("NOT ENFORCED: policies of {} are suspended until {}{}\n", Safe(scope), suspension.until, Safe(reason))
     });
     observe.into_iter().chain(suspensions).collect()
 }
@@ -98,15 +100,16 @@ fn partial_policies(partial: &[PartialPolicy]) -> String {
     }
     let mut rows =
         vec![["PARTIAL POLICY", "OMITTED IPBLOCKS", "OMITTED PORTS", "OF", "MISSING ENTRIES"].map(str::to_owned)];
-    rows.extend(partial.iter().map(|of| {
-        let counts = [of.omitted_blocks, of.omitted_ports, of.total, of.missing_entries].map(|count| count.to_string());
+    rows.extend(partial.iter().map(|policy| {
+        let counts = [policy.omitted_blocks, policy.omitted_ports, policy.total, policy.missing_entries]
+            .map(|count| count.to_string());
         let [blocks, ports, total, entries] = counts;
-        [of.policy.clone(), blocks, ports, total, entries]
+        [policy.policy.clone(), blocks, ports, total, entries]
     }));
     format!("\n{}Omitted parts allow nothing; raise --max-policy-memory\n", aligned(&rows, 1..5))
 }
 
-/// Returns two tables, as wide as their content.
+/// Returns a table of endpoints and a table of maps, as wide as their content.
 fn table(status: &Status, pods: &BTreeMap<u32, &netpol_api::Endpoint>) -> String {
     let mut rows =
         vec![["INTERFACE", "POD", "ADDRESS", "INGRESS", "EGRESS", "ALLOWED", "DROPPED", "NOTES"].map(str::to_owned)];
@@ -130,14 +133,14 @@ fn table(status: &Status, pods: &BTreeMap<u32, &netpol_api::Endpoint>) -> String
     text
 }
 
-/// Returns a row for each address; the first row has all other columns.
-fn rows_of(endpoint: &EndpointStatus, known: Option<&netpol_api::Endpoint>) -> Vec<[String; 8]> {
+/// Returns a row for each address of an endpoint. Only the first row has values in the other columns.
+fn rows_of(endpoint: &EndpointStatus, from_agent: Option<&netpol_api::Endpoint>) -> Vec<[String; 8]> {
     let isolated_by = |set: u32, names: Option<&Vec<String>>| match names {
         _ if set == 0 => "open".to_owned(),
         Some(names) if !names.is_empty() => policy_names(names),
         _ => format!("set {set}"),
     };
-    let policies = known.map(|known| &known.policies);
+    let policies = from_agent.map(|endpoint| &endpoint.policies);
     let (mut allowed, mut dropped, mut notes) = (0, 0, Vec::new());
     if !endpoint.attached {
         notes.push("NOT ATTACHED".to_owned());
@@ -146,10 +149,15 @@ fn rows_of(endpoint: &EndpointStatus, known: Option<&netpol_api::Endpoint>) -> V
         notes.push("OBSERVED ONLY".to_owned());
     }
     notes.extend(endpoint.flags.iter().filter(|flag| **flag != "anti-spoofing").map(|flag| (*flag).to_owned()));
-    if let Some(conflict) = known.and_then(|known| known.conflict.as_ref()) {
+    if let Some(conflict) = from_agent.and_then(|endpoint| endpoint.conflict.as_ref()) {
         notes.push(format!("CONFLICT: {conflict}"));
     }
-    notes.extend(known.iter().flat_map(|known| &known.unlisted_addresses).map(|address| format!("UNLISTED {address}")));
+    notes.extend(
+        from_agent
+            .iter()
+            .flat_map(|endpoint| &endpoint.unlisted_addresses)
+            .map(|address| format!("UNLISTED {address}")),
+    );
     for (direction, reasons) in &endpoint.packets {
         for (name, packets) in reasons {
             if Reason::ALL.iter().any(|reason| reason.name() == *name && reason.allows()) {
@@ -164,7 +172,7 @@ fn rows_of(endpoint: &EndpointStatus, known: Option<&netpol_api::Endpoint>) -> V
     let mut addresses = addresses.collect::<Vec<_>>().into_iter();
     let first = [
         endpoint.interface.clone().unwrap_or_else(|| format!("({})", endpoint.ifindex)),
-        known.and_then(|known| known.pod.clone()).unwrap_or_else(|| "-".into()),
+        from_agent.and_then(|endpoint| endpoint.pod.clone()).unwrap_or_else(|| "-".into()),
         addresses.next().unwrap_or_else(|| "-".into()),
         isolated_by(endpoint.ingress_rule_set, policies.map(|policies| &policies.ingress)),
         isolated_by(endpoint.egress_rule_set, policies.map(|policies| &policies.egress)),
@@ -180,7 +188,7 @@ fn rows_of(endpoint: &EndpointStatus, known: Option<&netpol_api::Endpoint>) -> V
     std::iter::once(first).chain(others).collect()
 }
 
-/// Returns the names of policies without the namespace, which is the pod's and has its own column.
+/// Returns the names of policies without their namespace: it is the pod's namespace, which the column POD shows.
 fn policy_names(names: &[String]) -> String {
     const SHOWN: usize = 3;
     let short = names.iter().take(SHOWN).map(|name| name.split_once('/').map_or(&**name, |(_, name)| name));
@@ -192,8 +200,8 @@ fn policy_names(names: &[String]) -> String {
     text
 }
 
-/// Aligns columns, separated by two blanks; columns in `right` are right-aligned. Cells are escaped.
-pub(super) fn aligned<const N: usize>(rows: &[[String; N]], right: std::ops::Range<usize>) -> String {
+/// Aligns columns, separated by two blanks; `right_aligned` are indexes of right-aligned columns. Cells are escaped.
+pub(super) fn aligned<const N: usize>(rows: &[[String; N]], right_aligned: std::ops::Range<usize>) -> String {
     let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(|cell| Safe(cell).to_string())).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);
@@ -202,7 +210,7 @@ pub(super) fn aligned<const N: usize>(rows: &[[String; N]], right: std::ops::Ran
         let mut line = String::new();
         for (column, cell) in row.iter().enumerate() {
             let width = widths[column];
-            let _ = if right.contains(&column) {
+            let _ = if right_aligned.contains(&column) {
                 write!(line, "{cell:>width$}  ")
             } else {
                 write!(line, "{cell:<width$}  ")
@@ -258,7 +266,7 @@ mod tests {
             maps: BTreeMap::new(),
             lost_events: 0,
         };
-        let known = netpol_api::Endpoint {
+        let from_agent = netpol_api::Endpoint {
             ifindex: 7,
             interface: "veth0a1b2c3d".to_owned(),
             pod: Some("shop/web".to_owned()),
@@ -275,7 +283,7 @@ mod tests {
         };
         let without_names = table(&status, &BTreeMap::new());
         assert!(without_names.contains("10.1.0.5  set 12   open"), "{without_names}");
-        let table = table(&status, &BTreeMap::from([(7, &known)]));
+        let table = table(&status, &BTreeMap::from([(7, &from_agent)]));
         let lines: Vec<&str> = table.lines().take(5).collect();
         assert_eq!(
             lines,

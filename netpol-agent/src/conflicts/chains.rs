@@ -45,6 +45,7 @@ pub(super) fn detect() -> io::Result<Findings> {
     Ok(matches.findings())
 }
 
+/// Requests a dump of all nftables chains, and reads it.
 fn dump(matches: &mut Matches) -> io::Result<()> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
@@ -79,7 +80,7 @@ impl Matches {
                 }
                 // Chains may be missing in an interrupted dump. They would be treated as removed.
                 _ if flags & DUMP_INTERRUPTED != 0 => return Err(io::ErrorKind::Interrupted.into()),
-                NEW_CHAIN => self.chain(body.get(NFGENMSG_SIZE..).unwrap_or_default()),
+                NEW_CHAIN => self.read_chain(body.get(NFGENMSG_SIZE..).unwrap_or_default()),
                 _ => {}
             }
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -87,7 +88,8 @@ impl Matches {
         Ok(DumpState::More)
     }
 
-    fn chain(&mut self, mut rest: &[u8]) {
+    /// Reads the attributes of one chain.
+    fn read_chain(&mut self, mut rest: &[u8]) {
         let (mut table, mut chain) = ("", "");
         while let [l0, l1, k0, k1, ..] = *rest {
             let length = usize::from(u16::from_ne_bytes([l0, l1]));
@@ -130,7 +132,7 @@ impl Matches {
     }
 }
 
-/// Returns length, type and flags of the first message.
+/// Returns the length, the type and the flags of the first message.
 fn header(bytes: &[u8]) -> Option<(usize, u16, u16)> {
     let [l0, l1, l2, l3, k0, k1, f0, f1, ..] = *bytes else { return None };
     let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;

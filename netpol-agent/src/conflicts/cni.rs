@@ -61,6 +61,7 @@ pub(crate) fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// Returns the types of the plugins in a configuration file; `None` if the file is not valid.
 fn types(file: &Path) -> Option<Vec<String>> {
     let mut text = String::new();
     File::open(file).ok()?.take(MAX_SIZE).read_to_string(&mut text).ok()?;
@@ -74,7 +75,7 @@ fn types(file: &Path) -> Option<Vec<String>> {
 mod tests {
     use super::*;
 
-    /// Files by name and content, and the plugins that should be found.
+    /// Names and contents of files, and the plugins that should be found.
     type Case = (&'static [(&'static str, &'static str)], &'static [&'static str]);
 
     const BRIDGE: &str = r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"bridge"},{"type":"portmap"}]}"#;
@@ -106,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_finding_names_the_file_and_says_if_policies_are_not_enforced() {
+    fn a_finding_has_the_file_and_the_advice_if_policies_are_not_enforced() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("10-mac.conf");
         std::fs::write(&file, r#"{"type":"macvlan"}"#).unwrap();

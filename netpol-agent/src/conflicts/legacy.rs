@@ -20,9 +20,11 @@ const TABLE_NAME_SIZE: usize = 32;
 
 /// The parameters of IPv4 or IPv6.
 struct Family {
-    /// The file with the existing tables. A request for a missing table would create it.
+    /// The file that lists the existing tables. A request for a missing table would create the table.
     tables: &'static str,
+    /// The address to which a socket of this family is bound.
     bind: &'static str,
+    /// The level of the socket options.
     level: c_int,
     /// Where an entry stores `target_offset` (`next_offset` follows).
     target_offset_at: usize,
@@ -50,7 +52,7 @@ pub(super) fn chains(mut report: impl FnMut(&str)) -> io::Result<()> {
         let tables = fs::read_to_string(family.tables).unwrap_or_default();
         if tables.lines().any(|table| table == TABLE) {
             let entries = family.entries()?;
-            names(&entries, family.target_offset_at, &mut report);
+            report_chain_names(&entries, family.target_offset_at, &mut report);
         }
     }
     Ok(())
@@ -82,9 +84,9 @@ impl Family {
     }
 }
 
-/// Finds the names of the chains: a chain starts with an entry that has a target named `ERROR`, which contains the
-/// chain's name.
-fn names(entries: &[u8], target_offset_at: usize, report: &mut impl FnMut(&str)) {
+/// Calls `report` with the name of each chain. A chain starts with an entry that has a target named `ERROR`, and this
+/// target contains the chain's name.
+fn report_chain_names(entries: &[u8], target_offset_at: usize, report: &mut impl FnMut(&str)) {
     let mut rest = entries;
     while let (Some(target), Some(next)) = (u16_at(rest, target_offset_at), u16_at(rest, target_offset_at + 2)) {
         // `struct xt_error_target`: size, name, revision, then 30 bytes of text.
@@ -125,30 +127,30 @@ mod tests {
         bytes
     }
 
-    fn found(entries: &[u8]) -> Vec<String> {
-        let mut found = Vec::new();
-        names(entries, 88, &mut |name: &str| found.push(name.to_owned()));
-        found
+    fn chain_names(entries: &[u8]) -> Vec<String> {
+        let mut names = Vec::new();
+        report_chain_names(entries, 88, &mut |name: &str| names.push(name.to_owned()));
+        names
     }
 
     #[test]
     fn chains_are_distinguished_from_rules() {
         let table =
             [entry("", "of INPUT"), entry("ERROR", "cali-INPUT"), entry("REJECT", "no"), entry("ERROR", "ERROR")];
-        assert_eq!(found(&table.concat()), ["cali-INPUT", "ERROR"]);
+        assert_eq!(chain_names(&table.concat()), ["cali-INPUT", "ERROR"]);
     }
 
     #[test]
     fn truncated_and_malformed_entries_do_not_panic() {
         let whole = [entry("ERROR", "cali-INPUT"), entry("ERROR", "ERROR")].concat();
         for length in 0..whole.len() {
-            assert!(found(&whole[..length]).len() <= 2);
+            assert!(chain_names(&whole[..length]).len() <= 2);
         }
         let mut endless = whole.clone();
         endless[90..92].copy_from_slice(&0_u16.to_ne_bytes());
-        assert_eq!(found(&endless), [""; 0]);
-        let mut far = whole;
-        far[88..92].copy_from_slice(&[255; 4]);
-        assert_eq!(found(&far), [""; 0]);
+        assert_eq!(chain_names(&endless), [""; 0]);
+        let mut out_of_range = whole;
+        out_of_range[88..92].copy_from_slice(&[255; 4]);
+        assert_eq!(chain_names(&out_of_range), [""; 0]);
     }
 }

@@ -1,5 +1,5 @@
 //! Detects components on this node that conflict with netpol: other policy engines, and CNI plugins with pods on which
-//! netpol cannot enforce policies. Runs once a minute on its own thread. Each conflict is logged once and counted in
+//! netpol cannot enforce policies. Runs once a minute on a separate thread. Each conflict is logged once and counted in
 //! the metrics. Policies are enforced whether or not there are conflicts.
 
 mod chains;
@@ -29,7 +29,7 @@ pub enum ConflictKind {
     Program,
     /// Netfilter chains of another policy engine.
     Chains,
-    /// The CNI plugin.
+    /// A CNI plugin.
     Cni,
 }
 
@@ -85,9 +85,9 @@ type Findings = BTreeMap<String, Finding>;
 /// A conflict, without its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Finding {
-    /// Where it was found.
+    /// Where the conflict was found.
     location: String,
-    /// What it does and what to do about it. Follows "NAME conflicts with netpol: ".
+    /// What the conflicting component does, and what to do about it. Follows "NAME conflicts with netpol: ".
     advice: &'static str,
 }
 
@@ -95,11 +95,12 @@ struct Finding {
 #[derive(Debug)]
 struct Detector {
     programs: ForeignPrograms,
+    /// The directory of the CNI configuration.
     cni: PathBuf,
     reporter: ConflictReporter,
 }
 
-/// The conflicts that the last checks found, which are logged and reported.
+/// Logs and reports the conflicts that the last checks found.
 #[derive(Debug, Default)]
 struct ConflictReporter {
     last_found: BTreeMap<ConflictKind, Findings>,
@@ -154,7 +155,7 @@ impl ConflictReporter {
     }
 }
 
-/// Formats up to eight names, and the number of the others.
+/// Formats up to eight names, and the number of further names.
 struct NameList<'a>(&'a [String]);
 
 impl fmt::Display for NameList<'_> {

@@ -66,12 +66,12 @@ const ENFORCES: &str = "it enforces the same policies, and a packet passes only 
 const NO_VETH: &str = "pods of this plugin have no veth on the node, so netpol CANNOT enforce policies for them. Use a plugin \
     that creates veths (bridge, ptp)";
 
-/// Conflicting CNI plugins by `type`. Sources of those that enforce policies:
+/// Conflicting CNI plugins by `type`. Sources for the plugins that enforce policies:
 /// <https://github.com/cilium/cilium/tree/main/plugins/cilium-cni>,
 /// <https://github.com/projectcalico/calico/tree/master/cni-plugin>,
 /// <https://github.com/antrea-io/antrea/tree/main/build/charts/antrea/conf>, <https://github.com/weaveworks/weave>,
 /// <https://github.com/ovn-org/ovn-kubernetes/tree/master/go-controller/cmd/ovn-k8s-cni-overlay>,
-/// <https://github.com/kubeovn/kube-ovn/tree/master/cmd/cni>. Sources of those without a veth:
+/// <https://github.com/kubeovn/kube-ovn/tree/master/cmd/cni>. Sources for the plugins without a veth:
 /// <https://github.com/containernetworking/plugins/tree/main/plugins/main>,
 /// <https://github.com/k8snetworkplumbingwg/sriov-cni>, <https://github.com/k8snetworkplumbingwg/ib-sriov-cni>,
 /// <https://github.com/Mellanox/ipoib-cni>.

@@ -1,5 +1,5 @@
-//! Compares the verdicts of the eBPF programs with those of the reference evaluator. They must be the same; a difference
-//! is a bug of netpol.
+//! Compares the verdicts of the eBPF programs with the verdicts of the reference evaluator
+//! ([`netpol_policy::reference`], a direct implementation of the policy API of Kubernetes). A difference is a bug of netpol.
 
 use std::time::{Duration, Instant};
 
@@ -34,8 +34,8 @@ impl Agreement {
         self.differences
     }
 
-    /// Returns whether the programs and the reference evaluator had the same objects, but not the same verdict, reason or
-    /// policies. Counts and logs it.
+    /// Returns whether the eBPF programs and the reference evaluator differ in verdict, reason or policies, although
+    /// both had the same objects. Counts and logs a difference.
     pub(super) fn differs<D: Dataplane>(
         &mut self,
         observed: &Observed<'_>,
@@ -65,13 +65,13 @@ impl Agreement {
     }
 }
 
-/// Returns the reason, if the reference evaluator must have the same one. The reasons of revoked flows and of translated
-/// packets depend on earlier packets.
+/// Returns the event's reason, if the reference evaluator must return the same reason. Other reasons are not compared:
+/// the reasons of revoked flows and of translated packets depend on earlier packets.
 fn compared_reason<D: Dataplane>(observed: &Observed<'_>, reconciler: &Reconciler<D>) -> Option<Reason> {
     let reason = Reason::from_code(observed.event.reason)?;
     let is_compared = match reason {
         Reason::NoRule | Reason::NoAllowedBackend => true,
-        // With --observe, the tables that are enforced have no policies.
+        // With --observe, the enforced tables contain no policies, so the programs allow every packet.
         Reason::NotIsolated | Reason::Rule | Reason::Service => !reconciler.observes(),
         _ => false,
     };

@@ -1,4 +1,4 @@
-//! Bounds the size of records. Names, rules and lists in objects have any length, and records copy them.
+//! Bounds the size of records. Records copy names, rules and lists from objects, where these can have any length.
 
 use std::io::{self, Write};
 
@@ -26,7 +26,7 @@ fn bound_end(end: &mut FlowEnd) {
     }
 }
 
-/// Bounds one side of an explanation.
+/// Bounds one side of an explanation: the evaluation at the source or at the destination.
 pub(super) fn bound_side(side: &mut FlowSide) {
     let rules = [&mut side.rule, &mut side.nearest].into_iter().flatten();
     rules.for_each(|FlowRule { unmet_conditions, .. }| bound_texts(unmet_conditions));
@@ -36,7 +36,7 @@ pub(super) fn bound_side(side: &mut FlowSide) {
     }
 }
 
-/// Removes all but the first texts, and cuts long ones.
+/// Keeps only the first [`MAX_LISTED`] texts, and truncates long texts.
 pub(super) fn bound_texts(texts: &mut Vec<String>) {
     texts.truncate(MAX_LISTED);
     for text in texts.iter_mut().filter(|text| text.len() > MAX_TEXT) {
@@ -45,13 +45,13 @@ pub(super) fn bound_texts(texts: &mut Vec<String>) {
     }
 }
 
-/// Returns the first policies of a list as text, and the number of all if there are more.
+/// Returns the first [`MAX_LISTED`] policies as text. If there are more, also returns the number of all policies.
 pub(super) fn listed(policies: &[impl ToString]) -> (Vec<String>, Option<usize>) {
     let count = (policies.len() > MAX_LISTED).then_some(policies.len());
     (policies.iter().take(MAX_LISTED).map(ToString::to_string).collect(), count)
 }
 
-/// Counts bytes.
+/// Counts the bytes that are written to it.
 #[derive(Default)]
 struct ByteCounter(usize);
 

@@ -1,5 +1,5 @@
-//! The last records, in memory, for clients of the API. If the buffer is full, the oldest record of the pod with the
-//! largest records in total is removed, so that a flood of one pod does not remove the records of others.
+//! Keeps the last records in memory, for clients of the API. If the buffer is full, the oldest record of the pod that
+//! uses the most memory is removed, so that a flood of records of one pod does not remove the records of other pods.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -11,23 +11,24 @@ use tokio::sync::broadcast;
 use super::bounds::json_len;
 use super::queue::KeyedQueue;
 
-/// Records that a subscription can lag behind. A subscription only moves them to its own queue.
+/// Number of records that a subscription can lag behind. A small number is enough: a subscription only moves records to
+/// its own queue.
 const CHANNEL: usize = 1024;
 /// Maximum size of all records in bytes.
 const MAX_BYTES: usize = 64 << 20;
 
-/// A record, and what is not part of it.
+/// A record, and data about it that is not part of the record.
 #[derive(Debug)]
 pub struct BufferedRecord {
     /// The record, without labels.
     pub record: Arc<Record>,
-    /// Labels of the source and the destination.
+    /// The labels of the source and the destination, if they are pods.
     pub labels: [Option<Labels>; 2],
     /// The time of the record.
     pub time: SystemTime,
 }
 
-/// The buffer. Clones share it.
+/// The buffer. A clone uses the same buffer.
 #[derive(Clone, Debug)]
 pub struct FlowBuffer(Arc<Shared>);
 
@@ -50,10 +51,11 @@ impl FlowBuffer {
         Self(Arc::new(Shared { buffer: Mutex::new(buffer), new: broadcast::Sender::new(CHANNEL) }))
     }
 
-    /// Adds a record. `key` identifies the budget of the pod that it is counted for.
+    /// Adds a record. `key` identifies the pod that the record is counted for, see
+    /// [`netpol_common::FlowEvent::budget`].
     pub(crate) fn push(&self, key: u32, record: BufferedRecord) {
         let record = Arc::new(record);
-        // Under the lock, so that a new subscription gets each record once.
+        // The record is added and sent under one lock, so that a new subscription gets each record once.
         let mut buffer = self.lock();
         buffer.push(key, Arc::clone(&record));
         if self.0.new.receiver_count() > 0 {
@@ -90,8 +92,8 @@ impl Buffer {
         self.records.iter().map(Arc::clone).collect()
     }
 
-    /// Adds a record. While there is no room, removes the oldest record of the key with the largest records in total; if
-    /// those of `key` are as large, of `key`.
+    /// Adds a record. While there is no room, removes the oldest record of the key that uses the most memory. If `key`
+    /// uses just as much memory, removes the oldest record of `key`.
     fn push(&mut self, key: u32, record: Arc<BufferedRecord>) {
         if self.capacity == 0 {
             return;
@@ -113,7 +115,7 @@ pub(crate) mod tests {
     use super::super::describe::header;
     use super::*;
 
-    /// A record of this pod; its number identifies it.
+    /// Returns a record of a pod. `number` identifies the record.
     pub(crate) fn record(pod: &str, number: u64) -> BufferedRecord {
         let time = SystemTime::now();
         let record = RateLimitedRecord {
@@ -126,9 +128,10 @@ pub(crate) mod tests {
         BufferedRecord { record: Arc::new(Record::RateLimited(record)), labels: [None, None], time }
     }
 
-    fn numbers(records: &[Arc<BufferedRecord>], of: &str) -> Vec<u64> {
+    /// Returns the numbers of a pod's records.
+    fn numbers(records: &[Arc<BufferedRecord>], pod: &str) -> Vec<u64> {
         let number = |record: &Arc<BufferedRecord>| match &*record.record {
-            Record::RateLimited(limited) if limited.pod == of => Some(limited.suppressed),
+            Record::RateLimited(limited) if limited.pod == pod => Some(limited.suppressed),
             _ => None,
         };
         records.iter().filter_map(number).collect()

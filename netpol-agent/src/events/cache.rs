@@ -1,4 +1,5 @@
-//! Keeps explanations, so that repeated flows cost little. An explanation is valid as long as the engine is unchanged.
+//! Keeps explanations, so that repeated flows cost little. An explanation is valid until the engine, which has the
+//! objects of the cluster, changes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use netpol_policy::reference::Packet;
 
 use super::explain::Explanation;
 
-/// Maximum number of explanations. A node has fewer different flows in most times between two changes.
+/// Maximum number of explanations. Between two changes of objects, most nodes have fewer different flows.
 const MAX_EXPLANATIONS: usize = 8192;
 /// Maximum size of all explanations in bytes.
 const MAX_BYTES: usize = 16 << 20;
@@ -18,7 +19,7 @@ const MAX_BYTES: usize = 16 << 20;
 pub(super) struct ExplanationKey {
     pub(super) packet: Packet,
     pub(super) rule_set: RuleSetId,
-    /// Whether policies in shadow mode count.
+    /// Whether the flow is explained as if policies in shadow mode were enforced.
     pub(super) shadow: bool,
 }
 

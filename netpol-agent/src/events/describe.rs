@@ -12,7 +12,7 @@ use netpol_policy::model::{Backend, Labels, Pod, PodKey};
 
 use super::bounds::{bound_record, listed};
 
-/// The sources of names.
+/// Where the names in records come from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Names<'a> {
     pub(super) engine: &'a Engine,
@@ -20,7 +20,7 @@ pub(super) struct Names<'a> {
     pub(super) node: &'a str,
 }
 
-/// A record, and what is added to it on request.
+/// A record, and the labels of its pods, which are not part of the record. The API adds them on request.
 #[derive(Clone, Debug)]
 pub(super) struct Described {
     pub(super) record: FlowRecord,
@@ -33,7 +33,7 @@ pub(super) fn verdict(event: &FlowEvent) -> FlowVerdict {
     let allows = Reason::from_code(event.reason).is_some_and(Reason::allows);
     match event.flags & (event_flags::SHADOW | event_flags::OBSERVED) {
         0 if !allows => FlowVerdict::Denied,
-        // With --observe, a packet with a reason to deny it has passed.
+        // With --observe, nothing is enforced: the packet has passed, although its reason denies it.
         flags if flags & event_flags::SHADOW != 0 || !allows => FlowVerdict::Shadow,
         _ => FlowVerdict::Allowed,
     }
@@ -44,7 +44,7 @@ pub(super) fn direction(event: &FlowEvent) -> Direction {
     Direction::from_code(event.direction).unwrap_or(Direction::Ingress)
 }
 
-/// The direction, as in records.
+/// Converts a direction to the type that records contain.
 pub(crate) const fn flow_direction(direction: Direction) -> FlowDirection {
     match direction {
         Direction::Ingress => FlowDirection::Ingress,
@@ -52,7 +52,7 @@ pub(crate) const fn flow_direction(direction: Direction) -> FlowDirection {
     }
 }
 
-/// Describes an event. `pod` is the pod of its interface.
+/// Describes an event. `pod` is the pod of the event's interface.
 pub(super) fn describe(event: &FlowEvent, pod: Option<&PodKey>, names: Names<'_>, time: SystemTime) -> Described {
     let cluster_state = names.engine.cluster_state();
     let direction = direction(event);
@@ -75,7 +75,7 @@ pub(super) fn describe(event: &FlowEvent, pod: Option<&PodKey>, names: Names<'_>
     if direction == Direction::Egress {
         name_services(&mut to, event, cluster_state);
     }
-    let hint = (direction == Direction::Ingress).then(|| masqueraded(&mut from, &to, event, names)).flatten();
+    let hint = (direction == Direction::Ingress).then(|| mark_masqueraded(&mut from, &to, event, names)).flatten();
     let mut record = FlowRecord {
         header: header(time, names.node),
         verdict: verdict(event),
@@ -101,7 +101,8 @@ pub(super) fn describe(event: &FlowEvent, pod: Option<&PodKey>, names: Names<'_>
     Described { record, labels: [labels_from, labels_to] }
 }
 
-/// Returns what the event itself contains about the evaluation.
+/// Returns the evaluation at the event's pod, as far as the event itself contains it. An explanation adds the rules
+/// later.
 fn side_of(event: &FlowEvent, engine: &Engine) -> FlowSide {
     let (policies, policy_count) = listed(engine.rule_set(event.rule_set).unwrap_or_default());
     FlowSide {
@@ -116,12 +117,13 @@ fn side_of(event: &FlowEvent, engine: &Engine) -> FlowSide {
     }
 }
 
-/// The header of a record.
+/// Returns the header of a record.
 pub(super) fn header(time: SystemTime, node: &str) -> RecordHeader {
     RecordHeader { schema: RECORD_SCHEMA.to_owned(), time: rfc3339(time), node: node.to_owned() }
 }
 
-/// Describes one end. `own`: the pod of the interface, which may be missing in the cluster state already.
+/// Describes one end of a flow: its source or its destination. `own`: if this end is the pod of the interface, this
+/// pod. Its object may already be deleted from the cluster state.
 fn describe_end(
     own: Option<&PodKey>,
     pod: Option<&Pod>,
@@ -156,9 +158,10 @@ pub(crate) fn workload(pod: &Pod) -> Option<Workload> {
     Some(Workload { kind: workload.kind.to_string(), name: workload.name.to_string() })
 }
 
-/// Marks and explains a packet to a pod from an address of this node. Packets that the node itself sends are always
-/// allowed, so policy denies only what it forwards from its own address.
-fn masqueraded(from: &mut FlowEnd, to: &FlowEnd, event: &FlowEvent, names: Names<'_>) -> Option<String> {
+/// If policies denied a packet to a pod from an address of this node, marks the source as masqueraded, and returns a
+/// hint. Packets that the node itself sends are always allowed. So the node forwarded this packet, with its own address
+/// as source.
+fn mark_masqueraded(from: &mut FlowEnd, to: &FlowEnd, event: &FlowEvent, names: Names<'_>) -> Option<String> {
     let cluster_state = names.engine.cluster_state();
     let by_policy = [Reason::NoRule, Reason::Revoked].iter().any(|reason| *reason as u8 == event.reason);
     let address = from.address.filter(|address| by_policy && cluster_state.is_local_address(*address))?;
@@ -176,7 +179,8 @@ fn masqueraded(from: &mut FlowEnd, to: &FlowEnd, event: &FlowEvent, names: Names
     ))
 }
 
-/// Adds the Services that the packet was sent to. Post-DNAT, the destination is a backend's address.
+/// Adds the Services that the packet was sent to. Post-DNAT, the destination is a backend's address; then adds the
+/// Services that have this backend.
 fn name_services(to: &mut FlowEnd, event: &FlowEvent, cluster_state: &ClusterState) {
     let (Some(address), Some(port)) = (to.address, to.port) else { return };
     if let Some(frontend) = cluster_state.frontend_at(address, event.protocol, port) {
@@ -313,9 +317,9 @@ ports: [{port: 5432}]
         let spoofed = event(Direction::Egress, Reason::SpoofedSource, [10, 1, 0, 2], [10, 1, 0, 3], 80);
         assert_eq!(name(&record(&spoofed, Some(&gone)).from), "shop/gone@");
         let described = describe(&spoofed, None, Names { engine: &engine(), node: "n1" }, UNIX_EPOCH);
-        let [labels, none] = described.labels;
-        assert_eq!(labels.and_then(|labels| labels.get("app").cloned()).as_deref(), Some("db"));
-        assert_eq!(none, None);
+        let [source_labels, destination_labels] = described.labels;
+        assert_eq!(source_labels.and_then(|labels| labels.get("app").cloned()).as_deref(), Some("db"));
+        assert_eq!(destination_labels, None);
     }
 
     #[test]

@@ -14,15 +14,15 @@ use super::bounds::{bound_side, bound_texts, json_len, listed};
 /// The explanation of a flow at one pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Explanation {
-    /// The side of the pod.
+    /// The evaluation at this pod.
     pub(super) own: FlowSide,
-    /// The side of the other end, if it is a pod.
+    /// The evaluation at the other end of the flow, if the other end is a pod.
     pub(super) other: Option<FlowSide>,
     /// Hints on frequent causes.
     pub(super) hints: Vec<String>,
-    /// The `ipBlock`s of the pod's policies that cover the other end, if it is not a pod.
+    /// If the other end is not a pod: the `ipBlock`s of this pod's policies that contain its address.
     pub(super) blocks: Vec<String>,
-    /// The rule that allows the flow at the pod.
+    /// The rule that allows the flow at this pod.
     pub(super) rule: Option<CountedRule>,
 }
 
@@ -30,12 +30,12 @@ pub(super) struct Explanation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CountedRule {
     pub(super) rule: RuleRef,
-    /// The hash of its content, by which a changed rule is detected.
+    /// The hash of the rule's content. If it differs later, the rule was changed.
     pub(super) content_hash: u64,
 }
 
-/// Explains a flow from its first packet, as the objects are now. With [`Mode::Shadow`], as if policies in shadow mode were
-/// enforced. `None` if the pod is gone.
+/// Explains a flow from its first packet, with the current objects. With [`Mode::Shadow`], explains it as if policies
+/// in shadow mode were enforced. Returns `None` if the pod was deleted.
 pub(super) fn explain(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Option<Explanation> {
     cluster_state.pods.get(&packet.pod)?;
     let FlowExplanation { egress, ingress, blocks, mut hints } = explain_flow(cluster_state, packet, mode);
@@ -46,7 +46,7 @@ pub(super) fn explain(cluster_state: &ClusterState, packet: &Packet, mode: Mode)
     let own = own?;
     let rule = allowing_rule(cluster_state, packet, &own, mode);
     let counted = rule.and_then(|rule| Some(CountedRule { content_hash: content_hash(cluster_state, &rule)?, rule }));
-    let mut own = side(own);
+    let mut own = record_side(own);
     bound_texts(&mut hints);
     if let Some(CountedRule { rule, .. }) = &counted {
         let rule = FlowRule { policy: rule.policy.to_string(), path: rule.path(), unmet_conditions: Vec::new() };
@@ -54,7 +54,7 @@ pub(super) fn explain(cluster_state: &ClusterState, packet: &Packet, mode: Mode)
     }
     Some(Explanation {
         own,
-        other: other.map(side),
+        other: other.map(record_side),
         hints,
         blocks: blocks.iter().map(ToString::to_string).collect(),
         rule: counted,
@@ -74,14 +74,15 @@ impl Explanation {
         record.hints.extend(self.hints.iter().cloned());
     }
 
-    /// Returns about how many bytes it needs.
+    /// Returns the approximate size in bytes.
     pub(super) fn size(&self) -> usize {
         let texts: usize = self.hints.iter().chain(&self.blocks).map(String::len).sum();
         size_of::<Self>() + json_len(&self.own) + self.other.as_ref().map_or(0, json_len) + texts
     }
 }
 
-/// Returns the rule that allows a flow. For a Service, the rule that allows the first of its allowed backends.
+/// Returns the rule that allows a flow. For a flow to a Service, returns the rule that allows the first allowed
+/// backend.
 fn allowing_rule(
     cluster_state: &ClusterState,
     packet: &Packet,
@@ -99,7 +100,8 @@ fn allowing_rule(
     candidates.into_iter().find_map(|candidate| candidate.rule)
 }
 
-fn side(side: explain::FlowSide) -> FlowSide {
+/// Converts one side of an explanation (the evaluation at one pod) to the type that records contain, with bounded size.
+fn record_side(side: explain::FlowSide) -> FlowSide {
     let flow_rule = |rule: explain::FlowRule| FlowRule {
         policy: rule.policy.to_string(),
         path: rule.path,
@@ -212,7 +214,7 @@ ports: [{port: 5432}]
     }
 
     #[test]
-    fn policies_in_shadow_mode_count_only_if_they_are_requested() {
+    fn policies_in_shadow_mode_are_evaluated_only_on_request() {
         let shadow = SHOP.replace(
             "{name: db, namespace: shop}\nspec",
             "{name: db, namespace: shop, annotations: {netpol.io/mode: shadow}}\nspec",
@@ -228,7 +230,7 @@ ports: [{port: 5432}]
     }
 
     #[test]
-    fn an_outside_address_has_the_blocks_that_cover_it() {
+    fn the_blocks_that_contain_an_address_outside_the_cluster_are_listed() {
         let explained = explain(&cluster_state(), &packet([203, 0, 113, 7], 80), Mode::Enforce).expect("no pod");
         assert_eq!(explained.own.verdict, FlowVerdict::Denied);
         assert_eq!(explained.other, None);
@@ -237,7 +239,7 @@ ports: [{port: 5432}]
     }
 
     #[test]
-    fn a_changed_rule_has_another_content() {
+    fn a_changed_rule_has_another_content_hash() {
         let before = cluster_state();
         let explained = explain(&before, &packet([10, 1, 0, 2], 5432), Mode::Enforce).expect("no pod");
         let rule = explained.rule.expect("no rule");

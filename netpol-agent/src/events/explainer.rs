@@ -1,4 +1,4 @@
-//! Explains the verdicts of flows, as far as the time for it allows.
+//! Explains the verdicts of flows, within a limit of CPU time.
 
 use std::sync::Arc;
 
@@ -14,11 +14,11 @@ use super::shares::Shares;
 use crate::clock::thread_time;
 use crate::reconcile::Reconciler;
 
-/// Microseconds per second for explanations, which evaluate every rule of a pod's policies. They must not cost more
-/// than enforcement.
+/// Maximum CPU time for explanations, in microseconds per second. An explanation evaluates every rule of a pod's
+/// policies, and explanations must not cost more than enforcement.
 const MAX_MICROS: u64 = 200_000;
 
-/// Returns the part of [`MAX_MICROS`] for flows with a verdict. Denied flows have the largest one.
+/// Returns the part of [`MAX_MICROS`] for flows with this verdict. Denied flows get the largest part.
 const fn micros_of(verdict: FlowVerdict) -> u64 {
     match verdict {
         FlowVerdict::Denied => MAX_MICROS / 2,
@@ -29,7 +29,7 @@ const fn micros_of(verdict: FlowVerdict) -> u64 {
 /// Explains flows, and keeps the explanations.
 #[derive(Debug)]
 pub(super) struct Explainer {
-    /// Microseconds per second, of each verdict.
+    /// Limits the microseconds per second, for each verdict.
     spent: [Shares; FlowVerdict::ALL.len()],
     known: ExplanationCache,
     agreement: Agreement,
@@ -51,7 +51,7 @@ impl Explainer {
         &self.agreement
     }
 
-    /// Returns the explanation if it is known already.
+    /// Returns the explanation of an event if the cache has it.
     pub(super) fn known<D: Dataplane>(
         &mut self,
         observed: &Observed<'_>,
@@ -61,7 +61,7 @@ impl Explainer {
         self.known.get(&key, reconciler.engine_version())
     }
 
-    /// Explains the verdict that an event has. The error is the reason why there is no explanation.
+    /// Explains the verdict of an event. The error is the reason why there is no explanation.
     pub(super) fn explain<D: Dataplane>(
         &mut self,
         key: ExplanationKey,

@@ -1,5 +1,5 @@
-//! Summarizes denied multicast and broadcast: one line for each group and minute. Otherwise one cause would lead to
-//! hundreds of lines, one for each receiving pod and sender.
+//! Summarizes denied multicast and broadcast packets: one line per minute for each group of similar packets. Otherwise,
+//! one cause would lead to hundreds of lines, one for each sender and receiving pod.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -10,18 +10,18 @@ use netpol_common::{FlowEvent, Reason, event_flags};
 
 use super::describe::header;
 
-/// Delay of the first summary, to include further senders.
+/// Delay of the first summary of a group, so that it includes more than one sender.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 /// Interval of the summaries of a group.
 const PERIOD: Duration = Duration::from_mins(1);
-/// Maximum number of groups. All further ones are counted together, without an address.
+/// Maximum number of groups. Packets of further groups are counted together, without their destination.
 const MAX_GROUPS: usize = 256;
 /// Maximum number of senders listed in a summary.
 const MAX_LISTED: usize = 10;
-/// Maximum number of senders that are counted.
+/// Maximum number of senders counted in a summary.
 const MAX_COUNTED: usize = 1000;
 
-/// The properties by which packets are grouped.
+/// The properties that all packets of a group have in common.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct GroupKey {
     verdict: FlowVerdict,
@@ -35,6 +35,7 @@ struct GroupKey {
 struct Group {
     packets: u64,
     senders: BTreeSet<String>,
+    /// When the next summary is due.
     due: Instant,
 }
 
@@ -43,9 +44,9 @@ struct Group {
 pub(super) struct Groups(HashMap<GroupKey, Group>);
 
 impl Groups {
-    /// Returns whether an event is summarized instead of reported by itself.
+    /// Returns whether an event is summarized instead of reported individually.
     pub(super) fn is_summarized(event: &FlowEvent) -> bool {
-        let to_group = event.flags & event_flags::GROUP != 0 || is_group(event);
+        let to_group = event.flags & event_flags::GROUP != 0 || has_group_destination(event);
         event.family != 0 && to_group && Reason::from_code(event.reason).is_some_and(is_summarized_reason)
     }
 
@@ -99,17 +100,17 @@ impl Groups {
     }
 }
 
-/// Returns whether the destination is a multicast or broadcast address. The Ethernet frame does not always show it: it may
-/// be unicast, and on tunnels there is none.
-fn is_group(event: &FlowEvent) -> bool {
+/// Returns whether the destination IP address is a multicast or broadcast address. The Ethernet header does not always
+/// show this: its destination may be unicast, and packets on tunnel devices have no Ethernet header.
+fn has_group_destination(event: &FlowEvent) -> bool {
     match event.family {
         4 => event.destination[0] & 0xf0 == 0xe0 || event.destination[..4] == [255; 4],
         _ => event.destination[0] == 0xff,
     }
 }
 
-/// Returns whether packets denied with this reason are summarized. Spoofed and malformed packets are reported one by one,
-/// also if they are multicast.
+/// Returns whether packets denied with this reason are summarized. Spoofed and malformed packets are reported
+/// individually, even if they are multicast.
 const fn is_summarized_reason(reason: Reason) -> bool {
     match reason {
         Reason::NoRule
@@ -224,6 +225,6 @@ mod tests {
         assert_eq!(lines.len(), MAX_GROUPS + 1);
         assert_eq!(lines.iter().map(|line| line.packets).sum::<u64>(), 4 * MAX_GROUPS as u64);
         assert!(groups.due(now + FIRST_DELAY + PERIOD, UNIX_EPOCH, "n1").is_empty());
-        assert!(groups.0.is_empty(), "silent groups are removed");
+        assert!(groups.0.is_empty(), "groups without packets are removed");
     }
 }

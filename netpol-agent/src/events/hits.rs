@@ -12,9 +12,9 @@ use super::explain::{CountedRule, content_hash};
 use super::quota::Quota;
 use crate::reconcile::Reconciler;
 
-/// Maximum number of rules that have counters; the same for policies.
+/// Maximum number of rules that have counters. The same limit applies to policies.
 const MAX_COUNTED: usize = 10_000;
-/// Maximum number of rules of one namespace that have counters; the same for policies.
+/// Maximum number of rules of one namespace that have counters. The same limit applies to policies.
 const MAX_PER_NAMESPACE: usize = 1000;
 /// Maximum number of policies for which one event is counted.
 pub(super) const MAX_POLICIES: usize = 64;
@@ -27,7 +27,7 @@ const REFRESH_INTERVAL: Duration = Duration::from_secs(5);
 pub struct Hits {
     /// The number of flows.
     pub flows: u64,
-    /// When the last one was counted.
+    /// The time of the last flow.
     pub last: SystemTime,
 }
 
@@ -38,7 +38,8 @@ struct RuleHits {
     hits: Hits,
 }
 
-/// All counters. Only `refresh` removes counters. If each event without a free counter did so, it would take too long.
+/// All counters. Only `refresh` removes counters. To remove them whenever an event needs a free counter would take too
+/// long.
 #[derive(Debug)]
 pub struct HitCounters {
     since: SystemTime,
@@ -49,7 +50,7 @@ pub struct HitCounters {
     shadow: PolicyCounters,
     /// Policies that select pods of this node.
     local: BTreeSet<PolicyKey>,
-    /// When `local` was set, and the version of the engine then.
+    /// When `local` was set, and the version of the engine at this time.
     refreshed: Option<(Instant, u64)>,
 }
 
@@ -156,7 +157,8 @@ impl HitCounters {
         self.denied.hits.get(policy).copied()
     }
 
-    /// Returns the counter of the flows that a policy in shadow mode would deny, alone or with others.
+    /// Returns the counter of the flows that a policy in shadow mode would deny, alone or together with other
+    /// policies.
     pub fn shadow_denied_of(&self, policy: &PolicyKey) -> Option<Hits> {
         self.shadow.hits.get(policy).copied()
     }

@@ -1,4 +1,5 @@
-//! Counts the packets and flows of each pod that have no record, because of the limits.
+//! Counts the denied packets and the flows of each pod that have no record. The eBPF programs limit the number of
+//! events, and the agent limits the number of records.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
@@ -17,12 +18,13 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// Packets and flows without a record.
 #[derive(Debug)]
 pub(super) struct Limited {
-    /// The counters of the eBPF programs at the last summary, by budget.
+    /// The counters of the eBPF programs at the last summary, by event budget. A pod has an event budget for each
+    /// direction and each kind of event: see [`event_budget`].
     counted: HashMap<u32, (PodKey, u64)>,
-    /// Packets and flows that the agent did not record since the last summary, by budget.
+    /// Packets and flows that the agent did not record since the last summary, by event budget.
     skipped: HashMap<u32, u64>,
     skipped_events: u64,
-    summarized: Instant,
+    last_summary: Instant,
 }
 
 /// A summary of a pod.
@@ -37,7 +39,7 @@ pub(super) struct LimitedSummary {
 
 impl Default for Limited {
     fn default() -> Self {
-        Self { counted: HashMap::new(), skipped: HashMap::new(), skipped_events: 0, summarized: Instant::now() }
+        Self { counted: HashMap::new(), skipped: HashMap::new(), skipped_events: 0, last_summary: Instant::now() }
     }
 }
 
@@ -53,7 +55,8 @@ impl Limited {
         self.skipped_events
     }
 
-    /// Returns the summaries that are due. `suppressed` returns a counter of the eBPF programs.
+    /// Returns the summaries that are due. `suppressed` returns a counter of the eBPF programs: the packets or flows
+    /// without an event.
     pub(super) fn due<D: Dataplane>(
         &mut self,
         now: Instant,
@@ -61,19 +64,20 @@ impl Limited {
         reconciler: &Reconciler<D>,
         suppressed: impl Fn(u32, Direction, EventKind) -> u64,
     ) -> Vec<LimitedSummary> {
-        if now.saturating_duration_since(self.summarized) < INTERVAL {
+        if now.saturating_duration_since(self.last_summary) < INTERVAL {
             return Vec::new();
         }
-        self.summarized = now;
+        self.last_summary = now;
         let mut counted = HashMap::new();
         let mut summaries = Vec::new();
-        for held in reconciler.pod_endpoints() {
-            let Some(pod) = &held.pod else { continue };
+        for pod_endpoint in reconciler.pod_endpoints() {
+            let Some(pod) = &pod_endpoint.pod else { continue };
             for (direction, kind) in budgets() {
-                let budget = event_budget(held.endpoint.id, direction, kind);
-                let count = suppressed(held.endpoint.id, direction, kind);
-                // The ID or the counter may belong to another pod now.
-                let before = self.counted.get(&budget).filter(|(of, before)| of == pod && *before <= count);
+                let budget = event_budget(pod_endpoint.endpoint.id, direction, kind);
+                let count = suppressed(pod_endpoint.endpoint.id, direction, kind);
+                // The endpoint ID may have belonged to another pod, and the counter may have started at 0 again.
+                let before =
+                    self.counted.get(&budget).filter(|(counted_pod, before)| counted_pod == pod && *before <= count);
                 let without_event = count - before.map_or(0, |(_, before)| *before);
                 let new = without_event + self.skipped.remove(&budget).unwrap_or(0);
                 if new > 0 {
@@ -92,7 +96,7 @@ impl Limited {
             }
         }
         self.counted = counted;
-        // The rest belongs to endpoints that are gone.
+        // The remaining counts belong to endpoints that were removed.
         self.skipped.clear();
         summaries
     }
@@ -102,7 +106,8 @@ fn budgets() -> impl Iterator<Item = (Direction, EventKind)> {
     EventKind::ALL.into_iter().flat_map(|kind| Direction::BOTH.map(|direction| (direction, kind)))
 }
 
-/// Returns the verdict of events. `observes`: nothing is enforced, so denied packets have passed.
+/// Returns the verdict of events of a kind. `observes`: nothing is enforced, so packets of the kind `Denied` have
+/// passed.
 const fn verdict_of(kind: EventKind, observes: bool) -> FlowVerdict {
     match kind {
         EventKind::Denied if observes => FlowVerdict::Shadow,

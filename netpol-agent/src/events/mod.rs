@@ -1,6 +1,7 @@
 //! Records flows with the names of pods and policies: in memory for clients of the API, and denied flows also as JSON
-//! lines. The eBPF programs limit the number of events of each pod. The reporter has its own limits for records and for
-//! explanations, and divides them among the pods. Whatever has no record is counted.
+//! lines. The eBPF programs limit the number of events of each pod. The reporter limits the number of records and the
+//! time for explanations (which policies and rules led to a verdict), and divides each limit among the pods. Events
+//! without a record are counted.
 
 mod agreement;
 mod bounds;
@@ -59,12 +60,12 @@ use shares::Shares;
 pub const DEFAULT_FLOW_BUFFER: usize = 10_000;
 /// Maximum number of records of each verdict, per second.
 const MAX_RECORDS: u64 = 1000;
-/// Minimum time between two checks for summaries that are due.
+/// Minimum time between two checks for summaries that are due. A summary is a record that counts several events.
 const SUMMARY_INTERVAL: Duration = Duration::from_millis(500);
-/// Queue key of summaries. It is not the key of a pod, so summaries have their own share of the queue.
+/// Queue key of summaries. No pod has this key, so summaries have their own share of the queue.
 const SUMMARY_KEY: u32 = u32::MAX;
 
-/// Maximum number of pods of which the names are kept after they are deleted, about.
+/// Number of interfaces in [`Reporter::recent_pods`] above which all of them are removed.
 const MAX_RECENT_PODS: usize = 16_384;
 
 /// Turns events into records.
@@ -75,9 +76,9 @@ pub struct Reporter {
     exporters: Exporters,
     /// Offset of the wall clock from the kernel's boot clock.
     boot: SystemTime,
-    /// Events of each verdict.
+    /// Number of events of each verdict.
     events: [u64; FlowVerdict::ALL.len()],
-    /// Records per second, of each verdict.
+    /// Limits the records per second, for each verdict.
     recorded: [Shares; FlowVerdict::ALL.len()],
     explainer: Explainer,
     hits: HitCounters,
@@ -86,12 +87,13 @@ pub struct Reporter {
     revoked: RevokedFlows,
     groups: Groups,
     limited: Limited,
-    summarized: Instant,
+    /// When `summarize` last did its work.
+    last_summarized: Instant,
     /// Pods of recently removed endpoints. Their last events may still be in the ring buffer.
     recent_pods: HashMap<u32, PodKey>,
     kubernetes: Option<Sink>,
     records_allowed: bool,
-    /// The flows of which no totals were kept. `None`: no totals are recorded.
+    /// Number of flows without totals (packets and bytes). `None`: the agent records no totals.
     totals_not_kept: Option<Arc<AtomicU64>>,
 }
 
@@ -112,7 +114,7 @@ impl Reporter {
             revoked: RevokedFlows::default(),
             groups: Groups::default(),
             limited: Limited::default(),
-            summarized: Instant::now(),
+            last_summarized: Instant::now(),
             recent_pods: HashMap::new(),
             kubernetes: None,
             records_allowed: false,
@@ -160,7 +162,7 @@ impl Reporter {
         self.keep(totals.first_packet.budget(), true, buffered);
     }
 
-    /// Returns the number of flows of which no totals were recorded, because too many others were open.
+    /// Returns the number of flows without a record of their totals, because too many other flows were open.
     pub fn totals_not_kept(&self) -> u64 {
         self.totals_not_kept.as_ref().map_or(0, |count| count.load(Ordering::Relaxed))
     }
@@ -207,7 +209,7 @@ impl Reporter {
 
     /// Returns the pod of the event's interface.
     fn pod_of<D: Dataplane>(&mut self, event: &FlowEvent, reconciler: &Reconciler<D>) -> Option<PodKey> {
-        match reconciler.endpoint(event.ifindex).and_then(|held| held.pod.as_ref()) {
+        match reconciler.endpoint(event.ifindex).and_then(|pod_endpoint| pod_endpoint.pod.as_ref()) {
             Some(pod) => {
                 self.remember_pod(event.ifindex, pod);
                 Some(pod.clone())
@@ -216,7 +218,8 @@ impl Reporter {
         }
     }
 
-    /// Keeps the name of a pod: its last events, and the totals of its flows, are recorded after it is deleted.
+    /// Keeps the name of a pod. After the pod is deleted, its last events and the totals of its flows are still
+    /// recorded.
     fn remember_pod(&mut self, ifindex: IfIndex, pod: &PodKey) {
         if self.recent_pods.get(&ifindex.0) == Some(pod) {
             return;
@@ -227,8 +230,8 @@ impl Reporter {
         self.recent_pods.insert(ifindex.0, pod.clone());
     }
 
-    /// Counts a denied flow for the policies that isolate the pod. Counts flows that policies in shadow mode would deny
-    /// for these policies.
+    /// Counts a denied flow for each policy that isolates the pod. Counts a would-be denial (a flow that policies in
+    /// shadow mode would deny) for each policy in shadow mode.
     fn count_policies<D: Dataplane>(&mut self, observed: &Observed<'_>, reconciler: &Reconciler<D>) {
         match observed.verdict {
             FlowVerdict::Denied => {
@@ -252,8 +255,8 @@ impl Reporter {
         self.shadow_policies.get(engine, version, observed.event.rule_set, reconciler.observes())
     }
 
-    /// Counts a would-be denial by policies, workloads and port. If the record cannot list all policies, lists those in
-    /// shadow mode first.
+    /// Counts a would-be denial by policies, workloads and port. If the record cannot list all policies, changes its
+    /// list to start with the policies in shadow mode.
     fn count_shadow<D: Dataplane>(
         &mut self,
         observed: &Observed<'_>,
@@ -310,7 +313,8 @@ impl Reporter {
         }
     }
 
-    /// Adds the policies and rules of both ends, if there is time, and counts the flow for its rule.
+    /// Adds the policies and rules of the source and the destination to a record, within the time limit for
+    /// explanations. Counts an allowed flow for the rule that allows it.
     fn add_explanation<D: Dataplane>(
         &mut self,
         observed: &Observed<'_>,
@@ -348,29 +352,29 @@ impl Reporter {
         self.buffer.push(key, buffered);
     }
 
-    /// Adds a summary, in the same way. Summaries of allowed flows are no lines.
+    /// Keeps a summary in the same way as `keep`. Summaries of allowed flows are not written as lines.
     fn keep_summary(&self, verdict: FlowVerdict, record: Record, time: SystemTime) {
         let buffered = BufferedRecord { record: Arc::new(record), labels: [None, None], time };
         self.keep(SUMMARY_KEY, verdict != FlowVerdict::Allowed, buffered);
     }
 
-    /// Writes the summaries that are due. May be called at any time, and usually does nothing. `suppressed` returns the
-    /// number of packets or flows without an event for an endpoint ID.
+    /// Writes the summaries that are due. May be called at any time, and usually does nothing. `suppressed` returns,
+    /// for an endpoint ID, the number of packets or flows for which the eBPF programs sent no event.
     pub fn summarize<D: Dataplane>(
         &mut self,
         reconciler: &Reconciler<D>,
         now: Instant,
         suppressed: impl Fn(u32, Direction, EventKind) -> u64,
     ) {
-        if now.saturating_duration_since(self.summarized) < SUMMARY_INTERVAL {
+        if now.saturating_duration_since(self.last_summarized) < SUMMARY_INTERVAL {
             return;
         }
-        self.summarized = now;
+        self.last_summarized = now;
         self.read_clock();
         if self.totals_not_kept.is_some() {
-            for held in reconciler.pod_endpoints() {
-                if let Some(pod) = &held.pod {
-                    self.remember_pod(held.endpoint.ifindex, pod);
+            for pod_endpoint in reconciler.pod_endpoints() {
+                if let Some(pod) = &pod_endpoint.pod {
+                    self.remember_pod(pod_endpoint.endpoint.ifindex, pod);
                 }
             }
         }
@@ -383,7 +387,7 @@ impl Reporter {
         for LimitedSummary { record: limited, namespace, without_event } in
             self.limited.due(now, time, reconciler, suppressed)
         {
-            // The agent has counted its own part already.
+            // `skip` has already counted the events for which the agent wrote no record.
             if limited.verdict == FlowVerdict::Shadow {
                 self.shadow.count_other(&namespace, without_event, time);
             }
@@ -391,7 +395,7 @@ impl Reporter {
         }
     }
 
-    /// Reads the clock again. It may have been set since the last time.
+    /// Computes `boot` again, because the wall clock may have been set since the last time.
     fn read_clock(&mut self) {
         self.boot = boot_time();
     }
@@ -405,7 +409,7 @@ impl Reporter {
 
     /// Returns the counters of Kubernetes Events, if they are written.
     pub fn kubernetes(&self) -> Option<&kubernetes::EventCounters> {
-        self.kubernetes.as_ref().map(Sink::numbers)
+        self.kubernetes.as_ref().map(Sink::counters)
     }
 
     /// Returns the number of events with this verdict since the start.
@@ -413,33 +417,33 @@ impl Reporter {
         self.events[verdict as usize]
     }
 
-    /// Returns the number of lines that were not written, because standard output is read too slowly, or because
-    /// there were too many in one second.
+    /// Returns the number of lines that were not written: standard output is read too slowly, or there were too many
+    /// lines in one second.
     pub fn unwritten(&self) -> u64 {
         self.lines.lost()
     }
 
-    /// Returns the number of events without a record, because there were too many in one second.
+    /// Returns the number of events without a record, because there were too many events in one second.
     pub fn skipped(&self) -> u64 {
         self.limited.skipped()
     }
 
-    /// Returns the number of verdicts that differ from those of the reference evaluator.
+    /// Returns the number of verdicts that differ from the verdicts of the reference evaluator.
     pub fn differing_verdicts(&self) -> u64 {
         self.explainer.agreement().differences()
     }
 
-    /// Returns the number of verdicts that were compared with those of the reference evaluator.
+    /// Returns the number of verdicts that were compared with the verdicts of the reference evaluator.
     pub fn compared_verdicts(&self) -> u64 {
         self.explainer.agreement().compared()
     }
 
-    /// Returns the flows of rules and policies.
+    /// Returns the counters of the flows of each rule and each policy.
     pub fn hits(&self) -> &HitCounters {
         &self.hits
     }
 
-    /// Returns the flows that policies in shadow mode would deny.
+    /// Returns the counters of the flows that policies in shadow mode would deny.
     pub fn shadow(&self) -> &ShadowFlows {
         &self.shadow
     }

@@ -1,4 +1,4 @@
-//! An event, and what is known about it.
+//! An event, and data that every step of its processing needs.
 
 use std::time::{Instant, SystemTime};
 
@@ -11,17 +11,20 @@ use super::cache::ExplanationKey;
 use super::packet;
 use crate::reconcile::Reconciler;
 
-/// An event, and what is known about it.
+/// An event, and data that every step of its processing needs.
 pub(super) struct Observed<'a> {
     pub(super) event: &'a FlowEvent,
     pub(super) verdict: FlowVerdict,
+    /// The pod of the event's interface.
     pub(super) pod: Option<PodKey>,
+    /// When the eBPF program sent the event.
     pub(super) time: SystemTime,
+    /// When the agent processes the event.
     pub(super) now: Instant,
 }
 
 impl Observed<'_> {
-    /// The number of flows that the event stands for, or of denied packets.
+    /// Returns the number of flows or denied packets that the event stands for.
     pub(super) fn count(&self) -> u64 {
         1 + u64::from(self.event.suppressed)
     }
@@ -31,21 +34,22 @@ impl Observed<'_> {
         self.pod.as_ref().map_or("", |pod| &*pod.namespace)
     }
 
-    /// Returns the key of the explanation; `None` if policies did not decide.
+    /// Returns the key of the explanation; `None` if policies did not decide the verdict.
     pub(super) fn explanation_key(&self) -> Option<ExplanationKey> {
         let packet = packet::of_event(self.event, self.pod.as_ref()?)?;
         let shadow = self.event.kind() == EventKind::Shadow;
         Some(ExplanationKey { packet, rule_set: self.event.rule_set, shadow })
     }
 
-    /// Returns the local pod that sent the packet, if the source address is not that pod's. `from`: the source.
+    /// Returns the local pod that sent the packet, if the source address is not an address of this pod. `from`
+    /// describes the source address.
     pub(super) fn sender<D: Dataplane>(&self, from: &FlowEnd, reconciler: &Reconciler<D>) -> Option<String> {
         let id = u32::from(self.event.source_endpoint);
         if id == 0 || self.event.direction != Direction::Ingress as u8 {
             return None;
         }
-        let held = reconciler.pod_endpoints().find(|held| held.endpoint.id == id)?;
-        let sender = held.pod.as_ref().map(ToString::to_string);
+        let source = reconciler.pod_endpoints().find(|pod_endpoint| pod_endpoint.endpoint.id == id)?;
+        let sender = source.pod.as_ref().map(ToString::to_string);
         sender.filter(|sender| from.pod_name().as_ref() != Some(sender))
     }
 }

@@ -1,5 +1,6 @@
-//! Writes lines to standard output on its own thread, so that a blocked reader does not block enforcement. If lines
-//! arrive faster than they are read, lines of the pods with the most queued lines are dropped first.
+//! Writes lines to standard output on a separate thread, so that a blocked reader does not block enforcement. If lines
+//! arrive faster than they are read, the queue gets full; then lines of the pods that use the most memory in the queue
+//! are dropped first.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,11 +12,11 @@ use serde::Serialize;
 use super::queue::KeyedQueue;
 
 /// Maximum number of queued lines.
-const QUEUE: usize = 4096;
+const MAX_LINES: usize = 4096;
 /// Maximum size of the queued lines in bytes.
 const MAX_BYTES: usize = 16 << 20;
 
-/// The output.
+/// A queue of lines, with a thread that writes them.
 #[derive(Debug)]
 pub struct Lines {
     shared: Arc<Shared>,
@@ -49,13 +50,16 @@ struct Queue {
 }
 
 impl Queue {
-    /// Adds a line, unless the lines of its key need the most memory. Returns the number of dropped lines.
+    /// Adds a line. If the queue is full, drops the newest lines of the key that uses the most memory. If this is the
+    /// key of the new line, drops the new line. Returns the number of dropped lines.
     fn push(&mut self, key: u32, line: Vec<u8>) -> usize {
         let mut dropped = 0;
-        while self.lines.len() >= QUEUE || self.lines.bytes() + line.len() > MAX_BYTES {
+        while self.lines.len() >= MAX_LINES || self.lines.bytes() + line.len() > MAX_BYTES {
             dropped += 1;
-            let own = self.lines.bytes_of(key) + line.len();
-            let Some((largest, _)) = self.lines.largest().filter(|(_, bytes)| *bytes > own) else { return dropped };
+            let own_bytes = self.lines.bytes_of(key) + line.len();
+            let Some((largest, _)) = self.lines.largest().filter(|(_, bytes)| *bytes > own_bytes) else {
+                return dropped;
+            };
             self.lines.remove_newest(largest);
         }
         self.lines.push(key, line.len(), line);
@@ -64,12 +68,12 @@ impl Queue {
 }
 
 impl Lines {
-    /// Starts a thread that writes to `out`. If writing fails, that line and all later ones count as lost.
+    /// Starts a thread that writes to `out`. If writing fails, the current line and all later lines count as lost.
     pub fn to(mut out: impl Write + Send + 'static) -> Self {
         let shared = Arc::new(Shared::default());
         let writer = Arc::clone(&shared);
         std::thread::spawn(move || {
-            while let Some(line) = wait(&writer) {
+            while let Some(line) = wait_for_line(&writer) {
                 if let Err(error) = out.write_all(&line).and_then(|()| out.flush()) {
                     tracing::warn!(%error, "cannot write to standard output; denied packets are counted but not reported");
                     let mut queue = writer.lock();
@@ -94,7 +98,7 @@ impl Lines {
         self.shared.changed.notify_one();
     }
 
-    /// Counts a line that was not even created as lost.
+    /// Counts one line as lost that was never created.
     pub(super) fn skip(&self) {
         self.shared.count_lost(1);
     }
@@ -111,8 +115,8 @@ impl Drop for Lines {
     }
 }
 
-/// Waits for the next line. `None` if there will be no more.
-fn wait(shared: &Shared) -> Option<Vec<u8>> {
+/// Waits for the next line. Returns `None` if no more lines will arrive.
+fn wait_for_line(shared: &Shared) -> Option<Vec<u8>> {
     let mut queue = shared.lock();
     loop {
         if let Some(line) = queue.lines.pop() {
@@ -160,7 +164,7 @@ mod tests {
         assert_eq!(lines.lost(), 99);
     }
 
-    /// A reader that never continues.
+    /// An output that blocks each write forever.
     struct Blocked;
 
     impl Write for Blocked {
@@ -178,10 +182,10 @@ mod tests {
     #[test]
     fn a_blocked_reader_does_not_block_the_writer() {
         let lines = Lines::to(Blocked);
-        for _ in 0..QUEUE + 101 {
+        for _ in 0..MAX_LINES + 101 {
             lines.push(1, &"a line");
         }
-        // The thread has taken one line, or none yet.
+        // The thread has removed at most one line from the queue.
         assert!((100..=101).contains(&lines.lost()), "{}", lines.lost());
     }
 
@@ -196,7 +200,7 @@ mod tests {
             dropped += queue.push(2, vec![0; MAX_BYTES / 100]);
             assert!(queue.lines.bytes() <= MAX_BYTES);
         }
-        // A line of another pod replaces large ones.
+        // A line of pod 3 replaces large lines of pod 2.
         assert_eq!(queue.push(3, vec![0; MAX_BYTES / 100 * 3]), 3);
         let lines = &mut queue.lines;
         assert_eq!((lines.checked_len_of(1), lines.checked_len_of(2)), (100, 200 - dropped - 3));
@@ -204,7 +208,8 @@ mod tests {
         assert_eq!((lines.bytes(), lines.checked_len_of(1)), (0, 0));
     }
 
-    /// A reader that starts late.
+    /// An output that blocks until the sender for the first field is dropped. Then it sends all lines to the second
+    /// field.
     struct Late(Option<std::sync::mpsc::Receiver<()>>, Sender<Vec<u8>>);
 
     impl Write for Late {
@@ -226,18 +231,18 @@ mod tests {
         let (start, started) = channel();
         let (written, lines_written) = channel();
         let lines = Lines::to(Late(Some(started), written));
-        for round in 0..3 * QUEUE {
+        for round in 0..3 * MAX_LINES {
             lines.push(1, &"flood");
             if round % 50 == 0 {
                 lines.push(2, &"victim");
             }
         }
-        let victims = (3 * QUEUE).div_ceil(50);
-        assert!(lines.lost() >= 2 * QUEUE as u64, "{}", lines.lost());
+        let victims = (3 * MAX_LINES).div_ceil(50);
+        assert!(lines.lost() >= 2 * MAX_LINES as u64, "{}", lines.lost());
         drop(start);
         drop(lines);
-        let all: Vec<Vec<u8>> = lines_written.iter().collect();
-        assert!(all.len() <= QUEUE + 1, "{}", all.len());
-        assert_eq!(all.iter().filter(|line| line.starts_with(b"\"victim")).count(), victims);
+        let received: Vec<Vec<u8>> = lines_written.iter().collect();
+        assert!(received.len() <= MAX_LINES + 1, "{}", received.len());
+        assert_eq!(received.iter().filter(|line| line.starts_with(b"\"victim")).count(), victims);
     }
 }

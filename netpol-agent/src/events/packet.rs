@@ -1,4 +1,4 @@
-//! The packet of an event, as policies evaluate it.
+//! Converts an event to the packet that policies evaluate.
 
 use netpol_common::{Direction, FlowEvent, Reason, protocol};
 use netpol_policy::model::PodKey;
@@ -6,11 +6,11 @@ use netpol_policy::reference::Packet;
 
 use super::describe::{address_of, direction};
 
-/// Returns the packet at its pod; `None` if policies did not decide its verdict.
+/// Returns the packet of an event at `pod`; `None` if policies did not decide the event's verdict.
 pub(super) fn of_event(event: &FlowEvent, pod: &PodKey) -> Option<Packet> {
     let reason = Reason::from_code(event.reason).filter(|reason| reason.is_by_policies())?;
     let direction = direction(event);
-    let other = match direction {
+    let remote = match direction {
         Direction::Ingress => &event.source,
         Direction::Egress => &event.destination,
     };
@@ -18,7 +18,7 @@ pub(super) fn of_event(event: &FlowEvent, pod: &PodKey) -> Option<Packet> {
     Some(Packet {
         pod: pod.clone(),
         direction,
-        remote: address_of(event.family, other)?,
+        remote: address_of(event.family, remote)?,
         protocol: event.protocol,
         port: if protocol::has_ports(event.protocol) { port } else { 0 },
         from_node: direction == Direction::Ingress && reason == Reason::LocalNode,
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn the_remote_is_the_other_end() {
+    fn the_remote_address_is_the_source_at_ingress_and_the_destination_at_egress() {
         let pod = PodKey::new("shop", "web");
         for (direction, last) in [(Direction::Ingress, 1), (Direction::Egress, 2)] {
             let packet = of_event(&event(direction, Reason::NoRule, protocol::TCP), &pod).expect("no packet");
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn reasons_without_policies_have_no_packet() {
+    fn events_that_policies_do_not_decide_have_no_packet() {
         let pod = PodKey::new("shop", "web");
         for reason in [Reason::SpoofedSource, Reason::Malformed, Reason::TunnelEndpoint, Reason::FlowTableFull] {
             assert_eq!(of_event(&event(Direction::Egress, reason, protocol::TCP), &pod), None, "{reason:?}");

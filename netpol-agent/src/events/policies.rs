@@ -1,5 +1,6 @@
 //! The policies that are counted and listed for a flow that policies in shadow mode would deny. A pod may have
-//! thousands of policies, so these lists are determined once for each rule set, not for each event.
+//! thousands of policies, so these lists are determined once for each rule set (the rules of all policies that isolate
+//! a pod in one direction), not for each event.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,15 +12,15 @@ use netpol_policy::model::{Mode, PolicyKey};
 use super::bounds::{MAX_LISTED, listed};
 use super::hits::MAX_POLICIES;
 
-/// Maximum number of rule sets. A node has fewer in use.
+/// Maximum number of cached rule sets. The pods of one node usually use fewer.
 const MAX_RULE_SETS: usize = 4096;
 
 /// Lists of the policies of a rule set, for flows that policies in shadow mode would deny.
 #[derive(Debug)]
 pub(super) struct ShadowPolicies {
-    /// Those in shadow mode; with `--observe`, all. At most [`MAX_POLICIES`].
+    /// The policies in shadow mode; with `--observe`, all policies. At most [`MAX_POLICIES`].
     pub(super) counted: Vec<PolicyKey>,
-    /// The policies for a record, those in shadow mode first.
+    /// The policies that a record lists, policies in shadow mode first.
     pub(super) listed: Vec<String>,
     /// Whether all policies in shadow mode are in `listed`.
     pub(super) is_complete: bool,

@@ -1,5 +1,5 @@
-//! A queue of items that belong to keys. It finds the key that needs the most memory, so that a flood of one pod takes no room
-//! from others.
+//! A queue of items. Each item belongs to a key, which stands for a pod. If the queue is full, its user removes items
+//! of the key that needs the most memory, so that a flood of items of one pod does not use the room of other pods.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 pub(super) struct KeyedQueue<T> {
     items: BTreeMap<u64, Item<T>>,
     /// The number of the next item.
-    next: u64,
+    next_number: u64,
     by_key: HashMap<u32, ItemsOfKey>,
     /// The size of each key's items.
     sizes: BTreeSet<(usize, u32)>,
@@ -25,14 +25,14 @@ struct Item<T> {
 /// The items of a key.
 #[derive(Debug, Default)]
 struct ItemsOfKey {
-    /// Their numbers, the oldest first.
+    /// The numbers of the items, the oldest first.
     numbers: VecDeque<u64>,
     bytes: usize,
 }
 
 impl<T> Default for KeyedQueue<T> {
     fn default() -> Self {
-        Self { items: BTreeMap::new(), next: 0, by_key: HashMap::new(), sizes: BTreeSet::new(), bytes: 0 }
+        Self { items: BTreeMap::new(), next_number: 0, by_key: HashMap::new(), sizes: BTreeSet::new(), bytes: 0 }
     }
 }
 
@@ -52,7 +52,7 @@ impl<T> KeyedQueue<T> {
         self.by_key.get(&key).map_or(0, |of_key| of_key.bytes)
     }
 
-    /// Returns the key with the largest items in total, and their size; `None` if there are no items.
+    /// Returns the key with the most bytes in total, and this number of bytes; `None` if there are no items.
     pub(super) fn largest(&self) -> Option<(u32, usize)> {
         self.sizes.last().map(|(bytes, key)| (*key, *bytes))
     }
@@ -64,8 +64,8 @@ impl<T> KeyedQueue<T> {
 
     /// Adds an item.
     pub(super) fn push(&mut self, key: u32, bytes: usize, value: T) {
-        let number = self.next;
-        self.next += 1;
+        let number = self.next_number;
+        self.next_number += 1;
         self.items.insert(number, Item { key, bytes, value });
         self.bytes += bytes;
         self.change(key, |of_key| {
@@ -90,15 +90,16 @@ impl<T> KeyedQueue<T> {
         self.remove(key, VecDeque::pop_back)
     }
 
-    fn remove(&mut self, key: u32, take: impl FnOnce(&mut VecDeque<u64>) -> Option<u64>) -> Option<T> {
-        let number = take(&mut self.by_key.get_mut(&key)?.numbers)?;
+    /// Removes the item of a key that `pop_number` selects.
+    fn remove(&mut self, key: u32, pop_number: impl FnOnce(&mut VecDeque<u64>) -> Option<u64>) -> Option<T> {
+        let number = pop_number(&mut self.by_key.get_mut(&key)?.numbers)?;
         let Item { bytes, value, .. } = self.items.remove(&number)?;
         self.bytes -= bytes;
         self.change(key, |of_key| of_key.bytes -= bytes);
         Some(value)
     }
 
-    /// Changes the items of a key, and updates its size.
+    /// Changes the items of a key, and updates `sizes`.
     fn change(&mut self, key: u32, change: impl FnOnce(&mut ItemsOfKey)) {
         let of_key = self.by_key.entry(key).or_default();
         self.sizes.remove(&(of_key.bytes, key));

@@ -1,5 +1,5 @@
-//! Limits the number of counters, in total and for each owner, so that the objects or the traffic of one owner do not
-//! use the room of others.
+//! Limits the number of counters, in total and for each owner (such as a namespace), so that the objects or the traffic
+//! of one owner do not use the room of others.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ pub(super) struct Quota {
 }
 
 impl Quota {
-    /// Creates a quota for this number of counters, and for this number of each owner.
+    /// Creates a quota: at most `max_total` counters, and at most `max_each` counters for each owner.
     pub(super) fn new(max_total: usize, max_each: usize) -> Self {
         Self { total: 0, max_total, max_each, by_owner: HashMap::new() }
     }
@@ -30,7 +30,7 @@ impl Quota {
         *self.by_owner.entry(Arc::clone(owner)).or_default() += 1;
     }
 
-    /// Records the owners of all counters.
+    /// Replaces all counters. `owners` has the owner of each counter.
     pub(super) fn set(&mut self, owners: impl Iterator<Item = Arc<str>>) {
         self.total = 0;
         self.by_owner.clear();

@@ -16,7 +16,7 @@ const MAX_FLOWS: usize = 4096;
 /// A flow without an event for this time is forgotten.
 const MAX_AGE: Duration = Duration::from_mins(5);
 
-/// The addresses, ports and protocol of a flow at an endpoint.
+/// The addresses, ports and protocol of a flow at an endpoint (a pod interface under enforcement).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct FlowId {
     endpoint: u16,
@@ -26,7 +26,7 @@ struct FlowId {
     destination: ([u8; 16], [u8; 2]),
 }
 
-/// Revoked flows, with the change and the time of the last event.
+/// Revoked flows. For each flow: the change that revoked it, and the time of its last event.
 #[derive(Debug, Default)]
 pub(super) struct RevokedFlows(HashMap<FlowId, (Arc<BatchChange>, Instant)>);
 
@@ -60,14 +60,14 @@ impl RevokedFlows {
         })
     }
 
-    /// Removes one flow of `endpoint`: the one with the oldest last event. If `endpoint` has no flow, removes such a
-    /// flow of the endpoint that has the most flows.
+    /// Removes one flow of `endpoint`. If `endpoint` has no flow, removes a flow of the endpoint that has the most
+    /// flows. In both cases, this is the endpoint's flow with the oldest last event.
     fn remove_one(&mut self, endpoint: u16) {
         let oldest = self.oldest_of(endpoint).or_else(|| {
             let mut lengths: HashMap<u16, usize> = HashMap::new();
             self.0.keys().for_each(|id| *lengths.entry(id.endpoint).or_default() += 1);
-            let (most, _) = lengths.into_iter().max_by_key(|(_, length)| *length)?;
-            self.oldest_of(most)
+            let (largest, _) = lengths.into_iter().max_by_key(|(_, length)| *length)?;
+            self.oldest_of(largest)
         });
         oldest.map(|id| self.0.remove(&id));
     }
@@ -104,7 +104,7 @@ mod tests {
             flows.revoked_by(&event(port), Some(&change(last)), now).map(|revoked| revoked.generation)
         };
         assert_eq!(generation(1, 5, now), Some(5));
-        assert_eq!(generation(1, 6, now), Some(5), "change 6 did not revoke it");
+        assert_eq!(generation(1, 6, now), Some(5), "change 6 did not revoke the flow");
         assert_eq!(generation(2, 6, now), Some(6));
         assert_eq!(generation(1, 7, now + MAX_AGE), Some(7));
         assert_eq!(flows.revoked_by(&event(3), None, now), None);
@@ -125,7 +125,7 @@ mod tests {
             assert!(flows.0.len() <= MAX_FLOWS);
         }
         let now = start + Duration::from_secs(10);
-        // A flow of a new endpoint replaces a flow of the endpoint that has the most.
+        // A flow of a new endpoint replaces a flow of the endpoint that has the most flows.
         flows.revoked_by(&event(3, 0), Some(&first_change), now);
         let mut generation = |endpoint, port| {
             flows.revoked_by(&event(endpoint, port), Some(&second_change), now).map(|revoked| revoked.generation)

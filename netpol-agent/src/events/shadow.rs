@@ -1,4 +1,5 @@
-//! Counts the flows that policies in shadow mode would deny, by policies, workloads and port.
+//! Counts the flows that policies in shadow mode would deny. Flows with the same policies, workloads and port share a
+//! counter.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -12,19 +13,19 @@ use super::describe::rfc3339;
 use super::quota::Quota;
 use crate::reconcile::Reconciler;
 
-/// Maximum number of counters. Further flows of a namespace are counted together.
+/// Maximum number of counters. Flows without a counter are counted together for each namespace.
 const MAX_COUNTERS: usize = 4096;
 /// Maximum number of counters for the pods of a namespace.
 const MAX_OF_NAMESPACE: usize = 512;
-/// Maximum number of counters for flows from one workload to or from the pods of a namespace. All sources that are not pods
-/// count as one. A pod that scans ports therefore leaves room for the flows of others.
+/// Maximum number of counters for flows with the same source workload and the same namespace in which policies apply.
+/// All sources that are not pods count as one. So a pod that scans ports leaves room for the flows of other pods.
 const MAX_OF_SOURCE: usize = 256;
-/// Maximum number of namespaces with a number of further flows.
+/// Maximum number of namespaces for which flows without a counter are counted.
 const MAX_NAMESPACES: usize = 1024;
-/// Number of minutes for which each counter has the number of flows.
+/// Each counter has the number of flows in each of this many last minutes.
 const MINUTES: usize = 60;
 
-/// What flows of one counter have in common.
+/// What the flows of one counter have in common.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct ShadowKey {
     policies: Vec<String>,
@@ -37,7 +38,7 @@ struct ShadowKey {
 }
 
 impl ShadowKey {
-    /// Returns the namespace of the pod.
+    /// Returns the namespace of the pod at which policies would deny the flow.
     fn namespace(&self) -> Arc<str> {
         let pod = match self.direction {
             FlowDirection::Ingress => &self.to,
@@ -46,7 +47,7 @@ impl ShadowKey {
         pod.namespace.as_deref().unwrap_or_default().into()
     }
 
-    /// Returns the namespace of the pod, and the source.
+    /// Returns a text that identifies the source and `namespace()`, see [`MAX_OF_SOURCE`].
     fn source(&self) -> Arc<str> {
         let WorkloadEnd { namespace, workload, pod, .. } = &self.from;
         let workload = workload.as_ref().map(|workload| (&workload.kind, &workload.name));
@@ -66,7 +67,7 @@ struct FlowsByMinute {
 impl FlowsByMinute {
     fn add(&mut self, at: SystemTime, flows: u64) {
         let minute = minute_of(at);
-        // The clock was set back: minutes in the future would count as the latest forever.
+        // The clock was set back. Entries of minutes in the future would count as recent until the clock reaches them.
         if self.latest > minute + MINUTES as u64 {
             self.flows.clear();
         }
@@ -75,7 +76,7 @@ impl FlowsByMinute {
             self.flows.push(0);
         }
         while self.latest < minute {
-            // After an hour without flows, the older minutes are of no use.
+            // After an hour without flows, all older minutes are outdated.
             if minute - self.latest > MINUTES as u64 {
                 self.flows.clear();
                 self.latest = minute - 1;
@@ -86,9 +87,9 @@ impl FlowsByMinute {
                 self.flows.remove(0);
             }
         }
-        // An event may be older than the latest one.
-        let back = usize::try_from(self.latest - minute).unwrap_or(usize::MAX).min(self.flows.len() - 1);
-        let index = self.flows.len() - 1 - back;
+        // An event may be older than the latest minute.
+        let age = usize::try_from(self.latest - minute).unwrap_or(usize::MAX).min(self.flows.len() - 1);
+        let index = self.flows.len() - 1 - age;
         self.flows[index] += flows;
     }
 
@@ -120,11 +121,11 @@ pub struct ShadowFlows {
     sources: Quota,
     /// Flows without a counter.
     other: FlowsByMinute,
-    /// The same by namespace of the pod.
+    /// Flows without a counter, by namespace of the pod at which policies would deny them.
     other_by_namespace: HashMap<String, FlowsByMinute>,
     /// When old counters were removed last.
     cleaned: SystemTime,
-    /// Policies in shadow mode, and since when.
+    /// Policies in shadow mode, and since when each is in this mode.
     policies: BTreeMap<PolicyKey, SystemTime>,
     /// The version of the engine when `policies` was set.
     reviewed: Option<u64>,
@@ -147,12 +148,12 @@ impl Default for ShadowFlows {
 }
 
 impl ShadowFlows {
-    /// Returns since when flows are counted.
+    /// Returns the time since which flows have been counted.
     pub fn since(&self) -> SystemTime {
         self.since
     }
 
-    /// Counts flows that would be denied.
+    /// Counts flows that policies in shadow mode would deny.
     pub(super) fn count(&mut self, record: &FlowRecord, flows: u64, at: SystemTime) {
         let key = ShadowKey {
             policies: record.own_side().map(|side| side.policies.clone()).unwrap_or_default(),
@@ -177,7 +178,7 @@ impl ShadowFlows {
         counter.last = counter.last.max(at);
     }
 
-    /// Counts flows at pods of a namespace that are not known in detail.
+    /// Counts flows at pods of a namespace without details: only their number is known, or there are too many counters.
     pub(super) fn count_other(&mut self, namespace: &str, flows: u64, at: SystemTime) {
         if flows == 0 {
             return;
@@ -190,7 +191,7 @@ impl ShadowFlows {
         }
     }
 
-    /// Removes counters without a flow in the last hour, once a minute.
+    /// Removes counters without a flow in the last hour. Does this at most once a minute.
     fn remove_old(&mut self, now: SystemTime) {
         // An error means that the clock was set back.
         if now.duration_since(self.cleaned).is_ok_and(|passed| passed < Duration::from_mins(1)) {
@@ -204,11 +205,13 @@ impl ShadowFlows {
         self.sources.set(self.counters.keys().map(ShadowKey::source));
     }
 
-    /// Returns the counters with flows since this time, those with the most flows first.
+    /// Returns the counters with flows since this time. The counters with the most flows are first.
     pub fn denials(&self, since: SystemTime) -> Vec<ShadowDenial> {
         let counted = self.counters.iter().map(|(key, counter)| (key, counter, counter.flows.since(since)));
         let mut counted: Vec<_> = counted.filter(|(_, _, flows)| *flows > 0).collect();
-        counted.sort_by(|(key, _, flows), (other, _, others)| others.cmp(flows).then_with(|| key.cmp(other)));
+        counted.sort_by(|(key, _, flows), (other_key, _, other_flows)| {
+            other_flows.cmp(flows).then_with(|| key.cmp(other_key))
+        });
         let denial = |(key, counter, flows): (&ShadowKey, &ShadowCounter, u64)| ShadowDenial {
             policies: key.policies.clone(),
             direction: key.direction,
@@ -224,17 +227,17 @@ impl ShadowFlows {
         counted.into_iter().map(denial).collect()
     }
 
-    /// Returns the flows since this time that are in no counter.
+    /// Returns the number of flows since this time that have no counter.
     pub fn other(&self, since: SystemTime) -> u64 {
         self.other.since(since)
     }
 
-    /// Returns the flows since this time, at pods of a namespace, that are in no counter.
+    /// Returns the number of flows since this time, at pods of a namespace, that have no counter.
     pub fn other_of(&self, namespace: &str, since: SystemTime) -> u64 {
         self.other_by_namespace.get(namespace).map_or(0, |other| other.since(since))
     }
 
-    /// Removes old counters, and finds out which policies are in shadow mode, if objects have changed.
+    /// Removes old counters. If objects have changed, also finds out which policies are in shadow mode now.
     pub(super) fn review<D: Dataplane>(&mut self, reconciler: &Reconciler<D>, now: SystemTime) {
         self.remove_old(now);
         let version = reconciler.engine_version();
@@ -255,13 +258,14 @@ impl ShadowFlows {
         }
     }
 
-    /// Returns since when a policy is in shadow mode; `None` if it is not.
+    /// Returns since when a policy is in shadow mode; `None` if it is not in shadow mode.
     pub fn since_of(&self, policy: &PolicyKey) -> Option<SystemTime> {
         self.policies.get(policy).copied()
     }
 }
 
-/// Returns the workload of an end; without one, its pod, node or address.
+/// Returns the workload of an end of a flow (source or destination). If it has no workload, returns its pod, node or
+/// address.
 fn workload_end(end: &FlowEnd) -> WorkloadEnd {
     let services = end.services.clone();
     if end.pod.is_some() {
@@ -285,7 +289,8 @@ mod tests {
     use super::super::describe::header;
     use super::*;
 
-    /// A flow from a pod of Deployment shop/web to this port of Deployment shop/db, that shop/db would deny.
+    /// Returns the record of a flow from a pod of Deployment shop/web to a port of Deployment shop/db. Policy shop/db
+    /// would deny the flow.
     fn record(pod: &str, port: u16) -> FlowRecord {
         let end = |name: &str, workload: &str| FlowEnd {
             namespace: Some("shop".into()),
@@ -364,15 +369,15 @@ mod tests {
             (other, other, 0)
         );
         // Other sources and other namespaces have room.
-        let of = |source: &str, namespace: &str, number: usize| {
+        let flow_from = |source: &str, namespace: &str, number: usize| {
             let mut record = record(source, port(number));
             (record.from.workload, record.to.namespace) = (None, Some(namespace.to_owned()));
             record
         };
-        shadow.count(&of("job", "shop", 0), 1, now);
+        shadow.count(&flow_from("job", "shop", 0), 1, now);
         assert_eq!((shadow.denials(since).len(), shadow.other(since)), (MAX_OF_SOURCE + 1, other));
         for number in 0..2 * MAX_COUNTERS {
-            shadow.count(&of(&format!("web-{number}"), "bank", 0), 1, now);
+            shadow.count(&flow_from(&format!("web-{number}"), "bank", 0), 1, now);
         }
         assert_eq!(shadow.denials(since).len(), MAX_OF_SOURCE + 1 + MAX_OF_NAMESPACE);
         shadow.count_other("bank", 7, now);
@@ -393,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_has_the_time_since_when_it_is_in_shadow_mode() {
+    fn the_time_is_kept_since_when_a_policy_is_in_shadow_mode() {
         let mut shadow = ShadowFlows::default();
         let (policy, start) = (PolicyKey::new("shop", "web"), SystemTime::now());
         shadow.set_policies([policy.clone()].into(), start);

@@ -1,4 +1,5 @@
-//! Shares a limit per second fairly: a pod with few requests gets all of them, regardless of other pods.
+//! Divides a limit per second fairly among pods: a pod with few requests gets all that it requests, regardless of other
+//! pods.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -10,20 +11,22 @@ const WINDOW: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Shares {
     total: u64,
+    /// Start of the current interval.
     since: Option<Instant>,
+    /// The amount that each user has spent in the current interval.
     spent: HashMap<u32, u64>,
     /// Number of users in the previous interval.
     previous_users: usize,
 }
 
 impl Shares {
-    /// Creates a limit of which nothing is used.
+    /// Creates a limit per second. Nothing of the limit is spent yet.
     pub(super) fn new(total: u64) -> Self {
         Self { total, since: None, spent: HashMap::new(), previous_users: 0 }
     }
 
-    /// Returns whether a user has some of its share left. A user that comes late gets its whole share, so `n` users
-    /// together can spend 1 + 1/2 + … + 1/n times the total.
+    /// Returns whether a user has a part of its share left. A user that starts late in an interval still gets its whole
+    /// share, so `n` users together can spend up to 1 + 1/2 + … + 1/n times the total.
     pub(super) fn allow(&mut self, user: u32, now: Instant) -> bool {
         match self.since {
             Some(since) if now.saturating_duration_since(since) < WINDOW => {}
@@ -40,7 +43,7 @@ impl Shares {
         spent < (self.total / users).max(1)
     }
 
-    /// Records an amount.
+    /// Records that a user has spent an amount.
     pub(super) fn spend(&mut self, user: u32, amount: u64) {
         *self.spent.entry(user).or_default() += amount;
     }
@@ -50,8 +53,8 @@ impl Shares {
 mod tests {
     use super::*;
 
-    /// Returns what each user gets, if it requests this amount in each of this many seconds.
-    fn seconds(shares: &mut Shares, start: Instant, seconds: u64, requested: &[(u32, u64)]) -> Vec<u64> {
+    /// Returns the sum that each user gets, if the user requests its amount in each second.
+    fn spend_for_seconds(shares: &mut Shares, start: Instant, seconds: u64, requested: &[(u32, u64)]) -> Vec<u64> {
         let mut got = vec![0; requested.len()];
         for second in 0..seconds {
             let now = start + Duration::from_secs(second);
@@ -69,14 +72,14 @@ mod tests {
 
     #[test]
     fn a_single_user_gets_the_whole_budget_and_no_more() {
-        assert_eq!(seconds(&mut Shares::new(1000), Instant::now(), 5, &[(1, 100_000)]), [5000]);
+        assert_eq!(spend_for_seconds(&mut Shares::new(1000), Instant::now(), 5, &[(1, 100_000)]), [5000]);
     }
 
     #[test]
-    fn small_requests_are_met_beside_floods() {
+    fn small_requests_are_met_during_floods() {
         let mut requested = vec![(0, 43)];
         requested.extend((1..=20).map(|flood| (flood, 5000)));
-        let got = seconds(&mut Shares::new(1000), Instant::now(), 5, &requested);
+        let got = spend_for_seconds(&mut Shares::new(1000), Instant::now(), 5, &requested);
         assert_eq!(got[0], 5 * 43, "{got:?}");
         assert!(got[1..].iter().all(|amount| *amount <= 5 * 1000 / 20 + 1000), "{got:?}");
     }

@@ -1,4 +1,4 @@
-//! Records of the packets and bytes of flows.
+//! Creates records of flow totals: the packets and bytes of a flow.
 
 use std::time::SystemTime;
 
@@ -10,7 +10,7 @@ use super::buffer::BufferedRecord;
 use super::describe::{Described, Names, describe, header, rfc3339};
 use crate::reconcile::Reconciler;
 
-/// Returns the record of a flow's totals. `pod`: the pod of its interface.
+/// Returns the record of a flow's totals. `pod`: the pod of the flow's interface.
 pub(super) fn record<D: Dataplane>(
     totals: &FlowTotals,
     pod: Option<&PodKey>,
@@ -38,8 +38,8 @@ pub(super) fn record<D: Dataplane>(
     BufferedRecord { record: Record::FlowTotals(Box::new(record)).into(), labels, time }
 }
 
-const fn counts(both: &BothWays) -> TrafficCounts {
-    let BothWays { sent, replies } = both;
+const fn counts(traffic: &BothWays) -> TrafficCounts {
+    let BothWays { sent, replies } = traffic;
     TrafficCounts {
         packets: sent.packets,
         bytes: sent.bytes,

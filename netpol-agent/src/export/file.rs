@@ -10,7 +10,7 @@ use super::{DropReason, FileTarget, Input, json};
 
 /// Maximum number of records that are written at once.
 const BATCH: usize = 256;
-/// Time after a failed write without another attempt. Records are dropped meanwhile.
+/// Time from a failed write to the next attempt. Records that arrive in this time are dropped.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Writes records until the queue is closed.
@@ -33,7 +33,7 @@ struct Writer {
 }
 
 impl Writer {
-    /// Writes records, and returns the number of those that were written.
+    /// Writes records, and returns how many of them were written.
     fn write(&mut self, records: &[Arc<Record>]) -> usize {
         let (mut lines, mut count, mut written) = (Vec::new(), 0, 0);
         for line in records.iter().filter_map(|record| json(record).ok()) {

@@ -1,5 +1,6 @@
-//! Exports flow records to files and to OpenTelemetry collectors. Each target has its own thread and a bounded queue:
-//! a full disk or a slow collector delays neither enforcement nor another target. What does not fit is counted.
+//! Exports flow records to files and to OpenTelemetry collectors. Each target has its own thread and a bounded queue: a
+//! full disk or a slow collector delays neither enforcement nor another target. Records that do not fit into a queue
+//! are dropped and counted.
 
 mod counters;
 mod file;
@@ -19,8 +20,8 @@ use tokio::time::timeout;
 
 pub use counters::{DropReason, ExportCounters};
 
-/// Maximum number of queued records of a target. A record has one or two KiB, and the targets share it.
-const QUEUE: usize = 4096;
+/// Maximum number of queued records of a target. A record has one or two KiB, and all targets share one copy of it.
+const MAX_QUEUED_RECORDS: usize = 4096;
 /// Maximum time that [`ExportThreads::finish`] waits.
 pub const FINISH_TIMEOUT: Duration = Duration::from_millis(600);
 
@@ -45,14 +46,14 @@ impl Target {
     }
 }
 
-/// Rotated files: `PATH` is the newest one, then `PATH.1`, `PATH.2`, and so on.
+/// Rotated files: `PATH` is the newest file, then `PATH.1`, `PATH.2`, and so on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileTarget {
     /// The file that is written.
     pub path: PathBuf,
     /// Maximum size of each file in bytes.
     pub max_size: u64,
-    /// Maximum number of files, with the newest one.
+    /// Maximum number of files, including the newest file.
     pub files: u32,
 }
 
@@ -75,7 +76,7 @@ impl Endpoint {
     }
 }
 
-/// The running exports. Clones share them; the exports end when the last clone is dropped.
+/// The running exports. All clones use the same exports, which end when the last clone is dropped.
 #[derive(Clone, Debug, Default)]
 pub struct Exporters(Arc<[Exporter]>);
 
@@ -84,11 +85,11 @@ struct Exporter {
     target: String,
     queue: mpsc::Sender<Arc<Record>>,
     counters: Arc<ExportCounters>,
-    /// Dropping it ends the pauses between retries.
+    /// When this sender is dropped, the pauses between retries end.
     _running: oneshot::Sender<()>,
 }
 
-/// What the thread of a target has.
+/// What the thread of a target receives.
 struct Input {
     records: mpsc::Receiver<Arc<Record>>,
     counters: Arc<ExportCounters>,
@@ -97,22 +98,22 @@ struct Input {
 }
 
 impl Exporters {
-    /// Starts a thread for each target. Opening a file and connecting to a collector happen on the thread, and are
-    /// repeated: the agent enforces policies with or without them.
+    /// Starts a thread for each target. The thread opens a file or connects to a collector, and retries if this fails:
+    /// the agent enforces policies with or without exports.
     ///
     /// # Errors
     /// If a thread cannot be started.
     pub fn start(targets: &[Target], node: &str) -> io::Result<(Self, ExportThreads)> {
         let (mut exporters, mut ends) = (Vec::new(), Vec::new());
         for target in targets {
-            let (queue, records) = mpsc::channel(QUEUE);
+            let (queue, records) = mpsc::channel(MAX_QUEUED_RECORDS);
             let (running, stopped) = oneshot::channel();
             let (end, ended) = oneshot::channel();
             let counters = Arc::new(ExportCounters::default());
             let input = Input { records, counters: Arc::clone(&counters), stopped };
-            let (of, node) = (target.clone(), node.to_owned());
+            let (own_target, node) = (target.clone(), node.to_owned());
             std::thread::Builder::new().name("flow-export".to_owned()).spawn(move || {
-                match of {
+                match own_target {
                     Target::File(file) => file::run(file, input),
                     Target::Otlp(endpoint) => otlp::run(endpoint, &node, input),
                 }

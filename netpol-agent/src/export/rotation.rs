@@ -8,18 +8,18 @@ use std::path::PathBuf;
 
 use super::FileTarget;
 
-/// Maximum number of bytes after the last line feed of an existing file. Longer than every record.
+/// Number of bytes at the end of an existing file in which an incomplete line is searched. Every record is shorter.
 const TAIL: u64 = 1 << 20;
 
 /// The files of a target.
 #[derive(Debug)]
 pub(super) struct RotatedFile {
     target: FileTarget,
-    open: Option<Open>,
+    open: Option<OpenFile>,
 }
 
 #[derive(Debug)]
-struct Open {
+struct OpenFile {
     file: File,
     size: u64,
     /// Device and inode.
@@ -32,7 +32,7 @@ impl RotatedFile {
         Self { target, open: None }
     }
 
-    /// Returns whether so many bytes fit into the current file.
+    /// Returns whether this number of bytes fits into the current file.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
         let size = self.open.as_ref().map_or(0, |open| open.size);
         size + bytes as u64 <= self.target.max_size
@@ -56,7 +56,7 @@ impl RotatedFile {
                 Ok(())
             }
             Err(error) => {
-                // A part may have been written. A later open removes an incomplete line, if this fails too.
+                // A part may have been written. If it cannot be removed now, the next call of `open` removes it.
                 let _ = open.file.set_len(open.size);
                 self.open = None;
                 Err(error)
@@ -65,12 +65,12 @@ impl RotatedFile {
     }
 
     /// Returns whether the path still leads to the open file: another program may have renamed or deleted it.
-    fn is_current(&self, open: &Open) -> bool {
+    fn is_current(&self, open: &OpenFile) -> bool {
         fs::symlink_metadata(&self.target.path).is_ok_and(|found| identity(&found) == open.identity)
     }
 
-    /// Opens the file, or creates it. Removes files of an earlier run that had more files.
-    fn open(&self) -> io::Result<Open> {
+    /// Opens or creates the file. Removes files of an earlier agent with a larger number of files.
+    fn open(&self) -> io::Result<OpenFile> {
         for number in self.target.files.. {
             if fs::remove_file(self.path(number)).is_err() {
                 break;
@@ -85,11 +85,11 @@ impl RotatedFile {
         if !metadata.is_file() {
             return Err(io::Error::other("it is not a regular file"));
         }
-        let size = complete(&mut file, metadata.len())?;
-        Ok(Open { file, size, identity: identity(&metadata) })
+        let size = remove_incomplete_line(&mut file, metadata.len())?;
+        Ok(OpenFile { file, size, identity: identity(&metadata) })
     }
 
-    /// Renames the current file to `PATH.1`, after `PATH.1` to `PATH.2` and so on, and creates a new one. Renaming
+    /// Renames `PATH.1` to `PATH.2` and so on, then the current file to `PATH.1`, and creates a new file. Renaming
     /// replaces the oldest file.
     fn rotate(&mut self) -> io::Result<()> {
         self.open = None;
@@ -122,8 +122,8 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-/// Removes an incomplete line at the end of a file, which a crash can leave. Returns the size of the rest.
-fn complete(file: &mut File, size: u64) -> io::Result<u64> {
+/// Removes an incomplete line at the end of a file, which a crash can leave. Returns the new size.
+fn remove_incomplete_line(file: &mut File, size: u64) -> io::Result<u64> {
     let tail = size.min(TAIL);
     file.seek(SeekFrom::Start(size - tail))?;
     let mut bytes = Vec::new();
@@ -168,13 +168,13 @@ mod tests {
             file.write(line.as_bytes()).expect("cannot write");
         }
         check(folder.path(), &[("flows", "g\n"), ("flows.1", "e\nf\n"), ("flows.2", "c\nd\n")]);
-        // A line that does not fit into a file has a file of its own.
+        // A line that is larger than the maximum size gets its own file.
         file.write(b"longer\n").expect("cannot write");
         check(folder.path(), &[("flows", "longer\n"), ("flows.1", "g\n"), ("flows.2", "e\nf\n")]);
     }
 
     #[test]
-    fn one_file_starts_anew() {
+    fn a_single_file_is_replaced_by_an_empty_one() {
         let folder = tempfile::tempdir().expect("no folder");
         let mut file = RotatedFile::new(target(folder.path(), 4, 1));
         for line in ["a\n", "b\n", "c\n"] {

@@ -1,4 +1,4 @@
-//! Records that arrive at a collector, and in files.
+//! Tests which records arrive at a collector and in files.
 
 mod collector;
 mod schema;
@@ -64,9 +64,9 @@ fn start(target: Target) -> (Exporters, ExportThreads) {
     Exporters::start(&[target], "node-1").expect("cannot start a thread")
 }
 
-fn wait_until(what: &str, holds: impl Fn() -> bool) {
+fn wait_until(what: &str, is_met: impl Fn() -> bool) {
     let begin = Instant::now();
-    while !holds() {
+    while !is_met() {
         assert!(begin.elapsed() < Duration::from_secs(20), "{what}");
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -150,10 +150,10 @@ fn failed_requests_are_retried_and_rejected_records_are_counted() {
     push(3);
     wait_until("partial success", || counts(&exporters) == (4, [0, 0, 1, 0]));
     push(1);
-    wait_until("a state that is not retried", || counts(&exporters) == (4, [0, 0, 2, 0]));
+    wait_until("a status that is not retried", || counts(&exporters) == (4, [0, 0, 2, 0]));
     push(1);
-    wait_until("another state that is not retried", || counts(&exporters) == (4, [0, 0, 3, 0]));
-    // One connection that the collector closed, and one for all others.
+    wait_until("another status that is not retried", || counts(&exporters) == (4, [0, 0, 3, 0]));
+    // The first connection, which the collector closed, and one connection for all further requests.
     assert_eq!(collector.connections(), 2);
     drop(exporters);
     finish(threads);
@@ -167,12 +167,12 @@ fn a_collector_that_does_not_respond_delays_nothing() {
     let endpoint = Endpoint { host: "127.0.0.1".to_owned(), port, path: "/v1/logs".to_owned() };
     let (exporters, threads) = start(Target::Otlp(endpoint));
     let (record, begin) = (flow(FlowVerdict::Denied, 80), Instant::now());
-    (0..2 * QUEUE).for_each(|_| exporters.push(&record));
+    (0..2 * MAX_QUEUED_RECORDS).for_each(|_| exporters.push(&record));
     assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
     let (exported, [queue_full, ..]) = counts(&exporters);
-    // The thread has taken one batch at most.
+    // The thread has removed at most one batch from the queue.
     assert_eq!(exported, 0);
-    assert!((QUEUE as u64 - 512..=QUEUE as u64).contains(&queue_full), "{queue_full}");
+    assert!((MAX_QUEUED_RECORDS as u64 - 512..=MAX_QUEUED_RECORDS as u64).contains(&queue_full), "{queue_full}");
     drop(exporters);
     let begin = Instant::now();
     finish(threads);

@@ -1,11 +1,12 @@
 //! The start gate: delays the start of a pod until the pod's policies are enforced.
 //!
-//! The container runtime reports a pod when its sandbox has a network, and starts its containers only after the
-//! response. The pod's labels are known from the source; its addresses come from the runtime.
+//! The container runtime reports a pod when the network of the pod's sandbox is ready, and starts the containers only
+//! after the response. The pod's labels come from the source (the API server or a directory). Its addresses come from
+//! the runtime; the overlay adds them to the pod that the source has sent.
 //!
 //! ```text
-//! source ──► Overlay ──► loop        netpol-cni ─► POST /v1/pods/start ─┐
-//!               ▲                    containerd, CRI-O ─► NRI ──────────┴─► Gate::start
+//! source ──► Overlay ──► main loop   netpol-cni ─► POST /v1/pods/start ─┐
+//!               ▲                    containerd, CRI-O ─► NRI ──────────┴─► Gate::hold
 //!               └────────── addresses of starting pods ◄─────────────────────┘
 //! ```
 
@@ -31,7 +32,7 @@ pub use nri::serve as serve_nri;
 pub use overlay::PodStart;
 pub use stats::{BOUNDS, GateStats};
 
-/// Number of queued commands.
+/// Maximum number of queued commands to the overlay.
 const QUEUE: usize = 64;
 
 /// Why a pod's policies are not enforced in time. The runtime retries the start.
@@ -40,7 +41,7 @@ pub enum StartError {
     /// The source has no such pod.
     #[error("no pod {0} with this UID on this node")]
     NoSuchPod(PodKey),
-    /// The source cannot be asked for the pod.
+    /// The source cannot return the pod.
     #[error("cannot get pod {0}: {1}")]
     Source(PodKey, String),
     /// The addresses of the pod's sandbox cannot be read.
@@ -57,12 +58,16 @@ pub enum StartError {
 /// A command to the overlay.
 #[derive(Debug)]
 enum Command {
+    /// A pod starts.
     Start(PodStart, oneshot::Sender<(StartState, Generation)>),
+    /// Pods that ran already when the runtime connected.
     Running(Vec<PodStart>),
+    /// The sandbox with this ID has stopped.
     Stop(PodKey, String),
 }
 
-/// Adds the addresses of starting pods to a source. Clones share everything.
+/// Sends commands to the overlay, which adds the addresses of starting pods to the objects of the source. Clones share
+/// the overlay.
 #[derive(Clone, Debug)]
 pub struct StartingPods(mpsc::Sender<Command>);
 
@@ -74,7 +79,7 @@ pub struct Gate {
 
 /// A pod that may start.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Admitted {
+pub struct AdmittedPod {
     /// How long the start was delayed.
     pub took: Duration,
     /// Why the pod's policies are not enforced, if it is exempt from the gate.
@@ -88,7 +93,7 @@ fn is_exempt(pod: &PodKey) -> bool {
 }
 
 impl StartingPods {
-    /// Puts the overlay behind a source, in its own task.
+    /// Starts a task that applies the overlay to the batches of a source. Returns a feed of the changed batches.
     pub fn add_to(feed: Feed, node: &str) -> (Feed, Self) {
         let (commands, received) = mpsc::channel(QUEUE);
         let (sender, batches) = mpsc::channel(1);
@@ -96,14 +101,14 @@ impl StartingPods {
         (Feed { batches, ..feed }, Self(commands))
     }
 
-    /// Returns one without a source, as after the agent has stopped.
+    /// Returns a value without an overlay, as after the agent has stopped.
     #[cfg(test)]
     pub(crate) fn closed() -> Self {
         Self(mpsc::channel(1).0)
     }
 }
 
-/// Forwards batches, and adds one for each change of the addresses of starting pods.
+/// Forwards batches, and adds a batch for each change of the addresses of starting pods.
 async fn forward(
     mut overlay: Overlay,
     mut batches: mpsc::Receiver<Batch>,
@@ -113,7 +118,7 @@ async fn forward(
     let mut generation = Generation::default();
     loop {
         let events = tokio::select! {
-            // A pod that the source has delivered is known to the next command.
+            // Batches come first, so that a command finds each pod that the source has sent.
             biased;
             batch = batches.recv() => {
                 let Some(mut batch) = batch else { return };
@@ -131,7 +136,7 @@ async fn forward(
                         StartState::Known(event) => event.iter().cloned().collect(),
                         StartState::Unknown => Vec::new(),
                     };
-                    // The runtime may have given up.
+                    // An error means that the request was canceled, for example by its time limit.
                     let _ = answer.send((state, generation));
                     events
                 }
@@ -152,23 +157,23 @@ impl Gate {
         Self { requests }
     }
 
-    /// Waits until a starting pod's policies are enforced. Returns immediately if its namespace is exempt from the
-    /// gate.
+    /// Waits until a starting pod's policies are enforced. If they are not enforced within `limit`, a pod in a
+    /// namespace that is exempt from the gate may start anyway.
     ///
     /// # Errors
-    /// If the pod's policies are not enforced within `limit`.
-    pub async fn hold(&self, start: PodStart, via: &'static str, limit: Duration) -> Result<Admitted, StartError> {
-        let (begun, key) = (Instant::now(), start.key.clone());
+    /// If the policies of a pod that is not exempt are not enforced within `limit`.
+    pub async fn hold(&self, start: PodStart, via: &'static str, limit: Duration) -> Result<AdmittedPod, StartError> {
+        let (started, key) = (Instant::now(), start.key.clone());
         let containers = &self.requests.container_starts;
         containers.hold(&key);
-        let result = self.start(start, begun + limit).await;
-        let took = begun.elapsed();
+        let result = self.start(start, started + limit).await;
+        let took = started.elapsed();
         match result {
             Ok(()) => {
                 containers.remove(&key);
                 self.requests.gate.record(&key, via, StartOutcome::Enforced, took, None);
                 tracing::info!(pod = %key, via, took_ms = took.as_millis(), "enforced; the pod may start");
-                Ok(Admitted { took, exempt: None })
+                Ok(AdmittedPod { took, exempt: None })
             }
             Err(error) => self.decide(&key, via, took, error),
         }
@@ -177,8 +182,13 @@ impl Gate {
     /// Allows or refuses a start that cannot be delayed, because the runtime's report is incomplete.
     ///
     /// # Errors
-    /// Unless its namespace is exempt from the gate.
-    fn failed(&self, key: &PodKey, via: &'static str, error: StartError) -> Result<Admitted, StartError> {
+    /// Returns `error`, unless the pod's namespace is exempt from the gate.
+    fn decide_without_delay(
+        &self,
+        key: &PodKey,
+        via: &'static str,
+        error: StartError,
+    ) -> Result<AdmittedPod, StartError> {
         self.decide(key, via, Duration::ZERO, error)
     }
 
@@ -189,13 +199,13 @@ impl Gate {
         via: &'static str,
         took: Duration,
         error: StartError,
-    ) -> Result<Admitted, StartError> {
+    ) -> Result<AdmittedPod, StartError> {
         let record = |outcome| self.requests.gate.record(key, via, outcome, took, Some(error.to_string()));
         if is_exempt(key) {
             self.requests.container_starts.release(key);
             record(StartOutcome::Exempt);
             tracing::warn!(pod = %key, via, %error, "the pod starts before it is enforced: kube-system is exempt");
-            Ok(Admitted { took, exempt: Some(error) })
+            Ok(AdmittedPod { took, exempt: Some(error) })
         } else {
             // No container starts: the runtime removes the sandbox, or netpol-cni repeats the request.
             record(StartOutcome::Refused);
@@ -204,6 +214,7 @@ impl Gate {
         }
     }
 
+    /// Publishes the pod's addresses, and waits until the pod's policies are enforced.
     async fn start(&self, start: PodStart, until: Instant) -> Result<(), StartError> {
         let generation = match self.announce(&start, until).await? {
             (StartState::Known(_), generation) => generation,
@@ -248,7 +259,7 @@ impl Gate {
         self.requests.container_starts.release_all();
     }
 
-    /// Adds the addresses of the pod to the source. The overlay waits while the agent handles earlier changes.
+    /// Sends the addresses of the pod to the overlay. The overlay waits while the agent handles earlier changes.
     async fn announce(&self, start: &PodStart, until: Instant) -> Result<(StartState, Generation), StartError> {
         let (answer, answered) = oneshot::channel();
         let announced = async {
@@ -260,7 +271,7 @@ impl Gate {
         timeout_at(until.into(), announced).await.map_err(|_| busy())?
     }
 
-    /// Waits until the source has delivered the pod as it is now.
+    /// Waits until the source has sent the current version of the pod.
     async fn find(&self, key: &PodKey, until: Instant) -> Result<(), StartError> {
         let failed = |reason: String| StartError::Source(key.clone(), reason);
         let (answer, answered) = oneshot::channel();
@@ -284,7 +295,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_start_of_a_pod_is_refused_in_time_while_the_agent_is_busy() {
-        let (commands, _not_received) = mpsc::channel(1);
+        let (commands, _receiver) = mpsc::channel(1);
         let about = About {
             node: "n1".into(),
             source: "dir:x".into(),

@@ -1,4 +1,4 @@
-//! Connects the gate to the container runtime with NRI.
+//! Connects the gate to the container runtime with NRI (Node Resource Interface).
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -22,8 +22,8 @@ const MAX_HOLD: Duration = Duration::from_secs(1);
 struct NriGate {
     gate: Gate,
     stats: GateStats,
-    /// IDs of sandboxes that were started while the agent was not connected, and had no container when it connected.
-    /// Their first containers wait.
+    /// IDs of sandboxes that were started while the agent was not connected, and had no container when the agent
+    /// connected. For these sandboxes, the gate delays the first container.
     started_before: Mutex<HashSet<String>>,
 }
 
@@ -68,18 +68,18 @@ impl Handler for NriGate {
     }
 
     async fn synchronize(&self, sandboxes: Vec<Sandbox>) {
-        // A restarted pod can have several sandboxes, only one of which runs. Such pods are skipped: the addresses of
-        // the Pod object are used.
         let without_containers = sandboxes.iter().filter(|sandbox| !sandbox.has_containers && !sandbox.host_network);
         *self.started_before() = without_containers.map(|sandbox| sandbox.id.clone()).collect();
         let mut by_pod: BTreeMap<(String, String), Vec<Sandbox>> = BTreeMap::new();
         for sandbox in sandboxes {
             by_pod.entry((sandbox.namespace.clone(), sandbox.name.clone())).or_default().push(sandbox);
         }
+        // A restarted pod can have several sandboxes, but only one of them runs. Such pods are skipped: the addresses
+        // of the Pod object are used.
         let single = by_pod.into_values().filter(|sandboxes| sandboxes.len() == 1).flatten();
         let mut running = Vec::new();
         for sandbox in single.filter(|sandbox| !sandbox.host_network) {
-            // The network namespace of a stopped sandbox may be gone.
+            // An error is normal for a stopped sandbox: its network namespace may be deleted.
             match addresses_of(&sandbox).await {
                 Ok(addresses) if !addresses.is_empty() => running.push(pod_start(&sandbox, addresses)),
                 Ok(_) => {}
@@ -106,13 +106,13 @@ impl Handler for NriGate {
             Err(error) => {
                 let key = key_of(&sandbox);
                 let error = StartError::Addresses(key.clone(), error);
-                return self.gate.failed(&key, VIA, error).map(drop).map_err(refused);
+                return self.gate.decide_without_delay(&key, VIA, error).map(drop).map_err(refused);
             }
         };
-        // The runtime starts one pod at a time: another one must not wait for long.
+        // The runtime starts one pod at a time, so a pod must not delay the next pod for long.
         let limit = deadline.min(MAX_HOLD);
-        let held = self.gate.hold(pod_start(&sandbox, addresses), VIA, limit).await;
-        held.map(drop).map_err(refused)
+        let result = self.gate.hold(pod_start(&sandbox, addresses), VIA, limit).await;
+        result.map(drop).map_err(refused)
     }
 
     async fn create(&self, sandbox: Sandbox, deadline: Duration) -> Result<(), String> {
@@ -131,7 +131,7 @@ impl Handler for NriGate {
     }
 
     fn unanswered(&self, sandbox: Sandbox, start: Start) {
-        // The pod of any other container was enforced when its sandbox started.
+        // The policies of all other pods were enforced before their sandboxes started.
         if start == Start::Container && !self.started_before().contains(&sandbox.id) {
             return;
         }
@@ -157,7 +157,8 @@ fn pod_start(sandbox: &Sandbox, addresses: Vec<IpAddr>) -> PodStart {
     PodStart { key: key_of(sandbox), uid: Uid::parse(&sandbox.uid), sandbox: sandbox.id.clone(), addresses }
 }
 
-/// Returns the addresses of a sandbox. NRI before 0.9 does not report them; then they are read in its network namespace.
+/// Returns the addresses of a sandbox. NRI before 0.9 does not report addresses; in this case, they are read in the
+/// sandbox's network namespace.
 async fn addresses_of(sandbox: &Sandbox) -> Result<Vec<IpAddr>, String> {
     match &sandbox.network_namespace {
         Some(namespace) if sandbox.addresses.is_empty() => {
@@ -169,8 +170,8 @@ async fn addresses_of(sandbox: &Sandbox) -> Result<Vec<IpAddr>, String> {
     }
 }
 
-/// Returns the addresses in a network namespace, without those of the loopback interface and link-local ones, at most
-/// one of each family.
+/// Returns the addresses in a network namespace, without loopback and link-local addresses, and at most one of each
+/// family.
 fn addresses_in(namespace: &Path) -> Result<Vec<IpAddr>, String> {
     let failed = |error: &dyn std::fmt::Display| format!("network namespace {}: {error}", namespace.display());
     let file = File::open(namespace).map_err(|error| failed(&error))?;

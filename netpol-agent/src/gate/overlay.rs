@@ -1,5 +1,5 @@
 //! Adds the addresses of starting pods to the objects of the source. The API server publishes a pod's addresses only
-//! after its containers run; the container runtime has them before.
+//! after its containers run. The container runtime reports them earlier.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use netpol_policy::cluster_state::Event;
 use netpol_policy::model::{Object, ObjectKey, Pod, PodKey, Uid};
 
-/// A pod with a network, before its containers start, as reported by the container runtime.
+/// A starting pod, as reported by the container runtime: the pod has a network, but no container runs yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodStart {
     /// The pod.
@@ -21,13 +21,13 @@ pub struct PodStart {
     pub addresses: Vec<IpAddr>,
 }
 
-/// Whether a pod is known; see [`Overlay::start`].
+/// Whether the source has sent a starting pod; see [`Overlay::start`].
 #[expect(clippy::large_enum_variant, reason = "the value is matched at once and never stored")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum StartState {
-    /// The pod is known and gets the addresses with this event; `None`: it has them already.
+    /// The source has sent the pod. The event adds the addresses to it; `None`: the pod has the addresses already.
     Known(Option<Event>),
-    /// No pod of this node has this name and UID. The source may deliver it later.
+    /// No pod of this node has this name and UID. The source may send it later.
     Unknown,
 }
 
@@ -37,8 +37,9 @@ pub(super) struct Overlay {
     node: Arc<str>,
     /// The pods of this node, as the source reports them.
     pods: BTreeMap<PodKey, Pod>,
+    /// Pods with addresses that are not published yet.
     starts: BTreeMap<PodKey, Start>,
-    /// Pods that ran when the runtime connected, and that the source has not delivered yet.
+    /// Pods that ran when the runtime connected, if the source has not sent them yet.
     running: BTreeMap<PodKey, PodStart>,
 }
 
@@ -48,7 +49,7 @@ struct Start {
     uid: Option<Uid>,
     sandbox: String,
     addresses: Vec<IpAddr>,
-    /// The addresses in the pod's object when it started: those of an earlier sandbox, or none.
+    /// The addresses in the Pod object when the pod started: the addresses of an earlier sandbox, or none.
     published_before: Vec<IpAddr>,
 }
 
@@ -86,13 +87,13 @@ impl Overlay {
         let has_addresses = published_before == start.addresses;
         let start = Start { uid, sandbox: start.sandbox.clone(), addresses: start.addresses.clone(), published_before };
         let mut pod = pod.clone();
-        let is_new = self.starts.insert(pod.key.clone(), start).is_some() || !has_addresses;
+        let may_have_changed = self.starts.insert(pod.key.clone(), start).is_some() || !has_addresses;
         self.apply_pod_addresses(&mut pod);
-        StartState::Known(is_new.then_some(Event::Apply(Object::Pod(pod))))
+        StartState::Known(may_have_changed.then_some(Event::Apply(Object::Pod(pod))))
     }
 
-    /// Adds the addresses of running pods that have none in their objects: they were started while no agent ran.
-    /// Returns the changed pods.
+    /// Adds the addresses of running pods that have no addresses in their objects: they were started while no agent
+    /// ran. Returns the changed pods.
     pub(super) fn running(&mut self, running: Vec<PodStart>) -> Vec<Event> {
         self.running = running.into_iter().map(|start| (start.key.clone(), start)).collect();
         let known: Vec<PodKey> = self.running.keys().filter(|key| self.pods.contains_key(*key)).cloned().collect();
@@ -109,7 +110,7 @@ impl Overlay {
         }
     }
 
-    /// Removes the addresses of a sandbox that has stopped. Returns the pod as its object describes it.
+    /// Removes the addresses of a sandbox that has stopped. Returns the pod as the source has sent it.
     pub(super) fn stop(&mut self, key: &PodKey, sandbox: &str) -> Option<Event> {
         if self.running.get(key).is_some_and(|start| start.sandbox == sandbox) {
             self.running.remove(key);
@@ -131,7 +132,8 @@ impl Overlay {
         self.apply_pod_addresses(pod);
     }
 
-    /// Replaces the addresses of a pod by those of its sandbox, until its object has other ones than at the start.
+    /// Replaces the addresses of a starting pod by the addresses of its sandbox. Stops this when the API server has
+    /// published new addresses.
     fn apply_pod_addresses(&mut self, pod: &mut Pod) {
         let Some(start) = self.starts.get(&pod.key) else { return };
         let is_published = pod.addresses != start.published_before || pod.addresses == start.addresses;
@@ -148,7 +150,7 @@ impl Overlay {
     }
 }
 
-/// Returns whether two UIDs can be of the same pod. Manifests in files have none.
+/// Returns whether two UIDs can be of the same pod. Pods from manifest files have no UID.
 fn is_same(one: Option<Uid>, other: Option<Uid>) -> bool {
     one.zip(other).is_none_or(|(one, other)| one == other)
 }
@@ -163,11 +165,11 @@ mod tests {
         Uid::parse(&format!("{last:032x}"))
     }
 
-    fn web(uid_of: u8, address: &[u8]) -> Pod {
+    fn web_pod(uid_number: u8, address: &[u8]) -> Pod {
         let addresses = address.iter().map(|last| IpAddr::from([10, 0, 0, *last])).collect();
         Pod {
             key: PodKey::new("shop", "web"),
-            uid: uid(uid_of),
+            uid: uid(uid_number),
             node: Some("n1".into()),
             host_network: false,
             finished: false,
@@ -181,13 +183,13 @@ mod tests {
         }
     }
 
-    fn start(uid_of: u8, sandbox: &str, last: u8) -> PodStart {
+    fn pod_start(uid_number: u8, sandbox: &str, last: u8) -> PodStart {
         let key = PodKey::new("shop", "web");
-        PodStart { key, uid: uid(uid_of), sandbox: sandbox.into(), addresses: vec![IpAddr::from([10, 0, 0, last])] }
+        PodStart { key, uid: uid(uid_number), sandbox: sandbox.into(), addresses: vec![IpAddr::from([10, 0, 0, last])] }
     }
 
-    /// Returns the address that enforcement sees after an event.
-    fn after(overlay: &mut Overlay, event: Event) -> Vec<u8> {
+    /// Applies an event, and returns the last octets of the pod's addresses in the changed event.
+    fn addresses_after(overlay: &mut Overlay, event: Event) -> Vec<u8> {
         let mut events = [event];
         overlay.apply(&mut events);
         let [Event::Apply(Object::Pod(pod))] = &events else { panic!("not a pod: {events:?}") };
@@ -204,68 +206,76 @@ mod tests {
             .collect()
     }
 
-    fn apply(pod: Pod) -> Event {
+    fn apply_event(pod: Pod) -> Event {
         Event::Apply(Object::Pod(pod))
     }
 
     #[test]
     fn a_starting_pod_has_the_addresses_of_its_sandbox_until_they_are_published() {
         let mut overlay = Overlay::new("n1".into());
-        assert_eq!(overlay.start(&start(1, "a", 5)), StartState::Unknown);
-        assert_eq!(after(&mut overlay, apply(web(1, &[]))), [0u8; 0]);
-        let StartState::Known(Some(Event::Apply(Object::Pod(started)))) = overlay.start(&start(1, "a", 5)) else {
+        assert_eq!(overlay.start(&pod_start(1, "a", 5)), StartState::Unknown);
+        assert_eq!(addresses_after(&mut overlay, apply_event(web_pod(1, &[]))), [0u8; 0]);
+        let StartState::Known(Some(Event::Apply(Object::Pod(started)))) = overlay.start(&pod_start(1, "a", 5)) else {
             panic!("the pod is not known");
         };
         assert_eq!(last_octets(&started), [5]);
-        assert_eq!(after(&mut overlay, apply(web(1, &[]))), [5], "a change before the address is published");
-        assert_eq!(after(&mut overlay, apply(web(1, &[5]))), [5]);
-        assert_eq!(after(&mut overlay, apply(web(1, &[6]))), [6], "the object is right from then on");
+        assert_eq!(
+            addresses_after(&mut overlay, apply_event(web_pod(1, &[]))),
+            [5],
+            "a change before the address is published"
+        );
+        assert_eq!(addresses_after(&mut overlay, apply_event(web_pod(1, &[5]))), [5]);
+        assert_eq!(
+            addresses_after(&mut overlay, apply_event(web_pod(1, &[6]))),
+            [6],
+            "from then on, the addresses of the object are used"
+        );
     }
 
     #[test]
     fn a_new_sandbox_of_a_pod_replaces_the_published_addresses() {
         let mut overlay = Overlay::new("n1".into());
-        after(&mut overlay, apply(web(1, &[5])));
-        assert!(matches!(overlay.start(&start(1, "b", 7)), StartState::Known(Some(_))));
-        assert_eq!(after(&mut overlay, apply(web(1, &[5]))), [7]);
+        addresses_after(&mut overlay, apply_event(web_pod(1, &[5])));
+        assert!(matches!(overlay.start(&pod_start(1, "b", 7)), StartState::Known(Some(_))));
+        assert_eq!(addresses_after(&mut overlay, apply_event(web_pod(1, &[5]))), [7]);
         assert_eq!(overlay.stop(&PodKey::new("shop", "web"), "a"), None, "another sandbox");
-        assert_eq!(after(&mut overlay, apply(web(1, &[7]))), [7]);
-        assert_eq!(overlay.start(&start(1, "b", 7)), StartState::Known(None), "it has them already");
+        assert_eq!(addresses_after(&mut overlay, apply_event(web_pod(1, &[7]))), [7]);
+        assert_eq!(overlay.start(&pod_start(1, "b", 7)), StartState::Known(None), "the pod has the addresses already");
     }
 
     #[test]
     fn a_sandbox_that_stops_before_its_addresses_are_published_has_none() {
         let mut overlay = Overlay::new("n1".into());
-        after(&mut overlay, apply(web(1, &[])));
-        overlay.start(&start(1, "a", 5));
-        assert_eq!(overlay.stop(&PodKey::new("shop", "web"), "a"), Some(apply(web(1, &[]))));
-        assert_eq!(after(&mut overlay, apply(web(1, &[]))), [0u8; 0]);
+        addresses_after(&mut overlay, apply_event(web_pod(1, &[])));
+        overlay.start(&pod_start(1, "a", 5));
+        assert_eq!(overlay.stop(&PodKey::new("shop", "web"), "a"), Some(apply_event(web_pod(1, &[]))));
+        assert_eq!(addresses_after(&mut overlay, apply_event(web_pod(1, &[]))), [0u8; 0]);
     }
 
     #[test]
     fn addresses_of_a_sandbox_are_not_given_to_another_pod_of_the_same_name() {
         let mut overlay = Overlay::new("n1".into());
-        after(&mut overlay, apply(web(1, &[])));
-        assert_eq!(overlay.start(&start(2, "a", 5)), StartState::Unknown, "the old pod has the old labels");
-        overlay.start(&start(1, "a", 5));
-        assert_eq!(after(&mut overlay, apply(web(2, &[]))), [0u8; 0]);
-        overlay.start(&start(2, "b", 6));
-        assert_eq!(after(&mut overlay, apply(Pod { finished: true, ..web(2, &[]) })), [0u8; 0]);
-        overlay.apply(&mut [Event::Reset(vec![Object::Pod(web(2, &[]))])]);
+        addresses_after(&mut overlay, apply_event(web_pod(1, &[])));
+        assert_eq!(overlay.start(&pod_start(2, "a", 5)), StartState::Unknown, "the old pod has the old labels");
+        overlay.start(&pod_start(1, "a", 5));
+        assert_eq!(addresses_after(&mut overlay, apply_event(web_pod(2, &[]))), [0u8; 0]);
+        overlay.start(&pod_start(2, "b", 6));
+        assert_eq!(addresses_after(&mut overlay, apply_event(Pod { finished: true, ..web_pod(2, &[]) })), [0u8; 0]);
+        overlay.apply(&mut [Event::Reset(vec![Object::Pod(web_pod(2, &[]))])]);
         assert!(overlay.starts.is_empty());
     }
 
     #[test]
     fn a_pod_that_started_while_no_agent_ran_has_the_addresses_of_its_sandbox() {
         let mut overlay = Overlay::new("n1".into());
-        assert!(overlay.running(vec![start(1, "a", 5)]).is_empty(), "the source has not delivered it");
-        assert_eq!(after(&mut overlay, apply(web(1, &[]))), [5]);
-        assert_eq!(after(&mut overlay, apply(web(1, &[5]))), [5]);
-        assert!(overlay.running(vec![start(1, "old", 4)]).is_empty(), "its object has addresses");
-        assert_eq!(after(&mut overlay, apply(web(1, &[5]))), [5]);
-        after(&mut overlay, apply(web(2, &[])));
-        assert!(overlay.running(vec![start(1, "old", 4)]).is_empty(), "another pod of the same name");
-        let [Event::Apply(Object::Pod(pod))] = &overlay.running(vec![start(2, "b", 6)])[..] else {
+        assert!(overlay.running(vec![pod_start(1, "a", 5)]).is_empty(), "the source has not sent the pod");
+        assert_eq!(addresses_after(&mut overlay, apply_event(web_pod(1, &[]))), [5]);
+        assert_eq!(addresses_after(&mut overlay, apply_event(web_pod(1, &[5]))), [5]);
+        assert!(overlay.running(vec![pod_start(1, "old", 4)]).is_empty(), "its object has addresses");
+        assert_eq!(addresses_after(&mut overlay, apply_event(web_pod(1, &[5]))), [5]);
+        addresses_after(&mut overlay, apply_event(web_pod(2, &[])));
+        assert!(overlay.running(vec![pod_start(1, "old", 4)]).is_empty(), "another pod of the same name");
+        let [Event::Apply(Object::Pod(pod))] = &overlay.running(vec![pod_start(2, "b", 6)])[..] else {
             panic!("no change")
         };
         assert_eq!(last_octets(pod), [6]);
@@ -274,16 +284,16 @@ mod tests {
     #[test]
     fn a_reset_keeps_the_addresses_of_starting_pods() {
         let mut overlay = Overlay::new("n1".into());
-        after(&mut overlay, apply(web(1, &[])));
-        overlay.start(&start(1, "a", 5));
-        let mut events = [Event::Reset(vec![Object::Pod(web(1, &[]))])];
+        addresses_after(&mut overlay, apply_event(web_pod(1, &[])));
+        overlay.start(&pod_start(1, "a", 5));
+        let mut events = [Event::Reset(vec![Object::Pod(web_pod(1, &[]))])];
         overlay.apply(&mut events);
         let Event::Reset(objects) = &events[0] else { unreachable!() };
         assert!(matches!(&objects[0], Object::Pod(pod) if last_octets(pod) == [5]));
         overlay.apply(&mut [Event::Reset(Vec::new())]);
         assert!(overlay.starts.is_empty() && overlay.pods.is_empty());
-        let elsewhere = Pod { node: Some("n2".into()), ..web(1, &[]) };
-        after(&mut overlay, apply(elsewhere));
-        assert_eq!(overlay.start(&start(1, "a", 5)), StartState::Unknown);
+        let elsewhere = Pod { node: Some("n2".into()), ..web_pod(1, &[]) };
+        addresses_after(&mut overlay, apply_event(elsewhere));
+        assert_eq!(overlay.start(&pod_start(1, "a", 5)), StartState::Unknown);
     }
 }

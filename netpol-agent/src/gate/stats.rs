@@ -1,4 +1,4 @@
-//! Counts the starts that the gate delayed, for metrics and status.
+//! State of the start gate, and numbers of the starts that it delayed, for metrics and status.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,9 +9,9 @@ use netpol_policy::model::PodKey;
 
 use crate::events::rfc3339;
 
-/// Upper bounds of the buckets of the times, in milliseconds.
+/// Upper bounds of the buckets for delays of starts, in milliseconds.
 pub const BOUNDS: [u32; 9] = [1, 2, 5, 10, 15, 25, 50, 250, 1_000];
-/// Number of starts in the status.
+/// Maximum number of starts in the status.
 const RECENT: usize = 10;
 
 /// How long starts were delayed, in cumulative buckets.
@@ -25,7 +25,7 @@ pub struct Times {
     pub sum: Duration,
 }
 
-/// Counts of the gate. Clones share everything.
+/// State and counts of the gate. Clones share everything.
 #[derive(Clone, Debug, Default)]
 pub struct GateStats(Arc<Mutex<Counts>>);
 
@@ -42,7 +42,7 @@ struct Counts {
 }
 
 impl GateStats {
-    /// Sets how the runtime reports starts, `nri`, `cni` or `off`, and why, if it was chosen automatically.
+    /// Sets how the runtime reports starts (`nri`, `cni` or `off`), and the reason if the agent has chosen it.
     pub fn set_mode(&self, mode: &'static str, reason: Option<String>) {
         let mut counts = self.lock();
         (counts.mode, counts.reason) = (mode, reason);
@@ -98,12 +98,12 @@ impl GateStats {
         self.lock().starts.clone()
     }
 
-    /// Returns how long starts were held.
+    /// Returns how long starts were delayed.
     pub fn times(&self) -> Times {
         self.lock().times
     }
 
-    /// Returns how the runtime reports starts, and whether it does.
+    /// Returns how the runtime reports starts, and whether this works now.
     pub fn mode(&self) -> (&'static str, bool) {
         let counts = self.lock();
         (counts.mode, counts.runtime.is_some() || counts.configuration.is_some())

@@ -11,15 +11,16 @@ pub(super) const BOUNDS: [u32; 14] = [
     10_000_000,
 ];
 
-/// Maximum number of batches that are measured at one time. If entries cannot be written for hours, the oldest batches
-/// are not measured.
+/// Maximum number of batches that are measured at the same time. If entries cannot be written for hours, the oldest
+/// batches are not measured.
 const MAX_UNFINISHED: usize = 4096;
 
+/// The last batches, and the times until batches were written.
 #[derive(Debug, Default)]
 pub(super) struct Convergence {
-    /// Last batch that was applied.
+    /// Number of the last batch that was applied.
     pub(super) applied: Generation,
-    /// Last batch that is written to the BPF maps, with all batches before it.
+    /// Number of the last batch that is written to the BPF maps, with all batches before it.
     pub(super) enforced: Generation,
     /// Unix time at which the last batch was applied.
     pub(super) last_change: Option<Duration>,
@@ -38,8 +39,8 @@ impl Convergence {
         self.last_change = SystemTime::now().duration_since(UNIX_EPOCH).ok();
     }
 
-    /// Records that a batch was applied, and measures the time from when the agent received it until it is fully
-    /// written.
+    /// Records that a batch was applied. Measures the time from `received_at`, when the agent received it, until it is
+    /// fully written.
     pub(super) fn measure(&mut self, generation: Generation, received_at: Instant) {
         self.record_applied(generation);
         if self.unfinished.len() == MAX_UNFINISHED {
@@ -48,10 +49,11 @@ impl Convergence {
         self.unfinished.push_back(received_at);
     }
 
+    /// Records that all applied batches are fully written.
     pub(super) fn fully_applied(&mut self) {
         self.enforced = self.applied;
-        for at in self.unfinished.drain(..) {
-            let took = at.elapsed();
+        for received_at in self.unfinished.drain(..) {
+            let took = received_at.elapsed();
             self.count += 1;
             self.sum += took;
             for (bucket, bound) in self.buckets.iter_mut().zip(BOUNDS) {
@@ -70,7 +72,7 @@ mod tests {
         let mut convergence = Convergence::default();
         convergence.record_applied(Generation(1));
         convergence.fully_applied();
-        assert_eq!((convergence.enforced, convergence.count), (Generation(1), 0), "the start is no change");
+        assert_eq!((convergence.enforced, convergence.count), (Generation(1), 0), "the first objects are no change");
         let before = Instant::now().checked_sub(Duration::from_millis(30)).expect("the monotonic clock is too young");
         convergence.measure(Generation(2), before);
         convergence.measure(Generation(3), before);

@@ -3,12 +3,14 @@
 use super::table::{Table, append, counter};
 use crate::export::{DropReason, Exporters};
 
-/// With `--flow-export`.
+/// Metrics with `--flow-export`.
 const EXPORTS: Table<Exporters> = &[
     counter(
         "netpol_flow_export_records_total",
         "Number of flow records that were written to a file or accepted by a collector, by target.",
-        |exporters, samples| samples.each("target", exporters.counters().map(|(name, of)| (name, of.exported()))),
+        |exporters, samples| {
+            samples.each("target", exporters.counters().map(|(name, counters)| (name, counters.exported())));
+        },
     ),
     counter(
         "netpol_flow_export_dropped_total",

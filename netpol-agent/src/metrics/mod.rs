@@ -43,7 +43,7 @@ pub struct Meter {
     source: SourceState,
     /// Number of written batches.
     batches: u64,
-    /// Total time spent on them.
+    /// Total time spent on these batches.
     applying: Duration,
 }
 
@@ -83,12 +83,12 @@ impl Meter {
         self.convergence.fully_applied();
     }
 
-    /// Returns the last batch that was applied.
+    /// Returns the number of the last batch that was applied.
     pub fn last_applied(&self) -> Generation {
         self.convergence.applied
     }
 
-    /// Returns the last batch that is enforced, with all batches before it.
+    /// Returns the number of the last batch that is enforced, with all batches before it.
     pub fn last_enforced(&self) -> Generation {
         self.convergence.enforced
     }
@@ -127,7 +127,11 @@ impl Meter {
             unwritten: reporter.unwritten(),
             ..FlowCounts::default()
         };
-        for id in reconciler.pod_endpoints().filter(|held| held.pod.is_some()).map(|held| held.endpoint.id) {
+        for id in reconciler
+            .pod_endpoints()
+            .filter(|pod_endpoint| pod_endpoint.pod.is_some())
+            .map(|pod_endpoint| pod_endpoint.endpoint.id)
+        {
             for direction in Direction::BOTH {
                 let packets = self.counters.packets(id, direction).unwrap_or_default().packets;
                 for reason in Reason::ALL {

@@ -15,7 +15,7 @@ use crate::events::Reporter;
 use crate::events::kubernetes::DropReason;
 use crate::reconcile::{PodEndpoint, Reconciler, UNPROTECTED_BOUNDS, UnprotectedStart};
 
-/// What the values are read from.
+/// The sources of the values of the metrics.
 pub(super) struct Page<'a> {
     pub(super) reconciler: &'a Reconciler<Kernel>,
     pub(super) meter: &'a Meter,
@@ -24,7 +24,7 @@ pub(super) struct Page<'a> {
 
 pub(super) type PageTable = &'static [Metric<for<'a> fn(&Page<'a>, &mut Samples)>];
 
-/// Returns all metrics, except those of the start gate.
+/// Returns all metrics, except the metrics of the start gate.
 pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporter) -> String {
     let page = Page { reconciler, meter, reporter };
     let mut text = String::new();
@@ -113,14 +113,14 @@ const INTERFACES: PageTable = &[
     ),
 ];
 
-/// With `--kube-events`.
+/// Metrics with `--kube-events`.
 const KUBE_EVENTS: PageTable = &[
     counter(
         "netpol_kube_events_total",
         "Number of Events written to the API server, including updates.",
         |page, samples| {
-            if let Some(numbers) = page.reporter.kubernetes() {
-                samples.value(numbers.published());
+            if let Some(counters) = page.reporter.kubernetes() {
+                samples.value(counters.published());
             }
         },
     ),
@@ -128,8 +128,8 @@ const KUBE_EVENTS: PageTable = &[
         "netpol_kube_events_dropped_total",
         "Number of Events that were not written to the API server, by reason.",
         |page, samples| {
-            let Some(numbers) = page.reporter.kubernetes() else { return };
-            samples.each("reason", DropReason::ALL.map(|reason| (reason.name(), numbers.dropped(reason))));
+            let Some(counters) = page.reporter.kubernetes() else { return };
+            samples.each("reason", DropReason::ALL.map(|reason| (reason.name(), counters.dropped(reason))));
         },
     ),
 ];
@@ -245,12 +245,16 @@ fn omitted_parts(page: &Page<'_>, samples: &mut Samples) {
     }
 }
 
-/// Returns each endpoint of a known pod, with each direction.
+/// Returns each known pod and its endpoint ID, with each direction.
 pub(super) fn pods<'a>(page: &Page<'a>) -> impl Iterator<Item = (&'a PodKey, u32, Direction)> {
-    let endpoints = page.reconciler.pod_endpoints().filter_map(|held| Some((held.pod.as_ref()?, held.endpoint.id)));
+    let endpoints = page
+        .reconciler
+        .pod_endpoints()
+        .filter_map(|pod_endpoint| Some((pod_endpoint.pod.as_ref()?, pod_endpoint.endpoint.id)));
     endpoints.flat_map(|(pod, id)| Direction::BOTH.map(|direction| (pod, id, direction)))
 }
 
+/// Returns the number of matching endpoints with programs.
 fn enforced(page: &Page<'_>, matches: impl Fn(&PodEndpoint) -> bool) -> usize {
     page.reconciler.enforced().filter(|endpoint| matches(endpoint)).count()
 }

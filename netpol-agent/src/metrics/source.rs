@@ -1,4 +1,5 @@
-//! Metrics of the source, and the metrics before the first objects.
+//! Metrics of the source of objects. Until the source has sent its first objects, only these and the metrics
+//! of the start gate exist.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,7 @@ use crate::api::Readiness;
 
 type Kinds = BTreeMap<&'static str, KindState>;
 
-/// By kind of objects, for sources that have kinds.
+/// Metrics for each kind of objects. Only the API server as the source has kinds.
 const KINDS: Table<Kinds> = &[
     gauge(
         "netpol_source_in_sync",

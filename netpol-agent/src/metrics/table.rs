@@ -58,8 +58,8 @@ impl Samples {
 
     /// Adds a sample for each value of the only label.
     pub(super) fn each<'a, V: Display>(&mut self, label: &str, values: impl IntoIterator<Item = (&'a str, V)>) {
-        for (of, value) in values {
-            self.add("", &[(label, of)], value);
+        for (label_value, value) in values {
+            self.add("", &[(label, label_value)], value);
         }
     }
 
@@ -98,7 +98,7 @@ impl Samples {
     }
 }
 
-/// Appends the metrics of a table. A metric without samples is left out.
+/// Appends the metrics of a table. A metric without samples is omitted.
 pub(super) fn append<S, F: Fn(&S, &mut Samples)>(text: &mut String, table: &[Metric<F>], source: &S) {
     for Metric { kind, name, help, samples: add_samples } in table {
         let mut samples = Samples { name, lines: String::new() };
@@ -109,8 +109,8 @@ pub(super) fn append<S, F: Fn(&S, &mut Samples)>(text: &mut String, table: &[Met
     }
 }
 
-/// Escapes the value of a label: first characters that are not visible, then those that the exposition format
-/// escapes. Line feeds have been escaped in the first step.
+/// Escapes the value of a label: first characters that are not visible, then the characters that the exposition format
+/// requires to escape. Line feeds are already escaped by the first step.
 fn escaped(value: &str) -> String {
     Safe(value).to_string().replace('\\', "\\\\").replace('"', "\\\"")
 }

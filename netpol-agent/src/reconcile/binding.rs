@@ -1,9 +1,10 @@
-//! Binds veths to pods. A veth is bound once, to the pod address that is found in its namespace, and stays bound
-//! until the interface is removed. What a pod does inside its namespace does not change the identity that is
-//! enforced. The pod is the one that API objects report at that address.
+//! Binds veths to pods. A veth is bound once, to the pod address that is found in its network namespace, and stays
+//! bound until the interface is removed. Its pod is the pod that has this address according to API objects. So nothing
+//! that a pod does inside its namespace changes which policies apply to it.
 //!
-//! An interface without a binding that has the address of a pod with another interface is a conflict. It is shut (all
-//! of its traffic is dropped) and reported. A shut interface stays shut until it is bound or removed.
+//! It is a conflict if an unbound interface has the address of a pod that has another interface. Then the unbound
+//! interface is shut (all of its traffic is dropped), and the conflict is reported. A shut interface stays shut until
+//! it is bound or removed.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -21,19 +22,20 @@ use netpol_node::{PodEnd, Veth, is_link_local};
 /// For each interface without a binding, the pods that have its addresses.
 type Claims = BTreeMap<IfIndex, Vec<PodKey>>;
 
-/// How long the MAC address of a new interface is followed: later plugins of a CNI chain (`tuning`) may change it.
-/// Longer than it takes until interfaces are listed again.
+/// How long changes of the MAC address of a new interface are adopted: later plugins of a CNI chain (`tuning`) may
+/// change it. This is longer than the interval between two full listings of interfaces.
 pub(super) const MAC_LEARNING: Duration = Duration::from_secs(15);
 
 /// The pod of an interface, and what is wrong with it.
 #[derive(Debug, Default)]
 pub(super) struct Identity {
     pub(super) binding: Binding,
-    /// Current pod. `None`: the binding is not to a pod that exists.
+    /// Current pod. `None`: the interface is not bound to a pod that exists.
     pub(super) pod: Option<PodKey>,
     /// Why the interface is not enforced as the pod that it claims to be.
     pub(super) conflict: Option<String>,
-    /// Pod in the namespace, if the interface is a further one, without a pod's address.
+    /// The pod of the network namespace, if this is an additional interface of the namespace, without an address of the
+    /// pod.
     pub(super) secondary: Option<PodKey>,
     /// Addresses that the pod's object does not list.
     pub(super) unlisted: Vec<IpAddr>,
@@ -42,27 +44,28 @@ pub(super) struct Identity {
 /// Whether a veth is bound to a pod.
 #[derive(Debug, Default)]
 pub(super) enum Binding {
-    /// It is not.
+    /// The veth is not bound.
     #[default]
     Unbound,
-    /// It has a conflict and no binding: all of its traffic is dropped.
+    /// The veth has a conflict and is not bound: all of its traffic is dropped.
     Shut,
-    /// It is.
+    /// The veth is bound.
     Bound(Bound),
 }
 
 /// The binding of a veth.
 #[derive(Debug, Default)]
 pub(super) struct Bound {
-    /// Addresses of the pod in the namespace when it was bound.
+    /// Addresses of the pod that the namespace had when the veth was bound.
     addresses: Vec<IpAddr>,
-    /// Pod at that time. `None`: adopted from an earlier agent; set to the first pod that is found.
+    /// Pod at that time. `None` after the binding was adopted from an earlier agent, until the pod is found.
     pod: Option<PodKey>,
     /// MAC address of the pod; zeros if unknown.
     pub(super) mac: [u8; 6],
-    /// IPv6 link-local address of the pod, which is followed; zeros if there is none.
+    /// IPv6 link-local address of the pod, which is updated when it changes; zeros if there is none.
     pub(super) link_local: [u8; 16],
-    /// Whether it was adopted from an earlier agent: the MAC address is set once and not followed.
+    /// Whether the binding was adopted from an earlier agent. Then the MAC address is set once, and changes are
+    /// ignored.
     adopted: bool,
 }
 
@@ -107,8 +110,8 @@ fn as_link_local(address: &IpAddr) -> Option<Ipv6Addr> {
     if let IpAddr::V6(v6) = address { Some(*v6).filter(is_link_local) } else { None }
 }
 
-/// Returns the interfaces with a binding.
-fn bound(interfaces: &Interfaces) -> impl Iterator<Item = (IfIndex, &Bound)> {
+/// Returns the bound interfaces.
+fn bound_interfaces(interfaces: &Interfaces) -> impl Iterator<Item = (IfIndex, &Bound)> {
     interfaces.iter().filter_map(|(ifindex, interface)| match &interface.identity.binding {
         Binding::Bound(bound) => Some((*ifindex, bound)),
         Binding::Unbound | Binding::Shut => None,
@@ -122,6 +125,7 @@ impl<D: Dataplane> Reconciler<D> {
         let mut interfaces = std::mem::take(&mut self.interfaces);
         // Interfaces that are bound to a pod that still has the address have precedence.
         let mut interface_of: BTreeMap<PodKey, IfIndex> = BTreeMap::new();
+        // Bound interfaces with an address that another pod has now.
         let mut moved: Vec<(IfIndex, PodKey)> = Vec::new();
         for (&ifindex, Interface { identity, .. }) in &mut interfaces {
             identity.pod = None;
@@ -134,9 +138,9 @@ impl<D: Dataplane> Reconciler<D> {
         }
         let claims = self.claims(&interfaces);
         for (&ifindex, pods) in &claims {
-            let (veth, side) = &veths[&ifindex];
+            let (veth, pod_end) = &veths[&ifindex];
             let other = if let [pod] = &pods[..] { interface_of.get(pod).copied() } else { None };
-            let conflict = self.conflict(&claims, ifindex, other).or_else(|| self.same_mac(&interfaces, veth, side));
+            let conflict = self.conflict(&claims, ifindex, other).or_else(|| self.same_mac(&interfaces, veth, pod_end));
             let Some(Interface { identity, .. }) = interfaces.get_mut(&ifindex) else { continue };
             if let Some(conflict) = conflict {
                 identity.shut(veth, &conflict);
@@ -144,16 +148,17 @@ impl<D: Dataplane> Reconciler<D> {
             }
             let pod = pods[0].clone();
             let has = |address: &IpAddr| self.local_pod_at(*address).as_ref() == Some(&pod);
-            let addresses = side.addresses.iter().chain(&side.other_addresses).copied().filter(has).collect();
+            let addresses = pod_end.addresses.iter().chain(&pod_end.other_addresses).copied().filter(has).collect();
             identity.binding = Binding::Bound(Bound { addresses, pod: Some(pod.clone()), ..Bound::default() });
             interface_of.insert(pod, ifindex);
         }
-        // The address belongs to another pod now, and no other interface has it: a stale object, or a reused address.
+        // If no other interface is bound to the new pod of the address, the interface is bound to that pod: the object
+        // of the earlier pod was stale, or the address was reused.
         for (ifindex, pod) in moved {
             if interface_of.contains_key(&pod) {
                 continue;
             }
-            // Wait for a new listing: it may find the interface that the pod really has.
+            // Wait for a new listing, which may find the real interface of the pod.
             if relisted
                 && let Some(Interface { identity, .. }) = interfaces.get_mut(&ifindex)
                 && let Binding::Bound(bound) = &mut identity.binding
@@ -172,7 +177,8 @@ impl<D: Dataplane> Reconciler<D> {
         self.interfaces = interfaces;
     }
 
-    /// Returns why an interface must not be bound to what it claims. `other`: the interface that is bound to this pod.
+    /// Returns why an interface must not be bound to the pod that it claims; `None` if it may be bound. `other`: the
+    /// interface that is already bound to this pod.
     fn conflict(&self, claims: &Claims, ifindex: IfIndex, other: Option<IfIndex>) -> Option<String> {
         let [pod] = &claims[&ifindex][..] else {
             let names: Vec<String> = claims[&ifindex].iter().map(ToString::to_string).collect();
@@ -185,13 +191,14 @@ impl<D: Dataplane> Reconciler<D> {
         Some(format!("the interface has an address of {pod}, and so has {}", self.name_of(other)))
     }
 
-    /// Returns the pods with addresses that are found on interfaces without a binding.
+    /// Returns, for each interface without a binding, the pods that have its addresses.
     fn claims(&self, interfaces: &Interfaces) -> Claims {
-        let is_bound =
-            |ifindex| interfaces.get(ifindex).is_some_and(|known| matches!(known.identity.binding, Binding::Bound(_)));
+        let is_bound = |ifindex| {
+            interfaces.get(ifindex).is_some_and(|interface| matches!(interface.identity.binding, Binding::Bound(_)))
+        };
         let mut claims: BTreeMap<IfIndex, Vec<PodKey>> = BTreeMap::new();
-        for (ifindex, (_, side)) in self.snapshot.veths.iter().filter(|(ifindex, _)| !is_bound(ifindex)) {
-            let addresses = side.addresses.iter().chain(&side.other_addresses);
+        for (ifindex, (_, pod_end)) in self.snapshot.veths.iter().filter(|(ifindex, _)| !is_bound(ifindex)) {
+            let addresses = pod_end.addresses.iter().chain(&pod_end.other_addresses);
             for pod in addresses.filter_map(|address| self.local_pod_at(*address)) {
                 let pods = claims.entry(*ifindex).or_default();
                 if !pods.contains(&pod) {
@@ -215,16 +222,16 @@ impl<D: Dataplane> Reconciler<D> {
         name.map_or_else(|| ifindex.to_string(), Clone::clone)
     }
 
-    /// Returns a conflict if another interface on the same bridge has the same MAC address: each would receive frames
-    /// of the other.
-    fn same_mac(&self, interfaces: &Interfaces, veth: &Veth, side: &PodEnd) -> Option<String> {
-        let mac = side.mac?;
+    /// Returns a conflict if another interface on the same bridge has the same MAC address: each of the two would
+    /// receive frames for the other.
+    fn same_mac(&self, interfaces: &Interfaces, veth: &Veth, pod_end: &PodEnd) -> Option<String> {
+        let mac = pod_end.mac?;
         let other = self.neighbors(interfaces, veth).find(|(_, bound)| bound.mac == mac)?.0;
         Some(format!("the interface has the MAC address of {}", self.name_of(other)))
     }
 
-    /// Returns whether a link-local address belongs to the local node or to another pod on the same bridge. A pod
-    /// that takes such an address is not enforced as its owner.
+    /// Returns whether a link-local address belongs to the local node or to another pod on the same bridge. A pod that
+    /// takes such an address does not get the identity of the owner.
     fn is_taken(&self, interfaces: &Interfaces, veth: &Veth, address: Ipv6Addr) -> bool {
         self.snapshot.own.contains(&IpAddr::V6(address))
             || self.neighbors(interfaces, veth).any(|(_, bound)| bound.link_local == address.octets())
@@ -237,30 +244,30 @@ impl<D: Dataplane> Reconciler<D> {
         veth: &Veth,
     ) -> impl Iterator<Item = (IfIndex, &'a Bound)> + use<'a, D> {
         let (this, bridge) = (veth.ifindex, veth.bridge);
-        bound(interfaces).filter(move |(ifindex, _)| {
+        bound_interfaces(interfaces).filter(move |(ifindex, _)| {
             let other = self.snapshot.veths.get(ifindex).and_then(|(veth, _)| veth.bridge);
             *ifindex != this && bridge.is_some() && other == bridge
         })
     }
 
-    /// Reads the MAC address and the link-local address of bound interfaces. The MAC address is followed while the
-    /// interface is new, the link-local address always.
+    /// Updates the MAC address and the link-local address of bound interfaces. Changes of the MAC address are adopted
+    /// only while the interface is new, changes of the link-local address always.
     fn update_link_addresses(&self, interfaces: &mut Interfaces) {
         let update = |(ifindex, bound): (IfIndex, &Bound)| {
-            let (veth, side) = self.snapshot.veths.get(&ifindex)?;
+            let (veth, pod_end) = self.snapshot.veths.get(&ifindex)?;
             let is_young = interfaces.get(&ifindex).and_then(Interface::age).is_none_or(|age| age < MAC_LEARNING);
             let is_new = is_young && !bound.adopted;
             let (mut mac, mut link_local, mut conflict) = (bound.mac, bound.link_local, None);
-            if let Some(found) = side.mac.filter(|found| (is_new || mac == [0; 6]) && *found != mac) {
-                match self.same_mac(interfaces, veth, side) {
+            if let Some(found) = pod_end.mac.filter(|found| (is_new || mac == [0; 6]) && *found != mac) {
+                match self.same_mac(interfaces, veth, pod_end) {
                     None => mac = found,
                     // An interface that has a MAC address keeps it.
                     Some(same) => conflict = (mac == [0; 6]).then_some(same),
                 }
             }
-            // The current address is kept while the interface has it, and while the interface has none: it may
-            // return.
-            let mut found = side.addresses.iter().filter_map(as_link_local);
+            // The current link-local address is kept while the interface has it. It is also kept while the interface
+            // has none, because the address may return.
+            let mut found = pod_end.addresses.iter().filter_map(as_link_local);
             if !found.clone().any(|address| address.octets() == link_local)
                 && let Some(free) = found.find(|address| !self.is_taken(interfaces, veth, *address))
             {
@@ -268,7 +275,7 @@ impl<D: Dataplane> Reconciler<D> {
             }
             Some((ifindex, veth, mac, link_local, conflict))
         };
-        let updates: Vec<_> = bound(interfaces).filter_map(update).collect();
+        let updates: Vec<_> = bound_interfaces(interfaces).filter_map(update).collect();
         for (ifindex, veth, mac, link_local, conflict) in updates {
             let Some(Interface { identity, .. }) = interfaces.get_mut(&ifindex) else { continue };
             if let Some(conflict) = conflict {
@@ -279,14 +286,14 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Reports bound interfaces of pods that took the address of another pod, unlisted addresses, and further
-    /// interfaces of pods' namespaces.
+    /// Reports pods that took the address of another pod, addresses that the pod's object does not list, and additional
+    /// interfaces in pods' namespaces.
     fn report_irregular(&self, interfaces: &mut Interfaces) {
         let pod_in_namespace = |(ifindex, interface): (&IfIndex, &Interface)| {
             Some((self.snapshot.veths.get(ifindex)?.0.namespace, interface.identity.pod.clone()?))
         };
         let namespaces: BTreeMap<i32, PodKey> = interfaces.iter().filter_map(pod_in_namespace).collect();
-        for (ifindex, (veth, side)) in &self.snapshot.veths {
+        for (ifindex, (veth, pod_end)) in &self.snapshot.veths {
             let Some(Interface { identity, .. }) = interfaces.get_mut(ifindex) else { continue };
             let interface = &veth.name;
             let (mut unlisted, mut secondary) = (Vec::new(), None);
@@ -294,9 +301,9 @@ impl<D: Dataplane> Reconciler<D> {
                 Binding::Unbound => secondary = namespaces.get(&veth.namespace).cloned(),
                 Binding::Shut => {}
                 Binding::Bound(bound) => {
-                    unlisted = identity.pod.as_ref().map_or_else(Vec::new, |pod| self.unlisted(pod, side));
+                    unlisted = identity.pod.as_ref().map_or_else(Vec::new, |pod| self.unlisted(pod, pod_end));
                     let own = identity.pod.as_ref().or(bound.pod.as_ref());
-                    let mut others = side.addresses.iter().filter_map(|address| self.local_pod_at(*address));
+                    let mut others = pod_end.addresses.iter().filter_map(|address| self.local_pod_at(*address));
                     let conflict = others.find(|pod| Some(pod) != own).map(|other| {
                         let own = own.map_or_else(|| "unknown".to_owned(), ToString::to_string);
                         format!("the pod took an address of {other}; still enforced as {own}")
@@ -318,18 +325,18 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Returns the addresses of an interface that its pod's object does not list.
-    fn unlisted(&self, pod: &PodKey, side: &PodEnd) -> Vec<IpAddr> {
+    fn unlisted(&self, pod: &PodKey, pod_end: &PodEnd) -> Vec<IpAddr> {
         let Some(pod) = self.pods.get(pod) else { return Vec::new() };
         let is_unlisted = |address: &&IpAddr| {
             let is_listed = pod.addresses.contains(address) || self.local_pod_at(**address).is_some();
             !address.is_loopback() && as_link_local(address).is_none() && !is_listed
         };
-        side.addresses.iter().filter(is_unlisted).copied().collect()
+        pod_end.addresses.iter().filter(is_unlisted).copied().collect()
     }
 }
 
-/// Returns a newer interface that claims the same pod, to which no interface is bound. The newest interface is the
-/// pod: one that is left over from an earlier sandbox is older.
+/// Returns a newer interface (with a higher index) that claims the same pod, to which no interface is bound yet. The
+/// newest interface is the pod's: an interface that an earlier sandbox left is older.
 fn newer_claimant(claims: &Claims, ifindex: IfIndex, pod: &PodKey) -> Option<IfIndex> {
     let rivals = claims.range((std::ops::Bound::Excluded(ifindex), std::ops::Bound::Unbounded));
     rivals.filter(|(_, pods)| pods.contains(pod)).map(|(other, _)| *other).next()

@@ -1,7 +1,7 @@
-//! Runs the engine on its own thread: compilation can take long, and must not block the main loop.
+//! Runs the engine on a separate thread: compilation can take long, and must not block the main loop.
 //!
-//! The engine is sent to the thread with a job and returns with the writes. While it is compiling, the loop uses the
-//! pods of this node ([`super::pods`]) and the policies that are enforced.
+//! The main loop sends the engine to the thread with a job. The thread returns the engine with the writes. While the
+//! engine is compiling, the loop uses the pods of this node ([`super::pods`]) and the policies that are enforced.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -27,8 +27,8 @@ const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 pub enum Compiler {
     /// Immediately, in the caller: nothing is ever pending.
     Inline,
-    /// When [`Reconciler::compile`](super::Reconciler::compile) is called, so that tests can check the state
-    /// meanwhile.
+    /// When [`Reconciler::compile`](super::Reconciler::compile) is called, so that tests can check the state before
+    /// that.
     Manual,
     /// On this thread.
     Thread(Worker<Task>),
@@ -83,7 +83,8 @@ pub struct Compiled {
 pub(super) enum Step {
     /// Writes in order.
     Writes(Vec<Change>),
-    /// A migration from the tables of one engine to those of another.
+    /// A migration from the tables of one engine to the tables of another. `before` is written first, then the policies
+    /// of all endpoints, then `after`.
     Migration { before: Vec<Change>, policies: BTreeMap<PodKey, EndpointPolicy>, after: Vec<Change> },
 }
 
@@ -161,10 +162,11 @@ pub(super) fn placeholder(scope: NodeScope) -> Box<Engine> {
     Box::new(Engine::new(scope, FirstIds::default()))
 }
 
-/// Replaces the engine with a new one that has the same objects and these changes.
+/// Replaces the engine with a new engine, which has the same objects with the changes in `events`. Returns the
+/// migration to the tables of the new engine.
 fn replace_engine(engine: &mut Box<Engine>, events: Vec<Event>, endpoints: &[Endpoint]) -> Step {
     let mut old = snapshot_of(engine.tables());
-    // Rule sets of orphaned endpoints stay in use.
+    // Rule sets of orphaned endpoints (their pods are gone) stay in use.
     for endpoint in endpoints {
         old.note_egress(endpoint.egress);
         old.note_egress(endpoint.shadow_egress);
@@ -183,14 +185,14 @@ fn replace_engine(engine: &mut Box<Engine>, events: Vec<Event>, endpoints: &[End
     migration(&old, engine)
 }
 
-/// Plans the migration from `old` tables to those of an engine with other IDs.
+/// Plans the migration from `old` tables to the tables of an engine with other IDs.
 fn migration(old: &Snapshot, engine: &Engine) -> Step {
     let migration = plan(old, &snapshot_of(engine.tables()));
     let policies = engine.tables().endpoints().map(|(pod, policy)| (pod.clone(), policy)).collect();
     Step::Migration { before: migration.before, policies, after: migration.after }
 }
 
-/// Returns free memory to the kernel. Parsing and loading use far more than the agent needs later.
+/// Returns free memory to the kernel. Parsing and loading use far more memory than the agent needs later.
 fn release_free_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: the argument is a number, and only free memory is affected.

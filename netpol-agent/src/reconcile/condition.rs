@@ -18,7 +18,7 @@ use netpol_source::Generation;
 pub struct Check {
     /// Condition that must hold.
     pub condition: Condition,
-    /// Batch with the change: the condition cannot hold before it is applied.
+    /// Number of the batch with the change that the client waits for. The condition cannot hold before it is applied.
     pub generation: Generation,
     /// Addresses that the pod of the condition must have; `None`: any.
     pub addresses: Option<Vec<IpAddr>>,
@@ -27,13 +27,13 @@ pub struct Check {
 /// State of a condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConditionState {
-    /// It holds.
+    /// The condition holds.
     Holds,
-    /// It does not hold; the reason, unless the pending pods have it.
+    /// The condition does not hold yet. The reason; `None` if each pending pod has its own reason.
     NotYet(Option<String>),
     /// The object does not exist.
     Absent,
-    /// It will never hold on this node.
+    /// The condition will never hold on this node.
     Never(String),
 }
 
@@ -107,13 +107,13 @@ impl<D: Dataplane> Reconciler<D> {
                     result.condition = ConditionState::NotYet(Some("the object still exists".to_owned()));
                     return result;
                 }
-                self.add_pods_with(&mut result, &policy);
+                self.add_pods_with_deleted_policy(&mut result, &policy);
             }
             Condition::Deleted(Target { kind: TargetKind::Pod, namespace, name }) => {
                 let key = PodKey::new(namespace.as_str(), name.as_str());
                 if cluster_state.pods.contains_key(&key) {
                     result.condition = ConditionState::NotYet(Some("the object still exists".to_owned()));
-                } else if self.pod_endpoints().any(|known| known.pod.as_ref() == Some(&key)) {
+                } else if self.pod_endpoints().any(|pod_endpoint| pod_endpoint.pod.as_ref() == Some(&key)) {
                     let reason = "the interface still exists and is enforced as before";
                     result.pending.push(Pending { pod: key.to_string(), reason: reason.to_owned() });
                 }
@@ -126,8 +126,7 @@ impl<D: Dataplane> Reconciler<D> {
         result
     }
 
-    /// Returns why a policy is not enforced, although its pods have it: a change of objects or of the agent's options is
-    /// needed, or the end of a suspension.
+    /// Returns why a policy is not enforced until objects or the agent's options change, or until a suspension ends.
     fn why_never_enforced(&self, policy: &Policy) -> Option<String> {
         let is_shadow = || self.engine.cluster_state().mode(policy) == Mode::Shadow;
         let reason = self.not_enforced_in(&policy.key.namespace);
@@ -145,11 +144,11 @@ impl<D: Dataplane> Reconciler<D> {
         Some(format!("enforcement is suspended until {until}"))
     }
 
-    /// Adds the pods with an endpoint that still has a rule set with a deleted policy.
-    fn add_pods_with(&self, result: &mut CheckResult, policy: &PolicyKey) {
-        for known in self.pod_endpoints().filter(|known| !known.is_orphaned()) {
-            let Some(pod) = &known.pod else { continue };
-            if self.selects(&all_policies(&known.endpoint), policy) {
+    /// Adds the pods with an endpoint that still has a rule set of a deleted policy.
+    fn add_pods_with_deleted_policy(&self, result: &mut CheckResult, policy: &PolicyKey) {
+        for pod_endpoint in self.pod_endpoints().filter(|pod_endpoint| !pod_endpoint.is_orphaned()) {
+            let Some(pod) = &pod_endpoint.pod else { continue };
+            if self.selects(&all_policies(&pod_endpoint.endpoint), policy) {
                 result.pods.push(pod.to_string());
                 let reason = "the policy is still enforced on the pod".to_owned();
                 result.pending.push(Pending { pod: pod.to_string(), reason });
@@ -188,7 +187,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.interfaces.values().map(|interface| interface.identity.unlisted.len()).sum()
     }
 
-    /// Returns the number of further interfaces in pods' namespaces.
+    /// Returns the number of additional interfaces in pods' namespaces.
     pub fn secondary_interfaces(&self) -> usize {
         self.interfaces_that(|interface| interface.identity.secondary.is_some()).len()
     }
@@ -196,34 +195,35 @@ impl<D: Dataplane> Reconciler<D> {
     /// Returns every interface with an endpoint, for the status.
     pub fn endpoints(&self) -> Vec<EndpointStatus> {
         let names = |set: RuleSetId| {
-            let known = || self.rule_set_names.get(&set).map(Vec::as_slice);
-            let policies = self.engine.rule_set(set).or_else(known).unwrap_or_default();
+            let stored = || self.rule_set_names.get(&set).map(Vec::as_slice);
+            let policies = self.engine.rule_set(set).or_else(stored).unwrap_or_default();
             policies.iter().map(ToString::to_string).collect()
         };
         let status = |(ifindex, interface): (&IfIndex, &Interface)| {
-            let known = interface.endpoint()?;
+            let pod_endpoint = interface.endpoint()?;
             Some(EndpointStatus {
                 ifindex: ifindex.0,
                 interface: self.snapshot.veths.get(ifindex).map_or_else(String::new, |(veth, _)| veth.name.clone()),
-                pod: known.pod.as_ref().map(ToString::to_string),
-                addresses: addresses_of(&known.endpoint).collect::<Vec<IpAddr>>(),
+                pod: pod_endpoint.pod.as_ref().map(ToString::to_string),
+                addresses: addresses_of(&pod_endpoint.endpoint).collect::<Vec<IpAddr>>(),
                 attached: interface.enforced().is_some(),
-                orphaned: known.is_orphaned(),
+                orphaned: pod_endpoint.is_orphaned(),
                 conflict: interface.identity.conflict.clone(),
                 unlisted_addresses: interface.identity.unlisted.clone(),
                 policies: netpol_api::Directions {
-                    ingress: names(known.endpoint.ingress.rule_set),
-                    egress: names(known.endpoint.egress.rule_set),
+                    ingress: names(pod_endpoint.endpoint.ingress.rule_set),
+                    egress: names(pod_endpoint.endpoint.egress.rule_set),
                 },
                 shadow_policies: netpol_api::Directions {
-                    ingress: names(known.endpoint.shadow_ingress.rule_set),
-                    egress: names(known.endpoint.shadow_egress.rule_set),
+                    ingress: names(pod_endpoint.endpoint.shadow_ingress.rule_set),
+                    egress: names(pod_endpoint.endpoint.shadow_egress.rule_set),
                 },
             })
         };
         self.interfaces.iter().filter_map(status).collect()
     }
 
+    /// Adds the pods of this node that match `which`. For pods that are not enforced yet, also adds the reason.
     fn add_pods(&self, result: &mut CheckResult, which: impl Fn(&Pod, EndpointPolicy) -> bool) {
         for pod in self.local_pods().filter(|pod| !pod.addresses.is_empty()) {
             if self.engine.endpoint(&pod.key).is_some_and(|desired| which(pod, desired)) {
@@ -259,6 +259,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
+    /// Returns whether one of the rule sets of an endpoint contains a policy.
     fn selects(&self, directions: &[DirectionPolicy], policy: &PolicyKey) -> bool {
         directions
             .iter()
@@ -269,15 +270,16 @@ impl<D: Dataplane> Reconciler<D> {
     fn pending_reason<'a>(&'a self, pod: &Pod) -> Option<String> {
         const UNEVALUATED: &str = "its policies are still being evaluated";
         let endpoint_of_pod = |interface: &'a Interface| {
-            let known = interface.endpoint()?;
-            let is_of_pod = known.pod.as_ref() == Some(&pod.key) && !known.is_orphaned();
-            (is_of_pod && interface.is_veth).then_some((interface, known))
+            let pod_endpoint = interface.endpoint()?;
+            let is_of_pod = pod_endpoint.pod.as_ref() == Some(&pod.key) && !pod_endpoint.is_orphaned();
+            (is_of_pod && interface.is_veth).then_some((interface, pod_endpoint))
         };
-        let Some((interface, known)) = self.interfaces.values().find_map(endpoint_of_pod) else {
+        let Some((interface, pod_endpoint)) = self.interfaces.values().find_map(endpoint_of_pod) else {
             let lacks_room = |(ifindex, interface): (&IfIndex, &Interface)| {
-                let side = self.snapshot.veths.get(ifindex).map(|(_, side)| side);
+                let pod_end = self.snapshot.veths.get(ifindex).map(|(_, pod_end)| pod_end);
                 interface.no_room
-                    && side.is_some_and(|side| pod.addresses.iter().any(|address| side.addresses.contains(address)))
+                    && pod_end
+                        .is_some_and(|pod_end| pod.addresses.iter().any(|address| pod_end.addresses.contains(address)))
             };
             return Some(if !self.pods.is_evaluated(&pod.key) {
                 UNEVALUATED.to_owned()
@@ -291,13 +293,13 @@ impl<D: Dataplane> Reconciler<D> {
         if interface.enforced().is_none() {
             return Some(error.unwrap_or("the eBPF programs are not attached yet").to_owned());
         }
-        if known.phase == Phase::Shut {
+        if pod_endpoint.phase == Phase::Shut {
             return Some(format!("{UNEVALUATED}; all of its traffic is dropped until then"));
         }
-        if [known.endpoint.ingress.rule_set, known.endpoint.egress.rule_set].contains(&QUARANTINE) {
+        if [pod_endpoint.endpoint.ingress.rule_set, pod_endpoint.endpoint.egress.rule_set].contains(&QUARANTINE) {
             return Some("a CIDR could not be written, so the pod drops all traffic in isolated directions; see netpol_map_full_total".to_owned());
         }
-        if known.endpoint.has(endpoint_flags::INCOMPLETE) {
+        if pod_endpoint.endpoint.has(endpoint_flags::INCOMPLETE) {
             let missing = self.failures.failed_writes().missing;
             if missing > 0 {
                 return Some(format!("{missing} map entries could not be written; see netpol_map_full_total"));
@@ -310,7 +312,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
         let desired =
             if self.has_engine() { self.engine.endpoint(&pod.key) } else { self.policies.get(&pod.key).copied() };
-        let written = &known.endpoint;
+        let written = &pod_endpoint.endpoint;
         let is_written = |policy: EndpointPolicy| {
             let shadow = [policy.shadow_ingress, policy.shadow_egress];
             [policy.ingress, policy.egress] == [written.ingress, written.egress]

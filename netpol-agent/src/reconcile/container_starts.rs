@@ -1,4 +1,5 @@
-//! When the containers of pods could start, as reported by the start gate.
+//! When the containers of pods could start, as reported by the start gate, which delays containers until the pod's
+//! policies are enforced.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,7 +7,8 @@ use std::time::Instant;
 
 use netpol_policy::model::PodKey;
 
-/// Maximum number of pods. Beyond it, pods are removed, and count from the appearance of their interface.
+/// Maximum number of pods. If there are more, all are removed; the unprotected time of a removed pod counts from the
+/// appearance of its interface.
 const MAX_PODS: usize = 4_096;
 
 /// When the first container of a pod could start.
@@ -14,11 +16,12 @@ const MAX_PODS: usize = 4_096;
 pub(super) enum ContainerStart {
     /// The container runtime waits for the agent: no container runs.
     Held,
-    /// The start was not delayed any more from this time, although the pod's policies were not enforced.
+    /// Since this time, the start is not delayed any more, although the pod's policies were not enforced.
     Possible(Instant),
 }
 
-/// The pods that the gate delays now, and those that started before their policies were enforced. Clones share everything.
+/// The pods that the gate delays now, and the pods that could start before their policies were enforced. All clones
+/// share one state.
 #[derive(Clone, Debug, Default)]
 pub struct ContainerStarts(Arc<Mutex<BTreeMap<PodKey, ContainerStart>>>);
 
@@ -50,7 +53,7 @@ impl ContainerStarts {
         self.lock().remove(pod);
     }
 
-    /// Returns when the first container of a pod could start; `None`: the gate has no start of it.
+    /// Returns when the first container of a pod could start; `None`: the gate did not report the pod.
     pub(super) fn of(&self, pod: &PodKey) -> Option<ContainerStart> {
         self.lock().get(pod).copied()
     }
@@ -76,7 +79,7 @@ mod tests {
         let released = starts.of(&one);
         assert!(matches!(released, Some(ContainerStart::Possible(_))));
         starts.release_all();
-        assert_eq!(starts.of(&one), released, "released before");
+        assert_eq!(starts.of(&one), released, "the pod was already released");
         assert!(matches!(starts.of(&other), Some(ContainerStart::Possible(_))));
         starts.remove(&one);
         assert_eq!(starts.of(&one), None);

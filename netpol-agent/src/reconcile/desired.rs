@@ -1,4 +1,4 @@
-//! Determines the desired endpoint of an interface. Nothing here changes anything.
+//! Determines the desired endpoint of an interface. Nothing here changes any state.
 
 use std::net::IpAddr;
 
@@ -13,9 +13,10 @@ use netpol_dataplane::Dataplane;
 /// Policy of a direction in which everything is dropped.
 const DROP_ALL: DirectionPolicy = DirectionPolicy { rule_set: QUARANTINE, any: PortSetId::NONE };
 
-/// How to treat veths with a peer, in another namespace, that never had the address of a known pod of this node. This
-/// applies to every veth that leads to another namespace, whatever created it. The veth of a deleted pod is not
-/// unknown: the endpoint stays as it was until the interface is removed or another pod has the address.
+/// How to treat veths of unknown pods: the peer of the veth is in another network namespace, and never had the address
+/// of a known pod of this node. This applies to every veth that leads to another namespace, whatever created it. The
+/// veth of a deleted pod is not unknown: the endpoint stays as it was until the interface is removed or another pod has
+/// the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum UnknownPods {
     /// Leave them alone.
@@ -66,7 +67,7 @@ impl<D: Dataplane> Reconciler<D> {
         if policy.incomplete || self.failures.affects([desired.ingress, desired.egress]) {
             desired.flags |= endpoint_flags::INCOMPLETE;
         }
-        // Without a missing entry, policies in shadow mode would report too many denials.
+        // While an entry is missing, policies in shadow mode would report too many denials, so they are not evaluated.
         if self.failures.affects([desired.shadow_ingress, desired.shadow_egress]) {
             (desired.shadow_ingress, desired.shadow_egress) = (DirectionPolicy::OPEN, DirectionPolicy::OPEN);
         }
@@ -81,6 +82,7 @@ impl<D: Dataplane> Reconciler<D> {
     }
 }
 
+/// Returns the addresses of an endpoint, without its link-local address.
 pub(super) fn addresses_of(endpoint: &Endpoint) -> impl Iterator<Item = IpAddr> {
     let v4 = (endpoint.address_v4 != [0; 4]).then(|| IpAddr::from(endpoint.address_v4));
     let v6 = (endpoint.address_v6 != [0; 16]).then(|| IpAddr::from(endpoint.address_v6));

@@ -1,5 +1,5 @@
-//! Finds the devices that lead out of the node. Packets from pods leave by them, and are evaluated there post-DNAT by
-//! a program.
+//! Finds the devices that lead out of the node. Packets from pods leave the node by these devices, where a program
+//! evaluates them post-DNAT.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -25,11 +25,13 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Returns the devices that need the program.
     ///
-    /// Pods' veths do not: a packet to a pod is evaluated at its veth. Bridges with pods do not either: there it is
-    /// not known yet which pod receives the packet, which is needed to tell hairpin traffic from other traffic.
+    /// Pods' veths do not need it: a packet to a pod is evaluated by the pod's programs. Bridges with pods do not need
+    /// it either, and must not have it: there it is not known yet which pod receives a packet, so hairpin traffic
+    /// cannot be recognized.
     fn wanted_devices(&self) -> BTreeSet<IfIndex> {
         let is_of_pod = |ifindex: &IfIndex| {
-            self.pod_of(*ifindex).is_some() || self.endpoint(*ifindex).is_some_and(|known| known.pod.is_some())
+            self.pod_of(*ifindex).is_some()
+                || self.endpoint(*ifindex).is_some_and(|pod_endpoint| pod_endpoint.pod.is_some())
         };
         let is_pod_interface = |ifindex: &IfIndex| {
             self.endpoint(*ifindex).is_some()
@@ -41,7 +43,7 @@ impl<D: Dataplane> Reconciler<D> {
         routed.filter(|ifindex| !is_pod_interface(ifindex) && !bridges.contains(ifindex)).collect()
     }
 
-    /// Attaches the program to the devices that need it, and detaches it from others.
+    /// Attaches the program to the devices that need it, and detaches it from all others.
     pub(super) fn reconcile_devices(&mut self) {
         let wanted = self.wanted_devices();
         for ifindex in self.interfaces_that(Interface::is_device).difference(&wanted) {
@@ -53,8 +55,9 @@ impl<D: Dataplane> Reconciler<D> {
                 interface.purpose = Purpose::Device;
             }
             if interface.is_device() {
-                let bare = self.snapshot.routed.get(&ifindex).is_some_and(|device| device.has_no_link_header);
-                let role = if bare { Role::Tunnel } else { Role::Device };
+                let has_no_link_header =
+                    self.snapshot.routed.get(&ifindex).is_some_and(|device| device.has_no_link_header);
+                let role = if has_no_link_header { Role::Tunnel } else { Role::Device };
                 self.handle(ifindex, ProgramEvent::Need(role, Instant::now()));
             }
         }

@@ -31,10 +31,11 @@ pub struct FailedWrites {
     pub missing: usize,
 }
 
-/// Failed writes.
+/// Failed writes, and the entries that are missing because of them.
 #[derive(Debug, Default)]
 pub(super) struct Failures {
     pending: BTreeMap<EntryKey, Change>,
+    /// Whether a failure was logged since the last time that no entry was missing.
     reported: bool,
     full: BTreeMap<MapName, u64>,
     failed: u64,
@@ -76,7 +77,7 @@ impl Failures {
         }
     }
 
-    /// Counts an endpoint that got no ID because all are in use.
+    /// Counts an endpoint that got no ID because all IDs are in use.
     pub(super) fn count_missing_id(&mut self) {
         *self.full.entry(MapName::Endpoints).or_default() += 1;
     }
@@ -97,7 +98,7 @@ impl Failures {
         })
     }
 
-    /// Returns whether a prefix is missing: an `except` would count as part of its block.
+    /// Returns whether a prefix is missing. Then the addresses of an `except` would match their block.
     pub(super) fn is_prefix_missing(&self) -> bool {
         self.pending.keys().any(|entry| matches!(entry, EntryKey::Prefix(_)))
     }
@@ -121,8 +122,8 @@ fn entry_key(change: &Change) -> Option<EntryKey> {
     }
 }
 
-/// Returns a deletion that is safe if the replacement failed. A prefix cannot be deleted: that would uncover a wider
-/// one.
+/// Returns the deletion of an entry that could not be replaced, if it is safe to delete this entry. For a prefix it is
+/// not: its addresses would match a wider prefix instead.
 pub(super) fn fallback(change: &Change) -> Option<Change> {
     match change {
         Change::PutAllow(key, _) => Some(Change::DeleteAllow(*key)),

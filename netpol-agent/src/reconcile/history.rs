@@ -1,4 +1,5 @@
-//! The last batches of changes, and which of them changed each endpoint last: an event of a revoked flow names it.
+//! Keeps the last batches of changes, and which batch changed each endpoint last: the event of a revoked flow names
+//! this batch.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -11,13 +12,13 @@ use netpol_source::{Batch, Generation};
 
 /// Number of batches that are kept.
 const BATCHES: usize = 256;
-/// Number of changed objects that are named.
+/// Maximum number of changed objects that are listed by name.
 const NAMED: usize = 8;
 
 /// One or several batches that were compiled together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchChange {
-    /// The number of the batch; of several, the last.
+    /// The number of the batch; if there are several, the number of the last batch.
     pub generation: Generation,
     /// When it was received.
     pub received: SystemTime,
@@ -31,26 +32,28 @@ pub struct BatchChange {
 /// A batch, and when it was enforced.
 #[derive(Clone, Debug)]
 pub struct BatchRecord {
-    /// What it changed.
+    /// What the batch changed.
     pub change: Arc<BatchChange>,
     /// When it was fully enforced.
     pub enforced: Option<SystemTime>,
 }
 
-/// The history.
+/// The history of batches.
 #[derive(Debug, Default)]
 pub(super) struct History {
-    /// The oldest first.
+    /// The last batches, the oldest first.
     batches: VecDeque<BatchRecord>,
     /// Number of batches at the end of `batches` that are not enforced yet.
     unfinished: usize,
-    /// The change with the writes that are executed now.
+    /// The change that is being written now.
     current: Option<Arc<BatchChange>>,
+    /// The last change of each endpoint.
     by_endpoint: HashMap<IfIndex, Arc<BatchChange>>,
 }
 
 impl History {
-    /// Records that a batch was received. `start`: it contains all objects, and changes none.
+    /// Records that a batch was received. `start`: it contains the objects that exist at the start, so none of them
+    /// counts as changed.
     pub(super) fn received(&mut self, batch: &Batch, start: bool) {
         let (objects, object_count) = if start { (Vec::new(), 0) } else { names_of(&batch.events) };
         let received = SystemTime::now().checked_sub(batch.received.elapsed()).unwrap_or_else(SystemTime::now);
@@ -62,13 +65,13 @@ impl History {
         self.unfinished = (self.unfinished + 1).min(self.batches.len());
     }
 
-    /// Records that the writes of these batches are executed from now on. `ended`: the suspensions that the clock ended,
-    /// which revoke flows like a changed object.
+    /// Records that the writes of these batches are executed from now on. `ended`: the suspensions that reached
+    /// their end time. The end of a suspension revokes flows, as the change of an object does.
     pub(super) fn begin(&mut self, batches: &[(Generation, Instant)], ended: Vec<String>) {
-        let of = |(generation, _): &(Generation, Instant)| {
+        let change_of = |(generation, _): &(Generation, Instant)| {
             self.batches.iter().rev().map(|batch| &batch.change).find(|change| change.generation == *generation)
         };
-        let changes: Vec<&Arc<BatchChange>> = batches.iter().filter_map(of).collect();
+        let changes: Vec<&Arc<BatchChange>> = batches.iter().filter_map(change_of).collect();
         self.current = match changes[..] {
             [] => None,
             [only] => Some(Arc::clone(only)),
@@ -83,7 +86,8 @@ impl History {
         }
     }
 
-    /// Returns the current change, or else an empty one of the last batch, with suspensions that ended.
+    /// Returns the current change with suspensions that ended. If there is no current change, starts from an empty
+    /// change of the last batch.
     fn with_ended(&self, ended: Vec<String>) -> BatchChange {
         let change = self.current.as_deref().cloned().unwrap_or_else(|| BatchChange {
             generation: self.batches.back().map_or_else(Generation::default, |batch| batch.change.generation),
@@ -108,7 +112,7 @@ impl History {
         self.by_endpoint.remove(&ifindex);
     }
 
-    /// Records that all batches up to this one are enforced.
+    /// Records that all batches up to the batch with this number are enforced.
     pub(super) fn enforced(&mut self, generation: Generation) {
         let first = self.batches.len() - self.unfinished;
         for batch in self.batches.iter_mut().skip(first).take_while(|batch| batch.change.generation <= generation) {
@@ -128,8 +132,8 @@ impl History {
     }
 }
 
-/// Returns the suspensions that the clock has ended: neither one with a later end nor the annotation's removal before the
-/// end counts.
+/// Returns the suspensions that reached their end time. A suspension that was extended is not included, and neither is
+/// a suspension that was removed before its end.
 pub(super) fn ended_suspensions(before: &[Suspension], after: &[Suspension], now: Timestamp) -> Vec<String> {
     let is_active = |suspension: &Suspension| after.iter().any(|still| still.is_same(suspension));
     let ended = before.iter().filter(|suspension| suspension.until <= now && !is_active(suspension));
@@ -140,7 +144,7 @@ pub(super) fn ended_suspensions(before: &[Suspension], after: &[Suspension], now
     ended.map(name).collect()
 }
 
-/// Returns the names of the first changed objects, and the number of all.
+/// Returns the names of the first changed objects, and the number of all changed objects.
 fn names_of(events: &[Event]) -> (Vec<String>, usize) {
     let mut changed: BTreeSet<(u8, ObjectKey, bool)> = BTreeSet::new();
     for event in events {
@@ -160,6 +164,7 @@ fn names_of(events: &[Event]) -> (Vec<String>, usize) {
     (changed.iter().take(NAMED).map(name).collect(), changed.len())
 }
 
+/// Returns the position of an object's kind in a list of changed objects.
 const fn order(key: &ObjectKey) -> u8 {
     match key {
         ObjectKey::Policy(_) => 0,
@@ -207,7 +212,7 @@ mod tests {
         history.changed(IfIndex(7));
         let change = history.of_endpoint(IfIndex(7)).expect("no change");
         assert_eq!((change.generation, change.object_count), (Generation(3), 22));
-        // The clock ends a suspension: without a batch, and compiled together with one.
+        // A suspension reaches its end time: first without a batch, then compiled together with a batch.
         let ended = || vec!["Namespace shop (suspension ended)".to_owned()];
         for (batches, count) in [(&[][..], 1), (&[(Generation(3), now)][..], 2)] {
             history.begin(batches, ended());
@@ -225,10 +230,10 @@ mod tests {
         let at = |seconds| Timestamp(seconds);
         let suspension =
             |cluster, until| Suspension { namespace: "shop".into(), cluster, until: at(until), reason: None };
-        let both = [suspension(false, 100), suspension(true, 200)];
-        let ended = |after: &[Suspension], now| ended_suspensions(&both, after, at(now));
-        assert_eq!(ended(&both[1..], 99), Vec::<String>::new(), "its annotation was removed");
-        assert_eq!(ended(&both[1..], 100), ["Namespace shop (suspension ended)"]);
+        let suspensions = [suspension(false, 100), suspension(true, 200)];
+        let ended = |after: &[Suspension], now| ended_suspensions(&suspensions, after, at(now));
+        assert_eq!(ended(&suspensions[1..], 99), Vec::<String>::new(), "it was removed before its end");
+        assert_eq!(ended(&suspensions[1..], 100), ["Namespace shop (suspension ended)"]);
         assert_eq!(ended(&[suspension(false, 300)], 200), ["Namespace shop (cluster suspension ended)"]);
     }
 

@@ -1,5 +1,5 @@
-//! Allocates endpoint IDs, dense and from 1, because counters are indexed by them. ID 0 counts for interfaces without
-//! an endpoint.
+//! Allocates endpoint IDs. They start at 1 and have no needless gaps, because they are indexes of counters. The
+//! counters with index 0 are for interfaces without an endpoint.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ pub(super) struct EndpointIdAllocator {
 }
 
 impl EndpointIdAllocator {
-    /// Creates an allocator of IDs below `limit`, some of which are in use.
+    /// Creates an allocator of IDs below `limit`. The IDs in `used` are in use.
     pub(super) fn new(limit: u32, used: impl IntoIterator<Item = u32>) -> Self {
         Self { used: used.into_iter().collect(), limit }
     }

@@ -12,7 +12,8 @@ use super::program::ProgramState;
 use super::unprotected::Exposure;
 use netpol_dataplane::Role;
 
-/// How long a link that the kernel reported is kept if no snapshot has it as a veth.
+/// How long a link that the kernel reported is kept if no snapshot (the result of reading all interfaces) has it as a
+/// veth.
 const REPORTED_LIMIT: Duration = Duration::from_mins(1);
 
 /// All interfaces.
@@ -23,14 +24,14 @@ pub(super) type Interfaces = BTreeMap<IfIndex, Interface>;
 pub(super) struct Interface {
     pub(super) purpose: Purpose,
     pub(super) program: ProgramState,
-    /// When it appeared: as reported by the kernel, else when it was first read.
+    /// When the interface appeared: the time of the kernel's report, or else of the first reading.
     pub(super) appeared: Option<Instant>,
     /// Whether the last snapshot has it as a veth.
     pub(super) is_veth: bool,
-    /// Whether there is no room for the endpoint of its pod. An earlier endpoint stays as it was. Programs without an
-    /// endpoint drop everything, so they are attached only for an isolated pod.
+    /// Whether there is no room for the endpoint of its pod. An earlier endpoint stays as it was. If there is no
+    /// endpoint, programs are attached only for an isolated pod, because they drop everything.
     pub(super) no_room: bool,
-    /// Its pod, as far as it is known.
+    /// The pod of the interface, as far as it is known.
     pub(super) identity: Identity,
     /// Whether traffic passes without being evaluated.
     pub(super) exposure: Exposure,
@@ -43,50 +44,53 @@ pub(super) struct Interface {
 /// What an interface is for.
 #[derive(Debug, Default)]
 pub(super) enum Purpose {
-    /// Nothing; it needs no programs.
+    /// For nothing; the interface needs no programs.
     #[default]
     None,
-    /// It has an endpoint in the kernel.
+    /// For a pod: the interface has an endpoint in the kernel.
     Endpoint(PodEndpoint),
-    /// A device that leads out of the node.
+    /// For packets that leave the node by this device.
     Device,
 }
 
-/// An endpoint in the kernel.
+/// An endpoint (a pod interface under enforcement) in the kernel.
 #[derive(Clone, Debug)]
 pub struct PodEndpoint {
     /// Pod of the interface; `None` if it is unknown.
     pub pod: Option<PodKey>,
-    /// Endpoint in the kernel.
+    /// Map entry in the kernel.
     pub endpoint: Endpoint,
     pub(super) phase: Phase,
-    /// Whether attached programs, of this agent or an earlier one, mark its packets with its ID.
+    /// Whether attached programs (of this agent or an earlier one) mark packets of the pod with the endpoint's ID.
     pub(super) marks: bool,
 }
 
 /// How the endpoint of an interface relates to its pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// It follows its pod, or it drops everything because the pod is unknown.
+    /// The endpoint has the policies of its pod, or it drops everything because the pod is unknown.
     Current,
-    /// All traffic is dropped because the policies of its pod are not compiled yet.
+    /// All traffic is dropped because the policies of the pod are not compiled yet.
     Shut,
-    /// Its pod is deleted or finished. It stays as it was until the interface is removed or belongs to another pod.
+    /// The pod is deleted or finished. The endpoint stays as it was until the interface is removed or belongs to
+    /// another pod.
     Orphaned,
-    /// It is deleted for this reason, as soon as the programs are detached.
+    /// The endpoint is deleted for this reason, as soon as the programs are detached.
     Released(&'static str),
 }
 
 impl Interface {
     /// Returns the next phase of the endpoint; the caller then writes the endpoint. `None`: nothing is written, so an
-    /// endpoint stays as it is, and a missing one is not created. `evaluated`: the policies of the pod are compiled;
-    /// `overdue`: they were not compiled within the time limit (`pods`).
+    /// existing endpoint stays as it is, and a missing endpoint is not created. `evaluated`: the policies of the pod
+    /// are compiled. `overdue`: they were not compiled within the time limit (see `pods`).
     pub(super) fn next_phase(&self, evaluated: bool, overdue: bool) -> Option<Phase> {
         let Identity { pod, binding, .. } = &self.identity;
         match self.endpoint() {
             Some(PodEndpoint { phase: Phase::Released(_), .. }) => None,
-            known if pod.is_some() && !evaluated => (known.is_none() && overdue).then_some(Phase::Shut),
-            Some(known) if pod.is_none() && !binding.is_shut() && !known.endpoint.has(endpoint_flags::UNKNOWN) => {
+            endpoint if pod.is_some() && !evaluated => (endpoint.is_none() && overdue).then_some(Phase::Shut),
+            Some(pod_endpoint)
+                if pod.is_none() && !binding.is_shut() && !pod_endpoint.endpoint.has(endpoint_flags::UNKNOWN) =>
+            {
                 Some(Phase::Orphaned)
             }
             _ => Some(Phase::Current),
@@ -103,7 +107,7 @@ impl Interface {
         if let Purpose::Endpoint(endpoint) = &mut self.purpose { Some(endpoint) } else { None }
     }
 
-    /// Returns the last error, if the operation has not succeeded since.
+    /// Returns the last error of the programs or else of the endpoint, if the operation has not succeeded since then.
     pub(super) fn error(&self) -> Option<&str> {
         self.program_error.as_deref().or(self.endpoint_error.as_deref())
     }
@@ -126,7 +130,8 @@ impl Interface {
             || self.appeared.is_some_and(|at| now.duration_since(at) < REPORTED_LIMIT)
     }
 
-    /// Records that the last snapshot contains the interface as a veth. Traffic has passed since it appeared.
+    /// Records that the last snapshot contains the interface as a veth. Traffic has passed since the interface
+    /// appeared.
     pub(super) fn set_present(&mut self, now: Instant) {
         if !std::mem::replace(&mut self.is_veth, true) {
             let appeared = *self.appeared.get_or_insert(now);
@@ -142,7 +147,7 @@ impl Interface {
         (self.identity, self.exposure) = Default::default();
     }
 
-    /// Moves the time when it appeared back to this time, if it was later.
+    /// If the interface appeared later than `at`, sets `appeared` to `at`.
     pub(super) fn backdate(&mut self, at: Instant) {
         self.appeared = self.appeared.map(|appeared| at.min(appeared));
         self.exposure.backdate(at);
@@ -170,7 +175,7 @@ impl PodEndpoint {
     }
 }
 
-/// Stores and logs the error of an interface, unless it is the same as before: retries fail repeatedly.
+/// Stores and logs the error of an interface, unless it equals the last error: retries often fail with the same error.
 pub(super) fn log_once(last: &mut Option<String>, ifindex: IfIndex, error: String) {
     if last.as_ref() != Some(&error) {
         tracing::error!(interface = %ifindex, "{error}");
@@ -183,7 +188,7 @@ mod tests {
     use super::*;
     use crate::reconcile::binding::Binding;
 
-    /// An interface with an endpoint in this phase; `None`: it has no endpoint.
+    /// Returns an interface with an endpoint in this phase; with `None`, without an endpoint.
     fn interface(phase: Option<Phase>, flags: u32) -> Interface {
         let endpoint = |phase| {
             let endpoint = Endpoint { flags, ..Endpoint::default() };
@@ -196,8 +201,8 @@ mod tests {
     fn the_next_phase_follows_from_the_phase_and_the_state_of_the_pod() {
         use Phase::{Current, Orphaned, Released, Shut};
         let released = Some(Released("removed"));
-        // Phases before; then the next phase without a pod, with a conflict, and with a pod: its policies are compiled,
-        // being compiled, and being compiled for too long.
+        // Each row has the phase before, and then the next phase in five cases: no pod; a conflict; a pod with compiled
+        // policies; a pod with policies that are being compiled; the same, but they take too long.
         let table = [
             (None, [Some(Current), Some(Current), Some(Current), None, Some(Shut)]),
             (Some(Current), [Some(Orphaned), Some(Current), Some(Current), None, None]),
@@ -222,7 +227,7 @@ mod tests {
             assert_eq!(found, expected, "{phase:?}");
         }
         let unknown = interface(Some(Current), endpoint_flags::UNKNOWN);
-        assert_eq!(unknown.next_phase(true, false), Some(Current), "it was never a pod's, so it cannot be orphaned");
+        assert_eq!(unknown.next_phase(true, false), Some(Current), "it never had a pod, so it cannot be orphaned");
     }
 
     #[test]

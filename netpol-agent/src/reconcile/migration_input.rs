@@ -27,7 +27,7 @@ pub(super) fn free_ids<'a>(old: &Snapshot, endpoints: impl IntoIterator<Item = &
     FirstIds::unused_by(&used)
 }
 
-/// Returns the entries of tables.
+/// Returns a snapshot of an engine's tables.
 pub(super) fn snapshot_of(tables: &Tables) -> Snapshot {
     let mut snapshot = Snapshot::default();
     for change in tables.entries() {

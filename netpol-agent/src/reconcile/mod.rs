@@ -1,14 +1,15 @@
-//! Owns the endpoints and the data plane, in one task: events of objects and interfaces go in, writes come out. The
-//! engine runs on its own thread.
+//! Owns the endpoints (pod interfaces under enforcement) and the data plane (BPF maps and programs), in one task.
+//! Changes of objects and interfaces go in, writes come out. The engine, which compiles policies, runs on a separate
+//! thread.
 //!
 //! ```text
-//! source ─┬─► Engine ──► changes, in slices ──┐
-//!          └─► pods of this node ─┐             ├─► Dataplane
+//! source ─┬─► Engine ──► changes, in slices ───┐
+//!         └─► pods of this node ─┐             ├─► Dataplane
 //! netlink ───────────────────────┴─► endpoints ┘
 //! ```
 //!
-//! Everything is level-triggered: `Reconciler::reconcile` compares what each veth should have with what it has. It
-//! may be called at any time.
+//! The reconciler is level-triggered: `Reconciler::reconcile` compares the state of each veth with the desired state.
+//! It may be called at any time.
 
 mod binding;
 mod compiler;
@@ -70,11 +71,11 @@ pub use interface::PodEndpoint;
 pub use unprotected::{BOUNDS as UNPROTECTED_BOUNDS, UnprotectedStart, UnprotectedTimes};
 pub use work::Origin;
 
-/// Rule set of a pod if a prefix could not be written, so that an `except` would count as part of its block. It
-/// allows nothing. Its ID is above every ID that the engine allocates.
+/// Rule set that allows nothing. It is used, for example, if a prefix could not be written: then the addresses of an
+/// `except` would match their block. The ID is above every ID that the engine allocates.
 const QUARANTINE: RuleSetId = RuleSetId(u32::MAX);
 
-/// Returns the policies of an endpoint, also those for shadow mode.
+/// Returns the policies of an endpoint, including the policies for shadow mode.
 fn all_policies(endpoint: &Endpoint) -> [DirectionPolicy; 4] {
     [endpoint.ingress, endpoint.egress, endpoint.shadow_ingress, endpoint.shadow_egress]
 }
@@ -94,9 +95,9 @@ pub struct Options {
     pub policy_memory: Option<u64>,
     /// The namespace in which agents run. Its annotations can suspend enforcement in all namespaces.
     pub agent_namespace: Arc<str>,
-    /// Whether nothing is enforced.
+    /// Whether nothing is enforced (`--observe`).
     pub observe: bool,
-    /// When containers could start; `None`: no start gate delays them.
+    /// When the containers of each pod could start. `None`: no start gate delays containers.
     pub container_starts: Option<ContainerStarts>,
 }
 
@@ -117,19 +118,19 @@ impl Options {
     }
 }
 
-/// Whether the kernel is being queried for missing programs.
+/// Whether the data plane is checking that programs are still attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verifying {
     No,
     Yes,
-    /// Yes, and once more afterwards, because of a later change.
+    /// A check is running, and another one follows, because of a later change.
     Repeat,
 }
 
 /// Owns the endpoints and the data plane of this node.
 #[derive(Debug)]
 pub struct Reconciler<D> {
-    /// Engine; an empty placeholder while the real one is compiling.
+    /// Engine; an empty placeholder while the real engine is compiling.
     engine: Box<Engine>,
     /// Pending compile jobs and writes.
     work: Work,
@@ -151,9 +152,9 @@ pub struct Reconciler<D> {
     read_error: Option<String>,
     /// State of each interface.
     interfaces: Interfaces,
-    /// Policies according to the changes executed so far; the engine may be ahead.
+    /// Policies of each pod, according to the changes executed so far; the engine may be ahead.
     policies: BTreeMap<PodKey, EndpointPolicy>,
-    /// Endpoint IDs that are written to addresses of pods of this node.
+    /// The endpoint ID that is written to the map entry of each local pod's address.
     owners: BTreeMap<IpAddr, u32>,
     verifying: Verifying,
     /// Start of the verification in progress.
@@ -163,15 +164,15 @@ pub struct Reconciler<D> {
     unprotected: UnprotectedTimes,
     shortage: Shortage,
     history: History,
-    /// Suspensions of enforcement, when the engine was available last.
+    /// Suspensions of enforcement, as of the last time that the engine was available.
     suspensions: Vec<Suspension>,
-    /// Suspensions that end too late to be in effect, at the same time.
+    /// Suspensions that end too late to be in effect, as of the same time.
     rejected_suspensions: Vec<Suspension>,
     /// When a suspension ends or takes effect next.
     next_suspension_change: Option<Timestamp>,
-    /// Number of compile jobs that finished: what is derived from the engine is valid for one of them.
+    /// Number of finished compile jobs. Data derived from the engine is valid until this number changes.
     jobs_compiled: u64,
-    /// Since when the tables have all objects, by the kernel's boot clock; `None` while they do not.
+    /// Since when the tables have all objects, by the kernel's boot clock; `None` while objects are missing.
     settled_since: Option<Duration>,
 }
 
@@ -213,7 +214,7 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Reports that interfaces could not be read. The last result stays in use.
-    pub fn not_read(&mut self, error: &NetlinkError) {
+    pub fn interfaces_not_read(&mut self, error: &NetlinkError) {
         let error = format!("cannot read the network interfaces; retrying: {error}");
         log_once(&mut self.read_error, IfIndex(0), error);
     }
@@ -224,7 +225,9 @@ impl<D: Dataplane> Reconciler<D> {
             Change::PutEndpoint(pod, policy) => {
                 self.rule_set_names_stale = true;
                 self.policies.insert(pod.clone(), policy);
-                self.rewrite_endpoints(|known| known.phase == Phase::Current && known.pod.as_ref() == Some(&pod));
+                self.rewrite_endpoints(|pod_endpoint| {
+                    pod_endpoint.phase == Phase::Current && pod_endpoint.pod.as_ref() == Some(&pod)
+                });
             }
             Change::Reevaluate(rule_sets) => self.rewrite_endpoints(|PodEndpoint { endpoint, .. }| {
                 all_policies(endpoint).iter().any(|policy| rule_sets.contains(&policy.rule_set))
@@ -252,7 +255,7 @@ impl<D: Dataplane> Reconciler<D> {
             Ok(()) => self.failures.succeeded(change),
             Err(error) => {
                 self.failures.failed(change, &error);
-                // If a replacement fails, the old entry may allow too much. Without the entry less is allowed.
+                // If a replacement fails, the old entry may allow too much. Without the entry, less is allowed.
                 if let Some(delete) = failures::fallback(change)
                     && let Err(error) = self.dataplane.write(&delete)
                 {
@@ -264,12 +267,14 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Writes the endpoints that match `which` again, with a new version.
     fn rewrite_endpoints(&mut self, which: impl Fn(&PodEndpoint) -> bool) {
-        let known = |(ifindex, interface): (&IfIndex, &Interface)| Some((*ifindex, interface.endpoint()?.clone()));
-        let concerned: Vec<_> = self.interfaces.iter().filter_map(known).filter(|(_, known)| which(known)).collect();
-        for (ifindex, PodEndpoint { pod, endpoint, phase, .. }) in concerned {
+        let with_ifindex =
+            |(ifindex, interface): (&IfIndex, &Interface)| Some((*ifindex, interface.endpoint()?.clone()));
+        let matching: Vec<_> =
+            self.interfaces.iter().filter_map(with_ifindex).filter(|(_, pod_endpoint)| which(pod_endpoint)).collect();
+        for (ifindex, PodEndpoint { pod, endpoint, phase, .. }) in matching {
             let desired = match phase {
-                // A shut endpoint stays shut until the latest version of its pod is compiled: these policies may
-                // belong to an earlier pod of the same name.
+                // A shut endpoint, which drops all traffic, stays shut until the latest version of its pod is compiled:
+                // the current policies may belong to an earlier pod of the same name.
                 Phase::Shut | Phase::Released(_) => None,
                 Phase::Orphaned => Some(endpoint),
                 Phase::Current => pod.as_ref().and_then(|pod| self.desired_endpoint(ifindex, Some(pod), phase)),
@@ -280,7 +285,8 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Returns the engine, for names. While it is compiling ([`Self::has_engine`] is false), returns an empty one.
+    /// Returns the engine, to look up objects and rule sets. While it is compiling ([`Self::has_engine`] is false),
+    /// returns an empty engine.
     pub fn engine(&self) -> &Engine {
         &self.engine
     }
@@ -305,12 +311,12 @@ impl<D: Dataplane> Reconciler<D> {
         self.history.batches()
     }
 
-    /// Records that all batches up to this one are enforced.
+    /// Records that all batches up to the batch with this number are enforced.
     pub fn batches_enforced(&mut self, generation: Generation) {
         self.history.enforced(generation);
     }
 
-    /// Returns whether nothing is enforced.
+    /// Returns whether nothing is enforced (`--observe`).
     pub fn observes(&self) -> bool {
         self.options.observe
     }

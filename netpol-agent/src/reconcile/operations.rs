@@ -67,7 +67,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Records that programs do not run since then.
+    /// Records that the programs of an interface have not run since `since`.
     fn record_unprotected(&mut self, ifindex: IfIndex, since: Instant) {
         if let Some((veth, _)) = self.snapshot.veths.get(&ifindex)
             && let Some(interface) = self.interfaces.get_mut(&ifindex)
@@ -86,8 +86,8 @@ impl<D: Dataplane> Reconciler<D> {
         self.unprotected.attached(begun.elapsed());
         let pod = interface.endpoint().and_then(|endpoint| endpoint.pod.clone());
         let interval = interval.map(|interval| since_containers(&self.options, pod.as_ref(), interval));
-        // With the start gate, the start of an unknown pod may be delayed: whether to count its interface is decided when
-        // the pod is known.
+        // The start gate may delay the containers of a pod that is still unknown. So the interval of its interface is
+        // counted only when the pod is known.
         let is_unclear = pod.is_none() && self.options.container_starts.is_some();
         if let Some(interval) = interval.as_ref().filter(|_| !is_unclear) {
             self.unprotected.record(interval);
@@ -135,7 +135,7 @@ impl<D: Dataplane> Reconciler<D> {
         tracing::info!(%pod, interface, evaluated_ms, unprotected_ms, packets, "enforced");
     }
 
-    /// Checks that programs are still attached, and reattaches missing ones.
+    /// Checks that programs are still attached, and reattaches missing programs.
     pub fn verify(&mut self) {
         if self.verifying != Verifying::No {
             self.verifying = Verifying::Repeat;
@@ -174,7 +174,7 @@ impl<D: Dataplane> Reconciler<D> {
     /// Lets the next pass repeat failed operations.
     pub(super) fn retry_operations(&mut self) {
         for interface in self.interfaces.values_mut() {
-            // Moves on only from `Failed`, which needs no action.
+            // `Retry` changes only the state `Failed`, and this change has no action.
             interface.program.handle(ProgramEvent::Retry);
         }
     }
@@ -186,9 +186,9 @@ fn since_containers(options: &Options, pod: Option<&PodKey>, interval: Unprotect
     start.map_or(interval, |start| interval.with_containers(start))
 }
 
-/// Returns milliseconds, rounded to a tenth for log lines.
-fn tenths_of_ms(unprotected_interval: Duration) -> f64 {
-    f64::from(u32::try_from((unprotected_interval.as_micros() + 50) / 100).unwrap_or(u32::MAX)) / 10.0
+/// Returns a time in milliseconds, rounded to a tenth, for log lines.
+fn tenths_of_ms(time: Duration) -> f64 {
+    f64::from(u32::try_from((time.as_micros() + 50) / 100).unwrap_or(u32::MAX)) / 10.0
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use super::interface::{Interface, PodEndpoint};
 use netpol_dataplane::Dataplane;
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Writes the expected endpoint ID into the entry of each address, and removes all others.
+    /// Writes the expected endpoint ID into the entry of each address, and removes all other IDs.
     pub(super) fn reconcile_owners(&mut self) {
         let wanted = self.wanted_owners();
         let outdated: Vec<IpAddr> =
@@ -29,24 +29,25 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Returns the expected endpoint ID of each address. An orphaned endpoint keeps its address until another pod has
-    /// it.
+    /// this address.
     fn wanted_owners(&self) -> BTreeMap<IpAddr, u32> {
-        let marked = |known: &&PodEndpoint| known.marks && !known.endpoint.has(endpoint_flags::UNKNOWN);
+        let marked =
+            |pod_endpoint: &&PodEndpoint| pod_endpoint.marks && !pod_endpoint.endpoint.has(endpoint_flags::UNKNOWN);
         let (orphaned, others): (Vec<_>, Vec<_>) =
-            self.pod_endpoints().filter(marked).partition(|known| known.is_orphaned());
+            self.pod_endpoints().filter(marked).partition(|pod_endpoint| pod_endpoint.is_orphaned());
         let owned = |PodEndpoint { endpoint, .. }: &PodEndpoint| {
             addresses_of(endpoint).map(|address| (address, endpoint.id)).collect::<Vec<_>>()
         };
         orphaned.into_iter().chain(others).flat_map(owned).collect()
     }
 
-    /// Removes the endpoint ID of an interface from the entries of its addresses: its packets no longer have this ID,
-    /// or will have another one.
+    /// Removes the endpoint ID of an interface from the entries of its addresses, because packets of the interface no
+    /// longer carry this ID, or will carry another one.
     pub(super) fn clear_owner(&mut self, ifindex: IfIndex) {
-        let Some(known) = self.interfaces.get_mut(&ifindex).and_then(Interface::endpoint_mut) else { return };
-        known.marks = false;
-        let id = known.endpoint.id;
-        for address in addresses_of(&known.endpoint).collect::<Vec<_>>() {
+        let Some(pod_endpoint) = self.interfaces.get_mut(&ifindex).and_then(Interface::endpoint_mut) else { return };
+        pod_endpoint.marks = false;
+        let id = pod_endpoint.endpoint.id;
+        for address in addresses_of(&pod_endpoint.endpoint).collect::<Vec<_>>() {
             if self.owners.get(&address) == Some(&id) {
                 self.set_owner(address, 0);
             }

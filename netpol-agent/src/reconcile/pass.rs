@@ -37,8 +37,9 @@ impl<D: Dataplane> Reconciler<D> {
         }
         self.interfaces.retain(|_, interface| interface.is_needed(now));
         self.bind(relisted);
-        // Before the pods: a packet that an endpoint marks for a recheck must find the program where it leaves the node. The
-        // bridges of pods are known after the first compile.
+        // Devices come before pods: a packet that is marked at a pod for a recheck (evaluation post-DNAT) must find the
+        // program on the device by which it leaves the node. Bridges with pods must not have the program, and they are
+        // known only after the first compile job.
         if self.starting.is_none() {
             self.reconcile_devices();
         }
@@ -61,22 +62,23 @@ impl<D: Dataplane> Reconciler<D> {
             None => {}
             Some(Phase::Orphaned) => self.mark_orphaned(ifindex),
             Some(phase) => match self.desired_endpoint(ifindex, pod.as_ref(), phase) {
-                Some(desired) => self.place(ifindex, pod, desired, phase),
+                Some(desired) => self.update_endpoint(ifindex, pod, desired, phase),
                 None if interface.is_device() => {}
                 None => self.release(ifindex, "the pod is unknown, and unknown pods are allowed"),
             },
         }
-        if self.endpoint(ifindex).is_some_and(|known| !known.is_released()) {
+        if self.endpoint(ifindex).is_some_and(|pod_endpoint| !pod_endpoint.is_released()) {
             self.handle(ifindex, ProgramEvent::Need(Role::Pod, Instant::now()));
         }
     }
 
-    /// Writes the endpoint if it differs. If there is none and it cannot be written, an isolated pod drops everything.
-    fn place(&mut self, ifindex: IfIndex, pod: Option<PodKey>, desired: Endpoint, phase: Phase) {
-        let same = self.endpoint(ifindex).is_some_and(|known| {
-            known.pod == pod
-                && known.phase == phase
-                && Endpoint { version: desired.version, id: desired.id, ..known.endpoint } == desired
+    /// Writes the endpoint of an interface if it differs from the desired one. If there is no endpoint and none can be
+    /// written, an isolated pod gets programs anyway: without an endpoint, they drop everything.
+    fn update_endpoint(&mut self, ifindex: IfIndex, pod: Option<PodKey>, desired: Endpoint, phase: Phase) {
+        let same = self.endpoint(ifindex).is_some_and(|pod_endpoint| {
+            pod_endpoint.pod == pod
+                && pod_endpoint.phase == phase
+                && Endpoint { version: desired.version, id: desired.id, ..pod_endpoint.endpoint } == desired
         });
         if same {
             return;
@@ -93,8 +95,9 @@ impl<D: Dataplane> Reconciler<D> {
         self.handle(ifindex, need);
     }
 
-    /// Marks an endpoint as orphaned: its pod is deleted or finished. Its rule sets keep their IDs. No
-    /// other rule set gets these IDs, so a later change can only remove what the endpoint is allowed, and never add to it.
+    /// Marks an endpoint as orphaned: its pod is deleted or finished, but the interface still exists. The rule sets of
+    /// the endpoint keep their IDs. No other rule set gets these IDs, so later changes can only allow less to the
+    /// endpoint, never more.
     fn mark_orphaned(&mut self, ifindex: IfIndex) {
         let interface = self.snapshot.veths.get(&ifindex).map_or("", |(veth, _)| &veth.name);
         let Some(orphan) = self.interfaces.get_mut(&ifindex).and_then(Interface::endpoint_mut) else { return };
@@ -107,12 +110,14 @@ impl<D: Dataplane> Reconciler<D> {
     /// Writes an endpoint with a new version. If there is no room, an existing endpoint stays as it was.
     pub(super) fn write_endpoint(&mut self, ifindex: IfIndex, pod: Option<PodKey>, desired: Endpoint, phase: Phase) {
         self.settled_since = None;
-        let before = self.endpoint(ifindex).map(|known| (known.endpoint.id, known.pod == pod || known.pod.is_none()));
-        let kept = before.filter(|(_, keeps_id)| *keeps_id).map(|(id, _)| id);
-        let Some(id) = kept.or_else(|| self.ids.allocate()) else { return self.report_no_room(ifindex) };
-        if kept.is_none() {
+        let before = self
+            .endpoint(ifindex)
+            .map(|pod_endpoint| (pod_endpoint.endpoint.id, pod_endpoint.pod == pod || pod_endpoint.pod.is_none()));
+        let kept_id = before.filter(|(_, keeps_id)| *keeps_id).map(|(id, _)| id);
+        let Some(id) = kept_id.or_else(|| self.ids.allocate()) else { return self.report_no_room(ifindex) };
+        if kept_id.is_none() {
             self.dataplane.clear_counters(id);
-            // Until its new ID is in force, its packets may have either ID.
+            // Until the new ID is in force, packets of the interface may have the earlier ID or the new one.
             self.clear_owner(ifindex);
         }
         let written = self.dataplane.next_endpoint_version().and_then(|version| {
@@ -124,7 +129,7 @@ impl<D: Dataplane> Reconciler<D> {
                 let interface = self.interfaces.entry(ifindex).or_default();
                 let attached = interface.program == ProgramState::On(Role::Pod);
                 interface.endpoint_error = None;
-                let marks = attached || interface.endpoint().is_some_and(|known| known.marks);
+                let marks = attached || interface.endpoint().is_some_and(|pod_endpoint| pod_endpoint.marks);
                 interface.purpose = Purpose::Endpoint(PodEndpoint { pod, endpoint, phase, marks });
                 interface.no_room = false;
                 self.history.changed(ifindex);
@@ -133,7 +138,7 @@ impl<D: Dataplane> Reconciler<D> {
                 }
             }
             Err(error) => {
-                if kept.is_none() {
+                if kept_id.is_none() {
                     self.ids.release(id);
                 }
                 self.endpoint_failed("write", ifindex, &error);
@@ -161,13 +166,13 @@ impl<D: Dataplane> Reconciler<D> {
         if interface.program != ProgramState::Off {
             return;
         }
-        if let Some(known) = interface.endpoint() {
-            let Phase::Released(why) = known.phase else { return };
+        if let Some(pod_endpoint) = interface.endpoint() {
+            let Phase::Released(why) = pod_endpoint.phase else { return };
             if let Err(error) = self.dataplane.delete_endpoint(ifindex) {
                 return self.endpoint_failed("delete", ifindex, &error);
             }
-            self.ids.release(known.endpoint.id);
-            tracing::info!(pod = known.pod_name(), interface = %ifindex, reason = why, "detached");
+            self.ids.release(pod_endpoint.endpoint.id);
+            tracing::info!(pod = pod_endpoint.pod_name(), interface = %ifindex, reason = why, "detached");
         }
         (interface.purpose, interface.no_room) = Default::default();
         (interface.program_error, interface.endpoint_error) = Default::default();

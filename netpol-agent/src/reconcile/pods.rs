@@ -1,5 +1,5 @@
-//! Indexes the pods of this node, by the latest version of their objects. It is updated when objects arrive, before
-//! they are compiled: an interface finds its pod even while the engine is busy.
+//! Indexes the pods of this node, by the latest version of their objects. The index is updated when objects arrive,
+//! before they are compiled. So the pod of an interface can be found even while the engine is busy.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use netpol_policy::cluster_state::Event;
 use netpol_policy::model::{Object, ObjectKey, Pod, PodKey};
 
-/// How long a new pod waits for its policies before its interface is shut. Most policies are compiled within a
-/// millisecond, and it is better to evaluate first packets than to drop them.
+/// How long a new pod waits for its policies before its interface is shut (all traffic is dropped). Most policies are
+/// compiled within a millisecond. Without this delay, the first packets of most pods would be dropped.
 pub(super) const GRACE: Duration = Duration::from_millis(3);
 
-/// A point in the order of pod changes.
+/// The number of a change of a local pod. Later changes have higher numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ticket(u64);
 
@@ -22,6 +22,7 @@ pub(super) struct Ticket(u64);
 pub(super) struct LocalPods {
     node: Arc<str>,
     pods: BTreeMap<PodKey, LocalPod>,
+    /// The pods that have each address according to their objects.
     claims: BTreeMap<IpAddr, BTreeSet<PodKey>>,
     /// Names of all Node objects.
     nodes: BTreeSet<Arc<str>>,
@@ -34,7 +35,9 @@ pub(super) struct LocalPods {
 #[derive(Debug)]
 struct LocalPod {
     pod: Pod,
+    /// Latest change of the object.
     changed: Ticket,
+    /// When the latest change arrived.
     at: Instant,
 }
 
@@ -137,13 +140,13 @@ impl LocalPods {
         self.pods.get(key).map(|local| local.at.elapsed())
     }
 
-    /// Returns when the next pod becomes overdue, of those that were not overdue at `since`.
+    /// Returns when the next pod becomes overdue. Pods that were already overdue at `since` are ignored.
     pub(super) fn next_overdue(&self, since: Instant) -> Option<Instant> {
         let overdue = self.unevaluated.iter().filter_map(|key| self.pods.get(key)).map(|local| local.at + GRACE);
         overdue.filter(|at| *at > since).min()
     }
 
-    /// Returns whether there are Node objects but none of this node.
+    /// Returns whether there are Node objects, but no Node object of this node.
     pub(super) fn is_node_unknown(&self) -> bool {
         !self.nodes.is_empty() && !self.nodes.contains(&self.node)
     }
@@ -191,7 +194,7 @@ mod tests {
         pods.apply(&Event::Apply(Object::Pod(pod)))
     }
 
-    fn at(pods: &LocalPods, address: u8) -> Option<&str> {
+    fn pod_name_at(pods: &LocalPods, address: u8) -> Option<&str> {
         pods.pod_at(IpAddr::from([10, 0, 0, address])).map(|pod| &*pod.key.name)
     }
 
@@ -204,14 +207,14 @@ mod tests {
             !apply(&mut pods, pod("stale", "n2", 1, 9)),
             "a claim of a pod on another node must not hide the local pod"
         );
-        assert_eq!([at(&pods, 1), at(&pods, 2)], [Some("a"), None]);
+        assert_eq!([pod_name_at(&pods, 1), pod_name_at(&pods, 2)], [Some("a"), None]);
         apply(&mut pods, pod("b", "n1", 1, 5));
-        assert_eq!(at(&pods, 1), Some("b"), "the youngest pod has the address");
+        assert_eq!(pod_name_at(&pods, 1), Some("b"), "the youngest pod has the address");
         assert!(apply(&mut pods, Pod { deleting: true, ..pod("b", "n1", 1, 5) }));
-        assert_eq!(at(&pods, 1), Some("a"));
+        assert_eq!(pod_name_at(&pods, 1), Some("a"));
         assert!(apply(&mut pods, Pod { finished: true, ..pod("a", "n1", 1, 0) }));
         assert!(pods.apply(&Event::Reset(vec![Object::Pod(pod("c", "n1", 3, 0))])));
-        assert_eq!([at(&pods, 1), at(&pods, 3)], [None, Some("c")]);
+        assert_eq!([pod_name_at(&pods, 1), pod_name_at(&pods, 3)], [None, Some("c")]);
         assert!(pods.apply(&Event::Delete(ObjectKey::Pod(PodKey::new("shop", "c")))));
         assert!(pods.claims.is_empty() && pods.unevaluated.is_empty());
     }
@@ -234,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_evaluated_when_its_latest_change_is() {
+    fn a_pod_is_evaluated_when_its_latest_change_is_evaluated() {
         let mut pods = LocalPods::new("n1".into());
         let key = PodKey::new("shop", "a");
         apply(&mut pods, pod("a", "n1", 1, 0));

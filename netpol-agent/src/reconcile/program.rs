@@ -25,8 +25,8 @@ pub(super) enum ProgramState {
     /// No programs.
     #[default]
     Off,
-    /// There may be programs, but not as they should be: those of an earlier agent, or what another process or a
-    /// failed operation left. Attaching replaces them, detaching removes them.
+    /// There may be programs, but not the right ones: programs of an earlier agent, or programs that another process or
+    /// a failed operation left. Attaching replaces them, detaching removes them.
     Leftover,
     /// The programs of this role are being attached, since this time.
     Attaching(Role, Instant),
@@ -127,7 +127,7 @@ mod tests {
         AttachError { interface: "veth3".into(), message: "rejected".into(), gone }
     }
 
-    /// Creates the events of the table by name.
+    /// Returns the event that has this name in the table of transitions below.
     fn event(name: &str, now: Instant) -> Event {
         let attached = |result| Event::Attached { result, packets: Some(7) };
         match name {

@@ -8,8 +8,8 @@ use crate::clock::boot_clock;
 use netpol_common::FlowEvent;
 use netpol_dataplane::Dataplane;
 
-/// A packet may be evaluated shortly before a change and have its event shortly after. This is far longer than the
-/// programs run.
+/// An event may have a time shortly after a change, although its packet was evaluated shortly before the change. This
+/// margin is far longer than a program runs.
 const MARGIN: Duration = Duration::from_millis(10);
 
 impl<D: Dataplane> Reconciler<D> {
@@ -22,7 +22,8 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Returns whether an event's packet was evaluated with the same objects that the engine has now.
     pub fn has_objects_of(&self, event: &FlowEvent) -> bool {
-        let is_current = |ifindex| self.endpoint(ifindex).is_some_and(|known| known.phase == Phase::Current);
+        let is_current =
+            |ifindex| self.endpoint(ifindex).is_some_and(|pod_endpoint| pod_endpoint.phase == Phase::Current);
         !self.is_busy()
             && is_current(event.ifindex)
             && self.settled_since.is_some_and(|since| Duration::from_nanos(event.time_ns) > since + MARGIN)

@@ -9,7 +9,7 @@ use netpol_policy::model::PolicyKey;
 use super::Reconciler;
 use netpol_dataplane::Dataplane;
 
-/// Maximum number of policies that are logged one by one for a batch of changes; the others are only counted.
+/// Maximum number of policies that are logged individually for a batch of changes; further policies are only counted.
 const LOGGED: usize = 10;
 
 /// Policies that are only partly enforced.
@@ -19,7 +19,7 @@ pub(super) struct Shortage {
 }
 
 impl Shortage {
-    /// Logs what changed.
+    /// Replaces the policies, and logs the differences.
     pub(super) fn review(&mut self, now: BTreeMap<PolicyKey, Omitted>) {
         let mut lines = 0;
         for (policy, omitted) in &now {
@@ -50,7 +50,7 @@ impl<D: Dataplane> Reconciler<D> {
         &self.shortage.policies
     }
 
-    /// Returns the same for the API.
+    /// Returns the policies that are only partly enforced, for the API.
     pub fn partial_policies(&self) -> Vec<netpol_api::PartialPolicy> {
         let convert = |(policy, omitted): (&PolicyKey, &Omitted)| netpol_api::PartialPolicy {
             policy: policy.to_string(),

@@ -42,8 +42,9 @@ impl<D: Dataplane> Reconciler<D> {
         Self::begin(dataplane, options, old.clone(), first, interfaces, Compiler::Inline)
     }
 
-    /// Starts like [`Self::start`], but only does what needs no compile; the compiler and [`Self::execute`] do the
-    /// rest. Existing interfaces stay as they are until then. New ones are shut meanwhile.
+    /// Starts like [`Self::start`], but only does what needs no compilation; the compiler and [`Self::execute`] do the
+    /// rest. Until then, existing interfaces stay as they are, and new interfaces are shut (all of their traffic is
+    /// dropped).
     ///
     /// # Errors
     /// If the endpoints cannot be read.
@@ -145,7 +146,7 @@ fn adopted_interfaces(
     for (ifindex, (veth, _)) in &snapshot.veths {
         let interface = interfaces.entry(*ifindex).or_default();
         (interface.appeared, interface.is_veth) = (Some(now), true);
-        match interface.enforced().map(|known| known.endpoint.has(endpoint_flags::UNKNOWN)) {
+        match interface.enforced().map(|pod_endpoint| pod_endpoint.endpoint.has(endpoint_flags::UNKNOWN)) {
             None => interface.exposure.start(now, veth.packets),
             Some(true) => {
                 interface.exposure = Exposure::DropAll { interval: UnprotectedInterval::none(), counted: true }

@@ -1,4 +1,5 @@
-//! Suspensions of enforcement: their clock, because the engine has none of its own, and log lines.
+//! Suspensions of enforcement: passes the time to the engine, which has no clock, and logs when suspensions start or
+//! end.
 
 use std::time::Duration;
 
@@ -12,26 +13,26 @@ use super::Reconciler;
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Gives the time to the engine. Suspensions of enforcement start and end by it.
+    /// Passes the current time to the engine. Suspensions of enforcement start and end by this time.
     pub fn set_clock(&mut self) {
         self.apply(vec![Event::Clock(jiff::Timestamp::now().into())]);
     }
 
-    /// Reads the suspensions from the engine, and logs those that have started or ended.
+    /// Reads the suspensions from the engine, and logs suspensions that have started or ended.
     pub(super) fn log_suspensions(&mut self) {
-        let now = self.engine.suspensions();
-        for suspension in now.iter().filter(|suspension| !self.suspensions.contains(suspension)) {
+        let current = self.engine.suspensions();
+        for suspension in current.iter().filter(|suspension| !self.suspensions.contains(suspension)) {
             let Suspension { namespace, cluster, until, reason } = suspension;
             let reason = reason.as_deref().unwrap_or_default();
             tracing::warn!(%namespace, cluster, %until, reason, "enforcement is suspended");
         }
         for suspension in &self.suspensions {
             let Suspension { namespace, cluster, until, .. } = suspension;
-            if !now.iter().any(|still| still.is_same(suspension)) {
+            if !current.iter().any(|still| still.is_same(suspension)) {
                 tracing::warn!(%namespace, cluster, %until, "enforcement resumed");
             }
         }
-        self.suspensions = now;
+        self.suspensions = current;
         self.next_suspension_change = self.engine.next_suspension_change();
         let rejected = self.engine.cluster_state().rejected_suspensions();
         for suspension in rejected.iter().filter(|suspension| !self.rejected_suspensions.contains(suspension)) {
@@ -45,8 +46,8 @@ impl<D: Dataplane> Reconciler<D> {
         self.rejected_suspensions = rejected;
     }
 
-    /// Gives the time to the engine if a suspension has ended or taken effect since. Without this, a flood of flow events
-    /// could delay the main loop's timers.
+    /// Passes the current time to the engine if a suspension has ended or taken effect since the last time. The main
+    /// loop calls this in each round, because a flood of flow events could delay its timers.
     pub fn set_clock_if_due(&mut self) {
         if self.until_suspension_changes() == Some(Duration::ZERO) {
             self.set_clock();

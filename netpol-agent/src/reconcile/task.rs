@@ -1,6 +1,6 @@
-//! Runs the loop around a [`Reconciler`]: waits for the first event, takes all others that are queued, and reconciles
-//! once. The loop takes no kernel lock that others hold for long, and compiles nothing; threads do that. Long lists
-//! of writes are executed in slices. So each pass takes a few milliseconds.
+//! Runs the main loop around a [`Reconciler`]: waits for an event, takes all further events that are queued, and
+//! reconciles once. Other threads compile, and take kernel locks that other processes may hold for long. Long lists of
+//! writes are executed in slices. So each pass of the loop takes only a few milliseconds.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -23,20 +23,20 @@ use netpol_node::{CacheUse, InterfaceWatcher, Monitor, NetlinkError, PodAddressM
 use netpol_policy::reference::Packet;
 use netpol_source::Batch;
 
-/// Time between full readings of interfaces and programs, whatever the kernel reported.
+/// Time between full readings of interfaces and programs, even if the kernel reported no change.
 const FULL_INTERVAL: Duration = Duration::from_secs(10);
-/// First interval between readings while an interface is waited for; doubles up to [`MAX_INTERVAL`].
+/// First interval between readings while the agent waits for an interface. It doubles up to [`MAX_INTERVAL`].
 const MIN_INTERVAL: Duration = Duration::from_millis(5);
-/// Longest interval between readings while an interface is waited for. A reading takes about a millisecond, and any
-/// change resets the interval.
+/// Longest interval between readings while the agent waits for an interface. A reading takes about a millisecond, and
+/// any change resets the interval.
 const MAX_INTERVAL: Duration = Duration::from_secs(2);
 /// Time for writes before interfaces, finished operations and requests are handled again.
 const SLICE: Duration = Duration::from_millis(2);
-/// How long deny events wait for the engine while it runs one job after another.
+/// How long flow events wait for the engine while it runs one job after another.
 const RING_INTERVAL: Duration = Duration::from_millis(50);
-/// Number of records of flow totals before other inputs are handled again.
+/// Maximum number of flow totals that are recorded before other inputs are handled again.
 const TOTALS_AT_ONCE: usize = 32;
-/// When the interval between readings exceeds this, the agent reports ready without the pods that still wait.
+/// If the interval between readings exceeds this limit, the agent reports ready although some pods still wait.
 const READY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Inputs of the loop.
@@ -54,9 +54,9 @@ pub struct Inputs {
     pub outcomes: Outcomes<InterfaceOutcome>,
     /// The engine after each compile job.
     pub compiled: Outcomes<Compiled>,
-    /// Deny events.
+    /// Flow events from the eBPF programs.
     pub ring: RingReader,
-    /// Packets and bytes of flows, if they are recorded.
+    /// Totals (packets and bytes) of flows, if they are recorded.
     pub flow_totals: Option<FlowTotalsReader>,
     /// Requests of API clients.
     pub loop_requests: mpsc::Receiver<LoopRequest>,
@@ -77,7 +77,7 @@ pub enum LoopError {
     Died(#[from] Died),
 }
 
-/// Runs until `stop` resolves. What is enforced then stays enforced.
+/// Runs until `stop` resolves. Policies that are enforced then stay enforced.
 ///
 /// # Errors
 /// If netlink fails permanently or a thread died.
@@ -102,8 +102,10 @@ pub async fn run(
     let mut ring_served = last_read;
     let mut queued_totals = VecDeque::new();
     loop {
-        let more = execute_slice(&mut reconciler, &mut meter, &mut reporter, &inputs.progress, &mut waiting_requests);
-        // Between two jobs, deny events are read.
+        let more_writes =
+            execute_slice(&mut reconciler, &mut meter, &mut reporter, &inputs.progress, &mut waiting_requests);
+        // Flow events need the engine. If they have waited too long, they are read before the engine starts its next
+        // job.
         let starved = reconciler.is_due() && ring_open && ring_served.elapsed() >= RING_INTERVAL;
         if !starved {
             reconciler.advance();
@@ -132,10 +134,10 @@ pub async fn run(
             reconciler.batches_enforced(meter.last_applied());
         }
         reconciler.note_if_settled(is_fully_applied);
-        inputs.interface_watcher.start_requested(|| reconciler.known());
+        inputs.interface_watcher.start_requested(|| reconciler.known_veths());
         let is_reading = inputs.interface_watcher.is_running();
         let waiting = reconciler.is_waiting();
-        // Based on the time of the last reading, and computed before the ring buffer is read: deny events must not
+        // This is computed from the time of the last reading, before the ring buffer is read: flow events must not
         // delay readings.
         let next_read = if waiting { last_read + back_off } else { last_full_read + FULL_INTERVAL };
         let overdue = reconciler.next_overdue();
@@ -169,7 +171,7 @@ pub async fn run(
             interfaces = inputs.interface_watcher.next_snapshot() => {
                 match interfaces? {
                     Ok(interfaces) => reconciler.interfaces(interfaces),
-                    Err(error) => reconciler.not_read(&error),
+                    Err(error) => reconciler.interfaces_not_read(&error),
                 }
                 last_read = Instant::now();
             }
@@ -178,8 +180,8 @@ pub async fn run(
                 reconciler.interfaces_removed(&changed.gone);
                 inputs.interface_watcher.removed(changed.gone);
                 reconciler.links_reported(changed.links);
-                let leads_elsewhere = changed.routed.iter().any(|ifindex| !reconciler.is_routed(*ifindex));
-                if changed.interfaces || leads_elsewhere {
+                let has_new_device = changed.routed.iter().any(|ifindex| !reconciler.is_routed(*ifindex));
+                if changed.interfaces || has_new_device {
                     inputs.interface_watcher.add_routed(changed.routed);
                     let cache_use = if changed.anything { CacheUse::Bypassed } else { CacheUse::Allowed };
                     inputs.interface_watcher.request(cache_use);
@@ -224,9 +226,10 @@ pub async fn run(
                 }
                 continue;
             }
-            // The next slice of writes: before less urgent events, after more urgent ones.
-            () = future::ready(()), if more => continue,
-            // At most 1,000 a second, so they are handled also in a flood of events.
+            // The next slice of writes: after the more urgent inputs above, before the less urgent inputs below.
+            () = future::ready(()), if more_writes => continue,
+            // Totals come before flow events, so that they are handled even in a flood of events. There are at most
+            // 1,000 totals per second.
             batch = next_totals(&mut queued_totals, &mut inputs.flow_totals), if reconciler.has_engine() && !starved => {
                 for totals in &batch {
                     reporter.record_totals(totals, &reconciler);
@@ -234,7 +237,7 @@ pub async fn run(
                 yield_now().await;
                 continue;
             }
-            // Deny events need names from the engine; while it is compiling, the ring buffer keeps them.
+            // Flow events need names from the engine. While it is compiling, the ring buffer keeps the events.
             result = inputs.ring.read(|event| reporter.record(&event, &reconciler)), if ring_open && reconciler.has_engine() => {
                 ring_open = is_open(&result);
                 ring_served = Instant::now();
@@ -251,8 +254,8 @@ pub async fn run(
     }
 }
 
-/// Executes a slice of writes and returns whether more are pending. Events and requests that need the engine are
-/// handled before its next job.
+/// Executes a slice of writes, and returns whether more writes are pending. Notices, summaries and waiting requests
+/// need the engine, so they are handled before its next job.
 fn execute_slice(
     reconciler: &mut Reconciler<Kernel>,
     meter: &mut Meter,
@@ -260,7 +263,7 @@ fn execute_slice(
     progress: &Progress,
     waiting_requests: &mut Vec<LoopRequest>,
 ) -> bool {
-    let more = reconciler.execute(SLICE);
+    let more_writes = reconciler.execute(SLICE);
     let finished = reconciler.finished();
     if !finished.is_empty() {
         record_finished(finished, meter);
@@ -274,15 +277,15 @@ fn execute_slice(
             answer(request, reconciler, meter, reporter);
         }
     }
-    more
+    more_writes
 }
 
-/// Returns the next totals of flows, as many as are recorded in about a millisecond. The others stay in `queue`. Waits if
-/// there are none.
+/// Returns the next totals of flows: as many as can be recorded in about a millisecond. Further totals stay in `queue`.
+/// Waits if there are no totals.
 async fn next_totals(queue: &mut VecDeque<FlowTotals>, reader: &mut Option<FlowTotalsReader>) -> Vec<FlowTotals> {
     while queue.is_empty() {
         match reader {
-            Some(open) => match open.next().await {
+            Some(open_reader) => match open_reader.next().await {
                 Some(totals) => queue.extend(totals),
                 None => *reader = None,
             },
@@ -318,7 +321,7 @@ fn is_open(ring: &io::Result<()>) -> bool {
 
 fn answer(request: LoopRequest, reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporter) {
     let enforced = meter.last_enforced().0;
-    // The client may have disconnected.
+    // A send fails if the client has disconnected.
     match request {
         LoopRequest::Metrics(client) => drop(client.send(metrics::render(reconciler, meter, reporter))),
         LoopRequest::Ready(client) => drop(client.send(meter.readiness.clone())),
@@ -330,8 +333,11 @@ fn answer(request: LoopRequest, reconciler: &Reconciler<Kernel>, meter: &Meter, 
         }
         LoopRequest::Explain(query, client) => {
             let generations = Generations { enforced, received: meter.last_applied().0 };
-            let evaluate = |held: &PodEndpoint, packet: &Packet| {
-                reconciler.dataplane().evaluate(held.endpoint.ifindex, packet).map(|evaluation| evaluation.reason)
+            let evaluate = |pod_endpoint: &PodEndpoint, packet: &Packet| {
+                reconciler
+                    .dataplane()
+                    .evaluate(pod_endpoint.endpoint.ifindex, packet)
+                    .map(|evaluation| evaluation.reason)
             };
             drop(client.send(resources::explain(reconciler, &query, generations, evaluate)));
         }

@@ -1,5 +1,5 @@
-//! Which policies in shadow mode are not evaluated: they report no denials, although they may deny flows once they are
-//! enforced.
+//! Determines which policies in shadow mode are not evaluated. Such a policy reports no denials, although it may deny
+//! flows once it is enforced.
 
 use std::collections::BTreeMap;
 

@@ -15,28 +15,29 @@ pub(super) struct UnprotectedInterval {
     until: Instant,
     /// Packets that passed in that time.
     pub(super) packets: u64,
-    /// What the time counts from.
+    /// The event at which the time starts.
     pub(super) start: UnprotectedStart,
 }
 
-/// What an unprotected time counts from.
+/// The event at which an unprotected time starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnprotectedStart {
-    /// The appearance of the interface.
+    /// The interface appeared.
     Interface,
-    /// The time from which the first container could start, because the start gate reported the pod.
+    /// The first container of the pod could start, according to the start gate.
     Container,
 }
 
 /// Whether traffic of an interface passes without being evaluated.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) enum Exposure {
-    /// It does not, or the interface does not exist.
+    /// Traffic is evaluated, or the interface does not exist.
     #[default]
     None,
-    /// It passes since this time, when the interface had passed this many packets.
+    /// Traffic has passed without being evaluated since this time. `packets`: the number of packets that the interface
+    /// had passed until then.
     Open { since: Instant, packets: u64 },
-    /// All of it is dropped until the pod's policies are enforced, after this unprotected time.
+    /// All traffic is dropped until the pod's policies are enforced. `interval`: the unprotected time before that.
     DropAll {
         interval: UnprotectedInterval,
         /// Whether the interval is in the totals already.
@@ -45,19 +46,19 @@ pub(super) enum Exposure {
 }
 
 impl UnprotectedInterval {
-    /// Returns an interval without any time.
+    /// Returns an interval of length 0.
     pub(super) fn none() -> Self {
         let now = Instant::now();
         Self { since: now, until: now, packets: 0, start: UnprotectedStart::Interface }
     }
 
-    /// Returns its length.
+    /// Returns the length of the interval.
     pub(super) fn time(&self) -> Duration {
         self.until.saturating_duration_since(self.since)
     }
 
-    /// Returns the part of it in which containers could run. The packets of a pod that the gate did not hold until
-    /// the end cannot be divided.
+    /// Returns the part of the interval in which containers could run. If there is such a part, all packets of the
+    /// interval count, because it is unknown which of them passed in this part.
     pub(super) fn with_containers(self, start: ContainerStart) -> Self {
         let since = match start {
             ContainerStart::Held => self.until,
@@ -69,7 +70,7 @@ impl UnprotectedInterval {
 }
 
 impl UnprotectedStart {
-    /// Both.
+    /// All values.
     pub const ALL: [Self; 2] = [Self::Interface, Self::Container];
 
     /// Returns the name, as in metrics.
@@ -82,22 +83,23 @@ impl UnprotectedStart {
 }
 
 impl Exposure {
-    /// Records that there are no programs since then, when the interface had passed this many packets.
+    /// Records that the interface has no programs since `since`. `packets`: the number of packets that it had passed
+    /// until then.
     pub(super) fn start(&mut self, since: Instant, packets: u64) {
         if !matches!(self, Self::Open { .. }) {
             *self = Self::Open { since, packets };
         }
     }
 
-    /// Moves the start back to this time, if it was later.
+    /// If the unprotected time started later than `at`, sets its start to `at`.
     pub(super) fn backdate(&mut self, at: Instant) {
         if let Self::Open { since, .. } = self {
             *since = at.min(*since);
         }
     }
 
-    /// Records that programs run from now on, when the interface has passed this many packets. Returns `None` if they
-    /// ran before.
+    /// Records that programs run from now on, and returns the unprotected interval. `packets`: the number of packets
+    /// that the interface has passed until now. Returns `None` if programs already ran.
     pub(super) fn end(&mut self, packets: u64) -> Option<UnprotectedInterval> {
         let Self::Open { since, packets: before } = *self else { return None };
         *self = Self::None;
@@ -118,11 +120,11 @@ impl Exposure {
 /// agent have no unprotected time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UnprotectedTimes {
-    /// Times until the programs of an interface ran, compile time included. From the appearance of an interface, as
-    /// reported by the kernel. For interfaces that existed when the agent started: from that start. For interfaces with
-    /// programs that another process detached: from the report of the kernel.
+    /// Times until the programs of an interface ran, including compile time. A time starts when the kernel reports the
+    /// interface. For an interface that already existed when the agent started, it starts at the start of the agent. If
+    /// another process detached the programs, it starts when the kernel reports this.
     interface: UnprotectedTime,
-    /// The same, from the time from which the first container could start.
+    /// The same, but a time starts when the first container could start.
     container: UnprotectedTime,
     /// Number of times that programs were attached.
     pub attached: u64,
@@ -130,16 +132,16 @@ pub struct UnprotectedTimes {
     pub attaching: Duration,
 }
 
-/// Totals of the times with one start.
+/// Totals of the unprotected times that start at the same kind of event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UnprotectedTime {
     /// Number of interfaces.
     pub count: u64,
     /// Sum of the times.
     pub sum: Duration,
-    /// Number of interfaces with at most the time of each of [`BOUNDS`].
+    /// For each of [`BOUNDS`]: the number of interfaces with at most this time.
     pub buckets: [u64; BOUNDS.len()],
-    /// Packets that passed in that time, according to the counters of the interfaces.
+    /// Packets that passed in these times, according to the counters of the interfaces.
     pub packets: u64,
 }
 
@@ -183,7 +185,7 @@ mod tests {
         let since = Instant::now();
         let at = |ms: u64| since + Duration::from_millis(ms);
         let interval = UnprotectedInterval { since, until: at(40), packets: 7, start: UnprotectedStart::Interface };
-        // When containers could start; then milliseconds and packets.
+        // When containers could start; then the expected milliseconds and packets.
         let table = [
             (ContainerStart::Held, 0, 0),
             (ContainerStart::Possible(at(30)), 10, 7),

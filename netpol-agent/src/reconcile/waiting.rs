@@ -17,22 +17,24 @@ use netpol_node::KnownVeths;
 const LINK_LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Interface {
-    /// Returns whether it need not be read in detail again: it is enforced, its pod is or was known, and all addresses
-    /// are known.
+    /// Returns whether the interface need not be read in detail again: it is enforced, its pod is known or was known
+    /// before, and all of its addresses are known.
     fn is_complete(&self) -> bool {
-        // Every veth has a MAC address. An interface without IPv6 never has a link-local address.
+        // After a time limit, a missing address is not waited for: an interface without IPv6 never has a link-local
+        // address.
         let is_older = |limit| self.age().is_some_and(|age| age > limit);
-        self.enforced().is_some_and(|known| {
-            let complete = (known.endpoint.mac != [0; 6] || is_older(MAC_LEARNING))
-                && (known.endpoint.link_local != [0; 16] || is_older(LINK_LOCAL_TIMEOUT));
-            known.is_orphaned() || known.pod.is_some() && complete
+        self.enforced().is_some_and(|pod_endpoint| {
+            let complete = (pod_endpoint.endpoint.mac != [0; 6] || is_older(MAC_LEARNING))
+                && (pod_endpoint.endpoint.link_local != [0; 16] || is_older(LINK_LOCAL_TIMEOUT));
+            pod_endpoint.is_orphaned() || pod_endpoint.pod.is_some() && complete
         })
     }
 
     /// Returns whether the MAC address of its pod is to be read, because it is unknown or may change.
     fn needs_mac(&self) -> bool {
         let is_young = self.age().is_some_and(|age| age < MAC_LEARNING);
-        self.enforced().is_some_and(|known| known.pod.is_some() && (known.endpoint.mac == [0; 6] || is_young))
+        self.enforced()
+            .is_some_and(|pod_endpoint| pod_endpoint.pod.is_some() && (pod_endpoint.endpoint.mac == [0; 6] || is_young))
     }
 }
 
@@ -48,7 +50,7 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Returns which interfaces the next reading can skip, and for which it must include the MAC address.
-    pub fn known(&self) -> KnownVeths {
+    pub fn known_veths(&self) -> KnownVeths {
         KnownVeths { complete: self.complete_interfaces(), read_mac: self.interfaces_that(Interface::needs_mac) }
     }
 
@@ -58,12 +60,13 @@ impl<D: Dataplane> Reconciler<D> {
         veths.map(|(ifindex, _)| *ifindex).collect()
     }
 
-    /// Returns whether a pod of this node waits for its interface, an interface for its programs or addresses, or a
-    /// failed write or operation for its retry. An interface of an unknown pod does not count. When the source
-    /// reports the pod, the pod counts as waiting.
+    /// Returns whether something is missing: a pod of this node has no interface yet, an interface has no programs or
+    /// addresses yet, or a failed write or operation must be retried. The interface of an unknown pod does not count.
+    /// When the source reports the pod, the pod counts as waiting.
     pub fn is_waiting(&self) -> bool {
         let waits = |interface: &Interface| {
-            let is_unknown = interface.enforced().is_some_and(|known| known.endpoint.has(endpoint_flags::UNKNOWN));
+            let is_unknown =
+                interface.enforced().is_some_and(|pod_endpoint| pod_endpoint.endpoint.has(endpoint_flags::UNKNOWN));
             let is_incomplete = interface.is_veth && interface.endpoint().is_some() && !interface.is_complete();
             is_incomplete && !is_unknown || interface.program == ProgramState::Failed
         };
@@ -73,12 +76,12 @@ impl<D: Dataplane> Reconciler<D> {
     /// Returns the number of pods of this node that have an address but no interface with programs.
     pub fn pods_waiting(&self) -> usize {
         let enforced = self.interfaces.values().filter_map(Interface::enforced);
-        let current = enforced.filter(|known| known.phase == Phase::Current);
-        let found: BTreeSet<&PodKey> = current.filter_map(|known| known.pod.as_ref()).collect();
+        let current = enforced.filter(|pod_endpoint| pod_endpoint.phase == Phase::Current);
+        let found: BTreeSet<&PodKey> = current.filter_map(|pod_endpoint| pod_endpoint.pod.as_ref()).collect();
         self.local_pods().filter(|pod| !pod.addresses.is_empty() && !found.contains(&pod.key)).count()
     }
 
-    /// Returns whether programs are being attached to an interface, also to one that is not of a known pod.
+    /// Returns whether programs are being attached to any interface, even if no known pod has it.
     pub fn is_attaching(&self) -> bool {
         self.interfaces.values().any(|interface| matches!(interface.program, ProgramState::Attaching(..)))
     }

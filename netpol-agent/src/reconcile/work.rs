@@ -15,7 +15,7 @@ use super::{Reconciler, all_policies, failures};
 use netpol_dataplane::Dataplane;
 use netpol_source::{Batch, Generation};
 
-/// Number of writes between two checks of the clock: about 0.1 ms.
+/// Number of writes between two checks of the clock. They take about 0.1 ms.
 const WRITES_PER_CHECK: usize = 64;
 
 /// The batches that a job or its writes come from.
@@ -25,11 +25,11 @@ pub struct Origin {
     pub batches: Vec<(Generation, Instant)>,
     /// Whether these are the first objects.
     pub start: bool,
-    /// Time for compiling and writing, when both are done.
+    /// Time that compiling and writing took. Set when both are done.
     pub took: Duration,
 }
 
-/// A pending compile job.
+/// A pending compile job, with the last change of a local pod that it includes.
 #[derive(Debug)]
 pub(super) struct Pending {
     job: Job,
@@ -40,11 +40,11 @@ pub(super) struct Pending {
 /// A pending write. Writes are executed in order.
 #[derive(Debug)]
 pub(super) enum Write {
-    /// Map entries and endpoints; whether one of them frees space in a map.
+    /// Changes of map entries and endpoints, and whether one of them frees space in a map.
     Changes(std::vec::IntoIter<Change>, bool),
     /// Sets the policies of all endpoints.
     SetPolicies(BTreeMap<PodKey, EndpointPolicy>, Ticket),
-    /// Retries failed entries, with the value that is expected then.
+    /// Retries failed entries, with the value that each entry must have at that time.
     Retry(std::vec::IntoIter<failures::EntryKey>),
     /// Marks the end of a job.
     Done(Origin, Ticket, Instant),
@@ -75,7 +75,7 @@ impl Work {
         }
     }
 
-    /// Queues a compile job. Successive events that wait together are compiled together.
+    /// Queues a compile job. If the last queued job also applies events, adds the events to that job.
     pub(super) fn push(&mut self, job: Job, origin: Origin, ticket: Ticket) {
         let job = match job {
             Job::Apply(more) => match self.backlog.back_mut() {
@@ -98,7 +98,7 @@ impl Work {
 }
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Queues a batch of a source, and enforces immediately what needs no compile.
+    /// Queues a batch of a source, and immediately does what needs no compilation.
     pub fn apply_batch(&mut self, batch: Batch) {
         self.history.received(&batch, false);
         let Batch { generation, events, after_resync, received } = batch;
@@ -112,23 +112,23 @@ impl<D: Dataplane> Reconciler<D> {
         self.submit(events, Job::Apply, Origin::default());
     }
 
-    /// Applies the difference that was found after an outage of the source. One by one, such events could pass
-    /// through states that never existed, and that allow or deny too much.
+    /// Applies the difference that was found after an outage of the source. If these events were applied one by one,
+    /// the tables could pass through states that never existed in the cluster, and that allow or deny too much.
     pub fn resync(&mut self, events: Vec<Event>) {
         self.submit(events, Job::Resync, Origin::default());
     }
 
     fn submit(&mut self, events: Vec<Event>, job: impl FnOnce(Vec<Event>) -> Job, origin: Origin) {
-        let mut local = false;
+        let mut local_pods_changed = false;
         for event in &events {
-            local |= self.pods.apply(event);
+            local_pods_changed |= self.pods.apply(event);
         }
         let ticket = self.pods.ticket();
         self.work.push(job(events), origin, ticket);
         if !matches!(self.work.compiler, Compiler::Thread(_)) {
             self.advance();
         }
-        if local && self.is_busy() {
+        if local_pods_changed && self.is_busy() {
             self.reconcile(false);
         }
     }
@@ -148,8 +148,8 @@ impl<D: Dataplane> Reconciler<D> {
         self.work.finished.clear();
     }
 
-    /// Starts the next compile job. All writes of the last job must be done: a new engine must see all IDs in the
-    /// data plane.
+    /// Starts the next compile job, if all writes of the last job are done: an engine that replaces the current one
+    /// must not allocate IDs that these writes use.
     fn start_next_job(&mut self) {
         if self.work.compiling.is_some() || !self.work.writes.is_empty() {
             return;
@@ -158,7 +158,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.store_rule_set_names();
         let placeholder = placeholder(self.scope());
         let engine = std::mem::replace(&mut self.engine, placeholder);
-        let endpoints = self.pod_endpoints().map(|known| known.endpoint).collect();
+        let endpoints = self.pod_endpoints().map(|pod_endpoint| pod_endpoint.endpoint).collect();
         let task = Task { engine, job, endpoints, stats: self.stats.clone() };
         self.work.compiling = Some((origin, ticket, Instant::now()));
         match &self.work.compiler {
@@ -205,7 +205,7 @@ impl<D: Dataplane> Reconciler<D> {
         true
     }
 
-    /// Executes pending writes for this time. Returns whether more are pending.
+    /// Executes pending writes for about the time `budget`. Returns whether more writes are pending.
     pub fn execute(&mut self, budget: Duration) -> bool {
         let begun = Instant::now();
         while let Some(mut write) = self.work.writes.pop_front() {
@@ -239,11 +239,11 @@ impl<D: Dataplane> Reconciler<D> {
                     self.starting = None;
                     self.reconcile(false);
                 }
-                Write::Done(origin, ticket, began) => {
+                Write::Done(origin, ticket, job_begun) => {
                     self.pods.evaluated(*ticket);
                     self.reconcile(false);
                     self.history.begin(&[], Vec::new());
-                    origin.took = began.elapsed();
+                    origin.took = job_begun.elapsed();
                     self.work.finished.push(std::mem::take(origin));
                 }
             }
@@ -254,15 +254,15 @@ impl<D: Dataplane> Reconciler<D> {
         !self.work.writes.is_empty()
     }
 
-    /// Queues a retry of failed entries. The value of each entry is read when it is written: it may be up to date by
-    /// then.
+    /// Queues a retry of failed entries. The value of each entry is read only when the entry is written, because it may
+    /// change until then.
     pub(super) fn queue_retry(&mut self) {
         if !self.work.writes.iter().any(|write| matches!(write, Write::Retry(_))) {
             self.work.writes.push_front(Write::Retry(self.failures.entries().into_iter()));
         }
     }
 
-    /// Stores the policies of each rule set in use, for the time while the engine is compiling.
+    /// Stores the policies of each rule set in use, because the engine is not available while it is compiling.
     fn store_rule_set_names(&mut self) {
         if !std::mem::replace(&mut self.rule_set_names_stale, false) {
             return;
@@ -271,7 +271,7 @@ impl<D: Dataplane> Reconciler<D> {
             .policies
             .values()
             .flat_map(|policy| [policy.ingress, policy.egress, policy.shadow_ingress, policy.shadow_egress]);
-        let current = self.pod_endpoints().flat_map(|known| all_policies(&known.endpoint));
+        let current = self.pod_endpoints().flat_map(|pod_endpoint| all_policies(&pod_endpoint.endpoint));
         let used: BTreeSet<_> = desired.chain(current).map(|direction| direction.rule_set).collect();
         self.rule_set_names.retain(|rule_set, _| used.contains(rule_set));
         for rule_set in used {
@@ -281,7 +281,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Returns the jobs that finished since the last call.
+    /// Returns the origins of the jobs that finished since the last call.
     pub fn finished(&mut self) -> Vec<Origin> {
         std::mem::take(&mut self.work.finished)
     }
@@ -306,7 +306,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.starting.is_some()
     }
 
-    /// Returns whether the engine is available, for names; otherwise it is compiling.
+    /// Returns whether the engine is available. It is not available while it is compiling.
     pub fn has_engine(&self) -> bool {
         self.work.compiling.is_none()
     }

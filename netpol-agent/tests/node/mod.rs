@@ -14,7 +14,7 @@ use nix::sched::{CloneFlags, setns};
 
 /// Timeout of all waits.
 pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
-/// If a connection does not open within this time, its packets are dropped.
+/// If a connection does not open within this time, its packets count as dropped.
 const DROPPED: Duration = Duration::from_millis(300);
 
 static NEXT_NODE: AtomicU32 = AtomicU32::new(0);
@@ -81,7 +81,8 @@ impl Node {
         }
     }
 
-    /// Replaces a pod's veth by another one with the same name, index and address, as a recreated namespace would have.
+    /// Replaces a pod's veth by a new veth with the same name, index and address, as if the pod's namespace was
+    /// recreated.
     pub(crate) fn replace_veth(&self, number: u8) {
         let pod = self.namespace(number);
         let index = inside(&self.name, move || nix::net::if_::if_nametoindex(format!("veth{number}").as_str()));
@@ -97,7 +98,7 @@ impl Node {
         }
     }
 
-    /// Runs `ip` in a pod.
+    /// Runs `ip` in a pod's network namespace.
     pub(crate) fn pod_ip(&self, number: u8, arguments: &str) {
         ip(&format!("-n {} {arguments}", self.namespace(number)));
     }
@@ -164,8 +165,8 @@ impl Node {
         let ready = ready.to_str().expect("the path is not UTF-8");
         let socket = self.directory.path().join(".api.sock");
         let socket = socket.to_str().expect("the path is not UTF-8");
-        let own = ["run", "--node", "n1", "--source", &source, "--ready-file", ready, "--api-socket", socket];
-        let all = [&own[..], arguments].concat();
+        let common = ["run", "--node", "n1", "--source", &source, "--ready-file", ready, "--api-socket", socket];
+        let all = [&common[..], arguments].concat();
         let file = |name| Stdio::from(File::create(self.path(name)).expect("cannot create an output file"));
         self.agent = Some(
             self.command(&all)
@@ -189,8 +190,8 @@ impl Node {
             .expect("cannot start the agent")
     }
 
-    fn path(&self, what: &str) -> PathBuf {
-        self.directory.path().join(format!(".{what}{}", self.starts))
+    fn path(&self, purpose: &str) -> PathBuf {
+        self.directory.path().join(format!(".{purpose}{}", self.starts))
     }
 
     /// Returns the log of the current agent.
@@ -216,11 +217,15 @@ impl Node {
         agent.wait().expect("cannot wait for the agent")
     }
 
-    /// Waits until a condition holds. Panics with the log after the timeout.
-    pub(crate) fn wait(&self, what: &str, mut holds: impl FnMut() -> bool) {
+    /// Waits until `holds` returns true. Panics with the log after the timeout.
+    pub(crate) fn wait(&self, condition: &str, mut holds: impl FnMut() -> bool) {
         let start = Instant::now();
         while !holds() {
-            assert!(start.elapsed() < WAIT_TIMEOUT, "timed out waiting until {what}; the agent's log:\n{}", self.log());
+            assert!(
+                start.elapsed() < WAIT_TIMEOUT,
+                "timed out waiting until {condition}; the agent's log:\n{}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -229,21 +234,21 @@ impl Node {
         self.wait(&format!("the log contains {part:?}"), || self.log().contains(part));
     }
 
-    /// Connects from one pod to another. `None` if dropped.
-    pub(crate) fn open(&self, from: u8, to: u8, port: u16) -> Option<TcpStream> {
-        self.open_within(DROPPED, from, to, port)
+    /// Connects from one pod to another. `None`: the packets are dropped.
+    pub(crate) fn connect(&self, from: u8, to: u8, port: u16) -> Option<TcpStream> {
+        self.connect_within(DROPPED, from, to, port)
     }
 
     /// Connects with another timeout, for example to allow retransmissions.
-    pub(crate) fn open_within(&self, timeout: Duration, from: u8, to: u8, port: u16) -> Option<TcpStream> {
+    pub(crate) fn connect_within(&self, timeout: Duration, from: u8, to: u8, port: u16) -> Option<TcpStream> {
         let address = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, to), port));
         inside(&self.namespace(from), move || TcpStream::connect_timeout(&address, timeout).ok())
     }
 
     /// Waits until one pod can, or cannot, connect to another.
-    pub(crate) fn expect(&self, from: u8, to: u8, port: u16, reaches: bool) {
-        let what = format!("pod {from} {} pod {to} on {port}", if reaches { "reaches" } else { "does not reach" });
-        self.wait(&what, || self.open(from, to, port).is_some() == reaches);
+    pub(crate) fn expect_connection(&self, from: u8, to: u8, port: u16, reaches: bool) {
+        let condition = format!("pod {from} {} pod {to} on {port}", if reaches { "reaches" } else { "does not reach" });
+        self.wait(&condition, || self.connect(from, to, port).is_some() == reaches);
     }
 
     pub(crate) fn ip(&self, arguments: &str) {
@@ -258,7 +263,7 @@ impl Node {
             .args(arguments.split(' '))
             .output()
             .expect("cannot run tc");
-        assert!(output.status.success(), "tc {arguments}: {}", reported(&output));
+        assert!(output.status.success(), "tc {arguments}: {}", stderr_of(&output));
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
@@ -312,7 +317,7 @@ impl Drop for Node {
 }
 
 /// Returns whether a connection carries data in both directions.
-pub(crate) fn alive(stream: &mut TcpStream) -> bool {
+pub(crate) fn carries_data(stream: &mut TcpStream) -> bool {
     let mut reply = [0; 4];
     stream.set_read_timeout(Some(Duration::from_secs(2))).is_ok()
         && stream.write_all(b"ping").is_ok()
@@ -322,11 +327,11 @@ pub(crate) fn alive(stream: &mut TcpStream) -> bool {
 /// Kills an agent, and returns its log.
 pub(crate) fn end(mut agent: Child) -> String {
     agent.kill().expect("cannot signal the agent");
-    reported(&agent.wait_with_output().expect("cannot wait for the agent"))
+    stderr_of(&agent.wait_with_output().expect("cannot wait for the agent"))
 }
 
 /// Returns what a command wrote to standard error.
-pub(crate) fn reported(output: &Output) -> String {
+pub(crate) fn stderr_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -341,10 +346,10 @@ fn echo(mut stream: TcpStream) {
 
 fn ip(arguments: &str) {
     let output = Command::new("ip").args(arguments.split_ascii_whitespace()).output().expect("cannot run ip");
-    assert!(output.status.success(), "ip {arguments}: {}", reported(&output));
+    assert!(output.status.success(), "ip {arguments}: {}", stderr_of(&output));
 }
 
-/// Runs a function in a namespace on its own thread. Its sockets stay in that namespace.
+/// Runs a function in a network namespace, on its own thread. Sockets that the function opens stay in that namespace.
 fn inside<T: Send + 'static>(namespace: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
     let file = File::open(Path::new("/run/netns").join(namespace)).expect("the namespace does not exist");
     let worker = std::thread::spawn(move || {

@@ -46,7 +46,7 @@ fn objects(manifests: &[&str]) -> Vec<Event> {
     vec![Event::Reset(objects.collect())]
 }
 
-/// Veths by index, each with the address of its peer.
+/// Returns a snapshot of veths. Each tuple is the index of a veth and the address of the pod.
 fn interfaces(veths: &[(u32, &str)]) -> InterfaceSnapshot {
     let veth = |&(index, address): &(u32, &str)| {
         let name = format!("veth{index}");
@@ -135,14 +135,14 @@ fn without_room_for_prefixes_an_isolated_pod_allows_nothing() {
     assert!(endpoint.has(endpoint_flags::INCOMPLETE));
     assert_eq!((endpoint.ingress.isolated(), endpoint.ingress.any), (true, PortSetId::NONE));
     assert!(!endpoint.egress.isolated(), "the direction that is not isolated stays open");
-    let quarantine = endpoint.ingress.rule_set;
+    let rule_set_of_full_map = endpoint.ingress.rule_set;
     reconciler.dataplane_mut().full = None;
     reconciler.retry();
-    assert_ne!(endpoints(&reconciler)[&IfIndex(3)].ingress.rule_set, quarantine);
+    assert_ne!(endpoints(&reconciler)[&IfIndex(3)].ingress.rule_set, rule_set_of_full_map);
 }
 
-/// Returns the endpoint of an interface, without its version.
-fn enforced(reconciler: &Reconciler<Memory>, index: u32) -> Option<Endpoint> {
+/// Returns the endpoint of an interface, without its version. Checks that programs are attached to each endpoint.
+fn enforced_endpoint(reconciler: &Reconciler<Memory>, index: u32) -> Option<Endpoint> {
     assert_eq!(
         reconciler.dataplane().attached.contains(&IfIndex(index)),
         endpoints(reconciler).contains_key(&IfIndex(index))
@@ -150,7 +150,7 @@ fn enforced(reconciler: &Reconciler<Memory>, index: u32) -> Option<Endpoint> {
     endpoints(reconciler).get(&IfIndex(index)).map(|endpoint| Endpoint { version: EndpointVersion(0), ..*endpoint })
 }
 
-const OTHER: &str = "
+const POD_WITH_REUSED_ADDRESS: &str = "
 {apiVersion: v1, kind: Pod, metadata: {name: other, namespace: open}, spec: {nodeName: n1},
  status: {phase: Running, podIPs: [{ip: 10.0.0.2}]}}
 ";
@@ -163,15 +163,19 @@ fn a_deleted_pod_stays_enforced_until_its_interface_is_removed() {
     {
         for unknown_pods in [UnknownPods::Allow, UnknownPods::Deny] {
             let mut reconciler = start(Memory::default(), unknown_pods, &[PODS, ALLOW_BLOCK], &[(3, "10.0.0.2")]);
-            let before = enforced(&reconciler, 3).expect("no endpoint");
+            let before = enforced_endpoint(&reconciler, 3).expect("no endpoint");
             assert!(before.ingress.isolated());
             replace_objects(&mut reconciler, after);
-            assert_eq!(enforced(&reconciler, 3), Some(before), "{name}");
+            assert_eq!(enforced_endpoint(&reconciler, 3), Some(before), "{name}");
             reconciler.interfaces(interfaces(&[(3, "10.0.0.9")]));
-            assert_eq!(enforced(&reconciler, 3), Some(before), "{name}: another address must not change the endpoint");
+            assert_eq!(
+                enforced_endpoint(&reconciler, 3),
+                Some(before),
+                "{name}: another address must not change the endpoint"
+            );
             assert!(!reconciler.is_waiting(), "{name}: the reconciler must not wait");
             reconciler.interfaces(interfaces(&[]));
-            assert_eq!(enforced(&reconciler, 3), None, "{name}");
+            assert_eq!(enforced_endpoint(&reconciler, 3), None, "{name}");
         }
     }
 }
@@ -180,8 +184,8 @@ fn a_deleted_pod_stays_enforced_until_its_interface_is_removed() {
 fn a_pod_that_reuses_the_address_of_a_deleted_pod_gets_its_own_policies() {
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS, ALLOW_BLOCK], &[(3, "10.0.0.2")]);
     replace_objects(&mut reconciler, &[ALLOW_BLOCK]);
-    replace_objects(&mut reconciler, &[OTHER, ALLOW_BLOCK]);
-    assert!(!enforced(&reconciler, 3).expect("no endpoint").ingress.isolated());
+    replace_objects(&mut reconciler, &[POD_WITH_REUSED_ADDRESS, ALLOW_BLOCK]);
+    assert!(!enforced_endpoint(&reconciler, 3).expect("no endpoint").ingress.isolated());
     assert!(!reconciler.endpoint(IfIndex(3)).expect("no endpoint").is_orphaned());
 }
 
@@ -190,9 +194,9 @@ fn a_recreated_pod_gets_its_current_policies() {
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
     replace_objects(&mut reconciler, &[]);
     replace_objects(&mut reconciler, &[ALLOW_BLOCK]);
-    assert!(!enforced(&reconciler, 3).expect("no endpoint").ingress.isolated());
+    assert!(!enforced_endpoint(&reconciler, 3).expect("no endpoint").ingress.isolated());
     replace_objects(&mut reconciler, &[PODS, ALLOW_BLOCK]);
-    assert!(enforced(&reconciler, 3).expect("no endpoint").ingress.isolated());
+    assert!(enforced_endpoint(&reconciler, 3).expect("no endpoint").ingress.isolated());
 }
 
 #[test]
@@ -200,19 +204,19 @@ fn a_pod_that_removes_its_address_stays_enforced() {
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
     reconciler.interfaces(interfaces(&[(3, "10.0.0.77")]));
     replace_objects(&mut reconciler, &[PODS, ALLOW_BLOCK]);
-    let endpoint = enforced(&reconciler, 3).expect("no endpoint");
+    let endpoint = enforced_endpoint(&reconciler, 3).expect("no endpoint");
     assert!(endpoint.ingress.isolated() && endpoint.address_v4 == [10, 0, 0, 2]);
 }
 
 #[test]
 fn a_restart_keeps_the_endpoints_of_deleted_pods() {
     let mut before = start(Memory::default(), UnknownPods::Allow, &[PODS, DENY_ALL], &[(3, "10.0.0.2")]);
-    let endpoint = enforced(&before, 3).expect("no endpoint");
+    let endpoint = enforced_endpoint(&before, 3).expect("no endpoint");
     let dataplane = std::mem::take(before.dataplane_mut());
     let after = start(dataplane, UnknownPods::Allow, &[OTHER_PODS, ALLOW_BLOCK], &[(3, "10.0.0.2"), (4, "10.0.0.4")]);
-    assert_eq!(enforced(&after, 3), Some(endpoint));
+    assert_eq!(enforced_endpoint(&after, 3), Some(endpoint));
     // A rule set that allows nothing has no map entry, and its ID must not be reused.
-    assert!(enforced(&after, 4).expect("no endpoint").ingress.rule_set > endpoint.ingress.rule_set);
+    assert!(enforced_endpoint(&after, 4).expect("no endpoint").ingress.rule_set > endpoint.ingress.rule_set);
 }
 
 #[test]
@@ -220,7 +224,7 @@ fn unknown_interfaces_are_not_waited_for() {
     let reconciler = start(Memory::default(), UnknownPods::Deny, &[], &[(3, "10.0.0.2")]);
     assert!(endpoints(&reconciler)[&IfIndex(3)].has(endpoint_flags::UNKNOWN));
     assert!(!reconciler.is_waiting());
-    assert!(reconciler.complete_interfaces().is_empty(), "its addresses must be read each time");
+    assert!(reconciler.complete_interfaces().is_empty(), "the addresses of the interface must be read each time");
 }
 
 #[test]
@@ -297,28 +301,28 @@ fn policies_are_written_while_programs_are_being_attached() {
     replace_objects(&mut reconciler, &[PODS, DENY_ALL]);
     assert!(endpoints(&reconciler)[&IfIndex(3)].ingress.isolated(), "policies must be written before the programs run");
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))], "the attach must be requested once");
-    reconciler.jobs_finished([attached(Ok(()))]);
+    reconciler.jobs_finished([attach_outcome(Ok(()))]);
     assert!(!reconciler.is_waiting() || reconciler.pods_waiting() == 0);
     assert_eq!(reconciler.unprotected().since(UnprotectedStart::Interface).count, 1);
 }
 
-fn attached(result: Result<(), AttachError>) -> InterfaceOutcome {
+fn attach_outcome(result: Result<(), AttachError>) -> InterfaceOutcome {
     InterfaceOutcome::Attached { ifindex: IfIndex(3), result, packets: None }
 }
 
-fn detached(result: Result<(), AttachError>) -> InterfaceOutcome {
+fn detach_outcome(result: Result<(), AttachError>) -> InterfaceOutcome {
     InterfaceOutcome::Detached { ifindex: IfIndex(3), result }
 }
 
-fn refused() -> AttachError {
+fn attach_error() -> AttachError {
     AttachError { interface: "veth3".to_owned(), message: "refused".to_owned(), gone: false }
 }
 
 /// Returns a reconciler with one enforced pod. Later operations of the data plane finish only when the test reports
 /// their result.
-fn enforced_slowly(unknown_pods: UnknownPods) -> Reconciler<Memory> {
+fn start_with_slow_dataplane(unknown_pods: UnknownPods) -> Reconciler<Memory> {
     let mut reconciler = start(Memory::slow(), unknown_pods, &[PODS], &[(3, "10.0.0.2")]);
-    reconciler.jobs_finished([attached(Ok(()))]);
+    reconciler.jobs_finished([attach_outcome(Ok(()))]);
     reconciler.dataplane_mut().pending.clear();
     reconciler
 }
@@ -328,13 +332,13 @@ fn an_unknown_pod_is_waited_for_while_programs_are_attached() {
     let mut reconciler = start(Memory::slow(), UnknownPods::Deny, &[], &[(3, "10.0.0.9")]);
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))]);
     assert_eq!((reconciler.is_attaching(), reconciler.pods_waiting()), (true, 0));
-    reconciler.jobs_finished([attached(Ok(()))]);
+    reconciler.jobs_finished([attach_outcome(Ok(()))]);
     assert!(!reconciler.is_attaching());
 }
 
 #[test]
 fn an_interface_that_is_removed_during_an_attach_is_released_afterwards() {
-    let gone = AttachError { gone: true, ..refused() };
+    let gone = AttachError { gone: true, ..attach_error() };
     for result in [Ok(()), Err(gone)] {
         let slow = Memory::slow();
         let mut reconciler = start(slow, UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
@@ -344,17 +348,17 @@ fn an_interface_that_is_removed_during_an_attach_is_released_afterwards() {
             [PendingCall::Attach(IfIndex(3))],
             "there must be one operation at a time"
         );
-        reconciler.jobs_finished([attached(result)]);
+        reconciler.jobs_finished([attach_outcome(result)]);
         assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3)), PendingCall::Detach(IfIndex(3))]);
         assert!(endpoints(&reconciler).contains_key(&IfIndex(3)), "programs without an endpoint drop everything");
-        reconciler.jobs_finished([detached(Ok(()))]);
+        reconciler.jobs_finished([detach_outcome(Ok(()))]);
         assert!(endpoints(&reconciler).is_empty() && reconciler.pod_endpoints().next().is_none());
     }
 }
 
 #[test]
 fn policies_are_written_while_programs_are_being_detached() {
-    let mut reconciler = enforced_slowly(UnknownPods::Allow);
+    let mut reconciler = start_with_slow_dataplane(UnknownPods::Allow);
     reconciler.interfaces(interfaces(&[]));
     assert_eq!(reconciler.pods_waiting(), 1, "the pod must count as waiting");
     replace_objects(&mut reconciler, &[PODS, ALLOW_BLOCK]);
@@ -366,21 +370,21 @@ fn policies_are_written_while_programs_are_being_detached() {
 fn an_index_that_is_reused_during_a_detach_belongs_to_the_new_interface() {
     for unknown_pods in [UnknownPods::Allow, UnknownPods::Deny] {
         // The new interface belongs to a known pod: it is enforced after detaching and attaching.
-        let mut reconciler = enforced_slowly(unknown_pods);
+        let mut reconciler = start_with_slow_dataplane(unknown_pods);
         reconciler.interfaces(interfaces(&[]));
         replace_objects(&mut reconciler, &[OTHER_PODS, DENY_ALL]);
         reconciler.interfaces(interfaces(&[(3, "10.0.0.4")]));
         assert!(reconciler.enforced().next().is_none() && reconciler.pods_waiting() == 1);
-        reconciler.jobs_finished([detached(Ok(()))]);
+        reconciler.jobs_finished([detach_outcome(Ok(()))]);
         assert_eq!(reconciler.dataplane().pending, [PendingCall::Detach(IfIndex(3)), PendingCall::Attach(IfIndex(3))]);
-        reconciler.jobs_finished([attached(Ok(()))]);
+        reconciler.jobs_finished([attach_outcome(Ok(()))]);
         assert!(endpoints(&reconciler)[&IfIndex(3)].ingress.isolated() && reconciler.pods_waiting() == 0);
 
         // The new interface has no known pod: no state of the earlier pod is left.
-        let mut reconciler = enforced_slowly(unknown_pods);
+        let mut reconciler = start_with_slow_dataplane(unknown_pods);
         reconciler.interfaces(interfaces(&[]));
         reconciler.interfaces(interfaces(&[(3, "10.0.0.9")]));
-        reconciler.jobs_finished([detached(Ok(()))]);
+        reconciler.jobs_finished([detach_outcome(Ok(()))]);
         let endpoint = endpoints(&reconciler).get(&IfIndex(3));
         assert!(endpoint.is_none_or(|endpoint| endpoint.address_v4 != [10, 0, 0, 2]));
         assert_eq!(endpoint.is_some(), unknown_pods == UnknownPods::Deny);
@@ -390,25 +394,25 @@ fn an_index_that_is_reused_during_a_detach_belongs_to_the_new_interface() {
 #[test]
 fn a_failed_operation_is_retried_only_after_interfaces_are_read_again() {
     let mut reconciler = start(Memory::slow(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
-    reconciler.jobs_finished([attached(Err(refused()))]);
+    reconciler.jobs_finished([attach_outcome(Err(attach_error()))]);
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))]);
     reconciler.interfaces(interfaces(&[(3, "10.0.0.2")]));
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3)), PendingCall::Attach(IfIndex(3))]);
-    reconciler.jobs_finished([attached(Ok(()))]);
+    reconciler.jobs_finished([attach_outcome(Ok(()))]);
 
     reconciler.dataplane_mut().pending.clear();
     reconciler.interfaces(interfaces(&[]));
-    reconciler.jobs_finished([detached(Err(refused()))]);
+    reconciler.jobs_finished([detach_outcome(Err(attach_error()))]);
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Detach(IfIndex(3))]);
     assert!(endpoints(&reconciler).contains_key(&IfIndex(3)), "programs without an endpoint drop everything");
     reconciler.interfaces(interfaces(&[]));
-    reconciler.jobs_finished([detached(Ok(()))]);
+    reconciler.jobs_finished([detach_outcome(Ok(()))]);
     assert!(endpoints(&reconciler).is_empty());
 }
 
 #[test]
 fn a_change_during_a_verification_causes_another_verification() {
-    let mut reconciler = enforced_slowly(UnknownPods::Allow);
+    let mut reconciler = start_with_slow_dataplane(UnknownPods::Allow);
     let verify = PendingCall::Verify(vec![IfIndex(3)]);
     for _ in 0..3 {
         reconciler.verify();
@@ -422,15 +426,15 @@ fn a_change_during_a_verification_causes_another_verification() {
 }
 
 #[test]
-fn an_isolated_pod_without_room_is_shut_until_its_interface_is_removed() {
+fn an_isolated_pod_without_a_free_id_has_programs_but_no_endpoint() {
     let mut without_ids = Memory::slow();
     without_ids.no_free_ids = true;
     let mut reconciler = start(without_ids, UnknownPods::Allow, &[PODS, DENY_ALL], &[(3, "10.0.0.2")]);
-    reconciler.jobs_finished([attached(Ok(()))]);
+    reconciler.jobs_finished([attach_outcome(Ok(()))]);
     assert!(endpoints(&reconciler).is_empty());
     reconciler.interfaces(interfaces(&[]));
-    reconciler.jobs_finished([detached(Ok(()))]);
+    reconciler.jobs_finished([detach_outcome(Ok(()))]);
     reconciler.interfaces(interfaces(&[]));
-    let begun = [PendingCall::Attach(IfIndex(3)), PendingCall::Detach(IfIndex(3))];
-    assert_eq!(reconciler.dataplane().pending, begun, "each operation must be requested once");
+    let operations = [PendingCall::Attach(IfIndex(3)), PendingCall::Detach(IfIndex(3))];
+    assert_eq!(reconciler.dataplane().pending, operations, "each operation must be requested once");
 }

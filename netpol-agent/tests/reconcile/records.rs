@@ -19,10 +19,10 @@ const ALLOW_FAR: &str = "
  spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{to: [{podSelector: {}}], ports: [{port: 80}]}]}}
 ";
 
-/// An event at shop/web of a connection to shop/far.
+/// An event at the endpoint of shop/web, for a connection to shop/far.
 fn event(reconciler: &Reconciler<Memory>, reason: Reason, port: u16) -> FlowEvent {
     let endpoint = reconciler.endpoint(IfIndex(3)).expect("no endpoint").endpoint;
-    let address = |address: [u8; 4]| std::array::from_fn(|at| address.get(at).copied().unwrap_or(0));
+    let address = |address: [u8; 4]| std::array::from_fn(|index| address.get(index).copied().unwrap_or(0));
     FlowEvent {
         ifindex: IfIndex(3),
         endpoint: u16::try_from(endpoint.id).expect("the ID is too large"),
@@ -52,14 +52,14 @@ fn flows(buffer: &FlowBuffer) -> Vec<FlowRecord> {
     buffer.records().iter().filter_map(|buffered| flow(&buffered.record)).collect()
 }
 
-fn node(policies: &[&str]) -> Reconciler<Memory> {
+fn reconciler_with(policies: &[&str]) -> Reconciler<Memory> {
     let manifests: Vec<&str> = [PODS].into_iter().chain(policies.iter().copied()).collect();
     start(Memory::default(), UnknownPods::Allow, &manifests, &[(3, "10.0.0.2")])
 }
 
 #[test]
 fn a_record_has_both_ends_their_policies_and_the_rule() {
-    let reconciler = node(&[ALLOW_FAR]);
+    let reconciler = reconciler_with(&[ALLOW_FAR]);
     let buffer = FlowBuffer::new(10);
     let mut reporter = reporter(&buffer);
     let allowed = FlowEvent { suppressed: 4, ..event(&reconciler, Reason::Rule, 80) };
@@ -93,20 +93,20 @@ fn a_record_has_both_ends_their_policies_and_the_rule() {
 
 #[test]
 fn totals_have_the_names_of_both_ends_and_the_interval() {
-    let reconciler = node(&[]);
+    let reconciler = reconciler_with(&[]);
     let buffer = FlowBuffer::new(10);
     let mut reporter = reporter(&buffer);
-    let both = |packets: u64| BothWays {
+    let both_ways = |packets: u64| BothWays {
         sent: Traffic { packets, bytes: packets * 100 },
         replies: Traffic { packets: 2 * packets, bytes: packets * 1000 },
     };
-    let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+    let time = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
     let minute = FlowTotals {
         first_packet: event(&reconciler, Reason::Flow, 80),
-        started: at(0),
-        last_seen: at(130),
-        total: both(12),
-        interval: Some((at(60), both(2))),
+        started: time(0),
+        last_seen: time(130),
+        total: both_ways(12),
+        interval: Some((time(60), both_ways(2))),
         ending: None,
     };
     let end = FlowTotals { interval: None, ending: Some(FlowEnding::Evicted), ..minute.clone() };
@@ -143,7 +143,7 @@ fn totals_have_the_names_of_both_ends_and_the_interval() {
 
 #[test]
 fn a_flow_of_a_deleted_pod_is_not_explained() {
-    let mut reconciler = node(&[ALLOW_FAR]);
+    let mut reconciler = reconciler_with(&[ALLOW_FAR]);
     let buffer = FlowBuffer::new(10);
     let mut reporter = reporter(&buffer);
     let denied = event(&reconciler, Reason::NoRule, 81);
@@ -156,7 +156,7 @@ fn a_flow_of_a_deleted_pod_is_not_explained() {
 
 #[test]
 fn a_revoked_flow_has_the_change_that_revoked_it() {
-    let mut reconciler = node(&[]);
+    let mut reconciler = reconciler_with(&[]);
     let buffer = FlowBuffer::new(10);
     let mut reporter = reporter(&buffer);
     let batch = |generation, manifests: &[&str]| Batch {
@@ -183,12 +183,12 @@ fn a_revoked_flow_has_the_change_that_revoked_it() {
 #[test]
 fn flows_that_policies_in_shadow_mode_would_deny_are_counted_by_workload() {
     let shadow = DENY_ALL.replace("namespace: shop}", "namespace: shop, annotations: {netpol.io/mode: shadow}}");
-    let reconciler = node(&[&shadow]);
+    let reconciler = reconciler_with(&[&shadow]);
     let buffer = FlowBuffer::new(10);
     let mut reporter = reporter(&buffer);
     let deny = PolicyKey::new("shop", "deny");
     assert_eq!(reporter.shadow().since_of(&deny), None);
-    // The first summary finds out which policies are in shadow mode.
+    // The first summary records which policies are in shadow mode.
     reporter.summarize(&reconciler, Instant::now() + Duration::from_secs(1), |_, _, _| 0);
     assert!(reporter.shadow().since_of(&deny).is_some());
     let endpoint = reconciler.endpoint(IfIndex(3)).expect("no endpoint").endpoint;
@@ -211,23 +211,24 @@ fn flows_that_policies_in_shadow_mode_would_deny_are_counted_by_workload() {
 #[test]
 fn would_be_denials_without_a_record_are_in_the_report() {
     let shadow = DENY_ALL.replace("namespace: shop}", "namespace: shop, annotations: {netpol.io/mode: shadow}}");
-    let reconciler = node(&[&shadow]);
+    let reconciler = reconciler_with(&[&shadow]);
     let buffer = FlowBuffer::new(10);
     let mut reporter = reporter(&buffer);
     let endpoint = reconciler.endpoint(IfIndex(3)).expect("no endpoint").endpoint;
-    let group = FlowEvent {
+    let multicast = FlowEvent {
         rule_set: endpoint.shadow_egress.rule_set,
         flags: event_flags::SHADOW,
-        destination: std::array::from_fn(|at| [224, 0, 0, 251].get(at).copied().unwrap_or(0)),
+        destination: std::array::from_fn(|index| [224, 0, 0, 251].get(index).copied().unwrap_or(0)),
         ..event(&reconciler, Reason::NoRule, 5353)
     };
-    reporter.record(&group, &reconciler);
-    assert!(flows(&buffer).is_empty(), "it is summarized");
+    reporter.record(&multicast, &reconciler);
+    assert!(flows(&buffer).is_empty(), "the event is only summarized");
     let since = std::time::SystemTime::UNIX_EPOCH;
     let denials = reporter.shadow().denials(since);
     assert_eq!((denials.len(), denials[0].flows, denials[0].port), (1, 1, Some(5353)));
     assert_eq!(reporter.hits().shadow_denied_of(&PolicyKey::new("shop", "deny")).map(|hits| hits.flows), Some(1));
-    // The eBPF programs send no event if the budget of a pod is used up. Limits are summarized after ten seconds.
+    // If the event budget of a pod is used up, the eBPF programs send no events, but count them. The counts are added
+    // to the report after ten seconds.
     let suppressed = |_, direction, kind| u64::from((direction, kind) == (Direction::Egress, EventKind::Shadow)) * 40;
     let now = Instant::now();
     reporter.summarize(&reconciler, now + Duration::from_secs(9), suppressed);
@@ -260,7 +261,7 @@ fn a_record_lists_policies_in_shadow_mode_first_and_the_number_of_all() {
     };
     let all: Vec<String> =
         (0..100).map(|number| policy(number, if number == 99 { "netpol.io/mode: shadow" } else { "" })).collect();
-    let reconciler = node(&all.iter().map(String::as_str).collect::<Vec<_>>());
+    let reconciler = reconciler_with(&all.iter().map(String::as_str).collect::<Vec<_>>());
     let buffer = FlowBuffer::new(10);
     let mut reporter = reporter(&buffer);
     let endpoint = reconciler.endpoint(IfIndex(3)).expect("no endpoint").endpoint;
@@ -280,49 +281,57 @@ fn a_record_lists_policies_in_shadow_mode_first_and_the_number_of_all() {
 
 #[test]
 fn events_beyond_the_limit_are_counted_and_cost_little() {
-    let reconciler = node(&[ALLOW_FAR]);
+    let reconciler = reconciler_with(&[ALLOW_FAR]);
     let buffer = FlowBuffer::new(10_000);
     let mut reporter = reporter(&buffer);
     let event = event(&reconciler, Reason::NoRule, 81);
-    let begun = Instant::now();
+    let started = Instant::now();
     let events = 20_000;
     for _ in 0..events {
         reporter.record(&event, &reconciler);
     }
-    let seconds = begun.elapsed().as_secs() + 2;
+    let seconds = started.elapsed().as_secs() + 2;
     let records = buffer.records().len() as u64;
     assert!((1000..=1000 * seconds).contains(&records), "{records} records in {seconds} s");
     assert_eq!(records + reporter.skipped(), events);
-    println!("{:.2} µs for each event", begun.elapsed().as_secs_f64() * 1e6 / 20_000.0);
+    println!("{:.2} µs for each event", started.elapsed().as_secs_f64() * 1e6 / 20_000.0);
 }
 
 #[test]
 fn verdicts_are_compared_with_the_reference_evaluator_if_both_had_the_same_objects() {
-    let mut reconciler = node(&[ALLOW_FAR]);
+    let mut reconciler = reconciler_with(&[ALLOW_FAR]);
     let buffer = FlowBuffer::new(10);
     let mut reporter = reporter(&buffer);
     let later = FlowEvent { time_ns: u64::MAX / 2, ..event(&reconciler, Reason::NoRule, 80) };
-    let of =
+    let later_with =
         |reason: Reason, port: u16| FlowEvent { reason: reason as u8, destination_port: port.to_be_bytes(), ..later };
-    let mut compared = |reconciler: &Reconciler<Memory>, event: FlowEvent| {
+    let mut counts_after = |reconciler: &Reconciler<Memory>, event: FlowEvent| {
         reporter.record(&event, reconciler);
         (reporter.compared_verdicts(), reporter.differing_verdicts())
     };
-    assert_eq!(compared(&reconciler, of(Reason::NoRule, 80)), (0, 0), "changes may be pending");
+    assert_eq!(counts_after(&reconciler, later_with(Reason::NoRule, 80)), (0, 0), "changes may be pending");
     reconciler.note_if_settled(reconciler.is_fully_applied());
-    assert_eq!(compared(&reconciler, FlowEvent { time_ns: 1, ..of(Reason::NoRule, 80) }), (0, 0), "an earlier packet");
-    assert_eq!(compared(&reconciler, of(Reason::Rule, 80)), (1, 0));
-    assert_eq!(compared(&reconciler, of(Reason::NoRule, 81)), (2, 0));
-    assert_eq!(compared(&reconciler, of(Reason::Revoked, 80)), (2, 0), "it depends on an earlier packet");
-    assert_eq!(compared(&reconciler, of(Reason::NoRule, 80)), (3, 1), "another verdict");
-    assert_eq!(compared(&reconciler, of(Reason::NotIsolated, 80)), (4, 2), "another reason");
-    let other_policies = FlowEvent { rule_set: RuleSetId::default(), ..of(Reason::Rule, 80) };
-    assert_eq!(compared(&reconciler, other_policies), (5, 3), "other policies");
+    assert_eq!(
+        counts_after(&reconciler, FlowEvent { time_ns: 1, ..later_with(Reason::NoRule, 80) }),
+        (0, 0),
+        "an earlier packet"
+    );
+    assert_eq!(counts_after(&reconciler, later_with(Reason::Rule, 80)), (1, 0));
+    assert_eq!(counts_after(&reconciler, later_with(Reason::NoRule, 81)), (2, 0));
+    assert_eq!(
+        counts_after(&reconciler, later_with(Reason::Revoked, 80)),
+        (2, 0),
+        "the verdict depends on an earlier packet"
+    );
+    assert_eq!(counts_after(&reconciler, later_with(Reason::NoRule, 80)), (3, 1), "another verdict");
+    assert_eq!(counts_after(&reconciler, later_with(Reason::NotIsolated, 80)), (4, 2), "another reason");
+    let other_policies = FlowEvent { rule_set: RuleSetId::default(), ..later_with(Reason::Rule, 80) };
+    assert_eq!(counts_after(&reconciler, other_policies), (5, 3), "other policies");
     let unexplained: Vec<_> = flows(&buffer).into_iter().map(|flow| flow.unexplained).collect();
     assert_eq!(
         unexplained[5].as_deref(),
         Some("the reference evaluator has another verdict, which is a bug of netpol")
     );
     replace_objects(&mut reconciler, &[PODS, DENY_ALL]);
-    assert_eq!(compared(&reconciler, of(Reason::NoRule, 80)), (5, 3), "the endpoint has changed");
+    assert_eq!(counts_after(&reconciler, later_with(Reason::NoRule, 80)), (5, 3), "the endpoint has changed");
 }

@@ -1,4 +1,4 @@
-//! Tests how long, and for how many packets, a pod was not protected.
+//! Tests the metrics of the time, and of the packets, before programs were attached to a pod's interface.
 
 use netpol_agent::reconcile::{ContainerStarts, Options, Reconciler, UnknownPods, UnprotectedStart};
 use netpol_dataplane::Memory;
@@ -44,22 +44,24 @@ fn the_unprotected_time_after_a_detach_starts_at_the_detach() {
 
 #[test]
 fn the_unprotected_time_of_an_existing_interface_starts_with_the_agent() {
-    let mut early = interfaces(&[(3, "10.0.0.2")]);
-    early.veths.values_mut().for_each(|(veth, _)| veth.packets = 500);
+    let mut existing = interfaces(&[(3, "10.0.0.2")]);
+    existing.veths.values_mut().for_each(|(veth, _)| veth.packets = 500);
     let dataplane = Memory::default();
     let reconciler =
-        Reconciler::start(dataplane, Options::of_node("n1"), &Snapshot::default(), objects(&[PODS]), early)
+        Reconciler::start(dataplane, Options::of_node("n1"), &Snapshot::default(), objects(&[PODS]), existing)
             .expect("cannot start the reconciler");
     let unprotected = reconciler.unprotected().since(UnprotectedStart::Interface);
     assert_eq!((unprotected.count, unprotected.packets), (1, 0));
 }
 
-/// The programs are attached while the pod is unknown or its start is held; containers start later, if at all.
+/// Programs are attached after the interface exists, but containers may start only later, because the start gate holds
+/// the pod. The time before that does not count as unprotected.
 #[test]
 fn the_unprotected_time_of_a_held_pod_starts_with_its_containers() {
     let [pod, other] = ["web", "other"].map(|name| PodKey::new("shop", name));
     for unknown_pods in [UnknownPods::Allow, UnknownPods::Deny] {
-        for (held, released, expected) in [(&pod, false, [0, 1]), (&pod, true, [0, 1]), (&other, false, [1, 0])] {
+        // `expected` are the counts of [`UnprotectedStart::ALL`]: since the interface, since the first container.
+        for (held_pod, released, expected) in [(&pod, false, [0, 1]), (&pod, true, [0, 1]), (&other, false, [1, 0])] {
             let starts = ContainerStarts::default();
             let options = Options { unknown_pods, container_starts: Some(starts.clone()), ..Options::of_node("n1") };
             let unpublished = PODS.replace("podIPs: [{ip: 10.0.0.2}]", "podIPs: []");
@@ -71,19 +73,19 @@ fn the_unprotected_time_of_a_held_pod_starts_with_its_containers() {
                 interfaces(&[]),
             )
             .expect("cannot start the reconciler");
-            let mut appeared = interfaces(&[(3, "10.0.0.2")]);
-            appeared.veths.values_mut().for_each(|(veth, _)| veth.packets = 7);
-            reconciler.interfaces(appeared);
+            let mut with_interface = interfaces(&[(3, "10.0.0.2")]);
+            with_interface.veths.values_mut().for_each(|(veth, _)| veth.packets = 7);
+            reconciler.interfaces(with_interface);
             let counts = |reconciler: &Reconciler<Memory>| {
                 UnprotectedStart::ALL.map(|start| reconciler.unprotected().since(start).count)
             };
             assert_eq!(counts(&reconciler), [0, 0], "{unknown_pods:?}: the pod is unknown");
-            starts.hold(held);
+            starts.hold(held_pod);
             if released {
-                starts.release(held);
+                starts.release(held_pod);
             }
             replace_objects(&mut reconciler, &[PODS]);
-            assert_eq!(counts(&reconciler), expected, "{unknown_pods:?}, {held}, released: {released}");
+            assert_eq!(counts(&reconciler), expected, "{unknown_pods:?}, {held_pod}, released: {released}");
             let time = reconciler.unprotected().since(UnprotectedStart::Container);
             let is_open = released && unknown_pods == UnknownPods::Allow;
             assert!(time.sum.is_zero() != is_open, "{unknown_pods:?}, released: {released}: {time:?}");

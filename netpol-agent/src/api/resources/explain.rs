@@ -28,8 +28,8 @@ impl ExplainQuery {
         for (name, value) in parameters(query)? {
             let in_parameter = |error| format!("{name}: {error}");
             match name.as_str() {
-                "from" => from = Some(end(&value).map_err(in_parameter)?),
-                "to" => to = Some(end(&value).map_err(in_parameter)?),
+                "from" => from = Some(parse_end(&value).map_err(in_parameter)?),
+                "to" => to = Some(parse_end(&value).map_err(in_parameter)?),
                 "port" => port = Some(value.parse::<PortFilter>().map_err(in_parameter)?),
                 _ => return Err(format!("`{name}` is not a parameter; use from, to, port")),
             }
@@ -43,7 +43,8 @@ impl ExplainQuery {
     }
 }
 
-fn end(text: &str) -> Result<End, String> {
+/// Parses one end of a connection: a pod, a Service or an address.
+fn parse_end(text: &str) -> Result<End, String> {
     if let Ok(address) = text.parse() {
         return Ok(End::Address(address));
     }
@@ -57,7 +58,8 @@ fn end(text: &str) -> Result<End, String> {
     }
 }
 
-/// The last batches that were enforced and received.
+/// Generations, which are numbers of batches of changes: of the last batch that is enforced, and of the last one that
+/// was received.
 #[derive(Clone, Copy, Debug)]
 pub struct Generations {
     /// Enforced.
@@ -69,7 +71,7 @@ pub struct Generations {
 /// Explains a connection. `evaluate` evaluates a packet with the tables of this node. The engine must be available.
 ///
 /// # Errors
-/// If the connection is not possible, for example because an end does not exist.
+/// If the connection is not possible, for example because its pod does not exist.
 pub fn explain<D: Dataplane>(
     reconciler: &Reconciler<D>,
     query: &ExplainQuery,
@@ -84,8 +86,8 @@ pub fn explain<D: Dataplane>(
     let connections = reference::connections(cluster_state, from, to, protocol.number(), *port);
     let connections = connections.map_err(|error| error.to_string())?;
     let mut tables = Vec::new();
-    for (packet, evaluation, backend) in connections.iter().flat_map(evaluated) {
-        let endpoint = reconciler.enforced().find(|held| held.pod.as_ref() == Some(&packet.pod));
+    for (packet, evaluation, backend) in connections.iter().flat_map(evaluated_packets) {
+        let endpoint = reconciler.enforced().find(|endpoint| endpoint.pod.as_ref() == Some(&packet.pod));
         let Some(reason) = endpoint.and_then(|endpoint| evaluate(endpoint, packet)) else { continue };
         tables.push(TableVerdict {
             pod: packet.pod.to_string(),
@@ -108,8 +110,9 @@ pub fn explain<D: Dataplane>(
     })
 }
 
-/// Returns all packets of a connection, and whether they are those to or at a backend.
-fn evaluated(connection: &Connection) -> impl Iterator<Item = (&Packet, &Evaluation, bool)> {
+/// Returns all packets of a connection with their evaluations. The third value is whether the packet is evaluated with
+/// a backend of the Service as its destination.
+fn evaluated_packets(connection: &Connection) -> impl Iterator<Item = (&Packet, &Evaluation, bool)> {
     let direct = [&connection.egress, &connection.ingress].into_iter().flatten();
     let direct = direct.map(|(packet, evaluation)| (packet, evaluation, false));
     let backends = connection.backends.iter().flat_map(|backend| [&backend.egress, &backend.ingress]).flatten();

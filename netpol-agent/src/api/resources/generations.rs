@@ -1,4 +1,4 @@
-//! The last batches of changes.
+//! The last batches of changes. Each batch has a number, its generation.
 
 use netpol_api::{GenerationStatus, List};
 use netpol_dataplane::Dataplane;
@@ -6,7 +6,7 @@ use netpol_dataplane::Dataplane;
 use crate::events::rfc3339;
 use crate::reconcile::{BatchRecord, Reconciler};
 
-/// Lists the last batches, the latest first.
+/// Lists the last batches, the latest first. `generation` is that of the last enforced batch.
 pub fn generations<D: Dataplane>(reconciler: &Reconciler<D>, generation: u64) -> List<GenerationStatus> {
     let status = |batch: &BatchRecord| GenerationStatus {
         generation: batch.change.generation.0,

@@ -1,4 +1,4 @@
-//! The fill of the BPF maps.
+//! The number of entries of each BPF map, and its capacity.
 
 use netpol_api::MapStatus;
 use netpol_dataplane::{Capacities, Dataplane, MapName};

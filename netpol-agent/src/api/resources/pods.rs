@@ -12,7 +12,7 @@ use crate::reconcile::Reconciler;
 /// Lists the pods of this node, with the policies that are enforced.
 pub fn pods<D: Dataplane>(reconciler: &Reconciler<D>, generation: u64) -> List<PodStatus> {
     let endpoints = reconciler.endpoints();
-    let of_pod: BTreeMap<&str, &Endpoint> = endpoints
+    let endpoint_of_pod: BTreeMap<&str, &Endpoint> = endpoints
         .iter()
         .filter(|endpoint| !endpoint.orphaned)
         .filter_map(|endpoint| Some((endpoint.pod.as_deref()?, endpoint)))
@@ -20,14 +20,15 @@ pub fn pods<D: Dataplane>(reconciler: &Reconciler<D>, generation: u64) -> List<P
     let pending = reconciler.pending();
     let reasons: BTreeMap<&str, &str> =
         pending.iter().map(|pending| (pending.pod.as_str(), pending.reason.as_str())).collect();
-    // A node has far fewer namespaces than pods.
+    // Found once for each namespace, because a node has far fewer namespaces than pods.
     let mut not_enforced: BTreeMap<NamespaceName, Option<String>> = BTreeMap::new();
     for pod in reconciler.local_pods() {
         let namespace = &pod.key.namespace;
         not_enforced.entry(namespace.clone()).or_insert_with(|| reconciler.not_enforced_in(namespace));
     }
-    let why = |pod: &Pod| not_enforced.get(&pod.key.namespace).cloned().flatten();
-    let items = reconciler.local_pods().map(|pod| status(pod, &of_pod, &reasons, why(pod))).collect();
+    let why_not_enforced = |pod: &Pod| not_enforced.get(&pod.key.namespace).cloned().flatten();
+    let items =
+        reconciler.local_pods().map(|pod| status(pod, &endpoint_of_pod, &reasons, why_not_enforced(pod))).collect();
     List { node: reconciler.node().to_owned(), generation, items }
 }
 

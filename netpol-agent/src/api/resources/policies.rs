@@ -37,7 +37,7 @@ impl PolicyQuery {
     }
 }
 
-/// What is known about policies, besides the policies.
+/// Data about policies that the policies themselves do not contain.
 struct PolicyContext<'a> {
     cluster_state: &'a ClusterState,
     hits: &'a HitCounters,
@@ -100,7 +100,7 @@ fn status(listed: &ListedPolicy<'_>, context: &PolicyContext<'_>) -> PolicyStatu
     }
 }
 
-/// Returns the mode that the annotations of the policy and of its namespace set.
+/// Returns the mode that the annotations of the policy and of its namespace set, even if a suspension overrides it.
 fn mode_without_suspension(listed: &ListedPolicy<'_>, cluster_state: &ClusterState) -> PolicyMode {
     let of_namespace = || cluster_state.namespaces.get(&listed.policy.key.namespace)?.modes.mode;
     let mode =
@@ -111,7 +111,7 @@ fn mode_without_suspension(listed: &ListedPolicy<'_>, cluster_state: &ClusterSta
     }
 }
 
-/// Returns the end of the last suspension of a policy.
+/// Returns the time at which the policy's last suspension ends.
 fn suspended_until(policy: &Policy, suspensions: &[Suspension]) -> Option<String> {
     let of_policy =
         suspensions.iter().filter(|suspension| suspension.cluster || suspension.namespace == policy.key.namespace);

@@ -8,15 +8,15 @@ use netpol_dataplane::Dataplane;
 use crate::events::{Reporter, rfc3339};
 use crate::reconcile::Reconciler;
 
-/// Which time is requested.
+/// The period for which denials are requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShadowQuery {
-    /// The time before now.
+    /// The length of the period, which ends now.
     pub since: Duration,
 }
 
 impl ShadowQuery {
-    /// Parses a query string. Without a time, the last hour is reported.
+    /// Parses a query string. Without `since`, the period is the last hour.
     ///
     /// # Errors
     /// If a parameter is not known or has an invalid value.
@@ -32,7 +32,7 @@ impl ShadowQuery {
     }
 }
 
-/// Reports would-be denials. The engine must be available.
+/// Reports flows that policies in shadow mode would have denied. The engine must be available.
 pub fn shadow<D: Dataplane>(
     reconciler: &Reconciler<D>,
     reporter: &Reporter,

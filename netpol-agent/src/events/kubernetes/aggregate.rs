@@ -12,7 +12,7 @@ use super::notice::{Notice, NoticeSchedule};
 use super::sink::{Denied, DropReason};
 use super::topic::Topic;
 
-/// The first Event of a topic is delayed by this time, to include further packets.
+/// The first Event of a topic (see [`Topic`]) is delayed by this time, to include further packets.
 const COALESCE: Duration = Duration::from_millis(300);
 /// Minimum time from a topic's first Event to its first update. Each further interval is three times as long, up to
 /// [`MAX_INTERVAL`].
@@ -21,8 +21,8 @@ const FIRST_INTERVAL: Duration = Duration::from_secs(15);
 const MAX_INTERVAL: Duration = Duration::from_mins(10);
 /// A topic without packets for this long is removed. The next packet starts a new Event.
 const EXPIRY: Duration = Duration::from_mins(15);
-/// Number of Events per pod that name peer and port, of denials and of would-be denials each. All other traffic of the pod is
-/// counted together.
+/// Maximum number of a pod's Events that name peer and port, for denials and for would-be denials each. All further
+/// traffic of the pod is counted together.
 pub(super) const MAX_TOPICS: usize = 10;
 /// Maximum number of pods in memory.
 const MAX_PODS: usize = 512;
@@ -31,15 +31,15 @@ const MAX_PODS: usize = 512;
 const POD_BURST: u32 = 25;
 /// Time after which one more write about a pod is possible.
 const POD_REFILL: Duration = Duration::from_mins(5);
-/// Number of a pod's tokens that only new topics may use.
+/// Number of a pod's tokens that only new topics may use. Each write needs a token of the pod and a token of the node.
 const RESERVED: u32 = 5;
-/// Number of a pod's tokens that only topics of denials may use. So would-be denials do not delay Events about denials.
+/// Number of a pod's tokens that only denials may use. So would-be denials do not delay Events about denials.
 const RESERVED_FOR_DENIALS: u32 = 15;
 /// Number of writes by this node's agent that are possible at once.
 const NODE_BURST: u32 = 25;
-/// Time after which one more write is possible.
+/// Time after which one more write by this node's agent is possible.
 const NODE_REFILL: Duration = Duration::from_secs(1);
-/// Number of the node's tokens that would-be denials must not use.
+/// Number of the node's tokens that would-be denials may not use.
 const NODE_RESERVED_FOR_DENIALS: u32 = 15;
 /// Interval for removing expired topics.
 const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
@@ -55,7 +55,7 @@ type Rank = (bool, bool, Instant);
 pub enum Publication {
     /// Packets were denied at a pod.
     Denied(Series),
-    /// Something about a policy or a namespace.
+    /// A notice about a policy or a namespace.
     Notice(Notice),
 }
 
@@ -66,7 +66,7 @@ pub struct Series {
     pub pod: PodKey,
     /// The pod's creation time, in seconds since 1970; 0 if unknown.
     pub created: i64,
-    /// The subject of the Event.
+    /// What the packets have in common.
     pub topic: Topic,
     /// Whether this Event counts all traffic that has no Event of its own.
     pub merged: bool,
@@ -78,11 +78,11 @@ pub struct Series {
     pub count: u64,
     /// Identifies the Event among this agent's Events of the pod.
     pub id: u64,
-    /// Whether the Event was written before.
+    /// Whether the Event was already written, so that only its series changes.
     pub update: bool,
 }
 
-/// Aggregates packets into Events; see the module.
+/// Aggregates packets into Events.
 #[derive(Debug)]
 pub struct Aggregator {
     pods: HashMap<Subject, Pod>,
@@ -96,12 +96,14 @@ pub struct Aggregator {
     swept: Instant,
 }
 
+/// The series of one pod, and the limit for writes about it.
 #[derive(Debug)]
 struct Pod {
     series: Vec<SeriesState>,
     bucket: Bucket,
 }
 
+/// A [`Series`], and when it is written next.
 #[derive(Debug)]
 struct SeriesState {
     topic: Topic,
@@ -110,12 +112,15 @@ struct SeriesState {
     first: SystemTime,
     last: SystemTime,
     count: u64,
+    /// The number of packets when the Event was last written.
     reported: u64,
     update: bool,
-    /// The earliest time of the next report.
+    /// The earliest time of the next write.
     not_before: Instant,
+    /// Minimum time from the next write to the one after it.
     interval: Duration,
     last_packet: Instant,
+    /// Whether the series is being written.
     in_flight: bool,
 }
 
@@ -124,6 +129,7 @@ impl SeriesState {
         self.has_unreported() && self.not_before <= now
     }
 
+    /// Returns whether there are packets to report. While the series is being written, there are none.
     fn has_unreported(&self) -> bool {
         self.count > self.reported && !self.in_flight
     }
@@ -140,8 +146,8 @@ impl SeriesState {
     }
 
     fn is_merged_for(&self, topic: &Topic) -> bool {
-        let class = |topic: &Topic| (topic.direction, topic.reason, topic.shadow);
-        self.merged && class(&self.topic) == class(topic)
+        let merged_by = |topic: &Topic| (topic.direction, topic.reason, topic.shadow);
+        self.merged && merged_by(&self.topic) == merged_by(topic)
     }
 }
 
@@ -162,10 +168,10 @@ impl Aggregator {
     /// Counts denied packets.
     ///
     /// # Errors
-    /// If too many pods are in memory; the packets are not reported then.
+    /// If too many pods are in memory. Then the packets are not reported.
     pub fn denied(&mut self, denied: Denied, now: Instant) -> Result<(), DropReason> {
         let subject = (denied.pod, denied.created);
-        // Would-be denials leave half of the room to denials.
+        // Would-be denials may use only half of the places for pods.
         let max_pods = if denied.topic.shadow { MAX_PODS / 2 } else { MAX_PODS };
         if !self.pods.contains_key(&subject) && self.pods.len() >= max_pods {
             self.pods.retain(|_, pod| !pod.series.is_empty());
@@ -217,20 +223,21 @@ impl Aggregator {
         self.notices.set(all, now);
     }
 
-    /// Takes a publication that is due: notices, then denials, then would-be denials. New Events come before updates, and
-    /// then the one that waits longest.
-    pub fn take(&mut self, now: Instant) -> Option<Publication> {
+    /// Returns a publication that is due, and marks it as being written. Notices are first, then denials, then would-be
+    /// denials. Among denials and among would-be denials, new Events are before updates; then the longest waiting is
+    /// first.
+    pub fn take_due(&mut self, now: Instant) -> Option<Publication> {
         if self.next_due().is_none_or(|due| due > now) {
             return None;
         }
-        if self.node.ready(0, now) > now {
+        if self.node.ready_at(0, now) > now {
             return None;
         }
-        if let Some(notice) = self.notices.take(now) {
-            self.node.take(0, now);
+        if let Some(notice) = self.notices.take_due(now) {
+            self.node.take_token(0, now);
             return Some(Publication::Notice(notice));
         }
-        let has_shadow_token = self.node.ready(NODE_RESERVED_FOR_DENIALS, now) <= now;
+        let has_shadow_token = self.node.ready_at(NODE_RESERVED_FOR_DENIALS, now) <= now;
         let mut best: Option<(Rank, Subject, usize)> = None;
         for (subject, pod) in &mut self.pods {
             for (index, state) in pod.series.iter().enumerate().filter(|(_, state)| state.is_due(now)) {
@@ -238,7 +245,8 @@ impl Aggregator {
                     continue;
                 }
                 let rank = (state.topic.shadow, state.update, state.not_before);
-                if best.as_ref().is_none_or(|(best, ..)| rank < *best) && pod.bucket.ready(state.reserve(), now) <= now
+                if best.as_ref().is_none_or(|(best, ..)| rank < *best)
+                    && pod.bucket.ready_at(state.reserve(), now) <= now
                 {
                     best = Some((rank, subject.clone(), index));
                 }
@@ -247,8 +255,8 @@ impl Aggregator {
         let taken = best.and_then(|(_, subject, index)| {
             let pod = self.pods.get_mut(&subject)?;
             let state = &mut pod.series[index];
-            pod.bucket.take(state.reserve(), now);
-            self.node.take(0, now);
+            pod.bucket.take_token(state.reserve(), now);
+            self.node.take_token(0, now);
             state.in_flight = true;
             Some(Publication::Denied(Series {
                 pod: subject.0,
@@ -268,14 +276,14 @@ impl Aggregator {
         taken
     }
 
-    /// Returns when [`Self::take`] may return something.
+    /// Returns when [`Self::take_due`] may return a publication.
     pub fn next_due(&self) -> Option<Instant> {
         [self.next_due, self.notices.next_due()].into_iter().flatten().min()
     }
 
     /// Returns when the node's next token is available.
     pub fn next_token_at(&mut self, now: Instant) -> Instant {
-        self.node.ready(0, now)
+        self.node.ready_at(0, now)
     }
 
     /// Records that a publication was written.
@@ -312,7 +320,7 @@ impl Aggregator {
     }
 
     /// Records that a publication can never be written, because its object was deleted or the API server rejects it. If
-    /// the pod was deleted, all its series are removed; otherwise only this one.
+    /// the pod was deleted, all its series are removed; otherwise only this series.
     pub fn discarded(&mut self, publication: &Publication, reason: DropReason, now: Instant) {
         match publication {
             Publication::Denied(series) => {
@@ -324,7 +332,7 @@ impl Aggregator {
         }
     }
 
-    /// Makes everything unreported due now, because the agent exits.
+    /// Makes all series with unreported packets due now, because the agent exits.
     pub fn flush(&mut self, now: Instant) {
         for state in self.pods.values_mut().flat_map(|pod| &mut pod.series) {
             state.not_before = state.not_before.min(now);
@@ -337,7 +345,7 @@ impl Aggregator {
         pod.series.iter_mut().find(|state| state.id == series.id)
     }
 
-    /// Computes when something is due next, and removes expired topics.
+    /// Computes when a publication is due next, and removes expired topics.
     fn update_schedule(&mut self, now: Instant) {
         if now.saturating_duration_since(self.swept) >= SWEEP_INTERVAL {
             self.swept = now;
@@ -348,11 +356,11 @@ impl Aggregator {
             self.pods.retain(|_, pod| !pod.series.is_empty() || !pod.bucket.is_full(now));
         }
         self.next_due = None;
-        let shadow_token_at = self.node.ready(NODE_RESERVED_FOR_DENIALS, now);
+        let shadow_token_at = self.node.ready_at(NODE_RESERVED_FOR_DENIALS, now);
         for pod in self.pods.values_mut() {
             for state in pod.series.iter().filter(|state| state.has_unreported()) {
                 let token_at = if state.topic.shadow { shadow_token_at } else { now };
-                let due = state.not_before.max(pod.bucket.ready(state.reserve(), now)).max(token_at);
+                let due = state.not_before.max(pod.bucket.ready_at(state.reserve(), now)).max(token_at);
                 self.next_due = Some(self.next_due.map_or(due, |next_due| next_due.min(due)));
             }
         }
@@ -364,7 +372,8 @@ impl Aggregator {
     }
 }
 
-/// Returns an ID for the Event's name. The time makes it differ from all IDs before a restart of the agent.
+/// Returns an ID for the Event's name. Because the ID depends on the time, it differs from all IDs before a restart of
+/// the agent.
 fn id(number: u64, topic: &Topic, at: SystemTime) -> u64 {
     let mut hasher = DefaultHasher::new();
     (number, topic, at).hash(&mut hasher);

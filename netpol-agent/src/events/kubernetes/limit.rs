@@ -18,8 +18,8 @@ impl Bucket {
         Self { burst, refill, tokens: burst, since: now }
     }
 
-    /// Takes a token if more than `reserve` tokens are left.
-    pub(super) fn take(&mut self, reserve: u32, now: Instant) -> bool {
+    /// Takes a token if more than `reserve` tokens are left. Returns whether it took one.
+    pub(super) fn take_token(&mut self, reserve: u32, now: Instant) -> bool {
         self.fill(now);
         if self.tokens <= reserve {
             return false;
@@ -37,7 +37,7 @@ impl Bucket {
     }
 
     /// Returns when more than `reserve` tokens will be available.
-    pub(super) fn ready(&mut self, reserve: u32, now: Instant) -> Instant {
+    pub(super) fn ready_at(&mut self, reserve: u32, now: Instant) -> Instant {
         self.fill(now);
         let missing = (reserve + 1).saturating_sub(self.tokens);
         if missing == 0 { now } else { self.since + self.refill * missing }
@@ -49,6 +49,7 @@ impl Bucket {
         self.tokens == self.burst
     }
 
+    /// Adds the tokens that became available since the last call.
     fn fill(&mut self, now: Instant) {
         while self.tokens < self.burst && now.saturating_duration_since(self.since) >= self.refill {
             self.tokens += 1;
@@ -64,13 +65,13 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn a_burst_is_allowed_and_then_one_for_each_refill() {
+    fn a_burst_is_allowed_and_then_one_token_for_each_refill() {
         let start = Instant::now();
         let mut bucket = Bucket::new(3, SECOND, start);
-        let taken = |bucket: &mut Bucket, now| (0..10).filter(|_| bucket.take(0, now)).count();
+        let taken = |bucket: &mut Bucket, now| (0..10).filter(|_| bucket.take_token(0, now)).count();
         assert_eq!(taken(&mut bucket, start), 3);
-        assert_eq!(bucket.ready(0, start), start + SECOND);
-        assert_eq!(bucket.ready(2, start), start + 3 * SECOND);
+        assert_eq!(bucket.ready_at(0, start), start + SECOND);
+        assert_eq!(bucket.ready_at(2, start), start + 3 * SECOND);
         assert_eq!(taken(&mut bucket, start + SECOND / 2), 0);
         assert_eq!(taken(&mut bucket, start + 2 * SECOND), 2);
         assert_eq!(taken(&mut bucket, start + 1000 * SECOND), 3);
@@ -81,9 +82,9 @@ mod tests {
     fn reserved_tokens_are_not_taken() {
         let start = Instant::now();
         let mut bucket = Bucket::new(3, SECOND, start);
-        assert_eq!((0..10).filter(|_| bucket.take(2, start)).count(), 1);
-        assert!(bucket.take(0, start));
+        assert_eq!((0..10).filter(|_| bucket.take_token(2, start)).count(), 1);
+        assert!(bucket.take_token(0, start));
         bucket.refund();
-        assert!(bucket.take(0, start) && bucket.take(0, start) && !bucket.take(0, start));
+        assert!(bucket.take_token(0, start) && bucket.take_token(0, start) && !bucket.take_token(0, start));
     }
 }

@@ -2,8 +2,8 @@
 //! by default.
 //!
 //! ```text
-//! Reporter ──► Sink ═ bounded, never waits ═► Aggregator ──► Writer ──► API server
-//!                                         on its own thread from here on
+//! Reporter ──► Sink ══ bounded queue ══► Aggregator ──► Writer ──► API server
+//!                                        (these run on a separate thread)
 //! ```
 //!
 //! * topic: what the packets of one Event have in common (peer, port, reason)
@@ -12,17 +12,19 @@
 //!
 //! `kube_runtime::events::Recorder` (version 5.0) is not used, for these reasons:
 //!
-//! * Each call is one request, and the number of a series counts calls. Here it counts packets, and one update stands for all
-//!   packets of its interval.
-//! * It combines all Events of a pod with the same reason and action. The first peer and port would stand for all, because
-//!   the API server rejects changes of a note.
-//! * It names Events after the time. Agents could not use one Event for a diagnostic of a policy, and a request
-//!   repeated after its response was lost would create another Event.
-//! * If the API server has deleted an Event, all updates of its series fail until the Event is removed from the cache.
-//! * The cache has no limit, and there are no rate limits.
+//! * Each call of the Recorder is one request, and the count of a series is the number of calls. Here, the count is the
+//!   number of packets, and one update covers all packets of an interval.
+//! * The Recorder combines all Events of a pod with the same reason and action. The note would name only the first peer
+//!   and port, because the API server rejects changes of a note.
+//! * The Recorder derives the name of an Event from the time. So several agents could not share one Event about a
+//!   diagnostic of a policy. And if the response to a request was lost, the repeated request would create a second
+//!   Event.
+//! * If the API server has deleted an Event, all updates of its series fail until the Recorder removes the Event from
+//!   its cache.
+//! * The Recorder's cache has no limit, and there are no rate limits.
 //!
-//! All state is bounded: Events of a pod, tokens of a pod and of the node, and memory. While the API server is unavailable,
-//! counting continues; the counts are written when it is available again.
+//! All state is bounded: the number of Events of a pod, the rate of writes for a pod and for the node, and memory.
+//! While the API server is unavailable, counting continues; the counts are written when it is available again.
 
 mod aggregate;
 mod limit;

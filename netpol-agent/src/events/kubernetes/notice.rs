@@ -9,14 +9,14 @@ use netpol_policy::model::{NamespaceName, PolicyKey, Suspension};
 /// (`--event-ttl`).
 const REPEAT_INTERVAL: Duration = Duration::from_mins(30);
 
-/// Something about an object that every agent finds.
+/// A message about a policy or a namespace. Every agent finds the same notices.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Notice {
     /// The object.
     pub object: NoticeObject,
-    /// What it is.
+    /// What the notice is about.
     pub reason: NoticeReason,
-    /// The text.
+    /// The text of the Event.
     pub message: String,
 }
 
@@ -72,7 +72,8 @@ impl Notice {
         }
     }
 
-    /// Returns the notice of a suspension. Its end is part of the text, so each suspension has its own Event.
+    /// Returns the notice of a suspension. The suspension's end time is part of the text, so each suspension has its
+    /// own Event.
     pub(super) fn about_suspension(suspension: &Suspension, reason: NoticeReason) -> Self {
         let what = if suspension.cluster { "all policies of the cluster" } else { "the namespace's policies" };
         let until = suspension.until;
@@ -99,7 +100,7 @@ pub(super) struct NoticeSchedule {
 }
 
 impl NoticeSchedule {
-    /// Replaces all notices. New ones are due immediately; those that are missing in `all` are not reported again.
+    /// Replaces all notices. New notices are due immediately. Notices that are missing in `all` are not written again.
     pub(super) fn set(&mut self, all: Vec<Notice>, now: Instant) {
         let known = std::mem::take(&mut self.due);
         self.due = all
@@ -111,19 +112,19 @@ impl NoticeSchedule {
             .collect();
     }
 
-    /// Takes a notice that is due.
-    pub(super) fn take(&mut self, now: Instant) -> Option<Notice> {
+    /// Returns a notice that is due, and marks it as being written.
+    pub(super) fn take_due(&mut self, now: Instant) -> Option<Notice> {
         let (notice, due) = self.due.iter_mut().find(|(_, due)| due.is_some_and(|due| due <= now))?;
         *due = None;
         Some(notice.clone())
     }
 
-    /// Records that a notice was reported, or cannot be.
+    /// Records that a notice was written, or that it can never be written.
     pub(super) fn reported(&mut self, notice: &Notice, now: Instant) {
         self.due.entry(notice.clone()).and_modify(|due| *due = Some(now + REPEAT_INTERVAL));
     }
 
-    /// Records that a notice could not be written.
+    /// Records that a notice could not be written. It is due again.
     pub(super) fn failed(&mut self, notice: &Notice, now: Instant) {
         self.due.entry(notice.clone()).and_modify(|due| *due = Some(now));
     }
@@ -139,22 +140,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_remaining_notice_is_repeated_and_a_fixed_one_is_not() {
+    fn a_notice_is_repeated_until_its_diagnostic_is_fixed() {
         let notice = |diagnostic: &str| Notice::about_policy(&PolicyKey::new("shop", "bad"), diagnostic);
         let start = Instant::now();
         let mut schedule = NoticeSchedule::default();
         schedule.set(vec![notice("a"), notice("b")], start);
-        assert_eq!(schedule.take(start), Some(notice("a")));
-        assert_eq!(schedule.take(start), Some(notice("b")));
-        assert_eq!(schedule.take(start), None);
+        assert_eq!(schedule.take_due(start), Some(notice("a")));
+        assert_eq!(schedule.take_due(start), Some(notice("b")));
+        assert_eq!(schedule.take_due(start), None);
         schedule.reported(&notice("a"), start);
         schedule.failed(&notice("b"), start);
-        assert_eq!(schedule.take(start), Some(notice("b")));
-        // Fixed while it is being written.
+        assert_eq!(schedule.take_due(start), Some(notice("b")));
+        // Diagnostic b is fixed while its notice is being written.
         schedule.set(vec![notice("a")], start);
         schedule.reported(&notice("b"), start);
         assert_eq!(schedule.next_due(), Some(start + REPEAT_INTERVAL));
-        assert_eq!(schedule.take(start + REPEAT_INTERVAL), Some(notice("a")));
-        assert_eq!(schedule.take(start + 2 * REPEAT_INTERVAL), None);
+        assert_eq!(schedule.take_due(start + REPEAT_INTERVAL), Some(notice("a")));
+        assert_eq!(schedule.take_due(start + 2 * REPEAT_INTERVAL), None);
     }
 }

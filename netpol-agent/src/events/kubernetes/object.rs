@@ -56,7 +56,8 @@ pub(super) fn of_notice(notice: &Notice, uid: Option<String>, node: &str, now: S
             &key.name,
             reference("networking.k8s.io/v1", "NetworkPolicy", &key.namespace, &key.name, uid),
         ),
-        // The API server accepts a namespace here, too, so that `kubectl events -n NAMESPACE` shows the Event.
+        // A reference to a Namespace object may contain a namespace, too. So `kubectl events -n NAMESPACE` shows the
+        // Event.
         NoticeObject::Namespace(name) => (name, name, reference("v1", "Namespace", name, name, uid)),
     };
     let owner = regarding.uid.clone().unwrap_or_else(|| format!("{namespace}/{name}"));
@@ -93,7 +94,7 @@ fn reference(version: &str, kind: &str, namespace: &str, name: &str, uid: Option
     }
 }
 
-/// Returns the series. Its count must be at least 2.
+/// Returns the series. The API server requires a count of at least 2.
 fn event_series(series: &Series) -> EventSeries {
     let count = i32::try_from(series.count).unwrap_or(i32::MAX).max(2);
     EventSeries { count, last_observed_time: time(series.last) }

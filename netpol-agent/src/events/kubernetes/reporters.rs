@@ -1,4 +1,5 @@
-//! Selects which of a cluster's agents report the diagnostics of a policy, because all agents find the same ones.
+//! Selects which of a cluster's agents report the diagnostics of a policy, because all agents find the same
+//! diagnostics.
 
 use std::collections::BTreeSet;
 
@@ -13,8 +14,8 @@ const MAX_POLICIES: usize = 64;
 const MAX_DIAGNOSTICS: usize = 8;
 /// Maximum number of suspensions that are reported at one time.
 const MAX_SUSPENSIONS: usize = 64;
-/// Number of agents that report one object, because one may be down or run without Events. All use the same Event name,
-/// so there is one Event.
+/// Number of agents that report about one object. There is more than one, because an agent may be down or run without
+/// Events. All use the same Event name, so there is only one Event.
 const REPORTERS: usize = 3;
 /// Maximum number of pods that are searched to select the agents.
 const MAX_PODS: usize = 2000;
@@ -37,9 +38,9 @@ pub(super) fn diagnostics(cluster_state: &ClusterState, node: &str) -> Vec<Notic
         .collect()
 }
 
-/// Returns whether the agent on `node` reports a policy. The reporters are the nodes of the first pods that the policy
-/// selects. If it selects no pods, they are the nodes of the first pods in its namespace. If there are no pods, they
-/// are the first nodes; and if the nodes are unknown, all agents.
+/// Returns whether the agent on `node` reports a policy. The agents that report are those on the nodes of the first
+/// pods that the policy selects. If it selects no pods: on the nodes of the first pods in its namespace. If the
+/// namespace has no pods: on the first nodes. If the nodes are unknown, all agents report.
 fn is_reporter(cluster_state: &ClusterState, policy: &Policy, node: &str) -> bool {
     let namespace = &policy.key.namespace;
     let in_namespace = || {
@@ -55,7 +56,7 @@ fn is_reporter(cluster_state: &ClusterState, policy: &Policy, node: &str) -> boo
     is_first_node(cluster_state, node)
 }
 
-/// Returns the suspensions that the agent on `node` reports. The reporters are the first nodes.
+/// Returns the suspensions that the agent on `node` reports. The agents on the first nodes report them.
 pub(super) fn suspensions(cluster_state: &ClusterState, ended: &[Suspension], node: &str) -> Vec<Notice> {
     if !is_first_node(cluster_state, node) {
         return Vec::new();
@@ -73,7 +74,7 @@ pub(super) fn suspensions(cluster_state: &ClusterState, ended: &[Suspension], no
     notices.take(MAX_SUSPENSIONS).collect()
 }
 
-/// Returns whether a node is one of the first ones. `true` if the nodes are unknown.
+/// Returns whether a node is one of the first [`REPORTERS`] nodes. `true` if the nodes are unknown.
 fn is_first_node(cluster_state: &ClusterState, node: &str) -> bool {
     cluster_state.nodes.is_empty() || cluster_state.nodes.keys().take(REPORTERS).any(|name| **name == *node)
 }
@@ -96,7 +97,8 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// Creates pods distributed over the nodes in turn, and a policy with an error that selects every other pod.
+    /// Returns a cluster with pods distributed over the nodes in turn, and an invalid policy that selects every other
+    /// pod.
     pub(in super::super) fn cluster_state(nodes: usize, pods: usize) -> ClusterState {
         let named = (0..nodes).map(|n| format!("{{apiVersion: v1, kind: Node, metadata: {{name: node-{n}}}}}"));
         let pods = (0..pods).map(|p| {

@@ -1,4 +1,4 @@
-//! Accepts reports from the main loop, and never blocks it.
+//! Accepts reports from the main loop for the thread that writes Events, and never blocks the main loop.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,9 +15,9 @@ use super::reporters;
 use super::topic::{self, Topic};
 
 /// Maximum number of messages that wait for the thread.
-pub(super) const QUEUE: usize = 1024;
+pub(super) const MAX_QUEUED_MESSAGES: usize = 1024;
 
-/// Packets that were denied at a pod, or would have been.
+/// Packets that were denied at a pod, or that policies in shadow mode would deny.
 #[derive(Clone, Debug)]
 pub struct Denied {
     /// The pod.
@@ -40,7 +40,7 @@ pub(super) enum Message {
     Notices(Vec<Notice>),
 }
 
-/// Why something is never reported.
+/// Why packets or a notice are never reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DropReason {
     /// The queue was full.
@@ -99,15 +99,15 @@ impl EventCounters {
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Time for which the end of a suspension is reported.
 const ENDED_TIME: Duration = Duration::from_mins(10);
-/// The reporting agents of a policy are selected again after this time, because its pods may be on
-/// other nodes by then.
+/// The agents that report about a policy are selected again after this time, because its pods may be on other nodes by
+/// then.
 const RESELECT_INTERVAL: Duration = Duration::from_mins(10);
 
-/// The main loop's side of the queue.
+/// The sending side of the queue, for the main loop.
 #[derive(Debug)]
 pub struct Sink {
     sender: mpsc::Sender<Message>,
-    numbers: Arc<EventCounters>,
+    counters: Arc<EventCounters>,
     node: Arc<str>,
     checked_at: Option<Instant>,
     selected_at: Option<Instant>,
@@ -116,17 +116,17 @@ pub struct Sink {
     suspensions: Suspensions,
 }
 
-/// Suspensions when they were last sent to the thread.
+/// Suspensions of enforcement when they were last sent to the thread.
 #[derive(Debug, Default)]
 struct Suspensions {
     active: Vec<Suspension>,
     rejected: Vec<Suspension>,
-    /// Those that have ended, for [`ENDED_TIME`].
+    /// Suspensions that have ended, each for [`ENDED_TIME`].
     ended: Vec<(Suspension, Instant)>,
 }
 
 impl Suspensions {
-    /// Updates them. Returns whether they have changed.
+    /// Updates the suspensions. Returns whether they have changed.
     fn update(&mut self, cluster_state: &ClusterState, now: Instant) -> bool {
         let (active, rejected) = (cluster_state.suspensions(), cluster_state.rejected_suspensions());
         let ended_before = self.ended.len();
@@ -143,10 +143,10 @@ impl Suspensions {
 }
 
 impl Sink {
-    pub(super) fn new(sender: mpsc::Sender<Message>, numbers: Arc<EventCounters>, node: &str) -> Self {
+    pub(super) fn new(sender: mpsc::Sender<Message>, counters: Arc<EventCounters>, node: &str) -> Self {
         Self {
             sender,
-            numbers,
+            counters,
             node: node.into(),
             checked_at: None,
             selected_at: None,
@@ -156,11 +156,11 @@ impl Sink {
     }
 
     /// Returns the counters.
-    pub fn numbers(&self) -> &EventCounters {
-        &self.numbers
+    pub fn counters(&self) -> &EventCounters {
+        &self.counters
     }
 
-    /// Reports a packet that was denied at `pod`. `shadow`: the policies for a would-be denial.
+    /// Reports a packet that was denied at `pod`. `shadow`: for a would-be denial, the policies that are not enforced.
     pub(in crate::events) fn denied(
         &self,
         event: &FlowEvent,
@@ -175,7 +175,7 @@ impl Sink {
         let Some(direction) = Direction::from_code(event.direction) else { return };
         // Reserves a place in the queue first, so that nothing is copied if the queue is full.
         let Ok(permit) = self.sender.try_reserve() else {
-            self.numbers.count_dropped(DropReason::QueueFull, 1);
+            self.counters.count_dropped(DropReason::QueueFull, 1);
             return;
         };
         let mut peer = match direction {
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn the_reporters_of_a_policy_are_selected_again_after_ten_minutes() {
-        let (sender, mut messages) = mpsc::channel(QUEUE);
+        let (sender, mut messages) = mpsc::channel(MAX_QUEUED_MESSAGES);
         let mut sink = Sink::new(sender, Arc::default(), "node-0");
         let start = Instant::now();
         let mut sent = |sink: &mut Sink, cluster_state: &ClusterState, after: Duration| {
@@ -267,7 +267,7 @@ mod tests {
         assert_eq!(sent(&mut sink, &here, almost + CHECK_INTERVAL + RESELECT_INTERVAL), Some(1));
     }
 
-    /// A cluster with one namespace, suspended until this time if there is one.
+    /// Returns a cluster with one namespace. With `until`, enforcement is suspended there until this time.
     fn suspended(until: Option<&str>) -> ClusterState {
         let annotations = until.map_or_else(String::new, |until| format!("netpol.io/suspended-until: '{until}'"));
         let namespace =
@@ -279,8 +279,8 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_suspension_is_reported_for_ten_minutes_and_a_later_end_is_none() {
-        let (sender, mut messages) = mpsc::channel(QUEUE);
+    fn the_end_of_a_suspension_is_reported_for_ten_minutes_and_an_extension_is_not() {
+        let (sender, mut messages) = mpsc::channel(MAX_QUEUED_MESSAGES);
         let mut sink = Sink::new(sender, Arc::default(), "node-0");
         let start = Instant::now();
         let mut sent = |until, after| {
@@ -294,10 +294,14 @@ mod tests {
         let (active, ended) = (NoticeReason::EnforcementSuspended, NoticeReason::EnforcementResumed);
         let second = Duration::from_secs;
         assert_eq!(sent(Some("2026-11-29T13:00:00Z"), second(0)), Some(vec![active]));
-        assert_eq!(sent(Some("2026-11-29T14:00:00Z"), second(1)), Some(vec![active]), "it is only longer");
+        assert_eq!(
+            sent(Some("2026-11-29T14:00:00Z"), second(1)),
+            Some(vec![active]),
+            "the suspension was only extended"
+        );
         assert_eq!(sent(None, second(2)), Some(vec![ended]));
         assert_eq!(sent(None, second(1) + ENDED_TIME), None);
-        assert_eq!(sent(None, second(2) + ENDED_TIME), Some(Vec::new()), "it is not repeated any more");
+        assert_eq!(sent(None, second(2) + ENDED_TIME), Some(Vec::new()), "the end is not reported any more");
         assert_eq!(sent(None, second(3) + ENDED_TIME), None);
     }
 }

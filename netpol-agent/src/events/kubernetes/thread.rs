@@ -1,4 +1,5 @@
-//! The thread that writes Events. The main loop never waits for it; only the exit of the agent does, for a short time.
+//! The thread that writes Events. The main loop does not wait for this thread, except for a short time when the agent
+//! exits.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,11 +9,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep_until, timeout};
 
 use super::aggregate::{Aggregator, Publication};
-use super::sink::{DropReason, EventCounters, Message, QUEUE, Sink};
+use super::sink::{DropReason, EventCounters, MAX_QUEUED_MESSAGES, Message, Sink};
 use super::writer::{WriteFailure, WriteResult, Writer};
 use netpol_source::kube::jitter;
 
-/// The first pause after a failure; doubles up to [`MAX_PAUSE`].
+/// The first pause after a failure. Each further pause is twice as long, up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_mins(1);
 /// Time to write unreported Events when the agent exits.
@@ -46,10 +47,10 @@ pub fn start(
     node: &str,
     client: impl Fn() -> Result<Client, String> + Send + 'static,
 ) -> std::io::Result<(Sink, Handle)> {
-    let (sender, messages) = mpsc::channel(QUEUE);
-    let numbers = Arc::new(EventCounters::default());
+    let (sender, messages) = mpsc::channel(MAX_QUEUED_MESSAGES);
+    let counters = Arc::new(EventCounters::default());
     let (end, ended) = oneshot::channel();
-    let sink = Sink::new(sender, Arc::clone(&numbers), node);
+    let sink = Sink::new(sender, Arc::clone(&counters), node);
     let node = node.to_owned();
     std::thread::Builder::new().name("kube-events".to_owned()).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -57,7 +58,7 @@ pub fn start(
             Ok(runtime) => {
                 runtime.block_on(async {
                     match Writer::open(Box::new(client), node) {
-                        Ok(writer) => run(writer, messages, &numbers).await,
+                        Ok(writer) => run(writer, messages, &counters).await,
                         Err(error) => {
                             tracing::error!(
                                 error,
@@ -76,13 +77,13 @@ pub fn start(
     Ok((sink, Handle { ended }))
 }
 
-async fn run(mut writer: Writer, mut messages: mpsc::Receiver<Message>, numbers: &EventCounters) {
-    let (jobs, mut work) = mpsc::channel::<Publication>(1);
-    let (results_in, mut results) = mpsc::channel(1);
+async fn run(mut writer: Writer, mut messages: mpsc::Receiver<Message>, counters: &EventCounters) {
+    let (publication_sender, mut publications) = mpsc::channel::<Publication>(1);
+    let (result_sender, mut results) = mpsc::channel(1);
     tokio::spawn(async move {
-        while let Some(publication) = work.recv().await {
+        while let Some(publication) = publications.recv().await {
             let result = writer.publish(&publication).await;
-            if results_in.send((publication, result)).await.is_err() {
+            if result_sender.send((publication, result)).await.is_err() {
                 break;
             }
         }
@@ -91,37 +92,38 @@ async fn run(mut writer: Writer, mut messages: mpsc::Receiver<Message>, numbers:
     let mut backoff = Backoff::default();
     let mut received = Vec::with_capacity(MAX_BATCH);
     let mut is_writing = false;
-    let mut end: Option<Instant> = None;
+    // Set when the agent exits.
+    let mut deadline: Option<Instant> = None;
     loop {
         let now = Instant::now();
         if !is_writing && backoff.is_over(now) {
-            if let Some(publication) = aggregator.take(now) {
+            if let Some(publication) = aggregator.take_due(now) {
                 // The queue has room, because nothing is being written.
-                is_writing = jobs.send(publication).await.is_ok();
-            } else if end.is_some() {
+                is_writing = publication_sender.send(publication).await.is_ok();
+            } else if deadline.is_some() {
                 return;
             }
         }
         let next = aggregator.next_due().map(|due| due.max(aggregator.next_token_at(now)).max(backoff.until(now)));
-        let wake = [next.filter(|_| !is_writing), end].into_iter().flatten().min();
+        let wake = [next.filter(|_| !is_writing), deadline].into_iter().flatten().min();
         let wake = wake.unwrap_or(now + MAX_PAUSE);
         tokio::select! {
-            count = messages.recv_many(&mut received, MAX_BATCH), if end.is_none() => {
+            count = messages.recv_many(&mut received, MAX_BATCH), if deadline.is_none() => {
                 let now = Instant::now();
                 if count == 0 {
                     aggregator.flush(now);
-                    end = Some(now + FLUSH);
+                    deadline = Some(now + FLUSH);
                 }
                 for message in received.drain(..) {
-                    process(message, &mut aggregator, numbers, now);
+                    process(message, &mut aggregator, counters, now);
                 }
             }
             Some((publication, result)) = results.recv(), if is_writing => {
                 is_writing = false;
-                handle_result(&publication, result, &mut aggregator, &mut backoff, numbers);
+                handle_result(&publication, result, &mut aggregator, &mut backoff, counters);
             }
             () = sleep_until(wake.into()) => {
-                if end.is_some_and(|end| end <= Instant::now()) {
+                if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                     return;
                 }
             }
@@ -129,11 +131,11 @@ async fn run(mut writer: Writer, mut messages: mpsc::Receiver<Message>, numbers:
     }
 }
 
-fn process(message: Message, aggregator: &mut Aggregator, numbers: &EventCounters, now: Instant) {
+fn process(message: Message, aggregator: &mut Aggregator, counters: &EventCounters, now: Instant) {
     match message {
         Message::Denied(denied) => {
             if let Err(reason) = aggregator.denied(*denied, now) {
-                numbers.count_dropped(reason, 1);
+                counters.count_dropped(reason, 1);
             }
         }
         Message::Notices(all) => aggregator.set_notices(all, now),
@@ -145,12 +147,12 @@ fn handle_result(
     result: WriteResult,
     aggregator: &mut Aggregator,
     backoff: &mut Backoff,
-    numbers: &EventCounters,
+    counters: &EventCounters,
 ) {
     let now = Instant::now();
     match result {
         WriteResult::Written => {
-            numbers.count_published();
+            counters.count_published();
             backoff.success();
             aggregator.published(publication, now);
         }
@@ -163,7 +165,7 @@ fn handle_result(
                 }
                 DropReason::QueueFull | DropReason::TooManyPods => {}
             }
-            numbers.count_dropped(reason, 1);
+            counters.count_dropped(reason, 1);
             backoff.success();
             aggregator.discarded(publication, reason, now);
         }

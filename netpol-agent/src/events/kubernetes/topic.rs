@@ -18,8 +18,8 @@ pub struct Topic {
     pub direction: Direction,
     /// Why the packets were denied.
     pub reason: Reason,
-    /// The packets were allowed, but would be denied if policies in shadow mode were enforced; with `--observe`, if any
-    /// policy was.
+    /// The packets were allowed, but would be denied if policies in shadow mode were enforced (with `--observe`: if any
+    /// policies were enforced).
     pub shadow: bool,
     /// The peer, without its port, because the ports of clients change.
     pub peer: Box<FlowEnd>,
@@ -27,11 +27,11 @@ pub struct Topic {
     pub protocol: String,
     /// The destination's port.
     pub port: Option<u16>,
-    /// The policies that isolate the pod, `namespace/name`. For `shadow`, only those that are not enforced.
+    /// The policies that isolate the pod, `namespace/name`. For `shadow`, only the policies that are not enforced.
     pub policies: Vec<String>,
 }
 
-/// Returns whether packets denied with this reason have an Event. Without one, the reason does not concern a pod.
+/// Returns whether packets denied with this reason have an Event. Reasons that do not concern a known pod have none.
 pub(super) fn has_event(reason: Reason) -> bool {
     reason_and_cause(reason).is_some()
 }
@@ -45,7 +45,7 @@ pub(super) fn event_reason(topic: &Topic) -> Option<&'static str> {
 /// The `reason` of an Event about would-be denials.
 const SHADOW_DENIED: &str = "NetworkPolicyShadowDenied";
 
-/// Returns the cause, as it follows "denied by …" or "dropped" in a note.
+/// Returns the cause: the text after "denied by …: " or "dropped: " in a note.
 fn cause(reason: Reason) -> &'static str {
     reason_and_cause(reason).map_or(reason.name(), |(_, cause)| cause)
 }
@@ -95,10 +95,11 @@ fn reason_and_cause(reason: Reason) -> Option<(&'static str, &'static str)> {
     })
 }
 
-/// `egress to shop/db (10.1.2.3) port 5432/TCP denied by NetworkPolicy shop/deny-all: no rule allows it`; for a would-be
-/// denial, `… would be denied by NetworkPolicy shop/deny-all if enforced: …`.
+/// Returns a note such as `egress to shop/db (10.1.2.3) port 5432/TCP denied by NetworkPolicy shop/deny-all: no rule
+/// allows it`; for a would-be denial, `… would be denied by NetworkPolicy shop/deny-all if enforced: …`.
 ///
-/// The API server rejects changes of a note. The number of packets is in the Event's series instead.
+/// The note does not contain the number of packets, because the API server rejects changes of a note. The number is in
+/// the Event's series.
 pub(super) fn note(topic: &Topic) -> String {
     let mut note = match topic.direction {
         Direction::Ingress => "ingress from ",
@@ -120,7 +121,7 @@ pub(super) fn note(topic: &Topic) -> String {
     escape_and_shorten(note)
 }
 
-/// Returns the note of the Event that counts all other traffic of a pod, which has `reported` Events already.
+/// Returns the note of the Event that counts all further traffic of a pod which already has `reported` Events.
 pub(super) fn merged_note(topic: &Topic, reported: usize) -> String {
     let direction = topic.direction.name();
     let denied = if topic.shadow { "would be denied" } else { "denied" };
@@ -186,7 +187,8 @@ mod tests {
 
     fn topic(direction: Direction, reason: Reason, pod: &str, port: Option<u16>) -> Topic {
         let policies = vec!["shop/deny-all".to_owned()];
-        let (namespace, pod) = pod.split_once('/').map(|(of, pod)| (of.to_owned(), pod.to_owned())).unzip();
+        let (namespace, pod) =
+            pod.split_once('/').map(|(namespace, pod)| (namespace.to_owned(), pod.to_owned())).unzip();
         let peer = Box::new(FlowEnd { namespace, pod, address: Some([10, 1, 2, 3].into()), ..FlowEnd::default() });
         Topic { direction, reason, shadow: false, peer, protocol: "TCP".into(), port, policies }
     }
@@ -260,10 +262,11 @@ mod tests {
 
     #[test]
     fn packets_denied_at_a_known_pod_have_an_event_and_allowed_packets_have_none() {
-        for &each in Reason::ALL {
-            let without =
-                [Reason::UnknownPod, Reason::NoEndpoint, Reason::SourceEndpointGone, Reason::OtherHost].contains(&each);
-            assert_eq!(has_event(each), !each.allows() && !without, "{}", each.name());
+        for &reason in Reason::ALL {
+            let is_without_pod =
+                [Reason::UnknownPod, Reason::NoEndpoint, Reason::SourceEndpointGone, Reason::OtherHost]
+                    .contains(&reason);
+            assert_eq!(has_event(reason), !reason.allows() && !is_without_pod, "{}", reason.name());
         }
     }
 }

@@ -54,18 +54,18 @@ pub(super) struct WriteFailure {
 /// Reads the credentials and creates a client, in the runtime in which the client is used.
 pub(super) type Credentials = Box<dyn Fn() -> Result<Client, String> + Send>;
 
-/// Writes Events; see the module.
+/// Writes Events.
 pub(super) struct Writer {
     client: Client,
     credentials: Credentials,
     node: String,
     uids: HashMap<(PodKey, i64), String>,
-    /// Missing rules of the `ClusterRole` that were already logged. Events without a UID are written anyway.
+    /// Missing rules of the `ClusterRole` that were already logged: without them, Events are written without a UID.
     reported: Vec<&'static str>,
 }
 
 impl Writer {
-    /// Reads the credentials.
+    /// Reads the credentials, and creates a writer.
     ///
     /// # Errors
     /// If the credentials cannot be read.
@@ -145,13 +145,13 @@ impl Writer {
         let events: Api<Event> = Api::namespaced(self.client.clone(), namespace);
         let event = object::of_notice(notice, uid, &self.node, SystemTime::now());
         match events.create(&PostParams::default(), &event).await {
-            // Another agent has written it, or this one earlier.
+            // Another agent has written this Event, or this agent did so earlier.
             Err(Error::Api(status)) if status.is_already_exists() => Ok(()),
             response => response.map(drop).map_err(|error| failed(&error, EVENTS_RULE)),
         }
     }
 
-    /// Looks up the pod's UID. `kubectl describe pod` shows Events with this UID; the agent does not need it otherwise.
+    /// Looks up the pod's UID, because `kubectl describe pod` shows only Events with this UID.
     async fn pod_uid(&mut self, pod: &PodKey, created: i64) -> Result<Option<String>, WriteResult> {
         let subject = (pod.clone(), created);
         if let Some(uid) = self.uids.get(&subject) {
@@ -199,7 +199,8 @@ impl Writer {
     }
 }
 
-/// Returns whether permission is missing. A namespace that is being deleted also yields 403, with a cause.
+/// Returns whether permission is missing. If a namespace is being deleted, the API server also returns 403, with a
+/// cause.
 fn lacks_permission(status: &Status) -> bool {
     status.is_forbidden() && !is_terminating(status)
 }
@@ -208,6 +209,7 @@ fn is_terminating(status: &Status) -> bool {
     status.details.iter().flat_map(|details| &details.causes).any(|cause| cause.reason == "NamespaceTerminating")
 }
 
+/// Returns the result of a request that failed. The request needs `rule` in the agent's `ClusterRole`.
 fn failed(error: &Error, rule: &'static str) -> WriteResult {
     let retry = |retry_after, missing, unauthorized| {
         WriteResult::Retry(WriteFailure { error: error_chain(error), retry_after, missing, unauthorized })

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use netpol_source::kube::jitter;
 
-/// The first pause after a failure; doubles up to [`MAX`].
+/// The first pause after a failure. Each further pause is twice as long, up to [`MAX`].
 const MIN: Duration = Duration::from_secs(1);
 const MAX: Duration = Duration::from_secs(30);
 /// Longest pause that a collector can request.
@@ -17,8 +17,8 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// Returns the pause after a failure: the one that the collector requests with `Retry-After`, or a growing one.
-    /// Agents that failed at the same time should not retry at the same time.
+    /// Returns the pause after a failure: the pause that the collector requests with `Retry-After`, or else a growing
+    /// pause. It is partly random: agents that failed at the same time should not retry at the same time.
     pub(super) fn pause(&mut self, requested: Option<Duration>) -> Duration {
         self.last = (self.last * 2).clamp(MIN, MAX);
         let pause = requested.map_or(self.last, |requested| requested.min(MAX_REQUESTED));

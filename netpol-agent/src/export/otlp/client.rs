@@ -25,11 +25,11 @@ const MAX_LOGGED: usize = 300;
 /// What a collector has done with a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Response {
-    /// Accepted it, except for this number of records.
+    /// It accepted the request, except for `rejected` records.
     Accepted { rejected: usize, message: String },
-    /// Rejected it. The same request would be rejected again.
+    /// It rejected the request. The same request would be rejected again.
     Rejected(String),
-    /// Did not accept it now. `after` is the pause that it requests.
+    /// It cannot accept the request now. `after` is the pause that it requests.
     Retry { after: Option<Duration>, error: String },
 }
 
@@ -58,7 +58,7 @@ impl Client {
     }
 
     async fn exchange(&mut self, body: Bytes) -> Result<Response, String> {
-        let mut connection = match self.idle().await {
+        let mut connection = match self.idle_connection().await {
             Some(connection) => connection,
             None => timeout(CONNECT_TIME, self.connect()).await.map_err(|_| "connecting took too long")??,
         };
@@ -80,7 +80,7 @@ impl Client {
     }
 
     /// Returns the connection of the last request, unless the collector has closed it.
-    async fn idle(&mut self) -> Option<SendRequest<Full<Bytes>>> {
+    async fn idle_connection(&mut self) -> Option<SendRequest<Full<Bytes>>> {
         let mut connection = self.connection.take()?;
         connection.ready().await.is_ok().then_some(connection)
     }
@@ -89,13 +89,13 @@ impl Client {
         let Endpoint { host, port, .. } = &self.endpoint;
         let stream = TcpStream::connect((&**host, *port)).await.map_err(|error| error.to_string())?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
-        // Ends with the connection. Its errors are those of the requests.
+        // This task ends with the connection. Its errors can be ignored, because requests return them, too.
         tokio::spawn(async move { drop(connection.await) });
         Ok(sender)
     }
 }
 
-/// Reads a response. Only these four states are retried, as the specification requires.
+/// Reads a response. Only four status codes are retried, as the specification requires.
 async fn read(response: hyper::Response<Incoming>) -> Result<Response, String> {
     let (head, body) = response.into_parts();
     let body = Limited::new(body, MAX_RESPONSE).collect().await.map_err(|error| error.to_string())?.to_bytes();
@@ -107,7 +107,7 @@ async fn read(response: hyper::Response<Incoming>) -> Result<Response, String> {
         | StatusCode::SERVICE_UNAVAILABLE
         | StatusCode::GATEWAY_TIMEOUT => {
             let after = head.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-            // A date, the other form, is not used by collectors. The pause is then the usual one.
+            // The header can also contain a date. Collectors do not send dates, so a date is ignored.
             let after = after.and_then(|seconds| seconds.trim().parse().ok()).map(Duration::from_secs);
             Response::Retry { after, error: error() }
         }
@@ -125,12 +125,13 @@ struct ExportLogsServiceResponse {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct ExportLogsPartialSuccess {
-    /// An `int64`: a string in JSON, and readers accept a number too.
+    /// An `int64`, which is written as a string in JSON. Readers must accept a number, too.
     rejected_log_records: serde_json::Value,
     error_message: String,
 }
 
-/// Reads the body of status 200. A body that is not valid has accepted all records: the status decides.
+/// Reads the body of a response with status 200. If the body is not valid, all records count as accepted, because the
+/// status decides.
 fn accepted(body: &[u8]) -> Response {
     let response: ExportLogsServiceResponse = serde_json::from_slice(body).unwrap_or_default();
     let ExportLogsPartialSuccess { rejected_log_records, error_message } = response.partial_success;

@@ -1,4 +1,4 @@
-//! Encodes records as an `ExportLogsServiceRequest` in JSON. The names of fields are those of the messages in
+//! Encodes records as an `ExportLogsServiceRequest` in JSON. The fields have the names from the messages in
 //! <https://github.com/open-telemetry/opentelemetry-proto> (`collector/logs/v1`, `logs/v1`, `common/v1`), in lower camel
 //! case. 64-bit integers are strings, and enums are numbers.
 
@@ -18,7 +18,7 @@ const INFO: (u32, &str) = (9, "INFO");
 /// `SEVERITY_NUMBER_WARN`, for denied packets.
 const WARN: (u32, &str) = (13, "WARN");
 
-/// Attributes of a log record, and where the record has their values. A record without a value has no such attribute.
+/// Attributes of a log record, and JSON pointers to their values in the record. Attributes without a value are omitted.
 const ATTRIBUTES: [(&str, &str); 18] = [
     ("netpol.verdict", "/verdict"),
     ("netpol.direction", "/direction"),
@@ -104,7 +104,8 @@ impl Encoder {
         Self { start }
     }
 
-    /// Returns a request with at least the first record, and the number of its records.
+    /// Returns a request with as many records as fit, but at least the first record. Also returns the number of records
+    /// in it.
     pub(super) fn request(&self, records: &[Arc<Record>], observed: SystemTime) -> (String, usize) {
         let mut body = self.start.clone();
         let mut count = 0;

@@ -19,7 +19,7 @@ use encode::Encoder;
 
 /// Maximum number of records in a batch.
 const BATCH: usize = 512;
-/// Maximum time that the first record of a batch waits for others.
+/// Maximum time that the first record of a batch waits for further records.
 const DELAY: Duration = Duration::from_secs(1);
 /// Time after which a batch is dropped if the collector does not accept it.
 const MAX_AGE: Duration = Duration::from_mins(5);
@@ -74,7 +74,7 @@ impl Sender {
     /// Sends a request until the collector has accepted or rejected it, or it is too old.
     async fn deliver(&mut self, body: String, records: usize) {
         let body = hyper::body::Bytes::from(body);
-        let end = Instant::now() + MAX_AGE;
+        let deadline = Instant::now() + MAX_AGE;
         loop {
             match self.client.send(body.clone()).await {
                 Response::Accepted { rejected, message } => return self.accepted(records, rejected, &message),
@@ -82,7 +82,7 @@ impl Sender {
                 Response::Retry { after, error } => {
                     self.report(DropReason::Expired, &error, "cannot send flow records to the collector; retrying");
                     let next = Instant::now() + self.backoff.pause(after);
-                    if next > end || !self.wait(next).await {
+                    if next > deadline || !self.wait(next).await {
                         return self.counters.count_dropped(DropReason::Expired, records);
                     }
                 }

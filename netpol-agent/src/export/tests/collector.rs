@@ -36,18 +36,18 @@ pub(super) struct Received {
     pub(super) body: Value,
 }
 
-/// A running collector. Accepts everything after the prepared answers.
+/// A running collector. After the prepared answers, it accepts all requests.
 pub(super) struct Collector {
     address: SocketAddr,
     requests: Receiver<Received>,
     connections: Arc<AtomicUsize>,
-    /// Dropping it ends the collector.
+    /// When this sender is dropped, the collector ends.
     _running: tokio::sync::oneshot::Sender<()>,
 }
 
 impl Collector {
     pub(super) fn start(answers: Vec<Answer>) -> Self {
-        let (requests_in, requests) = channel();
+        let (request_sender, requests) = channel();
         let (running, stopped) = tokio::sync::oneshot::channel::<()>();
         let (started, address) = channel();
         let connections = Arc::new(AtomicUsize::new(0));
@@ -59,7 +59,7 @@ impl Collector {
                 started.send(listener.local_addr().expect("no address")).expect("the test has ended");
                 let answers = Arc::new(Mutex::new(VecDeque::from(answers)));
                 tokio::select! {
-                    () = serve(listener, answers, requests_in, count) => {}
+                    () = serve(listener, answers, request_sender, count) => {}
                     _ = stopped => {}
                 }
             });

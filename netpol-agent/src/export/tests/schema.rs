@@ -1,6 +1,6 @@
-//! Checks JSON by the messages of OTLP, written down from the `.proto` files of
-//! <https://github.com/open-telemetry/opentelemetry-proto> (1.9): a field that no message has is an error. A real
-//! collector ignores such a field, so that its content would be lost.
+//! Checks JSON against the messages of OTLP. The table of messages is a copy of the `.proto` files of
+//! <https://github.com/open-telemetry/opentelemetry-proto> (1.9). A field that its message does not have is an error: a
+//! real collector ignores such a field, so its content would be lost.
 
 use serde_json::{Map, Number, Value};
 
@@ -67,7 +67,7 @@ fn check_message(message: &str, value: &Value) {
     let object = value.as_object().unwrap_or_else(|| panic!("{value} is no {message}"));
     assert!(message != "AnyValue" || object.len() == 1, "AnyValue has {} fields: {value}", object.len());
     for (name, value) in object {
-        let field = fields.iter().find(|(known, _)| known == name);
+        let field = fields.iter().find(|(field_name, _)| field_name == name);
         let (_, of_type) = field.unwrap_or_else(|| panic!("{message} has no field {name}"));
         match of_type.strip_prefix('*') {
             Some(of_type) => {
@@ -97,8 +97,8 @@ pub(super) fn value(any: &Value) -> Value {
 }
 
 /// Returns the attributes of a message.
-pub(super) fn attributes(of: &Value) -> Map<String, Value> {
-    of["attributes"].as_array().expect("no attributes").iter().map(key_value).collect()
+pub(super) fn attributes(message: &Value) -> Map<String, Value> {
+    message["attributes"].as_array().expect("no attributes").iter().map(key_value).collect()
 }
 
 fn key_value(pair: &Value) -> (String, Value) {

@@ -12,7 +12,7 @@ use crate::conflicts::cni::MAX_SIZE;
 /// Permissions of the executable.
 const EXECUTABLE: u32 = 0o755;
 
-/// Reads a configuration.
+/// Reads a CNI configuration.
 pub(super) fn read(path: &Path) -> io::Result<(String, Metadata)> {
     let file = File::open(path)?;
     let metadata = file.metadata()?;
@@ -29,7 +29,7 @@ pub(super) fn replace(path: &Path, content: &[u8], old: &Metadata) -> io::Result
     write(path, content, old.mode() & 0o7777, Some((old.uid(), old.gid())))
 }
 
-/// Writes an executable if its content or its permissions differ. Returns whether they did.
+/// Writes an executable if its content or its permissions differ. Returns whether it was written.
 pub(super) fn install_executable(path: &Path, content: &[u8]) -> io::Result<bool> {
     let has_permissions = fs::metadata(path).is_ok_and(|file| file.mode() & 0o777 == EXECUTABLE);
     if has_permissions && fs::read(path).is_ok_and(|present| present == content) {
@@ -44,24 +44,25 @@ fn write(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> i
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft.0)?;
     file.write_all(content)?;
     let created = file.metadata()?;
-    // Changing it needs CAP_CHOWN, which the agent may lack.
+    // Changing the owner needs CAP_CHOWN, which the agent may lack.
     if let Some((user, group)) = owner.filter(|owner| *owner != (created.uid(), created.gid())) {
         fchown(&file, Some(user), Some(group))?;
     }
     file.set_permissions(Permissions::from_mode(mode))?;
     file.sync_all()?;
     fs::rename(&draft.0, path)?;
-    // The new name survives a loss of power.
+    // Makes sure that the rename survives a power failure.
     File::open(directory)?.sync_all()
 }
 
-/// A file that is not complete yet. Its name does not end as that of a configuration. Dropping it removes it.
+/// A file that is not complete yet. The container runtime ignores it, because its name does not have the extension of a
+/// configuration. Dropping this value removes the file.
 struct Draft(PathBuf);
 
 impl Draft {
     fn new(directory: &Path) -> io::Result<Self> {
         let path = directory.join(format!(".{PLUGIN}.draft"));
-        // Of an agent that was killed.
+        // An agent that was killed may have left this file.
         match fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
             _ => Ok(Self(path)),
@@ -71,7 +72,7 @@ impl Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        // Absent if it was renamed.
+        // The file is absent if it was renamed.
         let _ = fs::remove_file(&self.0);
     }
 }

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 pub(super) struct ConfigList<'a> {
     text: &'a str,
     versions: Vec<String>,
-    /// In order.
+    /// In the order of the list.
     plugins: Vec<Plugin>,
 }
 
@@ -21,7 +21,7 @@ pub(super) struct ConfigList<'a> {
 #[derive(Debug)]
 struct Plugin {
     kind: String,
-    /// Its place in the text.
+    /// Position of the entry in the text.
     span: Range<usize>,
 }
 
@@ -53,7 +53,7 @@ impl<'a> ConfigList<'a> {
     /// Parses a list.
     ///
     /// # Errors
-    /// If a runtime would not load it.
+    /// If a container runtime would not load the list.
     pub(super) fn parse(text: &'a str) -> Result<Self, String> {
         let list: RawList = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let plugin = |raw: &&RawValue| {
@@ -76,7 +76,7 @@ impl<'a> ConfigList<'a> {
         self.versions.iter().map(String::as_str)
     }
 
-    /// Returns the text with an entry for the plugin, or `None` if nothing must change. A new entry is appended. An
+    /// Returns the text with an entry for `netpol-cni`, or `None` if nothing must change. A new entry is appended. An
     /// existing entry is not moved back to the end: if another program also keeps its plugin last, the two would
     /// rewrite the file forever.
     pub(super) fn with_entry(&self, entry: &str) -> Option<String> {
@@ -104,10 +104,10 @@ impl<'a> ConfigList<'a> {
         }
     }
 
-    /// Returns the text without the plugin, or `None` if it is not there.
+    /// Returns the text without entries for `netpol-cni`, or `None` if it has no such entry.
     ///
     /// # Errors
-    /// If there is no other plugin.
+    /// If the list has no other plugin.
     pub(super) fn without_entry(&self) -> Result<Option<String>, String> {
         let own = self.own_indexes();
         if own.len() == self.plugins.len() {
@@ -119,12 +119,12 @@ impl<'a> ConfigList<'a> {
         Ok(Some(further.unwrap_or(rest)))
     }
 
-    /// Returns the indexes of the plugin's entries.
+    /// Returns the indexes of the entries for `netpol-cni`.
     fn own_indexes(&self) -> Vec<usize> {
         (0..self.plugins.len()).filter(|index| self.plugins[*index].kind == PLUGIN).collect()
     }
 
-    /// Adds an entry at the end, with the white space that separates the others.
+    /// Adds an entry at the end, with the white space that is before the last entry.
     fn appended(&self, entry: &str) -> String {
         let last = &self.plugins[self.plugins.len() - 1].span;
         let before = &self.text[..last.start];
@@ -143,9 +143,9 @@ impl<'a> ConfigList<'a> {
     }
 }
 
-fn replaced(text: &str, range: Range<usize>, with: &str) -> String {
+fn replaced(text: &str, range: Range<usize>, new: &str) -> String {
     let mut text = text.to_owned();
-    text.replace_range(range, with);
+    text.replace_range(range, new);
     text
 }
 
@@ -159,7 +159,7 @@ mod tests {
 
     const ENTRY: &str = r#"{"type":"netpol-cni","socket":"/run/netpol/agent.sock"}"#;
     const OTHER: &str = r#"{"socket":"/run/netpol/other.sock", "type":"netpol-cni"}"#;
-    /// As Flannel writes it.
+    /// A list as Flannel writes it.
     const FLANNEL: &str = "{
   \"name\": \"cbr0\",
   \"cniVersion\": \"0.3.1\",
@@ -177,11 +177,11 @@ mod tests {
 }
 ";
 
-    fn with(text: &str) -> Option<String> {
+    fn with_entry(text: &str) -> Option<String> {
         ConfigList::parse(text).unwrap().with_entry(ENTRY)
     }
 
-    fn without(text: &str) -> Option<String> {
+    fn without_entry(text: &str) -> Option<String> {
         ConfigList::parse(text).unwrap().without_entry().unwrap()
     }
 
@@ -197,24 +197,24 @@ mod tests {
             r#"{"plugins" : [ {"type":"bridge"} , {"type":"\u0070ortmap","a":"]},{\"type\":"}	] , "name":"ü" }"#,
             "\r\n{\"name\":\"n\",\"plugins\":[\r\n\t{\"type\":\"ptp\"}\r\n]}\r\n",
         ] {
-            let new = with(text).unwrap();
+            let new = with_entry(text).unwrap();
             assert_eq!(kinds(&new), [kinds(text), vec![PLUGIN.to_owned()]].concat());
-            assert_eq!(with(&new), None, "the entry is there already");
-            assert_eq!(without(&new).as_deref(), Some(text));
-            assert_eq!(without(text), None);
+            assert_eq!(with_entry(&new), None, "the entry is there already");
+            assert_eq!(without_entry(&new).as_deref(), Some(text));
+            assert_eq!(without_entry(text), None);
         }
         let expected = FLANNEL.replace("    }\n  ]", &format!("    }},\n    {ENTRY}\n  ]"));
-        assert_eq!(with(FLANNEL).unwrap(), expected);
+        assert_eq!(with_entry(FLANNEL).unwrap(), expected);
     }
 
     #[test]
     fn other_settings_are_replaced_where_they_are() {
         let list = |entry| format!(r#"{{"name":"n","plugins":[{{"type":"ptp"}},{entry},{{"type":"tuning"}}]}}"#);
-        assert_eq!(with(&list(OTHER)), Some(list(ENTRY)));
+        assert_eq!(with_entry(&list(OTHER)), Some(list(ENTRY)));
         let reordered = r#"{ "socket" : "/run/netpol/agent.sock" , "type" : "netpol-cni" }"#;
-        assert_eq!(with(&list(reordered)), None, "the same settings");
-        let without_entry = r#"{"name":"n","plugins":[{"type":"ptp"},{"type":"tuning"}]}"#;
-        assert_eq!(without(&list(OTHER)).as_deref(), Some(without_entry));
+        assert_eq!(with_entry(&list(reordered)), None, "the same settings");
+        let expected = r#"{"name":"n","plugins":[{"type":"ptp"},{"type":"tuning"}]}"#;
+        assert_eq!(without_entry(&list(OTHER)).as_deref(), Some(expected));
     }
 
     #[test]
@@ -229,12 +229,12 @@ mod tests {
             format!("{OTHER},{ptp},{ENTRY},{OTHER}"),
             format!("{ptp},{OTHER},{OTHER}"),
         ] {
-            assert_eq!(with(&list(&plugins)), expected, "{plugins}");
-            assert_eq!(without(&list(&plugins)), Some(list(ptp)), "{plugins}");
+            assert_eq!(with_entry(&list(&plugins)), expected, "{plugins}");
+            assert_eq!(without_entry(&list(&plugins)), Some(list(ptp)), "{plugins}");
         }
         let only = list(ENTRY);
         assert!(ConfigList::parse(&only).unwrap().without_entry().is_err());
-        assert_eq!(with(&only), None);
+        assert_eq!(with_entry(&only), None);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Installs the CNI plugin `netpol-cni` on the node, as the last one in the container runtime's list of plugins.
 //!
-//! The list is the first valid file by name, as runtimes choose it. Only the plugin's own entry in it is added, replaced
-//! or removed; the rest of the text stays as it is, so that [`uninstall`] restores it. Files are replaced atomically.
+//! Container runtimes use the first valid file in the order of names. Only the entry of `netpol-cni` is added, replaced
+//! or removed there. The rest of the text stays as it is, so that [`uninstall`] restores the original text. Files are
+//! replaced atomically.
 
 mod files;
 mod list;
@@ -20,7 +21,7 @@ use list::ConfigList;
 
 pub use watch::{report, watch};
 
-/// How often a file is read again because another program changed it meanwhile.
+/// Maximum number of attempts if another program changes the file at the same time.
 const ATTEMPTS: usize = 5;
 
 /// What to install, and where.
@@ -30,7 +31,8 @@ pub struct Installation {
     pub config_dir: PathBuf,
     /// The directory of CNI plugins, for example `/opt/cni/bin`.
     pub bin_dir: PathBuf,
-    /// The plugin's executable; static, because it runs with the libraries of the host: see [`bundled`].
+    /// The plugin's executable: see [`bundled`]. It is linked statically, because it runs on the host, which may not
+    /// have the libraries of the agent's image.
     pub binary: PathBuf,
     /// The plugin's settings.
     pub settings: Settings,
@@ -39,13 +41,13 @@ pub struct Installation {
 /// A plugin that is installed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Installed {
-    /// The list that contains it.
+    /// The list that contains the plugin.
     pub file: PathBuf,
-    /// Whether its entry was added or replaced now.
+    /// Whether this call added or replaced the plugin's entry.
     pub entry_written: bool,
-    /// Whether its executable was copied now.
+    /// Whether this call copied the plugin's executable.
     pub binary_written: bool,
-    /// Files before the list that cannot be used.
+    /// Files that come before the list in the order of names, but cannot be used.
     pub skipped: Vec<Skipped>,
 }
 
@@ -58,27 +60,27 @@ pub struct Skipped {
     pub reason: String,
 }
 
-/// Why the plugin cannot be installed. Nothing was changed in the list.
+/// Why the plugin cannot be installed. The list was not changed.
 #[derive(Debug, Error)]
 pub enum InstallError {
     /// There is no valid configuration yet.
-    #[error("no CNI configuration in {directory}{}; it is written by the network plugin", Listed(.skipped))]
+    #[error("no CNI configuration in {directory}{}; it is written by the network plugin", SkippedFiles(.skipped))]
     NoConfiguration {
         /// The configuration directory.
         directory: PathBuf,
         /// Invalid files.
         skipped: Vec<Skipped>,
     },
-    /// The runtime uses a file with a single plugin. Its owner would write it again if it were replaced by a list,
-    /// and the runtime would use that file.
+    /// The runtime uses a file with a single plugin. If netpol replaced this file by a list, the network plugin that
+    /// owns the file could write it again, and the runtime would use the file instead of the list.
     #[error("{0} configures a single plugin and cannot contain a second one; replace it by a .conflist, or use NRI")]
     SinglePlugin(PathBuf),
-    /// Runtimes would reject the whole list because of a plugin that does not support its version.
+    /// The list has a version that `netpol-cni` does not support. With the entry, runtimes would reject the whole list.
     #[error("{file} has cniVersion {version}; {PLUGIN} supports {}", VERSIONS.join(", "))]
     Version {
         /// The list.
         file: PathBuf,
-        /// Its version.
+        /// The version of the list.
         version: String,
     },
     /// The settings are invalid.
@@ -110,16 +112,16 @@ pub struct Uninstalled {
 }
 
 /// The configuration that the runtime uses.
-struct Chosen {
+struct ChosenFile {
     file: PathBuf,
     text: String,
     metadata: Metadata,
     skipped: Vec<Skipped>,
 }
 
-struct Listed<'a>(&'a [Skipped]);
+struct SkippedFiles<'a>(&'a [Skipped]);
 
-impl fmt::Display for Listed<'_> {
+impl fmt::Display for SkippedFiles<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|Skipped { file, reason }| write!(formatter, " ({}: {reason})", file.display()))
     }
@@ -134,13 +136,13 @@ impl Installation {
         let entry = self.settings.entry()?;
         let mut binary_written = false;
         for _ in 0..ATTEMPTS {
-            let Chosen { file, text, metadata, skipped } = choose(&self.config_dir)?;
-            // Parsed before.
+            let ChosenFile { file, text, metadata, skipped } = choose(&self.config_dir)?;
+            // `choose` has parsed the same text, so this does not fail.
             let Ok(list) = ConfigList::parse(&text) else { continue };
             if let Some(version) = list.versions().find(|version| !VERSIONS.contains(version)) {
                 return Err(InstallError::Version { version: version.to_owned(), file });
             }
-            // First: if the list names a plugin without an executable, the runtime starts no pod.
+            // The executable comes first: if the list names a plugin without an executable, the runtime starts no pod.
             binary_written |= self.install_binary()?;
             let new = list.with_entry(&entry);
             let entry_written = new.is_some();
@@ -148,27 +150,27 @@ impl Installation {
                 if !is_unchanged(&file, &text) {
                     continue;
                 }
-                files::replace(&file, new.as_bytes(), &metadata).map_err(error("replace", &file))?;
+                files::replace(&file, new.as_bytes(), &metadata).map_err(io_error("replace", &file))?;
             }
             return Ok(Installed { file, entry_written, binary_written, skipped });
         }
         Err(InstallError::Changing(self.config_dir.clone()))
     }
 
-    /// Copies the executable if it differs. Returns whether it did.
+    /// Copies the executable if the installed one differs. Returns whether it was copied.
     fn install_binary(&self) -> Result<bool, InstallError> {
         let target = self.bin_dir.join(PLUGIN);
-        let content = fs::read(&self.binary).map_err(error("read", &self.binary))?;
-        files::install_executable(&target, &content).map_err(error("write", &target))
+        let content = fs::read(&self.binary).map_err(io_error("read", &self.binary))?;
+        files::install_executable(&target, &content).map_err(io_error("write", &target))
     }
 }
 
-/// Removes the plugin from all lists in a directory, which then are as if it had never been there, and its executable
-/// from `bin_dir`, unless a list still contains it.
+/// Removes the plugin's entry from all lists in a directory, which restores their original text. Then removes the
+/// plugin's executable from `bin_dir`, unless a list still contains the plugin.
 ///
-/// Without `bin_dir` the executable remains, which does nothing by itself. CRI-O needs it until all pods that started
-/// with it are removed: it removes a pod with the list of plugins that the pod was started with, and fails if one is
-/// missing (`TearDownPod` and `loadNetworkFromCache` in ocicni). containerd uses the current list.
+/// Without `bin_dir`, the executable remains. It does nothing by itself, and CRI-O may still need it: CRI-O removes a
+/// pod with the list of plugins that the pod was started with, and fails if a plugin is missing (`TearDownPod` and
+/// `loadNetworkFromCache` in ocicni). containerd uses the current list.
 pub fn uninstall(config_dir: &Path, bin_dir: Option<&Path>) -> Uninstalled {
     let mut report = Uninstalled::default();
     let files = configurations(config_dir).unwrap_or_else(|error| {
@@ -193,7 +195,8 @@ pub fn uninstall(config_dir: &Path, bin_dir: Option<&Path>) -> Uninstalled {
     report
 }
 
-/// Returns the plugin's executable that belongs to this agent: the one in the same directory.
+/// Returns the path of the plugin's executable that belongs to this agent. It is in the directory of the agent's
+/// executable.
 ///
 /// # Errors
 /// If the kernel does not report the agent's path.
@@ -202,17 +205,17 @@ pub fn bundled() -> io::Result<PathBuf> {
 }
 
 /// Returns the first valid configuration.
-fn choose(directory: &Path) -> Result<Chosen, InstallError> {
+fn choose(directory: &Path) -> Result<ChosenFile, InstallError> {
     let mut skipped = Vec::new();
-    for file in configurations(directory).map_err(error("list", directory))? {
-        // A link stays one.
+    for file in configurations(directory).map_err(io_error("list", directory))? {
+        // If the file is a symbolic link, the link stays, and its target is replaced.
         let file = file.canonicalize().unwrap_or(file);
         let result = files::read(&file).map_err(|error| error.to_string()).and_then(|(text, metadata)| {
             if is_list(&file) { ConfigList::parse(&text).map(|_| ()) } else { list::check_single(&text) }?;
             Ok((text, metadata))
         });
         match result {
-            Ok((text, metadata)) if is_list(&file) => return Ok(Chosen { file, text, metadata, skipped }),
+            Ok((text, metadata)) if is_list(&file) => return Ok(ChosenFile { file, text, metadata, skipped }),
             Ok(_) => return Err(InstallError::SinglePlugin(file)),
             Err(reason) => skipped.push(Skipped { file, reason }),
         }
@@ -220,7 +223,7 @@ fn choose(directory: &Path) -> Result<Chosen, InstallError> {
     Err(InstallError::NoConfiguration { directory: directory.to_owned(), skipped })
 }
 
-/// Removes the plugin from a configuration. Returns whether it was there.
+/// Removes the plugin from a configuration. Returns whether the configuration contained the plugin.
 fn remove_entry(file: &Path) -> Result<bool, String> {
     let file = file.canonicalize().map_err(|error| error.to_string())?;
     for _ in 0..ATTEMPTS {
@@ -230,7 +233,7 @@ fn remove_entry(file: &Path) -> Result<bool, String> {
         }
         let without = if is_list(&file) { ConfigList::parse(&text)?.without_entry()? } else { None };
         let Some(without) = without else {
-            // For example a copy of a list that Multus has in its own configuration.
+            // For example, Multus keeps a copy of a list in its own configuration.
             return Err("not an entry of a list; remove it by hand".to_owned());
         };
         if is_unchanged(&file, &text) {
@@ -241,18 +244,18 @@ fn remove_entry(file: &Path) -> Result<bool, String> {
     Err("another program keeps changing the file".to_owned())
 }
 
-/// Checks that a file still has the text that was read. The change by another program after this check is lost, but
-/// the time until the file is replaced is a few microseconds.
+/// Checks that a file still has the text that was read. If another program changes the file after this check, the
+/// change is lost. But the file is replaced within a few microseconds.
 fn is_unchanged(file: &Path, text: &str) -> bool {
     files::read(file).is_ok_and(|(now, _)| now == text)
 }
 
-/// Only files with this extension are lists, for all runtimes.
+/// All runtimes read only files with this extension as lists.
 fn is_list(file: &Path) -> bool {
     file.extension().is_some_and(|extension| extension == "conflist")
 }
 
-fn error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> InstallError {
+fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> InstallError {
     let path = path.to_owned();
     move |source| InstallError::Io { operation, path, source }
 }

@@ -1,3 +1,5 @@
+//! Tests the installation of the CNI plugin in temporary directories.
+
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::time::{Duration, Instant};
 
@@ -8,7 +10,7 @@ use super::*;
 const BRIDGE: &str =
     "{\n  \"cniVersion\": \"1.0.0\",\n  \"name\": \"n\",\n  \"plugins\": [\n    {\"type\": \"bridge\"}\n  ]\n}\n";
 
-/// A node's directories.
+/// Directories of the container runtime on a node.
 struct Node {
     root: TempDir,
     installation: Installation,
@@ -17,11 +19,11 @@ struct Node {
 impl Node {
     fn new(files: &[(&str, &str)]) -> Self {
         let root = tempfile::tempdir().unwrap();
-        let at = |name: &str| root.path().canonicalize().unwrap().join(name);
+        let path_of = |name: &str| root.path().canonicalize().unwrap().join(name);
         let installation = Installation {
-            config_dir: at("net.d"),
-            bin_dir: at("bin"),
-            binary: at("bundled"),
+            config_dir: path_of("net.d"),
+            bin_dir: path_of("bin"),
+            binary: path_of("bundled"),
             settings: Settings::default(),
         };
         fs::create_dir(&installation.config_dir).unwrap();
@@ -55,7 +57,7 @@ impl Node {
     }
 
     #[track_caller]
-    fn installs(&self, file: &str, entry_written: bool, binary_written: bool) -> Vec<Skipped> {
+    fn assert_installs(&self, file: &str, entry_written: bool, binary_written: bool) -> Vec<Skipped> {
         let installed = self.installation.install().unwrap();
         let state = (installed.file.clone(), installed.entry_written, installed.binary_written);
         assert_eq!(state, (self.path(file), entry_written, binary_written));
@@ -64,7 +66,7 @@ impl Node {
     }
 
     #[track_caller]
-    fn fails(&self, words: &str) {
+    fn assert_fails_with(&self, words: &str) {
         let error = self.installation.install().unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
     }
@@ -73,8 +75,8 @@ impl Node {
         uninstall(&self.installation.config_dir, Some(&self.installation.bin_dir))
     }
 
-    /// Returns the names of all files, hidden ones included.
-    fn names(&self) -> Vec<String> {
+    /// Returns the names of all files, including hidden files.
+    fn file_names(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.installation.config_dir).unwrap();
         let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
@@ -85,16 +87,16 @@ impl Node {
 #[test]
 fn the_plugin_is_installed_once_and_uninstalled_without_a_trace() {
     let node = Node::new(&[("10-bridge.conflist", BRIDGE), ("20-other.conflist", BRIDGE)]);
-    node.installs("10-bridge.conflist", true, true);
-    node.installs("10-bridge.conflist", false, false);
-    assert_eq!(node.read("20-other.conflist"), BRIDGE, "runtimes use the first one");
+    node.assert_installs("10-bridge.conflist", true, true);
+    node.assert_installs("10-bridge.conflist", false, false);
+    assert_eq!(node.read("20-other.conflist"), BRIDGE, "runtimes use the first file");
     assert_eq!(fs::read(node.plugin()).unwrap(), b"the plugin");
     assert_eq!(fs::metadata(node.plugin()).unwrap().mode() & 0o777, 0o755);
 
     let report = node.uninstall();
     assert_eq!((report.removed.len(), report.remains), (2, Vec::new()));
     assert_eq!(node.read("10-bridge.conflist"), BRIDGE);
-    assert_eq!(node.names(), ["10-bridge.conflist", "20-other.conflist"]);
+    assert_eq!(node.file_names(), ["10-bridge.conflist", "20-other.conflist"]);
     assert!(!node.plugin().exists());
     assert_eq!(node.uninstall(), Uninstalled::default());
 }
@@ -102,17 +104,17 @@ fn the_plugin_is_installed_once_and_uninstalled_without_a_trace() {
 #[test]
 fn another_programs_changes_and_new_first_files_get_the_plugin_again() {
     let node = Node::new(&[("10-bridge.conflist", BRIDGE)]);
-    node.installs("10-bridge.conflist", true, true);
+    node.assert_installs("10-bridge.conflist", true, true);
     let rewritten = BRIDGE.replace("bridge", "ptp");
     node.write("10-bridge.conflist", &rewritten);
-    node.installs("10-bridge.conflist", true, false);
+    node.assert_installs("10-bridge.conflist", true, false);
     node.write("05-first.conflist", BRIDGE);
-    node.installs("05-first.conflist", true, false);
+    node.assert_installs("05-first.conflist", true, false);
     fs::remove_file(node.plugin()).unwrap();
-    node.installs("05-first.conflist", false, true);
+    node.assert_installs("05-first.conflist", false, true);
     fs::set_permissions(node.plugin(), fs::Permissions::from_mode(0o644)).unwrap();
-    node.installs("05-first.conflist", false, true);
-    // Written by hand after the plugin was added.
+    node.assert_installs("05-first.conflist", false, true);
+    // An administrator edits the file after the plugin was added.
     node.write("10-bridge.conflist", &node.read("10-bridge.conflist").replace("\"n\"", "\"renamed\""));
     assert_eq!(node.uninstall().remains, Vec::<String>::new());
     assert_eq!(node.read("05-first.conflist"), BRIDGE);
@@ -122,10 +124,10 @@ fn another_programs_changes_and_new_first_files_get_the_plugin_again() {
 #[test]
 fn other_settings_and_another_version_of_the_executable_are_replaced() {
     let mut node = Node::new(&[("10-bridge.conflist", BRIDGE)]);
-    node.installs("10-bridge.conflist", true, true);
+    node.assert_installs("10-bridge.conflist", true, true);
     node.installation.settings.timeout_seconds = 20;
     fs::write(&node.installation.binary, "the next version").unwrap();
-    node.installs("10-bridge.conflist", true, true);
+    node.assert_installs("10-bridge.conflist", true, true);
     assert_eq!(fs::read(node.plugin()).unwrap(), b"the next version");
     node.uninstall();
     assert_eq!(node.read("10-bridge.conflist"), BRIDGE);
@@ -152,14 +154,14 @@ fn owner_permissions_and_links_stay() {
 fn invalid_files_are_reported_and_not_touched() {
     let node =
         Node::new(&[("05-cut.conflist", "{\"plugins\":"), ("06-list.conf", BRIDGE), ("10-bridge.conflist", BRIDGE)]);
-    let skipped = node.installs("10-bridge.conflist", true, true);
+    let skipped = node.assert_installs("10-bridge.conflist", true, true);
     let files: Vec<_> = skipped.into_iter().map(|skipped| skipped.file).collect();
     assert_eq!(files, [node.path("05-cut.conflist"), node.path("06-list.conf")]);
     assert_eq!((node.read("05-cut.conflist").as_str(), node.read("06-list.conf").as_str()), ("{\"plugins\":", BRIDGE));
 
     fs::remove_file(node.path("10-bridge.conflist")).unwrap();
-    node.fails("no CNI configuration");
-    node.fails("05-cut.conflist: EOF");
+    node.assert_fails_with("no CNI configuration");
+    node.assert_fails_with("05-cut.conflist: EOF");
     node.write("05-cut.conflist", &format!("{{\"plugins\":[{{\"type\":\"{PLUGIN}\""));
     let report = node.uninstall();
     assert_eq!((report.removed.len(), report.remains.len()), (0, 1), "{report:?}");
@@ -169,7 +171,7 @@ fn invalid_files_are_reported_and_not_touched() {
 #[test]
 fn a_copy_that_another_program_made_is_reported() {
     let node = Node::new(&[("10-bridge.conflist", BRIDGE)]);
-    node.installs("10-bridge.conflist", true, true);
+    node.assert_installs("10-bridge.conflist", true, true);
     let delegates = format!(r#"{{"type":"multus","name":"m","delegates":[{}]}}"#, node.read("10-bridge.conflist"));
     node.write("00-multus.conf", &delegates);
     let report = node.uninstall();
@@ -183,34 +185,35 @@ fn a_copy_that_another_program_made_is_reported() {
 fn configurations_that_cannot_have_the_plugin_are_errors() {
     let single = r#"{"cniVersion":"1.0.0","name":"n","type":"ptp"}"#;
     let node = Node::new(&[("10-ptp.conf", single), ("20-bridge.conflist", BRIDGE)]);
-    node.fails("10-ptp.conf configures a single plugin");
+    node.assert_fails_with("10-ptp.conf configures a single plugin");
     assert_eq!((node.read("10-ptp.conf").as_str(), node.read("20-bridge.conflist").as_str()), (single, BRIDGE));
     assert!(!node.plugin().exists());
 
     for version in ["\"0.2.0\"", "\"\"", "\"2.0.0\""] {
         let node = Node::new(&[("10-bridge.conflist", &BRIDGE.replace("\"1.0.0\"", version))]);
-        node.fails("supports 0.3.0");
+        node.assert_fails_with("supports 0.3.0");
         assert!(!node.read("10-bridge.conflist").contains(PLUGIN) && !node.plugin().exists());
     }
-    Node::new(&[]).fails("no CNI configuration");
+    Node::new(&[]).assert_fails_with("no CNI configuration");
     let mut node = Node::new(&[]);
     node.installation.config_dir = node.path("missing");
-    node.fails("no CNI configuration");
+    node.assert_fails_with("no CNI configuration");
 }
 
 #[test]
 fn a_missing_executable_or_directory_is_an_error_and_the_list_stays() {
     let node = Node::new(&[("10-bridge.conflist", BRIDGE)]);
     fs::remove_file(&node.installation.binary).unwrap();
-    node.fails("cannot read");
+    node.assert_fails_with("cannot read");
     fs::write(&node.installation.binary, "the plugin").unwrap();
     fs::remove_dir(&node.installation.bin_dir).unwrap();
-    node.fails("cannot write");
+    node.assert_fails_with("cannot write");
     assert_eq!(node.read("10-bridge.conflist"), BRIDGE);
-    // Root may write into directories that are read-only for others, but not where a directory has the file's name.
+    // The test runs as root, which may also write into read-only directories. Here, writing fails because a directory
+    // has the name of the file.
     fs::create_dir(&node.installation.bin_dir).unwrap();
     fs::create_dir_all(node.path(&format!(".{PLUGIN}.draft")).join("x")).unwrap();
-    node.fails("cannot replace");
+    node.assert_fails_with("cannot replace");
     assert_eq!(node.read("10-bridge.conflist"), BRIDGE);
 }
 
@@ -221,22 +224,22 @@ async fn a_watch_repairs_what_another_program_changes() {
     let watching = tokio::spawn(watch(node.installation.clone(), move |result| {
         let _ = sender.send(result.as_ref().map(|installed| installed.file.clone()).map_err(ToString::to_string));
     }));
-    let mut next = async || tokio::time::timeout(Duration::from_secs(8), reports.recv()).await.unwrap().unwrap();
-    assert!(next().await.unwrap_err().contains("no CNI configuration"));
+    let mut next_report = async || tokio::time::timeout(Duration::from_secs(8), reports.recv()).await.unwrap().unwrap();
+    assert!(next_report().await.unwrap_err().contains("no CNI configuration"));
     let written = Instant::now();
     node.write("10-bridge.conflist", BRIDGE);
-    assert_eq!(next().await, Ok(node.path("10-bridge.conflist")));
-    assert!(written.elapsed() < Duration::from_secs(5), "by inotify: {:?}", written.elapsed());
+    assert_eq!(next_report().await, Ok(node.path("10-bridge.conflist")));
+    assert!(written.elapsed() < Duration::from_secs(5), "the change must be found by inotify: {:?}", written.elapsed());
 
     node.write("10-bridge.conflist", BRIDGE);
-    next().await.unwrap();
+    next_report().await.unwrap();
     assert!(node.has_entry("10-bridge.conflist"));
     fs::remove_file(node.plugin()).unwrap();
-    next().await.unwrap();
+    next_report().await.unwrap();
     assert!(node.plugin().exists());
     node.write("05-new.conflist", BRIDGE);
-    assert_eq!(next().await, Ok(node.path("05-new.conflist")));
-    // Its own writes lead to no reports.
+    assert_eq!(next_report().await, Ok(node.path("05-new.conflist")));
+    // What the watch itself writes is not reported.
     assert!(tokio::time::timeout(Duration::from_millis(300), reports.recv()).await.is_err());
     watching.abort();
 }

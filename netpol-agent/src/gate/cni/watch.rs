@@ -1,4 +1,4 @@
-//! Keeps the plugin installed.
+//! Keeps the plugin `netpol-cni` installed.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,22 +15,23 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// A burst of writes is over after a pause of this length.
 const QUIET: Duration = Duration::from_millis(20);
 
-/// Installs the plugin, and again when another program has written the configuration or removed the executable. Calls
-/// `report` for each result that differs from the one before, or changed something. Ends only if it is dropped.
+/// Installs the plugin, and repeats this when another program has written the configuration or removed the executable.
+/// Calls `report` if a result differs from the previous one, or if the installation wrote a file. Ends only when the
+/// future is dropped.
 pub async fn watch(installation: Installation, mut report: impl FnMut(&Result<Installed, InstallError>)) {
     let mut watch = Watch::new().ok();
     let mut reported = None;
     loop {
         if let Some(watch) = &mut watch {
             for directory in [&installation.config_dir, &installation.bin_dir] {
-                // A directory that cannot be watched is checked in intervals.
+                // A directory that cannot be watched is checked at each interval.
                 let _ = watch.add(directory);
             }
         }
         let task = installation.clone();
         let Ok(result) = spawn_blocking(move || task.install()).await else { return };
         let has_changed = result.as_ref().is_ok_and(|installed| installed.entry_written || installed.binary_written);
-        let state = State::of(&result);
+        let state = ReportedState::of(&result);
         if has_changed || reported.as_ref() != Some(&state) {
             report(&result);
             reported = Some(state);
@@ -39,14 +40,14 @@ pub async fn watch(installation: Installation, mut report: impl FnMut(&Result<In
     }
 }
 
-/// What is worth a report if it changes.
+/// The part of a result that is reported when it changes.
 #[derive(Debug, PartialEq, Eq)]
-enum State {
+enum ReportedState {
     Installed(PathBuf, Vec<Skipped>),
     Failed(String),
 }
 
-impl State {
+impl ReportedState {
     fn of(result: &Result<Installed, InstallError>) -> Self {
         match result {
             Ok(installed) => Self::Installed(installed.file.clone(), installed.skipped.clone()),
@@ -65,7 +66,7 @@ async fn wait(watch: &mut Option<Watch>) {
     }
 }
 
-/// Logs and records a result, for [`watch`].
+/// Logs and records a result of [`watch`].
 pub fn report(result: &Result<Installed, InstallError>, stats: &GateStats) {
     match result {
         Ok(installed) => stats.installed(installed.file.display().to_string()),

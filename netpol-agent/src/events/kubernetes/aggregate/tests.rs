@@ -8,7 +8,7 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Returns packets of `pod` that were denied to the peer with this number in its address.
+/// Returns packets that were denied from `pod` to a peer. `peer` is the end of the peer's address.
 fn denied(pod: &str, peer: u16, packets: u64) -> Denied {
     let [high, low] = peer.to_be_bytes();
     Denied {
@@ -28,7 +28,7 @@ fn denied(pod: &str, peer: u16, packets: u64) -> Denied {
     }
 }
 
-/// An aggregator and a clock. Everything that is taken is written immediately.
+/// An aggregator and a clock. Each publication is written as soon as the aggregator returns it.
 struct Fixture {
     aggregator: Aggregator,
     start: Instant,
@@ -46,21 +46,22 @@ impl Fixture {
         self.aggregator.denied(Denied { at, ..denied(pod, peer, packets) }, self.now).unwrap();
     }
 
-    fn written(&mut self) -> Vec<Publication> {
+    /// Writes all publications that are due, and returns them.
+    fn write_due(&mut self) -> Vec<Publication> {
         let mut all = Vec::new();
-        while let Some(publication) = self.aggregator.take(self.now) {
+        while let Some(publication) = self.aggregator.take_due(self.now) {
             self.aggregator.published(&publication, self.now);
             all.push(publication);
         }
         all
     }
 
-    /// Advances the clock and writes everything that becomes due: (time, series).
+    /// Advances the clock, and writes all publications that become due. Returns the time and the series of each.
     fn wait(&mut self, time: Duration) -> Vec<(u64, Series)> {
         let until = self.now + time;
         let mut all = Vec::new();
         loop {
-            for publication in self.written() {
+            for publication in self.write_due() {
                 let Publication::Denied(series) = publication else { panic!("{publication:?}") };
                 all.push(((self.now - self.start).as_secs(), series));
             }
@@ -121,7 +122,7 @@ fn a_port_scan_creates_a_few_events_and_one_for_all_others() {
 }
 
 #[test]
-fn a_busy_pod_still_has_tokens_for_something_new() {
+fn a_busy_pod_still_has_tokens_for_a_new_topic() {
     let mut fixture = Fixture::new();
     for _ in 0..2000 {
         for peer in 0..8 {
@@ -145,7 +146,7 @@ fn would_be_denials_do_not_delay_events_about_denials() {
     }
     let shadow = fixture.wait(SECOND);
     assert!(shadow.iter().all(|(_, series)| series.topic.shadow));
-    assert_eq!(shadow.len(), (NODE_BURST - NODE_RESERVED_FOR_DENIALS) as usize, "of all pods");
+    assert_eq!(shadow.len(), (NODE_BURST - NODE_RESERVED_FOR_DENIALS) as usize, "the limit is for all pods together");
     for peer in 0..5000 {
         fixture.deny("web", peer, 1);
     }
@@ -161,9 +162,13 @@ fn a_failed_write_is_retried_with_the_packets_counted_since() {
     let mut fixture = Fixture::new();
     fixture.deny("web", 1, 1);
     fixture.now += SECOND;
-    let first = fixture.aggregator.take(fixture.now).unwrap();
+    let first = fixture.aggregator.take_due(fixture.now).unwrap();
     fixture.deny("web", 1, 4);
-    assert_eq!(fixture.aggregator.take(fixture.now), None, "a publication that is being written is not taken again");
+    assert_eq!(
+        fixture.aggregator.take_due(fixture.now),
+        None,
+        "a publication that is being written is not taken again"
+    );
     fixture.aggregator.failed(&first, fixture.now);
     let reported = fixture.wait(SECOND);
     assert!(reported.len() == 1 && reported[0].1.count == 5 && !reported[0].1.update, "{reported:?}");
@@ -175,9 +180,9 @@ fn a_flush_makes_delayed_updates_due() {
     fixture.deny("web", 1, 1);
     fixture.wait(SECOND);
     fixture.deny("web", 1, 1);
-    assert_eq!(fixture.written(), []);
+    assert_eq!(fixture.write_due(), []);
     fixture.aggregator.flush(fixture.now);
-    assert_eq!(fixture.written().len(), 1);
+    assert_eq!(fixture.write_due().len(), 1);
 }
 
 #[test]
@@ -186,9 +191,9 @@ fn a_deleted_pod_is_not_reported_and_its_successor_is() {
     fixture.deny("web", 1, 1);
     fixture.deny("web", 2, 1);
     fixture.now += SECOND;
-    let first = fixture.aggregator.take(fixture.now).unwrap();
+    let first = fixture.aggregator.take_due(fixture.now).unwrap();
     fixture.aggregator.discarded(&first, DropReason::Deleted, fixture.now);
-    assert_eq!(fixture.written(), []);
+    assert_eq!(fixture.write_due(), []);
     let successor = Denied { created: 2, ..denied("web", 1, 1) };
     fixture.aggregator.denied(successor, fixture.now).unwrap();
     assert_eq!(fixture.wait(SECOND).len(), 1);
@@ -201,7 +206,7 @@ fn the_number_of_pods_is_bounded_and_further_pods_are_an_error() {
         (0..2 * MAX_PODS).map(|n| fixture.aggregator.denied(denied(&format!("pod-{n}"), 1, 1), fixture.now)).collect();
     assert_eq!(results.iter().filter(|result| **result == Err(DropReason::TooManyPods)).count(), MAX_PODS);
     assert_eq!(fixture.aggregator.pods.len(), MAX_PODS);
-    // Once they are reported and expired, there is room for others.
+    // Pods are removed when their Events are written and have expired.
     fixture.wait(4 * 3600 * SECOND);
     assert!(fixture.aggregator.pods.is_empty());
 }
@@ -237,7 +242,7 @@ proptest! {
                 }
                 Step::Wait(millis) => fixture.now += Duration::from_millis(millis),
                 Step::Write { fails } => {
-                    let Some(publication) = fixture.aggregator.take(fixture.now) else { continue };
+                    let Some(publication) = fixture.aggregator.take_due(fixture.now) else { continue };
                     if fails {
                         fixture.aggregator.failed(&publication, fixture.now);
                         continue;
@@ -254,7 +259,7 @@ proptest! {
                 prop_assert!(pod.series.len() <= MAX_TOPICS + 1);
             }
         }
-        // At the end everything is reported, and every packet was counted once.
+        // At the end, all packets are reported, and each was counted once.
         fixture.now += 24 * 3600 * SECOND;
         fixture.aggregator.flush(fixture.now);
         for (_, series) in fixture.wait(3600 * SECOND) {
