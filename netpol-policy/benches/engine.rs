@@ -1,4 +1,5 @@
-//! Time and number of writes to compile one change, in small and large clusters: `cargo bench -p netpol-policy`.
+//! Measures the time to compile one change, and the number of writes that the change causes, in small and large
+//! clusters: `cargo bench -p netpol-policy`.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use netpol_policy::model::{Mode, Object, ObjectKey, Pod, Protocol};
 use netpol_policy::reference::Packet;
 use netpol_policy::testing::{cluster, cluster_with_services, local_node};
 
-/// How often each kind of change is measured.
+/// About how often each kind of change is measured.
 const TIMES: usize = 200;
 
 fn main() {
@@ -22,24 +23,25 @@ fn main() {
         let started = Instant::now();
         let writes = engine.apply(Event::Reset(objects.clone())).len();
         let label = |what: &str| format!("{pods} / {policies}: {what}");
-        row(&label("everything at once"), &mut [started.elapsed()], writes);
-        let every = |step: usize, keep: fn(&Object) -> bool| {
+        print_row(&label("everything at once"), &mut [started.elapsed()], writes);
+        let sample = |count: usize, keep: fn(&Object) -> bool| {
             let chosen: Vec<_> = objects.iter().filter(move |object| keep(object)).cloned().collect();
-            let step = (chosen.len() / step).max(1);
+            let step = (chosen.len() / count).max(1);
             chosen.into_iter().step_by(step).collect::<Vec<_>>()
         };
-        let some_pods = every(TIMES, |object| matches!(object, Object::Pod(_)));
-        let some_policies = every(TIMES, |object| matches!(object, Object::Policy(_)));
-        delete_and_apply(&mut engine, &label("a pod"), &some_pods);
-        relabel(&mut engine, &label("a pod's labels"), &some_pods);
-        delete_and_apply(&mut engine, &label("a policy"), &some_policies);
+        let some_pods = sample(TIMES, |object| matches!(object, Object::Pod(_)));
+        let some_policies = sample(TIMES, |object| matches!(object, Object::Policy(_)));
+        measure_delete_and_apply(&mut engine, &label("a pod"), &some_pods);
+        measure_relabel(&mut engine, &label("a pod's labels"), &some_pods);
+        measure_delete_and_apply(&mut engine, &label("a policy"), &some_policies);
     }
-    services(20_000, 5_000);
-    flows(10_000, 1_000);
+    measure_services(20_000, 5_000);
+    measure_explanations(10_000, 1_000);
 }
 
-/// Measures the explanation of flows to the pods of the local node: from a pod and from outside, allowed and denied.
-fn flows(pods: usize, policies: usize) {
+/// Measures how long it takes to explain flows to the pods of the local node. The flows come from a pod and from
+/// outside, and are allowed or denied.
+fn measure_explanations(pods: usize, policies: usize) {
     let state = ClusterState::from_objects(cluster(pods, policies));
     let node = local_node();
     let local: Vec<&Pod> = state.pods.values().filter(|pod| pod.node.as_ref() == Some(&node)).collect();
@@ -57,15 +59,15 @@ fn flows(pods: usize, policies: usize) {
                 is_hairpin: false,
                 post_dnat: false,
             };
-            timed(&mut times, || usize::from(explain_flow(&state, &packet, Mode::Enforce).ingress.is_none()));
+            measure(&mut times, || usize::from(explain_flow(&state, &packet, Mode::Enforce).ingress.is_none()));
         }
-        row(&format!("{pods} / {policies}: explain a flow from {label}"), &mut times, 0);
+        print_row(&format!("{pods} / {policies}: explain a flow from {label}"), &mut times, 0);
     }
 }
 
-/// Measures a cluster with Services that each have an equal share of the pods as backends, and one Service with a
-/// thousand.
-fn services(pods: usize, services: usize) {
+/// Measures changes in a cluster with Services. Each Service has an equal share of the pods as backends, and one more
+/// Service has a thousand backends.
+fn measure_services(pods: usize, services: usize) {
     let mut objects = cluster_with_services(pods, services);
     let label = |what: &str| format!("{pods} / {services} Services: {what}");
     let big = large_service(&objects, 1_000);
@@ -73,20 +75,20 @@ fn services(pods: usize, services: usize) {
     let mut engine = Engine::new(NodeScope::Node(local_node()), FirstIds::default());
     let started = Instant::now();
     let writes = engine.apply(Event::Reset(objects.clone())).len();
-    row(&label("everything at once"), &mut [started.elapsed()], writes);
-    let every = |keep: fn(&Object) -> bool| {
+    print_row(&label("everything at once"), &mut [started.elapsed()], writes);
+    let sample = |keep: fn(&Object) -> bool| {
         let chosen: Vec<_> = objects.iter().filter(|object| keep(object)).cloned().collect();
-        // An odd step, so that not all chosen pods are on the local node.
+        // The step is odd, so that not all chosen pods are on the local node.
         let step = (chosen.len() / TIMES) | 1;
         chosen.into_iter().step_by(step).collect::<Vec<_>>()
     };
-    slices(&mut engine, &label("a slice"), &every(|object| matches!(object, Object::Slice(_))));
-    slices(&mut engine, &label("a slice of 1000"), &big[1..]);
-    delete_and_apply(&mut engine, &label("a Service"), &every(|object| matches!(object, Object::Service(_))));
-    let some_pods = every(|object| matches!(object, Object::Pod(_)));
-    delete_and_apply(&mut engine, &label("a pod"), &some_pods);
-    relabel(&mut engine, &label("a pod's labels"), &some_pods);
-    delete_and_apply(&mut engine, &label("a policy"), &every(|object| matches!(object, Object::Policy(_))));
+    measure_slices(&mut engine, &label("a slice"), &sample(|object| matches!(object, Object::Slice(_))));
+    measure_slices(&mut engine, &label("a slice of 1000"), &big[1..]);
+    measure_delete_and_apply(&mut engine, &label("a Service"), &sample(|object| matches!(object, Object::Service(_))));
+    let some_pods = sample(|object| matches!(object, Object::Pod(_)));
+    measure_delete_and_apply(&mut engine, &label("a pod"), &some_pods);
+    measure_relabel(&mut engine, &label("a pod's labels"), &some_pods);
+    measure_delete_and_apply(&mut engine, &label("a policy"), &sample(|object| matches!(object, Object::Policy(_))));
 }
 
 /// Returns a Service with this many backends, and its slice.
@@ -109,53 +111,54 @@ fn large_service(objects: &[Object], count: usize) -> [Object; 2] {
     found.try_into().expect("expected one Service and one slice")
 }
 
-/// Measures the removal and the addition of an endpoint of each slice.
-fn slices(engine: &mut Engine, label: &str, slices: &[Object]) {
+/// Measures the removal of an endpoint of each slice, and then its addition.
+fn measure_slices(engine: &mut Engine, label: &str, slices: &[Object]) {
     let (mut remove, mut add, mut writes) = (Vec::new(), Vec::new(), (0, 0));
     for object in slices {
         let Object::Slice(slice) = object else { continue };
         let mut fewer = slice.clone();
         fewer.endpoints.pop();
-        writes.0 += timed(&mut remove, || engine.apply(Event::Apply(Object::Slice(fewer))).len());
-        writes.1 += timed(&mut add, || engine.apply(Event::Apply(object.clone())).len());
+        writes.0 += measure(&mut remove, || engine.apply(Event::Apply(Object::Slice(fewer))).len());
+        writes.1 += measure(&mut add, || engine.apply(Event::Apply(object.clone())).len());
     }
-    row(&format!("{label} loses an endpoint"), &mut remove, writes.0 / slices.len());
-    row(&format!("{label} gains one"), &mut add, writes.1 / slices.len());
+    print_row(&format!("{label} loses an endpoint"), &mut remove, writes.0 / slices.len());
+    print_row(&format!("{label} gains one"), &mut add, writes.1 / slices.len());
 }
 
-/// Measures the deletion and the addition of each object.
-fn delete_and_apply(engine: &mut Engine, label: &str, objects: &[Object]) {
+/// Measures the deletion of each object, and then its addition.
+fn measure_delete_and_apply(engine: &mut Engine, label: &str, objects: &[Object]) {
     let (mut delete, mut apply, mut writes) = (Vec::new(), Vec::new(), (0, 0));
     for object in objects {
         let key: ObjectKey = object.key();
-        writes.0 += timed(&mut delete, || engine.apply(Event::Delete(key)).len());
-        writes.1 += timed(&mut apply, || engine.apply(Event::Apply(object.clone())).len());
+        writes.0 += measure(&mut delete, || engine.apply(Event::Delete(key)).len());
+        writes.1 += measure(&mut apply, || engine.apply(Event::Apply(object.clone())).len());
     }
-    row(&format!("{label} deleted"), &mut delete, writes.0 / objects.len());
-    row(&format!("{label} added"), &mut apply, writes.1 / objects.len());
+    print_row(&format!("{label} deleted"), &mut delete, writes.0 / objects.len());
+    print_row(&format!("{label} added"), &mut apply, writes.1 / objects.len());
 }
 
 /// Measures a change of each pod's labels.
-fn relabel(engine: &mut Engine, label: &str, objects: &[Object]) {
+fn measure_relabel(engine: &mut Engine, label: &str, objects: &[Object]) {
     let (mut times, mut writes) = (Vec::new(), 0);
     for object in objects {
         let Object::Pod(pod) = object else { continue };
         let mut other = pod.clone();
         other.labels = other.labels.with("app".into(), "app-0".into());
-        writes += timed(&mut times, || engine.apply(Event::Apply(Object::Pod(other))).len());
+        writes += measure(&mut times, || engine.apply(Event::Apply(Object::Pod(other))).len());
         engine.apply(Event::Apply(object.clone()));
     }
-    row(label, &mut times, writes / objects.len());
+    print_row(label, &mut times, writes / objects.len());
 }
 
-fn timed(times: &mut Vec<Duration>, work: impl FnOnce() -> usize) -> usize {
+/// Appends the time that `work` takes to `times`. Returns the result of `work`: a number of writes.
+fn measure(times: &mut Vec<Duration>, work: impl FnOnce() -> usize) -> usize {
     let started = Instant::now();
     let writes = work();
     times.push(started.elapsed());
     writes
 }
 
-fn row(label: &str, times: &mut [Duration], writes: usize) {
+fn print_row(label: &str, times: &mut [Duration], writes: usize) {
     times.sort_unstable();
     let at = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)].as_secs_f64() * 1e6;
     println!("{label:<48} {:>10.1} {:>10.1} {writes:>8}", at(50), at(90));

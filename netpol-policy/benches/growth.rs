@@ -1,8 +1,8 @@
 //! Growth of compile time with the number of policies, rules, blocks and ports: `cargo bench -p netpol-policy --bench
 //! growth`.
 //!
-//! Each shape of policies is compiled in three ways: in one reset, as one batch of events, and as single events. A way
-//! that takes longer than [`PATIENCE`] is not measured at larger sizes.
+//! The shapes in [`SHAPES`] are kinds of policies. Each is compiled in three ways: in one reset, as one batch of
+//! events, and as single events. A way that takes longer than [`TIME_LIMIT`] is not measured at larger sizes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,24 +16,24 @@ use netpol_policy::model::{
 
 /// The numbers of policies, or of blocks in one policy, that are measured.
 const SIZES: [usize; 6] = [250, 500, 1_000, 2_000, 4_000, 8_000];
-/// Time limit: a way that takes longer is not measured at larger sizes.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// A way of compiling that takes longer than this is not measured at larger sizes.
+const TIME_LIMIT: Duration = Duration::from_secs(5);
 
-/// A name, and a function that returns the policies of a size.
+/// The name of a kind of policies, and a function that returns this number of them.
 type Shape = (&'static str, fn(usize) -> Vec<Policy>);
 
 const SHAPES: [Shape; 9] = [
     ("one block and one port each", |count| policies(count, |i| rule(block(subnet(i), &[]), port(i)))),
     ("one port each", |count| policies(count, |i| Rule { peers: Peers::Any, ports: Ports::Of(vec![port(i)]) })),
-    ("one selector and one port each", |count| policies(count, |i| rule(app(&format!("app-{i}")), port(i)))),
-    ("the same selector, one port each", |count| policies(count, |i| rule(app("front"), port(i)))),
-    ("selectors that match one pod, one port each", |count| policies(count, |i| rule(exists(i), port(i)))),
+    ("one selector and one port each", |count| policies(count, |i| rule(pods_of_app(&format!("app-{i}")), port(i)))),
+    ("the same selector, one port each", |count| policies(count, |i| rule(pods_of_app("front"), port(i)))),
+    ("selectors that match one pod, one port each", |count| policies(count, |i| rule(with_label(i), port(i)))),
     ("one nested block each", |count| policies(count, |i| rule(block(nested(i), &[]), port(i)))),
     ("everything except one block each", |count| policies(count, |i| rule(block("0.0.0.0/0", &[&subnet(i)]), port(0)))),
-    ("one named port each", |count| policies(count, |i| rule(app("front"), named(i)))),
+    ("one named port each", |count| policies(count, |i| rule(pods_of_app("front"), named_port(i)))),
     ("as many blocks and half as many port ranges in one rule", |count| {
         let peers = (0..count).map(|i| block(subnet(i), &[])).collect();
-        let ports = (0..count / 2).map(range).collect();
+        let ports = (0..count / 2).map(port_range).collect();
         policies(1, |_| Rule { peers: Peers::Of(peers), ports: Ports::Of(ports) })
     }),
 ];
@@ -52,9 +52,12 @@ fn main() {
         let mut within_limit = [true; 2];
         for size in SIZES {
             let policies = shape(size);
-            let reset = within_limit[0].then(|| reset(&policies));
-            let (batch, singly) =
-                if within_limit[1] { (Some(batch(&policies)), Some(singly(&policies))) } else { (None, None) };
+            let reset = within_limit[0].then(|| measure_reset(&policies));
+            let (batch, singly) = if within_limit[1] {
+                (Some(measure_batch(&policies)), Some(measure_single_events(&policies)))
+            } else {
+                (None, None)
+            };
             let text =
                 |time: Option<Duration>| time.map_or("-".to_owned(), |time| format!("{:.2}", time.as_secs_f64() * 1e3));
             println!(
@@ -66,14 +69,14 @@ fn main() {
                 singly.map_or("-".to_owned(), |singly| singly.writes.to_string()),
                 text(reset.map(|(_, change)| change)),
             );
-            within_limit[0] &= reset.is_some_and(|(time, change)| time.max(change) < PATIENCE);
-            within_limit[1] &= batch.zip(singly).is_some_and(|(batch, singly)| batch.max(singly.total) < PATIENCE);
+            within_limit[0] &= reset.is_some_and(|(time, change)| time.max(change) < TIME_LIMIT);
+            within_limit[1] &= batch.zip(singly).is_some_and(|(batch, singly)| batch.max(singly.total) < TIME_LIMIT);
         }
     }
 }
 
 /// Measures a reset with all policies, and then the addition of a port to the last policy.
-fn reset(policies: &[Policy]) -> (Duration, Duration) {
+fn measure_reset(policies: &[Policy]) -> (Duration, Duration) {
     let mut engine = Engine::new(NodeScope::Node("node".into()), FirstIds::default());
     let objects = pods().into_iter().chain(policies.iter().cloned().map(Object::Policy)).collect();
     let started = Instant::now();
@@ -82,7 +85,7 @@ fn reset(policies: &[Policy]) -> (Duration, Duration) {
     let mut last = policies.last().cloned().expect("there is no policy");
     for rule in last.ingress.iter_mut().flatten() {
         if let Ports::Of(ports) = &mut rule.ports {
-            ports.push(range(30_000));
+            ports.push(port_range(30_000));
         }
     }
     let started = Instant::now();
@@ -90,15 +93,15 @@ fn reset(policies: &[Policy]) -> (Duration, Duration) {
     (reset, started.elapsed())
 }
 
-fn with_pods() -> Engine {
+fn engine_with_pods() -> Engine {
     let mut engine = Engine::new(NodeScope::Node("node".into()), FirstIds::default());
     engine.apply(Event::Reset(pods()));
     engine
 }
 
 /// Measures all policies in one batch, with an engine that already has the pods.
-fn batch(policies: &[Policy]) -> Duration {
-    let mut engine = with_pods();
+fn measure_batch(policies: &[Policy]) -> Duration {
+    let mut engine = engine_with_pods();
     let events = policies.iter().cloned().map(|policy| Event::Apply(Object::Policy(policy))).collect::<Vec<_>>();
     let started = Instant::now();
     engine.apply_all(events);
@@ -106,16 +109,16 @@ fn batch(policies: &[Policy]) -> Duration {
 }
 
 #[derive(Clone, Copy)]
-struct Singly {
+struct SingleEvents {
     total: Duration,
     slowest: Duration,
     writes: usize,
 }
 
 /// Measures the addition and then the deletion of each policy as single events.
-fn singly(policies: &[Policy]) -> Singly {
-    let mut engine = with_pods();
-    let mut singly = Singly { total: Duration::ZERO, slowest: Duration::ZERO, writes: 0 };
+fn measure_single_events(policies: &[Policy]) -> SingleEvents {
+    let mut engine = engine_with_pods();
+    let mut singly = SingleEvents { total: Duration::ZERO, slowest: Duration::ZERO, writes: 0 };
     let apply = policies.iter().cloned().map(|policy| Event::Apply(Object::Policy(policy)));
     let delete = policies.iter().map(|policy| Event::Delete(Object::Policy(policy.clone()).key()));
     for event in apply.chain(delete) {
@@ -128,8 +131,8 @@ fn singly(policies: &[Policy]) -> Singly {
     singly
 }
 
-/// Returns a pod of the local node, which all policies select, and a pod of another node, which peers of some policies
-/// match.
+/// Returns two pods: one of the local node, which all policies select, and one of another node, which peers of some
+/// policies match.
 fn pods() -> Vec<Object> {
     let pod = |name: &str, node: &str, address: [u8; 4], labels: Labels| {
         Object::Pod(Pod {
@@ -142,15 +145,15 @@ fn pods() -> Vec<Object> {
             labels,
             addresses: vec![address.into()],
             ports: (0..SIZES[5] / 2)
-                .map(|i| NamedPort { name: name_of(i), protocol: Protocol::Tcp, port: number(i) })
+                .map(|i| NamedPort { name: name_of(i), protocol: Protocol::Tcp, port: port_number(i) })
                 .collect(),
             uid: None,
             workload: None,
             host_ports: None,
         })
     };
-    let many = (0..SIZES[5]).map(|i| (Arc::from(format!("l-{i}")), Arc::from("")));
-    let front = many.chain([("app".into(), "front".into())]).collect();
+    let labels = (0..SIZES[5]).map(|i| (Arc::from(format!("l-{i}")), Arc::from("")));
+    let front = labels.chain([("app".into(), "front".into())]).collect();
     vec![
         pod("server", "node", [192, 168, 0, 1], Labels::from([("app".into(), "server".into())])),
         pod("front", "other", [192, 168, 0, 2], front),
@@ -173,17 +176,17 @@ fn rule(peer: Peer, port: PortMatch) -> Rule {
     Rule { peers: Peers::Of(vec![peer]), ports: Ports::Of(vec![port]) }
 }
 
-fn number(i: usize) -> u16 {
+fn port_number(i: usize) -> u16 {
     u16::try_from(1 + i % 60_000).expect("the port is out of range")
 }
 
 fn port(i: usize) -> PortMatch {
-    PortMatch { protocol: Protocol::Tcp, port: PortRange::Range(number(i), number(i)) }
+    PortMatch { protocol: Protocol::Tcp, port: PortRange::Range(port_number(i), port_number(i)) }
 }
 
-/// Returns disjoint ranges of three ports each.
-fn range(i: usize) -> PortMatch {
-    let first = number(i * 5);
+/// Returns port range `i`. Each range has three ports, and the ranges are disjoint.
+fn port_range(i: usize) -> PortMatch {
+    let first = port_number(i * 5);
     PortMatch { protocol: Protocol::Tcp, port: PortRange::Range(first, first + 2) }
 }
 
@@ -191,26 +194,26 @@ fn name_of(i: usize) -> Arc<str> {
     format!("port-{i}").into()
 }
 
-fn named(i: usize) -> PortMatch {
+fn named_port(i: usize) -> PortMatch {
     PortMatch { protocol: Protocol::Tcp, port: PortRange::Named(name_of(i)) }
 }
 
-fn app(name: &str) -> Peer {
+fn pods_of_app(name: &str) -> Peer {
     let pods = Selector { requirements: vec![Requirement::In("app".into(), vec![name.into()])], invalid: false };
     Peer::Pods { namespaces: None, pods }
 }
 
-fn exists(i: usize) -> Peer {
+fn with_label(i: usize) -> Peer {
     let pods = Selector { requirements: vec![Requirement::Exists(format!("l-{i}").into())], invalid: false };
     Peer::Pods { namespaces: None, pods }
 }
 
-/// Returns 10.0.0.0/24, 10.0.1.0/24 and so on.
+/// Returns subnet `i`: 10.0.0.0/24, 10.0.1.0/24 and so on.
 fn subnet(i: usize) -> String {
     format!("10.{}.{}.0/24", i / 256, i % 256)
 }
 
-/// Returns blocks in chains of twelve. Each block of a chain contains the next one.
+/// Returns block `i`. The blocks form chains of twelve, and each block of a chain contains the next one.
 fn nested(i: usize) -> String {
     let (chain, depth) = (i / 12, i % 12);
     let length = 12 + depth;

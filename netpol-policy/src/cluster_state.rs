@@ -1,5 +1,5 @@
-//! The latest version of each object, by key. Five events change it: apply, delete, reset, local
-//! addresses and clock.
+//! The cluster state: the latest version of each object, by key. Five events change the state: apply, delete, reset,
+//! local addresses and clock.
 
 mod frontends;
 mod modes;
@@ -30,8 +30,8 @@ pub enum Event {
     Reset(Vec<Object>),
     /// The complete list of addresses of the local node, including bridge gateways, as the kernel reports them.
     LocalAddresses(Vec<IpAddr>),
-    /// The time, from which suspensions of enforcement follow. An earlier time than before is ignored: a clock that is set
-    /// back must not suspend enforcement again.
+    /// The current time. It decides which suspensions of enforcement are in effect. A time before the last one is
+    /// ignored: a clock that is set back must not suspend enforcement again.
     Clock(Timestamp),
 }
 
@@ -57,21 +57,21 @@ pub struct ClusterState {
     pub local_addresses: Vec<IpAddr>,
     /// The time, as of the last [`Event::Clock`].
     pub clock: Timestamp,
-    /// `None`: [`AGENT_NAMESPACE`].
+    /// The namespace in which agents run. `None` means [`AGENT_NAMESPACE`].
     agent_namespace: Option<NamespaceName>,
-    /// The pods that list each address, without finished and host-network pods.
-    claims: Index<IpAddr, PodKey>,
-    /// The finished and host-network pods that list each address.
-    unselectable: Index<IpAddr, PodKey>,
+    /// For each address, the pods that list it. Finished and host-network pods are left out.
+    pods_by_address: Index<IpAddr, PodKey>,
+    /// For each address, the finished and host-network pods that list it. Selectors do not match them.
+    unselectable_by_address: Index<IpAddr, PodKey>,
     frontends: Frontends,
 }
 
 impl ClusterState {
-    /// Creates a state with these objects.
+    /// Creates a cluster state with these objects.
     pub fn from_objects(objects: impl IntoIterator<Item = Object>) -> Self {
         let mut cluster_state = Self::default();
         for object in objects {
-            cluster_state.put(object);
+            cluster_state.insert(object);
         }
         cluster_state
     }
@@ -79,7 +79,7 @@ impl ClusterState {
     /// Applies an event. Deleting a missing object changes nothing.
     pub fn apply(&mut self, event: Event) {
         match event {
-            Event::Apply(object) => self.put(object),
+            Event::Apply(object) => self.insert(object),
             Event::Delete(key) => self.remove(&key),
             Event::Reset(objects) => {
                 let (local_addresses, agent_namespace) =
@@ -96,14 +96,15 @@ impl ClusterState {
         }
     }
 
-    fn put(&mut self, object: Object) {
+    fn insert(&mut self, object: Object) {
         match object {
             Object::Namespace(namespace) => {
                 self.namespaces.insert(namespace.name.clone(), namespace);
             }
             Object::Pod(pod) => {
                 self.remove_pod(&pod.key);
-                let index = if pod.is_selectable() { &mut self.claims } else { &mut self.unselectable };
+                let index =
+                    if pod.is_selectable() { &mut self.pods_by_address } else { &mut self.unselectable_by_address };
                 for address in &pod.addresses {
                     index.insert(*address, pod.key.clone());
                 }
@@ -149,8 +150,8 @@ impl ClusterState {
     fn remove_pod(&mut self, key: &PodKey) {
         let Some(pod) = self.pods.remove(key) else { return };
         for address in &pod.addresses {
-            self.claims.remove(address, key);
-            self.unselectable.remove(address, key);
+            self.pods_by_address.remove(address, key);
+            self.unselectable_by_address.remove(address, key);
         }
         self.frontends.remove_pod(&pod);
     }
@@ -173,27 +174,29 @@ impl ClusterState {
         }
     }
 
-    /// Returns the pod that has an address. If several pods list it, one that is not being deleted is preferred, then the
-    /// youngest, then the one with the greatest key. Selectors do not match other pods with the address.
+    /// Returns the pod that has an address. If several pods list the address, a pod that is not being deleted is
+    /// preferred, then the youngest pod, then the pod with the greatest key. Selectors do not match the other pods with
+    /// the address.
     ///
-    /// This identifies the pod of an interface. For peers, see [`ClusterState::peer_at`]: the address of a node matches
-    /// no pod.
+    /// This function identifies the pod of an interface. For peers of rules, use [`ClusterState::peer_at`]: selectors
+    /// match no pod at the address of a node.
     pub fn pod_with_address(&self, address: IpAddr) -> Option<&Pod> {
         self.pods_with_address(address).max_by_key(|pod| (!pod.deleting, pod.created, &pod.key))
     }
 
-    /// Returns the first finished or host-network pod that lists an address. Selectors do not match it.
+    /// Returns the first finished or host-network pod that lists an address. Selectors do not match such a pod.
     pub fn unselectable_pod_with_address(&self, address: IpAddr) -> Option<&Pod> {
-        self.unselectable.get(&address).iter().find_map(|key| self.pods.get(key))
+        self.unselectable_by_address.get(&address).iter().find_map(|key| self.pods.get(key))
     }
 
-    /// Returns the pod that selectors match at this address. Returns none for the address of any node, even if a pod lists
-    /// it: masqueraded traffic of the node has that address and must not match the pod's labels.
+    /// Returns the pod that selectors match at this address. Returns `None` for the address of any node, even if a pod
+    /// lists the address: masqueraded traffic of the node has that address and must not match the pod's labels.
     pub fn peer_at(&self, address: IpAddr) -> Option<&Pod> {
         self.pod_with_address(address).filter(|_| !self.is_local_address(address) && !self.is_node(address))
     }
 
-    /// Returns a namespace's labels. A namespace without an object of its own has only its name as a label, see [`Namespace::implicit`].
+    /// Returns a namespace's labels. If no Namespace object with this name is known, the only label is the name, see
+    /// [`Namespace::implicit`].
     pub fn namespace_labels(&self, name: &NamespaceName) -> Cow<'_, Labels> {
         match self.namespaces.get(name) {
             Some(namespace) => Cow::Borrowed(&namespace.labels),
@@ -240,7 +243,7 @@ impl ClusterState {
         namespaces.chain(nodes).chain(policies).chain(pods).chain(services).chain(slices)
     }
 
-    /// Returns whether the object exists and is unchanged.
+    /// Returns whether the state contains exactly this version of the object.
     pub fn contains_unchanged(&self, object: &Object) -> bool {
         match object {
             Object::Namespace(namespace) => self.namespaces.get(&namespace.name) == Some(namespace),

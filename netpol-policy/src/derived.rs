@@ -7,9 +7,9 @@ use crate::model::{
     EndpointSlice, NamespaceName, Object, Pod, Service, ServiceKey, SliceEndpoint, SliceKey, SlicePort, TargetPort,
 };
 
-/// Returns `EndpointSlices` for all Services that have a selector and no slice among the objects (docs/semantics.md,
-/// item 37). Their backends are the selected pods that have an address and have not finished. Readiness is ignored: it
-/// can change at any time.
+/// Returns `EndpointSlices` for all Services that have a selector and an address, but no slice among the objects
+/// (docs/semantics.md, item 37). The backends are the selected pods that have an address and have not finished.
+/// The readiness of a pod is ignored, because it can change at any time.
 ///
 /// Source: the `EndpointSlice` controller,
 /// <https://github.com/kubernetes/endpointslice/blob/v0.32.0/reconciler.go>.
@@ -31,12 +31,12 @@ pub fn endpoint_slices<'o>(objects: impl IntoIterator<Item = &'o Object>) -> Vec
     services.retain(|service| !have_slices.contains(&service.key));
     services
         .into_iter()
-        .flat_map(|service| of_service(service, pods.get(&service.key.namespace).into_iter().flatten().copied()))
+        .flat_map(|service| slices_of_service(service, pods.get(&service.key.namespace).into_iter().flatten().copied()))
         .collect()
 }
 
 /// Groups the pods by their target ports, and returns one slice for each group.
-fn of_service<'o>(service: &Service, pods: impl Iterator<Item = &'o Pod>) -> Vec<EndpointSlice> {
+fn slices_of_service<'o>(service: &Service, pods: impl Iterator<Item = &'o Pod>) -> Vec<EndpointSlice> {
     let mut groups: BTreeMap<Vec<SlicePort>, Vec<SliceEndpoint>> = BTreeMap::new();
     for pod in pods.filter(|pod| service.selects(pod)) {
         let endpoints = pod.addresses.iter().map(|address| SliceEndpoint {
@@ -44,7 +44,7 @@ fn of_service<'o>(service: &Service, pods: impl Iterator<Item = &'o Pod>) -> Vec
             ready: !pod.deleting,
             draining: pod.deleting,
         });
-        groups.entry(targets(service, pod)).or_default().extend(endpoints);
+        groups.entry(target_ports(service, pod)).or_default().extend(endpoints);
     }
     let slice = |(number, (ports, endpoints)): (usize, (Vec<SlicePort>, Vec<SliceEndpoint>))| {
         // `*` is not valid in the name of an API object, so the name is unique.
@@ -55,8 +55,9 @@ fn of_service<'o>(service: &Service, pods: impl Iterator<Item = &'o Pod>) -> Vec
     groups.into_iter().enumerate().map(slice).collect()
 }
 
-/// Returns the target ports of a Service on a pod. A port name that the pod does not have is left out.
-fn targets(service: &Service, pod: &Pod) -> Vec<SlicePort> {
+/// Returns the target ports of a Service on a pod. If a port of the Service has a target name that the pod does not
+/// have, this port is left out.
+fn target_ports(service: &Service, pod: &Pod) -> Vec<SlicePort> {
     let target = |port: &crate::model::ServicePort| {
         let number = match &port.target {
             TargetPort::Number(number) => *number,
@@ -72,6 +73,8 @@ fn targets(service: &Service, pod: &Pod) -> Vec<SlicePort> {
 
 #[cfg(test)]
 mod tests {
+    //! sNN in the name of a test is an item of docs/semantics.md.
+
     use netpol_common::protocol;
 
     use super::*;

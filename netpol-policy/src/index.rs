@@ -1,9 +1,10 @@
-//! Sets of values by key.
+//! A map from each key to a set of values.
 
 use std::collections::BTreeMap;
 use std::ops::RangeBounds;
 
-/// Sorted values by key, most often one each. Keys without values are not stored, so that equal contents are equal.
+/// Maps each key to a sorted set of values, which most often has only one value. Keys without values are not stored,
+/// so two indexes with the same content compare as equal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Index<K, V> {
     entries: BTreeMap<K, Vec<V>>,
@@ -35,7 +36,7 @@ impl<K: Ord, V: Ord> Index<K, V> {
         }
     }
 
-    /// Removes a key. Returns its values.
+    /// Removes a key and returns its values.
     pub(crate) fn take(&mut self, key: &K) -> Vec<V> {
         self.entries.remove(key).unwrap_or_default()
     }

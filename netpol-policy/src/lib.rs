@@ -8,8 +8,8 @@
 //!                        └────► lint:      finds mistakes in policies
 //! ```
 //!
-//! This crate does no I/O, starts no threads and does not depend on aya. Reference, tables and loaded programs give the
-//! same verdicts, which property tests check.
+//! This crate does no I/O, starts no threads and does not depend on aya. Property tests check that the reference, the
+//! tables and the loaded eBPF programs give the same verdicts.
 
 pub mod cluster_state;
 pub mod compile;

@@ -77,14 +77,14 @@ pub fn wrap(text: impl fmt::Display, width: usize, indent: usize) -> Vec<String>
     lines
 }
 
-/// Escapes invisible characters of a JSON text as `\u202e`; the value stays the same. Writers of JSON escape only
-/// characters below 0x20. All other unsafe characters are within strings, where this escape is allowed (RFC 8259,
-/// section 7).
+/// Escapes invisible characters of a JSON text, such as `\u202e`. The value of the JSON text stays the same. JSON
+/// libraries escape only characters below 0x20. All other unsafe characters are within strings, where `\u` escapes are
+/// allowed (RFC 8259, section 7).
 pub fn json(text: &str) -> Cow<'_, str> {
     if text.bytes().all(|byte| byte < 0x7f) {
         return Cow::Borrowed(text);
     }
-    // Outside of strings: line breaks and indentation.
+    // Outside of strings, characters below a space are line breaks and indentation of the JSON text.
     let is_layout = |character: char| character < ' ';
     if !text.chars().any(|character| is_unsafe(character) && !is_layout(character)) {
         return Cow::Borrowed(text);

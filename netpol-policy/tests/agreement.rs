@@ -23,39 +23,43 @@ fn scope() -> NodeScope {
     NodeScope::Node("node-1".into())
 }
 
-/// A verdict, and whether the packet is evaluated post-DNAT, too.
+/// A verdict, and whether the packet is evaluated again post-DNAT.
 type Verdict = (Reason, bool);
 
-/// The verdict on each probe by the policies that are enforced, and the one with policies in shadow mode.
+/// For each pod, two verdicts on each probe: by the policies that are enforced, and as if policies in shadow mode were
+/// enforced (`None`: no such policy isolates the pod).
 type Verdicts = BTreeMap<PodKey, Vec<(Verdict, Option<Verdict>)>>;
 
-fn of_tables(tables: &Tables, cluster_state: &ClusterState, probes: &[Probe]) -> Verdicts {
+fn verdicts_of_tables(tables: &Tables, cluster_state: &ClusterState, probes: &[Probe]) -> Verdicts {
     let verdicts = |(pod, policy): (&PodKey, EndpointPolicy)| {
-        let own = cluster_state.pods.get(pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
-        let found = |evaluation: Evaluation| (evaluation.reason, evaluation.recheck);
-        let both = |packet: &Packet| {
-            (found(tables.evaluate(policy, own, packet)), tables.evaluate_shadow(policy, own, packet).map(found))
+        let addresses = cluster_state.pods.get(pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
+        let verdict = |evaluation: Evaluation| (evaluation.reason, evaluation.recheck);
+        let enforced_and_shadow = |packet: &Packet| {
+            let shadow = tables.evaluate_shadow(policy, addresses, packet);
+            (verdict(tables.evaluate(policy, addresses, packet)), shadow.map(verdict))
         };
-        (pod.clone(), probes.iter().map(|probe| both(&probe.at(pod))).collect())
+        (pod.clone(), probes.iter().map(|probe| enforced_and_shadow(&probe.at(pod))).collect())
     };
     tables.endpoints().map(verdicts).collect()
 }
 
-fn of_reference(cluster_state: &ClusterState, probes: &[Probe]) -> Verdicts {
+fn verdicts_of_reference(cluster_state: &ClusterState, probes: &[Probe]) -> Verdicts {
     let local = cluster_state.pods.values().filter(|pod| pod.is_selectable() && pod.node.as_deref() == Some("node-1"));
     let verdicts = |pod: &PodKey| {
-        let found = |evaluation: reference::Evaluation| (evaluation.reason, evaluation.recheck);
-        let both = |packet: &Packet| {
-            (found(evaluate(cluster_state, packet)), evaluate_shadow(cluster_state, packet).map(found))
+        let verdict = |evaluation: reference::Evaluation| (evaluation.reason, evaluation.recheck);
+        let enforced_and_shadow = |packet: &Packet| {
+            (verdict(evaluate(cluster_state, packet)), evaluate_shadow(cluster_state, packet).map(verdict))
         };
-        probes.iter().map(|probe| both(&probe.at(pod))).collect()
+        probes.iter().map(|probe| enforced_and_shadow(&probe.at(pod))).collect()
     };
     local.map(|pod| (pod.key.clone(), verdicts(&pod.key))).collect()
 }
 
+/// Checks that the tables give the expected verdict on each probe at each pod of this node.
 fn assert_same(tables: &Tables, cluster_state: &ClusterState, probes: &[Probe]) -> TestCaseResult {
-    let (found, local) = (of_tables(tables, cluster_state, probes), of_reference(cluster_state, probes));
-    prop_assert_eq!(found.keys().collect::<Vec<_>>(), local.keys().collect::<Vec<_>>());
+    let (found, reference) =
+        (verdicts_of_tables(tables, cluster_state, probes), verdicts_of_reference(cluster_state, probes));
+    prop_assert_eq!(found.keys().collect::<Vec<_>>(), reference.keys().collect::<Vec<_>>());
     for (pod, verdicts) in &found {
         for (probe, found) in probes.iter().zip(verdicts) {
             let packet = probe.at(pod);
@@ -67,15 +71,15 @@ fn assert_same(tables: &Tables, cluster_state: &ClusterState, probes: &[Probe]) 
     Ok(())
 }
 
-/// Checks that each verdict during the changes is the old or the new one, and that the flows of a pod are re-evaluated
-/// if the pod is allowed less.
+/// Applies changes one by one. Checks that each verdict after each change is the old or the new one, and that the flows
+/// of a pod are re-evaluated if the pod is allowed less.
 fn apply_and_check_each_change(
     mut tables: Tables,
     changes: &[Change],
     (old_state, new_state): (&ClusterState, &ClusterState),
     probes: &[Probe],
 ) -> Result<Tables, TestCaseError> {
-    let (before, after) = (of_reference(old_state, probes), of_reference(new_state, probes));
+    let (before, after) = (verdicts_of_reference(old_state, probes), verdicts_of_reference(new_state, probes));
     // A pod changes in two steps: as a local pod and as a remote address. Its hairpin traffic is not checked in
     // between.
     let is_hairpin = |pod: &PodKey, probe: &Probe| {
@@ -110,14 +114,14 @@ fn apply_and_check_each_change(
             _ => {}
         }
         tables.apply(change).map_err(|error| TestCaseError::fail(error.to_string()))?;
-        for (pod, verdicts) in of_tables(&tables, new_state, probes) {
+        for (pod, verdicts) in verdicts_of_tables(&tables, new_state, probes) {
             for (index, found) in verdicts.into_iter().enumerate() {
                 let old = before.get(&pod).map(|verdicts| verdicts[index]);
                 let new = after.get(&pod).map(|verdicts| verdicts[index]);
-                let in_shadow = |verdict: Option<Verdict>| verdict.is_none_or(|(reason, _)| reason.allows());
-                let both = [old, new].into_iter().flatten();
-                let either = both.clone().any(|((reference, _), _)| reference.allows() == found.0.0.allows())
-                    && both.clone().any(|(_, reference)| in_shadow(reference) == in_shadow(found.1));
+                let shadow_allows = |verdict: Option<Verdict>| verdict.is_none_or(|(reason, _)| reason.allows());
+                let references = [old, new].into_iter().flatten();
+                let is_old_or_new = references.clone().any(|((reason, _), _)| reason.allows() == found.0.0.allows())
+                    && references.clone().any(|(_, shadow)| shadow_allows(shadow) == shadow_allows(found.1));
                 let probe = &probes[index];
                 let may_be_rechecked = || {
                     [old_state, new_state]
@@ -127,7 +131,7 @@ fn apply_and_check_each_change(
                 let is_service_verdict = [Some(found.0), found.1].contains(&Some((Reason::Service, true)));
                 let service_verdict = is_service_verdict && may_be_rechecked();
                 prop_assert!(
-                    either || service_verdict || is_hairpin(&pod, probe),
+                    is_old_or_new || service_verdict || is_hairpin(&pod, probe),
                     "after {change:?}: {pod} {:?} is {found:?}, was {old:?}, will be {new:?}; {changes:#?}",
                     probes[index]
                 );
@@ -138,8 +142,9 @@ fn apply_and_check_each_change(
         let Some(old) = before.get(pod) else { continue };
         let mut pairs = old.iter().zip(verdicts).enumerate();
         let narrowed = pairs.position(|(index, ((old, old_shadow), (new, new_shadow)))| {
-            let in_shadow = |verdict: &Option<Verdict>| verdict.is_none_or(|(reason, _)| reason.allows());
-            let is_narrowed = old.0.allows() && !new.0.allows() || in_shadow(old_shadow) && !in_shadow(new_shadow);
+            let shadow_allows = |verdict: &Option<Verdict>| verdict.is_none_or(|(reason, _)| reason.allows());
+            let is_narrowed =
+                old.0.allows() && !new.0.allows() || shadow_allows(old_shadow) && !shadow_allows(new_shadow);
             is_narrowed && !is_hairpin(pod, &probes[index])
         });
         if let Some(index) = narrowed {
@@ -164,7 +169,7 @@ proptest! {
         let mut tables = Tables::default();
         for event in events {
             let old = engine.cluster_state().clone();
-            let single = match &event {
+            let is_single_change = match &event {
                 Event::Reset(_) | Event::LocalAddresses(_) => false,
                 // A change of both labels and modes is two changes.
                 Event::Apply(Object::Namespace(_)) | Event::Delete(ObjectKey::Namespace(_)) => {
@@ -173,7 +178,7 @@ proptest! {
                 Event::Apply(_) | Event::Delete(_) | Event::Clock(_) => true,
             };
             let changes = engine.apply(event);
-            if single {
+            if is_single_change {
                 tables = apply_and_check_each_change(tables, &changes, (&old, engine.cluster_state()), &probes)?;
             } else {
                 for change in &changes {

@@ -1,5 +1,5 @@
 //! Tests of the memory limit for policies. Namespaces share the memory fairly. A rule that is left out only makes the
-//! policy stricter, and is used again when there is room.
+//! policy stricter, and is used again when there is room. sNN in the name of a test is an item of docs/semantics.md.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -44,7 +44,7 @@ fn policy(namespace: &str, name: &str, app: &str, blocks: impl IntoIterator<Item
     )
 }
 
-/// Returns blocks of two addresses each that are not adjacent.
+/// Returns this number of blocks. Each has two addresses, and no two blocks are adjacent.
 fn separate_blocks(count: u32) -> impl Iterator<Item = String> {
     (0..count).map(|index| format!("{{cidr: {}/31}}", address(4 * index)))
 }
@@ -53,6 +53,7 @@ fn address(offset: u32) -> IpAddr {
     IpAddr::from((0x6400_0000 + offset).to_be_bytes())
 }
 
+/// Returns the reason of the verdict on a TCP packet from `remote` to a pod.
 fn reason(engine: &Engine, pod: (&str, &str), remote: IpAddr) -> Reason {
     let packet = Packet {
         pod: PodKey::new(pod.0, pod.1),
@@ -67,7 +68,7 @@ fn reason(engine: &Engine, pod: (&str, &str), remote: IpAddr) -> Reason {
     engine.evaluate(&packet).expect("the pod is on this node").reason
 }
 
-fn incomplete(engine: &Engine, namespace: &str, name: &str) -> bool {
+fn is_incomplete(engine: &Engine, namespace: &str, name: &str) -> bool {
     engine.endpoint(&PodKey::new(namespace, name)).expect("the pod is on this node").incomplete
 }
 
@@ -75,7 +76,8 @@ fn omitted(engine: &Engine) -> BTreeMap<String, Omitted> {
     engine.omitted().into_iter().map(|(policy, omitted)| (policy.to_string(), omitted)).collect()
 }
 
-/// Returns peer `index`, which has all labels up to `l{index}`: each peer is a class of its own.
+/// Returns a pod of another node, as peer `index`. It has the labels `l0` to `l{index}`, so each peer has a class
+/// (equivalence class of addresses) of its own.
 fn peer(index: usize) -> String {
     let labels: Vec<_> = (0..=index).map(|label| format!("l{label}: x")).collect();
     format!(
@@ -98,15 +100,17 @@ fn only_the_namespace_with_too_many_blocks_is_cut() {
     engine.apply(Event::Reset(objects(&small.concat())));
     engine.apply_all(objects(&policy("a", "big", "big", separate_blocks(20_000))).into_iter().map(Event::Apply));
 
-    let left = omitted(&engine);
-    assert_eq!(left.keys().collect::<Vec<_>>(), ["a/big"], "{left:?}");
-    let Omitted { blocks, ports: 0, total: 20_000, entries: 0 } = left["a/big"] else { panic!("{left:?}") };
-    assert!((10_000..18_000).contains(&blocks), "{left:?}");
-    // Each block has a prefix, and entries for its own pod and for the pod with the wide block.
+    let omissions = omitted(&engine);
+    assert_eq!(omissions.keys().collect::<Vec<_>>(), ["a/big"], "{omissions:?}");
+    let Omitted { blocks, ports: 0, total: 20_000, entries: 0 } = omissions["a/big"] else { panic!("{omissions:?}") };
+    assert!((10_000..18_000).contains(&blocks), "{omissions:?}");
+    // Each block has a prefix, and two `ALLOW` entries: for its own pod, and for the pod with the wide block.
     let entries = engine.tables().entries().count();
-    assert!(entries < 3 * (20_000 - blocks) + 100, "{left:?}, {entries}");
+    assert!(entries < 3 * (20_000 - blocks) + 100, "{omissions:?}, {entries}");
     assert!(
-        incomplete(&engine, "a", "big") && !incomplete(&engine, "a", "small") && !incomplete(&engine, "b", "other")
+        is_incomplete(&engine, "a", "big")
+            && !is_incomplete(&engine, "a", "small")
+            && !is_incomplete(&engine, "b", "other")
     );
 
     // Blocks are used in the order of the policy. Blocks beyond the namespace's share match nothing.
@@ -123,21 +127,21 @@ fn only_the_namespace_with_too_many_blocks_is_cut() {
     // With fewer blocks, nothing is left out.
     engine.apply_all(objects(&policy("a", "big", "big", separate_blocks(1_000))).into_iter().map(Event::Apply));
     assert_eq!(omitted(&engine), BTreeMap::new());
-    assert!(!incomplete(&engine, "a", "big"));
+    assert!(!is_incomplete(&engine, "a", "big"));
     assert_eq!(reason(&engine, ("a", "big"), address(4 * 999)), Reason::Rule);
 }
 
 #[test]
-fn large_namespaces_share_and_use_the_room_that_another_one_frees() {
+fn large_namespaces_share_the_room_and_use_what_another_one_frees() {
     let mut engine = engine(2 << 20);
     let yaml = ["a", "b"].map(|namespace| {
         let address = format!("10.0.0.{}", namespace.as_bytes()[0]);
         pod(namespace, "web", &address) + &policy(namespace, "list", "web", separate_blocks(4_000))
     });
     engine.apply(Event::Reset(objects(&yaml.concat())));
-    let left = omitted(&engine);
-    assert_eq!(left["a/list"], left["b/list"], "{left:?}");
-    assert!((1_000..3_500).contains(&left["a/list"].blocks), "{left:?}");
+    let omissions = omitted(&engine);
+    assert_eq!(omissions["a/list"], omissions["b/list"], "{omissions:?}");
+    assert!((1_000..3_500).contains(&omissions["a/list"].blocks), "{omissions:?}");
 
     engine.apply(Event::Delete(netpol_policy::model::ObjectKey::Policy(PolicyKey::new("b", "list"))));
     assert_eq!(omitted(&engine), BTreeMap::new());
@@ -174,14 +178,14 @@ fn a_block_is_left_out_with_its_excepts() {
             };
             let (found, reference) =
                 (reason(&engine, ("a", "web"), remote.into()), evaluate(engine.cluster_state(), &packet).reason);
-            let is_correct = if incomplete(&engine, "a", "web") {
+            let is_correct = if is_incomplete(&engine, "a", "web") {
                 !found.allows() || reference.allows()
             } else {
                 found == reference
             };
             assert!(is_correct, "{limit} bytes, {remote:?}: {found:?}, {reference:?}");
         }
-        assert_eq!(incomplete(&engine, "a", "web"), engine.omitted().len() == 1);
+        assert_eq!(is_incomplete(&engine, "a", "web"), engine.omitted().len() == 1);
     }
 }
 
@@ -204,24 +208,24 @@ fn a_namespace_with_many_port_sets_does_not_use_the_share_of_others() {
          {{podSelector: {{matchLabels: {{app: web}}}}, ingress: [{rules}]}}}}\n"
     );
     engine.apply(Event::Reset(objects(&yaml)));
-    let left = omitted(&engine);
-    assert_eq!(left.keys().collect::<Vec<_>>(), ["a/many"], "{left:?}");
-    assert!(left["a/many"].entries > 0 && incomplete(&engine, "a", "web"), "{left:?}");
+    let omissions = omitted(&engine);
+    assert_eq!(omissions.keys().collect::<Vec<_>>(), ["a/many"], "{omissions:?}");
+    assert!(omissions["a/many"].entries > 0 && is_incomplete(&engine, "a", "web"), "{omissions:?}");
     let ports =
         engine.tables().entries().filter(|entry| matches!(entry, netpol_policy::tables::Change::PutPort { .. }));
     assert!(ports.count() < 1_000, "the port sets must stay within the limit");
 
     // Other namespaces keep their share.
-    let other = |namespace: &str| {
+    let few_ports = |namespace: &str| {
         format!(
             "---\n{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: few, namespace: {namespace}}}, spec: \
              {{podSelector: {{}}, ingress: [{{from: [{{namespaceSelector: {{}}}}], ports: [{{port: 80}}, {{port: 8080}}]}}]}}}}\n"
         )
     };
-    engine.apply_all(objects(&(other("b") + &other("c"))).into_iter().map(Event::Apply));
+    engine.apply_all(objects(&(few_ports("b") + &few_ports("c"))).into_iter().map(Event::Apply));
     assert_eq!(omitted(&engine).keys().collect::<Vec<_>>(), ["a/many"]);
     assert_eq!(reason(&engine, ("b", "web"), [10, 1, 0, 39].into()), Reason::Rule);
-    assert!(!incomplete(&engine, "b", "web"));
+    assert!(!is_incomplete(&engine, "b", "web"));
 
     // With fewer peers, nothing is left out.
     for index in 5..40 {
@@ -229,7 +233,7 @@ fn a_namespace_with_many_port_sets_does_not_use_the_share_of_others() {
         engine.apply(Event::Delete(netpol_policy::model::ObjectKey::Pod(key)));
     }
     assert_eq!(omitted(&engine), BTreeMap::new());
-    assert!(!incomplete(&engine, "a", "web"));
+    assert!(!is_incomplete(&engine, "a", "web"));
 }
 
 /// Policies that are added one by one change rule sets in place. This must not exceed the limit.
@@ -243,7 +247,7 @@ fn policies_added_one_by_one_stay_within_the_limit() {
     }
     let other = policy("b", "few", "web", ["{cidr: 10.1.0.0/16}".to_owned()]);
     engine.apply(Event::Reset(objects(&(yaml + &other))));
-    let one = |index: u32, port: u32| {
+    let policy_for_peer = |index: u32, port: u32| {
         format!(
             "---\n{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: n{index}, namespace: a}}, spec: \
              {{podSelector: {{}}, ingress: [{{from: [{{podSelector: {{matchLabels: {{l{index}: x}}}}}}], ports: [{{port: {port}}}, \
@@ -252,25 +256,25 @@ fn policies_added_one_by_one_stay_within_the_limit() {
         )
     };
     let check = |engine: &Engine, complete: bool| {
-        let bytes = engine.tables().entries().filter(|entry| {
+        let entries = engine.tables().entries().filter(|entry| {
             use netpol_policy::tables::Change;
             matches!(entry, Change::PutPort { .. } | Change::PutAllow(..) | Change::PutPrefix(..))
         });
-        assert!(bytes.count() as u64 * 128 <= LIMIT);
-        assert_eq!(incomplete(engine, "a", "web"), !complete, "{:?}", omitted(engine));
+        assert!(entries.count() as u64 * 128 <= LIMIT);
+        assert_eq!(is_incomplete(engine, "a", "web"), !complete, "{:?}", omitted(engine));
         assert_eq!(omitted(engine).is_empty(), complete);
-        assert!(!incomplete(engine, "b", "web"));
+        assert!(!is_incomplete(engine, "b", "web"));
         assert_eq!(reason(engine, ("b", "web"), [10, 1, 0, 3].into()), Reason::Rule);
     };
     for index in 0..30 {
-        engine.apply_all(objects(&one(index, 80 + 3 * index)).into_iter().map(Event::Apply));
+        engine.apply_all(objects(&policy_for_peer(index, 80 + 3 * index)).into_iter().map(Event::Apply));
         if !(3..25).contains(&index) {
             check(&engine, index < 3);
         }
     }
     // Policies are changed in place if there is room.
     for index in 0..30 {
-        engine.apply_all(objects(&one(index, 78 + 3 * index)).into_iter().map(Event::Apply));
+        engine.apply_all(objects(&policy_for_peer(index, 78 + 3 * index)).into_iter().map(Event::Apply));
         check(&engine, false);
     }
     for index in (3..30).rev() {
@@ -326,7 +330,7 @@ proptest! {
     }
 }
 
-/// Returns the policy in shadow mode.
+/// Returns the policy with the annotation for shadow mode.
 fn shadow(policy: &str) -> String {
     policy.replace("metadata: {name", "metadata: {annotations: {netpol.io/mode: shadow}, name")
 }
@@ -356,7 +360,7 @@ fn s42_policies_in_shadow_mode_get_only_memory_that_enforced_ones_do_not_need() 
     assert!(after.ingress == before && !after.incomplete);
 
     // The memory is used as soon as there is enough.
-    let fits = shadow(&policy("a", "large", "web", separate_blocks(10)));
-    engine.apply_all(objects(&fits).into_iter().map(Event::Apply));
+    let small_enough = shadow(&policy("a", "large", "web", separate_blocks(10)));
+    engine.apply_all(objects(&small_enough).into_iter().map(Event::Apply));
     assert!(is_evaluated(&engine, "a", "web") && engine.unevaluated_shadow().is_empty());
 }

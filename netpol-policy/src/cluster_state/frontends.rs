@@ -1,4 +1,4 @@
-//! Frontends of Services and hostPorts, with their owners and backends.
+//! Frontends, with their owners and backends. A frontend is an address, port and protocol of a Service or hostPort.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use crate::model::{
     Backend, EndpointSlice, Frontend, FrontendAddress, Node, Pod, PodKey, Service, ServiceKey, SliceKey,
 };
 
-/// The owner of a frontend. If there are several, the frontend has the backends of all of them.
+/// The owner of a frontend. If a frontend has several owners, it has the backends of all of them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Owner {
     /// A port of this Service.
@@ -86,11 +86,12 @@ impl Frontends {
 }
 
 impl ClusterState {
-    /// Returns the frontend for a connection to this address and port; `None`: the connection goes to the address
-    /// itself.
+    /// Returns the frontend for a connection to this address and port. Returns `None` if the connection goes to the
+    /// address itself, not to a backend.
     ///
-    /// A frontend at this address is preferred to one at the addresses of all nodes. The addresses of the local node have
-    /// no frontend: connections to them are evaluated post-DNAT.
+    /// A frontend at exactly this address is preferred to a frontend at the addresses of all nodes (a nodePort). The
+    /// addresses of the local node have no frontend: connections to them are evaluated post-DNAT, after kube-proxy's
+    /// address translation.
     pub fn frontend_at(&self, address: IpAddr, protocol: u8, port: u16) -> Option<Frontend> {
         if self.is_local_address(address) {
             return None;
@@ -113,8 +114,8 @@ impl ClusterState {
         self.frontends.owners.get(frontend)
     }
 
-    /// Returns the possible backends of a frontend. For a Service, these are the endpoints that are ready, and those that
-    /// are draining: kube-proxy selects a draining endpoint if no endpoint is ready.
+    /// Returns the possible backends of a frontend. For a Service, these are the endpoints that are ready, and those
+    /// that are draining: kube-proxy selects a draining endpoint if no endpoint is ready.
     pub fn backends(&self, frontend: &Frontend) -> BTreeSet<Backend> {
         let mut backends = BTreeSet::new();
         for owner in self.owners(frontend) {
@@ -174,7 +175,7 @@ impl ClusterState {
         found
     }
 
-    /// Returns all frontends that have a backend at this address, and maybe others.
+    /// Returns all frontends that have a backend at this address, and maybe some that have no backend there.
     pub fn frontends_with_backend_at(&self, address: IpAddr) -> BTreeSet<Frontend> {
         let slices = self.frontends.endpoints.get(&address).iter().filter_map(|key| self.slices.get(key));
         let services = slices.filter_map(|slice| self.services.get(&slice.service_key()?));
@@ -216,7 +217,7 @@ impl ClusterState {
 
     /// Returns the pods that list an address, including those that [`ClusterState::pod_with_address`] does not return.
     pub fn pods_with_address(&self, address: IpAddr) -> impl Iterator<Item = &Pod> {
-        self.claims.get(&address).iter().filter_map(|key| self.pods.get(key))
+        self.pods_by_address.get(&address).iter().filter_map(|key| self.pods.get(key))
     }
 }
 

@@ -1,17 +1,18 @@
-//! Which policies are enforced now: annotations of policies and namespaces, and suspensions.
+//! Finds out which policies are enforced now, from the annotations of policies and namespaces. An annotation sets the
+//! mode, or suspends enforcement until a time.
 
 use std::sync::Arc;
 
 use super::ClusterState;
 use crate::model::{Mode, NamespaceModes, NamespaceName, Policy, Suspension, Timestamp};
 
-/// The longest time until the end of a suspension that is in effect.
+/// A suspension is in effect only if it ends within this time from now.
 pub const MAX_SUSPENSION_SECONDS: i64 = 24 * 60 * 60;
 
 /// The namespace in which agents run by default.
 pub const AGENT_NAMESPACE: &str = "kube-system";
 
-/// The mode of a namespace's policies.
+/// The modes of a namespace's policies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EffectiveModes {
     /// The mode of policies without an annotation of their own.
@@ -48,10 +49,10 @@ impl ClusterState {
     /// Returns the modes of a namespace's policies now.
     pub fn effective_modes(&self, namespace: &NamespaceName) -> EffectiveModes {
         let modes = self.namespaces.get(namespace).map(|namespace| &namespace.modes);
-        let own = modes.and_then(|modes| modes.suspended_until);
+        let namespace_suspended_until = modes.and_then(|modes| modes.suspended_until);
         EffectiveModes {
             default: modes.and_then(|modes| modes.mode).unwrap_or_default(),
-            suspended: self.is_active(own) || self.is_active(self.cluster_suspended_until()),
+            suspended: self.is_active(namespace_suspended_until) || self.is_active(self.cluster_suspended_until()),
         }
     }
 
@@ -63,23 +64,23 @@ impl ClusterState {
         self.agent_modes()?.cluster_suspended_until
     }
 
-    /// Returns whether a suspension with this end is in effect now. One that ends later than
-    /// [`MAX_SUSPENSION_SECONDS`] from now is not: it may be a mistake.
+    /// Returns whether a suspension with this end is in effect now. A suspension that ends later than
+    /// [`MAX_SUSPENSION_SECONDS`] from now is not in effect, because its end may be a mistake.
     fn is_active(&self, until: Option<Timestamp>) -> bool {
         until.is_some_and(|until| is_active_at(self.clock, until))
     }
 
-    /// Returns all ends of suspensions, also those that are over or too late, with the annotated namespace and whether
-    /// the end is that of the cluster's suspension.
+    /// Returns the end of each suspension, also if the end has passed or is too late. For each end, returns the
+    /// annotated namespace, its modes, and whether the suspension applies to the whole cluster.
     fn suspension_ends(&self) -> impl Iterator<Item = (&NamespaceName, &NamespaceModes, bool, Timestamp)> {
-        let own = self
+        let of_namespaces = self
             .namespaces
             .values()
             .filter_map(|namespace| Some((&namespace.name, &namespace.modes, false, namespace.modes.suspended_until?)));
         let of_cluster = self.namespaces.get(self.agent_namespace()).and_then(|namespace| {
             Some((&namespace.name, &namespace.modes, true, namespace.modes.cluster_suspended_until?))
         });
-        own.chain(of_cluster)
+        of_namespaces.chain(of_cluster)
     }
 
     /// Returns the suspensions that are in effect now.
@@ -87,7 +88,7 @@ impl ClusterState {
         self.suspensions_at(self.clock)
     }
 
-    /// Returns the suspensions that are in effect if the clock shows this time.
+    /// Returns the suspensions that are in effect at this time.
     pub fn suspensions_at(&self, time: Timestamp) -> Vec<Suspension> {
         self.suspensions_with(|until| is_active_at(time, until))
     }
@@ -118,8 +119,8 @@ impl ClusterState {
 
     /// Returns the next time at which a suspension ends or takes effect.
     pub fn next_suspension_change(&self) -> Option<Timestamp> {
-        let starts = |until: Timestamp| until.plus_seconds(-MAX_SUSPENSION_SECONDS);
-        let times = self.suspension_ends().flat_map(|(.., until)| [starts(until), until]);
+        let start_of = |until: Timestamp| until.plus_seconds(-MAX_SUSPENSION_SECONDS);
+        let times = self.suspension_ends().flat_map(|(.., until)| [start_of(until), until]);
         times.filter(|time| *time > self.clock).min()
     }
 }
@@ -130,22 +131,26 @@ fn is_active_at(time: Timestamp, until: Timestamp) -> bool {
 
 #[cfg(test)]
 mod tests {
+    //! sNN in the name of a test is an item of docs/semantics.md.
+
     use super::*;
     use crate::cluster_state::Event;
     use crate::model::{Labels, Namespace, NamespaceModes, Object};
 
     const NOW: Timestamp = Timestamp(1_800_000_000);
 
-    fn suspended(name: &str, own: Option<i64>, cluster: Option<i64>) -> Object {
+    /// Returns a namespace with annotations that suspend its own enforcement, and that of the cluster, until so many
+    /// seconds from [`NOW`].
+    fn suspended_namespace(name: &str, own_seconds: Option<i64>, cluster_seconds: Option<i64>) -> Object {
         let modes = NamespaceModes {
-            suspended_until: own.map(|seconds| NOW.plus_seconds(seconds)),
-            cluster_suspended_until: cluster.map(|seconds| NOW.plus_seconds(seconds)),
+            suspended_until: own_seconds.map(|seconds| NOW.plus_seconds(seconds)),
+            cluster_suspended_until: cluster_seconds.map(|seconds| NOW.plus_seconds(seconds)),
             ..NamespaceModes::default()
         };
         Object::Namespace(Namespace { name: name.into(), labels: Labels::new(), modes })
     }
 
-    fn at(clock: Timestamp, objects: impl IntoIterator<Item = Object>) -> ClusterState {
+    fn state_at(clock: Timestamp, objects: impl IntoIterator<Item = Object>) -> ClusterState {
         let mut state = ClusterState::from_objects(objects);
         state.apply(Event::Clock(clock));
         state
@@ -160,7 +165,7 @@ mod tests {
             (MAX_SUSPENSION_SECONDS, true, Some(MAX_SUSPENSION_SECONDS)),
             (MAX_SUSPENSION_SECONDS + 5, false, Some(5)),
         ] {
-            let state = at(NOW, [suspended("shop", Some(end), None)]);
+            let state = state_at(NOW, [suspended_namespace("shop", Some(end), None)]);
             assert_eq!(state.effective_modes(&"shop".into()).suspended, active, "{end}");
             assert!(!state.effective_modes(&"other".into()).suspended, "{end}");
             assert_eq!(state.next_suspension_change(), next.map(|seconds| NOW.plus_seconds(seconds)), "{end}");
@@ -173,8 +178,9 @@ mod tests {
 
     #[test]
     fn s44_only_the_namespace_of_the_agent_suspends_the_cluster() {
-        let objects = || [suspended("shop", None, Some(60)), suspended("kube-system", None, Some(60))];
-        let state = at(NOW, objects());
+        let objects =
+            || [suspended_namespace("shop", None, Some(60)), suspended_namespace("kube-system", None, Some(60))];
+        let state = state_at(NOW, objects());
         assert!(state.effective_modes(&"other".into()).suspended);
         assert_eq!(state.suspensions().len(), 1);
         let mut state = ClusterState::default().with_agent_namespace("netpol".into());
@@ -186,7 +192,7 @@ mod tests {
 
     #[test]
     fn s44_without_a_clock_nothing_is_suspended() {
-        let state = ClusterState::from_objects([suspended("kube-system", Some(60), Some(60))]);
+        let state = ClusterState::from_objects([suspended_namespace("kube-system", Some(60), Some(60))]);
         assert!(!state.effective_modes(&"kube-system".into()).suspended);
     }
 }

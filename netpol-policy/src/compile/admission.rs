@@ -17,7 +17,7 @@ use crate::model::PodKey;
 use crate::tables::Change;
 
 impl Engine {
-    /// Returns whether this many more (ports, entries) may be charged to an account.
+    /// Returns whether this number of additional (`PORTS` entries, `ALLOW` entries) may be charged to an account.
     pub(super) fn has_room(&self, account: &Account, needed: (u64, u64)) -> bool {
         let entry_counts = (self.port_sets.entry_counts(), self.rule_sets.entry_counts());
         needed == (0, 0) || self.memory_limit.has_room(account, entry_counts, needed)
@@ -33,7 +33,8 @@ impl Engine {
         self.memory_limit.bytes().is_none() || self.has_room(account, self.most_needed(in_place))
     }
 
-    /// Returns the most additional (ports, entries) that rule sets may need during their change.
+    /// Returns an upper bound of the additional (`PORTS` entries, `ALLOW` entries) that rule sets need during their
+    /// change.
     fn most_needed<'a>(&self, in_place: impl Iterator<Item = &'a InPlaceUpdate>) -> (u64, u64) {
         let (mut ports, mut entries) = (0, 0);
         let mut counted: HashSet<(RuleSetId, PortSetId, Vec<RuleAt>)> = HashSet::new();
@@ -53,13 +54,15 @@ impl Engine {
                 for (class, indices) in self.classes_to_change(rule_set, part, !part.open.is_empty()) {
                     let Some(signature) = self.classes.signature(class) else { continue };
                     let entry = self.tables.allow(&AllowKey { rule_set: *id, class });
-                    entries += u64::from(entry.is_none() && !self.is_prefix(signature));
+                    entries += u64::from(entry.is_none() && !self.has_only_blocks(signature));
                     let base = entry.map_or(rule_set.policy.any, |entry| entry.port_set);
-                    let own = indices.iter().chain(&part.open).map(|index| RuleAt { part: part_id, index: *index });
-                    let rules: Vec<RuleAt> = if is_new { own.collect() } else { rule_set.matching(signature) };
-                    let found = || rules.iter().filter_map(|at| self.parts.rule(*at));
-                    let has_names = found().any(CompiledRule::has_names);
-                    let count = found().map(|rule| rule.ports_at(Some(signature)).count()).sum::<usize>();
+                    let changed_rules =
+                        indices.iter().chain(&part.open).map(|index| RuleAt { part: part_id, index: *index });
+                    let rules: Vec<RuleAt> =
+                        if is_new { changed_rules.collect() } else { rule_set.matching(signature) };
+                    let matching_rules = || rules.iter().filter_map(|at| self.parts.rule(*at));
+                    let has_names = matching_rules().any(CompiledRule::has_names);
+                    let count = matching_rules().map(|rule| rule.ports_at(Some(signature)).count()).sum::<usize>();
                     let before = if is_new { self.port_sets.ports(base).map_or(0, Ports::len) } else { any.len() };
                     // Classes with the same rules share a port set.
                     if has_names || counted.insert((*id, base, rules)) {
@@ -71,8 +74,9 @@ impl Engine {
         (ports as u64, entries)
     }
 
-    /// Divides the memory limit after a change. If the cut of policies changed, or whether there is memory for policies
-    /// in shadow mode, returns their pods, which must be resolved.
+    /// Divides the memory limit again after a change. Returns the pods of policies with a changed cut (the blocks and
+    /// ports that still fit), and the pods of namespaces that got or lost memory for policies in shadow mode. The rules
+    /// of these pods must be resolved again. Returns `None` if nothing of this changed.
     pub(super) fn balance(&mut self) -> Option<BTreeSet<PodKey>> {
         let Balance { policies, namespaces } = self.memory_limit.balance(&self.cluster_state);
         let mut pods = BTreeSet::new();
@@ -102,7 +106,7 @@ impl Engine {
         self.replace_refused()
     }
 
-    /// Writes refused entries for which there is room now. Stops in each account at the first that does not fit.
+    /// Writes refused entries for which there is room now. In each account, stops at the first entry that does not fit.
     fn admit_refused(&mut self, changes: &mut Changes) {
         let refused: Vec<_> = self.rule_sets.refused().collect();
         let (mut cache, mut full) = (AllowCache::new(), BTreeSet::new());
@@ -111,7 +115,7 @@ impl Engine {
             if full.contains(&account) {
                 continue;
             }
-            // After a change in place, a rule set may have an entry with its new rules only.
+            // After a change in place, the rule set may have an entry for this class that contains only its new rules.
             self.disallow(changes, rule_set, class);
             if !self.allow(changes, &mut cache, rule_set, class) {
                 full.insert(account);
@@ -119,8 +123,8 @@ impl Engine {
         }
     }
 
-    /// Finds rule sets with ports for any peer that were refused and fit now. Returns their pods, which need a new rule
-    /// set.
+    /// Finds rule sets with refused ports for any peer that fit now. Returns the pods of these rule sets, because the
+    /// pods need a new rule set.
     fn replace_refused(&mut self) -> BTreeSet<PodKey> {
         let has_room = |rule_set: &RuleSet| {
             let needed = (self.port_sets.entries_to_add(&rule_set.any), 0);
@@ -128,16 +132,16 @@ impl Engine {
         };
         let ids: BTreeSet<_> =
             self.rule_sets.without_any().filter(|(_, rule_set)| has_room(rule_set)).map(|(id, _)| id).collect();
-        let has_one = |(_, rule_sets): &(&PodKey, EndpointRuleSets)| rule_sets.all().any(|id| ids.contains(&id));
-        let pods = self.endpoints.iter().filter(has_one).map(|(pod, _)| pod.clone()).collect();
+        let uses_one = |(_, rule_sets): &(&PodKey, EndpointRuleSets)| rule_sets.all().any(|id| ids.contains(&id));
+        let pods = self.endpoints.iter().filter(uses_one).map(|(pod, _)| pod.clone()).collect();
         for id in ids {
-            self.rule_sets.replace(id);
+            self.rule_sets.stop_sharing(id);
         }
         pods
     }
 
-    /// Writes endpoints if their policy became complete or incomplete with the same rule sets. A shadow policy is in
-    /// effect only if it is complete.
+    /// Writes the endpoints with a policy that became complete or incomplete while its rule sets stayed the same. A
+    /// policy for shadow mode is in effect only if it is complete.
     fn mark_incomplete(&mut self, changes: &mut Changes) {
         let changed = |(pod, rule_sets): (&PodKey, EndpointRuleSets)| {
             let policy = self.endpoint_policy(rule_sets);

@@ -1,4 +1,4 @@
-//! What a rule set allows to a class.
+//! What a rule set allows to a class (equivalence class of addresses).
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -7,12 +7,12 @@ use netpol_common::{PORT_PREFIX_EXACT, PORT_PREFIX_PROTOCOL, RuleId};
 
 use crate::model::{PortRange, Protocol};
 
-/// Ports as prefixes, each with the first rule that allows it.
+/// The protocols and ports that are allowed, each with the first rule that allows it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum AllowEntries {
     /// Every protocol and port, with the first rule that allows them.
     All(RuleId),
-    /// Only these ports. Empty: none.
+    /// Only these ports. If the list is empty, nothing is allowed.
     Of(Ports),
 }
 
@@ -58,8 +58,8 @@ impl AllowEntries {
     }
 }
 
-/// Returns the number of prefixes for these ports. A port name counts as one, because it resolves to one port for each
-/// class.
+/// Returns the number of prefixes for these ports. A port name counts as one prefix, because it resolves to one port
+/// for each class.
 pub(super) fn prefix_count(ports: &PortRange) -> u64 {
     match ports {
         PortRange::Range(first, last) => prefixes(Protocol::Tcp, Some((*first, *last))).len() as u64,
@@ -76,9 +76,9 @@ pub(super) fn prefixes(protocol: Protocol, range: Option<(u16, u16)>) -> Vec<Por
     let mut prefixes = Vec::new();
     let (mut next, last) = (u32::from(first), u32::from(last));
     while next <= last {
-        let aligned = if next == 0 { u16::BITS } else { next.trailing_zeros() };
-        let fitting = (last - next + 1).ilog2();
-        let bits = aligned.min(fitting);
+        let aligned_bits = if next == 0 { u16::BITS } else { next.trailing_zeros() };
+        let fitting_bits = (last - next + 1).ilog2();
+        let bits = aligned_bits.min(fitting_bits);
         #[expect(clippy::cast_possible_truncation, reason = "not above the last port")]
         prefixes.push(PortPrefix { protocol, port: next as u16, length: PORT_PREFIX_EXACT - bits });
         next += 1 << bits;
@@ -97,15 +97,15 @@ mod tests {
             assert_eq!(covering.len(), 17);
             assert!(covering.iter().all(|prefix| prefix.range().contains(&(6, port))), "{port}: {covering:?}");
             for range in [(port, port), (port / 2, port), (0, u16::MAX)] {
-                let here = prefixes(Protocol::Tcp, Some(range));
-                assert!(here.iter().any(|prefix| covering.contains(prefix)), "{port} in {range:?}");
+                let prefixes = prefixes(Protocol::Tcp, Some(range));
+                assert!(prefixes.iter().any(|prefix| covering.contains(prefix)), "{port} in {range:?}");
             }
         }
     }
 
     #[test]
     fn ranges_become_the_fewest_prefixes() {
-        /// A range, and its prefixes where the list is short.
+        /// A range, and its prefixes as first port and length. An empty list is not compared.
         type Case = ((u16, u16), &'static [(u16, u32)]);
         let cases: &[Case] = &[
             ((80, 80), &[(80, 64)]),

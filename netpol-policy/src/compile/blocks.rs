@@ -1,5 +1,5 @@
-//! CIDR blocks in use. Each prefix (of a block or of one of its excepts) stores all blocks that cover it and do not
-//! except it. So one longest-prefix match finds all blocks that apply to an address.
+//! CIDR blocks in use. Each prefix (the `cidr` of a block, or one of its `except` entries) stores all blocks that cover
+//! the prefix and do not except it. So one longest-prefix match finds all blocks that apply to an address.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,8 +21,10 @@ pub(super) struct Blocks {
 
 #[derive(Clone, Debug, Default)]
 struct Prefix {
+    /// The blocks that cover the prefix and do not except it.
     covering: PeerSelectorSet,
     class: ClassId,
+    /// Number of blocks that have this prefix as `cidr` or in `except`.
     users: usize,
 }
 
@@ -41,12 +43,12 @@ impl Blocks {
                 prefix.users += 1;
             }
         }
-        let holes = outermost(&block.except);
+        let excepts = outermost(&block.except);
         for (net, prefix) in inside(&mut self.prefixes, block.cidr) {
-            // Holes do not overlap. Only the last hole that starts before the prefix can contain it.
-            let before = holes.partition_point(|hole| hole <= net);
-            let excepted = holes[..before].last().is_some_and(|hole| hole.contains(net));
-            if !excepted && prefix.covering.insert(id) {
+            // These `except` entries do not overlap. Only the last one that is not after the prefix can contain it.
+            let end = excepts.partition_point(|except| except <= net);
+            let is_excepted = excepts[..end].last().is_some_and(|except| except.contains(net));
+            if !is_excepted && prefix.covering.insert(id) {
                 touched.insert(*net);
             }
         }
@@ -70,7 +72,8 @@ impl Blocks {
         touched
     }
 
-    /// Removes the prefixes of a removed block that no other block has. Returns them with their classes.
+    /// After a block was removed, removes those of its prefixes that no other block has. Returns these prefixes with
+    /// their classes.
     pub(super) fn retire(&mut self, block: &IpBlock) -> Vec<(IpNet, ClassId)> {
         let mut removed = Vec::new();
         for net in std::iter::once(&block.cidr).chain(&block.except) {
@@ -116,6 +119,7 @@ impl Blocks {
         self.longest(address, u8::MAX).map_or(ClassId::NONE, |prefix| prefix.class)
     }
 
+    /// Returns the blocks of the longest prefix that covers the address and is shorter than `below` bits.
     fn covering(&self, address: IpAddr, below: u8) -> Option<&PeerSelectorSet> {
         self.longest(address, below).map(|prefix| &prefix.covering)
     }
@@ -128,9 +132,9 @@ impl Blocks {
     }
 }
 
-/// Returns the holes sorted, without those inside other holes.
-fn outermost(holes: &[IpNet]) -> Vec<IpNet> {
-    let mut sorted = holes.to_vec();
+/// Returns the `except` entries sorted, without those inside other entries.
+fn outermost(excepts: &[IpNet]) -> Vec<IpNet> {
+    let mut sorted = excepts.to_vec();
     sorted.sort_unstable();
     // Of two prefixes with the same address, the wider one sorts first.
     sorted.dedup_by(|inner, outer| outer.contains(&*inner));
@@ -149,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn holes_inside_other_holes_are_removed() {
+    fn excepts_inside_other_excepts_are_removed() {
         let nets = |texts: &[&str]| -> Vec<IpNet> { texts.iter().map(|text| text.parse().expect("a net")).collect() };
         let cases: &[(&[&str], &[&str])] = &[
             (&[], &[]),
@@ -157,8 +161,8 @@ mod tests {
             (&["10.1.0.0/24", "10.1.0.0/16", "10.1.7.0/24", "10.2.0.0/16"], &["10.1.0.0/16", "10.2.0.0/16"]),
             (&["fd00::/64", "fd00::/16", "fd00:1::/32"], &["fd00::/16"]),
         ];
-        for (holes, expected) in cases {
-            assert_eq!(outermost(&nets(holes)), nets(expected), "{holes:?}");
+        for (excepts, expected) in cases {
+            assert_eq!(outermost(&nets(excepts)), nets(expected), "{excepts:?}");
         }
     }
 }

@@ -55,7 +55,7 @@ impl Classes {
         self.counter.allocated()
     }
 
-    /// Returns the class of a signature with one more user, and whether it is new.
+    /// Adds a user (an address or prefix) to the class of a signature. Returns the class, and whether it is new.
     pub(super) fn acquire(&mut self, signature: Signature) -> (ClassId, bool) {
         if signature == Signature::default() {
             return (ClassId::NONE, false);
@@ -81,10 +81,11 @@ impl Classes {
         retired
     }
 
-    /// Renames classes if all their users get the same new signature. They keep their IDs. Returns these classes.
+    /// Changes the signature of each class if all users of the class get the same new signature. The class keeps its
+    /// ID. Returns the changed classes.
     ///
-    /// `moving` has the class and the next signature of each moving user. This is valid only if the peer selectors in
-    /// the difference are new or unused: then a class stays the same for every other rule set.
+    /// `moving` has the class and the next signature of each user that moves. Call this only if every peer selector
+    /// that is in only one of the two signatures is new or unused: then no other rule set distinguishes the signatures.
     pub(super) fn rename_all<'a>(
         &mut self,
         moving: impl Iterator<Item = (ClassId, Option<&'a Signature>)>,
@@ -103,7 +104,7 @@ impl Classes {
         renamed.map(|(id, _)| id).collect()
     }
 
-    /// Gives a class another signature, if all of its users are moving and no class has that signature.
+    /// Gives a class another signature, if all of its users move and no class has that signature yet.
     fn rename(&mut self, id: ClassId, moving: usize, new: &Signature) -> bool {
         if *new == Signature::default() {
             return false;
@@ -122,7 +123,7 @@ impl Classes {
         true
     }
 
-    /// Returns the signature of a class; none for [`ClassId::NONE`].
+    /// Returns the signature of a class. Returns `None` for [`ClassId::NONE`].
     pub(super) fn signature(&self, id: ClassId) -> Option<&Arc<Signature>> {
         self.signatures.get(id)
     }

@@ -1,4 +1,5 @@
-//! Computes how the entries of a rule set change when a part is added or removed. Equal changes are computed once.
+//! Computes how the entries of a rule set change when a part (the resolved rules of one policy) is added or removed.
+//! Equal changes are computed once. The module [`super`] explains the terms.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -14,14 +15,14 @@ use super::port_sets::Diff;
 use super::rule_sets::RuleSet;
 use super::selectors::PeerSelectorId;
 
-/// Limit for small sets. Up to this many removed ports, each is searched in the remaining rules. Up to this many matching
-/// rules, changes are cached.
+/// Up to this number of removed ports, each port is searched in the remaining rules. If there are more, the ports of
+/// all remaining rules are collected once. Up to this number of matching rules, changes are cached.
 const SCAN_LIMIT: usize = 64;
 
 /// A user of a port set.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum PortSetUser {
-    /// A rule set, for any peer.
+    /// A rule set, for the ports that it allows to any peer.
     AnyPeer(RuleSetId),
     /// An entry of `ALLOW`, which may not exist yet.
     Class(AllowKey),
@@ -40,11 +41,11 @@ impl PortSetUser {
 /// The entries to be written.
 #[derive(Debug, Default)]
 pub(super) struct PendingEntries {
-    /// Users by their current port set and its change.
+    /// Users of port sets, by their current port set and how it changes.
     pub(super) groups: BTreeMap<(PortSetId, Rc<Diff>), Vec<PortSetUser>>,
-    /// Entries with contents of their own.
+    /// Entries that get new contents, instead of a change of their port set.
     pub(super) singles: Vec<(AllowKey, AllowEntries)>,
-    /// The classes examined and the change for any peer, by rule set.
+    /// For each rule set, the classes with entries that may have changed, and the change of the ports for any peer.
     pub(super) touched: BTreeMap<RuleSetId, (BTreeSet<ClassId>, Rc<Diff>)>,
 }
 
@@ -65,6 +66,7 @@ pub(super) struct DiffKey {
 pub(super) type DiffCache = HashMap<DiffKey, Rc<Diff>>;
 
 impl Engine {
+    /// Collects the changes of a rule set's entries after a part was added.
     pub(super) fn collect_additions(
         &self,
         id: RuleSetId,
@@ -78,7 +80,7 @@ impl Engine {
         }
         let any = rule_set.policy.any;
         let rules = |indices: &[usize]| indices.iter().map(|index| &part.rules[*index]).collect::<Vec<_>>();
-        let for_any_peer = Rc::new(self.added(any, &rules(&part.open), None));
+        let for_any_peer = Rc::new(self.additions_to(any, &rules(&part.open), None));
         if !for_any_peer.is_empty() {
             pending.groups.entry((any, for_any_peer.clone())).or_default().push(PortSetUser::AnyPeer(id));
         }
@@ -107,7 +109,7 @@ impl Engine {
             let diff_key =
                 DiffKey { rule_set: id, base, changed_rules: indices.clone(), remaining_rules: Vec::new(), named };
             let diff = cache.entry(diff_key);
-            let diff = diff.or_insert_with(|| Rc::new(self.added(base, &rules, signature))).clone();
+            let diff = diff.or_insert_with(|| Rc::new(self.additions_to(base, &rules, signature))).clone();
             if !diff.is_empty() && (entry.is_some() || diff != for_any_peer) {
                 pending.groups.entry((base, diff)).or_default().push(PortSetUser::Class(key));
             }
@@ -115,6 +117,7 @@ impl Engine {
         pending.touched.entry(id).or_default().1 = for_any_peer;
     }
 
+    /// Collects the changes of a rule set's entries after a part was removed.
     pub(super) fn collect_removals(
         &self,
         id: RuleSetId,
@@ -130,7 +133,8 @@ impl Engine {
         let removed = |indices: &[usize]| indices.iter().map(|index| &part.rules[*index]).collect::<Vec<_>>();
         let open: Vec<RuleAt> = if part.open.is_empty() { Vec::new() } else { rule_set.open(&self.parts).collect() };
         let remaining = |rules: &[RuleAt]| rules.iter().filter_map(|at| self.parts.rule(*at)).collect::<Vec<_>>();
-        let for_any_peer = Rc::new(self.removed(any, &removed(&part.open), &remaining(&open), &Ports::new(), None));
+        let for_any_peer =
+            Rc::new(self.removals_from(any, &removed(&part.open), &remaining(&open), &Ports::new(), None));
         if !for_any_peer.is_empty() {
             pending.groups.entry((any, for_any_peer.clone())).or_default().push(PortSetUser::AnyPeer(id));
         }
@@ -152,7 +156,8 @@ impl Engine {
             let base = match self.tables.allow(&key) {
                 Some(entry) if entry.port_set != PortSetId::ALL => entry.port_set,
                 entry => {
-                    // A class has no entry if it got the same as any peer. Without that rule, its own rules apply.
+                    // A class without an entry was allowed the same as any peer. If the ports for any peer change, the
+                    // rules for the class need an entry. An entry for all ports changes if its rule is removed.
                     let has_removed = |entry: AllowEntry| rules.iter().any(|rule| rule.id == entry.rule);
                     if entry.map_or(!for_any_peer.is_empty(), has_removed) {
                         let contents = self.contents(any_after.clone().into_owned(), &matching, signature);
@@ -164,7 +169,7 @@ impl Engine {
             let named = named_ports(&rules, Some(signature));
             let compute = || {
                 let rest = remaining(&matching);
-                Rc::new(self.removed(base, &rules, &rest, &any_after, Some(signature)))
+                Rc::new(self.removals_from(base, &rules, &rest, &any_after, Some(signature)))
             };
             let diff = if matching.len() > SCAN_LIMIT || have_names(&remaining(&matching)) {
                 compute()
@@ -180,8 +185,9 @@ impl Engine {
         pending.touched.entry(id).or_default().1 = for_any_peer;
     }
 
-    /// Returns the classes to which a rule set may allow something else with or without a part, with the indices of the
-    /// part's rules that they match. `for_any_peer`: the ports for any peer change, too.
+    /// Returns the classes to which a rule set may allow something else if this part is added or removed. Each class
+    /// has the indices of the part's rules that it matches. `for_any_peer` is set if the ports for any peer change,
+    /// too.
     pub(super) fn classes_to_change(
         &self,
         rule_set: &RuleSet,
@@ -202,13 +208,13 @@ impl Engine {
         classes
     }
 
-    /// Returns the classes that a rule set may allow more than any peer.
+    /// Returns the classes that may need an entry, because they match rules that do not apply to any peer.
     pub(super) fn classes_with_entries(&self, rule_set: &RuleSet) -> BTreeSet<ClassId> {
         rule_set.deciding_selectors().flat_map(|selector| self.classes.matching(selector)).collect()
     }
 
-    /// Returns what rules add to a port set.
-    fn added(&self, base: PortSetId, rules: &[&CompiledRule], signature: Option<&Signature>) -> Diff {
+    /// Returns how a port set changes if rules are added.
+    fn additions_to(&self, base: PortSetId, rules: &[&CompiledRule], signature: Option<&Signature>) -> Diff {
         let base = self.port_sets.ports(base);
         let mut put = Ports::new();
         for rule in rules {
@@ -222,9 +228,9 @@ impl Engine {
         Diff { put: put.into_iter().collect(), delete: Vec::new() }
     }
 
-    /// Returns the change of a port set without some rules. `rest` are the remaining rules, `any_peer` the ports for
-    /// any peer.
-    fn removed(
+    /// Returns how a port set changes if rules are removed. `rest` has the remaining rules, and `any_peer` has the
+    /// ports that are allowed to any peer.
+    fn removals_from(
         &self,
         base: PortSetId,
         removed: &[&CompiledRule],
@@ -257,8 +263,8 @@ impl Engine {
             let now = if removed_ports.len() > SCAN_LIMIT {
                 collected.get(prefix).copied().or_else(|| for_any_peer(prefix))
             } else {
-                let having = rest.iter().filter(|rule| rule.has_port_at(signature, *prefix));
-                having.fold(for_any_peer(prefix), |one, rule| first(one, rule))
+                let rules_with_prefix = rest.iter().filter(|rule| rule.has_port_at(signature, *prefix));
+                rules_with_prefix.fold(for_any_peer(prefix), |one, rule| first(one, rule))
             };
             match now {
                 None => diff.delete.push(*prefix),
@@ -269,7 +275,8 @@ impl Engine {
         diff
     }
 
-    /// Returns what rules allow to addresses with this signature, in addition to `ports` for any peer.
+    /// Returns what rules allow to addresses with this signature, in addition to `ports`, which are allowed to any
+    /// peer.
     pub(super) fn contents(&self, mut ports: Ports, rules: &[RuleAt], signature: &Signature) -> AllowEntries {
         let rules = || rules.iter().filter_map(|at| self.parts.rule(*at));
         let all = rules().filter(|rule| rule.has_all_ports()).map(|rule| rule.id);

@@ -1,4 +1,4 @@
-//! The rule sets of each endpoint.
+//! The rule sets of each endpoint (a pod interface under enforcement).
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use netpol_common::{Direction, DirectionPolicy, RuleSetId};
 
 use crate::model::{Mode, NamespaceName, PodKey};
 
-/// What one of an endpoint's rule sets is for.
+/// The purpose of a rule set of an endpoint: each endpoint has one rule set for each mode and direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Slot {
     pub(super) mode: Mode,
@@ -14,7 +14,7 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    /// All slots. Enforced ones come first, so that they get memory first.
+    /// All slots. Those of enforced policies come first, so that their rule sets get memory first.
     pub(super) const ALL: [Self; 4] = [
         Self { mode: Mode::Enforce, direction: Direction::Ingress },
         Self { mode: Mode::Enforce, direction: Direction::Egress },
@@ -33,7 +33,7 @@ impl EndpointRuleSets {
         Self(Slot::ALL.map(rule_set))
     }
 
-    /// Returns the rule sets of ingress and egress.
+    /// Returns the rule sets for ingress and egress in a mode.
     pub(super) const fn of(self, mode: Mode) -> [RuleSetId; 2] {
         let [ingress, egress, shadow_ingress, shadow_egress] = self.0;
         match mode {
@@ -50,7 +50,7 @@ impl EndpointRuleSets {
         Slot::ALL.into_iter().zip(self.0)
     }
 
-    /// Returns the egress rule sets in use.
+    /// Returns the rule sets for egress that isolate the pod.
     pub(super) fn egress(self) -> impl Iterator<Item = RuleSetId> {
         Mode::BOTH.into_iter().map(move |mode| self.of(mode)[1]).filter(|id| *id != DirectionPolicy::OPEN.rule_set)
     }

@@ -1,4 +1,5 @@
-//! Counts map entries by account, where their number is known only after compilation.
+//! Counts the map entries of each account, for entries with a number that is known only after compilation. An account
+//! is what the memory limit charges for entries, see [`super::memory_limit::Account`].
 
 use std::collections::BTreeMap;
 
@@ -8,21 +9,21 @@ use super::memory_limit::Account;
 #[derive(Clone, Debug, Default)]
 pub(super) struct EntryCounts {
     total: u64,
-    of: BTreeMap<Account, u64>,
+    by_account: BTreeMap<Account, u64>,
 }
 
 impl EntryCounts {
     pub(super) fn add(&mut self, account: &Account, entries: u64) {
         self.total += entries;
-        *self.of.entry(account.clone()).or_default() += entries;
+        *self.by_account.entry(account.clone()).or_default() += entries;
     }
 
     pub(super) fn subtract(&mut self, account: &Account, entries: u64) {
         self.total -= entries;
-        if let Some(of) = self.of.get_mut(account) {
-            *of -= entries;
-            if *of == 0 {
-                self.of.remove(account);
+        if let Some(count) = self.by_account.get_mut(account) {
+            *count -= entries;
+            if *count == 0 {
+                self.by_account.remove(account);
             }
         }
     }
@@ -31,7 +32,7 @@ impl EntryCounts {
         self.total
     }
 
-    pub(super) fn of(&self, account: &Account) -> u64 {
-        self.of.get(account).copied().unwrap_or(0)
+    pub(super) fn of_account(&self, account: &Account) -> u64 {
+        self.by_account.get(account).copied().unwrap_or(0)
     }
 }

@@ -42,13 +42,14 @@ impl Engine {
             }
         }
         self.touch_frontends(&mut touched, &host_ports, &host_ports_of(self));
+        // The memory limit is divided again, which can change the rules of other pods, too.
         let mut pods = self.balance().unwrap_or_default();
         pods.insert(key.clone());
         self.commit(Update { touched, pods, ..Update::default() })
     }
 
-    /// Applies a change of a namespace's labels or of its modes, but not of both: between two writes, the state would
-    /// be neither the one before nor the one after.
+    /// Applies a change of a namespace's labels or of its modes. A change of both must be applied in two steps:
+    /// otherwise the state between two writes would be neither the state before nor the state after the change.
     pub(super) fn namespace_event(&mut self, name: &NamespaceName, event: Event) -> Vec<Change> {
         let before = self.modes_of_endpoints();
         self.cluster_state.apply(event);
@@ -79,7 +80,8 @@ impl Engine {
         namespaces.map(|name| (name.clone(), self.cluster_state.effective_modes(&name))).collect()
     }
 
-    /// Returns the pods with a policy that changed its mode.
+    /// Returns the pods with a policy that changed its mode, and the pods with rules that change because the memory
+    /// limit is divided again.
     fn pods_with_other_modes(&mut self, before: &BTreeMap<NamespaceName, EffectiveModes>) -> BTreeSet<PodKey> {
         let mut pods = BTreeSet::new();
         for (name, before) in before {
@@ -120,7 +122,7 @@ impl Engine {
         };
         let pods = self.endpoints.of_namespace(&key.namespace);
         let pods = pods.filter(|pod| selects(old.as_ref(), pod) || selects(new.as_ref(), pod)).cloned().collect();
-        let mut touched = Touched { renaming: true, ..Touched::default() };
+        let mut touched = Touched { may_rename_classes: true, ..Touched::default() };
         let (in_place, pods) = match self.balance() {
             // Parts of other policies change, too.
             Some(others) => (Vec::new(), &pods | &others),
@@ -179,8 +181,8 @@ impl Engine {
 
     /// Marks the old and new frontends of an object as touched.
     ///
-    /// The address of an added or removed frontend gets or loses the Service flag. Frontends with a backend at that
-    /// address then lead to another Service, or no longer do.
+    /// The address of an added or removed frontend gets or loses the Service flag. Other frontends can have a backend
+    /// at this address. They now lead to another Service, or no longer lead to one, so they are touched, too.
     fn touch_frontends(&self, touched: &mut Touched, old: &BTreeSet<Frontend>, new: &BTreeSet<Frontend>) {
         for frontend in old.symmetric_difference(new) {
             if let FrontendAddress::Address(address) = frontend.address {

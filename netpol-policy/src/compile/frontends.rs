@@ -1,4 +1,5 @@
-//! Backend sets: frontends with equal backends share one, because every rule set treats them alike.
+//! Backend sets: the backends of a frontend (address, port and protocol of a Service or hostPort). Frontends with equal
+//! backends share one backend set, because every rule set (compiled policies) treats them alike.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -17,23 +18,24 @@ pub(super) struct BackendSet {
     pub(super) protocol: u8,
     /// The backends; empty if none are known.
     pub(super) targets: BTreeSet<Target>,
-    /// Backends at an address of a pod of this node. The pod reaches itself (hairpin), whatever its rules are.
+    /// Addresses of backends that are pods of this node. Such a pod reaches itself (hairpin), whatever its rules are.
     pub(super) hairpin: BTreeSet<IpAddr>,
 }
 
 /// A backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Target {
-    /// An address of this class, at this port.
+    /// An address of this class (equivalence class of addresses), at this port.
     Peer(ClassId, u16),
     /// The local node, which every pod may reach.
     LocalNode,
-    /// Another Service. Its backends are not known here.
+    /// Another Service. Its backends are not looked up here.
     Service,
 }
 
 impl BackendSet {
-    /// Returns whether every rule set allows at least some of the backends.
+    /// Returns whether every rule set allows at least some of the backends, or may allow backends that are not known
+    /// here.
     pub(super) fn is_partly_allowed_by_all(&self) -> bool {
         self.targets.is_empty() || self.targets.iter().any(|target| !matches!(target, Target::Peer(..)))
     }
@@ -54,7 +56,7 @@ pub(super) struct BackendSets {
     by_backend: Index<ClassId, ClassId>,
     by_port: Index<(u8, u16), ClassId>,
     by_hairpin: Index<IpAddr, ClassId>,
-    /// The backend sets for which every rule set has an entry: it allows at least some of the backends.
+    /// The backend sets for which every rule set has an entry, see [`BackendSet::is_partly_allowed_by_all`].
     partly_allowed_by_all: BTreeSet<ClassId>,
     /// Rule sets that have an entry in `ALLOW`, by backend set.
     allowed_by: Index<ClassId, RuleSetId>,
@@ -62,7 +64,8 @@ pub(super) struct BackendSets {
 }
 
 impl BackendSets {
-    /// Adds a user to a backend set. Returns its class and whether it is new. `allocate` allocates the ID.
+    /// Adds a user (a frontend) to a backend set. Returns the class of the backend set, and whether it is new.
+    /// `allocate` allocates the ID.
     pub(super) fn acquire(&mut self, backend_set: BackendSet, allocate: impl FnOnce() -> ClassId) -> (ClassId, bool) {
         let (id, new) = self.sets.acquire(backend_set, allocate);
         let Some(backend_set) = new else { return (id, false) };
@@ -142,7 +145,7 @@ impl BackendSets {
         self.by_hairpin.get(&address).iter().copied()
     }
 
-    /// Returns the backend sets for which every rule set has an entry: it allows at least some of the backends.
+    /// Returns the backend sets for which every rule set has an entry, see [`BackendSet::is_partly_allowed_by_all`].
     pub(super) fn partly_allowed_by_all(&self) -> impl Iterator<Item = ClassId> {
         self.partly_allowed_by_all.iter().copied()
     }

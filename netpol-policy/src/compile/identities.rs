@@ -1,4 +1,5 @@
-//! Identities: pods that no selector distinguishes share one identity and its signature.
+//! Identities: pods with the same namespace, labels and named ports share one identity. No selector distinguishes them,
+//! so they match the same peer selectors (the signature). The module [`super`] explains the terms.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -57,6 +58,7 @@ impl Identity {
                 };
                 in_namespace && pods.matches(&self.key.labels)
             }
+            // Blocks match addresses, not pods. Named ports are matched in `evaluate`.
             PeerSelector::Block(_) | PeerSelector::Named(..) => false,
         }
     }
@@ -95,7 +97,7 @@ impl Identities {
             self.by_address.remove(&address);
         }
         if let Some(id) = old {
-            self.drop_address(id, address);
+            self.remove_address(id, address);
         }
         true
     }
@@ -115,7 +117,7 @@ impl Identities {
         id
     }
 
-    fn drop_address(&mut self, id: IdentityId, address: IpAddr) {
+    fn remove_address(&mut self, id: IdentityId, address: IpAddr) {
         let Some(identity) = self.entries.get_mut(&id) else { return };
         identity.addresses.remove(&address);
         if !identity.addresses.is_empty() {
@@ -123,9 +125,9 @@ impl Identities {
         }
         if let Some(identity) = self.entries.remove(&id) {
             self.ids.remove(&identity.key);
-            if let Some(siblings) = self.by_namespace.get_mut(&identity.key.namespace) {
-                siblings.remove(&id);
-                if siblings.is_empty() {
+            if let Some(in_namespace) = self.by_namespace.get_mut(&identity.key.namespace) {
+                in_namespace.remove(&id);
+                if in_namespace.is_empty() {
                     self.by_namespace.remove(&identity.key.namespace);
                 }
             }
@@ -194,8 +196,9 @@ impl Identities {
         matched
     }
 
-    /// Returns the identities that may match a peer selector: all in the namespaces that it selects. These include all
-    /// that match it now, because a change of a namespace's labels is applied by [`Identities::reevaluate`].
+    /// Returns the identities that may match a peer selector: all identities in the namespaces that it selects. No
+    /// other identity has the selector in its signature, because [`Identities::reevaluate`] updates the signatures
+    /// after each change of a namespace's labels.
     fn candidates(&self, selector: &PeerSelector, cluster_state: &ClusterState) -> Vec<IdentityId> {
         match selector {
             PeerSelector::Pods { namespaces: Namespaces::Own(name), .. } => {

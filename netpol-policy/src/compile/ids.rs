@@ -1,4 +1,4 @@
-//! IDs of classes, rule sets, port sets and rules. They only grow while an engine lives.
+//! IDs of classes, rule sets, port sets and rules. An engine uses no ID twice.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ pub struct UsedIds {
     pub rules: BTreeSet<RuleId>,
 }
 
-/// The first id of each kind.
+/// The first ID of each kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FirstIds {
     /// Classes.
@@ -45,12 +45,12 @@ impl FirstIds {
 /// Returns the start of the widest range of free IDs. `used` is sorted. It may contain 0 and the last ID, which are
 /// reserved.
 fn widest_gap(used: impl Iterator<Item = u32>) -> u32 {
-    let (mut begin, mut width, mut from) = (1, 0, 1);
+    let (mut begin, mut width, mut gap_begin) = (1, 0, 1);
     for id in used.filter(|id| *id > 0).chain([u32::MAX]) {
-        if id - from.min(id) > width {
-            (begin, width) = (from, id - from);
+        if id - gap_begin.min(id) > width {
+            (begin, width) = (gap_begin, id - gap_begin);
         }
-        from = id.saturating_add(1);
+        gap_begin = id.saturating_add(1);
     }
     begin
 }
@@ -86,7 +86,8 @@ impl Counter {
 
     pub(super) fn next(&mut self) -> u32 {
         let id = self.next;
-        // The last two are PortSetId::SOME and ALL. Engines are replaced long before this; see `Engine::needs_successor`.
+        // The last two are PortSetId::SOME and ALL. Engines are replaced long before this; see
+        // `Engine::needs_successor`.
         assert!(id < u32::MAX - 1, "all IDs are used; the engine should have been replaced");
         self.next += 1;
         id

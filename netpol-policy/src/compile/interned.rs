@@ -10,7 +10,7 @@ pub(super) struct Interned<Id, V> {
     ids: HashMap<Arc<V>, Id>,
     /// Values with the number of their users.
     entries: BTreeMap<Id, (Arc<V>, usize)>,
-    /// Values that lost their last user, and may have got one since.
+    /// Values that lost their last user. They may have got a new user since then.
     unused: BTreeSet<Id>,
 }
 

@@ -1,10 +1,11 @@
 //! Memory limit for policies: what each policy costs in the maps, and which parts are omitted above the limit.
 //!
 //! Costs are computed from the objects before anything is written, so that the same objects always have the same
-//! result. If the sum is above the limit, namespaces share it max-min fairly: a namespace that costs less than an equal
-//! share is not affected, and all others get the same amount. Policies share their namespace's amount in the same way.
-//! A policy that costs more than its share is cut: its blocks and ports count in order, up to the share. A block is
-//! omitted with all of its `except` entries, so that a cut policy never allows more than the complete one.
+//! result. If the sum is above the limit, namespaces share the limit max-min fairly: a namespace that costs less than
+//! an equal share is not affected, and all others get the same amount. Policies share their namespace's amount in the
+//! same way. A policy that costs more than its share is cut: only its first blocks and ports are used, up to the share.
+//! A block is omitted with all of its `except` entries, so that a cut policy never allows more than the complete
+//! policy.
 
 mod price;
 
@@ -39,7 +40,7 @@ pub struct Omitted {
     pub entries: usize,
 }
 
-/// What entries are charged to: the name of a namespace, or [`shadow_account`].
+/// An account, to which map entries are charged: the name of a namespace, or [`shadow_account`].
 pub(super) type Account = NamespaceName;
 
 /// The account of all rule sets for shadow mode. No namespace has an empty name.
@@ -67,7 +68,7 @@ pub(super) struct Balance {
 /// Memory limit and costs of policies; see the module documentation.
 #[derive(Clone, Debug, Default)]
 pub(super) struct MemoryLimit {
-    /// Limit in bytes; `None`: no limit.
+    /// Limit in bytes. `None` means no limit.
     limit: Option<u64>,
     /// Pods in scope.
     pods: BTreeMap<NamespaceName, BTreeSet<PodKey>>,
@@ -82,7 +83,7 @@ pub(super) struct MemoryLimit {
     cuts: BTreeMap<PolicyKey, Cut>,
     /// Namespaces with policies in shadow mode.
     shadow: BTreeSet<NamespaceName>,
-    /// Those of them without memory for these policies.
+    /// Namespaces with policies in shadow mode for which there is no memory.
     without_shadow: BTreeSet<NamespaceName>,
 }
 
@@ -99,8 +100,8 @@ struct Demands {
 struct Demand {
     /// Number of rule sets that contain each policy, by direction.
     policies: Vec<(PolicyKey, [u64; 2])>,
-    /// The widest block of each rule set, by family. In such a rule set every narrower block inside has a class of its
-    /// own.
+    /// The widest block of each rule set, by family. The rule set can need an entry for each narrower prefix, because
+    /// each prefix has a class of its own.
     widest: Vec<[Option<u8>; 2]>,
 }
 
@@ -196,11 +197,11 @@ impl MemoryLimit {
         &self.without_shadow
     }
 
-    /// Returns whether an account may use this many more bytes for what is known only after compilation: port sets and
-    /// entries for classes of pods. Half of the limit is reserved for these. Of this half, one part is first come, first
-    /// served. The other part, of the same size, is divided equally among namespaces with pods in scope, so that each
-    /// namespace always has its share. Rule sets for shadow mode may use a sixteenth of the limit while the first part
-    /// has room. Enforced rule sets do not have less because of that.
+    /// Returns whether an account may use this number of additional entries of port sets, and of `ALLOW` entries for
+    /// classes of pods. Their number is known only after compilation. Half of the limit is reserved for them: one
+    /// quarter is first come, first served, and one quarter is divided equally among namespaces with pods in scope. So
+    /// each namespace always has its share. Rule sets for shadow mode may use a sixteenth of the limit while the first
+    /// quarter has room. This does not reduce the memory for enforced rule sets.
     pub(super) fn has_room(
         &self,
         account: &Account,
@@ -212,11 +213,11 @@ impl MemoryLimit {
         let bytes = |ports: u64, allow: u64| ports * TRIE_ENTRY + allow * ALLOW_ENTRY;
         let guaranteed = quarter / (self.pods.len() as u64).max(1);
         let shadow = shadow_account();
-        let of_account = bytes(ports.of(account) + new_ports, allow.of(account) + new_allow);
+        let of_account = bytes(ports.of_account(account) + new_ports, allow.of_account(account) + new_allow);
         if *account == shadow {
             return of_account <= limit / 16 && bytes(ports.total() + new_ports, allow.total() + new_allow) <= quarter;
         }
-        let enforced = (ports.total() - ports.of(&shadow), allow.total() - allow.of(&shadow));
+        let enforced = (ports.total() - ports.of_account(&shadow), allow.total() - allow.of_account(&shadow));
         bytes(enforced.0 + new_ports, enforced.1 + new_allow) <= quarter || of_account <= guaranteed
     }
 
@@ -234,7 +235,7 @@ impl MemoryLimit {
     /// Divides the limit after a change.
     pub(super) fn balance(&mut self, cluster_state: &ClusterState) -> Balance {
         let changed = std::mem::take(&mut self.changed);
-        // The other half is reserved for what is known only after compilation.
+        // The other half is reserved for entries that are known only after compilation, see `has_room`.
         let Some(limit) = self.limit.filter(|_| !changed.is_empty()).map(|limit| limit / 2) else {
             return Balance::default();
         };
@@ -242,8 +243,8 @@ impl MemoryLimit {
             self.demands.clear();
             Default::default()
         } else {
-            let all = if self.demands.is_empty() { self.pods.keys().cloned().collect() } else { changed };
-            for namespace in all {
+            let namespaces = if self.demands.is_empty() { self.pods.keys().cloned().collect() } else { changed };
+            for namespace in namespaces {
                 match self.pods.get(&namespace) {
                     Some(pods) => {
                         let demand = self.demands(cluster_state, &namespace, pods);
@@ -267,10 +268,10 @@ impl MemoryLimit {
     fn upper_bound(&self) -> u64 {
         let pods: u64 = self.pods.values().map(|pods| pods.len() as u64).sum();
         let rule_sets = if self.shadow.is_empty() { 2 } else { 4 };
-        let cost = |(namespace, own): (&NamespaceName, &BTreeSet<PodKey>)| {
+        let cost = |(namespace, own_pods): (&NamespaceName, &BTreeSet<PodKey>)| {
             let (prefixes, ports) = self.sums.get(namespace).copied().unwrap_or_default();
             let prefixes = prefixes.saturating_mul(TRIE_ENTRY + ALLOW_ENTRY * rule_sets * pods);
-            prefixes.saturating_add(ports.saturating_mul(TRIE_ENTRY * rule_sets * own.len() as u64))
+            prefixes.saturating_add(ports.saturating_mul(TRIE_ENTRY * rule_sets * own_pods.len() as u64))
         };
         self.pods.iter().map(cost).fold(0, u64::saturating_add)
     }
@@ -294,8 +295,8 @@ impl MemoryLimit {
         }
     }
 
-    /// Returns the rule sets that pods will have with these policies, if `has_rule_set` returns true. Pods that the same
-    /// policies select share a rule set.
+    /// Returns the demand of the rule sets that pods will have with these policies. A pod has a rule set in a direction
+    /// only if `has_rule_set` returns true. Pods that the same policies select share a rule set.
     fn demand(&self, pods: &[&Pod], policies: &[&Policy], has_rule_set: impl Fn(&Pod, Direction) -> bool) -> Demand {
         let slots: Vec<[bool; 2]> =
             pods.iter().map(|pod| Direction::BOTH.map(|direction| has_rule_set(pod, direction))).collect();
@@ -342,9 +343,10 @@ impl MemoryLimit {
         Demand { policies, widest: distinct.into_values().filter(|widest| *widest != [None; 2]).collect() }
     }
 
-    /// Divides the limit. Returns the enforced policies that cost more than their share, and the namespaces without
-    /// memory for policies in shadow mode. These get only what enforced policies do not need, shared max-min fairly; a
-    /// namespace that needs more than its share gets nothing, because incomplete policies would deny too much.
+    /// Divides the limit. Returns the cuts of enforced policies that cost more than their share, and the namespaces
+    /// without memory for policies in shadow mode. Policies in shadow mode get only what enforced policies do not need,
+    /// shared max-min fairly among namespaces. A namespace that needs more than its share gets nothing, because
+    /// incomplete policies would deny too much.
     fn share(&self, cluster_state: &ClusterState, limit: u64) -> (BTreeMap<PolicyKey, Cut>, BTreeSet<NamespaceName>) {
         let all = WiderBlocks::of(self.demands.values().flat_map(|demands| &demands.enforced.widest));
         let prices: BTreeMap<&NamespaceName, Price<'_>> = self
@@ -361,22 +363,23 @@ impl MemoryLimit {
             costs.insert(namespace, of_policies);
         }
         let total = |costs: &BTreeMap<&PolicyKey, u64>| costs.values().copied().fold(0, u64::saturating_add);
-        let level = rounded(fair_share(costs.values().map(total), limit));
-        let used = costs.values().map(|costs| total(costs).min(level)).fold(0, u64::saturating_add);
+        let namespace_share = rounded(fair_share(costs.values().map(total), limit));
+        let used = costs.values().map(|costs| total(costs).min(namespace_share)).fold(0, u64::saturating_add);
         let mut cuts = BTreeMap::new();
-        for (namespace, policies) in costs.iter().filter(|(_, policies)| total(policies) > level) {
-            let level = rounded(fair_share(policies.values().copied(), level));
-            for policy in policies.iter().filter(|(_, cost)| **cost > level).map(|(policy, _)| *policy) {
+        for (namespace, policies) in costs.iter().filter(|(_, policies)| total(policies) > namespace_share) {
+            let policy_share = rounded(fair_share(policies.values().copied(), namespace_share));
+            for policy in policies.iter().filter(|(_, cost)| **cost > policy_share).map(|(policy, _)| *policy) {
                 let rule_sets = self.demands[*namespace].enforced.policies.iter().find(|(key, _)| key == policy);
                 if let (Some(policy), Some((_, rule_sets))) = (cluster_state.policies.get(policy), rule_sets) {
-                    cuts.insert(policy.key.clone(), prices[namespace].cut(policy, *rule_sets, level));
+                    cuts.insert(policy.key.clone(), prices[namespace].cut(policy, *rule_sets, policy_share));
                 }
             }
         }
         (cuts, self.share_shadow(limit.saturating_sub(used)))
     }
 
-    /// Divides the rest of the limit among namespaces with policies in shadow mode. Returns those that need more.
+    /// Divides the rest of the limit among namespaces with policies in shadow mode. Returns the namespaces that need
+    /// more than their share.
     fn share_shadow(&self, rest: u64) -> BTreeSet<NamespaceName> {
         let demands = self.demands.values().flat_map(|Demands { enforced, shadow }| [enforced, shadow]);
         let all = WiderBlocks::of(demands.flat_map(|demand| &demand.widest));
@@ -386,8 +389,8 @@ impl MemoryLimit {
         };
         let costs: BTreeMap<&NamespaceName, u64> =
             self.demands.iter().map(|(namespace, demands)| (namespace, cost(&demands.shadow))).collect();
-        let level = rounded(fair_share(costs.values().copied(), rest));
-        costs.into_iter().filter(|(_, cost)| *cost > level).map(|(namespace, _)| namespace.clone()).collect()
+        let share = rounded(fair_share(costs.values().copied(), rest));
+        costs.into_iter().filter(|(_, cost)| *cost > share).map(|(namespace, _)| namespace.clone()).collect()
     }
 
     /// Returns the cost of a policy in a number of rule sets, by direction.
@@ -419,14 +422,14 @@ fn rounded(share: u64) -> u64 {
     share >> dropped << dropped
 }
 
-/// Returns the max-min fair share of the limit: smaller demands are met in full, and the others get the same amount
-/// each.
+/// Returns the max-min fair share of the limit. Demands up to the share are met in full, and each larger demand gets
+/// the share.
 fn fair_share(demands: impl Iterator<Item = u64>, limit: u64) -> u64 {
     let mut demands: Vec<u64> = demands.collect();
     demands.sort_unstable();
     let mut left = limit;
-    for (done, demand) in demands.iter().enumerate() {
-        let share = left / (demands.len() - done) as u64;
+    for (met, demand) in demands.iter().enumerate() {
+        let share = left / (demands.len() - met) as u64;
         if *demand > share {
             return share;
         }

@@ -7,16 +7,22 @@
 //!                             rule set × class ─► allow (allow.rs) ─► port sets (port_sets.rs)
 //! ```
 //!
+//! * A **part** is the resolved rules of one policy in one direction. A **rule set** consists of the parts of all
+//!   policies that isolate a pod in one direction. Pods with the same rules share a rule set.
+//! * An **endpoint** is the interface of a pod under enforcement.
 //! * A **peer selector** is one distinct peer condition: pods with these labels, addresses in this block, pods with a
 //!   port of this name. Only peer selectors of rule sets in use exist.
+//! * An **identity** is the namespace, labels and named ports of a pod. Pods with the same identity match the same peer
+//!   selectors.
 //! * A **signature** is the set of peer selectors that an address matches. A **class** is a signature with an ID: an
 //!   equivalence class of addresses.
-//! * Everything is reference-counted. Unused entries are removed after the endpoints are updated, because merging
-//!   classes changes no verdict then.
+//! * Everything is reference-counted. Unused entries are removed after the endpoints are updated, because at that time
+//!   merging classes changes no verdict.
 //!
-//! The cost of an event depends on what it changes. A pod that is like existing pods takes one write. A label change
-//! takes writes for the pod's address and endpoint. A policy takes writes for the pods that it selects on this node and
-//! for the addresses that only its peers distinguish.
+//! The cost of an event depends on what it changes. A new pod with the labels and ports of existing pods takes one
+//! write for its address, and one for its endpoint if the pod is on this node. A label change takes writes for the
+//! pod's address and endpoint. A policy takes writes for the pods that it selects on this node, and for the addresses
+//! that only its peers distinguish.
 
 mod admission;
 mod allow;
@@ -61,7 +67,8 @@ use crate::model::{EndpointSlice, Mode, NamespaceName, Object, ObjectKey, Pod, P
 use crate::reference::Packet;
 use crate::tables::{Change, EndpointPolicy, Tables};
 
-/// Number of IDs of one kind after which the engine should be replaced.
+/// If more than this number of IDs of one kind are used, the engine should be replaced, see
+/// [`Engine::needs_successor`].
 const MAX_IDS: u32 = u32::MAX / 4;
 
 /// The pods that get endpoints.
@@ -147,22 +154,23 @@ impl Engine {
     /// Applies an event and returns the changes in the order in which they must be written.
     ///
     /// After each change, the verdict of every endpoint is either the one before or the one after the event. A reset
-    /// equals the single events that it replaces. If states between these must not be visible, use a
-    /// [`successor`](Engine::successor). An event without news returns no changes.
+    /// has the same effect as single events that are applied one after the other. If the states between these events
+    /// must not be visible, use a [`successor`](Engine::successor). An event that changes nothing returns no changes.
     ///
     /// # Panics
     /// Panics when all four billion IDs of a kind are used, long after [`Engine::needs_successor`] returns true.
     pub fn apply(&mut self, event: Event) -> Vec<Change> {
         match event {
-            Event::Apply(object) => self.put(object),
-            Event::Delete(key) => self.delete(&key),
+            Event::Apply(object) => self.apply_object(object),
+            Event::Delete(key) => self.delete_object(&key),
             Event::Reset(objects) => self.reset(objects),
             Event::LocalAddresses(addresses) => self.local_addresses(addresses),
             Event::Clock(time) => self.clock_event(time),
         }
     }
 
-    /// Returns an engine for the state after these events, with new IDs. It also keeps the rule names of this engine.
+    /// Returns an engine for the state after these events, with new IDs. The new engine also keeps the names of the
+    /// rules and rule sets of this engine.
     #[must_use]
     pub fn successor(&self, events: Vec<Event>, ids: FirstIds) -> Self {
         let mut cluster_state = self.cluster_state.clone();
@@ -192,12 +200,13 @@ impl Engine {
         allocated.into_iter().any(|allocated| allocated > MAX_IDS)
     }
 
-    /// Sorts events so that no mixed state is visible between them.
+    /// Sorts events so that no mixed state is visible between them: a state in which only some of the events are
+    /// applied.
     ///
-    /// Returns `None` if more than one event changes existing state; a [`successor`](Engine::successor) is needed then.
-    /// Policies come before new pods, so that no new pod is unprotected. Deleted pods come last: they cannot cause a
-    /// mixed state unless they are backends of a Service. A new Service comes after its pods and slices, so that its
-    /// backends are complete.
+    /// Returns `None` if more than one event changes existing state. In this case, a [`successor`](Engine::successor)
+    /// is needed. Policies come before new pods, so that no new pod is unprotected. Deleted pods come last: they cannot
+    /// cause a mixed state unless they are backends of a Service. A new Service comes after its pods and slices, so
+    /// that its backends are complete.
     pub fn in_safe_order(&self, mut events: Vec<Event>) -> Option<Vec<Event>> {
         let cluster_state = &self.cluster_state;
         let has_service =
@@ -205,7 +214,7 @@ impl Engine {
         let is_backend = |pod: &Pod| {
             pod.addresses.iter().any(|address| !cluster_state.frontends_with_backend_at(*address).is_empty())
         };
-        let changes = |event: &&Event| match event {
+        let changes_existing_state = |event: &&Event| match event {
             Event::Apply(object) if cluster_state.contains_unchanged(object) => false,
             Event::Apply(Object::Pod(pod)) => cluster_state.pods.contains_key(&pod.key) || is_backend(pod),
             Event::Apply(Object::Slice(slice)) => {
@@ -218,7 +227,10 @@ impl Engine {
             Event::Apply(_) | Event::Reset(_) | Event::LocalAddresses(_) => true,
         };
         let is_mixed = events.iter().any(|event| self.labels_without_modes(event).is_some());
-        if is_mixed || events.iter().filter(changes).count() > 1 || matches!(events[..], [Event::Reset(_)]) {
+        if is_mixed
+            || events.iter().filter(changes_existing_state).count() > 1
+            || matches!(events[..], [Event::Reset(_)])
+        {
             return None;
         }
         events.sort_by_key(|event| match event {
@@ -258,8 +270,8 @@ impl Engine {
 
     /// Evaluates a packet with the tables. Returns `None` if its pod has no endpoint.
     pub fn evaluate(&self, packet: &Packet) -> Option<Evaluation> {
-        let own = self.cluster_state.pods.get(&packet.pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
-        Some(self.tables.evaluate(self.endpoint(&packet.pod)?, own, packet))
+        let addresses = self.cluster_state.pods.get(&packet.pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
+        Some(self.tables.evaluate(self.endpoint(&packet.pod)?, addresses, packet))
     }
 
     /// Returns the policies with blocks, ports or entries left out because of the memory limit.
@@ -279,22 +291,23 @@ impl Engine {
         self.cluster_state.pod_with_address(address).map(|pod| pod.key.clone())
     }
 
-    /// Applies an object. An unchanged object returns no changes, so that a full relist of a source is cheap.
-    fn put(&mut self, object: Object) -> Vec<Change> {
+    /// Applies an object. An unchanged object causes no changes, so it is cheap if a source lists all objects again.
+    fn apply_object(&mut self, object: Object) -> Vec<Change> {
         if self.cluster_state.contains_unchanged(&object) {
             return Vec::new();
         }
         self.object_event(&object.key(), Event::Apply(object))
     }
 
-    fn delete(&mut self, key: &ObjectKey) -> Vec<Change> {
+    fn delete_object(&mut self, key: &ObjectKey) -> Vec<Change> {
         if !self.cluster_state.contains(key) {
             return Vec::new();
         }
         self.object_event(key, Event::Delete(key.clone()))
     }
 
-    /// Applies a change of an object. If it changes both the labels and the modes of a namespace, the modes come first.
+    /// Applies a change of an object. If it changes both the labels and the modes of a namespace, the modes are changed
+    /// first, in a step of their own.
     fn object_event(&mut self, key: &ObjectKey, event: Event) -> Vec<Change> {
         if let Some(namespace) = self.labels_without_modes(&event) {
             let first = Event::Apply(Object::Namespace(namespace));
@@ -316,7 +329,7 @@ impl Engine {
         }
     }
 
-    /// Replaces all objects. Policies are added before pods, so that no new pod is unprotected, and deleted after them.
+    /// Replaces all objects. Policies are added before pods and deleted after pods, so that no pod is unprotected.
     /// Services are added last, when all of their backends exist.
     fn reset(&mut self, objects: Vec<Object>) -> Vec<Change> {
         let rank = |kind: &ObjectKey| match kind {
@@ -327,18 +340,18 @@ impl Engine {
             ObjectKey::Pod(_) => 4,
             ObjectKey::Service(_) => 5,
         };
-        let wanted = ClusterState::from_objects(objects);
-        let mut gone: Vec<_> = self.cluster_state.keys().filter(|key| !wanted.contains(key)).collect();
+        let next_state = ClusterState::from_objects(objects);
+        let mut deleted: Vec<_> = self.cluster_state.keys().filter(|key| !next_state.contains(key)).collect();
         let mut new: Vec<_> =
-            wanted.into_objects().filter(|object| !self.cluster_state.contains_unchanged(object)).collect();
-        gone.sort_by_key(|key| std::cmp::Reverse(rank(key)));
+            next_state.into_objects().filter(|object| !self.cluster_state.contains_unchanged(object)).collect();
+        deleted.sort_by_key(|key| std::cmp::Reverse(rank(key)));
         new.sort_by_key(|object| rank(&object.key()));
         let mut changes = Vec::new();
         for object in new {
-            changes.extend(self.put(object));
+            changes.extend(self.apply_object(object));
         }
-        for key in gone {
-            changes.extend(self.delete(&key));
+        for key in deleted {
+            changes.extend(self.delete_object(&key));
         }
         changes
     }

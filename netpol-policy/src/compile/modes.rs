@@ -12,7 +12,7 @@ impl Engine {
         self.cluster_state.suspensions()
     }
 
-    /// Returns the time of the next [`Event::Clock`]: a suspension ends then or takes effect.
+    /// Returns the time at which the engine needs the next [`Event::Clock`], because a suspension ends or takes effect.
     pub fn next_suspension_change(&self) -> Option<Timestamp> {
         self.cluster_state.next_suspension_change()
     }
@@ -30,7 +30,7 @@ impl Engine {
         policies.filter(is_shadow).cloned().collect()
     }
 
-    /// Returns whether a suspension starts or ends if the clock shows this time.
+    /// Returns whether the suspensions in effect at this time differ from those in effect now.
     pub(super) fn changes_modes(&self, time: Timestamp) -> bool {
         self.cluster_state.suspensions() != self.cluster_state.suspensions_at(time.max(self.cluster_state.clock))
     }

@@ -1,4 +1,5 @@
-//! Parts of rule sets: one policy's resolved rules in one direction. Rule sets share the part of a policy.
+//! Parts of rule sets. A part is the resolved rules of one policy in one direction. All rule sets with this policy
+//! share the part. The module [`super`] explains the terms.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use netpol_common::{Direction, RuleId};
 
 use super::allow::{PortPrefix, prefixes};
 use super::classes::Signature;
-use super::rules::{ResolvedPorts, ResolvedRule, names};
+use super::rules::{ResolvedPorts, ResolvedRule, pod_port_names};
 use super::selectors::{PeerSelector, PeerSelectorId};
 use crate::model::{Pod, Policy, PolicyKey, Protocol};
 
@@ -29,7 +30,7 @@ pub(super) struct Part {
     direction: Direction,
     pub(super) rules: Vec<CompiledRule>,
     /// Peer selectors with the index of their rule: the rule's peers, or its named ports if it has no peers. An address
-    /// is allowed more than any peer only if it matches one of these.
+    /// that matches none of these is allowed only what the part allows to any peer.
     pub(super) deciding: Vec<(PeerSelectorId, usize)>,
     /// Rules without peers, which apply to any peer.
     pub(super) open: Vec<usize>,
@@ -42,7 +43,7 @@ pub(super) struct Part {
 #[derive(Clone, Debug)]
 pub(super) struct CompiledRule {
     pub(super) id: RuleId,
-    /// The peer must match one of these; `None`: any peer.
+    /// The peer must match one of these. `None` means any peer.
     peers: Option<Vec<PeerSelectorId>>,
     pub(super) ports: CompiledPorts,
 }
@@ -62,8 +63,8 @@ pub(super) enum CompiledPorts {
 }
 
 impl CompiledRule {
-    /// Returns the rule's ports at addresses with this signature (`None`: the empty signature). Returns nothing if the
-    /// rule has all ports.
+    /// Returns the rule's ports at addresses with this signature (`None` means the empty signature). Returns no ports
+    /// if the rule has all ports.
     pub(super) fn ports_at(&self, signature: Option<&Signature>) -> impl Iterator<Item = PortPrefix> {
         let (fixed, named) = match &self.ports {
             CompiledPorts::All => (&[][..], &[][..]),
@@ -76,7 +77,7 @@ impl CompiledRule {
         fixed.iter().copied().chain(resolved)
     }
 
-    /// Returns whether the rule has this port prefix there.
+    /// Returns whether the rule has this port prefix at addresses with this signature.
     pub(super) fn has_port_at(&self, signature: Option<&Signature>, port: PortPrefix) -> bool {
         match &self.ports {
             CompiledPorts::Of { prefixes, named } if named.is_empty() => prefixes.binary_search(&port).is_ok(),
@@ -103,7 +104,8 @@ impl CompiledRule {
 }
 
 impl Part {
-    /// Returns the peer selectors in use; one for each use, so there may be duplicates.
+    /// Returns the peer selectors of the rules. A peer selector is returned once for each use, so there may be
+    /// duplicates.
     pub(super) fn selectors(&self) -> impl Iterator<Item = PeerSelectorId> {
         self.rules.iter().flat_map(CompiledRule::selectors)
     }
@@ -119,29 +121,29 @@ impl Part {
 pub(super) struct Parts {
     entries: HashMap<PartId, Part>,
     /// Parts of the current versions of policies.
-    current: HashMap<PolicyKey, [Current; 2]>,
+    current: HashMap<PolicyKey, [CurrentParts; 2]>,
     next: u64,
 }
 
 /// The parts of a policy in one direction.
 #[derive(Clone, Debug, Default)]
-struct Current {
+struct CurrentParts {
     /// Port names that are resolved on the selected pod.
     names: Arc<[(Arc<str>, Protocol)]>,
-    /// Parts by the port numbers of these names.
+    /// Parts, each with the port numbers of these names on the selected pod.
     parts: Vec<(Vec<Vec<u16>>, PartId)>,
 }
 
 /// Returns the port numbers that a pod has for these names.
-fn numbers(pod: &Pod, names: &[(Arc<str>, Protocol)]) -> Vec<Vec<u16>> {
-    let own = |(name, protocol): &(Arc<str>, Protocol)| {
-        let own = pod.ports.iter().filter(|port| port.name == *name && port.protocol == *protocol);
-        let mut own: Vec<_> = own.map(|port| port.port).collect();
-        own.sort_unstable();
-        own.dedup();
-        own
+fn port_numbers(pod: &Pod, names: &[(Arc<str>, Protocol)]) -> Vec<Vec<u16>> {
+    let numbers_of = |(name, protocol): &(Arc<str>, Protocol)| {
+        let ports = pod.ports.iter().filter(|port| port.name == *name && port.protocol == *protocol);
+        let mut numbers: Vec<_> = ports.map(|port| port.port).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers
     };
-    names.iter().map(own).collect()
+    names.iter().map(numbers_of).collect()
 }
 
 impl Parts {
@@ -154,19 +156,20 @@ impl Parts {
         self.entries.get(&at.part)?.rules.get(at.index)
     }
 
-    /// Returns a policy's part for a pod. Without one, returns the pod's port numbers that the part depends on.
+    /// Returns a policy's part for a pod. If there is no part yet, returns the port numbers of the pod that the part
+    /// depends on, for [`Parts::add`].
     pub(super) fn find(&self, policy: &Policy, direction: Direction, pod: &Pod) -> Result<PartId, Vec<Vec<u16>>> {
         let existing = self.current.get(&policy.key).map(|current| &current[direction as usize]);
         let Some(current) = existing.filter(|current| !current.parts.is_empty()) else {
-            return Err(numbers(pod, &names(policy, direction)));
+            return Err(port_numbers(pod, &pod_port_names(policy, direction)));
         };
-        let numbers = numbers(pod, &current.names);
+        let numbers = port_numbers(pod, &current.names);
         let part = current.parts.iter().find(|(existing, _)| *existing == numbers);
         part.map(|(_, id)| *id).ok_or(numbers)
     }
 
-    /// Adds a part without users, from its rules and whether some are incomplete. `selector` returns the ID of a peer
-    /// selector.
+    /// Adds a part with these rules and without users. `incomplete` is set if blocks or ports of the rules are left
+    /// out. `selector` returns the ID of a peer selector.
     pub(super) fn add(
         &mut self,
         policy: &Policy,
@@ -198,7 +201,7 @@ impl Parts {
             .insert(id, Part { policy: policy_key.clone(), direction, rules, deciding, open, incomplete, users: 0 });
         let current = &mut self.current.entry(policy_key).or_default()[direction as usize];
         if current.parts.is_empty() {
-            current.names = names(policy, direction).into();
+            current.names = pod_port_names(policy, direction).into();
         }
         current.parts.push((numbers, id));
         id
@@ -207,7 +210,7 @@ impl Parts {
     /// Forgets the current parts after the policy's rules in this direction changed.
     pub(super) fn invalidate(&mut self, policy: &PolicyKey, direction: Direction) {
         if let Some(current) = self.current.get_mut(policy) {
-            current[direction as usize] = Current::default();
+            current[direction as usize] = CurrentParts::default();
             self.remove_if_empty(policy);
         }
     }

@@ -1,4 +1,4 @@
-//! Lists policies with the pods that have them, for status and hit counters.
+//! Lists policies with the pods that they select, for status and hit counters.
 
 use netpol_common::Direction;
 
@@ -14,9 +14,9 @@ pub struct ListedPolicy<'a> {
     pub policy: &'a Policy,
     /// Its mode now.
     pub mode: Mode,
-    /// Whether its mode is that of a suspension.
+    /// Whether enforcement is suspended in its namespace, so its mode is shadow.
     pub suspended: bool,
-    /// The pods in scope that it selects.
+    /// The pods that it selects, without pods outside of the engine's scope.
     pub pods: Vec<&'a PodKey>,
 }
 
@@ -32,7 +32,7 @@ impl ListedPolicy<'_> {
 }
 
 impl Engine {
-    /// Returns all policies, in the order of their keys, with the pods in scope that each one selects.
+    /// Returns all policies, in the order of their keys. Each policy has the list of pods in scope that it selects.
     pub fn policies(&self) -> impl Iterator<Item = ListedPolicy<'_>> {
         self.cluster_state.policies.values().map(|policy| self.listed(policy))
     }

@@ -1,4 +1,4 @@
-//! Port sets. Equal sets are stored once.
+//! Port sets: the ports that a rule set allows to a class or to any peer. Equal port sets are stored once.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
@@ -17,7 +17,7 @@ pub(super) struct PortSets {
     /// IDs by content hash. The hash is the sum of the entries' hashes, so it can be updated incrementally.
     by_hash: HashMap<u64, Vec<PortSetId>>,
     entries: BTreeMap<PortSetId, PortSet>,
-    /// Number of entries by the account that first used them.
+    /// Number of entries, by the account that first used their port set.
     entry_counts: EntryCounts,
     counter: Counter,
     hasher: RandomState,
@@ -29,16 +29,16 @@ struct PortSet {
     hash: u64,
     users: usize,
     owner: Account,
-    /// An orphaned endpoint may use the set, so it must not change.
+    /// The endpoint of a deleted pod (orphaned endpoint) may use the set, so the set must not change.
     frozen: bool,
 }
 
 /// The difference between old and new contents.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Diff {
-    /// New prefixes, and prefixes that now belong to another rule; sorted.
+    /// New prefixes, and prefixes that now belong to another rule. Sorted.
     pub(super) put: Vec<(PortPrefix, RuleId)>,
-    /// Removed prefixes; sorted.
+    /// Removed prefixes. Sorted.
     pub(super) delete: Vec<PortPrefix>,
 }
 
@@ -65,7 +65,7 @@ impl PortSets {
         self.counter.allocated()
     }
 
-    /// Returns the ports of a set; none for [`PortSetId::NONE`].
+    /// Returns the ports of a set. Returns `None` for the constant sets of [`PortSetId`].
     pub(super) fn ports(&self, id: PortSetId) -> Option<&Ports> {
         self.entries.get(&id).map(|set| &set.ports)
     }
@@ -80,7 +80,7 @@ impl PortSets {
         [PortSetId::NONE, PortSetId::ALL].contains(&id) || self.entries.contains_key(&id)
     }
 
-    /// Adds a user. The constant sets always exist and need no user.
+    /// Adds a user. The constant sets of [`PortSetId`] always exist and need no user.
     pub(super) fn add_user(&mut self, id: PortSetId) {
         if let Some(set) = self.entries.get_mut(&id) {
             set.users += 1;
@@ -102,7 +102,8 @@ impl PortSets {
         }
     }
 
-    /// Returns the set of these ports with one more user, and the changes if the set is new.
+    /// Adds a user to the set of these ports. Returns an entry with the set, and the changes that write the set if it
+    /// is new.
     pub(super) fn acquire(&mut self, contents: &AllowEntries, owner: &Account) -> (AllowEntry, Vec<Change>) {
         let ports = match contents {
             AllowEntries::All(rule) => return (AllowEntry { port_set: PortSetId::ALL, rule: *rule }, Vec::new()),
@@ -121,11 +122,11 @@ impl PortSets {
         self.by_hash.entry(hash).or_default().push(id);
         self.entries.insert(id, PortSet { ports: ports.clone(), hash, users: 1, owner: owner.clone(), frozen: false });
         self.entry_counts.add(owner, ports.len() as u64);
-        (entry(id), ports.iter().map(|(prefix, rule)| put(id, *prefix, *rule)).collect())
+        (entry(id), ports.iter().map(|(prefix, rule)| put_change(id, *prefix, *rule)).collect())
     }
 
-    /// Changes a set for all of its users, unless another set has the new contents. Returns the changes; additions come
-    /// first.
+    /// Changes a set for all of its users. Returns the changes, additions first. Returns `None` if the set cannot
+    /// change: it is frozen, would be empty, or would be equal to another set.
     pub(super) fn change(&mut self, id: PortSetId, diff: &Diff) -> Option<Vec<Change>> {
         let set = self.entries.get(&id).filter(|set| !set.frozen)?;
         if set.ports.len() + diff.put.len() == diff.delete.len() {
@@ -143,13 +144,13 @@ impl PortSets {
                 hash = hash.wrapping_sub(self.hash((prefix, existing)));
             }
         }
-        let changed = || {
+        let changed_ports = || {
             let mut ports = set.ports.clone();
             diff.apply(&mut ports);
             ports
         };
         if self.by_hash.contains_key(&hash) {
-            let changed = changed();
+            let changed = changed_ports();
             if changed.is_empty() || self.find(hash, |existing| *existing == changed).is_some() {
                 return None;
             }
@@ -161,8 +162,8 @@ impl PortSets {
         diff.apply(&mut set.ports);
         self.entry_counts.add(&set.owner, set.ports.len() as u64);
         self.by_hash.entry(hash).or_default().push(id);
-        let puts = diff.put.iter().map(|(prefix, rule)| put(id, *prefix, *rule));
-        Some(puts.chain(diff.delete.iter().map(|prefix| delete(id, *prefix))).collect())
+        let puts = diff.put.iter().map(|(prefix, rule)| put_change(id, *prefix, *rule));
+        Some(puts.chain(diff.delete.iter().map(|prefix| delete_change(id, *prefix))).collect())
     }
 
     /// Forbids changes of a set in place.
@@ -172,7 +173,7 @@ impl PortSets {
         }
     }
 
-    /// Removes a user. Returns the changes if that was the last user.
+    /// Removes a user. If that was the last user, removes the set and returns the changes that delete it.
     pub(super) fn release(&mut self, id: PortSetId) -> Vec<Change> {
         let Some(set) = self.entries.get_mut(&id) else { return Vec::new() };
         set.users -= 1;
@@ -182,7 +183,7 @@ impl PortSets {
         self.remove_hash(id);
         let Some(PortSet { ports, owner, .. }) = self.entries.remove(&id) else { return Vec::new() };
         self.entry_counts.subtract(&owner, ports.len() as u64);
-        ports.keys().map(|prefix| delete(id, *prefix)).collect()
+        ports.keys().map(|prefix| delete_change(id, *prefix)).collect()
     }
 
     fn hash_of(&self, ports: &Ports) -> u64 {
@@ -209,15 +210,15 @@ impl PortSets {
     }
 }
 
-fn put(id: PortSetId, prefix: PortPrefix, rule: RuleId) -> Change {
+fn put_change(id: PortSetId, prefix: PortPrefix, rule: RuleId) -> Change {
     let entry = PortEntry { verdict: port_verdict::ALLOW, rule };
-    Change::PutPort { prefix_len: prefix.length, key: key(id, prefix), entry }
+    Change::PutPort { prefix_len: prefix.length, key: port_key(id, prefix), entry }
 }
 
-fn delete(id: PortSetId, prefix: PortPrefix) -> Change {
-    Change::DeletePort { prefix_len: prefix.length, key: key(id, prefix) }
+fn delete_change(id: PortSetId, prefix: PortPrefix) -> Change {
+    Change::DeletePort { prefix_len: prefix.length, key: port_key(id, prefix) }
 }
 
-fn key(set: PortSetId, prefix: PortPrefix) -> PortKey {
+fn port_key(set: PortSetId, prefix: PortPrefix) -> PortKey {
     PortKey { set, protocol: prefix.protocol, zero: 0, port: prefix.port.to_be_bytes() }
 }

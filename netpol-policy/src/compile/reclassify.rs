@@ -1,4 +1,5 @@
-//! Moves addresses and prefixes to another class.
+//! Moves addresses and prefixes to another class (equivalence class of addresses that match the same peer selectors).
+//! The module [`super`] explains the terms.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -14,16 +15,19 @@ use super::selectors::PeerSelectorId;
 use super::transaction::{Changes, Touched};
 use crate::tables::Change;
 
-/// Number of matching rules above which contents are not cached for the next class.
+/// Above this number of matching rules, the entry for a class is not cached for other classes: the cache key contains
+/// all of these rules.
 const MAX_CACHED_RULES: usize = 64;
 
-/// Cache of entries by rule set, its matching rules and the named ports of the peer; `None`: the same as for any peer.
+/// Cache of entries, by rule set, its matching rules and the named ports of the peer. `None` means that no entry is
+/// needed, because the rule set allows the same to any peer.
 pub(super) type AllowCache = HashMap<(RuleSetId, Vec<RuleAt>, Vec<(PeerSelectorId, u16)>), Option<AllowEntry>>;
 
-/// Addresses and prefixes with their classes before and after.
+/// Addresses and prefixes that move to another class.
 #[derive(Debug, Default)]
 pub(super) struct Moves {
-    /// The longest prefix first. Otherwise a new class of a block would briefly apply to narrower blocks inside it.
+    /// Each prefix with its classes before and after. The longest prefix comes first: otherwise a new class of a block
+    /// would briefly apply to narrower blocks inside it.
     pub(super) prefixes: Vec<(IpNet, ClassId, ClassId)>,
     pub(super) addresses: BTreeMap<IpAddr, AddressMove>,
     /// The classes that did not exist before.
@@ -35,31 +39,31 @@ pub(super) struct Moves {
 pub(super) struct AddressMove {
     pub(super) from: Option<AddressEntry>,
     pub(super) to: Option<AddressEntry>,
-    /// The entry that applied before: its own, or that of the longest prefix.
-    pub(super) found: AddressEntry,
+    /// The entry that a lookup found before: the address's own entry, or that of the longest prefix.
+    pub(super) found_before: AddressEntry,
 }
 
 impl Moves {
     /// Returns the changes that write the moves.
     pub(super) fn changes(&self) -> impl Iterator<Item = Change> {
-        let addresses = self.addresses.iter().filter(|(_, step)| step.from != step.to);
-        let addresses = addresses.map(|(address, step)| match step.to {
+        let addresses = self.addresses.iter().filter(|(_, moved)| moved.from != moved.to);
+        let addresses = addresses.map(|(address, moved)| match moved.to {
             Some(to) => Change::PutAddress(*address, to),
             None => Change::DeleteAddress(*address),
         });
         self.prefixes.iter().map(|(net, _, to)| Change::PutPrefix(*net, *to)).chain(addresses)
     }
 
-    /// Returns the class before of each address and prefix.
+    /// Returns the previous class of each address and prefix.
     pub(super) fn classes_before(&self) -> impl Iterator<Item = ClassId> {
-        let addresses = self.addresses.values().filter_map(|step| Some(step.from?.class));
+        let addresses = self.addresses.values().filter_map(|moved| Some(moved.from?.class));
         self.prefixes.iter().map(|(_, from, _)| *from).chain(addresses)
     }
 }
 
 impl Engine {
     /// Finds the next class of all touched addresses and prefixes.
-    pub(super) fn moves(&mut self, touched: &Touched) -> Moves {
+    pub(super) fn find_moves(&mut self, touched: &Touched) -> Moves {
         let prefix = |net: &IpNet| {
             let signature = Signature { selectors: self.blocks.signature(net), ..Signature::default() };
             (*net, self.blocks.class_of(net), signature)
@@ -69,7 +73,7 @@ impl Engine {
         let address = |address: &IpAddr| (*address, self.tables.exact_address(*address), self.signature(*address));
         let addresses: Vec<_> = touched.addresses.iter().map(address).collect();
         let mut renamed = BTreeSet::new();
-        if touched.renaming {
+        if touched.may_rename_classes {
             let of_prefixes = prefixes.iter().map(|(_, from, to)| (*from, Some(to)));
             let of_addresses = addresses.iter().filter_map(|(_, from, to)| {
                 let from = (*from)?;
@@ -93,8 +97,8 @@ impl Engine {
                 flags,
                 ..AddressEntry::default()
             });
-            let found = from.or_else(|| self.tables.address(address)).unwrap_or_default();
-            moves.addresses.insert(address, AddressMove { from, to, found });
+            let found_before = from.or_else(|| self.tables.address(address)).unwrap_or_default();
+            moves.addresses.insert(address, AddressMove { from, to, found_before });
         }
         moves
     }
@@ -120,9 +124,9 @@ impl Engine {
         if self.cluster_state.is_local_address(address) {
             return address_flags::LOCAL_NODE;
         }
-        let flag = |is: bool, flag: u16| if is { flag } else { 0 };
-        flag(self.cluster_state.has_frontend_at(address), address_flags::SERVICE)
-            | flag(self.cluster_state.is_node(address), address_flags::NODE)
+        let flag_if = |is: bool, flag: u16| if is { flag } else { 0 };
+        flag_if(self.cluster_state.has_frontend_at(address), address_flags::SERVICE)
+            | flag_if(self.cluster_state.is_node(address), address_flags::NODE)
     }
 
     /// Removes the classes without users, with their allow entries.
@@ -137,16 +141,19 @@ impl Engine {
     /// Returns the rule sets that now allow less to some address.
     pub(super) fn narrowed_by_addresses(&self, moves: &Moves) -> BTreeSet<RuleSetId> {
         let (mut narrowed, mut pairs) = (BTreeSet::new(), BTreeSet::new());
-        for (address, step) in &moves.addresses {
+        for (address, moved) in &moves.addresses {
             let now = self.tables.address(*address).unwrap_or_default();
-            let changed = step.found.flags ^ now.flags;
+            let changed = moved.found_before.flags ^ now.flags;
+            // If an address becomes the address of a node, or no longer is one, its nodePort frontends change.
             if changed & address_flags::NODE != 0 {
                 narrowed.extend(self.rule_sets.evaluating_services());
             }
-            if step.found.flags & changed & address_flags::LOCAL_NODE != 0 {
+            // The address no longer belongs to the local node. Traffic with the local node is always allowed, so every
+            // rule set may allow less to the address now.
+            if moved.found_before.flags & changed & address_flags::LOCAL_NODE != 0 {
                 narrowed.extend(self.rule_sets.all());
-            } else if step.found.class != now.class {
-                pairs.insert((step.found.class, now.class));
+            } else if moved.found_before.class != now.class {
+                pairs.insert((moved.found_before.class, now.class));
             }
         }
         for (from, to) in pairs {
@@ -168,6 +175,7 @@ impl Engine {
         selectors.flat_map(|selector| self.rule_sets.matching_selector(selector)).collect()
     }
 
+    /// Returns the port set that a rule set allows to a class.
     pub(super) fn allowed(&self, rule_set: RuleSetId, class: ClassId) -> PortSetId {
         let entry = self.tables.allow(&AllowKey { rule_set, class });
         let any = || self.rule_sets.get(rule_set).map(|rule_set| rule_set.policy.any);
@@ -190,8 +198,8 @@ impl Engine {
         }
     }
 
-    /// Writes what a rule set allows to a class, if that is more than any peer gets and not yet written. Returns false
-    /// if there is no room for it.
+    /// Writes what a rule set allows to a class, if this is more than it allows to any peer and is not yet written.
+    /// Returns false if the memory limit leaves no room for the entry.
     pub(super) fn allow(
         &mut self,
         changes: &mut Changes,
@@ -208,8 +216,8 @@ impl Engine {
         let (AllowEntries::Of(any), Some(signature)) = (&rules.any, self.classes.signature(class)) else { return true };
         let matching = rules.matching(signature);
         let Some(account) = (!matching.is_empty()).then(|| rules.account.clone()) else { return true };
-        // The cost of a block includes the entries for its prefixes.
-        let entries = u64::from(!self.is_prefix(signature));
+        // The cost of a block includes the entries for its prefixes, so they are not charged again.
+        let entries = u64::from(!self.has_only_blocks(signature));
         let has_names = || matching.iter().any(|at| self.parts.rule(*at).is_some_and(CompiledRule::has_names));
         let cache_key = (matching.len() <= MAX_CACHED_RULES).then(|| {
             let named = if has_names() { signature.ports.iter().copied().collect() } else { Vec::new() };
@@ -245,14 +253,14 @@ impl Engine {
         true
     }
 
-    /// Returns whether a signature consists of blocks only.
-    pub(super) fn is_prefix(&self, signature: &Signature) -> bool {
+    /// Returns whether all peer selectors of a signature are blocks, as for a prefix.
+    pub(super) fn has_only_blocks(&self, signature: &Signature) -> bool {
         signature.ports.is_empty() && signature.all_selectors().all(|selector| self.selectors.is_block(selector))
     }
 
-    /// Charges an entry, unless the cost of a block includes it.
+    /// Charges an entry to the account of its rule set, unless the cost of a block includes the entry.
     fn charge(&mut self, AllowKey { rule_set, class }: AllowKey) {
-        if self.classes.signature(class).is_some_and(|signature| !self.is_prefix(signature)) {
+        if self.classes.signature(class).is_some_and(|signature| !self.has_only_blocks(signature)) {
             self.rule_sets.charge(rule_set, class);
         }
     }

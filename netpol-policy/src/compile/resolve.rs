@@ -1,4 +1,5 @@
-//! Resolves the policies of a pod into parts and rule sets, and adds and removes the peer selectors that they need.
+//! Resolves the policies of a pod into parts and rule sets, and adds and removes the peer selectors that they need. The
+//! module [`super`] explains the terms.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -30,8 +31,9 @@ fn isolating<'a>(
 }
 
 impl Engine {
-    /// Returns the parts of the policies that apply to a pod in a slot: of those that are enforced, or of all policies if
-    /// one of them is in shadow mode. New peer selectors touch the addresses that match them.
+    /// Returns the parts of the policies that apply to a pod in a slot (mode and direction). With [`Mode::Enforce`],
+    /// these are the enforced policies. With [`Mode::Shadow`], these are all policies, if at least one is in shadow
+    /// mode. Addresses that match a new peer selector of a part are added to `touched`.
     pub(super) fn parts_of(&mut self, touched: &mut Touched, pod: &Pod, slot: Slot) -> Arc<[PartId]> {
         let direction = slot.direction;
         if slot.mode == Mode::Shadow && !self.has_shadow(pod, direction) {
@@ -44,7 +46,7 @@ impl Engine {
             isolating.map(|policy| self.parts.find(policy, direction, pod).map_err(|_| policy.key.clone())).collect();
         let add = |part: Result<PartId, PolicyKey>| match part {
             Ok(part) => Some(part),
-            Err(policy) => self.part(touched, &policy, direction, &pod.key),
+            Err(policy) => self.find_or_add_part(touched, &policy, direction, &pod.key),
         };
         parts.into_iter().filter_map(add).collect()
     }
@@ -56,8 +58,9 @@ impl Engine {
             && isolating(&self.cluster_state, pod, direction).any(|policy| modes.of(policy) == Mode::Shadow)
     }
 
-    /// Returns a policy's part for a pod, if the policy isolates the pod in this direction.
-    pub(super) fn part(
+    /// Returns a policy's part for a pod, if the policy isolates the pod in this direction. Adds the part if it does
+    /// not exist.
+    pub(super) fn find_or_add_part(
         &mut self,
         touched: &mut Touched,
         policy: &PolicyKey,
@@ -93,8 +96,8 @@ impl Engine {
         Some(part)
     }
 
-    /// Returns the rule set with these parts, with one more user. If it did not exist, it is added, and inserted into
-    /// `new`.
+    /// Adds a user to the rule set with these parts, and returns the rule set. If it did not exist, adds it, and
+    /// inserts its ID into `new`.
     pub(super) fn rule_set_of(
         &mut self,
         changes: &mut Changes,
@@ -120,13 +123,14 @@ impl Engine {
 
     /// Returns what parts allow to any peer.
     fn for_any_peer(&self, parts: &[PartId]) -> AllowEntries {
-        let parts = parts.iter().filter_map(|part| Some((*part, self.parts.get(*part)?)));
-        let open: Vec<_> =
-            parts.flat_map(|(part, body)| body.open.iter().map(move |index| RuleAt { part, index: *index })).collect();
+        let parts = parts.iter().filter_map(|id| Some((*id, self.parts.get(*id)?)));
+        let open: Vec<_> = parts
+            .flat_map(|(id, part)| part.open.iter().map(move |index| RuleAt { part: id, index: *index }))
+            .collect();
         self.contents(BTreeMap::new(), &open, &Signature::default())
     }
 
-    /// Returns the port set with these contents, with one more user.
+    /// Adds a user to the port set with these contents, and returns an entry with this port set.
     pub(super) fn intern(&mut self, changes: &mut Changes, contents: &AllowEntries, owner: &Account) -> AllowEntry {
         let (entry, ports) = self.port_sets.acquire(contents, owner);
         self.write_all(changes, ports);
@@ -146,10 +150,10 @@ impl Engine {
         }
     }
 
-    /// Removes the peer selectors without users from all signatures, and the prefixes that only they had. Returns what
-    /// matched them, if there are any.
+    /// Removes the peer selectors without users from all signatures, and the prefixes that only these selectors had.
+    /// Returns the addresses, prefixes and frontends that matched them, or `None` if there are no such peer selectors.
     pub(super) fn retire_selectors(&mut self, changes: &mut Changes) -> Option<Touched> {
-        let mut touched = Touched { renaming: true, ..Touched::default() };
+        let mut touched = Touched { may_rename_classes: true, ..Touched::default() };
         let retired = self.selectors.retire();
         for (id, selector) in &retired {
             if let PeerSelector::Block(block) = &**selector {

@@ -1,4 +1,6 @@
-//! Rule sets, shared by pods with the same rules. A rule set keeps its ID while policies are added to it or removed.
+//! Rule sets: the resolved rules of all policies that isolate a pod in one direction. Pods with the same rules share a
+//! rule set. It keeps its ID while policies are added to it or removed from it in place. The module [`super`] explains
+//! the terms.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -20,8 +22,9 @@ use crate::model::{Mode, PolicyKey};
 /// Number of policy names that are kept for deleted rule sets.
 const MAX_RETIRED_POLICIES: usize = 65_536;
 
-/// Identifies a rule set: what it is for, and parts in the order of their policies. Enforced rule sets differ from those
-/// for shadow mode with the same parts, so that one cannot use the memory of the other.
+/// Identifies a rule set: its slot (mode and direction), and its parts in the order of their policies. An enforced rule
+/// set and a rule set for shadow mode are never shared, even with the same parts. So neither can use the memory of the
+/// other.
 type Key = (Slot, Arc<[PartId]>);
 
 /// The rule sets in use.
@@ -32,13 +35,13 @@ pub(super) struct RuleSets {
     by_selector: Index<PeerSelectorId, RuleSetId>,
     /// Rule sets that depend on the backends of Services.
     evaluating_services: BTreeSet<RuleSetId>,
-    /// Those of them that allow some ports to any peer, by port prefix.
+    /// The same rule sets, by the port prefixes that they allow to any peer.
     by_port_for_any_peer: Index<PortPrefix, RuleSetId>,
     /// Number of `ALLOW` entries for classes of pods.
     entry_counts: EntryCounts,
     /// Entries for which there is no room.
     refused: BTreeSet<(RuleSetId, ClassId)>,
-    /// Rule sets that lost their last user, and may have got one since.
+    /// Rule sets that lost their last user. They may have got a new user since then.
     unused: BTreeSet<RuleSetId>,
     counter: Counter,
     /// Policies of deleted rule sets, oldest first.
@@ -53,25 +56,26 @@ pub(super) struct RuleSet {
     pub(super) policies: Vec<PolicyKey>,
     /// The account that entries are charged to.
     pub(super) account: Account,
-    /// The rules with each peer selector.
+    /// For each peer selector that decides (see [`super::parts::Part::deciding`]), the rules that have it.
     deciding: HashMap<PeerSelectorId, Vec<RuleAt>>,
     /// What the rule set allows to any peer.
     pub(super) any: AllowEntries,
     pub(super) policy: DirectionPolicy,
     users: usize,
-    /// A deleted pod had this rule set, and may be an orphaned endpoint now. The rule set must not allow more.
+    /// A deleted pod had this rule set. If the pod's interface still exists, it stays enforced (orphaned endpoint), so
+    /// the rule set must not be changed to allow more.
     frozen: bool,
     /// Number of parts with blocks or ports left out because of the memory limit.
     incomplete_parts: usize,
     /// Classes of pods with a charged entry.
     charged: BTreeSet<ClassId>,
-    /// There was no room for the ports allowed to any peer.
+    /// The memory limit left no room for the ports that are allowed to any peer.
     any_refused: bool,
 }
 
 impl RuleSet {
-    /// Returns whether the backends of Services matter: only for egress, and only if not everything is allowed to any
-    /// peer.
+    /// Returns whether Services are evaluated by their backends: only for egress, and only if the rule set does not
+    /// allow everything to any peer.
     pub(super) fn evaluates_services(&self) -> bool {
         self.slot().direction == Direction::Egress && matches!(self.any, AllowEntries::Of(_))
     }
@@ -80,22 +84,24 @@ impl RuleSet {
         &self.key.1
     }
 
-    /// Returns what the rule set is for.
+    /// Returns the mode and direction of the rule set.
     pub(super) fn slot(&self) -> Slot {
         self.key.0
     }
 
-    /// Returns whether the rule set may change in place if this many pods change alike.
+    /// Returns whether the rule set may change in place for this number of pods: no other pod uses it, and it is not
+    /// frozen.
     pub(super) fn may_change(&self, pods: usize) -> bool {
         self.users == pods && !self.frozen
     }
 
-    /// Returns the peer selectors that decide. An address is allowed more than any peer only if it matches one of them.
+    /// Returns the peer selectors that decide. An address that matches none of them is allowed only what the rule set
+    /// allows to any peer.
     pub(super) fn deciding_selectors(&self) -> impl Iterator<Item = PeerSelectorId> {
         self.deciding.keys().copied()
     }
 
-    /// Returns the rules that match a signature; sorted, without duplicates.
+    /// Returns the rules that match a signature, sorted and without duplicates.
     pub(super) fn matching(&self, signature: &Signature) -> Vec<RuleAt> {
         let mut matching: Vec<RuleAt> =
             signature.all_selectors().filter_map(|selector| self.deciding.get(&selector)).flatten().copied().collect();
@@ -121,7 +127,7 @@ impl RuleSets {
         self.counter.allocated()
     }
 
-    /// Keeps the policies of another engine's rule sets, as of its own deleted ones.
+    /// Keeps the policies of the previous engine's rule sets, in the same way as those of deleted rule sets.
     pub(super) fn inherit(&mut self, before: &Self) {
         for (id, policies) in &before.retired {
             self.keep_name(*id, policies.clone());
@@ -146,15 +152,15 @@ impl RuleSets {
         self.ids.get(&(slot, parts.clone())).copied()
     }
 
-    /// Returns the rule set with these parts, with one more user.
+    /// Adds a user to the rule set with these parts, if it exists. Returns its ID.
     pub(super) fn acquire(&mut self, slot: Slot, parts: &Arc<[PartId]>) -> Option<RuleSetId> {
         let id = self.find(slot, parts)?;
         self.entries.get_mut(&id)?.users += 1;
         Some(id)
     }
 
-    /// Adds a rule set with one user. `any` is what it allows to any peer; `any_set` is the port set for that, if there
-    /// is room.
+    /// Adds a rule set with one user. `any` is what it allows to any peer, and `any_set` is the port set of `any`, if
+    /// the memory limit leaves room for it.
     pub(super) fn add(
         &mut self,
         slot: Slot,
@@ -180,13 +186,13 @@ impl RuleSets {
             charged: BTreeSet::new(),
             any_refused: any_set.is_none(),
         };
-        for part in ids.iter() {
-            parts.acquire(*part);
-            if let Some(body) = parts.get(*part) {
-                rule_set.policies.push(body.policy.clone());
-                rule_set.incomplete_parts += usize::from(body.incomplete);
-                for (selector, index) in &body.deciding {
-                    rule_set.deciding.entry(*selector).or_default().push(RuleAt { part: *part, index: *index });
+        for part_id in ids.iter() {
+            parts.acquire(*part_id);
+            if let Some(part) = parts.get(*part_id) {
+                rule_set.policies.push(part.policy.clone());
+                rule_set.incomplete_parts += usize::from(part.incomplete);
+                for (selector, index) in &part.deciding {
+                    rule_set.deciding.entry(*selector).or_default().push(RuleAt { part: *part_id, index: *index });
                 }
             }
         }
@@ -206,7 +212,7 @@ impl RuleSets {
 
     /// Sets the parts of a rule set. [`RuleSets::change`] updates its rules.
     pub(super) fn set_parts(&mut self, id: RuleSetId, parts: Arc<[PartId]>) {
-        self.replace(id);
+        self.stop_sharing(id);
         let Some(rule_set) = self.entries.get_mut(&id) else { return };
         rule_set.key.1 = parts;
         self.ids.insert(rule_set.key.clone(), id);
@@ -215,29 +221,29 @@ impl RuleSets {
     /// Adds or removes the rules of a part.
     pub(super) fn change(&mut self, id: RuleSetId, change: PartChange, parts: &mut Parts) {
         let Some(rule_set) = self.entries.get_mut(&id) else { return };
-        let part = match change {
-            PartChange::Add(part) | PartChange::Remove(part) => part,
+        let part_id = match change {
+            PartChange::Add(part_id) | PartChange::Remove(part_id) => part_id,
         };
-        let Some(body) = parts.get(part) else { return };
+        let Some(part) = parts.get(part_id) else { return };
         match change {
             PartChange::Add(_) => {
-                let position = rule_set.policies.partition_point(|policy| *policy < body.policy);
-                rule_set.policies.insert(position, body.policy.clone());
-                rule_set.incomplete_parts += usize::from(body.incomplete);
-                for (selector, index) in &body.deciding {
-                    rule_set.deciding.entry(*selector).or_default().push(RuleAt { part, index: *index });
+                let position = rule_set.policies.partition_point(|policy| *policy < part.policy);
+                rule_set.policies.insert(position, part.policy.clone());
+                rule_set.incomplete_parts += usize::from(part.incomplete);
+                for (selector, index) in &part.deciding {
+                    rule_set.deciding.entry(*selector).or_default().push(RuleAt { part: part_id, index: *index });
                     self.by_selector.insert(*selector, id);
                 }
-                parts.acquire(part);
+                parts.acquire(part_id);
             }
             PartChange::Remove(_) => {
-                if let Ok(position) = rule_set.policies.binary_search(&body.policy) {
+                if let Ok(position) = rule_set.policies.binary_search(&part.policy) {
                     rule_set.policies.remove(position);
                 }
-                rule_set.incomplete_parts -= usize::from(body.incomplete);
-                for (selector, _) in &body.deciding {
+                rule_set.incomplete_parts -= usize::from(part.incomplete);
+                for (selector, _) in &part.deciding {
                     let Some(rules) = rule_set.deciding.get_mut(selector) else { continue };
-                    rules.retain(|rule| rule.part != part);
+                    rules.retain(|rule| rule.part != part_id);
                     if rules.is_empty() {
                         rule_set.deciding.remove(selector);
                         self.by_selector.remove(selector, &id);
@@ -346,7 +352,7 @@ impl RuleSets {
         self.refused.insert((id, class));
     }
 
-    /// Removes the record of a refused entry that fits now or is no longer needed.
+    /// Removes the record of a refused entry, because the entry fits now or is no longer needed.
     pub(super) fn admit(&mut self, id: RuleSetId, class: ClassId) {
         self.refused.remove(&(id, class));
     }
@@ -373,19 +379,19 @@ impl RuleSets {
         self.refused.range((id, ClassId(0))..=(id, ClassId(u32::MAX))).copied()
     }
 
-    /// Returns whether there was no room for something that a rule set allows.
+    /// Returns whether an entry or the ports for any peer of a rule set were refused, because there was no room.
     pub(super) fn has_refused(&self, id: RuleSetId) -> bool {
         self.entries.get(&id).is_some_and(|rule_set| rule_set.any_refused) || self.refused_by(id).next().is_some()
     }
 
-    /// Returns the rule sets without room for the ports that they allow to any peer.
+    /// Returns the rule sets in use for which there was no room for the ports that they allow to any peer.
     pub(super) fn without_any(&self) -> impl Iterator<Item = (RuleSetId, &RuleSet)> {
         let refused = self.entries.iter().filter(|(_, rule_set)| rule_set.any_refused && rule_set.users > 0);
         refused.map(|(id, rule_set)| (*id, rule_set))
     }
 
-    /// Makes pods with the same rules get another rule set from now on.
-    pub(super) fn replace(&mut self, id: RuleSetId) {
+    /// Stops the sharing of a rule set: from now on, pods with the same rules get a new rule set.
+    pub(super) fn stop_sharing(&mut self, id: RuleSetId) {
         if let Some(key) = self.entries.get(&id).map(|rule_set| rule_set.key.clone()) {
             self.forget_key(&key, id);
         }
@@ -406,7 +412,7 @@ impl RuleSets {
         self.evaluating_services.iter().copied()
     }
 
-    /// Returns those of them that allow a port to any peer.
+    /// Returns the rule sets that depend on the backends of Services and allow this port to any peer.
     pub(super) fn allowing_any_peer(&self, protocol: u8, port: u16) -> impl Iterator<Item = RuleSetId> {
         PortPrefix::covering(protocol, port).flat_map(|prefix| self.by_port_for_any_peer.get(&prefix)).copied()
     }

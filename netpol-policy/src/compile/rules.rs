@@ -1,4 +1,5 @@
-//! The rules of a pod in one direction, with everything resolved that depends on the pod itself.
+//! Resolves the rules of a policy in one direction: replaces everything that depends on the selected pod, such as named
+//! ports of ingress rules. Also assigns an ID to each rule.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -10,7 +11,8 @@ use super::memory_limit::Quota;
 use super::selectors::{Namespaces, PeerSelector};
 use crate::model::{Peer, Peers, Policy, PolicyKey, PortRange, Ports, Protocol, Rule};
 
-/// Number of names of deleted rules and rule sets that are kept for late events.
+/// How many names of deleted rules are kept, and how many names of deleted rule sets. Late flow events can contain the
+/// IDs of deleted rules.
 pub(super) const MAX_RETIRED: usize = 4096;
 
 /// Identifies a rule of a policy.
@@ -47,7 +49,7 @@ impl RuleNames {
         self.counter.allocated()
     }
 
-    /// Imports the rule names of the previous engine, and keeps them as it keeps the names of deleted rules.
+    /// Keeps the rule names of the previous engine, in the same way as the names of deleted rules.
     pub(super) fn inherit(&mut self, before: &Self) {
         let latest = before.names.iter().rev().take(MAX_RETIRED);
         for (id, name) in latest.rev() {
@@ -56,7 +58,7 @@ impl RuleNames {
         }
     }
 
-    /// Returns the number of rules that have an ID, without deleted ones.
+    /// Returns the number of rules that have an ID, without deleted rules.
     #[cfg(test)]
     pub(super) fn in_use(&self) -> usize {
         self.ids.len()
@@ -70,8 +72,7 @@ impl RuleNames {
         })
     }
 
-    /// Retires the rules that a changed or deleted policy no longer has. If they are added again, they
-    /// get new IDs.
+    /// Retires the rules that a changed or deleted policy no longer has. If they are added again, they get new IDs.
     pub(super) fn retire(&mut self, before: &Policy, now: Option<&Policy>) {
         let count = |policy: &Policy, direction| policy.rules(direction).map_or(0, <[Rule]>::len);
         for direction in Direction::BOTH {
@@ -95,25 +96,26 @@ impl RuleNames {
         pod_ports: &[Vec<u16>],
         quota: &mut Quota,
     ) -> Vec<ResolvedRule> {
-        let names = names(policy, direction);
+        let names = pod_port_names(policy, direction);
         let rules = policy.rules(direction).unwrap_or_default().iter().enumerate();
         let resolve = |(index, rule): (usize, &Rule)| ResolvedRule {
             id: self.id(RuleName { policy: policy.key.clone(), direction, index }),
-            peers: peers(&rule.peers, policy, quota),
-            ports: ports(&rule.ports, direction, &names, pod_ports, quota),
+            peers: resolve_peers(&rule.peers, policy, quota),
+            ports: resolve_ports(&rule.ports, direction, &names, pod_ports, quota),
         };
         rules.map(resolve).collect()
     }
 
-    /// Returns whether a rule comes before another one: in the order of policy keys, then of rules.
+    /// Returns whether a rule comes before another rule. The order is that of policy keys, then that of rules in a
+    /// policy.
     pub(super) fn precedes(&self, one: RuleId, other: RuleId) -> bool {
         one != other && self.names.get(&one) < self.names.get(&other)
     }
 }
 
-/// Returns the port names that are resolved on the selected pod; sorted. Empty for egress, where
-/// they are resolved on the peer.
-pub(super) fn names(policy: &Policy, direction: Direction) -> Vec<(Arc<str>, Protocol)> {
+/// Returns the port names that are resolved on the selected pod, sorted. The list is empty for egress, because there
+/// port names are resolved on the peer.
+pub(super) fn pod_port_names(policy: &Policy, direction: Direction) -> Vec<(Arc<str>, Protocol)> {
     if direction == Direction::Egress {
         return Vec::new();
     }
@@ -133,7 +135,7 @@ pub(super) fn names(policy: &Policy, direction: Direction) -> Vec<(Arc<str>, Pro
 #[derive(Clone, Debug)]
 pub(super) struct ResolvedRule {
     pub(super) id: RuleId,
-    /// The peer must match one of these; `None`: any peer.
+    /// The peer must match one of these. `None` means any peer.
     pub(super) peers: Option<Vec<PeerSelector>>,
     pub(super) ports: ResolvedPorts,
 }
@@ -145,14 +147,14 @@ pub(super) enum ResolvedPorts {
     All,
     /// Only these ports.
     Of {
-        /// Protocol with first and last port; `None`: all ports.
+        /// Each protocol with its first and last port. `None` means all ports.
         ranges: Vec<(Protocol, Option<(u16, u16)>)>,
         /// Port names that are resolved on the peer.
         named: Vec<(Arc<str>, Protocol)>,
     },
 }
 
-fn peers(peers: &Peers, policy: &Policy, quota: &mut Quota) -> Option<Vec<PeerSelector>> {
+fn resolve_peers(peers: &Peers, policy: &Policy, quota: &mut Quota) -> Option<Vec<PeerSelector>> {
     let Peers::Of(peers) = peers else { return None };
     let selector = |peer: &Peer| match peer {
         Peer::Pods { namespaces, pods } => Some(PeerSelector::Pods {
@@ -162,14 +164,14 @@ fn peers(peers: &Peers, policy: &Policy, quota: &mut Quota) -> Option<Vec<PeerSe
             },
             pods: pods.clone(),
         }),
-        // A block is used only with all of its `except` entries: a missing one would allow too much.
+        // A block is used only with all of its `except` entries: if one were left out, the block would allow too much.
         Peer::Block(block) => quota.take_one().then(|| PeerSelector::Block(block.clone())),
     };
     Some(peers.iter().filter_map(selector).collect())
 }
 
 /// Resolves ports. A named port is resolved on the destination: for ingress the selected pod, for egress the peer.
-fn ports(
+fn resolve_ports(
     ports: &Ports,
     direction: Direction,
     names: &[(Arc<str>, Protocol)],

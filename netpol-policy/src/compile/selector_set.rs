@@ -1,12 +1,13 @@
-//! Sets of peer selectors as bit maps of 64-bit words. Peer selectors that are created together have consecutive IDs,
-//! so that a set of thousands takes tens of words. Comparing, hashing and copying are fast.
+//! Sets of peer selectors, stored as bitmaps of 64-bit words. Peer selectors that are created together have consecutive
+//! IDs, so a set of thousands of peer selectors takes only tens of words. Sets of this size are fast to compare, hash
+//! and copy.
 
 use super::selectors::PeerSelectorId;
 
 /// A set of peer selectors.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct PeerSelectorSet {
-    /// (word index, bits) pairs; sorted, without empty words.
+    /// Pairs of word index and bits, sorted by index. Words without bits are not stored.
     words: Vec<(u64, u64)>,
 }
 

@@ -12,14 +12,15 @@ use crate::model::{IpBlock, NamespaceName, Protocol, Selector};
 pub(super) enum PeerSelector {
     /// Pods by labels.
     Pods {
-        /// Their namespaces.
+        /// The namespaces of the pods.
         namespaces: Namespaces,
-        /// Their labels.
+        /// The labels of the pods.
         pods: Selector,
     },
     /// Addresses in an ipBlock.
     Block(IpBlock),
-    /// Pods that have a port with this name and protocol. The port number is part of the signature.
+    /// Pods that have a port with this name and protocol. The port number is part of the signature (the peer selectors
+    /// that an address matches).
     Named(Arc<str>, Protocol),
 }
 

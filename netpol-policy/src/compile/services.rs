@@ -1,5 +1,6 @@
 //! Moves frontends to another backend set, and writes the `ALLOW` entry of each pair of rule set and backend set. The
-//! entry stores whether the rule set allows all backends or only some.
+//! entry stores whether the rule set allows all backends of the set or only some. The modules [`super`] and
+//! [`super::frontends`] explain the terms.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -54,12 +55,13 @@ enum Destination {
     LocalNode,
     /// The backends of a frontend.
     Backends(ClassId),
-    /// An address of this class itself, at this protocol and port.
+    /// The address itself: it has this class, and the connection uses this protocol and port.
     Peer(ClassId, u8, u16),
 }
 
 impl Engine {
-    /// Returns the frontends with a backend that is inside this block and has no address entry.
+    /// Returns the frontends with a backend that is inside this block and has no address entry. Such a backend has the
+    /// class of a prefix.
     pub(super) fn frontends_into(&self, net: IpNet) -> BTreeSet<Frontend> {
         let backends = self.cluster_state.backends_between(net.network(), net.broadcast());
         let by_prefix = backends.filter(|address| self.tables.exact_address(*address).is_none());
@@ -68,7 +70,7 @@ impl Engine {
 
     /// Finds the next backend set of touched frontends and of frontends with moved backends.
     pub(super) fn frontend_moves(&mut self, mut touched: BTreeSet<Frontend>, moves: &Moves) -> FrontendMoves {
-        let backends = moves.addresses.iter().filter(|(_, step)| step.from != step.to);
+        let backends = moves.addresses.iter().filter(|(_, address_move)| address_move.from != address_move.to);
         touched.extend(backends.flat_map(|(backend, _)| self.cluster_state.frontends_with_backend_at(*backend)));
         touched.extend(moves.prefixes.iter().flat_map(|(net, ..)| self.frontends_into(*net)));
         let mut frontends = FrontendMoves::default();
@@ -84,13 +86,13 @@ impl Engine {
         frontends
     }
 
-    /// Compiles the backend set of a frontend after the moves.
+    /// Compiles the backend set that a frontend has after the moves.
     fn compile_backend_set(&self, frontend: &Frontend, moves: &Moves) -> BackendSet {
         let mut backend_set = BackendSet::default();
         for backend in self.cluster_state.backends(frontend) {
             let address = backend.address;
             let moved = moves.addresses.get(&address);
-            let exact = moved.map_or_else(|| self.tables.exact_address(address), |step| step.to);
+            let exact = moved.map_or_else(|| self.tables.exact_address(address), |address_move| address_move.to);
             let entry = exact
                 .unwrap_or_else(|| AddressEntry { class: self.blocks.class_at(address), ..AddressEntry::default() });
             backend_set.targets.insert(if entry.flags & address_flags::LOCAL_NODE != 0 {
@@ -156,8 +158,8 @@ impl Engine {
         ports.into_iter().flat_map(|port| self.rule_sets.allowing_any_peer(protocol, *port)).collect()
     }
 
-    /// Updates the frontend entries of a rule set that is changed in place. `peers`: the classes of backends with
-    /// changed entries; `for_any_peer`: the changed ports for any peer.
+    /// Updates the entries for backend sets of a rule set that is changed in place. `peers` are the classes with
+    /// changed entries, and `for_any_peer` is the change of the ports that the rule set allows to any peer.
     pub(super) fn update_frontends_of(
         &mut self,
         changes: &mut Changes,
@@ -209,10 +211,10 @@ impl Engine {
         self.write(changes, Change::DeleteAllow(AllowKey { rule_set, class }));
     }
 
-    /// Returns `ALL`, `SOME` or `NONE`: how many of the backends a rule set allows.
+    /// Returns how many of the backends a rule set allows: `ALL`, `SOME` or `NONE`.
     fn allowed_backends(&self, next: &NextEndpoints, rule_set: RuleSetId, class: ClassId) -> PortSetId {
         let Some(backend_set) = self.backend_sets.get(class) else { return PortSetId::NONE };
-        let (mut all, mut none) = (true, true);
+        let (mut all_allowed, mut all_denied) = (true, true);
         for target in &backend_set.targets {
             let (allowed, denied) = match target {
                 Target::Peer(peer, port) => {
@@ -222,13 +224,13 @@ impl Engine {
                 Target::LocalNode => (true, false),
                 Target::Service => (false, false),
             };
-            (all, none) = (all && allowed, none && denied);
+            (all_allowed, all_denied) = (all_allowed && allowed, all_denied && denied);
         }
         let reaches_itself = || {
             let mut pods = backend_set.hairpin.iter().flat_map(|address| self.rule_sets_at(next, *address));
             pods.any(|id| id == rule_set)
         };
-        match (backend_set.targets.is_empty(), all, none) {
+        match (backend_set.targets.is_empty(), all_allowed, all_denied) {
             (false, true, _) => PortSetId::ALL,
             (false, _, true) if !reaches_itself() => PortSetId::NONE,
             _ => PortSetId::SOME,
@@ -270,25 +272,26 @@ impl Engine {
                     let now = self.destination(&Moves::default(), &FrontendMoves::default(), address, frontend);
                     pairs.insert((before, now));
                 }
-                // The frontend is added to or removed from all other nodes, which may have other frontends, too.
+                // The frontend is added to all other nodes, or removed from them. Their addresses may have other
+                // frontends, too.
                 (any_node @ (FrontendAddress::AnyNodeV4 | FrontendAddress::AnyNodeV6), ..) => {
-                    let is_other = |address| {
+                    let is_other_node = |address| {
                         FrontendAddress::any_node(address) == any_node && !self.cluster_state.is_local_address(address)
                     };
-                    if self.cluster_state.node_addresses().any(is_other) {
+                    if self.cluster_state.node_addresses().any(is_other_node) {
                         narrowed.extend(self.rule_sets.evaluating_services());
                     }
                 }
             }
         }
         for (from, to) in pairs {
-            let less = |id: &RuleSetId| self.allowed_at(*id, to) < self.allowed_at(*id, from);
-            narrowed.extend(self.rule_sets_allowing_some(from).into_iter().filter(less));
+            let allows_less = |id: &RuleSetId| self.allowed_at(*id, to) < self.allowed_at(*id, from);
+            narrowed.extend(self.rule_sets_allowing_some(from).into_iter().filter(allows_less));
         }
         narrowed
     }
 
-    /// Returns what a connection to an address at a frontend's port leads to, as if these moves had not been written.
+    /// Returns what a connection to an address, at the port of a frontend, led to before these moves were written.
     fn destination(
         &self,
         moves: &Moves,
@@ -296,7 +299,7 @@ impl Engine {
         address: IpAddr,
         Frontend { port, protocol, .. }: Frontend,
     ) -> Destination {
-        let moved = moves.addresses.get(&address).map(|step| step.found);
+        let moved = moves.addresses.get(&address).map(|address_move| address_move.found_before);
         let entry = moved.or_else(|| self.tables.address(address)).unwrap_or_default();
         if entry.flags & address_flags::LOCAL_NODE != 0 {
             return Destination::LocalNode;
@@ -315,6 +318,7 @@ impl Engine {
     /// Returns the rule sets for egress that may allow all or a part of the traffic to a destination.
     fn rule_sets_allowing_some(&self, destination: Destination) -> BTreeSet<RuleSetId> {
         let mut rule_sets = match destination {
+            // `narrowed_by_addresses` handles an address that no longer belongs to the local node.
             Destination::LocalNode => BTreeSet::new(),
             Destination::Backends(class) => self.backend_sets.allowed_by(class).collect(),
             Destination::Peer(class, protocol, port) => {
@@ -325,7 +329,7 @@ impl Engine {
         rule_sets
     }
 
-    /// Returns `ALL`, `SOME` or `NONE`: how much of the traffic to a destination a rule set allows.
+    /// Returns how much of the traffic to a destination a rule set allows: `ALL`, `SOME` or `NONE`.
     fn allowed_at(&self, rule_set: RuleSetId, destination: Destination) -> PortSetId {
         match destination {
             Destination::LocalNode => PortSetId::SOME,
@@ -344,7 +348,7 @@ impl Engine {
         }
     }
 
-    /// Deletes the allow entries of an unused rule set.
+    /// Deletes the entries of an unused rule set for all backend sets.
     pub(super) fn disallow_all_frontends(&mut self, changes: &mut Changes, rule_set: RuleSetId) {
         let classes: Vec<_> = self.backend_sets.entries_of(rule_set).collect();
         for class in classes {

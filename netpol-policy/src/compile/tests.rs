@@ -1,5 +1,5 @@
 //! Tests of the changes that an event returns, and of their order. `tests/agreement.rs` compares the resulting tables
-//! with the reference for random histories.
+//! with the reference, for random sequences of events. sNN in the name of a test is an item of docs/semantics.md.
 
 mod modes;
 mod services;
@@ -37,8 +37,8 @@ fn policy(name: &str, spec: &str) -> String {
     )
 }
 
-/// Allows pods with `app: front` to reach pods with `app: web` at one TCP port.
-fn web(port: u16) -> String {
+/// Returns a policy that allows pods with `app: front` to reach pods with `app: web` at one TCP port.
+fn web_policy(port: u16) -> String {
     let from = "from: [{podSelector: {matchLabels: {app: front}}}]";
     policy(
         "web",
@@ -46,14 +46,17 @@ fn web(port: u16) -> String {
     )
 }
 
+/// Applies objects. Returns the changes as short texts.
 fn apply(engine: &mut Engine, yaml: &str) -> Vec<String> {
     summaries(&engine.apply_all(objects(yaml).into_iter().map(Event::Apply)))
 }
 
+/// Deletes objects. Returns the changes as short texts.
 fn delete(engine: &mut Engine, yaml: &str) -> Vec<String> {
     summaries(&engine.apply_all(objects(yaml).iter().map(|object| Event::Delete(object.key()))))
 }
 
+/// Returns a short text for each change, such as `+port 80` or `-endpoint web`.
 fn summaries(changes: &[Change]) -> Vec<String> {
     let summary = |change: &Change| match change {
         Change::PutPort { key, .. } => format!("+port {}", u16::from_be_bytes(key.port)),
@@ -73,6 +76,7 @@ fn summaries(changes: &[Change]) -> Vec<String> {
     changes.iter().map(summary).collect()
 }
 
+/// Returns the rule set of pod `shop/POD` for enforced ingress.
 fn rule_set(engine: &Engine, pod: &str) -> RuleSetId {
     engine.endpoint(&PodKey::new("shop", pod)).expect("an endpoint").ingress.rule_set
 }
@@ -93,25 +97,27 @@ fn allows(engine: &Engine, direction: Direction, remote: &str, port: u16) -> boo
 }
 
 #[test]
-fn a_pod_like_existing_pods_takes_one_write() {
-    let mut engine =
-        engine(&[pod("web", 1, "web", "10.0.0.1", ""), pod("front", 2, "front", "10.0.0.2", ""), web(80)].concat());
+fn a_pod_like_existing_pods_takes_writes_only_for_its_address_and_endpoint() {
+    let mut engine = engine(
+        &[pod("web", 1, "web", "10.0.0.1", ""), pod("front", 2, "front", "10.0.0.2", ""), web_policy(80)].concat(),
+    );
     let replica = pod("web-2", 1, "web", "10.0.0.3", "");
-    let elsewhere = pod("front-2", 2, "front", "10.0.0.4", "");
+    let on_other_node = pod("front-2", 2, "front", "10.0.0.4", "");
     assert_eq!(apply(&mut engine, &replica), ["+address 10.0.0.3", "+endpoint web-2"]);
-    assert_eq!(apply(&mut engine, &elsewhere), ["+address 10.0.0.4"]);
+    assert_eq!(apply(&mut engine, &on_other_node), ["+address 10.0.0.4"]);
     assert_eq!(rule_set(&engine, "web"), rule_set(&engine, "web-2"));
     assert!(allows(&engine, Direction::Ingress, "10.0.0.4", 80));
-    assert_eq!(delete(&mut engine, &elsewhere), ["-address 10.0.0.4", "reevaluate 1"]);
+    assert_eq!(delete(&mut engine, &on_other_node), ["-address 10.0.0.4", "reevaluate 1"]);
     assert_eq!(delete(&mut engine, &replica), ["-address 10.0.0.3", "-endpoint web-2"]);
 }
 
 #[test]
 fn a_changed_policy_adds_new_ports_before_it_removes_old_ones() {
-    let mut engine =
-        engine(&[pod("web", 1, "web", "10.0.0.1", ""), pod("front", 2, "front", "10.0.0.2", ""), web(80)].concat());
+    let mut engine = engine(
+        &[pod("web", 1, "web", "10.0.0.1", ""), pod("front", 2, "front", "10.0.0.2", ""), web_policy(80)].concat(),
+    );
     let before = rule_set(&engine, "web");
-    assert_eq!(apply(&mut engine, &web(81)), ["+port 81", "-port 80", "reevaluate 1"]);
+    assert_eq!(apply(&mut engine, &web_policy(81)), ["+port 81", "-port 80", "reevaluate 1"]);
     assert_eq!(rule_set(&engine, "web"), before, "all pods of the rule set have the policy, so it changes in place");
 }
 
@@ -135,10 +141,10 @@ fn a_policy_costs_the_same_whatever_other_policies_its_pods_have() {
     assert_eq!(
         apply(&mut engine, &block(200)).len(),
         101 + 2,
-        "its ports, those for any peer, its entry and its prefix"
+        "ports of its entry (its own port, and 100 ports for any peer), the entry, and the prefix"
     );
     assert_eq!(delete(&mut engine, &block(200)).len(), 101 + 4, "the same writes, and flows are re-evaluated");
-    // A rule for any peer: the entries of all blocks get the port, too.
+    // The rule applies to any peer, so the entries of all blocks get the port, too.
     assert_eq!(apply(&mut engine, &open(200)).len(), 101);
     assert_eq!(delete(&mut engine, &open(200)).len(), 101 + 1);
     assert_eq!(rule_set(&engine, "web"), id);
@@ -146,14 +152,14 @@ fn a_policy_costs_the_same_whatever_other_policies_its_pods_have() {
 
 #[test]
 fn ten_thousand_blocks_share_a_changed_port() {
-    let with = |ports: &str| {
+    let with_ports = |ports: &str| {
         let blocks: Vec<String> =
             (0..10_000).map(|i| format!("{{ipBlock: {{cidr: 10.{}.{}.0/24}}}}", i / 256, i % 256)).collect();
         let blocks = blocks.join(", ");
         policy("p", &format!("podSelector: {{}}, ingress: [{{from: [{blocks}], ports: [{ports}]}}]"))
     };
-    let mut engine = engine(&[pod("web", 1, "web", "192.168.0.1", ""), with("{port: 80}, {port: 90}")].concat());
-    assert_eq!(apply(&mut engine, &with("{port: 80}, {port: 91}")), ["+port 91", "-port 90", "reevaluate 1"]);
+    let mut engine = engine(&[pod("web", 1, "web", "192.168.0.1", ""), with_ports("{port: 80}, {port: 90}")].concat());
+    assert_eq!(apply(&mut engine, &with_ports("{port: 80}, {port: 91}")), ["+port 91", "-port 90", "reevaluate 1"]);
     for (port, expected) in [(80, true), (90, false), (91, true)] {
         assert_eq!(allows(&engine, Direction::Ingress, "10.39.15.1", port), expected, "{port}");
     }
@@ -162,18 +168,18 @@ fn ten_thousand_blocks_share_a_changed_port() {
 #[test]
 fn a_port_that_moves_from_one_peer_to_any_peer_stays_allowed() {
     let from = "from: [{ipBlock: {cidr: 0.0.0.0/0}}]";
-    let one = policy("p", &format!("podSelector: {{}}, ingress: [{{{from}, ports: [{{port: 80}}]}}]"));
-    let anyone = policy(
+    let from_block = policy("p", &format!("podSelector: {{}}, ingress: [{{{from}, ports: [{{port: 80}}]}}]"));
+    let from_any_peer = policy(
         "p",
         &format!("podSelector: {{}}, ingress: [{{{from}, ports: [{{port: 81}}]}}, {{ports: [{{port: 80}}]}}]"),
     );
-    let mut engine = engine(&[pod("web", 1, "web", "10.0.0.1", ""), one.clone()].concat());
-    for (policy, port_81) in [(&anyone, true), (&one, false)] {
+    let mut engine = engine(&[pod("web", 1, "web", "10.0.0.1", ""), from_block.clone()].concat());
+    for (policy, port_81) in [(&from_any_peer, true), (&from_block, false)] {
         apply(&mut engine, policy);
         assert!(allows(&engine, Direction::Ingress, "10.0.0.9", 80));
         assert_eq!(allows(&engine, Direction::Ingress, "10.0.0.9", 81), port_81);
     }
-    delete(&mut engine, &one);
+    delete(&mut engine, &from_block);
     delete(&mut engine, &pod("web", 1, "web", "10.0.0.1", ""));
     assert!(engine.tables.is_empty(), "{:#?}", engine.tables);
 }
@@ -181,29 +187,29 @@ fn a_port_that_moves_from_one_peer_to_any_peer_stays_allowed() {
 #[test]
 fn a_rule_set_of_a_deleted_pod_never_allows_more() {
     let pods = [pod("web", 1, "web", "10.0.0.1", ""), pod("gone", 1, "web", "10.0.0.2", "")];
-    let mut engine = engine(&[&pods.concat(), &web(80)[..]].concat());
+    let mut engine = engine(&[&pods.concat(), &web_policy(80)[..]].concat());
     let shared = rule_set(&engine, "gone");
     assert_eq!(rule_set(&engine, "web"), shared);
     delete(&mut engine, &pods[1]);
     // The endpoint of the deleted pod may still exist, with this rule set.
-    apply(&mut engine, &web(81));
+    apply(&mut engine, &web_policy(81));
     let next = rule_set(&engine, "web");
     assert_ne!(next, shared);
-    apply(&mut engine, &web(82));
+    apply(&mut engine, &web_policy(82));
     assert_eq!(rule_set(&engine, "web"), next, "the deleted pod never had this rule set");
 }
 
 #[test]
 fn a_policy_for_some_pods_of_a_rule_set_splits_it() {
     let pods = [pod("web", 1, "web", "10.0.0.1", ""), pod("other", 1, "other", "10.0.0.2", "")].concat();
-    let both = policy("both", "podSelector: {}, ingress: [{ports: [{port: 80}]}]");
-    let mut engine = engine(&[pods, both].concat());
+    let for_all_pods = policy("all", "podSelector: {}, ingress: [{ports: [{port: 80}]}]");
+    let mut engine = engine(&[pods, for_all_pods].concat());
     let shared = rule_set(&engine, "web");
     assert_eq!(shared, rule_set(&engine, "other"));
-    apply(&mut engine, &web(81));
+    apply(&mut engine, &web_policy(81));
     assert_ne!(rule_set(&engine, "web"), shared);
     assert_eq!(rule_set(&engine, "other"), shared);
-    delete(&mut engine, &web(81));
+    delete(&mut engine, &web_policy(81));
     assert_eq!(rule_set(&engine, "web"), shared, "both pods must share one rule set");
 }
 
@@ -211,9 +217,9 @@ fn a_policy_for_some_pods_of_a_rule_set_splits_it() {
 fn a_peer_gets_its_class_before_the_endpoint_is_written() {
     let mut engine = engine(&[pod("web", 1, "web", "10.0.0.1", ""), pod("front", 2, "front", "10.0.0.2", "")].concat());
     let added = ["+port 80", "+allow", "+address 10.0.0.2", "+endpoint web"];
-    assert_eq!(apply(&mut engine, &web(80)), added);
+    assert_eq!(apply(&mut engine, &web_policy(80)), added);
     let removed = ["+endpoint web", "-allow", "-port 80", "+address 10.0.0.2"];
-    assert_eq!(delete(&mut engine, &web(80)), removed);
+    assert_eq!(delete(&mut engine, &web_policy(80)), removed);
 }
 
 #[test]
@@ -272,8 +278,9 @@ fn classes_that_a_rule_treats_alike_share_its_ports() {
 
 #[test]
 fn only_rule_sets_that_allow_less_are_reevaluated() {
-    let mut engine =
-        engine(&[pod("web", 1, "web", "10.0.0.1", ""), pod("front", 2, "front", "10.0.0.2", ""), web(80)].concat());
+    let mut engine = engine(
+        &[pod("web", 1, "web", "10.0.0.1", ""), pod("front", 2, "front", "10.0.0.2", ""), web_policy(80)].concat(),
+    );
     let other = pod("front", 2, "other", "10.0.0.2", "");
     assert_eq!(apply(&mut engine, &other), ["+address 10.0.0.2", "reevaluate 1", "-allow", "-port 80"]);
     let restored = pod("front", 2, "front", "10.0.0.2", "");
@@ -281,15 +288,15 @@ fn only_rule_sets_that_allow_less_are_reevaluated() {
 }
 
 #[test]
-fn an_event_without_news_takes_no_write() {
+fn an_event_that_changes_nothing_takes_no_write() {
     let namespace = "---\n{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {team: a}}}\n";
     let node = "---\n{apiVersion: v1, kind: Node, metadata: {name: node-1}}\n";
-    let yaml = [pod("web", 1, "web", "10.0.0.1", ""), web(80), namespace.into(), node.into()].concat();
+    let yaml = [pod("web", 1, "web", "10.0.0.1", ""), web_policy(80), namespace.into(), node.into()].concat();
     let mut engine = engine(&yaml);
-    let own = vec![IpAddr::from([192, 168, 0, 1])];
-    engine.apply(Event::LocalAddresses(own.clone()));
+    let local_addresses = vec![IpAddr::from([192, 168, 0, 1])];
+    engine.apply(Event::LocalAddresses(local_addresses.clone()));
     let mut events: Vec<_> = objects(&yaml).into_iter().map(Event::Apply).collect();
-    events.push(Event::LocalAddresses(own));
+    events.push(Event::LocalAddresses(local_addresses));
     events.push(Event::Reset(objects(&yaml)));
     events.push(Event::Delete(ObjectKey::Policy(PolicyKey::new("shop", "missing"))));
     events.push(Event::Delete(ObjectKey::Pod(PodKey::new("shop", "missing"))));
@@ -300,13 +307,13 @@ fn an_event_without_news_takes_no_write() {
 
 #[test]
 fn removed_rules_are_kept_for_late_events() {
-    let two = policy("p", "podSelector: {}, ingress: [{ports: [{port: 80}]}, {ports: [{port: 81}]}]");
-    let one = policy("p", "podSelector: {}, ingress: [{ports: [{port: 80}]}]");
-    let mut engine = engine(&[pod("web", 1, "web", "10.0.0.1", ""), two].concat());
-    apply(&mut engine, &one);
+    let two_rules = policy("p", "podSelector: {}, ingress: [{ports: [{port: 80}]}, {ports: [{port: 81}]}]");
+    let one_rule = policy("p", "podSelector: {}, ingress: [{ports: [{port: 80}]}]");
+    let mut engine = engine(&[pod("web", 1, "web", "10.0.0.1", ""), two_rules].concat());
+    apply(&mut engine, &one_rule);
     assert_eq!(engine.rule_names.in_use(), 1);
     assert!(engine.rule(RuleId(2)).is_some(), "late events may still contain the rule");
-    delete(&mut engine, &one);
+    delete(&mut engine, &one_rule);
     assert_eq!(engine.rule_names.in_use(), 0);
 }
 
@@ -314,7 +321,7 @@ fn removed_rules_are_kept_for_late_events() {
 fn s30_a_node_address_matches_no_pod_selector_in_the_tables() {
     let front = pod("front", 2, "front", "10.0.0.2", "");
     let node = "---\n{apiVersion: v1, kind: Node, metadata: {name: node-2}, status: {addresses: [{type: InternalIP, address: 10.0.0.2}]}}\n";
-    let mut engine = engine(&[pod("web", 1, "web", "10.0.0.1", ""), front, web(80)].concat());
+    let mut engine = engine(&[pod("web", 1, "web", "10.0.0.1", ""), front, web_policy(80)].concat());
     assert!(allows(&engine, Direction::Ingress, "10.0.0.2", 80));
     apply(&mut engine, node);
     assert!(!allows(&engine, Direction::Ingress, "10.0.0.2", 80));

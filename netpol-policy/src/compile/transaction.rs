@@ -3,13 +3,13 @@
 //! ```text
 //! Update ─resolve─► Resolved ─classify─► Classified ─classify_frontends─► Prepared ─enforce─► Enforced ─retire─► Retired
 //!    ▲                                                                                                             │
-//!    └─────────── touched only by unused peer selectors, or pods for which there is room now ─────────────────── forget
+//!    └─────────── what matched unused peer selectors, or pods for which there is memory now ──────────────────── forget
 //!                                                                                                                  ▼
 //!                                                                                                               changes
 //! ```
 //!
-//! Each step consumes the value of the step before it, and only the last step returns the changes. These values can be
-//! made only here, so no step can be left out or come early.
+//! Each step consumes the value of the step before it, and only the last step returns the changes. Only this module can
+//! create these values, so no step can be skipped or done too early. The module [`super`] explains the terms.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -29,7 +29,7 @@ use crate::tables::Change;
 /// What an event may change.
 #[derive(Debug, Default)]
 pub(super) struct Update {
-    /// The changes of the rounds before.
+    /// The changes of earlier rounds, see [`Engine::commit`].
     pub(super) changes: Changes,
     pub(super) touched: Touched,
     /// Pods that may get other rule sets.
@@ -44,10 +44,11 @@ pub(super) struct Touched {
     pub(super) addresses: BTreeSet<IpAddr>,
     pub(super) prefixes: BTreeSet<IpNet>,
     pub(super) frontends: BTreeSet<Frontend>,
-    /// All addresses and prefixes are touched only by new or unused peer selectors.
-    pub(super) renaming: bool,
-    /// A new block has exceptions. Its prefixes must be written before an endpoint uses it: if an exception does not
-    /// fit into the map, the block must not be in force.
+    /// All addresses and prefixes are touched only because of new or unused peer selectors. Then a class can keep its
+    /// ID while its signature changes, see [`super::classes::Classes::rename_all`].
+    pub(super) may_rename_classes: bool,
+    /// A new block has exceptions. Its prefixes must be written before an endpoint uses the block: if an exception does
+    /// not fit into the map, the block must not be in force.
     pub(super) new_exceptions: bool,
 }
 
@@ -67,7 +68,7 @@ impl Changes {
     }
 }
 
-/// The next rule sets of changed pods; `None`: no endpoint.
+/// The next rule sets of changed pods. `None` means that the pod will have no endpoint.
 pub(super) type NextEndpoints = BTreeMap<PodKey, Option<EndpointRuleSets>>;
 
 /// The rule sets that an event adds, assigns and changes.
@@ -78,14 +79,15 @@ struct NextRules {
     in_place: Vec<InPlaceUpdate>,
 }
 
-/// All rule sets exist. No table refers to new ones.
+/// The state after [`Engine::resolve`]: all rule sets exist. No table refers to the new ones yet.
 struct Resolved {
     changes: Changes,
     touched: Touched,
     rules: NextRules,
 }
 
-/// Addresses and prefixes have their next class. All rule sets have the entries for it.
+/// The state after [`Engine::classify`]: the next classes of addresses and prefixes are known, and the `ALLOW` entries
+/// of all rule sets for these classes are written.
 struct Classified {
     changes: Changes,
     moves: Moves,
@@ -93,7 +95,8 @@ struct Classified {
     rules: NextRules,
 }
 
-/// Frontends have their next backend set, too: everything is written that the moves and endpoints will refer to.
+/// The state after [`Engine::classify_frontends`]: the next backend sets of frontends are known, too. All entries to
+/// which the moves and endpoints will refer are written.
 struct Prepared {
     changes: Changes,
     moves: Moves,
@@ -101,7 +104,7 @@ struct Prepared {
     rules: NextRules,
 }
 
-/// The new state is in force. The old classes and rule sets have lost their users.
+/// The state after [`Engine::enforce`]: the new state is in force. The old classes and rule sets have lost their users.
 struct Enforced {
     changes: Changes,
     /// The egress rule sets that changed pods had.
@@ -109,11 +112,12 @@ struct Enforced {
     in_place: Vec<InPlaceUpdate>,
 }
 
-/// Rule sets allow only what their rules state, and everything without users is deleted, except for peer selectors.
+/// The state after [`Engine::retire`]: rule sets allow only what their rules state. Everything without users is
+/// deleted, except for peer selectors.
 struct Retired(Changes);
 
 impl Engine {
-    /// Compiles an update of the cluster state. After a change of policies, a second round merges classes.
+    /// Compiles an update of the cluster state. If peer selectors lost their last user, a second round merges classes.
     pub(super) fn commit(&mut self, mut update: Update) -> Vec<Change> {
         loop {
             let resolved = self.resolve(update);
@@ -141,7 +145,7 @@ impl Engine {
         }
     }
 
-    /// Resolves the policies of pods into rule sets. Gives rule sets that change in place their new parts, too.
+    /// Resolves the policies of pods into rule sets. Also adds the new parts to rule sets that change in place.
     fn resolve(&mut self, Update { mut changes, mut touched, pods, in_place }: Update) -> Resolved {
         self.begin_updates_in_place(&in_place);
         let (mut new, mut endpoints) = (BTreeSet::new(), BTreeMap::new());
@@ -159,16 +163,16 @@ impl Engine {
     }
 
     /// Finds the next class of addresses and prefixes. Writes what rule sets allow to new classes, and what new rules
-    /// allow.
+    /// allow to all classes.
     fn classify(&mut self, Resolved { mut changes, touched, rules }: Resolved) -> Classified {
-        let moves = self.moves(&touched);
+        let moves = self.find_moves(&touched);
         self.allow_new(&mut changes, &moves, &rules.new);
         self.grow(&mut changes, &rules.endpoints, &rules.in_place);
         Classified { changes, moves, frontends: touched.frontends, rules }
     }
 
-    /// Finds the next backend set of frontends, also of those with moved backends. Writes their `ALLOW`
-    /// entries.
+    /// Finds the next backend set of touched frontends, and of frontends with moved backends. Writes the `ALLOW`
+    /// entries for new backend sets.
     fn classify_frontends(&mut self, Classified { mut changes, moves, frontends, rules }: Classified) -> Prepared {
         let frontends = self.frontend_moves(frontends, &moves);
         self.allow_new_frontends(&mut changes, &rules.endpoints, &frontends, &rules.new);
@@ -197,8 +201,8 @@ impl Engine {
         Enforced { changes, previous_egress, in_place: rules.in_place }
     }
 
-    /// Deletes the rule sets, backend sets and classes without users, with their entries. Then removes what only the
-    /// removed parts of rule sets that change in place allowed.
+    /// Deletes the rule sets, backend sets and classes without users, with their entries. Then removes the parts that
+    /// rule sets lose in place, and the entries that only these parts allowed.
     fn retire(&mut self, Enforced { mut changes, previous_egress, in_place }: Enforced) -> Retired {
         for (id, rule_set) in self.rule_sets.retire() {
             for class in self.classes_with_entries(&rule_set) {
@@ -217,8 +221,10 @@ impl Engine {
         Retired(changes)
     }
 
-    /// Removes unused peer selectors and merges the classes that only these distinguished. No endpoint uses these any
-    /// more, so it changes no verdict. Then uses the room that is left. Returns the changes if nothing is left to do.
+    /// Removes unused peer selectors, and starts a round that merges the classes that only these selectors
+    /// distinguished. No endpoint uses these selectors any more, so this changes no verdict. If there are none, writes
+    /// entries that did not fit within the memory limit before and fit now. Returns the changes if nothing is left to
+    /// do.
     fn forget(&mut self, Retired(mut changes): Retired) -> ControlFlow<Vec<Change>, Update> {
         if let Some(touched) = self.retire_selectors(&mut changes) {
             return ControlFlow::Continue(Update { changes, ..touched.into() });
@@ -246,6 +252,8 @@ impl Engine {
             _ => {}
         }
         for rule_set in previous.into_iter().flat_map(EndpointRuleSets::all) {
+            // The pod has no endpoint any more. But if its interface still exists, its rules stay in force there
+            // (orphaned endpoint), so they must not change.
             if rule_sets.is_none()
                 && let Some(any) = self.rule_sets.freeze(rule_set)
             {

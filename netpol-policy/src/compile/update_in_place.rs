@@ -1,9 +1,11 @@
-//! Changes rule sets in place. If a policy that selects all pods of a rule set is added, changed or removed, the cost
-//! depends only on that policy, not on the other policies of these pods.
+//! Changes rule sets (the compiled rules of pods in one direction) in place. If a policy that selects all pods of a
+//! rule set is added, changed or removed, the cost depends only on that policy, not on the other policies of these
+//! pods.
 //!
-//! A change has two steps. After the first step, the rule set allows the old and the new rules; after the second, only
-//! the new ones. The writes of the first step only allow more, those of the second only less. So after each write the
-//! verdict on every packet is either the one before or the one after the change.
+//! A change has two steps. After the first step, the rule set allows what the old and the new rules allow; after the
+//! second step, only what the new rules allow. Each write of the first step allows more, and each write of the second
+//! step allows less. So after each write, the verdict on every packet is either the one before or the one after the
+//! change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,7 +24,7 @@ use super::transaction::{Changes, NextEndpoints, Touched};
 use crate::model::{Mode, PodKey, PolicyKey};
 use crate::tables::{Change, EndpointPolicy};
 
-/// A rule set that gets a new part, loses a part, or both.
+/// A rule set that gets a new part, loses a part, or both. A part is the resolved rules of one policy in one direction.
 #[derive(Clone, Debug)]
 pub(super) struct InPlaceUpdate {
     pub(super) rule_set: RuleSetId,
@@ -32,78 +34,89 @@ pub(super) struct InPlaceUpdate {
     pub(super) removed: Option<PartId>,
 }
 
-/// Pods by rule set and slot, and by the next part of a policy there.
+/// Pods by their rule set in a slot (mode and direction), and then by the next part of a policy in this slot. `None`
+/// means that the policy will have no part there.
 type Groups = BTreeMap<(RuleSetId, Slot), BTreeMap<Option<PartId>, Vec<PodKey>>>;
 
 impl Engine {
-    /// Splits pods with changed parts of a policy: into rule sets that can change in place, and pods that need other
-    /// rule sets.
+    /// Divides the pods for which a policy changes. Returns the rule sets that can change in place for all of their
+    /// pods, and the pods that need other rule sets.
     pub(super) fn updates_in_place(
         &mut self,
         touched: &mut Touched,
         policy: &PolicyKey,
         pods: BTreeSet<PodKey>,
     ) -> (Vec<InPlaceUpdate>, BTreeSet<PodKey>) {
-        let (groups, mut flips) = self.groups(touched, policy, pods);
+        let (groups, mut other_pods) = self.groups(touched, policy, pods);
         let mut in_place: Vec<(Slot, InPlaceUpdate, Vec<PodKey>)> = Vec::new();
-        // Pods that move from several rule sets to the same parts must end in one rule set.
-        let mut goals: BTreeMap<(Slot, Arc<[PartId]>), usize> = BTreeMap::new();
+        // How many rule sets will have the same parts. Pods with the same parts must share one rule set at the end.
+        let mut target_counts: BTreeMap<(Slot, Arc<[PartId]>), usize> = BTreeMap::new();
         for ((id, slot), parts) in groups {
             let count = parts.len();
             for (new, pods) in parts {
                 let rule_set = self.rule_sets.get(id);
                 let before = rule_set.map(|rule_set| rule_set.parts().clone()).unwrap_or_default();
-                let (after, removed) = self.replaced(&before, policy, new);
+                let (after, removed) = self.with_replaced_part(&before, policy, new);
                 if after == before {
                     continue;
                 }
-                *goals.entry((slot, after.clone())).or_default() += 1;
-                let everything = |part: Option<PartId>| {
+                *target_counts.entry((slot, after.clone())).or_default() += 1;
+                let allows_everything = |part: Option<PartId>| {
                     part.and_then(|part| self.parts.get(part)).is_some_and(Part::allows_everything)
                 };
-                let keeps_all = |rule_set: &RuleSet| {
-                    let rest = || after.iter().any(|part| everything(Some(*part)));
-                    let all = matches!(rule_set.any, AllowEntries::All(_));
-                    (everything(new) || everything(removed) || all).then(rest).unwrap_or(false) == all
+                // A rule set that allows everything has no entries. It must allow everything both before and after the
+                // change, or neither before nor after it.
+                let keeps_everything = |rule_set: &RuleSet| {
+                    let everything_after = || after.iter().any(|part| allows_everything(Some(*part)));
+                    let everything_before = matches!(rule_set.any, AllowEntries::All(_));
+                    let may_differ = allows_everything(new) || allows_everything(removed) || everything_before;
+                    may_differ.then(everything_after).unwrap_or(false) == everything_before
                 };
-                let fits = rule_set.is_some_and(|rule_set| rule_set.may_change(pods.len()) && keeps_all(rule_set))
+                let may_change = rule_set
+                    .is_some_and(|rule_set| rule_set.may_change(pods.len()) && keeps_everything(rule_set))
                     && !self.rule_sets.has_refused(id);
-                let safe = new.is_none() || !touched.new_exceptions;
-                if safe && fits && count == 1 && !after.is_empty() && self.rule_sets.find(slot, &after).is_none() {
+                let is_safe = new.is_none() || !touched.new_exceptions;
+                if is_safe
+                    && may_change
+                    && count == 1
+                    && !after.is_empty()
+                    && self.rule_sets.find(slot, &after).is_none()
+                {
                     in_place.push((slot, InPlaceUpdate { rule_set: id, parts: after, new, removed }, pods));
                 } else {
-                    flips.extend(pods);
+                    other_pods.extend(pods);
                 }
             }
         }
-        let is_only =
-            |(slot, update, _): &(Slot, InPlaceUpdate, _)| goals.get(&(*slot, update.parts.clone())) == Some(&1);
-        let (mut in_place, mut others): (Vec<_>, Vec<_>) = in_place.into_iter().partition(is_only);
+        let is_only_one = |(slot, update, _): &(Slot, InPlaceUpdate, _)| {
+            target_counts.get(&(*slot, update.parts.clone())) == Some(&1)
+        };
+        let (mut in_place, mut not_in_place): (Vec<_>, Vec<_>) = in_place.into_iter().partition(is_only_one);
         for mode in Mode::BOTH {
             let is_of_mode = |(slot, ..): &(Slot, InPlaceUpdate, Vec<PodKey>)| slot.mode == mode;
             let updates = in_place.iter().filter(|update| is_of_mode(update)).map(|(_, update, _)| update);
             if !self.has_room_to_update(&account(mode, &policy.namespace), updates) {
-                others.extend(in_place.extract_if(.., |update| is_of_mode(update)));
+                not_in_place.extend(in_place.extract_if(.., |update| is_of_mode(update)));
             }
         }
-        flips.extend(others.into_iter().flat_map(|(.., pods)| pods));
-        (in_place.into_iter().map(|(_, update, _)| update).collect(), flips)
+        other_pods.extend(not_in_place.into_iter().flat_map(|(.., pods)| pods));
+        (in_place.into_iter().map(|(_, update, _)| update).collect(), other_pods)
     }
 
-    /// Groups pods by rule set and slot, and then by the policy's next part there. Also returns the pods that need other
-    /// rule sets: those without an endpoint, and those that get their first policy in shadow mode or lose the last one.
+    /// Groups pods as described for [`Groups`]. Also returns the pods that need other rule sets: pods without an
+    /// endpoint, and pods that get their first policy in shadow mode or lose their last one.
     fn groups(
         &mut self,
         touched: &mut Touched,
         policy: &PolicyKey,
         pods: BTreeSet<PodKey>,
     ) -> (Groups, BTreeSet<PodKey>) {
-        let (mut groups, mut flips) = (Groups::new(), BTreeSet::new());
+        let (mut groups, mut other_pods) = (Groups::new(), BTreeSet::new());
         let state = &self.cluster_state;
         let is_shadow = state.policies.get(policy).is_some_and(|policy| state.mode(policy) == Mode::Shadow);
         for key in pods {
             let Some(rule_sets) = self.endpoints.get(&key) else {
-                flips.insert(key);
+                other_pods.insert(key);
                 continue;
             };
             for (slot, rule_set) in rule_sets.slots() {
@@ -111,23 +124,27 @@ impl Engine {
                     let pod = self.cluster_state.pods.get(&key);
                     let has_shadow = pod.is_some_and(|pod| self.has_shadow(pod, slot.direction));
                     if has_shadow != (rule_set != DirectionPolicy::OPEN.rule_set) {
-                        flips.insert(key.clone());
+                        other_pods.insert(key.clone());
                     }
                     if !has_shadow || rule_set == DirectionPolicy::OPEN.rule_set {
                         continue;
                     }
                 }
                 let is_enforced_slot = slot.mode == Mode::Enforce;
-                let part =
-                    if is_shadow && is_enforced_slot { None } else { self.part(touched, policy, slot.direction, &key) };
+                let part = if is_shadow && is_enforced_slot {
+                    None
+                } else {
+                    self.find_or_add_part(touched, policy, slot.direction, &key)
+                };
                 groups.entry((rule_set, slot)).or_default().entry(part).or_default().push(key.clone());
             }
         }
-        (groups, flips)
+        (groups, other_pods)
     }
 
-    /// Replaces the policy's own part with a new one. Returns all parts and the replaced one.
-    fn replaced(
+    /// Returns the parts of a rule set after the part of a policy is replaced with a new part (`None`: removed). Also
+    /// returns the replaced part.
+    fn with_replaced_part(
         &self,
         before: &Arc<[PartId]>,
         policy: &PolicyKey,
@@ -140,7 +157,7 @@ impl Engine {
         (before[..position].iter().copied().chain(new).chain(rest.iter().copied()).collect(), removed)
     }
 
-    /// Gives rule sets their new parts, in addition to the parts that will be removed.
+    /// Adds the new parts to rule sets. The parts that will be removed stay until [`Engine::shrink`].
     pub(super) fn begin_updates_in_place(&mut self, in_place: &[InPlaceUpdate]) {
         for InPlaceUpdate { rule_set, parts, new, .. } in in_place {
             self.rule_sets.set_parts(*rule_set, parts.clone());
@@ -199,7 +216,7 @@ impl Engine {
             if user_count > 0 && user_count == self.port_sets.user_count(base) {
                 changing.push((base, user_count, diff, users));
             } else {
-                // Copy before any of these sets changes.
+                // Copied now, before any of these port sets changes.
                 copied.push((self.contents_with(base, &diff), diff, users));
             }
         }
@@ -209,9 +226,9 @@ impl Engine {
             self.assign_port_set(changes, entry, &diff, &users);
         }
         for (base, user_count, diff, users) in changing {
-            // The set may have got more users just now.
-            let all = self.port_sets.user_count(base) == user_count;
-            let changed = if all { self.port_sets.change(base, &diff) } else { None };
+            // The port set may have got more users in this function.
+            let has_only_these_users = self.port_sets.user_count(base) == user_count;
+            let changed = if has_only_these_users { self.port_sets.change(base, &diff) } else { None };
             let entry = if let Some(ports) = changed {
                 self.write_all(changes, ports);
                 self.port_sets.add_user(base);
@@ -229,7 +246,8 @@ impl Engine {
         }
     }
 
-    /// Returns the account of the first rule set that is enforced; if none is, that of the first one.
+    /// Returns the account of the first rule set for enforced policies. If there is none, returns the account of the
+    /// first rule set.
     fn account_of(&self, rule_sets: impl IntoIterator<Item = RuleSetId>) -> Account {
         let rule_sets = rule_sets.into_iter().filter_map(|id| self.rule_sets.get(id));
         let first = rule_sets.min_by_key(|rule_set| rule_set.slot().mode);
@@ -242,7 +260,7 @@ impl Engine {
         AllowEntries::Of(ports)
     }
 
-    /// Assigns a port set to its users, then releases the use that `entry` came with.
+    /// Assigns a port set to its users. Then removes the user that the caller added to the port set of `entry`.
     fn assign_port_set(&mut self, changes: &mut Changes, entry: AllowEntry, diff: &Diff, users: &[PortSetUser]) {
         for user in users {
             self.port_sets.add_user(entry.port_set);
@@ -254,14 +272,15 @@ impl Engine {
         self.release_ports(changes, entry.port_set);
     }
 
+    /// Sets the port set that a rule set allows to any peer, and writes the endpoints that use the rule set.
     fn set_any_peer(&mut self, changes: &mut Changes, id: RuleSetId, diff: &Diff, any: PortSetId) {
         let Some(before) = self.rule_sets.get(id).map(|rule_set| rule_set.policy.any) else { return };
         self.rule_sets.set_any(id, diff, any);
         if before != any {
             let users = self.endpoints.iter().filter(|(_, rule_sets)| rule_sets.contains(id));
-            let put = users.map(|(pod, ids)| Change::PutEndpoint(pod.clone(), self.endpoint_policy(ids)));
-            let put: Vec<_> = put.collect();
-            self.write_all(changes, put);
+            let endpoints = users.map(|(pod, ids)| Change::PutEndpoint(pod.clone(), self.endpoint_policy(ids)));
+            let endpoints: Vec<_> = endpoints.collect();
+            self.write_all(changes, endpoints);
         }
         self.release_ports(changes, before);
     }
@@ -273,12 +292,12 @@ impl Engine {
         let enforced = rule_sets.of(Mode::Enforce);
         let [ingress, egress] = enforced.map(policy);
         let incomplete = enforced.into_iter().any(|id| self.rule_sets.is_incomplete(id));
-        let complete = |id| if self.rule_sets.is_incomplete(id) { DirectionPolicy::OPEN } else { policy(id) };
-        let [shadow_ingress, shadow_egress] = rule_sets.of(Mode::Shadow).map(complete);
+        let policy_if_complete = |id| if self.rule_sets.is_incomplete(id) { DirectionPolicy::OPEN } else { policy(id) };
+        let [shadow_ingress, shadow_egress] = rule_sets.of(Mode::Shadow).map(policy_if_complete);
         EndpointPolicy { ingress, egress, shadow_ingress, shadow_egress, incomplete }
     }
 
-    /// Removes entries that equal what any peer is allowed.
+    /// Deletes the entries that allow exactly what the rule set allows to any peer.
     fn drop_redundant(&mut self, changes: &mut Changes, id: RuleSetId, classes: &BTreeSet<ClassId>) {
         let Some(any) = self.rule_sets.get(id).map(|rule_set| rule_set.policy.any) else { return };
         for class in classes {

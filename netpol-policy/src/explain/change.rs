@@ -25,7 +25,7 @@ pub struct PolicyChange {
 }
 
 impl PolicyChange {
-    /// Returns `None` if no YAML has the same meaning as the rule.
+    /// Creates a change. Returns `None` if no YAML has the same meaning as the rule.
     pub(crate) fn new(
         cluster_state: &ClusterState,
         policy: &PolicyKey,
@@ -37,8 +37,8 @@ impl PolicyChange {
             return None;
         }
         let mut notes = Vec::new();
-        let found = cluster_state.policies.get(policy);
-        if index.zip(found).is_some_and(|(index, policy)| has_error(policy, direction, index, &rule)) {
+        let existing_policy = cluster_state.policies.get(policy);
+        if index.zip(existing_policy).is_some_and(|(index, policy)| has_error(policy, direction, index, &rule)) {
             notes.push("The invalid parts of this rule are omitted.".to_owned());
         }
         let selects_all =
@@ -49,7 +49,7 @@ impl PolicyChange {
         Some(Self { policy: policy.clone(), direction, index, rule, notes })
     }
 
-    /// Adds a comment about addresses of this `kind` (`backend`, `node`) that the rule does not list.
+    /// Adds a YAML comment about addresses of this `kind` (`backend`, `node`) that the rule does not list.
     pub(crate) fn with_missing_addresses(mut self, missing: usize, kind: &str) -> Self {
         match missing {
             0 => {}
@@ -76,7 +76,7 @@ impl PolicyChange {
         }
     }
 
-    /// Returns the rule as a list of one item, in block style, a string for each line.
+    /// Returns the rule as the lines of a YAML list with one item, in block style.
     pub fn yaml(&self) -> Vec<String> {
         let notes = self.notes.iter().map(|note| format!("# {note}"));
         notes.chain(yaml::in_block_style(&self.rule, self.direction).unwrap_or_default()).collect()
@@ -96,7 +96,7 @@ fn has_error(policy: &Policy, direction: Direction, index: usize, rule: &Rule) -
     invalid_peer || errors.into_iter().any(|diagnostic| diagnostic.field.starts_with(&prefix))
 }
 
-/// The block of one address.
+/// Returns a block that contains only this address.
 pub(crate) fn block_of(address: IpAddr) -> IpBlock {
     IpBlock { cidr: address.into(), except: Vec::new() }
 }

@@ -7,11 +7,12 @@ use crate::reference::{Packet, Remote};
 
 use super::describe;
 
-/// Receives each unmet condition. Its text is written only if it is needed: most conditions are only counted.
+/// Is called for each unmet condition, with a function that returns the text of the condition. Most conditions are only
+/// counted, so their text is not needed.
 type Report<'r> = &'r mut dyn FnMut(&dyn Fn() -> String);
 
-/// Returns the conditions of a peer that are not met; none if it matches. Each begins with its path below the peer, which
-/// may be empty.
+/// Returns the conditions of a peer that are not met; an empty list if the peer matches. Each text begins with the path
+/// of the condition below the peer, which may be empty.
 pub(super) fn unmet_by_peer(
     cluster_state: &ClusterState,
     policy: &Policy,
@@ -65,7 +66,7 @@ fn report_unmet(cluster_state: &ClusterState, policy: &Policy, peer: &Peer, remo
     }
 }
 
-/// The reason why no selector matches this address.
+/// Returns the reason why no selector matches this address.
 fn not_a_pod(cluster_state: &ClusterState, remote: &Remote<'_>) -> String {
     let address = remote.address;
     match cluster_state.unselectable_pod_with_address(address) {

@@ -1,4 +1,4 @@
-//! Text for ends, peers and ports.
+//! Text for the ends of a connection, and for peers, ports and rules.
 
 use super::ExplainContext;
 use crate::model::{
@@ -45,8 +45,8 @@ fn selector(selector: &Selector) -> Option<String> {
 }
 
 /// All requirements of a selector; `{}` if there are none.
-pub(crate) fn labels(of: &Selector) -> String {
-    selector(of).unwrap_or_else(|| "{}".into())
+pub(crate) fn labels(label_selector: &Selector) -> String {
+    selector(label_selector).unwrap_or_else(|| "{}".into())
 }
 
 /// What a rule allows: `pods with app=web in namespace shop; at 8080/TCP`.
@@ -54,7 +54,7 @@ pub fn rule(policy: &Policy, rule: &Rule) -> String {
     let peers = match &rule.peers {
         Peers::Any => "any address".to_owned(),
         Peers::Of(peers) if peers.is_empty() => "no address".to_owned(),
-        Peers::Of(peers) => peers.iter().map(|of| peer(policy, of)).collect::<Vec<_>>().join(" or "),
+        Peers::Of(peers) => peers.iter().map(|item| peer(policy, item)).collect::<Vec<_>>().join(" or "),
     };
     match &rule.ports {
         Ports::Any => format!("{peers}; at all ports"),
@@ -103,7 +103,7 @@ pub(crate) fn port(port: &PortMatch) -> String {
     }
 }
 
-/// The first ports of a rule, and the number of the others.
+/// `80/TCP, 443/TCP`: the first ports of a rule, and the number of the others.
 pub(super) fn ports(ports: &[PortMatch]) -> String {
     const SHOWN: usize = 8;
     let mut texts: Vec<String> = ports.iter().take(SHOWN).map(port).collect();
@@ -124,7 +124,8 @@ pub(super) fn matching_peer(
         Peers::Any => "any address".into(),
         Peers::Of(peers) => {
             let found = peers.iter().find(|peer| peer_matches(context.cluster_state, policy, peer, remote));
-            let written = found.map(|found| context.offline.and_then(|it| it.written(found, peers)).unwrap_or(found));
+            let written =
+                found.map(|found| context.offline.and_then(|offline| offline.written(found, peers)).unwrap_or(found));
             written.map_or_else(String::new, |written| peer(policy, written))
         }
     }

@@ -1,4 +1,5 @@
-//! Explains the packets that the eBPF programs report, at both ends. The agent calls this for each new flow.
+//! Explains the packets that the eBPF programs report: their evaluation at both ends, the sender and the receiver. The
+//! agent calls this for each new flow.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -19,18 +20,20 @@ const MAX_BLOCKS: usize = 16;
 /// The evaluation of a packet at both ends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FlowExplanation {
-    /// At the sender; `None` if it is not a pod.
+    /// The evaluation at the sender; `None` if the sender is not a pod.
     pub egress: Option<FlowSide>,
-    /// At the receiver; `None` if it is not a pod, or if another component selects one of several backends. If backends
-    /// of a Service are denied, the first of these is the receiver.
+    /// The evaluation at the receiver; `None` if the receiver is not a pod. If a Service has several backends, the
+    /// receiver is the first denied backend; `None` if no backend is denied, because another component selects the
+    /// backend later.
     pub ingress: Option<FlowSide>,
-    /// If the remote address is neither a pod's nor a node's: the blocks in rules of the pod's policies that cover it.
+    /// If the remote address is outside of the cluster: the blocks in rules of the pod's policies that contain the
+    /// address.
     pub blocks: Vec<CoveringBlock>,
-    /// Common mistakes that apply here, at the pod first.
+    /// Common mistakes that apply here: first those at the pod that reported the packet, then those at the other end.
     pub hints: Vec<String>,
 }
 
-/// The evaluation of the policies of one end.
+/// The evaluation of a flow by the policies of one end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlowSide {
     /// The pod.
@@ -39,13 +42,13 @@ pub struct FlowSide {
     pub verdict: Verdict,
     /// Its reason.
     pub reason: Reason,
-    /// The policies that isolate the pod in this direction; with [`Mode::Shadow`], also those in shadow mode.
+    /// The policies that isolate the pod in this direction. With [`Mode::Shadow`], also policies in shadow mode.
     pub policies: Vec<PolicyKey>,
     /// The rule that allows the flow.
     pub rule: Option<FlowRule>,
-    /// If no rule allows it: the rule with the fewest unmet conditions.
+    /// If no rule allows the flow: the rule with the fewest unmet conditions.
     pub nearest: Option<FlowRule>,
-    /// If no rule allows it: a change of a policy that does.
+    /// If no rule allows the flow: a change of a policy that allows it.
     pub fix: Option<FlowFix>,
 }
 
@@ -80,7 +83,7 @@ pub struct CoveringBlock {
     pub path: String,
     /// The block.
     pub cidr: IpNet,
-    /// The exception that contains the address, so that the block does not match it.
+    /// The item of `except` that contains the address. If there is one, the block does not match the address.
     pub except: Option<IpNet>,
 }
 
@@ -95,23 +98,23 @@ impl fmt::Display for CoveringBlock {
     }
 }
 
-/// Explains a packet at a pod, and at the other end if that is a pod. [`Mode::Enforce`]: by the policies that are enforced.
-/// [`Mode::Shadow`]: as if those in shadow mode were enforced, too.
+/// Explains the evaluation of a packet at a pod, and at the other end if the other end is a pod. [`Mode::Enforce`]: by
+/// the policies that are enforced. [`Mode::Shadow`]: as if policies in shadow mode were enforced, too.
 pub fn explain_flow(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> FlowExplanation {
     let explained = explain_packet_in(cluster_state, packet, mode);
     let dns_query = missing_dns(cluster_state, packet, &explained);
-    let (mut local, mut hints) = side(packet, explained);
+    let (mut local, mut hints) = flow_side(packet, explained);
     if let Some((hint, fix)) = dns_query {
         hints.insert(0, hint);
         local.fix = fix.or(local.fix);
     }
     let remote = other_end(cluster_state, packet, mode);
-    let remote = remote.map(|packet| side(&packet, explain_packet_in(cluster_state, &packet, mode)));
+    let remote = remote.map(|packet| flow_side(&packet, explain_packet_in(cluster_state, &packet, mode)));
     let remote = remote.map(|(side, more)| {
         hints.extend(more);
         side
     });
-    let blocks = blocks(cluster_state, packet, mode);
+    let blocks = covering_blocks(cluster_state, packet, mode);
     let (egress, ingress) = match packet.direction {
         Direction::Egress => (Some(local), remote),
         Direction::Ingress => (remote, Some(local)),
@@ -119,8 +122,8 @@ pub fn explain_flow(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -
     FlowExplanation { egress, ingress, blocks, hints }
 }
 
-/// Returns the evaluation of a packet, and the hints.
-fn side(packet: &Packet, explained: Side) -> (FlowSide, Vec<String>) {
+/// Converts the explanation of a packet at one end. Returns the hints separately.
+fn flow_side(packet: &Packet, explained: Side) -> (FlowSide, Vec<String>) {
     let Side { verdict, reason, policies, rule, nearest, hints, changes, .. } = explained;
     let reason = match reason {
         Cause::Evaluated(reason) => reason,
@@ -138,19 +141,19 @@ fn side(packet: &Packet, explained: Side) -> (FlowSide, Vec<String>) {
             path: path(nearest.index),
             unmet_conditions: nearest.unmet_conditions,
         }),
-        fix: changes.first().map(fix),
+        fix: changes.first().map(flow_fix),
     };
     (side, hints)
 }
 
-fn fix(change: &PolicyChange) -> FlowFix {
+fn flow_fix(change: &PolicyChange) -> FlowFix {
     FlowFix { policy: change.policy.clone(), path: change.path(), yaml: change.yaml().join("\n") }
 }
 
-/// Returns the packet as it is evaluated at the other end, if that is a pod.
+/// Returns the packet as it is evaluated at the other end, if the other end is a pod.
 fn other_end(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Option<Packet> {
     let pod = cluster_state.pods.get(&packet.pod)?;
-    let own = pod.addresses.iter().copied().find(|address| address.is_ipv4() == packet.remote.is_ipv4())?;
+    let own_address = pod.addresses.iter().copied().find(|address| address.is_ipv4() == packet.remote.is_ipv4())?;
     let (address, port, direction) = match packet.direction {
         Direction::Ingress => (packet.remote, packet.port, Direction::Egress),
         Direction::Egress => {
@@ -162,7 +165,7 @@ fn other_end(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Optio
     Some(Packet {
         pod: other.key.clone(),
         direction,
-        remote: own,
+        remote: own_address,
         protocol: packet.protocol,
         port,
         from_node: false,
@@ -171,7 +174,8 @@ fn other_end(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Optio
     })
 }
 
-/// Returns address and port of the destination. For a Service: those of the only backend, or of the first denied one.
+/// Returns the address and port of the destination. For a Service: those of the only backend, or of the first denied
+/// backend.
 fn destination(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Option<(IpAddr, u16)> {
     let Some(frontend) = cluster_state.frontend_at(packet.remote, packet.protocol, packet.port) else {
         return Some((packet.remote, packet.port));
@@ -185,7 +189,8 @@ fn destination(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Opt
     denied.map(|candidate| (candidate.backend.address, candidate.backend.port))
 }
 
-/// If a packet is a denied DNS query of a pod, returns a hint, and the rule that allows the cluster DNS.
+/// If a packet is a denied DNS query of a pod, returns a hint. If it is a query to the cluster DNS, also returns the
+/// rule that allows the query.
 fn missing_dns(cluster_state: &ClusterState, packet: &Packet, side: &Side) -> Option<(String, Option<FlowFix>)> {
     let policy = side.policies.first().filter(|_| side.verdict == Verdict::Deny)?;
     let query = DnsQuery::of(cluster_state, packet)?;
@@ -200,12 +205,12 @@ fn missing_dns(cluster_state: &ClusterState, packet: &Packet, side: &Side) -> Op
         "this is a DNS query to the cluster DNS, Service {service}, and {policies} {has} no rule that allows it, so the pod \
          cannot resolve names"
     );
-    Some((text, change.as_ref().map(fix)))
+    Some((text, change.as_ref().map(flow_fix)))
 }
 
-/// Returns the blocks in rules of the isolating policies that contain the remote address, if that is neither a pod's nor
-/// a node's.
-fn blocks(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Vec<CoveringBlock> {
+/// Returns the blocks in rules of the isolating policies that contain the remote address. Returns none if the address
+/// belongs to a pod, a node or a Service.
+fn covering_blocks(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Vec<CoveringBlock> {
     let address = packet.remote;
     let is_inside = cluster_state.peer_at(address).is_some()
         || cluster_state.is_local_address(address)
@@ -214,10 +219,10 @@ fn blocks(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Vec<Cove
     let pod = cluster_state.pods.get(&packet.pod).filter(|_| !is_inside);
     let isolating =
         pod.into_iter().flat_map(|pod: &Pod| reference::isolating_in(cluster_state, pod, packet.direction, mode));
-    isolating.flat_map(|policy| covering(policy, packet)).take(MAX_BLOCKS).collect()
+    isolating.flat_map(|policy| covering_blocks_of(policy, packet)).take(MAX_BLOCKS).collect()
 }
 
-fn covering<'w>(policy: &'w Policy, packet: &Packet) -> impl Iterator<Item = CoveringBlock> + use<'w> {
+fn covering_blocks_of<'w>(policy: &'w Policy, packet: &Packet) -> impl Iterator<Item = CoveringBlock> + use<'w> {
     let (direction, address) = (packet.direction, packet.remote);
     reference::rules(policy, direction).iter().enumerate().flat_map(move |(index, rule)| {
         rule.peers.listed().iter().enumerate().filter_map(move |(number, peer)| {

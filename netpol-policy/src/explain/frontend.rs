@@ -1,4 +1,5 @@
-//! Connections to a Service or a hostPort: the evaluation of each backend.
+//! Explains connections to a frontend (the address and port of a Service or a hostPort): the evaluation of each
+//! backend.
 
 use std::net::IpAddr;
 
@@ -28,25 +29,25 @@ pub struct FrontendVerdict {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendVerdict {
-    /// Its address; in JSON only if it is known.
+    /// The address of the backend; in JSON only if it is known.
     #[serde(skip_serializing_if = "is_unknown")]
     pub address: IpAddr,
-    /// Its port, which can differ from that of the Service.
+    /// The port of the backend, which can differ from that of the Service.
     pub port: u16,
     /// The pod with this address, if any.
     #[serde(serialize_with = "as_text", skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodKey>,
     /// `Allow` only if both sides allow.
     pub verdict: Verdict,
-    /// The source, evaluated for the address and port of this backend.
+    /// The evaluation at the source, for the address and port of this backend.
     pub egress: Side,
-    /// The backend.
+    /// The evaluation at the backend.
     pub ingress: Side,
 }
 
-/// Explains each backend. `source`: the verdict of the source on the address of the frontend. `None` if the destination
-/// is not a frontend.
-pub(super) fn frontend(
+/// Explains the evaluation of each backend. `source`: the verdict at the source for the address of the frontend.
+/// Returns `None` if the destination is not a frontend.
+pub(super) fn explain_frontend(
     context: ExplainContext<'_>,
     connection: &Connection,
     source: Verdict,
@@ -60,7 +61,7 @@ pub(super) fn frontend(
         Owner::HostPort(key) => format!("hostPort of {key}"),
     };
     let backends: Vec<BackendVerdict> =
-        connection.backends.iter().map(|connection| backend(context, connection)).collect();
+        connection.backends.iter().map(|connection| explain_backend(context, connection)).collect();
     let verdict = match (source, Verdict::of_several(backends.iter().map(|backend| backend.verdict))) {
         (Verdict::Deny, _) => Verdict::Deny,
         (source, None) => source.max(Verdict::Some),
@@ -75,7 +76,7 @@ pub(super) fn frontend(
     })
 }
 
-fn backend(context: ExplainContext<'_>, connection: &BackendConnection) -> BackendVerdict {
+fn explain_backend(context: ExplainContext<'_>, connection: &BackendConnection) -> BackendVerdict {
     let egress = explain_end(context, connection.egress.as_ref());
     let ingress = explain_end(context, connection.ingress.as_ref());
     BackendVerdict {

@@ -1,5 +1,5 @@
 //! Hints: common mistakes that explain a denied packet. A hint names a change, and is given only if the change allows
-//! the packet.
+//! the packet. Most hints are about the nearest rule: the rule that comes closest to allowing the packet.
 
 mod fix;
 
@@ -46,8 +46,8 @@ pub(super) struct Hint {
     pub(super) fix: Fix,
 }
 
-/// Returns hints about a denied packet. For a packet to a Service address, only [`local_node`] applies; the other hints
-/// are given for each backend instead.
+/// Returns hints about a denied packet. For a packet to a Service address, only [`local_node`] can return a hint. The
+/// other hints are given for the packet to each backend.
 pub(super) fn hints(
     cluster_state: &ClusterState,
     packet: &Packet,
@@ -82,12 +82,12 @@ pub(super) fn rule_for(cluster_state: &ClusterState, packet: &Packet, policy: &P
         Some(pod) => pod_peer(pod, &policy.namespace),
         None => Peer::Block(block_of(packet.remote)),
     };
-    let rule = Rule { peers: Peers::Of(vec![peer]), ports: Ports::Of(vec![item(packet)?]) };
+    let rule = Rule { peers: Peers::Of(vec![peer]), ports: Ports::Of(vec![port_item(packet)?]) };
     Fix::Rule(policy.clone(), None, rule.clone()).works(cluster_state, packet, Mode::Enforce).then_some(rule)
 }
 
-/// A port item that matches the packet.
-fn item(packet: &Packet) -> Option<PortMatch> {
+/// Returns an item of `ports` that matches the packet.
+fn port_item(packet: &Packet) -> Option<PortMatch> {
     let protocol = Protocol::from_number(packet.protocol)?;
     Some(PortMatch { protocol, port: PortRange::Range(packet.port, packet.port) })
 }
@@ -108,7 +108,7 @@ fn with_peers(rule: &Rule, more: impl IntoIterator<Item = Peer>) -> Rule {
     Rule { peers, ports: rule.ports.clone() }
 }
 
-/// Replaces the nearest peer with others.
+/// Returns the rule with its nearest peer replaced by others.
 fn with_nearest_replaced(rule: &Rule, nearest: &Nearest<'_>, by: impl IntoIterator<Item = Peer>) -> Rule {
     let mut others = match &rule.peers {
         Peers::Any => return rule.clone(),
@@ -120,7 +120,7 @@ fn with_nearest_replaced(rule: &Rule, nearest: &Nearest<'_>, by: impl IntoIterat
     Rule { peers: Peers::Of(others), ports: rule.ports.clone() }
 }
 
-/// Returns the fix that changes the nearest rule.
+/// Returns the fix that replaces the nearest rule with the result of `change`.
 fn fix_nearest_rule(
     cluster_state: &ClusterState,
     packet: &Packet,
@@ -132,7 +132,8 @@ fn fix_nearest_rule(
     Some(Fix::Rule(policy.clone(), Some(index), change(&rule)))
 }
 
-/// A peer that selects a pod by its labels, for a policy in `namespace`. Without labels that controllers generate.
+/// Returns a peer that selects a pod by its labels, for a policy in `namespace`. Omits labels that controllers
+/// generate, unless the pod has no other labels.
 fn pod_peer(pod: &Pod, namespace: &NamespaceName) -> Peer {
     let is = |key: &str, value: &std::sync::Arc<str>| Requirement::In(key.into(), vec![value.clone()]);
     let is_generated = |key: &str| GENERATED_LABELS.iter().any(|prefix| key.starts_with(prefix));
@@ -148,21 +149,21 @@ fn pod_peer(pod: &Pod, namespace: &NamespaceName) -> Peer {
     }
 }
 
-/// A rule allows the same port of another protocol. Typical: DNS allowed for UDP only, or a port without `protocol`, which
-/// means TCP.
+/// Returns a hint if a rule allows the same port of another protocol. Typical mistakes: DNS is allowed for UDP only, or
+/// a port has no `protocol`, which means TCP.
 fn other_protocol(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Option<Hint> {
-    let other = match packet.protocol {
+    let other_protocol = match packet.protocol {
         protocol::TCP => Protocol::Udp,
         protocol::UDP => Protocol::Tcp,
         _ => return None,
     };
-    let other_packet = Packet { protocol: other.number(), ..packet.clone() };
-    let found = reference::evaluate_in(cluster_state, &other_packet, mode).rule?;
-    let rule = fix::rule(cluster_state, &found.policy, packet.direction, found.index)?;
-    let fix = Fix::Rule(found.policy, Some(found.index), with_port(&rule, item(packet)?));
+    let other_packet = Packet { protocol: other_protocol.number(), ..packet.clone() };
+    let allowing = reference::evaluate_in(cluster_state, &other_packet, mode).rule?;
+    let rule = fix::rule(cluster_state, &allowing.policy, packet.direction, allowing.index)?;
+    let fix = Fix::Rule(allowing.policy, Some(allowing.index), with_port(&rule, port_item(packet)?));
     let allowed = describe::packet_port(&other_packet);
     let denied = describe::packet_port(packet);
-    let text = match (packet.port, other) {
+    let text = match (packet.port, other_protocol) {
         (53, _) => format!(
             "{allowed} is allowed, but not {denied}; DNS uses UDP first and TCP for long answers, so allow both"
         ),
@@ -176,33 +177,34 @@ fn other_protocol(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> 
     Some(Hint { text, fix })
 }
 
-/// The rule allows a port that the pod declares, and the packet has another port.
+/// Returns a hint if the nearest rule allows a port that the destination pod declares, and the packet has another port.
+/// This may be the port of a Service.
 fn service_port(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
     let pod = destination(cluster_state, packet)?;
     let Ports::Of(ports) = nearest.ports else { return None };
     if !nearest.rule.peer_matches || pod.ports.iter().any(|named| named.port == packet.port) {
         return None;
     }
-    let listens = pod.ports.iter().find(|named| {
+    let allowed_port = pod.ports.iter().find(|named| {
         ports.iter().any(|port| reference::port_matches(port, named.protocol.number(), named.port, Some(pod)))
             && named.protocol.number() == packet.protocol
     })?;
     let text = format!(
         "{} has port {}/{} (\"{}\"), which is allowed; policies match the port of the pod, not the port of a Service",
         pod.key.title(),
-        listens.port,
-        listens.protocol.name(),
-        listens.name
+        allowed_port.port,
+        allowed_port.protocol.name(),
+        allowed_port.name
     );
-    Some(Hint { text, fix: Fix::OtherPacket(Packet { port: listens.port, ..packet.clone() }) })
+    Some(Hint { text, fix: Fix::OtherPacket(Packet { port: allowed_port.port, ..packet.clone() }) })
 }
 
-/// The rule allows the port of a Service, and the packet has the port of a backend.
+/// Returns a hint if the nearest rule allows the port of a Service, and the packet has the port of a backend.
 fn target_port(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
     let Ports::Of(ports) = nearest.ports else { return None };
     let protocol = Protocol::from_number(packet.protocol)?;
     let only_port_differs = nearest.rule.peer_matches && !nearest.rule.port_matches;
-    let service_ports = cluster_state.service_ports_of(backend(cluster_state, packet)?, packet.protocol);
+    let service_ports = cluster_state.service_ports_of(destination_backend(cluster_state, packet)?, packet.protocol);
     let allowed = |port: u16| ports.iter().any(|item| reference::port_matches(item, packet.protocol, port, None));
     let (service, port) = service_ports.into_iter().find(|(_, port)| only_port_differs && allowed(*port))?;
     let text = format!(
@@ -210,14 +212,15 @@ fn target_port(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<
         protocol.name(),
         packet.port
     );
-    let item = item(packet)?;
+    let item = port_item(packet)?;
     Some(Hint { text, fix: fix_nearest_rule(cluster_state, packet, nearest, |rule| with_port(rule, item))? })
 }
 
-/// The rule's block contains the address of a Service, and the packet is for one of its backends.
+/// Returns a hint if the nearest peer is a block with the address of a Service, and the packet is for one of its
+/// backends.
 fn block_for_service(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
     let Some(Peer::Block(block)) = nearest.peer.filter(|_| !nearest.rule.peer_matches) else { return None };
-    let backend = backend(cluster_state, packet).filter(|_| packet.direction == Direction::Egress)?;
+    let backend = destination_backend(cluster_state, packet).filter(|_| packet.direction == Direction::Egress)?;
     let keys = cluster_state.services_of(backend, packet.protocol);
     let services = keys.iter().filter_map(|key| cluster_state.services.get(key));
     let mut addresses = services.flat_map(|service| service.addresses.iter().map(move |address| (service, address)));
@@ -238,38 +241,40 @@ fn block_for_service(cluster_state: &ClusterState, packet: &Packet, nearest: &Ne
         "{address} is the address of Service {}; policies match the addresses of its backends, so {instead}",
         service.key
     );
-    let ports = if nearest.rule.port_matches { nearest.ports.clone() } else { Ports::Of(vec![item(packet)?]) };
+    let ports = if nearest.rule.port_matches { nearest.ports.clone() } else { Ports::Of(vec![port_item(packet)?]) };
     let rule = Rule { peers: Peers::Of(vec![peer]), ports };
     Some(Hint { text, fix: Fix::Rule(nearest.rule.policy.clone(), None, rule) })
 }
 
-/// The destination of a packet, as the backend of a Service.
-fn backend(cluster_state: &ClusterState, packet: &Packet) -> Option<Backend> {
+/// Returns the address and port of a packet's destination.
+fn destination_backend(cluster_state: &ClusterState, packet: &Packet) -> Option<Backend> {
     let address = match packet.direction {
         Direction::Egress => Some(packet.remote),
         Direction::Ingress => {
-            let own = &cluster_state.pods.get(&packet.pod)?.addresses;
-            own.iter().copied().find(|address| address.is_ipv4() == packet.remote.is_ipv4())
+            let own_addresses = &cluster_state.pods.get(&packet.pod)?.addresses;
+            own_addresses.iter().copied().find(|address| address.is_ipv4() == packet.remote.is_ipv4())
         }
     };
     Some(Backend { address: address?, port: packet.port })
 }
 
-/// The rule selects a namespace by a label with its name, such as `name: shop`. Only the label
-/// `kubernetes.io/metadata.name` is on every namespace.
+/// Returns a hint if the nearest peer selects a namespace by a label with the namespace's name, such as `name: shop`.
+/// Only the label `kubernetes.io/metadata.name` is on every namespace.
 fn namespace_label(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
-    let (namespaces, pods, pod) = selectors(cluster_state, packet, nearest)?;
+    let (namespaces, pods, pod) = nearest_selectors(cluster_state, packet, nearest)?;
     let (namespace, namespaces) = (&pod.key.namespace, namespaces?);
     let labels = cluster_state.namespace_labels(namespace);
-    let by_name = namespaces.requirements.iter().find_map(|requirement| match requirement {
+    let name_label = namespaces.requirements.iter().find_map(|requirement| match requirement {
         Requirement::In(key, values) if !labels.contains_key(key) && values.contains(namespace) => Some(key),
         _ => None,
     })?;
     let text = format!(
-        "namespaces have no label `{by_name}` unless it is set; to select a namespace by name, write {NAMESPACE_NAME_LABEL}: {namespace}"
+        "namespaces have no label `{name_label}` unless it is set; to select a namespace by name, write {NAMESPACE_NAME_LABEL}: {namespace}"
     );
     let renamed = namespaces.requirements.iter().map(|requirement| match requirement {
-        Requirement::In(key, values) if key == by_name => Requirement::In(NAMESPACE_NAME_LABEL.into(), values.clone()),
+        Requirement::In(key, values) if key == name_label => {
+            Requirement::In(NAMESPACE_NAME_LABEL.into(), values.clone())
+        }
         other => other.clone(),
     });
     let namespaces = Selector { requirements: renamed.collect(), invalid: namespaces.invalid };
@@ -280,9 +285,10 @@ fn namespace_label(cluster_state: &ClusterState, packet: &Packet, nearest: &Near
     })
 }
 
-/// Two selectors in one item must both match. Often one of them should be enough.
+/// Returns a hint if the nearest peer has a namespaceSelector and a podSelector. Both must match; often the author
+/// intended that one of them is enough.
 fn both_selectors(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
-    let (namespaces, pods, _) = selectors(cluster_state, packet, nearest)?;
+    let (namespaces, pods, _) = nearest_selectors(cluster_state, packet, nearest)?;
     let namespaces = namespaces.filter(|_| !pods.requirements.is_empty())?;
     let text =
         "a namespaceSelector and a podSelector in the same item must both match; to allow either, write two items"
@@ -297,8 +303,8 @@ fn both_selectors(cluster_state: &ClusterState, packet: &Packet, nearest: &Neare
     })
 }
 
-/// The selectors of the nearest peer, if it does not match, and the pod at the other end.
-fn selectors<'w>(
+/// Returns the selectors of the nearest peer and the pod at the other end, if the peer does not match.
+fn nearest_selectors<'w>(
     cluster_state: &'w ClusterState,
     packet: &Packet,
     nearest: &Nearest<'w>,
@@ -310,7 +316,7 @@ fn selectors<'w>(
     }
 }
 
-/// The rule selects pods by an ipBlock.
+/// Returns a hint if the nearest peer is an ipBlock, and the other end is a pod.
 fn block_for_pod(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
     let pod = Remote::of(cluster_state, packet.remote).pod?;
     if !matches!(nearest.peer, Some(Peer::Block(_))) || nearest.rule.peer_matches {
@@ -333,8 +339,8 @@ fn block_for_pod(cluster_state: &ClusterState, packet: &Packet, nearest: &Neares
     })
 }
 
-/// The other end is the node of the pod. The CLI does not run on that node, so it cannot treat any node as local. The agent
-/// on that node always allows this traffic.
+/// Returns a hint if the other end is the node of the pod. The agent on this node always allows this traffic. The CLI
+/// does not run on the node, so it treats no node as local.
 fn local_node(cluster_state: &ClusterState, packet: &Packet) -> Option<Hint> {
     let node = cluster_state.nodes.get(cluster_state.pods.get(&packet.pod)?.node.as_ref()?)?;
     node.addresses.contains(&packet.remote).then(|| {
@@ -351,26 +357,28 @@ fn local_node(cluster_state: &ClusterState, packet: &Packet) -> Option<Hint> {
     })
 }
 
+/// Returns the policies that isolate the packet's pod in the packet's direction.
 fn isolating<'w>(cluster_state: &'w ClusterState, packet: &Packet, mode: Mode) -> impl Iterator<Item = &'w Policy> {
     let pod = cluster_state.pods.get(&packet.pod);
     pod.into_iter().flat_map(move |pod| reference::isolating_in(cluster_state, pod, packet.direction, mode))
 }
 
-/// Invalid parts of the isolating policies. They match nothing now, and may allow the packet when they are corrected.
+/// Returns hints about invalid parts of the isolating policies. These parts match nothing now, and may allow the packet
+/// after a correction.
 fn invalid_parts(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Vec<Hint> {
     let mut hints = Vec::new();
     for policy in isolating(cluster_state, packet, mode) {
         let errors = policy.diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Error);
         hints.extend(errors.filter_map(|diagnostic| {
             let text = format!("NetworkPolicy {} has an invalid field: {diagnostic}", policy.key);
-            Some(Hint { text, fix: with_everything(policy, packet.direction, diagnostic)? })
+            Some(Hint { text, fix: correction(policy, packet.direction, diagnostic)? })
         }));
     }
     hints
 }
 
-/// The change that makes the invalid part match everything.
-fn with_everything(policy: &Policy, direction: Direction, diagnostic: &Diagnostic) -> Option<Fix> {
+/// Returns the change that makes an invalid part match everything; `None` if the part does not affect this direction.
+fn correction(policy: &Policy, direction: Direction, diagnostic: &Diagnostic) -> Option<Fix> {
     let field = diagnostic.field.as_str();
     if let Some((index, part)) = fix::rule_of(field, direction) {
         let rule = reference::rules(policy, direction).get(index)?;
@@ -381,22 +389,22 @@ fn with_everything(policy: &Policy, direction: Direction, diagnostic: &Diagnosti
         };
         return Some(Fix::Correction(policy.key.clone(), Some(index), Rule { peers, ports }));
     }
-    let is = |part: &str| field.strip_prefix(part).is_some_and(|rest| !rest.starts_with(char::is_alphanumeric));
-    let other = match direction {
+    let is_in = |part: &str| field.strip_prefix(part).is_some_and(|rest| !rest.starts_with(char::is_alphanumeric));
+    let opposite = match direction {
         Direction::Ingress => Direction::Egress,
         Direction::Egress => Direction::Ingress,
     };
-    if is(&format!("spec.{}", direction.name())) {
+    if is_in(&format!("spec.{}", direction.name())) {
         let rule = Rule { peers: Peers::Any, ports: Ports::Any };
         Some(Fix::Correction(policy.key.clone(), None, rule))
-    } else if is("spec") && !is(&format!("spec.{}", other.name())) {
+    } else if is_in("spec") && !is_in(&format!("spec.{}", opposite.name())) {
         Some(Fix::NotIsolating(policy.key.clone()))
     } else {
         None
     }
 }
 
-/// The rule has a port name that the destination uses for another protocol.
+/// Returns a hint for each port name in a rule that the destination pod uses for another protocol.
 fn port_names(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Vec<Hint> {
     let Some(destination) = destination(cluster_state, packet) else { return Vec::new() };
     let mut hints = Vec::new();
@@ -425,7 +433,7 @@ fn port_name(
     let (instead, item) = if named.protocol.number() == packet.protocol {
         (format!("write `protocol: {pod_protocol}`"), PortMatch { protocol: named.protocol, port: port.port.clone() })
     } else {
-        (format!("write the number, `port: {}`", packet.port), item(packet)?)
+        (format!("write the number, `port: {}`", packet.port), port_item(packet)?)
     };
     let text = format!(
         "port \"{name}\" of {} is {}/{pod_protocol}, but NetworkPolicy {} uses it with {policy_protocol}: {instead}",

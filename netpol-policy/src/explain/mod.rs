@@ -1,5 +1,8 @@
-//! Explains verdicts as text: which policies isolate an end, which rule allows the connection, and what the nearest
-//! rule lacks.
+//! Explains verdicts as text: which policies isolate a pod, which rule allows the connection, and which conditions of
+//! the nearest rule are not met.
+//!
+//! A connection has two ends: the source and the destination. It is evaluated once at each end that is a pod: by the
+//! egress rules of the source, and by the ingress rules of the destination. Such an evaluation is called a side.
 
 pub(crate) mod change;
 mod conditions;
@@ -36,9 +39,9 @@ use hints::Fix;
 pub enum Verdict {
     /// Allowed.
     Allow,
-    /// Of several connections: some are allowed, and some are denied. Through a Service: also if it has no backends yet.
+    /// Of several connections, some are allowed and some are denied. Also used for a Service without backends.
     Some,
-    /// Offline: depends on a policy that is not evaluated, or on an unknown address.
+    /// For manifests only: the verdict depends on a policy that is not evaluated, or on an unknown address.
     Unknown,
     /// Denied.
     Deny,
@@ -50,13 +53,14 @@ impl Verdict {
         if allowed { Self::Allow } else { Self::Deny }
     }
 
-    /// Returns the verdict of a connection from those of its sides.
+    /// Returns the verdict of a connection: the worse one of its two sides.
     pub(crate) fn of_sides(egress: Self, ingress: Self) -> Self {
         egress.max(ingress)
     }
 
-    /// Returns the verdict on several connections, such as those to the backends of a Service: their verdict if it is
-    /// the same, otherwise `Some` if a connection is allowed and another one is denied. `None` without connections.
+    /// Returns one verdict for several connections, such as those to the backends of a Service. If all connections have
+    /// the same verdict, returns this verdict. Otherwise returns [`Verdict::Some`] if some are allowed and some are
+    /// denied, else [`Verdict::Unknown`]. `None` without connections.
     pub fn of_several(verdicts: impl IntoIterator<Item = Self>) -> Option<Self> {
         let verdicts: BTreeSet<Self> = verdicts.into_iter().collect();
         let has = |verdict| verdicts.contains(&verdict);
@@ -93,12 +97,12 @@ pub struct Explanation {
     /// Its protocol.
     #[serde(serialize_with = "as_protocol_name")]
     pub protocol: Protocol,
-    /// `Allow` only if both sides allow. If both ends have two address families, the worse verdict of the two.
+    /// `Allow` only if both sides allow. If both ends have two address families, the worse verdict of the two families.
     pub verdict: Verdict,
     /// The allowed address family, if only one of two is allowed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allowed_family: Option<Family>,
-    /// The evaluation of the address family that has the verdict; the first if both have it.
+    /// The evaluation of the address family with this verdict; of the first family if both have this verdict.
     #[serde(flatten)]
     pub path: Path,
     /// The evaluation of each address family, if both ends have two.
@@ -110,9 +114,9 @@ pub struct Explanation {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Path {
-    /// The source.
+    /// The evaluation at the source.
     pub egress: Side,
-    /// The destination.
+    /// The evaluation at the destination.
     pub ingress: Side,
     /// The backends, if the destination is a Service or a hostPort.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -173,7 +177,7 @@ impl Family {
     }
 }
 
-/// The evaluation of the policies of one end.
+/// The evaluation of a connection by the policies of one end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Side {
@@ -193,28 +197,29 @@ pub struct Side {
     pub nearest: Option<NearestRule>,
     /// Common mistakes that apply here, and invalid parts of the policies.
     pub hints: Vec<String>,
-    /// Why the verdict is unknown. The other fields are about the policies that are evaluated, and about unknown
-    /// addresses that match only blocks for all pods.
+    /// Why the verdict is unknown. The other fields are the result without the policies that are not evaluated, and
+    /// with unknown addresses that match a block only if the block contains all pod addresses.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unknown_because: Vec<String>,
-    /// When the suspension of enforcement ends that makes all policies of this end behave as in shadow mode.
+    /// The time until which enforcement is suspended, if it is suspended. Until then, all policies of this end behave
+    /// as in shadow mode.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub suspended_until: Option<String>,
     /// The evaluation as if policies in shadow mode were enforced; `None` if no such policy isolates this end in this
     /// direction.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shadow: Option<Box<Side>>,
-    /// Changes of policies; each of them allows the connection on this side.
+    /// Changes of policies. Each change alone makes this side allow the connection.
     #[serde(skip)]
     pub changes: Vec<PolicyChange>,
 }
 
-/// The reason of a side's verdict.
+/// The reason for a side's verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// This end is not a pod, so no policy applies.
     NoPod,
-    /// The reason that the eBPF programs count.
+    /// The reason, as the eBPF programs count it.
     Evaluated(Reason),
 }
 
@@ -232,10 +237,10 @@ impl Cause {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AllowingRule {
-    /// Its policy.
+    /// The policy of the rule.
     #[serde(serialize_with = "as_text")]
     pub policy: PolicyKey,
-    /// Its index among the policy's rules of this direction.
+    /// The index of the rule among the policy's rules of this direction.
     pub index: usize,
     /// The peer that matches, as text.
     pub peer: String,
@@ -247,10 +252,10 @@ pub struct AllowingRule {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NearestRule {
-    /// Its policy.
+    /// The policy of the rule.
     #[serde(serialize_with = "as_text")]
     pub policy: PolicyKey,
-    /// Its index among the policy's rules of this direction.
+    /// The index of the rule among the policy's rules of this direction.
     pub index: usize,
     /// Whether a peer matches.
     pub peer_matches: bool,
@@ -274,8 +279,8 @@ pub fn explain(
     explain_in(ExplainContext { cluster_state, offline: None, mode: Mode::Enforce }, from, to, protocol, port)
 }
 
-/// Explains a connection in the cluster of manifests. The verdict is unknown if it depends on an unknown address or on
-/// a policy that is not evaluated.
+/// Explains a connection in a cluster that manifests describe. The verdict is unknown if it depends on an unknown
+/// address or on a policy that is not evaluated.
 ///
 /// # Errors
 /// As [`explain`].
@@ -290,7 +295,7 @@ pub fn explain_offline(
     explain_in(context, from, to, protocol, port)
 }
 
-/// The objects, and what is unknown offline.
+/// The objects; for manifests, also what is unknown about their cluster.
 #[derive(Clone, Copy)]
 struct ExplainContext<'w> {
     cluster_state: &'w ClusterState,
@@ -309,10 +314,10 @@ fn explain_in(
     let connections = reference::connections(context.cluster_state, from, to, protocol.number(), port)?;
     let mut families: Vec<FamilyPath> =
         connections.iter().map(|connection| explain_family(context, connection, protocol, port)).collect();
-    let in_part = families.iter().any(|each| matches!(each.verdict, Verdict::Some | Verdict::Unknown));
+    let is_uncertain = families.iter().any(|each| matches!(each.verdict, Verdict::Some | Verdict::Unknown));
     let allowed_family = Family::only(families.iter().map(|each| (each.family, each.verdict == Verdict::Allow)));
-    let allowed_family = allowed_family.filter(|_| !in_part);
-    // The first of the worst verdicts.
+    let allowed_family = allowed_family.filter(|_| !is_uncertain);
+    // The index of the worst verdict; the first one if several are equally bad.
     let worst = (1..families.len())
         .fold(0, |worst, index| if families[index].verdict > families[worst].verdict { index } else { worst });
     let verdict = families[worst].verdict;
@@ -326,7 +331,7 @@ fn explain_in(
 fn explain_family(context: ExplainContext<'_>, connection: &Connection, protocol: Protocol, port: u16) -> FamilyPath {
     let egress = explain_end(context, connection.egress.as_ref());
     let ingress = explain_end(context, connection.ingress.as_ref());
-    let frontend = frontend::frontend(context, connection, egress.verdict, protocol, port);
+    let frontend = frontend::explain_frontend(context, connection, egress.verdict, protocol, port);
     let of_sides = || Verdict::of_sides(egress.verdict, ingress.verdict);
     let verdict = frontend.as_ref().map_or_else(of_sides, |frontend| frontend.verdict);
     FamilyPath {
@@ -339,7 +344,7 @@ fn explain_family(context: ExplainContext<'_>, connection: &Connection, protocol
 }
 
 /// Explains the evaluation of a packet at one end. For a packet to a Service, the nearest rule and the hints are those
-/// of the first denied backend.
+/// for the first denied backend.
 pub fn explain_packet(cluster_state: &ClusterState, packet: &Packet) -> Side {
     explain_packet_in(cluster_state, packet, Mode::Enforce)
 }
@@ -358,7 +363,7 @@ fn explain_packet_in(cluster_state: &ClusterState, packet: &Packet, mode: Mode) 
     Side { nearest, hints, changes, ..side }
 }
 
-/// `None` stands for an end that is not a pod.
+/// Explains the evaluation at one end; `evaluated` is `None` if this end is not a pod.
 fn explain_end(context: ExplainContext<'_>, evaluated: Option<&(Packet, Evaluation)>) -> Side {
     let Some((packet, evaluation)) = evaluated else { return Side::no_pod() };
     let shadow = reference::evaluate_shadow(context.cluster_state, packet).map(|evaluation| {
@@ -369,6 +374,7 @@ fn explain_end(context: ExplainContext<'_>, evaluated: Option<&(Packet, Evaluati
     Side { suspended_until, shadow, ..explain_evaluated(context, packet, evaluation) }
 }
 
+/// Explains an evaluation. For manifests, the verdict can be unknown.
 fn explain_evaluated(context: ExplainContext<'_>, packet: &Packet, evaluation: &Evaluation) -> Side {
     let side = explain_side(context, packet, evaluation);
     let uncertainties = |offline: &OfflineCluster| offline.uncertainties(packet, evaluation, context.mode);
@@ -385,6 +391,7 @@ fn suspension_end(cluster_state: &ClusterState, packet: &Packet) -> Option<Times
     cluster_state.suspensions_of(namespace).map(|suspension| suspension.until).max()
 }
 
+/// Explains an evaluation as if nothing were unknown.
 fn explain_side(context: ExplainContext<'_>, packet: &Packet, evaluation: &Evaluation) -> Side {
     let cluster_state = context.cluster_state;
     let no_rule = evaluation.reason == Reason::NoRule;
@@ -417,7 +424,7 @@ fn explain_side(context: ExplainContext<'_>, packet: &Packet, evaluation: &Evalu
     }
 }
 
-/// A new rule of a policy, for a denied packet without hints.
+/// Returns a change that adds a rule to a policy, for a denied packet without hints.
 fn added_rule(cluster_state: &ClusterState, packet: &Packet, policy: &PolicyKey) -> Option<PolicyChange> {
     let rule = hints::rule_for(cluster_state, packet, policy)?;
     PolicyChange::new(cluster_state, policy, packet.direction, None, rule)
@@ -455,7 +462,7 @@ fn allowing_rule(context: ExplainContext<'_>, packet: &Packet, found: &RuleRef) 
     })
 }
 
-/// The pod on which port names are resolved.
+/// Returns the destination pod, on which port names are resolved.
 fn destination<'w>(cluster_state: &'w ClusterState, packet: &Packet) -> Option<&'w crate::model::Pod> {
     match packet.direction {
         Direction::Ingress => cluster_state.pods.get(&packet.pod),
@@ -463,7 +470,7 @@ fn destination<'w>(cluster_state: &'w ClusterState, packet: &Packet) -> Option<&
     }
 }
 
-/// Whether an address stands for an unknown one.
+/// Returns whether an address is a placeholder for an unknown address.
 fn is_unknown(address: &IpAddr) -> bool {
     is_placeholder(*address)
 }

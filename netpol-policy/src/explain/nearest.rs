@@ -18,9 +18,9 @@ pub(super) struct Nearest<'c> {
     pub(super) ports: &'c Ports,
 }
 
-/// Finds the nearest rule of all isolating policies. Rules are compared by whether none, one or both of their peers and
-/// their ports fail to match, then by the number of unmet conditions of the nearest peer. Of equal rules, the first is the
-/// nearest. `None` if there is no rule.
+/// Finds the nearest rule of all isolating policies: the rule with the fewest parts (peers, ports) that do not match.
+/// Of several such rules, the one with the fewest unmet conditions in its nearest peer; then the first one. Returns
+/// `None` if there is no rule.
 pub(super) fn nearest<'c>(cluster_state: &'c ClusterState, packet: &Packet, mode: Mode) -> Option<Nearest<'c>> {
     let pod = cluster_state.pods.get(&packet.pod)?;
     let remote = Remote::of(cluster_state, packet.remote);
@@ -29,27 +29,27 @@ pub(super) fn nearest<'c>(cluster_state: &'c ClusterState, packet: &Packet, mode
         for (index, rule) in reference::rules(policy, packet.direction).iter().enumerate() {
             let (distance, peer) = nearest_peer(cluster_state, policy, rule, &remote);
             let port_matches = port_matches(cluster_state, rule, packet);
-            let unmet = usize::from(distance > 0) + usize::from(!port_matches);
-            if best.as_ref().is_none_or(|(least, _)| *least > (unmet, distance)) {
-                best = Some(((unmet, distance), Candidate { policy, index, rule, peer, port_matches }));
+            let unmet_parts = usize::from(distance > 0) + usize::from(!port_matches);
+            if best.as_ref().is_none_or(|(least, _)| *least > (unmet_parts, distance)) {
+                best = Some(((unmet_parts, distance), Candidate { policy, index, rule, peer, port_matches }));
             }
         }
     }
     best.map(|(_, candidate)| candidate.describe(cluster_state, packet, &remote))
 }
 
-/// A rule that may be the nearest.
+/// A rule that may be the nearest one.
 struct Candidate<'c> {
     policy: &'c Policy,
     index: usize,
     rule: &'c Rule,
-    /// The nearest peer, and its index in the model.
+    /// The peer with the fewest unmet conditions, and its index in the model.
     peer: Option<(usize, &'c Peer)>,
     port_matches: bool,
 }
 
 impl<'c> Candidate<'c> {
-    /// Describes the unmet conditions.
+    /// Returns the rule with texts for its unmet conditions.
     fn describe(self, cluster_state: &ClusterState, packet: &Packet, remote: &Remote<'_>) -> Nearest<'c> {
         let Self { policy, index, rule, peer, port_matches } = self;
         let direction = packet.direction;
@@ -71,7 +71,7 @@ impl<'c> Candidate<'c> {
     }
 }
 
-/// `spec.ingress[0].from`.
+/// Returns `spec.ingress[0].from`.
 fn peers_path(direction: Direction, rule: usize) -> String {
     let list = match direction {
         Direction::Ingress => "from",
@@ -80,12 +80,12 @@ fn peers_path(direction: Direction, rule: usize) -> String {
     format!("spec.{}[{rule}].{list}", direction.name())
 }
 
-/// The path of a peer in the manifest. The model leaves out invalid peers, except those with an invalid selector. So the
-/// index of a peer in the model can differ from its index in the manifest.
+/// Returns the path of a peer in the manifest. The model omits invalid peers, except those with an invalid selector. So
+/// the index of a peer in the model can differ from its index in the manifest.
 pub(crate) fn peer_path(policy: &Policy, direction: Direction, rule: usize, peer: usize) -> String {
     let list = peers_path(direction, rule);
     let errors = policy.diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Error);
-    let left_out: BTreeSet<usize> = errors
+    let omitted: BTreeSet<usize> = errors
         .filter_map(|diagnostic| {
             let (index, rest) = diagnostic.field.strip_prefix(&list)?.strip_prefix('[')?.split_once(']')?;
             // A peer with an invalid selector is kept: it matches nothing.
@@ -93,7 +93,7 @@ pub(crate) fn peer_path(policy: &Policy, direction: Direction, rule: usize, peer
             index.parse().ok().filter(|_| !is_kept)
         })
         .collect();
-    let index = (0..).filter(|index| !left_out.contains(index)).nth(peer).unwrap_or(peer);
+    let index = (0..).filter(|index| !omitted.contains(index)).nth(peer).unwrap_or(peer);
     format!("{list}[{index}]")
 }
 
@@ -108,7 +108,7 @@ fn nearest_peer<'c>(
     let count_unmet = |(index, peer): (usize, &'c Peer)| {
         (conditions::count_unmet_by_peer(cluster_state, policy, peer, remote), Some((index, peer)))
     };
-    // Without a valid peer, one condition is unmet.
+    // A rule without a valid peer has one unmet condition.
     peers.iter().enumerate().map(count_unmet).min_by_key(|(unmet, _)| *unmet).unwrap_or((1, None))
 }
 

@@ -10,9 +10,9 @@ use crate::offline::is_placeholder;
 use crate::reference::rule_path;
 use crate::text::{Safe, wrap};
 
-/// The number of backends shown; denied ones come first.
+/// The maximum number of backends in the text. Denied backends come first.
 const BACKENDS_SHOWN: usize = 8;
-/// The width of text that is not for a terminal.
+/// The width of text that is not written to a terminal.
 const DEFAULT_WIDTH: usize = 80;
 
 /// Wraps the text at 80 columns, without colors.
@@ -41,7 +41,7 @@ struct Writer<'a> {
     changes: Vec<PolicyChange>,
 }
 
-/// One side of a connection.
+/// The ends of a connection, as text.
 #[derive(Clone, Copy)]
 struct Ends<'a> {
     /// The end that is evaluated, as `pod shop/web`.
@@ -145,7 +145,7 @@ impl Writer<'_> {
         }
     }
 
-    /// What the verdict would be if policies in shadow mode were enforced.
+    /// Writes what the verdict would be if policies in shadow mode were enforced.
     fn shadow(&mut self, indent: usize, direction: Direction, enforced: &Side, shadow: &Side) {
         let in_shadow = shadow.policies.iter().filter(|policy| !enforced.policies.contains(policy));
         let policies = describe::policies(&in_shadow.collect::<Vec<_>>());
@@ -167,7 +167,7 @@ impl Writer<'_> {
         self.details(indent + 2, direction, shadow);
     }
 
-    /// What is unknown, and the nearest rule with hints and changes.
+    /// Writes what is unknown, and the nearest rule with hints and changes.
     fn details(&mut self, indent: usize, direction: Direction, side: &Side) {
         for cause in &side.unknown_because {
             self.paragraph(indent + 2, &format!("Unknown: {cause}"));
@@ -175,8 +175,8 @@ impl Writer<'_> {
         if let Some(rule) = &side.nearest {
             let path = rule_path(direction, rule.index);
             self.paragraph(indent + 2, &format!("Nearest rule: NetworkPolicy {}, {path}", rule.policy));
-            for lack in &rule.unmet_conditions {
-                self.paragraph(indent + 4, lack);
+            for condition in &rule.unmet_conditions {
+                self.paragraph(indent + 4, condition);
             }
         }
         for hint in &side.hints {
@@ -196,7 +196,7 @@ impl Writer<'_> {
         }
     }
 
-    /// A paragraph with a verdict in its first line.
+    /// Writes a paragraph with a verdict in its first line.
     fn heading(&mut self, indent: usize, before: &str, verdict: Verdict, word: &str, after: &str) {
         let before = Safe(before).to_string();
         let mut lines = wrap(format_args!("{before}{word}{after}"), self.width, indent);
@@ -212,7 +212,7 @@ impl Writer<'_> {
         self.lines(&lines);
     }
 
-    /// A line that is not wrapped.
+    /// Writes a line that is not wrapped.
     fn line(&mut self, indent: usize, text: &str) {
         self.lines(&[format!("{:indent$}{}", "", Safe(text))]);
     }
@@ -225,7 +225,7 @@ impl Writer<'_> {
     }
 }
 
-/// ` at 10.0.0.1`; nothing for an unknown address.
+/// Returns ` at 10.0.0.1`; an empty text for an unknown address.
 fn at(address: IpAddr) -> String {
     if is_placeholder(address) { String::new() } else { format!(" at {address}") }
 }
@@ -254,7 +254,7 @@ fn backend_summary(allowed: usize, unknown: usize, all: usize, verdict: Verdict)
     }
 }
 
-/// The reason of a side's verdict, in one or two sentences.
+/// Returns the reason for a side's verdict, in one or two sentences.
 fn sentences(direction: Direction, ends: Ends<'_>, side: &Side) -> Vec<String> {
     let (Ends { local, remote, port }, name) = (ends, direction.name());
     let policies = || describe::policies(&side.policies);

@@ -72,7 +72,7 @@ fn the_allowing_rule_is_shown_with_its_peer_and_port() {
     assert_eq!((side.nearest, side.hints), (None, vec![]));
 }
 
-/// Rules, the source, the port, and what the nearest rule lacks.
+/// Rules, the source, the port, and the unmet conditions of the nearest rule.
 const NEAREST: [(&str, &str, u16, &str); 12] = [
     (
         "[{from: [{podSelector: {matchLabels: {app: frontend}}}], ports: [{port: 8080}]}]",
@@ -129,7 +129,7 @@ const NEAREST: [(&str, &str, u16, &str); 12] = [
         80,
         "spec.ingress[0].from[0].podSelector: pod shop/front has label app=frontnd; the selector requires app not in (frontnd, x)",
     ),
-    // Invalid peers keep their index, so that the path is the one in the manifest.
+    // The index counts invalid peers, too, so that the path is the one in the manifest.
     (
         "[{from: [{ipBlock: {cidr: nonsense}}, {}, {podSelector: {matchLabels: {app: frontend}}}]}]",
         "shop/front",
@@ -154,8 +154,8 @@ const NEAREST: [(&str, &str, u16, &str); 12] = [
 fn the_nearest_rule_is_shown_with_its_unmet_conditions() {
     for (rules, from, port, expected) in NEAREST {
         let side = ingress(rules, from, port);
-        let lacks = side.nearest.as_ref().map_or_else(String::new, |nearest| nearest.unmet_conditions.join("; "));
-        assert_eq!(lacks, expected, "{rules}");
+        let unmet = side.nearest.as_ref().map_or_else(String::new, |nearest| nearest.unmet_conditions.join("; "));
+        assert_eq!(unmet, expected, "{rules}");
         assert_eq!(side.reason, Cause::Evaluated(Reason::NoRule));
     }
     let texts = NEAREST.map(|(rules, from, port, _)| format!("{rules}\n\n{}", explain_ingress(rules, from, port)));
@@ -191,6 +191,6 @@ fn text_is_wrapped_and_verdicts_are_colored() {
     assert!(wide.contains(&format!("\n    {}\n", NEAREST[2].3)), "{wide}");
     let narrow = explanation.render(40, |_, text| text.to_owned());
     assert!(narrow.lines().all(|line| line.chars().count() <= 50), "{narrow}");
-    let joined = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-    assert_eq!(joined(&narrow), joined(&explanation.render(200, |_, text| text.to_owned())));
+    let without_breaks = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(without_breaks(&narrow), without_breaks(&explanation.render(200, |_, text| text.to_owned())));
 }

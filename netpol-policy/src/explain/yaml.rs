@@ -14,19 +14,19 @@ pub(crate) enum Node {
     Map(Vec<(String, Node)>),
 }
 
-/// Returns the lines of a YAML list with this rule, in block style. `None` if the rule's peers or ports have no valid item:
-/// an empty list in YAML would allow everything.
+/// Returns the lines of a YAML list with this rule, in block style. Returns `None` if the rule's peers or ports have no
+/// valid item: an empty list in YAML would allow everything.
 pub(super) fn in_block_style(rule: &Rule, direction: Direction) -> Option<Vec<String>> {
     Some(Node::List(vec![of_rule(rule, direction)?]).block())
 }
 
-/// Returns the rule in flow style. `None` as for [`in_block_style`].
+/// Returns the rule in flow style. Returns `None` in the same cases as [`in_block_style`].
 pub(super) fn in_flow_style(rule: &Rule, direction: Direction) -> Option<String> {
     Some(of_rule(rule, direction)?.flow())
 }
 
-/// Returns whether [`in_block_style`] and [`in_flow_style`] return YAML for this rule. This is faster than to call them: the
-/// agent needs it for each denied network flow.
+/// Returns whether [`in_block_style`] and [`in_flow_style`] return YAML for this rule. Faster than calling them: the
+/// agent needs the answer for each denied network flow.
 pub(super) fn has_yaml_form(rule: &Rule) -> bool {
     let has_peer = match &rule.peers {
         Peers::Any => true,
@@ -36,7 +36,7 @@ pub(super) fn has_yaml_form(rule: &Rule) -> bool {
 }
 
 /// Returns whether a peer can be written as YAML with the same meaning. A peer with an invalid selector matches
-/// nothing, and its YAML would match more.
+/// nothing; YAML without the invalid part would match more.
 pub(crate) fn is_valid(peer: &Peer) -> bool {
     match peer {
         Peer::Pods { namespaces, pods } => {
@@ -46,8 +46,9 @@ pub(crate) fn is_valid(peer: &Peer) -> bool {
     }
 }
 
-/// Returns whether a peer is not in the manifest: `offline::addresses::resolve_blocks` adds it to a rule with an `ipBlock`
-/// that contains addresses of pods. Such a rule always has another peer, the `ipBlock`.
+/// Returns whether a peer is a block of placeholders for unknown pod addresses. Such a peer is not in the manifest:
+/// `offline::addresses::resolve_blocks` adds it to a rule with an `ipBlock` that contains addresses of pods. So the
+/// rule always has another peer, this `ipBlock`.
 fn is_placeholder_peer(peer: &Peer) -> bool {
     matches!(peer, Peer::Block(block) if is_pod_placeholder_range(&block.cidr))
 }
@@ -155,6 +156,7 @@ fn quoted(text: &str) -> String {
 }
 
 impl Node {
+    /// Returns whether the node is on one line even in block style.
     fn is_inline(&self) -> bool {
         match self {
             Self::Scalar(_) => true,
@@ -163,7 +165,7 @@ impl Node {
         }
     }
 
-    /// The lines in block style.
+    /// Returns the lines in block style.
     pub(crate) fn block(&self) -> Vec<String> {
         match self {
             inline if inline.is_inline() => vec![inline.flow()],
@@ -175,12 +177,12 @@ impl Node {
                 };
                 items.iter().flat_map(|item| of_item(item).collect::<Vec<_>>()).collect()
             }
-            Self::Map(entries) => entries.iter().flat_map(|(key, value)| value.block_of(key)).collect(),
+            Self::Map(entries) => entries.iter().flat_map(|(key, value)| value.block_entry(key)).collect(),
         }
     }
 
-    /// The lines of a map entry. List items are not indented below their key.
-    fn block_of(&self, key: &str) -> Vec<String> {
+    /// Returns the lines of a map entry with this node as its value. List items are not indented below their key.
+    fn block_entry(&self, key: &str) -> Vec<String> {
         if self.is_inline() {
             return vec![format!("{key}: {}", self.flow())];
         }
@@ -189,7 +191,7 @@ impl Node {
         std::iter::once(format!("{key}:")).chain(below).collect()
     }
 
-    /// The text in flow style.
+    /// Returns the text in flow style.
     pub(crate) fn flow(&self) -> String {
         match self {
             Self::Scalar(text) => text.clone(),

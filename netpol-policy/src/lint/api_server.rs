@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::context::{Context, some};
+use super::context::{Context, shortened_list};
 use super::dns::denied;
 use super::egress::targets;
 use super::finding::Draft;
@@ -10,8 +10,8 @@ use super::services::added_rule;
 use super::{NotChecked, RuleId, suggest};
 use crate::model::{Pod, PolicyKey, ServiceKey};
 
-/// Adds one finding for each policy that denies such pods the API server. Every pod has a token by default, so a pod counts
-/// only if it sets `automountServiceAccountToken: true` or a service account of its own.
+/// Adds one finding for each policy that denies pods with a token the API server. Every pod has a token by default. So
+/// only pods are reported that set `automountServiceAccountToken: true` or have a service account of their own.
 pub(super) fn check(
     context: &Context<'_>,
     drafts: &mut BTreeMap<PolicyKey, Vec<Draft>>,
@@ -40,7 +40,7 @@ pub(super) fn check(
             "spec.egress",
             format!(
                 "No rule allows {label} {} to reach the API server at {}.",
-                some(&names, "pods"),
+                shortened_list(&names, "pods"),
                 suggest::ports(&missing)
             ),
             "A service-account token is only useful for the API server.",
@@ -52,10 +52,10 @@ pub(super) fn check(
 
 fn has_token(context: &Context<'_>, pod: &Pod) -> bool {
     let Some(details) = context.details_of(&pod.key) else { return false };
-    let of_account = |name| context.details.without_token.contains(&(pod.key.namespace.clone(), name));
+    let is_without_token = |name| context.details.without_token.contains(&(pod.key.namespace.clone(), name));
     match (details.automount, &details.service_account) {
         (Some(automount), _) => automount,
-        (None, Some(name)) => !of_account(name.clone()),
+        (None, Some(name)) => !is_without_token(name.clone()),
         (None, None) => false,
     }
 }

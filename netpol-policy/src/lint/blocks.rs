@@ -1,11 +1,11 @@
-//! Blocks with addresses of pods and nodes.
+//! Finds small blocks with addresses of pods or nodes.
 
 use std::net::IpAddr;
 
 use netpol_common::Direction;
 
 use super::RuleId;
-use super::context::{Context, PolicyView, some};
+use super::context::{Context, PolicyView, shortened_list};
 use super::finding::{Draft, DraftFix};
 use super::patch::Operation;
 use super::suggest;
@@ -15,7 +15,7 @@ use crate::model::{IpBlock, Peer, Pod, Policy};
 use crate::offline::is_placeholder;
 use crate::reference;
 
-/// The shortest prefixes of a block that is hardly a range of a data center or of the whole cluster.
+/// The shortest prefixes of a small block. A larger block may be the range of a data center or of the whole cluster.
 const MIN_PREFIX_V4: u8 = 24;
 const MIN_PREFIX_V6: u8 = 64;
 
@@ -28,8 +28,8 @@ pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut V
                     continue;
                 }
                 let path = peer_path(view.policy, direction, index, number);
-                let of_pods = of_pods(context, view.policy, block, &path);
-                drafts.extend(of_pods.or_else(|| of_nodes(context, block, direction, &path)));
+                let of_pods = block_of_pods(context, view.policy, block, &path);
+                drafts.extend(of_pods.or_else(|| block_of_nodes(context, block, direction, &path)));
             }
         }
     }
@@ -40,8 +40,8 @@ fn is_small(block: &IpBlock) -> bool {
     block.cidr.prefix_len() >= shortest
 }
 
-/// Finds a block with addresses of pods. Pods get other addresses when they are created again.
-fn of_pods(context: &Context<'_>, policy: &Policy, block: &IpBlock, path: &str) -> Option<Draft> {
+/// Finds a block with addresses of pods. A pod that is created again gets another address.
+fn block_of_pods(context: &Context<'_>, policy: &Policy, block: &IpBlock, path: &str) -> Option<Draft> {
     let is_in_block = |address: &IpAddr| {
         block.contains(*address) && !is_placeholder(*address) && context.state.peer_at(*address).is_some()
     };
@@ -64,14 +64,14 @@ fn of_pods(context: &Context<'_>, policy: &Policy, block: &IpBlock, path: &str) 
     Some(Draft::new(
         RuleId::BLOCK_OF_PODS,
         format!("{path}.ipBlock"),
-        format!("{} contains {noun} {}.", block.cidr, some(&names, "pods")),
+        format!("{} contains {noun} {}.", block.cidr, shortened_list(&names, "pods")),
         "A pod that is created again has another address, and another pod can get this one.",
         fix,
     ))
 }
 
 /// Finds an ingress block with addresses of nodes. Connections of other clients can have the address of a node, too.
-fn of_nodes(context: &Context<'_>, block: &IpBlock, direction: Direction, path: &str) -> Option<Draft> {
+fn block_of_nodes(context: &Context<'_>, block: &IpBlock, direction: Direction, path: &str) -> Option<Draft> {
     let nodes = context.state.nodes.values();
     let is_in_block = |addresses: &[IpAddr]| addresses.iter().any(|address| block.contains(*address));
     let names: Vec<String> =
@@ -83,7 +83,7 @@ fn of_nodes(context: &Context<'_>, block: &IpBlock, direction: Direction, path: 
     Some(Draft::new(
         RuleId::BLOCK_OF_NODES,
         format!("{path}.ipBlock"),
-        format!("{} contains {noun} {}.", block.cidr, some(&names, "nodes")),
+        format!("{} contains {noun} {}.", block.cidr, shortened_list(&names, "nodes")),
         "Clients outside the cluster that connect through a node port or a load balancer can have the address of a node, \
          and this rule allows them, too. The local node needs no rule, for example for kubelet probes.",
         "set `externalTrafficPolicy: Local` on such Services, and allow the clients' addresses",

@@ -1,5 +1,5 @@
-//! The objects, indexed for the checks: pods with the same labels are one group, so that a selector is evaluated once
-//! for all of them.
+//! The objects, indexed for the checks. The pods of a namespace with the same labels are one group, so that a selector
+//! is evaluated once for all of them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -12,28 +12,29 @@ use crate::model::{
 use crate::offline::OfflineCluster;
 
 /// Namespaces that every cluster has.
-const ALWAYS: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+const STANDARD_NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
-/// The objects.
+/// The objects, and indexes of them.
 pub(super) struct Context<'a> {
-    /// The state in which unknown addresses match the fewest blocks.
+    /// The state in which unknown addresses match the fewest blocks. Addresses of pods that do not exist yet are
+    /// unknown.
     pub(super) state: &'a ClusterState,
     /// The state in which unknown addresses match the most blocks.
     pub(super) at_most: &'a ClusterState,
     pub(super) cluster: &'a OfflineCluster,
     pub(super) details: &'a Details,
-    /// The policies as they are written.
+    /// The policies as they are written in the manifests.
     pub(super) policies: Vec<PolicyView<'a>>,
     pub(super) egress: EgressIsolation<'a>,
-    /// Pods that have not finished.
+    /// The pods that have not finished, by namespace.
     pub(super) groups: BTreeMap<&'a NamespaceName, Vec<Group<'a>>>,
-    /// The groups of each namespace with a label and value.
+    /// The groups that have a label with a value, by namespace.
     by_label: LabelIndex<'a>,
     /// Whether the input has Namespaces. Otherwise it is unknown which namespaces exist.
     pub(super) has_namespaces: bool,
     /// Namespaces that exist: those of the input, and those that other objects refer to.
     pub(super) namespaces: BTreeSet<NamespaceName>,
-    /// The Services with a port number.
+    /// The Services that have a port or nodePort with this protocol and number.
     pub(super) services_by_port: HashMap<(Protocol, u16), Vec<&'a ServiceKey>>,
 }
 
@@ -51,7 +52,7 @@ pub(super) struct Group<'a> {
 /// A policy and the pods that it selects.
 pub(super) struct PolicyView<'a> {
     pub(super) policy: &'a Policy,
-    /// Indices of groups of the policy's namespace. None of them is of host-network pods.
+    /// Indices of the selected groups among those of the policy's namespace, without groups of host-network pods.
     pub(super) selected: Vec<usize>,
 }
 
@@ -102,7 +103,8 @@ impl<'a> Context<'a> {
         view.selected.iter().map(|index| &groups[*index]).collect()
     }
 
-    /// Returns the namespaces with pods that a selector matches; without a selector, the policy's own.
+    /// Returns the namespaces that have pods and that a namespace selector matches, with the groups of these pods.
+    /// Without a selector, returns the policy's own namespace.
     pub(super) fn pod_namespaces(
         &self,
         policy: &Policy,
@@ -116,7 +118,8 @@ impl<'a> Context<'a> {
         self.groups.iter().filter(move |(name, _)| matches(name)).map(|(name, groups)| (*name, groups.as_slice()))
     }
 
-    /// Returns the groups that a peer matches, with groups of host-network pods, which are not peers.
+    /// Returns the groups with labels that a peer matches. This includes groups of host-network pods, although such
+    /// pods are not peers.
     pub(super) fn peer_groups(&self, policy: &Policy, peer: &Peer) -> Vec<&Group<'a>> {
         let Peer::Pods { namespaces, pods } = peer else { return Vec::new() };
         let namespaces = self.pod_namespaces(policy, namespaces.as_ref());
@@ -134,7 +137,7 @@ impl<'a> Context<'a> {
         self.details.pods.get(pod).or_else(of_workload)
     }
 
-    /// Returns whether the input has the objects of the system, so that it probably has all objects of a cluster.
+    /// Returns whether the input has the namespace `kube-system`: then it probably has all objects of a cluster.
     pub(super) fn is_whole_cluster(&self) -> bool {
         self.state.namespaces.keys().any(|name| **name == *"kube-system")
     }
@@ -172,7 +175,8 @@ fn by_label<'a>(groups: &BTreeMap<&'a NamespaceName, Vec<Group<'a>>>) -> LabelIn
     groups.iter().map(|(name, groups)| (*name, of_namespace(groups))).collect()
 }
 
-/// Returns the indices of all groups that a selector may match: those with one of its labels if it has any.
+/// Returns the indices of the groups that a selector may match. If the selector requires labels with one value, these
+/// are the groups with the rarest of these labels; otherwise all groups.
 fn candidates<'i>(
     index: &'i LabelIndex<'_>,
     namespace: &NamespaceName,
@@ -190,12 +194,13 @@ fn candidates<'i>(
     shortest.into_iter().flatten().copied().chain(all)
 }
 
-/// Other objects can refer to a namespace that has no object of its own (docs/semantics.md, item 39).
+/// Returns the names of all namespaces. Pods and Services can be in a namespace that has no Namespace object
+/// (docs/semantics.md, item 39).
 fn namespaces(state: &ClusterState) -> BTreeSet<NamespaceName> {
     let of_pods = state.pods.keys().map(|key| &key.namespace);
     let of_services = state.services.keys().map(|key| &key.namespace);
     let named = state.namespaces.keys().chain(of_pods).chain(of_services).cloned();
-    named.chain(ALWAYS.map(NamespaceName::from)).collect()
+    named.chain(STANDARD_NAMESPACES.map(NamespaceName::from)).collect()
 }
 
 fn services_by_port(state: &ClusterState) -> HashMap<(Protocol, u16), Vec<&ServiceKey>> {
@@ -211,11 +216,11 @@ fn services_by_port(state: &ClusterState) -> HashMap<(Protocol, u16), Vec<&Servi
     by_port
 }
 
-/// The number of names in a message; the others are counted.
+/// The maximum number of names in a message; further names are counted.
 const NAMES_SHOWN: usize = 3;
 
 /// `a` or `a, b, c and 7 more pods`.
-pub(super) fn some(names: &[String], what: &str) -> String {
+pub(super) fn shortened_list(names: &[String], what: &str) -> String {
     match names.len().checked_sub(NAMES_SHOWN) {
         None | Some(0) => names.join(", "),
         Some(1) => format!("{} and 1 more {}", names[..NAMES_SHOWN].join(", "), what.trim_end_matches('s')),

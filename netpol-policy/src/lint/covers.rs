@@ -6,8 +6,7 @@ use crate::model::{
     IpBlock, NAMESPACE_NAME_LABEL, Peer, Peers, PortMatch, PortRange, Ports, Requirement, Rule, Selector,
 };
 
-/// Returns whether `wide` allows everything that `narrow` allows. Both rules are of policies of `namespace`. False if this
-/// is not certain.
+/// Returns whether `wide` certainly allows everything that `narrow` allows. Both rules are of policies in `namespace`.
 pub(super) fn rule(wide: &Rule, narrow: &Rule, namespace: &str) -> bool {
     ports(&wide.ports, &narrow.ports) && peers(&wide.peers, &narrow.peers, namespace)
 }
@@ -32,8 +31,14 @@ fn peer(wide: &Peer, narrow: &Peer, namespace: &str) -> bool {
             let of_namespaces = match (wide_namespaces, narrow_namespaces) {
                 (None, None) => true,
                 (Some(wide), Some(narrow)) => selector(wide, narrow),
-                (Some(wide), None) => !wide.invalid && wide.requirements.iter().all(|own| is_own(own, namespace)),
-                (None, Some(narrow)) => !narrow.invalid && narrow.requirements.iter().any(|own| is_own(own, namespace)),
+                (Some(wide), None) => {
+                    !wide.invalid
+                        && wide.requirements.iter().all(|requirement| is_only_namespace(requirement, namespace))
+                }
+                (None, Some(narrow)) => {
+                    !narrow.invalid
+                        && narrow.requirements.iter().any(|requirement| is_only_namespace(requirement, namespace))
+                }
             };
             of_namespaces && selector(wide, narrow)
         }
@@ -42,7 +47,7 @@ fn peer(wide: &Peer, narrow: &Peer, namespace: &str) -> bool {
 }
 
 /// Returns whether a requirement selects only the namespace with this name.
-fn is_own(requirement: &Requirement, namespace: &str) -> bool {
+fn is_only_namespace(requirement: &Requirement, namespace: &str) -> bool {
     matches!(requirement, Requirement::In(key, values)
         if **key == *NAMESPACE_NAME_LABEL && matches!(values.as_slice(), [value] if **value == *namespace))
 }
@@ -54,6 +59,7 @@ pub(super) fn selector(wide: &Selector, narrow: &Selector) -> bool {
         && wide.requirements.iter().all(|wide| narrow.requirements.iter().any(|narrow| implies(narrow, wide)))
 }
 
+/// Returns whether all labels that meet `narrow` also meet `wide`.
 fn implies(narrow: &Requirement, wide: &Requirement) -> bool {
     if narrow == wide {
         return true;
@@ -77,10 +83,10 @@ fn implies(narrow: &Requirement, wide: &Requirement) -> bool {
 fn block(wide: &IpBlock, narrow: &IpBlock) -> bool {
     let is_apart = |one: &IpNet, other: &IpNet| !one.contains(other) && !other.contains(one);
     wide.cidr.contains(&narrow.cidr)
-        && wide
-            .except
-            .iter()
-            .all(|hole| is_apart(hole, &narrow.cidr) || narrow.except.iter().any(|excluded| excluded.contains(hole)))
+        && wide.except.iter().all(|wide_excluded| {
+            is_apart(wide_excluded, &narrow.cidr)
+                || narrow.except.iter().any(|excluded| excluded.contains(wide_excluded))
+        })
 }
 
 fn ports(wide: &Ports, narrow: &Ports) -> bool {
@@ -108,7 +114,7 @@ mod tests {
     use crate::manifest;
     use crate::model::Object;
 
-    fn parsed(rule: &str) -> Rule {
+    fn parse_rule(rule: &str) -> Rule {
         let text = format!(
             "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: shop}}, spec: \
              {{podSelector: {{}}, ingress: [{rule}]}}}}"
@@ -120,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wide_rule_covers_a_narrow_one_and_not_the_other_way_round() {
+    fn a_wide_rule_covers_a_narrow_rule_but_a_narrow_rule_does_not_cover_a_wide_rule() {
         for (wide, narrow) in [
             ("{}", "{from: [{podSelector: {}}], ports: [{port: 80}]}"),
             ("{from: [{namespaceSelector: {}}]}", "{from: [{podSelector: {matchLabels: {a: b}}}]}"),
@@ -144,7 +150,7 @@ mod tests {
                 "{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: shop, k: v}}}]}",
             ),
         ] {
-            let (wide_rule, narrow_rule) = (parsed(wide), parsed(narrow));
+            let (wide_rule, narrow_rule) = (parse_rule(wide), parse_rule(narrow));
             assert!(rule(&wide_rule, &narrow_rule, "shop"), "{wide} {narrow}");
             assert!(!rule(&narrow_rule, &wide_rule, "shop"), "{narrow} {wide}");
         }
@@ -158,7 +164,8 @@ mod tests {
             ("{from: [{podSelector: {matchLabels: {a: b}}}]}", "{from: [{podSelector: {matchLabels: {a: c}}}]}"),
         ] {
             assert!(
-                !rule(&parsed(one), &parsed(other), "shop") && !rule(&parsed(other), &parsed(one), "shop"),
+                !rule(&parse_rule(one), &parse_rule(other), "shop")
+                    && !rule(&parse_rule(other), &parse_rule(one), "shop"),
                 "{one}"
             );
         }

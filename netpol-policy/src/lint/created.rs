@@ -1,10 +1,10 @@
-//! Pods that a controller creates later, so that the input does not have them.
+//! Pods that are not in the input, because a controller creates them later.
 
 use super::context::Context;
 use super::similar;
 use crate::model::{Policy, Requirement, Selector};
 
-/// The domains of labels that are not only for the pods of one controller.
+/// Domains of label keys that many applications use. A key with another domain may belong to a controller.
 const COMMON_DOMAINS: [&str; 3] = ["kubernetes.io", "k8s.io", "helm.sh"];
 
 /// Returns why pods that a selector matches may exist although the input has none. `namespaces`: the
@@ -30,15 +30,15 @@ pub(super) fn reason(
     Some(format!("no pod in the input has label {label}, which a controller may set"))
 }
 
-/// Returns a label of the selector with the domain of a controller, if no pod has this label or a similar one, which
-/// would be a typing error.
+/// Returns a label key of the selector with the domain of a controller, if no pod has this key. If a pod has a similar
+/// key, the key in the selector is probably a typo and is not returned.
 fn controller_label<'s>(context: &Context<'_>, pods: &'s Selector) -> Option<&'s str> {
     pods.requirements.iter().find_map(|requirement| {
         let (Requirement::In(key, _) | Requirement::Exists(key)) = requirement else { return None };
         let (domain, _) = key.split_once('/')?;
-        let is_in =
+        let is_below =
             |common: &str| domain.strip_suffix(common).is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('.'));
-        let is_common = COMMON_DOMAINS.iter().any(|common| is_in(common));
+        let is_common = COMMON_DOMAINS.iter().any(|common| is_below(common));
         let labels =
             || context.groups.values().flatten().flat_map(|group| group.labels.iter().map(|(name, _)| &**name));
         let is_similar = || labels().any(|name| name == &**key) || similar::closest(key, labels()).is_some();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use netpol_common::{Direction, protocol};
 
-use super::context::{Context, some};
+use super::context::{Context, shortened_list};
 use super::egress::{ListId, Target, allowed, targets};
 use super::finding::Draft;
 use super::services::added_rule;
@@ -43,7 +43,7 @@ pub(super) fn check(
             "spec.egress",
             format!(
                 "No rule allows {label} {} to reach the cluster DNS, Service {dns}, at {}.",
-                some(&names, "pods"),
+                shortened_list(&names, "pods"),
                 suggest::ports(&missing)
             ),
             format!("{subject} cannot resolve DNS names."),
@@ -53,10 +53,11 @@ pub(super) fn check(
     }
 }
 
-/// The pods that cannot reach some targets, by the first policy that isolates them, and these targets.
+/// For each policy, the pods that cannot reach some targets, and these targets. A pod is listed for the first policy
+/// that isolates it.
 pub(super) type Denied<'a> = BTreeMap<&'a PolicyKey, (Vec<&'a Pod>, BTreeSet<Target>)>;
 
-/// Returns the pods that cannot reach all of these targets.
+/// Returns the pods that cannot reach at least one of these targets.
 pub(super) fn denied<'a>(context: &Context<'a>, targets: &BTreeSet<Target>) -> Denied<'a> {
     let mut denied = Denied::new();
     let mut missing_of: HashMap<ListId, Vec<&Target>> = HashMap::new();
@@ -74,9 +75,9 @@ pub(super) fn denied<'a>(context: &Context<'a>, targets: &BTreeSet<Target>) -> D
             });
             let mut of_pod = of_pod.peekable();
             if of_pod.peek().is_some() {
-                let (pods, all) = denied.entry(key).or_default();
+                let (pods, denied_targets) = denied.entry(key).or_default();
                 pods.push(pod);
-                all.extend(of_pod.copied());
+                denied_targets.extend(of_pod.copied());
             }
         }
     }
@@ -86,7 +87,7 @@ pub(super) fn denied<'a>(context: &Context<'a>, targets: &BTreeSet<Target>) -> D
     denied
 }
 
-/// The cluster DNS: the first Service in [`DNS_NAMESPACE`] that has the DNS port.
+/// Returns the cluster DNS: the first Service in [`DNS_NAMESPACE`] that has the DNS port and backends.
 fn cluster_dns(cluster_state: &ClusterState) -> Option<(ServiceKey, BTreeSet<Target>)> {
     let services = cluster_state.services.range(ServiceKey::new(DNS_NAMESPACE, "")..).map(|(_, service)| service);
     services.take_while(|service| *service.key.namespace == *DNS_NAMESPACE).find_map(|service| {
@@ -102,7 +103,8 @@ pub(crate) struct DnsQuery {
 }
 
 impl DnsQuery {
-    /// Returns the query that a packet of a pod starts, if it is one: to the DNS port, or to a backend of the cluster DNS.
+    /// Returns the DNS query that a packet starts; `None` if the packet does not come from a pod, or is neither to the
+    /// DNS port nor to the cluster DNS.
     pub(crate) fn of(cluster_state: &ClusterState, packet: &Packet) -> Option<Self> {
         if packet.direction == Direction::Ingress || ![protocol::UDP, protocol::TCP].contains(&packet.protocol) {
             return None;
@@ -122,7 +124,7 @@ impl DnsQuery {
         (packet.port == DNS_PORT || cluster_dns.is_some()).then_some(Self { cluster_dns })
     }
 
-    /// Returns the cluster DNS, if the query is for it, and a rule of a policy that allows it.
+    /// If the query is for the cluster DNS, returns its Service, and the change of a policy that allows the query.
     pub(crate) fn rule_of(
         &self,
         cluster_state: &ClusterState,

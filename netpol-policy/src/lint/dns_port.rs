@@ -1,16 +1,16 @@
-//! Pods without any rule for DNS, in an input without the objects of the cluster DNS.
+//! Finds pods without any rule for DNS. Used for an input that does not contain the objects of the cluster DNS.
 
 use std::collections::BTreeMap;
 
 use netpol_common::Direction;
 
 use super::RuleId;
-use super::context::{Context, some};
+use super::context::{Context, shortened_list};
 use super::finding::{Draft, DraftFix};
 use crate::model::{Peer, PolicyKey, PortMatch, PortRange, Ports, Protocol, Rule};
 use crate::reference;
 
-/// The port of DNS, and the one on which the DNS pods of some distributions listen.
+/// The port of DNS, and the port on which the DNS pods of some distributions listen.
 const DNS_PORTS: [u16; 2] = [53, 5353];
 
 /// The rule that allows the cluster DNS of most distributions.
@@ -27,8 +27,8 @@ const RULE: [&str; 10] = [
     "  - {port: 53, protocol: TCP}",
 ];
 
-/// Adds a finding for the first policy that isolates pods which connect to others, but never to a DNS port. It is
-/// information only: the programs may use addresses instead of names.
+/// Finds pods that have egress rules for other pods, but no rule for a DNS port. Adds the finding to the first policy
+/// that isolates these pods. The finding is information only, because programs may use addresses instead of names.
 pub(super) fn check(context: &Context<'_>, drafts: &mut BTreeMap<PolicyKey, Vec<Draft>>) {
     let mut found: BTreeMap<&PolicyKey, Vec<String>> = BTreeMap::new();
     for (name, groups) in &context.groups {
@@ -48,7 +48,7 @@ pub(super) fn check(context: &Context<'_>, drafts: &mut BTreeMap<PolicyKey, Vec<
         let draft = Draft::new(
             RuleId::DNS_DENIED,
             "spec.egress",
-            format!("No rule allows {noun} {} to reach port 53 of any address.", some(&pods, "pods")),
+            format!("No rule allows {noun} {} to reach port 53 of any address.", shortened_list(&pods, "pods")),
             "Names, such as those of Services, cannot be resolved.",
             DraftFix::from(format!("add to spec.egress of NetworkPolicy {policy}")).with_yaml(&RULE),
         );
@@ -60,7 +60,7 @@ fn is_for_pods(rule: &Rule) -> bool {
     rule.peers.listed().iter().any(|peer| matches!(peer, Peer::Pods { .. }))
 }
 
-/// Returns whether a rule may be for DNS. A port name may be one of the DNS pods.
+/// Returns whether a rule may be for DNS. A port name may be that of a port of the DNS pods.
 fn may_be_dns(ports: &Ports) -> bool {
     let is_dns = |port: &PortMatch| match &port.port {
         PortRange::All | PortRange::Named(_) => port.protocol != Protocol::Sctp,

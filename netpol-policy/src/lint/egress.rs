@@ -20,10 +20,11 @@ pub(super) struct ListId(usize);
 /// The policies that isolate each group of pods. Groups with the same policies share a list.
 pub(super) struct EgressIsolation<'a> {
     state: &'a ClusterState,
-    /// For each list, the policies in the state in which unknown addresses match the fewest blocks.
+    /// For each list, its policies in the state in which unknown addresses match the fewest blocks.
     lists: Vec<Vec<&'a Policy>>,
-    /// The same, in the state in which they match the most.
+    /// For each list, its policies in the state in which unknown addresses match the most blocks.
     at_most: Vec<Vec<&'a Policy>>,
+    /// The list of each group, by namespace.
     groups: BTreeMap<&'a NamespaceName, Vec<ListId>>,
     /// The backends of each frontend, and their pods.
     backends: HashMap<Frontend, Vec<(Backend, Option<&'a Pod>)>>,
@@ -31,7 +32,9 @@ pub(super) struct EgressIsolation<'a> {
     forwarded: HashSet<(Backend, u8)>,
     /// The backends of each Service.
     targets: HashMap<&'a ServiceKey, BTreeSet<Target>>,
+    /// Results of [`Self::reaches_service`].
     reaches: RefCell<HashMap<(ListId, ServiceKey), bool>>,
+    /// Results of [`allowed`], for each list of policies.
     allows: RefCell<HashMap<(ListId, Target), bool>>,
 }
 
@@ -50,18 +53,19 @@ impl<'a> EgressIsolation<'a> {
         }
         let mut ids: HashMap<Vec<&PolicyKey>, ListId> = HashMap::new();
         let (mut lists, mut lists_at_most) = (Vec::new(), Vec::new());
-        let of = |state: &'a ClusterState, keys: &[&PolicyKey]| -> Vec<&'a Policy> {
+        let policies_of = |state: &'a ClusterState, keys: &[&PolicyKey]| -> Vec<&'a Policy> {
             keys.iter().filter_map(|key| state.policies.get(*key)).collect()
         };
-        let mut id = |keys: Vec<&'a PolicyKey>| {
+        let mut list_id = |keys: Vec<&'a PolicyKey>| {
             let next = ListId(ids.len());
             *ids.entry(keys).or_insert_with_key(|keys| {
-                lists.push(of(state, keys));
-                lists_at_most.push(of(at_most, keys));
+                lists.push(policies_of(state, keys));
+                lists_at_most.push(policies_of(at_most, keys));
                 next
             })
         };
-        let groups = keys.into_iter().map(|(name, groups)| (name, groups.into_iter().map(&mut id).collect())).collect();
+        let groups =
+            keys.into_iter().map(|(name, groups)| (name, groups.into_iter().map(&mut list_id).collect())).collect();
         let backends = state.services.values().flat_map(Service::frontends).map(|(frontend, _)| {
             let backends = state.backends(&frontend).into_iter();
             (frontend, backends.map(|backend| (backend, state.peer_at(backend.address))).collect())
@@ -96,7 +100,7 @@ impl<'a> EgressIsolation<'a> {
         view.selected.iter().map(|group| lists[*group]).collect()
     }
 
-    /// Returns the policies of a list, with as many matching blocks as possible.
+    /// Returns the policies of a list, in the state in which unknown addresses match the most blocks.
     pub(super) fn at_most(&self, list: ListId) -> &[&'a Policy] {
         &self.at_most[list.0]
     }
@@ -137,7 +141,7 @@ impl<'a> EgressIsolation<'a> {
     }
 }
 
-/// The backends of a Service, for the ports that the filter accepts.
+/// Returns the backends of a Service, for the ports that the filter accepts.
 pub(super) fn targets(
     cluster_state: &ClusterState,
     service: &Service,

@@ -5,7 +5,7 @@ use super::context::{Context, PolicyView};
 use super::finding::{Draft, DraftFix};
 use crate::model::{MODE_ANNOTATION, Mode};
 
-/// Finds a policy that is not enforced. The other rules evaluate it as if it were.
+/// Finds a policy that is not enforced. Most other lint rules treat such a policy as if it were enforced.
 pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>) -> Option<Draft> {
     if context.state.mode(view.policy) == Mode::Enforce {
         return None;

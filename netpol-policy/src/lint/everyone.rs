@@ -9,7 +9,8 @@ use super::finding::{Draft, DraftFix};
 use super::patch::Operation;
 use crate::manifest::FieldPath;
 
-/// Finds `from: []` and `to: []`, also as null. A rule without the field is how to write that all addresses are allowed.
+/// Finds `from: []` and `to: []`, and null instead of the list. A rule that is intended to allow all addresses should
+/// omit the field.
 pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut Vec<Draft>) {
     let Some(source) = context.details.policies.get(&view.policy.key) else { return };
     for (direction, list) in [(Direction::Ingress, "from"), (Direction::Egress, "to")] {

@@ -106,7 +106,7 @@ impl Draft {
         Self { severity: Severity::Info, ..self }
     }
 
-    /// Adds the location. `object`: the policy.
+    /// Adds the location. `object`: the object of the finding, such as `NetworkPolicy shop/web`.
     pub(super) fn finish(self, object: &str, editor: Option<&Editor<'_>>) -> Finding {
         let Self { rule, field, severity, message, why, fix } = self;
         let source = editor.map(Editor::source).filter(|source| !source.file.is_empty());
@@ -137,7 +137,8 @@ impl DraftFix {
         Self { yaml: yaml.iter().map(|line| (*line).to_owned()).collect(), ..self }
     }
 
-    /// Removes a rule. A policy without rules keeps an empty list, so that it still isolates.
+    /// Creates a fix that removes a rule. If this is the only rule, an empty list remains, so that the policy still
+    /// isolates.
     pub(super) fn without_rule(description: &str, list: FieldPath, index: usize, count: usize) -> Self {
         let operation = if count == 1 {
             Operation::Replace(list, yaml::Node::List(Vec::new()))

@@ -1,7 +1,8 @@
 //! One peer that should be two, and two peers that should be one.
 //!
-//! In YAML the two differ by one `-`. Both are valid, so there is a finding only if what is written matches no pod, and
-//! the alternative matches some, or may match pods of a namespace without pods in the input.
+//! In YAML, the two forms differ by one `-`. Both forms are valid. So there is a finding only if the written form
+//! matches no pod, and the other form matches pods. The other form may also match pods of a namespace that has no pods
+//! in the input.
 
 use super::RuleId;
 use super::context::Context;
@@ -12,7 +13,7 @@ use crate::explain::{describe, yaml};
 use crate::manifest::{FieldPath, Step};
 use crate::model::{Peer, Selector};
 
-/// Finds a peer with a podSelector next to one with a namespaceSelector.
+/// Finds a peer with a podSelector next to a peer with a namespaceSelector.
 pub(super) fn split(context: &Context<'_>, place: PeerPlace<'_>) -> Option<Draft> {
     let Peer::Pods { namespaces: None, pods } = place.peer() else { return None };
     let neighbors = [place.index.checked_sub(1), Some(place.index + 1)].into_iter().flatten();
@@ -22,12 +23,12 @@ pub(super) fn split(context: &Context<'_>, place: PeerPlace<'_>) -> Option<Draft
         if !others.requirements.is_empty() || others.invalid || namespaces.invalid {
             return None;
         }
-        let one = Peer::Pods { namespaces: Some(namespaces.clone()), pods: pods.clone() };
-        let is_unknown = context.pod_namespaces(place.policy, Some(namespaces)).next().is_none();
-        (is_unknown || matches(context, place, &one)).then(|| {
+        let joined_peer = Peer::Pods { namespaces: Some(namespaces.clone()), pods: pods.clone() };
+        let has_no_known_pods = context.pod_namespaces(place.policy, Some(namespaces)).next().is_none();
+        (has_no_known_pods || matches(context, place, &joined_peer)).then(|| {
             let (from, path) = (neighbor.path(), place.path());
             let operations = vec![
-                Operation::Replace(FieldPath::parse(&from), yaml::of_peer(&one)),
+                Operation::Replace(FieldPath::parse(&from), yaml::of_peer(&joined_peer)),
                 Operation::Remove(FieldPath::parse(&path)),
             ];
             Draft::new(
@@ -41,7 +42,7 @@ pub(super) fn split(context: &Context<'_>, place: PeerPlace<'_>) -> Option<Draft
                 DraftFix::of(
                     format!(
                         "write both selectors in one item, without the second `-`, to allow only {}",
-                        describe::peer(place.policy, &one)
+                        describe::peer(place.policy, &joined_peer)
                     ),
                     operations,
                 ),
@@ -50,7 +51,7 @@ pub(super) fn split(context: &Context<'_>, place: PeerPlace<'_>) -> Option<Draft
     })
 }
 
-/// Finds a peer with both selectors that matches nothing, although each selector alone matches.
+/// Finds a peer with both selectors that matches no pod, although each selector alone matches pods.
 pub(super) fn joined(context: &Context<'_>, place: PeerPlace<'_>) -> Option<Draft> {
     let Peer::Pods { namespaces: Some(namespaces), pods } = place.peer() else { return None };
     if pods.requirements.is_empty() || namespaces.matches(&context.state.namespace_labels(&place.policy.key.namespace))
@@ -58,8 +59,8 @@ pub(super) fn joined(context: &Context<'_>, place: PeerPlace<'_>) -> Option<Draf
         return None;
     }
     let all_of_namespaces = Peer::Pods { namespaces: Some(namespaces.clone()), pods: Selector::everything() };
-    let of_own = Peer::Pods { namespaces: None, pods: pods.clone() };
-    if !matches(context, place, &all_of_namespaces) || !matches(context, place, &of_own) {
+    let in_own_namespace = Peer::Pods { namespaces: None, pods: pods.clone() };
+    if !matches(context, place, &all_of_namespaces) || !matches(context, place, &in_own_namespace) {
         return None;
     }
     let path = FieldPath::parse(&place.path());
@@ -67,7 +68,7 @@ pub(super) fn joined(context: &Context<'_>, place: PeerPlace<'_>) -> Option<Draf
     debug_assert!(matches!(list.0.last(), Some(Step::Key(_))), "a peer is an item of a list");
     let operations = vec![
         Operation::Replace(path, yaml::of_peer(&all_of_namespaces)),
-        Operation::Append(list, yaml::of_peer(&of_own)),
+        Operation::Append(list, yaml::of_peer(&in_own_namespace)),
     ];
     Some(Draft::new(
         RuleId::JOINED_PEER,
@@ -78,7 +79,7 @@ pub(super) fn joined(context: &Context<'_>, place: PeerPlace<'_>) -> Option<Draf
             format!(
                 "write two list items, if {} and {} are intended",
                 describe::peer(place.policy, &all_of_namespaces),
-                describe::peer(place.policy, &of_own)
+                describe::peer(place.policy, &in_own_namespace)
             ),
             operations,
         ),

@@ -1,12 +1,13 @@
 //! Lints policies: finds mistakes that are only visible together with the other objects, parts that match nothing, and
-//! which traffic policies do not restrict.
+//! traffic that no policy restricts.
 //!
 //! ```text
 //! Parsed, OfflineCluster ─► Context: indexes ─► one function for each rule ─► Draft ─► Finding, with line and patch
 //!                                                              suppress: annotations ─► Report
 //! ```
 //!
-//! Each rule has an ID ([`RuleId`]), and a page in `docs/lint/`.
+//! A lint rule ([`Rule`]) is a check for one kind of mistake. Each rule has an ID ([`RuleId`]), and a page in
+//! `docs/lint/`.
 
 mod api_server;
 mod blocks;
@@ -55,9 +56,9 @@ use crate::offline::OfflineCluster;
 /// The rules to check.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
-    /// Only these; all if empty.
+    /// If not empty, only these rules are checked.
     pub only: BTreeSet<RuleId>,
-    /// Not these.
+    /// These rules are not checked.
     pub skip: BTreeSet<RuleId>,
 }
 
@@ -95,7 +96,7 @@ impl NotChecked {
     }
 }
 
-/// Lints the input. `errors`: its diagnostics, with those of all files together.
+/// Lints the input. `errors`: the diagnostics of its files and of the input as a whole ([`crate::manifest::report`]).
 pub fn lint(parsed: &Parsed, errors: &[ManifestError], cluster: &OfflineCluster, selection: &Selection) -> Report {
     let context = Context::new(parsed, cluster);
     let mut report = Report::default();
@@ -104,7 +105,7 @@ pub fn lint(parsed: &Parsed, errors: &[ManifestError], cluster: &OfflineCluster,
         let reason = "the input has no pods and no workloads";
         report.not_checked.push(NotChecked::new(RuleId::SELECTS_NO_POD, reason));
     }
-    let mut drafts = of_policies(&context, &mut report.not_checked);
+    let mut drafts = check_policies(&context, &mut report.not_checked);
     for (view, drafts) in context.policies.iter().zip(&mut drafts) {
         let object = ObjectKey::Policy(view.policy.key.clone()).to_string();
         let editor = context.details.policies.get(&view.policy.key).map(Editor::new);
@@ -117,8 +118,8 @@ pub fn lint(parsed: &Parsed, errors: &[ManifestError], cluster: &OfflineCluster,
         error.rule == RuleId::UNUSUAL_VALUE
             && error.object.as_deref().zip(error.field.as_deref()).is_some_and(|place| more_precise.contains(&place))
     };
-    let of_input: Vec<Finding> = errors.iter().filter(|error| !is_superseded(error)).map(of_error).collect();
-    findings.extend(of_input);
+    let of_errors: Vec<Finding> = errors.iter().filter(|error| !is_superseded(error)).map(finding_of_error).collect();
+    findings.extend(of_errors);
     suppress::apply(parsed, findings, &mut report);
     report.findings.retain(|finding| selection.contains(finding.rule));
     report.suppressed.retain(|suppressed| selection.contains(suppressed.finding.rule));
@@ -134,26 +135,32 @@ pub fn lint(parsed: &Parsed, errors: &[ManifestError], cluster: &OfflineCluster,
 }
 
 /// Returns the findings of each policy, in the order of the policies.
-fn of_policies(context: &Context<'_>, not_checked: &mut Vec<NotChecked>) -> Vec<Vec<Draft>> {
+fn check_policies(context: &Context<'_>, not_checked: &mut Vec<NotChecked>) -> Vec<Vec<Draft>> {
     let mut drafts: Vec<Vec<Draft>> = context.policies.iter().map(|_| Vec::new()).collect();
     for (view, drafts) in context.policies.iter().zip(&mut drafts) {
-        of_policy(context, view, drafts, not_checked);
+        check_policy(context, view, drafts, not_checked);
     }
-    let mut of_pods = BTreeMap::new();
-    dns::check(context, &mut of_pods, not_checked);
-    api_server::check(context, &mut of_pods, not_checked);
-    redundant::check(context, &mut of_pods, not_checked);
+    let mut by_policy = BTreeMap::new();
+    dns::check(context, &mut by_policy, not_checked);
+    api_server::check(context, &mut by_policy, not_checked);
+    redundant::check(context, &mut by_policy, not_checked);
     for (view, drafts) in context.policies.iter().zip(&mut drafts) {
         let has_split_port = drafts.iter().any(|draft| draft.rule == RuleId::SPLIT_PORT);
-        let of_policy = of_pods.remove(&view.policy.key).unwrap_or_default().into_iter();
-        // An item that allows too much is the mistake, not the rules that it makes useless.
-        drafts.extend(of_policy.filter(|draft| !has_split_port || draft.rule != RuleId::SHADOWED_RULE));
+        let further = by_policy.remove(&view.policy.key).unwrap_or_default().into_iter();
+        // An item of `ports` that allows too much is the mistake, not the rules that have no effect because of this
+        // item.
+        drafts.extend(further.filter(|draft| !has_split_port || draft.rule != RuleId::SHADOWED_RULE));
     }
     drafts
 }
 
-/// Adds the findings about the parts of one policy.
-fn of_policy(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut Vec<Draft>, not_checked: &mut Vec<NotChecked>) {
+/// Adds the findings that are about the parts of one policy.
+fn check_policy(
+    context: &Context<'_>,
+    view: &PolicyView<'_>,
+    drafts: &mut Vec<Draft>,
+    not_checked: &mut Vec<NotChecked>,
+) {
     drafts.extend(enforcement::check(context, view));
     everyone::check(context, view, drafts);
     split_ports::check(context, view, drafts);
@@ -169,7 +176,7 @@ fn of_policy(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut Vec<Draf
 }
 
 /// Returns a diagnostic of the input as a finding.
-fn of_error(error: &ManifestError) -> Finding {
+fn finding_of_error(error: &ManifestError) -> Finding {
     let ManifestError { rule, severity, file, line, document: _, object, field, message, count } = error.clone();
     let why = match severity {
         Severity::Error if rule == RuleId::INVALID_POLICY => {

@@ -1,4 +1,4 @@
-//! Which traffic the policies of a namespace do not restrict.
+//! Finds traffic that the policies of a namespace do not restrict.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use netpol_common::Direction;
 
 use super::RuleId;
-use super::context::{Context, Group, some};
+use super::context::{Context, Group, shortened_list};
 use super::finding::{Draft, DraftFix, Finding};
 use crate::manifest::Parsed;
 use crate::model::{Mode, NamespaceName, Object, ObjectKey, Pod};
@@ -23,8 +23,8 @@ pub(super) fn check(parsed: &Parsed, context: &Context<'_>) -> Vec<Finding> {
     let names = context.groups.keys().filter(|name| !SYSTEM.contains(&name.as_ref()));
     for name in names {
         let groups = context.groups_of(name);
-        let open = not_isolated(context, name, groups);
-        let drafts = default_deny(context, name).into_iter().chain(open);
+        let not_isolated = not_isolated(context, name, groups);
+        let drafts = default_deny(context, name).into_iter().chain(not_isolated);
         let Some((file, line)) = places.get(*name) else { continue };
         let object = ObjectKey::Namespace((*name).clone()).to_string();
         findings.extend(drafts.map(|draft| {
@@ -35,11 +35,12 @@ pub(super) fn check(parsed: &Parsed, context: &Context<'_>) -> Vec<Finding> {
     findings
 }
 
-/// Returns where each namespace is defined, or else where its first policy or pod is.
+/// Returns where each namespace is defined. If the input has no Namespace object, returns where its first policy is, or
+/// else its first pod or workload. In this order, the places have the ranks 0 to 2.
 fn places(parsed: &Parsed) -> BTreeMap<NamespaceName, Place> {
     let mut places: BTreeMap<NamespaceName, (u8, Place)> = BTreeMap::new();
     let mut add = |namespace: &NamespaceName, rank: u8, place: Place| match places.get_mut(namespace) {
-        Some((best, found)) if rank < *best => (*best, *found) = (rank, place),
+        Some((best_rank, best_place)) if rank < *best_rank => (*best_rank, *best_place) = (rank, place),
         Some(_) => {}
         None => {
             places.insert(namespace.clone(), (rank, place));
@@ -60,7 +61,7 @@ fn places(parsed: &Parsed) -> BTreeMap<NamespaceName, Place> {
     places.into_iter().map(|(name, (_, place))| (name, place)).collect()
 }
 
-/// Finds a namespace with policies for some pods, and none for all of them.
+/// Finds a namespace with policies for some pods, but no policy for all pods.
 fn default_deny(context: &Context<'_>, namespace: &NamespaceName) -> Option<Draft> {
     let isolating = |direction: Direction| {
         let of_namespace =
@@ -119,7 +120,7 @@ fn not_isolated(context: &Context<'_>, namespace: &NamespaceName, groups: &[Grou
     Some(Draft::new(
         RuleId::PODS_NOT_ISOLATED,
         "",
-        format!("No policy isolates {subject} {}.", some(&names, "pods")),
+        format!("No policy isolates {subject} {}.", shortened_list(&names, "pods")),
         format!("Every connection of {them} is allowed, unless a policy of the other end denies it."),
         default_deny_policy("add a policy for all pods, and policies for what to allow", namespace, "Ingress, Egress"),
     ))

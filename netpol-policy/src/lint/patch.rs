@@ -1,7 +1,7 @@
 //! Fixes as patches: a unified diff of the manifest if the text can be edited, otherwise a JSON patch of the object.
 //!
-//! The edits are made by lines, which is not correct for every YAML text. So the edited text is parsed, and the diff is
-//! only used if it has exactly the expected value.
+//! The text is edited by lines, which is not correct for every YAML text. So the edited text is parsed, and the diff is
+//! only used if the result is exactly the expected object.
 
 mod edit;
 mod unified;
@@ -54,7 +54,7 @@ pub(super) struct Editor<'s> {
     parsed: OnceCell<Option<ParsedObject>>,
 }
 
-/// The text of an object, and what it means.
+/// The lines of an object, and the parsed value.
 #[derive(Debug)]
 struct ParsedObject {
     text: Vec<String>,
@@ -67,12 +67,12 @@ impl<'s> Editor<'s> {
         Self { source, parsed: OnceCell::new() }
     }
 
-    /// Returns the policy.
+    /// Returns the source of the policy.
     pub(super) const fn source(&self) -> &'s PolicySource {
         self.source
     }
 
-    /// Returns the operations as a patch; `None` if they do not fit the object.
+    /// Returns the operations as a patch; `None` if an operation is not possible in the object.
     pub(super) fn patch(&self, operations: &[Operation]) -> Option<Patch> {
         if let Some(text) = self.diff(operations) {
             return Some(Patch { format: PatchFormat::UnifiedDiff, text });
@@ -115,7 +115,8 @@ fn parse(source: &PolicySource) -> Option<ParsedObject> {
     Some(ParsedObject { text, value, lines })
 }
 
-/// Returns the lines of the object, without the `-` of an item.
+/// Returns the lines of the object, without the `-` of a list item. `None` for CRLF line breaks: added lines would not
+/// have them.
 fn object_lines(source: &PolicySource) -> Option<Vec<String>> {
     let mut lines: Vec<String> = source.text.lines(source.range.clone()).map(str::to_owned).collect();
     if lines.iter().any(|line| line.contains('\r')) {

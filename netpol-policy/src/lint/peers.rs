@@ -2,7 +2,7 @@
 
 use netpol_common::Direction;
 
-use super::context::{Context, Group, PolicyView, some};
+use super::context::{Context, Group, PolicyView, shortened_list};
 use super::finding::{Draft, DraftFix};
 use super::patch::Operation;
 use super::{NotChecked, RuleId, created, intent, similar, suggest};
@@ -17,8 +17,10 @@ use crate::reference;
 pub(super) struct PeerPlace<'p> {
     pub(super) policy: &'p Policy,
     pub(super) direction: Direction,
+    /// The index of the rule.
     pub(super) rule: usize,
     pub(super) peers: &'p [Peer],
+    /// The index in `peers`.
     pub(super) index: usize,
 }
 
@@ -41,17 +43,17 @@ pub(super) fn check(
     not_checked: &mut Vec<NotChecked>,
 ) {
     for direction in Direction::BOTH {
-        for (rule, found) in reference::rules(view.policy, direction).iter().enumerate() {
-            let peers = found.peers.listed();
+        for (rule_index, rule) in reference::rules(view.policy, direction).iter().enumerate() {
+            let peers = rule.peers.listed();
             for index in 0..peers.len() {
-                let place = PeerPlace { policy: view.policy, direction, rule, peers, index };
-                drafts.extend(of_peer(context, place, not_checked));
+                let place = PeerPlace { policy: view.policy, direction, rule: rule_index, peers, index };
+                drafts.extend(check_peer(context, place, not_checked));
             }
         }
     }
 }
 
-fn of_peer(context: &Context<'_>, place: PeerPlace<'_>, not_checked: &mut Vec<NotChecked>) -> Option<Draft> {
+fn check_peer(context: &Context<'_>, place: PeerPlace<'_>, not_checked: &mut Vec<NotChecked>) -> Option<Draft> {
     let Peer::Pods { namespaces, pods } = place.peer() else { return None };
     if !yaml::is_valid(place.peer()) {
         return None;
@@ -102,8 +104,8 @@ fn of_peer(context: &Context<'_>, place: PeerPlace<'_>, not_checked: &mut Vec<No
     }))
 }
 
-/// Returns why a selector of namespaces by name cannot be checked: manifests of an application rarely have the namespaces
-/// of others, such as that of an ingress controller.
+/// Returns why a selector of namespaces by name cannot be checked; `None` if it can. Manifests of an application rarely
+/// contain namespaces of other applications, such as that of an ingress controller.
 fn not_in_input(context: &Context<'_>, selector: &Selector) -> Option<String> {
     let names = selector.requirements.iter().find_map(|requirement| match requirement {
         Requirement::In(key, names) if **key == *NAMESPACE_NAME_LABEL => Some(names),
@@ -120,7 +122,7 @@ fn closest_namespace<'c>(context: &'c Context<'_>, name: &str) -> Option<&'c str
     similar::closest(name, context.namespaces.iter().map(|name| &**name))
 }
 
-/// A namespace selector that matches no namespace.
+/// Returns the finding for a namespace selector that matches no namespace.
 fn no_namespace(context: &Context<'_>, place: PeerPlace<'_>, selector: &Selector) -> Draft {
     let field = format!("{}.namespaceSelector", place.path());
     Draft::new(
@@ -128,15 +130,15 @@ fn no_namespace(context: &Context<'_>, place: PeerPlace<'_>, selector: &Selector
         field.clone(),
         format!("namespaceSelector {} selects no namespace.", describe::labels(selector)),
         "The peer matches no pod.",
-        by_name(context, &field, selector).unwrap_or_else(|| {
+        fix_by_name(context, &field, selector).unwrap_or_else(|| {
             let advice = "check the labels of the namespace; the label kubernetes.io/metadata.name has its name";
             DraftFix::from(advice)
         }),
     )
 }
 
-/// Selects a namespace by its name, if the selector has a label with this name as its value.
-fn by_name(context: &Context<'_>, field: &str, selector: &Selector) -> Option<DraftFix> {
+/// Returns a fix that selects a namespace by its name, if the selector has only one label, with this name as its value.
+fn fix_by_name(context: &Context<'_>, field: &str, selector: &Selector) -> Option<DraftFix> {
     let [Requirement::In(key, values)] = selector.requirements.as_slice() else { return None };
     let [value] = values.as_slice() else { return None };
     let name: NamespaceName = match context.namespaces.get(value) {
@@ -150,7 +152,7 @@ fn by_name(context: &Context<'_>, field: &str, selector: &Selector) -> Option<Dr
     Some(DraftFix::of(description, vec![Operation::Replace(FieldPath::parse(field), labels)]))
 }
 
-/// A selector that only host-network pods match. Those are not peers.
+/// Returns the finding for a selector that only host-network pods match: such pods are not peers.
 fn host_network(place: PeerPlace<'_>, groups: &[&Group<'_>]) -> Draft {
     let pods = || groups.iter().flat_map(|group| &group.pods);
     let names: Vec<String> = pods().map(|pod| pod.key.to_string()).collect();
@@ -161,14 +163,14 @@ fn host_network(place: PeerPlace<'_>, groups: &[&Group<'_>]) -> Draft {
         format!(
             "The selector matches host-network pods only ({}): {}.",
             describe::peer(place.policy, place.peer()),
-            some(&names, "pods")
+            shortened_list(&names, "pods")
         ),
         "Host-network pods are not peers: a selector never matches the address of a node.",
         with_blocks(&FieldPath::parse(&place.path()), &blocks, missing),
     )
 }
 
-/// Replaces a peer with blocks. `missing`: the number of addresses that are not among them.
+/// Returns a fix that replaces a peer with blocks. `missing`: the number of addresses that the blocks do not contain.
 fn with_blocks(peer: &FieldPath, blocks: &[Peer], missing: usize) -> DraftFix {
     let Some((first, others)) = blocks.split_first() else { return "allow the addresses of their nodes".into() };
     let list = FieldPath(peer.0[..peer.0.len() - 1].to_vec());

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use netpol_common::Direction;
 
 use super::RuleId;
-use super::context::{Context, PolicyView, some};
+use super::context::{Context, PolicyView, shortened_list};
 use super::finding::{Draft, DraftFix};
 use super::{patch, similar};
 use crate::explain::{describe, yaml};
@@ -16,13 +16,13 @@ use crate::reference;
 /// The destinations of a rule.
 struct Destinations<'d> {
     pods: Vec<&'d Pod>,
-    /// The blocks of the rule, which have further destinations.
+    /// The blocks of the rule. Their addresses are further destinations.
     blocks: Vec<&'d IpBlock>,
-    /// Whether these are all pods, because the rule has no peers.
+    /// Whether `pods` are all pods, because the rule has no peers.
     is_any: bool,
     /// Whether a peer selects all pods of all namespaces.
     has_all_pods: bool,
-    /// The start of a message.
+    /// The start of a message, such as `No pod that the rule selects`.
     no_pod: &'static str,
 }
 
@@ -31,16 +31,16 @@ pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut V
         for (index, rule) in reference::rules(view.policy, direction).iter().enumerate() {
             let Ports::Of(ports) = &rule.ports else { continue };
             let destinations = destinations(context, view, direction, rule);
-            // The fix of that finding is more precise.
             let list = format!("spec.{}[{index}].ports", direction.name());
+            // The fix of a finding about the port of a Service is more precise than the fix of a finding here.
             let has_service_port = drafts.iter().any(|draft| draft.rule == RuleId::SERVICE_PORT && draft.field == list);
             for (number, port) in ports.iter().enumerate() {
                 let path = port_path(view.policy, direction, index, number);
                 drafts.extend(match &port.port {
-                    PortRange::Named(name) => named(context, &destinations, name, port, &path),
+                    PortRange::Named(name) => check_name(context, &destinations, name, port, &path),
                     PortRange::Range(..) if has_service_port => None,
                     PortRange::Range(first, last) => {
-                        of_number(context, &destinations, port.protocol, (*first, *last), &path)
+                        check_number(context, &destinations, port.protocol, (*first, *last), &path)
                     }
                     PortRange::All => None,
                 });
@@ -49,7 +49,8 @@ pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut V
     }
 }
 
-/// Returns the path of a port. The model does not contain invalid ports, so their indices can differ.
+/// Returns the path of a port. If the policy has errors, returns the path of the list: the model does not contain
+/// invalid ports, so indices in the model can differ from those in the manifest.
 fn port_path(policy: &Policy, direction: Direction, rule: usize, port: usize) -> String {
     let list = format!("spec.{}[{rule}].ports", direction.name());
     let is_invalid = policy.diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error);
@@ -87,8 +88,9 @@ fn destinations<'d>(
     Destinations { pods, blocks, is_any, has_all_pods, no_pod: if is_any { "No pod" } else { no_pod } }
 }
 
-/// A port name is resolved on the destination pod (docs/semantics.md, item 9). Other addresses have no port names.
-fn named(
+/// Finds a port name that no destination has. A port name is resolved on the destination pod (docs/semantics.md, item
+/// 9). Addresses that are not of pods have no port names.
+fn check_name(
     context: &Context<'_>,
     destinations: &Destinations<'_>,
     name: &str,
@@ -99,7 +101,7 @@ fn named(
     let draft = |message: String, why: &str, fix: DraftFix| {
         Some(Draft::new(RuleId::UNKNOWN_PORT_NAME, path, message, why, fix))
     };
-    let of_blocks = || {
+    let block_draft = || {
         let block = blocks.iter().find(|block| !resolves_in(context, block, name, port))?;
         draft(
             format!("No pod in {} has a port with the name \"{name}\".", block.cidr),
@@ -108,13 +110,13 @@ fn named(
         )
     };
     if pods.is_empty() && !is_any {
-        return of_blocks();
+        return block_draft();
     }
     let mut others = BTreeSet::new();
     for pod in pods {
         for named in pod.ports.iter().filter(|named| *named.name == *name) {
             if named.protocol == port.protocol {
-                return of_blocks();
+                return block_draft();
             }
             others.insert((named.protocol, named.port, &pod.key));
         }
@@ -135,6 +137,7 @@ fn named(
     draft(format!("{no_pod} has a port with the name \"{name}\"."), "The name matches no port.", fix)
 }
 
+/// Returns whether a pod with an address in the block has a port with this name.
 fn resolves_in(context: &Context<'_>, block: &IpBlock, name: &str, port: &PortMatch) -> bool {
     let has = |pod: &&Pod| pod.ports.iter().any(|named| *named.name == *name && named.protocol == port.protocol);
     let in_block = |pod: &Pod| pod.addresses.iter().any(|address| block.contains(*address));
@@ -143,7 +146,7 @@ fn resolves_in(context: &Context<'_>, block: &IpBlock, name: &str, port: &PortMa
 
 /// Finds a number that no container declares. A container can listen on a port that it does not declare, so there is a
 /// finding only if each pod declares some ports of the protocol.
-fn of_number(
+fn check_number(
     context: &Context<'_>,
     destinations: &Destinations<'_>,
     protocol: Protocol,
@@ -154,8 +157,8 @@ fn of_number(
     if *is_any || !blocks.is_empty() || pods.is_empty() {
         return None;
     }
-    // Pods of other namespaces, such as those of the cluster DNS, may be missing in the input. The ports of the web are
-    // an exception, because such a rule is often intended for the internet.
+    // Pods of other namespaces, such as those of the cluster DNS, may be missing in the input. Ports 80 and 443 are
+    // checked nevertheless, because such a rule is often intended for the internet.
     let is_web = *has_all_pods && protocol == Protocol::Tcp && first == last && [80, 443].contains(&first);
     if *has_all_pods && !is_web && !context.is_whole_cluster() {
         return None;
@@ -189,15 +192,18 @@ fn of_number(
         ),
         _ => "write the port on which the container listens, or declare the port in the pod".into(),
     };
-    draft(format!("The containers of all pods concerned declare other ports: {}.", some(&numbers, "ports")), fix)
+    draft(
+        format!("The containers of all pods concerned declare other ports: {}.", shortened_list(&numbers, "ports")),
+        fix,
+    )
 }
 
-/// Returns whether a Service forwards to the port.
+/// Returns whether a Service forwards to a port of the range, or the range is long.
 fn is_target(context: &Context<'_>, pod: &Pod, protocol: Protocol, first: u16, last: u16) -> bool {
     let is = |port: u16| {
         let mut addresses = pod.addresses.iter();
         addresses.any(|address| context.egress.is_forwarded(Backend { address: *address, port }, protocol))
     };
-    // A long range is hardly a typo.
+    // A long range is probably intended.
     last - first > 100 || (first..=last).any(is)
 }

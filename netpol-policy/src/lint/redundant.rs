@@ -1,4 +1,4 @@
-//! Rules and policies that can be removed without an effect.
+//! Finds rules and policies that can be removed without an effect.
 
 use std::collections::BTreeMap;
 
@@ -11,9 +11,10 @@ use crate::manifest::FieldPath;
 use crate::model::{Mode, Peers, Policy, PolicyKey, Ports, Rule};
 use crate::reference;
 
-/// The maximum number of rules of a namespace and direction to compare with each other.
+/// The maximum number of rules that are compared with each other, for one namespace and direction.
 const MAX_RULES: usize = 3000;
-/// The fix of a policy that allows everything. With a default deny, it would have an effect.
+/// The fix for a policy that allows everything. If there were also a default-deny policy, the policy would have an
+/// effect.
 const FIX_OF_OPEN: &str = "delete the policy, unless you will add a default deny";
 
 /// A rule and its place.
@@ -24,14 +25,14 @@ struct RulePlace<'a> {
     rule: &'a Rule,
 }
 
-/// Adds the findings. They do not depend on the pods that exist, except those about policies that allow everything.
+/// Adds the findings. Only the findings about policies that allow everything depend on the pods that exist.
 pub(super) fn check(
     context: &Context<'_>,
     drafts: &mut BTreeMap<PolicyKey, Vec<Draft>>,
     not_checked: &mut Vec<NotChecked>,
 ) {
     let mut namespaces: BTreeMap<&str, Vec<&Policy>> = BTreeMap::new();
-    // A policy in shadow mode is compared with nothing: it has no effect yet.
+    // Policies in shadow mode are not compared: they have no effect yet.
     let enforced = context.policies.iter().filter(|view| context.state.mode(view.policy) == Mode::Enforce);
     for view in enforced {
         namespaces.entry(&view.policy.key.namespace).or_default().push(view.policy);
@@ -48,8 +49,8 @@ pub(super) fn check(
         }
         let shadowed = Direction::BOTH.map(|direction| shadowed(&policies, direction));
         let unneeded = unneeded(&policies, &shadowed);
-        for (policy, found) in policies.iter().zip(&unneeded) {
-            let covered = found.clone().map(|why| (why, "delete the policy"));
+        for (policy, reason) in policies.iter().zip(&unneeded) {
+            let covered = reason.clone().map(|why| (why, "delete the policy"));
             let of_open = || Some((allows_what_is_open(context, policy)?, FIX_OF_OPEN));
             if let Some((why, fix)) = covered.or_else(of_open) {
                 let draft = Draft::new(
@@ -73,10 +74,11 @@ pub(super) fn check(
     }
 }
 
-/// The rules that another rule shadows, by policy and index.
+/// The rules that another rule shadows, by policy and index. A rule shadows another one if it allows everything that
+/// the other one allows.
 type Shadowed<'a> = BTreeMap<(PolicyKey, usize), RulePlace<'a>>;
 
-/// Finds rules that a wider rule shadows. Of equal rules, the first one stays.
+/// Finds rules that a wider rule shadows. Of equal rules, the first one is not reported.
 fn shadowed<'a>(policies: &[&'a Policy], direction: Direction) -> Shadowed<'a> {
     let rules = policies.iter().flat_map(|policy| {
         let rules = reference::rules(policy, direction).iter().enumerate();
@@ -99,8 +101,9 @@ fn shadowed<'a>(policies: &[&'a Policy], direction: Direction) -> Shadowed<'a> {
     shadowed
 }
 
-/// Returns for each policy why it is not needed: other policies isolate its pods, and its rules are shadowed by rules of
-/// others. Of equal policies, the first one stays.
+/// Returns for each policy why it is not needed; `None` if it is needed. A policy is not needed if other policies
+/// isolate its pods, and rules of other policies shadow all its rules. Of equal policies, the first one is not
+/// reported.
 fn unneeded(policies: &[&Policy], shadowed: &[Shadowed<'_>; 2]) -> Vec<Option<String>> {
     let mut result: Vec<Option<String>> = vec![None; policies.len()];
     for (position, policy) in policies.iter().enumerate().rev() {
@@ -137,14 +140,14 @@ fn unneeded(policies: &[&Policy], shadowed: &[Shadowed<'_>; 2]) -> Vec<Option<St
     result
 }
 
-/// Returns whether a policy isolates all pods of its namespace and allows nothing. It is clearer than a side effect of
-/// another policy.
+/// Returns whether a policy isolates all pods of its namespace and allows nothing. Such a policy is never reported: it
+/// states the intention, even if another policy has the same effect.
 fn is_default_deny(policy: &Policy) -> bool {
     let has_no_rule = |direction| reference::rules(policy, direction).is_empty();
     policy.pods.requirements.is_empty() && Direction::BOTH.into_iter().all(has_no_rule)
 }
 
-/// Finds a policy that allows everything to pods that no other policy isolates.
+/// Finds a policy that allows all connections of its pods, if no other policy isolates these pods.
 fn allows_what_is_open(context: &Context<'_>, policy: &Policy) -> Option<String> {
     let is_open = |rule: &Rule| rule.peers == Peers::Any && rule.ports == Ports::Any;
     let directions = || Direction::BOTH.into_iter().filter(|direction| policy.isolates_in(*direction));

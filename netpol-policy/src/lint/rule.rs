@@ -18,7 +18,7 @@ pub struct Rule {
     pub id: RuleId,
     /// The name, in lower case with `-`.
     pub name: &'static str,
-    /// The severity of its findings. Findings about the input can be less severe than this.
+    /// The severity of its findings. Diagnostics of the input with this rule can be less severe.
     pub severity: Severity,
     /// What a finding means, in one sentence.
     pub summary: &'static str,
@@ -91,8 +91,8 @@ impl RuleId {
         format!("docs/lint/{self}.md")
     }
 
-    /// Returns whether an annotation can suppress findings of this rule. An object that was not read in full must be
-    /// fixed.
+    /// Returns whether an annotation can suppress findings of this rule. Findings about objects that were not read in
+    /// full cannot be suppressed.
     pub fn is_suppressible(self) -> bool {
         self > Self::INVALID_SUPPRESSION || self == Self::UNUSUAL_VALUE
     }

@@ -1,6 +1,6 @@
-//! Policies that select nothing.
+//! Finds policies that select no pod, or are in a namespace that does not exist.
 
-use super::context::{Context, PolicyView, some};
+use super::context::{Context, PolicyView, shortened_list};
 use super::finding::{Draft, DraftFix};
 use super::{NotChecked, RuleId, created, similar};
 use crate::explain::describe;
@@ -61,14 +61,14 @@ fn host_network(context: &Context<'_>, view: &PolicyView<'_>) -> Option<Draft> {
         Draft::new(
             RuleId::SELECTS_NO_POD,
             "spec.podSelector",
-            format!("podSelector {labels} selects host-network pods only: {}.", some(&pods, "pods")),
+            format!("podSelector {labels} selects host-network pods only: {}.", shortened_list(&pods, "pods")),
             "No policy applies to pods on the host network, so this policy has no effect.",
             "delete the policy, or run the pods without hostNetwork",
         )
     })
 }
 
-/// Returns where pods with the labels are, if they are in another namespace.
+/// Returns the text of a fix, which names other namespaces that have pods with the selected labels.
 fn elsewhere(context: &Context<'_>, policy: &Policy) -> String {
     let others = context.groups.iter().filter(|(name, _)| ***name != policy.key.namespace);
     let others = others.filter(|(_, groups)| groups.iter().any(|group| policy.pods.matches(group.labels)));
@@ -76,6 +76,6 @@ fn elsewhere(context: &Context<'_>, policy: &Policy) -> String {
     if names.is_empty() {
         return "check the namespace of the policy and the labels of the pods".to_owned();
     }
-    let list = some(&names, "namespaces");
+    let list = shortened_list(&names, "namespaces");
     format!("correct metadata.namespace, if the pods with these labels in {list} are the intended ones")
 }

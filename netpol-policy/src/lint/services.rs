@@ -1,11 +1,11 @@
-//! Addresses and ports of Services in rules. Policies match those of the backends.
+//! Finds addresses and ports of Services in rules. Policies match the addresses and ports of the backends instead.
 
 use std::collections::BTreeSet;
 
 use netpol_common::Direction;
 
 use super::RuleId;
-use super::context::{Context, Group, PolicyView, some};
+use super::context::{Context, Group, PolicyView, shortened_list};
 use super::egress::{ListId, Target};
 use super::finding::Draft;
 use super::suggest;
@@ -16,7 +16,8 @@ use crate::model::{
 };
 use crate::reference::{self, Remote};
 
-/// An ingress block with a shorter prefix is hardly that of Services.
+/// The shortest prefix of an IPv4 block in an ingress rule that is reported. A larger block was probably not intended
+/// for Services.
 const MIN_PREFIX: u8 = 12;
 
 pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut Vec<Draft>) {
@@ -40,7 +41,7 @@ pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut V
     }
 }
 
-/// A new rule that allows these backends.
+/// Returns a change that adds a rule for these backends to a policy.
 pub(super) fn added_rule(
     cluster_state: &ClusterState,
     policy: &PolicyKey,
@@ -56,16 +57,16 @@ fn contains_a_pod(context: &Context<'_>, block: &IpBlock) -> bool {
     pods.into_iter().any(|address| block.contains(*address))
 }
 
-/// `the address of Service shop/db`, and the pronoun.
+/// Returns `the address of Service shop/db`, and the pronoun for a message about it.
 fn services_text(services: &[&Service]) -> (String, &'static str) {
     let names: Vec<String> = services.iter().map(|service| service.key.to_string()).collect();
     match names.as_slice() {
         [only] => (format!("the address of Service {only}"), "it"),
-        names => (format!("addresses of Services {}", some(names, "Services")), "them"),
+        names => (format!("addresses of Services {}", shortened_list(names, "Services")), "them"),
     }
 }
 
-/// Finds a block that contains addresses of Services but no pod address. It allows none of those Services.
+/// Finds a block that contains addresses of Services but no pod address. Such a block allows none of these Services.
 fn block_of_services(
     context: &Context<'_>,
     policy: &Policy,
@@ -99,7 +100,7 @@ fn block_of_services(
     ))
 }
 
-/// Finds an ingress block that contains addresses of Services. They are never sources.
+/// Finds an ingress block that contains addresses of Services. The address of a Service is never a source.
 fn source_block(context: &Context<'_>, block: &IpBlock, path: String) -> Option<Draft> {
     let is_long = !block.cidr.addr().is_ipv4() || block.cidr.prefix_len() >= MIN_PREFIX;
     if !is_long || block.cidr.prefix_len() == 0 || contains_a_pod(context, block) {
@@ -125,7 +126,7 @@ fn has_number(ports: &Ports, number: u16, protocol: Protocol) -> bool {
     matches!(ports, Ports::Of(ports) if ports.iter().any(|item| item.protocol == protocol && is(&item.port)))
 }
 
-/// Returns the Services that have a single port number of a rule, each once.
+/// Returns the Services with a port that a rule lists as a single number.
 fn candidates<'c>(context: &'c Context<'_>, ports: &Ports) -> BTreeSet<&'c crate::model::ServiceKey> {
     let Ports::Of(ports) = ports else { return BTreeSet::new() };
     let single = ports.iter().filter_map(|item| match item.port {
@@ -135,7 +136,7 @@ fn candidates<'c>(context: &'c Context<'_>, ports: &Ports) -> BTreeSet<&'c crate
     single.filter_map(|number| context.services_by_port.get(&number)).flatten().copied().collect()
 }
 
-/// Finds a rule that selects backends of a Service and has the port of the Service instead of theirs.
+/// Finds a rule that selects backends of a Service and has the port of the Service instead of the port of the backends.
 fn service_ports(
     context: &Context<'_>,
     policy: &Policy,
@@ -159,8 +160,8 @@ fn service_ports(
             });
             let backends: BTreeSet<Target> = backends.map(|(backend, _)| (*backend, port.protocol)).collect();
             let listens = |(backend, protocol): &Target| {
-                let own_port = Backend { address: backend.address, port: port.port };
-                backend.port == port.port || context.egress.is_forwarded(own_port, *protocol)
+                let at_service_port = Backend { address: backend.address, port: port.port };
+                backend.port == port.port || context.egress.is_forwarded(at_service_port, *protocol)
             };
             let is_mistake = !backends.is_empty() && !backends.iter().any(listens);
             if !is_mistake || lists.iter().all(|list| context.egress.reaches(*list, &backends)) {
@@ -172,7 +173,8 @@ fn service_ports(
     })
 }
 
-/// Finds an ingress rule with the port of a Service that has the selected pods as backends, if they do not listen on it.
+/// Finds an ingress rule with the port of a Service, if the pods that the policy selects are backends of the Service
+/// and do not listen on this port.
 fn own_service_ports(
     context: &Context<'_>,
     policy: &Policy,
@@ -191,18 +193,18 @@ fn own_service_ports(
             let backends = context.egress.backends(&frontend);
             let of_pods = pods().filter(|pod| !pod.finished);
             let of_pods = of_pods.flat_map(|pod| pod.addresses.iter().map(move |address| (pod, *address)));
-            let own: Vec<(&Pod, Backend)> = of_pods
+            let own_backends: Vec<(&Pod, Backend)> = of_pods
                 .flat_map(|(pod, address)| {
-                    let own = backends.iter().filter(move |(backend, _)| backend.address == address);
-                    own.map(move |(backend, _)| (pod, *backend))
+                    let of_address = backends.iter().filter(move |(backend, _)| backend.address == address);
+                    of_address.map(move |(backend, _)| (pod, *backend))
                 })
                 .collect();
             let listens = |(pod, backend): &(&Pod, Backend)| {
-                let own_port = Backend { address: backend.address, port: port.port };
+                let at_service_port = Backend { address: backend.address, port: port.port };
                 let declared = context.details_of(&pod.key);
                 backend.port == port.port
                     || declared.is_some_and(|details| details.ports.contains(&(port.protocol, port.port)))
-                    || context.egress.is_forwarded(own_port, port.protocol)
+                    || context.egress.is_forwarded(at_service_port, port.protocol)
             };
             let allows = |(pod, backend): &(&Pod, Backend)| {
                 let mut policies = reference::isolating_in(state, pod, Direction::Ingress, Mode::Shadow);
@@ -212,8 +214,9 @@ fn own_service_ports(
                     })
                 })
             };
-            let targets: BTreeSet<Target> = own.iter().map(|(_, backend)| (*backend, port.protocol)).collect();
-            let is_mistake = !own.is_empty() && !own.iter().any(listens) && !own.iter().all(allows);
+            let targets: BTreeSet<Target> = own_backends.iter().map(|(_, backend)| (*backend, port.protocol)).collect();
+            let is_mistake =
+                !own_backends.is_empty() && !own_backends.iter().any(listens) && !own_backends.iter().all(allows);
             let used = (port.port, port.protocol);
             is_mistake.then(|| port_draft(context, policy, (Direction::Ingress, index), rule, service, used, &targets))
         })

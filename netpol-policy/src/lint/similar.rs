@@ -14,7 +14,7 @@ const MIN_LENGTH: usize = 3;
 /// Returns the candidate that is most similar to a text; `None` if no candidate is similar.
 pub(super) fn closest<'c>(text: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     let limit = if text.chars().count() < MIN_LENGTH { 0 } else { MAX_DISTANCE.min(text.len() / 3) };
-    // Equal candidates are next to each other for pods of one workload.
+    // Pods of one workload have equal labels, so equal candidates follow each other. Each is compared only once.
     let mut last = text;
     let candidates =
         candidates.into_iter().filter(|other| std::mem::replace(&mut last, other) != *other && *other != text);
@@ -29,7 +29,8 @@ pub(super) fn replacement(path: FieldPath, value: &str) -> DraftFix {
     DraftFix::of(description, vec![Operation::Replace(path, yaml::string(value))])
 }
 
-/// Returns a fix of a selector that differs by a typo in one value of `matchLabels` from labels that exist.
+/// Returns a fix for a typo in one value of `matchLabels`: labels that exist match all other requirements of the
+/// selector, and have a similar value.
 pub(super) fn label_fix(field: &str, selector: &Selector, candidates: &[&Labels]) -> Option<DraftFix> {
     selector.requirements.iter().enumerate().find_map(|(index, requirement)| {
         let Requirement::In(key, values) = requirement else { return None };

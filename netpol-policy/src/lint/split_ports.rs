@@ -1,7 +1,7 @@
 //! Items of `ports` without a port.
 //!
-//! In YAML, `port` and `protocol` of one item differ from two items by one `-`. Both are valid, and the item without a
-//! port allows all ports of its protocol.
+//! In YAML, one item with `port` and `protocol` differs by only one `-` from two items with one field each. Both forms
+//! are valid, and an item without a port allows all ports of its protocol.
 
 use netpol_common::Direction;
 use serde_json::Value;
@@ -13,7 +13,7 @@ use super::patch::Operation;
 use crate::explain::yaml::{self, Node, entry};
 use crate::manifest::FieldPath;
 
-/// Finds items without a port next to items with one, and those that make other items useless.
+/// Finds items without a port that are next to an item with a port, or that allow everything that another item allows.
 pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut Vec<Draft>) {
     let Some(source) = context.details.policies.get(&view.policy.key) else { return };
     for direction in Direction::BOTH {
@@ -21,20 +21,21 @@ pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut V
         for (rule, value) in rules.iter().enumerate() {
             let items = value["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
             let list = FieldPath::default().key("spec").key(direction.name()).index(rule).key("ports");
-            drafts.extend((0..items.len()).filter_map(|index| of_item(&list, items, index)));
+            drafts.extend((0..items.len()).filter_map(|index| check_item(&list, items, index)));
         }
     }
 }
 
-fn of_item(list: &FieldPath, items: &[Value], index: usize) -> Option<Draft> {
+fn check_item(list: &FieldPath, items: &[Value], index: usize) -> Option<Draft> {
     let item = items[index].as_object().filter(|_| !has_port(&items[index]))?;
     let protocol = protocol(&items[index])?;
-    let is_half = |other: &usize| items.get(*other).is_some_and(|it| has_port(it) && it["protocol"].is_null());
+    // A neighbor that has a port and no protocol is probably the other half of the intended item.
+    let is_half = |other: &usize| items.get(*other).is_some_and(|item| has_port(item) && item["protocol"].is_null());
     let neighbors = [index.checked_sub(1), Some(index + 1)].into_iter().flatten();
     let half = neighbors.filter(|_| item.contains_key("protocol")).find(is_half);
     let mut others = (0..items.len()).filter(|other| *other != index && has_port(&items[*other]));
     let (why, fix) = if let Some(half) = half {
-        let (path, fix) = (list.index(half), joined(list, &items[half], (half, index), protocol));
+        let (path, fix) = (list.index(half), joined_item(list, &items[half], (half, index), protocol));
         (format!("{path} is another item, which has the port. Two list items are alternatives."), fix)
     } else {
         let useless = others.find(|other| self::protocol(&items[*other]) == Some(protocol))?;
@@ -45,14 +46,21 @@ fn of_item(list: &FieldPath, items: &[Value], index: usize) -> Option<Draft> {
     Some(Draft::new(RuleId::SPLIT_PORT, list.index(index).to_string(), message, why, fix))
 }
 
-/// Writes both halves of an item in one.
-fn joined(list: &FieldPath, half: &Value, (port, protocol): (usize, usize), name: &str) -> DraftFix {
+/// Returns the fix that writes both halves of an item in one item. `port_index` and `protocol_index` are the positions
+/// of the halves.
+fn joined_item(
+    list: &FieldPath,
+    half: &Value,
+    (port_index, protocol_index): (usize, usize),
+    protocol: &str,
+) -> DraftFix {
     let number = match &half["port"] {
         Value::String(name) => yaml::string(name),
         number => Node::Scalar(number.to_string()),
     };
-    let one = Node::Map(vec![entry("port", number), entry("protocol", yaml::string(name))]);
-    let operations = vec![Operation::Replace(list.index(port), one), Operation::Remove(list.index(protocol))];
+    let joined = Node::Map(vec![entry("port", number), entry("protocol", yaml::string(protocol))]);
+    let operations =
+        vec![Operation::Replace(list.index(port_index), joined), Operation::Remove(list.index(protocol_index))];
     let description = "write `port` and `protocol` in one item, without the second `-`";
     DraftFix::of(description, if half["endPort"].is_null() { operations } else { Vec::new() })
 }
@@ -61,7 +69,7 @@ fn has_port(item: &Value) -> bool {
     !item["port"].is_null()
 }
 
-/// Returns the protocol of an item; `None` if it is not a text.
+/// Returns the protocol of an item; `None` if the protocol is not a string.
 fn protocol(item: &Value) -> Option<&str> {
     match &item["protocol"] {
         Value::Null => Some("TCP"),

@@ -1,4 +1,4 @@
-//! Rules that allow what a finding is about.
+//! Rules for the fixes of findings: they allow the connections that a finding is about.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -10,26 +10,26 @@ use crate::model::{
     Rule, Selector,
 };
 
-/// Labels that identify a workload, the best first.
+/// Labels that identify a workload, in the order of preference.
 const IDENTIFYING_LABELS: [&str; 4] = ["k8s-app", "app.kubernetes.io/name", "app", "component"];
-/// The number of addresses that a rule lists.
+/// The maximum number of addresses that a rule lists.
 const ADDRESSES_SHOWN: usize = 3;
 
 /// `53/TCP and 53/UDP`.
 pub(super) fn ports(targets: &BTreeSet<(Backend, Protocol)>) -> String {
     let texts: Vec<_> =
-        distinct(targets).into_iter().map(|(port, protocol)| format!("{port}/{}", protocol.name())).collect();
+        distinct_ports(targets).into_iter().map(|(port, protocol)| format!("{port}/{}", protocol.name())).collect();
     texts.join(" and ")
 }
 
-/// The port items of these backends.
+/// Returns the items of `ports` for these backends.
 pub(super) fn port_items(targets: &BTreeSet<(Backend, Protocol)>) -> Vec<PortMatch> {
     let item = |(port, protocol)| PortMatch { protocol, port: PortRange::Range(port, port) };
-    distinct(targets).into_iter().map(item).collect()
+    distinct_ports(targets).into_iter().map(item).collect()
 }
 
-/// A rule that allows these backends, for a policy in `namespace`, and the number of their addresses that it does not
-/// list.
+/// Returns a rule that allows these backends, for a policy in `namespace`, and the number of backend addresses that the
+/// rule does not list.
 pub(super) fn rule(
     cluster_state: &ClusterState,
     targets: &BTreeSet<(Backend, Protocol)>,
@@ -39,11 +39,12 @@ pub(super) fn rule(
     (Rule { peers: Peers::Of(peers), ports: Ports::Of(port_items(targets)) }, missing)
 }
 
-fn distinct(targets: &BTreeSet<(Backend, Protocol)>) -> BTreeSet<(u16, Protocol)> {
+fn distinct_ports(targets: &BTreeSet<(Backend, Protocol)>) -> BTreeSet<(u16, Protocol)> {
     targets.iter().map(|(backend, protocol)| (backend.port, *protocol)).collect()
 }
 
-/// A selector if all backends are pods of one namespace, otherwise addresses.
+/// Returns a selector if all backends are pods of one namespace, otherwise blocks, and the number of addresses that are
+/// not listed.
 fn peers(
     cluster_state: &ClusterState,
     targets: &BTreeSet<(Backend, Protocol)>,
@@ -55,7 +56,7 @@ fn peers(
     of_pods.map_or_else(|| blocks(addresses), |peer| (vec![peer], 0))
 }
 
-/// A block for each of the first addresses, and the number of the others.
+/// Returns a block for each of the first addresses, and the number of the other addresses.
 pub(super) fn blocks(addresses: impl IntoIterator<Item = IpAddr>) -> (Vec<Peer>, usize) {
     let addresses: BTreeSet<IpAddr> = addresses.into_iter().collect();
     let shown = addresses.iter().take(ADDRESSES_SHOWN);
@@ -64,7 +65,8 @@ pub(super) fn blocks(addresses: impl IntoIterator<Item = IpAddr>) -> (Vec<Peer>,
     (blocks, missing)
 }
 
-/// A selector of pods of one namespace by a label that all of them have.
+/// Returns a selector of pods by a label that all of them have; without such a label, of all pods of their namespace.
+/// Returns `None` if the pods are in several namespaces.
 pub(super) fn selector_of(pods: &[&Pod], namespace: &NamespaceName) -> Option<Peer> {
     let (first, others) = pods.split_first()?;
     let is = |key: &str, value: &std::sync::Arc<str>| Requirement::In(key.into(), vec![value.clone()]);

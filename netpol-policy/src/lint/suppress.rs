@@ -24,7 +24,7 @@ pub struct Suppressed {
 /// The reasons of an annotation, by rule.
 type Reasons = BTreeMap<RuleId, String>;
 
-/// Adds the findings to the report, and findings about invalid annotations.
+/// Adds the findings to the report, as suppressed or not. Also adds findings about invalid annotations.
 pub(super) fn apply(parsed: &Parsed, findings: Vec<Finding>, report: &mut Report) {
     let (mut objects, mut namespaces) = (BTreeMap::new(), BTreeMap::new());
     for (key, source) in &parsed.details.policies {

@@ -1,4 +1,5 @@
-//! Findings about DNS, Services, port names and the API server.
+//! Findings about DNS, Services, port names, the API server and annotations.
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 mod incomplete;
 
@@ -59,12 +60,12 @@ endpoints: [{addresses: [192.0.2.1]}]
 ports: [{port: 6443}]
 ---
 ";
-/// Allows DNS.
+/// An egress rule that allows DNS.
 const DNS: &str = "{to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}, \
                    podSelector: {matchLabels: {k8s-app: kube-dns}}}], \
                    ports: [{port: 5353, protocol: UDP}, {port: 5353, protocol: TCP}]}";
 
-/// The warnings about these policies, as `policy path: text`.
+/// Returns the warnings about these policies, as `policy path: text`.
 fn lint(policies: &[String]) -> Vec<String> {
     warnings(&format!("{CLUSTER}{}", policies.join("\n---\n")))
 }
@@ -84,7 +85,7 @@ fn report(text: &str) -> Report {
     super::lint(&parsed, &[], &OfflineCluster::new(&parsed, &[]), &Selection::default())
 }
 
-/// An egress policy for `shop/web`.
+/// Returns an egress policy for `shop/web`.
 fn egress(name: &str, rules: &str) -> String {
     format!(
         "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: {name}, namespace: shop}}, \
@@ -92,7 +93,7 @@ fn egress(name: &str, rules: &str) -> String {
     )
 }
 
-/// The same, and a policy that allows DNS.
+/// Returns an egress policy with these rules, and another policy that allows DNS.
 fn with_dns(rules: &str) -> Vec<String> {
     vec![egress("p", rules), egress("dns", DNS)]
 }
@@ -103,10 +104,10 @@ fn a_policy_that_denies_dns_is_reported_with_a_rule_that_allows_it() {
                    PORTS. The pod cannot resolve DNS names. Fix: add to spec.egress of NetworkPolicy shop/p: {to: \
                    [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}, podSelector: {matchLabels: \
                    {k8s-app: kube-dns}}}], ports: [{port: 5353, protocol: TCP}, {port: 5353, protocol: UDP}]}";
-    let both = message.replace("PORTS", "5353/TCP and 5353/UDP");
-    assert_eq!(lint(&[egress("p", "")]), std::slice::from_ref(&both));
+    let both_ports = message.replace("PORTS", "5353/TCP and 5353/UDP");
+    assert_eq!(lint(&[egress("p", "")]), std::slice::from_ref(&both_ports));
     // The second policy of the same pod has no finding of its own.
-    assert_eq!(lint(&[egress("p", ""), egress("q", "")]), [both]);
+    assert_eq!(lint(&[egress("p", ""), egress("q", "")]), [both_ports]);
     let udp_only = DNS.replace(", {port: 5353, protocol: TCP}", "");
     assert_eq!(lint(&[egress("p", &udp_only)]), [message.replace("PORTS", "5353/TCP")]);
 }
@@ -124,7 +125,7 @@ fn pods_that_can_reach_dns_are_not_reported() {
 }
 
 #[test]
-fn the_port_of_the_dns_service_is_not_that_of_its_pods() {
+fn the_port_of_the_dns_service_is_not_the_port_of_its_pods() {
     let of_service = DNS.replace("5353", "53");
     let found = lint(&[egress("p", &of_service)]);
     assert_eq!(found.len(), 2, "{found:?}");
@@ -145,7 +146,8 @@ fn a_block_with_the_address_of_a_service_is_reported() {
              addresses of a Service's backends, so this block does not allow it. {fix}"
         )]
     );
-    // The range of all Services: those that the pod cannot reach are listed. The other policy allows DNS.
+    // A block with all Services. The message lists only the Services that the pod cannot reach: the other policy allows
+    // DNS.
     let found = lint(&with_dns("{to: [{ipBlock: {cidr: 10.96.0.0/12}}]}"));
     let expected = "10.96.0.0/12 contains addresses of Services default/kubernetes, shop/db.";
     assert!(found.len() == 1 && found[0].contains(expected), "{found:?}");
@@ -158,7 +160,7 @@ fn other_blocks_are_not_reported() {
         "{to: [{ipBlock: {cidr: 10.0.0.0/8}}]}",
         "{to: [{ipBlock: {cidr: 10.96.0.0/12, except: [10.96.0.0/24]}}]}",
         "{to: [{ipBlock: {cidr: 10.96.0.7/32}}], ports: [{port: 443}]}",
-        // For other network plugins, in addition to a selector.
+        // Other network plugins may need the address of the Service, in addition to a selector for its backends.
         "{to: [{ipBlock: {cidr: 10.96.0.7/32}}]}, {to: [{podSelector: {matchLabels: {app: db}}}]}",
     ] {
         assert_eq!(lint(&with_dns(rules)), [""; 0], "{rules}");
@@ -238,11 +240,12 @@ fn a_port_name_that_no_pod_has_is_reported() {
         "[Egress], egress: []",
         "[Ingress], ingress: [{from: [{ipBlock: {cidr: 203.0.113.0/24}}], ports: [{port: web}]}]",
     );
-    let of_n = ingress.replace("app: web", "app: named");
-    assert_eq!(warnings(&format!("{CLUSTER}{pods}{of_n}")), [""; 0]);
+    let for_named_pod = ingress.replace("app: web", "app: named");
+    assert_eq!(warnings(&format!("{CLUSTER}{pods}{for_named_pod}")), [""; 0]);
 }
 
-/// Two pods, and a policy with these annotations on it and on its namespace. Rule NP020 has a finding at line 8.
+/// Returns the report about a pod, a policy and a namespace. The policy and the namespace have these annotations. Rule
+/// NP020 has a finding at line 8.
 fn annotated(policy: &str, namespace: &str) -> Report {
     report(&format!(
         "\
@@ -316,19 +319,18 @@ fn rules_that_cannot_be_checked_are_reported() {
 fn only_selected_rules_are_reported() {
     let text = format!("{CLUSTER}{}", egress("p", ""));
     let parsed = manifest::parse_offline(&text, "f");
-    let of = |only: &[RuleId], skip: &[RuleId]| {
+    let findings = |only: &[RuleId], skip: &[RuleId]| {
         let selection = Selection { only: only.iter().copied().collect(), skip: skip.iter().copied().collect() };
         super::lint(&parsed, &[], &OfflineCluster::new(&parsed, &[]), &selection).findings
     };
-    assert!(of(&[], &[]).len() > 1);
-    assert_eq!(of(&[RuleId::DNS_DENIED], &[]).len(), 1);
-    assert_eq!(of(&[], &[RuleId::DNS_DENIED]).len() + 1, of(&[], &[]).len());
-    assert_eq!(of(&[RuleId::DNS_DENIED], &[RuleId::DNS_DENIED]), []);
+    assert!(findings(&[], &[]).len() > 1);
+    assert_eq!(findings(&[RuleId::DNS_DENIED], &[]).len(), 1);
+    assert_eq!(findings(&[], &[RuleId::DNS_DENIED]).len() + 1, findings(&[], &[]).len());
+    assert_eq!(findings(&[RuleId::DNS_DENIED], &[RuleId::DNS_DENIED]), []);
 }
 
-/// Two policies in the order of their names; `None` if the pair has no finding about rules or policies without effect.
 #[test]
-fn of_equal_policies_and_rules_the_first_one_stays() {
+fn of_equal_policies_and_rules_the_first_one_is_not_reported() {
     let web = |name: &str, rules: &str| egress(name, rules);
     let findings = |policies: &[String]| {
         let findings = report(&format!("{CLUSTER}{}", policies.join("\n---\n"))).findings.into_iter();
@@ -337,16 +339,16 @@ fn of_equal_policies_and_rules_the_first_one_stays() {
             .map(|finding| format!("{} {} {}", finding.rule, finding.object.unwrap(), finding.path.unwrap()))
             .collect::<Vec<_>>()
     };
-    let (one, other) = ("{to: [{podSelector: {}}]}", "{to: [{podSelector: {matchLabels: {app: db}}}]}");
-    assert_eq!(findings(&[web("a", one), web("b", one)]), ["NP072 NetworkPolicy shop/b spec"]);
-    assert_eq!(findings(&[web("a", other), web("b", one)]), ["NP072 NetworkPolicy shop/a spec"]);
+    let (wide, narrow) = ("{to: [{podSelector: {}}]}", "{to: [{podSelector: {matchLabels: {app: db}}}]}");
+    assert_eq!(findings(&[web("a", wide), web("b", wide)]), ["NP072 NetworkPolicy shop/b spec"]);
+    assert_eq!(findings(&[web("a", narrow), web("b", wide)]), ["NP072 NetworkPolicy shop/a spec"]);
     assert_eq!(
-        findings(&[web("a", one), web("b", &format!("{other}, {{to: [{{namespaceSelector: {{}}}}]}}"))]),
+        findings(&[web("a", wide), web("b", &format!("{narrow}, {{to: [{{namespaceSelector: {{}}}}]}}"))]),
         ["NP072 NetworkPolicy shop/a spec", "NP073 NetworkPolicy shop/b spec.egress[0]"]
     );
-    assert_eq!(findings(&[web("a", &format!("{one}, {one}"))]), ["NP073 NetworkPolicy shop/a spec.egress[1]"]);
+    assert_eq!(findings(&[web("a", &format!("{wide}, {wide}"))]), ["NP073 NetworkPolicy shop/a spec.egress[1]"]);
     assert_eq!(findings(&[web("a", "{}")]), ["NP072 NetworkPolicy shop/a spec"]);
-    assert_eq!(findings(&[web("a", "{}"), web("b", other)]), ["NP072 NetworkPolicy shop/b spec"]);
+    assert_eq!(findings(&[web("a", "{}"), web("b", narrow)]), ["NP072 NetworkPolicy shop/b spec"]);
 }
 
 #[test]

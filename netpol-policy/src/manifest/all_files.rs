@@ -10,9 +10,8 @@ use crate::model::{MAX_ALL_ORDINALS, Severity, Workload};
 /// The diagnostics of each file.
 type Files<'p> = BTreeMap<&'p str, Diagnostics>;
 
-/// Returns warnings about the input as a whole: objects that are defined again later, of which the last definition is
-/// used, and `StatefulSets` beyond the limit. For each file, the first few warnings are listed and the others are
-/// counted.
+/// Returns warnings about the input as a whole: objects that are defined more than once, and `StatefulSets` beyond the
+/// limit of pods. For each file, the first few warnings are listed and the others are counted.
 pub fn report(parsed: &Parsed) -> Vec<ManifestError> {
     let mut files = Files::new();
     add_duplicates(&mut files, &parsed.objects, |object| (object.key(), object.key().to_string()));
@@ -27,7 +26,8 @@ pub fn report(parsed: &Parsed) -> Vec<ManifestError> {
     files.into_values().flat_map(Diagnostics::finish).collect()
 }
 
-/// Adds a warning for each object that is defined again. `key` returns the key and the title of an object.
+/// Adds a warning for each object that is defined again: the last definition is used. `key` returns the key and the
+/// title of an object.
 fn add_duplicates<'p, T, K: Ord>(files: &mut Files<'p>, objects: &'p [Located<T>], key: impl Fn(&T) -> (K, String)) {
     let mut last: BTreeMap<K, &Located<T>> = BTreeMap::new();
     for located in objects {
@@ -44,8 +44,8 @@ fn add<'p, T>(files: &mut Files<'p>, rule: RuleId, located: &'p Located<T>, titl
     diagnostics.add((rule, Severity::Warning), located.document, Some(title), message, || (located.line, None));
 }
 
-/// Returns the `StatefulSets` with pods beyond [`MAX_ALL_ORDINALS`]. One pod stands for all pods of such a
-/// `StatefulSet`.
+/// Returns the `StatefulSets` with which the number of pods would exceed [`MAX_ALL_ORDINALS`]. One pod stands for all
+/// pods of such a `StatefulSet`.
 pub(crate) fn beyond_pod_limit(workloads: &[Located<Workload>]) -> impl Iterator<Item = &Located<Workload>> {
     let mut pods = 0;
     workloads.iter().filter(move |located| {

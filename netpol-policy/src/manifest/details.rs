@@ -1,4 +1,5 @@
-//! The parts of objects that only `netpol lint` uses. The model does not have them, because the agent does not need them.
+//! The parts of objects that only `netpol lint` uses. The model does not have them, because the agent does not need
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -25,11 +26,11 @@ pub struct Details {
     pub pods: BTreeMap<PodKey, PodDetails>,
     /// Service accounts with `automountServiceAccountToken: false`.
     pub without_token: BTreeSet<(NamespaceName, Arc<str>)>,
-    /// Labels in objects of kinds that netpol does not know.
+    /// Labels in custom resources.
     pub templates: Vec<Template>,
 }
 
-/// Labels in an object of a kind that netpol does not know. A controller may create pods with them.
+/// Labels in a custom resource. A controller may create pods with these labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
     /// The namespace of the object.
@@ -55,7 +56,7 @@ pub struct PodDetails {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FileText {
     text: String,
-    /// The position after each line.
+    /// The byte position after each line.
     ends: Vec<usize>,
 }
 
@@ -73,7 +74,7 @@ impl FileText {
         self.ends.len()
     }
 
-    /// Returns lines without their line breaks. Indices are from 0; lines that do not exist are left out.
+    /// Returns lines without their line breaks. Indices are from 0; lines that do not exist are omitted.
     pub fn lines(&self, range: std::ops::Range<usize>) -> impl Iterator<Item = &str> {
         let range = range.start..range.end.min(self.count());
         range.map(|index| {
@@ -105,7 +106,7 @@ pub struct PolicySource {
 }
 
 impl PolicySource {
-    /// `root`: the path of the policy in the document.
+    /// Creates the source of a policy. `root`: the path of the policy in the document.
     pub(super) fn new(file: &Arc<str>, text: &Arc<FileText>, value: Value, tree: &Tree, root: &FieldPath) -> Self {
         let (lines, range) = (tree.lines.nearest(root).clone(), tree.range.clone());
         let mut source = Self { file: file.clone(), text: text.clone(), value, range, dash: None, lines };
@@ -116,16 +117,17 @@ impl PolicySource {
         source
     }
 
-    /// Limits the range to one item of a YAML list.
+    /// Limits the range to one item of a YAML list. If the list is not in block style, sets an empty range: then the
+    /// item cannot be edited by lines.
     fn limit_to_item(&mut self) {
-        let column = |line: &str| line.len() - line.trim_start().len();
+        let indent = |line: &str| line.len() - line.trim_start().len();
         let mut lines = self.text.lines(self.range.clone());
         let Some(first) = lines.next().filter(|line| line.trim_start().starts_with("- ")) else {
             self.range = 0..0;
             return;
         };
-        let dash = column(first);
-        let others = lines.take_while(|line| line.trim().is_empty() || column(line) > dash).count();
+        let dash = indent(first);
+        let others = lines.take_while(|line| line.trim().is_empty() || indent(line) > dash).count();
         self.range.end = self.range.start + 1 + others;
         self.dash = Some(dash);
     }
@@ -171,7 +173,7 @@ impl Details {
     }
 }
 
-/// Parses the only document of a text; `None` if it is not valid or not the only one.
+/// Parses the only document of a text; `None` if the text is not valid or does not have exactly one document.
 pub(crate) fn value_of(text: &str) -> Option<(Value, Lines)> {
     let mut documents = split::documents(text).into_iter();
     let (document, None) = (documents.next()?, documents.next()) else { return None };

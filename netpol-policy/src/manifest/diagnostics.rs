@@ -1,5 +1,6 @@
 //! Diagnostics of a file: the first few of each kind, then a summary. This limits the log lines and the time for a file
-//! with a hundred thousand errors.
+//! with a hundred thousand errors. Diagnostics are of the same kind if they have the same severity, and messages that
+//! differ only in numbers and quoted text.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,9 +9,9 @@ use super::ManifestError;
 use crate::lint::RuleId;
 use crate::model::Severity;
 
-/// Number of diagnostics of one kind that are listed for a file. The rest is counted.
+/// Maximum number of diagnostics of one kind that are listed for a file. The others are counted.
 pub(super) const MAX_LISTED: usize = 10;
-/// Number of kinds of which single diagnostics are listed. Those of all other kinds are counted together.
+/// Maximum number of kinds for which diagnostics are listed. Diagnostics of all further kinds are counted together.
 const MAX_KINDS: usize = 50;
 
 /// The diagnostics of a file.
@@ -18,19 +19,21 @@ const MAX_KINDS: usize = 50;
 pub(super) struct Diagnostics {
     file: Arc<str>,
     listed: Vec<ManifestError>,
+    /// The number of diagnostics of each kind.
     kinds: HashMap<String, usize>,
     /// Summaries by kind, in the order of their first diagnostic.
     summaries: Vec<Summary>,
+    /// The index in `summaries`, by kind; by severity for kinds beyond the limit.
     summary_index: HashMap<String, usize>,
 }
 
-/// Summary of the diagnostics that are not listed.
+/// Summary of diagnostics of one kind that are not listed.
 #[derive(Debug)]
 struct Summary {
     rule: RuleId,
     severity: Severity,
     count: usize,
-    /// Location of the first of them.
+    /// Location of the first diagnostic that is not listed.
     line: usize,
     document: usize,
     message: String,
@@ -46,7 +49,8 @@ impl Diagnostics {
         &self.file
     }
 
-    /// Adds a diagnostic. `locate` finds its line and field; it is not called for diagnostics that are only counted.
+    /// Adds a diagnostic. `locate` returns its line and field. It is called only for listed diagnostics and for the
+    /// first one of a summary, because it is slow.
     pub(super) fn add(
         &mut self,
         (rule, severity): (RuleId, Severity),
@@ -57,7 +61,7 @@ impl Diagnostics {
     ) {
         let kind = kind(severity, message);
         let has_room = self.kinds.len() < MAX_KINDS;
-        let listed = match self.kinds.get_mut(&kind) {
+        let is_listed = match self.kinds.get_mut(&kind) {
             Some(count) => {
                 *count += 1;
                 *count <= MAX_LISTED
@@ -65,7 +69,7 @@ impl Diagnostics {
             None if has_room => self.kinds.insert(kind.clone(), 1).is_none(),
             None => false,
         };
-        if listed {
+        if is_listed {
             let (line, field) = locate();
             let object = object.map(str::to_owned);
             let (file, message) = (Arc::clone(&self.file), message.to_owned());
@@ -102,8 +106,7 @@ impl Diagnostics {
     }
 }
 
-/// Returns the kind of a message: the message without numbers and quoted text, which differ between diagnostics of a
-/// kind.
+/// Returns the kind of a diagnostic: the severity, and the message without numbers and quoted text.
 fn kind(severity: Severity, message: &str) -> String {
     let mut kind = severity.name().to_owned();
     let mut quote = None;
@@ -127,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_a_kind_are_listed_and_the_rest_is_counted() {
+    fn the_first_of_a_kind_are_listed_and_the_others_are_counted() {
         let mut diagnostics = Diagnostics::new("f");
         for line in 1..=100 {
             add(&mut diagnostics, Severity::Error, line, &format!("`x{line}` is not a port; ports are 1 to 65535"));

@@ -1,7 +1,7 @@
 //! Parses Kubernetes YAML and JSON into the model, with line numbers for diagnostics.
 //!
 //! ```text
-//! text ─► split: documents ─► tree: values with lines ─► object: one kind each ─► model
+//! text ─► split: documents ─► tree: values with lines ─► object: parses each object ─► model
 //!                                                          └► salvage: valid parts of an invalid policy
 //! ```
 //!
@@ -42,7 +42,7 @@ pub struct Parsed {
     /// Objects that netpol uses, in the order of the file.
     pub objects: Vec<Located<Object>>,
     /// Diagnostics, including warnings, in the order of the file: the first few of each kind, then a summary.
-    /// Diagnostics of a policy are in [`crate::model::Policy::diagnostics`], too; these have line numbers.
+    /// Diagnostics of a policy are in [`crate::model::Policy::diagnostics`], too, but without line numbers.
     pub errors: Vec<ManifestError>,
     /// Number of documents and objects that have no effect because of errors.
     pub left_out: usize,
@@ -115,10 +115,10 @@ pub struct Unevaluated {
     pub kind: String,
     /// `namespace/name`, or the name if the kind is cluster-scoped.
     pub name: String,
-    /// The pods that it may apply to.
+    /// The pods that the policy may apply to.
     #[serde(skip)]
     pub scope: PolicyScope,
-    /// [`crate::model::content_of`] the object, which differs between two versions.
+    /// A hash of the policy's content, by [`crate::model::content_of`]. It differs if the policy has changed.
     #[serde(skip)]
     pub content: u64,
 }
@@ -150,12 +150,12 @@ pub struct ManifestError {
     pub count: usize,
 }
 
-/// Returns whether an object has no file, because it is one of a cluster.
+/// Returns whether an object has no file, because it was read from a cluster.
 pub(crate) fn no_file(file: &Arc<str>) -> bool {
     file.is_empty()
 }
 
-/// Returns whether an object has no line, because it is one of a cluster.
+/// Returns whether an object has no line, because it was read from a cluster.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 pub(crate) fn no_line(line: &usize) -> bool {
     *line == 0
@@ -185,12 +185,13 @@ pub fn parse(text: &str, file: &str) -> Parsed {
     parse_with(object::ObjectReader::new(file), text)
 }
 
-/// Parses like [`parse`], and also reads workloads, which have no pods yet, and details for `netpol lint`.
+/// Parses like [`parse`], and also reads workloads and details for `netpol lint`. The pods of such workloads may not
+/// exist yet.
 pub fn parse_offline(text: &str, file: &str) -> Parsed {
     parse_offline_in(text, file, None)
 }
 
-/// Parses like [`parse_offline`]. Objects without a namespace are in this one, as if kubectl applied them with `-n`.
+/// Parses like [`parse_offline`]. Objects without a namespace get `namespace`, as if kubectl applied them with `-n`.
 pub fn parse_offline_in(text: &str, file: &str, namespace: Option<&str>) -> Parsed {
     parse_with(object::ObjectReader::new(file).offline(text).in_namespace(namespace), text)
 }
@@ -198,19 +199,19 @@ pub fn parse_offline_in(text: &str, file: &str, namespace: Option<&str>) -> Pars
 fn parse_with(mut reader: object::ObjectReader, text: &str) -> Parsed {
     let mut aliased = 0;
     for document in split::documents(text) {
-        reader.faults(&document.faults);
+        reader.report_faults(&document.faults);
         let lines = document.lines_before..document.lines_before + document.text.lines().count();
         match tree::read(&document, &mut aliased) {
             Ok(trees) => {
                 for (index, mut tree) in trees.into_iter().enumerate() {
                     if index > 0 {
-                        reader.document_after_end(&tree);
+                        reader.report_document_after_end(&tree);
                     }
                     tree.range = lines.clone();
-                    reader.document(&mut tree);
+                    reader.read_document(&mut tree);
                 }
             }
-            Err(error) => reader.unreadable(document.text, &error),
+            Err(error) => reader.report_unreadable(document.text, &error),
         }
     }
     reader.finish()
@@ -231,7 +232,7 @@ impl Parsed {
         self.details.extend(details);
     }
 
-    /// Removes the file and the line of everything, because the objects are those of a cluster.
+    /// Removes all files and lines. Used for the objects of a cluster, which have no files.
     pub fn remove_positions(&mut self) {
         let Self { objects, errors, ignored, unevaluated, workloads, details, .. } = self;
         let positions = objects.iter_mut().map(|located| (&mut located.file, &mut located.line));
@@ -249,10 +250,10 @@ impl Parsed {
     }
 }
 
-/// Parses one object that is not text, with the same rules. Diagnostics have `name` as their file.
+/// Parses one object from a JSON value, in the same way as text. Diagnostics have `name` as their file.
 pub fn read(value: serde_json::Value, name: &str) -> Parsed {
     let mut reader = object::ObjectReader::new(name);
-    reader.document(&mut tree::Tree::without_lines(value));
+    reader.read_document(&mut tree::Tree::without_lines(value));
     reader.finish()
 }
 

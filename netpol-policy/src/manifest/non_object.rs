@@ -7,8 +7,8 @@ pub(super) const TEMPLATE: &str = "this file is a template and is skipped; rende
 
 /// Returns whether a text has template actions such as `{{ .Values.name }}`, outside of comments.
 pub(super) fn is_template(text: &str) -> bool {
-    let code = |line: &str| !line.trim_start().starts_with('#');
-    text.lines().filter(|line| code(line)).any(has_action)
+    let is_code = |line: &str| !line.trim_start().starts_with('#');
+    text.lines().filter(|line| is_code(line)).any(has_action)
 }
 
 fn has_action(line: &str) -> bool {
@@ -17,12 +17,12 @@ fn has_action(line: &str) -> bool {
 
 /// Returns whether a text that is not valid YAML is probably intended as a Kubernetes object.
 pub(super) fn mentions_kubernetes(text: &str) -> bool {
-    let key = |line: &str| {
+    let starts_with_key = |line: &str| {
         let line = line.trim_start_matches([' ', '\t', '-', '{', ',', '"', '\'']);
         ["apiVersion", "kind"].iter().any(|key| line.starts_with(key))
     };
-    // A document on one line, in flow style, may have the key anywhere.
-    text.lines().any(|line| key(line) || line.contains("apiVersion"))
+    // A document in flow style may be on one line, with the key anywhere in it.
+    text.lines().any(|line| starts_with_key(line) || line.contains("apiVersion"))
 }
 
 /// Returns whether a document is probably a Kubernetes object or a list of objects, complete or not.
@@ -88,7 +88,7 @@ mod tests {
         ] {
             assert_eq!(result_of(text), (None, 1, 1), "{text}");
         }
-        // Next to an object, before and after it.
+        // If the file has a Kubernetes object, documents before and after the object should be objects, too.
         assert_eq!(result_of(&format!("a: 1\n---\n{POLICY}---\nb: 2\n")), (None, 2, 2));
         assert_eq!(parse(&format!("a: 1\n---\n{POLICY}"), "f").objects.len(), 1);
     }
@@ -105,7 +105,7 @@ mod tests {
         let mixed = parse(&format!("{unquoted}---\n{POLICY}"), "f");
         assert_eq!((mixed.skipped, mixed.objects.len()), (Some(SkipReason::Template), 1));
         // A valid document may contain braces that are for another program.
-        let other = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata: {a: '{{ b }}'}\n";
-        assert_eq!(result_of(other), (None, 0, 0));
+        let valid = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata: {a: '{{ b }}'}\n";
+        assert_eq!(result_of(valid), (None, 0, 0));
     }
 }

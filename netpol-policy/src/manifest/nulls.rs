@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use super::path::FieldPath;
 
-/// Lists of strings.
+/// Fields that are lists of strings: a null item means an empty string. In other lists, it means an empty object.
 const STRINGS: [&str; 9] =
     ["except", "values", "policyTypes", "finalizers", "addresses", "externalIPs", "clusterIPs", "ipFamilies", "args"];
-/// Maps to strings.
+/// Fields that are maps with strings as values: a null value means an empty string.
 const STRING_MAPS: [&str; 5] = ["labels", "annotations", "matchLabels", "nodeSelector", "selector"];
 
 /// Replaces null items and null label values with empty ones. Returns their paths.

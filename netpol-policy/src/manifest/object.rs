@@ -31,13 +31,14 @@ const DUPLICATE_KEY: &str = "duplicate key";
 
 /// Parses the documents of one file.
 pub(super) struct ObjectReader {
+    /// Number of the current document, from 1.
     document: usize,
     parsed: Parsed,
     diagnostics: Diagnostics,
     /// Documents that are not like Kubernetes objects. They are errors if another document of the file is a Kubernetes
     /// object.
     non_objects: Vec<NonObject>,
-    /// Whether a document is like a Kubernetes object.
+    /// Whether one of the documents read so far is like a Kubernetes object.
     is_kubernetes: bool,
     /// Whether to read workloads, and details for `netpol lint`.
     reads_workloads: bool,
@@ -93,13 +94,13 @@ impl ObjectReader {
         Parsed { errors: self.diagnostics.finish(), ..self.parsed }
     }
 
-    pub(super) fn unreadable(&mut self, text: &str, error: &SyntaxError) {
+    pub(super) fn report_unreadable(&mut self, text: &str, error: &SyntaxError) {
         self.document += 1;
         if non_object::is_template(text) {
             return self.report_template(error.line);
         }
         if !non_object::mentions_kubernetes(text) {
-            return self.non_object(error.line, format!("document {} {}", self.document, error.message));
+            return self.add_non_object(error.line, format!("document {} {}", self.document, error.message));
         }
         self.mark_kubernetes();
         self.parsed.left_out += 1;
@@ -107,7 +108,7 @@ impl ObjectReader {
         self.report_outside_objects((RuleId::INVALID_DOCUMENT, Severity::Error), error.line, &message);
     }
 
-    /// Reports the first template of a file. The fix is the same for the others.
+    /// Reports the first template of a file. The fix is the same for all templates of the file.
     fn report_template(&mut self, line: usize) {
         if self.parsed.skipped != Some(SkipReason::Template) {
             self.parsed.skipped = Some(SkipReason::Template);
@@ -115,7 +116,7 @@ impl ObjectReader {
         }
     }
 
-    fn non_object(&mut self, line: usize, message: String) {
+    fn add_non_object(&mut self, line: usize, message: String) {
         let non_object = NonObject { document: self.document, line, message };
         if self.is_kubernetes { self.report_non_object(&non_object) } else { self.non_objects.push(non_object) }
     }
@@ -133,8 +134,8 @@ impl ObjectReader {
         self.diagnostics.add((RuleId::INVALID_DOCUMENT, Severity::Error), *document, None, message, || (*line, None));
     }
 
-    /// Reports errors before the next document.
-    pub(super) fn faults(&mut self, faults: &[Fault]) {
+    /// Reports errors that are before the next document, such as invalid separator lines.
+    pub(super) fn report_faults(&mut self, faults: &[Fault]) {
         for fault in faults {
             if fault.severity == Severity::Error {
                 self.parsed.left_out += 1;
@@ -143,9 +144,9 @@ impl ObjectReader {
         }
     }
 
-    /// Reports a document after an end marker. `kubectl` reads one YAML document up to each `---` and silently ignores
-    /// others.
-    pub(super) fn document_after_end(&mut self, tree: &Tree) {
+    /// Reports a document after the end marker `...`. Between two `---` lines, `kubectl` reads only the first YAML
+    /// document and silently ignores others.
+    pub(super) fn report_document_after_end(&mut self, tree: &Tree) {
         let message = "kubectl ignores a document after `...`; write `---` before it";
         let kind = (RuleId::INVALID_DOCUMENT, Severity::Warning);
         self.report_outside_objects(kind, tree.lines.of(&FieldPath::default()), message);
@@ -155,7 +156,7 @@ impl ObjectReader {
         self.diagnostics.add(kind, self.document, None, message, || (line, None));
     }
 
-    pub(super) fn document(&mut self, tree: &mut Tree) {
+    pub(super) fn read_document(&mut self, tree: &mut Tree) {
         if tree.value.is_null() {
             return;
         }
@@ -164,17 +165,19 @@ impl ObjectReader {
         let line = tree.lines.of(&FieldPath::default());
         if !non_object::looks_like_kubernetes(&value) {
             let what = if value.is_object() { "this document has no `kind`" } else { "this document is not an object" };
-            return self.non_object(line, format!("{what}; a Kubernetes object needs apiVersion, kind and metadata"));
+            return self
+                .add_non_object(line, format!("{what}; a Kubernetes object needs apiVersion, kind and metadata"));
         }
         self.mark_kubernetes();
         if non_object::has_template_name(&value) {
             return self.report_template(line);
         }
-        self.object(tree, value, FieldPath::default(), None);
+        self.read_object(tree, value, FieldPath::default(), None);
     }
 
-    /// Parses an object. `inherited` is the apiVersion and kind that a typed list gives to its items.
-    fn object(&mut self, tree: &Tree, mut value: Value, root: FieldPath, inherited: Option<(&str, &str)>) {
+    /// Parses an object. `inherited` is the apiVersion and kind that a typed list, such as `PodList`, gives to its
+    /// items.
+    fn read_object(&mut self, tree: &Tree, mut value: Value, root: FieldPath, inherited: Option<(&str, &str)>) {
         let mut location = ObjectLocation { tree, root, name: None };
         let Some(map) = value.as_object_mut() else {
             return self.report_ignored(
@@ -198,14 +201,14 @@ impl ObjectReader {
             let inherited = (!item_kind.is_empty()).then_some((api_version.as_str(), item_kind));
             for (index, item) in items.into_iter().enumerate() {
                 let root = location.root.key("items").index(index);
-                self.object(tree, item, root, inherited);
+                self.read_object(tree, item, root, inherited);
             }
             return;
         }
         self.set_namespace(&kind, map);
         let of_workload = || workload::expected_version(&kind, &api_version).filter(|_| self.reads_workloads);
         let Some(expected) = expected_version(&kind, &api_version).or_else(of_workload) else {
-            return self.ignored(&location, api_version, kind, &value);
+            return self.record_ignored(&location, api_version, kind, &value);
         };
         location.name = Some(title(&kind, map));
         if api_version != expected {
@@ -221,7 +224,7 @@ impl ObjectReader {
         for path in nulls::replace(&mut value) {
             self.warning(&location, &path, "is null, which the API server reads as an empty value; set a value");
         }
-        // A policy must isolate, whatever its size: a policy that is too large is replaced below, not ignored.
+        // A policy must isolate, whatever its size: `parse_policy` replaces the spec of a policy that is too large.
         if kind != "NetworkPolicy" && size::is_too_large(&value) {
             return self.report_ignored(
                 &location,
@@ -229,11 +232,11 @@ impl ObjectReader {
                 &format!("{}; the object is ignored", size::TOO_LARGE),
             );
         }
-        self.typed_object(&location, &kind, value);
+        self.read_typed_object(&location, &kind, value);
     }
 
-    /// Records an object that is not used.
-    fn ignored(&mut self, location: &ObjectLocation<'_>, api_version: String, kind: String, value: &Value) {
+    /// Records an object that netpol does not use.
+    fn record_ignored(&mut self, location: &ObjectLocation<'_>, api_version: String, kind: String, value: &Value) {
         let (file, line) = (self.diagnostics.file().clone(), location.tree.lines.of(&location.root));
         let Some(unevaluated) = UnevaluatedKind::of(&api_version, &kind) else {
             self.record_account_details(&kind, value);
@@ -271,7 +274,8 @@ impl ObjectReader {
         }
     }
 
-    /// Sets the namespace of an object without one. A kind that is not namespaced ignores it, except these two.
+    /// Sets the namespace of an object without one. A Namespace or Node has no namespace. For other cluster-scoped
+    /// kinds, netpol ignores the namespace.
     fn set_namespace(&self, kind: &str, map: &mut Map<String, Value>) {
         let metadata = map.get_mut("metadata").and_then(Value::as_object_mut);
         if let Some((namespace, metadata)) = self.namespace.as_deref().zip(metadata)
@@ -301,17 +305,17 @@ impl ObjectReader {
         }
     }
 
-    fn typed_object(&mut self, location: &ObjectLocation<'_>, kind: &str, value: Value) {
+    fn read_typed_object(&mut self, location: &ObjectLocation<'_>, kind: &str, value: Value) {
         match kind {
             "Namespace" => {
-                let Some(api) = self.typed::<core::Namespace>(location, value) else { return };
+                let Some(api) = self.deserialize_or_report::<core::Namespace>(location, value) else { return };
                 self.record_namespace_details(&api);
                 let (namespace, diagnostics) = Namespace::from_api(&api);
                 self.report_diagnostics(location, &diagnostics);
                 self.add_object(location, Object::Namespace(namespace));
             }
             "Pod" => {
-                let Some(api) = self.typed::<core::Pod>(location, value) else { return };
+                let Some(api) = self.deserialize_or_report::<core::Pod>(location, value) else { return };
                 let (pod, diagnostics) = Pod::from_api(&api);
                 self.report_diagnostics(location, &diagnostics);
                 if let Some(controller) = workload::controller(&api.metadata).filter(|_| self.reads_workloads) {
@@ -321,32 +325,32 @@ impl ObjectReader {
                 self.add_object(location, Object::Pod(pod));
             }
             "Node" => {
-                let Some(api) = self.typed::<core::Node>(location, value) else { return };
+                let Some(api) = self.deserialize_or_report::<core::Node>(location, value) else { return };
                 let (node, diagnostics) = Node::from_api(&api);
                 self.report_diagnostics(location, &diagnostics);
                 self.add_object(location, Object::Node(node));
             }
             "Service" => {
-                let Some(api) = self.typed::<core::Service>(location, value) else { return };
+                let Some(api) = self.deserialize_or_report::<core::Service>(location, value) else { return };
                 let (service, diagnostics) = Service::from_api(&api);
                 self.report_diagnostics(location, &diagnostics);
                 self.add_object(location, Object::Service(service));
             }
             "EndpointSlice" => {
-                let Some(api) = self.typed::<discovery::EndpointSlice>(location, value) else { return };
+                let Some(api) = self.deserialize_or_report::<discovery::EndpointSlice>(location, value) else { return };
                 let (slice, diagnostics) = EndpointSlice::from_api(&api);
                 self.report_diagnostics(location, &diagnostics);
                 self.add_object(location, Object::Slice(slice));
             }
             _ => match WorkloadKind::from_name(kind) {
-                Some(kind) => self.workload(location, kind, value),
+                Some(kind) => self.read_workload(location, kind, value),
                 None => self.parse_policy(location, value),
             },
         }
     }
 
-    /// Parses an object that is used completely or not at all.
-    fn typed<T: DeserializeOwned>(&mut self, location: &ObjectLocation<'_>, value: Value) -> Option<T> {
+    /// Deserializes an object that is ignored as a whole if any field has a wrong type.
+    fn deserialize_or_report<T: DeserializeOwned>(&mut self, location: &ObjectLocation<'_>, value: Value) -> Option<T> {
         self.report_duplicate_keys(location);
         let (result, unknown) = deserialize::<T>(value);
         for path in unknown {
@@ -383,13 +387,13 @@ impl ObjectReader {
 
     fn report_diagnostics(&mut self, location: &ObjectLocation<'_>, diagnostics: &[Diagnostic]) {
         for Diagnostic { severity, field, message } in diagnostics {
-            let found = || (location.line_of_text(field), Some(field.clone()));
+            let locate = || (location.line_of_text(field), Some(field.clone()));
             self.diagnostics.add(
-                (location.rule(*severity, message), *severity),
+                (location.lint_rule(*severity, message), *severity),
                 self.document,
                 location.name.as_deref(),
                 message,
-                found,
+                locate,
             );
         }
     }
@@ -409,23 +413,23 @@ impl ObjectReader {
     }
 
     fn report(&mut self, location: &ObjectLocation<'_>, severity: Severity, path: &FieldPath, message: &str) {
-        let found = || {
+        let locate = || {
             let field = (!path.0.is_empty()).then(|| path.to_string());
             (location.tree.lines.of(&location.absolute(path)), field)
         };
         self.diagnostics.add(
-            (location.rule(severity, message), severity),
+            (location.lint_rule(severity, message), severity),
             self.document,
             location.name.as_deref(),
             message,
-            found,
+            locate,
         );
     }
 }
 
 impl ObjectLocation<'_> {
     /// Returns the rule of `netpol lint` for a message.
-    fn rule(&self, severity: Severity, message: &str) -> RuleId {
+    fn lint_rule(&self, severity: Severity, message: &str) -> RuleId {
         let is_policy = self.name.as_deref().is_some_and(|name| name.starts_with("NetworkPolicy "));
         match severity {
             _ if message.starts_with(UNKNOWN_FIELD) => RuleId::UNKNOWN_FIELD,
@@ -469,7 +473,8 @@ fn qualified_name(metadata: Option<&Value>, is_cluster_scoped: bool) -> String {
     if is_cluster_scoped { name.to_owned() } else { format!("{}/{name}", text("namespace").unwrap_or("default")) }
 }
 
-/// Returns the object or the first field with a wrong type, and the unknown fields.
+/// Deserializes an object. Returns the object, or the path of the first field with a wrong type and the error. Also
+/// returns the paths of unknown fields.
 fn deserialize<T: DeserializeOwned>(value: Value) -> (Result<T, (FieldPath, String)>, Vec<FieldPath>) {
     let mut unknown = Vec::new();
     let mut track = serde_path_to_error::Track::new();

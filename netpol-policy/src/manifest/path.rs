@@ -27,7 +27,7 @@ impl Step {
 pub(crate) struct FieldPath(pub(crate) Vec<Step>);
 
 impl FieldPath {
-    /// Parses a path without `.` in its keys, as [`FieldPath`] writes it.
+    /// Parses a path without `.` in its keys, as `Display` writes it.
     pub(crate) fn parse(text: &str) -> Self {
         let steps =
             text.split(['.', '[']).map(|step| match step.strip_suffix(']').and_then(|index| index.parse().ok()) {

@@ -1,18 +1,19 @@
 //! Keeps the valid parts of an invalid policy.
 //!
-//! The API server rejects such a policy as a whole. netpol sometimes has nothing but the manifest, and the policy must still isolate its
-//! pods. So it replaces the innermost peer, port, rule or selector around each error with one that matches nothing; for
-//! `spec.podSelector`, with one that selects every pod of the namespace. All other parts are used.
+//! The API server rejects such a policy as a whole. But netpol sometimes has only the manifest, and the policy must
+//! still isolate its pods. So netpol replaces the innermost peer, port, rule or selector around each error with one
+//! that matches nothing. An invalid `spec.podSelector` is replaced with one that selects every pod of the namespace.
+//! All other parts of the policy are used.
 
 use serde_json::{Map, Value, json};
 
 use super::path::{FieldPath, Step};
 
-/// Replaces the part of a policy around an error. Returns its path and the consequence for the message, or `None` if
-/// nothing of the policy can be kept.
-pub(super) fn replace_invalid(policy: &mut Value, fault: &FieldPath) -> Option<(FieldPath, &'static str)> {
+/// Replaces the part of a policy around an error. Returns the path of the replaced part, and the consequence for the
+/// message. Returns `None` if no part of the policy can be kept.
+pub(super) fn replace_invalid(policy: &mut Value, error_path: &FieldPath) -> Option<(FieldPath, &'static str)> {
     let steps: Vec<&str> =
-        fault.0.iter().map(|step| if let Step::Key(key) = step { key.as_str() } else { "[]" }).collect();
+        error_path.0.iter().map(|step| if let Step::Key(key) = step { key.as_str() } else { "[]" }).collect();
     let (length, replacement, consequence) = match steps.as_slice() {
         ["spec", "ingress", "[]", "from", "[]", ..] | ["spec", "egress", "[]", "to", "[]", ..] => {
             (5, Some(json!({})), "this peer matches nothing")
@@ -44,7 +45,7 @@ pub(super) fn replace_invalid(policy: &mut Value, fault: &FieldPath) -> Option<(
         ["metadata", ..] => (2, None, "the field is ignored"),
         [_, ..] => (1, None, "the field is ignored"),
     };
-    let target = FieldPath(fault.0.get(..length)?.to_vec());
+    let target = FieldPath(error_path.0.get(..length)?.to_vec());
     replace(policy, &target.0, replacement)?;
     Some((target, consequence))
 }

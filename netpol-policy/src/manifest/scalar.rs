@@ -48,8 +48,8 @@ fn integer(text: &str) -> Option<Value> {
     i64::try_from(value).map(Value::from).or_else(|_| u64::try_from(value).map(Value::from)).ok()
 }
 
-/// Parses a float. One without a fraction becomes an integer: JSON does not distinguish them, and Kubernetes reads
-/// `port: 8080.0` as 8080.
+/// Parses a float. A float without a fraction becomes an integer: JSON does not distinguish the two, and Kubernetes
+/// reads `port: 8080.0` as 8080.
 #[expect(clippy::cast_possible_truncation, reason = "integral, and within the range that is exact")]
 fn float(text: &str) -> Option<Value> {
     // Excludes `inf`, `nan` and similar words, which are strings here.

@@ -19,7 +19,7 @@ pub(super) struct DocumentText<'t> {
     pub(super) faults: Vec<Fault>,
 }
 
-/// An error between two documents that `kubectl` rejects.
+/// An error outside of documents: an invalid separator line, or invalid JSON after a JSON object. `kubectl` rejects it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Fault {
     /// Line, from 1.
@@ -41,8 +41,10 @@ pub(super) fn documents(text: &str) -> Vec<DocumentText<'_>> {
             document.text = &text[start..position];
             texts.push(std::mem::take(&mut document));
             document.faults.extend(separator_fault(rest, index + 1));
-            let has_content = matches!(document.faults.as_slice(), [Fault { severity: Severity::Warning, .. }]);
-            (start, document.lines_before) = if has_content { (end - marker.len(), index) } else { (end, index + 1) };
+            // After a warning, the text on the separator line is the start of the document.
+            let starts_on_separator = matches!(document.faults.as_slice(), [Fault { severity: Severity::Warning, .. }]);
+            (start, document.lines_before) =
+                if starts_on_separator { (end - marker.len(), index) } else { (end, index + 1) };
         }
         position = end;
     }
@@ -81,13 +83,13 @@ fn json_objects(document: DocumentText<'_>) -> Vec<DocumentText<'_>> {
         let mut values = serde_json::Deserializer::from_str(text).into_iter::<IgnoredAny>();
         while let Some(Ok(IgnoredAny)) = values.next() {
             let end = values.byte_offset();
-            let lines_before = lines_before + lines(&text[..start]);
+            let lines_before = lines_before + count_line_breaks(&text[..start]);
             texts.push(DocumentText { text: &text[start..end], lines_before, faults: std::mem::take(&mut faults) });
             start = end;
         }
     }
     let rest = &text[start..];
-    let lines_before = lines_before + lines(&text[..start]);
+    let lines_before = lines_before + count_line_breaks(&text[..start]);
     if start > 0 && rest.lines().any(has_content) {
         let line = lines_before + 1;
         let message = "invalid JSON after a JSON object; the rest of this document is ignored";
@@ -99,7 +101,7 @@ fn json_objects(document: DocumentText<'_>) -> Vec<DocumentText<'_>> {
     texts
 }
 
-fn lines(text: &str) -> usize {
+fn count_line_breaks(text: &str) -> usize {
     text.bytes().filter(|byte| *byte == b'\n').count()
 }
 
@@ -113,7 +115,7 @@ fn has_content(line: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn found(text: &str) -> Vec<(usize, &str)> {
+    fn lines_and_texts(text: &str) -> Vec<(usize, &str)> {
         documents(text).iter().map(|document| (document.lines_before, document.text)).collect()
     }
 
@@ -124,25 +126,25 @@ mod tests {
     #[test]
     fn documents_start_after_separators_and_keep_their_line_numbers() {
         let text = "# head\n---\na: 1\n---  # two\nb: |\n  --- inside\n---#three\n---\nc: 3\n";
-        assert_eq!(found(text), [(2, "a: 1\n"), (4, "b: |\n  --- inside\n"), (8, "c: 3\n")]);
+        assert_eq!(lines_and_texts(text), [(2, "a: 1\n"), (4, "b: |\n  --- inside\n"), (8, "c: 3\n")]);
         assert_eq!(faults(text), []);
     }
 
     #[test]
     fn directives_and_byte_order_marks_are_not_documents() {
-        assert_eq!(found("\u{feff}%YAML 1.2\n---\na: 1\n"), [(2, "a: 1\n")]);
-        assert_eq!(found("\u{feff}---\na: 1\n---\n\u{feff}b: 2\n"), [(1, "a: 1\n"), (3, "b: 2\n")]);
-        assert_eq!(found("\u{feff}---\n\u{feff}---\nb: 2\n"), [(2, "b: 2\n")]);
-        assert_eq!(found(""), []);
+        assert_eq!(lines_and_texts("\u{feff}%YAML 1.2\n---\na: 1\n"), [(2, "a: 1\n")]);
+        assert_eq!(lines_and_texts("\u{feff}---\na: 1\n---\n\u{feff}b: 2\n"), [(1, "a: 1\n"), (3, "b: 2\n")]);
+        assert_eq!(lines_and_texts("\u{feff}---\n\u{feff}---\nb: 2\n"), [(2, "b: 2\n")]);
+        assert_eq!(lines_and_texts(""), []);
     }
 
     #[test]
     fn a_document_may_contain_several_json_objects() {
         assert_eq!(
-            found("{\"a\":1}{\"b\":2}\n\n{\"c\":3}\n"),
+            lines_and_texts("{\"a\":1}{\"b\":2}\n\n{\"c\":3}\n"),
             [(0, "{\"a\":1}"), (0, "{\"b\":2}"), (0, "\n\n{\"c\":3}")]
         );
-        assert_eq!(found("{a: 1}\n"), [(0, "{a: 1}\n")]);
+        assert_eq!(lines_and_texts("{a: 1}\n"), [(0, "{a: 1}\n")]);
         assert_eq!(faults("{\"a\":1}\n# comment\n"), []);
         assert_eq!(faults("{\"a\":1}\nb: 2\n"), [(1, Severity::Error)]);
         assert_eq!(faults("{\"a\":1}\n---\nb: 2\n"), []);
@@ -151,8 +153,8 @@ mod tests {
     #[test]
     fn invalid_separators_are_reported() {
         assert_eq!(faults("a: 1\n----\nb: 2\n"), [(2, Severity::Error)]);
-        assert_eq!(found("a: 1\n---x\nb: 2\n"), [(0, "a: 1\n"), (2, "b: 2\n")]);
+        assert_eq!(lines_and_texts("a: 1\n---x\nb: 2\n"), [(0, "a: 1\n"), (2, "b: 2\n")]);
         assert_eq!(faults("--- {a: 1}\n---\nb: 2\n"), [(1, Severity::Warning)]);
-        assert_eq!(found("--- {a: 1}\n---\nb: 2\n"), [(0, "--- {a: 1}\n"), (2, "b: 2\n")]);
+        assert_eq!(lines_and_texts("--- {a: 1}\n---\nb: 2\n"), [(0, "--- {a: 1}\n"), (2, "b: 2\n")]);
     }
 }

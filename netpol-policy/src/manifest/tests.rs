@@ -1,4 +1,5 @@
 //! Tests of parsing files and of the reported diagnostics.
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 mod edge_cases;
 
@@ -159,8 +160,8 @@ fn old_api_versions_are_read_and_reported() {
             "f:1: error: NetworkPolicy default/p: apiVersion: is `extensions/v1beta1`, which is read as networking.k8s.io/v1; write networking.k8s.io/v1"
         ]
     );
-    let other = parse("apiVersion: crd.projectcalico.org/v1\nkind: NetworkPolicy\nmetadata: {name: p}", "f");
-    assert_eq!((other.objects.len(), other.unevaluated.len(), other.errors.len()), (0, 1, 0));
+    let calico_policy = parse("apiVersion: crd.projectcalico.org/v1\nkind: NetworkPolicy\nmetadata: {name: p}", "f");
+    assert_eq!((calico_policy.objects.len(), calico_policy.unevaluated.len(), calico_policy.errors.len()), (0, 1, 0));
 }
 
 #[test]
@@ -280,7 +281,7 @@ spec:
         "{{apiVersion: apps/v1, kind: Deployment, metadata: {{name: a, annotations: {{a: {}}}}}, spec: {{template: {{}}}}}}",
         "x".repeat(3 << 20)
     );
-    let old = |version: &str, kind: &str, spec: &str| {
+    let workload = |version: &str, kind: &str, spec: &str| {
         format!("{{apiVersion: {version}, kind: {kind}, metadata: {{name: a}}, spec: {{{spec}}}}}")
     };
     for (text, workloads, expected) in [
@@ -301,7 +302,7 @@ spec:
             ],
         ),
         (
-            old("apps/v1beta1", "StatefulSet", "replicas: 1001, template: {}"),
+            workload("apps/v1beta1", "StatefulSet", "replicas: 1001, template: {}"),
             1,
             &[
                 "f:1: error: StatefulSet default/a: apiVersion: is `apps/v1beta1`, which is read as apps/v1; write apps/v1",
@@ -309,7 +310,7 @@ spec:
             ],
         ),
         (
-            old(
+            workload(
                 "v1",
                 "CronJob",
                 "jobTemplate: {spec: {template: {spec: {containers: [{ports: [{containerPort: 0}]}]}}}}",
@@ -318,11 +319,11 @@ spec:
             &["f:1: error: CronJob default/a: apiVersion: is `v1`, which is read as batch/v1; write batch/v1"],
         ),
         (
-            old("batch/v1", "CronJob", "template: {}"),
+            workload("batch/v1", "CronJob", "template: {}"),
             0,
             &["f:1: error: CronJob default/a: spec.jobTemplate.spec.template: is missing; the object is ignored"],
         ),
-        (old("example.com/v1", "Deployment", ""), 0, &[]),
+        (workload("example.com/v1", "Deployment", ""), 0, &[]),
     ] {
         let parsed = parse_offline(&text, "f");
         assert_eq!(messages(&parsed), expected);
@@ -348,9 +349,9 @@ fn parsing_time_of_a_pod_with_many_labels_is_linear() {
     let Object::Pod(pod) = &parsed.objects[0].object else { panic!("no pod") };
     assert_eq!(pod.labels.iter().count(), 100_000);
 
-    // Each label is an error of its own, with a line number.
-    for (indent, faults) in [("  ", 100_000), ("    ", 50_000)] {
-        let names = (0..100_000).map(|i| format!("{indent}l{}: v\n", i % faults));
+    // Unknown fields, then duplicate labels. Each of them is a diagnostic with a line number.
+    for (indent, distinct_names) in [("  ", 100_000), ("    ", 50_000)] {
+        let names = (0..100_000).map(|i| format!("{indent}l{}: v\n", i % distinct_names));
         let text = format!(
             "apiVersion: v1\nkind: Pod\nmetadata:\n  name: big\n  labels:\n    a: b\n{}",
             names.collect::<String>()
@@ -379,9 +380,9 @@ fn a_policy_that_is_too_large_or_has_too_many_errors_isolates_every_pod() {
     for (peers, message) in [(many_errors, "has more than 64 errors"), (large, "is larger than 3 MiB")] {
         let parsed = policy(&format!("  {{podSelector: {{matchLabels: {{a: b}}}}, ingress: [{{from: [{peers}]}}]}}"));
         let Object::Policy(policy) = &parsed.objects[0].object else { panic!("no policy") };
-        let rest = "the policy isolates every pod of the namespace in both directions";
+        let consequence = "the policy isolates every pod of the namespace in both directions";
         let is_reported =
-            parsed.errors.iter().any(|error| error.message.contains(message) && error.message.contains(rest));
+            parsed.errors.iter().any(|error| error.message.contains(message) && error.message.contains(consequence));
         assert!(is_reported, "{:?}", parsed.errors);
         assert!(
             policy.pods.isolates(&crate::model::Labels::new()),

@@ -20,7 +20,7 @@ pub(super) struct Tree {
     pub(super) value: Value,
     /// Line numbers of its fields.
     pub(super) lines: Lines,
-    /// The lines of the document in the file, from 0.
+    /// The lines of the document in the file, counted from 0.
     pub(super) range: std::ops::Range<usize>,
     /// Duplicate keys of maps, sorted.
     duplicates: Vec<FieldPath>,
@@ -40,7 +40,7 @@ impl Tree {
     }
 }
 
-/// The line of a key or list item, and of its children. Aliases have no children.
+/// The line of a key or list item, and of its children. The value of an alias (`*name`) has no children here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Lines {
     line: usize,
@@ -56,12 +56,13 @@ impl Lines {
     pub(super) fn nearest(&self, path: &FieldPath) -> &Self {
         let mut lines = self;
         for step in &path.0 {
-            // List items are found by their index, because searching would be slow in long lists.
+            // The children of a list are in the order of their indices. So an item is found without a search, which
+            // would be slow in long lists.
             let at_index = if let Step::Index(index) = step { lines.children.get(*index) } else { None };
             let found = at_index.filter(|(found, _)| found == step);
-            // Of duplicate keys, the last one is used.
-            let by_name = || lines.children.iter().rev().find(|(found, _)| found == step);
-            let Some((_, children)) = found.or_else(by_name) else { break };
+            // If a key occurs twice, the last one is used.
+            let search = || lines.children.iter().rev().find(|(found, _)| found == step);
+            let Some((_, children)) = found.or_else(search) else { break };
             lines = children;
         }
         lines
@@ -108,9 +109,10 @@ pub(super) struct SyntaxError {
 
 /// Parses the documents of a text. `aliased` counts the values that aliases of the file have repeated so far.
 pub(super) fn read(document: &DocumentText<'_>, aliased: &mut usize) -> Result<Vec<Tree>, SyntaxError> {
-    let read = TreeReader::new(document, aliased).documents();
-    match (read, document.text.trim_start_matches(['-', ' ', '\n', '\r']).starts_with(['{', '['])) {
-        // JSON that the YAML parser rejects, for example because of escaped surrogate pairs. It has no line numbers.
+    let result = TreeReader::new(document, aliased).parse_documents();
+    match (result, document.text.trim_start_matches(['-', ' ', '\n', '\r']).starts_with(['{', '['])) {
+        // The text may be JSON that the YAML parser rejects, for example because of escaped surrogate pairs. Then all
+        // fields have the line of the document.
         (Err(error), true) => match serde_json::from_str(document.text) {
             Ok(value) => Ok(vec![Tree {
                 value,
@@ -120,7 +122,7 @@ pub(super) fn read(document: &DocumentText<'_>, aliased: &mut usize) -> Result<V
             }]),
             Err(_) => Err(error),
         },
-        (read, _) => read,
+        (result, _) => result,
     }
 }
 
@@ -146,16 +148,16 @@ impl<'t, 'f> TreeReader<'t, 'f> {
         }
     }
 
-    fn documents(mut self) -> Result<Vec<Tree>, SyntaxError> {
+    fn parse_documents(mut self) -> Result<Vec<Tree>, SyntaxError> {
         let mut trees = Vec::new();
         loop {
-            let (event, span) = self.next()?;
+            let (event, span) = self.next_event()?;
             match event {
                 Event::StreamEnd => return Ok(trees),
                 Event::Nothing | Event::StreamStart | Event::DocumentStart(_) | Event::DocumentEnd => {}
                 event => {
                     let mut lines = Lines::at(self.line(span));
-                    let value = self.value(event, span, &mut lines)?;
+                    let value = self.parse_value(event, span, &mut lines)?;
                     let mut duplicates = std::mem::take(&mut self.duplicates);
                     duplicates.sort_unstable();
                     self.anchors.clear();
@@ -165,15 +167,15 @@ impl<'t, 'f> TreeReader<'t, 'f> {
         }
     }
 
-    fn next(&mut self) -> Result<(Event<'t>, Span), SyntaxError> {
+    fn next_event(&mut self) -> Result<(Event<'t>, Span), SyntaxError> {
         match self.events.next_event() {
             Some(Ok(event)) => Ok(event),
-            Some(Err(error)) => Err(self.syntax(&error)),
+            Some(Err(error)) => Err(self.syntax_error(&error)),
             None => Ok((Event::StreamEnd, Span::default())),
         }
     }
 
-    fn syntax(&self, error: &ScanError) -> SyntaxError {
+    fn syntax_error(&self, error: &ScanError) -> SyntaxError {
         SyntaxError {
             line: self.lines_before + error.marker().line().max(1),
             message: format!("is not valid YAML: {}", error.info()),
@@ -184,26 +186,26 @@ impl<'t, 'f> TreeReader<'t, 'f> {
         self.lines_before + span.start.line().max(1)
     }
 
-    fn value(&mut self, event: Event<'t>, span: Span, lines: &mut Lines) -> Result<Value, SyntaxError> {
+    fn parse_value(&mut self, event: Event<'t>, span: Span, lines: &mut Lines) -> Result<Value, SyntaxError> {
         let fail = |line, message: &str| Err(SyntaxError { line, message: message.to_owned() });
         let line = self.line(span);
         if self.path.0.len() > MAX_DEPTH {
             return fail(line, "is nested too deeply to be a Kubernetes object");
         }
         let (value, anchor) = match event {
-            Event::Scalar(text, style, anchor, tag) => (resolve(&text, style, tag.as_deref()), anchor),
+            Event::Scalar(text, style, anchor, tag) => (resolve_scalar(&text, style, tag.as_deref()), anchor),
             Event::Alias(anchor) => {
                 let Some(value) = self.anchors.get(&anchor) else {
                     return fail(line, "has an alias inside its own anchor");
                 };
-                *self.aliased += count(value);
+                *self.aliased += count_values(value);
                 if *self.aliased > MAX_ALIASED {
                     return fail(line, "has aliases (`*name`) that repeat too many values; write the values out");
                 }
                 (value.clone(), 0)
             }
-            Event::SequenceStart(anchor, _) => (self.list(lines)?, anchor),
-            Event::MappingStart(anchor, _) => (self.map(lines)?, anchor),
+            Event::SequenceStart(anchor, _) => (self.parse_list(lines)?, anchor),
+            Event::MappingStart(anchor, _) => (self.parse_map(lines)?, anchor),
             _ => return fail(line, "ends where a value is expected"),
         };
         if anchor != 0 {
@@ -212,23 +214,23 @@ impl<'t, 'f> TreeReader<'t, 'f> {
         Ok(value)
     }
 
-    fn list(&mut self, lines: &mut Lines) -> Result<Value, SyntaxError> {
+    fn parse_list(&mut self, lines: &mut Lines) -> Result<Value, SyntaxError> {
         let mut items = Vec::new();
         loop {
-            let (event, span) = self.next()?;
+            let (event, span) = self.next_event()?;
             if event == Event::SequenceEnd {
                 return Ok(Value::Array(items));
             }
             let child_lines = Lines::at(self.line(span));
-            items.push(self.child(Step::Index(items.len()), event, span, child_lines, lines)?);
+            items.push(self.parse_child(Step::Index(items.len()), event, span, child_lines, lines)?);
         }
     }
 
-    fn map(&mut self, lines: &mut Lines) -> Result<Value, SyntaxError> {
+    fn parse_map(&mut self, lines: &mut Lines) -> Result<Value, SyntaxError> {
         let mut map = Map::new();
         let mut merged = Vec::new();
         loop {
-            let (event, span) = self.next()?;
+            let (event, span) = self.next_event()?;
             let key = match event {
                 Event::MappingEnd => break,
                 Event::Scalar(text, ..) => text.into_owned(),
@@ -238,14 +240,14 @@ impl<'t, 'f> TreeReader<'t, 'f> {
                 }
             };
             let child_lines = Lines::at(self.line(span));
-            let (event, span) = self.next()?;
+            let (event, span) = self.next_event()?;
             let step = Step::Key(key.clone());
             if map.contains_key(&key) {
                 self.path.0.push(step.clone());
                 self.duplicates.push(self.path.clone());
                 self.path.0.pop();
             }
-            let value = self.child(step, event, span, child_lines, lines)?;
+            let value = self.parse_child(step, event, span, child_lines, lines)?;
             if key == "<<" {
                 merged.push(value);
             } else {
@@ -259,7 +261,7 @@ impl<'t, 'f> TreeReader<'t, 'f> {
     }
 
     /// Parses the value of a child at `child_lines`.
-    fn child(
+    fn parse_child(
         &mut self,
         step: Step,
         event: Event<'t>,
@@ -268,7 +270,7 @@ impl<'t, 'f> TreeReader<'t, 'f> {
         lines: &mut Lines,
     ) -> Result<Value, SyntaxError> {
         self.path.0.push(step.clone());
-        let value = self.value(event, span, &mut child_lines);
+        let value = self.parse_value(event, span, &mut child_lines);
         self.path.0.pop();
         lines.children.push((step, child_lines));
         value
@@ -288,15 +290,15 @@ fn merge(map: &mut Map<String, Value>, value: Value) {
     }
 }
 
-fn resolve(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Value {
+fn resolve_scalar(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Value {
     let is_string = matches!(tag, Some(tag) if tag.is_yaml_core_schema() && tag.suffix == "str");
     if style == ScalarStyle::Plain && !is_string { scalar::resolve(text) } else { Value::String(text.to_owned()) }
 }
 
-fn count(value: &Value) -> usize {
+fn count_values(value: &Value) -> usize {
     match value {
-        Value::Array(items) => 1 + items.iter().map(count).sum::<usize>(),
-        Value::Object(map) => 1 + map.values().map(count).sum::<usize>(),
+        Value::Array(items) => 1 + items.iter().map(count_values).sum::<usize>(),
+        Value::Object(map) => 1 + map.values().map(count_values).sum::<usize>(),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 1,
     }
 }

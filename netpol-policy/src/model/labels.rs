@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-/// Labels of an object, with unique names. Compact, and cheap to clone: a cluster may have a hundred thousand pods, and both
-/// the cluster state and the engine store their labels.
+/// Labels of an object, with unique names. Compact, and cheap to clone: a cluster may have a hundred thousand pods, and
+/// both the cluster state and the engine store their labels.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Labels(Arc<[(Arc<str>, Arc<str>)]>);
 
@@ -45,7 +45,8 @@ impl Labels {
 impl FromIterator<(Arc<str>, Arc<str>)> for Labels {
     fn from_iter<I: IntoIterator<Item = (Arc<str>, Arc<str>)>>(labels: I) -> Self {
         let mut labels: Vec<_> = labels.into_iter().collect();
-        // The sort is stable, so that the last of equal names stays last.
+        // The sort is stable, so the last of equal names stays last. `dedup_by` keeps the first of equal names, so it
+        // is called on the reversed list.
         labels.sort_by(|(one, _), (other, _)| one.cmp(other));
         labels.reverse();
         labels.dedup_by(|(one, _), (other, _)| one == other);

@@ -1,4 +1,5 @@
-//! The mode of policies, from annotations of policies and namespaces.
+//! The mode of policies (enforce or shadow), and suspensions of enforcement. Both are set by annotations of policies
+//! and namespaces.
 
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ pub enum Mode {
     /// The policy is enforced.
     #[default]
     Enforce,
-    /// The policy is evaluated, but not enforced: what it would deny is reported.
+    /// The policy is evaluated, but not enforced: connections that it would deny are reported.
     Shadow,
 }
 
@@ -55,7 +56,7 @@ pub struct NamespaceModes {
 }
 
 impl NamespaceModes {
-    /// Returns whether both have the same effect on enforcement. The reason is ignored.
+    /// Returns whether these annotations and `other` have the same effect on enforcement. The reason is ignored.
     pub fn is_same_as(&self, other: &Self) -> bool {
         let effective = |modes: &Self| (modes.mode, modes.suspended_until, modes.cluster_suspended_until);
         effective(self) == effective(other)
@@ -81,7 +82,7 @@ pub struct Suspension {
 }
 
 impl Suspension {
-    /// Returns whether both come from the same annotation. Its end and its reason may have changed.
+    /// Returns whether this suspension and `other` come from the same annotation. The end and the reason may differ.
     pub fn is_same(&self, other: &Self) -> bool {
         (&self.namespace, self.cluster) == (&other.namespace, other.cluster)
     }

@@ -42,6 +42,7 @@ pub(crate) fn label_value_error(value: &str) -> Option<String> {
     if value.is_empty() { None } else { part_error(value).map(|message| format!("label value {message}")) }
 }
 
+/// Returns the error in the name of a label key, or in a label value: both have the same syntax.
 fn part_error(text: &str) -> Option<String> {
     if text.len() > MAX_LABEL_LENGTH {
         return Some(too_long(text, MAX_LABEL_LENGTH));

@@ -20,7 +20,8 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Returns a namespace without an object of its own. It has only [`NAMESPACE_NAME_LABEL`].
+    /// Returns a namespace that other objects refer to but that has no Namespace object. Its only label is
+    /// [`NAMESPACE_NAME_LABEL`].
     pub fn implicit(name: NamespaceName) -> Self {
         let labels = Labels::from([(NAMESPACE_NAME_LABEL.into(), name.clone())]);
         Self { name, labels, modes: NamespaceModes::default() }
@@ -41,7 +42,7 @@ pub struct PodWorkload {
 pub struct Pod {
     /// Namespace and name.
     pub key: PodKey,
-    /// The UID of the pod on its node; `None` in manifests without one.
+    /// The UID that the container runtime uses; `None` in manifests without a UID.
     pub uid: Option<Uid>,
     /// `spec.nodeName`, once scheduled.
     pub node: Option<Arc<str>>,
@@ -51,8 +52,8 @@ pub struct Pod {
     pub finished: bool,
     /// Whether `metadata.deletionTimestamp` is set.
     pub deleting: bool,
-    /// `metadata.creationTimestamp` in seconds since 1970. If several pods list the same address, the one created last has
-    /// it, unless it is being deleted.
+    /// `metadata.creationTimestamp` in seconds since 1970. If several pods list the same address, the one created last
+    /// has it, unless it is being deleted.
     pub created: i64,
     /// Labels.
     pub labels: Labels,
@@ -91,8 +92,8 @@ pub struct HostPorts {
 /// A port of the node that is forwarded to a port of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostPort {
-    /// `hostIP`: the address of the frontend. `0.0.0.0` and `::` mean all node addresses of this family; `None` means all
-    /// node addresses.
+    /// `hostIP`: the address of the frontend. `0.0.0.0` and `::` mean all node addresses of this family; `None` means
+    /// all node addresses.
     pub address: Option<IpAddr>,
     /// The protocol.
     pub protocol: Protocol,
@@ -103,13 +104,13 @@ pub struct HostPort {
 }
 
 impl HostPort {
-    fn frontends(self, node: &[IpAddr]) -> impl Iterator<Item = (Frontend, u16)> {
+    fn frontends(self, node_addresses: &[IpAddr]) -> impl Iterator<Item = (Frontend, u16)> {
         let is_included = move |address: &IpAddr| match self.address {
             None => true,
             Some(host_ip) => host_ip.is_unspecified() && host_ip.is_ipv4() == address.is_ipv4(),
         };
         let host_ip = self.address.filter(|host_ip| !host_ip.is_unspecified());
-        let addresses = node.iter().copied().filter(is_included).chain(host_ip);
+        let addresses = node_addresses.iter().copied().filter(is_included).chain(host_ip);
         let (port, protocol) = (self.port, self.protocol.number());
         addresses.map(move |address| {
             (Frontend { address: FrontendAddress::Address(address), port, protocol }, self.container_port)

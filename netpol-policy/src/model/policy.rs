@@ -14,7 +14,7 @@ use super::{Diagnostic, Mode, PolicyKey, Selector};
 pub struct Policy {
     /// Namespace and name.
     pub key: PolicyKey,
-    /// The mode of the policy; `None`: that of its namespace.
+    /// The mode of the policy; `None`: the mode of its namespace applies.
     pub mode: Option<Mode>,
     /// The pods of the namespace that the policy selects.
     pub pods: Selector,
@@ -27,7 +27,7 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Returns the rules in a direction; `None`: the policy does not isolate in it.
+    /// Returns the rules in a direction; `None`: the policy does not isolate in this direction.
     pub fn rules(&self, direction: Direction) -> Option<&[Rule]> {
         match direction {
             Direction::Ingress => self.ingress.as_deref(),
@@ -41,8 +41,8 @@ impl Policy {
     }
 }
 
-/// An item of `ingress` or `egress`: a peer and a port must both match. A rule's position in its list is the index in the
-/// manifest, even if other items are invalid.
+/// An item of `ingress` or `egress`: a peer and a port must both match. A rule's position in its list is the index in
+/// the manifest, even if other items are invalid.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule {
     /// `from` or `to`.
@@ -61,7 +61,7 @@ pub enum Peers {
 }
 
 impl Peers {
-    /// Returns the listed peers; none if any address matches.
+    /// Returns the listed peers; an empty slice for [`Peers::Any`].
     pub fn listed(&self) -> &[Peer] {
         match self {
             Self::Any => &[],
@@ -89,14 +89,14 @@ pub enum Peer {
 pub struct IpBlock {
     /// The block.
     pub cidr: IpNet,
-    /// `except`, sorted; subtracts from this block only.
+    /// `except`, sorted. It excludes addresses from this block only: another peer can match them.
     pub except: Vec<IpNet>,
 }
 
 impl IpBlock {
-    /// Returns whether the block contains an address and does not except it.
+    /// Returns whether the block contains an address and `except` does not.
     pub fn contains(&self, address: IpAddr) -> bool {
-        self.cidr.contains(&address) && !self.except.iter().any(|hole| hole.contains(&address))
+        self.cidr.contains(&address) && !self.except.iter().any(|excluded| excluded.contains(&address))
     }
 }
 

@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use super::Labels;
 
-/// A label selector: all requirements must hold; without requirements it selects everything. `matchLabels` are `In`
-/// requirements with one value. Requirements are sorted and unique, so that equal selectors compare equal.
+/// A label selector. All requirements must hold; a selector without requirements selects everything. `matchLabels` are
+/// `In` requirements with one value. Requirements are sorted and unique, so that equal selectors compare equal.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Selector {
     /// Requirements.
     pub requirements: Vec<Requirement>,
-    /// A requirement is invalid. As a peer, the selector matches nothing. As the `podSelector` of a policy, it selects
-    /// every pod of the namespace, so that these pods are isolated. Both are reported.
+    /// Whether a requirement is invalid. As a peer, an invalid selector matches nothing. As the `podSelector` of a
+    /// policy, an invalid selector selects every pod of the namespace, so that these pods are isolated. In both cases,
+    /// a diagnostic reports the error.
     pub invalid: bool,
 }
 
@@ -52,7 +53,7 @@ impl Selector {
     }
 
     /// Returns whether a policy with this selector isolates a pod with these labels. An invalid selector isolates every
-    /// pod of the namespace, so that an invalid policy never allows anything.
+    /// pod of the namespace. Otherwise, an error in a policy would leave the intended pods without isolation.
     pub fn isolates(&self, labels: &Labels) -> bool {
         self.invalid || self.requirements.iter().all(|requirement| requirement.holds(labels))
     }

@@ -9,7 +9,7 @@ impl Selector {
     /// # Errors
     /// The part that is not a requirement, with the reason.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let mut requirements = split_requirements(text).map(requirement).collect::<Result<Vec<_>, _>>()?;
+        let mut requirements = split_requirements(text).map(parse_requirement).collect::<Result<Vec<_>, _>>()?;
         requirements.sort();
         requirements.dedup();
         Ok(Self { requirements, invalid: false })
@@ -26,7 +26,7 @@ fn split_requirements(text: &str) -> impl Iterator<Item = &str> {
     parts.map(str::trim)
 }
 
-fn requirement(text: &str) -> Result<Requirement, String> {
+fn parse_requirement(text: &str) -> Result<Requirement, String> {
     let error =
         || format!("`{text}` is not a label requirement; write key=value, key!=value, key in (a, b), key or !key");
     let values = |list: &str| {

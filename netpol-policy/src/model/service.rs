@@ -7,7 +7,7 @@ use netpol_common::{FrontendKey, frontend_scope};
 
 use super::{Labels, Pod, Protocol, ServiceKey, SliceKey};
 
-/// A Service. Session affinity, traffic policies and topology are left out: they only affect which backend kube-proxy
+/// A Service. Session affinity, traffic policies and topology are omitted: they only affect which backend kube-proxy
 /// selects.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Service {
@@ -18,14 +18,15 @@ pub struct Service {
     pub addresses: Vec<IpAddr>,
     /// Ports.
     pub ports: Vec<ServicePort>,
-    /// `spec.selector`, which determines the backends if the Service has no slices. Empty if another component writes the
-    /// slices, and for objects from an API server, because the API server has the slices.
+    /// `spec.selector`, which determines the backends if the Service has no slices. Empty if another component writes
+    /// the slices. Also empty for objects from an API server, because the API server has the slices.
     pub selector: Labels,
     /// Set if the Service has no cluster IP yet but will get one, as in manifests that were never applied.
     pub requested_families: Option<RequestedFamilies>,
 }
 
-/// The address families of cluster IPs that a Service requests; if none, the cluster's default.
+/// The address families of the cluster IPs that a Service requests. If none is set, the Service gets the default family
+/// of the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RequestedFamilies {
     /// IPv4.
@@ -43,11 +44,12 @@ impl Service {
             && labels.all(|(key, value)| pod.labels.get(key) == Some(value))
     }
 
-    /// Returns the frontends with their ports. A nodePort has a frontend at all nodes for each family in which the Service
-    /// has an address.
+    /// Returns the frontends of the Service, each with its port. A nodePort has one frontend for each address family of
+    /// the Service. This frontend stands for the addresses of all nodes.
     pub fn frontends(&self) -> impl Iterator<Item = (Frontend, &ServicePort)> {
-        let has = |is_ipv4: bool| self.addresses.iter().any(|address| address.is_ipv4() == is_ipv4);
-        let any_node = [(FrontendAddress::AnyNodeV4, has(true)), (FrontendAddress::AnyNodeV6, has(false))];
+        let has_address = |is_ipv4: bool| self.addresses.iter().any(|address| address.is_ipv4() == is_ipv4);
+        let any_node =
+            [(FrontendAddress::AnyNodeV4, has_address(true)), (FrontendAddress::AnyNodeV6, has_address(false))];
         self.ports.iter().flat_map(move |port| {
             let frontend =
                 move |address, number| (Frontend { address, port: number, protocol: port.protocol.number() }, port);
@@ -62,7 +64,7 @@ impl Service {
 /// A port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServicePort {
-    /// Name, which slices also use; empty if the port has none.
+    /// Name, by which `EndpointSlices` refer to the port; empty if the port has none.
     pub name: Arc<str>,
     /// The protocol.
     pub protocol: Protocol,
@@ -121,16 +123,16 @@ impl SlicePort {
     }
 }
 
-/// An endpoint in a slice.
+/// An endpoint in a slice: the address of a backend.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SliceEndpoint {
     /// Address.
     pub address: IpAddr,
-    /// Whether it accepts new connections: `conditions.ready`, true if absent. If the Service has
-    /// `publishNotReadyAddresses`, it is true for all endpoints.
+    /// Whether the endpoint accepts new connections: `conditions.ready`, true if absent. If the Service has
+    /// `publishNotReadyAddresses`, `ready` is true for all endpoints.
     pub ready: bool,
-    /// Whether it is terminating but still serving: `conditions.terminating` and `conditions.serving` (true if absent).
-    /// kube-proxy selects it only if no endpoint is ready.
+    /// Whether the endpoint is terminating but still serving: `conditions.terminating` and `conditions.serving` (true
+    /// if absent). kube-proxy selects such an endpoint only if no endpoint is ready.
     pub draining: bool,
 }
 
@@ -173,7 +175,7 @@ impl Frontend {
         }
     }
 
-    /// Returns the key in `SERVICES_V4`; `None` for IPv6.
+    /// Returns the key in the BPF map `SERVICES_V4`; `None` for IPv6.
     pub fn v4_key(&self) -> Option<FrontendKey<[u8; 4]>> {
         let (address, scope) = match self.address {
             FrontendAddress::Address(IpAddr::V4(address)) => (address.octets(), frontend_scope::ADDRESS),
@@ -183,7 +185,7 @@ impl Frontend {
         Some(FrontendKey { address, port: self.port.to_be_bytes(), protocol: self.protocol, scope })
     }
 
-    /// Returns the key in `SERVICES_V6`; `None` for IPv4.
+    /// Returns the key in the BPF map `SERVICES_V6`; `None` for IPv4.
     pub fn v6_key(&self) -> Option<FrontendKey<[u8; 16]>> {
         let (address, scope) = match self.address {
             FrontendAddress::Address(IpAddr::V6(address)) => (address.octets(), frontend_scope::ADDRESS),

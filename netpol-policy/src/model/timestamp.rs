@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A point in time, in whole seconds since 1970. The default, 1970, is before every suspension.
+/// A point in time, in whole seconds since 1970. The default is 1970: at that time, no suspension is in effect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(pub i64);
 
@@ -18,7 +18,7 @@ impl Timestamp {
         Self(self.0.saturating_add(seconds))
     }
 
-    /// Returns the number of seconds until `later`; zero if that is not later.
+    /// Returns the number of seconds until `later`; zero if `later` is not after this time.
     pub fn seconds_until(self, later: Self) -> u64 {
         u64::try_from(later.0.saturating_sub(self.0)).unwrap_or(0)
     }

@@ -52,13 +52,14 @@ impl UnevaluatedKind {
     }
 }
 
-/// The pods and directions that a policy may apply to. A part of the policy that cannot be parsed does not narrow it.
+/// The pods and directions that a policy may apply to. A part of the policy that cannot be parsed is taken to match
+/// everything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyScope {
     kind: UnevaluatedKind,
-    /// The only namespace.
+    /// The namespace of the policy; `None`: the policy applies to all namespaces.
     namespace: Option<NamespaceName>,
-    /// Alternatives; none of them: no pod.
+    /// The policy applies to the pods of each subject; to no pod if there is no subject.
     subjects: Vec<Subject>,
     ingress: bool,
     egress: bool,
@@ -81,9 +82,10 @@ impl PolicyScope {
             (spec, Value::Array(specs)) => specs.iter().chain(Some(spec).filter(|spec| !spec.is_null())).collect(),
             (spec, _) => vec![spec],
         };
-        let has = |keys: [&str; 2]| specs.iter().any(|spec| keys.iter().any(|key| !spec[*key].is_null()));
-        let (mut ingress, mut egress) = (has(["ingress", "ingressDeny"]), has(["egress", "egressDeny"]));
-        // Calico has `types`; without rules, the directions of the other kinds are not known either.
+        let has_field = |keys: [&str; 2]| specs.iter().any(|spec| keys.iter().any(|key| !spec[*key].is_null()));
+        let (mut ingress, mut egress) = (has_field(["ingress", "ingressDeny"]), has_field(["egress", "egressDeny"]));
+        // Calico states the directions in `types`, which is not parsed. Policies of other kinds apply in the directions
+        // of their rules. Without any rules, the directions are unknown.
         if kind == UnevaluatedKind::Calico || ingress == egress {
             (ingress, egress) = (true, true);
         }
@@ -104,6 +106,7 @@ impl PolicyScope {
             Direction::Egress => self.egress,
         };
         let is_overridden = self.kind == UnevaluatedKind::Baseline && is_isolated;
+        // `isolates` is true for an invalid selector, because that selector may match every pod.
         has_direction
             && !is_overridden
             && pod.is_selectable()
@@ -115,7 +118,7 @@ impl PolicyScope {
     }
 }
 
-/// Returns a hash of what a policy states: of all fields but `metadata` and `status`. Only for comparisons within one
+/// Returns a hash of all fields of a policy except `metadata` and `status`. The hash can be compared only within one
 /// process.
 pub fn content_of(object: &Value) -> u64 {
     let mut hasher = DefaultHasher::new();
@@ -168,12 +171,14 @@ fn cilium_selector(value: &Value) -> Selector {
     selector(&value)
 }
 
-/// Returns the label of the pod for a key of Cilium; `None` for labels that only Cilium has. A key can begin with the
-/// source of the label. Source: <https://docs.cilium.io/en/stable/gettingstarted/terminology/#label-source>.
+/// Returns the pod label that a key in a Cilium selector refers to; `None` for labels that only Cilium has. A key can
+/// begin with the source of the label. Source:
+/// <https://docs.cilium.io/en/stable/gettingstarted/terminology/#label-source>.
 fn pod_label(key: &str) -> Option<&str> {
     let name = key.strip_prefix("k8s:").or_else(|| key.strip_prefix("any:")).unwrap_or(key);
-    let is_of_cilium = name.contains(':') || name.starts_with("io.kubernetes.pod.") || name.starts_with("io.cilium.");
-    (!is_of_cilium).then_some(name)
+    let is_cilium_label =
+        name.contains(':') || name.starts_with("io.kubernetes.pod.") || name.starts_with("io.cilium.");
+    (!is_cilium_label).then_some(name)
 }
 
 #[cfg(test)]
@@ -188,21 +193,21 @@ mod tests {
 
     fn directions(api_version: &str, kind: &str, spec: &Value, isolated: bool) -> String {
         let Object::Pod(pod) = parse(POD, "f").objects.remove(0).object else { panic!("a pod") };
-        let kind_of = UnevaluatedKind::of(api_version, kind).expect("a kind that is not evaluated");
+        let unevaluated_kind = UnevaluatedKind::of(api_version, kind).expect("a kind that is not evaluated");
         let scope = PolicyScope::of(
-            kind_of,
+            unevaluated_kind,
             &json!({"kind": kind, "metadata": {"name": "p", "namespace": "shop"}, "spec": spec}),
         );
         let namespace = Labels::from([("kubernetes.io/metadata.name".into(), "shop".into())]);
-        let of = |direction: Direction| {
+        let changed_direction = |direction: Direction| {
             if scope.may_change(&pod, &namespace, direction, isolated) { direction.name() } else { "-" }
         };
-        Direction::BOTH.map(of).join(" ")
+        Direction::BOTH.map(changed_direction).join(" ")
     }
 
     #[test]
     fn a_policy_may_change_the_pods_and_directions_that_it_selects() {
-        let both = "ingress egress";
+        let both_directions = "ingress egress";
         let (cilium, admin) = ("cilium.io/v2", "policy.networking.k8s.io/v1alpha1");
         let web = json!({"matchLabels": {"k8s:app": "web", "k8s:io.kubernetes.pod.namespace": "other"}});
         let db = json!({"matchExpressions": [{"key": "any:app", "operator": "In", "values": ["db"]}]});
@@ -213,11 +218,11 @@ mod tests {
             (cilium, "CiliumNetworkPolicy", json!({"endpointSelector": {}, "egressDeny": [{}]}), true, "- egress"),
             (cilium, "CiliumNetworkPolicy", json!({"endpointSelector": db, "ingress": []}), true, "- -"),
             (cilium, "CiliumClusterwideNetworkPolicy", json!({"nodeSelector": {}}), true, "- -"),
-            (admin, "AdminNetworkPolicy", json!({"subject": subject("shop")}), true, both),
+            (admin, "AdminNetworkPolicy", json!({"subject": subject("shop")}), true, both_directions),
             (admin, "AdminNetworkPolicy", json!({"subject": subject("ops")}), true, "- -"),
             (admin, "BaselineAdminNetworkPolicy", json!({"subject": subject("shop")}), true, "- -"),
-            (admin, "BaselineAdminNetworkPolicy", json!({"subject": subject("shop")}), false, both),
-            ("projectcalico.org/v3", "GlobalNetworkPolicy", json!({"selector": "app == 'db'"}), true, both),
+            (admin, "BaselineAdminNetworkPolicy", json!({"subject": subject("shop")}), false, both_directions),
+            ("projectcalico.org/v3", "GlobalNetworkPolicy", json!({"selector": "app == 'db'"}), true, both_directions),
             ("crd.antrea.io/v1beta1", "NetworkPolicy", json!({"ingress": [{}]}), true, "ingress -"),
         ] {
             assert_eq!(directions(api_version, kind, &spec, isolated), expected, "{kind} {spec}");

@@ -7,7 +7,7 @@ use super::{NamespaceName, Pod, PodKey};
 
 /// Maximum number of pods of one `StatefulSet`. Without a limit, one manifest could use all memory.
 pub const MAX_ORDINALS: u32 = 1000;
-/// Maximum number of pods of all `StatefulSets` of the input.
+/// Maximum number of pods of all `StatefulSets` of the input together.
 pub const MAX_ALL_ORDINALS: usize = 10_000;
 
 /// A kind of workload.
@@ -112,7 +112,8 @@ impl WorkloadKey {
 pub struct Workload {
     /// Kind, namespace and name.
     pub key: WorkloadKey,
-    /// The ordinals of the pods: only `StatefulSet` pods have names that are known before they exist.
+    /// The ordinals of the pods of a `StatefulSet`: only these pods have names that are known before they exist. `None`
+    /// for other kinds.
     pub ordinals: Option<std::ops::Range<u32>>,
     /// The workload that controls this one, such as the Deployment of a `ReplicaSet`.
     pub controller: Option<WorkloadKey>,
@@ -122,13 +123,14 @@ pub struct Workload {
 
 impl PodKey {
     /// Returns the key of the pod that stands for all pods of a workload. Its name contains `/`, which is not valid in
-    /// the name of a pod, so that it differs from every name of a real pod.
+    /// the name of a pod, so no real pod has this name.
     pub fn of_workload(workload: &WorkloadKey) -> Self {
         let name = format!("{}/{}", workload.kind.resource(), workload.name);
         Self { namespace: workload.namespace.clone(), name: name.into() }
     }
 
-    /// Returns the key of a second pod of the same workload, if this is the key of the first one.
+    /// Returns the key of a second pod of a workload, if this is the key of the first one. The second pod is needed to
+    /// evaluate connections between two pods of the workload.
     #[must_use]
     pub fn second_of_workload(&self) -> Self {
         Self { namespace: self.namespace.clone(), name: format!("{}/2", self.name).into() }
@@ -138,6 +140,7 @@ impl PodKey {
     pub fn workload(&self) -> Option<WorkloadKey> {
         let (resource, name) = self.name.split_once('/')?;
         let kind = WorkloadKind::from_resource(resource)?;
+        // The key of a second pod ends with `/2`.
         let name = name.split_once('/').map_or(name, |(name, _)| name);
         Some(WorkloadKey { namespace: self.namespace.clone(), kind, name: name.into() })
     }

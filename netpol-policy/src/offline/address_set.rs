@@ -1,4 +1,4 @@
-//! Sets of addresses, as ranges.
+//! Sets of addresses, stored as ranges.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,7 +13,7 @@ const MAX: [u128; 2] = [u32::MAX as u128, u128::MAX];
 /// A set of addresses of both families.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AddressSet {
-    /// Of IPv4, then of IPv6: disjoint ranges that are not adjacent, in ascending order.
+    /// The ranges of IPv4, then those of IPv6. They are disjoint, not adjacent, and in ascending order.
     families: [Vec<Span<u128>>; 2],
 }
 
@@ -28,7 +28,8 @@ impl AddressSet {
         Self::of(addresses.into_iter().map(IpNet::from))
     }
 
-    /// Returns the addresses from the first to the last one of each range, both included and of the same family.
+    /// Returns the set of the addresses in these ranges. Each range has its first and last address, both included and
+    /// of the same family.
     pub fn of_ranges(ranges: impl IntoIterator<Item = (IpAddr, IpAddr)>) -> Self {
         let mut set = Self::default();
         for (first, last) in ranges {
@@ -38,7 +39,7 @@ impl AddressSet {
         set
     }
 
-    /// Returns the addresses of one range.
+    /// Returns the set of the addresses in one range.
     pub fn between(first: IpAddr, last: IpAddr) -> Self {
         Self::of_ranges([(first, last)])
     }
@@ -48,12 +49,12 @@ impl AddressSet {
         self.families.iter().all(Vec::is_empty)
     }
 
-    /// Returns whether the set has an address.
+    /// Returns whether the set contains this address.
     pub fn contains(&self, address: IpAddr) -> bool {
         spans::contains(&self.families[usize::from(address.is_ipv6())], number(address))
     }
 
-    /// Returns the lowest address, of IPv4 if there is one.
+    /// Returns the lowest IPv4 address, or the lowest IPv6 address of a set without IPv4 addresses.
     pub fn first(&self) -> Option<IpAddr> {
         self.ranges().next().map(|(first, _)| first)
     }
@@ -64,8 +65,8 @@ impl AddressSet {
         ranges_of(v4, true).chain(ranges_of(v6, false))
     }
 
-    /// Splits the ranges so that each block contains all addresses of a part, or none. Returns the first and the last
-    /// address of each part.
+    /// Splits the ranges into parts, so that each block in `nets` contains either all addresses of a part or none of
+    /// them. Returns the first and the last address of each part.
     pub fn split_at<'n>(&self, nets: impl IntoIterator<Item = &'n IpNet>) -> Vec<(IpAddr, IpAddr)> {
         let mut starts: [Vec<u128>; 2] = Default::default();
         for net in nets {
@@ -76,13 +77,13 @@ impl AddressSet {
         ranges_of(&v4, true).chain(ranges_of(&v6, false)).collect()
     }
 
-    /// Returns the addresses of any of the two sets.
+    /// Returns the addresses that are in at least one of the two sets.
     #[must_use]
     pub fn union(&self, other: &Self) -> Self {
         Self::of_ranges(self.ranges().chain(other.ranges()))
     }
 
-    /// Returns the addresses of both sets.
+    /// Returns the addresses that are in both sets.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         Self { families: [0, 1].map(|family| spans::common(&self.families[family], &other.families[family])) }
@@ -96,7 +97,8 @@ impl AddressSet {
     }
 }
 
-/// Writes blocks where a range is one, such as `10.0.0.0/8, 192.0.2.1, 198.51.100.3-198.51.100.9`.
+/// Writes each range as a single address, as a block, or as its first and last address, such as
+/// `192.0.2.1, 10.0.0.0/8, 198.51.100.3-198.51.100.9`.
 impl fmt::Display for AddressSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (first, last)) in self.ranges().enumerate() {
@@ -113,11 +115,12 @@ impl fmt::Display for AddressSet {
     }
 }
 
-/// Returns the block with exactly these addresses.
+/// Returns the block that has exactly the addresses of a range; `None` if there is no such block.
 fn block(first: IpAddr, last: IpAddr) -> Option<IpNet> {
     let bits: u32 = if first.is_ipv4() { 32 } else { 128 };
     let differing = number(first) ^ number(last);
-    // Ones at the end only.
+    // In a block, the first and the last address differ only in their last bits: all zeros in the first address, all
+    // ones in the last one.
     if differing & differing.wrapping_add(1) != 0 || number(first) & differing != 0 {
         return None;
     }

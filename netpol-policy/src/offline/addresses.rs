@@ -1,4 +1,4 @@
-//! Placeholder addresses of pods and Services that have none (docs/semantics.md, items 40 and 41).
+//! Placeholder addresses, for pods and Services without an address (docs/semantics.md, items 40 and 41).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,8 +7,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::cluster_state::{ClusterState, Event};
 use crate::model::{IpBlock, Object, Peer, Peers, Pod, Policy, RequestedFamilies, Rule, Service};
 
-/// The placeholders of pods. 240.0.0.0/4 is reserved: <https://www.rfc-editor.org/rfc/rfc1112#section-4>. `100::/64` is the
-/// discard prefix: <https://www.rfc-editor.org/rfc/rfc6666>.
+/// The placeholders of pods. 240.0.0.0/4 is reserved: <https://www.rfc-editor.org/rfc/rfc1112#section-4>. `100::/64` is
+/// the discard prefix: <https://www.rfc-editor.org/rfc/rfc6666>.
 const PODS_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(255, 0, 0, 0), 9);
 const PODS_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x100, 0, 0, 0, 1, 0, 0, 0), 80);
 /// The placeholders of Services.
@@ -17,7 +17,7 @@ const SERVICES_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x100, 0, 0, 0, 0
 /// The distance between the placeholders of the first and the second pod of a workload.
 const SECOND_POD: u32 = 1 << 22;
 
-/// The private ranges, in which pod addresses are if no range is given: RFC 1918 and RFC 4193.
+/// The private ranges of RFC 1918 and RFC 4193. Pod addresses are expected in these ranges if no range is given.
 const PRIVATE: [IpNet; 4] = [
     IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8)),
     IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(172, 16, 0, 0), 12)),
@@ -51,11 +51,11 @@ fn placeholders(is_ipv4: bool) -> IpNet {
 #[derive(Clone, Debug)]
 pub(super) struct PodRanges {
     ranges: Vec<IpNet>,
-    v4: bool,
-    v6: bool,
+    has_v4: bool,
+    has_v6: bool,
 }
 
-/// How much of the pod addresses a block contains.
+/// Which of the possible pod addresses a block contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Coverage {
     All,
@@ -65,16 +65,17 @@ enum Coverage {
 
 impl PodRanges {
     pub(super) fn new(state: &ClusterState, cidrs: &[IpNet]) -> Self {
-        let has = |is_ipv4: bool| cidrs.iter().any(|cidr| cidr.addr().is_ipv4() == is_ipv4);
+        let cidrs_have = |is_ipv4: bool| cidrs.iter().any(|cidr| cidr.addr().is_ipv4() == is_ipv4);
         if !cidrs.is_empty() {
-            return Self { ranges: cidrs.to_vec(), v4: has(true), v6: has(false) };
+            return Self { ranges: cidrs.to_vec(), has_v4: cidrs_have(true), has_v6: cidrs_have(false) };
         }
         let existing = state.pods.values().find(|pod| pod.is_selectable() && !pod.addresses.is_empty());
-        let families = |is_ipv4| existing.is_some_and(|pod| pod.addresses.iter().any(|own| own.is_ipv4() == is_ipv4));
-        Self { ranges: PRIVATE.to_vec(), v4: existing.is_none() || families(true), v6: families(false) }
+        let pod_has = |is_ipv4| existing.is_some_and(|pod| pod.addresses.iter().any(|own| own.is_ipv4() == is_ipv4));
+        Self { ranges: PRIVATE.to_vec(), has_v4: existing.is_none() || pod_has(true), has_v6: pod_has(false) }
     }
 
     fn coverage(&self, block: &IpBlock) -> Coverage {
+        // `resolve_rule` adds the range of placeholders to `except`. This range has no real pod addresses.
         let except = || block.except.iter().filter(|except| !is_pod_placeholder_range(except));
         let mut ranges = self.ranges.iter().filter(|range| range.addr().is_ipv4() == block.cidr.addr().is_ipv4());
         let has_all = |range: &IpNet| block.cidr.contains(range) && !except().any(|except| overlaps(except, range));
@@ -91,34 +92,34 @@ impl PodRanges {
         }
     }
 
-    /// Returns whether a block contains all pod addresses.
+    /// Returns whether a block contains all possible pod addresses.
     pub(super) fn has_all(&self, block: &IpBlock) -> bool {
         self.coverage(block) == Coverage::All
     }
 
-    /// Returns whether a block contains some pod addresses, but not all.
+    /// Returns whether a block contains some of the possible pod addresses, but not all.
     pub(super) fn is_undecided(&self, block: &IpBlock) -> bool {
         self.coverage(block) == Coverage::Some
     }
 }
 
-/// Assigns a placeholder address to each pod without an address. Returns whether there are such pods. Policies do not
-/// select host-network pods and finished pods.
+/// Assigns a placeholder address to each pod without an address. Returns whether there are such pods. Host-network pods
+/// and finished pods get no placeholder, because policies do not select them.
 pub(super) fn assign_to_pods(state: &mut ClusterState, ranges: &PodRanges) -> bool {
     let without = state.pods.values().filter(|pod| pod.is_selectable() && pod.addresses.is_empty());
     let pods: Vec<Pod> = without.cloned().collect();
     let has_unknown = !pods.is_empty();
     for (mut pod, offset) in pods.into_iter().zip(1..SECOND_POD) {
-        let v4 = ranges.v4.then(|| v4(PODS_V4, offset));
-        let v6 = ranges.v6.then(|| v6(PODS_V6, offset));
+        let v4 = ranges.has_v4.then(|| v4_at(PODS_V4, offset));
+        let v6 = ranges.has_v6.then(|| v6_at(PODS_V6, offset));
         pod.addresses = v4.into_iter().chain(v6).collect();
         state.apply(Event::Apply(Object::Pod(pod)));
     }
     has_unknown
 }
 
-/// Returns the placeholders of the second pod of a workload.
-pub(super) fn second(first: &[IpAddr]) -> Vec<IpAddr> {
+/// Returns the placeholders of the second pod of a workload, from those of its first pod.
+pub(super) fn of_second_pod(first: &[IpAddr]) -> Vec<IpAddr> {
     let second = |address: &IpAddr| match address {
         IpAddr::V4(address) => Ipv4Addr::from_bits(address.to_bits().saturating_add(SECOND_POD)).into(),
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits().saturating_add(SECOND_POD.into())).into(),
@@ -126,15 +127,15 @@ pub(super) fn second(first: &[IpAddr]) -> Vec<IpAddr> {
     first.iter().map(second).collect()
 }
 
-fn v4(range: Ipv4Net, offset: u32) -> IpAddr {
+fn v4_at(range: Ipv4Net, offset: u32) -> IpAddr {
     Ipv4Addr::from_bits(range.network().to_bits().saturating_add(offset)).into()
 }
 
-fn v6(range: Ipv6Net, offset: u32) -> IpAddr {
+fn v6_at(range: Ipv6Net, offset: u32) -> IpAddr {
     Ipv6Addr::from_bits(range.network().to_bits().saturating_add(offset.into())).into()
 }
 
-/// Assigns a placeholder to each Service without cluster IPs: a Service without one was never in a cluster.
+/// Assigns placeholders to each Service that has no cluster IP but would get one in a cluster.
 pub(super) fn assign_to_services(state: &mut ClusterState) {
     let requested = state.services.values().filter_map(|service| Some((service.clone(), service.requested_families?)));
     let requested: Vec<(Service, RequestedFamilies)> = requested.collect();
@@ -143,14 +144,15 @@ pub(super) fn assign_to_services(state: &mut ClusterState) {
         let mut first = state.pods.values().filter(|pod| service.selects(pod)).filter_map(|pod| pod.addresses.first());
         let is_v4 = families.v4 || !families.v6 && first.next().is_none_or(IpAddr::is_ipv4);
         let is_v6 = families.v6 || !is_v4;
-        let addresses = [is_v4.then(|| v4(SERVICES_V4, offset)), is_v6.then(|| v6(SERVICES_V6, offset))];
+        let addresses = [is_v4.then(|| v4_at(SERVICES_V4, offset)), is_v6.then(|| v6_at(SERVICES_V6, offset))];
         service.addresses = addresses.into_iter().flatten().collect();
         state.apply(Event::Apply(Object::Service(service)));
     }
 }
 
-/// Changes the policies so that placeholders match only blocks with all pod addresses. Returns the state in which they
-/// match blocks with some pod addresses, too, if there are such blocks.
+/// Changes the policies in `state`: a block matches placeholders only if it contains all possible pod addresses. If
+/// there are blocks that contain only some of them, returns a second state, in which these blocks match placeholders,
+/// too.
 pub(super) fn resolve_blocks(state: &mut ClusterState, ranges: &PodRanges) -> Option<ClusterState> {
     let is_undecided = |peer: &Peer| matches!(peer, Peer::Block(block) if ranges.is_undecided(block));
     let has_undecided = |policy: &Policy| {
@@ -166,20 +168,21 @@ pub(super) fn resolve_blocks(state: &mut ClusterState, ranges: &PodRanges) -> Op
             lists.flatten().for_each(|rule| resolve_rule(rule, ranges, includes_some));
             resolved
         };
-        let put = |state: &mut ClusterState, resolved: Policy| {
+        let apply_if_changed = |state: &mut ClusterState, resolved: Policy| {
             if resolved != policy {
                 state.apply(Event::Apply(Object::Policy(resolved)));
             }
         };
-        put(state, resolved(false));
+        apply_if_changed(state, resolved(false));
         if let Some(at_most) = &mut at_most {
-            put(at_most, resolved(true));
+            apply_if_changed(at_most, resolved(true));
         }
     }
     at_most
 }
 
-/// Makes a rule match placeholders if one of its blocks contains all pod addresses, or some of them.
+/// Changes a rule so that it matches placeholders if one of its blocks contains all possible pod addresses. With
+/// `includes_some`, a block that contains only some of them is enough.
 fn resolve_rule(rule: &mut Rule, ranges: &PodRanges, includes_some: bool) {
     let Peers::Of(peers) = &mut rule.peers else { return };
     let mut added: Vec<IpNet> = Vec::new();

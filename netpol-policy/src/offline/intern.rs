@@ -1,9 +1,9 @@
-//! Small numbers for equal values.
+//! Stores each distinct value once, and gives it a small number.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// Values with a number each; equal values have the same one.
+/// Distinct values, each with a number. Equal values get the same number.
 #[derive(Clone, Debug)]
 pub(super) struct Interner<T> {
     numbers: HashMap<T, u32>,
@@ -17,7 +17,7 @@ impl<T> Default for Interner<T> {
 }
 
 impl<T: Clone + Eq + Hash> Interner<T> {
-    /// Returns the number of a value.
+    /// Returns the number of a value, and stores the value if it is new.
     pub(super) fn number(&mut self, value: T) -> u32 {
         if let Some(number) = self.numbers.get(&value) {
             return *number;

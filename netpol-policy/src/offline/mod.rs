@@ -1,12 +1,13 @@
-//! What only manifests need: pods of workloads that do not exist yet, unknown addresses, and policies that are not
-//! evaluated (docs/semantics.md, items 39 to 41).
+//! Evaluates manifests without a cluster: pods of workloads that do not exist yet, unknown addresses, and policies that
+//! are not evaluated (docs/semantics.md, items 39 to 41).
 //!
 //! ```text
-//! Parsed ─► workloads: a pod for each workload ─► addresses: placeholders ─► two cluster states:
-//!             `state` allows what is allowed at every possible address, `at_most` what is allowed at some
+//! Parsed ─► workloads: a pod for each workload ─► addresses: placeholders for unknown addresses ─► two cluster states
 //! ```
 //!
-//! A verdict that differs between the two states depends on an unknown address.
+//! The first state, `state`, allows a connection only if every possible value of the unknown addresses allows it. The
+//! second state, `at_most`, allows it if at least one possible value does. A verdict that differs between the two
+//! states depends on an unknown address.
 
 mod address_set;
 mod addresses;
@@ -38,7 +39,7 @@ use crate::manifest::{Parsed, Unevaluated};
 use crate::model::{IpBlock, Mode, Object, Peer, Peers, Pod, PodKey, Timestamp};
 use crate::reference::{self, Evaluation, Packet};
 
-/// The number of policies in a message; the others are counted.
+/// The number of policies that a message names. If there are more, the message has their number.
 const POLICIES_SHOWN: usize = 3;
 
 /// A cluster as manifests describe it.
@@ -53,7 +54,7 @@ pub struct OfflineCluster {
 }
 
 impl OfflineCluster {
-    /// Creates the cluster of these manifests. `pod_cidrs`: the ranges of pod addresses; none if unknown.
+    /// Creates the cluster of these manifests. `pod_cidrs`: the ranges of pod addresses; empty if they are unknown.
     pub fn new(parsed: &Parsed, pod_cidrs: &[IpNet]) -> Self {
         let mut state = ClusterState::from_objects(parsed.objects.iter().map(|located| located.object.clone()));
         let workloads = Workloads::new(parsed, &state);
@@ -71,7 +72,8 @@ impl OfflineCluster {
         Self { state, at_most, workloads, unevaluated: parsed.unevaluated.clone(), ranges }
     }
 
-    /// Sets the time, from which suspensions of enforcement follow. Without it, nothing is suspended.
+    /// Sets the time, which decides which suspensions of enforcement are in effect. Without a time, no suspension is in
+    /// effect.
     #[must_use]
     pub fn at(mut self, time: Timestamp) -> Self {
         self.state.apply(Event::Clock(time));
@@ -102,15 +104,16 @@ impl OfflineCluster {
         &self.unevaluated
     }
 
-    /// Returns a second pod of the same workload, so that a connection from the workload to itself is one between two
-    /// pods. Returns the same key for a real pod.
+    /// If `key` stands for the pods of a workload, adds a second pod of this workload and returns its key. With it, a
+    /// connection from the workload to itself is a connection between two pods. Returns `key` if it is that of a real
+    /// pod.
     pub fn second_pod(&mut self, key: &PodKey) -> PodKey {
         let Some(pod) = self.state.pods.get(key).filter(|_| key.workload().is_some()) else { return key.clone() };
         let mut second = pod.clone();
         second.key = key.second_of_workload();
         // A hostPort belongs to one pod of a node.
         second.host_ports = None;
-        second.addresses = addresses::second(&pod.addresses);
+        second.addresses = addresses::of_second_pod(&pod.addresses);
         let key = second.key.clone();
         let event = Event::Apply(Object::Pod(second));
         if let Some(at_most) = &mut self.at_most {
@@ -120,7 +123,7 @@ impl OfflineCluster {
         key
     }
 
-    /// Returns the names of the policies that are not evaluated and may change the verdict on a packet.
+    /// Returns the policies that netpol does not evaluate and that may change the verdict on a packet.
     pub fn may_change(&self, packet: &Packet, evaluation: &Evaluation) -> Vec<&Unevaluated> {
         let Some(pod) = self.state.pods.get(&packet.pod) else { return Vec::new() };
         if self.unevaluated.is_empty() || evaluation.reason == Reason::Hairpin {
@@ -133,7 +136,8 @@ impl OfflineCluster {
         self.unevaluated.iter().filter(may_change).collect()
     }
 
-    /// Returns the policies that are not evaluated and may change the verdicts on a pod, by their indices.
+    /// Returns the policies that netpol does not evaluate and that may change verdicts on a pod, as indices of
+    /// [`OfflineCluster::unevaluated`].
     pub fn may_change_pod(&self, pod: &Pod, direction: Direction) -> Vec<usize> {
         if self.unevaluated.is_empty() {
             return Vec::new();
@@ -146,8 +150,8 @@ impl OfflineCluster {
         may_change.map(|(index, _)| index).collect()
     }
 
-    /// Returns the ports at which a pod's policies allow connections with an address: those that are allowed, and those
-    /// that may be. The address is not that of a Service.
+    /// Returns the ports at which a pod's policies allow connections with an address that is not that of a Service. The
+    /// first set has the ports that are certainly allowed. The second set also has those that may be allowed.
     pub fn ports(&self, pod: &Pod, direction: Direction, remote: IpAddr) -> [PortSet; 2] {
         if pod.addresses.contains(&remote) {
             return [PortSet::all(), PortSet::all()];
@@ -161,8 +165,8 @@ impl OfflineCluster {
         [allowed, possible]
     }
 
-    /// Evaluates a denied packet in the state [`OfflineCluster::at_most`]. If it is allowed there, its verdict depends on
-    /// an unknown address.
+    /// If [`OfflineCluster::state`] denies a packet (`evaluation`), evaluates the packet in
+    /// [`OfflineCluster::at_most`]. If that allows the packet, its verdict depends on an unknown address.
     pub fn evaluate_at_most(&self, packet: &Packet, evaluation: &Evaluation) -> Option<Evaluation> {
         self.evaluate_at_most_in(packet, evaluation, Mode::Enforce)
     }
@@ -178,7 +182,7 @@ impl OfflineCluster {
         at_most.is_some_and(|at_most| at_most.reason.allows()) || !self.may_change(packet, evaluation).is_empty()
     }
 
-    /// Returns why the verdict on a packet is unknown, a sentence for each cause; none if it is known.
+    /// Returns why the verdict on a packet is unknown, one sentence for each cause. Empty if the verdict is known.
     pub fn uncertainties(&self, packet: &Packet, evaluation: &Evaluation, mode: Mode) -> Vec<String> {
         let mut causes = Vec::new();
         let at_most = self.evaluate_at_most_in(packet, evaluation, mode);
@@ -193,7 +197,7 @@ impl OfflineCluster {
                 names.push(format!("{} more policies", policies.len() - POLICIES_SHOWN));
             }
             let it = if policies.len() == 1 { "it" } else { "them" };
-            causes.push(format!("{} may change this, and netpol does not evaluate {it}.", list(&names)));
+            causes.push(format!("{} may change this, and netpol does not evaluate {it}.", joined_with_and(&names)));
         }
         if at_most.is_some_and(|at_most| at_most.reason.allows()) {
             causes.push(self.undecided_block(packet, mode).unwrap_or_else(|| {
@@ -203,7 +207,8 @@ impl OfflineCluster {
         causes
     }
 
-    /// Returns the peer of the input that a peer for placeholders stands for: the first block with all pod addresses.
+    /// Returns the `ipBlock` of the input for which a block of placeholders was added to a rule: the first block that
+    /// contains all possible pod addresses. `None` if `peer` is no block of placeholders.
     pub(crate) fn written<'p>(&self, peer: &Peer, peers: &'p [Peer]) -> Option<&'p Peer> {
         let Peer::Block(IpBlock { cidr, .. }) = peer else { return None };
         let is_v4 = is_pod_placeholder_range(cidr).then(|| cidr.addr().is_ipv4())?;
@@ -213,7 +218,8 @@ impl OfflineCluster {
         })
     }
 
-    /// Names the first block that may contain the unknown address of the other end, in a rule with the packet's port.
+    /// Returns a sentence about the first `ipBlock` that may contain the unknown address of the other end, in a rule
+    /// that matches the packet's port.
     fn undecided_block(&self, packet: &Packet, mode: Mode) -> Option<String> {
         let pod = self.state.pods.get(&packet.pod)?;
         let remote = self.state.peer_at(packet.remote)?;
@@ -243,8 +249,8 @@ impl OfflineCluster {
     }
 }
 
-/// `a`, `a and b`, `a, b and c`.
-fn list(names: &[String]) -> String {
+/// Returns `a`, `a and b`, or `a, b and c`.
+fn joined_with_and(names: &[String]) -> String {
     match names.split_last() {
         Some((last, others)) if !others.is_empty() => format!("{} and {last}", others.join(", ")),
         _ => names.concat(),

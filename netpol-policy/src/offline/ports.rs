@@ -14,7 +14,7 @@ use crate::reference::{self, Remote};
 /// A set of ports of each protocol, and whether other IP protocols are included.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortSet {
-    /// Disjoint ranges that are not adjacent, in ascending order; no empty list.
+    /// Disjoint ranges that are not adjacent, in ascending order. A protocol without ports has no entry.
     ranges: BTreeMap<Protocol, Vec<Span<u16>>>,
     other_protocols: bool,
 }
@@ -26,12 +26,13 @@ impl PortSet {
         Self { ranges: ranges.into_iter().collect(), other_protocols: true }
     }
 
-    /// Returns the set of single ports.
+    /// Returns the set of these ports.
     pub fn of(ports: impl IntoIterator<Item = (Protocol, u16)>) -> Self {
         Self::of_ranges(ports.into_iter().map(|(protocol, port)| (protocol, port, port)))
     }
 
-    /// Returns the set of ranges in any order: the first and the last port, both included.
+    /// Returns the set of the ports in these ranges. Each range has its first and last port, both included. The ranges
+    /// can be in any order.
     pub fn of_ranges(ranges: impl IntoIterator<Item = (Protocol, u16, u16)>) -> Self {
         let mut set = Self::default();
         for (protocol, first, last) in ranges {
@@ -41,12 +42,12 @@ impl PortSet {
         set
     }
 
-    /// Returns whether the set has no ports and protocols.
+    /// Returns whether the set has no ports and no other protocols.
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty() && !self.other_protocols
     }
 
-    /// Returns whether the set includes a port.
+    /// Returns whether the set contains this port.
     pub fn contains(&self, protocol: Protocol, port: u16) -> bool {
         spans::contains(self.of_protocol(protocol), port)
     }
@@ -55,7 +56,8 @@ impl PortSet {
         self.ranges.get(&protocol).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// Returns the lowest port of the first protocol, but 0 only if it is the only one; `None` without ports.
+    /// Returns the lowest port of the first protocol in the set; `None` if the set has no ports. Port 0 is returned
+    /// only if its range has no other port.
     pub fn first(&self) -> Option<(Protocol, u16)> {
         let first = |(first, last): &Span<u16>| (*first).max(1).min(*last);
         self.ranges.iter().find_map(|(protocol, ranges)| ranges.first().map(|range| (*protocol, first(range))))
@@ -66,7 +68,7 @@ impl PortSet {
         self.other_protocols
     }
 
-    /// Returns the ports of any of the two sets.
+    /// Returns the ports that are in at least one of the two sets.
     #[must_use]
     pub fn union(&self, other: &Self) -> Self {
         let all = self.ranges.iter().chain(&other.ranges);
@@ -74,7 +76,7 @@ impl PortSet {
         Self { other_protocols: self.other_protocols || other.other_protocols, ..Self::of_ranges(ranges) }
     }
 
-    /// Returns the ports in both sets.
+    /// Returns the ports that are in both sets.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         let ranges = self
@@ -97,7 +99,7 @@ impl PortSet {
     }
 }
 
-/// Returns the ranges of a port of a rule. A port name is resolved on the destination.
+/// Returns the port ranges that one entry of a rule's `ports` matches. A port name is looked up in the destination pod.
 pub(super) fn ranges_of(
     PortMatch { protocol, port }: &PortMatch,
     destination: Option<&Pod>,
@@ -181,7 +183,7 @@ mod tests {
 
     #[test]
     fn sets_of_many_ports_are_computed_without_delay() {
-        // Merging the list at each insertion takes minutes.
+        // With one merge for each inserted port, this would take minutes.
         let every = |step: u16| PortSet::of((1..u16::MAX).step_by(step.into()).map(|port| (Protocol::Tcp, port)));
         let [even, third] = [every(2), every(3)];
         assert_eq!(even.intersection(&third), every(6));

@@ -8,8 +8,8 @@ use crate::model::{Frontend, FrontendAddress, Service, ServicePort};
 use crate::reference::End;
 
 impl OfflineCluster {
-    /// Returns the backends of a Service's port, each with its own port: pods, and addresses that are not those of pods.
-    /// Empty for a Service without a cluster IP.
+    /// Returns the backends of a Service's port, each with its target port. A backend is a pod, or an address that no
+    /// pod has. Empty for a Service without a cluster IP.
     pub fn backends(&self, service: &Service, port: &ServicePort) -> BTreeSet<(End, u16)> {
         let frontends = service.addresses.iter().map(|address| Frontend {
             address: FrontendAddress::Address(*address),
@@ -20,8 +20,8 @@ impl OfflineCluster {
         found.filter_map(|backend| Some((self.end_of_endpoint(backend.address)?, backend.port))).collect()
     }
 
-    /// Returns the endpoints of a headless Service: its DNS name resolves to their addresses, and ports are not
-    /// translated. They are the pods that it selects, and the endpoints of its `EndpointSlice`s.
+    /// Returns the endpoints of a headless Service: the pods that the Service selects, and the endpoints in its
+    /// `EndpointSlice`s. The Service's DNS name resolves to their addresses, and ports are not translated.
     pub fn headless_endpoints(&self, service: &Service) -> BTreeSet<End> {
         let pods = self.state.pods.values().filter(|pod| !pod.finished && service.selects(pod));
         let selected = pods.map(|pod| End::Pod(pod.key.clone()));
@@ -30,7 +30,8 @@ impl OfflineCluster {
         selected.chain(endpoints.filter_map(|endpoint| self.end_of_endpoint(endpoint.address))).collect()
     }
 
-    /// Returns the pod with the address of an endpoint, or the address. `None` for an address that stands for none.
+    /// Returns the pod with the address of a Service's endpoint, or the address if no pod has it. `None` for a
+    /// placeholder without a pod.
     fn end_of_endpoint(&self, address: IpAddr) -> Option<End> {
         match self.state.peer_at(address) {
             Some(pod) => Some(End::Pod(pod.key.clone())),

@@ -1,16 +1,18 @@
-//! Sorted lists of ranges of numbers: addresses and ports.
+//! Sorted lists of ranges of numbers. A number stands for an address or a port.
+//!
+//! A merged list is sorted, and its ranges are neither overlapping nor adjacent.
 
 /// The first and the last number of a range, both included.
 pub(super) type Span<N> = (N, N);
 
-/// A number of an address or a port.
+/// A number that stands for an address or a port.
 pub(super) trait Number: Copy + Ord {
     const ZERO: Self;
 
     /// Returns the next number; `None` for the last one.
     fn next(self) -> Option<Self>;
 
-    /// Returns the number before this one; zero for zero.
+    /// Returns the number before this one; for 0, returns 0.
     fn previous(self) -> Self;
 }
 
@@ -32,7 +34,7 @@ macro_rules! number {
 
 number!(u16, u128);
 
-/// Sorts ranges, and merges those that overlap or are adjacent.
+/// Sorts ranges, and combines those that overlap or are adjacent.
 pub(super) fn merge<N: Number>(spans: &mut Vec<Span<N>>) {
     spans.sort_unstable();
     spans.dedup_by(|(first, last), (_, end)| {
@@ -44,13 +46,13 @@ pub(super) fn merge<N: Number>(spans: &mut Vec<Span<N>>) {
     });
 }
 
-/// Returns whether a merged list has a number.
+/// Returns whether a merged list contains this number.
 pub(super) fn contains<N: Number>(spans: &[Span<N>], number: N) -> bool {
     let index = spans.partition_point(|(_, last)| *last < number);
     spans.get(index).is_some_and(|(first, _)| *first <= number)
 }
 
-/// Returns the numbers in both of two merged lists.
+/// Returns the numbers that two merged lists have in common.
 pub(super) fn common<N: Number>(one: &[Span<N>], other: &[Span<N>]) -> Vec<Span<N>> {
     let (mut one, mut other) = (one.iter().peekable(), other.iter().peekable());
     let mut common = Vec::new();
@@ -81,7 +83,7 @@ pub(super) fn complement<N: Number>(spans: &[Span<N>], max: N) -> Vec<Span<N>> {
     outside
 }
 
-/// Splits a merged list before these numbers.
+/// Splits the ranges of a merged list, so that each number in `starts` that is inside a range starts a new range.
 pub(super) fn split<N: Number>(spans: &[Span<N>], starts: &mut Vec<N>) -> Vec<Span<N>> {
     starts.sort_unstable();
     starts.dedup();

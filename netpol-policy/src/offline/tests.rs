@@ -1,4 +1,7 @@
-//! The verdicts with unknown addresses, compared with those at each possible address, and with the compiled tables.
+//! Compares verdicts on unknown addresses with the verdicts at each possible address, and with those of the compiled
+//! tables.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::net::IpAddr;
 
@@ -40,12 +43,13 @@ fn engine(state: &ClusterState) -> Engine {
     engine
 }
 
-fn plain(pod: Pod, name: &str, addresses: Vec<IpAddr>) -> Pod {
+/// Returns a copy of a pod that is running and outside of the host network.
+fn running_pod(pod: Pod, name: &str, addresses: Vec<IpAddr>) -> Pod {
     let key = PodKey::new(pod.key.namespace.clone(), name);
     Pod { key, addresses, host_network: false, finished: false, host_ports: None, ..pod }
 }
 
-/// Packets between the pods `known` and `unknown`, at `known`.
+/// Returns packets between a pod and a remote address, in both directions, as evaluated at this pod.
 fn packets(pod: &PodKey, remote: IpAddr) -> Vec<Packet> {
     let packet = |direction, protocol, port| Packet {
         pod: pod.clone(),
@@ -57,13 +61,13 @@ fn packets(pod: &PodKey, remote: IpAddr) -> Vec<Packet> {
         is_hairpin: false,
         post_dnat: false,
     };
-    // The ports of random policies, and those next to them.
+    // The ports in random policies, and the ports next to these.
     let ports = [1, 52, 53, 54, 78, 79, 80, 81, 82, 8079, 8080, 8081, 65534, 65535];
     let protocols = [protocol::TCP, protocol::UDP, protocol::SCTP];
     let with_ports = protocols.into_iter().flat_map(|protocol| ports.map(|port| (protocol, port)));
     let all: Vec<(u8, u16)> = with_ports.chain([(protocol::ICMP, 0)]).collect();
-    let of = |direction| all.iter().map(move |(protocol, port)| packet(direction, *protocol, *port));
-    Direction::BOTH.into_iter().flat_map(of).collect()
+    let in_direction = |direction| all.iter().map(move |(protocol, port)| packet(direction, *protocol, *port));
+    Direction::BOTH.into_iter().flat_map(in_direction).collect()
 }
 
 proptest! {
@@ -75,8 +79,8 @@ proptest! {
         unknown in pod(),
         pod_cidr in prop::sample::select(&POD_CIDRS[..]),
     ) {
-        let known = plain(known, "known", vec![IpAddr::from([192, 0, 2, 9])]);
-        let unknown = plain(unknown, "unknown", Vec::new());
+        let known = running_pod(known, "known", vec![IpAddr::from([192, 0, 2, 9])]);
+        let unknown = running_pod(unknown, "unknown", Vec::new());
         let range: ipnet::IpNet = pod_cidr.parse().expect("a range");
         let objects = |unknown: Pod| {
             let pods = [known.clone(), unknown].map(Object::Pod);
@@ -96,21 +100,22 @@ proptest! {
         let pod = &cluster.state().pods[&known.key];
         let port_sets = Direction::BOTH.map(|direction| (direction, cluster.ports(pod, direction, placeholder)));
         for packet in packets(&known.key, placeholder) {
-            let [low, high] = tables.each_ref().map(|(state, engine)| {
+            let [(in_state, compiled_state), (in_at_most, compiled_at_most)] = tables.each_ref().map(|(state, engine)| {
                 let reference = evaluate(state, &packet).reason;
                 (reference, engine.evaluate(&packet).map(|evaluation| evaluation.reason))
             });
-            prop_assert_eq!((Some(low.0), Some(high.0)), (low.1, high.1), "{:?}", packet);
-            prop_assert!(high.0.allows() || !low.0.allows());
+            prop_assert_eq!((Some(in_state), Some(in_at_most)), (compiled_state, compiled_at_most), "{:?}", packet);
+            prop_assert!(in_at_most.allows() || !in_state.allows());
             let sets = port_sets.iter().find(|(direction, _)| *direction == packet.direction).map(|(_, sets)| sets);
             if let Some(protocol) = Protocol::from_number(packet.protocol) {
                 let has = |set: &PortSet| set.contains(protocol, packet.port);
-                prop_assert_eq!(sets.map(|[low, high]| (has(low), has(high))), Some((low.0.allows(), high.0.allows())));
+                let has_port = sets.map(|[allowed, possible]| (has(allowed), has(possible)));
+                prop_assert_eq!(has_port, Some((in_state.allows(), in_at_most.allows())));
             }
             for (address, state) in &states {
                 let allowed = evaluate(state, &Packet { remote: *address, ..packet.clone() }).reason.allows();
-                prop_assert!(allowed || !low.0.allows(), "allowed, but not at {address}: {packet:?}");
-                prop_assert!(!allowed || high.0.allows(), "denied, but not at {address}: {packet:?}");
+                prop_assert!(allowed || !in_state.allows(), "allowed, but not at {address}: {packet:?}");
+                prop_assert!(!allowed || in_at_most.allows(), "denied, but not at {address}: {packet:?}");
             }
         }
     }
@@ -128,7 +133,7 @@ fn s40_the_family_of_a_service_is_that_of_the_pods_it_selects() {
     let cluster = OfflineCluster::new(&parse_offline(text, "f"), &[]);
     let is_ipv4 = |service: &crate::model::Service| service.addresses.iter().map(IpAddr::is_ipv4).collect();
     let families: Vec<Vec<bool>> = cluster.state().services.values().map(is_ipv4).collect();
-    assert_eq!(families, [[false], [true]], "the default is IPv4 without selected pods");
+    assert_eq!(families, [[false], [true]], "a Service that selects no pods gets an IPv4 address");
 }
 
 #[test]

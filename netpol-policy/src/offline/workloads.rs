@@ -7,11 +7,12 @@ use crate::cluster_state::ClusterState;
 use crate::manifest::{Parsed, beyond_pod_limit};
 use crate::model::{Pod, PodKey, Workload, WorkloadKey, WorkloadKind};
 
-/// Workloads, with the pods that exist or stand for them.
+/// Workloads and their pods. A pod is in the input, or it stands for the pods of a workload.
 #[derive(Clone, Debug, Default)]
 pub struct Workloads {
     pods: BTreeMap<WorkloadKey, Vec<PodKey>>,
     of_pods: BTreeMap<PodKey, WorkloadKey>,
+    /// The pods that are not in the input.
     added: Vec<Pod>,
 }
 
@@ -25,7 +26,7 @@ impl Workloads {
         for (pod, controller) in &parsed.controllers {
             let is_running = state.pods.get(pod).is_some_and(|pod| !pod.finished);
             if is_running {
-                result.add(top(&objects, controller), pod.clone());
+                result.add(top_controller(&objects, controller), pod.clone());
             }
         }
         let with_pods: BTreeSet<WorkloadKey> = result.pods.keys().cloned().collect();
@@ -36,7 +37,7 @@ impl Workloads {
             }
             let ordinals = workload.ordinals.clone().filter(|_| !beyond_limit.contains(&workload.key));
             for pod in pods(workload, ordinals) {
-                // A StatefulSet's pod may be an object of its own.
+                // The input may also have the pod of a StatefulSet as an object.
                 if !state.pods.contains_key(&pod.key) {
                     result.added.push(pod.clone());
                 }
@@ -55,27 +56,28 @@ impl Workloads {
         self.pods.entry(workload).or_default().push(pod);
     }
 
-    /// Returns the pods that are not objects of the input, without addresses.
+    /// Returns the pods that are not in the input. They have no addresses.
     pub(super) fn pods_to_add(&self) -> &[Pod] {
         &self.added
     }
 
-    /// Returns the pods of a workload: existing pods, the named pods of a `StatefulSet`, or the pod that stands for all
-    /// others. Empty if the workload is not in the input.
+    /// Returns the pods of a workload: the pods in the input, the named pods of a `StatefulSet`, or the pod that stands
+    /// for all pods of the workload. Empty if the workload is not in the input.
     pub fn pods(&self, workload: &WorkloadKey) -> &[PodKey] {
         self.pods.get(workload).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// Returns the workload of a pod; none if no workload controls it.
+    /// Returns the workload of a pod; `None` if no workload controls the pod.
     pub fn of_pod(&self, pod: &PodKey) -> Option<&WorkloadKey> {
         self.of_pods.get(pod)
     }
 }
 
-/// Returns the workload at the top of the controllers: the `CronJob` of a Job, the Deployment of a `ReplicaSet`.
-fn top(objects: &BTreeMap<&WorkloadKey, &Workload>, key: &WorkloadKey) -> WorkloadKey {
+/// Returns the workload that controls the workload `key`, such as the `CronJob` of a Job or the Deployment of a
+/// `ReplicaSet`. Returns `key` if no workload controls it.
+fn top_controller(objects: &BTreeMap<&WorkloadKey, &Workload>, key: &WorkloadKey) -> WorkloadKey {
     let controller = objects.get(key).and_then(|workload| workload.controller.as_ref());
-    // Only one level: no controller of these kinds has a controller itself.
+    // One level is enough: a CronJob or a Deployment has no controller.
     controller.unwrap_or(key).clone()
 }
 

@@ -1,11 +1,11 @@
-//! Evaluates the written policies on the observed flows with the reference.
+//! Checks the written policies: the reference evaluator must allow every observed flow.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use netpol_common::Direction;
 
-use super::edges::{Checked, Edges};
+use super::edges::{CheckedFlow, Edges};
 use super::{RecordError, RecordOptions, Recording, write};
 use crate::cluster_state::{ClusterState, Event};
 use crate::manifest;
@@ -13,7 +13,7 @@ use crate::model::{Labels, Mode, Object, ObjectKey, Pod, PodKey};
 use crate::offline::OfflineCluster;
 use crate::reference::{self, Packet};
 
-/// Parses what is written, and evaluates it.
+/// Parses the policies as they are written, and evaluates the observed flows with them.
 pub(super) fn check(
     recording: &Recording,
     edges: &Edges,
@@ -28,14 +28,14 @@ pub(super) fn check(
         let (objects, policies) = (parsed.objects.len(), recording.policies.len());
         return Err(RecordError::Invalid(format!("{objects} objects instead of {policies} policies")));
     }
-    // Policies of the input are left out: the result must be sufficient without them.
+    // Policies in the input are ignored: the recorded policies must allow the flows without them.
     let others = cluster.state().objects().filter(|object| !matches!(object, Object::Policy(_)));
     let policies = parsed.objects.into_iter().map(|located| located.object);
     let mut state = ClusterState::from_objects(others.chain(policies));
     let mode = if options.shadow { Mode::Shadow } else { Mode::Enforce };
     let mut denied = edges.checks.iter().filter(|checked| !is_allowed(&mut state, checked, mode));
     let Some(first) = denied.next() else { return Ok(()) };
-    let Checked { direction, pod, remote, protocol, port, .. } = first;
+    let CheckedFlow { direction, pod, remote, protocol, port, .. } = first;
     let first = match direction {
         Direction::Egress => format!("{pod} to {remote}, protocol {protocol}, port {port}"),
         Direction::Ingress => format!("{remote} to {pod}, protocol {protocol}, port {port}"),
@@ -43,12 +43,13 @@ pub(super) fn check(
     Err(RecordError::Denied { first, count: denied.count() + 1 })
 }
 
-/// Evaluates one flow. Only its own pods have the addresses of the flow: they may have been other pods' before.
-fn is_allowed(state: &mut ClusterState, checked: &Checked, mode: Mode) -> bool {
-    let remote_pod = checked.remote_pod.as_ref().map(|(key, labels)| pod(key, labels, checked.remote));
-    let own = pod(&checked.pod, &checked.pod_labels, checked.address);
+/// Evaluates one flow. Since the flow, its addresses may have been assigned to other pods. So during the evaluation,
+/// the pods of the flow get the addresses and labels that they had.
+fn is_allowed(state: &mut ClusterState, checked: &CheckedFlow, mode: Mode) -> bool {
+    let remote_pod = checked.remote_pod.as_ref().map(|(key, labels)| pod_of_flow(key, labels, checked.remote));
+    let own = pod_of_flow(&checked.pod, &checked.pod_labels, checked.address);
     let before: Vec<(PodKey, Option<Pod>)> =
-        remote_pod.into_iter().chain([own]).map(|pod| (pod.key.clone(), replace(state, pod))).collect();
+        remote_pod.into_iter().chain([own]).map(|pod| (pod.key.clone(), replace_pod(state, pod))).collect();
     let packet = Packet {
         pod: checked.pod.clone(),
         direction: checked.direction,
@@ -69,13 +70,14 @@ fn is_allowed(state: &mut ClusterState, checked: &Checked, mode: Mode) -> bool {
     reason.allows()
 }
 
-fn replace(state: &mut ClusterState, pod: Pod) -> Option<Pod> {
+/// Replaces a pod, and returns the object that it replaces.
+fn replace_pod(state: &mut ClusterState, pod: Pod) -> Option<Pod> {
     let before = state.pods.get(&pod.key).cloned();
     state.apply(Event::Apply(Object::Pod(pod)));
     before
 }
 
-fn pod(key: &PodKey, labels: &Labels, address: IpAddr) -> Pod {
+fn pod_of_flow(key: &PodKey, labels: &Labels, address: IpAddr) -> Pod {
     Pod {
         key: key.clone(),
         uid: None,
@@ -83,7 +85,7 @@ fn pod(key: &PodKey, labels: &Labels, address: IpAddr) -> Pod {
         host_network: false,
         finished: false,
         deleting: false,
-        // The youngest pod has the address.
+        // If several pods have an address, it belongs to the youngest one (docs/semantics.md, item 6).
         created: i64::MAX,
         labels: labels.clone(),
         addresses: vec![address],

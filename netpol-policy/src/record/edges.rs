@@ -1,4 +1,6 @@
-//! Which workloads use which peers and ports.
+//! Edges: which workloads have flows with which peers, at which ports.
+//!
+//! A group is a workload with its pods, or a pod that no workload controls.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -28,19 +30,21 @@ pub(super) enum EdgePeer {
     Outside(IpAddr),
 }
 
-/// The flows with a peer at a port.
+/// The flows of a group with one peer at one port.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Edge {
-    /// Counted at the sender, and at the receiver.
+    /// The number of flows that the sender's node reported.
     egress: u64,
+    /// The number of flows that the receiver's node reported.
     ingress: u64,
-    /// The time of the last flow. `None`: not observed, but needed by DNS.
+    /// The time of the last flow. `None` if no flow was observed, but DNS may need the port.
     pub(super) last: Option<Timestamp>,
+    /// Whether the port is that of a DNS server.
     pub(super) is_dns: bool,
 }
 
 impl Edge {
-    /// The number of flows. A flow that both ends report is counted once.
+    /// Returns the number of flows. A flow that the nodes of both ends report is counted once.
     pub(super) fn flows(&self) -> u64 {
         self.egress.max(self.ingress)
     }
@@ -54,22 +58,25 @@ pub(super) type Peers = BTreeMap<EdgePeer, BTreeMap<PortKey, Edge>>;
 pub(super) struct Edges {
     egress: BTreeMap<GroupKey, Peers>,
     ingress: BTreeMap<GroupKey, Peers>,
-    /// The flows of each workload that need no rule, with the local node.
+    /// For each workload, the number of flows that need no rule, such as those with the local node.
     local: BTreeMap<GroupKey, u64>,
-    /// The ports of DNS servers.
+    /// DNS servers and their ports.
     dns: BTreeSet<(EdgePeer, u16)>,
-    /// Causes of flows without a rule.
+    /// Why flows have no rule, with the number of these flows.
     unresolved: BTreeMap<String, u64>,
+    /// The number of flows that are replies to other flows.
     replies: usize,
+    /// Groups with flows of protocols without ports.
     portless: BTreeSet<GroupKey>,
+    /// The number of flows that were ignored because their protocol has no ports.
     skipped_portless: u64,
-    /// What the result must allow.
-    pub(super) checks: BTreeSet<Checked>,
+    /// What the policies must allow.
+    pub(super) checks: BTreeSet<CheckedFlow>,
 }
 
 /// A flow at one of its ends, which the policies must allow.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Checked {
+pub(super) struct CheckedFlow {
     pub(super) direction: Direction,
     pub(super) pod: PodKey,
     pub(super) pod_labels: Labels,
@@ -81,19 +88,20 @@ pub(super) struct Checked {
     pub(super) port: u16,
 }
 
-/// An end of a flow, with a name.
+/// An end of a flow, and the peer that stands for it in rules.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Target {
+struct ResolvedEnd {
     peer: EdgePeer,
     end: ObservedEnd,
     port: Option<u16>,
 }
 
-/// The sources of names.
-struct Names<'a> {
+/// Finds the peers that stand for the ends of flows in rules.
+struct PeerResolver<'a> {
     state: &'a ClusterState,
     inventory: &'a Inventory,
-    learned: BTreeMap<FrontendKey, BTreeSet<(ObservedEnd, u16)>>,
+    /// Backends of Services, found by comparing the flows before and after address translation.
+    observed_backends: BTreeMap<FrontendKey, BTreeSet<(ObservedEnd, u16)>>,
 }
 
 impl Edges {
@@ -103,14 +111,14 @@ impl Edges {
         inventory: &Inventory,
         options: &RecordOptions,
     ) -> Self {
-        let names = Names { state, inventory, learned: recorder.backends() };
+        let resolver = PeerResolver { state, inventory, observed_backends: recorder.backends() };
         let mut edges = Self { replies: recorder.replies(), ..Self::default() };
         for (observation, count) in recorder.observations() {
             if options.skip_portless && observation.port.is_none() {
                 edges.skipped_portless += count.flows;
                 continue;
             }
-            if let Err(cause) = edges.add(observation, count, &names) {
+            if let Err(cause) = edges.add(observation, count, &resolver) {
                 *edges.unresolved.entry(cause).or_default() += count.flows;
             }
         }
@@ -118,8 +126,8 @@ impl Edges {
         edges
     }
 
-    /// Adds a flow. The error is the cause that it has no rule.
-    fn add(&mut self, observation: &Observation, count: Count, names: &Names<'_>) -> Result<(), String> {
+    /// Adds a flow. The error is the reason why the flow has no rule.
+    fn add(&mut self, observation: &Observation, count: Count, resolver: &PeerResolver<'_>) -> Result<(), String> {
         let (from, to) = (&observation.from, &observation.to);
         if from.pod.is_some() && from.pod == to.pod {
             return Ok(());
@@ -128,42 +136,51 @@ impl Edges {
             Direction::Egress => (from, to),
             Direction::Ingress => (to, from),
         };
-        let EdgePeer::Group(group) = names.peer(own)? else { return Ok(()) };
+        let EdgePeer::Group(group) = resolver.peer(own)? else { return Ok(()) };
         let is_local_node = other.pod.is_none() && other.node.as_ref() == Some(&observation.node);
         if observation.independent || is_local_node && !observation.masqueraded {
             *self.local.entry(group).or_default() += count.flows;
             return Ok(());
         }
-        let source = Target { peer: names.peer(from)?, end: from.clone(), port: None };
-        // A flow to a Service is counted once for all backends of a workload.
+        let source = ResolvedEnd { peer: resolver.peer(from)?, end: from.clone(), port: None };
+        // If a Service has several backends of one workload, a flow to this Service is counted once for the workload.
         let mut counted = BTreeSet::new();
-        for target in names.targets(observation)? {
-            let is_first = counted.insert((target.peer.clone(), target.port));
+        for destination in resolver.destinations(observation)? {
+            let is_first = counted.insert((destination.peer.clone(), destination.port));
             let count = if is_first { count } else { Count { flows: 0, ..count } };
-            self.connect(observation, count, &source, &target, names);
+            self.add_edges(observation, count, &source, &destination, resolver);
         }
         Ok(())
     }
 
-    fn connect(&mut self, observation: &Observation, count: Count, from: &Target, to: &Target, names: &Names<'_>) {
+    /// Adds the edges of a flow: egress at its source and ingress at its destination. Adds none at an end where
+    /// policies deny the flow.
+    fn add_edges(
+        &mut self,
+        observation: &Observation,
+        count: Count,
+        from: &ResolvedEnd,
+        to: &ResolvedEnd,
+        resolver: &PeerResolver<'_>,
+    ) {
         let key = (observation.protocol, to.port);
         let is_at = |direction| observation.direction == direction;
         if let EdgePeer::Group(group) = &from.peer
             && (is_at(Direction::Egress) || !observation.denied_elsewhere)
         {
-            note(self.egress.entry(group.clone()).or_default(), &to.peer, key, observation.direction, count);
+            add_count(self.egress.entry(group.clone()).or_default(), &to.peer, key, observation.direction, count);
             self.portless.extend(to.port.is_none().then(|| group.clone()));
-            self.checks.extend(names.checked(Direction::Egress, from, to, observation.protocol));
+            self.checks.extend(resolver.flow_to_check(Direction::Egress, from, to, observation.protocol));
         }
         if let EdgePeer::Group(group) = &to.peer
             && (is_at(Direction::Ingress) || !observation.denied_elsewhere)
         {
-            note(self.ingress.entry(group.clone()).or_default(), &from.peer, key, observation.direction, count);
+            add_count(self.ingress.entry(group.clone()).or_default(), &from.peer, key, observation.direction, count);
             self.portless.extend(to.port.is_none().then(|| group.clone()));
             self.checks.extend(
-                names
-                    .checked(Direction::Ingress, to, from, observation.protocol)
-                    .map(|checked| Checked { port: to.port.unwrap_or(0), ..checked }),
+                resolver
+                    .flow_to_check(Direction::Ingress, to, from, observation.protocol)
+                    .map(|checked| CheckedFlow { port: to.port.unwrap_or(0), ..checked }),
             );
         }
         let is_dns_port = observation.port == Some(DNS);
@@ -172,33 +189,34 @@ impl Edges {
         }
     }
 
-    /// Adds the other protocol to DNS servers: clients use TCP for long responses.
+    /// Adds both TCP and UDP for each port of a DNS server, even if flows use only one of them: clients use UDP, and
+    /// TCP for long responses.
     fn complete_dns(&mut self) {
         let dns = &self.dns;
         for peers in self.egress.values_mut() {
             for (peer, ports) in peers {
-                complete(ports, |port| dns.contains(&(peer.clone(), port)));
+                add_dns_protocols(ports, |port| dns.contains(&(peer.clone(), port)));
             }
         }
         for (group, peers) in &mut self.ingress {
             let server = EdgePeer::Group(group.clone());
             for ports in peers.values_mut() {
-                complete(ports, |port| dns.contains(&(server.clone(), port)));
+                add_dns_protocols(ports, |port| dns.contains(&(server.clone(), port)));
             }
         }
     }
 
-    /// The namespaces of workloads with flows.
+    /// Returns the namespaces of workloads with flows.
     pub(super) fn namespaces(&self) -> impl Iterator<Item = Arc<str>> {
         self.egress.keys().chain(self.ingress.keys()).chain(self.local.keys()).map(|group| group.namespace.clone())
     }
 
-    /// Whether a workload has flows.
+    /// Returns whether a workload has flows.
     pub(super) fn has(&self, group: &GroupKey) -> bool {
         self.egress.contains_key(group) || self.ingress.contains_key(group) || self.local.contains_key(group)
     }
 
-    /// The peers of a workload.
+    /// Returns the peers of a workload.
     pub(super) fn peers(&self, group: &GroupKey, direction: Direction) -> Option<&Peers> {
         match direction {
             Direction::Egress => self.egress.get(group),
@@ -206,7 +224,7 @@ impl Edges {
         }
     }
 
-    /// The number of flows of a workload with its node.
+    /// Returns the number of flows of a workload that need no rule, such as those with the local node.
     pub(super) fn local(&self, group: &GroupKey) -> u64 {
         self.local.get(group).copied().unwrap_or_default()
     }
@@ -242,7 +260,7 @@ impl Edges {
     }
 }
 
-/// `1 flow`, `1,204 flows`.
+/// Returns the number as text: `1 flow` or `1,204 flows`.
 pub(super) fn counted(flows: u64) -> String {
     let digits = flows.to_string();
     let mut text = String::new();
@@ -259,7 +277,7 @@ fn is_dns_protocol(number: u8) -> bool {
     matches!(number, protocol::TCP | protocol::UDP)
 }
 
-fn complete(ports: &mut BTreeMap<PortKey, Edge>, is_dns: impl Fn(u16) -> bool) {
+fn add_dns_protocols(ports: &mut BTreeMap<PortKey, Edge>, is_dns: impl Fn(u16) -> bool) {
     let found: Vec<u16> = ports
         .keys()
         .filter(|(number, _)| is_dns_protocol(*number))
@@ -272,7 +290,7 @@ fn complete(ports: &mut BTreeMap<PortKey, Edge>, is_dns: impl Fn(u16) -> bool) {
     }
 }
 
-fn note(peers: &mut Peers, peer: &EdgePeer, key: PortKey, direction: Direction, count: Count) {
+fn add_count(peers: &mut Peers, peer: &EdgePeer, key: PortKey, direction: Direction, count: Count) {
     let edge = peers.entry(peer.clone()).or_default().entry(key).or_default();
     match direction {
         Direction::Egress => edge.egress += count.flows,
@@ -281,8 +299,8 @@ fn note(peers: &mut Peers, peer: &EdgePeer, key: PortKey, direction: Direction, 
     edge.last = edge.last.max(Some(count.last));
 }
 
-impl Names<'_> {
-    /// The end, as the rules of the other end name it.
+impl PeerResolver<'_> {
+    /// Returns the peer that stands for this end in the rules of the other end.
     fn peer(&self, end: &ObservedEnd) -> Result<EdgePeer, String> {
         let address = end.address.ok_or("a flow without an address");
         if let Some(pod) = &end.pod {
@@ -302,17 +320,18 @@ impl Names<'_> {
         if end.node.is_some() || self.state.is_node(address) {
             return Ok(EdgePeer::Node(address));
         }
-        // The agent may have received a new pod's first packet before its object.
+        // A flow that has no pod name can still be the flow of a pod: the agent may receive the first packet of a new
+        // pod before the pod's object.
         let group = self.state.peer_at(address).and_then(|pod| self.inventory.of_pod(&pod.key));
         Ok(group.map_or(EdgePeer::Outside(address), |group| EdgePeer::Group(group.clone())))
     }
 
-    /// The destinations: of a Service, its backends.
-    fn targets(&self, observation: &Observation) -> Result<BTreeSet<Target>, String> {
+    /// Returns the destination of a flow, or all backends if the destination is a Service.
+    fn destinations(&self, observation: &Observation) -> Result<BTreeSet<ResolvedEnd>, String> {
         let to = &observation.to;
         let direct = || {
             let peer = self.peer(to)?;
-            Ok(BTreeSet::from([Target { peer, end: to.clone(), port: observation.port }]))
+            Ok(BTreeSet::from([ResolvedEnd { peer, end: to.clone(), port: observation.port }]))
         };
         let (Some(address), Some(port), Direction::Egress, None) =
             (to.address, observation.port, observation.direction, &to.pod)
@@ -322,11 +341,12 @@ impl Names<'_> {
         let frontend = (address, observation.protocol, port);
         let backends = match self.backends_in_state(to, frontend) {
             Some(backends) if !backends.is_empty() => backends,
-            _ => self.learned.get(&frontend).cloned().unwrap_or_default(),
+            _ => self.observed_backends.get(&frontend).cloned().unwrap_or_default(),
         };
         if !backends.is_empty() {
-            let target = |(end, port): (ObservedEnd, u16)| Ok(Target { peer: self.peer(&end)?, end, port: Some(port) });
-            return backends.into_iter().map(target).collect();
+            let resolved =
+                |(end, port): (ObservedEnd, u16)| Ok(ResolvedEnd { peer: self.peer(&end)?, end, port: Some(port) });
+            return backends.into_iter().map(resolved).collect();
         }
         match to.services.first() {
             None => direct(),
@@ -337,15 +357,15 @@ impl Names<'_> {
         }
     }
 
-    /// The backends, according to Services and `EndpointSlices`. Services of manifests may have another address.
+    /// Returns the backends, according to the Services and `EndpointSlices` of the cluster state. A Service is found by
+    /// the address in the packet or by its name, because a Service in manifests may have another address.
     fn backends_in_state(
         &self,
         to: &ObservedEnd,
         (address, protocol, port): FrontendKey,
     ) -> Option<BTreeSet<(ObservedEnd, u16)>> {
-        let of_services = to.services.iter().filter_map(|key| self.state.services.get(key));
-        let addresses =
-            std::iter::once(address).chain(of_services.flat_map(|service| service.addresses.iter().copied()));
+        let services = to.services.iter().filter_map(|key| self.state.services.get(key));
+        let addresses = std::iter::once(address).chain(services.flat_map(|service| service.addresses.iter().copied()));
         let mut frontends = addresses.filter_map(|address| self.state.frontend_at(address, protocol, port));
         let backends = self.state.backends(&frontends.next()?);
         let end = |address| ObservedEnd {
@@ -356,10 +376,17 @@ impl Names<'_> {
         Some(backends.into_iter().map(|backend| (end(backend.address), backend.port)).collect())
     }
 
-    /// The flow as the result must allow it, at one end.
-    fn checked(&self, direction: Direction, own: &Target, other: &Target, protocol: u8) -> Option<Checked> {
+    /// Returns the flow as the policies must allow it at the pod `own`; `None` if `own` is no pod or an address is
+    /// unknown.
+    fn flow_to_check(
+        &self,
+        direction: Direction,
+        own: &ResolvedEnd,
+        other: &ResolvedEnd,
+        protocol: u8,
+    ) -> Option<CheckedFlow> {
         let (pod, pod_labels) = self.pod_of(&own.end)?;
-        Some(Checked {
+        Some(CheckedFlow {
             direction,
             pod,
             pod_labels,
@@ -371,7 +398,8 @@ impl Names<'_> {
         })
     }
 
-    /// The pod of an end, and its labels: observed, of its object, or of its workload.
+    /// Returns the pod of an end with its labels. The labels are those in the flow, or else those of the pod's object,
+    /// or else those of another pod of its workload.
     fn pod_of(&self, end: &ObservedEnd) -> Option<(PodKey, Labels)> {
         let in_state = |key| self.state.pods.get(key).map(|pod| pod.labels.clone());
         let key = match &end.pod {
@@ -380,8 +408,8 @@ impl Names<'_> {
             None if end.node.is_some() => return None,
             None => self.state.peer_at(end.address?)?.key.clone(),
         };
-        let of_group = || self.inventory.get(self.inventory.of_pod(&key)?)?.any_labels();
-        let labels = end.labels.clone().or_else(|| in_state(&key)).or_else(of_group)?;
+        let in_group = || self.inventory.get(self.inventory.of_pod(&key)?)?.any_labels();
+        let labels = end.labels.clone().or_else(|| in_state(&key)).or_else(in_group)?;
         Some((key, labels))
     }
 }

@@ -1,15 +1,15 @@
-//! Pods by the workload that controls them, with the labels that select them.
+//! Groups pods by the workload that controls them, and finds labels that select the pods of a group.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
 use super::observation::{ObservedEnd, Recorder};
-use super::{SelectorLabels, selector, shared};
+use super::{SelectorLabels, labels_in_common, selector};
 use crate::model::{Labels, Pod, PodKey};
 use crate::offline::OfflineCluster;
 
-/// The pods of a workload, or a pod that no workload controls.
+/// The key of a group: a workload, or a pod that no workload controls.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GroupKey {
     /// The namespace.
@@ -27,30 +27,30 @@ impl fmt::Display for GroupKey {
     }
 }
 
-/// The pods of a workload.
+/// A group of pods: the pods of a workload, or a single pod.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Group {
-    /// The different labels of its pods; none if they are not known.
+    /// The labels of its pods. Pods with equal labels have one entry. Empty if no labels are known.
     labels: BTreeSet<Labels>,
     /// The labels that select its pods.
     pub(super) selector: SelectorLabels,
-    /// Other workloads that this selector selects, too.
+    /// Other groups that have pods with the labels in `selector`.
     pub(super) also_selects: Vec<GroupKey>,
 }
 
 impl Group {
-    /// Whether the labels of its pods are known.
+    /// Returns whether the labels of its pods are known.
     pub(super) fn is_known(&self) -> bool {
         !self.labels.is_empty()
     }
 
-    /// The labels of one of its pods.
+    /// Returns the labels of one of its pods.
     pub(super) fn any_labels(&self) -> Option<Labels> {
         self.labels.first().cloned()
     }
 }
 
-/// All pods with their own addresses.
+/// All pods with their groups. Host-network pods have no group, because selectors do not match them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Inventory {
     groups: BTreeMap<GroupKey, Group>,
@@ -97,14 +97,14 @@ impl Inventory {
         for (key, group) in &self.groups {
             let others = by_namespace.get(&key.namespace).into_iter().flatten().filter(|(other, _)| *other != key);
             let labels: Vec<&Labels> = others.clone().map(|(_, labels)| *labels).collect();
-            let selector = selector::choose(&shared(&group.labels), &labels);
+            let selector = selector::choose(&labels_in_common(&group.labels), &labels);
             let selected = others.filter(|(_, labels)| selector::selects(&selector, labels));
-            let also: BTreeSet<GroupKey> = selected.map(|(other, _)| (*other).clone()).collect();
-            chosen.push((key.clone(), selector, also));
+            let also_selects: BTreeSet<GroupKey> = selected.map(|(other, _)| (*other).clone()).collect();
+            chosen.push((key.clone(), selector, also_selects));
         }
-        for (key, selector, also) in chosen {
+        for (key, selector, also_selects) in chosen {
             if let Some(group) = self.groups.get_mut(&key) {
-                (group.selector, group.also_selects) = (selector, also.into_iter().collect());
+                (group.selector, group.also_selects) = (selector, also_selects.into_iter().collect());
             }
         }
     }
@@ -117,7 +117,7 @@ impl Inventory {
         self.groups.get(key)
     }
 
-    /// The workload of a pod with its own address.
+    /// Returns the group of a pod; `None` for a host-network pod.
     pub(super) fn of_pod(&self, pod: &PodKey) -> Option<&GroupKey> {
         self.of_pods.get(pod)
     }

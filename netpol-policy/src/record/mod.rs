@@ -1,11 +1,12 @@
-//! Policies from observed flows: what an application uses is allowed, and everything else is denied.
+//! Writes policies from observed flows. The policies allow the flows, and deny everything else.
 //!
 //! ```text
 //! Observation, … ─► Recorder: equal flows are counted ─► Inventory: pods by workload, labels that distinguish them
 //!                                                     ─► edges: workload, peer, ports ─► RecordedPolicy ─► YAML, JSON
 //! ```
 //!
-//! The result is checked: the written policies are parsed and evaluated by the reference on every observed flow.
+//! Then the result is checked: the policies are parsed again, and the reference evaluator must allow every observed
+//! flow.
 
 mod check;
 mod edges;
@@ -35,31 +36,32 @@ use inventory::Inventory;
 /// The prefix of system namespaces. They get no policies unless they are requested by name.
 const SYSTEM_PREFIX: &str = "kube-";
 
-/// For which pods policies are recorded, and how.
+/// Which policies are written, and how.
 #[derive(Clone, Debug, Default)]
 pub struct RecordOptions {
-    /// Only these namespaces. `None`: all with flows, except those with the prefix `kube-`.
+    /// Write policies only for these namespaces. `None`: for all namespaces with flows, except those with the prefix
+    /// `kube-`.
     pub namespaces: Option<BTreeSet<Arc<str>>>,
-    /// Leave out flows of protocols without ports. A rule for one of them allows all protocols and ports.
+    /// Ignore flows of protocols without ports. A rule that allows such a flow allows all protocols and ports.
     pub skip_portless: bool,
     /// Put the policies into shadow mode.
     pub shadow: bool,
 }
 
-/// The result.
+/// The recorded policies, with notes about them.
 #[derive(Clone, Debug)]
 pub struct Recording {
-    /// The policies, by namespace: first the one that denies everything.
+    /// The policies, by namespace. The first policy of each namespace denies everything.
     pub policies: Vec<RecordedPolicy>,
     /// The time of the first and of the last flow.
     pub range: Option<(Timestamp, Timestamp)>,
-    /// The nodes with flows.
+    /// The nodes that reported flows.
     pub nodes: BTreeSet<Arc<str>>,
     /// The number of flows.
     pub flows: u64,
-    /// Workloads in these namespaces without any flow.
+    /// Workloads without flows, in the namespaces of the policies.
     pub unseen: Vec<GroupKey>,
-    /// Flows that the policies do not allow, because their ends are not known: a sentence for each cause.
+    /// One sentence for each reason why policies do not allow some of the flows: one of their ends is unknown.
     pub unresolved: Vec<String>,
     /// Notes for the reader.
     pub notes: Vec<String>,
@@ -68,7 +70,7 @@ pub struct Recording {
 /// An error in the result.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
-    /// The written policies are not what was recorded.
+    /// Parsing the written policies failed, or did not return one object for each of them.
     #[error("the recorded policies are not valid: {0}. This is a bug in netpol; please report it with these flows")]
     Invalid(String),
     /// An observed flow is denied.
@@ -84,10 +86,10 @@ pub enum RecordError {
     },
 }
 
-/// Writes policies for the flows, and checks that they allow all of them.
+/// Writes policies for the flows, and checks that the policies allow them.
 ///
 /// # Errors
-/// If the result does not allow a flow, which is a bug.
+/// If the policies are invalid or do not allow a flow, which is a bug.
 pub fn record(
     recorder: &Recorder,
     cluster: &OfflineCluster,
@@ -101,7 +103,7 @@ pub fn record(
         None => with_flows.iter().filter(|name| !name.starts_with(SYSTEM_PREFIX)).cloned().collect(),
     };
     let mut unresolved = edges.unresolved();
-    // Its policy would deny everything there, which is more likely a wrong name.
+    // The policy of a namespace without flows would deny everything in it. More likely, its name is wrong.
     let without_flows = options.namespaces.iter().flatten().filter(|name| !with_flows.contains(*name));
     unresolved.extend(without_flows.map(|name| format!("namespace {name} has no flow: it gets no policy")));
     let recording = Recording {
@@ -122,16 +124,16 @@ pub fn record(
     Ok(recording)
 }
 
-/// The labels of a selector, by name.
+/// The labels of a selector: names and values, sorted by name.
 pub(crate) type SelectorLabels = Vec<(Arc<str>, Arc<str>)>;
 
-/// Returns the labels that all of these have.
-fn shared<'l>(labels: impl IntoIterator<Item = &'l Labels>) -> Labels {
+/// Returns the labels that all these sets of labels have in common.
+fn labels_in_common<'l>(labels: impl IntoIterator<Item = &'l Labels>) -> Labels {
     let mut labels = labels.into_iter();
     let Some(first) = labels.next() else { return Labels::new() };
-    labels.fold(first.clone(), |shared, other| {
-        let both = shared.iter().filter(|(name, value)| other.get(name) == Some(value));
-        both.map(|(name, value)| (name.clone(), value.clone())).collect()
+    labels.fold(first.clone(), |common, other| {
+        let in_both = common.iter().filter(|(name, value)| other.get(name) == Some(value));
+        in_both.map(|(name, value)| (name.clone(), value.clone())).collect()
     })
 }
 

@@ -1,4 +1,4 @@
-//! The input: flows as agents report them. Equal flows are counted.
+//! The input of a recording: flows, as agents report them. Equal flows are stored once, with their number.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,9 +9,9 @@ use netpol_common::Direction;
 
 use crate::model::{Labels, PodKey, PodWorkload, ServiceKey};
 
-/// The first port that clients use as their own (Linux: `net.ipv4.ip_local_port_range`).
+/// The first of the ports that Linux assigns to clients (`net.ipv4.ip_local_port_range`).
 const EPHEMERAL: u16 = 32_768;
-/// The number of connections that are remembered to find the backends of Services.
+/// The number of connections that are stored to find the backends of Services.
 const MAX_CONNECTIONS: usize = 200_000;
 
 /// One end of a flow.
@@ -23,34 +23,34 @@ pub struct ObservedEnd {
     pub workload: Option<PodWorkload>,
     /// The pod's labels, if they are known.
     pub labels: Option<Labels>,
-    /// Without a pod: the node with this address.
+    /// The name of the node with this address, if the end is not a pod.
     pub node: Option<Arc<str>>,
     /// The address in the packet.
     pub address: Option<IpAddr>,
     /// The port in the packet.
     pub port: Option<u16>,
-    /// The Services with this address and port.
+    /// The Services that have this address and port.
     pub services: Vec<ServiceKey>,
 }
 
-/// A flow, as one end's node reports it.
+/// A flow, as reported by the node of one of its ends.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Observation {
-    /// The node that reports it.
+    /// The node that reports the flow.
     pub node: Arc<str>,
-    /// Where it was evaluated: `Egress` at the sender, `Ingress` at the receiver.
+    /// The end at which the flow was evaluated: `Egress` for the sender, `Ingress` for the receiver.
     pub direction: Direction,
     /// The source.
     pub from: ObservedEnd,
-    /// The destination; for a Service, pre-DNAT.
+    /// The destination before address translation, which can be a Service.
     pub to: ObservedEnd,
     /// The IP protocol number.
     pub protocol: u8,
     /// The destination port; `None` for protocols without ports.
     pub port: Option<u16>,
-    /// Whether the packet has the address of the node, but the node did not send it.
+    /// Whether the source address is that of the node, but the node only forwarded the packet.
     pub masqueraded: bool,
-    /// Whether the flow is allowed whatever policies say: hairpin traffic, the local node.
+    /// Whether the flow is allowed without a rule, such as hairpin traffic and traffic with the local node.
     pub independent: bool,
     /// Whether the other end's policies deny the flow.
     pub denied_elsewhere: bool,
@@ -63,20 +63,22 @@ pub(super) struct Count {
     pub(super) last: Timestamp,
 }
 
-/// A source address and port, with the protocol: identifies a connection before and after address translation.
+/// The source address, the source port and the protocol. They are the same before and after address translation, so
+/// they identify a connection.
 type Connection = (IpAddr, u16, u8);
 /// The address, protocol and port of a Service.
 pub(super) type FrontendKey = (IpAddr, u8, u16);
 
-/// Counts flows.
+/// Collects flows, and counts equal ones.
 #[derive(Clone, Debug, Default)]
 pub struct Recorder {
     counts: BTreeMap<Observation, Count>,
     range: Option<(Timestamp, Timestamp)>,
     nodes: BTreeSet<Arc<str>>,
     flows: u64,
-    /// Connections to Services, and their destinations post-DNAT.
+    /// The destinations of connections to Services, before address translation.
     to_services: BTreeMap<Connection, FrontendKey>,
+    /// The destinations of connections after address translation.
     to_backends: BTreeMap<Connection, (ObservedEnd, u16)>,
 }
 
@@ -86,8 +88,9 @@ impl Recorder {
         self.range = Some(self.range.map_or((time, time), |(first, last)| (first.min(time), last.max(time))));
         self.nodes.insert(observation.node.clone());
         self.flows = self.flows.saturating_add(flows);
-        self.remember(&observation);
-        // The source port matters only for what may be a reply.
+        self.add_connection(&observation);
+        // The source port is only needed to find replies: they have the port of a server as their source port. Without
+        // the ports of clients, flows of different connections are equal.
         let is_server = |port: &u16| *port < EPHEMERAL;
         let may_be_reply = observation.port.is_some_and(|port| port >= EPHEMERAL);
         observation.from.port = observation.from.port.filter(|port| may_be_reply && is_server(port));
@@ -97,7 +100,8 @@ impl Recorder {
         count.last = count.last.max(time);
     }
 
-    fn remember(&mut self, observation: &Observation) {
+    /// Stores the destination of a connection, so that [`Recorder::backends`] can find the backends of Services.
+    fn add_connection(&mut self, observation: &Observation) {
         let (from, to) = (&observation.from, &observation.to);
         let (Some(address), Some(source_port), Some(port)) = (from.address, from.port, observation.port) else {
             return;
@@ -117,7 +121,8 @@ impl Recorder {
         }
     }
 
-    /// Returns the backends of Services to which connections were observed at both ends.
+    /// Returns the backends of Services. A backend is found if the nodes of both ends of a connection reported it: the
+    /// sender's node with the Service's address, the receiver's node with the backend.
     pub(super) fn backends(&self) -> BTreeMap<FrontendKey, BTreeSet<(ObservedEnd, u16)>> {
         let mut backends: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         for (connection, frontend) in &self.to_services {
@@ -128,13 +133,15 @@ impl Recorder {
         backends
     }
 
-    /// Returns the flows that are not replies to others.
+    /// Returns the flows that are not replies to other flows.
     pub(super) fn observations(&self) -> impl Iterator<Item = (&Observation, Count)> {
-        let forward: BTreeSet<_> = self.counts.keys().map(|one| ends(one, one.port)).collect();
-        self.counts.iter().filter(move |(one, _)| !is_reply(one, &forward)).map(|(one, count)| (one, *count))
+        let all: BTreeSet<_> = self.counts.keys().map(|observation| ends(observation, observation.port)).collect();
+        let forward = self.counts.iter().filter(move |(observation, _)| !is_reply(observation, &all));
+        forward.map(|(observation, count)| (observation, *count))
     }
 
-    /// The number of different flows that are replies to others: of connections older than the agent.
+    /// Returns the number of different flows that are replies to other flows. An agent reports a reply as a flow only
+    /// if the connection is older than the agent.
     pub(super) fn replies(&self) -> usize {
         self.counts.len() - self.observations().count()
     }
@@ -151,7 +158,7 @@ impl Recorder {
         self.flows
     }
 
-    /// Whether there are no flows.
+    /// Returns whether there are no flows.
     pub fn is_empty(&self) -> bool {
         self.counts.is_empty()
     }
@@ -164,8 +171,8 @@ fn ends(observation: &Observation, port: Option<u16>) -> Ends {
     (observation.from.address, observation.to.address, observation.protocol, port)
 }
 
-/// Whether the opposite flow exists, to the source port of this one.
-fn is_reply(observation: &Observation, forward: &BTreeSet<Ends>) -> bool {
+/// Returns whether a flow is a reply: `all` contains a flow in the opposite direction, to the source port of this flow.
+fn is_reply(observation: &Observation, all: &BTreeSet<Ends>) -> bool {
     let (from, to, protocol, _) = ends(observation, None);
-    observation.from.port.is_some_and(|port| forward.contains(&(to, from, protocol, Some(port))))
+    observation.from.port.is_some_and(|port| all.contains(&(to, from, protocol, Some(port))))
 }

@@ -1,4 +1,4 @@
-//! Writes the flows of each workload as rules.
+//! Creates the policies: one for each workload, with rules that allow its flows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -18,7 +18,8 @@ use crate::model::Protocol;
 const PREFIX: &str = "recorded-";
 /// The maximum length of a name.
 const MAX_NAME: usize = 253;
-/// The number of addresses outside the cluster in comments of one rule; the others are counted.
+/// The number of addresses outside the cluster that the comments of one rule list. If there are more, the comments have
+/// their number.
 const ADDRESSES_SHOWN: usize = 16;
 
 /// A policy.
@@ -28,22 +29,22 @@ pub struct RecordedPolicy {
     pub namespace: Arc<str>,
     /// The name.
     pub name: String,
-    /// Lines of a comment above it.
+    /// The lines of the comment above the policy.
     pub comments: Vec<String>,
-    /// The labels of the selected pods; none: all pods of the namespace.
+    /// The labels of the selected pods. Empty: all pods of the namespace.
     pub pods: SelectorLabels,
-    /// Whether it has the annotation of shadow mode.
+    /// Whether the policy has the annotation of shadow mode.
     pub shadow: bool,
-    /// The rules for ingress; none: everything is denied.
+    /// The rules for ingress. Empty: all ingress is denied.
     pub ingress: Vec<RecordedRule>,
-    /// The rules for egress.
+    /// The rules for egress. Empty: all egress is denied.
     pub egress: Vec<RecordedRule>,
 }
 
 /// A rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordedRule {
-    /// Lines of a comment above it: the flows that it allows.
+    /// The lines of the comment above the rule: the flows that the rule allows.
     pub comments: Vec<String>,
     /// The peers; never empty.
     pub peers: Vec<RecordedPeer>,
@@ -58,14 +59,14 @@ pub enum RecordedPeer {
     Pods {
         /// The namespace, if it is not the policy's.
         namespace: Option<Arc<str>>,
-        /// Their labels; none: all pods of the namespace.
+        /// The labels of the pods. Empty: all pods of the namespace.
         labels: SelectorLabels,
     },
     /// Addresses.
     Block(IpNet),
 }
 
-/// Writes the policies of these namespaces.
+/// Returns the policies of these namespaces.
 pub(super) fn write(
     namespaces: &BTreeSet<Arc<str>>,
     edges: &Edges,
@@ -78,7 +79,7 @@ pub(super) fn write(
         let mut names = BTreeSet::from([policies[policies.len() - 1].name.clone()]);
         for (key, group) in inventory.groups().filter(|(key, _)| key.namespace == *namespace && edges.has(key)) {
             let name = unique_name(key, &mut names);
-            policies.push(of_group(key, group, name, edges, inventory, options));
+            policies.push(group_policy(key, group, name, edges, inventory, options));
         }
     }
     policies
@@ -96,9 +97,10 @@ fn default_deny(namespace: &Arc<str>, options: &RecordOptions) -> RecordedPolicy
     }
 }
 
-/// Returns a name that no other policy of the namespace has: workloads of different kinds may have the same name.
+/// Returns a name that no other policy of the namespace has. Workloads of different kinds may have the same name.
 fn unique_name(key: &GroupKey, names: &mut BTreeSet<String>) -> String {
-    // A file of flows can contain any name. Kinds of custom resources have uppercase letters.
+    // Names come from a file of flows, which can contain any text. A kind has uppercase letters, which a name must not
+    // have.
     let valid = |name: &str| -> String {
         let is_valid = |char: char| char.is_ascii_alphanumeric() || char == '-' || char == '.';
         name.chars().map(|char| if is_valid(char) { char.to_ascii_lowercase() } else { '-' }).collect()
@@ -116,7 +118,7 @@ fn unique_name(key: &GroupKey, names: &mut BTreeSet<String>) -> String {
     unreachable!("there are more numbers than workloads")
 }
 
-fn of_group(
+fn group_policy(
     key: &GroupKey,
     group: &Group,
     name: String,
@@ -134,7 +136,8 @@ fn of_group(
         comments.push("Its pods have no label in common, so all pods of the namespace are selected".to_owned());
     }
     if !group.also_selects.is_empty() {
-        comments.push(format!("Its labels also select {}: labels do not distinguish them", names(&group.also_selects)));
+        let others = group_names(&group.also_selects);
+        comments.push(format!("Its labels also select {others}: labels do not distinguish them"));
     }
     for (direction, rules) in [(Direction::Ingress, &ingress), (Direction::Egress, &egress)] {
         if rules.is_empty() {
@@ -151,7 +154,7 @@ fn of_group(
     RecordedPolicy { namespace, name, comments, pods, shadow, ingress, egress }
 }
 
-fn names(keys: &[GroupKey]) -> String {
+fn group_names(keys: &[GroupKey]) -> String {
     keys.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
@@ -163,7 +166,7 @@ struct Rules<'a> {
 }
 
 impl Rules<'_> {
-    /// A rule for each workload, and one for all addresses with the same ports.
+    /// Returns a rule for each peer that is a workload. Peers that are addresses with the same ports share a rule.
     fn write(&self, peers: &super::edges::Peers) -> Vec<RecordedRule> {
         let mut rules = Vec::new();
         let mut by_ports: BTreeMap<BTreeSet<PortKey>, Vec<(&EdgePeer, IpAddr)>> = BTreeMap::new();
@@ -203,7 +206,7 @@ impl Rules<'_> {
         RecordedPeer::Pods { namespace, labels }
     }
 
-    /// A line for each port: `web -> db 5432/TCP, 1,204 flows, last 2026-11-29T12:00:01Z`.
+    /// Returns a line for each port, such as `web -> db 5432/TCP, 1,204 flows, last 2026-11-29T12:00:01Z`.
     fn comments(&self, peer: &EdgePeer, ports: &BTreeMap<PortKey, Edge>) -> Vec<String> {
         let other = match peer {
             EdgePeer::Group(group) if group.namespace == self.key.namespace => group.name.to_string(),
@@ -234,13 +237,13 @@ impl Rules<'_> {
             && let Some(also) =
                 self.inventory.get(group).map(|group| &group.also_selects).filter(|also| !also.is_empty())
         {
-            lines.push(format!("These labels also select {}", names(also)));
+            lines.push(format!("These labels also select {}", group_names(also)));
         }
         lines
     }
 }
 
-/// `5432/TCP`, `ICMP`, `protocol 47`.
+/// Returns text such as `5432/TCP`, `ICMP (all ports and protocols)` or `protocol 47 (all ports and protocols)`.
 fn port_text((number, port): PortKey) -> String {
     let name = match (Protocol::from_number(number), number) {
         (Some(protocol), _) => protocol.name().to_owned(),
@@ -251,7 +254,7 @@ fn port_text((number, port): PortKey) -> String {
     port.map_or_else(|| name.clone(), |port| format!("{port}/{name}"))
 }
 
-/// The blocks with exactly these addresses.
+/// Returns blocks that contain these addresses and no others.
 fn blocks(addresses: impl Iterator<Item = IpAddr>) -> Vec<RecordedPeer> {
     let single: Vec<IpNet> = addresses.map(IpNet::from).collect();
     IpNet::aggregate(&single).into_iter().map(RecordedPeer::Block).collect()

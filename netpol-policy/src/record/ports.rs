@@ -1,10 +1,10 @@
-//! Ports of a rule: adjacent ones become a range.
+//! The ports of a rule. Adjacent ports become a range.
 
 use std::collections::BTreeSet;
 
 use crate::model::Protocol;
 
-/// A protocol and destination port; no port if the protocol has none.
+/// A protocol and a destination port; `None` for protocols without ports.
 pub(super) type PortKey = (u8, Option<u16>);
 
 /// A port or a range of ports.
@@ -14,12 +14,12 @@ pub struct RecordedPort {
     pub protocol: Protocol,
     /// The first port.
     pub port: u16,
-    /// The last port, if there are several.
+    /// The last port of a range; `None` for a single port.
     pub end: Option<u16>,
 }
 
-/// Returns the ports as they are written in a rule. `None` if a rule cannot name one of the protocols: only a rule without
-/// ports allows it (docs/semantics.md, item 17).
+/// Returns the ports as a rule has them. `None` if the rule must have no `ports`, because one of the protocols has no
+/// ports: only a rule without `ports` allows such a protocol (docs/semantics.md, item 17).
 pub(super) fn ranges(ports: &BTreeSet<PortKey>) -> Option<Vec<RecordedPort>> {
     let mut ranges: Vec<RecordedPort> = Vec::new();
     for &(protocol, port) in ports {
@@ -38,7 +38,7 @@ pub(super) fn ranges(ports: &BTreeSet<PortKey>) -> Option<Vec<RecordedPort>> {
 mod tests {
     use super::*;
 
-    fn written(ports: &[PortKey]) -> Option<Vec<String>> {
+    fn range_texts(ports: &[PortKey]) -> Option<Vec<String>> {
         let text = |range: &RecordedPort| {
             let end = range.end.map(|end| format!("-{end}")).unwrap_or_default();
             format!("{}{end}/{}", range.port, range.protocol.name())
@@ -50,9 +50,9 @@ mod tests {
     fn only_adjacent_ports_of_a_protocol_become_a_range() {
         let tcp = |port| (6, Some(port));
         let expected = |items: &[&str]| Some(items.iter().map(|item| (*item).to_owned()).collect::<Vec<_>>());
-        assert_eq!(written(&[tcp(81), tcp(80), tcp(83)]), expected(&["80-81/TCP", "83/TCP"]));
-        assert_eq!(written(&[tcp(53), (17, Some(54))]), expected(&["53/TCP", "54/UDP"]));
-        assert_eq!(written(&[tcp(65_534), tcp(65_535)]), expected(&["65534-65535/TCP"]));
-        assert_eq!(written(&[tcp(80), (1, None)]), None);
+        assert_eq!(range_texts(&[tcp(81), tcp(80), tcp(83)]), expected(&["80-81/TCP", "83/TCP"]));
+        assert_eq!(range_texts(&[tcp(53), (17, Some(54))]), expected(&["53/TCP", "54/UDP"]));
+        assert_eq!(range_texts(&[tcp(65_534), tcp(65_535)]), expected(&["65534-65535/TCP"]));
+        assert_eq!(range_texts(&[tcp(80), (1, None)]), None);
     }
 }

@@ -1,11 +1,12 @@
-//! Which labels of a workload a selector has: as few as possible that select no other workload of the namespace.
+//! Chooses the labels that select the pods of a workload: as few labels as possible, which select no other pods of the
+//! namespace.
 
 use std::sync::Arc;
 
 use super::SelectorLabels;
 use crate::model::Labels;
 
-/// Labels that selectors prefer, best first.
+/// Labels that are preferred in a selector, best first.
 const PREFERRED: [&str; 10] = [
     "app.kubernetes.io/name",
     "app.kubernetes.io/instance",
@@ -18,7 +19,7 @@ const PREFERRED: [&str; 10] = [
     "name",
     "run",
 ];
-/// Labels that differ between the pods of a workload or between its versions.
+/// Labels that are never chosen, because their values differ between the pods of a workload or between its versions.
 const VOLATILE: [&str; 13] = [
     "pod-template-hash",
     "controller-revision-hash",
@@ -34,9 +35,9 @@ const VOLATILE: [&str; 13] = [
     "job-name",
     "version-hash",
 ];
-/// Prefixes of such labels.
+/// Prefixes of labels that are never chosen.
 const VOLATILE_PREFIXES: [&str; 2] = ["batch.kubernetes.io/", "topology.kubernetes.io/"];
-/// The label of a Job's pods: used only if the pods have no other.
+/// The label of a Job's pods. As an exception, it is chosen if the pods have no other label.
 const JOB_NAME: &str = "batch.kubernetes.io/job-name";
 
 fn is_volatile(name: &str) -> bool {
@@ -47,8 +48,8 @@ fn rank(name: &str) -> usize {
     PREFERRED.iter().position(|preferred| *preferred == name).unwrap_or(PREFERRED.len())
 }
 
-/// Returns the labels of a selector for pods with these shared labels. `others`: the labels of the namespace's other pods.
-/// They are selected, too, if the labels do not distinguish them.
+/// Returns the labels of a selector for a workload. `shared`: the labels that all pods of the workload have. `others`:
+/// the labels of each other pod of the namespace. If no labels distinguish such a pod, the selector selects it, too.
 pub(super) fn choose(shared: &Labels, others: &[&Labels]) -> SelectorLabels {
     let mut candidates: Vec<(Arc<str>, Arc<str>)> = shared
         .iter()
@@ -65,7 +66,8 @@ pub(super) fn choose(shared: &Labels, others: &[&Labels]) -> SelectorLabels {
         let excluded = |(name, value): &(Arc<str>, Arc<str>)| -> usize {
             rest.iter().filter(|labels| labels.get(name) != Some(value)).count()
         };
-        // Of equal ones, the first is the preferred one.
+        // If several labels exclude the same number of pods, the first of them is chosen: `max_by_key` returns the last
+        // one, so the order is reversed.
         let counts = candidates.iter().map(excluded).enumerate();
         let Some((best, count)) = counts.rev().max_by_key(|(_, count)| *count) else { break };
         if count == 0 {
@@ -75,7 +77,8 @@ pub(super) fn choose(shared: &Labels, others: &[&Labels]) -> SelectorLabels {
         rest.retain(|labels| labels.get(&name) == Some(&value));
         chosen.push((name, value));
     }
-    // A pod that is created later must not be selected by an empty selector.
+    // If there are no other pods, one label is still chosen: an empty selector would also select pods that are created
+    // later.
     if chosen.is_empty() {
         chosen.extend(candidates.into_iter().next());
     }
@@ -83,7 +86,7 @@ pub(super) fn choose(shared: &Labels, others: &[&Labels]) -> SelectorLabels {
     chosen
 }
 
-/// Whether a selector with these labels selects a pod.
+/// Returns whether a selector with these labels selects a pod.
 pub(super) fn selects(selector: &SelectorLabels, labels: &Labels) -> bool {
     selector.iter().all(|(name, value)| labels.get(name) == Some(value))
 }

@@ -1,4 +1,4 @@
-//! Policies of a small application, and of random flows.
+//! Tests policies that are recorded from the flows of a small application, and from random flows.
 
 #![expect(clippy::needless_raw_string_hashes, reason = "expect-test writes them")]
 
@@ -44,7 +44,8 @@ fn cluster(text: &str) -> OfflineCluster {
     OfflineCluster::new(&parsed, &[])
 }
 
-/// An end: `namespace/pod@address`, `node:name@address`, or an address; with `#namespace/service` of a Service.
+/// Parses an end: `namespace/pod@address`, `node:name@address`, or an address. `#namespace/service` after it is the
+/// Service with this address.
 fn end(text: &str) -> ObservedEnd {
     let (text, service) = text.split_once('#').map_or((text, None), |(text, service)| (text, Some(service)));
     let key = |name: &str| name.split_once('/').map(|(namespace, name)| (namespace.to_owned(), name.to_owned()));
@@ -58,7 +59,8 @@ fn end(text: &str) -> ObservedEnd {
     }
 }
 
-/// A flow: `> FROM TO 80/TCP` as its sender reports it, `< FROM TO 80/TCP` as its receiver does. A source port can follow.
+/// Parses a flow: `> FROM TO 80/TCP` if the sender's node reports it, `< FROM TO 80/TCP` if the receiver's node does.
+/// After it, a source port can follow.
 fn flow(line: &str) -> Observation {
     let words: Vec<&str> = line.split_whitespace().collect();
     let (number, protocol) = words[3].split_once('/').expect("a port");
@@ -95,7 +97,7 @@ fn in_namespace(name: &str) -> RecordOptions {
     RecordOptions { namespaces: Some(BTreeSet::from([name.into()])), ..RecordOptions::default() }
 }
 
-/// The rules of a policy, each as its peers and ports in JSON.
+/// Returns the rules of a policy in one direction (`list`: `ingress` or `egress`), each as JSON.
 fn rules(recording: &Recording, name: &str, list: &str) -> Vec<String> {
     let list_of = json(recording);
     let items = list_of["items"].as_array().expect("items");
@@ -105,7 +107,7 @@ fn rules(recording: &Recording, name: &str, list: &str) -> Vec<String> {
 
 #[test]
 #[expect(clippy::too_many_lines, reason = "the expected policies")]
-fn policies_have_comments_with_the_flows_behind_each_rule() {
+fn policies_have_comments_with_the_flows_of_each_rule() {
     let recording = recorded(
         &[
             "< shop/web-0@10.1.0.1 shop/db-0@10.1.0.3 5432/TCP",
@@ -250,16 +252,17 @@ fn dns_servers_get_both_protocols_at_both_ends() {
 fn backends_are_found_by_objects_or_by_connections_seen_at_both_ends() {
     let at_backend = "< shop/web-1@10.1.0.2 shop/db-0@10.1.0.3 5432/TCP 40000";
     let to_service = "> shop/web-1@10.1.0.2 10.96.0.77#shop/db 80/TCP 40000";
-    let both = recorded(&[to_service, at_backend], &RecordOptions::default());
-    assert_eq!(both.unresolved, [""; 0]);
+    let seen_at_both = recorded(&[to_service, at_backend], &RecordOptions::default());
+    assert_eq!(seen_at_both.unresolved, [""; 0]);
     let rule = r#"{"ports":[{"port":5432,"protocol":"TCP"}],"to":[{"podSelector":{"matchLabels":{"app":"db"}}}]}"#;
-    assert_eq!(rules(&both, "recorded-web", "egress"), [rule]);
-    let one = recorded(&[to_service, "> shop/db-0@10.1.0.3 198.51.100.7 443/TCP"], &RecordOptions::default());
-    assert_eq!(one.unresolved.len(), 1, "{one:?}");
-    assert!(one.unresolved[0].contains("Service shop/db at 10.96.0.77"), "{:?}", one.unresolved);
-    // A flow is counted once, whatever the number of backends.
-    let two = recorded(&["> shop/db-0@10.1.0.3 10.96.0.80#shop/web 80/TCP"], &RecordOptions::default());
-    let text = yaml(&two, &[]);
+    assert_eq!(rules(&seen_at_both, "recorded-web", "egress"), [rule]);
+    let flows = [to_service, "> shop/db-0@10.1.0.3 198.51.100.7 443/TCP"];
+    let seen_at_sender = recorded(&flows, &RecordOptions::default());
+    assert_eq!(seen_at_sender.unresolved.len(), 1, "{seen_at_sender:?}");
+    assert!(seen_at_sender.unresolved[0].contains("Service shop/db at 10.96.0.77"), "{:?}", seen_at_sender.unresolved);
+    // A flow to a Service with two backends is counted once.
+    let with_object = recorded(&["> shop/db-0@10.1.0.3 10.96.0.80#shop/web 80/TCP"], &RecordOptions::default());
+    let text = yaml(&with_object, &[]);
     assert!(text.contains("# db-0 -> web 8080/TCP, 1 flow, last"), "{text}");
 }
 
@@ -358,7 +361,7 @@ fn a_pod_without_known_labels_has_no_rule() {
     assert_eq!(recording.unresolved, [format!("{cause}: no rule for 1 flow")]);
 }
 
-/// The pods of the property test, with labels from a few values, so that some labels do not distinguish workloads.
+/// Random pods. Their labels have few different values, so that labels sometimes do not distinguish two pods.
 fn pods() -> impl Strategy<Value = Vec<(String, Labels)>> {
     let labels = prop::collection::vec((0..3_usize, 0..3_usize), 0..3).prop_map(|pairs| {
         let pair =
@@ -377,7 +380,8 @@ fn address(index: usize) -> IpAddr {
     IpAddr::from([10, 1, 0, u8::try_from(index + 1).expect("few pods")])
 }
 
-/// Evaluates the policies on all connections between pods: source, destination, port, and whether it is allowed.
+/// Evaluates the policies on all connections between pods. Returns source, destination, port, and whether the
+/// connection is allowed.
 fn evaluated(recording: &Recording, pods: &[(String, Labels)], state: &ClusterState) -> Vec<(usize, usize, u16, bool)> {
     let parsed = manifest::parse(&yaml(recording, &[]), "recorded");
     let mut state = state.clone();
@@ -397,7 +401,7 @@ fn evaluated(recording: &Recording, pods: &[(String, Labels)], state: &ClusterSt
     all
 }
 
-/// The pods as manifests.
+/// Writes the pods as manifests.
 fn manifests(pods: &[(String, Labels)]) -> String {
     let mut text = String::new();
     for (index, (name, labels)) in pods.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! The policies as YAML with comments, and as JSON.
+//! Writes the policies as YAML with comments, and as JSON.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use super::{RecordedPeer, RecordedPolicy, RecordedPort, RecordedRule, Recording,
 use crate::model::{MODE_ANNOTATION, NAMESPACE_NAME_LABEL};
 use crate::text::{self, wrap};
 
-/// The width of comments.
+/// The number of columns after which comments are wrapped.
 const WIDTH: usize = 110;
 
 /// Writes the policies as YAML. `remarks`: more lines for the comment at the top.
@@ -26,7 +26,7 @@ pub fn yaml(recording: &Recording, remarks: &[String]) -> String {
 
 /// Writes the policies as a JSON list, without comments.
 pub fn json(recording: &Recording) -> Value {
-    let items: Vec<Value> = recording.policies.iter().map(policy).collect();
+    let items: Vec<Value> = recording.policies.iter().map(policy_json).collect();
     value!({"apiVersion": "v1", "kind": "List", "items": items})
 }
 
@@ -50,7 +50,8 @@ fn header(recording: &Recording) -> Vec<String> {
     lines
 }
 
-/// A YAML text. Names come from objects and files of any author, so scalars are quoted and comments are escaped.
+/// A YAML text. Names come from objects and files that anyone may have written, so values are quoted and comments are
+/// escaped.
 #[derive(Default)]
 struct Yaml(String);
 
@@ -93,7 +94,7 @@ impl Yaml {
             return;
         }
         self.line(indent, &format!("{name}:"));
-        // `- podSelector:` has its own two columns.
+        // The `- ` of a list item takes two more columns.
         let indent = indent + if name.starts_with("- ") { 4 } else { 2 };
         self.line(indent, "matchLabels:");
         for (name, value) in labels {
@@ -145,7 +146,7 @@ impl Yaml {
     }
 }
 
-/// A YAML scalar: quoted, unless it is a plain name that no parser reads as another type.
+/// Returns a YAML scalar. It is quoted, unless it is a plain name that every parser reads as a string.
 fn scalar(text: &str) -> String {
     const OTHER_TYPES: [&str; 8] = ["true", "false", "yes", "no", "on", "off", "null", "nan"];
     let is_plain = |character: char| character.is_ascii_alphanumeric() || "-_./".contains(character);
@@ -155,13 +156,13 @@ fn scalar(text: &str) -> String {
     if is_name && !is_other_type { text.to_owned() } else { quoted(text) }
 }
 
-/// A string of JSON, which is also one of YAML.
+/// Returns a string in double quotes, in JSON syntax, which is also valid YAML.
 fn quoted(text: &str) -> String {
     let quoted = Value::from(text).to_string();
     text::json(&quoted).into_owned()
 }
 
-fn labels(labels: &SelectorLabels) -> Value {
+fn selector_json(labels: &SelectorLabels) -> Value {
     if labels.is_empty() {
         return value!({});
     }
@@ -170,27 +171,28 @@ fn labels(labels: &SelectorLabels) -> Value {
     value!({"matchLabels": labels})
 }
 
-fn policy(policy: &RecordedPolicy) -> Value {
+fn policy_json(policy: &RecordedPolicy) -> Value {
     let mut metadata = value!({"name": policy.name, "namespace": &*policy.namespace});
     if policy.shadow {
         metadata["annotations"] = value!({MODE_ANNOTATION: "shadow"});
     }
-    let mut spec = value!({"podSelector": labels(&policy.pods), "policyTypes": ["Ingress", "Egress"]});
+    let mut spec = value!({"podSelector": selector_json(&policy.pods), "policyTypes": ["Ingress", "Egress"]});
     for (name, peers, rules) in [("ingress", "from", &policy.ingress), ("egress", "to", &policy.egress)] {
         if !rules.is_empty() {
-            spec[name] = rules.iter().map(|one| rule(one, peers)).collect();
+            spec[name] = rules.iter().map(|rule| rule_json(rule, peers)).collect();
         }
     }
     value!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec})
 }
 
-fn rule(rule: &RecordedRule, name: &str) -> Value {
+/// `peers`: the name of the field with the peers, `from` or `to`.
+fn rule_json(rule: &RecordedRule, peers: &str) -> Value {
     let peer = |peer: &RecordedPeer| match peer {
         RecordedPeer::Block(block) => value!({"ipBlock": {"cidr": block.to_string()}}),
-        RecordedPeer::Pods { namespace: None, labels: of_pods } => value!({"podSelector": labels(of_pods)}),
-        RecordedPeer::Pods { namespace: Some(namespace), labels: of_pods } => {
+        RecordedPeer::Pods { namespace: None, labels } => value!({"podSelector": selector_json(labels)}),
+        RecordedPeer::Pods { namespace: Some(namespace), labels } => {
             let name = vec![(NAMESPACE_NAME_LABEL.into(), namespace.clone())];
-            value!({"namespaceSelector": labels(&name), "podSelector": labels(of_pods)})
+            value!({"namespaceSelector": selector_json(&name), "podSelector": selector_json(labels)})
         }
     };
     let port = |RecordedPort { protocol, port, end }: &RecordedPort| {
@@ -201,7 +203,7 @@ fn rule(rule: &RecordedRule, name: &str) -> Value {
         item
     };
     let mut written = value!({});
-    written[name] = rule.peers.iter().map(peer).collect();
+    written[peers] = rule.peers.iter().map(peer).collect();
     if let Some(ports) = &rule.ports {
         written["ports"] = ports.iter().map(port).collect();
     }

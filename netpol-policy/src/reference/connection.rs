@@ -1,4 +1,5 @@
-//! Evaluates connections: egress at the source and ingress at the destination.
+//! Evaluates connections: egress at the source and ingress at the destination. Numbers in comments are items of
+//! `docs/semantics.md`.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -16,7 +17,7 @@ pub enum End {
     Pod(PodKey),
     /// An address. The address of a pod stands for that pod.
     Address(IpAddr),
-    /// A Service, by the first of its addresses with a matching family. Never a source.
+    /// A Service, at its first address of a matching family. A Service cannot be the source.
     Service(ServiceKey),
 }
 
@@ -70,8 +71,8 @@ pub struct Connection {
     pub source: IpAddr,
     /// Destination address.
     pub destination: IpAddr,
-    /// The packet and its evaluation at the source pod. If the packet is only denied at the device through which it leaves
-    /// the node, the evaluation there. `None` if the source is not a pod.
+    /// The packet and its evaluation at the source pod. If the packet is denied only at the device through which it
+    /// leaves the node, this is the evaluation at that device. `None` if the source is not a pod.
     pub egress: Option<(Packet, Evaluation)>,
     /// The packet and its evaluation at the destination pod; `None` if the destination is not a pod.
     pub ingress: Option<(Packet, Evaluation)>,
@@ -102,18 +103,18 @@ fn both_allow(egress: Option<&(Packet, Evaluation)>, ingress: Option<&(Packet, E
 }
 
 impl Connection {
-    /// Returns whether both directions allow the connection; through a Service, to at least one backend.
+    /// Returns whether both directions allow the connection. Through a Service, they must allow at least one backend.
     pub fn allowed(&self) -> bool {
         let some_allowed = self.backends.is_empty() || self.backends.iter().any(BackendConnection::allowed);
         both_allow(self.egress.as_ref(), self.ingress.as_ref()) && some_allowed
     }
 }
 
-/// Evaluates a connection at both ends. If both ends have two address families, uses the first family of the
-/// destination, as resolvers commonly do.
+/// Evaluates a connection at both ends. If both ends have addresses of both families, uses the family of the
+/// destination's first address, as resolvers commonly do.
 ///
 /// # Errors
-/// If an end is not in the cluster state, has finished, has no address, or shares no address family with the other.
+/// If an end is not in the cluster state, has finished, has no address, or shares no address family with the other end.
 pub fn connection(
     cluster_state: &ClusterState,
     from: &End,
@@ -125,7 +126,8 @@ pub fn connection(
     Ok(all.swap_remove(0))
 }
 
-/// Evaluates a connection at both ends in each common address family, as a client may use either. Never empty.
+/// Evaluates a connection at both ends in each common address family, because a client may use either family. The
+/// result is never empty.
 ///
 /// # Errors
 /// As [`connection`].
@@ -142,7 +144,7 @@ pub fn connections(
     let (sources, source_pod) = resolve(cluster_state, from)?;
     let (destinations, destination_pod) = resolve(cluster_state, to)?;
     if let End::Service(key) = to {
-        has_port(cluster_state, key, protocol, port)?;
+        require_port(cluster_state, key, protocol, port)?;
     }
     let mut pairs: Vec<(IpAddr, IpAddr)> = Vec::new();
     for destination in destinations {
@@ -157,11 +159,11 @@ pub fn connections(
     let ends = (source_pod, destination_pod);
     Ok(pairs
         .into_iter()
-        .map(|(source, destination)| between(cluster_state, ends, source, destination, protocol, port))
+        .map(|(source, destination)| connection_between(cluster_state, ends, source, destination, protocol, port))
         .collect())
 }
 
-fn between(
+fn connection_between(
     cluster_state: &ClusterState,
     (source_pod, destination_pod): (Option<&Pod>, Option<&Pod>),
     source: IpAddr,
@@ -169,7 +171,7 @@ fn between(
     protocol: u8,
     port: u16,
 ) -> Connection {
-    let evaluated = |pod: &Pod, direction, remote, port, post_dnat| {
+    let evaluated_at = |pod: &Pod, direction, remote, port, post_dnat| {
         let is_hairpin = direction == Direction::Ingress && source_pod.is_some_and(|source| source.key == pod.key);
         let packet =
             Packet { pod: pod.key.clone(), direction, remote, protocol, port, from_node: false, is_hairpin, post_dnat };
@@ -180,27 +182,28 @@ fn between(
     let backends = frontend.map(|frontend| cluster_state.backends(&frontend)).unwrap_or_default();
     let backends = backends.into_iter().map(|backend| BackendConnection {
         backend,
-        egress: source_pod.map(|pod| evaluated(pod, Direction::Egress, backend.address, backend.port, true)),
+        egress: source_pod.map(|pod| evaluated_at(pod, Direction::Egress, backend.address, backend.port, true)),
         ingress: cluster_state
             .peer_at(backend.address)
-            .map(|pod| evaluated(pod, Direction::Ingress, source, backend.port, false)),
+            .map(|pod| evaluated_at(pod, Direction::Ingress, source, backend.port, false)),
     });
     // 22: a packet to the address of another node leaves this node pre-DNAT.
     let leaves_node = |pod: &Pod| cluster_state.is_node(destination) && !is_pods_node(cluster_state, pod, destination);
     let egress = |pod: &Pod| {
-        let leaving = leaves_node(pod).then(|| evaluated(pod, Direction::Egress, destination, port, true));
+        let leaving = leaves_node(pod).then(|| evaluated_at(pod, Direction::Egress, destination, port, true));
         let denied = leaving.filter(|(_, evaluation)| evaluation.reason == Reason::NotAllBackendsAllowed);
-        denied.unwrap_or_else(|| evaluated(pod, Direction::Egress, destination, port, false))
+        denied.unwrap_or_else(|| evaluated_at(pod, Direction::Egress, destination, port, false))
     };
     Connection {
         source,
         destination,
         egress: source_pod.map(egress),
-        ingress: destination_pod.map(|pod| evaluated(pod, Direction::Ingress, source, port, false)),
+        ingress: destination_pod.map(|pod| evaluated_at(pod, Direction::Ingress, source, port, false)),
         backends: backends.collect(),
     }
 }
 
+/// Returns the addresses of an end. If the end is a pod, or an address of a pod, also returns the pod.
 fn resolve<'w>(cluster_state: &'w ClusterState, end: &End) -> Result<(Vec<IpAddr>, Option<&'w Pod>), ConnectionError> {
     match end {
         End::Pod(key) => {
@@ -227,13 +230,18 @@ fn resolve<'w>(cluster_state: &'w ClusterState, end: &End) -> Result<(Vec<IpAddr
     }
 }
 
-/// Returns whether the address is one of the node on which the pod runs.
+/// Returns whether the address belongs to the node on which the pod runs.
 fn is_pods_node(cluster_state: &ClusterState, pod: &Pod, address: IpAddr) -> bool {
     let node = pod.node.as_ref().and_then(|name| cluster_state.nodes.get(name));
     node.is_some_and(|node| node.addresses.contains(&address))
 }
 
-fn has_port(cluster_state: &ClusterState, key: &ServiceKey, protocol: u8, port: u16) -> Result<(), ConnectionError> {
+fn require_port(
+    cluster_state: &ClusterState,
+    key: &ServiceKey,
+    protocol: u8,
+    port: u16,
+) -> Result<(), ConnectionError> {
     let ports = cluster_state.services.get(key).map(|service| service.ports.as_slice()).unwrap_or_default();
     if ports.iter().any(|item| item.protocol.number() == protocol && item.port == port) {
         return Ok(());

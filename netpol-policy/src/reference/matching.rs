@@ -1,4 +1,4 @@
-//! Matches peers and ports of rules.
+//! Matches peers and ports of rules. Numbers in comments are items of `docs/semantics.md`.
 
 use std::net::IpAddr;
 
@@ -10,10 +10,10 @@ use crate::model::{Peer, Peers, Pod, Policy, PortMatch, PortRange, Ports};
 /// The other end of a flow.
 #[derive(Clone, Copy, Debug)]
 pub struct Remote<'w> {
-    /// Its address, as in the packet.
+    /// The address of this end, as in the packet.
     pub address: IpAddr,
-    /// The pod with this address. Not a host-network or finished pod, one with an address that another pod has taken,
-    /// or one that claims the address of a node (5, 6, 15).
+    /// The pod that selectors match at this address. `None` if the address belongs to a node, or only to host-network
+    /// or finished pods. If several pods list the address, only one of them is matched (5, 6, 15).
     pub pod: Option<&'w Pod>,
 }
 
@@ -43,12 +43,13 @@ pub fn peer_matches(cluster_state: &ClusterState, policy: &Policy, peer: &Peer, 
             };
             namespace_matches && pods.matches(&pod.labels)
         }),
-        // 11, 14: the address decides, whether a pod has it or not; an except subtracts from this block only.
+        // 11, 14: only the address is compared, even if a pod has it. An `except` applies only to its own block.
         Peer::Block(block) => block.contains(remote.address),
     }
 }
 
-/// Returns whether `ports` matches a protocol and port at the destination. An absent or empty list matches all (3, 17).
+/// Returns whether `ports` matches a protocol and port at the destination. An absent or empty list matches everything
+/// (3, 17).
 pub fn allows_port(ports: &Ports, protocol: u8, port: u16, destination: Option<&Pod>) -> bool {
     match ports {
         Ports::Any => true,

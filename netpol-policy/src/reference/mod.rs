@@ -1,8 +1,8 @@
-//! Evaluates packets directly from the objects, in the words of the API documentation. Shares no code with
-//! [`crate::compile`], so that tests can compare both.
+//! Evaluates packets directly from the objects, as the API documentation describes it. This module shares no code with
+//! [`crate::compile`], so that tests can compare the verdicts of the two implementations.
 //!
-//! Source: <https://kubernetes.io/docs/concepts/services-networking/network-policies/>; the numbers in comments are the
-//! items of `docs/semantics.md`.
+//! Source: <https://kubernetes.io/docs/concepts/services-networking/network-policies/>. Numbers in comments are items
+//! of `docs/semantics.md`.
 
 mod connection;
 mod matching;
@@ -26,18 +26,18 @@ pub struct Packet {
     pub pod: PodKey,
     /// `Ingress` if the remote initiates the flow, `Egress` if the pod does.
     pub direction: Direction,
-    /// The address of the other end, as in the packet.
+    /// The address of the other end of the flow, as in the packet.
     pub remote: IpAddr,
     /// The IP protocol number.
     pub protocol: u8,
     /// The destination port; 0 for protocols without ports.
     pub port: u16,
-    /// For ingress: the node itself sent the packet, which has no ingress interface.
+    /// For ingress: whether the node itself sent the packet. Such a packet has no ingress interface.
     pub from_node: bool,
-    /// Ingress: the pod itself sent the packet.
+    /// For ingress: whether the pod itself sent the packet.
     pub is_hairpin: bool,
-    /// Egress: the packet is post-DNAT, and `remote` and `port` are those of the backend. The programs report
-    /// [`Reason::BackendDenied`] instead of [`Reason::NoRule`] then.
+    /// For egress: whether the packet is evaluated post-DNAT. Then `remote` and `port` are those of the backend, and
+    /// the programs report [`Reason::BackendDenied`] instead of [`Reason::NoRule`].
     pub post_dnat: bool,
 }
 
@@ -48,7 +48,7 @@ pub struct Evaluation {
     pub reason: Reason,
     /// The policies that isolate the pod in this direction.
     pub isolating: Vec<PolicyKey>,
-    /// With [`Reason::Rule`]: the first rule that allows the packet, with policies in the order of their keys.
+    /// With [`Reason::Rule`]: the first rule that allows the packet. Policies are in the order of their keys.
     pub rule: Option<RuleRef>,
     /// Whether the packet is evaluated again post-DNAT.
     pub recheck: bool,
@@ -84,8 +84,8 @@ pub fn evaluate(cluster_state: &ClusterState, packet: &Packet) -> Evaluation {
     evaluate_in(cluster_state, packet, Mode::Enforce)
 }
 
-/// 42: evaluates a packet as if the policies in shadow mode were enforced. `None` if no such policy isolates the pod in
-/// this direction.
+/// Evaluates a packet as if the policies in shadow mode were enforced (42). Returns `None` if no policy in shadow mode
+/// isolates the pod in this direction.
 pub fn evaluate_shadow(cluster_state: &ClusterState, packet: &Packet) -> Option<Evaluation> {
     let pod = cluster_state.pods.get(&packet.pod)?;
     let mut isolating = isolating_in(cluster_state, pod, packet.direction, Mode::Shadow);
@@ -93,32 +93,33 @@ pub fn evaluate_shadow(cluster_state: &ClusterState, packet: &Packet) -> Option<
     is_shadow.then(|| evaluate_in(cluster_state, packet, Mode::Shadow))
 }
 
-/// Evaluates a packet by the policies that are enforced, or by these and those in shadow mode.
+/// Evaluates a packet. With [`Mode::Enforce`], only by the policies that are enforced; with [`Mode::Shadow`], also by
+/// the policies in shadow mode.
 pub fn evaluate_in(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Evaluation {
-    let because =
+    let with_reason =
         |reason| Evaluation { reason, isolating: Vec::new(), rule: None, recheck: false, candidates: Vec::new() };
-    let Some(pod) = cluster_state.pods.get(&packet.pod) else { return because(Reason::UnknownPod) };
+    let Some(pod) = cluster_state.pods.get(&packet.pod) else { return with_reason(Reason::UnknownPod) };
 
     // 1: isolation is per direction; all traffic of a pod that no policy isolates is allowed.
     let isolating: Vec<&Policy> = isolating_in(cluster_state, pod, packet.direction, mode).collect();
     if isolating.is_empty() {
-        return because(Reason::NotIsolated);
+        return with_reason(Reason::NotIsolated);
     }
     let keys = isolating.iter().map(|policy| policy.key.clone()).collect();
-    let decided = |reason| Evaluation { isolating: keys, ..because(reason) };
+    let with_reason_and_policies = |reason| Evaluation { isolating: keys, ..with_reason(reason) };
 
     // 15: hairpin traffic and traffic with the local node are allowed. A packet that the node forwards is evaluated
     // again (23).
     let initiates = packet.direction == Direction::Egress;
     if pod.addresses.contains(&packet.remote) && (initiates || packet.is_hairpin) {
-        return decided(Reason::Hairpin);
+        return with_reason_and_policies(Reason::Hairpin);
     }
     if cluster_state.local_addresses.contains(&packet.remote) && (initiates || packet.from_node) {
-        return Evaluation { recheck: initiates, ..decided(Reason::LocalNode) };
+        return Evaluation { recheck: initiates, ..with_reason_and_policies(Reason::LocalNode) };
     }
     // 15: hairpin traffic through a Service has the address of the node as its source.
     if cluster_state.local_addresses.contains(&packet.remote) && packet.is_hairpin {
-        return decided(Reason::Hairpin);
+        return with_reason_and_policies(Reason::Hairpin);
     }
 
     // 21: a Service is evaluated by its backends, unless a rule allows everything.
@@ -130,12 +131,12 @@ pub fn evaluate_in(cluster_state: &ClusterState, packet: &Packet, mode: Mode) ->
         let candidates = service::candidates(cluster_state, &isolating, pod, packet, &frontend);
         let reason = service::verdict(&candidates, packet.post_dnat);
         let recheck = reason == Reason::Service && service::needs_recheck(&candidates);
-        return Evaluation { recheck, candidates, ..decided(reason) };
+        return Evaluation { recheck, candidates, ..with_reason_and_policies(reason) };
     }
 
     match first_rule(cluster_state, &isolating, pod, packet) {
-        Some(rule) => Evaluation { rule: Some(rule), ..decided(Reason::Rule) },
-        None => decided(Reason::NoRule),
+        Some(rule) => Evaluation { rule: Some(rule), ..with_reason_and_policies(Reason::Rule) },
+        None => with_reason_and_policies(Reason::NoRule),
     }
 }
 
@@ -162,7 +163,7 @@ pub fn isolating<'w>(
 }
 
 /// Returns the policies that isolate a pod in a direction: those of its namespace that select it (4, 5, 6). With
-/// [`Mode::Enforce`], without those in shadow mode (42).
+/// [`Mode::Enforce`], policies in shadow mode are left out (42).
 pub fn isolating_in<'w>(
     cluster_state: &'w ClusterState,
     pod: &'w Pod,
@@ -181,12 +182,12 @@ pub fn isolating_in<'w>(
     })
 }
 
-/// Returns a policy's rules in a direction; none if the policy does not isolate in it.
+/// Returns a policy's rules in a direction. The list is empty if the policy does not isolate pods in this direction.
 pub fn rules(policy: &Policy, direction: Direction) -> &[Rule] {
     policy.rules(direction).unwrap_or_default()
 }
 
-/// Returns whether a rule of a policy that isolates the pod allows a packet.
+/// Returns whether a rule allows a packet. The policy of the rule must isolate the pod.
 pub(crate) fn allows(cluster_state: &ClusterState, policy: &Policy, rule: &Rule, pod: &Pod, packet: &Packet) -> bool {
     let remote = Remote::of(cluster_state, packet.remote);
     // 9: a port name is resolved on the destination.

@@ -1,4 +1,4 @@
-//! Evaluates egress to a Service by its backends.
+//! Evaluates egress to a Service by its backends. Numbers in comments are items of `docs/semantics.md`.
 
 use netpol_common::Reason;
 
@@ -11,16 +11,17 @@ use crate::model::{Backend, Frontend, Pod, Policy};
 pub struct Candidate {
     /// The backend.
     pub backend: Backend,
-    /// The reason for a connection to this backend.
+    /// The reason of the verdict on a connection to this backend.
     pub reason: Reason,
     /// The first rule that allows the backend.
     pub rule: Option<RuleRef>,
-    /// Whether the address and port are those of another frontend, so that the final backend is unknown.
+    /// Whether the address and port of the backend are those of another frontend. Then the final backend is unknown.
     pub passed_on: bool,
 }
 
 impl Candidate {
-    /// Returns whether any pod with these policies may connect to the backend.
+    /// Returns whether every pod with these policies may connect to the backend. Hairpin traffic does not count: it is
+    /// allowed only for the pod that is the backend.
     fn is_allowed(&self) -> bool {
         !self.passed_on && (self.reason == Reason::LocalNode || self.rule.is_some())
     }
@@ -30,7 +31,7 @@ impl Candidate {
     }
 }
 
-/// Evaluates each backend by its own address and port (21), as for a connection without the Service (15).
+/// Evaluates each backend by its own address and port (21), as if the pod connected to the backend directly (15).
 pub(super) fn candidates(
     cluster_state: &ClusterState,
     isolating: &[&Policy],
@@ -38,7 +39,7 @@ pub(super) fn candidates(
     packet: &Packet,
     frontend: &Frontend,
 ) -> Vec<Candidate> {
-    let evaluated = |backend: Backend| {
+    let evaluate_backend = |backend: Backend| {
         let post_dnat = Packet { remote: backend.address, port: backend.port, ..packet.clone() };
         let rule = first_rule(cluster_state, isolating, pod, &post_dnat);
         let reason = match &rule {
@@ -50,11 +51,12 @@ pub(super) fn candidates(
         let passed_on = cluster_state.frontend_at(backend.address, packet.protocol, backend.port).is_some();
         Candidate { backend, reason, rule, passed_on }
     };
-    cluster_state.backends(frontend).into_iter().map(evaluated).collect()
+    cluster_state.backends(frontend).into_iter().map(evaluate_backend).collect()
 }
 
-/// 22: if only some backends are allowed, or there are none, the packet passes and is evaluated post-DNAT. `post_dnat`:
-/// another node selects the backend, so that all must be allowed.
+/// Returns the verdict on a packet to a Service with these backends (22). If only some backends are allowed, or there
+/// are none, the packet is allowed here and evaluated again post-DNAT. If `post_dnat` is set, another node selects the
+/// backend, so all backends must be allowed.
 pub(super) fn verdict(candidates: &[Candidate], post_dnat: bool) -> Reason {
     let has_backends = !candidates.is_empty();
     if has_backends && candidates.iter().all(Candidate::is_allowed) {

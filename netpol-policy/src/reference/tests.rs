@@ -1,4 +1,4 @@
-//! A test for each item of `docs/semantics.md` that the objects alone decide; `s7_…` is for item 7.
+//! Tests for each item of `docs/semantics.md` that the objects alone decide. sNN in the name of a test is the item.
 
 use netpol_common::{Direction, Reason, protocol};
 
@@ -46,7 +46,7 @@ status: {podIPs: [{ip: 10.0.0.2}, {ip: 'fd00::2'}]}
 ---
 ";
 
-/// The cluster with policies `p0`, `p1`, … in namespace `shop` that have these specs.
+/// Returns the state of [`CLUSTER`] with policies `p0`, `p1`, … in namespace `shop` that have these specs.
 fn cluster(specs: &[&str]) -> ClusterState {
     let mut text = CLUSTER.to_owned();
     for (index, spec) in specs.iter().enumerate() {
@@ -67,7 +67,7 @@ fn end(text: &str) -> End {
     }
 }
 
-/// `to` is an end and a port: `shop/web:80` or `shop/web:53/UDP`.
+/// Returns whether a connection is allowed. `to` is an end and a port: `shop/web:80` or `shop/web:53/UDP`.
 fn reaches(cluster_state: &ClusterState, from: &str, to: &str) -> bool {
     let (to, port) = to.rsplit_once(':').expect("end:port");
     let (port, name) = port.split_once('/').unwrap_or((port, "TCP"));
@@ -83,7 +83,8 @@ fn reaches(cluster_state: &ClusterState, from: &str, to: &str) -> bool {
         .allowed()
 }
 
-/// `cases`: specs, from, to, allowed.
+/// Checks whether connections are allowed. Each case has the specs of policies, the source, the destination, and
+/// whether the connection must be allowed.
 fn check(cases: &[(&[&str], &str, &str, bool)]) {
     for (specs, from, to, allowed) in cases {
         assert_eq!(reaches(&cluster(specs), from, to), *allowed, "{from} -> {to} under {specs:#?}");
@@ -234,7 +235,7 @@ fn s6_finished_pods_and_pods_without_their_address_are_not_peers() {
         )
     };
     let cases = [
-        // `api` has no creation time, so it is the older one.
+        // `api` has no creation time, so it counts as older.
         ("younger", pod_with_address("zz", ", creationTimestamp: '2024-01-01T00:00:00Z'"), true),
         (
             "deleted",
@@ -288,7 +289,7 @@ fn s7_an_invalid_part_matches_nothing_and_the_policy_still_isolates() {
 
 #[test]
 fn s8_protocols_ranges_and_all_ports() {
-    let on = |ports: &str| format!("podSelector: {{}}, ingress: [{{ports: [{ports}]}}]");
+    let with_ports = |ports: &str| format!("podSelector: {{}}, ingress: [{{ports: [{ports}]}}]");
     let cases = [
         ("{port: 80}", "80", true),
         ("{port: 80}", "80/UDP", false),
@@ -303,7 +304,7 @@ fn s8_protocols_ranges_and_all_ports() {
     ];
     for (ports, port, allowed) in cases {
         assert_eq!(
-            reaches(&cluster(&[&on(ports)]), "ops/probe", &format!("shop/web:{port}")),
+            reaches(&cluster(&[&with_ports(ports)]), "ops/probe", &format!("shop/web:{port}")),
             allowed,
             "{port} in {ports}"
         );
@@ -344,16 +345,16 @@ fn s10_long_lists_are_used_in_full() {
 
 #[test]
 fn s11_and_s12_an_except_subtracts_from_its_own_block_only() {
-    let excluded = "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}]}]";
+    let with_except = "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}]}]";
     let two_blocks = "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}, {ipBlock: {cidr: 10.1.2.0/24}}]}]";
     let by_port = "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8}}], ports: [{port: 80}]}, {from: [{ipBlock: {cidr: 10.1.2.0/24}}], ports: [{port: 443}]}]";
-    let around = "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.1.0.0/16}}]}]";
+    let allow_excepted = "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.1.0.0/16}}]}]";
     check(&[
-        (&[excluded], "10.2.0.1", "shop/web:80", true),
-        (&[excluded], "10.1.0.1", "shop/web:80", false),
+        (&[with_except], "10.2.0.1", "shop/web:80", true),
+        (&[with_except], "10.1.0.1", "shop/web:80", false),
         (&[two_blocks], "10.1.2.1", "shop/web:80", true),
         (&[two_blocks], "10.1.3.1", "shop/web:80", false),
-        (&[excluded, around], "10.1.3.1", "shop/web:80", true),
+        (&[with_except, allow_excepted], "10.1.3.1", "shop/web:80", true),
         (&[by_port], "10.1.2.1", "shop/web:80", true),
         (&[by_port], "10.1.2.1", "shop/web:443", true),
         (&[by_port], "10.1.3.1", "shop/web:443", false),

@@ -69,7 +69,7 @@ impl Tables {
         if existed { Ok(()) } else { Err(MissingEntry(Box::new(change.clone()))) }
     }
 
-    /// Returns every entry as the change that writes it.
+    /// Returns every entry, as the change that writes this entry.
     pub fn entries(&self) -> impl Iterator<Item = Change> {
         let ports =
             self.ports.iter().map(|((key, len), entry)| Change::PutPort { prefix_len: *len, key: *key, entry: *entry });
@@ -91,7 +91,8 @@ impl Tables {
         self.endpoints.iter().map(|(pod, policy)| (pod, *policy))
     }
 
-    /// Returns the entry that a lookup of an address finds: the address's own, or else that of the longest prefix.
+    /// Returns the entry that a lookup of an address finds: the address's own entry, or else that of the longest
+    /// prefix.
     pub fn address(&self, address: IpAddr) -> Option<AddressEntry> {
         let by_prefix = || self.prefixes.longest(address).map(|class| AddressEntry { class, flags: 0, endpoint: 0 });
         self.addresses.get(&address).copied().or_else(by_prefix)
@@ -164,17 +165,17 @@ impl netpol_common::Tables<[u8; 16]> for Tables {
     }
 }
 
-/// Returns the keys that may match a port: key and prefix length, the longest first.
+/// Returns the keys that may match a port, each with its prefix length. The longest prefix comes first.
 pub fn prefixes_of(key: PortKey) -> impl Iterator<Item = (PortKey, u32)> {
     let port = u32::from(u16::from_be_bytes(key.port));
     (0..=u16::BITS).map(move |dropped| {
-        #[expect(clippy::cast_possible_truncation, reason = "bits were only taken from a u16")]
+        #[expect(clippy::cast_possible_truncation, reason = "the shifts only clear bits of a u16")]
         let prefix = (port >> dropped << dropped) as u16;
         (PortKey { port: prefix.to_be_bytes(), ..key }, PORT_PREFIX_EXACT - dropped)
     })
 }
 
-/// Classes by longest prefix. A lookup tries only prefix lengths in use.
+/// Finds a class by the longest prefix. A lookup tries only the prefix lengths that are in use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Prefixes {
     by_net: BTreeMap<IpNet, ClassId>,
@@ -185,16 +186,16 @@ struct Prefixes {
 impl Prefixes {
     fn insert(&mut self, net: IpNet, class: ClassId) {
         if self.by_net.insert(net, class).is_none() {
-            *self.lengths.entry(length(net)).or_default() += 1;
+            *self.lengths.entry(family_and_length(net)).or_default() += 1;
         }
     }
 
     fn remove(&mut self, net: &IpNet) -> bool {
         let removed = self.by_net.remove(net).is_some();
-        if removed && let Some(count) = self.lengths.get_mut(&length(*net)) {
+        if removed && let Some(count) = self.lengths.get_mut(&family_and_length(*net)) {
             *count -= 1;
             if *count == 0 {
-                self.lengths.remove(&length(*net));
+                self.lengths.remove(&family_and_length(*net));
             }
         }
         removed
@@ -207,6 +208,7 @@ impl Prefixes {
     }
 }
 
-fn length(net: IpNet) -> (bool, u8) {
+/// Returns whether a prefix is IPv6, and its length.
+fn family_and_length(net: IpNet) -> (bool, u8) {
     (net.addr().is_ipv6(), net.prefix_len())
 }

@@ -1,4 +1,5 @@
-//! The expected content of the BPF maps, and the changes from one content to the next.
+//! The expected content of the BPF maps, and the changes from one content to the next. ARCHITECTURE.md describes the
+//! maps, and what rule sets, classes and port sets are.
 
 mod memory;
 mod verdict;
@@ -12,7 +13,7 @@ pub use memory::{MissingEntry, Tables, prefixes_of};
 
 use crate::model::{Frontend, PodKey};
 
-/// The compiled policy of a pod's endpoint. The agent adds the interface.
+/// The compiled policy of an endpoint (the interface of a pod under enforcement). The agent adds the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EndpointPolicy {
     /// Policy for traffic to the pod.
@@ -24,7 +25,8 @@ pub struct EndpointPolicy {
     pub shadow_ingress: DirectionPolicy,
     /// The same for traffic from the pod.
     pub shadow_egress: DirectionPolicy,
-    /// Whether parts of the policies are omitted because of the memory limit, so that less is allowed than they state.
+    /// Whether parts of the policies are omitted because of the memory limit. Then less is allowed than the policies
+    /// state.
     pub incomplete: bool,
 }
 
@@ -68,6 +70,6 @@ pub enum Change {
     PutEndpoint(PodKey, EndpointPolicy),
     /// Deletes the endpoint of a pod on this node.
     DeleteEndpoint(PodKey),
-    /// Re-evaluates the flows of endpoints with these rule sets, because some address is allowed less.
+    /// Re-evaluates the flows of endpoints with these rule sets, because the rule sets allow less to some address now.
     Reevaluate(Vec<RuleSetId>),
 }

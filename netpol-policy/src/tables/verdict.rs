@@ -7,13 +7,13 @@ use netpol_common::{Attempt, Direction, Endpoint, Evaluation, IfIndex, SourceChe
 use super::{EndpointPolicy, Tables};
 use crate::reference::Packet;
 
-/// The pod's interface, and any other interface. Only whether they differ is important.
+/// The pod's interface, and any other interface. The numbers are arbitrary, but must differ.
 const POD_INTERFACE: IfIndex = IfIndex(1);
 const OTHER_INTERFACE: u32 = 2;
 
 impl Tables {
-    /// Evaluates a packet as if the policies in shadow mode were enforced. Returns `None` if no such policy isolates the
-    /// pod in this direction.
+    /// Evaluates a packet as if the policies in shadow mode were enforced. Returns `None` if no such policy isolates
+    /// the pod in this direction.
     pub fn evaluate_shadow(&self, policy: EndpointPolicy, addresses: &[IpAddr], packet: &Packet) -> Option<Evaluation> {
         let (ingress, egress) = (policy.shadow_ingress, policy.shadow_egress);
         let is_isolated = match packet.direction {

@@ -8,13 +8,13 @@ use crate::model::{
     PortRange, Ports, Protocol, Requirement, Rule, Selector,
 };
 
-/// Returns the local node, which has one of a hundred pods of a [`cluster`].
+/// Returns the name of the local node. One percent of the pods of a [`cluster`] run on this node.
 pub fn local_node() -> Arc<str> {
     "node-0".into()
 }
 
-/// Returns a cluster with `pods` pods on a hundred nodes and with `policies` policies. A namespace has a hundred pods
-/// of ten apps. Each policy allows ingress to one app from another app and from a namespace.
+/// Returns a cluster with `pods` pods on a hundred nodes and with `policies` policies. Each namespace has a hundred
+/// pods of ten apps. Each policy allows ingress to one app from another app and from a namespace.
 pub fn cluster(pods: usize, policies: usize) -> Vec<Object> {
     let namespaces = pods.div_ceil(100).max(1);
     let namespace = |index: usize| -> Arc<str> { format!("ns-{}", index % namespaces).into() };

@@ -18,13 +18,13 @@ use crate::model::{
 };
 
 const NAMESPACES: [&str; 3] = ["shop", "mon", "kube-system"];
-const KEYS: [&str; 2] = ["app", "tier"];
-const VALUES: [&str; 3] = ["a", "b", "c"];
+const LABEL_KEYS: [&str; 2] = ["app", "tier"];
+const LABEL_VALUES: [&str; 3] = ["a", "b", "c"];
 const PORT_NAMES: [&str; 2] = ["http", "dns"];
-const SERVICES: [&str; 2] = ["s", "t"];
+const SERVICE_NAMES: [&str; 2] = ["s", "t"];
 
-/// The local node: only its pods have endpoints.
-pub(super) const NODE: &str = "node-1";
+/// The local node. Only pods of this node have endpoints (interfaces under enforcement).
+pub(super) const LOCAL_NODE: &str = "node-1";
 /// Addresses of pods, nodes, Services and outside hosts.
 pub(super) const ADDRESSES: [&str; 14] = [
     "10.0.0.1",
@@ -42,7 +42,7 @@ pub(super) const ADDRESSES: [&str; 14] = [
     "10.96.0.1",
     "fd96::1",
 ];
-/// Addresses of Services. Most of them are used for nothing else.
+/// Addresses of Services. A pod can have two of them, too.
 const SERVICE_ADDRESSES: [&str; 6] = ["10.0.0.3", "192.0.2.1", "2001:db8::1", "10.96.0.1", "fd96::1", "fd00::1:2"];
 const BLOCKS: [&str; 12] = [
     "0.0.0.0/0",
@@ -66,16 +66,17 @@ fn name(names: &'static [&'static str]) -> impl Strategy<Value = Arc<str>> {
 }
 
 fn labels() -> impl Strategy<Value = Labels> {
-    btree_map(name(&KEYS), name(&VALUES), 0..=2).prop_map(|labels| labels.into_iter().collect())
+    btree_map(name(&LABEL_KEYS), name(&LABEL_VALUES), 0..=2).prop_map(|labels| labels.into_iter().collect())
 }
 
 fn selector() -> impl Strategy<Value = Selector> {
-    let values = || subsequence(&VALUES[..], 1..=2).prop_map(|values| values.into_iter().map(Into::into).collect());
+    let values =
+        || subsequence(&LABEL_VALUES[..], 1..=2).prop_map(|values| values.into_iter().map(Into::into).collect());
     let requirement = prop_oneof![
-        3 => (name(&KEYS), values()).prop_map(|(key, values)| Requirement::In(key, values)),
-        1 => (name(&KEYS), values()).prop_map(|(key, values)| Requirement::NotIn(key, values)),
-        1 => name(&KEYS).prop_map(Requirement::Exists),
-        1 => name(&KEYS).prop_map(Requirement::DoesNotExist),
+        3 => (name(&LABEL_KEYS), values()).prop_map(|(key, values)| Requirement::In(key, values)),
+        1 => (name(&LABEL_KEYS), values()).prop_map(|(key, values)| Requirement::NotIn(key, values)),
+        1 => name(&LABEL_KEYS).prop_map(Requirement::Exists),
+        1 => name(&LABEL_KEYS).prop_map(Requirement::DoesNotExist),
     ];
     (vec(requirement, 0..=2), prop::bool::weighted(0.03)).prop_map(|(mut requirements, invalid)| {
         requirements.sort_unstable();
@@ -88,8 +89,8 @@ fn block() -> impl Strategy<Value = IpBlock> {
     let net = |text: &str| -> IpNet { text.parse().expect("invalid block in the list") };
     (select(&BLOCKS[..]), subsequence(&BLOCKS[..], 0..=3)).prop_map(move |(cidr, except)| {
         let cidr: IpNet = net(cidr);
-        let inside = |hole: &IpNet| cidr.contains(hole) && hole.prefix_len() > cidr.prefix_len();
-        let mut except: Vec<_> = except.into_iter().map(net).filter(inside).collect();
+        let is_inside = |except: &IpNet| cidr.contains(except) && except.prefix_len() > cidr.prefix_len();
+        let mut except: Vec<_> = except.into_iter().map(net).filter(is_inside).collect();
         except.sort_unstable();
         IpBlock { cidr, except }
     })
@@ -141,7 +142,7 @@ pub fn pod() -> impl Strategy<Value = Pod> {
         let (host_network, finished, deleting, created) = state;
         Pod {
             key: PodKey::new(namespace, name),
-            node: Some(if is_local { NODE } else { "node-2" }.into()),
+            node: Some(if is_local { LOCAL_NODE } else { "node-2" }.into()),
             host_network,
             finished,
             deleting,
@@ -168,17 +169,22 @@ fn addresses(list: &'static [&'static str], max: usize) -> impl Strategy<Value =
     })
 }
 
-/// Generates TCP most often, so that Services and slices match.
+/// Generates a protocol: TCP most often, so that Services and slices match.
 fn protocol() -> impl Strategy<Value = Protocol> {
     prop_oneof![4 => Just(Protocol::Tcp), 1 => select(&Protocol::ALL[..])]
 }
 
 fn host_ports() -> impl Strategy<Value = HostPorts> {
-    let at = option::weighted(0.3, prop_oneof![2 => select(&ADDRESSES[..]), 1 => select(&["0.0.0.0", "::"][..])]);
-    let port =
-        (at, protocol(), select(&PORTS[..]), select(&PORTS[..])).prop_map(|(at, protocol, port, container_port)| {
-            HostPort { address: at.map(address), protocol, port, container_port }
-        });
+    let host_address =
+        option::weighted(0.3, prop_oneof![2 => select(&ADDRESSES[..]), 1 => select(&["0.0.0.0", "::"][..])]);
+    let port = (host_address, protocol(), select(&PORTS[..]), select(&PORTS[..])).prop_map(
+        |(host_address, protocol, port, container_port)| HostPort {
+            address: host_address.map(address),
+            protocol,
+            port,
+            container_port,
+        },
+    );
     (addresses(&ADDRESSES, 2), vec(port, 1..=2)).prop_map(|(addresses, ports)| HostPorts { addresses, ports })
 }
 
@@ -190,7 +196,7 @@ pub fn service() -> impl Strategy<Value = Service> {
             let target = TargetPort::Number(port);
             ServicePort { name, protocol, port, node_port, target }
         });
-    (name(&NAMESPACES[..2]), name(&SERVICES), addresses(&SERVICE_ADDRESSES, 3), vec(port, 1..=2)).prop_map(
+    (name(&NAMESPACES[..2]), name(&SERVICE_NAMES), addresses(&SERVICE_ADDRESSES, 3), vec(port, 1..=2)).prop_map(
         |(namespace, name, addresses, ports)| {
             let key = ServiceKey::new(namespace, name);
             Service { key, addresses, ports, selector: Labels::new(), requested_families: None }
@@ -206,8 +212,8 @@ pub fn slice() -> impl Strategy<Value = EndpointSlice> {
         port,
     });
     let endpoint = (select(&ADDRESSES[..]), prop::bool::weighted(0.8), prop::bool::weighted(0.3))
-        .prop_map(|(at, ready, draining)| SliceEndpoint { address: address(at), ready, draining });
-    let service = option::weighted(0.95, name(&SERVICES));
+        .prop_map(|(text, ready, draining)| SliceEndpoint { address: address(text), ready, draining });
+    let service = option::weighted(0.95, name(&SERVICE_NAMES));
     (name(&NAMESPACES[..2]), select(&["1", "2", "3"][..]), service, vec(port, 1..=2), vec(endpoint, 0..=3)).prop_map(
         |(namespace, name, service, ports, endpoints)| {
             let key = SliceKey::new(namespace, name);
@@ -232,12 +238,9 @@ fn time() -> impl Strategy<Value = Timestamp> {
 }
 
 fn modes() -> impl Strategy<Value = NamespaceModes> {
-    let until = || option::weighted(0.2, time());
-    (mode(), until(), until()).prop_map(|(mode, suspended_until, cluster_suspended_until)| NamespaceModes {
-        mode,
-        suspended_until,
-        cluster_suspended_until,
-        reason: None,
+    let suspension_end = || option::weighted(0.2, time());
+    (mode(), suspension_end(), suspension_end()).prop_map(|(mode, suspended_until, cluster_suspended_until)| {
+        NamespaceModes { mode, suspended_until, cluster_suspended_until, reason: None }
     })
 }
 

@@ -1,5 +1,5 @@
-//! Random objects, events and packets for property tests, and large clusters for benchmarks. Few different names,
-//! labels, ports and addresses are used, so that random objects and packets often match each other.
+//! Random objects, events and packets for property tests, and large clusters for benchmarks. Random objects have only a
+//! few different names, labels, ports and addresses, so that they often match each other and the packets.
 
 #![allow(clippy::missing_panics_doc, reason = "panics only if a literal of this module does not parse")]
 

@@ -1,4 +1,5 @@
-//! Probes: test packets. They are chosen so that a change of the cluster state changes the verdict on some of them.
+//! Probes are test packets. They are chosen so that most changes of the cluster state change the verdict on some of
+//! them.
 
 use std::net::IpAddr;
 
@@ -17,15 +18,15 @@ pub struct Probe {
     pub direction: Direction,
     /// The remote address.
     pub remote: IpAddr,
-    /// IP protocol number.
+    /// The IP protocol number.
     pub protocol: u8,
-    /// Destination port.
+    /// The destination port.
     pub port: u16,
-    /// The node itself sent it.
+    /// Whether the node itself sent the packet.
     pub from_node: bool,
-    /// The packet came to the node through the pod's own interface.
+    /// Whether the packet came to the node through the pod's own interface.
     pub is_hairpin: bool,
-    /// The packet is evaluated post-DNAT.
+    /// Whether the packet is evaluated post-DNAT.
     pub post_dnat: bool,
 }
 
@@ -37,12 +38,12 @@ impl Probe {
     }
 }
 
-/// Returns all probes: every remote address, direction, protocol and port.
+/// Returns all probes: every combination of remote address, direction, protocol and port.
 pub fn probes() -> Vec<Probe> {
     let mut probes = Vec::new();
     for remote in ADDRESSES.map(|text| text.parse::<IpAddr>().expect("invalid address in the list")) {
         for direction in Direction::BOTH {
-            let mut add = |protocol, port, from_node, is_hairpin| {
+            let mut add_probe = |protocol, port, from_node, is_hairpin| {
                 probes.push(Probe { direction, remote, protocol, port, from_node, is_hairpin, post_dnat: false });
                 if direction == Direction::Egress {
                     probes.push(Probe { direction, remote, protocol, port, from_node, is_hairpin, post_dnat: true });
@@ -50,20 +51,21 @@ pub fn probes() -> Vec<Probe> {
             };
             for protocol in [protocol::TCP, protocol::UDP, protocol::SCTP] {
                 for port in PORTS.into_iter().chain([54, 9999]) {
-                    add(protocol, port, false, false);
+                    add_probe(protocol, port, false, false);
                 }
             }
-            add(protocol::ICMP, 0, false, false);
+            add_probe(protocol::ICMP, 0, false, false);
             if direction == Direction::Ingress {
-                add(protocol::TCP, 9999, true, false);
-                add(protocol::TCP, 9999, false, true);
+                add_probe(protocol::TCP, 9999, true, false);
+                add_probe(protocol::TCP, 9999, false, true);
             }
         }
     }
     probes
 }
 
-/// Evaluates a probe with tables in memory, by the code that also runs in the kernel. Returns the reason of the verdict.
+/// Evaluates a probe with tables in memory, by the code that also runs in the kernel. Returns the reason of the
+/// verdict.
 pub fn evaluate_in(
     tables: &Tables,
     cluster_state: &ClusterState,

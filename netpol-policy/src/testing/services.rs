@@ -16,9 +16,9 @@ pub fn cluster_with_services(pods: usize, services: usize) -> Vec<Object> {
     let mut objects = cluster(pods, 0);
     let pods: Vec<Pod> = objects.iter().filter_map(as_pod).cloned().collect();
     let namespaces: Vec<Arc<str>> = objects.iter().filter_map(as_namespace).cloned().collect();
-    objects.extend(namespaces.into_iter().map(|namespace| Object::Policy(policy(namespace))));
-    let share = pods.len().div_ceil(services.max(1)).max(1);
-    for (index, backends) in pods.chunks(share).enumerate() {
+    objects.extend(namespaces.into_iter().map(|namespace| Object::Policy(egress_policy(namespace))));
+    let pods_per_service = pods.len().div_ceil(services.max(1)).max(1);
+    for (index, backends) in pods.chunks(pods_per_service).enumerate() {
         objects.push(Object::Service(service(index, backends)));
         objects.push(Object::Slice(slice(index, backends)));
     }
@@ -39,7 +39,7 @@ fn as_namespace(object: &Object) -> Option<&Arc<str>> {
     }
 }
 
-fn policy(namespace: Arc<str>) -> Policy {
+fn egress_policy(namespace: Arc<str>) -> Policy {
     let app =
         |name: &str| Selector { requirements: vec![Requirement::In("app".into(), vec![name.into()])], invalid: false };
     let port = |protocol, port| Ports::Of(vec![PortMatch { protocol, port }]);
@@ -56,7 +56,7 @@ fn policy(namespace: Arc<str>) -> Policy {
     }
 }
 
-fn name(index: usize) -> Arc<str> {
+fn service_name(index: usize) -> Arc<str> {
     format!("service-{index}").into()
 }
 
@@ -64,7 +64,7 @@ fn service(index: usize, backends: &[Pod]) -> Service {
     let offset = u32::try_from(index).unwrap_or(u32::MAX);
     let address = Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(10, 128, 0, 1)).wrapping_add(offset));
     Service {
-        key: ServiceKey::new(backends[0].key.namespace.clone(), name(index)),
+        key: ServiceKey::new(backends[0].key.namespace.clone(), service_name(index)),
         addresses: vec![IpAddr::V4(address)],
         ports: vec![ServicePort {
             name: "http".into(),
@@ -81,8 +81,8 @@ fn service(index: usize, backends: &[Pod]) -> Service {
 fn slice(index: usize, backends: &[Pod]) -> EndpointSlice {
     let at = |address: &IpAddr| SliceEndpoint { address: *address, ready: true, draining: false };
     EndpointSlice {
-        key: SliceKey::new(backends[0].key.namespace.clone(), name(index)),
-        service: Some(name(index)),
+        key: SliceKey::new(backends[0].key.namespace.clone(), service_name(index)),
+        service: Some(service_name(index)),
         ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
         endpoints: backends.iter().flat_map(|pod| pod.addresses.iter().map(at)).collect(),
     }

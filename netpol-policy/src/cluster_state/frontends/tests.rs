@@ -19,7 +19,7 @@ spec:
 ---
 ";
 
-/// Returns a slice of `shop/SERVICE` with one port and endpoints with these conditions.
+/// Returns a slice of Service `shop/SERVICE` with one port. Each endpoint is an address and its conditions.
 fn slice(name: &str, service: &str, port: &str, endpoints: &[(&str, &str)]) -> String {
     let endpoints: Vec<_> = endpoints
         .iter()
@@ -34,18 +34,18 @@ fn slice(name: &str, service: &str, port: &str, endpoints: &[(&str, &str)]) -> S
 }
 
 fn cluster_state(texts: &[&str]) -> ClusterState {
-    let parsed = manifest::parse(&texts.concat(), "world.yaml");
+    let parsed = manifest::parse(&texts.concat(), "cluster.yaml");
     assert_eq!(parsed.errors, []);
     ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object))
 }
 
-fn at(cluster_state: &ClusterState, address: &str, port: u16) -> Option<Frontend> {
+fn frontend_at(cluster_state: &ClusterState, address: &str, port: u16) -> Option<Frontend> {
     cluster_state.frontend_at(address.parse().expect("an address"), 6, port)
 }
 
 /// Returns the TCP backends of an address and port, as `address:port`.
 fn backends_of(cluster_state: &ClusterState, address: &str, port: u16) -> Vec<String> {
-    let frontend = at(cluster_state, address, port).expect("a frontend");
+    let frontend = frontend_at(cluster_state, address, port).expect("a frontend");
     let backends = cluster_state.backends(&frontend);
     backends.into_iter().map(|Backend { address, port }| format!("{address}:{port}")).collect()
 }
@@ -53,7 +53,7 @@ fn backends_of(cluster_state: &ClusterState, address: &str, port: u16) -> Vec<St
 #[test]
 fn frontends_are_at_service_addresses_and_on_every_other_node() {
     let mut cluster_state = cluster_state(&[WEB]);
-    let any = |address| Some(Frontend { address, port: 30080, protocol: 6 });
+    let any_node = |address| Some(Frontend { address, port: 30080, protocol: 6 });
     for (address, port, expected) in [
         ("10.96.0.1", 80, true),
         ("fd96::1", 80, true),
@@ -64,15 +64,19 @@ fn frontends_are_at_service_addresses_and_on_every_other_node() {
         ("192.168.0.1", 80, false),
         ("192.168.0.3", 30080, false),
     ] {
-        assert_eq!(at(&cluster_state, address, port).is_some(), expected, "{address}:{port}");
+        assert_eq!(frontend_at(&cluster_state, address, port).is_some(), expected, "{address}:{port}");
     }
-    assert_eq!(at(&cluster_state, "192.168.0.2", 30080), any(FrontendAddress::AnyNodeV4));
+    assert_eq!(frontend_at(&cluster_state, "192.168.0.2", 30080), any_node(FrontendAddress::AnyNodeV4));
     cluster_state.apply(Event::LocalAddresses(vec!["192.168.0.1".parse().unwrap(), "10.96.0.1".parse().unwrap()]));
-    assert_eq!(at(&cluster_state, "192.168.0.1", 30080), None, "local node: evaluated post-DNAT");
-    assert_eq!(at(&cluster_state, "10.96.0.1", 80), None, "with IPVS, cluster IPs are addresses of the local node");
-    assert_eq!(at(&cluster_state, "192.168.0.2", 30080), any(FrontendAddress::AnyNodeV4));
+    assert_eq!(frontend_at(&cluster_state, "192.168.0.1", 30080), None, "local node: evaluated post-DNAT");
+    assert_eq!(
+        frontend_at(&cluster_state, "10.96.0.1", 80),
+        None,
+        "with IPVS, cluster IPs are addresses of the local node"
+    );
+    assert_eq!(frontend_at(&cluster_state, "192.168.0.2", 30080), any_node(FrontendAddress::AnyNodeV4));
     cluster_state.apply(Event::Delete(ObjectKey::Node("n2".into())));
-    assert_eq!(at(&cluster_state, "192.168.0.2", 30080), None);
+    assert_eq!(frontend_at(&cluster_state, "192.168.0.2", 30080), None);
 }
 
 #[test]
@@ -81,8 +85,8 @@ fn a_node_port_has_the_ip_families_of_its_service() {
         let text = "{apiVersion: v1, kind: Service, metadata: {name: s, namespace: shop}, \
                     spec: {ADDRESSES ports: [{port: 80, nodePort: 30080}]}}";
         let cluster_state = cluster_state(&[&text.replace("ADDRESSES", addresses)]);
-        let any = |address| cluster_state.has_frontend(&Frontend { address, port: 30080, protocol: 6 });
-        [any(FrontendAddress::AnyNodeV4), any(FrontendAddress::AnyNodeV6)]
+        let any_node = |address| cluster_state.has_frontend(&Frontend { address, port: 30080, protocol: 6 });
+        [any_node(FrontendAddress::AnyNodeV4), any_node(FrontendAddress::AnyNodeV6)]
     };
     assert_eq!(service("clusterIPs: [10.96.0.1],"), [true, false]);
     assert_eq!(service("clusterIPs: ['fd96::1'],"), [false, true]);
@@ -104,12 +108,12 @@ fn a_headless_service_has_no_frontend() {
 fn backends_are_the_endpoints_of_all_slices_by_name_protocol_and_family() {
     let a = slice("a", "web", "{name: http, port: 8080}", &[("10.0.0.1", "")]);
     let b = slice("b", "web", "{name: http, port: 9090}", &[("10.0.0.2", ""), ("10.0.0.1", "")]);
-    let others = slice("c", "api", "{name: http, port: 8080}", &[("10.0.0.3", "")]);
+    let other_service = slice("c", "api", "{name: http, port: 8080}", &[("10.0.0.3", "")]);
     let dns = slice("d", "web", "{name: dns, port: 53, protocol: UDP}", &[("10.0.0.4", "")]);
-    let wrong = slice("e", "web", "{name: http, port: 53, protocol: UDP}", &[("10.0.0.5", "")]);
+    let wrong_protocol = slice("e", "web", "{name: http, port: 53, protocol: UDP}", &[("10.0.0.5", "")]);
     let unnamed = slice("f", "web", "{port: 8080}", &[("10.0.0.6", "")]);
     let v6 = slice("g", "web", "{name: http, port: 8080}", &[("fd00::1", "")]).replace("IPv4", "IPv6");
-    let mut cluster_state = cluster_state(&[WEB, &a, &b, &others, &dns, &wrong, &unnamed, &v6]);
+    let mut cluster_state = cluster_state(&[WEB, &a, &b, &other_service, &dns, &wrong_protocol, &unnamed, &v6]);
     let v4 = ["10.0.0.1:8080", "10.0.0.1:9090", "10.0.0.2:9090"];
     assert_eq!(backends_of(&cluster_state, "10.96.0.1", 80), v4);
     assert_eq!(backends_of(&cluster_state, "198.51.100.1", 80), v4);
@@ -145,11 +149,11 @@ fn two_services_at_one_address_are_one_frontend_with_the_backends_of_both() {
     let b = slice("b", "api", "{port: 9090}", &[("10.0.0.2", "")]);
     let mut cluster_state = cluster_state(&[WEB, other, &a, &b]);
     assert_eq!(backends_of(&cluster_state, "198.51.100.1", 80), ["10.0.0.1:8080", "10.0.0.2:9090"]);
-    assert_eq!(cluster_state.owners(&at(&cluster_state, "198.51.100.1", 80).unwrap()).len(), 2);
+    assert_eq!(cluster_state.owners(&frontend_at(&cluster_state, "198.51.100.1", 80).unwrap()).len(), 2);
     cluster_state.apply(Event::Delete(ObjectKey::Service(ServiceKey::new("shop", "web"))));
     assert_eq!(backends_of(&cluster_state, "198.51.100.1", 80), ["10.0.0.2:9090"]);
     cluster_state.apply(Event::Delete(ObjectKey::Service(ServiceKey::new("shop", "api"))));
-    assert_eq!(at(&cluster_state, "198.51.100.1", 80), None);
+    assert_eq!(frontend_at(&cluster_state, "198.51.100.1", 80), None);
     assert!(!cluster_state.has_frontend_at("198.51.100.1".parse().unwrap()));
 }
 
@@ -175,10 +179,10 @@ fn a_host_port_is_at_its_node_addresses_and_has_its_pod_as_backend() {
     let mut cluster_state = cluster_state(&[WEB, &pod.replace("PHASE", "Running")]);
     assert_eq!(backends_of(&cluster_state, "192.168.0.2", 8000), ["10.0.0.1:8080"]);
     assert_eq!(backends_of(&cluster_state, "fd01::2", 8000), ["fd00::1:8080"]);
-    assert_eq!(at(&cluster_state, "192.168.0.1", 8000), None, "another node");
-    assert_eq!(at(&cluster_state, "192.168.0.2", 8080), None);
+    assert_eq!(frontend_at(&cluster_state, "192.168.0.1", 8000), None, "another node");
+    assert_eq!(frontend_at(&cluster_state, "192.168.0.2", 8080), None);
     for located in manifest::parse(&pod.replace("PHASE", "Succeeded"), "pod.yaml").objects {
         cluster_state.apply(Event::Apply(located.object));
     }
-    assert_eq!(at(&cluster_state, "192.168.0.2", 8000), None, "the address may belong to another pod now");
+    assert_eq!(frontend_at(&cluster_state, "192.168.0.2", 8000), None, "the address may belong to another pod now");
 }

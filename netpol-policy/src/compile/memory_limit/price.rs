@@ -1,4 +1,4 @@
-//! The size of policies, and what it costs in the maps.
+//! The size of policies, and how much kernel memory they need in the maps.
 
 use std::collections::BTreeMap;
 
@@ -24,9 +24,10 @@ pub(super) struct Size {
     pub(super) ports: u64,
 }
 
+/// What is used of a policy that costs more than its share of the memory limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cut {
-    /// Number of blocks and ports that count, by direction.
+    /// Number of blocks and ports that are used, by direction. The first ones in the policy are used.
     pub(super) items: [usize; 2],
     pub(super) omitted: Omitted,
 }
@@ -48,25 +49,25 @@ impl Size {
     }
 }
 
-/// Number of rule sets with a wider block than a prefix of a given length, by family.
+/// Number of rule sets with a block that is wider than a prefix, by family and length of the prefix.
 pub(super) struct WiderBlocks([Vec<u64>; 2]);
 
 impl WiderBlocks {
     pub(super) fn of<'a>(rule_sets: impl IntoIterator<Item = &'a [Option<u8>; 2]>) -> Self {
-        let mut wide = [vec![0; 130], vec![0; 130]];
+        let mut counts = [vec![0; 130], vec![0; 130]];
         for widest in rule_sets {
-            for (wide, length) in wide.iter_mut().zip(widest) {
+            for (of_family, length) in counts.iter_mut().zip(widest) {
                 if let Some(length) = length {
-                    wide[usize::from(*length) + 1] += 1;
+                    of_family[usize::from(*length) + 1] += 1;
                 }
             }
         }
-        for lengths in &mut wide {
-            for length in 1..lengths.len() {
-                lengths[length] += lengths[length - 1];
+        for of_family in &mut counts {
+            for length in 1..of_family.len() {
+                of_family[length] += of_family[length - 1];
             }
         }
-        Self(wide)
+        Self(counts)
     }
 
     fn wider_than(&self, (ipv6, length): (bool, u8)) -> u64 {
@@ -76,14 +77,16 @@ impl WiderBlocks {
 
 /// Computes the cost of a namespace's blocks and ports.
 pub(super) struct Price<'a> {
+    /// Blocks in the rule sets of all namespaces.
     pub(super) all: &'a WiderBlocks,
+    /// Blocks in the rule sets of this namespace.
     pub(super) own: WiderBlocks,
 }
 
 impl Price<'_> {
     /// Returns the cost of a prefix. A prefix has a class of its own, so it takes an entry in each rule set with the
-    /// same or a wider block. Entries for wider blocks of other namespaces are charged to the narrow block: these
-    /// namespaces need only their own blocks without it.
+    /// same block or a wider block. This prefix is also charged for its entries in the rule sets of other namespaces:
+    /// without the prefix, these namespaces would need only the entries for their own blocks.
     fn of_prefix(&self, prefix: (bool, u8), rule_sets: u64) -> u64 {
         let own = self.own.wider_than(prefix);
         TRIE_ENTRY + ALLOW_ENTRY * (own.max(rule_sets) + self.all.wider_than(prefix) - own)
@@ -99,7 +102,7 @@ impl Price<'_> {
     }
 
     /// Cuts a policy to at most this cost.
-    pub(super) fn cut(&self, policy: &Policy, rule_sets: [u64; 2], most: u64) -> Cut {
+    pub(super) fn cut(&self, policy: &Policy, rule_sets: [u64; 2], max_cost: u64) -> Cut {
         let mut cut = Cut { items: [0; 2], omitted: Omitted::default() };
         let mut spent: u64 = 0;
         for direction in Direction::BOTH {
@@ -112,7 +115,7 @@ impl Price<'_> {
                     }
                     Item::Port(port) => prefix_count(&port.port) * TRIE_ENTRY * rule_sets,
                 };
-                full |= rule_sets > 0 && spent.saturating_add(cost) > most;
+                full |= rule_sets > 0 && spent.saturating_add(cost) > max_cost;
                 cut.omitted.total += 1;
                 match item {
                     _ if !full => {

@@ -29,7 +29,7 @@ fn node(name: &str, address: &str) -> String {
     )
 }
 
-/// Allows pods with `app: web` to reach pods with `app` at port 8080.
+/// Returns a policy that allows pods with `app: web` to reach pods with this label `app` at port 8080.
 fn may_reach(app: &str) -> String {
     let to = format!("to: [{{podSelector: {{matchLabels: {{app: {app}}}}}}}], ports: [{{port: 8080}}]");
     policy("web", &format!("podSelector: {{matchLabels: {{app: web}}}}, policyTypes: [Egress], egress: [{{{to}}}]"))
@@ -47,6 +47,8 @@ fn pods() -> String {
     .concat()
 }
 
+/// Evaluates a TCP packet from `shop/web`. Returns the reason of the verdict, and whether it is evaluated again
+/// post-DNAT.
 fn evaluated(engine: &Engine, remote: &str, port: u16) -> (Reason, bool) {
     let packet = Packet {
         pod: PodKey::new("shop", "web"),
@@ -86,12 +88,13 @@ fn a_slice_that_changes_nothing_for_rule_sets_causes_no_write() {
 fn a_slice_change_moves_frontends_to_a_backend_set_that_is_written_first() {
     let services = [service("db", "10.96.0.1", 30080), slice("db-1", "db", &["10.0.0.2"])].concat();
     let mut engine = engine(&[pods(), may_reach("db"), services].concat());
-    let (both, none) = (slice("db-1", "db", &["10.0.0.2", "10.0.0.4"]), slice("db-1", "db", &["10.0.0.4"]));
+    let (one_allowed, none_allowed) =
+        (slice("db-1", "db", &["10.0.0.2", "10.0.0.4"]), slice("db-1", "db", &["10.0.0.4"]));
     let moved = ["+frontend 80", "+frontend 30080"];
     let some: Vec<_> = [&["+allow"][..], &moved, &["reevaluate 1", "-allow"]].concat();
-    assert_eq!(apply(&mut engine, &both), some);
+    assert_eq!(apply(&mut engine, &one_allowed), some);
     assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::Service, true));
-    assert_eq!(apply(&mut engine, &none), [&moved[..], &["reevaluate 1", "-allow"]].concat());
+    assert_eq!(apply(&mut engine, &none_allowed), [&moved[..], &["reevaluate 1", "-allow"]].concat());
     assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::NoAllowedBackend, false));
     let empty: Vec<_> = [&["+allow"][..], &moved].concat();
     assert_eq!(apply(&mut engine, &slice("db-1", "db", &[])), empty);

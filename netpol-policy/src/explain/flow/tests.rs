@@ -1,4 +1,5 @@
 //! Explanations of flows.
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::net::IpAddr;
 
@@ -11,7 +12,8 @@ use crate::manifest;
 use crate::model::{Mode, PodKey};
 use crate::reference::Packet;
 
-/// `shop/web` may send to `shop/db` only; `shop/db` receives from nothing. `ops/job` is isolated in shadow mode.
+/// `shop/web` may send to `shop/db` only; `shop/db` may receive from no existing pod. `ops/job` is isolated in shadow
+/// mode.
 const CLUSTER: &str = "
 {apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {app: web}}, status: {podIP: 10.1.0.1}}
 ---
@@ -39,7 +41,13 @@ const CLUSTER: &str = "
   spec: {podSelector: {}, policyTypes: [Egress]}}
 ";
 
-fn explained(pod: (&str, &str), direction: Direction, remote: &str, port: (u8, u16), mode: Mode) -> FlowExplanation {
+fn explained(
+    pod: (&str, &str),
+    direction: Direction,
+    remote: &str,
+    (protocol, port): (u8, u16),
+    mode: Mode,
+) -> FlowExplanation {
     let parsed = manifest::parse(CLUSTER, "f");
     assert_eq!(parsed.errors, []);
     let state = ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object));
@@ -48,8 +56,8 @@ fn explained(pod: (&str, &str), direction: Direction, remote: &str, port: (u8, u
         pod: PodKey::new(pod.0, pod.1),
         direction,
         remote,
-        protocol: port.0,
-        port: port.1,
+        protocol,
+        port,
         from_node: false,
         is_hairpin: false,
         post_dnat: false,
@@ -101,10 +109,10 @@ fn a_denied_dns_query_names_the_missing_rule() {
         );
         assert_eq!(found.ingress.expect("the only backend").reason, Reason::NotIsolated);
     }
-    let other = explained(WEB, Direction::Egress, "8.8.8.8", (protocol::UDP, 53), Mode::Enforce);
-    assert!(other.hints[0].contains("this is a DNS query") && other.egress.expect("a pod").fix.is_some());
-    let none = explained(WEB, Direction::Egress, "8.8.8.8", (protocol::UDP, 123), Mode::Enforce);
-    assert_eq!(none.hints, Vec::<String>::new());
+    let other_server = explained(WEB, Direction::Egress, "8.8.8.8", (protocol::UDP, 53), Mode::Enforce);
+    assert!(other_server.hints[0].contains("this is a DNS query") && other_server.egress.expect("a pod").fix.is_some());
+    let no_query = explained(WEB, Direction::Egress, "8.8.8.8", (protocol::UDP, 123), Mode::Enforce);
+    assert_eq!(no_query.hints, Vec::<String>::new());
 }
 
 #[test]
@@ -122,10 +130,10 @@ fn blocks_that_cover_an_outside_address_are_listed() {
 
 #[test]
 fn s42_flows_are_explained_with_and_without_policies_in_shadow_mode() {
-    let found = |mode| explained(("ops", "job"), Direction::Egress, "10.1.0.1", SQL, mode).egress.expect("a pod");
-    let enforced = found(Mode::Enforce);
+    let egress_in = |mode| explained(("ops", "job"), Direction::Egress, "10.1.0.1", SQL, mode).egress.expect("a pod");
+    let enforced = egress_in(Mode::Enforce);
     assert_eq!((enforced.reason, enforced.policies.len(), enforced.fix), (Reason::NotIsolated, 0, None));
-    let shadow = found(Mode::Shadow);
+    let shadow = egress_in(Mode::Shadow);
     assert_eq!((shadow.verdict, shadow.reason), (Verdict::Deny, Reason::NoRule));
     assert_eq!(shadow.policies[0].to_string(), "ops/job");
     assert_eq!(shadow.fix.expect("a rule can allow it").policy.to_string(), "ops/job");

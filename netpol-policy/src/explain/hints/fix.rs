@@ -1,4 +1,4 @@
-//! The change of a hint, so that a hint is only given if the change allows the packet.
+//! The change that a hint suggests. It is checked first: a hint is only given if the change allows the packet.
 
 use netpol_common::Direction;
 
@@ -6,19 +6,19 @@ use crate::cluster_state::ClusterState;
 use crate::model::{Mode, Policy, PolicyKey, Rule};
 use crate::reference::{self, Packet};
 
-/// The change of a hint.
+/// The change that a hint suggests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::explain) enum Fix {
     /// Replace the rule at this index, in the packet's direction; without an index, add a rule.
     Rule(PolicyKey, Option<usize>, Rule),
-    /// Correct an invalid part of the policy. The intended value is unknown, so this rule matches everything in place of
-    /// the invalid part.
+    /// Correct an invalid part of the policy. The intended value is unknown, so in this rule, everything matches in
+    /// place of the invalid part.
     Correction(PolicyKey, Option<usize>, Rule),
     /// Correct an invalid part, so that the policy does not isolate the pod in the packet's direction.
     NotIsolating(PolicyKey),
     /// Evaluate this packet instead.
     OtherPacket(Packet),
-    /// The other end is the local node.
+    /// No change: the other end is the node of the pod, and the agent on this node allows the packet.
     LocalNode,
 }
 
@@ -32,7 +32,8 @@ impl Fix {
                 let policy = cluster_state.policies.get(key);
                 policy.is_some_and(|policy| reference::allows(cluster_state, policy, rule, pod, packet))
             }
-            // No rule of another policy allows the packet. So it is only allowed if no other policy isolates the pod.
+            // The packet is denied, so no rule of another policy allows it. If this policy does not isolate the pod,
+            // the packet is allowed only if no other policy isolates the pod either.
             Self::NotIsolating(key) => {
                 reference::isolating_in(cluster_state, pod, packet.direction, mode).all(|policy| policy.key == *key)
             }
@@ -43,15 +44,15 @@ impl Fix {
     }
 }
 
-/// The index of the rule that a field of a policy is in, and the rest of the field; `None` if it is in no rule of this
-/// direction.
+/// Returns the index of the rule that contains a field, and the path of the field below the rule. Returns `None` if the
+/// field is in no rule of this direction.
 pub(super) fn rule_of(field: &str, direction: Direction) -> Option<(usize, &str)> {
     let rest = field.strip_prefix("spec.")?.strip_prefix(direction.name())?.strip_prefix('[')?;
     let (index, rest) = rest.split_once(']')?;
     Some((index.parse().ok()?, rest))
 }
 
-/// A copy of one of a policy's rules.
+/// Returns a copy of one of a policy's rules.
 pub(super) fn rule(
     cluster_state: &ClusterState,
     policy: &PolicyKey,

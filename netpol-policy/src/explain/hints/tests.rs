@@ -229,7 +229,7 @@ fn explain(cluster_state: &ClusterState, from: &str, to: &str, port: &str) -> Ex
     crate::explain::explain(cluster_state, &end(from), &end(to), protocol, port).expect("ends with addresses")
 }
 
-/// Both sides of a connection, and those of each backend.
+/// Returns both sides of a connection, and both sides of the connection to each backend.
 fn sides(explanation: &Explanation) -> Vec<&Side> {
     let path = &explanation.path;
     let backends = path.frontend.iter().flat_map(|frontend| &frontend.backends);
@@ -266,8 +266,8 @@ fn following_a_hint_allows_the_connection() {
         assert_ne!(explanation.verdict, Verdict::Allow, "{rules}");
         let hints = hints_of(&explanation);
         assert!(hints.contains(&hint), "{rules}: {hints:#?}");
-        let allowed = explain(&cluster_state(direction, fixed), from, to, fixed_port).verdict;
-        assert_eq!(allowed, Verdict::Allow, "{fixed} still denies {from} -> {to} {fixed_port}");
+        let verdict = explain(&cluster_state(direction, fixed), from, to, fixed_port).verdict;
+        assert_eq!(verdict, Verdict::Allow, "{fixed} still denies {from} -> {to} {fixed_port}");
     }
 }
 

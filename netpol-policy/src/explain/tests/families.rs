@@ -49,7 +49,7 @@ fn pod(name: &str) -> End {
 fn the_verdict_is_the_worse_of_two_families() {
     let service = || End::Service(crate::model::ServiceKey::new("shop", "db"));
     for to in [pod("db"), service()] {
-        for (rules, verdict, only) in [
+        for (rules, verdict, allowed_family) in [
             ("{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}", Verdict::Deny, Some(Family::V4)),
             ("{to: [{ipBlock: {cidr: '::/0'}}]}", Verdict::Deny, Some(Family::V6)),
             ("{to: [{ipBlock: {cidr: 0.0.0.0/0}}, {ipBlock: {cidr: '::/0'}}]}", Verdict::Allow, None),
@@ -57,7 +57,7 @@ fn the_verdict_is_the_worse_of_two_families() {
             ("", Verdict::Deny, None),
         ] {
             let explanation = egress(rules, &to);
-            assert_eq!((explanation.verdict, explanation.allowed_family), (verdict, only), "{rules} {to}");
+            assert_eq!((explanation.verdict, explanation.allowed_family), (verdict, allowed_family), "{rules} {to}");
             assert_eq!(explanation.families.len(), 2);
             let worse = explanation
                 .families
@@ -71,8 +71,8 @@ fn the_verdict_is_the_worse_of_two_families() {
 
 #[test]
 fn both_families_are_shown_if_they_differ() {
-    let differ = egress("{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}", &pod("db"));
-    expect_file!["golden/families.txt"].assert_eq(&differ.to_string());
+    let different = egress("{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}", &pod("db"));
+    expect_file!["golden/families.txt"].assert_eq(&different.to_string());
     let same = egress("{}", &pod("db")).to_string();
     let start =
         "ALLOW: pod shop/web -> pod shop/db, 80/TCP\n\nThe verdict is the same for IPv4 and IPv6:\nEgress: allow\n";

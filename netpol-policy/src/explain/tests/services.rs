@@ -41,7 +41,7 @@ fn shop(egress: &str) -> ClusterState {
     ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object))
 }
 
-fn to(cluster_state: &ClusterState, to: &End, port: u16) -> Result<Explanation, ConnectionError> {
+fn explain_to(cluster_state: &ClusterState, to: &End, port: u16) -> Result<Explanation, ConnectionError> {
     explain(cluster_state, &End::Pod(PodKey::new("shop", "web")), to, Protocol::Tcp, port)
 }
 
@@ -61,8 +61,9 @@ fn the_verdict_depends_on_how_many_backends_are_allowed() {
         ("[{}]", Verdict::Allow, [Verdict::Allow, Verdict::Allow]),
     ] {
         let cluster_state = shop(egress);
-        let by_name = to(&cluster_state, &service("db"), 80).expect("it has an address");
-        let by_address = to(&cluster_state, &End::Address([10, 96, 0, 7].into()), 80).expect("it is an address");
+        let by_name = explain_to(&cluster_state, &service("db"), 80).expect("it has an address");
+        let by_address =
+            explain_to(&cluster_state, &End::Address([10, 96, 0, 7].into()), 80).expect("it is an address");
         assert_eq!(by_name.path.frontend, by_address.path.frontend);
         let frontend = by_name.path.frontend.expect("the destination is a Service");
         let found: Vec<_> = frontend.backends.iter().map(|backend| backend.verdict).collect();
@@ -91,7 +92,7 @@ fn several_connections_have_the_verdict_some_if_one_is_allowed_and_one_denied() 
 #[test]
 fn each_backend_is_shown_with_what_it_lacks() {
     let cluster_state = shop("[{to: [{podSelector: {matchLabels: {app: db, tier: a}}}], ports: [{port: 5432}]}]");
-    let explanation = to(&cluster_state, &service("db"), 80).expect("it has an address");
+    let explanation = explain_to(&cluster_state, &service("db"), 80).expect("it has an address");
     expect_file!["golden/services.txt"].assert_eq(&explanation.to_string());
     let json = serde_json::to_value(&explanation).expect("it serializes");
     assert_eq!(json["verdict"], "some");
@@ -102,23 +103,23 @@ fn each_backend_is_shown_with_what_it_lacks() {
 #[test]
 fn hints_explain_that_policies_match_backends_and_not_the_service() {
     let hints = |egress: &str| {
-        let explanation = to(&shop(egress), &service("db"), 80).expect("it has an address");
+        let explanation = explain_to(&shop(egress), &service("db"), 80).expect("it has an address");
         explanation.path.frontend.expect("the destination is a Service").backends.remove(0).egress.hints
     };
     assert_eq!(
         hints("[{to: [{podSelector: {matchLabels: {app: db}}}], ports: [{port: 80}]}]"),
         ["80/TCP is the port of Service shop/db; policies match the port of its backends, so write 5432/TCP"]
     );
-    let of_block = hints("[{to: [{ipBlock: {cidr: 10.96.0.0/12}}]}]");
+    let block_hints = hints("[{to: [{ipBlock: {cidr: 10.96.0.0/12}}]}]");
     let expected = "10.96.0.7 is the address of Service shop/db; policies match the addresses of its backends, so select the \
                     backends with a podSelector";
-    assert!(of_block.iter().any(|hint| hint == expected), "{of_block:?}");
+    assert!(block_hints.iter().any(|hint| hint == expected), "{block_hints:?}");
 }
 
 /// Pod `shop/web` runs on n1. Both nodes have the Service's nodePort, and n2 has a hostPort of `shop/db-0`.
 #[test]
 fn all_backends_must_be_allowed_at_the_node_port_of_another_node() {
-    let some = "[{to: [{podSelector: {matchLabels: {tier: a}}}]}]";
+    let some_backends = "[{to: [{podSelector: {matchLabels: {tier: a}}}]}]";
     let nodes = "
 {apiVersion: v1, kind: Node, metadata: {name: n1}, status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}}
 ---
@@ -148,17 +149,17 @@ spec: {clusterIP: 10.96.0.7, ports: [{port: 80, nodePort: 30080}]}
         }
         cluster_state
     };
-    let all = "[{to: [{podSelector: {matchLabels: {app: db}}}]}]";
+    let all_backends = "[{to: [{podSelector: {matchLabels: {app: db}}}]}]";
     for (egress, node, port, verdict, owner) in [
-        (some, 1, 30080, Verdict::Some, "service/shop/db"),
-        (some, 2, 30080, Verdict::Deny, "service/shop/db"),
-        (all, 2, 30080, Verdict::Allow, "service/shop/db"),
+        (some_backends, 1, 30080, Verdict::Some, "service/shop/db"),
+        (some_backends, 2, 30080, Verdict::Deny, "service/shop/db"),
+        (all_backends, 2, 30080, Verdict::Allow, "service/shop/db"),
         ("[]", 2, 30080, Verdict::Deny, "service/shop/db"),
-        (some, 2, 15432, Verdict::Allow, "hostPort of shop/db-0"),
+        (some_backends, 2, 15432, Verdict::Allow, "hostPort of shop/db-0"),
         ("[]", 2, 15432, Verdict::Deny, "hostPort of shop/db-0"),
     ] {
         let address = End::Address([192, 0, 2, node].into());
-        let explanation = to(&with_nodes(egress), &address, port).expect("a connection is possible");
+        let explanation = explain_to(&with_nodes(egress), &address, port).expect("a connection is possible");
         let frontend = explanation.path.frontend.as_ref().expect("the destination is a frontend");
         assert_eq!(
             (explanation.verdict, frontend.owners.as_slice()),
@@ -166,7 +167,7 @@ spec: {clusterIP: 10.96.0.7, ports: [{port: 80, nodePort: 30080}]}
             "{explanation}"
         );
     }
-    let explanation = to(&with_nodes(some), &End::Address([192, 0, 2, 2].into()), 30080);
+    let explanation = explain_to(&with_nodes(some_backends), &End::Address([192, 0, 2, 2].into()), 30080);
     let text = explanation.expect("a connection is possible").to_string();
     let expected = "Only some backends are allowed, and another node selects the backend.";
     assert!(text.contains(expected), "{text}");
@@ -174,7 +175,7 @@ spec: {clusterIP: 10.96.0.7, ports: [{port: 80, nodePort: 30080}]}
 
 #[test]
 fn a_service_without_backends_has_the_verdict_some() {
-    let explanation = to(&shop("[]"), &service("empty"), 80).expect("it has an address");
+    let explanation = explain_to(&shop("[]"), &service("empty"), 80).expect("it has an address");
     assert_eq!(explanation.verdict, Verdict::Some);
     assert!(explanation.to_string().contains("There is no backend now."), "{explanation}");
 }
@@ -187,11 +188,12 @@ fn impossible_connections_are_errors() {
         (service("headless"), 80, "Service shop/headless has no cluster IP"),
         (service("db"), 5432, "Service shop/db has no port 5432/TCP; it has 80/TCP"),
     ] {
-        let error = to(&cluster_state, &end, port).expect_err("no connection is possible").to_string();
+        let error = explain_to(&cluster_state, &end, port).expect_err("no connection is possible").to_string();
         assert!(error.contains(expected), "{error}");
     }
-    let from = explain(&cluster_state, &service("db"), &End::Pod(PodKey::new("shop", "web")), Protocol::Tcp, 80);
-    assert!(from.expect_err("no connection is possible").to_string().contains("cannot be a source"));
+    let from_service =
+        explain(&cluster_state, &service("db"), &End::Pod(PodKey::new("shop", "web")), Protocol::Tcp, 80);
+    assert!(from_service.expect_err("no connection is possible").to_string().contains("cannot be a source"));
 }
 
 #[test]

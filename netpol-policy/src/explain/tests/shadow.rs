@@ -1,4 +1,5 @@
 //! Explanations of policies in shadow mode.
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use expect_test::expect_file;
 
@@ -6,7 +7,8 @@ use super::*;
 use crate::cluster_state::Event;
 use crate::model::PodKey;
 
-/// A policy in shadow mode denies `shop/front`; an enforced one allows all pods of `shop`.
+/// Policy `next` in shadow mode denies `shop/front`. Policy `out` is enforced and allows all pods of `shop`. Policy
+/// `paused` is in a namespace in which enforcement is suspended.
 const POLICIES: &str = "
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: next, namespace: shop, annotations: {netpol.io/mode: shadow}},
   spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: frontend}}}], ports: [{port: 8080}]}]}}
@@ -35,7 +37,7 @@ fn explained(from: (&str, &str), to: (&str, &str)) -> Explanation {
 }
 
 #[test]
-fn s42_the_verdict_and_the_one_in_shadow_mode_are_shown() {
+fn s42_the_verdict_and_the_verdict_in_shadow_mode_are_shown() {
     let pairs = [(("shop", "front"), ("shop", "web")), (("shop", "web"), ("ops", "probe"))];
     let texts: Vec<String> = pairs.iter().map(|(from, to)| explained(*from, *to).to_string()).collect();
     expect_file!["golden/shadow.txt"].assert_eq(&texts.join("\n"));

@@ -13,7 +13,7 @@ pub(super) fn apply(text: &[String], lines: &Lines, operation: &Operation) -> Op
         Operation::Add(path, new) => add_key(text, lines, path, new),
         Operation::Replace(path, new) => replace(text, lines, path, new),
         Operation::Remove(path) => {
-            let range = block(text, lines, path)?;
+            let range = field_lines(text, lines, path)?;
             starts_item_or_key(text.get(range.start)?, path.0.last()?, false)?;
             Some(splice(text, range, &[]))
         }
@@ -22,11 +22,11 @@ pub(super) fn apply(text: &[String], lines: &Lines, operation: &Operation) -> Op
 
 fn append(text: &[String], lines: &Lines, list: &FieldPath, item: &Node) -> Option<Vec<String>> {
     let Step::Key(key) = list.0.last()? else { return None };
-    if let Some(found) = find(lines, list) {
+    if let Some(found) = find_field(lines, list) {
         let count = found.children().count();
         let in_flow = || append_in_flow(text, found.line(), key, item);
         let Some(last) = count.checked_sub(1) else { return in_flow() };
-        let range = block(text, lines, &list.index(last)).filter(|range| is_item(&text[range.start]));
+        let range = field_lines(text, lines, &list.index(last)).filter(|range| is_item(&text[range.start]));
         let Some(range) = range else { return in_flow() };
         let indent = indent_of(&text[range.start]);
         let added = indented(Node::List(vec![item.clone()]).block(), indent);
@@ -39,8 +39,8 @@ fn append(text: &[String], lines: &Lines, list: &FieldPath, item: &Node) -> Opti
 fn add_key(text: &[String], lines: &Lines, path: &FieldPath, node: &Node) -> Option<Vec<String>> {
     let (Step::Key(key), parents) = path.0.split_last()? else { return None };
     let parent = FieldPath(parents.to_vec());
-    let first = find(lines, &parent)?.children().next()?.line();
-    let range = block(text, lines, &parent)?;
+    let first = find_field(lines, &parent)?.children().next()?.line();
+    let range = field_lines(text, lines, &parent)?;
     if first == range.start + 1 {
         return insert_in_flow(text, range.start, ['{', '}'], parent.0.last()?, &format!("{key}: {}", node.flow()));
     }
@@ -62,7 +62,7 @@ fn insert_in_flow(
 ) -> Option<Vec<String>> {
     let Step::Key(key) = key else { return None };
     let line = text.get(index)?;
-    let start = only(line, &format!("{key}: {open}"))? + key.len() + 2;
+    let start = find_once(line, &format!("{key}: {open}"))? + key.len() + 2;
     let mut depth = 0_usize;
     let end = line[start..].char_indices().find_map(|(offset, character)| {
         depth = match character {
@@ -84,14 +84,14 @@ fn replace(text: &[String], lines: &Lines, path: &FieldPath, new: &Node) -> Opti
     let in_flow = || {
         // A scalar in flow style: `{port: 80}`.
         let (Step::Key(key), Node::Scalar(_)) = (last, new) else { return None };
-        let index = find(lines, path)?.line() - 1;
+        let index = find_field(lines, path)?.line() - 1;
         let line = text.get(index)?;
-        let start = only(line, &format!("{key}: "))? + key.len() + 2;
+        let start = find_once(line, &format!("{key}: "))? + key.len() + 2;
         let length = line[start..].find([',', '}', ']']).unwrap_or(line.len() - start);
         let edited = format!("{}{}{}", &line[..start], new.flow(), &line[start + length..]);
         Some(splice(text, index..index + 1, &[edited]))
     };
-    let Some(range) = block(text, lines, path) else { return in_flow() };
+    let Some(range) = field_lines(text, lines, path) else { return in_flow() };
     let line = text.get(range.start)?;
     let Some(column) = starts_item_or_key(line, last, true) else { return in_flow() };
     let node = match last {
@@ -103,7 +103,8 @@ fn replace(text: &[String], lines: &Lines, path: &FieldPath, new: &Node) -> Opti
     Some(splice(text, range, &added))
 }
 
-/// Returns the column of a key or an item that the line starts with. `or_in_item`: a key can be the first one of an item.
+/// Returns the column of a key or list item, if the line starts with it. `or_in_item`: the key may also be the first
+/// one of a list item (`- key: value`).
 fn starts_item_or_key(line: &str, step: &Step, or_in_item: bool) -> Option<usize> {
     let column = indent_of(line);
     match step {
@@ -118,7 +119,7 @@ fn starts_item_or_key(line: &str, step: &Step, or_in_item: bool) -> Option<usize
 
 /// Returns the lines of a field, from 0, without the comments after it. `None` if another field begins on its first
 /// line.
-fn block(text: &[String], lines: &Lines, path: &FieldPath) -> Option<Range<usize>> {
+fn field_lines(text: &[String], lines: &Lines, path: &FieldPath) -> Option<Range<usize>> {
     let (mut parent, mut end) = (lines, text.len() + 1);
     for (depth, step) in path.0.iter().enumerate() {
         let child = parent.child(step)?;
@@ -139,7 +140,7 @@ fn block(text: &[String], lines: &Lines, path: &FieldPath) -> Option<Range<usize
     Some(start..end)
 }
 
-fn find<'l>(lines: &'l Lines, path: &FieldPath) -> Option<&'l Lines> {
+fn find_field<'l>(lines: &'l Lines, path: &FieldPath) -> Option<&'l Lines> {
     path.0.iter().try_fold(lines, Lines::child)
 }
 
@@ -159,8 +160,8 @@ fn is_item(line: &str) -> bool {
     line.trim_start_matches(' ').starts_with("- ")
 }
 
-/// Returns the position of a text that occurs once, at the start of a word.
-fn only(line: &str, text: &str) -> Option<usize> {
+/// Returns the position of a text that occurs exactly once at the start of a word.
+fn find_once(line: &str, text: &str) -> Option<usize> {
     let mut found = line.match_indices(text).filter(|(start, _)| {
         !line[..*start].chars().next_back().is_some_and(|before| before.is_alphanumeric() || "_./-\"".contains(before))
     });

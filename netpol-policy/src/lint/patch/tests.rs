@@ -53,7 +53,8 @@ fn block_and_flow_style_are_edited() {
 
 #[test]
 fn a_text_that_cannot_be_edited_gets_a_json_patch() {
-    // The only item, an anchor that is used twice, a file with CRLF, and a last line without a line break.
+    // These texts cannot be edited: the only item of a list is removed, an anchor is used twice, a file has CRLF line
+    // breaks, or the last line has no line break.
     let port = || path("spec.ingress[0].ports[0].port");
     let one = format!("{HEAD}spec:\n  podSelector: {{}}\n  ingress:\n  - ports:\n    - port: 80\n");
     assert_eq!(

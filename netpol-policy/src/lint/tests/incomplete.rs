@@ -15,7 +15,7 @@ spec: {containers: [{name: main, ports: [{containerPort: 8080}]}]}
 ";
 const SYSTEM: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: kube-system}}\n---\n";
 
-/// A policy for the pods with `selector`.
+/// Returns a policy for the pods that `selector` selects.
 fn policy(selector: &str, spec: &str) -> String {
     format!(
         "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: shop}}, \
@@ -23,14 +23,14 @@ fn policy(selector: &str, spec: &str) -> String {
     )
 }
 
-/// The findings as `NP010 path: text`, and what was not checked, as `NP010: reason`. Without those about whole namespaces,
-/// DNS and the API server.
+/// Returns the findings as `NP010 path: text`, and the rules that were not checked as `NP010: reason`. Omits rules
+/// about whole namespaces, DNS and the API server.
 fn lint(more: &str, policy: &str) -> (Vec<String>, Vec<String>) {
     let report = report(&format!("{SHOP}{more}{policy}"));
-    let others = |rule: RuleId| rule < RuleId::DNS_DENIED;
-    let findings = report.findings.iter().filter(|finding| others(finding.rule));
+    let is_included = |rule: RuleId| rule < RuleId::DNS_DENIED;
+    let findings = report.findings.iter().filter(|finding| is_included(finding.rule));
     let path = |path: &Option<String>| path.clone().unwrap_or_default();
-    let not_checked = report.not_checked.iter().filter(|it| others(it.rule));
+    let not_checked = report.not_checked.iter().filter(|it| is_included(it.rule));
     (
         findings.map(|it| format!("{} {}: {}", it.rule, path(&it.path), it.text())).collect(),
         not_checked.map(|it| format!("{}: {}", it.rule, it.reason)).collect(),
@@ -52,7 +52,8 @@ fn pods_that_a_controller_may_create_are_not_missing() {
         lint(&custom("shop"), &of_labels),
         (vec![], vec![format!("NP010: {reason}"), format!("NP020: {reason}")])
     );
-    // The object is in another namespace, has the label itself, or is of a kind that does not create pods.
+    // No controller creates these pods: the object is in another namespace, only the object itself has the label, or
+    // objects of this kind create no pods.
     let by_name = policy("matchLabels: {app: other}", "ingress: []");
     let config_map = custom("shop").replace("example.com/v1", "v1").replace("Collector", "ConfigMap");
     for (more, policy) in [(&custom("else"), &of_labels), (&custom("shop"), &by_name), (&config_map, &of_labels)] {
@@ -66,11 +67,11 @@ fn pods_that_a_controller_may_create_are_not_missing() {
 
 #[test]
 fn a_label_with_the_domain_of_a_controller_may_come_later() {
-    let of = |key: &str| lint("", &policy(&format!("matchLabels: {{{key}: x}}"), "ingress: []"));
+    let lint_key = |key: &str| lint("", &policy(&format!("matchLabels: {{{key}: x}}"), "ingress: []"));
     let reason = "NP010: no pod in the input has label acme.example.com/solver, which a controller may set";
-    assert_eq!(of("acme.example.com/solver"), (vec![], vec![reason.to_owned()]));
+    assert_eq!(lint_key("acme.example.com/solver"), (vec![], vec![reason.to_owned()]));
     for key in ["app", "app.kubernetes.io/name", "kubernetes.io/role"] {
-        assert_eq!(of(key).0.len(), 1, "{key}");
+        assert_eq!(lint_key(key).0.len(), 1, "{key}");
     }
     let other =
         "{apiVersion: v1, kind: Pod, metadata: {name: o, namespace: shop, labels: {example.com/tier: back}}}\n---\n";
@@ -80,7 +81,7 @@ fn a_label_with_the_domain_of_a_controller_may_come_later() {
 }
 
 #[test]
-fn a_policy_that_selects_no_pod_says_where_the_pods_are() {
+fn a_policy_that_selects_no_pod_is_reported_with_the_place_of_the_pods() {
     let host = "{apiVersion: v1, kind: Pod, metadata: {name: node-0, namespace: shop, labels: {app: node}}, spec: {hostNetwork: true}}\n---\n";
     let (found, _) = lint(host, &policy("matchLabels: {app: node}", "ingress: []"));
     let expected = "NP010 spec.podSelector: podSelector app=node selects host-network pods only: shop/node-0. No policy applies to \
@@ -94,15 +95,15 @@ fn a_policy_that_selects_no_pod_says_where_the_pods_are() {
 
 #[test]
 fn a_namespace_that_is_selected_by_name_may_be_defined_elsewhere() {
-    let of = |more: &str, labels: &str| {
+    let lint_peer = |more: &str, labels: &str| {
         let peer = format!("{{namespaceSelector: {{matchLabels: {{{labels}}}}}}}");
         lint(more, &policy("", &format!("ingress: [{{from: [{peer}]}}]")))
     };
     let by_name = "kubernetes.io/metadata.name: ingress-nginx";
-    assert_eq!(of("", by_name), (vec![], vec!["NP022: namespace ingress-nginx is not in the input".to_owned()]));
-    // In a whole cluster, by another label, and with a typo.
+    assert_eq!(lint_peer("", by_name), (vec![], vec!["NP022: namespace ingress-nginx is not in the input".to_owned()]));
+    // Reported: the input has a whole cluster, the selector uses another label, or the name has a typo.
     for (more, labels) in [(SYSTEM, by_name), ("", "name: ingress-nginx"), ("", "kubernetes.io/metadata.name: shpo")] {
-        let (found, not_checked) = of(more, labels);
+        let (found, not_checked) = lint_peer(more, labels);
         assert!(found.len() == 1 && found[0].starts_with("NP022 ") && not_checked.is_empty(), "{labels}: {found:?}");
     }
 }
@@ -124,7 +125,8 @@ fn a_selector_next_to_an_unknown_namespace_was_probably_intended_for_its_pods() 
         found.len() == 1 && found[0].starts_with("NP024 spec.egress[0].to[1]: No pod matches the peer"),
         "{found:?}"
     );
-    // The labels exist in the policy's own namespace, or not in the known other one.
+    // No such finding: pods in the policy's own namespace have the labels, or the input has the pods of the other
+    // namespace, and none of these has the labels.
     assert_eq!(lint("", &peers(system, "app: web")).0, [""; 0]);
     let dns =
         "{apiVersion: v1, kind: Pod, metadata: {name: dns, namespace: kube-system, labels: {k8s-app: dns}}}\n---\n";
@@ -159,7 +161,7 @@ fn ports_of_pods_in_unknown_namespaces_are_not_checked() {
 
 #[test]
 fn an_item_without_a_port_is_half_of_another_one() {
-    let of = |ports: &str| {
+    let lint_ports = |ports: &str| {
         let rules = format!(
             "ingress: [{{from: [{{podSelector: {{}}}}], ports: [{ports}]}}, {{from: [{{podSelector: {{}}}}], ports: [{{port: 8080}}]}}]"
         );
@@ -174,29 +176,29 @@ fn an_item_without_a_port_is_half_of_another_one() {
              another item, which has the port. Two list items are alternatives. {joined}"
         )]
     };
-    assert_eq!(of("{port: 8080}, {protocol: TCP}"), expected(1, 0, "TCP"));
-    assert_eq!(of("{protocol: UDP}, {port: 53}"), expected(0, 1, "UDP"));
-    let useless = of("{port: 8080, protocol: TCP}, {}");
+    assert_eq!(lint_ports("{port: 8080}, {protocol: TCP}"), expected(1, 0, "TCP"));
+    assert_eq!(lint_ports("{protocol: UDP}, {port: 53}"), expected(0, 1, "UDP"));
+    let useless = lint_ports("{port: 8080, protocol: TCP}, {}");
     assert!(useless.len() == 1 && useless[0].contains("spec.ingress[0].ports[0] has no effect."), "{useless:?}");
-    // Without the mistake, the other finding is right.
-    assert_eq!(of("{protocol: TCP}").len(), 1);
-    assert_eq!(of("{port: 53, protocol: UDP}, {protocol: SCTP}"), [""; 0]);
+    // If the item without a port is the only item, it is not reported, but the second rule is: it has no effect.
+    assert_eq!(lint_ports("{protocol: TCP}").len(), 1);
+    assert_eq!(lint_ports("{port: 53, protocol: UDP}, {protocol: SCTP}"), [""; 0]);
 }
 
 #[test]
 fn an_empty_list_of_peers_with_ports_is_information_only() {
-    let of = |rule: &str| {
+    let lint_rule = |rule: &str| {
         let findings = report(&format!("{SHOP}{}", policy("", &format!("ingress: [{rule}]")))).findings.into_iter();
         let found = findings.filter(|it| it.rule == RuleId::OPEN_TO_EVERYONE);
         found.map(|it| (it.severity.name(), it.fix.expect("a fix").description)).collect::<Vec<_>>()
     };
-    let [omit, both] = [
+    let [omit_list, remove_or_omit] = [
         "omit `from` if every address is intended; otherwise add peers",
         "to allow no address, remove the rule; to allow every address, omit `from`",
     ];
-    assert_eq!(of("{from: [], ports: [{port: 8080}]}"), [("info", omit.to_owned())]);
+    assert_eq!(lint_rule("{from: [], ports: [{port: 8080}]}"), [("info", omit_list.to_owned())]);
     for rule in ["{from: []}", "{from: null}", "{from: [], ports: []}"] {
-        assert_eq!(of(rule), [("warning", both.to_owned())], "{rule}");
+        assert_eq!(lint_rule(rule), [("warning", remove_or_omit.to_owned())], "{rule}");
     }
 }
 
@@ -212,7 +214,7 @@ fn a_placeholder_is_not_the_name_of_a_namespace() {
 
 #[test]
 fn pods_without_any_rule_for_dns_are_listed_as_information() {
-    let of = |rules: &str| {
+    let lint_rules = |rules: &str| {
         let text = policy("", &format!("policyTypes: [Egress], egress: [{rules}]"));
         let findings = report(&format!("{SHOP}{text}")).findings.into_iter();
         let found = findings.filter(|finding| finding.rule == RuleId::DNS_DENIED);
@@ -220,14 +222,14 @@ fn pods_without_any_rule_for_dns_are_listed_as_information() {
     };
     let web = "{to: [{podSelector: {matchLabels: {app: web}}}], ports: [{port: 8080}]}";
     let message = "No rule allows pod shop/web to reach port 53 of any address.".to_owned();
-    assert_eq!(of(web), [("info", message)]);
+    assert_eq!(lint_rules(web), [("info", message)]);
     for dns in
         ["{ports: [{port: 53, protocol: UDP}]}", "{ports: [{port: dns, protocol: UDP}]}", "{to: [{podSelector: {}}]}"]
     {
-        assert_eq!(of(&format!("{web}, {dns}")), [], "{dns}");
+        assert_eq!(lint_rules(&format!("{web}, {dns}")), [], "{dns}");
     }
-    // Without rules for pods, the pod needs no names.
+    // A pod without rules for other pods probably needs no DNS names.
     for rules in ["", "{to: [{ipBlock: {cidr: 192.0.2.1/32}}], ports: [{port: 443}]}"] {
-        assert_eq!(of(rules), [], "{rules}");
+        assert_eq!(lint_rules(rules), [], "{rules}");
     }
 }

@@ -1,4 +1,4 @@
-//! Reads what only `netpol lint` uses.
+//! Records the parts of objects that only `netpol lint` uses.
 
 use k8s_openapi::api::core::v1 as core;
 use serde_json::Value;
@@ -8,10 +8,10 @@ use crate::manifest::{IGNORE_ANNOTATION, PodDetails, PolicySource, Template};
 use crate::model::{Labels, NamespaceName, PodKey, Policy};
 
 impl ObjectReader {
-    pub(super) fn record_policy_details(&mut self, location: &ObjectLocation<'_>, policy: &Policy, written: Value) {
+    pub(super) fn record_policy_details(&mut self, location: &ObjectLocation<'_>, policy: &Policy, original: Value) {
         if self.reads_workloads {
             let file = self.diagnostics.file();
-            let source = PolicySource::new(file, &self.text, written, location.tree, &location.root);
+            let source = PolicySource::new(file, &self.text, original, location.tree, &location.root);
             self.parsed.details.policies.insert(policy.key.clone(), source);
         }
     }
@@ -31,7 +31,7 @@ impl ObjectReader {
         }
     }
 
-    /// Records a service account that turns its token off.
+    /// Records a service account with `automountServiceAccountToken: false`.
     pub(super) fn record_account_details(&mut self, kind: &str, value: &Value) {
         if kind == "ServiceAccount" && value["automountServiceAccountToken"] == false && self.reads_workloads {
             let text = |key: &str| value["metadata"][key].as_str().filter(|text| !text.is_empty());
@@ -40,7 +40,8 @@ impl ObjectReader {
         }
     }
 
-    /// Reads the labels that a controller may give to the pods that it creates for an object.
+    /// Records the labels in the spec of a custom resource. Its controller may give these labels to the pods that the
+    /// controller creates.
     pub(super) fn record_template_details(&mut self, api_version: &str, kind: &str, value: &Value) {
         if self.reads_workloads && is_custom(api_version) {
             let namespace = value["metadata"]["namespace"].as_str().filter(|name| !name.is_empty());
@@ -54,7 +55,7 @@ impl ObjectReader {
     }
 }
 
-/// The depth to which labels are searched; those of a `ClusterServiceVersion` of OLM are at depth 8.
+/// The maximum depth at which labels are found. In a `ClusterServiceVersion` of OLM, labels are at depth 8.
 const MAX_DEPTH: usize = 12;
 
 /// Returns whether an API group is not one of Kubernetes.

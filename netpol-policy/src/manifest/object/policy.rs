@@ -12,7 +12,7 @@ use crate::model::{Diagnostic, Object, Policy, Severity};
 const MAX_REPLACED: usize = 64;
 
 impl ObjectReader {
-    /// Parses a policy. Invalid parts are replaced, one after the other.
+    /// Parses a policy. Invalid parts are replaced, one after the other, until the policy has no errors.
     pub(super) fn parse_policy(&mut self, location: &ObjectLocation<'_>, mut value: Value) {
         let original = if self.reads_workloads { value.clone() } else { Value::Null };
         let mut handled: Vec<FieldError> = Vec::new();

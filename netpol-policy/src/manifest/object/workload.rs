@@ -9,7 +9,7 @@ use crate::model::{Diagnostic, MAX_ORDINALS, Pod, PodKey, Workload, WorkloadKey,
 
 use super::{FieldPath, Located, ObjectLocation, ObjectReader};
 
-/// The fields of a workload that netpol uses, of all kinds.
+/// The fields that netpol uses, for all kinds of workloads.
 #[derive(Deserialize)]
 struct WorkloadObject {
     metadata: ObjectMeta,
@@ -42,8 +42,8 @@ struct Ordinals {
 
 impl ObjectReader {
     /// Parses a workload from its pod template.
-    pub(super) fn workload(&mut self, location: &ObjectLocation<'_>, kind: WorkloadKind, value: Value) {
-        let Some(WorkloadObject { metadata, mut spec }) = self.typed(location, value) else { return };
+    pub(super) fn read_workload(&mut self, location: &ObjectLocation<'_>, kind: WorkloadKind, value: Value) {
+        let Some(WorkloadObject { metadata, mut spec }) = self.deserialize_or_report(location, value) else { return };
         let (template, path) = match kind {
             WorkloadKind::CronJob => {
                 (spec.job_template.take().and_then(|job| job.spec.template), "spec.jobTemplate.spec.template")
@@ -54,13 +54,13 @@ impl ObjectReader {
             let path = path.split('.').fold(FieldPath::default(), |path, key| path.key(key));
             return self.report_ignored(location, &path, "is missing; the object is ignored");
         };
-        let details = template.spec.clone();
-        let (workload, diagnostics) = read(kind, &metadata, &spec, template);
-        self.record_pod_details(&workload.pod.key, details.as_ref());
-        let of_template =
+        let pod_spec = template.spec.clone();
+        let (workload, diagnostics) = parse(kind, &metadata, &spec, template);
+        self.record_pod_details(&workload.pod.key, pod_spec.as_ref());
+        let with_template_path =
             |diagnostic: Diagnostic| Diagnostic { field: format!("{path}.{}", diagnostic.field), ..diagnostic };
-        self.report_diagnostics(location, &diagnostics.into_iter().map(of_template).collect::<Vec<_>>());
-        if number(spec.replicas).is_some_and(|replicas| replicas > MAX_ORDINALS) && workload.ordinals.is_some() {
+        self.report_diagnostics(location, &diagnostics.into_iter().map(with_template_path).collect::<Vec<_>>());
+        if non_negative(spec.replicas).is_some_and(|replicas| replicas > MAX_ORDINALS) && workload.ordinals.is_some() {
             let message = format!("netpol evaluates only the first {MAX_ORDINALS} pods of a StatefulSet");
             self.warning(location, &FieldPath::default().key("spec").key("replicas"), &message);
         }
@@ -85,16 +85,19 @@ pub(super) fn expected_version(kind: &str, api_version: &str) -> Option<&'static
     }
 }
 
-/// Reads a workload. Returns it with diagnostics for invalid ports; their fields are relative to the template.
-fn read(
+/// Parses a workload. Returns the workload with diagnostics for invalid ports. The paths in these diagnostics start at
+/// the template.
+fn parse(
     kind: WorkloadKind,
     metadata: &ObjectMeta,
     spec: &WorkloadSpec,
     template: core::PodTemplateSpec,
 ) -> (Workload, Vec<Diagnostic>) {
     let key = WorkloadKey::new(kind, namespace(metadata), metadata.name.as_deref().unwrap_or_default());
-    let of_pod = ObjectMeta { namespace: Some(key.namespace.to_string()), ..template.metadata.unwrap_or_default() };
-    let (mut pod, diagnostics) = Pod::from_api(&core::Pod { metadata: of_pod, spec: template.spec, status: None });
+    let pod_metadata =
+        ObjectMeta { namespace: Some(key.namespace.to_string()), ..template.metadata.unwrap_or_default() };
+    let (mut pod, diagnostics) =
+        Pod::from_api(&core::Pod { metadata: pod_metadata, spec: template.spec, status: None });
     pod.key = PodKey::of_workload(&key);
     // Source: <https://kubernetes.io/docs/concepts/workloads/controllers/job/>, labels that the Job controller adds.
     if kind == WorkloadKind::Job {
@@ -103,15 +106,15 @@ fn read(
         }
     }
     let ordinals = (kind == WorkloadKind::StatefulSet).then(|| {
-        let first = spec.ordinals.as_ref().and_then(|ordinals| number(ordinals.start)).unwrap_or(0);
-        // A StatefulSet without replicas may get some.
-        first..first.saturating_add(number(spec.replicas).unwrap_or(1).clamp(1, MAX_ORDINALS))
+        let first = spec.ordinals.as_ref().and_then(|ordinals| non_negative(ordinals.start)).unwrap_or(0);
+        // A StatefulSet with 0 replicas is evaluated with one pod, because it may be scaled up later.
+        first..first.saturating_add(non_negative(spec.replicas).unwrap_or(1).clamp(1, MAX_ORDINALS))
     });
     (Workload { controller: controller(metadata), key, ordinals, pod }, diagnostics)
 }
 
-/// Returns a number that is not negative.
-fn number(value: Option<i64>) -> Option<u32> {
+/// Returns a number; `None` if it is negative.
+fn non_negative(value: Option<i64>) -> Option<u32> {
     value.and_then(|value| u32::try_from(value).ok())
 }
 

@@ -46,11 +46,11 @@ fn a_name_that_is_not_a_string_is_reported() {
 #[test]
 fn null_items_and_label_values_are_empty_as_in_the_api() {
     let parsed = policy("  podSelector: {matchLabels: {app: }}\n  ingress:\n  - ports: [null]");
-    let found = only_policy(&parsed);
-    let rules = found.ingress.as_ref().expect("it isolates for ingress");
+    let parsed_policy = only_policy(&parsed);
+    let rules = parsed_policy.ingress.as_ref().expect("it isolates for ingress");
     assert_eq!(parsed.errors.iter().map(|error| error.severity).collect::<Vec<_>>(), [Severity::Warning; 2]);
     assert!(matches!(rules[0].peers, Peers::Any) && !matches!(rules[0].ports, Ports::Any), "{rules:?}");
-    assert!(!found.pods.invalid && found.pods.requirements.len() == 1, "{:?}", found.pods);
+    assert!(!parsed_policy.pods.invalid && parsed_policy.pods.requirements.len() == 1, "{:?}", parsed_policy.pods);
     let parsed = policy("  podSelector: {}\n  ingress:\n  - from: [null]");
     assert!(
         matches!(&only_policy(&parsed).ingress.as_ref().expect("isolated")[0].peers, Peers::Of(peers) if peers.is_empty())
@@ -90,8 +90,8 @@ fn names_and_labels_that_the_api_server_rejects_are_reported() {
     let parsed = policy(
         "  podSelector: {matchLabels: {app@b: x}}\n  ingress: [{from: [{podSelector: {matchExpressions: [{key: a, operator: In, values: [\"b c\"]}]}}]}]",
     );
-    let found = only_policy(&parsed);
-    assert!(found.pods.invalid, "a selector that the API server rejects isolates every pod of the namespace");
+    let parsed_policy = only_policy(&parsed);
+    assert!(parsed_policy.pods.invalid, "a selector that the API server rejects isolates every pod of the namespace");
     let fields: Vec<_> = parsed.errors.iter().filter_map(|error| error.field.as_deref()).collect();
     assert!(fields.contains(&"spec.podSelector.matchLabels.app@b"), "{fields:?}");
     assert!(fields.contains(&"spec.ingress[0].from[0].podSelector.matchExpressions[0]"), "{fields:?}");

@@ -6,47 +6,47 @@ use k8s_openapi::api::networking::v1::IPBlock;
 use super::Diagnostics;
 use crate::model::IpBlock;
 
-/// Parses the block at `field`. Returns `None` if any part is invalid: without one of its excepts, a block would allow
-/// what its author excluded.
+/// Parses the block at `field`. Returns `None` if any part is invalid: without an invalid item of `except`, the block
+/// would allow addresses that its author excluded.
 pub(super) fn block(api: &IPBlock, field: &str, diagnostics: &mut Diagnostics) -> Option<IpBlock> {
-    let cidr = network(&api.cidr, &format!("{field}.cidr"), diagnostics);
+    let cidr = parse_network(&api.cidr, &format!("{field}.cidr"), diagnostics);
     let mut except = Vec::new();
     let mut valid = true;
     for (index, text) in api.except.iter().flatten().enumerate() {
         let field = format!("{field}.except[{index}]");
-        let Some(hole) = network(text, &field, diagnostics) else {
+        let Some(excluded) = parse_network(text, &field, diagnostics) else {
             valid = false;
             continue;
         };
         let Some(cidr) = cidr else { continue };
-        if !cidr.contains(&hole) {
+        if !cidr.contains(&excluded) {
             diagnostics
-                .error(field, format!("{hole} is not inside the block {cidr}; the whole ipBlock matches nothing"));
+                .error(field, format!("{excluded} is not inside the block {cidr}; the whole ipBlock matches nothing"));
             valid = false;
             continue;
         }
-        if hole == cidr {
+        if excluded == cidr {
             diagnostics.warning(field, format!("excludes the whole block {cidr}, so that the block matches nothing"));
         }
-        except.push(hole);
+        except.push(excluded);
     }
     except.sort();
     except.dedup();
     cidr.filter(|_| valid).map(|cidr| IpBlock { cidr, except })
 }
 
-/// Removes leading zeros from decimal numbers. Returns `None` if there are none. The API server ignores leading zeros; it
-/// does not read such numbers as octal.
+/// Removes leading zeros from the decimal numbers of a block. Returns `None` if there are none. The API server ignores
+/// leading zeros: it does not read such numbers as octal.
 ///
 /// Source: `ParseCIDRSloppy` in <https://github.com/kubernetes/utils/blob/master/net/parse.go>.
 fn without_leading_zeros(text: &str) -> Option<String> {
     let (address, length) = text.split_once('/')?;
     let decimal = |number: &str| {
-        let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        let is_decimal = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
         let significant = number.trim_start_matches('0');
-        if digits && significant.is_empty() {
+        if is_decimal && significant.is_empty() {
             "0".to_owned()
-        } else if digits {
+        } else if is_decimal {
             significant.to_owned()
         } else {
             number.to_owned()
@@ -58,11 +58,11 @@ fn without_leading_zeros(text: &str) -> Option<String> {
     } else {
         address.split('.').map(decimal).collect::<Vec<_>>().join(".")
     };
-    let plain = format!("{address}/{}", decimal(length));
-    (plain != text).then_some(plain)
+    let without_zeros = format!("{address}/{}", decimal(length));
+    (without_zeros != text).then_some(without_zeros)
 }
 
-fn network(text: &str, field: &str, diagnostics: &mut Diagnostics) -> Option<IpNet> {
+fn parse_network(text: &str, field: &str, diagnostics: &mut Diagnostics) -> Option<IpNet> {
     let parsed = text.parse::<IpNet>().ok().or_else(|| {
         let network = without_leading_zeros(text)?.parse().ok()?;
         diagnostics.warning(field, format!("{text} has leading zeros, which the API server ignores; write {network}"));

@@ -1,5 +1,5 @@
-//! Parses API objects into the model, with a `from_api` for each kind. These never fail: invalid or unsupported parts
-//! become a [`Diagnostic`] and match nothing.
+//! Parses API objects into the model, with a function `from_api` for each kind. These functions never fail: an invalid
+//! or unsupported part becomes a [`Diagnostic`] and matches nothing.
 
 mod block;
 mod mode;
@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use super::{Diagnostic, Selector, Severity};
 
-/// Parses a selector. An invalid one is marked as such.
+/// Parses a selector. An invalid selector is marked by [`Selector::invalid`].
 pub(super) fn label_selector(api: &LabelSelector) -> Selector {
     selector::selector(Some(api), "", &mut Diagnostics::default())
 }

@@ -1,4 +1,4 @@
-//! Annotations that stop enforcement. An invalid one never does.
+//! Annotations that stop enforcement. An invalid annotation never stops it.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -13,7 +13,7 @@ const MAX_VALUE: usize = 64;
 /// Maximum length of a reason, in characters.
 const MAX_REASON: usize = 256;
 
-/// Returns the mode in the annotation. With an invalid value, the policies are enforced.
+/// Returns the mode in the annotation. If its value is invalid, the policies are enforced.
 pub(super) fn mode(metadata: &ObjectMeta, diagnostics: &mut Diagnostics) -> Option<Mode> {
     let value = annotation(metadata, MODE_ANNOTATION)?;
     Some(Mode::from_name(value).unwrap_or_else(|| {
@@ -49,7 +49,7 @@ fn annotation<'m>(metadata: &'m ObjectMeta, name: &str) -> Option<&'m str> {
     metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }
 
-/// Returns the first characters of a value. An annotation may have 256 KiB.
+/// Returns the first characters of a value: the value of an annotation may have 256 KiB.
 fn shortened(value: &str) -> String {
     let mut characters = value.chars();
     let mut short: String = characters.by_ref().take(MAX_VALUE).collect();
@@ -65,11 +65,13 @@ fn field(annotation: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    //! sNN in the name of a test is an item of docs/semantics.md.
+
     use crate::manifest;
     use crate::model::{Mode, NamespaceModes, Object, PodWorkload, Timestamp};
 
     /// Returns the object of a manifest with this metadata, and its diagnostics as `field: message`.
-    fn read(kind: &str, metadata: &str) -> (Object, Vec<String>) {
+    fn parse_object(kind: &str, metadata: &str) -> (Object, Vec<String>) {
         let version = if kind == "NetworkPolicy" { "networking.k8s.io/v1" } else { "v1" };
         let spec = if kind == "NetworkPolicy" { ", spec: {podSelector: {}}" } else { "" };
         let text = format!("{{apiVersion: {version}, kind: {kind}, metadata: {{name: a, {metadata}}}{spec}}}");
@@ -83,7 +85,7 @@ mod tests {
     }
 
     fn modes(annotations: &str) -> (NamespaceModes, Vec<String>) {
-        match read("Namespace", &format!("annotations: {{{annotations}}}")) {
+        match parse_object("Namespace", &format!("annotations: {{{annotations}}}")) {
             (Object::Namespace(namespace), errors) => (namespace.modes, errors),
             (other, _) => panic!("{other:?}"),
         }
@@ -102,7 +104,7 @@ mod tests {
             ),
         ] {
             let expected_errors: Vec<&str> = if error.is_empty() { vec![] } else { vec![error] };
-            let (object, errors) = read("NetworkPolicy", &format!("annotations: {{netpol.io/mode: {value}}}"));
+            let (object, errors) = parse_object("NetworkPolicy", &format!("annotations: {{netpol.io/mode: {value}}}"));
             let Object::Policy(policy) = object else { panic!("{object:?}") };
             assert_eq!(
                 (policy.mode, &errors[..]),
@@ -116,7 +118,7 @@ mod tests {
 
     #[test]
     fn s44_an_invalid_time_suspends_nothing_and_is_reported() {
-        let (found, errors) = modes(
+        let (parsed_modes, errors) = modes(
             "netpol.io/suspended-until: '2026-11-29T18:00:00Z', netpol.io/suspend-cluster-until: tomorrow, \
              netpol.io/suspended-reason: incident 7",
         );
@@ -125,7 +127,7 @@ mod tests {
             reason: Some("incident 7".into()),
             ..NamespaceModes::default()
         };
-        assert_eq!((found, errors.len()), (expected, 1));
+        assert_eq!((parsed_modes, errors.len()), (expected, 1));
         assert!(
             errors[0].starts_with("metadata.annotations.netpol.io/suspend-cluster-until: `tomorrow` is not"),
             "{errors:?}"
@@ -139,7 +141,7 @@ mod tests {
         };
         let workload = |labels: &str, owners: &[String]| {
             let metadata = format!("labels: {{{labels}}}, ownerReferences: [{}]", owners.join(", "));
-            let (object, errors) = read("Pod", &metadata);
+            let (object, errors) = parse_object("Pod", &metadata);
             assert_eq!(errors, Vec::<String>::new());
             let Object::Pod(pod) = object else { panic!("{object:?}") };
             pod.workload.map(|PodWorkload { kind, name }| format!("{kind} {name}"))

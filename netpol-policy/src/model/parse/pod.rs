@@ -6,7 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::ports::{number, protocol};
+use super::ports::{port_number, protocol};
 use super::{Diagnostics, mode};
 use crate::model::{
     Diagnostic, HostPort, HostPorts, Labels, MIRROR_ANNOTATION, NAMESPACE_NAME_LABEL, NamedPort, Namespace, Node, Pod,
@@ -31,36 +31,40 @@ fn uid(metadata: &ObjectMeta) -> Option<Uid> {
     static_pod.or(metadata.uid.as_ref()).and_then(|text| Uid::parse(text))
 }
 
-/// Minimum number of digits in the name of a `CronJob`'s Job: its time in minutes since 1970.
-/// Source: `getJobName`, `pkg/controller/cronjob/utils.go` of Kubernetes.
+/// Minimum number of digits at the end of the name of a `CronJob`'s Job. The digits are the scheduled time of the Job
+/// in minutes since 1970. Source: `getJobName`, `pkg/controller/cronjob/utils.go` of Kubernetes.
 const CRON_JOB_DIGITS: usize = 8;
 
 /// Maximum length of an owner's name or kind in bytes: the length of the longest valid name of an object.
 const MAX_OWNER_NAME: usize = 253;
 
-/// Returns the object that controls a pod: the owner, or the owner's owner as far as its name shows. The owners
-/// themselves are not read.
+/// Returns the object that controls a pod: the owner with `controller: true`. If the name of this owner shows that a
+/// Deployment or `CronJob` created the owner, returns the Deployment or `CronJob`. The owner objects are not read.
 fn workload(metadata: &ObjectMeta) -> Option<PodWorkload> {
     let owner = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
     let (kind, name) = (owner.kind.as_str(), owner.name.as_str());
     let hash = || metadata.labels.as_ref()?.get("pod-template-hash");
-    let of = |kind: &str, name: &str| PodWorkload { kind: cut(kind).into(), name: cut(name).into() };
+    let workload_of =
+        |kind: &str, name: &str| PodWorkload { kind: truncated(kind).into(), name: truncated(name).into() };
     Some(match kind {
         // The ReplicaSet of a Deployment has the Deployment's name and the hash of the pod template.
         "ReplicaSet" => match hash().and_then(|hash| name.strip_suffix(hash.as_str())?.strip_suffix('-')) {
-            Some(deployment) if !deployment.is_empty() => of("Deployment", deployment),
-            _ => of(kind, name),
+            Some(deployment) if !deployment.is_empty() => workload_of("Deployment", deployment),
+            _ => workload_of(kind, name),
         },
         "Job" => match name.rsplit_once('-') {
-            Some((cron_job, time)) if is_cron_job_time(time) && !cron_job.is_empty() => of("CronJob", cron_job),
-            _ => of(kind, name),
+            Some((cron_job, time)) if is_cron_job_time(time) && !cron_job.is_empty() => {
+                workload_of("CronJob", cron_job)
+            }
+            _ => workload_of(kind, name),
         },
-        _ => of(kind, name),
+        _ => workload_of(kind, name),
     })
 }
 
-/// Cuts the name or kind of an owner. The API server does not limit their length, and each record of a flow has them.
-fn cut(text: &str) -> &str {
+/// Truncates the name or kind of an owner. The API server does not limit their length, and each flow record contains
+/// them.
+fn truncated(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_OWNER_NAME)]
 }
 
@@ -69,8 +73,8 @@ fn is_cron_job_time(text: &str) -> bool {
 }
 
 impl Namespace {
-    /// Parses a namespace. Sets `kubernetes.io/metadata.name`, as the API server does, whatever value the label has.
-    /// Returns it with diagnostics for invalid annotations of netpol.
+    /// Parses a namespace. Sets the label `kubernetes.io/metadata.name`, as the API server does; another value of this
+    /// label is replaced. Returns the namespace with diagnostics for invalid annotations of netpol.
     pub fn from_api(api: &core::Namespace) -> (Self, Vec<Diagnostic>) {
         let mut diagnostics = Diagnostics::default();
         let name: Arc<str> = name(&api.metadata).into();
@@ -81,7 +85,7 @@ impl Namespace {
 }
 
 impl Pod {
-    /// Parses a pod. Returns it with diagnostics for invalid addresses and ports, which are left out.
+    /// Parses a pod. Returns the pod with diagnostics for invalid addresses and ports, which are omitted.
     pub fn from_api(api: &core::Pod) -> (Self, Vec<Diagnostic>) {
         let mut diagnostics = Diagnostics::default();
         let spec = api.spec.as_ref();
@@ -111,7 +115,7 @@ impl Pod {
 fn addresses(status: &core::PodStatus, diagnostics: &mut Diagnostics) -> Vec<IpAddr> {
     let items = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());
     let mut result: Vec<IpAddr> = Vec::new();
-    for (field, text) in listed("podIP", items, status.pod_ip.as_deref()) {
+    for (field, text) in address_fields("podIP", items, status.pod_ip.as_deref()) {
         let Ok(address) = text.parse::<IpAddr>() else {
             diagnostics.error(field, format!("`{text}` is not an IP address"));
             continue;
@@ -135,8 +139,8 @@ fn addresses(status: &core::PodStatus, diagnostics: &mut Diagnostics) -> Vec<IpA
 
 fn host_addresses(status: &core::PodStatus, diagnostics: &mut Diagnostics) -> Vec<IpAddr> {
     let items = status.host_ips.iter().flatten().map(|ip| ip.ip.as_str());
-    let listed = listed("hostIP", items, status.host_ip.as_deref());
-    listed.into_iter().filter_map(|(field, text)| address(text, &field, diagnostics)).collect()
+    let fields = address_fields("hostIP", items, status.host_ip.as_deref());
+    fields.into_iter().filter_map(|(field, text)| parse_address(text, &field, diagnostics)).collect()
 }
 
 /// Returns why an address cannot be a pod's. Sources: the special-purpose registries of RFC 6890, RFC 4291 section
@@ -158,9 +162,13 @@ fn reserved_range(address: IpAddr) -> Option<&'static str> {
     }
 }
 
-/// Returns the addresses of a status as text, with their fields: from the list, or from the single field that old API
-/// servers set.
-fn listed<'t>(field: &str, items: impl Iterator<Item = &'t str>, single: Option<&'t str>) -> Vec<(String, &'t str)> {
+/// Returns the path and the text of each address in a status. The addresses are in a list (`podIPs`), or only in a
+/// single field (`podIP`), which old API servers set.
+fn address_fields<'t>(
+    field: &str,
+    items: impl Iterator<Item = &'t str>,
+    single: Option<&'t str>,
+) -> Vec<(String, &'t str)> {
     let mut texts: Vec<_> =
         items.enumerate().map(|(index, text)| (format!("status.{field}s[{index}].ip"), text)).collect();
     if texts.is_empty() {
@@ -170,7 +178,7 @@ fn listed<'t>(field: &str, items: impl Iterator<Item = &'t str>, single: Option<
     texts
 }
 
-pub(super) fn address(text: &str, field: &str, diagnostics: &mut Diagnostics) -> Option<IpAddr> {
+pub(super) fn parse_address(text: &str, field: &str, diagnostics: &mut Diagnostics) -> Option<IpAddr> {
     let address = text.parse::<IpAddr>().ok().map(|address| address.to_canonical());
     if address.is_none() {
         diagnostics.error(field, format!("`{text}` is not an IP address"));
@@ -199,7 +207,7 @@ fn ports(spec: &core::PodSpec, diagnostics: &mut Diagnostics) -> (Vec<NamedPort>
                 continue;
             }
             let protocol = protocol(api.protocol.as_deref(), &field, diagnostics);
-            let port = number(api.container_port, &format!("{field}.containerPort"), diagnostics);
+            let port = port_number(api.container_port, &format!("{field}.containerPort"), diagnostics);
             let (Some(protocol), Some(port)) = (protocol, port) else { continue };
             named.extend(name.map(|name| NamedPort { name: name.into(), protocol, port }));
             if has_host_port {
@@ -219,23 +227,23 @@ fn host_port(
 ) -> Option<HostPort> {
     let host_ip = api.host_ip.as_deref().filter(|text| !text.is_empty());
     let address = match host_ip {
-        Some(text) => Some(address(text, &format!("{field}.hostIP"), diagnostics)?),
+        Some(text) => Some(parse_address(text, &format!("{field}.hostIP"), diagnostics)?),
         None => None,
     };
-    let port = number(api.host_port?, &format!("{field}.hostPort"), diagnostics)?;
+    let port = port_number(api.host_port?, &format!("{field}.hostPort"), diagnostics)?;
     Some(HostPort { address, protocol, port, container_port })
 }
 
 impl Node {
-    /// Parses a node. Returns it with diagnostics for invalid addresses. Addresses of types other than `InternalIP` and
-    /// `ExternalIP` are host names.
+    /// Parses a node. Returns the node with diagnostics for invalid addresses. Addresses of types other than
+    /// `InternalIP` and `ExternalIP` are host names and are omitted.
     pub fn from_api(api: &core::Node) -> (Self, Vec<Diagnostic>) {
         let mut diagnostics = Diagnostics::default();
         let listed = api.status.iter().flat_map(|status| status.addresses.iter().flatten()).enumerate();
         let addresses = listed
             .filter(|(_, listed)| matches!(listed.type_.as_str(), "InternalIP" | "ExternalIP"))
             .filter_map(|(index, listed)| {
-                address(&listed.address, &format!("status.addresses[{index}].address"), &mut diagnostics)
+                parse_address(&listed.address, &format!("status.addresses[{index}].address"), &mut diagnostics)
             })
             .collect();
         (Self { name: name(&api.metadata).into(), addresses }, diagnostics.0)
@@ -249,7 +257,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kind_and_the_name_of_an_owner_are_cut() {
+    fn the_kind_and_the_name_of_an_owner_are_truncated() {
         let workload = |length: usize| {
             let text = "é".repeat(length);
             let owner =

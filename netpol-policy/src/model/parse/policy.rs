@@ -9,8 +9,8 @@ use super::{Diagnostics, mode, pod};
 use crate::model::{Peer, Peers, Policy, PolicyKey, Rule};
 
 impl Policy {
-    /// Parses a policy. This never fails: invalid parts are listed in [`Policy::diagnostics`] and match nothing, and the
-    /// policy still isolates.
+    /// Parses a policy. This never fails: invalid parts are listed in [`Policy::diagnostics`] and match nothing. The
+    /// policy still isolates the pods that it selects.
     pub fn from_api(api: &NetworkPolicy) -> Self {
         let mut diagnostics = Diagnostics::default();
         let absent = NetworkPolicySpec::default();
@@ -22,7 +22,7 @@ impl Policy {
         if pods.invalid {
             diagnostics.error("spec.podSelector", "is invalid; the policy isolates every pod of the namespace");
         }
-        let isolates = isolates(spec, &mut diagnostics);
+        let isolated = isolated_directions(spec, &mut diagnostics);
         let ingress: Vec<Rule> = spec
             .ingress
             .iter()
@@ -53,10 +53,10 @@ impl Policy {
                 )
             })
             .collect();
-        for (isolated, rules, name, direction) in
-            [(isolates.ingress, &ingress, "ingress", "Ingress"), (isolates.egress, &egress, "egress", "Egress")]
+        for (is_isolated, rules, name, direction) in
+            [(isolated.ingress, &ingress, "ingress", "Ingress"), (isolated.egress, &egress, "egress", "Egress")]
         {
-            if !isolated && !rules.is_empty() {
+            if !is_isolated && !rules.is_empty() {
                 diagnostics.warning(
                     format!("spec.{name}"),
                     format!("has rules that have no effect, because policyTypes does not list {direction}"),
@@ -68,39 +68,43 @@ impl Policy {
             mode,
             key: PolicyKey::new(pod::namespace(&api.metadata), pod::name(&api.metadata)),
             pods,
-            ingress: isolates.ingress.then_some(ingress),
-            egress: isolates.egress.then_some(egress),
+            ingress: isolated.ingress.then_some(ingress),
+            egress: isolated.egress.then_some(egress),
             diagnostics: diagnostics.0,
         }
     }
 }
 
-struct Isolates {
+/// The directions in which a policy isolates the pods that it selects.
+struct IsolatedDirections {
     ingress: bool,
     egress: bool,
 }
 
-/// Returns `policyTypes`, with the defaults of the API server.
-fn isolates(spec: &NetworkPolicySpec, diagnostics: &mut Diagnostics) -> Isolates {
+/// Returns the directions in `policyTypes`, with the defaults of the API server.
+fn isolated_directions(spec: &NetworkPolicySpec, diagnostics: &mut Diagnostics) -> IsolatedDirections {
     let types = spec.policy_types.as_deref().unwrap_or_default();
     if types.is_empty() {
-        return Isolates { ingress: true, egress: spec.egress.as_ref().is_some_and(|rules| !rules.is_empty()) };
+        return IsolatedDirections {
+            ingress: true,
+            egress: spec.egress.as_ref().is_some_and(|rules| !rules.is_empty()),
+        };
     }
-    let mut isolates = Isolates { ingress: false, egress: false };
+    let mut isolated = IsolatedDirections { ingress: false, egress: false };
     for (index, name) in types.iter().enumerate() {
         match name.as_str() {
-            "Ingress" => isolates.ingress = true,
-            "Egress" => isolates.egress = true,
+            "Ingress" => isolated.ingress = true,
+            "Egress" => isolated.egress = true,
             unknown => {
                 diagnostics.error(
                     format!("spec.policyTypes[{index}]"),
                     format!("unknown policy type `{unknown}`; write Ingress or Egress. Until then both directions are isolated"),
                 );
-                return Isolates { ingress: true, egress: true };
+                return IsolatedDirections { ingress: true, egress: true };
             }
         }
     }
-    isolates
+    isolated
 }
 
 fn parse_rule(

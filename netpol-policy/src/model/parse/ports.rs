@@ -6,20 +6,22 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::Diagnostics;
 use crate::model::{PortMatch, PortRange, Ports, Protocol};
 
-/// Parses the ports at `field`. Invalid items are left out.
+/// Parses the ports at `field`. Invalid items are omitted.
 pub(super) fn ports(api: Option<&[NetworkPolicyPort]>, field: &str, diagnostics: &mut Diagnostics) -> Ports {
     let items = api.unwrap_or_default();
     if items.is_empty() {
         return Ports::Any;
     }
-    let valid =
-        items.iter().enumerate().filter_map(|(index, item)| port(item, &format!("{field}[{index}]"), diagnostics));
+    let valid = items
+        .iter()
+        .enumerate()
+        .filter_map(|(index, item)| port_match(item, &format!("{field}[{index}]"), diagnostics));
     Ports::Of(valid.collect())
 }
 
-fn port(api: &NetworkPolicyPort, field: &str, diagnostics: &mut Diagnostics) -> Option<PortMatch> {
+fn port_match(api: &NetworkPolicyPort, field: &str, diagnostics: &mut Diagnostics) -> Option<PortMatch> {
     let protocol = protocol(api.protocol.as_deref(), field, diagnostics);
-    let range = range(api, field, diagnostics);
+    let range = port_range(api, field, diagnostics);
     Some(PortMatch { protocol: protocol?, port: range? })
 }
 
@@ -35,7 +37,7 @@ pub(super) fn protocol(name: Option<&str>, field: &str, diagnostics: &mut Diagno
     protocol
 }
 
-fn range(api: &NetworkPolicyPort, field: &str, diagnostics: &mut Diagnostics) -> Option<PortRange> {
+fn port_range(api: &NetworkPolicyPort, field: &str, diagnostics: &mut Diagnostics) -> Option<PortRange> {
     let port_field = format!("{field}.port");
     let end_field = format!("{field}.endPort");
     match (&api.port, api.end_port) {
@@ -52,11 +54,11 @@ fn range(api: &NetworkPolicyPort, field: &str, diagnostics: &mut Diagnostics) ->
                 );
                 return None;
             }
-            named(name, &port_field, diagnostics)
+            port_name(name, &port_field, diagnostics)
         }
         (Some(IntOrString::Int(first)), end) => {
-            let first = number(*first, &port_field, diagnostics);
-            let last = end.map_or(first, |end| number(end, &end_field, diagnostics));
+            let first = port_number(*first, &port_field, diagnostics);
+            let last = end.map_or(first, |end| port_number(end, &end_field, diagnostics));
             let (first, last) = (first?, last?);
             if last < first {
                 diagnostics.error(end_field, format!("{last} is less than `port` {first}; swap them"));
@@ -68,7 +70,7 @@ fn range(api: &NetworkPolicyPort, field: &str, diagnostics: &mut Diagnostics) ->
 }
 
 /// Parses a port number.
-pub(super) fn number(value: i32, field: &str, diagnostics: &mut Diagnostics) -> Option<u16> {
+pub(super) fn port_number(value: i32, field: &str, diagnostics: &mut Diagnostics) -> Option<u16> {
     let port = u16::try_from(value).ok().filter(|&port| port != 0);
     if port.is_none() {
         diagnostics.error(field, format!("{value} is not a port; ports are 1 to 65535"));
@@ -76,7 +78,7 @@ pub(super) fn number(value: i32, field: &str, diagnostics: &mut Diagnostics) -> 
     port
 }
 
-fn named(name: &str, field: &str, diagnostics: &mut Diagnostics) -> Option<PortRange> {
+fn port_name(name: &str, field: &str, diagnostics: &mut Diagnostics) -> Option<PortRange> {
     if name.parse::<u16>().is_ok() {
         diagnostics.error(
             field,
@@ -84,7 +86,7 @@ fn named(name: &str, field: &str, diagnostics: &mut Diagnostics) -> Option<PortR
         );
         return None;
     }
-    // Source: <https://www.rfc-editor.org/rfc/rfc6335#section-5.1>. Kubernetes requires it for port names.
+    // Source: <https://www.rfc-editor.org/rfc/rfc6335#section-5.1>. Kubernetes requires this syntax for port names.
     let well_formed = (1..=15).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
         && name.bytes().any(|byte| byte.is_ascii_lowercase());

@@ -8,8 +8,8 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::Diagnostics;
-use super::pod::{address, name, namespace};
-use super::ports::{number, protocol};
+use super::pod::{name, namespace, parse_address};
+use super::ports::{port_number, protocol};
 use crate::model::{
     Diagnostic, EndpointSlice, RequestedFamilies, Service, ServiceKey, ServicePort, SliceEndpoint, SliceKey, SlicePort,
     TargetPort,
@@ -19,10 +19,10 @@ use crate::model::{
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 impl Service {
-    /// Parses a Service. Returns it with diagnostics for invalid addresses and ports, which are left out.
+    /// Parses a Service. Returns the Service with diagnostics for invalid addresses and ports, which are omitted.
     ///
     /// kube-proxy ignores a Service that is an `ExternalName`, is headless or has no cluster IP yet. Such a Service has
-    /// no addresses; connections to its name are evaluated by the resolved address.
+    /// no addresses here. Connections to its DNS name are evaluated by the resolved address.
     pub fn from_api(api: &core::Service) -> (Self, Vec<Diagnostic>) {
         let mut diagnostics = Diagnostics::default();
         let key = ServiceKey::new(namespace(&api.metadata), name(&api.metadata));
@@ -57,11 +57,13 @@ fn requested_families(api: &core::Service) -> Option<RequestedFamilies> {
     if cluster_ips.any(|text| !text.is_empty()) {
         return None;
     }
-    let both = matches!(spec.ip_family_policy.as_deref(), Some("PreferDualStack" | "RequireDualStack"));
-    let requests = |family: &str| both || spec.ip_families.iter().flatten().any(|requested| requested == family);
+    let is_dual_stack = matches!(spec.ip_family_policy.as_deref(), Some("PreferDualStack" | "RequireDualStack"));
+    let requests =
+        |family: &str| is_dual_stack || spec.ip_families.iter().flatten().any(|requested| requested == family);
     Some(RequestedFamilies { v4: requests("IPv4"), v6: requests("IPv6") })
 }
 
+/// Returns whether kube-proxy handles the Service: it has a cluster IP and is not an `ExternalName`.
 fn is_proxied(api: &core::Service) -> bool {
     let Some(spec) = &api.spec else { return false };
     let mut cluster_ips = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
@@ -88,14 +90,15 @@ fn addresses(api: &core::Service, diagnostics: &mut Diagnostics) -> Vec<IpAddr> 
         Some((format!("status.loadBalancer.ingress[{index}].ip"), ingress.ip.as_deref()?))
     }));
     let non_empty = texts.into_iter().filter(|(_, text)| !matches!(*text, "" | "None"));
-    let mut addresses: Vec<IpAddr> = non_empty.filter_map(|(field, text)| address(text, &field, diagnostics)).collect();
+    let mut addresses: Vec<IpAddr> =
+        non_empty.filter_map(|(field, text)| parse_address(text, &field, diagnostics)).collect();
     addresses.sort_unstable();
     addresses.dedup();
     addresses
 }
 
 fn service_port(api: &core::ServicePort, field: &str, diagnostics: &mut Diagnostics) -> Option<ServicePort> {
-    let port = number(api.port, &format!("{field}.port"), diagnostics)?;
+    let port = port_number(api.port, &format!("{field}.port"), diagnostics)?;
     Some(ServicePort {
         name: api.name.as_deref().unwrap_or_default().into(),
         protocol: protocol(api.protocol.as_deref(), field, diagnostics)?,
@@ -103,19 +106,20 @@ fn service_port(api: &core::ServicePort, field: &str, diagnostics: &mut Diagnost
         target: match &api.target_port {
             None | Some(IntOrString::Int(0)) => TargetPort::Number(port),
             Some(IntOrString::Int(target)) => {
-                TargetPort::Number(number(*target, &format!("{field}.targetPort"), diagnostics)?)
+                TargetPort::Number(port_number(*target, &format!("{field}.targetPort"), diagnostics)?)
             }
             Some(IntOrString::String(name)) => TargetPort::Name(name.as_str().into()),
         },
         node_port: match api.node_port {
             None | Some(0) => None,
-            Some(port) => Some(number(port, &format!("{field}.nodePort"), diagnostics)?),
+            Some(port) => Some(port_number(port, &format!("{field}.nodePort"), diagnostics)?),
         },
     })
 }
 
 impl EndpointSlice {
-    /// Parses a slice. Returns it with diagnostics. A slice with `addressType: FQDN` has no endpoints here.
+    /// Parses a slice. Returns the slice with diagnostics. The endpoints of a slice with `addressType: FQDN` are
+    /// omitted: they are DNS names.
     pub fn from_api(api: &discovery::EndpointSlice) -> (Self, Vec<Diagnostic>) {
         let mut diagnostics = Diagnostics::default();
         let labels = api.metadata.labels.as_ref();
@@ -135,12 +139,12 @@ impl EndpointSlice {
     }
 }
 
-/// Parses a port. A port without a number means all ports; no Service has such a port.
+/// Parses a port. Returns `None` for a port without a number: it means all ports, and no Service has such a port.
 fn slice_port(api: &discovery::EndpointPort, field: &str, diagnostics: &mut Diagnostics) -> Option<SlicePort> {
     Some(SlicePort {
         name: api.name.as_deref().unwrap_or_default().into(),
         protocol: protocol(api.protocol.as_deref(), field, diagnostics)?,
-        port: number(api.port?, &format!("{field}.port"), diagnostics)?,
+        port: port_number(api.port?, &format!("{field}.port"), diagnostics)?,
     })
 }
 
@@ -151,6 +155,6 @@ fn slice_endpoints(api: &discovery::Endpoint, field: &str, diagnostics: &mut Dia
     let draining = serving && condition(|conditions| conditions.terminating).unwrap_or(false);
     let listed = api.addresses.iter().enumerate();
     let addresses =
-        listed.filter_map(|(index, text)| address(text, &format!("{field}.addresses[{index}]"), diagnostics));
+        listed.filter_map(|(index, text)| parse_address(text, &format!("{field}.addresses[{index}]"), diagnostics));
     addresses.map(|address| SliceEndpoint { address, ready, draining }).collect()
 }

@@ -1,4 +1,5 @@
 //! Tests of parsing pods, Services and slices from manifests.
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::net::IpAddr;
 
@@ -6,7 +7,7 @@ use crate::manifest;
 use crate::model::{EndpointSlice, Object, Pod, Service, SliceEndpoint};
 
 /// Returns the only object of a manifest, and its diagnostics.
-fn read(text: &str) -> (Object, Vec<String>) {
+fn parse_only_object(text: &str) -> (Object, Vec<String>) {
     let mut parsed = manifest::parse(text, "f");
     let errors = parsed.errors.iter().map(|error| {
         let field = error.field.as_deref().unwrap_or_default();
@@ -19,7 +20,7 @@ fn read(text: &str) -> (Object, Vec<String>) {
 
 fn pod(spec: &str, status: &str) -> (Pod, Vec<String>) {
     let text = format!("{{apiVersion: v1, kind: Pod, metadata: {{name: a}}, spec: {spec}, status: {status}}}");
-    match read(&text) {
+    match parse_only_object(&text) {
         (Object::Pod(pod), errors) => (pod, errors),
         (other, _) => panic!("{other:?}"),
     }
@@ -27,7 +28,7 @@ fn pod(spec: &str, status: &str) -> (Pod, Vec<String>) {
 
 fn service(spec: &str, status: &str) -> (Service, Vec<String>) {
     let text = format!("{{apiVersion: v1, kind: Service, metadata: {{name: a}}, spec: {spec}, status: {status}}}");
-    match read(&text) {
+    match parse_only_object(&text) {
         (Object::Service(service), errors) => (service, errors),
         (other, _) => panic!("{other:?}"),
     }
@@ -38,7 +39,7 @@ fn slice(fields: &str) -> (EndpointSlice, Vec<String>) {
         "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice,
            metadata: {{name: a-x1, labels: {{kubernetes.io/service-name: a}}}}, {fields}}}"
     );
-    match read(&text) {
+    match parse_only_object(&text) {
         (Object::Slice(slice), errors) => (slice, errors),
         (other, _) => panic!("{other:?}"),
     }
@@ -65,8 +66,8 @@ fn host_ports_are_at_node_addresses_or_at_their_host_ip() {
         initContainers: [
             {name: sidecar, image: x, restartPolicy: Always, ports: [{containerPort: 90, hostPort: 8090, hostIP: 0.0.0.0}]},
             {name: init, image: x, ports: [{containerPort: 91, hostPort: 8091}]}]}";
-    let both = "{hostIP: 192.0.2.1, hostIPs: [{ip: 192.0.2.1}, {ip: '2001:db8::1'}]}";
-    let (with_host_ports, errors) = pod(spec, both);
+    let dual_stack_node = "{hostIP: 192.0.2.1, hostIPs: [{ip: 192.0.2.1}, {ip: '2001:db8::1'}]}";
+    let (with_host_ports, errors) = pod(spec, dual_stack_node);
     assert_eq!(errors, [""; 0]);
     assert_eq!(
         frontends(&with_host_ports),
@@ -174,8 +175,9 @@ fn a_service_has_ports_and_node_ports() {
     );
     let (external_name_ports, _) = ports(&format!("{{type: ExternalName, externalName: example.org, {listed}}}"));
     assert_eq!(external_name_ports[1], ":80/TCP None");
-    let (some, errors) = ports("{clusterIP: 10.96.0.7, ports: [{port: 0}, {port: 80, protocol: http}, {port: 81}]}");
-    assert_eq!(some, [":81/TCP None"]);
+    let (valid_ports, errors) =
+        ports("{clusterIP: 10.96.0.7, ports: [{port: 0}, {port: 80, protocol: http}, {port: 81}]}");
+    assert_eq!(valid_ports, [":81/TCP None"]);
     assert_eq!(
         errors,
         [
@@ -249,14 +251,14 @@ fn a_slice_has_the_same_ports_for_all_endpoints() {
 
 #[test]
 fn fqdn_slices_and_slices_without_endpoints_have_no_backends() {
-    let (names, errors) = slice("addressType: FQDN, endpoints: [{addresses: [example.org]}], ports: [{port: 80}]");
-    assert_eq!((names.endpoints.len(), errors), (0, Vec::new()));
+    let (fqdn_slice, errors) = slice("addressType: FQDN, endpoints: [{addresses: [example.org]}], ports: [{port: 80}]");
+    assert_eq!((fqdn_slice.endpoints.len(), errors), (0, Vec::new()));
     let (empty, errors) = slice("addressType: IPv4, endpoints: null, ports: null");
     assert_eq!((empty.endpoints.len(), empty.ports.len(), errors), (0, 0, Vec::new()));
     let text =
         "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: a}, addressType: IPv4, endpoints: []}";
-    let (Object::Slice(unowned), _) = read(text) else { panic!("a slice") };
-    assert_eq!(unowned.service, None);
+    let (Object::Slice(without_service), _) = parse_only_object(text) else { panic!("a slice") };
+    assert_eq!(without_service.service, None);
 }
 
 #[test]

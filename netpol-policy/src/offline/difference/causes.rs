@@ -40,19 +40,19 @@ pub enum Reason {
     AddressFamilies,
 }
 
-/// The end by its pod, the cluster and the direction.
+/// A pod, the index of the cluster, and the direction.
 pub(super) type IsolatingKey = (crate::model::PodKey, usize, Direction);
 
-/// One side of a pair: the end with the policies, and the other one.
+/// One side of a connection: the policies of one end in one direction, and the other end.
 #[derive(Clone, Copy)]
-struct SideOf<'e> {
+struct PolicySide<'e> {
     own: &'e DifferenceEnd,
     other: &'e DifferenceEnd,
     direction: Direction,
 }
 
 impl Comparison<'_, '_> {
-    /// Returns the causes of a change, by its number.
+    /// Returns the causes of a change. `change`: the number of the [`PortChange`].
     pub(super) fn causes(&mut self, from: &DifferenceEnd, to: &DifferenceEnd, change: u32) -> Vec<Cause> {
         for end in [from, to] {
             let reason = match end.presence {
@@ -69,21 +69,21 @@ impl Comparison<'_, '_> {
             if own.is_outside() {
                 continue;
             }
-            let side = SideOf { own, other, direction };
+            let side = PolicySide { own, other, direction };
             let [before, now] = [OLD, NEW].map(|cluster| self.side_ports(side, cluster));
-            let newly = allowed.difference(&before[0]);
-            let no_longer = denied.difference(&now[1]);
+            let newly_allowed = allowed.difference(&before[0]);
+            let newly_denied = denied.difference(&now[1]);
             let mut reasons = Vec::new();
-            if !newly.is_empty() {
-                reasons.push(self.reason(side, [NEW, OLD], &newly));
+            if !newly_allowed.is_empty() {
+                reasons.push(self.reason(side, [NEW, OLD], &newly_allowed));
             }
-            if !no_longer.is_empty() {
-                reasons.push(self.reason(side, [OLD, NEW], &no_longer));
+            if !newly_denied.is_empty() {
+                reasons.push(self.reason(side, [OLD, NEW], &newly_denied));
             }
-            let is_open = [before, now]
+            let has_unknown = [before, now]
                 .iter()
                 .any(|[allowed, possible]| !possible.difference(allowed).intersection(&unknown).is_empty());
-            if is_open {
+            if has_unknown {
                 reasons.push(self.unknown_reason(side));
             }
             causes.extend(reasons.into_iter().map(|reason| Cause { side: Some(direction), reason }));
@@ -94,15 +94,16 @@ impl Comparison<'_, '_> {
         causes
     }
 
-    fn side_ports(&mut self, SideOf { own, other, direction }: SideOf<'_>, cluster: usize) -> [PortSet; 2] {
+    /// Returns the ports that a side allows in a cluster, and the ports that it allows or that are unknown.
+    fn side_ports(&mut self, PolicySide { own, other, direction }: PolicySide<'_>, cluster: usize) -> [PortSet; 2] {
         let (from, to) = if direction == Direction::Egress { (own, other) } else { (other, own) };
         let Some((from, to)) = from.ids[cluster].zip(to.ids[cluster]) else { return Default::default() };
         let ids = self.reachability.side_between(from, to, direction);
         self.reachability.ports(ids).map(Clone::clone)
     }
 
-    /// Returns why a side allows ports in the first of two clusters, but not in the second one.
-    fn reason(&mut self, side: SideOf<'_>, [allowing, denying]: [usize; 2], ports: &PortSet) -> Reason {
+    /// Returns why a side allows ports in the cluster `allowing`, but not in the cluster `denying`.
+    fn reason(&mut self, side: PolicySide<'_>, [allowing, denying]: [usize; 2], ports: &PortSet) -> Reason {
         let is_new = allowing == NEW;
         if self.isolating(side, allowing).is_empty() {
             let policies = self.isolating(side, denying).to_vec();
@@ -119,14 +120,15 @@ impl Comparison<'_, '_> {
     }
 
     /// Returns the policies that isolate the pods of a side, in one cluster.
-    fn isolating(&mut self, side: SideOf<'_>, cluster: usize) -> &[PolicyKey] {
+    fn isolating(&mut self, side: PolicySide<'_>, cluster: usize) -> &[PolicyKey] {
         let Some(pod) = &side.own.pods[cluster] else { return &[] };
         let key = (pod.clone(), cluster, side.direction);
         let reachability = &self.reachability;
         self.isolating.entry(key).or_insert_with(|| reachability.isolating(cluster, pod, side.direction))
     }
 
-    fn unknown_reason(&self, side: SideOf<'_>) -> Reason {
+    /// Returns why ports of a side are unknown.
+    fn unknown_reason(&self, side: PolicySide<'_>) -> Reason {
         let mut names = Vec::new();
         for cluster in [OLD, NEW] {
             let offline = self.reachability.cluster(cluster);

@@ -1,4 +1,4 @@
-//! The ends of both clusters, joined by workload.
+//! Matches the ends of the old and the new cluster by workload.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,23 +6,23 @@ use super::{NEW, OLD};
 use crate::model::{NamespaceName, PodKey};
 use crate::offline::{AddressSet, EndId, Reachability, UnitKey, units};
 
-/// The cluster in which workloads exist.
+/// Which of the two clusters has a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Presence {
-    /// In both.
+    /// The old and the new cluster.
     Both,
-    /// Only in the old one.
+    /// Only the old cluster.
     Removed,
-    /// Only in the new one.
+    /// Only the new cluster.
     Added,
 }
 
 /// What an end stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Members {
-    /// Workloads and pods of one namespace.
+    /// Workloads, and pods without a workload, of one namespace.
     Units(NamespaceName, Vec<UnitKey>),
-    /// Addresses outside of pods.
+    /// Addresses that no pod has.
     Addresses(AddressSet),
 }
 
@@ -36,17 +36,18 @@ impl Members {
     }
 }
 
-/// Workloads or addresses with the same changes with every other end.
+/// Workloads or addresses. Their connections with every other end change in the same way.
 #[derive(Clone, Debug)]
 pub struct DifferenceEnd {
     /// The workloads or addresses.
     pub members: Members,
-    /// Where they exist.
+    /// Which clusters have them.
     pub presence: Presence,
+    /// Their end in each cluster.
     pub(super) ids: [Option<EndId>; 2],
-    /// A pod that stands for all of them, in each cluster.
+    /// A pod of theirs in each cluster. All their pods are evaluated as this pod.
     pub(super) pods: [Option<PodKey>; 2],
-    /// Whether there is a connection of the end to itself that is not hairpin traffic.
+    /// Whether the end has two pods, so that there is a connection within the end that is not hairpin traffic.
     pub(super) has_second_pod: bool,
 }
 
@@ -63,14 +64,14 @@ impl DifferenceEnd {
 
 type ClassKey = (NamespaceName, Presence, [Option<EndId>; 2]);
 
-/// The members of a class, and the pods that stand for it.
+/// Workloads with the same end in the old cluster and the same end in the new cluster, and their pods in each cluster.
 #[derive(Default)]
 struct Class {
     units: BTreeSet<UnitKey>,
     pods: [BTreeSet<PodKey>; 2],
 }
 
-/// Joins the workloads of both clusters, and the addresses outside of them.
+/// Matches the workloads of both clusters. Returns them with the addresses that no pod has.
 pub(super) fn joined(reachability: &Reachability<'_>) -> Vec<DifferenceEnd> {
     let [old, new] = [OLD, NEW].map(|cluster| units(reachability.cluster(cluster)));
     let keys: BTreeSet<&UnitKey> = old.keys().chain(new.keys()).collect();
@@ -82,7 +83,7 @@ pub(super) fn joined(reachability: &Reachability<'_>) -> Vec<DifferenceEnd> {
             [true, _] => Presence::Added,
             _ => Presence::Both,
         };
-        for pair in pairs(reachability, pods) {
+        for pair in old_and_new_pods(reachability, pods) {
             let id = |cluster: usize| pair[cluster].and_then(|pod| reachability.end_of(cluster, pod));
             let key = (unit.namespace().clone(), presence, [id(OLD), id(NEW)]);
             let class = classes.entry(key).or_default();
@@ -112,19 +113,23 @@ pub(super) fn joined(reachability: &Reachability<'_>) -> Vec<DifferenceEnd> {
     ends
 }
 
-/// Pairs the old and new pods of a workload: those with the same name, and the others with each of the other cluster
-/// that differs.
-fn pairs<'p>(reachability: &Reachability<'_>, [old, new]: [&'p [PodKey]; 2]) -> Vec<[Option<&'p PodKey>; 2]> {
+/// Pairs the old pods of a workload with its new pods. A pod that is in both clusters is paired with itself. Of the
+/// other pods, each old end is paired with each new end.
+fn old_and_new_pods<'p>(
+    reachability: &Reachability<'_>,
+    [old, new]: [&'p [PodKey]; 2],
+) -> Vec<[Option<&'p PodKey>; 2]> {
     let names: BTreeSet<&PodKey> = old.iter().collect();
-    let both: Vec<&PodKey> = new.iter().filter(|pod| names.contains(*pod)).collect();
+    let in_both: Vec<&PodKey> = new.iter().filter(|pod| names.contains(*pod)).collect();
     let others = |pods: &'p [PodKey], cluster: usize| {
-        let left: Vec<&PodKey> = pods.iter().filter(|pod| !both.contains(pod)).collect();
+        let only_here: Vec<&PodKey> = pods.iter().filter(|pod| !in_both.contains(pod)).collect();
         let all = pods.iter().collect();
-        // If only one cluster has other pods, all pods of the other cluster are their predecessors or successors.
-        distinct(reachability, cluster, if left.is_empty() { all } else { left })
+        // If all pods of this cluster are also in the other cluster, each pod that only the other cluster has is paired
+        // with all pods of this cluster.
+        one_pod_per_end(reachability, cluster, if only_here.is_empty() { all } else { only_here })
     };
-    let has_others = old.len() > both.len() || new.len() > both.len();
-    let mut found: Vec<[Option<&PodKey>; 2]> = both.iter().map(|pod| [Some(*pod), Some(*pod)]).collect();
+    let has_others = old.len() > in_both.len() || new.len() > in_both.len();
+    let mut found: Vec<[Option<&PodKey>; 2]> = in_both.iter().map(|pod| [Some(*pod), Some(*pod)]).collect();
     if !has_others {
         return found;
     }
@@ -137,8 +142,8 @@ fn pairs<'p>(reachability: &Reachability<'_>, [old, new]: [&'p [PodKey]; 2]) -> 
     found
 }
 
-/// Returns one pod of each end.
-fn distinct<'p>(reachability: &Reachability<'_>, cluster: usize, pods: Vec<&'p PodKey>) -> Vec<&'p PodKey> {
+/// Returns one pod of each end that these pods belong to.
+fn one_pod_per_end<'p>(reachability: &Reachability<'_>, cluster: usize, pods: Vec<&'p PodKey>) -> Vec<&'p PodKey> {
     let mut by_end: BTreeMap<Option<EndId>, &PodKey> = BTreeMap::new();
     for pod in pods {
         by_end.entry(reachability.end_of(cluster, pod)).or_insert(pod);

@@ -1,4 +1,7 @@
-//! Which connections two versions of a cluster allow differently: exact, for all pods, addresses and ports.
+//! Compares two versions of a cluster: which connections have another verdict in the new version, and why. The result
+//! is exact, for all pods, addresses and ports.
+//!
+//! An end is a class of pods or addresses that have the same ports with every other end (see `reachability`).
 
 mod causes;
 mod ends;
@@ -16,7 +19,7 @@ use crate::explain::Verdict;
 use crate::offline::intern::Interner;
 use crate::offline::{EndId, OfflineCluster, PortIds, PortSet, Reachability};
 
-/// The ports of two ends with another verdict than before.
+/// The ports at which the verdict on connections between two ends changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortChange {
     /// Denied before, allowed now.
@@ -27,27 +30,30 @@ pub struct PortChange {
     pub unknown: PortSet,
 }
 
-/// The ports of one source and one destination that change, and why.
+/// How the ports from one source to one destination change, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct PairChange {
+    /// The source and the destination, as indices of [`Difference::ends`].
     from: usize,
     to: usize,
+    /// The number of the [`PortChange`].
     change: u32,
+    /// The number of the list of [`Cause`]s.
     causes: u32,
 }
 
 /// All changes between two clusters.
 #[derive(Debug)]
 pub struct Difference {
-    /// Pods and addresses; [`Row`]s refer to them by index.
+    /// Pods and addresses. [`Row`]s refer to them by index.
     pub ends: Vec<DifferenceEnd>,
-    /// The changes, by destination.
+    /// The changes, sorted by destination.
     pub rows: Vec<Row>,
-    /// The changes of connections through Services with other backends.
+    /// The changes of connections through Services that have other backends than before.
     pub services: Vec<ServiceChange>,
 }
 
-/// The old and the new cluster in a [`Reachability`].
+/// The indices of the old and the new cluster in a [`Reachability`].
 const OLD: usize = 0;
 const NEW: usize = 1;
 
@@ -68,9 +74,11 @@ impl Difference {
 struct Comparison<'c, 'e> {
     reachability: Reachability<'c>,
     ends: &'e [DifferenceEnd],
-    /// The isolating policies of each end in both clusters and directions, once they were needed.
+    /// A cache of the policies that isolate an end, in one cluster and one direction.
     isolating: HashMap<causes::IsolatingKey, Vec<crate::model::PolicyKey>>,
-    by_ids: HashMap<(PortIds, PortIds, bool), Option<u32>>,
+    /// A cache of the results of [`Comparison::change`], by the old ports, the new ports, and whether unknown ports may
+    /// have another verdict than before.
+    changes_by_ports: HashMap<(PortIds, PortIds, bool), Option<u32>>,
     changes: Interner<PortChange>,
     causes: Interner<Vec<Cause>>,
 }
@@ -81,13 +89,13 @@ impl<'c, 'e> Comparison<'c, 'e> {
             reachability,
             ends,
             isolating: HashMap::new(),
-            by_ids: HashMap::new(),
+            changes_by_ports: HashMap::new(),
             changes: Interner::default(),
             causes: Interner::default(),
         }
     }
 
-    /// Compares all pairs with an end that is not the same in both clusters.
+    /// Compares all pairs of a source and a destination, unless both ends are the same in the two clusters.
     fn pairs(&mut self) -> Vec<PairChange> {
         let mut found = Vec::new();
         for (to, destination) in self.ends.iter().enumerate() {
@@ -107,20 +115,21 @@ impl<'c, 'e> Comparison<'c, 'e> {
         found
     }
 
-    /// Returns the ports between two ends in one cluster; none if an end does not exist there.
+    /// Returns the ports between two ends in one cluster. No ports if the cluster does not have both ends.
     fn ports(&mut self, from: &DifferenceEnd, to: &DifferenceEnd, cluster: usize) -> PortIds {
         let ends = from.ids[cluster].zip(to.ids[cluster]);
         ends.and_then(|(from, to)| self.reachability.between(from, to)).unwrap_or(PortIds::NONE)
     }
 
+    /// Returns the number of the [`PortChange`] between two ends; `None` if nothing changes.
     fn change(&mut self, from: &DifferenceEnd, to: &DifferenceEnd, [old, new]: [PortIds; 2]) -> Option<u32> {
         if old == new && !old.has_unknown() {
             return None;
         }
-        let is_open = old.has_unknown() && new.has_unknown();
-        let may_differ = is_open && self.unknown_differs(from, to);
-        if let Some(known) = self.by_ids.get(&(old, new, may_differ)) {
-            return *known;
+        let are_unknown = old.has_unknown() && new.has_unknown();
+        let may_differ = are_unknown && self.unknown_differs(from, to);
+        if let Some(cached) = self.changes_by_ports.get(&(old, new, may_differ)) {
+            return *cached;
         }
         let [allowed_before, possible_before] = self.reachability.ports(old);
         let [allowed_now, possible_now] = self.reachability.ports(new);
@@ -135,11 +144,11 @@ impl<'c, 'e> Comparison<'c, 'e> {
             unknown: any_unknown,
         };
         let number = (change != PortChange::default()).then(|| self.changes.number(change));
-        self.by_ids.insert((old, new, may_differ), number);
+        self.changes_by_ports.insert((old, new, may_differ), number);
         number
     }
 
-    /// Returns whether ports that are unknown before and now may have another verdict than before.
+    /// Returns whether ports that were unknown, and still are, may have another verdict than before.
     fn unknown_differs(&self, from: &DifferenceEnd, to: &DifferenceEnd) -> bool {
         let ids = |cluster: usize| from.ids[cluster].zip(to.ids[cluster]);
         let (Some(old), Some(new)) = (ids(OLD), ids(NEW)) else { return true };
@@ -148,13 +157,13 @@ impl<'c, 'e> Comparison<'c, 'e> {
 }
 
 impl Difference {
-    /// Returns whether a connection is allowed or denied that was not before.
+    /// Returns whether a connection that was denied is allowed, or the reverse.
     pub fn is_definite(&self) -> bool {
         let known = |verdicts: &[Verdict; 2]| !verdicts.contains(&Verdict::Unknown);
         self.rows.iter().any(Row::is_definite) || self.services.iter().any(|service| service.sources.keys().any(known))
     }
 
-    /// Returns whether the verdict on a connection is unknown, before or now, and may have changed.
+    /// Returns whether a verdict that was or is unknown may have changed.
     pub fn has_unknown(&self) -> bool {
         let unknown = |verdicts: &[Verdict; 2]| verdicts.contains(&Verdict::Unknown);
         self.rows.iter().any(|row| !row.change.unknown.is_empty())
@@ -163,18 +172,19 @@ impl Difference {
 }
 
 impl Row {
-    /// Returns whether a port is allowed or denied that was not before.
+    /// Returns whether a port that was denied is allowed, or the reverse.
     fn is_definite(&self) -> bool {
         !self.change.allowed.is_empty() || !self.change.denied.is_empty()
     }
 }
 
-/// The ends of a pair in one cluster.
+/// The source and the destination in one cluster.
 type Pair = (EndId, EndId);
 
 impl Reachability<'_> {
-    /// Returns whether the unknown ports of two pairs may have different verdicts: the policies that are not evaluated or
-    /// the rules with unknown addresses differ, or the ends do.
+    /// Returns whether the unknown ports of the old pair and the new pair may have different verdicts. That is so if
+    /// other policies are not evaluated, if other rules depend on unknown addresses, or if such policies and rules
+    /// apply to other remote addresses.
     fn unknown_differs(&self, old: Pair, new: Pair) -> bool {
         let sides = [(old.0, old.1, new.0, new.1), (old.1, old.0, new.1, new.0)];
         let directions = [netpol_common::Direction::Egress, netpol_common::Direction::Ingress];

@@ -1,11 +1,13 @@
-//! Changes as rows: sources with the same change share a row, and so do destinations with the same rows.
+//! Groups changes into rows: sources with the same change to a destination share a row, and destinations with equal
+//! rows share them.
 
 use std::collections::BTreeMap;
 
 use super::{Cause, DifferenceEnd, PairChange, PortChange};
 use crate::offline::intern::Interner;
 
-/// A change of all connections from some ends to some ends. A connection of a single pod to itself is not included.
+/// A change of the connections from each source to each destination of the row. The connection of a single pod to
+/// itself does not change, even if the pod is a source and a destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     /// The sources: indices of [`super::Difference::ends`].
@@ -21,7 +23,7 @@ pub struct Row {
 /// The sources of one destination, by change and causes.
 type Sources = BTreeMap<(u32, u32), Vec<usize>>;
 
-/// Groups the changes of pairs, which are sorted by destination.
+/// Groups the changes of pairs into rows. The pairs are sorted by destination.
 pub(super) fn grouped(
     ends: &[DifferenceEnd],
     pairs: &[PairChange],
@@ -56,7 +58,8 @@ pub(super) fn grouped(
     rows
 }
 
-/// Adds a single pod to its most frequent change, so that the pods of a namespace can share a row.
+/// Adds a destination that is a single pod to the sources of its most frequent change. Without this, each pod of a
+/// namespace would have all other pods as sources, but not itself, and no two pods could share a row.
 fn add_itself(pod: usize, sources: &mut Sources) {
     if let Some(most) = sources.values_mut().filter(|from| from.len() > 1).max_by_key(|from| from.len()) {
         most.push(pod);

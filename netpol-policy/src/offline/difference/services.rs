@@ -1,4 +1,5 @@
-//! Services with other backends than before: their connections change, even if those of the pods do not.
+//! Services that have other backends than before. Connections through such a Service can change even if connections to
+//! pods do not change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,10 +11,10 @@ use crate::model::{Protocol, ServiceKey};
 use crate::offline::{EndId, OfflineCluster, UnitKey};
 use crate::reference::End;
 
-/// What a Service sends connections to.
+/// A backend: where a Service sends connections.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ServiceBackend {
-    /// A workload, or a pod without one.
+    /// A workload, or a pod without a workload.
     Unit(UnitKey),
     /// An address that is not that of a pod.
     Address(IpAddr),
@@ -28,10 +29,10 @@ impl fmt::Display for ServiceBackend {
     }
 }
 
-/// Backends with their ports.
+/// Backends with their target ports.
 pub type ServiceBackends = BTreeSet<(ServiceBackend, u16)>;
 
-/// A port of a Service with other backends than before, and with another verdict for some pods.
+/// A port of a Service that has other backends than before, so that some pods get another verdict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceChange {
     /// The Service.
@@ -40,18 +41,19 @@ pub struct ServiceChange {
     pub protocol: Protocol,
     /// The port of the Service.
     pub port: u16,
-    /// The backends before and now; none if there was or is no such port.
+    /// The backends before and now; empty in a cluster that does not have the port.
     pub backends: [ServiceBackends; 2],
-    /// The sources with another verdict, by the verdicts before and now: indices of [`super::Difference::ends`].
+    /// The sources that get another verdict, by the verdicts before and now. Sources are indices of
+    /// [`super::Difference::ends`].
     pub sources: BTreeMap<[Verdict; 2], Vec<usize>>,
 }
 
 /// A port of a Service.
 type PortKey = (ServiceKey, Protocol, u16);
-/// The backends of each port.
-type Ports = BTreeMap<PortKey, BTreeSet<(End, u16)>>;
+/// The backends of each port, with their target ports.
+type BackendsByPort = BTreeMap<PortKey, BTreeSet<(End, u16)>>;
 
-fn ports(cluster: &OfflineCluster) -> Ports {
+fn backends_by_port(cluster: &OfflineCluster) -> BackendsByPort {
     let services = cluster.state().services.values();
     let ports = services.flat_map(|service| {
         service
@@ -62,7 +64,8 @@ fn ports(cluster: &OfflineCluster) -> Ports {
     ports.collect()
 }
 
-fn names(cluster: &OfflineCluster, backends: &BTreeSet<(End, u16)>) -> ServiceBackends {
+/// Replaces pods by their workloads.
+fn named_backends(cluster: &OfflineCluster, backends: &BTreeSet<(End, u16)>) -> ServiceBackends {
     let name = |(end, port): &(End, u16)| match end {
         End::Pod(pod) => Some((ServiceBackend::Unit(UnitKey::of(cluster, pod)), *port)),
         End::Address(address) => Some((ServiceBackend::Address(*address), *port)),
@@ -72,17 +75,17 @@ fn names(cluster: &OfflineCluster, backends: &BTreeSet<(End, u16)>) -> ServiceBa
 }
 
 impl Comparison<'_, '_> {
-    /// Compares the connections of pods through each Service with other backends. Pods that exist in one cluster only are
-    /// left out.
+    /// Compares the connections of pods through each Service that has other backends than before. Omits pods that only
+    /// one of the clusters has.
     pub(super) fn services(&mut self) -> Vec<ServiceChange> {
         let clusters = [OLD, NEW].map(|cluster| self.reachability.cluster(cluster));
-        let [old, new] = clusters.map(ports);
+        let [old, new] = clusters.map(backends_by_port);
         let keys: BTreeSet<&PortKey> = old.keys().chain(new.keys()).collect();
         let none = BTreeSet::new();
         let mut changes = Vec::new();
         for key in keys {
             let backends = [&old, &new].map(|ports| ports.get(key).unwrap_or(&none));
-            let named = [names(clusters[OLD], backends[OLD]), names(clusters[NEW], backends[NEW])];
+            let named = [named_backends(clusters[OLD], backends[OLD]), named_backends(clusters[NEW], backends[NEW])];
             if named[OLD] == named[NEW] {
                 continue;
             }
@@ -106,7 +109,7 @@ impl Comparison<'_, '_> {
             if source.ids.contains(&None) {
                 continue;
             }
-            let verdicts = [OLD, NEW].map(|cluster| self.through(source, backends[cluster], *protocol, cluster));
+            let verdicts = [OLD, NEW].map(|cluster| self.verdict_on_all(source, backends[cluster], *protocol, cluster));
             if verdicts[OLD] != verdicts[NEW] {
                 sources.entry(verdicts).or_default().push(index);
             }
@@ -114,8 +117,9 @@ impl Comparison<'_, '_> {
         sources
     }
 
-    /// Returns the verdict on connections to all of these backends; without any, no connection is possible.
-    fn through(
+    /// Returns the verdict on connections to all of these backends. Without backends, the verdict is `Deny`, because no
+    /// connection is possible.
+    fn verdict_on_all(
         &mut self,
         source: &DifferenceEnd,
         backends: &BTreeSet<(End, u16)>,

@@ -1,4 +1,4 @@
-//! The changes between random clusters, compared with the reference in both of them.
+//! Compares the changes between two random clusters with the verdicts of the reference evaluator in each of them.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ fn cluster(policies: &[Policy], pods: &[Pod]) -> OfflineCluster {
     crate::offline::reachability::tests::cluster(policies, pods)
 }
 
-/// The changes of each pair of pods without a workload, and of addresses, as `(from, to) → row`.
+/// Returns the row of each pair `(from, to)` of pods without a workload, or addresses.
 fn by_pair(difference: &Difference) -> BTreeMap<(String, String), &Row> {
     let names = |index: &usize| match &difference.ends[*index].members {
         Members::Units(_, units) => units.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -76,9 +76,9 @@ proptest! {
             let cases = [protocol::TCP, protocol::UDP, protocol::SCTP].into_iter();
             for (protocol, port) in cases.flat_map(|protocol| PORTS.map(|port| (protocol, port))) {
                 let [before, now] = [&old, &new].map(|cluster| allows(cluster, &from.1, &to.1, protocol, port));
-                let of = Protocol::from_number(protocol).expect("a protocol with ports");
+                let with_ports = Protocol::from_number(protocol).expect("a protocol with ports");
                 let found = change.map(|row| &row.change);
-                let has = |set: fn(&super::PortChange) -> &crate::offline::PortSet| found.is_some_and(|it| set(it).contains(of, port));
+                let has = |set: fn(&super::PortChange) -> &crate::offline::PortSet| found.is_some_and(|it| set(it).contains(with_ports, port));
                 let actual = (has(|it| &it.allowed), has(|it| &it.denied), has(|it| &it.unknown));
                 prop_assert_eq!(actual, (!before && now, before && !now, false), "{} to {} at {} {}", from.0, to.0, protocol, port);
             }
@@ -105,7 +105,8 @@ fn difference(old: &str, new: &str) -> Difference {
     Difference::new(&old, &new)
 }
 
-/// `api: +TCP 80 -… ?…` for each row with the name of its first destination, and its causes.
+/// Describes each row as `web -> api: +TCP 80 -none ?none by ingress api[0]`: sources, destinations, the ports that are
+/// now allowed, denied or unknown, and the causes.
 fn summary(difference: &Difference) -> Vec<String> {
     let name = |index: usize| match &difference.ends[index].members {
         Members::Units(_, units) => units.iter().map(UnitKey::short_name).collect::<Vec<_>>().join(","),

@@ -1,4 +1,4 @@
-//! Ends of connections: what decides the ports between two of them.
+//! Ends of connections, with everything that decides at which ports two ends can connect.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,39 +14,39 @@ use crate::offline::intern::Interner;
 use crate::offline::{AddressSet, OfflineCluster, is_placeholder};
 use crate::reference::{self, Remote};
 
-/// The policies of a pod in one direction.
+/// A side: the policies of a pod in one direction.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Side {
     /// The numbers of the rules in [`OfflineCluster::state`], sorted; `None`: no policy isolates the pod.
     pub(super) rules: Option<Vec<u32>>,
-    /// The same in [`OfflineCluster::at_most`].
+    /// The numbers of the rules in [`OfflineCluster::at_most`], sorted; `None` as above.
     pub(super) possible_rules: Option<Vec<u32>>,
-    /// The contents of the policies that are not evaluated and may change the verdict, sorted.
+    /// The hashes of the policies that netpol does not evaluate and that may change the verdict, sorted.
     pub(super) unevaluated: Vec<u64>,
 }
 
-/// What peers and port names of rules match at an address.
+/// A class of addresses: what peers and port names in rules match at these addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct AddressClass {
-    /// A bit for each condition.
+    /// A bit for each condition, set if the condition matches.
     conditions: Vec<u64>,
-    /// The named ports of the pod with this address, as far as a rule names them, sorted.
-    pub(super) names: Vec<NamedPort>,
+    /// Those named ports of the pod with this address that an egress rule refers to by name, sorted.
+    pub(super) named_ports: Vec<NamedPort>,
 }
 
-/// A pod, or addresses outside of pods. Equal ends have the same ports with each other end.
+/// An end: pods, or addresses that no pod has. Two pods with equal values belong to the same end.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct EndClass {
-    /// The numbers of the sides, as [`Direction::BOTH`]; `None` if no policy can apply.
+    /// The numbers of the sides, in the order of [`Direction::BOTH`]; `None` if no policy can apply.
     pub(super) sides: Option<[u32; 2]>,
-    /// The numbers of the classes of its IPv4 and IPv6 address.
+    /// The numbers of the address classes of the IPv4 address and of the IPv6 address.
     pub(super) addresses: [Option<u32>; 2],
-    /// A pod that shares an address with another pod: its key and addresses, because its traffic to itself and to the
-    /// other pod is an exception.
+    /// The key and the addresses of a pod that shares an address with another pod. Such a pod is an end of its own,
+    /// because its egress policies do not apply to its own addresses.
     pub(super) shared: Option<(PodKey, Vec<IpAddr>)>,
 }
 
-/// The values of all clusters, each with a number.
+/// Everything that has a number, from all clusters.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Values {
     pub(super) conditions: Interner<Condition>,
@@ -54,8 +54,8 @@ pub(super) struct Values {
     pub(super) sides: Interner<Side>,
     pub(super) addresses: Interner<AddressClass>,
     pub(super) ends: Interner<EndClass>,
-    /// The names of ports in egress rules.
-    names: BTreeSet<(Protocol, Arc<str>)>,
+    /// The port names in egress rules.
+    port_names: BTreeSet<(Protocol, Arc<str>)>,
 }
 
 /// A cluster with compiled policies.
@@ -63,7 +63,7 @@ pub(super) struct Values {
 pub(super) struct CompiledCluster<'c> {
     pub(super) cluster: &'c OfflineCluster,
     pub(super) policies: BTreeMap<PolicyKey, CompiledPolicy>,
-    /// Those of [`OfflineCluster::at_most`], if it has any.
+    /// The policies in [`OfflineCluster::at_most`], if the cluster has this state.
     at_most: Option<BTreeMap<PolicyKey, CompiledPolicy>>,
 }
 
@@ -73,7 +73,7 @@ impl<'c> CompiledCluster<'c> {
         let at_most = cluster.at_most().map(|state| compile(state, &mut values.conditions));
         for rules in policies.values().chain(at_most.iter().flat_map(BTreeMap::values)) {
             let egress = rules[Direction::Egress as usize].iter().flatten();
-            values.names.extend(egress.flat_map(|rule| rule.names.iter().cloned()));
+            values.port_names.extend(egress.flat_map(|rule| rule.port_names.iter().cloned()));
         }
         Self { cluster, policies, at_most }
     }
@@ -81,13 +81,13 @@ impl<'c> CompiledCluster<'c> {
     /// Returns the pods that policies can select, with the numbers of their ends.
     pub(super) fn pods(&self, values: &mut Values) -> BTreeMap<PodKey, u32> {
         let state = self.cluster.state();
-        let (mut by_labels, mut blocks) = (HashMap::new(), HashMap::new());
+        let (mut by_labels, mut by_address) = (HashMap::new(), HashMap::new());
         let mut found = BTreeMap::new();
         for pod in state.pods.values().filter(|pod| pod.is_selectable() && !pod.addresses.is_empty()) {
             let sides = Direction::BOTH.map(|direction| self.side(pod, direction, values));
             let mut addresses = [None, None];
             for address in &pod.addresses {
-                let class = class_of(state, *address, values, &mut by_labels, &mut blocks);
+                let class = cached_address_class(state, *address, values, &mut by_labels, &mut by_address);
                 addresses[usize::from(address.is_ipv6())].get_or_insert(class);
             }
             let is_shared = pod.addresses.iter().any(|address| {
@@ -106,8 +106,8 @@ impl<'c> CompiledCluster<'c> {
             reference::isolating(self.cluster.state(), pod, direction).map(|policy| &policy.key).collect();
         let named: &[NamedPort] = if direction == Direction::Ingress { &pod.ports } else { &[] };
         let mut rules_in = |policies: &BTreeMap<PolicyKey, CompiledPolicy>| {
-            let of = |key: &&PolicyKey| policies.get(*key).and_then(|policy| policy[direction as usize].as_ref());
-            let rules = isolating.iter().filter_map(of).flatten();
+            let rules_of = |key: &&PolicyKey| policies.get(*key).and_then(|policy| policy[direction as usize].as_ref());
+            let rules = isolating.iter().filter_map(rules_of).flatten();
             let mut numbers: Vec<u32> = rules
                 .map(|rule| match direction {
                     Direction::Ingress => values.rules.number(rule.resolved_at(named)),
@@ -127,36 +127,38 @@ impl<'c> CompiledCluster<'c> {
     }
 }
 
-type ByLabels = HashMap<(NamespaceName, Labels), Vec<u64>>;
-type ByBlocks = HashMap<IpAddr, Vec<u64>>;
+/// The bits of the conditions on pods, by namespace and labels of a pod.
+type BitsByLabels = HashMap<(NamespaceName, Labels), Vec<u64>>;
+/// The bits of the conditions on blocks, by address.
+type BitsByAddress = HashMap<IpAddr, Vec<u64>>;
 
 /// Returns the number of the class of an address in a state.
-pub(super) fn class_at(state: &ClusterState, address: IpAddr, values: &mut Values) -> u32 {
-    class_of(state, address, values, &mut HashMap::new(), &mut HashMap::new())
+pub(super) fn address_class(state: &ClusterState, address: IpAddr, values: &mut Values) -> u32 {
+    cached_address_class(state, address, values, &mut HashMap::new(), &mut HashMap::new())
 }
 
-/// Returns the number of the class of an address in a state, with what is known from other addresses.
-fn class_of(
+/// Returns the number of the class of an address in a state. `by_labels` and `by_address` are caches.
+fn cached_address_class(
     state: &ClusterState,
     address: IpAddr,
     values: &mut Values,
-    by_labels: &mut ByLabels,
-    by_blocks: &mut ByBlocks,
+    by_labels: &mut BitsByLabels,
+    by_address: &mut BitsByAddress,
 ) -> u32 {
     let remote = Remote::of(state, address);
     let mut conditions =
-        by_blocks.entry(address).or_insert_with(|| matching_blocks(&values.conditions, address)).clone();
-    let mut names = Vec::new();
+        by_address.entry(address).or_insert_with(|| matching_blocks(&values.conditions, address)).clone();
+    let mut named_ports = Vec::new();
     if let Some(pod) = remote.pod {
         let key = (pod.key.namespace.clone(), pod.labels.clone());
         let of_labels = by_labels.entry(key).or_insert_with(|| matching_pods(&values.conditions, state, pod));
         conditions.iter_mut().zip(of_labels).for_each(|(all, matching)| *all |= *matching);
-        let is_used = |port: &&NamedPort| values.names.contains(&(port.protocol, port.name.clone()));
-        names = pod.ports.iter().filter(is_used).cloned().collect();
-        names.sort_unstable();
-        names.dedup();
+        let is_used = |port: &&NamedPort| values.port_names.contains(&(port.protocol, port.name.clone()));
+        named_ports = pod.ports.iter().filter(is_used).cloned().collect();
+        named_ports.sort_unstable();
+        named_ports.dedup();
     }
-    values.addresses.number(AddressClass { conditions, names })
+    values.addresses.number(AddressClass { conditions, named_ports })
 }
 
 /// Returns the bits of the conditions that hold.
@@ -182,19 +184,19 @@ fn matching_pods(conditions: &Interner<Condition>, state: &ClusterState, pod: &P
 }
 
 impl AddressClass {
-    /// Returns whether the peers of a rule match.
+    /// Returns whether the peers of a rule match the addresses of this class.
     pub(super) fn matches(&self, rule: &CompiledRule) -> bool {
         let holds = |number: &u32| self.conditions[*number as usize / 64] & (1 << (*number % 64)) != 0;
         rule.peers.as_ref().is_none_or(|peers| peers.iter().any(holds))
     }
 }
 
-/// Addresses that are not those of pods and have the same ports with every pod.
+/// Addresses that no pod has. All of them have the same ports with every pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutsideAddresses {
-    /// The addresses, without those of pods and Services among them.
+    /// The addresses. The set may include addresses of pods and Services, which do not belong to this end.
     pub addresses: AddressSet,
-    /// One that is not that of a pod or Service.
+    /// An address of the set that no pod and no Service has.
     pub example: IpAddr,
     pub(super) end: u32,
 }
@@ -205,7 +207,7 @@ const FAMILIES: [IpNet; 2] = [
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
 ];
 
-/// Splits all addresses at the blocks of all policies. Leaves out families without a pod.
+/// Splits all addresses at the edges of the blocks in all policies. Omits families without a pod.
 pub(super) fn outside(states: &[&ClusterState], inside: &AddressSet, values: &mut Values) -> Vec<OutsideAddresses> {
     let mut parts: BTreeMap<u32, Vec<(IpAddr, IpAddr)>> = BTreeMap::new();
     let pods = || states.iter().flat_map(|state| state.pods.values()).filter(|pod| pod.is_selectable());
@@ -214,9 +216,9 @@ pub(super) fn outside(states: &[&ClusterState], inside: &AddressSet, values: &mu
         addresses.any(|address| address.is_ipv4() == family.addr().is_ipv4())
     };
     let all = AddressSet::of(FAMILIES.into_iter().filter(has_pod));
-    for (first, last) in all.split_at(nets(&values.conditions)) {
+    for (first, last) in all.split_at(blocks_and_exceptions(&values.conditions)) {
         let conditions = matching_blocks(&values.conditions, first);
-        let class = values.addresses.number(AddressClass { conditions, names: Vec::new() });
+        let class = values.addresses.number(AddressClass { conditions, named_ports: Vec::new() });
         let addresses = if first.is_ipv4() { [Some(class), None] } else { [None, Some(class)] };
         let end = values.ends.number(EndClass { sides: None, addresses, shared: None });
         parts.entry(end).or_default().push((first, last));
@@ -230,7 +232,7 @@ pub(super) fn outside(states: &[&ClusterState], inside: &AddressSet, values: &mu
 }
 
 /// Returns the addresses of pods and Services, and all placeholders.
-pub(super) fn of_the_cluster(states: &[&ClusterState]) -> AddressSet {
+pub(super) fn addresses_inside(states: &[&ClusterState]) -> AddressSet {
     let pods = states.iter().flat_map(|state| state.pods.values()).filter(|pod| pod.is_selectable());
     let services = states.iter().flat_map(|state| state.services.values());
     let services = services.flat_map(|service| service.addresses.iter().copied());
@@ -239,12 +241,12 @@ pub(super) fn of_the_cluster(states: &[&ClusterState]) -> AddressSet {
 }
 
 /// Returns the blocks of the conditions, and their exceptions.
-fn nets(conditions: &Interner<Condition>) -> impl Iterator<Item = &IpNet> {
+fn blocks_and_exceptions(conditions: &Interner<Condition>) -> impl Iterator<Item = &IpNet> {
     let blocks = conditions.iter().filter_map(|condition| match condition {
         Condition::Block(block) => Some(block),
         Condition::PodsOf(..) | Condition::Pods(..) => None,
     });
     let nets = blocks.flat_map(|block| std::iter::once(&block.cidr).chain(&block.except));
-    // Blocks for placeholders are not of the input.
+    // Blocks of placeholders are not in the input.
     nets.filter(|net| !is_placeholder(net.addr()))
 }

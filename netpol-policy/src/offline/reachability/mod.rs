@@ -1,12 +1,18 @@
-//! Which ends can connect at which ports: exact, for all pods, addresses and ports.
+//! Computes at which ports any source can connect to any destination. The result is exact, for all pods, addresses and
+//! ports.
+//!
+//! An **end** is a class of pods, or of addresses that no pod has. All members of an end have the same rules and match
+//! the same conditions. So the ports between two ends are computed once for all of their members. A **side** is the
+//! policies of a pod in one direction. A connection must be allowed by two sides: egress at its source and ingress at
+//! its destination.
 //!
 //! ```text
-//! policies ─► rules: conditions with numbers ─► ends: pods and addresses with equal conditions and rules are one end
-//!                                                 └► for each two ends: the set of ports, computed once
+//! policies ─► rules: a number for each condition ─► ends: a number for each set of rules and matching conditions
+//!                                                     └► for each pair of ends: the set of ports
 //! ```
 //!
-//! Several clusters can share the numbers, so that an end with the same number in two clusters has the same rules and
-//! matches the same conditions in both.
+//! Several clusters can be compiled with the same numbers. Then an end that has the same number in two clusters has the
+//! same rules and matches the same conditions in both clusters.
 
 mod ends;
 mod rules;
@@ -28,11 +34,11 @@ use crate::offline::intern::Interner;
 use crate::offline::{AddressSet, OfflineCluster, PortSet};
 use crate::reference::{self, RuleRef};
 
-/// A class of pods or addresses with the same ports with every other end.
+/// The number of an end: a class of pods or addresses that have the same ports with every other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndId(u32);
 
-/// Two sets of ports, as numbers: those that are allowed, and those that are allowed or unknown.
+/// The numbers of two port sets: the allowed ports, and the ports that are allowed or unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortIds {
     allowed: u32,
@@ -59,8 +65,9 @@ pub struct Reachability<'c> {
     inside: AddressSet,
     values: Values,
     sets: Interner<PortSet>,
-    /// By the side, the direction and the class of the remote address.
-    of_sides: HashMap<(u32, Direction, u32), PortIds>,
+    /// The ports that a side allows, by the side, the direction and the class of the remote address.
+    ports_of_sides: HashMap<(u32, Direction, u32), PortIds>,
+    /// The intersection of two port sets, by their numbers in ascending order.
     intersections: HashMap<(u32, u32), u32>,
 }
 
@@ -71,12 +78,13 @@ impl<'c> Reachability<'c> {
         let clusters: Vec<_> = clusters.iter().map(|cluster| CompiledCluster::new(cluster, &mut values)).collect();
         let pods = clusters.iter().map(|cluster| cluster.pods(&mut values)).collect();
         let states: Vec<_> = clusters.iter().map(|compiled| compiled.cluster.state()).collect();
-        let inside = ends::of_the_cluster(&states);
+        let inside = ends::addresses_inside(&states);
         let outside = ends::outside(&states, &inside, &mut values);
         let mut sets = Interner::default();
         sets.number(PortSet::default());
         sets.number(PortSet::all());
-        Self { clusters, pods, outside, inside, values, sets, of_sides: HashMap::new(), intersections: HashMap::new() }
+        let (ports_of_sides, intersections) = (HashMap::new(), HashMap::new());
+        Self { clusters, pods, outside, inside, values, sets, ports_of_sides, intersections }
     }
 
     /// Returns the cluster with this index.
@@ -89,80 +97,82 @@ impl<'c> Reachability<'c> {
         self.pods[cluster].get(pod).copied().map(EndId)
     }
 
-    /// Returns all addresses outside of pods, split into ends: the same ones in all clusters. Each is of one family, and
-    /// a family without a pod is left out.
+    /// Returns all addresses that no pod has, split into ends. The ends are the same in all clusters. Each
+    /// end has addresses of one family. Families without a pod are omitted.
     pub fn outside(&self) -> &[OutsideAddresses] {
         &self.outside
     }
 
-    /// Returns the addresses of a set that are outside of pods, split into ends.
+    /// Returns the addresses of a set, without those of pods and Services, split into ends.
     pub fn outside_in(&self, set: &AddressSet) -> Vec<(EndId, AddressSet)> {
         let set = set.difference(&self.inside);
         let parts = self.outside.iter().map(|part| (part.end(), part.addresses.intersection(&set)));
         parts.filter(|(_, addresses)| !addresses.is_empty()).collect()
     }
 
-    /// Returns the ports of a pair of numbers: those that are allowed, and those that are allowed or unknown.
+    /// Returns the port sets with these numbers: the allowed ports, and the ports that are allowed or unknown.
     pub fn ports(&self, ids: PortIds) -> [&PortSet; 2] {
         [self.sets.value(ids.allowed), self.sets.value(ids.possible)]
     }
 
-    /// Returns the end of one address, with the policies of the pod that has it.
+    /// Returns the end of one address. If a pod has this address, the end has the policies of the pod.
     pub fn end_at(&mut self, cluster: usize, address: IpAddr) -> EndId {
         let state = self.clusters[cluster].cluster.state();
         let pod = state.peer_at(address).and_then(|pod| self.pods[cluster].get(&pod.key));
         let pod = pod.map(|end| self.values.ends.value(*end).clone());
-        let class = ends::class_at(state, address, &mut self.values);
+        let class = ends::address_class(state, address, &mut self.values);
         let addresses = if address.is_ipv4() { [Some(class), None] } else { [None, Some(class)] };
         let (sides, shared) = pod.map_or((None, None), |pod| (pod.sides, pod.shared));
         EndId(self.values.ends.number(EndClass { sides, addresses, shared }))
     }
 
-    /// Returns the ports at which `from` can connect to `to`, in all address families that both have; `None` without a
-    /// common one. For an end and itself: the ports between two different pods of it.
+    /// Returns the ports at which `from` can connect to `to`, in all address families that they have in common; `None`
+    /// if they have none in common. If `from` is `to`, these are the ports between two different pods of the end.
     pub fn between(&mut self, from: EndId, to: EndId) -> Option<PortIds> {
         let sides = self.sides(from, to);
         let mut result: Option<PortIds> = None;
         for [ingress, egress] in sides.into_iter().flatten() {
-            let both = self.both(ingress, egress);
-            result = Some(result.map_or(both, |result| self.both(result, both)));
+            let in_family = self.allowed_by_both(ingress, egress);
+            result = Some(result.map_or(in_family, |result| self.allowed_by_both(result, in_family)));
         }
         result
     }
 
-    /// Returns the ports that each side of [`Reachability::between`] allows, as [`Direction::BOTH`], for IPv4 and for IPv6;
-    /// `None` for a family that the ends do not have in common.
+    /// Returns the ports that each side of a connection from `from` to `to` allows, in the order of
+    /// [`Direction::BOTH`]. The first result is for IPv4, the second one for IPv6; `None` for a family that the ends do
+    /// not have in common.
     pub fn sides(&mut self, from: EndId, to: EndId) -> [Option<[PortIds; 2]>; 2] {
-        let (source, destination) = (self.class(from), self.class(to));
+        let (source, destination) = (self.class_of(from), self.class_of(to));
         let is_same = source.shared.is_some() && source.shared == destination.shared;
         [0, 1].map(|family| {
-            let (own, remote) = source.addresses[family].zip(destination.addresses[family])?;
+            let (source_class, destination_class) = source.addresses[family].zip(destination.addresses[family])?;
             let egress = source.sides.filter(|_| !is_same && !shares_address(&source, &destination, family));
             let ingress = destination.sides.filter(|_| !is_same);
-            let sides = [(ingress, Direction::Ingress, own), (egress, Direction::Egress, remote)];
+            let sides = [(ingress, Direction::Ingress, source_class), (egress, Direction::Egress, destination_class)];
             Some(sides.map(|(sides, direction, remote)| {
-                sides.map_or(PortIds::ALL, |sides| self.of_side(sides[direction as usize], direction, remote))
+                sides.map_or(PortIds::ALL, |sides| self.ports_of_side(sides[direction as usize], direction, remote))
             }))
         })
     }
 
-    /// Returns the ports that one side alone allows, in all address families that both ends have.
+    /// Returns the ports that one side allows, whatever the other side allows, in all address families that the ends
+    /// have in common.
     pub fn side_between(&mut self, from: EndId, to: EndId, direction: Direction) -> PortIds {
         let (own, other) = if direction == Direction::Egress { (from, to) } else { (to, from) };
-        let (own, other) = (self.class(own), self.class(other));
+        let (own, other) = (self.class_of(own), self.class_of(other));
         let mut result = PortIds::ALL;
         let Some(sides) = own.sides else { return result };
         for family in [0, 1] {
             if let (Some(_), Some(remote)) = (own.addresses[family], other.addresses[family]) {
-                let of_side = self.of_side(sides[direction as usize], direction, remote);
-                result = self.both(result, of_side);
+                let in_family = self.ports_of_side(sides[direction as usize], direction, remote);
+                result = self.allowed_by_both(result, in_family);
             }
         }
         result
     }
 
-    /// Returns what makes ports of a side unknown: rules with unknown addresses, and the contents of policies that are
-    /// not evaluated. `None` if no policy can apply.
+    /// Returns what makes ports of a side unknown: the numbers of rules with unknown addresses, and the hashes of
+    /// policies that netpol does not evaluate. `None` if no policy can apply.
     pub(super) fn unknown_part(&self, end: EndId, direction: Direction) -> Option<Vec<u64>> {
         let sides = self.values.ends.value(end.0).sides?;
         let Side { rules, possible_rules, unevaluated } = self.values.sides.value(sides[direction as usize]);
@@ -176,42 +186,45 @@ impl<'c> Reachability<'c> {
         self.values.ends.value(one.0).addresses == self.values.ends.value(other.0).addresses
     }
 
-    fn class(&self, end: EndId) -> EndClass {
+    fn class_of(&self, end: EndId) -> EndClass {
         self.values.ends.value(end.0).clone()
     }
 
-    fn of_side(&mut self, side: u32, direction: Direction, remote: u32) -> PortIds {
-        if let Some(ids) = self.of_sides.get(&(side, direction, remote)) {
+    /// Returns the ports that a side allows with the addresses of a class. `side` and `remote`: the numbers of the side
+    /// and of the class.
+    fn ports_of_side(&mut self, side: u32, direction: Direction, remote: u32) -> PortIds {
+        if let Some(ids) = self.ports_of_sides.get(&(side, direction, remote)) {
             return *ids;
         }
         let Side { rules, possible_rules, unevaluated } = self.values.sides.value(side);
         let sets = if unevaluated.is_empty() {
-            [rules, possible_rules].map(|rules| self.allowed(rules.as_deref(), direction, remote))
+            [rules, possible_rules].map(|rules| self.ports_of_rules(rules.as_deref(), direction, remote))
         } else {
             [PortSet::default(), PortSet::all()]
         };
         let [allowed, possible] = sets.map(|set| self.sets.number(set));
         let ids = PortIds { allowed, possible };
-        self.of_sides.insert((side, direction, remote), ids);
+        self.ports_of_sides.insert((side, direction, remote), ids);
         ids
     }
 
-    fn allowed(&self, rules: Option<&[u32]>, direction: Direction, remote: u32) -> PortSet {
+    fn ports_of_rules(&self, rules: Option<&[u32]>, direction: Direction, remote: u32) -> PortSet {
         let Some(rules) = rules else { return PortSet::all() };
         let rules = rules.iter().map(|rule| self.values.rules.value(*rule));
-        let sets = rules.filter_map(|rule| self.ports_of(rule, direction, remote));
+        let sets = rules.filter_map(|rule| self.ports_of_rule(rule, direction, remote));
         sets.reduce(|all, set| all.union(&set)).unwrap_or_default()
     }
 
-    /// Returns the ports that a rule allows with an address; `None` if its peers do not match.
-    fn ports_of(&self, rule: &CompiledRule, direction: Direction, remote: u32) -> Option<PortSet> {
+    /// Returns the ports that a rule allows with the addresses of a class; `None` if the rule's peers do not match
+    /// them.
+    fn ports_of_rule(&self, rule: &CompiledRule, direction: Direction, remote: u32) -> Option<PortSet> {
         let remote = self.values.addresses.value(remote);
-        // The names of an ingress rule are resolved already.
-        let named = if direction == Direction::Egress { &remote.names[..] } else { &[] };
+        // Port names in an ingress rule were resolved when the rule was compiled for the pod.
+        let named = if direction == Direction::Egress { &remote.named_ports[..] } else { &[] };
         remote.matches(rule).then(|| rule.ports_at(named))
     }
 
-    fn both(&mut self, one: PortIds, other: PortIds) -> PortIds {
+    fn allowed_by_both(&mut self, one: PortIds, other: PortIds) -> PortIds {
         let allowed = self.intersection(one.allowed, other.allowed);
         let possible = self.intersection(one.possible, other.possible);
         PortIds { allowed, possible }
@@ -242,7 +255,8 @@ impl<'c> Reachability<'c> {
         policies.map(|policy| policy.key.clone()).collect()
     }
 
-    /// Returns why a pod allows some of these ports with the other end; without rules if it does not.
+    /// Returns why the policies of a pod allow some of these ports with the other end. If they allow none of the ports,
+    /// the result is an empty list of rules.
     pub fn allowing(
         &self,
         cluster: usize,
@@ -259,7 +273,7 @@ impl<'c> Reachability<'c> {
         let remotes: Vec<u32> = self.values.ends.value(other.0).addresses.into_iter().flatten().collect();
         let allows = |rule: &CompiledRule| {
             let rule = if direction == Direction::Ingress { &rule.resolved_at(named) } else { rule };
-            let mut sets = remotes.iter().filter_map(|remote| self.ports_of(rule, direction, *remote));
+            let mut sets = remotes.iter().filter_map(|remote| self.ports_of_rule(rule, direction, *remote));
             sets.any(|set| !set.intersection(ports).is_empty())
         };
         let mut found = Vec::new();
@@ -280,7 +294,7 @@ impl OutsideAddresses {
     }
 }
 
-/// The numbers of the sets without ports and with all ports: the first ones.
+/// The numbers of the empty port set and of the set of all ports. [`Reachability::new`] adds these sets first.
 const NO_PORTS: u32 = 0;
 const ALL_PORTS: u32 = 1;
 
@@ -306,11 +320,12 @@ impl PortIds {
     }
 }
 
-/// Returns whether the destination has the source's own address. The source's policies do not apply then.
+/// Returns whether the destination has an address of the source. If so, the source's egress policies do not apply:
+/// packets of a pod to its own address are hairpin traffic.
 fn shares_address(source: &EndClass, destination: &EndClass, family: usize) -> bool {
     let (Some((_, own)), Some((_, other))) = (&source.shared, &destination.shared) else { return false };
-    let of_family = |address: &&IpAddr| usize::from(address.is_ipv6()) == family;
-    other.iter().filter(of_family).any(|address| own.contains(address))
+    let has_family = |address: &&IpAddr| usize::from(address.is_ipv6()) == family;
+    other.iter().filter(has_family).any(|address| own.contains(address))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Policies with numbers instead of selectors, so that equal conditions are evaluated once.
+//! Compiled policies: selectors and blocks are replaced by numbers, so that equal conditions are evaluated once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,13 +12,15 @@ use crate::model::{
 use crate::offline::intern::Interner;
 use crate::offline::{PortSet, ports};
 
-/// What a peer states about the other end, without the policy's namespace.
+/// The condition of a peer on the other end of a connection. It has the policy's namespace where this makes a
+/// difference, so that equal conditions of policies in different namespaces get the same number.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Condition {
-    /// Pods of one namespace.
+    /// Pods of one namespace that match a selector.
     PodsOf(NamespaceName, Selector),
-    /// Pods of namespaces.
+    /// Pods that match the second selector, in namespaces that match the first one.
     Pods(Selector, Selector),
+    /// Addresses in an `ipBlock`.
     Block(IpBlock),
 }
 
@@ -27,13 +29,14 @@ pub(super) enum Condition {
 pub(super) struct CompiledRule {
     /// The numbers of the conditions, sorted; `None`: every address.
     pub(super) peers: Option<Vec<u32>>,
-    /// Ports given by number.
+    /// The ports that the rule gives as numbers.
     pub(super) ports: PortSet,
-    /// Ports given by name, sorted. They are resolved on the destination.
-    pub(super) names: Vec<(Protocol, Arc<str>)>,
+    /// The ports that the rule gives as names, sorted. Names are looked up in the destination pod.
+    pub(super) port_names: Vec<(Protocol, Arc<str>)>,
 }
 
-/// The rules of a policy by direction, as [`Direction::BOTH`]. `None`: the policy does not isolate in it.
+/// The rules of a policy for each direction, in the order of [`Direction::BOTH`]. `None`: the policy does not isolate
+/// pods in this direction.
 pub(super) type CompiledPolicy = [Option<Vec<CompiledRule>>; 2];
 
 /// Compiles all policies of a state.
@@ -43,11 +46,11 @@ pub(super) fn compile(
 ) -> BTreeMap<PolicyKey, CompiledPolicy> {
     let mut compiled = BTreeMap::new();
     for (key, policy) in &state.policies {
-        let mut of = |direction: Direction| {
+        let mut rules_in = |direction: Direction| {
             let rules = policy.rules(direction)?.iter();
             Some(rules.map(|rule| compile_rule(policy, rule, conditions)).collect())
         };
-        let rules = Direction::BOTH.map(&mut of);
+        let rules = Direction::BOTH.map(&mut rules_in);
         compiled.insert(key.clone(), rules);
     }
     compiled
@@ -64,7 +67,7 @@ fn compile_rule(policy: &Policy, rule: &Rule, conditions: &mut Interner<Conditio
             Some(numbers)
         }
     };
-    let (ports, mut names) = match &rule.ports {
+    let (ports, mut port_names) = match &rule.ports {
         Ports::Any => (PortSet::all(), Vec::new()),
         Ports::Of(ports) => {
             let name = |item: &crate::model::PortMatch| match &item.port {
@@ -75,9 +78,9 @@ fn compile_rule(policy: &Policy, rule: &Rule, conditions: &mut Interner<Conditio
             (PortSet::of_ranges(by_number), ports.iter().filter_map(name).collect())
         }
     };
-    names.sort_unstable();
-    names.dedup();
-    CompiledRule { peers, ports, names }
+    port_names.sort_unstable();
+    port_names.dedup();
+    CompiledRule { peers, ports, port_names }
 }
 
 impl Condition {
@@ -93,17 +96,17 @@ impl Condition {
 impl CompiledRule {
     /// Returns the ports of the rule at a destination with these named ports.
     pub(super) fn ports_at(&self, named: &[NamedPort]) -> PortSet {
-        if self.names.is_empty() {
+        if self.port_names.is_empty() {
             return self.ports.clone();
         }
-        let is_meant = |port: &&NamedPort| {
-            self.names.iter().any(|(protocol, name)| *protocol == port.protocol && *name == port.name)
+        let is_in_rule = |port: &&NamedPort| {
+            self.port_names.iter().any(|(protocol, name)| *protocol == port.protocol && *name == port.name)
         };
-        self.ports.union(&PortSet::of(named.iter().filter(is_meant).map(|port| (port.protocol, port.port))))
+        self.ports.union(&PortSet::of(named.iter().filter(is_in_rule).map(|port| (port.protocol, port.port))))
     }
 
-    /// Returns the rule with all ports by number.
+    /// Returns the rule with numbers instead of port names, for a destination with these named ports.
     pub(super) fn resolved_at(&self, named: &[NamedPort]) -> Self {
-        Self { peers: self.peers.clone(), ports: self.ports_at(named), names: Vec::new() }
+        Self { peers: self.peers.clone(), ports: self.ports_at(named), port_names: Vec::new() }
     }
 }

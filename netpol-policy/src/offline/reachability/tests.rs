@@ -1,4 +1,4 @@
-//! The ports between all ends of random clusters, compared with the reference.
+//! Compares the ports between all ends of random clusters with the verdicts of the reference evaluator.
 
 use std::net::IpAddr;
 
@@ -20,15 +20,15 @@ fn parsed(objects: impl IntoIterator<Item = Object>) -> Parsed {
 
 pub(crate) fn cluster(policies: &[Policy], pods: &[Pod]) -> OfflineCluster {
     let policies = policies.iter().cloned().map(Object::Policy);
-    // Frontends are not part of the ports between two addresses.
+    // A hostPort is a frontend of a pod. The ports between two addresses do not include frontends.
     let pods = pods.iter().cloned().map(|pod| Object::Pod(Pod { host_ports: None, ..pod }));
     OfflineCluster::new(&parsed(policies.chain(pods)), &[])
 }
 
-/// The ports of random policies, and those next to them.
+/// The ports in random policies, and the ports next to these.
 const PORTS: [u16; 12] = [0, 52, 53, 54, 78, 79, 80, 82, 8080, 8081, 65534, 65535];
 
-/// Returns whether the reference allows a connection in all common families, for each protocol and port.
+/// Returns for each protocol and port whether the reference allows a connection in all common address families.
 fn expected(cluster: &OfflineCluster, from: &End, to: &End) -> Option<Vec<bool>> {
     let protocols = [protocol::TCP, protocol::UDP, protocol::SCTP];
     let cases = protocols.into_iter().flat_map(|protocol| PORTS.map(|port| (protocol, port)));
@@ -39,7 +39,8 @@ fn expected(cluster: &OfflineCluster, from: &End, to: &End) -> Option<Vec<bool>>
     cases.chain([(protocol::ICMP, 0)]).map(verdict).collect()
 }
 
-/// Returns whether each side allows a connection, as [`Direction::BOTH`], in each family, for each protocol and port.
+/// Returns for each address family and each side (in the order of [`Direction::BOTH`]) at which protocols and ports the
+/// reference allows a connection.
 fn expected_sides(cluster: &OfflineCluster, from: &End, to: &End) -> [Option<[Vec<bool>; 2]>; 2] {
     let mut families = [None, None];
     for (protocol, port) in [protocol::TCP, protocol::UDP].into_iter().flat_map(|it| PORTS.map(|port| (it, port))) {
@@ -73,7 +74,7 @@ fn computed(reachability: &Reachability<'_>, ids: Option<PortIds>) -> Option<Vec
     Some(ports.chain([set.has_other_protocols()]).collect())
 }
 
-/// The first and the last address of each block of the policies, and those next to them.
+/// The first and the last address of each block in the policies, and the addresses next to these.
 fn boundaries(policies: &[Policy]) -> Vec<IpAddr> {
     let rules = policies.iter().flat_map(|policy| policy.ingress.iter().chain(&policy.egress).flatten());
     let mut found = Vec::new();
@@ -109,7 +110,7 @@ proptest! {
         let mut reachability = Reachability::new(&[&cluster]);
         let keys: Vec<PodKey> = cluster.state().pods.keys().cloned().collect();
         let ends: Vec<_> = keys.iter().filter_map(|key| Some((key, reachability.end_of(0, key)?))).collect();
-        // Those of pods without addresses differ in what is possible only.
+        // Ports of a pod without an address can be unknown. The reference has no such verdict.
         let is_known = |key: &PodKey| cluster.state().pods[key].addresses.iter().all(|own| !crate::offline::is_placeholder(*own));
         for (from, source) in &ends {
             for (to, destination) in &ends {
@@ -136,13 +137,13 @@ proptest! {
         let outside = reachability.outside().to_vec();
         let boundaries = boundaries(&policies).into_iter().filter(|address| !is_pod(&cluster, *address));
         for address in boundaries.chain(outside.iter().map(|outside| outside.example)) {
-            let containing: Vec<_> = outside.iter().filter(|part| part.addresses.contains(address)).collect();
+            let with_address: Vec<_> = outside.iter().filter(|part| part.addresses.contains(address)).collect();
             for (key, end) in ends.iter().filter(|(key, _)| is_known(key)) {
                 let pod = || End::Pod((*key).clone());
                 let egress = expected(&cluster, &pod(), &End::Address(address));
                 let ingress = expected(&cluster, &End::Address(address), &pod());
-                let [found] = containing[..] else {
-                    prop_assert!(containing.is_empty() && egress.is_none(), "{} is in {:?}", address, containing);
+                let [found] = with_address[..] else {
+                    prop_assert!(with_address.is_empty() && egress.is_none(), "{} is in {:?}", address, with_address);
                     continue;
                 };
                 prop_assert_eq!(reachability.end_at(0, address), found.end());

@@ -1,4 +1,4 @@
-//! Workloads, and pods without one: what output names.
+//! Units: a unit is a workload, or a pod without a workload. Output has the names of units, not of all pods.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::fmt;
 use crate::model::{NamespaceName, PodKey, WorkloadKey};
 use crate::offline::OfflineCluster;
 
-/// A workload, or a pod without one.
+/// A workload, or a pod without a workload.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum UnitKey {
     /// A workload.
@@ -32,7 +32,7 @@ impl UnitKey {
         }
     }
 
-    /// Returns the name within the namespace: `deployment/web`, or that of the pod.
+    /// Returns the name within the namespace: `deployment/web`, or the name of the pod.
     pub fn short_name(&self) -> String {
         match self {
             Self::Workload(key) => format!("{}/{}", key.kind.resource(), key.name),
@@ -48,7 +48,8 @@ impl fmt::Display for UnitKey {
     }
 }
 
-/// Returns all units of a cluster with their pods, without those that policies do not select.
+/// Returns all units of a cluster with their pods. Omits pods that policies cannot select (host-network and finished
+/// pods).
 pub fn units(cluster: &OfflineCluster) -> BTreeMap<UnitKey, Vec<PodKey>> {
     let mut units: BTreeMap<UnitKey, Vec<PodKey>> = BTreeMap::new();
     let pods = cluster.state().pods.values();

@@ -1,11 +1,13 @@
 //! Policies in shadow mode, and suspensions of enforcement.
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::fmt::Write;
 
 use super::*;
 use crate::model::Timestamp;
 
-/// Pods `shop/a` and `shop/b`, and policies with a name, annotations and a spec.
+/// Returns a state with the pods `shop/a` and `shop/b`. `namespace` has the annotations of namespace `shop`. Each
+/// policy is a name, annotations and a spec.
 fn state(namespace: &str, policies: &[(&str, &str, &str)]) -> ClusterState {
     let mut text =
         format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: shop, annotations: {{{namespace}}}}}}}\n");
@@ -26,8 +28,9 @@ fn state(namespace: &str, policies: &[(&str, &str, &str)]) -> ClusterState {
     ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object))
 }
 
-/// Returns whether `shop/a` receives from `shop/b`: as enforced, and with policies in shadow mode.
-fn receives(state: &ClusterState) -> (bool, Option<bool>) {
+/// Returns whether packets from `shop/b` to `shop/a` are allowed: by the enforced policies, and as if policies in
+/// shadow mode were enforced.
+fn verdicts(state: &ClusterState) -> (bool, Option<bool>) {
     let packet = Packet {
         pod: PodKey::new("shop", "a"),
         direction: Direction::Ingress,
@@ -53,12 +56,12 @@ fn s42_policies_in_shadow_mode_count_only_in_the_shadow_verdict() {
         (&[("p", "", DENY)][..], (false, None)),
         (&[("p", SHADOW, DENY)], (true, Some(false))),
         (&[("p", SHADOW, EGRESS)], (true, None)),
-        // The shadow verdict is the one of all policies together.
+        // The shadow verdict is the verdict of all policies together.
         (&[("p", SHADOW, DENY), ("q", "", ALLOW_B)], (true, Some(true))),
         (&[("p", "", DENY), ("q", SHADOW, ALLOW_B)], (false, Some(true))),
         (&[("p", "", DENY), ("q", SHADOW, EGRESS)], (false, None)),
     ] {
-        assert_eq!(receives(&state("", policies)), expected, "{policies:?}");
+        assert_eq!(verdicts(&state("", policies)), expected, "{policies:?}");
     }
 }
 
@@ -71,7 +74,7 @@ fn s43_the_mode_of_a_policy_wins_over_that_of_its_namespace() {
         ("netpol.io/mode: typo", "", (false, None)),
         ("netpol.io/mode: enforce", SHADOW, (true, Some(false))),
     ] {
-        assert_eq!(receives(&state(namespace, &[("p", policy, DENY)])), expected, "{namespace} {policy}");
+        assert_eq!(verdicts(&state(namespace, &[("p", policy, DENY)])), expected, "{namespace} {policy}");
     }
 }
 
@@ -86,6 +89,6 @@ fn s44_a_suspended_namespace_is_in_shadow_mode_until_its_time() {
         ("2026-11-29T18:00:00Z", (false, None)),
     ] {
         state.apply(Event::Clock(Timestamp::parse(time).expect("a time")));
-        assert_eq!(receives(&state), expected, "{time}");
+        assert_eq!(verdicts(&state), expected, "{time}");
     }
 }

@@ -1,4 +1,4 @@
-//! Items 21 to 23: egress to Services.
+//! Egress to Services: items 21 to 23 of docs/semantics.md. sNN in the name of a test is the item.
 
 use netpol_common::{Direction, Reason, protocol};
 
@@ -69,9 +69,9 @@ status: {podIP: 10.0.1.2, hostIPs: [{ip: 192.168.0.2}]}
 ---
 ";
 
-/// The cluster with these Services, at the node 192.168.0.1, with one policy with these egress rules for namespace
-/// `ops`.
-fn services(rules: &str) -> ClusterState {
+/// Returns the state of the cluster with these Services, on the local node 192.168.0.1. Namespace `ops` has one policy,
+/// with these egress rules.
+fn state_with_egress(rules: &str) -> ClusterState {
     let mut cluster_state = cluster(&[]);
     let policy = format!(
         "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: ops}}, \
@@ -107,10 +107,10 @@ const TO_API: &str = "{to: [{namespaceSelector: {}, podSelector: {matchLabels: {
 
 #[test]
 fn s21_a_service_is_evaluated_by_its_backends_and_their_ports() {
-    let both = format!("{TO_WEB}, {TO_API}");
+    let to_web_and_api = format!("{TO_WEB}, {TO_API}");
     let cases = [
-        // By pods and target ports, with port names; never by the Service's own address and port.
-        (both.as_str(), Reason::Service, false),
+        // Rules match pods and target ports, also by port name, but never the Service's own address and port.
+        (to_web_and_api.as_str(), Reason::Service, false),
         (TO_WEB, Reason::Service, true),
         ("", Reason::NoAllowedBackend, false),
         ("{ports: [{port: 80}]}", Reason::NoAllowedBackend, false),
@@ -121,17 +121,17 @@ fn s21_a_service_is_evaluated_by_its_backends_and_their_ports() {
         ("{}", Reason::Rule, false),
     ];
     for (rules, reason, recheck) in cases {
-        let found = egress(&services(rules), "ops/probe", "10.96.0.1", 80, false);
+        let found = egress(&state_with_egress(rules), "ops/probe", "10.96.0.1", 80, false);
         assert_eq!((found.reason, found.recheck), (reason, recheck), "{rules}");
     }
-    // A port that the Service does not have is evaluated by the Service's address.
-    let cluster_state = services("{to: [{ipBlock: {cidr: 10.96.0.0/16}}]}");
+    // A connection to a port that the Service does not have is evaluated by the Service's address.
+    let cluster_state = state_with_egress("{to: [{ipBlock: {cidr: 10.96.0.0/16}}]}");
     assert_eq!(egress(&cluster_state, "ops/probe", "10.96.0.1", 81, false).reason, Reason::Rule);
 }
 
 #[test]
 fn s21_a_rule_for_backends_allows_no_other_port_of_the_service() {
-    let cluster_state = services("{to: [{ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: 443}]}");
+    let cluster_state = state_with_egress("{to: [{ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: 443}]}");
     assert_eq!(egress(&cluster_state, "ops/probe", "10.96.0.3", 80, false).reason, Reason::Service);
     assert_eq!(egress(&cluster_state, "ops/probe", "10.96.0.3", 443, false).reason, Reason::NoRule);
     assert_eq!(egress(&cluster_state, "shop/web", "10.96.0.3", 80, false).reason, Reason::NotIsolated);
@@ -139,7 +139,7 @@ fn s21_a_rule_for_backends_allows_no_other_port_of_the_service() {
 
 #[test]
 fn s22_if_only_some_backends_are_allowed_each_connection_is_evaluated_post_dnat() {
-    let cluster_state = services(TO_WEB);
+    let cluster_state = state_with_egress(TO_WEB);
     let pre_dnat = egress(&cluster_state, "ops/probe", "10.96.0.1", 80, false);
     let reasons: Vec<_> = pre_dnat.candidates.iter().map(|candidate| candidate.reason).collect();
     assert_eq!((pre_dnat.reason, pre_dnat.recheck), (Reason::Service, true));
@@ -148,18 +148,21 @@ fn s22_if_only_some_backends_are_allowed_each_connection_is_evaluated_post_dnat(
     assert_eq!(egress(&cluster_state, "ops/probe", "10.0.0.2", 9090, true).reason, Reason::NoRule);
     // Another node selects the backend, after this node has evaluated the packet.
     assert_eq!(egress(&cluster_state, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::NotAllBackendsAllowed);
-    assert_eq!(egress(&services(""), "ops/probe", "192.168.0.2", 30080, true).reason, Reason::NoAllowedBackend);
-    let both = services(&format!("{TO_WEB}, {TO_API}"));
-    assert_eq!(egress(&both, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::Service);
+    assert_eq!(
+        egress(&state_with_egress(""), "ops/probe", "192.168.0.2", 30080, true).reason,
+        Reason::NoAllowedBackend
+    );
+    let to_web_and_api = state_with_egress(&format!("{TO_WEB}, {TO_API}"));
+    assert_eq!(egress(&to_web_and_api, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::Service);
 }
 
 #[test]
 fn s22_a_connection_is_allowed_if_a_backend_is_allowed() {
     for (rules, allowed) in [(TO_WEB, true), ("", false)] {
-        let cluster_state = services(rules);
+        let cluster_state = state_with_egress(rules);
         assert_eq!(reaches(&cluster_state, "ops/probe", "10.96.0.1:80"), allowed, "{rules}");
     }
-    let mut cluster_state = services(TO_WEB);
+    let mut cluster_state = state_with_egress(TO_WEB);
     let deny = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny, namespace: shop}, \
                 spec: {podSelector: {matchLabels: {app: web}}}}";
     for located in manifest::parse(deny, "deny.yaml").objects {
@@ -173,7 +176,7 @@ fn s22_a_connection_is_allowed_if_a_backend_is_allowed() {
 
 #[test]
 fn s22_a_service_without_backends_is_evaluated_post_dnat() {
-    let cluster_state = services("");
+    let cluster_state = state_with_egress("");
     let pre_dnat = egress(&cluster_state, "ops/probe", "10.96.0.2", 80, false);
     assert_eq!((pre_dnat.reason, pre_dnat.recheck), (Reason::Service, true));
     assert_eq!(egress(&cluster_state, "ops/probe", "10.96.0.2", 80, true).reason, Reason::NotAllBackendsAllowed);
@@ -181,7 +184,7 @@ fn s22_a_service_without_backends_is_evaluated_post_dnat() {
 
 #[test]
 fn s22_a_pod_that_is_a_backend_of_the_service_is_evaluated_post_dnat() {
-    let mut cluster_state = services("");
+    let mut cluster_state = state_with_egress("");
     let deny = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny, namespace: shop}, \
                 spec: {podSelector: {}, policyTypes: [Egress]}}";
     for located in manifest::parse(deny, "deny.yaml").objects {
@@ -195,26 +198,26 @@ fn s22_a_pod_that_is_a_backend_of_the_service_is_evaluated_post_dnat() {
 
 #[test]
 fn s23_every_kind_of_frontend_leads_to_the_service() {
-    let (web, six) = (services(TO_WEB), services("{to: [{ipBlock: {cidr: 'fd00::/64'}}]}"));
+    let (to_web, to_v6) = (state_with_egress(TO_WEB), state_with_egress("{to: [{ipBlock: {cidr: 'fd00::/64'}}]}"));
     let cases = [
-        (&web, "10.96.0.1", 80, Reason::Service, true),
-        (&web, "198.51.100.7", 80, Reason::Service, true),
-        (&web, "203.0.113.7", 80, Reason::Service, true),
-        (&web, "192.168.0.2", 30080, Reason::Service, true),
-        (&web, "192.168.0.2", 80, Reason::NoRule, false),
-        (&web, "192.168.0.3", 30080, Reason::NoRule, false),
-        // The local node: evaluated again when the node forwards it.
-        (&web, "192.168.0.1", 30080, Reason::LocalNode, true),
-        (&web, "fd96::1", 80, Reason::Service, false),
-        (&six, "fd96::1", 80, Reason::Service, false),
-        (&six, "10.96.0.1", 80, Reason::NoAllowedBackend, false),
+        (&to_web, "10.96.0.1", 80, Reason::Service, true),
+        (&to_web, "198.51.100.7", 80, Reason::Service, true),
+        (&to_web, "203.0.113.7", 80, Reason::Service, true),
+        (&to_web, "192.168.0.2", 30080, Reason::Service, true),
+        (&to_web, "192.168.0.2", 80, Reason::NoRule, false),
+        (&to_web, "192.168.0.3", 30080, Reason::NoRule, false),
+        // The local node: the packet is evaluated again when the node forwards it.
+        (&to_web, "192.168.0.1", 30080, Reason::LocalNode, true),
+        (&to_web, "fd96::1", 80, Reason::Service, false),
+        (&to_v6, "fd96::1", 80, Reason::Service, false),
+        (&to_v6, "10.96.0.1", 80, Reason::NoAllowedBackend, false),
     ];
     for (cluster_state, remote, port, reason, recheck) in cases {
         let found = egress(cluster_state, "ops/probe", remote, port, false);
         assert_eq!((found.reason, found.recheck), (reason, recheck), "{remote}:{port}");
     }
     // A headless Service has no address: its DNS name resolves to pods.
-    assert_eq!(egress(&web, "ops/probe", "10.0.0.1", 8080, false).reason, Reason::Rule);
+    assert_eq!(egress(&to_web, "ops/probe", "10.0.0.1", 8080, false).reason, Reason::Rule);
 }
 
 #[test]
@@ -222,7 +225,7 @@ fn s23_a_load_balancer_address_with_ip_mode_proxy_is_no_frontend() {
     for (rules, reason) in
         [("{to: [{ipBlock: {cidr: 203.0.113.0/24}}], ports: [{port: 80}]}", Reason::Rule), (TO_WEB, Reason::NoRule)]
     {
-        assert_eq!(egress(&services(rules), "ops/probe", "203.0.113.8", 80, false).reason, reason, "{rules}");
+        assert_eq!(egress(&state_with_egress(rules), "ops/probe", "203.0.113.8", 80, false).reason, reason, "{rules}");
     }
 }
 
@@ -233,16 +236,20 @@ fn s23_a_host_port_leads_to_its_pod() {
         ("{to: [{podSelector: {matchLabels: {app: hosted}}}], ports: [{port: 8000}]}", Reason::NoAllowedBackend),
         ("{to: [{ipBlock: {cidr: 192.168.0.2/32}}]}", Reason::NoAllowedBackend),
     ] {
-        assert_eq!(egress(&services(rules), "ops/probe", "192.168.0.2", 8000, false).reason, reason, "{rules}");
+        assert_eq!(
+            egress(&state_with_egress(rules), "ops/probe", "192.168.0.2", 8000, false).reason,
+            reason,
+            "{rules}"
+        );
     }
 }
 
 #[test]
 fn s23_a_service_that_is_a_backend_is_evaluated_at_its_own_address() {
-    let by_node = services("{to: [{ipBlock: {cidr: 192.168.0.2/32}}]}");
+    let by_node = state_with_egress("{to: [{ipBlock: {cidr: 192.168.0.2/32}}]}");
     let pre_dnat = egress(&by_node, "ops/probe", "10.96.0.4", 80, false);
     assert_eq!((pre_dnat.reason, pre_dnat.recheck), (Reason::Service, true));
     assert_eq!(egress(&by_node, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::NoAllowedBackend);
-    let by_pods = services(&format!("{TO_WEB}, {TO_API}"));
+    let by_pods = state_with_egress(&format!("{TO_WEB}, {TO_API}"));
     assert_eq!(egress(&by_pods, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::Service);
 }
