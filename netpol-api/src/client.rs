@@ -53,7 +53,7 @@ pub enum ClientError {
     },
 }
 
-/// A client for the agent on a socket. Each request uses its own connection.
+/// A client for the agent that listens on a socket. Each request uses its own connection.
 #[derive(Clone, Debug)]
 pub struct Client {
     path: PathBuf,
@@ -81,7 +81,7 @@ impl Client {
         self.post("/v1/pods/start", start, Duration::from_millis(start.timeout_ms) + RESPONSE_TIME).await
     }
 
-    /// Reports a stopped sandbox.
+    /// Reports to the agent that the sandbox of a pod has stopped.
     ///
     /// # Errors
     /// If the agent does not respond.
@@ -89,7 +89,7 @@ impl Client {
         self.post("/v1/pods/stop", stop, RESPONSE_TIME).await
     }
 
-    /// Waits until all conditions hold, or the time is over.
+    /// Waits until all conditions hold, or until the time limit.
     ///
     /// # Errors
     /// If the agent does not respond. A condition that does not hold is not an error.
@@ -154,8 +154,8 @@ async fn exchange(stream: UnixStream, request: Request<Full<Bytes>>) -> Result<(
         Ok((status, body.to_bytes()))
     };
     tokio::pin!(response, connection);
-    // Drives the connection and the request concurrently. The connection may end first, after the response was
-    // received.
+    // The response arrives only while the connection is polled, so both futures are polled. The connection may end
+    // first, after the response was received.
     tokio::select! {
         result = &mut response => result,
         ended = &mut connection => match ended {

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-/// The kinds of objects in a condition.
+/// The kind of the object in a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TargetKind {
     /// A `NetworkPolicy`.
@@ -14,7 +14,7 @@ pub enum TargetKind {
     Pod,
 }
 
-/// An object.
+/// The object in a condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// Its kind.
@@ -30,7 +30,7 @@ pub struct Target {
 pub enum Condition {
     /// `policy/NAMESPACE/NAME` or `pod/NAMESPACE/NAME`: this node enforces the current version of the object.
     Enforced(Target),
-    /// `delete=…`: the object was deleted, and this node enforces nothing of it.
+    /// `delete=…`: the object was deleted, and has no effect on this node any more.
     Deleted(Target),
     /// `sync`: the agent has processed everything that the source currently contains, and every pod of this node is
     /// enforced.
@@ -74,7 +74,8 @@ impl FromStr for Condition {
     }
 }
 
-/// Returns whether all characters are valid in an RFC 1123 subdomain, as names of namespaces, pods and policies are.
+/// Returns whether a text has only characters of an RFC 1123 subdomain. Names of namespaces, pods and policies are such
+/// subdomains.
 pub(crate) fn is_name(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.';
     (1..=253).contains(&text.len()) && text.bytes().all(allowed)
@@ -95,7 +96,7 @@ impl fmt::Display for Condition {
     }
 }
 
-/// The form in messages: `networkpolicy shop/web`.
+/// Writes the form for messages, such as `networkpolicy shop/web`.
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.kind {

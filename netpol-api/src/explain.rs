@@ -1,4 +1,4 @@
-//! The verdict of a connection on a node.
+//! The verdict on a connection, according to the agent of a node.
 
 use std::net::IpAddr;
 
@@ -6,22 +6,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::{FlowDirection, FlowVerdict};
 
-/// The verdict of a connection according to the agent's objects, and according to the tables of its node.
+/// The verdict on a connection: as evaluated from the agent's objects, and as evaluated from the compiled tables of its
+/// node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExplainResponse {
     /// The node of the agent.
     pub node: String,
-    /// The last batch of changes that is fully enforced.
+    /// The generation of the last batch of changes that is fully enforced.
     pub generation: u64,
-    /// The last batch of changes that was received.
+    /// The generation of the last batch of changes that was received.
     pub generation_received: u64,
-    /// The explanation, evaluated from the objects: the same JSON as that of `netpol explain -o json`.
+    /// The explanation, evaluated from the objects, in the format of `netpol explain -o json`.
     pub explanation: serde_json::Value,
     /// The verdicts of the node's tables, for each end that is a pod of this node, and each address family.
     pub tables: Vec<TableVerdict>,
-    /// Whether a verdict of the tables differs from that of the objects. If `generation` is lower than
-    /// `generationReceived`, changes are being enforced.
+    /// Whether a verdict of the tables differs from the verdict of the objects. If `generation` is lower than
+    /// `generationReceived`, the likely cause is that changes are not enforced yet.
     pub differs: bool,
 }
 
@@ -42,8 +43,8 @@ pub struct TableVerdict {
     pub backend: bool,
     /// The verdict of the tables.
     pub verdict: FlowVerdict,
-    /// Its reason, see docs/reasons.md.
+    /// The reason of this verdict, see docs/reasons.md.
     pub reason: String,
-    /// The verdict of the objects, for the same packet.
+    /// The verdict that is evaluated from the objects, for the same packet.
     pub expected: FlowVerdict,
 }

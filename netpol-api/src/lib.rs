@@ -1,5 +1,8 @@
 //! Types and a client for the agent's API on a node: HTTP/1.1 and JSON on a Unix socket.
 //!
+//! An agent receives changes of objects in batches. A **generation** is the number of a batch: the first batch after
+//! the start of the agent has generation 1.
+//!
 //! | path | response |
 //! |---|---|
 //! | `/v1/status` | [`Status`] |
@@ -16,10 +19,10 @@
 //! | `POST /v1/pods/start` with a [`PodStart`] | [`PodStarted`], once the pod's policies are enforced |
 //! | `POST /v1/pods/stop` with a [`PodStop`] | `null` |
 //! | `/metrics`, `/healthz`, `/readyz` | the same as on the agent's `--metrics` address |
-//! | `/openapi.json` | the description of all this (`OpenAPI` 3.1), docs/api/openapi.json |
+//! | `/openapi.json` | the description of this API (`OpenAPI` 3.1), docs/api/openapi.json |
 //!
-//! Responses with a status other than 200 have an [`ErrorResponse`] as their body, except those of `/metrics`, `/healthz`
-//! and `/readyz`, which are text.
+//! Responses with a status other than 200 have an [`ErrorResponse`] as their body, except those of `/metrics`,
+//! `/healthz` and `/readyz`, which are text.
 
 #[cfg(feature = "client")]
 mod client;

@@ -10,16 +10,16 @@ use ipnet::IpNet;
 use crate::condition::is_name;
 use crate::{FlowEnd, FlowRecord, FlowSide, FlowTotalsRecord, FlowVerdict, Record, format_duration, parse_duration};
 
-/// Which records of flows a client requests.
+/// The parameters of a request for records of flows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FlowQuery {
     /// Whether the response continues with new records.
     pub follow: bool,
-    /// Only records of this time before now.
+    /// Only records that are not older than this.
     pub since: Option<Duration>,
-    /// At most this number of records that exist already, the latest.
+    /// Of the records that exist already, only the latest ones, at most this number.
     pub last: Option<usize>,
-    /// Only these verdicts; empty: all.
+    /// Only these verdicts. Empty: all verdicts.
     pub verdicts: Vec<FlowVerdict>,
     /// Only from this source.
     pub from: Option<EndFilter>,
@@ -35,7 +35,7 @@ pub struct FlowQuery {
     pub labels: bool,
 }
 
-/// An end of a flow.
+/// A filter for one end of a flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndFilter {
     /// A pod. Also matches packets that this pod sent from another address.
@@ -51,12 +51,12 @@ pub enum EndFilter {
     Addresses(IpNet),
 }
 
-/// A destination port.
+/// A filter for the destination port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortFilter {
     /// The port.
     pub port: u16,
-    /// The protocol, such as `TCP`; `None`: any.
+    /// The protocol, such as `TCP`; `None`: any protocol.
     pub protocol: Option<String>,
 }
 
@@ -67,7 +67,7 @@ impl FlowQuery {
     /// Parses a query string, such as `follow=true&verdict=denied`.
     ///
     /// # Errors
-    /// If a parameter is not known or has an invalid value. The message lists what is accepted.
+    /// If a parameter is not known or has an invalid value. The message lists the accepted values.
     pub fn parse(query: &str) -> Result<Self, String> {
         let mut parsed = Self::default();
         for (name, value) in parameters(query)? {
@@ -140,8 +140,8 @@ impl FlowQuery {
         parts.join("&")
     }
 
-    /// Returns whether a record is requested. Records of lost records always are. Other summaries are, if their pod or
-    /// destination may match.
+    /// Returns whether the client requested a record. [`Record::Lost`] is always requested. Other summaries are
+    /// requested if they may include requested flows.
     pub fn matches(&self, record: &Record) -> bool {
         match record {
             Record::Flow(flow) => self.matches_flow(flow),
@@ -151,7 +151,8 @@ impl FlowQuery {
                 let port = self.port.as_ref().is_none_or(|port| port.matches(summary.port, &summary.protocol));
                 let to = self.to.as_ref().is_none_or(|to| to.matches(&summary.to));
                 let namespace = self.namespace.as_ref().is_none_or(|namespace| {
-                    summary.senders.iter().any(|sender| sender.split_once('/').is_some_and(|(of, _)| of == namespace))
+                    let mut senders = summary.senders.iter().filter_map(|sender| sender.split_once('/'));
+                    senders.any(|(sender_namespace, _)| sender_namespace == namespace)
                 });
                 port && to
                     && namespace
@@ -160,10 +161,9 @@ impl FlowQuery {
                     && self.policy.is_none()
             }
             Record::RateLimited(limited) => {
-                let namespace = self
-                    .namespace
-                    .as_ref()
-                    .is_none_or(|namespace| limited.pod.split_once('/').is_some_and(|(of, _)| of == namespace));
+                let namespace = self.namespace.as_ref().is_none_or(|namespace| {
+                    limited.pod.split_once('/').is_some_and(|(pod_namespace, _)| pod_namespace == namespace)
+                });
                 namespace
                     && self.has_verdict(limited.verdict)
                     && self.from.is_none()
@@ -176,8 +176,9 @@ impl FlowQuery {
 
     fn matches_flow(&self, flow: &FlowRecord) -> bool {
         let in_namespace = |namespace: &String| {
-            let of_sender = flow.sender.as_ref().and_then(|sender| sender.split_once('/')).map(|(of, _)| of);
-            [flow.from.namespace.as_deref(), flow.to.namespace.as_deref(), of_sender].contains(&Some(namespace))
+            let sender = flow.sender.as_ref().and_then(|sender| sender.split_once('/'));
+            let sender_namespace = sender.map(|(namespace, _)| namespace);
+            [flow.from.namespace.as_deref(), flow.to.namespace.as_deref(), sender_namespace].contains(&Some(namespace))
         };
         self.has_verdict(flow.verdict)
             && self.from.as_ref().is_none_or(|from| from.matches(&flow.from) || from.is_sender(flow.sender.as_deref()))
@@ -189,15 +190,15 @@ impl FlowQuery {
             })
     }
 
-    /// Flows with totals are allowed. Their policies are not known.
+    /// Totals are only written for allowed flows, and have no policies.
     fn matches_totals(&self, totals: &FlowTotalsRecord) -> bool {
-        let of_namespace =
+        let in_namespace =
             |namespace: &String| [&totals.from.namespace, &totals.to.namespace].contains(&&Some(namespace.clone()));
         self.has_verdict(FlowVerdict::Allowed)
             && self.from.as_ref().is_none_or(|from| from.matches(&totals.from))
             && self.to.as_ref().is_none_or(|to| to.matches(&totals.to))
             && self.port.as_ref().is_none_or(|port| port.matches(totals.port, &totals.protocol))
-            && self.namespace.as_ref().is_none_or(of_namespace)
+            && self.namespace.as_ref().is_none_or(in_namespace)
             && self.policy.is_none()
     }
 
@@ -206,15 +207,16 @@ impl FlowQuery {
     }
 }
 
+/// Returns whether a side lists this policy, or a rule of this policy.
 fn names_policy(side: &FlowSide, policy: &str) -> bool {
     side.policies.iter().any(|name| name == policy)
         || [&side.rule, &side.nearest].into_iter().flatten().any(|rule| rule.policy == policy)
 }
 
-/// Parses the value of a parameter that is true or false. Without a value, it is true.
+/// Parses the value of a parameter that is true or false. An empty value is true.
 ///
 /// # Errors
-/// If it is neither.
+/// If the value is neither true nor false.
 pub fn boolean(text: &str) -> Result<bool, String> {
     match text {
         "true" | "1" | "" => Ok(true),
@@ -232,12 +234,12 @@ pub fn parameters(query: &str) -> Result<Vec<(String, String)>, String> {
     parts
         .map(|part| {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            Ok((decoded(name)?, decoded(value)?))
+            Ok((percent_decoded(name)?, percent_decoded(value)?))
         })
         .collect()
 }
 
-fn decoded(text: &str) -> Result<String, String> {
+fn percent_decoded(text: &str) -> Result<String, String> {
     let invalid = || format!("`{text}` is not percent-encoded UTF-8");
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
@@ -265,10 +267,10 @@ impl EndFilter {
     }
 
     fn is_sender(&self, sender: Option<&str>) -> bool {
-        let Some((of, pod)) = sender.and_then(|sender| sender.split_once('/')) else { return false };
+        let Some((sender_namespace, pod)) = sender.and_then(|sender| sender.split_once('/')) else { return false };
         match self {
-            Self::Pod { namespace, name } => namespace == of && name == pod,
-            Self::Namespace(namespace) => namespace == of,
+            Self::Pod { namespace, name } => namespace == sender_namespace && name == pod,
+            Self::Namespace(namespace) => namespace == sender_namespace,
             Self::Addresses(_) => false,
         }
     }

@@ -1,4 +1,5 @@
-//! Records of flows and of summaries: one JSON object each, the same in the agent's API, in its output and in files.
+//! Records of flows, and summaries. Each record is one JSON object. The agent's API, its output and files have the same
+//! format.
 
 use std::net::IpAddr;
 
@@ -17,7 +18,7 @@ pub enum Record {
     FlowTotals(Box<FlowTotalsRecord>),
     /// Denied packets to a multicast or broadcast group.
     Multicast(Box<MulticastRecord>),
-    /// Packets of a pod without a record, because the pod's budget was used up.
+    /// The number of a pod's packets or flows that have no record, because the pod had too many events (rate limit).
     RateLimited(RateLimitedRecord),
     /// Records that this client did not receive, because it read too slowly.
     Lost(LostRecord),
@@ -29,7 +30,7 @@ pub enum Record {
 pub struct RecordHeader {
     /// [`RECORD_SCHEMA`].
     pub schema: String,
-    /// When it happened: RFC 3339, UTC, with milliseconds.
+    /// The time of the event: RFC 3339, UTC, with milliseconds.
     pub time: String,
     /// The node of the agent.
     pub node: String,
@@ -99,7 +100,7 @@ pub struct FlowRecord {
     pub header: RecordHeader,
     /// The verdict at the pod of this record.
     pub verdict: FlowVerdict,
-    /// Whether that pod is the receiver or the sender.
+    /// Whether the pod of this record is the receiver or the sender.
     pub direction: FlowDirection,
     /// The reason of the verdict, see docs/reasons.md. With [`FlowVerdict::Shadow`]: the reason with which the flow
     /// would be denied.
@@ -113,15 +114,16 @@ pub struct FlowRecord {
     /// The destination port, if the protocol has ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// The evaluation of the sender's policies. `None` if the sender is not a pod, or if only the other end was evaluated,
-    /// see `unexplained`.
+    /// The evaluation of the sender's policies. `None` if the sender is not a pod, or if only the other end was
+    /// evaluated, see `unexplained`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<FlowSide>,
     /// The evaluation of the receiver's policies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress: Option<FlowSide>,
-    /// Why the rules and the other end's evaluation are missing: the agent's time for explanations was used up, policies
-    /// have changed since the packet, the pod was deleted, or the reference evaluator has another verdict, which is a bug.
+    /// Why the rules and the other end's evaluation are missing. The agent had no time for an explanation, policies
+    /// have changed since the packet, the pod was deleted, or the reference evaluator has another verdict, which is a
+    /// bug.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unexplained: Option<String>,
     /// With the reason `revoked`: the change that revoked the flow.
@@ -133,15 +135,16 @@ pub struct FlowRecord {
     /// Hints on frequent causes, such as a missing rule for DNS.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hints: Vec<String>,
-    /// For a denied packet: how many packets of this flow were not recorded since its previous record. For other flows:
-    /// how many flows between the same addresses and to the same port were not recorded since the previous record.
+    /// For a denied packet: the number of packets of this flow that were not recorded since the previous record of the
+    /// flow. For an allowed flow: the number of flows between the same addresses and to the same port that were not
+    /// recorded since the previous record.
     pub suppressed: u32,
     /// Length of the packet in bytes, from its IP header on.
     pub length: u32,
 }
 
 impl FlowRecord {
-    /// Returns the side at which the flow was evaluated.
+    /// Returns the evaluation at the pod of this record.
     pub const fn own_side(&self) -> Option<&FlowSide> {
         match self.direction {
             FlowDirection::Ingress => self.ingress.as_ref(),
@@ -149,7 +152,7 @@ impl FlowRecord {
         }
     }
 
-    /// Returns the same side, to change it.
+    /// Returns the evaluation at the pod of this record, to change it.
     pub const fn own_side_mut(&mut self) -> &mut Option<FlowSide> {
         match self.direction {
             FlowDirection::Ingress => &mut self.ingress,
@@ -158,7 +161,7 @@ impl FlowRecord {
     }
 }
 
-/// Packets and bytes of an allowed flow: when it ends, and if requested once a minute.
+/// Packets and bytes of an allowed flow. This record is written when the flow ends and, if requested, once a minute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowTotalsRecord {
@@ -169,7 +172,7 @@ pub struct FlowTotalsRecord {
     pub direction: FlowDirection,
     /// The source of the first packet.
     pub from: FlowEnd,
-    /// Its destination. For a Service, its address before translation.
+    /// The destination of the first packet. For a Service, its address before translation.
     pub to: FlowEnd,
     /// `TCP`, `UDP`, `SCTP`, `ICMP`, `ICMPv6`, or a number.
     pub protocol: String,
@@ -178,15 +181,15 @@ pub struct FlowTotalsRecord {
     pub port: Option<u16>,
     /// When the flow started: RFC 3339, UTC, with milliseconds.
     pub started: String,
-    /// When its last packet arrived, with a precision of two seconds.
+    /// When the last packet of the flow arrived, with a precision of two seconds.
     pub last_seen: String,
-    /// Since the start.
+    /// Packets and bytes since the start of the flow.
     #[serde(flatten)]
     pub total: TrafficCounts,
-    /// With one record a minute: the part since the last record of this flow.
+    /// If a record is written once a minute: packets and bytes since the last record of this flow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<IntervalCounts>,
-    /// Why the flow has ended; `None` if it has not.
+    /// Why the flow has ended; `None` if it has not ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<FlowEnding>,
 }
@@ -205,11 +208,11 @@ pub struct TrafficCounts {
     pub reply_bytes: u64,
 }
 
-/// Allowed packets of a flow in a part of its time.
+/// Allowed packets of a flow since an earlier record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct IntervalCounts {
-    /// The time of the last record of this flow. Without one, the start of the flow or of the agent.
+    /// The time of the last record of this flow. If there is no such record, the start of the flow or of the agent.
     pub since: String,
     /// The packets since then.
     #[serde(flatten)]
@@ -226,7 +229,7 @@ pub enum FlowEnding {
     Timeout,
     /// The pod's flow table was full.
     Evicted,
-    /// A change of policy: a packet was denied.
+    /// Policies changed, and a packet was denied.
     Revoked,
     /// The pod was deleted.
     PodDeleted,
@@ -273,14 +276,14 @@ pub struct FlowEnd {
     /// The port, if the protocol has ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// The Services with this address and port, as `namespace/name`.
+    /// The Services that have this address and port, as `namespace/name`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<String>,
     /// The Services through which the packet may have been sent to this backend.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub via_services: Vec<String>,
-    /// For an address that is neither a pod's nor a node's: the `ipBlock` peers of the pod's policies that contain the
-    /// address, such as `10.0.0.0/8 (shop/web spec.egress[0].to[1])`.
+    /// Set if the address belongs to no pod and no node: the `ipBlock` peers that contain the address, in the policies
+    /// of the flow's pod. An example is `10.0.0.0/8 (shop/web spec.egress[0].to[1])`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blocks: Vec<String>,
 }
@@ -293,13 +296,14 @@ impl FlowEnd {
     }
 }
 
-/// The object that controls a pod. For a `ReplicaSet` of a Deployment, the Deployment; for a Job of a `CronJob`, the `CronJob`.
+/// The object that controls a pod. If a Deployment controls the pod's `ReplicaSet`, this is the Deployment; if a
+/// `CronJob` controls the pod's Job, this is the `CronJob`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Workload {
-    /// Such as `Deployment`.
+    /// The kind, such as `Deployment`.
     pub kind: String,
-    /// Its name, in the pod's namespace.
+    /// The name of the object, in the pod's namespace.
     pub name: String,
 }
 
@@ -307,12 +311,12 @@ pub struct Workload {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowSide {
-    /// The verdict of this side alone.
+    /// The verdict of this end's policies.
     pub verdict: FlowVerdict,
-    /// Its reason, see docs/reasons.md.
+    /// The reason of this verdict, see docs/reasons.md.
     pub reason: String,
-    /// The policies that isolate this end in this direction, `namespace/name`: at most 16. Shadow: including those in shadow
-    /// mode.
+    /// The policies that isolate this end in this direction, `namespace/name`: at most 16. If the verdict is `shadow`,
+    /// policies in shadow mode are included.
     pub policies: Vec<String>,
     /// The number of these policies, if `policies` does not list all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -360,13 +364,13 @@ pub struct Fix {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RevokedBy {
-    /// The changed object, such as `NetworkPolicy shop/web`. If a batch changed several, the first ones.
+    /// The changed objects, such as `NetworkPolicy shop/web`. If a batch changed many objects, only the first ones.
     pub objects: Vec<String>,
     /// The number of changed objects.
     pub object_count: usize,
-    /// The batch of changes.
+    /// The generation (number) of the batch of changes.
     pub generation: u64,
-    /// When it was received.
+    /// When the batch was received.
     pub time: String,
 }
 
@@ -387,7 +391,7 @@ pub struct MulticastRecord {
     pub to: FlowEnd,
     /// The protocol.
     pub protocol: String,
-    /// The port.
+    /// The destination port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
     /// Packets since the last record. A packet that several pods receive is counted once.
@@ -407,7 +411,8 @@ pub struct RateLimitedRecord {
     pub header: RecordHeader,
     /// What was not recorded: denied packets, allowed flows, or flows that policies in shadow mode would deny.
     pub verdict: FlowVerdict,
-    /// `egress`: packets from the pod, dropped there or at another local pod. `ingress`: packets to the pod.
+    /// `egress`: packets from the pod that were dropped at its own interface or at the interface of another local pod.
+    /// `ingress`: packets to the pod.
     pub direction: FlowDirection,
     /// The pod, `namespace/name`.
     pub pod: String,

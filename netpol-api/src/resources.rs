@@ -13,7 +13,7 @@ use crate::{Directions, FlowDirection, PartialPolicy, Workload};
 pub struct List<T> {
     /// The node of the agent.
     pub node: String,
-    /// The last batch of changes that is fully enforced.
+    /// The generation of the last batch of changes that is fully enforced.
     pub generation: u64,
     /// The resources.
     pub items: Vec<T>,
@@ -34,24 +34,24 @@ pub struct PodStatus {
     pub labels: BTreeMap<String, String>,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
-    /// Whether the pod uses the node's network: policies do not apply to it.
+    /// Whether the pod uses the node's network. If so, policies do not apply to the pod.
     pub host_network: bool,
     /// The pod's interface on the node, if it was found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
     /// Whether the current policies are enforced.
     pub enforced: bool,
-    /// Why the current policies are not enforced: also a suspension of enforcement, and `--observe`.
+    /// Why the current policies are not enforced. A suspension of enforcement and `--observe` are reasons, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// The policies that isolate the pod.
     pub policies: Directions,
-    /// The policies that would isolate the pod if those in shadow mode were enforced, in the directions in which such a
-    /// policy applies.
+    /// The policies that would isolate the pod if policies in shadow mode were enforced. A direction is empty if no
+    /// policy in shadow mode applies to it.
     pub shadow_policies: Directions,
 }
 
-/// What a policy does.
+/// What happens to the verdicts of a policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum PolicyMode {
@@ -62,19 +62,19 @@ pub enum PolicyMode {
     Shadow,
 }
 
-/// The policies of the cluster, as this node sees them.
+/// The policies of the cluster, with their state and their flows on this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyList {
     /// The node of the agent.
     pub node: String,
-    /// The last batch of changes that is fully enforced.
+    /// The generation of the last batch of changes that is fully enforced.
     pub generation: u64,
-    /// Since when flows are counted: the start of the agent. RFC 3339, UTC.
+    /// When the agent started. Flows are counted since then. RFC 3339, UTC.
     pub counted_since: String,
     /// Whether allowed flows are counted. If not, the `flows` of rules are 0.
     pub counts_allowed_flows: bool,
-    /// Allowed flows of rules that have no counter of their own, because there are too many.
+    /// The number of allowed flows of rules that have no counter of their own, because there are too many rules.
     pub other_flows: u64,
     /// The policies.
     pub items: Vec<PolicyStatus>,
@@ -90,28 +90,30 @@ pub struct PolicyStatus {
     pub name: String,
     /// Whether the policy is enforced.
     pub mode: PolicyMode,
-    /// Until when the policy is not enforced, although its mode is `enforce`: enforcement of its namespace or of the
-    /// cluster is suspended.
+    /// Set if enforcement of the policy's namespace or of the cluster is suspended: when the suspension ends. Until
+    /// then, the policy is not enforced, although its mode is `enforce`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspended_until: Option<String>,
-    /// Whether a policy in shadow mode is evaluated for all of `pods` now. If not, flows that it would deny are not counted.
+    /// Whether a policy in shadow mode is evaluated for all of `pods` now. If not, flows that it would deny are not
+    /// counted.
     #[serde(default = "crate::default_true")]
     pub evaluated: bool,
-    /// Why it is not.
+    /// Why `evaluated` is false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_evaluated_because: Option<String>,
-    /// The directions in which it isolates pods.
+    /// The directions in which the policy isolates pods.
     pub directions: Vec<FlowDirection>,
-    /// The pods of this node that it selects, `namespace/name`.
+    /// The pods of this node that the policy selects, `namespace/name`.
     pub pods: Vec<String>,
     /// Its rules, first those for ingress.
     pub rules: Vec<RuleStatus>,
-    /// Flows to or from pods of this node that this policy did not allow, and no other one either.
+    /// The number of flows of this policy's pods on this node that no policy allowed.
     pub denied_flows: u64,
-    /// The last of them.
+    /// The time of the last of these flows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_denied: Option<String>,
-    /// Allowed flows that policies in shadow mode would deny. Counted at each policy in shadow mode that isolates the pod.
+    /// The number of allowed flows that policies in shadow mode would deny. Such a flow is counted at each policy in
+    /// shadow mode that isolates the pod.
     pub shadow_denied_flows: u64,
     /// Invalid or unsupported parts, each as `field: message`.
     pub diagnostics: Vec<String>,
@@ -126,11 +128,11 @@ pub struct PolicyStatus {
 pub struct RuleStatus {
     /// Its path in the policy, such as `spec.ingress[0]`.
     pub path: String,
-    /// The direction of the flows that it allows.
+    /// The direction of the flows that the rule allows.
     pub direction: FlowDirection,
-    /// Flows of pods of this node that it allowed.
+    /// The number of flows of pods of this node that the rule allowed.
     pub flows: u64,
-    /// The last of them.
+    /// The time of the last of these flows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_flow: Option<String>,
 }
@@ -143,7 +145,7 @@ pub struct GenerationStatus {
     pub generation: u64,
     /// When the agent received it: RFC 3339, UTC.
     pub received: String,
-    /// When it was fully enforced; `None` if it is not yet.
+    /// When the batch was fully enforced; `None` if it is not fully enforced yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enforced: Option<String>,
     /// The first changed objects, such as `NetworkPolicy shop/web`. Empty for the first batch, which has all objects.
@@ -172,7 +174,7 @@ pub struct ConflictStatus {
 pub struct MapStatus {
     /// Its name.
     pub name: String,
-    /// The number of entries that it should have; `None` if the eBPF programs write it.
+    /// The number of entries that the map should have; `None` if the eBPF programs write the map.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entries: Option<u64>,
     /// The maximum number of entries.

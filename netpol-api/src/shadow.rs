@@ -1,29 +1,31 @@
-//! What policies in shadow mode would have denied.
+//! Would-be denials: allowed flows that policies in shadow mode would have denied.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{FlowDirection, Workload};
 
-/// Would-be denials on a node.
+/// The would-be denials on a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ShadowReport {
     /// The node of the agent.
     pub node: String,
-    /// The last batch of changes that is fully enforced.
+    /// The generation of the last batch of changes that is fully enforced.
     pub generation: u64,
     /// The start of the reported time: RFC 3339, UTC.
     pub since: String,
-    /// Since when the agent counts would-be denials. If it is later than `since`, the report is not complete.
+    /// When the agent started to count would-be denials. If this is later than `since`, the report is not complete.
     pub collected_since: String,
-    /// Whether nothing is enforced on this node (`--observe`). Then every policy counts as one in shadow mode.
+    /// Whether nothing is enforced on this node (`--observe`). If so, every policy is treated as if it were in shadow
+    /// mode.
     pub observe: bool,
     /// Policies in shadow mode that select pods of this node.
     pub policies: Vec<ShadowPolicy>,
-    /// Would-be denials that are not in `items`: their pod had too many of them for a record of each, or its namespace too
-    /// many different ones.
+    /// The number of would-be denials that are not in `items`. A pod had more of them than the agent records, or a
+    /// namespace had too many different ones.
     pub other_flows: u64,
-    /// Would-be denials. A flow that several policies in shadow mode isolate is in `items` once, with all of them.
+    /// The would-be denials. If several policies in shadow mode isolate the pod of a flow, the flow is in one item that
+    /// has all these policies.
     pub items: Vec<ShadowDenial>,
 }
 
@@ -35,15 +37,16 @@ pub struct ShadowPolicy {
     pub policy: String,
     /// The number of pods of this node that it selects.
     pub pods: usize,
-    /// Since when the agent has the policy in shadow mode.
+    /// When the agent received the policy in shadow mode.
     pub since: String,
     /// Whether the policy is evaluated for all of these pods now. If not, the report omits flows that it would deny.
     #[serde(default = "crate::default_true")]
     pub evaluated: bool,
-    /// Why it is not.
+    /// Why `evaluated` is false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_evaluated_because: Option<String>,
-    /// Would-be denials at pods of the policy's namespace that are in no item. They may be denials of this policy.
+    /// The number of would-be denials at pods of the policy's namespace that are in no item. They may be denials of
+    /// this policy.
     #[serde(default)]
     pub other_flows: u64,
 }
@@ -54,7 +57,7 @@ pub struct ShadowPolicy {
 pub struct ShadowDenial {
     /// The policies that would isolate the pod, `namespace/name`: at most 16, those in shadow mode first.
     pub policies: Vec<String>,
-    /// `ingress`: they select the receiver; `egress`: the sender.
+    /// `ingress` if the policies select the receiver, `egress` if they select the sender.
     pub direction: FlowDirection,
     /// The source.
     pub from: WorkloadEnd,
@@ -69,13 +72,13 @@ pub struct ShadowDenial {
     pub reason: String,
     /// The number of flows in the reported time, rounded to whole minutes.
     pub flows: u64,
-    /// The first of them since `collectedSince`.
+    /// The time of the first of these flows since `collectedSince`.
     pub first: String,
-    /// The last of them.
+    /// The time of the last of these flows.
     pub last: String,
 }
 
-/// One end of an aggregated flow: a workload, a pod without one, or an address.
+/// One end of an aggregated flow: a workload, a pod without a workload, a node, or an address.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WorkloadEnd {
@@ -91,10 +94,10 @@ pub struct WorkloadEnd {
     /// The node with this address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// The address, if it is neither a pod's nor a node's. For a Service, its address before translation.
+    /// The address, if no pod and no node has it. For a Service, the address before translation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<std::net::IpAddr>,
-    /// The Services with this address and port, as `namespace/name`.
+    /// The Services that have this address and port, as `namespace/name`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<String>,
 }

@@ -1,14 +1,15 @@
-//! The start of pods: requests of a CNI plugin.
+//! The start gate: requests of the CNI plugin `netpol-cni`, which delays the start of a pod until its policies are
+//! enforced.
 
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// Pods of this namespace start even if their policies are not enforced in time: without them, a node may not work at
-/// all.
+/// Pods of this namespace start even if their policies are not enforced in time, because a node may not work without
+/// these pods.
 pub const EXEMPT_NAMESPACE: &str = "kube-system";
 
-/// A pod with a network, before its containers start.
+/// A pod that has a network, and waits for the start of its containers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodStart {
@@ -33,7 +34,7 @@ pub struct PodStart {
 pub struct PodStarted {
     /// The outcome.
     pub outcome: StartOutcome,
-    /// How long it took, in milliseconds.
+    /// How long the request took, in milliseconds.
     pub took_ms: u64,
     /// Why the pod starts although its policies are not enforced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -46,7 +47,8 @@ pub struct PodStarted {
 pub enum StartOutcome {
     /// The pod's policies are enforced.
     Enforced,
-    /// The pod's policies are not enforced yet. It may start anyway: its namespace is exempt from the start gate.
+    /// The pod's policies are not enforced yet. The pod starts anyway, because its namespace is exempt from the start
+    /// gate.
     Exempt,
     /// The pod's policies are not enforced yet. The runtime retries the start.
     Refused,
@@ -72,10 +74,10 @@ pub struct GateStatus {
     /// Why `--start-gate auto` chose this mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The list of CNI plugins that contains `netpol-cni`.
+    /// The CNI configuration file that contains `netpol-cni` in its list of plugins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub configuration: Option<String>,
-    /// The container runtime that is connected with NRI.
+    /// The container runtime that is connected to the agent by NRI.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
     /// Why starts are not delayed, although the gate is on.
@@ -89,15 +91,15 @@ pub struct GateStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RecentStart {
-    /// When it ended, in UTC (RFC 3339).
+    /// When the wait ended, in UTC (RFC 3339).
     pub time: String,
     /// The pod, `namespace/name`.
     pub pod: String,
-    /// How it was reported: `nri` or `cni`.
+    /// How the start was reported: `nri` or `cni`.
     pub via: String,
     /// The outcome.
     pub outcome: StartOutcome,
-    /// How long it was delayed, in milliseconds.
+    /// How long the start was delayed, in milliseconds.
     pub took_ms: u64,
     /// Why the pod's policies are not enforced.
     #[serde(default, skip_serializing_if = "Option::is_none")]

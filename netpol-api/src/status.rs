@@ -18,11 +18,11 @@ pub struct Status {
     pub source: String,
     /// Whether all policies that existed when the agent started are enforced.
     pub ready: bool,
-    /// The last batch of changes that was received.
+    /// The generation of the last batch of changes that was received.
     pub generation_received: u64,
-    /// The last batch such that it and all batches before it are enforced.
+    /// The generation of the last batch that is enforced together with all earlier batches.
     pub generation: u64,
-    /// When the last batch was received: RFC 3339, UTC; `None` before the first.
+    /// When the last batch was received: RFC 3339, UTC; `None` before the first batch.
     pub last_change_time: Option<String>,
     /// Pods of this node that are not correctly enforced yet.
     pub pending: Vec<Pending>,
@@ -37,7 +37,7 @@ pub struct Status {
     /// Whether nothing is enforced (`--observe`).
     #[serde(default)]
     pub observe: bool,
-    /// Where enforcement is suspended.
+    /// The suspensions of enforcement that are in effect.
     #[serde(default)]
     pub suspensions: Vec<Suspension>,
     /// Numbers of packets and records.
@@ -49,7 +49,8 @@ pub struct Status {
     /// The BPF maps.
     #[serde(default)]
     pub maps: Vec<MapStatus>,
-    /// What keeps the agent from doing all that it was configured for, and the next step.
+    /// Why the agent does not do everything that it is configured to do: one message for each cause, with the next
+    /// step.
     #[serde(default)]
     pub warnings: Vec<String>,
 }
@@ -61,24 +62,24 @@ pub struct Suspension {
     /// The namespace; `None`: the whole cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
-    /// When it ends: RFC 3339, UTC.
+    /// When the suspension ends: RFC 3339, UTC.
     pub until: String,
-    /// Why, as given with the suspension.
+    /// The reason that was given with the suspension.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// Numbers of packets and records. Numbers of records count from the start of the agent.
+/// Numbers of packets and records. Records are counted since the start of the agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowCounts {
     /// Denied packets of the pods that are on this node now.
     pub denied_packets: u64,
-    /// Packets of allowed flows, of the same pods.
+    /// Packets of allowed flows, of the pods that are on this node now.
     pub allowed_packets: u64,
     /// Records of flows.
     pub records: u64,
-    /// Denied packets and allowed flows without a record, because the budgets of their pods were used up.
+    /// Denied packets and allowed flows that have no record, because their pods had too many events (rate limit).
     pub suppressed: u64,
     /// Events that did not fit into the ring buffer of the eBPF programs.
     pub lost_events: u64,
@@ -96,14 +97,14 @@ pub struct PartialPolicy {
     pub omitted_blocks: usize,
     /// Number of items of `ports` that are not enforced.
     pub omitted_ports: usize,
-    /// Number of `ipBlock` peers and items of `ports` of the policy.
+    /// Number of `ipBlock` peers and items of `ports` that the policy has.
     pub total: usize,
     /// Number of missing map entries for the policy's selectors and ports.
     #[serde(default)]
     pub missing_entries: usize,
 }
 
-/// A pod interface that is enforced, or will be.
+/// An endpoint: a pod interface on which policies are enforced, or will be enforced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {
@@ -119,16 +120,18 @@ pub struct Endpoint {
     pub attached: bool,
     /// Whether the pod was deleted. Its last policies are enforced until the interface is removed.
     pub orphaned: bool,
-    /// Why the interface is not enforced as the pod with its address: another interface is bound to that pod.
+    /// Why all traffic of the interface is dropped: the interface has an address of a pod, but another interface is
+    /// bound to this pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conflict: Option<String>,
-    /// Addresses of its pod that the pod's object does not list: what is sent from them is dropped as spoofed.
+    /// Addresses of the interface that the pod's object does not list. Packets from these addresses are dropped as
+    /// spoofed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unlisted_addresses: Vec<IpAddr>,
     /// The policies that isolate the pod.
     pub policies: Directions,
-    /// The policies that would isolate the pod if those in shadow mode were enforced, in the directions in which such a
-    /// policy applies.
+    /// The policies that would isolate the pod if policies in shadow mode were enforced. A direction is empty if no
+    /// policy in shadow mode applies to it.
     #[serde(default)]
     pub shadow_policies: Directions,
 }

@@ -21,7 +21,8 @@ pub struct ConditionResult {
     pub condition: String,
     /// The outcome.
     pub result: WaitOutcome,
-    /// The batch of changes with which the condition held, or a later one; `None` if the source did not respond.
+    /// The generation of the batch of changes with which the condition held, or of a later batch; `None` if the source
+    /// did not respond.
     pub generation: Option<u64>,
     /// How long the wait took.
     pub seconds: f64,
@@ -29,7 +30,7 @@ pub struct ConditionResult {
     pub pods: Vec<String>,
     /// Pods of this node on which policies are not enforced, with the reason.
     pub pending: Vec<Pending>,
-    /// Why the condition does not hold, if `pending` does not show it.
+    /// Why the condition does not hold, if `pending` does not contain the reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }

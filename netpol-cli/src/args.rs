@@ -204,7 +204,7 @@ pub(crate) struct InputOptions {
     /// input; repeatable. Default: the private ranges 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 and `fc00::/7`
     #[arg(long = "pod-cidr", value_name = "CIDR", env = "NETPOL_POD_CIDR", value_delimiter = ',')]
     pub(crate) pod_cidrs: Vec<IpNet>,
-    /// The namespace of objects without one; `default` if it is not set.
+    /// The namespace of objects that have none. If this is not set, `default`.
     #[arg(skip)]
     pub(crate) default_namespace: Option<String>,
 }

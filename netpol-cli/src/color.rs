@@ -7,7 +7,7 @@ use netpol_policy::model::Severity;
 
 use crate::columns::Tone;
 
-/// Foreground colors of ECMA-48, SGR.
+/// The codes of foreground colors (ECMA-48, SGR).
 const RED: u8 = 31;
 const GREEN: u8 = 32;
 const YELLOW: u8 = 33;

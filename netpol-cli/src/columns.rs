@@ -1,5 +1,5 @@
-//! Tables with a heading for each column. On a terminal they fit its width: long cells are shortened in the middle, and
-//! the least important columns are left out.
+//! Tables with a heading for each column. On a terminal, a table fits its width: long cells are shortened in the
+//! middle, and the least important columns are omitted.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
@@ -13,7 +13,7 @@ use crate::table::{shorten, terminal_width, text_width};
 const GAP: usize = 2;
 /// The smallest width to which a cell is shortened, in a column that is always shown.
 const MIN_WIDTH: usize = 24;
-/// The same, in other columns.
+/// The smallest width to which a cell is shortened, in a column that can be omitted.
 const MIN_OPTIONAL_WIDTH: usize = 16;
 
 /// The colors of cells.
@@ -30,7 +30,7 @@ pub(crate) enum Tone {
 /// How tables, and paragraphs below them, are printed.
 #[derive(Clone, Copy)]
 pub(crate) struct Style {
-    /// The width of tables; `None` without a limit.
+    /// The width of tables; `None`: no limit.
     pub(crate) table: Option<usize>,
     /// The width of paragraphs.
     pub(crate) text: usize,
@@ -38,7 +38,7 @@ pub(crate) struct Style {
 }
 
 impl Style {
-    /// That of standard output.
+    /// Returns the style for standard output.
     pub(crate) fn detect() -> Self {
         Self { table: table_width(), text: text_width(), color: ColorMode::detect() }
     }
@@ -48,33 +48,33 @@ impl Style {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Column {
     title: &'static str,
-    /// Whether cells are numbers, which are aligned at the right and never shortened.
+    /// Whether cells are numbers. Numbers are aligned at the right and never shortened.
     is_number: bool,
-    /// Columns with the highest number are left out first; those with 0 never.
+    /// The column with the highest rank is omitted first. Columns with rank 0 are never omitted.
     rank: usize,
 }
 
-/// A column of text that is always shown.
+/// Returns a column of text that is always shown.
 pub(crate) const fn text(title: &'static str) -> Column {
     Column { title, is_number: false, rank: 0 }
 }
 
-/// A column of numbers that is always shown.
+/// Returns a column of numbers that is always shown.
 pub(crate) const fn number(title: &'static str) -> Column {
     Column { title, is_number: true, rank: 0 }
 }
 
 impl Column {
-    /// The smallest width of a column, from the width of its longest cell.
-    fn least(self, natural: usize) -> usize {
+    /// Returns the smallest width of a column, given the width of its longest cell.
+    fn min_width(self, longest: usize) -> usize {
         match (self.is_number, self.rank) {
-            (true, _) => natural,
-            (false, 0) => natural.min(MIN_WIDTH),
-            (false, _) => natural.min(MIN_OPTIONAL_WIDTH),
+            (true, _) => longest,
+            (false, 0) => longest.min(MIN_WIDTH),
+            (false, _) => longest.min(MIN_OPTIONAL_WIDTH),
         }
     }
 
-    /// Leaves the column out if there is no room. Columns with a higher rank are left out first.
+    /// Returns a column that is omitted if there is no room. Columns with a higher rank are omitted first.
     pub(crate) const fn optional(self, rank: usize) -> Self {
         Self { rank, ..self }
     }
@@ -88,7 +88,7 @@ pub(crate) struct TextCell {
 }
 
 impl TextCell {
-    /// A cell in a color.
+    /// Returns a cell in a color.
     pub(crate) fn toned(text: impl std::fmt::Display, tone: Option<Tone>) -> Self {
         Self { text: Safe(text).to_string(), tone }
     }
@@ -118,52 +118,54 @@ impl TextTable {
         self.rows.push(cells.into());
     }
 
-    /// Prints the table. Without a width, nothing is shortened.
+    /// Prints the table. If `width` is `None`, all columns and cells are printed in full.
     pub(crate) fn print(&self, out: &mut impl Write, width: Option<usize>, color: ColorMode) -> io::Result<()> {
         let layout = self.layout(width);
         let titles = layout.iter().map(|&(index, width)| (self.columns[index], self.columns[index].title, width, None));
-        line(out, titles, ColorMode::NEVER)?;
+        print_line(out, titles, ColorMode::NEVER)?;
         for row in &self.rows {
             let cells = layout.iter().map(|&(index, width)| {
                 let TextCell { text, tone } = &row[index];
                 (self.columns[index], text.as_str(), width, *tone)
             });
-            line(out, cells, color)?;
+            print_line(out, cells, color)?;
         }
         Ok(())
     }
 
-    /// Returns the columns to print, and their widths.
+    /// Returns the indices of the columns to print, with their widths.
     fn layout(&self, width: Option<usize>) -> Vec<(usize, usize)> {
         let mut columns: Vec<(usize, usize)> =
-            (0..self.columns.len()).map(|index| (index, self.natural(index))).collect();
+            (0..self.columns.len()).map(|index| (index, self.longest_cell(index))).collect();
         let Some(width) = width else { return columns };
-        let least = |&(index, natural): &(usize, usize)| self.columns[index].least(natural);
+        let min_width = |&(index, longest): &(usize, usize)| self.columns[index].min_width(longest);
         let total = |widths: &mut dyn Iterator<Item = usize>| {
             let (sum, count) = widths.fold((0, 0), |(sum, count), width| (sum + width, count + 1));
             sum + GAP * usize::saturating_sub(count, 1)
         };
-        while total(&mut columns.iter().map(least)) > width {
-            let last = columns.iter().filter(|(index, _)| self.columns[*index].rank > 0);
-            let Some(&(last, _)) = last.max_by_key(|(index, _)| self.columns[*index].rank) else { break };
-            columns.retain(|(index, _)| *index != last);
+        while total(&mut columns.iter().map(min_width)) > width {
+            let optional = columns.iter().filter(|(index, _)| self.columns[*index].rank > 0);
+            let Some(&(omitted, _)) = optional.max_by_key(|(index, _)| self.columns[*index].rank) else { break };
+            columns.retain(|(index, _)| *index != omitted);
         }
         while total(&mut columns.iter().map(|(_, width)| *width)) > width {
-            let shrinks = |(index, width): &&mut (usize, usize)| *width > self.columns[*index].least(*width);
-            let Some((_, widest)) = columns.iter_mut().filter(shrinks).max_by_key(|(_, width)| *width) else { break };
+            let can_shrink = |(index, width): &&mut (usize, usize)| *width > self.columns[*index].min_width(*width);
+            let widest = columns.iter_mut().filter(can_shrink).max_by_key(|(_, width)| *width);
+            let Some((_, widest)) = widest else { break };
             *widest -= 1;
         }
         columns
     }
 
-    /// Returns the width of the longest cell.
-    fn natural(&self, index: usize) -> usize {
+    /// Returns the width of the longest cell of a column, or of its title if that is longer.
+    fn longest_cell(&self, index: usize) -> usize {
         let cells = self.rows.iter().map(|row| row[index].text.chars().count());
         cells.max().unwrap_or(0).max(self.columns[index].title.chars().count())
     }
 }
 
-fn line<'a>(
+/// Prints the cells of a line, without spaces at its end.
+fn print_line<'a>(
     out: &mut impl Write,
     cells: impl Iterator<Item = (Column, &'a str, usize, Option<Tone>)>,
     color: ColorMode,
@@ -185,7 +187,7 @@ fn line<'a>(
     writeln!(out, "{text}")
 }
 
-/// The width of tables: that of the terminal; `None` if standard output is not a terminal.
+/// Returns the width of the terminal; `None` if standard output is not a terminal.
 pub(crate) fn table_width() -> Option<usize> {
     io::stdout().is_terminal().then(terminal_width).flatten()
 }
@@ -233,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_table_leaves_out_columns_and_shortens_cells() {
+    fn a_narrow_table_omits_columns_and_shortens_cells() {
         check(
             &table(),
             Some(80),
@@ -257,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wide_table_and_one_without_a_terminal_have_everything() {
+    fn a_wide_table_and_a_table_without_a_terminal_have_all_columns() {
         check(
             &table(),
             Some(200),

@@ -1,12 +1,12 @@
-//! The verdict on a connection of any protocol, by the reference.
+//! Evaluates a connection of any protocol with the reference evaluator.
 
 use netpol_policy::explain::{Verdict, explain_offline};
 use netpol_policy::model::Protocol;
 use netpol_policy::offline::OfflineCluster;
 use netpol_policy::reference::{ConnectionError, End, Evaluation, Packet, connections};
 
-/// Returns the verdict on a connection: the worst of all address families that both ends have. Through a Service or a
-/// hostPort, it is that of all backends together.
+/// Returns the verdict on a connection: the worst verdict of all address families that both ends have. For a Service or
+/// a hostPort, it is the verdict on all backends together.
 pub(crate) fn verdict(
     cluster: &OfflineCluster,
     from: &End,
@@ -22,10 +22,11 @@ pub(crate) fn verdict(
         return Ok(explain_offline(cluster, from, to, protocol, port)?.verdict);
     }
     let sides = found.iter().flat_map(|connection| [&connection.egress, &connection.ingress]).flatten();
-    Ok(sides.map(|(packet, evaluation)| side(cluster, packet, evaluation)).max().unwrap_or(Verdict::Allow))
+    Ok(sides.map(|(packet, evaluation)| side_verdict(cluster, packet, evaluation)).max().unwrap_or(Verdict::Allow))
 }
 
-fn side(cluster: &OfflineCluster, packet: &Packet, evaluation: &Evaluation) -> Verdict {
+/// Returns the verdict of the policies at one end.
+fn side_verdict(cluster: &OfflineCluster, packet: &Packet, evaluation: &Evaluation) -> Verdict {
     let at_most = cluster.evaluate_at_most(packet, evaluation);
     let is_unknown = cluster.is_unknown(packet, evaluation, at_most.as_ref());
     if is_unknown { Verdict::Unknown } else { Verdict::of(evaluation.reason.allows()) }

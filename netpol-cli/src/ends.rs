@@ -1,4 +1,4 @@
-//! The ends of a connection as arguments: workloads, pods, Services, labels, addresses and ranges.
+//! Parses the ends of a connection in arguments, and finds the pods, addresses or Service that an end stands for.
 
 mod ranges;
 
@@ -14,7 +14,7 @@ use netpol_policy::model::{PodKey, Selector, ServiceKey, WorkloadKey, WorkloadKi
 use netpol_policy::offline::OfflineCluster;
 use netpol_policy::reference::End;
 
-/// One end of a connection, as it is written. A namespace that is not written is that of `-n`.
+/// One end of a connection, as it is written in an argument. An end without a namespace is in the namespace of `-n`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum EndArgument {
     Pod(Option<String>, String),
@@ -66,7 +66,7 @@ impl FromStr for EndArgument {
     }
 }
 
-/// A filter of the matrix.
+/// An end in a filter of the matrix (`--from` and `--to`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum MatrixEnd {
     Namespace(String),
@@ -134,13 +134,13 @@ fn usage(text: &str) -> String {
 /// What an end stands for: pods, addresses or a Service.
 #[derive(Clone, Debug)]
 pub(crate) struct EndSet {
-    /// As in messages: `Deployment shop/web`.
+    /// The text for messages, such as `Deployment shop/web`.
     pub(crate) title: String,
-    /// Each end, and the text for it.
+    /// Each pod, address or Service, with its text. A range of addresses has no items before `ranges::split`.
     pub(crate) ends: Vec<(End, EndText)>,
 }
 
-/// What an end is called in the output.
+/// The text for an end in the output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum EndText {
     /// A pod or a Service.
@@ -150,14 +150,14 @@ pub(crate) enum EndText {
 }
 
 impl EndText {
-    /// Returns the addresses of both, if the other ones follow.
+    /// If the addresses of `next` directly follow these addresses, returns all of them as one range.
     pub(crate) fn joined(&self, next: &Self) -> Option<Self> {
         let (Self::Addresses(first, last), Self::Addresses(start, end)) = (self, next) else { return None };
         (ranges::next(*last)? == *start).then_some(Self::Addresses(*first, *end))
     }
 }
 
-/// `pod shop/web`, `10.0.0.1` or `10.0.0.0-10.0.0.255`.
+/// Writes `pod shop/web`, `10.0.0.1` or `10.0.0.0-10.0.0.255`.
 impl fmt::Display for EndText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -178,7 +178,8 @@ impl EndSet {
     }
 }
 
-/// Finds the ends of a connection. As a source, a workload without pods stands for another pod than as a destination.
+/// Finds the ends of a connection. If one pod stands for all pods of a workload, the source is a second pod of the
+/// workload: then a connection of the workload to itself is a connection between two pods.
 pub(crate) fn resolve(
     cluster: &mut OfflineCluster,
     (from, to): (&EndArgument, &EndArgument),
@@ -233,6 +234,7 @@ fn check_pod_network(cluster: &OfflineCluster, argument: &EndArgument, set: &End
     Ok(())
 }
 
+/// Finds the pods, addresses or Service that an end stands for. `default`: the namespace of an end without one.
 pub(crate) fn find(cluster: &OfflineCluster, end: &EndArgument, default: &str) -> Result<EndSet> {
     let namespace = |written: &Option<String>| written.clone().unwrap_or_else(|| default.to_owned());
     Ok(match end {

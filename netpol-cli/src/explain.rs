@@ -1,4 +1,4 @@
-//! `netpol explain`.
+//! `netpol explain`: explains why a connection is allowed or denied.
 
 mod live_tables;
 
@@ -30,13 +30,13 @@ const MAX_CONNECTIONS: usize = 100_000;
 /// The number of connections that are listed for each verdict.
 const SHOWN: usize = 10;
 
-/// The output of `-o json` for a pod or an address and a pod, an address or a Service.
+/// The output of `-o json`, if each end is a single pod, address or Service.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct JsonOutput<'a> {
     #[serde(flatten)]
     explanation: &'a Explanation,
-    /// With `--live`.
+    /// The verdicts of the nodes' tables, with `--live`.
     #[serde(skip_serializing_if = "Option::is_none")]
     live: Option<&'a live_tables::Tables>,
     input: InputReport<'a>,
@@ -63,11 +63,11 @@ struct JsonOutputOfSeveral<'a> {
 /// The connections between two ends that stand for several pods or addresses.
 #[derive(Default)]
 struct Evaluated {
-    /// The connections by verdict; the last ones have the worst.
+    /// The connections by verdict. The last item has the worst verdict.
     connections: Vec<Connections>,
     /// The number of pairs that cannot connect.
     impossible: usize,
-    /// Why the first of them cannot.
+    /// Why the first of these pairs cannot connect.
     reason: Option<ConnectionError>,
 }
 
@@ -79,6 +79,7 @@ struct Connections {
     /// Pairs of source and destination. Adjacent ranges of destinations are joined.
     #[serde(serialize_with = "as_texts")]
     pairs: Vec<[EndText; 2]>,
+    /// The source and destination of the first connection.
     #[serde(skip)]
     first: (End, End),
 }
@@ -101,7 +102,7 @@ fn as_texts<S: Serializer>(pairs: &[[EndText; 2]], serializer: S) -> Result<S::O
 }
 
 pub(crate) fn run(options: &ExplainOptions, out: &mut impl Write) -> Result<Exit> {
-    let (input, namespace) = input(options)?;
+    let (input, namespace) = read_input(options)?;
     input.report();
     let mut cluster = input.cluster(&options.input);
     let resolved = ends::resolve(&mut cluster, (&options.from, &options.to), &namespace);
@@ -125,8 +126,8 @@ pub(crate) fn run(options: &ExplainOptions, out: &mut impl Write) -> Result<Exit
     let is_single =
         options.output == Output::Table && !has_range || is_single(&options.from, &from) && is_single(&options.to, &to);
     let verdict = match (&from.ends[..], &to.ends[..]) {
-        ([(source, _)], [(destination, _)]) if is_single => context.one((source, destination), out),
-        _ => context.several((&from, &to), out),
+        ([(source, _)], [(destination, _)]) if is_single => context.print_one((source, destination), out),
+        _ => context.print_several((&from, &to), out),
     };
     let verdict = verdict.map_err(|error| with_missing(error, &input))?;
     if options.output == Output::Table {
@@ -143,14 +144,15 @@ pub(crate) fn run(options: &ExplainOptions, out: &mut impl Write) -> Result<Exit
     })
 }
 
-/// Returns whether an argument stands for one end in every input. A headless Service stands for its pods.
+/// Returns whether an argument stands for one end in every input. This is not so for a headless Service, which stands
+/// for its pods.
 fn is_single(argument: &EndArgument, set: &EndSet) -> bool {
     let is_pod = matches!(set.ends[..], [(End::Pod(_), _)]);
     argument.is_single() && !(matches!(argument, EndArgument::Service(..)) && is_pod)
 }
 
-/// Returns the input, and the namespace of ends without one.
-fn input(options: &ExplainOptions) -> Result<(Input, String)> {
+/// Reads the input. Returns it with the namespace of ends without one.
+fn read_input(options: &ExplainOptions) -> Result<(Input, String)> {
     if !options.input.paths.is_empty() {
         let namespace = options.namespace.clone().unwrap_or_else(|| "default".to_owned());
         return Ok((Input::read(&options.input), namespace));
@@ -165,7 +167,7 @@ fn input(options: &ExplainOptions) -> Result<(Input, String)> {
     })
 }
 
-/// What all kinds of output have in common.
+/// What is needed to print explanations.
 struct Context<'a> {
     options: &'a ExplainOptions,
     input: &'a Input,
@@ -177,16 +179,16 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
-    fn one(&self, ends: (&End, &End), out: &mut impl Write) -> Result<Verdict> {
-        one(self, ends, out)
+    fn print_one(&self, ends: (&End, &End), out: &mut impl Write) -> Result<Verdict> {
+        print_one(self, ends, out)
     }
 
-    fn several(&self, ends: (&EndSet, &EndSet), out: &mut impl Write) -> Result<Verdict> {
-        several(self, ends, out)
+    fn print_several(&self, ends: (&EndSet, &EndSet), out: &mut impl Write) -> Result<Verdict> {
+        print_several(self, ends, out)
     }
 
-    /// The verdict is unknown, if the caller cannot list objects that may change it.
-    fn known(&self, verdict: Verdict) -> Verdict {
+    /// Returns the verdict, or `Unknown` if the caller cannot list objects that may change the verdict.
+    fn verdict_or_unknown(&self, verdict: Verdict) -> Verdict {
         if self.unknown_because.is_empty() { verdict } else { Verdict::Unknown }
     }
 
@@ -204,7 +206,7 @@ impl Context<'_> {
     }
 }
 
-fn one(context: &Context<'_>, (from, to): (&End, &End), out: &mut impl Write) -> Result<Verdict> {
+fn print_one(context: &Context<'_>, (from, to): (&End, &End), out: &mut impl Write) -> Result<Verdict> {
     let explanation = context.explain(from, to)?;
     match context.options.output {
         Output::Json => print_json(
@@ -216,15 +218,15 @@ fn one(context: &Context<'_>, (from, to): (&End, &End), out: &mut impl Write) ->
     Ok(explanation.verdict)
 }
 
-fn several(context: &Context<'_>, (from, to): (&EndSet, &EndSet), out: &mut impl Write) -> Result<Verdict> {
+fn print_several(context: &Context<'_>, (from, to): (&EndSet, &EndSet), out: &mut impl Write) -> Result<Verdict> {
     let Context { options, input, evaluate, .. } = context;
-    let Evaluated { connections, impossible, reason } = connections(evaluate, from, to, options.port)?;
+    let Evaluated { connections, impossible, reason } = evaluate_all(evaluate, from, to, options.port)?;
     let verdict = Verdict::of_several(connections.iter().map(|connections| connections.verdict));
     let (Some(worst), Some(verdict)) = (connections.last(), verdict) else {
         let reason = reason.map_or("they have no address family in common".to_owned(), |reason| reason.to_string());
         bail!("no connection from {} to {} is possible: {reason}", from.title, to.title)
     };
-    let verdict = context.known(verdict);
+    let verdict = context.verdict_or_unknown(verdict);
     let example = context.explain(&worst.first.0, &worst.first.1)?;
     match options.output {
         Output::Json => print_json(
@@ -260,13 +262,13 @@ fn several(context: &Context<'_>, (from, to): (&EndSet, &EndSet), out: &mut impl
     Ok(verdict)
 }
 
-/// Returns whether a list of the ends says no more than the title: it is one end, or all addresses of a range.
+/// Returns whether a list of the ends would have no more information than the title: the set is one end or one range.
 fn is_uniform(set: &EndSet) -> bool {
     set.ends.len() == 1 || set.ends.iter().all(|(_, text)| matches!(text, EndText::Addresses(..)))
 }
 
-/// Evaluates each connection, except those of a pod to itself, if there are others.
-fn connections(evaluate: &Evaluator<'_>, from: &EndSet, to: &EndSet, port: PortArgument) -> Result<Evaluated> {
+/// Evaluates each connection. If there are several, connections of a pod to itself are omitted.
+fn evaluate_all(evaluate: &Evaluator<'_>, from: &EndSet, to: &EndSet, port: PortArgument) -> Result<Evaluated> {
     let count = from.ends.len() * to.ends.len();
     if count > MAX_CONNECTIONS {
         bail!(
@@ -283,7 +285,7 @@ fn connections(evaluate: &Evaluator<'_>, from: &EndSet, to: &EndSet, port: PortA
         }
         let verdict = match evaluate.verdict(source, destination, port) {
             Ok(verdict) => verdict,
-            // These are about one pair. Other errors, such as a pod that does not exist, are about an argument.
+            // These errors concern one pair. Other errors, such as a pod that does not exist, concern an argument.
             Err(VerdictError::Connection(
                 reason @ (ConnectionError::NoCommonFamily(..)
                 | ConnectionError::Finished(_)

@@ -1,4 +1,4 @@
-//! Files of flow records: a record of JSON on each line.
+//! Reads files of flow records, with one record (JSON) on each line.
 
 use std::io::{BufRead, Read};
 
@@ -10,11 +10,12 @@ const MAX_LINE: u64 = 1 << 20;
 /// The types of [`Record`].
 const TYPES: [&str; 5] = ["flow", "flowTotals", "multicast", "rateLimited", "lost"];
 
-/// Reads all records. One of a type that this version does not have is `None`: docs/flows.md allows new types.
+/// Reads all records, and passes each to `on_record`. A record of a type that this version does not have is `None`,
+/// because docs/flows.md allows new types.
 pub(crate) fn read(
     name: &str,
     mut reader: impl BufRead,
-    mut take: impl FnMut(Option<Record>) -> Result<()>,
+    mut on_record: impl FnMut(Option<Record>) -> Result<()>,
 ) -> Result<()> {
     let mut line = Vec::new();
     for number in 1_u64.. {
@@ -26,13 +27,13 @@ pub(crate) fn read(
             _ if line.trim_ascii().is_empty() => continue,
             _ => {}
         }
-        let record = record(&line).with_context(|| format!("{name}:{number} is not a record of netpol"))?;
-        take(record).with_context(|| format!("{name}:{number}"))?;
+        let record = parse_record(&line).with_context(|| format!("{name}:{number} is not a record of netpol"))?;
+        on_record(record).with_context(|| format!("{name}:{number}"))?;
     }
     Ok(())
 }
 
-fn record(line: &[u8]) -> Result<Option<Record>> {
+fn parse_record(line: &[u8]) -> Result<Option<Record>> {
     let value: serde_json::Value = serde_json::from_slice(line)?;
     let (Some(kind), true) = (value["type"].as_str(), value["time"].is_string()) else {
         bail!("it has no `type` or no `time`; see docs/flows.md");
@@ -47,7 +48,7 @@ fn record(line: &[u8]) -> Result<Option<Record>> {
 mod tests {
     use super::*;
 
-    /// Returns the number of records, and of those with an unknown type.
+    /// Returns the number of records, and the number of records with an unknown type.
     fn count(text: &str) -> Result<(usize, usize)> {
         let mut counts = (0, 0);
         read("f", text.as_bytes(), |record| {

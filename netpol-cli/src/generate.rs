@@ -1,4 +1,4 @@
-//! `netpol completion` and `netpol man`: what clap generates from the command line.
+//! `netpol completion` and `netpol man`: completion scripts and manual pages, which clap generates from the options.
 
 use std::fs;
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! Reads manifests from files, directories and standard input.
+//! The input of a command. Reads manifests from files, directories and standard input.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -27,17 +27,17 @@ pub(crate) struct Input {
     pub(crate) parsed: Parsed,
     /// Errors of files and directories that could not be read.
     pub(crate) unreadable: Vec<String>,
-    /// Files in directories that are not used.
+    /// Files in directories that are skipped.
     pub(crate) skipped: Vec<SkippedFile>,
     /// Objects of a cluster that the caller cannot list.
     pub(crate) missing: Vec<Missing>,
-    /// The messages of those in `missing` that the result of the command depends on.
+    /// Messages about those objects in `missing` that the result of the command depends on.
     pub(crate) required: Vec<String>,
     /// Whether the objects are those of a cluster, which have no file and no line.
     pub(crate) is_of_cluster: bool,
     /// What `kubectl apply` has set on objects of a cluster.
     pub(crate) applied_by_kubectl: AppliedByKubectl,
-    /// The namespace of objects without one.
+    /// The namespace of objects that have none.
     default_namespace: Option<String>,
 }
 
@@ -45,11 +45,11 @@ pub(crate) struct Input {
 pub(crate) struct TextFile {
     pub(crate) name: String,
     pub(crate) bytes: Vec<u8>,
-    /// Whether it is an argument. Otherwise, it is one of a directory, and need not contain an object.
+    /// Whether the file itself is an argument of the command. A file in a directory need not contain an object.
     pub(crate) named: bool,
 }
 
-/// A file that is not used.
+/// A file that is skipped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct SkippedFile {
@@ -57,7 +57,7 @@ pub(crate) struct SkippedFile {
     pub(crate) reason: SkipReason,
 }
 
-/// The parts of the input that the output does not cover: `input` in JSON.
+/// The field `input` in JSON: the parts of the input that the output does not cover.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct InputReport<'i> {
@@ -75,26 +75,26 @@ pub(crate) struct InputReport<'i> {
 }
 
 impl Input {
-    /// Reads all paths. Records errors and goes on.
+    /// Reads all paths. Errors are stored, and the other paths are read.
     pub(crate) fn read(options: &InputOptions) -> Self {
         Self::read_with(options, Vec::new())
     }
 
-    /// Reads all paths, after these files.
+    /// Reads all paths. The input also has `texts`, which come first.
     pub(crate) fn read_with(options: &InputOptions, texts: Vec<TextFile>) -> Self {
         let mut input = Self { default_namespace: options.default_namespace.clone(), ..Self::default() };
         let (mut files, mut size) = (BTreeMap::new(), 0);
         let limits = options.limits();
         for TextFile { name, bytes, named } in texts {
             size += bytes.len() as u64;
-            input.text(&name, bytes, named);
+            input.add_file(&name, bytes, named);
         }
         for path in &options.paths {
             if path.as_os_str() == "-" {
                 match read_stream(io::stdin().lock(), size, limits) {
                     Ok(bytes) => {
                         size += bytes.len() as u64;
-                        input.text("<stdin>", bytes, true);
+                        input.add_file("<stdin>", bytes, true);
                     }
                     Err(error) => input.unreadable.push(format!("standard input {error}")),
                 }
@@ -103,27 +103,28 @@ impl Input {
             }
         }
         for (file, named) in files {
-            // A path given with -f may be a pipe, for example `<(…)`. In a directory only regular files are read.
+            // A path that is given with -f may be a pipe, for example `<(…)`. In a directory, only regular files are
+            // read.
             let read = if named { read_any } else { read_regular };
             match read(&file, size, limits) {
                 Ok(bytes) => {
                     size += bytes.len() as u64;
-                    input.text(&file.display().to_string(), bytes, named);
+                    input.add_file(&file.display().to_string(), bytes, named);
                 }
                 Err(error) => input.unreadable.push(format!("{} {error}", file.display())),
             }
         }
-        let of_all_files = manifest::report(&input.parsed);
-        input.parsed.errors.extend(of_all_files);
+        let diagnostics = manifest::report(&input.parsed);
+        input.parsed.errors.extend(diagnostics);
         input
     }
 
     /// Returns the input with the objects of a cluster, as a JSON list.
     pub(crate) fn of_cluster(list: Vec<u8>) -> Self {
         let mut input = Self { is_of_cluster: true, ..Self::default() };
-        input.text(CLUSTER, list, false);
-        let of_all_objects = manifest::report(&input.parsed);
-        input.parsed.errors.extend(of_all_objects);
+        input.add_file(CLUSTER, list, false);
+        let diagnostics = manifest::report(&input.parsed);
+        input.parsed.errors.extend(diagnostics);
         input.parsed.remove_positions();
         input
     }
@@ -150,19 +151,20 @@ impl Input {
         }
     }
 
-    /// Whether a file, a document or an object is missing.
+    /// Returns whether a file, a document or an object could not be read.
     pub(crate) fn is_lossy(&self) -> bool {
         !self.unreadable.is_empty() || self.parsed.left_out > 0 || !self.required.is_empty()
     }
 
-    /// Whether every object was read in full. Not the case if a template was skipped, because it may render to a policy.
+    /// Returns whether every object was read in full. If a template was skipped, returns false, because it may render
+    /// to a policy.
     pub(crate) fn is_complete(&self) -> bool {
         let is_error = |error: &ManifestError| error.severity == Severity::Error;
         let has_template = self.skipped.iter().any(|skipped| skipped.reason == SkipReason::Template);
         !self.is_lossy() && !has_template && !self.parsed.errors.iter().any(is_error)
     }
 
-    /// The report for JSON.
+    /// Returns the report for JSON.
     pub(crate) fn json(&self) -> InputReport<'_> {
         InputReport {
             complete: self.is_complete(),
@@ -179,7 +181,7 @@ impl Input {
         OfflineCluster::new(&self.parsed, &options.pod_cidrs).at(jiff::Timestamp::now().into())
     }
 
-    /// The number of objects that are used.
+    /// Returns the number of objects that are used.
     pub(crate) fn object_count(&self) -> usize {
         self.parsed.objects.len() + self.parsed.workloads.len()
     }
@@ -191,7 +193,8 @@ impl Input {
         errors
     }
 
-    fn text(&mut self, name: &str, bytes: Vec<u8>, named: bool) {
+    /// Parses a file and adds its objects. `named`: as in [`TextFile`].
+    fn add_file(&mut self, name: &str, bytes: Vec<u8>, named: bool) {
         match String::from_utf8(bytes) {
             Ok(text) => {
                 let namespace = self.default_namespace.as_deref();
@@ -199,7 +202,7 @@ impl Input {
                 let skipped = parsed.skipped;
                 self.parsed.extend(parsed);
                 match skipped {
-                    // An explicit file must contain an object.
+                    // A file that is an argument must contain an object.
                     Some(SkipReason::NotKubernetes) if named => {
                         self.unreadable.push(format!("{name} contains no Kubernetes object; check the path"));
                     }
@@ -216,7 +219,8 @@ impl Input {
         }
     }
 
-    /// Collects the manifests at a path, and whether the path is explicit: an explicit file can have any name.
+    /// Adds the manifests at a path to `files`, each with `named`: whether the path itself is an argument. Such a file
+    /// can have any name. `parents`: the directories that contain the path.
     fn collect(
         &mut self,
         path: &Path,
@@ -232,11 +236,11 @@ impl Input {
                 }
                 return;
             }
-            // A broken link with a name that is not that of a manifest.
+            // A broken link in a directory is not an error if a file of this name would not be read.
             Err(_) if !named && !is_manifest(path) => return,
             Err(error) => Err(error),
         };
-        // Symbolic links can lead to a parent directory.
+        // Symbolic links can lead to a parent directory, which must not be read again.
         let Ok(real) = fs::canonicalize(path) else {
             self.unreadable.push(format!("cannot read {}: no such file or directory; check the path", path.display()));
             return;

@@ -1,4 +1,4 @@
-//! `netpol lint`.
+//! `netpol lint`: reports errors and mistakes in manifests or in the objects of a cluster.
 
 mod github;
 mod json;
@@ -96,7 +96,7 @@ pub(crate) fn run(options: &LintOptions, out: &mut impl Write) -> Result<Exit> {
     let selection =
         Selection { only: options.rules.iter().copied().collect(), skip: options.skip.iter().copied().collect() };
     let mut report = of_cluster::lint(&input, &cluster, selection);
-    of_cluster::limit(&mut report, &namespaces);
+    of_cluster::retain_shown(&mut report, &namespaces);
     match options.output {
         LintOutput::Text => text::print(out, &input, &report, table::text_width(), ColorMode::detect())?,
         LintOutput::Json => json::print(out, &input, &report)?,
@@ -111,21 +111,21 @@ pub(crate) fn run(options: &LintOptions, out: &mut impl Write) -> Result<Exit> {
     })
 }
 
-/// Returns the number of findings of a severity, with those that are only counted.
+/// Returns the number of findings of a severity. A finding that stands for several equal ones is counted as several.
 fn count(report: &Report, severity: Severity) -> usize {
     report.findings.iter().filter(|finding| finding.severity == severity).map(|finding| finding.count).sum()
 }
 
-/// `6 objects, 0 errors, 3 warnings`, and infos and suppressed findings if there are any.
+/// Returns `6 objects, 0 errors, 3 warnings`, and the numbers of infos and suppressed findings if there are any.
 fn summary(input: &Input, report: &Report) -> String {
-    let of = |severity, noun| table::counted(count(report, severity), noun);
+    let counted = |severity, noun| table::counted(count(report, severity), noun);
     let mut counts = vec![
         table::counted(input.object_count(), "object"),
-        of(Severity::Error, "error"),
-        of(Severity::Warning, "warning"),
+        counted(Severity::Error, "error"),
+        counted(Severity::Warning, "warning"),
     ];
     if count(report, Severity::Info) > 0 {
-        counts.push(of(Severity::Info, "info"));
+        counts.push(counted(Severity::Info, "info"));
     }
     if !report.suppressed.is_empty() {
         counts.push(format!("{} suppressed", report.suppressed.len()));

@@ -1,4 +1,4 @@
-//! `netpol endpoints` and `netpol policies`.
+//! `netpol endpoints`: lists the pod interfaces on all nodes. The module `policies` has `netpol policies`.
 
 mod policies;
 
@@ -18,7 +18,7 @@ use crate::scope::Scope;
 
 pub(crate) use policies::run as policies;
 
-/// The number of policies and addresses in a cell.
+/// The number of policies or addresses in a cell.
 const SHOWN: usize = 2;
 
 pub(crate) fn endpoints(options: &ListOptions, out: &mut impl Write) -> Result<Exit> {
@@ -95,14 +95,14 @@ fn print_endpoints(
             some_of(&addresses, SHOWN).into(),
             isolated_by(&endpoint.policies.ingress).into(),
             isolated_by(&endpoint.policies.egress).into(),
-            state(endpoint),
+            state_cell(endpoint),
         ]);
     }
     table.print(out, width, color)?;
     Ok(())
 }
 
-fn state(endpoint: &Endpoint) -> TextCell {
+fn state_cell(endpoint: &Endpoint) -> TextCell {
     match endpoint {
         Endpoint { conflict: Some(_), .. } => TextCell::toned("conflict", Some(Tone::Bad)),
         Endpoint { attached: false, .. } => TextCell::toned("not attached", Some(Tone::Bad)),

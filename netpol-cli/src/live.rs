@@ -1,7 +1,8 @@
-//! Objects of a cluster as the input of offline commands, listed with the caller's rights.
+//! Lists the objects of a cluster, with the caller's rights, as the input of commands that also read manifests.
 //!
-//! Each kind is listed in all namespaces. If that is forbidden, it is listed in the namespaces that the command needs,
-//! and what is missing is recorded: it may make a verdict unknown.
+//! Each kind is listed in all namespaces. If the caller has no right to do this, the kind is listed only in the
+//! namespaces that the command needs. The kinds of missing objects are stored in [`Input`], because a verdict may be
+//! unknown without these objects.
 
 mod kinds;
 mod manifests_or_cluster;
@@ -28,29 +29,29 @@ pub(crate) use manifests_or_cluster::{View, is_shown, read_all_kinds, read_input
 
 /// The number of objects in one response.
 const PAGE: u32 = 500;
-/// The time for each response of the API server, unless it is set.
+/// The default time limit for each response of the API server.
 pub(crate) const RESPONSE_TIME: Duration = Duration::from_secs(30);
 
 /// The end of the message if there is no kubeconfig.
 pub(crate) const OR_MANIFESTS: &str = ", or pass manifests with -f";
 
-/// Objects that the caller cannot list.
+/// Objects of one kind that the caller cannot list.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Missing {
-    /// Their kind, in the plural: `NetworkPolicies`.
+    /// The kind in the plural, such as `NetworkPolicies`.
     pub(crate) kind: String,
-    /// The namespace; `None`: all namespaces but those that were listed.
+    /// The namespace. `None`: all namespaces that the command does not need.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) namespace: Option<String>,
     /// The error of the API server.
     pub(crate) error: String,
-    /// Whether only policies of other kinds are missing.
+    /// Whether these are policies of a kind that netpol does not evaluate.
     #[serde(skip)]
     pub(crate) is_unevaluated: bool,
 }
 
-/// What a command needs.
+/// The objects that a command needs, even if the caller cannot list objects in all namespaces.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Needed {
     /// The namespaces of the ends.
@@ -59,16 +60,16 @@ pub(crate) struct Needed {
     pub(crate) workloads: BTreeSet<WorkloadKind>,
 }
 
-/// Lists the objects. The API server has this time for each response.
+/// Lists the objects. `limit`: the time limit for each response of the API server.
 pub(crate) async fn read(kube: &Kube, needed: &Needed, limit: Duration) -> Result<Input> {
     let mut kinds = kinds::all(kube, limit).await?;
     kinds.extend(kinds::of_workloads(&needed.workloads));
-    let listed = futures::future::join_all(kinds.iter().map(|kind| list(kube, kind, needed, limit))).await;
+    let results = futures::future::join_all(kinds.iter().map(|kind| list_kind(kube, kind, needed, limit))).await;
     let (mut items, mut missing) = (Vec::new(), Vec::new());
-    for result in listed {
-        let (of_kind, without) = result?;
-        items.extend(of_kind);
-        missing.extend(without);
+    for result in results {
+        let (listed, not_listed) = result?;
+        items.extend(listed);
+        missing.extend(not_listed);
     }
     let applied_by_kubectl = items.iter().filter_map(applied_by_kubectl).collect();
     let text = serde_json::to_vec(&json!({"apiVersion": "v1", "kind": "List", "items": items}))?;
@@ -79,34 +80,34 @@ pub(crate) async fn read(kube: &Kube, needed: &Needed, limit: Duration) -> Resul
     Ok(input)
 }
 
-/// Lists one kind, as far as the caller can.
-async fn list(kube: &Kube, kind: &Kind, needed: &Needed, limit: Duration) -> Result<(Vec<Value>, Vec<Missing>)> {
+/// Lists the objects of one kind. Returns them, and those that the caller cannot list.
+async fn list_kind(kube: &Kube, kind: &Kind, needed: &Needed, limit: Duration) -> Result<(Vec<Value>, Vec<Missing>)> {
     let resource = kind.resource();
     let all = Api::all_with(kube.client.clone(), &resource);
-    let error = match pages(&all, &resource, kind, limit).await? {
+    let error = match list_pages(&all, &resource, kind, limit).await? {
         Listed::Items(items) => return Ok((items, Vec::new())),
         Listed::Forbidden(error) => error,
     };
-    let without = |namespace: Option<&String>, error| Missing {
+    let missing_in = |namespace: Option<&String>, error| Missing {
         kind: kind.title.to_owned(),
         namespace: namespace.cloned(),
         error,
         is_unevaluated: kind.is_unevaluated,
     };
-    let mut missing = vec![without(None, error)];
+    let mut missing = vec![missing_in(None, error)];
     let mut items = Vec::new();
     for namespace in &needed.namespaces {
         let found = if kind.is_namespaced {
             let api = Api::namespaced_with(kube.client.clone(), namespace, &resource);
-            pages(&api, &resource, kind, limit).await?
+            list_pages(&api, &resource, kind, limit).await?
         } else if kind.title == "Namespaces" {
-            one(&all, &resource, namespace, limit).await?
+            get_namespace(&all, &resource, namespace, limit).await?
         } else {
             break;
         };
         match found {
             Listed::Items(found) => items.extend(found),
-            Listed::Forbidden(error) => missing.push(without(Some(namespace), error)),
+            Listed::Forbidden(error) => missing.push(missing_in(Some(namespace), error)),
         }
     }
     Ok((items, missing))
@@ -118,7 +119,8 @@ enum Listed {
     Forbidden(String),
 }
 
-async fn pages(api: &Api<DynamicObject>, resource: &ApiResource, kind: &Kind, limit: Duration) -> Result<Listed> {
+/// Lists all objects, page by page.
+async fn list_pages(api: &Api<DynamicObject>, resource: &ApiResource, kind: &Kind, limit: Duration) -> Result<Listed> {
     let (mut items, mut parameters) = (Vec::new(), ListParams::default().limit(PAGE));
     loop {
         let page = timeout(limit, api.list(&parameters)).await;
@@ -128,14 +130,14 @@ async fn pages(api: &Api<DynamicObject>, resource: &ApiResource, kind: &Kind, li
             Err(kube::Error::Api(status)) if status.code == 403 => {
                 return Ok(Listed::Forbidden(status.message.clone()));
             }
-            // The API group has no such kind.
+            // The cluster has the API group, but not this kind.
             Err(kube::Error::Api(status)) if status.code == 404 && kind.is_unevaluated => {
                 return Ok(Listed::Items(items));
             }
             Err(error) => return Err(anyhow!("cannot list {}: {}", kind.title, explain_error(&error))),
         };
         for object in page.items {
-            items.push(value(&object, resource)?);
+            items.push(manifest_of(&object, resource)?);
         }
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => parameters = ListParams::default().limit(PAGE).continue_token(&token),
@@ -144,9 +146,15 @@ async fn pages(api: &Api<DynamicObject>, resource: &ApiResource, kind: &Kind, li
     }
 }
 
-async fn one(api: &Api<DynamicObject>, resource: &ApiResource, name: &str, limit: Duration) -> Result<Listed> {
+/// Reads one Namespace: a caller may have the right to get it, but not the right to list all Namespaces.
+async fn get_namespace(
+    api: &Api<DynamicObject>,
+    resource: &ApiResource,
+    name: &str,
+    limit: Duration,
+) -> Result<Listed> {
     match timeout(limit, api.get(name)).await {
-        Ok(Ok(object)) => Ok(Listed::Items(vec![value(&object, resource)?])),
+        Ok(Ok(object)) => Ok(Listed::Items(vec![manifest_of(&object, resource)?])),
         Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(Listed::Items(Vec::new())),
         Ok(Err(kube::Error::Api(status))) if status.code == 403 => Ok(Listed::Forbidden(status.message.clone())),
         Ok(Err(error)) => Err(anyhow!("cannot read namespace {name}: {}", explain_error(&error))),
@@ -154,8 +162,8 @@ async fn one(api: &Api<DynamicObject>, resource: &ApiResource, name: &str, limit
     }
 }
 
-/// The object as in a manifest: items of a list have no kind.
-fn value(object: &DynamicObject, resource: &ApiResource) -> Result<Value> {
+/// Returns an object as in a manifest. The items of a list have no `kind` and no `apiVersion`, so these are added.
+fn manifest_of(object: &DynamicObject, resource: &ApiResource) -> Result<Value> {
     let mut value = serde_json::to_value(object)?;
     value["apiVersion"] = resource.api_version.as_str().into();
     value["kind"] = resource.kind.as_str().into();
@@ -165,7 +173,8 @@ fn value(object: &DynamicObject, resource: &ApiResource) -> Result<Value> {
     Ok(value)
 }
 
-/// Returns the labels and annotations that `kubectl apply` has set on a Namespace or a policy, from its annotation.
+/// Returns the labels and annotations that `kubectl apply` has set on a Namespace or a policy. kubectl stores them in
+/// an annotation of the object.
 fn applied_by_kubectl(object: &Value) -> Option<(ObjectKey, Applied)> {
     let metadata = &object["metadata"];
     let name = metadata["name"].as_str()?;
@@ -183,7 +192,7 @@ fn applied_by_kubectl(object: &Value) -> Option<(ObjectKey, Applied)> {
     Some((key, Applied { labels: names("labels"), annotations: names("annotations") }))
 }
 
-/// Two ends of a connection in a cluster.
+/// The two ends of a connection in a cluster.
 #[derive(Clone, Copy)]
 pub(crate) struct Ends<'e> {
     pub(crate) from: &'e EndArgument,
@@ -193,19 +202,20 @@ pub(crate) struct Ends<'e> {
 }
 
 impl Ends<'_> {
-    /// What is needed to evaluate the connection.
+    /// Returns the objects that are needed to evaluate the connection.
     pub(crate) fn needed(self) -> Needed {
-        let both = [self.from, self.to];
+        let ends = [self.from, self.to];
         Needed {
-            namespaces: both.iter().filter_map(|end| end.namespace(self.namespace)).map(str::to_owned).collect(),
-            workloads: both
+            namespaces: ends.iter().filter_map(|end| end.namespace(self.namespace)).map(str::to_owned).collect(),
+            workloads: ends
                 .iter()
                 .filter_map(|end| if let EndArgument::Workload(kind, ..) = end { Some(*kind) } else { None })
                 .collect(),
         }
     }
 
-    /// Returns why the verdict on the connection may differ: objects that the caller cannot list.
+    /// Returns why the verdict on the connection is unknown: a message for each kind of objects that the caller cannot
+    /// list and that may change the verdict.
     pub(crate) fn unknown_because(self, input: &Input) -> Vec<String> {
         let has_address = [self.from, self.to].iter().any(|end| end.namespace(self.namespace).is_none());
         let is_service = matches!(self.to, EndArgument::Service(..));
@@ -218,7 +228,7 @@ impl Ends<'_> {
                 "Pods" => in_namespace || has_address,
                 "Nodes" => has_address,
                 "Services" | "EndpointSlices" => has_address || is_service && in_namespace,
-                // Without a workload, its pods are not found, which is an error.
+                // If a workload is missing, its pods are not found, which is an error already.
                 _ => false,
             }
         };
@@ -226,7 +236,7 @@ impl Ends<'_> {
     }
 }
 
-/// An end that is not found may be one that the caller cannot list.
+/// Adds the objects that the caller cannot list to an error: an end that was not found may be one of them.
 pub(crate) fn with_missing(error: anyhow::Error, input: &Input) -> anyhow::Error {
     let in_namespace: Vec<String> =
         input.missing.iter().filter(|missing| missing.namespace.is_some()).map(ToString::to_string).collect();
@@ -236,7 +246,7 @@ pub(crate) fn with_missing(error: anyhow::Error, input: &Input) -> anyhow::Error
     anyhow!("{error}; {}", in_namespace.join("; "))
 }
 
-/// The error of a command without a pod to show.
+/// Returns the error of a command that has no pod to show.
 pub(crate) fn no_pods(input: &Input) -> anyhow::Error {
     if input.is_of_cluster {
         return with_missing(anyhow!("no pods to show in the selected namespaces (-n, -A)"), input);
@@ -244,7 +254,7 @@ pub(crate) fn no_pods(input: &Input) -> anyhow::Error {
     anyhow!("no pods to show; pass manifests of pods or workloads with -f, and check --namespace")
 }
 
-/// Whether a policy selects namespaces by their labels.
+/// Returns whether a policy selects namespaces by their labels.
 fn has_namespace_selector(input: &Input) -> bool {
     let selects = |rule: &Rule| match &rule.peers {
         Peers::Any => false,
@@ -256,7 +266,7 @@ fn has_namespace_selector(input: &Input) -> bool {
     })
 }
 
-/// `cannot list Pods in namespace shop: …`.
+/// Writes `cannot list Pods in namespace shop: …`.
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.namespace {

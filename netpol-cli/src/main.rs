@@ -1,4 +1,5 @@
-//! `netpol`: evaluates network policies offline, from manifests, and shows what the agents of a cluster enforce.
+//! `netpol`: evaluates network policies from manifests or from the objects of a cluster, and shows what the agents of a
+//! cluster enforce.
 
 mod args;
 mod assert;
@@ -46,19 +47,20 @@ use message::message;
 /// The exit codes, as listed in `--help`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// Done; `explain`: allowed; `lint`: no findings as severe as `--fail-on`.
+    /// Done; `explain`: allowed; `lint`: no finding of the severity of `--fail-on` or above.
     Ok = 0,
-    /// `explain`: denied, or only some connections or backends allowed; `lint`: such findings; `wait`: not enforced.
+    /// `explain`: denied, or only some connections or backends allowed; `lint`: a finding of the severity of
+    /// `--fail-on` or above; `wait`: not enforced.
     Negative = 1,
-    /// Some input could not be read, or a requested object is not in it; the API server or no agent responds. clap uses 2
-    /// for wrong usage.
+    /// Some input could not be read, the input does not have a requested object, the API server does not respond, or no
+    /// agent responds. (clap uses 2 for wrong usage.)
     InvalidInput = 3,
     /// The verdict depends on something that netpol does not evaluate, or on an unknown address.
     Unknown = 4,
     /// Some nodes did not respond; the output has only the nodes that did.
     Partial = 5,
-    /// The compiled tables and the reference differ, or recorded policies deny a recorded flow, which is a bug in netpol
-    /// (`EX_SOFTWARE` of sysexits.h).
+    /// A bug in netpol (`EX_SOFTWARE` of sysexits.h): the verdicts of the compiled tables and of the reference
+    /// evaluator differ, or recorded policies deny a recorded flow.
     Bug = 70,
 }
 
@@ -94,7 +96,7 @@ fn main() -> ExitCode {
     };
     match result.and_then(|exit| out.flush().map(|()| exit).map_err(Into::into)) {
         Ok(exit) => exit.into(),
-        // The reader of the output has closed it, as in `netpol matrix … | head`.
+        // Another process has closed the pipe to which the output is written, as in `netpol matrix … | head`.
         Err(error) if is_broken_pipe(&error) => Exit::Ok.into(),
         Err(error) => {
             message!("netpol: {}", Safe(format_args!("{error:#}")));
@@ -105,7 +107,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Parses the command line. kubectl runs `kubectl netpol` as `kubectl-netpol`; then help names it so.
+/// Parses the command line. If kubectl has started the program as its plugin (`kubectl-netpol`), the help has the name
+/// `kubectl netpol`.
 fn arguments() -> Arguments {
     let program = std::env::args_os().next().unwrap_or_default();
     let is_plugin = Path::new(&program).file_stem().is_some_and(|name| name == "kubectl-netpol");

@@ -1,4 +1,6 @@
-//! `netpol matrix`.
+//! `netpol matrix`: shows which pods can connect to which, at which ports.
+//!
+//! The rows and columns of the matrix are groups: pods that have the same verdicts, or an address.
 
 mod formats;
 mod groups;
@@ -39,15 +41,16 @@ struct JsonOutput<'a, C> {
     input: InputReport<'a>,
 }
 
-/// What is shown.
+/// The matrix, before its verdicts are computed.
 struct Matrix<'a, 'c> {
     options: &'a MatrixOptions,
     input: &'a Input,
     reachability: Reachability<'c>,
     groups: &'a [Group],
     excluded: &'a [ExcludedPod],
-    /// The groups that `--from` and `--to` accept, by index.
+    /// Whether `--from` accepts each group as a source.
     from: Vec<bool>,
+    /// Whether `--to` accepts each group as a destination.
     to: Vec<bool>,
 }
 
@@ -69,7 +72,7 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
     })
 }
 
-/// Prints the rows of the list, without notes. Returns whether there are any.
+/// Prints the rows of the list, without notes. Returns whether there are rows.
 pub(crate) fn print_rows(options: &MatrixOptions, input: &Input, out: &mut impl Write) -> Result<bool> {
     with_matrix(options, input, |matrix| {
         let rows = matrix.list().rows(options.only_allowed);
@@ -82,10 +85,10 @@ pub(crate) fn print_rows(options: &MatrixOptions, input: &Input, out: &mut impl 
 fn with_matrix<T>(
     options: &MatrixOptions,
     input: &Input,
-    show: impl FnOnce(&mut Matrix<'_, '_>) -> Result<T>,
+    use_matrix: impl FnOnce(&mut Matrix<'_, '_>) -> Result<T>,
 ) -> Result<T> {
     let cluster = input.cluster(&options.input);
-    let (ends, excluded) = ends(cluster.state(), options);
+    let (ends, excluded) = select_ends(cluster.state(), options);
     if ends.is_empty() {
         print_excluded(&mut io::stderr(), &excluded)?;
         return Err(live::no_pods(input));
@@ -95,16 +98,16 @@ fn with_matrix<T>(
     let filters = (find(&options.from)?, find(&options.to)?);
     let mut reachability = Reachability::new(&[&cluster]);
     let groups = groups::group_ends(&mut reachability, &ends);
-    let [from, to] = [accepted("--from", filters.0, &groups), accepted("--to", filters.1, &groups)];
+    let [from, to] = [accepted_groups("--from", filters.0, &groups), accepted_groups("--to", filters.1, &groups)];
     if from.is_err() || to.is_err() {
         print_excluded(&mut io::stderr(), &excluded)?;
     }
     let (from, to) = (from?, to?);
-    show(&mut Matrix { options, input, reachability, groups: &groups, excluded: &excluded, from, to })
+    use_matrix(&mut Matrix { options, input, reachability, groups: &groups, excluded: &excluded, from, to })
 }
 
-/// Returns which groups a filter accepts. An error if it accepts none: the name may be misspelled.
-fn accepted(option: &str, filter: Option<EndSet>, groups: &[Group]) -> Result<Vec<bool>> {
+/// Returns which groups a filter accepts. It is an error if the filter accepts no group: its name may be wrong.
+fn accepted_groups(option: &str, filter: Option<EndSet>, groups: &[Group]) -> Result<Vec<bool>> {
     let Some(EndSet { title, ends }) = filter else { return Ok(vec![true; groups.len()]) };
     let members: BTreeSet<String> = ends.iter().map(|(end, _)| end.to_string()).collect();
     let has_member = |group: &Group| group.members.iter().any(|member| members.contains(member));
@@ -118,7 +121,7 @@ fn accepted(option: &str, filter: Option<EndSet>, groups: &[Group]) -> Result<Ve
 }
 
 impl<'a> Matrix<'a, '_> {
-    /// Returns whether the filters accept a source and a destination, by index.
+    /// Returns whether the filters accept a source and a destination. `from`, `to`: the indices of the groups.
     fn shows(&self, from: usize, to: usize) -> bool {
         self.from[from] && self.to[to]
     }
@@ -179,7 +182,7 @@ enum Exclusion {
 }
 
 impl Exclusion {
-    /// Text to follow "not shown: 2 pods".
+    /// Returns the text after "not shown: 2 pods".
     const fn text(self) -> &'static str {
         match self {
             Self::HostNetwork => {
@@ -198,8 +201,8 @@ struct ExcludedPod {
     reason: Exclusion,
 }
 
-/// Returns the pods to show, then the addresses; and the excluded pods.
-fn ends(cluster_state: &ClusterState, options: &MatrixOptions) -> (Vec<End>, Vec<ExcludedPod>) {
+/// Returns the ends to show, first pods and then addresses. Also returns the pods that are excluded.
+fn select_ends(cluster_state: &ClusterState, options: &MatrixOptions) -> (Vec<End>, Vec<ExcludedPod>) {
     let (mut ends, mut excluded) = (Vec::new(), Vec::new());
     for pod in cluster_state.pods.values() {
         let shown = &options.shown.namespaces;
@@ -220,7 +223,7 @@ fn ends(cluster_state: &ClusterState, options: &MatrixOptions) -> (Vec<End>, Vec
     (ends, excluded)
 }
 
-/// Prints `not shown: 2 pods on the host network, …: kube-system/a, kube-system/b`, a line for each reason.
+/// Prints a line for each reason, such as `not shown: 2 pods on the host network, …: kube-system/a, kube-system/b`.
 fn print_excluded(out: &mut impl Write, excluded: &[ExcludedPod]) -> io::Result<()> {
     for reason in [Exclusion::HostNetwork, Exclusion::Finished] {
         let pods: Vec<&str> = excluded.iter().filter(|pod| pod.reason == reason).map(|pod| &*pod.pod).collect();

@@ -13,7 +13,7 @@ use crate::output::print_items;
 use crate::remote::{Answer, Fleet, runtime};
 use crate::table::{counted, paragraph};
 
-/// The fill of a map, in percent, from which on it is a problem.
+/// A map that is filled to at least this percentage is a problem.
 const MAP_LIMIT: u64 = 90;
 /// The number of objects that a problem names.
 const SHOWN: usize = 3;
@@ -26,7 +26,7 @@ async fn status(options: &StatusOptions, out: &mut impl Write) -> Result<Exit> {
     let mut fleet = Fleet::find(&options.agents).await?;
     let answers: Vec<Answer<Status>> = fleet.get("/v1/status").await;
     if options.agents.nodes.is_empty() {
-        // Users without the right to list nodes do not get this.
+        // If the user has no right to list nodes, nodes without an agent are not reported.
         let _ = fleet.find_nodes_without_agent().await;
     }
     let statuses: Vec<Status> = answers.into_iter().map(|answer| answer.content).collect();
@@ -43,11 +43,12 @@ async fn status(options: &StatusOptions, out: &mut impl Write) -> Result<Exit> {
     fleet.finish(statuses.len())
 }
 
-fn print(out: &mut impl Write, statuses: &[Status], silent: &[String], style: Style) -> Result<()> {
+/// Prints the table, and the problems of each node below it. `without_response`: the nodes that did not respond.
+fn print(out: &mut impl Write, statuses: &[Status], without_response: &[String], style: Style) -> Result<()> {
     let common = common_version(statuses);
     let mut rows: Vec<(&Status, Vec<String>)> =
         statuses.iter().map(|status| (status, problems(status, common))).collect();
-    // Stable: nodes are ordered by name already.
+    // The nodes are sorted by name already, and this sort is stable.
     rows.sort_by_key(|(_, problems)| problems.is_empty());
     let mut table = TextTable::new(&[
         text("NODE"),
@@ -60,9 +61,9 @@ fn print(out: &mut impl Write, statuses: &[Status], silent: &[String], style: St
         number("DENIED"),
         text("FULLEST MAP").optional(5),
     ]);
-    let mut silent: Vec<&String> = silent.iter().collect();
-    silent.dedup();
-    for node in silent {
+    let mut without_response: Vec<&String> = without_response.iter().collect();
+    without_response.dedup();
+    for node in without_response {
         let empty = || TextCell::from("-");
         let state = TextCell::toned("no response", Some(Tone::Bad));
         table.row([node.into(), state, empty(), empty(), empty(), empty(), empty(), empty(), empty()]);
@@ -83,7 +84,7 @@ fn print(out: &mut impl Write, statuses: &[Status], silent: &[String], style: St
             (&status.gate.mode).into(),
             TextCell::toned(conflicts, (conflicts > 0).then_some(Tone::Notice)),
             status.flows.denied_packets.into(),
-            fullest(&status.maps).into(),
+            fullest_map(&status.maps).into(),
         ]);
     }
     table.print(out, style.table, style.color)?;
@@ -96,7 +97,7 @@ fn print(out: &mut impl Write, statuses: &[Status], silent: &[String], style: St
     Ok(())
 }
 
-/// The version of most agents.
+/// Returns the version of most agents.
 fn common_version(statuses: &[Status]) -> Option<&str> {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for status in statuses {
@@ -129,7 +130,7 @@ fn problems(status: &Status, common_version: Option<&str>) -> Vec<String> {
         ));
     }
     problems.extend(status.gate.error.iter().map(|error| format!("start gate: {error}")));
-    problems.extend(status.endpoints.iter().filter_map(conflict));
+    problems.extend(status.endpoints.iter().filter_map(interface_problem));
     for conflict in &status.conflicts {
         problems.push(format!("conflict with {} at {}: {}", conflict.name, conflict.location, conflict.advice));
     }
@@ -138,7 +139,7 @@ fn problems(status: &Status, common_version: Option<&str>) -> Vec<String> {
         problems
             .push(format!("policies enforced only in part, raise --max-policy-memory: {}", some_of(&partial, SHOWN)));
     }
-    problems.extend(status.maps.iter().filter_map(full_map));
+    problems.extend(status.maps.iter().filter_map(map_problem));
     if status.flows.lost_events > 0 {
         problems.push(format!("{} events were lost, so flows are missing in reports", status.flows.lost_events));
     }
@@ -149,7 +150,7 @@ fn problems(status: &Status, common_version: Option<&str>) -> Vec<String> {
     problems
 }
 
-fn conflict(endpoint: &Endpoint) -> Option<String> {
+fn interface_problem(endpoint: &Endpoint) -> Option<String> {
     let name = endpoint.pod.as_deref().unwrap_or("-");
     match &endpoint.conflict {
         Some(conflict) => Some(format!("interface {} of pod {name}: {conflict}", endpoint.interface)),
@@ -160,20 +161,21 @@ fn conflict(endpoint: &Endpoint) -> Option<String> {
     }
 }
 
-fn full_map(map: &MapStatus) -> Option<String> {
+fn map_problem(map: &MapStatus) -> Option<String> {
     if map.full > 0 {
         return Some(format!("map {} is full: {} writes failed; raise its size", map.name, map.full));
     }
-    let percent = percent(map)?;
+    let percent = fill_percent(map)?;
     (percent >= MAP_LIMIT).then(|| format!("map {} is {percent} % full", map.name))
 }
 
-fn percent(map: &MapStatus) -> Option<u64> {
+/// Returns how full a map is, in percent.
+fn fill_percent(map: &MapStatus) -> Option<u64> {
     (map.capacity > 0).then(|| map.entries.unwrap_or_default().saturating_mul(100) / map.capacity)
 }
 
-/// `PORTS 12 %`.
-fn fullest(maps: &[MapStatus]) -> String {
-    let fullest = maps.iter().filter_map(|map| Some((percent(map)?, &map.name))).max();
+/// Returns the name of the fullest map and how full it is, such as `PORTS 12 %`.
+fn fullest_map(maps: &[MapStatus]) -> String {
+    let fullest = maps.iter().filter_map(|map| Some((fill_percent(map)?, &map.name))).max();
     fullest.map_or_else(|| "-".to_owned(), |(percent, name)| format!("{name} {percent} %"))
 }

@@ -1,4 +1,4 @@
-//! JSON, also of commands that ask several nodes.
+//! Prints JSON.
 
 use std::fmt;
 use std::io::{self, BufWriter, Write};
@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use crate::remote::Failure;
 
-/// Items of all nodes, and the nodes without a response.
+/// The output of a command that sends requests to several nodes: the items of all nodes, and the nodes that did not
+/// respond.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Items<'a, T> {
@@ -17,7 +18,7 @@ struct Items<'a, T> {
     failures: &'a [Failure],
 }
 
-/// Something of one node.
+/// An item of one node.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct OfNode<'a, T> {
@@ -41,7 +42,7 @@ impl NotEvaluated {
     }
 }
 
-/// `n1 (the reason)`.
+/// Writes `n1 (the reason)`.
 impl fmt::Display for NotEvaluated {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.reason {
@@ -59,9 +60,9 @@ pub(crate) fn print_items<T: Serialize>(out: &mut impl Write, items: &[T], failu
 /// The number of bytes of JSON that are escaped together.
 const BUFFER: usize = 1 << 16;
 
-/// Prints a document while it is serialized: it can be large.
+/// Prints a document while it is serialized, because a document can be large.
 pub(crate) fn print_json(out: &mut impl Write, value: &impl Serialize) -> Result<()> {
-    // The buffer is written whenever the next part does not fit, so it has whole characters.
+    // The buffer is written whenever the next part does not fit. So what is written always ends with a whole character.
     let mut buffer = BufWriter::with_capacity(BUFFER, SafeJson(&mut *out));
     serde_json::to_writer_pretty(&mut buffer, value).map_err(io::Error::from)?;
     buffer.flush()?;
@@ -69,11 +70,11 @@ pub(crate) fn print_json(out: &mut impl Write, value: &impl Serialize) -> Result
     Ok(writeln!(out)?)
 }
 
-/// A writer of JSON that escapes invisible characters.
+/// A writer that escapes invisible characters in JSON.
 struct SafeJson<W>(W);
 
 impl<W: Write> Write for SafeJson<W> {
-    /// Writes parts of JSON that do not split characters.
+    /// Writes a part of the JSON. No part ends within a character.
     fn write(&mut self, part: &[u8]) -> io::Result<usize> {
         let part_text = std::str::from_utf8(part).map_err(io::Error::other)?;
         self.0.write_all(text::json(part_text).as_bytes())?;

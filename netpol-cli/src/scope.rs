@@ -1,4 +1,4 @@
-//! The namespace and labels of `-n`, `-A` and `-l`.
+//! The scope of a command: the namespace of `-n` or `-A`, and the labels of `-l`.
 
 use std::collections::BTreeMap;
 
@@ -11,34 +11,35 @@ use crate::remote::Fleet;
 /// Which pods are shown.
 #[derive(Clone, Debug)]
 pub(crate) struct Scope {
-    /// The only namespace; `None` for all.
+    /// The only namespace; `None`: all namespaces.
     pub(crate) namespace: Option<String>,
-    /// The namespace of names without one.
+    /// The namespace of names that are written without a namespace.
     pub(crate) default_namespace: String,
     pub(crate) labels: Option<Selector>,
 }
 
 impl Scope {
-    /// Without `-n` and `-A`, it has the namespace of the context, as with kubectl; at a socket, all namespaces.
+    /// Creates the scope. Without `-n` and `-A`, it has the namespace of the context, as with kubectl. If the agent is
+    /// reached by a socket, there is no context, and the scope has all namespaces.
     pub(crate) fn new(options: &ScopeOptions, fleet: &Fleet) -> Result<Self> {
-        let of_context = fleet.kube.as_ref().map(|kube| kube.namespace.clone());
+        let context_namespace = fleet.kube.as_ref().map(|kube| kube.namespace.clone());
         let namespace = match (&options.namespace, options.all_namespaces) {
             (Some(namespace), _) => Some(namespace.clone()),
             (None, true) => None,
-            (None, false) => of_context.clone(),
+            (None, false) => context_namespace.clone(),
         };
-        let default_namespace = options.namespace.clone().or(of_context).unwrap_or_else(|| "default".to_owned());
+        let default_namespace = options.namespace.clone().or(context_namespace).unwrap_or_else(|| "default".to_owned());
         let labels = options.selector.as_deref().map(Selector::parse).transpose();
         let labels = labels.map_err(|error| anyhow!("-l: {error}"))?;
         Ok(Self { namespace, default_namespace, labels })
     }
 
-    /// Whether a namespace is shown.
+    /// Returns whether a namespace is shown.
     pub(crate) fn has_namespace(&self, namespace: &str) -> bool {
         self.namespace.as_deref().is_none_or(|wanted| wanted == namespace)
     }
 
-    /// Whether pods with these labels are shown.
+    /// Returns whether pods with these labels are shown.
     pub(crate) fn has_labels(&self, labels: &BTreeMap<String, String>) -> bool {
         self.labels.as_ref().is_none_or(|selector| {
             let labels: Labels =
@@ -47,7 +48,7 @@ impl Scope {
         })
     }
 
-    /// The text for an empty result: ` in namespace shop`.
+    /// Returns the end of a message about an empty result, such as ` in namespace shop`.
     pub(crate) fn describe(&self) -> String {
         self.namespace.as_ref().map(|namespace| format!(" in namespace {namespace}")).unwrap_or_default()
     }

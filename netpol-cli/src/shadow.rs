@@ -1,4 +1,5 @@
-//! `netpol shadow report`: what policies in shadow mode would have denied, on all nodes.
+//! `netpol shadow report`: prints would-be denials of all nodes, which are allowed flows that policies in shadow mode
+//! would have denied.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -33,7 +34,7 @@ async fn report(options: &ShadowOptions, out: &mut impl Write) -> Result<Exit> {
     match options.list.output {
         Output::Json => print_json(
             out,
-            &JsonOutput { items: &policies, nodes: reports.iter().map(node).collect(), failures: fleet.failures() },
+            &JsonOutput { items: &policies, nodes: reports.iter().map(coverage).collect(), failures: fleet.failures() },
         )?,
         Output::Table if reports.is_empty() => {}
         Output::Table => {
@@ -52,7 +53,7 @@ struct JsonOutput<'a> {
     failures: &'a [Failure],
 }
 
-/// What the report of a node covers.
+/// What the report of a node contains, and since when.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Coverage<'a> {
@@ -63,7 +64,7 @@ struct Coverage<'a> {
     other_flows: u64,
 }
 
-fn node(report: &ShadowReport) -> Coverage<'_> {
+fn coverage(report: &ShadowReport) -> Coverage<'_> {
     let ShadowReport { node, since, collected_since, observe, other_flows, .. } = report;
     Coverage { node, since, collected_since, observe: *observe, other_flows: *other_flows }
 }
@@ -73,18 +74,19 @@ fn node(report: &ShadowReport) -> Coverage<'_> {
 #[serde(rename_all = "camelCase")]
 struct ShadowedPolicy {
     policy: String,
-    /// The number of pods that it selects.
+    /// The number of pods that the policy selects.
     pods: usize,
-    /// Since when each agent with such a pod has the policy in shadow mode: the latest time.
+    /// The time since which the policy is in shadow mode on all nodes with such a pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     since: Option<String>,
     /// Whether the policy is evaluated on all nodes. If not, flows that it would deny are missing.
     evaluated: bool,
-    /// The nodes on which it is not evaluated for all pods.
+    /// The nodes on which the policy is not evaluated for all pods.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     not_evaluated_on: Vec<NotEvaluated>,
     flows: u64,
-    /// Would-be denials in the policy's namespace that are in no list. They may be denials of this policy.
+    /// The number of would-be denials in the policy's namespace that the agents do not list. They may be denials of
+    /// this policy.
     other_flows: u64,
     denials: Vec<Denial>,
 }
@@ -105,28 +107,30 @@ struct Denial {
     last: String,
 }
 
+/// Source, destination, port, protocol, direction and reason.
 type DenialKey<'r> = (&'r WorkloadEnd, &'r WorkloadEnd, Option<u16>, &'r str, FlowDirection, &'r str);
 
+/// Combines the reports of all nodes.
 fn merge(reports: &[ShadowReport], scope: &Scope) -> Vec<ShadowedPolicy> {
     let mut policies: BTreeMap<&str, ShadowedPolicy> = BTreeMap::new();
     let mut denials: BTreeMap<(&str, DenialKey<'_>), Denial> = BTreeMap::new();
     let is_shown = |policy: &str| policy.split_once('/').is_none_or(|(namespace, _)| scope.has_namespace(namespace));
     for report in reports {
-        for of_node in report.policies.iter().filter(|of_node| is_shown(&of_node.policy)) {
-            let policy = policies.entry(&of_node.policy).or_default();
-            policy.pods += of_node.pods;
-            policy.since = policy.since.take().max(Some(of_node.since.clone()));
-            policy.other_flows += of_node.other_flows;
-            if !of_node.evaluated {
-                let because = of_node.not_evaluated_because.as_deref();
+        for on_node in report.policies.iter().filter(|on_node| is_shown(&on_node.policy)) {
+            let policy = policies.entry(&on_node.policy).or_default();
+            policy.pods += on_node.pods;
+            policy.since = policy.since.take().max(Some(on_node.since.clone()));
+            policy.other_flows += on_node.other_flows;
+            if !on_node.evaluated {
+                let because = on_node.not_evaluated_because.as_deref();
                 policy.not_evaluated_on.push(NotEvaluated::new(&report.node, because));
             }
         }
         let shadow: BTreeSet<&str> = report.policies.iter().map(|policy| policy.policy.as_str()).collect();
         for item in &report.items {
             let key: DenialKey<'_> = (&item.from, &item.to, item.port, &item.protocol, item.direction, &item.reason);
-            // The item also names enforced policies; these would deny nothing more. A policy that is no longer in
-            // shadow mode is none of them, but has denials.
+            // An item also names enforced policies, which are not the cause of a would-be denial. But if no policy of
+            // the item is in shadow mode any more, the denials are counted for all of its policies.
             let in_shadow: Vec<&str> =
                 item.policies.iter().map(String::as_str).filter(|name| shadow.contains(name)).collect();
             let named =
@@ -180,7 +184,7 @@ fn print(
         let known = policy.since.as_ref().map(|since| format!(", in shadow mode since {since}")).unwrap_or_default();
         let heading = format!("{} ({}{known})", policy.policy, counted(policy.pods, "pod"));
         if !policy.evaluated {
-            paragraph(out, not_evaluated(policy), style.text, 0)?;
+            paragraph(out, not_evaluated_text(policy), style.text, 0)?;
         }
         if policy.denials.is_empty() {
             paragraph(out, format!("{heading}: {}", without_denials(policy, since)), style.text, 0)?;
@@ -211,10 +215,11 @@ fn print(
         table.print(out, style.table, style.color)?;
         writeln!(out)?;
     }
-    notes(out, reports, style)
+    print_notes(out, reports, style)
 }
 
-/// The text for a policy without a listed denial. Only one that is evaluated everywhere has denied nothing.
+/// Returns the text for a policy without a listed denial. If the policy is not evaluated on all nodes, or if flows are
+/// not listed, it may have denials.
 fn without_denials(policy: &ShadowedPolicy, since: &str) -> String {
     match (policy.evaluated, policy.other_flows) {
         (false, _) => "denials are unknown".to_owned(),
@@ -227,13 +232,13 @@ fn without_denials(policy: &ShadowedPolicy, since: &str) -> String {
     }
 }
 
-fn not_evaluated(policy: &ShadowedPolicy) -> String {
+fn not_evaluated_text(policy: &ShadowedPolicy) -> String {
     let nodes: Vec<String> = policy.not_evaluated_on.iter().map(ToString::to_string).collect();
     format!("{}: NOT EVALUATED on {}", policy.policy, some_of(&nodes, NODES_SHOWN))
 }
 
-/// Prints what the report does not cover.
-fn notes(out: &mut impl Write, reports: &[ShadowReport], style: Style) -> Result<()> {
+/// Prints what the report does not contain.
+fn print_notes(out: &mut impl Write, reports: &[ShadowReport], style: Style) -> Result<()> {
     let names = |includes: &dyn Fn(&ShadowReport) -> bool| -> Vec<String> {
         reports.iter().filter(|report| includes(report)).map(|report| report.node.clone()).collect()
     };

@@ -1,4 +1,4 @@
-//! Commands that a user can paste into a shell.
+//! Quotes values in commands that a user can paste into a shell.
 
 /// Quotes a value for a POSIX shell, if it needs quotes.
 pub(crate) fn quoted(text: &str) -> String {

@@ -1,4 +1,5 @@
-//! `netpol suspend` and `netpol resume`: stop enforcement for a limited time, with annotations of a Namespace.
+//! `netpol suspend` stops enforcement for a limited time, and `netpol resume` ends this. They set and remove
+//! annotations of a Namespace.
 
 mod cluster;
 mod remaining;
@@ -45,7 +46,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Parses a reason: it has one line.
+/// Parses a reason, which must have one line.
 pub(crate) fn reason(text: &str) -> Result<String, String> {
     if text.trim().is_empty() {
         return Err("the reason is empty".to_owned());
@@ -72,20 +73,20 @@ struct Change<'a> {
     scope: &'static str,
     /// The Namespace with the annotations.
     namespace: &'a str,
-    /// The end; none if enforcement is resumed.
+    /// The end of the suspension; `None` if enforcement is resumed.
     until: Option<&'a str>,
     reason: Option<&'a str>,
-    /// The reason before the change, if it was that of another suspension.
+    /// The reason that was replaced, if it belongs to another suspension that is in effect.
     #[serde(skip_serializing_if = "Option::is_none")]
     replaced_reason: Option<&'a str>,
     /// The user name, as authenticated by the API server.
     user: Option<&'a str>,
     time: &'a str,
-    /// The command of kubectl that does the same.
+    /// The kubectl command that makes the same change.
     command: &'a str,
-    /// The command that does the opposite.
+    /// The command that reverses the change.
     reverse: &'a str,
-    /// Other suspensions that still apply.
+    /// Other suspensions that are still in effect.
     #[serde(flatten)]
     remaining: Option<&'a Remaining>,
 }
@@ -94,16 +95,16 @@ async fn suspend_until(options: &SuspendOptions, out: &mut impl Write) -> Result
     let SuspendOptions { suspension, duration, reason } = options;
     let (cluster, agents) = (Cluster::open(&suspension.api).await?, suspension.agent_namespace.as_str());
     let target = Target::new(&suspension.scope, agents);
-    let found = if target.is_cluster() { cluster.has_agents(agents).await } else { Ok(true) };
+    let has_agents = if target.is_cluster() { cluster.has_agents(agents).await } else { Ok(true) };
     let before = read(&cluster, &target).await?;
-    match found {
+    match has_agents {
         Ok(true) => {}
         Ok(false) => bail!(no_agents(agents)),
         Err(error) => {
             message!("netpol: cannot check that agents run in namespace {}: {}", Safe(agents), Safe(error));
         }
     }
-    let now = time(&before)?;
+    let now = server_time(&before)?;
     let until = (now + SignedDuration::try_from(*duration)?).to_string();
     let replaced = replaced_reason(&target, &before, now, reason);
     let annotations = json!({target.until: until, REASON: reason});
@@ -122,8 +123,8 @@ async fn suspend_until(options: &SuspendOptions, out: &mut impl Write) -> Result
         replaced_reason: replaced,
         user: user.as_deref(),
         time: &now.to_string(),
-        command: &target.kubectl_set(kubectl_options, &until, reason),
-        reverse: &target.resume(kubectl_options, agents),
+        command: &target.kubectl_set_command(kubectl_options, &until, reason),
+        reverse: &target.resume_command(kubectl_options, agents),
         remaining: None,
     };
     if suspension.output == Output::Json {
@@ -143,14 +144,14 @@ async fn suspend_until(options: &SuspendOptions, out: &mut impl Write) -> Result
 async fn resume_now(options: &SuspensionOptions, out: &mut impl Write) -> Result<Exit> {
     let (cluster, agents) = (Cluster::open(&options.api).await?, options.agent_namespace.as_str());
     let target = Target::new(&options.scope, agents);
-    let (before, found, others) =
+    let (before, has_agents, others) =
         tokio::join!(read(&cluster, &target), cluster.has_agents(agents), remaining::read(&cluster, &target, agents));
     let before = before?;
-    if target.is_cluster() && found == Ok(false) && !before.annotations.contains_key(target.until) {
+    if target.is_cluster() && has_agents == Ok(false) && !before.annotations.contains_key(target.until) {
         bail!(no_agents(agents));
     }
-    let now = time(&before)?;
-    let remaining = Remaining::new(others, &found, now, agents);
+    let now = server_time(&before)?;
+    let remaining = Remaining::new(others, &has_agents, now, agents);
     let keeps_reason = is_active(&before, target.other_until(), now);
     let mut annotations = json!({target.until: Value::Null});
     if !keeps_reason {
@@ -172,8 +173,8 @@ async fn resume_now(options: &SuspensionOptions, out: &mut impl Write) -> Result
         replaced_reason: None,
         user: user.as_deref(),
         time: &now.to_string(),
-        command: &target.kubectl_remove(kubectl_options, keeps_reason),
-        reverse: &target.suspend(kubectl_options, agents),
+        command: &target.kubectl_remove_command(kubectl_options, keeps_reason),
+        reverse: &target.suspend_command(kubectl_options, agents),
         remaining: Some(&remaining),
     };
     if options.output == Output::Json {
@@ -200,7 +201,7 @@ fn print_resumed(
         Some(until) if !is_active(before, target.until, now) => {
             writeln!(out, "enforcement of {title} was not suspended: removed the end {}", Safe(until))?;
         }
-        // Its policies are not enforced yet.
+        // The suspension of the cluster is still in effect, so the policies of this namespace are not enforced yet.
         Some(until) if !target.is_cluster() && remaining.applies() => {
             writeln!(out, "the suspension of {title} is removed; its end was {}", Safe(until))?;
         }
@@ -220,8 +221,8 @@ async fn patch(cluster: &Cluster, target: &Target, annotations: &Value) -> Resul
     changed.map_err(|error| anyhow!("cannot change namespace {}: {error}; {check}", target.namespace))
 }
 
-/// Returns the time of the API server: the clock of this machine may be wrong.
-fn time(before: &Before) -> Result<Timestamp> {
+/// Returns the time of the API server, because the clock of this machine may be wrong.
+fn server_time(before: &Before) -> Result<Timestamp> {
     let now = before.time.unwrap_or_else(|| {
         message!("netpol: the API server's response has no time; the clock of this machine is used");
         Timestamp::now()
@@ -229,13 +230,14 @@ fn time(before: &Before) -> Result<Timestamp> {
     Ok(now.round(Unit::Second)?)
 }
 
-/// Whether an annotation has a time that is not over.
+/// Returns whether an annotation has a time in the future.
 fn is_active(before: &Before, annotation: &str, now: Timestamp) -> bool {
     let until = before.annotations.get(annotation).and_then(|until| until.parse::<Timestamp>().ok());
     until.is_some_and(|until| until > now)
 }
 
-/// Returns the reason of the other suspension of the same Namespace, if it is replaced.
+/// Returns the reason that is replaced, if it belongs to another suspension that is in effect. The Namespace of the
+/// agents can have two suspensions: its own and that of the cluster. Both use the same annotation for the reason.
 fn replaced_reason<'a>(target: &Target, before: &'a Before, now: Timestamp, reason: &str) -> Option<&'a str> {
     let other = before.annotations.get(REASON).filter(|other| *other != reason)?;
     is_active(before, target.other_until(), now).then_some(other)

@@ -1,4 +1,5 @@
-//! The matrix as text: numbered rows and columns, grouped by namespace, in blocks that fit the terminal.
+//! Prints the matrix as text: numbered rows and columns, grouped by namespace, in blocks that fit the terminal. Also
+//! has functions for other text output.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal, Write};
@@ -11,36 +12,37 @@ use netpol_policy::text::{Safe, wrap};
 use crate::color::ColorMode;
 use crate::verdict::Sides;
 
-/// The legend of cells without a verdict, printed if there are any.
+/// The legend of cells without a verdict. It is printed only if there are such cells.
 pub(crate) const NO_COMMON_FAMILY: &str = "    - no address family in common";
 
-/// The legend of cells that filters exclude, printed if there are any.
+/// The legend of cells that filters exclude. It is printed only if there are such cells.
 pub(crate) const NOT_SHOWN: &str = "    . not shown";
 
-/// The legend of cells of dual-stack pods, printed if there are any.
+/// The legend of dual-stack pods that can connect in one address family only. It is printed only if there are such
+/// cells.
 pub(crate) const ONE_FAMILY: &str = "    4 allowed by IPv4 only    6 allowed by IPv6 only";
 
-/// The legend of cells without a known verdict, printed if there are any.
+/// The legend of cells with an unknown verdict. It is printed only if there are such cells.
 pub(crate) const UNKNOWN: &str = "    ? unknown: see netpol explain";
 
 /// The legend of all other cells.
 pub(crate) const LEGEND: &str =
     "rows: from, columns: to    + allowed    e denied by egress    i denied by ingress    x denied by both";
 
-/// The width of text that is not for a terminal.
+/// The width of text if standard output is not a terminal.
 const DEFAULT_WIDTH: usize = 80;
 
-/// The columns of the terminal that standard output, error or input is connected to; `None` without a terminal.
+/// Returns the width of the terminal that standard output, error or input is connected to; `None` without a terminal.
 pub(crate) fn terminal_width() -> Option<usize> {
     terminal_size::terminal_size().map(|(width, _)| usize::from(width.0))
 }
 
-/// The width at which text is wrapped.
+/// Returns the width at which text is wrapped.
 pub(crate) fn text_width() -> usize {
     if std::io::stdout().is_terminal() { terminal_width().unwrap_or(DEFAULT_WIDTH) } else { DEFAULT_WIDTH }
 }
 
-/// Prints a paragraph that is wrapped at a width. Its lines are escaped.
+/// Prints a paragraph. Its text is wrapped at a width and escaped.
 pub(crate) fn paragraph(
     out: &mut (impl Write + ?Sized),
     text: impl fmt::Display,
@@ -65,16 +67,16 @@ impl Cell {
     }
 }
 
-/// A row and a column.
+/// The heading of a row, and of the column with the same number.
 #[derive(Clone, Debug)]
 pub(crate) struct Heading {
-    /// The heading above it, such as its namespace.
+    /// The group, such as the namespace. Its name is printed above its first row.
     pub(crate) group: String,
-    /// The name below the heading.
+    /// The name of the row.
     pub(crate) name: String,
 }
 
-/// Prints one table. `cells` has a row for each end, and a column for each end in each row.
+/// Prints one table. `cells` has, for each row, a cell for each column.
 pub(crate) fn print(
     out: &mut impl Write,
     title: &str,
@@ -88,7 +90,7 @@ pub(crate) fn print(
     }
     let digits = ends.len().to_string().len();
     let longest = ends.iter().map(|end| end.name.chars().count()).max().unwrap_or(0);
-    // At least half of a narrow terminal is for the columns.
+    // On a narrow terminal, the columns get at least half of the width.
     let names = width.map_or(longest, |width| longest.min((width / 2).saturating_sub(digits + 3)).max(4));
     let margin = 2 + digits + 1 + names;
     let per_block = width.map_or(ends.len(), |width| (width.saturating_sub(margin + 2) / (digits + 1)).max(1));
@@ -118,6 +120,7 @@ pub(crate) fn print(
     Ok(())
 }
 
+/// Returns the character of a cell, and a verdict for its color.
 fn symbol(cell: Cell) -> (&'static str, Verdict) {
     let sides = match cell {
         Cell::Verdict(sides) => sides,
@@ -139,22 +142,23 @@ fn symbol(cell: Cell) -> (&'static str, Verdict) {
     (letter, if letter == "+" || letter == "?" { sides.verdict() } else { Verdict::Deny })
 }
 
+/// Returns whether a row or column is the first one of its group. `first`: the first index that is printed.
 fn starts_group(ends: &[Heading], index: usize, first: usize) -> bool {
     index == first || ends[index].group != ends[index - 1].group
 }
 
-/// `1 warning`, `2 warnings`.
+/// Returns text such as `1 warning` or `2 warnings`.
 pub(crate) fn counted(count: usize, noun: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("{count} {noun}{plural}")
 }
 
-/// Same as [`counted`].
+/// Returns the same as [`counted`], for another type of number.
 pub(crate) fn counted_u64(count: u64, noun: &str) -> String {
     counted(usize::try_from(count).unwrap_or(usize::MAX), noun)
 }
 
-/// `1h`, `5m`, `90s`.
+/// Returns text such as `1h`, `5m` or `90s`.
 pub(crate) fn time_span(duration: Duration) -> String {
     match duration.as_secs() {
         seconds if duration.subsec_millis() != 0 || seconds == 0 => format_duration(duration),
@@ -164,7 +168,7 @@ pub(crate) fn time_span(duration: Duration) -> String {
     }
 }
 
-/// Shortens a name in its middle: the names of a workload's pods differ at the end.
+/// Shortens a name in its middle, because the names of a workload's pods differ at the end.
 pub(crate) fn shorten(name: &str, width: usize) -> String {
     let length = name.chars().count();
     if length <= width {

@@ -1,4 +1,4 @@
-//! `netpol top`: the pairs of workloads with the most flows.
+//! `netpol top`: shows the pairs of workloads with the most flows.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
@@ -21,11 +21,11 @@ use crate::remote::{Answer, Fleet, Lines, runtime};
 use crate::scope::Scope;
 use crate::table::time_span;
 
-/// The number of flows that are kept; older ones are forgotten first.
+/// The maximum number of flows in memory. If there are more, the oldest ones are removed.
 const MAX_FLOWS: usize = 200_000;
 /// How long existing flows are collected before the table is first drawn.
 const FIRST_DRAW: Duration = Duration::from_millis(500);
-/// Moves the cursor to the top left, and clears the screen below: ECMA-48, CUP and ED.
+/// The control sequences that move the cursor to the top left and clear the screen below it (ECMA-48, CUP and ED).
 const CLEAR: &str = "\x1b[H\x1b[J";
 
 pub(crate) fn run(options: &TopOptions, out: &mut impl Write) -> Result<Exit> {
@@ -53,7 +53,7 @@ async fn top(options: &TopOptions, out: &mut impl Write) -> Result<Exit> {
         return fleet.finish(answered);
     }
     collect_flows(&mut fleet, streams, options.list.agents.request_timeout, |received| {
-        window.take(&received);
+        window.add_record(&received);
         Ok(())
     })
     .await?;
@@ -81,7 +81,7 @@ async fn live(
     loop {
         tokio::select! {
             event = events.recv() => match event {
-                Some(FlowEvent::Record(received)) => window.take(&received),
+                Some(FlowEvent::Record(received)) => window.add_record(&received),
                 Some(FlowEvent::Ended(node, error)) => fleet.fail(&node, end_of_follow(error)),
                 None => return Ok(()),
             },
@@ -102,18 +102,19 @@ async fn live(
     }
 }
 
-/// The flows of the last minutes.
+/// The flows of a time window that ends now.
 struct Window {
     duration: Duration,
-    flows: VecDeque<Counted>,
+    flows: VecDeque<CountedFlow>,
     scope: Scope,
-    forgotten: u64,
-    /// The time of the latest flow, and when it was received.
+    /// The number of flows that were removed, because there were more than [`MAX_FLOWS`].
+    removed: u64,
+    /// The time of the latest flow, and the time when it was received.
     latest: Option<(Timestamp, Instant)>,
 }
 
 /// A flow in the window.
-struct Counted {
+struct CountedFlow {
     time: Timestamp,
     pair: Pair,
     direction: FlowDirection,
@@ -132,7 +133,7 @@ struct Pair {
     protocol: String,
 }
 
-/// A row.
+/// A row of the table: two workloads, a port, and the numbers of flows.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct PairCounts {
@@ -146,10 +147,10 @@ struct PairCounts {
 impl Window {
     fn new(duration: Duration) -> Self {
         let scope = Scope { namespace: None, default_namespace: String::new(), labels: None };
-        Self { duration, flows: VecDeque::new(), scope, forgotten: 0, latest: None }
+        Self { duration, flows: VecDeque::new(), scope, removed: 0, latest: None }
     }
 
-    fn take(&mut self, received: &ReceivedFlow) {
+    fn add_record(&mut self, received: &ReceivedFlow) {
         if let Some(Record::Flow(flow)) = &received.record {
             self.add(received.time, flow);
         }
@@ -165,9 +166,9 @@ impl Window {
         }
         if self.flows.len() >= MAX_FLOWS {
             self.flows.pop_front();
-            self.forgotten += 1;
+            self.removed += 1;
         }
-        self.flows.push_back(Counted {
+        self.flows.push_back(CountedFlow {
             time,
             pair: Pair {
                 from: aggregated(&flow.from),
@@ -181,26 +182,28 @@ impl Window {
         });
     }
 
-    /// Removes flows that are too old by the clock of the nodes: that of this machine may differ.
+    /// Removes flows that are too old. The current time is computed from the time of the latest flow, because the clock
+    /// of this machine may differ from the clocks of the nodes.
     fn expire(&mut self) {
-        let Some((latest, at)) = self.latest else { return };
+        let Some((latest, received_at)) = self.latest else { return };
         let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
-        let now = latest.as_second().saturating_add(seconds(at.elapsed()));
+        let now = latest.as_second().saturating_add(seconds(received_at.elapsed()));
         let first = Timestamp::from_second(now.saturating_sub(seconds(self.duration))).unwrap_or(Timestamp::MIN);
         self.flows.retain(|flow| flow.time >= first);
     }
 
-    /// Counts the flows of each pair; those with the most denied flows are first, then those with the most flows.
+    /// Counts the flows of each pair. The pairs are sorted by their numbers of denied, would-be denied (shadow) and
+    /// allowed flows, the highest first.
     fn pairs(&self) -> Vec<PairCounts> {
         let mut counts: BTreeMap<&Pair, [[u64; 3]; 2]> = BTreeMap::new();
         for flow in &self.flows {
-            let of_pair = counts.entry(&flow.pair).or_default();
-            of_pair[flow.direction as usize][flow.verdict as usize] += flow.flows;
+            let pair_counts = counts.entry(&flow.pair).or_default();
+            pair_counts[flow.direction as usize][flow.verdict as usize] += flow.flows;
         }
         let mut pairs: Vec<PairCounts> = counts
             .into_iter()
             .map(|(pair, [ingress, egress])| {
-                // A flow between two pods is recorded at both.
+                // A flow between two pods is recorded at both pods, so the two numbers must not be added.
                 let flows = |verdict: FlowVerdict| ingress[verdict as usize].max(egress[verdict as usize]);
                 let [allowed, denied, shadow] = FlowVerdict::ALL.map(flows);
                 PairCounts { pair: pair.clone(), allowed, denied, shadow }
@@ -211,7 +214,7 @@ impl Window {
     }
 }
 
-/// The workload of an end; without one, the pod, node or address.
+/// Returns the workload of an end, or else its pod, node or address.
 fn aggregated(end: &FlowEnd) -> WorkloadEnd {
     let is_named = end.pod.is_some() || end.node.is_some();
     WorkloadEnd {
@@ -257,8 +260,8 @@ fn print_table(
     if pairs.len() > rows {
         writeln!(out, "{} more: see netpol top --once", pairs.len() - rows)?;
     }
-    if window.forgotten > 0 {
-        writeln!(out, "{} older flows are not counted: there are more than {MAX_FLOWS}", window.forgotten)?;
+    if window.removed > 0 {
+        writeln!(out, "{} older flows are not counted: there are more than {MAX_FLOWS}", window.removed)?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Names the policies that netpol does not evaluate.
+//! Prints the names of policies that netpol does not evaluate.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -12,14 +12,14 @@ use crate::table::paragraph;
 /// The number of policies that are listed.
 const SHOWN: usize = 10;
 
-/// Prints one line with the kinds to standard error.
+/// Prints one line to standard error, with the kinds of the policies.
 pub(crate) fn warn(policies: &[Unevaluated]) {
     if !policies.is_empty() {
         message!("netpol: {}", Safe(summary(policies)));
     }
 }
 
-/// Prints the policies to the output, below the result.
+/// Prints the names of the policies to the output, below the result.
 pub(crate) fn print(out: &mut impl Write, policies: &[Unevaluated], width: usize) -> io::Result<()> {
     if policies.is_empty() {
         return Ok(());
@@ -36,7 +36,7 @@ fn summary(policies: &[Unevaluated]) -> String {
     format!("not evaluated: {}; verdicts that these policies may change are unknown", kinds.join(", "))
 }
 
-/// `CiliumNetworkPolicy shop/a (policies.yaml:1), …`.
+/// Returns text such as `CiliumNetworkPolicy shop/a (policies.yaml:1), …`.
 fn names(policies: &[Unevaluated]) -> String {
     let shown = policies.iter().take(SHOWN);
     let name = |policy: &Unevaluated| match &*policy.file {

@@ -1,5 +1,5 @@
-//! Computes verdicts from the tables that the agent writes to the kernel, and explanations from the reference. If the
-//! two differ, the result is an error.
+//! Computes verdicts with the compiled tables, as the agent writes them to the kernel, and explanations with the
+//! reference evaluator. If their verdicts differ, the result is an error.
 
 use std::net::IpAddr;
 
@@ -13,11 +13,11 @@ use netpol_policy::reference::{self, Connection, ConnectionError, End, Evaluatio
 
 use crate::args::PortArgument;
 
-/// Computes verdicts for the cluster of manifests.
+/// Computes verdicts for a cluster.
 pub(crate) struct Evaluator<'c> {
     cluster: &'c OfflineCluster,
     tables: Tables,
-    /// With the unknown addresses in all blocks that may contain them.
+    /// The tables of [`OfflineCluster::at_most`]: in these, all blocks that may contain an unknown address contain it.
     at_most: Option<Tables>,
 }
 
@@ -26,19 +26,21 @@ struct Tables {
     engine: Engine,
 }
 
-/// The verdict of each side on a connection, in all common address families.
+/// The verdicts of the two sides of a connection, in all common address families. A side is the policies of one end:
+/// egress of the source, and ingress of the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sides {
-    /// The source; `Allow` if it is not a pod.
+    /// The verdict of the source's policies; `Allow` if the source is not a pod.
     pub(crate) egress: Verdict,
-    /// The destination; `Allow` if it is not a pod.
+    /// The verdict of the destination's policies; `Allow` if the destination is not a pod.
     pub(crate) ingress: Verdict,
     /// The allowed address family, if only one of two is allowed.
     pub(crate) only_family: Option<Family>,
 }
 
 impl Sides {
-    /// Joins the verdicts of both families: egress and ingress of each. `None` without any.
+    /// Combines the verdicts of both address families. Each family has a verdict for egress and for ingress. `None` if
+    /// there are no verdicts.
     pub(crate) fn of(families: [Option<[Verdict; 2]>; 2]) -> Option<Self> {
         let verdict = |[egress, ingress]: [Verdict; 2]| egress.max(ingress);
         let [egress, ingress] = families
@@ -53,7 +55,7 @@ impl Sides {
         Some(Self { egress, ingress, only_family })
     }
 
-    /// The verdict on the connection.
+    /// Returns the verdict on the connection.
     pub(crate) fn verdict(self) -> Verdict {
         self.egress.max(self.ingress)
     }
@@ -65,7 +67,7 @@ pub(crate) enum VerdictError {
     /// There is no connection between these two ends, for example because they have no address family in common.
     #[error(transparent)]
     Connection(#[from] ConnectionError),
-    /// The compiled tables and the reference differ.
+    /// The verdicts of the compiled tables and of the reference evaluator differ.
     #[error(
         "{from} to {to} at {port}: the verdict of the compiled tables is {tables}, and that of the policies is {expected}. \
          This is a bug in netpol; please report it with these manifests"
@@ -77,9 +79,9 @@ pub(crate) enum VerdictError {
         to: End,
         /// The destination port.
         port: PortArgument,
-        /// The verdict of the tables, or its reason.
+        /// The verdict or the reason of the tables.
         tables: &'static str,
-        /// The same, computed otherwise.
+        /// The expected verdict or reason.
         expected: &'static str,
     },
 }
@@ -89,7 +91,7 @@ impl<'c> Evaluator<'c> {
         Self { tables: Tables::new(cluster.state()), at_most: cluster.at_most().map(Tables::new), cluster }
     }
 
-    /// Creates an evaluator for connections between addresses that are not those of Services and nodes.
+    /// Creates an evaluator for connections between addresses that no Service and no node has.
     pub(crate) fn without_services(cluster: &'c OfflineCluster) -> Self {
         let tables = Tables::without_services;
         Self { tables: tables(cluster.state()), at_most: cluster.at_most().map(tables), cluster }
@@ -100,12 +102,12 @@ impl<'c> Evaluator<'c> {
     }
 
     /// Evaluates both sides with the tables. If `to` is a Service, evaluates all of its backends, too. Returns an error
-    /// if the reference differs.
+    /// if the reference evaluator has another verdict.
     pub(crate) fn sides(&self, from: &End, to: &End, port: PortArgument) -> Result<Sides, VerdictError> {
         self.sides_of(&self.connections(from, to, port)?, from, to, port)
     }
 
-    /// Returns the verdict on a connection. Through a Service or a hostPort, it is that of all backends together.
+    /// Returns the verdict on a connection. For a Service or a hostPort, it is the verdict on all backends together.
     pub(crate) fn verdict(&self, from: &End, to: &End, port: PortArgument) -> Result<Verdict, VerdictError> {
         let connections = self.connections(from, to, port)?;
         let sides = self.sides_of(&connections, from, to, port)?;
@@ -132,7 +134,7 @@ impl<'c> Evaluator<'c> {
     ) -> Result<Sides, VerdictError> {
         let side = |evaluated: &Option<(Packet, Evaluation)>| {
             let Some((packet, evaluation)) = evaluated else { return Ok(Verdict::Allow) };
-            self.side(packet, evaluation).map_err(|Difference { tables, reference }| {
+            self.side_verdict(packet, evaluation).map_err(|Difference { tables, reference }| {
                 let (from, to) = (from.clone(), to.clone());
                 VerdictError::Mismatch { from, to, port, tables, expected: reference }
             })
@@ -149,7 +151,7 @@ impl<'c> Evaluator<'c> {
         Sides::of(families).ok_or_else(|| ConnectionError::NoCommonFamily(from.clone(), to.clone()).into())
     }
 
-    /// Returns what decides the verdicts on a pod in the compiled tables.
+    /// Returns the parts of the compiled tables that decide the verdicts on a pod.
     pub(crate) fn class(&self, pod: &Pod) -> TableClass {
         let all = || std::iter::once(&self.tables).chain(&self.at_most);
         TableClass {
@@ -161,7 +163,7 @@ impl<'c> Evaluator<'c> {
         }
     }
 
-    /// Compares a verdict with that of the tables.
+    /// Compares a verdict with the verdict of the tables. Returns an error if they differ.
     pub(crate) fn check(
         &self,
         packet: &Packet,
@@ -182,7 +184,7 @@ impl<'c> Evaluator<'c> {
     }
 
     /// Returns the verdict of one side.
-    fn side(&self, packet: &Packet, evaluation: &Evaluation) -> Result<Verdict, Difference> {
+    fn side_verdict(&self, packet: &Packet, evaluation: &Evaluation) -> Result<Verdict, Difference> {
         let is_allowed = self.tables.check(packet, evaluation)?;
         let at_most = self.cluster.evaluate_at_most(packet, evaluation);
         if let (Some(tables), Some(evaluation)) = (&self.at_most, &at_most) {
@@ -199,14 +201,15 @@ impl<'c> Evaluator<'c> {
     }
 }
 
-/// The reasons of the tables and of the reference, if they differ.
+/// The reason of the tables and the reason of the reference evaluator, which differ.
 struct Difference {
     tables: &'static str,
     reference: &'static str,
 }
 
-/// What decides the verdicts on a pod in each of the tables: its rule sets as [`Direction::BOTH`], and the class and flags
-/// of its IPv4 and its IPv6 address.
+/// The parts of the compiled tables that decide the verdicts on a pod: its rule sets in the order of
+/// [`Direction::BOTH`], and the class and the flags of its IPv4 address and of its IPv6 address. Each list has a value
+/// for each of the evaluator's tables.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TableClass {
     pub(crate) rule_sets: [Vec<Option<u32>>; 2],
@@ -242,7 +245,8 @@ impl Tables {
         Self { engine }
     }
 
-    /// Returns whether the tables allow a packet, or an error if the reference differs.
+    /// Returns whether the tables allow a packet. `evaluation`: the result of the reference evaluator. Returns an error
+    /// if the reasons differ.
     fn check(&self, packet: &Packet, evaluation: &Evaluation) -> Result<bool, Difference> {
         let tables = match self.engine.evaluate(packet) {
             Some(evaluation) => evaluation.reason,
@@ -258,9 +262,9 @@ impl Tables {
         Err(Difference { tables: tables.name(), reference: evaluation.reason.name() })
     }
 
-    /// Returns whether a pod with the same rules is a backend of the Service that a packet is for. Pods with the same
-    /// rules share table entries, and that pod may reach itself, so the tables allow such a packet pre-DNAT. It is
-    /// denied post-DNAT.
+    /// Returns whether the packet is for a Service, and a backend of this Service is another pod with the same rules as
+    /// the sender. Pods with the same rules share table entries. The backend may reach itself through the Service, so
+    /// these entries allow the packets of both pods pre-DNAT. The packets of the sender are denied post-DNAT.
     fn shares_rules_with_backend(&self, packet: &Packet) -> bool {
         let cluster_state = self.engine.cluster_state();
         let rules = |pod: &PodKey| Some(self.engine.endpoint(pod)?.egress.rule_set);

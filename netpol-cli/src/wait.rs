@@ -33,7 +33,7 @@ async fn wait(options: &WaitOptions, out: &mut impl Write) -> Result<Exit> {
     }
     let waited = responses(options, &mut fleet).await;
     let results: Vec<Vec<NodeResult<'_>>> =
-        (0..options.conditions.len()).map(|index| of_condition(&waited, index)).collect();
+        (0..options.conditions.len()).map(|index| results_of_condition(&waited, index)).collect();
     match (options.output, fleet.is_local(), &waited[..]) {
         (Output::Json, true, [response]) => print_json(out, response)?,
         (Output::Json, ..) => print_items(out, &waited, fleet.failures())?,
@@ -48,7 +48,7 @@ async fn wait(options: &WaitOptions, out: &mut impl Write) -> Result<Exit> {
     Ok(if all_met { exit } else { Exit::Negative })
 }
 
-/// Whether a condition is about all nodes. A pod is on one node.
+/// Returns whether a condition must hold on all nodes. A condition on a pod must hold only on the pod's node.
 fn needs_all_nodes(condition: &Condition) -> bool {
     match condition {
         Condition::Enforced(target) => target.kind == TargetKind::Policy,
@@ -56,10 +56,10 @@ fn needs_all_nodes(condition: &Condition) -> bool {
     }
 }
 
-/// The result on one node.
+/// The name of a node, and its result for a condition.
 type NodeResult<'r> = (&'r str, &'r ConditionResult);
 
-/// Waits on all nodes. On a terminal, prints after a second what is pending.
+/// Waits on all nodes. If conditions do not hold after [`PROGRESS_DELAY`], prints them to a terminal.
 async fn responses(options: &WaitOptions, fleet: &mut Fleet) -> Vec<WaitResponse> {
     if io::stderr().is_terminal() && options.timeout > PROGRESS_DELAY {
         let first = request(options, fleet, PROGRESS_DELAY).await;
@@ -69,7 +69,7 @@ async fn responses(options: &WaitOptions, fleet: &mut Fleet) -> Vec<WaitResponse
             return first;
         }
         for (index, condition) in options.conditions.iter().enumerate() {
-            let results = of_condition(&first, index);
+            let results = results_of_condition(&first, index);
             let pending = results.iter().filter(|(_, result)| result.result == WaitOutcome::Timeout);
             for (node, result) in pending.take(NODES_SHOWN) {
                 message!("waiting for {} on {}{}", Safe(subject(condition)), Safe(node), Safe(reasons(result)));
@@ -91,13 +91,15 @@ async fn request(options: &WaitOptions, fleet: &mut Fleet, time: Duration) -> Ve
     answers.into_iter().map(|answer| answer.content).collect()
 }
 
-/// The results for a condition. A pod is on one node: if a node has the pod, the results of all other nodes are ignored.
-fn of_condition(responses: &[WaitResponse], index: usize) -> Vec<NodeResult<'_>> {
+/// Returns the results for a condition. If the condition is about a pod and a node has the pod, the results of all
+/// other nodes are ignored.
+fn results_of_condition(responses: &[WaitResponse], index: usize) -> Vec<NodeResult<'_>> {
     let results = responses.iter().filter_map(|response| Some((response.node.as_str(), response.results.get(index)?)));
     let (elsewhere, mut results): (Vec<_>, Vec<_>) =
         results.partition(|(_, result)| result.result == WaitOutcome::Never);
     if results.is_empty() {
-        // The reason is the same on all of them, such as a finished pod, or the pod's node has not responded.
+        // If no node that responded has the pod, or the pod is finished, the reason is the same on all nodes. So one
+        // result is enough.
         results.extend(elsewhere.into_iter().take(1));
     }
     results
@@ -128,7 +130,7 @@ fn print(out: &mut impl Write, condition: &Condition, results: &[NodeResult<'_>]
     Ok(())
 }
 
-/// What is enforced: a policy, or the policies of a pod.
+/// Returns the text for the objects that are enforced: a policy, or the policies of a pod.
 fn enforced_objects(target: &Target) -> String {
     match target.kind {
         TargetKind::Pod => format!("the policies of {target}"),
@@ -184,7 +186,7 @@ fn failure_line(condition: &Condition, answer: &ConditionResult, time: Duration,
     }
 }
 
-/// The reasons, with the first pending pods.
+/// Returns the text for the reasons, with the first pending pods.
 fn reasons(answer: &ConditionResult) -> String {
     const SHOWN: usize = 5;
     let mut reasons: Vec<String> = answer.reason.iter().cloned().collect();
@@ -255,10 +257,10 @@ mod tests {
     }
 
     #[test]
-    fn the_node_of_a_pod_decides() {
+    fn the_result_of_a_pod_is_that_of_its_node() {
         let response = |node: &str, result| WaitResponse { node: node.to_owned(), results: vec![answer(result)] };
         let responses = [response("n1", WaitOutcome::Never), response("n2", WaitOutcome::Met)];
-        assert_eq!(of_condition(&responses, 0).iter().map(|(node, _)| *node).collect::<Vec<_>>(), ["n2"]);
-        assert_eq!(of_condition(&responses[..1], 0).len(), 1);
+        assert_eq!(results_of_condition(&responses, 0).iter().map(|(node, _)| *node).collect::<Vec<_>>(), ["n2"]);
+        assert_eq!(results_of_condition(&responses[..1], 0).len(), 1);
     }
 }

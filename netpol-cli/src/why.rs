@@ -1,5 +1,5 @@
-//! `netpol why`: recent denials of a pod, from its Events, and what its policies allow. Needs only rights in the pod's
-//! namespace.
+//! `netpol why`: shows the recent denials of a pod, from its Events, and what its policies allow. The user needs rights
+//! only in the pod's namespace.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -34,11 +34,11 @@ use crate::unevaluated;
 
 /// The component that writes the Events.
 const CONTROLLER: &str = "netpol-agent";
-/// The number of denials that are printed.
+/// The maximum number of denials that are printed.
 const SHOWN: usize = 20;
 
 pub(crate) fn run(options: &WhyOptions, out: &mut impl Write) -> Result<Exit> {
-    let (answer, input) = runtime()?.block_on(answer(options))?;
+    let (answer, input) = runtime()?.block_on(read_answer(options))?;
     if options.output == Output::Json {
         print_json(out, &answer)?;
         return Ok(Exit::Ok);
@@ -57,7 +57,7 @@ pub(crate) fn run(options: &WhyOptions, out: &mut impl Write) -> Result<Exit> {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Answer {
-    /// Such as `pod shop/web-0`.
+    /// The pod or workload, such as `pod shop/web-0`.
     subject: String,
     pods: Vec<String>,
     denials: Vec<Denial>,
@@ -79,7 +79,7 @@ const SHADOW_DENIED: &str = "NetworkPolicyShadowDenied";
 #[serde(rename_all = "camelCase")]
 struct Denial {
     pod: String,
-    /// Policies in shadow mode would deny it, but it is allowed.
+    /// Whether this is a would-be denial: the traffic is allowed, but policies in shadow mode would deny it.
     shadow: bool,
     reason: String,
     note: String,
@@ -93,12 +93,12 @@ struct Denial {
 #[serde(rename_all = "camelCase")]
 struct Allowed {
     direction: &'static str,
-    /// The policies that isolate a pod. Without any, everything is allowed.
+    /// The policies that isolate a pod. If there are none, everything is allowed.
     policies: Vec<String>,
     rules: Vec<AllowedRule>,
 }
 
-/// A rule of these policies.
+/// A rule of the policies that isolate the pod.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct AllowedRule {
@@ -107,7 +107,7 @@ struct AllowedRule {
     allows: String,
 }
 
-async fn answer(options: &WhyOptions) -> Result<(Answer, Input)> {
+async fn read_answer(options: &WhyOptions) -> Result<(Answer, Input)> {
     let (kube, limit) = (Kube::open(&options.api.kube, "").await?, options.api.request_timeout);
     let default = options.namespace.clone().unwrap_or_else(|| kube.namespace.clone());
     let end = match &options.pod {
@@ -128,7 +128,7 @@ async fn answer(options: &WhyOptions) -> Result<(Answer, Input)> {
         workloads: if let EndArgument::Workload(kind, ..) = end { BTreeSet::from([kind]) } else { BTreeSet::new() },
     };
     let (input, events) = progress("the objects of the namespace", async {
-        tokio::join!(live::read(&kube, &needed, limit), events(&kube, &namespace, limit))
+        tokio::join!(live::read(&kube, &needed, limit), list_events(&kube, &namespace, limit))
     })
     .await;
     let input = input?;
@@ -153,15 +153,15 @@ async fn answer(options: &WhyOptions) -> Result<(Answer, Input)> {
     Ok((answer, input))
 }
 
-/// Lists the Events of the agents in a namespace; the error is a message.
-async fn events(kube: &Kube, namespace: &str, limit: Duration) -> Result<Vec<Event>, String> {
+/// Lists the Events that agents have written in a namespace. The error is a message.
+async fn list_events(kube: &Kube, namespace: &str, limit: Duration) -> Result<Vec<Event>, String> {
     let api: Api<Event> = Api::namespaced(kube.client.clone(), namespace);
     let events = within(limit, "", api.list(&ListParams::default())).await?;
     let of_agents = events.items.into_iter().filter(|event| event.reporting_controller.as_deref() == Some(CONTROLLER));
     Ok(of_agents.collect())
 }
 
-/// Returns the pods, and what they are called in messages.
+/// Returns the pods that an end stands for, and the text for the end in messages.
 fn find(cluster: &OfflineCluster, end: &EndArgument, input: &Input) -> Result<(String, Vec<Pod>)> {
     let keys: Vec<PodKey> = match end {
         EndArgument::Workload(kind, Some(namespace), name) => {
@@ -215,6 +215,7 @@ fn denials(events: Vec<Event>, pods: &BTreeSet<&str>, namespace: &str) -> Vec<De
     denials.into_iter().map(|(_, denial)| denial).collect()
 }
 
+/// Returns what the policies of these pods allow in one direction.
 fn allowed(state: &ClusterState, pods: &[Pod], direction: Direction) -> Allowed {
     let mut policies = BTreeSet::new();
     let mut rules = Vec::new();
@@ -222,11 +223,11 @@ fn allowed(state: &ClusterState, pods: &[Pod], direction: Direction) -> Allowed 
         if !policies.insert(policy.key.to_string()) {
             continue;
         }
-        let of_direction = match direction {
+        let policy_rules = match direction {
             Direction::Ingress => &policy.ingress,
             Direction::Egress => &policy.egress,
         };
-        for (index, rule) in of_direction.iter().flatten().enumerate() {
+        for (index, rule) in policy_rules.iter().flatten().enumerate() {
             rules.push(AllowedRule {
                 policy: policy.key.to_string(),
                 path: format!("spec.{}[{index}]", direction.name()),
@@ -275,7 +276,7 @@ fn print_events(out: &mut impl Write, answer: &Answer, denials: &[&Denial]) -> R
     Ok(())
 }
 
-/// `2m ago`.
+/// Returns text such as `2m ago`.
 fn age(now: Timestamp, last: &str) -> Option<String> {
     let seconds = now.as_second() - last.parse::<Timestamp>().ok()?.as_second();
     let seconds = u64::try_from(seconds).unwrap_or_default();
@@ -302,7 +303,8 @@ fn print_direction(out: &mut impl Write, allowed: &Allowed) -> Result<()> {
     Ok(())
 }
 
-/// Prints the exact ports between the pod and the other pods that the caller can list.
+/// Prints the exact ports at which the pod can connect to other pods, and they to the pod. Only pods that the caller
+/// can list are included.
 fn print_connections(answer: &Answer, input: &Input, out: &mut impl Write) -> Result<()> {
     let Some(pod) = answer.pods.first().and_then(|pod| pod.split_once('/')) else { return Ok(()) };
     let is_selectable = input.parsed.objects.iter().any(|located| match &located.object {
@@ -346,7 +348,7 @@ fn print_connections(answer: &Answer, input: &Input, out: &mut impl Write) -> Re
     Ok(())
 }
 
-/// Prints what the answer does not cover: objects of other namespaces in one paragraph.
+/// Prints which objects the answer does not include. The kinds of objects of other namespaces are in one paragraph.
 fn print_missing(out: &mut impl Write, answer: &Answer) -> Result<()> {
     let elsewhere: Vec<&str> = answer
         .missing

@@ -1,3 +1,5 @@
+//! Tests which records a query selects.
+
 use super::*;
 use crate::{
     FlowDirection, FlowEnding, FlowRule, FlowTotalsRecord, RECORD_SCHEMA, RateLimitedRecord, RecordHeader,
@@ -17,8 +19,8 @@ fn pod(namespace: &str, name: &str, address: [u8; 4]) -> FlowEnd {
     }
 }
 
-/// A denied DNS query from shop/web to 10.0.0.10, which shop/web-policy isolates.
-fn query_denied() -> FlowRecord {
+/// A denied DNS request from the pod shop/web to 10.0.0.10. The policy shop/web-policy isolates the pod.
+fn denied_dns_request() -> FlowRecord {
     FlowRecord {
         header: header(),
         verdict: FlowVerdict::Denied,
@@ -54,14 +56,14 @@ fn query_denied() -> FlowRecord {
 
 #[test]
 fn totals_are_selected_as_allowed_flows() {
-    let query = query_denied();
+    let flow = denied_dns_request();
     let totals = Record::FlowTotals(Box::new(FlowTotalsRecord {
         header: header(),
-        direction: query.direction,
-        from: query.from,
-        to: query.to,
-        protocol: query.protocol,
-        port: query.port,
+        direction: flow.direction,
+        from: flow.from,
+        to: flow.to,
+        protocol: flow.protocol,
+        port: flow.port,
         started: header().time,
         last_seen: header().time,
         total: TrafficCounts { packets: 1, bytes: 60, reply_packets: 2, reply_bytes: 120 },
@@ -93,7 +95,7 @@ fn totals_are_selected_as_allowed_flows() {
 
 #[test]
 fn each_parameter_selects_records() {
-    let record = Record::Flow(Box::new(query_denied()));
+    let record = Record::Flow(Box::new(denied_dns_request()));
     for (query, matches) in [
         ("", true),
         ("follow=true&since=5m&last=100&labels=true", true),
@@ -126,7 +128,7 @@ fn each_parameter_selects_records() {
 
 #[test]
 fn a_spoofed_packet_is_found_by_its_sender() {
-    let mut spoofed = query_denied();
+    let mut spoofed = denied_dns_request();
     spoofed.from = FlowEnd { address: Some([192, 0, 2, 1].into()), ..FlowEnd::default() };
     spoofed.sender = Some("bad/flood".into());
     let record = Record::Flow(Box::new(spoofed));

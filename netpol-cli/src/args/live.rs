@@ -9,7 +9,7 @@ use netpol_api::{Condition, FlowVerdict, PortFilter, parse_duration};
 use super::Output;
 use crate::flows::EndMatch;
 
-/// The namespace of the agents, unless `--agent-namespace` is set: deploy/base.
+/// The namespace of the agents in deploy/base, unless `--agent-namespace` is set.
 pub(crate) const AGENT_NAMESPACE: &str = "kube-system";
 
 /// How to reach the API server.
@@ -23,7 +23,7 @@ pub(crate) struct KubeOptions {
     pub(crate) context: Option<String>,
 }
 
-/// The cluster that is read without manifests, and the namespaces that are shown.
+/// The cluster to read if there are no manifests, and the namespaces to show.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct ShownOptions {
     #[command(flatten)]
@@ -46,7 +46,7 @@ pub(crate) struct ApiOptions {
     pub(crate) request_timeout: Duration,
 }
 
-/// How to find the agents, and which of them.
+/// How to find the agents, and which agents to use.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct AgentOptions {
     #[command(flatten)]
@@ -245,7 +245,8 @@ delete= waits until the object is deleted and no longer enforced.";
 #[derive(Debug, Args)]
 #[command(after_help = WAIT_EXAMPLES)]
 pub(crate) struct WaitOptions {
-    /// policy/NAMESPACE/NAME, pod/NAMESPACE/NAME, delete= followed by one of these, or sync (all current objects); repeatable
+    /// policy/NAMESPACE/NAME, pod/NAMESPACE/NAME, delete= followed by one of these, or sync (all current objects);
+    /// repeatable
     #[arg(long = "for", value_name = "CONDITION", required = true)]
     pub(crate) conditions: Vec<Condition>,
     /// The maximum time to wait, such as 500ms, 30s or 2m; 0s checks once

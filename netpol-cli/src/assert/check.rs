@@ -19,26 +19,26 @@ use crate::ends::{self, EndArgument};
 #[serde(rename_all = "camelCase")]
 pub(super) enum Outcome {
     Passed,
-    /// It depends on a policy that is not evaluated, or on an unknown address.
+    /// The outcome depends on a policy that netpol does not evaluate, or on an unknown address.
     Unknown,
     Failed,
 }
 
-/// A connection or a pod that an expectation does not allow.
+/// A connection or a pod that does not meet an expectation.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Counterexample {
     /// `Deployment shop/web -> pod shop/db-0`, or a pod.
     pub(super) what: String,
-    /// The lowest port.
+    /// The lowest port that does not meet the expectation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) port: Option<String>,
-    /// All ports.
+    /// All ports that do not meet the expectation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) ports: Option<String>,
     /// `allowed`, `denied`, `unknown` or `not isolated`.
     pub(super) verdict: &'static str,
-    /// The rules and policies that decide, a sentence for each side.
+    /// The rules and policies that decide: one sentence for the source, one for the destination.
     pub(super) because: Vec<String>,
 }
 
@@ -52,33 +52,34 @@ pub(super) struct Checked {
     /// One of the connections or pods that do not meet the expectation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) counterexample: Option<Counterexample>,
-    /// The number of pairs of classes of pods and addresses, or of pods, that do not meet the expectation.
+    /// The number of cases that do not meet the expectation: pairs of a source and a destination, where pods and
+    /// addresses with the same ports count once. For `isolated`: pairs of a pod and a direction.
     pub(super) violations: usize,
 }
 
-/// Pods or addresses with the same ports with every other end.
-struct Item {
+/// Pods or addresses that belong to the same end: all of them have the same ports with every other end.
+struct EndMembers {
     end: EndId,
     pods: Vec<PodKey>,
     addresses: AddressSet,
 }
 
-/// What ends stand for.
+/// The pods and addresses that the ends of an expectation stand for.
 #[derive(Default)]
 pub(super) struct Selected {
     pub(super) pods: BTreeSet<PodKey>,
     pub(super) addresses: AddressSet,
 }
 
-/// Destinations that are reached at the same ports.
+/// Destinations that an expectation is about, and their ports.
 pub(super) struct Destination {
     pub(super) selected: Selected,
     pub(super) ports: PortSet,
-    /// The Service that they are backends of, if the end is a Service.
+    /// If the end is a Service: this Service. The destinations are its backends.
     pub(super) service: Option<ServiceKey>,
 }
 
-/// A pair that does not meet an expectation.
+/// The ports at which a source and a destination do not meet an expectation.
 struct Violation {
     outcome: Outcome,
     ports: PortSet,
@@ -88,9 +89,9 @@ struct Violation {
 /// Checks one expectation.
 pub(super) fn check(reachability: &mut Reachability<'_>, expectation: &Expectation) -> Result<Checked> {
     let result = match &expectation.check {
-        Check::Isolated(ends, directions) => isolated(reachability, ends, directions, &expectation.namespace)?,
+        Check::Isolated(ends, directions) => check_isolated(reachability, ends, directions, &expectation.namespace)?,
         Check::Allow(connections) | Check::Deny(connections) | Check::Only(connections) => {
-            connected(reachability, &expectation.check, connections, &expectation.namespace)?
+            check_connections(reachability, &expectation.check, connections, &expectation.namespace)?
         }
     };
     let (outcome, counterexample, violations) = result;
@@ -98,23 +99,24 @@ pub(super) fn check(reachability: &mut Reachability<'_>, expectation: &Expectati
     Ok(Checked { name, line, result: outcome, counterexample, violations })
 }
 
-type Found = (Outcome, Option<Counterexample>, usize);
+/// The outcome, a counterexample, and the number of violations.
+type CheckResult = (Outcome, Option<Counterexample>, usize);
 
-fn connected(
+fn check_connections(
     reachability: &mut Reachability<'_>,
     check: &Check,
     Connections { from, to, ports }: &Connections,
     namespace: &str,
-) -> Result<Found> {
+) -> Result<CheckResult> {
     let cluster = reachability.cluster(0);
     let sources = select(cluster, from, namespace)?;
     let sources = if matches!(check, Check::Only(_)) { complement(cluster, &sources) } else { sources };
     let destinations = destinations(cluster, to, ports, namespace)?;
-    let from = items(reachability, &sources);
+    let from = members_by_end(reachability, &sources);
     let (mut worst, mut violations, mut pairs) = (None::<(Violation, String, Vec<String>)>, 0, 0);
     let mut has_destination = false;
     for Destination { selected, ports, service } in &destinations {
-        let to = items(reachability, selected);
+        let to = members_by_end(reachability, selected);
         has_destination |= !to.is_empty();
         for (source, destination) in to.iter().flat_map(|to| from.iter().map(move |from| (from, to))) {
             let Some(example) = example(source, destination) else { continue };
@@ -123,14 +125,14 @@ fn connected(
             let Some(violation) = violation(reachability, check, ids, ports) else { continue };
             violations += 1;
             if worst.as_ref().is_none_or(|(worst, ..)| worst.outcome < violation.outcome) {
-                let because = because(reachability, (source, destination), &example, &violation);
-                let of_service = service.as_ref().map(|key| format!(" of Service {key}")).unwrap_or_default();
-                let what = format!("{}{of_service}", example.each_ref().map(Named::text).join(" -> "));
+                let because = because_sentences(reachability, (source, destination), &example, &violation);
+                let service_suffix = service.as_ref().map(|key| format!(" of Service {key}")).unwrap_or_default();
+                let what = format!("{}{service_suffix}", example.each_ref().map(ExampleEnd::text).join(" -> "));
                 worst = Some((violation, what, because));
             }
         }
     }
-    // No other end is what `only` expects, unless there is nothing to reach.
+    // An expectation `only` is met if there are no other sources. But it is an error if there is no destination.
     if pairs == 0 && (!matches!(check, Check::Only(_)) || !has_destination) {
         bail!("no connection between these ends is possible; check their address families");
     }
@@ -145,7 +147,8 @@ fn connected(
     Ok((violation.outcome, Some(Counterexample { what, port, ports, verdict, because }), violations))
 }
 
-/// Returns the ports at which a pair does not meet an expectation.
+/// Returns the ports at which a source and a destination do not meet an expectation. `ids`: the ports between them;
+/// `ports`: the ports of the expectation.
 fn violation(reachability: &Reachability<'_>, check: &Check, ids: PortIds, ports: &PortSet) -> Option<Violation> {
     let [allowed, possible] = reachability.ports(ids);
     let (is_allowed, failed, unknown) = match check {
@@ -158,13 +161,13 @@ fn violation(reachability: &Reachability<'_>, check: &Check, ids: PortIds, ports
     (!unknown.is_empty()).then_some(Violation { outcome: Outcome::Unknown, ports: unknown, is_allowed })
 }
 
-/// A pod or an address of an item.
-enum Named {
+/// One end of a counterexample: a pod or an address.
+enum ExampleEnd {
     Pod(PodKey),
     Address(String),
 }
 
-impl Named {
+impl ExampleEnd {
     fn text(&self) -> String {
         match self {
             Self::Pod(key) => key.title(),
@@ -173,15 +176,20 @@ impl Named {
     }
 }
 
-/// Returns a pod or an address of each item, so that they are not the same pod; `None` if there are none. A pod that stands
-/// for all pods of a workload may be used twice, because it then stands for two of them.
-fn example(from: &Item, to: &Item) -> Option<[Named; 2]> {
-    let first = |item: &Item| item.addresses.first().map(|address| Named::Address(address.to_string()));
+/// Returns a source and a destination: a pod or an address of each end. They are not the same pod; `None` if there is
+/// no such pair. A pod that stands for all pods of a workload can be both source and destination, because it then
+/// stands for two pods of the workload.
+fn example(from: &EndMembers, to: &EndMembers) -> Option<[ExampleEnd; 2]> {
+    let first_address =
+        |members: &EndMembers| members.addresses.first().map(|address| ExampleEnd::Address(address.to_string()));
     let (Some(source), Some(destination)) = (from.pods.first(), to.pods.first()) else {
-        let end = |item: &Item| item.pods.first().cloned().map(Named::Pod).or_else(|| first(item));
+        let end = |members: &EndMembers| {
+            members.pods.first().cloned().map(ExampleEnd::Pod).or_else(|| first_address(members))
+        };
         return Some([end(from)?, end(to)?]);
     };
-    let pair = |source: &PodKey, destination: &PodKey| Some([source, destination].map(|pod| Named::Pod(pod.clone())));
+    let pair =
+        |source: &PodKey, destination: &PodKey| Some([source, destination].map(|pod| ExampleEnd::Pod(pod.clone())));
     if source != destination || source.workload().is_some() {
         return pair(source, destination);
     }
@@ -192,17 +200,17 @@ fn example(from: &Item, to: &Item) -> Option<[Named; 2]> {
     }
 }
 
-/// Names the rules that allow the ports, or the policies that deny them.
-fn because(
+/// Returns sentences about the rules that allow the ports of a violation, or about the policies that deny them.
+fn because_sentences(
     reachability: &mut Reachability<'_>,
-    (from, to): (&Item, &Item),
-    example: &[Named; 2],
+    (from, to): (&EndMembers, &EndMembers),
+    example: &[ExampleEnd; 2],
     violation: &Violation,
 ) -> Vec<String> {
     let sides = [(&example[0], to.end, Direction::Egress), (&example[1], from.end, Direction::Ingress)];
     let mut sentences = Vec::new();
     for (own, other, direction) in sides {
-        let Named::Pod(pod) = own else { continue };
+        let ExampleEnd::Pod(pod) = own else { continue };
         let ids = reachability.side_between(from.end, to.end, direction);
         let [allowed, possible] = reachability.ports(ids).map(Clone::clone);
         let name = direction.name();
@@ -225,6 +233,7 @@ fn because(
     sentences
 }
 
+/// Returns why the verdict on ports of a pod is unknown.
 fn unknown_text(cluster: &OfflineCluster, pod: &PodKey, direction: Direction) -> String {
     let pod = cluster.state().pods.get(pod);
     let indices = pod.map(|pod| cluster.may_change_pod(pod, direction)).unwrap_or_default();
@@ -236,7 +245,12 @@ fn unknown_text(cluster: &OfflineCluster, pod: &PodKey, direction: Direction) ->
     format!("netpol does not evaluate {}", listed("", &names))
 }
 
-fn isolated(reachability: &Reachability<'_>, ends: &Ends, directions: &[Direction], namespace: &str) -> Result<Found> {
+fn check_isolated(
+    reachability: &Reachability<'_>,
+    ends: &Ends,
+    directions: &[Direction],
+    namespace: &str,
+) -> Result<CheckResult> {
     let cluster = reachability.cluster(0);
     let selected = select(cluster, ends, namespace)?;
     if !selected.addresses.is_empty() {
@@ -266,7 +280,8 @@ fn isolated(reachability: &Reachability<'_>, ends: &Ends, directions: &[Directio
     Ok((outcome, example, violations))
 }
 
-/// Finds the destinations of ends. `ports` are those of pods, addresses and Services.
+/// Finds the destinations that the ends of an expectation stand for. `ports`: the ports of the expectation. If an end
+/// is a Service, they are ports of the Service.
 fn destinations(
     cluster: &OfflineCluster,
     Ends(ends): &Ends,
@@ -290,7 +305,8 @@ fn destinations(
     Ok(found)
 }
 
-/// Finds the pods and addresses of ends, which are not Services. An end without any is an error: an expectation about nothing always passes.
+/// Finds the pods and addresses that these ends stand for. No end is a Service. An end that stands for no pod is an
+/// error, because an expectation about nothing would always pass.
 fn select(cluster: &OfflineCluster, Ends(ends): &Ends, namespace: &str) -> Result<Selected> {
     let mut selected = Selected::default();
     let state = cluster.state();
@@ -307,12 +323,12 @@ fn select(cluster: &OfflineCluster, Ends(ends): &Ends, namespace: &str) -> Resul
             }
             ExpectedEnd::End(EndArgument::Range(range)) => {
                 selected.addresses = selected.addresses.union(&AddressSet::of([*range]));
-                selected.pods.extend(in_range(cluster, &AddressSet::of([*range])));
+                selected.pods.extend(pods_in(cluster, &AddressSet::of([*range])));
                 continue;
             }
             ExpectedEnd::End(EndArgument::Address(address)) => {
                 let set = AddressSet::of_addresses([*address]);
-                selected.pods.extend(in_range(cluster, &set));
+                selected.pods.extend(pods_in(cluster, &set));
                 selected.addresses = selected.addresses.union(&set);
                 continue;
             }
@@ -332,14 +348,14 @@ fn select(cluster: &OfflineCluster, Ends(ends): &Ends, namespace: &str) -> Resul
             }
         };
         if found.is_empty() {
-            bail!("{} has no pod that policies can select", text(end));
+            bail!("{} has no pod that policies can select", end_text(end));
         }
         selected.pods.extend(found);
     }
     Ok(selected)
 }
 
-fn text(end: &ExpectedEnd) -> String {
+fn end_text(end: &ExpectedEnd) -> String {
     match end {
         ExpectedEnd::AllPods => "the input".to_owned(),
         ExpectedEnd::Namespace(name) => format!("namespace {name}"),
@@ -347,8 +363,8 @@ fn text(end: &ExpectedEnd) -> String {
     }
 }
 
-/// Returns the pods with a known address in a set.
-fn in_range<'c>(cluster: &'c OfflineCluster, set: &'c AddressSet) -> impl Iterator<Item = PodKey> + 'c {
+/// Returns the pods that have a known address in a set.
+fn pods_in<'c>(cluster: &'c OfflineCluster, set: &'c AddressSet) -> impl Iterator<Item = PodKey> + 'c {
     let pods = cluster.state().pods.values().filter(|pod| pod.is_selectable());
     let is_known = |address: &&std::net::IpAddr| !netpol_policy::offline::is_placeholder(**address);
     let is_inside = move |pod: &&netpol_policy::model::Pod| {
@@ -357,7 +373,7 @@ fn in_range<'c>(cluster: &'c OfflineCluster, set: &'c AddressSet) -> impl Iterat
     pods.filter(is_inside).map(|pod| pod.key.clone())
 }
 
-/// Returns all other pods and addresses.
+/// Returns all pods and addresses that are not selected.
 fn complement(cluster: &OfflineCluster, selected: &Selected) -> Selected {
     let pods = cluster.state().pods.values().filter(|pod| pod.is_selectable() && !pod.addresses.is_empty());
     let pods = pods.map(|pod| &pod.key).filter(|key| !selected.pods.contains(*key)).cloned().collect();
@@ -365,15 +381,15 @@ fn complement(cluster: &OfflineCluster, selected: &Selected) -> Selected {
     Selected { pods, addresses: all.difference(&selected.addresses) }
 }
 
-/// Groups pods by their end, and splits addresses.
-fn items(reachability: &Reachability<'_>, selected: &Selected) -> Vec<Item> {
+/// Groups the pods and addresses by the end that they belong to.
+fn members_by_end(reachability: &Reachability<'_>, selected: &Selected) -> Vec<EndMembers> {
     let mut by_end: BTreeMap<EndId, Vec<PodKey>> = BTreeMap::new();
     for pod in &selected.pods {
         if let Some(end) = reachability.end_of(0, pod) {
             by_end.entry(end).or_default().push(pod.clone());
         }
     }
-    let pods = by_end.into_iter().map(|(end, pods)| Item { end, pods, addresses: AddressSet::default() });
+    let pods = by_end.into_iter().map(|(end, pods)| EndMembers { end, pods, addresses: AddressSet::default() });
     let outside = reachability.outside_in(&selected.addresses).into_iter();
-    pods.chain(outside.map(|(end, addresses)| Item { end, pods: Vec::new(), addresses })).collect()
+    pods.chain(outside.map(|(end, addresses)| EndMembers { end, pods: Vec::new(), addresses })).collect()
 }

@@ -1,4 +1,4 @@
-//! The file of expectations.
+//! Parses a file of expectations.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -18,22 +18,22 @@ const MAX_SIZE: u64 = 16 << 20;
 /// One expectation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Expectation {
-    /// The name, or the expectation in words.
+    /// The name in the file, or else the expectation in words.
     pub(super) title: String,
     pub(super) line: u64,
-    /// The namespace of ends that are written without one.
+    /// The namespace of ends that are written without a namespace.
     pub(super) namespace: String,
     pub(super) check: Check,
 }
 
-/// What must hold.
+/// The condition that must hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Check {
     /// Each connection is allowed at all ports.
     Allow(Connections),
     /// No connection is allowed at any port.
     Deny(Connections),
-    /// No connection from other ends is allowed.
+    /// No connection from ends other than `from` is allowed.
     Only(Connections),
     /// A policy isolates each pod in these directions.
     Isolated(Ends, Vec<Direction>),
@@ -47,15 +47,16 @@ pub(super) struct Connections {
     pub(super) ports: Ports,
 }
 
-/// Ports as they are written: those of pods, or of Services. Without any, all ports.
+/// The ports of an expectation. Empty: all ports. If the destination is a Service, they are ports of the Service, not
+/// target ports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ports(Vec<PortRange>);
 
-/// The first and the last port.
+/// A protocol, the first port, and the last port.
 type PortRange = (Protocol, u16, u16);
 
 impl Ports {
-    /// Returns the ranges; none for all ports.
+    /// Returns the ranges. Empty: all ports.
     pub(super) fn ranges(&self) -> impl Iterator<Item = PortRange> {
         self.0.iter().copied()
     }
@@ -65,7 +66,7 @@ impl Ports {
     }
 }
 
-/// Ends as they are written.
+/// The sources or the destinations of an expectation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ends(pub(super) Vec<ExpectedEnd>);
 
@@ -76,7 +77,7 @@ pub(super) enum ExpectedEnd {
     AllPods,
     /// `shop/*`.
     Namespace(String),
-    /// As for `netpol explain`.
+    /// An end in the syntax of `netpol explain`.
     End(EndArgument),
 }
 
@@ -144,7 +145,7 @@ enum RawPort {
     Text(String),
 }
 
-/// Reads a file of expectations. `namespace`: that of ends, if the file sets none.
+/// Reads a file of expectations. `namespace`: the namespace of ends without one, if the file does not set it.
 pub(super) fn read(path: &Path, namespace: &str) -> Result<Vec<Expectation>> {
     let limits = netpol_files::Limits { file: MAX_SIZE, all: MAX_SIZE };
     let bytes =
@@ -185,16 +186,17 @@ fn expectation(raw: &RawExpectation, line: u64, default: &str) -> Result<Expecta
     };
     let (in_words, check, keys): (String, Check, &[&str]) = if let Some(from) = &raw.allow {
         let check = Check::Allow(connections(from, to, "to")?);
-        (format!("allow {from} to {}{at}", text(to.as_ref())), check, &["to", "ports"])
+        (format!("allow {from} to {}{at}", ends_text(to.as_ref())), check, &["to", "ports"])
     } else if let Some(from) = &raw.deny {
         let check = Check::Deny(connections(from, to, "to")?);
-        (format!("deny {from} to {}{at}", text(to.as_ref())), check, &["to", "ports"])
+        (format!("deny {from} to {}{at}", ends_text(to.as_ref())), check, &["to", "ports"])
     } else if let Some(from) = &raw.only {
         let check = Check::Only(connections(from, &raw.can_reach, "canReach")?);
-        (format!("only {from} can reach {}{at}", text(raw.can_reach.as_ref())), check, &["canReach", "ports"])
+        (format!("only {from} can reach {}{at}", ends_text(raw.can_reach.as_ref())), check, &["canReach", "ports"])
     } else if let Some(from) = &raw.nothing_outside {
         let check = Check::Only(connections(from, &raw.reaches, "reaches")?);
-        (format!("nothing outside {from} reaches {}{at}", text(raw.reaches.as_ref())), check, &["reaches", "ports"])
+        let reaches = ends_text(raw.reaches.as_ref());
+        (format!("nothing outside {from} reaches {reaches}{at}"), check, &["reaches", "ports"])
     } else if let Some(pods) = &raw.isolated {
         let directions = match direction {
             Some(RawDirection::Ingress) => vec![Direction::Ingress],
@@ -212,7 +214,7 @@ fn expectation(raw: &RawExpectation, line: u64, default: &str) -> Result<Expecta
     Ok(Expectation { title: name.clone().unwrap_or(in_words), line, namespace, check })
 }
 
-/// Reports a field that has no effect.
+/// Returns an error if the expectation has a field that has no effect.
 fn check_keys(raw: &RawExpectation, used: &[&str]) -> Result<(), String> {
     let keys = [
         ("to", raw.to.is_some()),
@@ -227,7 +229,7 @@ fn check_keys(raw: &RawExpectation, used: &[&str]) -> Result<(), String> {
     }
 }
 
-fn text(ends: Option<&OneOrMore>) -> String {
+fn ends_text(ends: Option<&OneOrMore>) -> String {
     ends.map(ToString::to_string).unwrap_or_default()
 }
 
@@ -252,7 +254,8 @@ impl OneOrMore {
         Ok(Ends(texts.iter().map(|text| text.parse()).collect::<Result<_, _>>()?))
     }
 
-    /// Returns the ends without Services: connections have no Service as their source, and policies do not isolate one.
+    /// Returns the ends. A Service is an error, because it is never the source of a connection, and policies do not
+    /// isolate Services.
     fn pods(&self) -> Result<Ends, String> {
         let ends = self.ends()?;
         let is_service = |end: &ExpectedEnd| matches!(end, ExpectedEnd::End(EndArgument::Service(..)));

@@ -1,4 +1,4 @@
-//! The results of expectations as text, `JUnit` XML and JSON.
+//! Prints the results of expectations as text, `JUnit` XML and JSON.
 
 use std::io::{self, Write};
 
@@ -79,12 +79,12 @@ fn sentences(example: &Counterexample, violations: usize) -> Vec<String> {
     std::iter::once(first).chain(example.because.iter().cloned()).collect()
 }
 
-/// Prints a test suite for each file. An unknown result is an error.
+/// Prints a test suite for each file. An expectation with an unknown result has the status `error`.
 pub(super) fn junit(out: &mut impl Write, files: &[FileResult]) -> io::Result<()> {
     writeln!(out, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites name=\"netpol assert\">")?;
     for file in files {
-        let of = |outcome| count(std::slice::from_ref(file), outcome);
-        let (failures, errors) = (of(Outcome::Failed), of(Outcome::Unknown));
+        let count_in_file = |outcome| count(std::slice::from_ref(file), outcome);
+        let (failures, errors) = (count_in_file(Outcome::Failed), count_in_file(Outcome::Unknown));
         let name = xml(&file.file);
         let tests = file.results.len();
         writeln!(out, "  <testsuite name=\"{name}\" tests=\"{tests}\" failures=\"{failures}\" errors=\"{errors}\">")?;
@@ -106,7 +106,8 @@ pub(super) fn junit(out: &mut impl Write, files: &[FileResult]) -> io::Result<()
     writeln!(out, "</testsuites>")
 }
 
-/// Escapes text for elements and attributes. Invisible characters are escaped as text: XML 1.0 allows few of them.
+/// Escapes text for elements and attributes. Invisible characters are replaced by text, because XML 1.0 allows few of
+/// them.
 pub(crate) fn xml(text: &str) -> String {
     let text = Safe(text).to_string();
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")

@@ -1,4 +1,4 @@
-//! `netpol assert`.
+//! `netpol assert`: checks expectations about connections.
 
 mod check;
 mod expectations;
@@ -120,8 +120,8 @@ type Files<'o> = Vec<(&'o PathBuf, Vec<Expectation>)>;
 /// Reads the expectations, and the manifests or the cluster.
 fn read(options: &AssertOptions) -> Result<(Input, Files<'_>)> {
     let mut files = Files::new();
-    let input = live::read_input(&options.input, &options.kube, |of_context| {
-        let namespace = options.namespace.as_deref().unwrap_or(of_context);
+    let input = live::read_input(&options.input, &options.kube, |context_namespace| {
+        let namespace = options.namespace.as_deref().unwrap_or(context_namespace);
         for path in &options.files {
             files.push((path, expectations::read(path, namespace)?));
         }

@@ -1,4 +1,4 @@
-//! Services as destinations: their backends, and the target ports of the Service's ports.
+//! Services as destinations: finds their backends and target ports.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,8 @@ use netpol_policy::reference::{ConnectionError, End};
 use super::check::{Destination, Selected};
 use super::expectations::Ports;
 
-/// Returns the backends of a Service by their ports. `ports` are those of the Service.
+/// Returns the backends of a Service, grouped by their target ports. `ports`: the ports of the expectation, which are
+/// ports of the Service.
 pub(super) fn destinations(cluster: &OfflineCluster, key: &ServiceKey, ports: &Ports) -> Result<Vec<Destination>> {
     let Some(service) = cluster.state().services.get(key) else {
         return Err(ConnectionError::NoSuchService(key.clone()).into());
@@ -19,7 +20,7 @@ pub(super) fn destinations(cluster: &OfflineCluster, key: &ServiceKey, ports: &P
         return Err(ConnectionError::NoServiceAddress(key.clone()).into());
     }
     let mut by_backend: BTreeMap<End, Vec<(Protocol, u16)>> = BTreeMap::new();
-    for port in chosen(key, &service.ports, ports)? {
+    for port in expected_ports(key, &service.ports, ports)? {
         let found = cluster.backends(service, port);
         if found.is_empty() {
             bail!(
@@ -50,20 +51,24 @@ pub(super) fn destinations(cluster: &OfflineCluster, key: &ServiceKey, ports: &P
     Ok(by_ports.into_iter().map(destination).collect())
 }
 
-/// Returns the Service's ports that an expectation is about; all of them, if it has no ports.
-fn chosen<'s>(key: &ServiceKey, of_service: &'s [ServicePort], ports: &Ports) -> Result<Vec<&'s ServicePort>> {
+/// Returns those of the Service's ports that an expectation is about. If the expectation has no ports, returns all.
+fn expected_ports<'s>(
+    key: &ServiceKey,
+    service_ports: &'s [ServicePort],
+    ports: &Ports,
+) -> Result<Vec<&'s ServicePort>> {
     let has = |port: &ServicePort, (protocol, first, last): (Protocol, u16, u16)| {
         port.protocol == protocol && (first..=last).contains(&port.port)
     };
     for (protocol, first, last) in ports.ranges() {
-        if !of_service.iter().any(|port| has(port, (protocol, first, last))) {
+        if !service_ports.iter().any(|port| has(port, (protocol, first, last))) {
             let range = if first == last { first.to_string() } else { format!("{first}-{last}") };
             let name = |port: &ServicePort| format!("{}/{}", port.port, port.protocol.name());
-            let names: Vec<String> = of_service.iter().map(name).collect();
+            let names: Vec<String> = service_ports.iter().map(name).collect();
             let (wanted, names) = (format!("{range}/{}", protocol.name()), names.join(", "));
             return Err(ConnectionError::NoServicePort(key.clone(), wanted, names).into());
         }
     }
-    let is_chosen = |port: &&ServicePort| ports.set().contains(port.protocol, port.port);
-    Ok(of_service.iter().filter(is_chosen).collect())
+    let is_expected = |port: &&ServicePort| ports.set().contains(port.protocol, port.port);
+    Ok(service_ports.iter().filter(is_expected).collect())
 }

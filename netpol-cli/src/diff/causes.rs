@@ -1,4 +1,4 @@
-//! The causes of a change, as text and as JSON.
+//! Describes the causes of a change, as text and as JSON.
 
 use netpol_common::Direction;
 use netpol_policy::explain::Verdict;
@@ -14,11 +14,11 @@ const SHOWN: usize = 4;
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct JsonCause {
-    /// `egress`: the policies of the source; `ingress`: those of the destination.
+    /// `egress` for policies of the source, `ingress` for policies of the destination.
     #[serde(skip_serializing_if = "Option::is_none")]
     side: Option<&'static str>,
     reason: &'static str,
-    /// Policies as `namespace/name`; with the reason `unevaluated`, the kind before it.
+    /// Policies as `namespace/name`. If the reason is `unevaluated`, as `kind namespace/name`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     policies: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -29,7 +29,7 @@ pub(super) struct JsonCause {
 #[serde(rename_all = "camelCase")]
 struct JsonRule {
     policy: String,
-    /// `spec.ingress[0]`.
+    /// The path of the rule, such as `spec.ingress[0]`.
     path: String,
 }
 
@@ -59,12 +59,12 @@ fn json_rules(rules: &[RuleRef]) -> Vec<JsonRule> {
     rules.iter().map(rule).collect()
 }
 
-/// `spec.ingress[0]`.
+/// Returns the path of a rule, such as `spec.ingress[0]`.
 pub(crate) fn path(rule: &RuleRef) -> String {
     format!("spec.{}[{}]", rule.direction.name(), rule.index)
 }
 
-/// Returns whether a cause is one of ports that are allowed, denied or unknown now.
+/// Returns whether a cause explains why the verdict on ports is now this one.
 pub(super) const fn is_of(cause: &Cause, verdict: Verdict) -> bool {
     match cause.reason {
         Reason::Isolated(_) | Reason::Removed(_) | Reason::RemovedWorkload => matches!(verdict, Verdict::Deny),
@@ -74,7 +74,7 @@ pub(super) const fn is_of(cause: &Cause, verdict: Verdict) -> bool {
     }
 }
 
-/// Returns a sentence without its end.
+/// Returns a cause as a sentence, without a full stop.
 pub(super) fn text(cause: &Cause) -> String {
     let end = if cause.side == Some(Direction::Egress) { "source" } else { "destination" };
     let text = match &cause.reason {
@@ -99,13 +99,14 @@ pub(super) fn text(cause: &Cause) -> String {
     }
 }
 
-/// `NetworkPolicy shop/a (spec.ingress[0])`.
+/// Returns `NetworkPolicy shop/a (spec.ingress[0])`.
 pub(crate) fn rules_text(rules: &[RuleRef]) -> String {
     let names: Vec<String> = rules.iter().map(|rule| format!("{} ({})", rule.policy, path(rule))).collect();
     listed("NetworkPolicy", &names)
 }
 
-/// `NetworkPolicy a`, `NetworkPolicies a and b`, `a, b and 7 more`.
+/// Returns `NetworkPolicy a`, `NetworkPolicies a and b`, or `NetworkPolicies a, b, c and 7 more`. If `kind` is empty,
+/// only the names.
 pub(crate) fn listed(kind: &str, names: &[String]) -> String {
     let kind = match (kind, names.len()) {
         ("", _) => "",

@@ -1,4 +1,4 @@
-//! A cluster, and what it has after manifests are applied.
+//! The two versions of `netpol diff --cluster`: a cluster, and the same cluster after manifests are applied.
 
 mod apply;
 
@@ -40,6 +40,7 @@ pub(super) fn read(options: &DiffOptions) -> Result<(Input, Input)> {
     })
 }
 
+/// Returns the namespaces of the objects in the manifests.
 fn namespaces(change: &Parsed) -> BTreeSet<String> {
     let of_objects = change.objects.iter().filter_map(|located| match &located.object {
         Object::Pod(pod) => Some(pod.key.namespace.to_string()),

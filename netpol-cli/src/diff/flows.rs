@@ -1,4 +1,4 @@
-//! Recorded flows that would be cut or newly allowed.
+//! Compares recorded flows: finds those that the new version would cut, and those that it newly allows.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,24 +18,25 @@ use crate::flow_file;
 use crate::message::message;
 use crate::table::counted;
 
-/// The number of different flows that are kept.
+/// The number of different flows that a file can have.
 const MAX_FLOWS: usize = 1_000_000;
 
 /// Flows with the same ends, protocol and port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Flow {
-    from: Seen,
-    to: Seen,
+    from: RecordedEnd,
+    to: RecordedEnd,
     protocol: String,
     port: Option<u16>,
 }
 
-/// An end of a flow, as it was recorded: the most precise name of it.
+/// An end of a recorded flow, with the most precise name that also exists in other clusters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Seen {
+struct RecordedEnd {
     service: Option<ServiceKey>,
     workload: Option<WorkloadKey>,
-    /// Not used to distinguish flows if there is a workload.
+    /// `None` for the pod of a workload, because its name differs in each cluster. As an exception, a pod of a
+    /// `StatefulSet` has its name.
     pod: Option<PodKey>,
     address: Option<std::net::IpAddr>,
 }
@@ -74,9 +75,9 @@ pub(super) struct Flows {
     pub(super) cut: Vec<FlowChange>,
     /// Denied before, allowed now.
     pub(super) allowed: Vec<FlowChange>,
-    /// With an unknown verdict, before or now.
+    /// The verdict was or is unknown.
     pub(super) unknown: Vec<FlowChange>,
-    /// Not evaluated: an end is not in the manifests.
+    /// Not evaluated, because an end is not in the manifests.
     pub(super) skipped: Vec<Skipped>,
 }
 
@@ -85,7 +86,7 @@ pub(super) fn compare(path: &Path, old: &OfflineCluster, new: &OfflineCluster) -
     let flows = read(path)?;
     let mut found = Flows { count: flows.len(), ..Flows::default() };
     for (flow, records) in flows {
-        let [from, to] = [&flow.from, &flow.to].map(Seen::text);
+        let [from, to] = [&flow.from, &flow.to].map(RecordedEnd::text);
         let verdicts = [old, new].map(|cluster| verdict(cluster, &flow));
         match verdicts {
             [Ok(before), Ok(now)] => {
@@ -127,15 +128,15 @@ fn read(path: &Path) -> Result<BTreeMap<Flow, usize>> {
 impl Flow {
     fn of(record: &FlowRecord) -> Self {
         Self {
-            from: Seen::of(&record.from),
-            to: Seen::of(&record.to),
+            from: RecordedEnd::of(&record.from),
+            to: RecordedEnd::of(&record.to),
             protocol: record.protocol.clone(),
             port: record.port,
         }
     }
 }
 
-impl Seen {
+impl RecordedEnd {
     fn of(end: &FlowEnd) -> Self {
         let namespace = end.namespace.as_deref();
         let workload = end.workload.as_ref().zip(namespace).and_then(|(workload, namespace)| {
@@ -145,7 +146,7 @@ impl Seen {
         let pod = end.pod.as_deref().zip(namespace).map(|(name, namespace)| PodKey::new(namespace, name));
         let service = end.services.first().and_then(|name| name.split_once('/'));
         let service = service.map(|(namespace, name)| ServiceKey::new(namespace, name));
-        // A pod of a StatefulSet keeps its name; other names differ in each cluster.
+        // A pod of a StatefulSet has the same name in each cluster. Names of other pods of a workload differ.
         let is_stable = |workload: &WorkloadKey| workload.kind == WorkloadKind::StatefulSet;
         let pod = pod.filter(|_| workload.as_ref().is_none_or(is_stable));
         let address = end.address.filter(|_| workload.is_none() && pod.is_none() && service.is_none());
@@ -164,7 +165,7 @@ impl Seen {
         }
     }
 
-    /// Finds the end in a cluster. `other`: the other end, so that a workload can connect to itself.
+    /// Finds the end in a cluster. For a workload, this is its first pod.
     fn find(&self, cluster: &OfflineCluster) -> Result<End, String> {
         let has = |pod: &&PodKey| cluster.state().pods.contains_key(*pod);
         if let Some(pod) = self.pod.as_ref().filter(has) {

@@ -1,4 +1,4 @@
-//! The changes as text and Markdown.
+//! Prints the changes as text and Markdown.
 
 use std::io::{self, Write};
 
@@ -17,7 +17,7 @@ use crate::table::counted;
 /// The number of flows that are listed for each kind of change.
 const FLOWS_SHOWN: usize = 20;
 
-/// The kinds of changes of a row, with their ports.
+/// Returns the kinds of changes of a row: the kind, the new verdict, and the ports.
 pub(super) fn kinds(row: &Row) -> impl Iterator<Item = (&'static str, Verdict, &PortSet)> {
     let change = &row.change;
     let kinds = [
@@ -28,7 +28,7 @@ pub(super) fn kinds(row: &Row) -> impl Iterator<Item = (&'static str, Verdict, &
     kinds.into_iter().filter(|(_, _, ports)| !ports.is_empty())
 }
 
-/// `2 changes`, with what cannot be compared.
+/// Returns `2 changes from OLD to NEW`, or `no connection changes from OLD to NEW`.
 fn heading(difference: &Difference, (old, new): (&str, &str)) -> String {
     match difference.rows.len() + difference.services.len() {
         0 => format!("no connection changes from {old} to {new}"),
@@ -36,7 +36,7 @@ fn heading(difference: &Difference, (old, new): (&str, &str)) -> String {
     }
 }
 
-/// `all ports` in a sentence, otherwise the ports.
+/// Returns `all ports`, or the ports.
 fn ports_text(ports: &PortSet) -> String {
     if *ports == PortSet::all() { "all ports".to_owned() } else { ports.to_string() }
 }
@@ -49,14 +49,14 @@ pub(super) fn table(
     versions: (&str, &str),
     width: usize,
 ) -> io::Result<()> {
-    lines(out, wrap(heading(difference, versions), width, 0))?;
+    print_lines(out, wrap(heading(difference, versions), width, 0))?;
     for row in &difference.rows {
         writeln!(out)?;
         let (from, to) = (names.text(&row.from), names.text(&row.to));
         for (kind, verdict, ports) in kinds(row) {
-            change(out, kind, verdict, &format!("{from} -> {to}, {}", ports_text(ports)), width)?;
+            print_change(out, kind, verdict, &format!("{from} -> {to}, {}", ports_text(ports)), width)?;
             for cause in row.causes.iter().filter(|cause| causes::is_of(cause, verdict)) {
-                lines(out, wrap(causes::text(cause), width, 4))?;
+                print_lines(out, wrap(causes::text(cause), width, 4))?;
             }
         }
     }
@@ -64,33 +64,33 @@ pub(super) fn table(
         writeln!(out)?;
         for (kind, verdict, sources) in services::kinds(service) {
             let (title, port) = (services::title(service), services::port(service));
-            change(out, kind, verdict, &format!("{} -> {title}, {port}", names.text(sources)), width)?;
+            print_change(out, kind, verdict, &format!("{} -> {title}, {port}", names.text(sources)), width)?;
         }
-        lines(out, wrap(services::cause(service), width, 4))?;
+        print_lines(out, wrap(services::cause(service), width, 4))?;
     }
     for (presence, text) in [(Presence::Added, "new workloads"), (Presence::Removed, "removed workloads")] {
         let found = names.with_presence(presence);
         if !found.is_empty() {
             writeln!(out)?;
-            lines(out, wrap(format!("{text}: {}", found.join(", ")), width, 0))?;
+            print_lines(out, wrap(format!("{text}: {}", found.join(", ")), width, 0))?;
         }
     }
     Ok(())
 }
 
 /// Prints a change with its kind in color.
-fn change(out: &mut impl Write, kind: &str, verdict: Verdict, text: &str, width: usize) -> io::Result<()> {
+fn print_change(out: &mut impl Write, kind: &str, verdict: Verdict, text: &str, width: usize) -> io::Result<()> {
     let colored = |line: String| match line.strip_prefix(kind) {
         Some(rest) => format!("{}{rest}", ColorMode::detect().verdict(verdict, kind)),
         None => line,
     };
-    lines(out, wrap(format!("{kind}: {text}"), width, 0).into_iter().map(colored))
+    print_lines(out, wrap(format!("{kind}: {text}"), width, 0).into_iter().map(colored))
 }
 
 /// Prints which flows change.
 pub(super) fn flows_table(out: &mut impl Write, flows: &Flows, width: usize) -> io::Result<()> {
     writeln!(out)?;
-    lines(out, wrap(flows_heading(flows), width, 0))?;
+    print_lines(out, wrap(flows_heading(flows), width, 0))?;
     let color = ColorMode::detect();
     for (kind, verdict, changes) in by_kind(flows) {
         for change in changes.iter().take(FLOWS_SHOWN) {
@@ -99,7 +99,7 @@ pub(super) fn flows_table(out: &mut impl Write, flows: &Flows, width: usize) -> 
                 Some(rest) => format!("  {}{rest}", color.verdict(verdict, kind)),
                 None => line,
             };
-            lines(out, wrap(text, width, 2).into_iter().map(colored))?;
+            print_lines(out, wrap(text, width, 2).into_iter().map(colored))?;
         }
         if changes.len() > FLOWS_SHOWN {
             writeln!(out, "  {kind}: {} more: see -o json", changes.len() - FLOWS_SHOWN)?;
@@ -107,11 +107,12 @@ pub(super) fn flows_table(out: &mut impl Write, flows: &Flows, width: usize) -> 
     }
     if let Some(skipped) = flows.skipped.first() {
         let count = counted(flows.skipped.len(), "flow");
-        lines(out, wrap(format!("not evaluated: {count}, such as: {}", skipped.reason), width, 2))?;
+        print_lines(out, wrap(format!("not evaluated: {count}, such as: {}", skipped.reason), width, 2))?;
     }
     Ok(())
 }
 
+/// Returns the flows that change: the kind of change, a verdict for its color, and the flows.
 fn by_kind(flows: &Flows) -> [(&'static str, Verdict, &[FlowChange]); 3] {
     [
         ("cut", Verdict::Deny, &flows.cut),
@@ -179,6 +180,6 @@ fn cell(text: &str) -> String {
     text.replace('\\', "\\\\").replace('|', "\\|").replace('<', "&lt;").replace('*', "\\*").replace('`', "\\`")
 }
 
-fn lines(out: &mut impl Write, lines: impl IntoIterator<Item = String>) -> io::Result<()> {
+fn print_lines(out: &mut impl Write, lines: impl IntoIterator<Item = String>) -> io::Result<()> {
     lines.into_iter().try_for_each(|line| writeln!(out, "{line}"))
 }

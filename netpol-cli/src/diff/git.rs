@@ -1,4 +1,4 @@
-//! Reads manifests of a git revision, by the git program.
+//! Reads the manifests of a git revision with the program git.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
@@ -9,7 +9,7 @@ use netpol_files::{Limits, ReadError, is_manifest};
 
 use crate::input::TextFile;
 
-/// A file of a tree.
+/// A file in a git tree.
 struct TreeEntry {
     mode: String,
     id: String,
@@ -17,29 +17,31 @@ struct TreeEntry {
     path: String,
 }
 
-/// The mode of a symbolic link and of a submodule. Source: `git-fast-import(1)`.
+/// The mode of a symbolic link. Source of the modes: `git-fast-import(1)`.
 const LINK: &str = "120000";
+/// The mode of a submodule.
 const SUBMODULE: &str = "160000";
 
-/// Reads the manifests of `REVISION:PATH`, a file or a directory. Files that cannot be used are errors of the result.
+/// Reads the manifests of `REVISION:PATH`, which is a file or a directory. Returns the files, and an error for each
+/// file that cannot be read.
 pub(super) fn read(spec: &str, limits: Limits) -> Result<(Vec<TextFile>, Vec<String>)> {
-    // Git would read it as an option.
+    // Git would parse this argument as an option.
     if spec.starts_with('-') {
         bail!("`{spec}` is not a git revision");
     }
-    let id = text_of(&["rev-parse", "--verify", "--quiet", spec]).with_context(|| {
+    let id = git_text(&["rev-parse", "--verify", "--quiet", spec]).with_context(|| {
         format!("{spec} not found: neither a file nor a path of a git revision; write REVISION:PATH")
     })?;
     let id = id.trim();
-    match text_of(&["cat-file", "-t", id])?.trim() {
+    match git_text(&["cat-file", "-t", id])?.trim() {
         "blob" => {
-            let size = text_of(&["cat-file", "-s", id])?.trim().parse()?;
+            let size = git_text(&["cat-file", "-s", id])?.trim().parse()?;
             let path = spec.split_once(':').map_or(spec, |(_, path)| path).to_owned();
             let entry = TreeEntry { mode: String::new(), id: id.to_owned(), size, path };
             read_all(vec![entry], limits, |_| spec.to_owned(), true)
         }
         "tree" => {
-            let entries = tree(&output_of(&["ls-tree", "-r", "-z", "--long", id])?)?;
+            let entries = parse_tree(&git_output(&["ls-tree", "-r", "-z", "--long", id])?)?;
             let directory = spec.trim_end_matches('/');
             let separator = if directory.ends_with(':') { "" } else { "/" };
             read_all(entries, limits, |path| format!("{directory}{separator}{path}"), false)
@@ -49,10 +51,11 @@ pub(super) fn read(spec: &str, limits: Limits) -> Result<(Vec<TextFile>, Vec<Str
     }
 }
 
-/// Parses `MODE TYPE ID SIZE<tab>PATH`, each ended by a zero byte.
-fn tree(listed: &[u8]) -> Result<Vec<TreeEntry>> {
+/// Parses the output of `git ls-tree`: records of the form `MODE TYPE ID SIZE<tab>PATH`, each terminated by a zero
+/// byte.
+fn parse_tree(output: &[u8]) -> Result<Vec<TreeEntry>> {
     let mut entries = Vec::new();
-    for record in listed.split(|byte| *byte == 0).filter(|record| !record.is_empty()) {
+    for record in output.split(|byte| *byte == 0).filter(|record| !record.is_empty()) {
         let record = String::from_utf8_lossy(record);
         let (fields, path) = record.split_once('\t').context("the output of git ls-tree has no path")?;
         let fields: Vec<&str> = fields.split_whitespace().collect();
@@ -60,11 +63,11 @@ fn tree(listed: &[u8]) -> Result<Vec<TreeEntry>> {
         let entry = TreeEntry {
             mode: mode.to_owned(),
             id: id.to_owned(),
-            // A submodule has `-`.
+            // The size of a submodule is `-`.
             size: size.parse().unwrap_or_default(),
             path: path.to_owned(),
         };
-        // As in a directory: hidden files are not read.
+        // Hidden files are not read, as in a directory on disk.
         let is_hidden = path.split('/').any(|part| part.starts_with('.'));
         if !is_hidden && (is_manifest(Path::new(path)) || entry.mode == SUBMODULE) {
             entries.push(entry);
@@ -73,7 +76,7 @@ fn tree(listed: &[u8]) -> Result<Vec<TreeEntry>> {
     Ok(entries)
 }
 
-/// Reads all entries within the limits. `named`: the argument is this file.
+/// Reads all entries within the limits. `named`: the argument of the command is this file, not a directory.
 fn read_all(
     entries: Vec<TreeEntry>,
     limits: Limits,
@@ -102,7 +105,7 @@ fn read_all(
     Ok((files, unreadable))
 }
 
-/// `git cat-file --batch`: it reads object IDs and writes the content of each object.
+/// The process `git cat-file --batch`. It reads object IDs from its input, and writes the content of each object.
 struct BlobReader {
     child: Child,
     output: BufReader<std::process::ChildStdout>,
@@ -134,7 +137,7 @@ impl BlobReader {
 
 impl Drop for BlobReader {
     fn drop(&mut self) {
-        // It ends when its input is closed. An error has no effect on what was read.
+        // The process ends when its input is closed. Errors are ignored: all content was read before.
         drop(self.child.stdin.take());
         let _ = self.child.wait();
     }
@@ -142,12 +145,12 @@ impl Drop for BlobReader {
 
 fn git(arguments: &[&str]) -> Command {
     let mut command = Command::new("git");
-    // Neither writes to the repository, nor fetches missing objects from another host.
+    // With these variables, git does not write to the repository and does not fetch missing objects from another host.
     command.args(arguments).env("GIT_OPTIONAL_LOCKS", "0").env("GIT_NO_LAZY_FETCH", "1").stdin(Stdio::null());
     command
 }
 
-fn output_of(arguments: &[&str]) -> Result<Vec<u8>> {
+fn git_output(arguments: &[&str]) -> Result<Vec<u8>> {
     let output = git(arguments).output().map_err(not_started)?;
     if !output.status.success() {
         let message = String::from_utf8_lossy(&output.stderr);
@@ -157,8 +160,8 @@ fn output_of(arguments: &[&str]) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-fn text_of(arguments: &[&str]) -> Result<String> {
-    Ok(String::from_utf8(output_of(arguments)?)?)
+fn git_text(arguments: &[&str]) -> Result<String> {
+    Ok(String::from_utf8(git_output(arguments)?)?)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]

@@ -1,4 +1,4 @@
-//! `netpol diff`.
+//! `netpol diff`: compares two versions of manifests, or a cluster before and after manifests are applied.
 
 mod causes;
 mod cluster;
@@ -38,7 +38,7 @@ use crate::{live, table, unevaluated};
 #[serde(rename_all = "camelCase")]
 struct JsonOutput<'a> {
     changes: Vec<JsonChange>,
-    /// Services with other backends.
+    /// Services that have other backends than before.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     services: Vec<JsonService>,
     new_workloads: Vec<String>,
@@ -49,7 +49,7 @@ struct JsonOutput<'a> {
     new: InputReport<'a>,
 }
 
-/// A change that is the same for all connections from each of `from` to each of `to`.
+/// A change of the connections from each source in `from` to each destination in `to`.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct JsonChange {
@@ -62,7 +62,7 @@ struct JsonChange {
     /// Ports that are newly denied.
     #[serde(skip_serializing_if = "Option::is_none")]
     denied: Option<String>,
-    /// Ports with an unknown verdict, before or now.
+    /// Ports with a verdict that was or is unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     unknown: Option<String>,
     causes: Vec<JsonCause>,
@@ -144,8 +144,8 @@ fn changes(difference: &Difference, names: &Names<'_>) -> Vec<JsonChange> {
     let rows = difference.rows.iter().map(|row| {
         let ports = |set: &netpol_policy::offline::PortSet| (!set.is_empty()).then(|| set.to_string());
         JsonChange {
-            from: names.all(&row.from),
-            to: names.all(&row.to),
+            from: names.full(&row.from),
+            to: names.full(&row.to),
             allowed: ports(&row.change.allowed),
             denied: ports(&row.change.denied),
             unknown: ports(&row.change.unknown),
@@ -155,7 +155,7 @@ fn changes(difference: &Difference, names: &Names<'_>) -> Vec<JsonChange> {
     rows.collect()
 }
 
-/// Reads standard input, which is for both versions.
+/// Reads standard input if `-f -` is given. These manifests belong to both versions.
 fn common_input(options: &DiffOptions) -> Result<Option<Vec<u8>>> {
     let is_common = options.common.paths.iter().any(|path| path.as_os_str() == "-");
     let limits = options.common.limits();
@@ -163,7 +163,8 @@ fn common_input(options: &DiffOptions) -> Result<Option<Vec<u8>>> {
     bytes.transpose().map_err(|error| anyhow::anyhow!("standard input {error}"))
 }
 
-/// Reads one version, and the manifests that belong to both. A path that exists is not a git revision.
+/// Reads one version, and the manifests that belong to both versions. If `version` is a path that exists, it is not a
+/// git revision.
 fn read(options: &DiffOptions, version: &str, common: Option<&[u8]>) -> Result<Input> {
     let stdin = common.iter().map(|bytes| TextFile { name: "<stdin>".to_owned(), bytes: bytes.to_vec(), named: true });
     let is_revision = version != "-" && version.contains(':') && !Path::new(version).exists();

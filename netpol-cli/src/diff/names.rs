@@ -1,4 +1,4 @@
-//! Names for sets of workloads and addresses.
+//! Texts for sets of workloads and addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,56 +8,60 @@ use netpol_policy::offline::{AddressSet, UnitKey};
 
 /// The number of names that text shows.
 const SHOWN: usize = 6;
-/// Up to this number, the exceptions are named instead of the members.
-const EXCEPTIONS: usize = 3;
+/// If a set has all workloads except at most this number, the text names these exceptions, such as
+/// `all pods but shop/deployment/web`.
+const MAX_EXCEPTIONS: usize = 3;
 
-/// The names of all ends.
+/// The names of all ends. An end is a set of workloads or addresses. In this file, "workloads" includes pods without a
+/// workload.
 pub(super) struct Names<'e> {
     ends: &'e [DifferenceEnd],
-    /// The ends that each workload is in.
-    of_unit: BTreeMap<&'e UnitKey, BTreeSet<usize>>,
-    /// The workloads of each namespace.
-    of_namespace: BTreeMap<&'e NamespaceName, usize>,
+    /// The ends that contain pods of each workload.
+    ends_of_units: BTreeMap<&'e UnitKey, BTreeSet<usize>>,
+    /// The number of workloads of each namespace.
+    units_of_namespaces: BTreeMap<&'e NamespaceName, usize>,
+    /// The number of ends that are addresses outside of pods.
     outside: usize,
+    /// Which versions have each workload.
     presence: BTreeMap<&'e UnitKey, Presence>,
 }
 
-/// A workload, and whether this is only some of its pods.
+/// A workload, and whether the set has only some of its pods.
 type Unit<'e> = (&'e UnitKey, bool);
 
 impl<'e> Names<'e> {
     pub(super) fn new(ends: &'e [DifferenceEnd]) -> Self {
-        let mut of_unit: BTreeMap<&UnitKey, BTreeSet<usize>> = BTreeMap::new();
+        let mut ends_of_units: BTreeMap<&UnitKey, BTreeSet<usize>> = BTreeMap::new();
         let mut presence = BTreeMap::new();
         for (index, end) in ends.iter().enumerate() {
             let Members::Units(_, units) = &end.members else { continue };
             for unit in units {
-                of_unit.entry(unit).or_default().insert(index);
+                ends_of_units.entry(unit).or_default().insert(index);
                 presence.insert(unit, end.presence);
             }
         }
-        let mut of_namespace = BTreeMap::new();
-        for unit in of_unit.keys() {
-            *of_namespace.entry(unit.namespace()).or_default() += 1;
+        let mut units_of_namespaces = BTreeMap::new();
+        for unit in ends_of_units.keys() {
+            *units_of_namespaces.entry(unit.namespace()).or_default() += 1;
         }
         let outside = ends.iter().filter(|end| end.is_outside()).count();
-        Self { ends, of_unit, of_namespace, outside, presence }
+        Self { ends, ends_of_units, units_of_namespaces, outside, presence }
     }
 
-    /// Returns the workloads that exist in one version only.
+    /// Returns the workloads that are new, that were removed, or that both versions have.
     pub(super) fn with_presence(&self, wanted: Presence) -> Vec<String> {
         let found = self.presence.iter().filter(|(_, presence)| **presence == wanted);
         found.map(|(unit, _)| unit.to_string()).collect()
     }
 
-    /// Returns each workload and range, for JSON.
-    pub(super) fn all(&self, indices: &[usize]) -> Vec<String> {
+    /// Returns all workloads and address ranges of these ends, for JSON.
+    pub(super) fn full(&self, indices: &[usize]) -> Vec<String> {
         let addresses = self.addresses(indices);
         let ranges = addresses.ranges().map(|(first, last)| range(first, last));
         self.units(indices).into_iter().map(name).chain(ranges).collect()
     }
 
-    /// Returns a short text: `all`, `shop/*, ops/deployment/web and 198.51.100.0/24`.
+    /// Returns a short text for these ends, such as `all`, or `shop/*, ops/deployment/web, 198.51.100.0/24`.
     pub(super) fn text(&self, indices: &[usize]) -> String {
         let units = self.units(indices);
         let outside = indices.iter().filter(|index| self.ends[**index].is_outside()).count();
@@ -76,19 +80,20 @@ impl<'e> Names<'e> {
     fn pods(&self, units: &[Unit<'_>]) -> String {
         let complete: BTreeSet<&UnitKey> =
             units.iter().filter(|(_, is_part)| !is_part).map(|(unit, _)| *unit).collect();
-        let missing: Vec<&UnitKey> = self.of_unit.keys().copied().filter(|unit| !complete.contains(unit)).collect();
+        let missing: Vec<&UnitKey> =
+            self.ends_of_units.keys().copied().filter(|unit| !complete.contains(unit)).collect();
         if missing.is_empty() {
             return ALL_PODS.to_owned();
         }
         let has_part = units.iter().any(|(_, is_part)| *is_part);
-        if !has_part && missing.len() <= EXCEPTIONS && missing.len() * 2 < units.len() {
+        if !has_part && missing.len() <= MAX_EXCEPTIONS && missing.len() * 2 < units.len() {
             return format!("{ALL_PODS} but {}", joined(missing.iter().map(ToString::to_string).collect()));
         }
         let mut names: Vec<String> = Vec::new();
         for (unit, is_part) in units {
-            let of_namespace = complete.iter().filter(|other| other.namespace() == unit.namespace()).count();
-            let has_all = of_namespace > 1 && self.of_namespace.get(unit.namespace()) == Some(&of_namespace);
-            let name = if has_all { format!("{}/*", unit.namespace()) } else { self.marked((unit, *is_part)) };
+            let count = complete.iter().filter(|other| other.namespace() == unit.namespace()).count();
+            let has_all = count > 1 && self.units_of_namespaces.get(unit.namespace()) == Some(&count);
+            let name = if has_all { format!("{}/*", unit.namespace()) } else { self.marked_name((unit, *is_part)) };
             if names.last() != Some(&name) {
                 names.push(name);
             }
@@ -96,7 +101,8 @@ impl<'e> Names<'e> {
         joined(names)
     }
 
-    fn marked(&self, unit: Unit<'_>) -> String {
+    /// Returns the name of a workload, and whether it is new or removed.
+    fn marked_name(&self, unit: Unit<'_>) -> String {
         match self.presence.get(unit.0) {
             Some(Presence::Added) => format!("{} (new)", name(unit)),
             Some(Presence::Removed) => format!("{} (removed)", name(unit)),
@@ -109,7 +115,7 @@ impl<'e> Names<'e> {
         let mut units: BTreeMap<&UnitKey, bool> = BTreeMap::new();
         for index in indices {
             let Members::Units(_, members) = &self.ends[*index].members else { continue };
-            units.extend(members.iter().map(|unit| (unit, !self.of_unit[unit].is_subset(&chosen))));
+            units.extend(members.iter().map(|unit| (unit, !self.ends_of_units[unit].is_subset(&chosen))));
         }
         let mut units: Vec<Unit<'_>> = units.into_iter().collect();
         units.sort_by_cached_key(|(unit, _)| (unit.namespace().clone(), unit.short_name()));
@@ -136,7 +142,7 @@ fn range(first: std::net::IpAddr, last: std::net::IpAddr) -> String {
     AddressSet::between(first, last).to_string()
 }
 
-/// `a, b and 3 more`.
+/// Returns `a, b`, or `a, b and 3 more` if there are too many names.
 fn joined(mut names: Vec<String>) -> String {
     let count = names.len();
     if count <= SHOWN {

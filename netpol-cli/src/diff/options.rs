@@ -68,13 +68,13 @@ pub(crate) enum DiffOutput {
 }
 
 impl DiffOptions {
-    /// Returns the names of both versions.
+    /// Returns the names of the old and the new version.
     pub(super) fn versions(&self) -> (&str, &str) {
         let name = |version| if version == "-" { "standard input" } else { version };
         self.second.as_deref().map_or(("the cluster", name(&self.first)), |second| (&self.first, second))
     }
 
-    /// Returns the options to read the manifests of both and these paths.
+    /// Returns the options to read these paths and the manifests that belong to both versions.
     pub(super) fn input(&self, paths: impl IntoIterator<Item = PathBuf>) -> InputOptions {
         let common = self.common.clone();
         InputOptions { paths: paths.into_iter().chain(common.paths).collect(), ..common }

@@ -1,4 +1,4 @@
-//! Services with other backends than before.
+//! Prints Services that have other backends than before.
 
 use netpol_policy::explain::Verdict;
 use netpol_policy::offline::difference::{ServiceBackend, ServiceBackends, ServiceChange};
@@ -14,7 +14,7 @@ pub(super) struct JsonService {
     service: String,
     protocol: &'static str,
     port: u16,
-    /// The backends before and now, such as `shop/deployment/web TCP 8080`.
+    /// The old backends, such as `shop/deployment/web TCP 8080`.
     old_backends: Vec<String>,
     new_backends: Vec<String>,
     verdicts: Vec<JsonVerdicts>,
@@ -33,7 +33,7 @@ impl JsonService {
     pub(super) fn of(change: &ServiceChange, names: &Names<'_>) -> Self {
         let [old_backends, new_backends] = change.backends.each_ref().map(|backends| backend_names(change, backends));
         let verdicts = change.sources.iter().map(|([before, now], sources)| JsonVerdicts {
-            from: names.all(sources),
+            from: names.full(sources),
             before: *before,
             now: *now,
         });
@@ -48,7 +48,7 @@ impl JsonService {
     }
 }
 
-/// The changes of a Service's port: the kind, the verdict now, and the sources.
+/// Returns the changes of a Service's port: the kind of change, the new verdict, and the sources.
 pub(super) fn kinds(change: &ServiceChange) -> impl Iterator<Item = (&'static str, Verdict, &[usize])> {
     change.sources.iter().map(|([before, now], sources)| {
         let kind = match (before, now) {
@@ -62,17 +62,17 @@ pub(super) fn kinds(change: &ServiceChange) -> impl Iterator<Item = (&'static st
     })
 }
 
-/// `Service shop/db`.
+/// Returns `Service shop/db`.
 pub(super) fn title(change: &ServiceChange) -> String {
     format!("Service {}", change.service)
 }
 
-/// `TCP 5432`.
+/// Returns `TCP 5432`.
 pub(super) fn port(change: &ServiceChange) -> String {
     format!("{} {}", change.protocol.name(), change.port)
 }
 
-/// `backends before: shop/statefulset/db TCP 5432; now: none`.
+/// Returns `backends before: shop/statefulset/db TCP 5432; now: none`.
 pub(super) fn cause(change: &ServiceChange) -> String {
     let [old, new] = change.backends.each_ref().map(|backends| match &backend_names(change, backends)[..] {
         [] => "none".to_owned(),

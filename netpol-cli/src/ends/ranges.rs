@@ -1,4 +1,4 @@
-//! Ranges of addresses, split so that all addresses of a part have the same verdict.
+//! Splits ranges of addresses into parts, so that all addresses of a part have the same verdict.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,8 +10,8 @@ use netpol_policy::reference::End;
 
 use super::{EndArgument, EndSet, EndText};
 
-/// Addresses that are not public. Sources: the special-purpose registries of RFC 6890, and RFC 9637. Of IPv6, only
-/// `2000::/3` is public.
+/// Addresses that are not public. Sources: the special-purpose registries of RFC 6890, and RFC 9637. IPv6 addresses
+/// outside of `2000::/3` are not in this list, and are not public, either.
 const NOT_PUBLIC: [&str; 17] = [
     "0.0.0.0/8",
     "10.0.0.0/8",
@@ -32,8 +32,8 @@ const NOT_PUBLIC: [&str; 17] = [
     "3fff::/20",
 ];
 
-/// Replaces a range by parts: each has the same verdict for every address. `other`: the other end; its families are
-/// used.
+/// If the end is a range, replaces it by parts. All addresses of a part have the same verdict. `other`: the other end.
+/// The parts have only address families that the other end has.
 pub(super) fn split(cluster: &OfflineCluster, argument: &EndArgument, set: EndSet, other: &EndSet) -> EndSet {
     let addresses = match argument {
         EndArgument::Range(range) => AddressSet::of([*range]),
@@ -55,17 +55,17 @@ pub(crate) fn internet(cluster: &OfflineCluster) -> AddressSet {
     nets(&["0.0.0.0/0", "2000::/3"]).difference(&nets(&NOT_PUBLIC)).difference(&known)
 }
 
-/// Returns whether one of the ends has an address of a family, or has no known address: the evaluation
-/// reports the reason.
+/// Returns whether one of the ends has an address of a family. Also returns true if an end has no known address,
+/// because the evaluation then reports the reason.
 fn has_family(cluster: &OfflineCluster, ends: &EndSet, is_ipv4: bool) -> bool {
-    let is_same = |address: &IpAddr| address.is_ipv4() == is_ipv4;
-    let any_same = |addresses: &[IpAddr]| addresses.is_empty() || addresses.iter().any(is_same);
-    // The other end is a range, too: only if it has not been split yet.
+    let is_of_family = |address: &IpAddr| address.is_ipv4() == is_ipv4;
+    let has_address = |addresses: &[IpAddr]| addresses.is_empty() || addresses.iter().any(is_of_family);
+    // A range that has not been split yet has no items.
     ends.ends.is_empty()
         || ends.ends.iter().any(|(end, _)| match end {
-            End::Address(address) => is_same(address),
-            End::Pod(key) => cluster.state().pods.get(key).is_none_or(|pod| any_same(&pod.addresses)),
-            End::Service(key) => cluster.state().services.get(key).is_none_or(|it| any_same(&it.addresses)),
+            End::Address(address) => is_of_family(address),
+            End::Pod(key) => cluster.state().pods.get(key).is_none_or(|pod| has_address(&pod.addresses)),
+            End::Service(key) => cluster.state().services.get(key).is_none_or(|it| has_address(&it.addresses)),
         })
 }
 
@@ -86,7 +86,7 @@ fn blocks(cluster: &OfflineCluster) -> impl Iterator<Item = &IpNet> {
         Peer::Pods { .. } => None,
     });
     let nets = blocks.flat_map(|block| std::iter::once(&block.cidr).chain(&block.except));
-    // Blocks for placeholders are not of the input.
+    // Blocks of placeholders are not in the input.
     nets.filter(|net| !is_placeholder(net.addr()))
 }
 
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn the_internet_has_only_public_addresses_that_are_not_in_the_cluster() {
-        // More addresses than a scan of all pairs finishes in time.
+        // With so many addresses, comparing all pairs would take too long.
         let node = |index: u32| {
             let address = Ipv4Addr::from_bits(0x0808_0000 + index);
             format!(

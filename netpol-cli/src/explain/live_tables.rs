@@ -24,12 +24,13 @@ pub(super) struct Tables {
     failures: Vec<Failure>,
 }
 
-/// Asks the agents. The exit code is that of the tables: they may deny what the objects allow.
+/// Requests the verdicts from the agents. The exit code is [`Exit::Negative`] if a table denies the connection, even if
+/// the objects allow it.
 pub(super) fn live_tables(options: &ExplainOptions, (from, to): (&EndSet, &EndSet)) -> Result<(Tables, Exit)> {
     let ([(from, _)], [(to, _)]) = (&from.ends[..], &to.ends[..]) else {
         bail!("--live needs one pod, Service or address at each end; {} and {} are several", from.title, to.title);
     };
-    let path = format!("/v1/explain?from={}&to={}&port={}", end(from)?, end(to)?, options.port);
+    let path = format!("/v1/explain?from={}&to={}&port={}", end_parameter(from)?, end_parameter(to)?, options.port);
     runtime()?.block_on(async {
         let mut fleet = Fleet::find(&options.agents).await?;
         let answers: Vec<Answer<ExplainResponse>> = fleet.get(&path).await;
@@ -43,8 +44,8 @@ pub(super) fn live_tables(options: &ExplainOptions, (from, to): (&EndSet, &EndSe
     })
 }
 
-/// The end as the agents parse it.
-fn end(end: &End) -> Result<String> {
+/// Returns the end as a parameter of the agents' API.
+fn end_parameter(end: &End) -> Result<String> {
     Ok(match end {
         End::Pod(key) if key.workload().is_some() => {
             bail!("--live needs pods that exist; {} has none", key.title())

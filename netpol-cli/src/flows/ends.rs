@@ -1,14 +1,14 @@
-//! The ends of `--from` and `--to`.
+//! Parses the ends of `--from` and `--to`, and matches flows against them.
 
 use std::str::FromStr;
 
 use netpol_api::{EndFilter, FlowEnd};
 use netpol_policy::model::WorkloadKind;
 
-/// An end of a flow, as it is written. A namespace that is not written is that of `-n`.
+/// An end of a flow, as it is written in an argument. An end without a namespace is in the namespace of `-n`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum EndMatch {
-    /// What agents can filter: a pod, a namespace or addresses.
+    /// A filter that agents support: a pod, a namespace or addresses.
     Filter(EndFilter),
     /// A pod in the namespace of `-n`.
     Pod(String),
@@ -51,7 +51,7 @@ impl FromStr for EndMatch {
 }
 
 impl EndMatch {
-    /// Whether a namespace is written, or none is needed.
+    /// Returns whether the end is written with a namespace.
     pub(super) fn names_namespace(&self) -> bool {
         match self {
             Self::Filter(EndFilter::Addresses(_)) | Self::Pod(_) => false,
@@ -60,19 +60,19 @@ impl EndMatch {
         }
     }
 
-    /// The filter that agents apply: at least as wide as the end.
+    /// Returns the filter for the agents. It accepts all flows of this end, and may accept others.
     pub(super) fn filter(&self, default: &str) -> Option<EndFilter> {
         let namespace = |written: &Option<String>| written.clone().unwrap_or_else(|| default.to_owned());
         match self {
             Self::Filter(filter) => Some(filter.clone()),
             Self::Pod(name) => Some(EndFilter::Pod { namespace: default.to_owned(), name: name.clone() }),
             Self::Workload(_, written, _) => Some(EndFilter::Namespace(namespace(written))),
-            // Before translation, the destination is an address of the Service.
+            // Agents cannot filter by a Service.
             Self::Service(..) => None,
         }
     }
 
-    /// Whether this includes an end that passed [`Self::filter`].
+    /// Returns whether this is the end of a flow that the agents' [`Self::filter`] accepted.
     pub(super) fn matches(&self, end: &FlowEnd, default: &str) -> bool {
         match self {
             Self::Filter(_) | Self::Pod(_) => true,
@@ -81,7 +81,7 @@ impl EndMatch {
             }
             Self::Service(namespace, name) => {
                 let service = format!("{}/{name}", namespace.as_deref().unwrap_or(default));
-                end.services.iter().chain(&end.via_services).any(|of_end| *of_end == service)
+                end.services.iter().chain(&end.via_services).any(|other| *other == service)
             }
         }
     }

@@ -1,4 +1,5 @@
-//! Which flows are shown: the part that agents filter, and the part that they cannot.
+//! Selects the flows to show. Agents apply one part of the filter, and this command applies the part that agents do not
+//! support.
 
 use anyhow::{Result, bail};
 use netpol_api::{FlowQuery, Record};
@@ -7,10 +8,10 @@ use super::EndMatch;
 use crate::args::FlowsOptions;
 use crate::scope::Scope;
 
-/// The number of flows, if none is given.
-const LAST: usize = 100;
-/// The same, with `--follow`.
-const LAST_OF_FOLLOW: usize = 10;
+/// The default of `--last`.
+const DEFAULT_LAST: usize = 100;
+/// The default of `--last` with `--follow`.
+const DEFAULT_LAST_WITH_FOLLOW: usize = 10;
 
 /// A filter of flows.
 pub(crate) struct Filter {
@@ -28,11 +29,11 @@ impl Filter {
             Some(policy) => Some(format!("{default}/{policy}")),
             None => None,
         };
-        // An end or a policy with its namespace selects this namespace, whatever that of the context is.
+        // If an end or the policy is written with a namespace, flows are not limited to the namespace of the context.
         let is_explicit = options.scope.namespace.is_some();
         let names_namespace = [&options.from, &options.to].into_iter().flatten().any(EndMatch::names_namespace)
             || options.policy.as_deref().is_some_and(|policy| policy.contains('/'));
-        let default_last = if options.follow { LAST_OF_FOLLOW } else { LAST };
+        let default_last = if options.follow { DEFAULT_LAST_WITH_FOLLOW } else { DEFAULT_LAST };
         let query = FlowQuery {
             follow: options.follow,
             since: options.since,
@@ -51,9 +52,9 @@ impl Filter {
         Ok(Self { query, from: options.from.clone(), to: options.to.clone(), scope })
     }
 
-    /// The path of the request.
+    /// Returns the path of the request.
     pub(crate) fn path(&self) -> String {
-        // Agents limit what they return before the other filters are applied.
+        // Agents apply `last` first. So they could omit flows that the other part of the filter accepts.
         let mut query = self.query.clone();
         if self.is_narrower_than_query() {
             query.last = None;
@@ -61,12 +62,13 @@ impl Filter {
         format!("/v1/flows?{}", query.to_query())
     }
 
+    /// Returns whether this filter accepts fewer flows than the query that agents apply.
     fn is_narrower_than_query(&self) -> bool {
         let is_narrower = |end: &EndMatch| matches!(end, EndMatch::Workload(..) | EndMatch::Service(..));
         self.scope.labels.is_some() || [&self.from, &self.to].into_iter().flatten().any(is_narrower)
     }
 
-    /// Whether a record that an agent returned is shown.
+    /// Returns whether to show a record that an agent returned.
     pub(crate) fn matches(&self, record: &Record) -> bool {
         let (from_end, to_end) = match record {
             Record::Flow(flow) => (&flow.from, &flow.to),

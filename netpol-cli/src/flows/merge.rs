@@ -1,4 +1,4 @@
-//! Merges the streams of several nodes by time.
+//! Merges the records of several nodes, sorted by time.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
@@ -12,31 +12,33 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::remote::{Answer, Fleet, Lines};
 
-/// How long a record waits for earlier ones of other nodes.
+/// How long a record waits, because earlier records of other nodes may still arrive.
 const REORDER_WINDOW: Duration = Duration::from_millis(300);
-/// The number of records of all nodes that wait to be printed.
+/// The maximum number of records of all nodes that have been read and not yet processed.
 const QUEUE: usize = 1_024;
 
-/// A record, with its text.
+/// A record that was received.
 #[derive(Debug)]
 pub(crate) struct Received {
     pub(crate) time: Timestamp,
     pub(crate) record: Option<Record>,
-    /// The line of JSON, with fields that this version does not have.
+    /// The line of JSON. It can have fields that this version does not know.
     pub(crate) line: String,
-    at: Instant,
+    arrived: Instant,
+    /// The position in the order of arrival.
     sequence: u64,
 }
 
-/// What a stream has sent.
+/// An event of a stream.
 #[derive(Debug)]
 pub(crate) enum Event {
     Record(Box<Received>),
-    /// The stream of a node has ended; `None` without an error.
+    /// The stream of this node has ended. If it has failed, with this error.
     Ended(String, Option<String>),
 }
 
-/// Reads all streams concurrently. A slow reader makes them wait: the agents then count what they cannot send.
+/// Reads all streams concurrently. If events are not received fast enough, the streams wait. Meanwhile, the agents
+/// count the records that they cannot send.
 pub(crate) fn read(streams: Vec<Answer<Lines>>) -> mpsc::Receiver<Event> {
     let (sender, receiver) = mpsc::channel(QUEUE);
     for Answer { node, content: mut lines } in streams {
@@ -45,7 +47,7 @@ pub(crate) fn read(streams: Vec<Answer<Lines>>) -> mpsc::Receiver<Event> {
             let error = loop {
                 match lines.next().await {
                     Ok(Some(line)) if line.is_empty() => {}
-                    Ok(Some(line)) => match received(&line) {
+                    Ok(Some(line)) => match parse_line(&line) {
                         Ok(received) => {
                             if sender.send(Event::Record(Box::new(received))).await.is_err() {
                                 return;
@@ -57,26 +59,27 @@ pub(crate) fn read(streams: Vec<Answer<Lines>>) -> mpsc::Receiver<Event> {
                     Err(error) => break Some(error),
                 }
             };
-            // An error means that the output has ended.
+            // An error means that the command has stopped receiving events.
             let _ = sender.send(Event::Ended(node, error)).await;
         });
     }
     receiver
 }
 
-/// Reads streams that end, in the order of arrival. A node is a failure if its stream has an error, or is still open when no
-/// node has sent anything for this time.
+/// Reads streams until all have ended, and passes the records to `on_record` in the order of arrival. A node is
+/// recorded as a failure if its stream has an error, or is still open when no stream has sent anything for the time
+/// `silence`.
 pub(crate) async fn collect(
     fleet: &mut Fleet,
     streams: Vec<Answer<Lines>>,
     silence: Duration,
-    mut take: impl FnMut(Received) -> Result<()>,
+    mut on_record: impl FnMut(Received) -> Result<()>,
 ) -> Result<()> {
     let mut open: BTreeSet<String> = streams.iter().map(|stream| stream.node.clone()).collect();
     let mut events = read(streams);
     while !open.is_empty() {
         match timeout(silence, events.recv()).await {
-            Ok(Some(Event::Record(received))) => take(*received)?,
+            Ok(Some(Event::Record(received))) => on_record(*received)?,
             Ok(Some(Event::Ended(node, error))) => {
                 open.remove(&node);
                 if let Some(error) = error {
@@ -94,23 +97,23 @@ pub(crate) async fn collect(
     Ok(())
 }
 
-/// Returns why a stream that does not end by itself has ended.
+/// Returns why a stream with `follow`, which should not end, has ended.
 pub(crate) fn end_of_follow(error: Option<String>) -> String {
     error.unwrap_or_else(|| "the agent has closed the connection".to_owned())
 }
 
-/// Parses a line. A record of a type that this version does not have has only its time.
-fn received(line: &[u8]) -> Result<Received, String> {
+/// Parses a line. If the record has a type that this version does not know, `record` is `None`.
+fn parse_line(line: &[u8]) -> Result<Received, String> {
     let invalid = |error: &dyn std::fmt::Display| format!("the agent sent an invalid record: {error}");
     let line = std::str::from_utf8(line).map_err(|error| invalid(&error))?;
     let value: serde_json::Value = serde_json::from_str(line).map_err(|error| invalid(&error))?;
     let time = value["time"].as_str().unwrap_or_default();
     let time = time.parse().map_err(|error: jiff::Error| invalid(&error))?;
     let record = serde_json::from_value(value).ok();
-    Ok(Received { time, record, line: line.to_owned(), at: Instant::now(), sequence: 0 })
+    Ok(Received { time, record, line: line.to_owned(), arrived: Instant::now(), sequence: 0 })
 }
 
-/// Records that wait for earlier ones.
+/// Sorts records. Each record waits, because earlier records may still arrive.
 #[derive(Default)]
 pub(crate) struct Merger {
     waiting: BinaryHeap<Reverse<Received>>,
@@ -135,7 +138,7 @@ impl Merger {
     /// Returns the earliest record, if it has waited long enough at this time.
     pub(crate) fn due(&mut self, now: Instant) -> Option<Received> {
         let Reverse(first) = self.waiting.peek()?;
-        if first.at + REORDER_WINDOW > now {
+        if first.arrived + REORDER_WINDOW > now {
             return None;
         }
         self.waiting.pop().map(|Reverse(received)| received)
@@ -149,7 +152,7 @@ impl Merger {
     /// Waits until the earliest record can be printed.
     pub(crate) async fn wait(&self) {
         match self.waiting.peek() {
-            Some(Reverse(first)) => sleep_until(first.at + REORDER_WINDOW).await,
+            Some(Reverse(first)) => sleep_until(first.arrived + REORDER_WINDOW).await,
             None => std::future::pending().await,
         }
     }
@@ -180,7 +183,8 @@ mod tests {
     use super::*;
 
     fn record(time: &str) -> Received {
-        received(format!("{{\"type\":\"other\",\"time\":\"2026-11-29T12:00:{time}Z\"}}").as_bytes()).expect("a record")
+        parse_line(format!("{{\"type\":\"other\",\"time\":\"2026-11-29T12:00:{time}Z\"}}").as_bytes())
+            .expect("a record")
     }
 
     #[test]
@@ -201,8 +205,8 @@ mod tests {
     fn an_invalid_line_is_an_error_and_an_unknown_type_is_not() {
         assert!(record("00").record.is_none());
         for line in ["", "{", "{}", "{\"time\": \"noon\"}"] {
-            assert!(received(line.as_bytes()).is_err(), "{line}");
+            assert!(parse_line(line.as_bytes()).is_err(), "{line}");
         }
-        assert!(received(b"\xff").is_err());
+        assert!(parse_line(b"\xff").is_err());
     }
 }

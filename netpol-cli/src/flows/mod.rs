@@ -30,7 +30,8 @@ pub(crate) use text::{protocol_port, workload_end};
 use filter::Filter;
 use merge::{Event, Merger, Received};
 
-/// How long records that exist already are collected with `--follow`, before the last ones are printed.
+/// With `--follow`: how long to collect the backlog, the records that exist already, before its last records are
+/// printed.
 const BACKLOG_TIME: Duration = Duration::from_millis(500);
 
 pub(crate) fn run(options: &FlowsOptions, out: &mut impl Write) -> Result<Exit> {
@@ -43,7 +44,7 @@ async fn flows(options: &FlowsOptions, out: &mut impl Write) -> Result<Exit> {
     let streams = fleet.lines(&filter.path()).await;
     let answered = streams.len();
     if options.follow {
-        // Before the first flow: the user would not see it later.
+        // Failures are printed before the first flow. Later, the user would not notice them among the flows.
         fleet.report_failures();
     }
     let mut printer =
@@ -147,7 +148,7 @@ struct Printer<'o, W> {
     output: FlowsOutput,
     color: ColorMode,
     width: Option<usize>,
-    /// Records of unknown types.
+    /// The number of records of unknown types.
     unknown: usize,
 }
 

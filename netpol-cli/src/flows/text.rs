@@ -1,4 +1,4 @@
-//! Records as lines of text.
+//! Writes records as lines of text.
 
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -18,11 +18,11 @@ use crate::table::{counted, counted_u64, shorten};
 const POLICIES_SHOWN: usize = 2;
 /// The smallest width to which an end is shortened.
 const MIN_END: usize = 16;
-/// The smallest width to which the names of policies are shortened. Without it, they are left out.
+/// The smallest width to which the names of policies are shortened. If there is less room, they are omitted.
 const MIN_POLICIES: usize = 12;
-/// The width of text below a line, without a terminal.
+/// The width of text below a line, if standard output is not a terminal.
 const TEXT_WIDTH: usize = 120;
-/// The indentation of text below a line: below the verdict.
+/// The indentation of text below a line. The text starts in the column of the verdict.
 const INDENT: usize = 13;
 
 /// Writes a record as one line.
@@ -36,7 +36,7 @@ pub(super) fn compact(out: &mut impl Write, record: &Record, width: Option<usize
     }
 }
 
-/// Writes a record as a line, and below it what explains the verdict.
+/// Writes a record as a line, and an explanation of the verdict below it.
 pub(super) fn wide(out: &mut impl Write, record: &Record, width: Option<usize>, color: ColorMode) -> io::Result<()> {
     compact(out, record, width, color)?;
     let Record::Flow(flow) = record else { return Ok(()) };
@@ -83,7 +83,7 @@ fn write_side(out: &mut impl Write, direction: FlowDirection, side: &FlowSide, w
     }
     if let Some(fix) = &side.fix {
         paragraph(format!("fix: add to NetworkPolicy {} at {}:", fix.policy, fix.path))?;
-        // Not wrapped, so that it can be pasted.
+        // The YAML is not wrapped, so that the user can paste it.
         for line in fix.yaml.lines() {
             writeln!(out, "{:indent$}{}", "", Safe(line), indent = INDENT + 2)?;
         }
@@ -91,29 +91,29 @@ fn write_side(out: &mut impl Write, direction: FlowDirection, side: &FlowSide, w
     Ok(())
 }
 
-/// `12:03:04.123 DENIED  shop/web-0:41234 → shop/db-0:5432/TCP  no-rule  shop/db (ingress)`.
+/// Writes `12:03:04.123 DENIED  shop/web-0:41234 → shop/db-0:5432/TCP  no-rule  shop/db (ingress)`.
 fn flow_line(out: &mut impl Write, flow: &FlowRecord, width: Option<usize>, color: ColorMode) -> io::Result<()> {
-    let (word, tone) = word(flow.verdict);
-    let from = end(&flow.from, flow.from.port);
-    let to = format!("{}/{}", end(&flow.to, flow.port), flow.protocol);
+    let (word, tone) = verdict_word(flow.verdict);
+    let from = end_text(&flow.from, flow.from.port);
+    let to = format!("{}/{}", end_text(&flow.to, flow.port), flow.protocol);
     let suppressed = if flow.suppressed > 0 { format!(" +{}", flow.suppressed) } else { String::new() };
     let direction = format!(" ({}){suppressed}", flow.direction.name());
-    let mut policies = Safe(policies(flow)).to_string();
+    let mut policies = Safe(policies_text(flow)).to_string();
     let reason = Safe(&flow.reason).to_string();
-    let time = time(&flow.header.time);
+    let time = time_of_day(&flow.header.time);
     let mut ends = [Safe(from).to_string(), Safe(to).to_string()];
     if let Some(width) = width {
         // The time, the verdict, the arrow, and the spaces between them.
         let fixed = time.chars().count() + 1 + 7 + 1 + 3 + 2;
         let fixed = fixed + reason.chars().count() + direction.chars().count();
         let rest = width.saturating_sub(fixed);
-        let of_ends = ends.iter().map(|end| end.chars().count()).sum::<usize>();
-        // The ends have at least two thirds of the rest, if they need it.
-        let for_ends = of_ends.min((rest * 2 / 3).max(2 * MIN_END));
-        let for_policies = rest.saturating_sub(for_ends + 2);
-        policies = if for_policies < MIN_POLICIES { String::new() } else { shorten(&policies, for_policies) };
-        let of_policies = if policies.is_empty() { 0 } else { policies.chars().count() + 2 };
-        fit(&mut ends, rest.saturating_sub(of_policies));
+        let needed_for_ends = ends.iter().map(|end| end.chars().count()).sum::<usize>();
+        // The ends get at least two thirds of the rest, if they need it.
+        let reserved_for_ends = needed_for_ends.min((rest * 2 / 3).max(2 * MIN_END));
+        let room = rest.saturating_sub(reserved_for_ends + 2);
+        policies = if room < MIN_POLICIES { String::new() } else { shorten(&policies, room) };
+        let policies_width = if policies.is_empty() { 0 } else { policies.chars().count() + 2 };
+        fit(&mut ends, rest.saturating_sub(policies_width));
     }
     if !policies.is_empty() {
         policies.insert_str(0, "  ");
@@ -123,26 +123,27 @@ fn flow_line(out: &mut impl Write, flow: &FlowRecord, width: Option<usize>, colo
     writeln!(out, "{time} {word} {from} → {to}  {reason}{policies}{direction}")
 }
 
-/// `12:03:04.123 ENDED   shop/web-0:41234 → shop/db-0:5432/TCP  12 packets 3.4 KiB / 10 packets 1.2 KiB  closed (ingress)`.
-/// `ACTIVE` instead of `ENDED`: the flow continues, and the numbers are those of the interval.
+/// Writes `12:03:04.123 ENDED shop/web-0:41234 → shop/db-0:5432/TCP 12 packets 3.4 KiB / 10 packets 1.2 KiB`, and the
+/// reason and direction: ` closed (ingress)`. If the flow continues, writes `ACTIVE` instead of `ENDED`, and the
+/// numbers of the interval instead of the total.
 fn totals_line(
     out: &mut impl Write,
     totals: &FlowTotalsRecord,
     width: Option<usize>,
     color: ColorMode,
 ) -> io::Result<()> {
-    let time = time(&totals.header.time);
+    let time = time_of_day(&totals.header.time);
     let counts = match (&totals.interval, totals.ended) {
         (Some(interval), None) => &interval.counts,
         _ => &totals.total,
     };
-    let of_direction = |packets, bytes| format!("{} {}", counted_u64(packets, "packet"), binary_size(bytes));
-    let sent = of_direction(counts.packets, counts.bytes);
-    let numbers = format!("{sent} / {}", of_direction(counts.reply_packets, counts.reply_bytes));
+    let traffic = |packets, bytes| format!("{} {}", counted_u64(packets, "packet"), binary_size(bytes));
+    let sent = traffic(counts.packets, counts.bytes);
+    let numbers = format!("{sent} / {}", traffic(counts.reply_packets, counts.reply_bytes));
     let ended = totals.ended.map(|ending| format!("  {}", ending.name())).unwrap_or_default();
     let rest = format!("  {numbers}{ended} ({})", totals.direction.name());
-    let to = format!("{}/{}", end(&totals.to, totals.port), totals.protocol);
-    let mut ends = [Safe(end(&totals.from, totals.from.port)).to_string(), Safe(to).to_string()];
+    let to = format!("{}/{}", end_text(&totals.to, totals.port), totals.protocol);
+    let mut ends = [Safe(end_text(&totals.from, totals.from.port)).to_string(), Safe(to).to_string()];
     if let Some(width) = width {
         let fixed = time.chars().count() + 1 + 7 + 1 + 3 + rest.chars().count();
         fit(&mut ends, width.saturating_sub(fixed));
@@ -153,10 +154,10 @@ fn totals_line(
     writeln!(out, "{time} {word} {from} → {to}{rest}")
 }
 
-/// `3.4 KiB`.
+/// Returns a size such as `3.4 KiB`.
 fn binary_size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    // In tenths, rounded to the nearest one.
+    // The size in tenths of the unit, rounded to the nearest tenth.
     let (mut tenths, mut unit) = (u128::from(bytes) * 10, None);
     for next in UNITS {
         if tenths < 10_235 {
@@ -170,7 +171,7 @@ fn binary_size(bytes: u64) -> String {
     }
 }
 
-/// Shortens the longer end, until both fit.
+/// Shortens the ends, the longer one first, so that they fit into this width together.
 fn fit(ends: &mut [String; 2], width: usize) {
     let lengths = ends.each_ref().map(|end| end.chars().count());
     if lengths[0] + lengths[1] <= width {
@@ -182,7 +183,7 @@ fn fit(ends: &mut [String; 2], width: usize) {
     *ends = [shorten(&ends[0], from), shorten(&ends[1], to)];
 }
 
-fn word(verdict: FlowVerdict) -> (&'static str, Tone) {
+fn verdict_word(verdict: FlowVerdict) -> (&'static str, Tone) {
     match verdict {
         FlowVerdict::Allowed => ("ALLOWED", Tone::Good),
         FlowVerdict::Denied => ("DENIED ", Tone::Bad),
@@ -190,15 +191,15 @@ fn word(verdict: FlowVerdict) -> (&'static str, Tone) {
     }
 }
 
-/// The time of day, in UTC: the date is that of today in all but long recordings, and in JSON.
-fn time(time: &str) -> String {
+/// Returns the time of day, in UTC. The date is omitted: most flows are of today, and `-o json` has the date.
+fn time_of_day(time: &str) -> String {
     let of_day = time.split_once('T').map_or(time, |(_, of_day)| of_day).trim_end_matches('Z');
     let (seconds, fraction) = of_day.split_once('.').unwrap_or((of_day, ""));
     Safe(format!("{seconds}.{fraction:0<3.3}")).to_string()
 }
 
-/// `shop/web-0:41234`, `svc/shop/db:5432`, `node/n1`, `[fd00::1]:53`.
-fn end(end: &FlowEnd, port: Option<u16>) -> String {
+/// Returns text such as `shop/web-0:41234`, `svc/shop/db:5432`, `node/n1` or `[fd00::1]:53`.
+fn end_text(end: &FlowEnd, port: Option<u16>) -> String {
     let port = |is_address: bool| match (port, end.address) {
         (Some(port), Some(IpAddr::V6(address))) if is_address => format!("[{address}]:{port}"),
         (Some(port), Some(address)) if is_address => format!("{address}:{port}"),
@@ -215,7 +216,7 @@ fn end(end: &FlowEnd, port: Option<u16>) -> String {
     }
 }
 
-/// The name of an end of aggregated flows, as in the matrix: `shop/deployment/web`.
+/// Returns the name of an end of aggregated flows, as in the matrix: `shop/deployment/web`.
 pub(crate) fn workload_end(end: &WorkloadEnd) -> String {
     match (&end.namespace, &end.workload, &end.pod) {
         (Some(namespace), Some(workload), _) => {
@@ -233,7 +234,7 @@ pub(crate) fn workload_end(end: &WorkloadEnd) -> String {
     }
 }
 
-/// `53/UDP`, or the protocol.
+/// Returns `53/UDP`, or only the protocol if there is no port.
 pub(crate) fn protocol_port(port: Option<u16>, protocol: &str) -> String {
     port.map_or_else(|| protocol.to_owned(), |port| format!("{port}/{protocol}"))
 }
@@ -243,8 +244,9 @@ fn sides(flow: &FlowRecord) -> impl Iterator<Item = (FlowDirection, &FlowSide)> 
     sides.into_iter().filter_map(|(direction, side)| Some((direction, side.as_ref()?)))
 }
 
-/// The policies that decided: `shop/db`, or `shop/web spec.egress[1]`.
-fn policies(flow: &FlowRecord) -> String {
+/// Returns the policies that denied the flow, such as `shop/db`, or the rule that allowed it, such as
+/// `shop/web spec.egress[1]`.
+fn policies_text(flow: &FlowRecord) -> String {
     let own = sides(flow).find(|(direction, _)| *direction == flow.direction).map(|(_, side)| side);
     match (flow.verdict, own) {
         (_, None) => String::new(),
@@ -256,15 +258,15 @@ fn policies(flow: &FlowRecord) -> String {
 }
 
 fn multicast_line(summary: &MulticastRecord) -> String {
-    let (word, _) = word(summary.verdict);
-    let (time, packets) = (time(&summary.header.time), counted_u64(summary.packets, "packet"));
+    let (word, _) = verdict_word(summary.verdict);
+    let (time, packets) = (time_of_day(&summary.header.time), counted_u64(summary.packets, "packet"));
     let senders = some_of(&summary.senders, POLICIES_SHOWN);
     let senders = if summary.sender_count > summary.senders.len().min(POLICIES_SHOWN) {
         format!("{senders} ({})", counted(summary.sender_count, "sender"))
     } else {
         senders
     };
-    let to = format!("{}/{}", end(&summary.to, summary.port), summary.protocol);
+    let to = format!("{}/{}", end_text(&summary.to, summary.port), summary.protocol);
     format!("{time} {word} {senders} → {to}  {} ({}), {packets} to a group", summary.reason, summary.direction.name())
 }
 
@@ -275,7 +277,7 @@ fn limited_line(limited: &RateLimitedRecord) -> String {
     };
     format!(
         "{} ...     {}: {} {what} without a record ({}), beyond the pod's rate limit",
-        time(&limited.header.time),
+        time_of_day(&limited.header.time),
         limited.pod,
         limited.suppressed,
         limited.direction.name()
@@ -285,7 +287,7 @@ fn limited_line(limited: &RateLimitedRecord) -> String {
 fn lost_line(lost: &LostRecord) -> String {
     format!(
         "{} ...     node {}: {} records lost, this command reads too slowly",
-        time(&lost.header.time),
+        time_of_day(&lost.header.time),
         lost.header.node,
         lost.records
     )

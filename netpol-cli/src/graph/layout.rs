@@ -1,4 +1,5 @@
-//! Positions of boxes: layers by layout-rs for boxes with edges, rows for all others.
+//! Computes the positions of boxes. The crate layout-rs places boxes with edges in layers. All other boxes are placed
+//! in rows.
 
 use layout::core::base::Orientation;
 use layout::core::format::{ClipHandle, RenderBackend};
@@ -9,27 +10,28 @@ use layout::topo::layout::VisualGraph;
 
 /// The distance between boxes.
 const GAP: f64 = 40.0;
-/// The number of edges to each box that the layout uses: its time grows fast with their number.
+/// The maximum number of edges to each box that are passed to layout-rs. The time that it needs grows fast with the
+/// number of edges.
 const EDGES: usize = 2;
-/// The number of boxes with edges that are laid out in layers.
+/// The maximum number of boxes that are placed in layers.
 const MAX_BOXES: usize = 150;
 
 /// Width and height.
 pub(super) type Size = (f64, f64);
 
-/// The top left corners of boxes, and the size of all of them.
+/// The top left corners of boxes, and the size of the area that they need.
 pub(super) struct Placed {
     pub(super) corners: Vec<(f64, f64)>,
     pub(super) size: Size,
 }
 
-/// Places boxes so that most edges lead to the right.
+/// Places boxes, so that most edges lead to the right.
 pub(super) fn place(sizes: &[Size], edges: &[(usize, usize)]) -> Placed {
-    let mut used = vec![0_usize; sizes.len()];
+    let mut edges_to = vec![0_usize; sizes.len()];
     let mut chosen = Vec::new();
     for (from, to) in edges {
-        if from != to && used[*to] < EDGES && !chosen.contains(&(*from, *to)) && !chosen.contains(&(*to, *from)) {
-            used[*to] += 1;
+        if from != to && edges_to[*to] < EDGES && !chosen.contains(&(*from, *to)) && !chosen.contains(&(*to, *from)) {
+            edges_to[*to] += 1;
             chosen.push((*from, *to));
         }
     }
@@ -43,7 +45,7 @@ pub(super) fn place(sizes: &[Size], edges: &[(usize, usize)]) -> Placed {
     Placed { corners, size: (layered.0.max(rows.0), layered.1.max(rows.1)) }
 }
 
-/// Places boxes in layers. Returns their size.
+/// Places boxes in layers. Returns the size of the area that they need.
 fn layers(sizes: &[Size], boxes: &[usize], edges: &[(usize, usize)], corners: &mut [(f64, f64)]) -> Size {
     if boxes.is_empty() {
         return (0.0, 0.0);
@@ -63,24 +65,27 @@ fn layers(sizes: &[Size], boxes: &[usize], edges: &[(usize, usize)], corners: &m
             graph.add_edge(Arrow::simple(""), handles[from], handles[to]);
         }
     }
-    graph.do_it(false, true, false, &mut Nothing);
-    let top_left = |handle| graph.pos(handle).center();
+    graph.do_it(false, true, false, &mut NoDrawing);
+    let center = |handle| graph.pos(handle).center();
     let corner = |index: usize, center: Point| (center.x - sizes[index].0 / 2.0, center.y - sizes[index].1 / 2.0);
     for (index, handle) in boxes.iter().zip(&handles) {
-        corners[*index] = corner(*index, top_left(*handle));
+        corners[*index] = corner(*index, center(*handle));
     }
-    let least = |of: fn(&(f64, f64)) -> f64| boxes.iter().map(|index| of(&corners[*index])).fold(f64::MAX, f64::min);
-    let (left, top) = (least(|corner| corner.0), least(|corner| corner.1));
-    let mut all = (0.0_f64, 0.0_f64);
+    let smallest = |coordinate: fn(&(f64, f64)) -> f64| {
+        boxes.iter().map(|index| coordinate(&corners[*index])).fold(f64::MAX, f64::min)
+    };
+    let (left, top) = (smallest(|corner| corner.0), smallest(|corner| corner.1));
+    let mut area = (0.0_f64, 0.0_f64);
     for index in boxes {
         let (x, y) = corners[*index];
         corners[*index] = (x - left, y - top);
-        all = (all.0.max(x - left + sizes[*index].0), all.1.max(y - top + sizes[*index].1));
+        area = (area.0.max(x - left + sizes[*index].0), area.1.max(y - top + sizes[*index].1));
     }
-    all
+    area
 }
 
-/// Places boxes in rows of about the same width. Returns the size of everything above and in the rows.
+/// Places boxes in rows of about the same width, starting at the position `top`. Returns the size of the area above and
+/// in the rows.
 fn rows(sizes: &[Size], boxes: &[usize], top: f64, width: f64, corners: &mut [(f64, f64)]) -> Size {
     let area: f64 = boxes.iter().map(|index| (sizes[*index].0 + GAP) * (sizes[*index].1 + GAP)).sum();
     let width = (area * 1.6).sqrt().max(width);
@@ -98,10 +103,10 @@ fn rows(sizes: &[Size], boxes: &[usize], top: f64, width: f64, corners: &mut [(f
     (right, y + height)
 }
 
-/// The positions are read from the graph, so nothing is drawn.
-struct Nothing;
+/// A backend that draws nothing: only the positions are used, which are read from the graph.
+struct NoDrawing;
 
-impl RenderBackend for Nothing {
+impl RenderBackend for NoDrawing {
     fn draw_rect(&mut self, _: Point, _: Point, _: &StyleAttr, _: Option<String>, _: Option<ClipHandle>) {}
     fn draw_line(&mut self, _: Point, _: Point, _: &StyleAttr, _: Option<String>) {}
     fn draw_circle(&mut self, _: Point, _: Point, _: &StyleAttr, _: Option<String>) {}

@@ -1,4 +1,4 @@
-//! `netpol graph`.
+//! `netpol graph`: draws which workloads can connect to which.
 
 mod layout;
 mod model;

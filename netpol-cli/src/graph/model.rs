@@ -9,31 +9,32 @@ use netpol_policy::offline::{AddressSet, EndId, PortSet, Reachability, UnitKey, 
 /// The number of names in a node.
 const NAMES_SHOWN: usize = 4;
 
-/// A graph of classes of pods, grouped by namespace. All allowed connections follow from it: between two nodes, they are
-/// those of the edge, and the ports that are `out` of the one and `in` of the other.
+/// A graph of classes of pods, grouped by namespace. The graph has all allowed connections. The allowed ports from one
+/// node to another are the ports of the edge between them, and the ports that are in both `out` of the source and `in`
+/// of the destination.
 pub(super) struct Graph {
     pub(super) nodes: Vec<Node>,
-    /// The namespaces, and `addresses`, with the indices of their nodes.
+    /// The namespaces, and the group `addresses`, each with the indices of its nodes.
     pub(super) groups: Vec<(String, Vec<usize>)>,
     pub(super) edges: Vec<Edge>,
 }
 
-/// Workloads of a namespace with the same ports with every other node; or addresses.
+/// A node: workloads of one namespace, or addresses. All of them have the same ports with every other node.
 pub(super) struct Node {
-    /// The names, and the ports that are allowed with all ends.
+    /// The lines of text: the first names, and the ports that are allowed with all ends.
     pub(super) lines: Vec<String>,
-    /// All names.
+    /// The names of all workloads or addresses.
     pub(super) members: Vec<String>,
     /// Whether no policy isolates the pods for ingress.
     pub(super) is_not_isolated: bool,
 }
 
-/// Connections at ports that are not allowed with all ends.
+/// Connections from one node to another, at ports that are not allowed with all ends.
 pub(super) struct Edge {
     pub(super) from: EdgeEnd,
     pub(super) to: EdgeEnd,
     pub(super) label: String,
-    /// Whether all of the ports are unknown.
+    /// Whether the verdict is unknown at all ports of the edge.
     pub(super) is_unknown: bool,
 }
 
@@ -44,19 +45,20 @@ pub(super) enum EdgeEnd {
     Group(usize),
 }
 
-/// A node before it has texts.
+/// A node of the graph, before its texts are written.
 struct Class {
     group: String,
     end: EndId,
     names: Vec<String>,
     is_outside: bool,
     has_second_pod: bool,
-    /// The ports that the node's own policies allow with all ends, as [`Direction::BOTH`].
+    /// The ports that the node's own policies allow with all ends, in the order of [`Direction::BOTH`].
     common: [PortSet; 2],
 }
 
 /// Allowed and unknown ports.
 type Ports = (PortSet, PortSet);
+/// The ports of each pair of a source and a destination.
 type Pairs = BTreeMap<(usize, usize), Ports>;
 
 impl Graph {
@@ -68,7 +70,7 @@ impl Graph {
         }
     }
 
-    /// Creates the graph of these namespaces; of all, if none is given.
+    /// Creates the graph of these namespaces. Empty: all namespaces.
     pub(super) fn new(reachability: &mut Reachability<'_>, namespaces: &[String]) -> Self {
         let mut classes = classes(reachability, namespaces);
         let ends: Vec<EndId> = classes.iter().map(|class| class.end).collect();
@@ -77,10 +79,10 @@ impl Graph {
         }
         let mut pairs = pairs(reachability, &classes);
         let mut badges: Vec<Vec<String>> = classes.iter().map(badges).collect();
-        take_all_pods(&classes, &mut pairs, &mut badges);
-        take_itself(&mut pairs, &mut badges);
+        move_all_pods_to_badges(&classes, &mut pairs, &mut badges);
+        move_loops_to_badges(&mut pairs, &mut badges);
         let used: BTreeSet<usize> = pairs.keys().flat_map(|(from, to)| [*from, *to]).collect();
-        // Addresses without an edge are like all others.
+        // Addresses without an edge are not shown: their ports are those that are allowed with all ends.
         let shown: Vec<usize> =
             (0..classes.len()).filter(|index| !classes[*index].is_outside || used.contains(index)).collect();
         let position: BTreeMap<usize, usize> = shown.iter().enumerate().map(|(new, old)| (*old, new)).collect();
@@ -160,7 +162,7 @@ fn common_ports(reachability: &mut Reachability<'_>, end: EndId, ends: &[EndId],
     common
 }
 
-/// Returns the ports of each pair that are not allowed with all ends.
+/// Returns the ports of each pair, without the ports that are allowed with all ends.
 fn pairs(reachability: &mut Reachability<'_>, classes: &[Class]) -> Pairs {
     let mut pairs = Pairs::new();
     for (from, source) in classes.iter().enumerate() {
@@ -173,7 +175,7 @@ fn pairs(reachability: &mut Reachability<'_>, classes: &[Class]) -> Pairs {
             let [allowed, possible] = reachability.ports(ids);
             let unknown = possible.difference(allowed);
             let rest = allowed.difference(&source.common[1].intersection(&destination.common[0]));
-            // `all` is easier to read than all ports but some.
+            // The text `all` is easier to read than a list of all other ports.
             let allowed = if !rest.is_empty() && *allowed == PortSet::all() { allowed.clone() } else { rest };
             if !allowed.is_empty() || !unknown.is_empty() {
                 pairs.insert((from, to), (allowed, unknown));
@@ -183,7 +185,8 @@ fn pairs(reachability: &mut Reachability<'_>, classes: &[Class]) -> Pairs {
     pairs
 }
 
-/// The ports that are allowed with all ends, as lines of a node.
+/// Returns the badges of a node: lines of text with ports, below the names. These first badges have the ports that are
+/// allowed with all ends.
 fn badges(class: &Class) -> Vec<String> {
     if class.is_outside {
         return Vec::new();
@@ -192,8 +195,8 @@ fn badges(class: &Class) -> Vec<String> {
     [("in", ingress), ("out", egress)].map(|(name, ports)| format!("{name}: {ports}")).into()
 }
 
-/// Moves the connections between pods of one node to the node.
-fn take_itself(pairs: &mut Pairs, badges: &mut [Vec<String>]) {
+/// Replaces the edge from a node to itself by a badge of the node.
+fn move_loops_to_badges(pairs: &mut Pairs, badges: &mut [Vec<String>]) {
     for (index, badges) in badges.iter_mut().enumerate() {
         if let Some(ports) = pairs.remove(&(index, index)) {
             badges.push(format!("among each other: {}", label(&ports)));
@@ -201,9 +204,9 @@ fn take_itself(pairs: &mut Pairs, badges: &mut [Vec<String>]) {
     }
 }
 
-/// Moves connections from all pods to the node of the destination, and those to all pods to that of the source. The pods
-/// of the node itself are among them, if there are several.
-fn take_all_pods(classes: &[Class], pairs: &mut Pairs, badges: &mut [Vec<String>]) {
+/// If a node has edges with the same ports from all other pods, or to all other pods, replaces these edges by a badge
+/// of the node. If the node has several pods, its edge to itself must have these ports, too.
+fn move_all_pods_to_badges(classes: &[Class], pairs: &mut Pairs, badges: &mut [Vec<String>]) {
     let pods: Vec<usize> = (0..classes.len()).filter(|index| !classes[*index].is_outside).collect();
     if pods.len() < 4 {
         return;
@@ -211,12 +214,12 @@ fn take_all_pods(classes: &[Class], pairs: &mut Pairs, badges: &mut [Vec<String>
     for (own, badges) in badges.iter_mut().enumerate() {
         let all: Vec<usize> =
             pods.iter().copied().filter(|other| *other != own || classes[own].has_second_pod).collect();
-        let among = pairs.get(&(own, own)).cloned();
+        let own_loop = pairs.get(&(own, own)).cloned();
         for (word, is_source) in [("from", false), ("to", true)] {
             let key = |other: usize| if is_source { (own, other) } else { (other, own) };
-            let of = |other: usize| if other == own { among.as_ref() } else { pairs.get(&key(other)) };
-            let Some(first) = all.first().and_then(|other| of(*other)).cloned() else { continue };
-            if all.iter().all(|other| of(*other) == Some(&first)) {
+            let ports_with = |other: usize| if other == own { own_loop.as_ref() } else { pairs.get(&key(other)) };
+            let Some(first) = all.first().and_then(|other| ports_with(*other)).cloned() else { continue };
+            if all.iter().all(|other| ports_with(*other) == Some(&first)) {
                 badges.push(format!("{word} all pods: {}", label(&first)));
                 for other in &all {
                     pairs.remove(&key(*other));
@@ -226,7 +229,8 @@ fn take_all_pods(classes: &[Class], pairs: &mut Pairs, badges: &mut [Vec<String>
     }
 }
 
-/// Joins the edges from or to all nodes of a group.
+/// Returns the edges. If a node has edges with the same ports from all nodes of a group, or to all of them, these
+/// become one edge of the group.
 fn edges(mut pairs: Pairs, groups: &[(String, Vec<usize>)]) -> Vec<Edge> {
     let mut edges = Vec::new();
     let mut add = |from, to, ports: &Ports| {

@@ -1,4 +1,4 @@
-//! The graph as SVG, without references to other files.
+//! Prints the graph as SVG, without references to other files.
 
 use std::io::{self, Write};
 
@@ -6,17 +6,18 @@ use super::layout::{Size, place};
 use super::model::{EdgeEnd, Graph, Node};
 use crate::assert::xml;
 
-/// The size of a character, and the distance from the border of a box to its text.
+/// The size of a character.
 const CHARACTER: Size = (7.0, 16.0);
+/// The distance from the border of a box to its text.
 const PADDING: f64 = 8.0;
 /// The height of the name of a namespace.
 const HEADING: f64 = 24.0;
-/// The longest line of a node.
+/// The maximum number of characters of a line. Longer lines are shortened.
 const MAX_LINE: usize = 44;
 
-/// Up to this number of edges, each has a label.
+/// If there are more edges than this, edges have no labels.
 const MAX_LABELS: usize = 400;
-/// The width of the legend, and its height.
+/// The width that the legend needs.
 const MIN_WIDTH: f64 = 620.0;
 const LEGEND_HEIGHT: f64 = 76.0;
 const LEGEND: [&str; 3] = [
@@ -63,7 +64,7 @@ pub(super) fn print(out: &mut impl Write, graph: &Graph) -> io::Result<()> {
         writeln!(out, "<path class=\"{class}\" d=\"{path}\" marker-end=\"url(#arrow)\"><title>{title}</title></path>")?;
     }
     graph.nodes.iter().zip(&nodes).try_for_each(|(node, rect)| print_node(out, node, *rect))?;
-    // More labels would overlap. A browser shows the title of the edge that the pointer is on.
+    // More labels would overlap. Without labels, a browser still shows the title of an edge when the pointer is on it.
     if graph.edges.len() <= MAX_LABELS {
         for (edge, (_, x, y)) in graph.edges.iter().zip(&curves) {
             let label = xml(&shorten(&edge.label));
@@ -86,20 +87,21 @@ fn print_node(out: &mut impl Write, node: &Node, Rect(x, y, w, h): Rect) -> io::
     writeln!(out, "</g>")
 }
 
-/// Places the nodes of each namespace, then the namespaces.
+/// Places the nodes within each namespace, and then the namespaces. Returns the positions of nodes, the positions of
+/// namespaces, and the size of all.
 fn positions(graph: &Graph) -> (Vec<Rect>, Vec<Rect>, Size) {
     let group_of = |node: usize| graph.groups.iter().position(|(_, nodes)| nodes.contains(&node)).unwrap_or_default();
     let mut nodes = vec![Rect(0.0, 0.0, 0.0, 0.0); graph.nodes.len()];
     let mut sizes = Vec::new();
     for (_, members) in &graph.groups {
-        let of_node: Vec<Size> = members.iter().map(|index| size(&graph.nodes[*index])).collect();
+        let node_sizes: Vec<Size> = members.iter().map(|index| size(&graph.nodes[*index])).collect();
         let position = |end: EdgeEnd| match end {
             EdgeEnd::Node(index) => members.iter().position(|member| *member == index),
             EdgeEnd::Group(_) => None,
         };
         let edges = graph.edges.iter().filter_map(|edge| Some((position(edge.from)?, position(edge.to)?)));
-        let placed = place(&of_node, &edges.collect::<Vec<_>>());
-        for ((index, corner), size) in members.iter().zip(&placed.corners).zip(&of_node) {
+        let placed = place(&node_sizes, &edges.collect::<Vec<_>>());
+        for ((index, corner), size) in members.iter().zip(&placed.corners).zip(&node_sizes) {
             nodes[*index] = Rect(corner.0, corner.1, size.0, size.1);
         }
         sizes.push((placed.size.0 + 2.0 * PADDING, placed.size.1 + 2.0 * PADDING + HEADING));
@@ -154,7 +156,7 @@ fn curve(from: Rect, to: Rect) -> (String, f64, f64) {
         end.0,
         end.1
     );
-    // Near the destination, where fewer edges overlap.
+    // The label is near the destination, where fewer edges overlap.
     (path, start.0 + (end.0 - start.0) * 0.75, start.1 + (end.1 - start.1) * 0.75 - 3.0)
 }
 

@@ -1,4 +1,4 @@
-//! The graph in the languages of Graphviz and Mermaid.
+//! Prints the graph in the languages of Graphviz and Mermaid.
 
 use std::io::{self, Write};
 
@@ -19,7 +19,8 @@ pub(super) fn dot(out: &mut impl Write, graph: &Graph) -> io::Result<()> {
         }
         writeln!(out, "  }}")?;
     }
-    // An edge of a cluster leads to one of its nodes, and ends at the border.
+    // In Graphviz, an edge always connects two nodes. An edge of a group leads to one of its nodes, and ends at the
+    // border of the group (`lhead`, `ltail`).
     let node = |end: EdgeEnd| match end {
         EdgeEnd::Node(index) => index,
         EdgeEnd::Group(group) => graph.groups[group].1.first().copied().unwrap_or_default(),
@@ -39,7 +40,8 @@ pub(super) fn dot(out: &mut impl Write, graph: &Graph) -> io::Result<()> {
 
 /// Prints a flowchart for Mermaid, with a subgraph for each namespace.
 pub(super) fn mermaid(out: &mut impl Write, graph: &Graph) -> io::Result<()> {
-    // Mermaid has entities, but no escapes: <https://mermaid.js.org/syntax/flowchart.html#special-characters-that-break-syntax>.
+    // Mermaid has entities, but no escapes:
+    // <https://mermaid.js.org/syntax/flowchart.html#special-characters-that-break-syntax>.
     let escaped = |text: &str| Safe(text).to_string().replace('#', "#35;").replace('"', "#quot;").replace('<', "#lt;");
     writeln!(out, "flowchart LR")?;
     for (number, (name, nodes)) in graph.groups.iter().enumerate() {

@@ -1,7 +1,7 @@
-//! Findings as annotations of a GitHub workflow.
+//! Prints findings as annotations of a GitHub workflow.
 //!
-//! Source: <https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands>. The escapes are those
-//! of `command.ts` in <https://github.com/actions/toolkit/tree/main/packages/core/src>.
+//! Source: <https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands>. Text is escaped as by
+//! `command.ts` in <https://github.com/actions/toolkit/tree/main/packages/core/src>.
 
 use std::io::{self, Write};
 
@@ -31,22 +31,22 @@ fn command(finding: &Finding) -> String {
     let heading = if place.is_empty() { String::new() } else { format!("{}:\n", place.join(": ")) };
     let mut lines: Vec<String> = heading.lines().map(|line| Safe(line).to_string()).collect();
     lines.extend(text::sentences(finding).map(|line| Safe(line).to_string()));
-    lines.extend(text::fix(finding, usize::MAX));
+    lines.extend(text::fix_lines(finding, usize::MAX));
     format!(
         "::{name} file={},line={},title={}::{}",
-        property(&finding.file),
+        escape_property(&finding.file),
         finding.line,
-        property(&title),
-        data(&lines.join("\n"))
+        escape_property(&title),
+        escape_data(&lines.join("\n"))
     )
 }
 
-fn data(text: &str) -> String {
+fn escape_data(text: &str) -> String {
     text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
 
-fn property(text: &str) -> String {
-    data(&Safe(text).to_string()).replace(':', "%3A").replace(',', "%2C")
+fn escape_property(text: &str) -> String {
+    escape_data(&Safe(text).to_string()).replace(':', "%3A").replace(',', "%2C")
 }
 
 #[cfg(test)]
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_are_escaped_as_github_reads_them() {
+    fn commands_are_escaped_for_github() {
         let finding = Finding {
             rule: RuleId::INVALID_POLICY,
             severity: Severity::Error,

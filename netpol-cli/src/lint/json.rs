@@ -1,4 +1,4 @@
-//! Findings as JSON.
+//! Prints findings as JSON.
 
 use std::io::Write;
 
@@ -24,7 +24,7 @@ struct JsonOutput<'a> {
     input: InputReport<'a>,
 }
 
-/// The number of findings, with those that are only counted.
+/// The number of findings. A finding that stands for several equal ones is counted as several.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Summary {

@@ -1,4 +1,4 @@
-//! Lints the objects of a cluster, and of some namespaces only.
+//! Lints the objects of a cluster, of all or of some namespaces.
 
 use anyhow::{Result, bail};
 use netpol_policy::lint::{self, Finding, NotChecked, Report, RuleId, Selection};
@@ -8,7 +8,8 @@ use super::{LintOptions, LintOutput};
 use crate::input::Input;
 use crate::live::is_shown;
 
-/// Rules that report something as missing if the objects of these kinds are not listed in all namespaces.
+/// Rules that need all objects of these kinds. If objects of some namespaces are not listed, the rules could report
+/// existing objects as missing.
 const NEEDS: [(RuleId, &[&str]); 8] = [
     (RuleId::MISSING_NAMESPACE, &["Namespaces"]),
     (RuleId::PEER_MATCHES_NO_POD, &["Namespaces", "Pods"]),
@@ -20,7 +21,7 @@ const NEEDS: [(RuleId, &[&str]); 8] = [
     (RuleId::UNUSED_PORT_NUMBER, &["Namespaces", "Pods"]),
 ];
 
-/// Checks that the format fits: SARIF and annotations of GitHub need a file and a line.
+/// Returns an error if the format needs a file and a line (SARIF and GitHub) and the objects are those of a cluster.
 pub(super) fn check_output(options: &LintOptions) -> Result<()> {
     let format = match options.output {
         LintOutput::Sarif => "sarif",
@@ -49,8 +50,8 @@ pub(super) fn lint(input: &Input, cluster: &OfflineCluster, mut selection: Selec
     report
 }
 
-/// Removes the findings of objects in other namespaces. Findings without an object, such as a file that is not valid, stay.
-pub(super) fn limit(report: &mut Report, namespaces: &[String]) {
+/// Removes the findings about objects in other namespaces. Findings without an object, such as an invalid file, stay.
+pub(super) fn retain_shown(report: &mut Report, namespaces: &[String]) {
     let is_shown = |finding: &Finding| is_shown(finding.object.as_deref(), namespaces);
     report.findings.retain(is_shown);
     report.suppressed.retain(|suppressed| is_shown(&suppressed.finding));

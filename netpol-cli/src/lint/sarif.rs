@@ -1,4 +1,4 @@
-//! Findings as SARIF 2.1.0: <https://docs.oasis-open.org/sarif/sarif/v2.1.0/sarif-v2.1.0.html>.
+//! Prints findings as SARIF 2.1.0: <https://docs.oasis-open.org/sarif/sarif/v2.1.0/sarif-v2.1.0.html>.
 
 use std::fmt::Write as _;
 use std::io::Write;
@@ -15,11 +15,11 @@ const SCHEMA: &str = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os
 /// Prints the report. `is_lossy`: whether a part of the input could not be read.
 pub(super) fn print(out: &mut impl Write, report: &Report, is_lossy: bool) -> Result<()> {
     let suppressed = report.suppressed.iter().map(|Suppressed { finding, reason }| {
-        let mut result = result(finding);
+        let mut result = result_json(finding);
         result["suppressions"] = json!([{"kind": "inSource", "justification": reason}]);
         result
     });
-    let results: Vec<Value> = report.findings.iter().map(result).chain(suppressed).collect();
+    let results: Vec<Value> = report.findings.iter().map(result_json).chain(suppressed).collect();
     let log = json!({
         "$schema": SCHEMA,
         "version": "2.1.0",
@@ -27,11 +27,11 @@ pub(super) fn print(out: &mut impl Write, report: &Report, is_lossy: bool) -> Re
             "tool": {"driver": {
                 "name": "netpol",
                 "semanticVersion": env!("CARGO_PKG_VERSION"),
-                "rules": RULES.iter().map(rule).collect::<Vec<_>>(),
+                "rules": RULES.iter().map(rule_json).collect::<Vec<_>>(),
             }},
             "invocations": [{
                 "executionSuccessful": !is_lossy,
-                "toolExecutionNotifications": report.not_checked.iter().map(notification).collect::<Vec<_>>(),
+                "toolExecutionNotifications": report.not_checked.iter().map(notification_json).collect::<Vec<_>>(),
             }],
             "columnKind": "unicodeCodePoints",
             "results": results,
@@ -40,7 +40,7 @@ pub(super) fn print(out: &mut impl Write, report: &Report, is_lossy: bool) -> Re
     print_json(out, &log)
 }
 
-fn rule(rule: &Rule) -> Value {
+fn rule_json(rule: &Rule) -> Value {
     json!({
         "id": rule.id,
         "name": rule.name,
@@ -58,7 +58,7 @@ const fn level(severity: Severity) -> &'static str {
     }
 }
 
-fn notification(not_checked: &NotChecked) -> Value {
+fn notification_json(not_checked: &NotChecked) -> Value {
     json!({
         "level": "note",
         "message": {"text": format!("{} was not checked: {}.", not_checked.rule, not_checked.reason)},
@@ -66,7 +66,7 @@ fn notification(not_checked: &NotChecked) -> Value {
     })
 }
 
-fn result(finding: &Finding) -> Value {
+fn result_json(finding: &Finding) -> Value {
     let index = RULES.iter().position(|rule| rule.id == finding.rule);
     let place: Vec<&str> = [&finding.object, &finding.path].into_iter().flatten().map(String::as_str).collect();
     let mut location = json!({
@@ -86,7 +86,7 @@ fn result(finding: &Finding) -> Value {
         "locations": [location],
     });
     if !place.is_empty() {
-        // Stays the same if lines are added above the object.
+        // The fingerprint has no line number, so it stays the same if lines are added above the object.
         result["partialFingerprints"] = json!({"place/v1": format!("{} {}", finding.rule, place.join(": "))});
     }
     if let Some(patch) = finding.fix.as_ref().and_then(|fix| fix.patch.as_ref()) {

@@ -1,4 +1,4 @@
-//! Findings as text.
+//! Prints findings as text.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -30,7 +30,7 @@ pub(super) fn print(
     }
     paragraph(out, summary(input, report), width, 0)?;
     if !report.not_checked.is_empty() {
-        paragraph(out, format!("not checked: {}", not_checked(&report.not_checked)), width, 0)?;
+        paragraph(out, format!("not checked: {}", not_checked_text(&report.not_checked)), width, 0)?;
     }
     unevaluated::print(out, &input.parsed.unevaluated, width)?;
     let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
@@ -41,11 +41,11 @@ pub(super) fn print(
         let kinds: Vec<_> = kinds.iter().map(|(kind, count)| format!("{kind} ({count})")).collect();
         paragraph(out, format!("ignored kinds: {}", kinds.join(", ")), width, 0)?;
     }
-    skipped(out, input, width)
+    print_skipped(out, input, width)
 }
 
-/// `NP011, NP022 (the input has no Namespace); NP050 (…)`.
-fn not_checked(rules: &[NotChecked]) -> String {
+/// Returns the rules by reason, such as `NP011, NP022 (the input has no Namespace); NP050 (…)`.
+fn not_checked_text(rules: &[NotChecked]) -> String {
     let mut reasons: Vec<(&str, Vec<String>)> = Vec::new();
     for NotChecked { rule, reason } in rules {
         match reasons.iter_mut().find(|(known, _)| known == reason) {
@@ -57,7 +57,7 @@ fn not_checked(rules: &[NotChecked]) -> String {
     texts.collect::<Vec<_>>().join("; ")
 }
 
-fn skipped(out: &mut impl Write, input: &Input, width: usize) -> io::Result<()> {
+fn print_skipped(out: &mut impl Write, input: &Input, width: usize) -> io::Result<()> {
     for (reason, one, many) in [
         (SkipReason::NotKubernetes, "file without Kubernetes objects", "files without Kubernetes objects"),
         (SkipReason::Template, "template", "templates"),
@@ -74,7 +74,8 @@ fn skipped(out: &mut impl Write, input: &Input, width: usize) -> io::Result<()> 
     Ok(())
 }
 
-/// Prints `file:line: warning[NP010]: object: field`, without file and line for an object of a cluster, then the sentences and the fix below.
+/// Prints a heading such as `file:line: warning[NP010]: object: field`, and below it the sentences and the fix. The
+/// heading of an object of a cluster has no file and no line.
 fn print_finding(out: &mut impl Write, finding: &Finding, width: usize, color: ColorMode) -> io::Result<()> {
     let position = match &*finding.file {
         "" => String::new(),
@@ -84,7 +85,7 @@ fn print_finding(out: &mut impl Write, finding: &Finding, width: usize, color: C
     let heading = format!("{position}{severity}[{}]", finding.rule);
     let parts: Vec<&str> =
         std::iter::once(&heading).chain(&finding.object).chain(&finding.path).map(String::as_str).collect();
-    // Further lines of the heading have a deeper indentation than the sentences.
+    // The first line of the heading is not indented, but its other lines are.
     let mut lines = wrap(parts.join(": "), width, 2);
     lines[0].drain(..2);
     let position = Safe(position).to_string();
@@ -95,21 +96,21 @@ fn print_finding(out: &mut impl Write, finding: &Finding, width: usize, color: C
     for sentence in sentences(finding) {
         print_lines(out, wrap(sentence, width, 2))?;
     }
-    let mut fix = fix(finding, width).into_iter();
+    let mut fix = fix_lines(finding, width).into_iter();
     if let Some(instruction) = fix.next() {
         print_lines(out, wrap(instruction, width, 2))?;
     }
     print_lines(out, fix)
 }
 
-/// Returns what is wrong and why it matters.
+/// Returns the sentences of a finding: what is wrong, and why it matters.
 pub(super) fn sentences(finding: &Finding) -> impl Iterator<Item = &str> {
     [&*finding.message, &*finding.why].into_iter().filter(|sentence| !sentence.is_empty())
 }
 
-/// Returns the instruction and the lines of the patch, escaped. The patch is a diff if its lines fit the width, and
-/// otherwise the YAML to write or a JSON patch.
-pub(super) fn fix(finding: &Finding, width: usize) -> Vec<String> {
+/// Returns the description of a fix, and the lines of a patch. They are escaped. The patch is a diff if the lines of
+/// the diff fit the width. Otherwise it is the YAML to write, or a JSON patch.
+pub(super) fn fix_lines(finding: &Finding, width: usize) -> Vec<String> {
     let Some(fix) = &finding.fix else { return Vec::new() };
     let lines = |lines: &mut dyn Iterator<Item = &str>| lines.map(|line| format!("{INDENT}{}", Safe(line))).collect();
     let fits = |text: &str| text.lines().all(|line| INDENT.len() + line.chars().count() <= width);

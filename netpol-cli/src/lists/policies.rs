@@ -17,10 +17,10 @@ use crate::remote::{Answer, Fleet, runtime};
 use crate::scope::Scope;
 use crate::table::{counted, paragraph};
 
-/// The number of rules of a policy in the table.
+/// The maximum number of rules of a policy in the table.
 const RULES_SHOWN: usize = 100;
 
-/// The number of nodes that are named for a policy.
+/// The number of nodes that a note about a policy names.
 const NODES_SHOWN: usize = 3;
 
 pub(crate) fn run(options: &ListOptions, out: &mut impl Write) -> Result<Exit> {
@@ -63,11 +63,11 @@ struct Policy {
     suspended_until: Option<String>,
     /// Whether a policy in shadow mode is evaluated on all nodes. If not, flows that it would deny are not counted.
     evaluated: bool,
-    /// The nodes on which it is not evaluated for all pods.
+    /// The nodes on which the policy is not evaluated for all pods.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     not_evaluated_on: Vec<NotEvaluated>,
     directions: Vec<FlowDirection>,
-    /// The pods that it selects, on the nodes that responded.
+    /// The pods that the policy selects, on the nodes that responded.
     pods: BTreeSet<String>,
     rules: Vec<RuleStatus>,
     /// The position of each path in `rules`.
@@ -83,6 +83,7 @@ struct Policy {
 }
 
 impl Policy {
+    /// Creates the policy from its status on the first node, without the numbers of this node.
     fn new(first: &PolicyStatus) -> Self {
         Self {
             namespace: first.namespace.clone(),
@@ -103,6 +104,7 @@ impl Policy {
         }
     }
 
+    /// Adds the numbers of a node.
     fn add(&mut self, status: &PolicyStatus, node: &str) {
         self.pods.extend(status.pods.iter().cloned());
         self.denied_flows += status.denied_flows;
@@ -129,6 +131,7 @@ impl Policy {
     }
 }
 
+/// Combines the policies of all nodes.
 fn merge(lists: &[PolicyList]) -> Vec<Policy> {
     let mut policies: BTreeMap<(&str, &str), Policy> = BTreeMap::new();
     for list in lists {
@@ -140,7 +143,7 @@ fn merge(lists: &[PolicyList]) -> Vec<Policy> {
     policies.into_values().collect()
 }
 
-/// Prints a row for each policy, and one for each of its rules below it.
+/// Prints a row for each policy, and below it a row for each of its rules.
 fn print(out: &mut impl Write, policies: &[Policy], scope: &Scope, style: Style) -> Result<()> {
     if policies.is_empty() {
         writeln!(out, "no policies{}", scope.describe())?;
@@ -202,9 +205,9 @@ fn print(out: &mut impl Write, policies: &[Policy], scope: &Scope, style: Style)
     Ok(())
 }
 
-/// Prints since when flows are counted, and on which nodes they are not.
+/// Prints notes about the numbers: since when flows are counted, and the nodes on which allowed flows are not counted.
 fn print_notes(out: &mut impl Write, lists: &[PolicyList], style: Style) -> Result<()> {
-    // An agent that has started later has counted fewer flows.
+    // Each agent counts since its own start. The latest start is the time since which all agents have counted.
     if let Some(since) = lists.iter().map(|list| &list.counted_since).max() {
         writeln!(out, "\nflows are counted since {} or earlier", Safe(since))?;
     }

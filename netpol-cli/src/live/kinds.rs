@@ -1,4 +1,4 @@
-//! The kinds to list.
+//! The kinds of objects to list.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use netpol_policy::model::WorkloadKind;
 
 use crate::remote::{Kube, within};
 
-/// The time for the list of API groups, which is short.
+/// The time limit for the list of API groups. The list is short, so it takes little time.
 const GROUPS_TIME: Duration = Duration::from_secs(10);
 
 /// A kind of objects.
@@ -17,8 +17,9 @@ const GROUPS_TIME: Duration = Duration::from_secs(10);
 pub(super) struct Kind {
     group: String,
     version: String,
-    /// `kind` of the objects.
+    /// The `kind` of the objects.
     name: &'static str,
+    /// The plural in URLs.
     plural: &'static str,
     /// The plural in messages.
     pub(super) title: &'static str,
@@ -41,10 +42,11 @@ impl Kind {
     }
 }
 
-/// Group, version, kind, plural, plural in messages, and whether it is namespaced.
+/// Group, version, kind, plural, plural in messages, and whether the kind is namespaced.
 type Row = (&'static str, &'static str, &'static str, &'static str, &'static str, bool);
 
-const USED: [Row; 6] = [
+/// The kinds that netpol evaluates.
+const EVALUATED: [Row; 6] = [
     ("", "v1", "Namespace", "namespaces", "Namespaces", false),
     ("", "v1", "Node", "nodes", "Nodes", false),
     ("", "v1", "Pod", "pods", "Pods", true),
@@ -53,8 +55,8 @@ const USED: [Row; 6] = [
     ("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies", "NetworkPolicies", true),
 ];
 
-/// Policies that netpol does not evaluate: group, kind, plural, plural in messages, and whether it is namespaced. The
-/// version is the one that the API server prefers.
+/// Policies that netpol does not evaluate: group, kind, plural, plural in messages, and whether the kind is namespaced.
+/// They are listed in the version that the API server prefers.
 const UNEVALUATED: [(&str, &str, &str, &str, bool); 11] = [
     ("cilium.io", "CiliumNetworkPolicy", "ciliumnetworkpolicies", "CiliumNetworkPolicies", true),
     (
@@ -81,7 +83,7 @@ const UNEVALUATED: [(&str, &str, &str, &str, bool); 11] = [
     ("policy.networking.k8s.io", "ClusterNetworkPolicy", "clusternetworkpolicies", "ClusterNetworkPolicies", false),
 ];
 
-fn used((group, version, name, plural, title, is_namespaced): &Row) -> Kind {
+fn evaluated_kind((group, version, name, plural, title, is_namespaced): &Row) -> Kind {
     Kind {
         group: (*group).to_owned(),
         version: (*version).to_owned(),
@@ -102,7 +104,7 @@ pub(super) async fn all(kube: &Kube, limit: Duration) -> Result<Vec<Kind>> {
         let preferred = group.preferred_version.as_ref().or_else(|| group.versions.first())?;
         Some(preferred.version.clone())
     };
-    // Calico's own API server serves the same objects as its custom resources.
+    // If Calico's API server is installed, it serves the same objects as the custom resources, in another group.
     let is_duplicate = |group: &str| group == "crd.projectcalico.org" && version("projectcalico.org").is_some();
     let unevaluated = UNEVALUATED.iter().filter(|(group, ..)| !is_duplicate(group)).filter_map(
         |&(group, name, plural, title, is_namespaced)| {
@@ -111,10 +113,10 @@ pub(super) async fn all(kube: &Kube, limit: Duration) -> Result<Vec<Kind>> {
             Some(Kind { group, version, name, plural, title, is_namespaced, is_unevaluated: true })
         },
     );
-    Ok(USED.iter().map(used).chain(unevaluated).collect())
+    Ok(EVALUATED.iter().map(evaluated_kind).chain(unevaluated).collect())
 }
 
-/// Returns the kinds to list so that the pods of workloads are found.
+/// Returns the kinds that are also listed, so that the pods of these workloads are found.
 pub(super) fn of_workloads(workloads: &BTreeSet<WorkloadKind>) -> Vec<Kind> {
     let deployments = ("apps", "v1", "Deployment", "deployments", "Deployments", true);
     let replica_sets = ("apps", "v1", "ReplicaSet", "replicasets", "ReplicaSets", true);
@@ -133,5 +135,5 @@ pub(super) fn of_workloads(workloads: &BTreeSet<WorkloadKind>) -> Vec<Kind> {
             }
         })
         .collect();
-    rows.iter().map(used).collect()
+    rows.iter().map(evaluated_kind).collect()
 }

@@ -1,4 +1,4 @@
-//! The input of commands that read manifests with `-f`, and the cluster of the kubeconfig without it.
+//! Reads the input of commands: manifests with `-f`, or else the cluster of the kubeconfig.
 
 use std::collections::BTreeSet;
 
@@ -15,15 +15,15 @@ use crate::remote::{Kube, progress, runtime};
 pub(crate) enum View {
     /// Nothing else.
     Pods,
-    /// All addresses that are those of pods, nodes and Services.
+    /// All pods, nodes and Services, because they have addresses.
     Addresses,
-    /// All objects but the policies of other namespaces.
+    /// All objects except the policies of other namespaces.
     Peers,
     /// All objects.
     Everything,
 }
 
-/// Reads the manifests of `-f`, or else the cluster. Returns the namespaces to show, too; none for all.
+/// Reads the manifests of `-f`, or else the cluster. Also returns the namespaces to show. Empty: all namespaces.
 pub(crate) fn read_shown(manifests: &InputOptions, shown: &ShownOptions, view: View) -> Result<(Input, Vec<String>)> {
     let namespaces_of = |kube: &Kube| match &shown.namespaces[..] {
         _ if shown.all_namespaces => Vec::new(),
@@ -39,8 +39,8 @@ pub(crate) fn read_shown(manifests: &InputOptions, shown: &ShownOptions, view: V
     }
 }
 
-/// Returns whether an object such as `Pod shop/web-0` or `Namespace shop` is in one of the namespaces; none stands for all.
-/// What is not about an object is shown.
+/// Returns whether to show a message about an object such as `Pod shop/web-0` or `Namespace shop`: the object must be
+/// in one of the namespaces. If there are no namespaces, or no object, the message is shown.
 pub(crate) fn is_shown(object: Option<&str>, namespaces: &[String]) -> bool {
     let Some((kind, name)) = object.and_then(|object| object.split_once(' ')).filter(|_| !namespaces.is_empty()) else {
         return true;
@@ -49,8 +49,9 @@ pub(crate) fn is_shown(object: Option<&str>, namespaces: &[String]) -> bool {
     namespace.is_some_and(|namespace| namespaces.iter().any(|shown| shown == namespace))
 }
 
-/// Reads the manifests of `-f`, or else everything in the cluster. `namespaces_of` gets the namespace of the context, or
-/// `default` for manifests. What cannot be listed in all namespaces is listed in those that it returns.
+/// Reads the manifests of `-f`, or else all objects of the cluster. `namespaces_of` is called with the namespace of the
+/// context, or with `default` for manifests. Kinds that the caller cannot list in all namespaces are listed in the
+/// namespaces that it returns.
 pub(crate) fn read_input(
     manifests: &InputOptions,
     kube: &KubeOptions,
@@ -77,7 +78,7 @@ fn read_cluster(
     })
 }
 
-/// Reads the objects of all kinds. What cannot be listed in all namespaces is listed in these.
+/// Reads the objects of all kinds. Kinds that the caller cannot list in all namespaces are listed in `namespaces`.
 pub(crate) async fn read_all_kinds(kube: &Kube, namespaces: BTreeSet<String>, view: View) -> Result<Input> {
     let needed = Needed { namespaces, workloads: WorkloadKind::ALL.into() };
     let mut input = progress("the objects of the cluster", read(kube, &needed, RESPONSE_TIME)).await?;
@@ -85,7 +86,7 @@ pub(crate) async fn read_all_kinds(kube: &Kube, namespaces: BTreeSet<String>, vi
     Ok(input)
 }
 
-/// Returns the messages of missing objects that a result depends on.
+/// Returns messages about the missing objects that a result depends on.
 fn required(input: &Input, view: View) -> Vec<String> {
     let has_selector = has_namespace_selector(input);
     let is_required = |missing: &&Missing| {

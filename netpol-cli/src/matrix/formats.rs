@@ -1,4 +1,4 @@
-//! The list of connections as text, CSV, Markdown, DOT and Mermaid.
+//! Prints the list of connections as text, CSV, Markdown, DOT and Mermaid.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
@@ -8,7 +8,7 @@ use netpol_policy::text::{Safe, wrap};
 use super::groups::Group;
 use super::list::{List, Row};
 
-/// The least width of a column of the table.
+/// The smallest width of a column of the table.
 const MIN_COLUMN: usize = 12;
 
 /// Prints the rows as three columns that fit the width.
@@ -29,8 +29,8 @@ pub(super) fn table(out: &mut impl Write, rows: &[Row], width: usize) -> io::Res
     Ok(())
 }
 
-/// Prints the lines of each column beside each other, from the position at which the column starts. If a word is longer
-/// than its column, the next columns continue on the next line.
+/// Prints the lines of the columns side by side. `starts`: the positions at which the columns start. If a word is
+/// longer than its column, the next columns continue on the next line.
 fn print_row(out: &mut impl Write, columns: [Vec<String>; 3], starts: [usize; 3]) -> io::Result<()> {
     let mut columns = columns.map(|lines| lines.into_iter().peekable());
     while columns.iter_mut().any(|lines| lines.peek().is_some()) {
@@ -51,20 +51,21 @@ fn print_row(out: &mut impl Write, columns: [Vec<String>; 3], starts: [usize; 3]
     Ok(())
 }
 
-/// Returns widths that together fit. A column that is narrower than its share leaves the rest to the others.
+/// Returns the widths of the columns, which fit `width` together. If a column needs less than its equal share, the
+/// other columns share the rest.
 fn column_widths(longest: [usize; 3], width: usize) -> [usize; 3] {
     let mut narrow_first = [0, 1, 2];
     narrow_first.sort_by_key(|column| longest[*column]);
     let mut widths = longest;
-    let mut left = width;
+    let mut remaining = width;
     for (position, column) in narrow_first.into_iter().enumerate() {
-        widths[column] = longest[column].min((left / (3 - position)).max(MIN_COLUMN));
-        left = left.saturating_sub(widths[column]);
+        widths[column] = longest[column].min((remaining / (3 - position)).max(MIN_COLUMN));
+        remaining = remaining.saturating_sub(widths[column]);
     }
     widths
 }
 
-/// Prints a line for each pair of groups. Quotes as in RFC 4180.
+/// Prints a line for each pair of groups. Text is quoted as in RFC 4180.
 pub(super) fn csv(out: &mut impl Write, list: &List<'_>, only_allowed: bool) -> io::Result<()> {
     let quoted = |text: &str| format!("\"{}\"", Safe(text).to_string().replace('"', "\"\""));
     let names: Vec<String> = list.groups.iter().map(|group| quoted(&group.name)).collect();
@@ -86,8 +87,8 @@ pub(super) fn markdown(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
     rows.iter().try_for_each(|row| writeln!(out, "| {} | {} | {} |", cell(&row.to), cell(&row.from), cell(&row.ports)))
 }
 
-/// Prints a graph in the language of Graphviz, with a cluster for each namespace and an edge for each pair of groups
-/// with a port. The nodes are the groups that the filters accept.
+/// Prints a graph in the language of Graphviz, with a subgraph for each namespace. The nodes are the groups that the
+/// filters accept. There is an edge for each pair of groups with a port that is allowed or unknown.
 pub(super) fn dot(out: &mut impl Write, list: &List<'_>, only_allowed: bool) -> io::Result<()> {
     let quoted = |text: &str| format!("\"{}\"", Safe(text).to_string().replace('\\', "\\\\").replace('"', "\\\""));
     writeln!(out, "digraph netpol {{\n  rankdir=LR;\n  node [shape=box];")?;
@@ -98,15 +99,17 @@ pub(super) fn dot(out: &mut impl Write, list: &List<'_>, only_allowed: bool) -> 
         }
         writeln!(out, "  }}")?;
     }
-    for (from, to, ports, style) in edges(list) {
-        writeln!(out, "  g{from} -> g{to} [label={}{}];", quoted(&ports), if style { "" } else { ", style=dashed" })?;
+    for (from, to, ports, is_allowed) in edges(list) {
+        let style = if is_allowed { "" } else { ", style=dashed" };
+        writeln!(out, "  g{from} -> g{to} [label={}{style}];", quoted(&ports))?;
     }
     writeln!(out, "}}")
 }
 
-/// Prints a Mermaid flowchart, as [`dot`].
+/// Prints a Mermaid flowchart with the same nodes and edges as [`dot`].
 pub(super) fn mermaid(out: &mut impl Write, list: &List<'_>, only_allowed: bool) -> io::Result<()> {
-    // Mermaid has entities, but no escapes: <https://mermaid.js.org/syntax/flowchart.html#special-characters-that-break-syntax>.
+    // Mermaid has entities, but no escapes:
+    // <https://mermaid.js.org/syntax/flowchart.html#special-characters-that-break-syntax>.
     let quoted = |text: &str| {
         let text = Safe(text).to_string().replace('#', "#35;").replace('"', "#quot;");
         format!("\"{}\"", text.replace('<', "#lt;"))
@@ -119,14 +122,14 @@ pub(super) fn mermaid(out: &mut impl Write, list: &List<'_>, only_allowed: bool)
         }
         writeln!(out, "  end")?;
     }
-    for (from, to, ports, style) in edges(list) {
-        writeln!(out, "  g{from} {}|{}| g{to}", if style { "-->" } else { "-.->" }, quoted(&ports))?;
+    for (from, to, ports, is_allowed) in edges(list) {
+        writeln!(out, "  g{from} {}|{}| g{to}", if is_allowed { "-->" } else { "-.->" }, quoted(&ports))?;
     }
     Ok(())
 }
 
-/// The groups with a connection that is shown, by namespace. The connection of a pod to itself is one of them,
-/// unless only allowed connections are shown.
+/// Returns the groups that have at least one connection to show, by namespace. A connection of a pod to itself counts
+/// only if denied connections are shown, too.
 fn by_namespace<'g>(list: &List<'g>, only_allowed: bool) -> BTreeMap<&'g str, Vec<(usize, &'g Group)>> {
     let connections = list.connections(only_allowed);
     let shown = connections.filter(|(from, to, _)| !only_allowed || !list.is_hairpin(*from, *to));
@@ -139,8 +142,8 @@ fn by_namespace<'g>(list: &List<'g>, only_allowed: bool) -> BTreeMap<&'g str, Ve
     found
 }
 
-/// The connections with a port that is allowed or unknown, without those within a group: indices, ports, and whether a
-/// port is allowed.
+/// Returns the connections between different groups that have a port that is allowed or unknown: the indices of the
+/// groups, the ports, and whether a port is allowed.
 fn edges<'l>(list: &'l List<'_>) -> impl Iterator<Item = (usize, usize, String, bool)> + 'l {
     let edges = list.connections(true).filter(|(from, to, _)| from != to);
     edges.map(|(from, to, ports)| (from, to, ports.text(), ports.is_allowed))
@@ -151,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_get_what_they_need_and_share_what_is_short() {
+    fn columns_get_the_width_that_they_need_or_an_equal_share() {
         assert_eq!(column_widths([20, 25, 8], 76), [20, 25, 8]);
         assert_eq!(column_widths([20, 60, 8], 76), [20, 48, 8]);
         assert_eq!(column_widths([60, 60, 8], 76), [34, 34, 8]);

@@ -1,4 +1,4 @@
-//! Groups of pods with the same verdicts: the rows and columns of the matrix.
+//! Groups pods that have the same verdicts. The groups are the rows and columns of the matrix.
 
 use std::collections::BTreeMap;
 
@@ -8,44 +8,44 @@ use netpol_policy::reference::End;
 use netpol_policy::text::Safe;
 use serde::Serialize;
 
-/// Up to this number of groups, pods of different workloads are in different groups.
+/// Pods of different workloads are in different groups, unless there would be more groups than this.
 const MAX_GROUPS_BY_WORKLOAD: usize = 50;
 /// Maximum number of workloads in the name of a group.
 const MAX_NAMES: usize = 3;
 
-/// An address, or pods of one namespace that have equal verdicts, both when they are the source and when they are the
-/// destination.
+/// An address, or pods of one namespace that have the same verdicts, as sources and as destinations.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Group {
-    /// `shop/deployment/web (3 pods)`, unique.
+    /// The name, such as `shop/deployment/web (3 pods)`. It is unique.
     pub(super) name: String,
-    /// The namespace; none for an address.
+    /// The namespace; `None` for an address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) namespace: Option<NamespaceName>,
     /// The pods, or the address.
     pub(super) members: Vec<String>,
-    /// The end that stands for all members as a source. If the only member stands for the pods of a workload, it is a
-    /// second pod, which the cluster does not have yet.
+    /// The end that stands for all members as a source. If the only member stands for the pods of a workload, the
+    /// source is a second pod of this workload, which the cluster does not have yet.
     #[serde(skip)]
     pub(super) source: End,
     /// The end that stands for all members as a destination. It differs from `source` if there are several pods.
     #[serde(skip)]
     pub(super) destination: End,
-    /// What decides the ports of all members.
+    /// The class that all members belong to: its members have the same ports with every other class.
     #[serde(skip)]
     pub(super) end: EndId,
-    /// The pod of the source, and that of the destination: those with the addresses.
+    /// The pod of `source` and the pod of `destination`. For an address, the pod that has it.
     #[serde(skip)]
     pods: [Option<PodKey>; 2],
 }
 
-/// What decides the verdicts on a pod, with its namespace; and the workload of a group, or its only pod.
+/// The namespace, the class of the pods, and the workload. The last item is a pod without a workload, which has its own
+/// group.
 type GroupKey = (NamespaceName, EndId, Option<WorkloadKey>, Option<PodKey>);
 
 /// Returns the groups of these ends: pods by namespace, then addresses. Pods with the same verdicts share a group if
-/// they belong to the same workload, and a pod without a workload has its own group. If there would be too many groups,
-/// pods with the same verdicts share a group, whatever their workload.
+/// they belong to the same workload. A pod without a workload has its own group. If there would be too many groups, all
+/// pods of a namespace that have the same verdicts share a group, even if they belong to different workloads.
 pub(super) fn group_ends(reachability: &mut Reachability<'_>, ends: &[End]) -> Vec<Group> {
     let cluster = reachability.cluster(0);
     let pods = ends.iter().filter_map(|end| match end {
@@ -53,8 +53,8 @@ pub(super) fn group_ends(reachability: &mut Reachability<'_>, ends: &[End]) -> V
         End::Address(_) | End::Service(_) => None,
     });
     let pods: Vec<(&Pod, EndId)> = pods.collect();
-    let groups = grouped(cluster, &pods, true);
-    let mut groups = if groups.len() <= MAX_GROUPS_BY_WORKLOAD { groups } else { grouped(cluster, &pods, false) };
+    let groups = group_pods(cluster, &pods, true);
+    let mut groups = if groups.len() <= MAX_GROUPS_BY_WORKLOAD { groups } else { group_pods(cluster, &pods, false) };
     let addresses = ends.iter().filter_map(|end| {
         let End::Address(address) = end else { return None };
         let pod = cluster.state().peer_at(*address).map(|pod| pod.key.clone());
@@ -73,29 +73,30 @@ pub(super) fn group_ends(reachability: &mut Reachability<'_>, ends: &[End]) -> V
     groups
 }
 
-fn grouped(cluster: &OfflineCluster, pods: &[(&Pod, EndId)], by_workload: bool) -> Vec<Group> {
+fn group_pods(cluster: &OfflineCluster, pods: &[(&Pod, EndId)], by_workload: bool) -> Vec<Group> {
     let mut groups: BTreeMap<GroupKey, Vec<&Pod>> = BTreeMap::new();
     for (pod, end) in pods {
         let workload = cluster.workloads().of_pod(&pod.key).filter(|_| by_workload);
-        let own = (by_workload && workload.is_none()).then(|| pod.key.clone());
-        groups.entry((pod.key.namespace.clone(), *end, workload.cloned(), own)).or_default().push(pod);
+        let single_pod = (by_workload && workload.is_none()).then(|| pod.key.clone());
+        groups.entry((pod.key.namespace.clone(), *end, workload.cloned(), single_pod)).or_default().push(pod);
     }
-    let groups = groups.into_iter().filter_map(|((_, end, ..), pods)| group(cluster, end, &pods));
+    let groups = groups.into_iter().filter_map(|((_, end, ..), pods)| new_group(cluster, end, &pods));
     let mut groups: Vec<Group> = groups.collect();
     groups.sort_by(|one, other| (&one.namespace, &one.name).cmp(&(&other.namespace, &other.name)));
     groups
 }
 
-fn group(cluster: &OfflineCluster, end: EndId, pods: &[&Pod]) -> Option<Group> {
+fn new_group(cluster: &OfflineCluster, end: EndId, pods: &[&Pod]) -> Option<Group> {
     let first = pods.first()?;
-    // A workload in a manifest has a second pod, so that connections between two of its pods are evaluated.
+    // If one pod stands for all pods of a workload, the source is a second pod, so that the verdict on a connection
+    // within the workload is the verdict on a connection between two pods.
     let source = match pods.get(1) {
         Some(pod) => pod.key.clone(),
         None if first.key.workload().is_some() => first.key.second_of_workload(),
         None => first.key.clone(),
     };
     Some(Group {
-        name: name(cluster, pods),
+        name: group_name(cluster, pods),
         namespace: Some(first.key.namespace.clone()),
         members: pods.iter().map(|pod| pod.key.to_string()).collect(),
         source: End::Pod(source.clone()),
@@ -105,8 +106,8 @@ fn group(cluster: &OfflineCluster, end: EndId, pods: &[&Pod]) -> Option<Group> {
     })
 }
 
-/// The names of the workloads, or of pods without one, and the number of pods.
-fn name(cluster: &OfflineCluster, pods: &[&Pod]) -> String {
+/// Returns the names of the workloads, or of pods without a workload, and the number of pods.
+fn group_name(cluster: &OfflineCluster, pods: &[&Pod]) -> String {
     let mut names: Vec<String> = Vec::new();
     for pod in pods {
         let workload = cluster.workloads().of_pod(&pod.key);
@@ -125,7 +126,7 @@ fn name(cluster: &OfflineCluster, pods: &[&Pod]) -> String {
     format!("{namespace}/{}{more}{pods}", names.join(", "))
 }
 
-/// Numbers groups with the same name: pods of one workload can have different labels.
+/// Numbers groups that have the same name. This happens if pods of one workload have different labels.
 fn make_unique(groups: &mut [Group]) {
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
     for group in groups {
@@ -138,12 +139,13 @@ fn make_unique(groups: &mut [Group]) {
 }
 
 impl Group {
-    /// Returns whether a connection to another group has the same pod at both ends, which is always allowed.
+    /// Returns whether a connection from this group to the group `to` has the same pod at both ends. Such a connection
+    /// is always allowed.
     pub(super) fn is_same_pod(&self, to: &Self) -> bool {
         self.pods[0].is_some() && self.pods[0] == to.pods[1]
     }
 
-    /// The name below the heading of the namespace.
+    /// Returns the name without the namespace, for use below a heading with the namespace.
     pub(super) fn short_name(&self) -> String {
         let prefix = self.namespace.as_ref().map(|namespace| format!("{namespace}/"));
         let name = prefix.and_then(|prefix| self.name.strip_prefix(&*prefix)).unwrap_or(&self.name);

@@ -1,4 +1,4 @@
-//! The matrix as a list: the exact ports of each pair of groups. Sources with the same ports share a row.
+//! The matrix as a list: the exact ports of each pair of groups. Sources that have the same ports share a row.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -38,15 +38,16 @@ struct JsonConnection<'l> {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Sources {
     All,
+    /// All sources that are not in another row of the destination.
     AllOthers,
-    /// By index.
+    /// These groups, as indices.
     Groups(Vec<u32>),
 }
 
 /// The sources of one destination, with the indices of their ports in [`List::texts`].
 type RowsOfDestination = Vec<(Sources, u32)>;
 
-/// One row: a destination, sources with the same ports, and the ports.
+/// One row: destinations, sources, and the ports between them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Row {
     pub(super) to: String,
@@ -59,14 +60,16 @@ pub(super) struct List<'g> {
     pub(super) groups: &'g [Group],
     /// The number of groups of each namespace.
     sizes: HashMap<&'g str, usize>,
-    /// Different connections as text, in ascending order of their ports.
+    /// The texts of all different connections, in ascending order of their ports.
     texts: Vec<PortTexts>,
-    /// Indices of `texts`, a row for each source. `None`: no common address family, or not shown.
+    /// For each source, and then for each destination: the index of the connection in `texts`. `None` if the groups
+    /// have no address family in common, or the filters exclude the pair.
     cells: Vec<Option<u32>>,
 }
 
 impl<'g> List<'g> {
-    /// Computes all connections of the pairs that `shows` accepts by index, at these ports.
+    /// Computes the connections at these ports, for all pairs of groups that `shows` accepts. `shows` is called with
+    /// the indices of the source and the destination.
     pub(super) fn new(
         reachability: &mut Reachability<'_>,
         groups: &'g [Group],
@@ -75,7 +78,7 @@ impl<'g> List<'g> {
     ) -> Self {
         let (mut connections, mut by_ids) = (Vec::new(), HashMap::new());
         let cells = pairs(groups.len()).map(|(from, to)| {
-            let ids = shows(from, to).then(|| between(reachability, &groups[from], &groups[to])).flatten()?;
+            let ids = shows(from, to).then(|| ports_between(reachability, &groups[from], &groups[to])).flatten()?;
             let number = by_ids.entry(ids).or_insert_with(|| {
                 connections.push(Connection::new(reachability, ids, ports));
                 connections.len() - 1
@@ -112,23 +115,24 @@ impl<'g> List<'g> {
         &self.texts[index as usize]
     }
 
-    /// Serializes the connections as JSON, one by one, so that they need little memory.
+    /// Returns the connections for JSON. They are serialized one by one, so that they need little memory.
     pub(super) fn json(&self, only_allowed: bool) -> impl Serialize {
         JsonConnections { list: self, only_allowed }
     }
 
-    /// Returns whether a connection is that of a pod or an address with itself, which is always allowed.
+    /// Returns whether a pod or an address connects to itself. Such a connection is always allowed.
     pub(super) fn is_hairpin(&self, from: usize, to: usize) -> bool {
         from == to && self.groups[from].source == self.groups[to].destination
     }
 
-    /// Returns the rows by destination. The sources that are most are `all` or `all others`, unless one is not shown.
-    /// Destinations with the same sources and ports share their rows. The connection of a pod to itself needs no row.
+    /// Returns the rows by destination. If all sources have a row, the row with the most sources has the text `all` or
+    /// `all others` instead of their names. Destinations that have the same sources with the same ports share their
+    /// rows. The connection of a pod to itself has no row.
     pub(super) fn rows(&self, only_allowed: bool) -> Vec<Row> {
         let mut shared: Vec<(RowsOfDestination, Vec<u32>)> = Vec::new();
         let mut index: HashMap<RowsOfDestination, usize> = HashMap::new();
         for to in 0..self.groups.len() {
-            let rows = self.rows_of(to, only_allowed);
+            let rows = self.rows_of_destination(to, only_allowed);
             if rows.is_empty() {
                 continue;
             }
@@ -152,8 +156,8 @@ impl<'g> List<'g> {
         rows.collect()
     }
 
-    /// The sources and ports of one destination.
-    fn rows_of(&self, to: usize, only_allowed: bool) -> RowsOfDestination {
+    /// Returns the sources and ports of one destination.
+    fn rows_of_destination(&self, to: usize, only_allowed: bool) -> RowsOfDestination {
         let count = self.groups.len();
         let mut sources: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
         for (from, source) in (0..count).zip(0_u32..).filter(|(from, _)| !self.is_hairpin(*from, to)) {
@@ -184,24 +188,24 @@ impl<'g> List<'g> {
         rows
     }
 
-    /// The names of groups in ascending order of their indices; `shop/*` for all groups of a namespace, if there are
-    /// several.
+    /// Returns the names of groups. The indices are in ascending order. All groups of a namespace together have the
+    /// name `shop/*`, if there are several.
     fn names(&self, indices: &[u32]) -> String {
         let group = |index: &u32| &self.groups[*index as usize];
         let mut names: Vec<String> = Vec::new();
-        for of_namespace in indices.chunk_by(|one, other| group(one).namespace == group(other).namespace) {
-            let namespace = of_namespace.first().and_then(|first| group(first).namespace.as_deref());
-            let is_complete = |namespace: &&str| self.sizes.get(namespace) == Some(&of_namespace.len());
+        for members in indices.chunk_by(|one, other| group(one).namespace == group(other).namespace) {
+            let namespace = members.first().and_then(|first| group(first).namespace.as_deref());
+            let is_complete = |namespace: &&str| self.sizes.get(namespace) == Some(&members.len());
             match namespace.filter(is_complete) {
-                Some(namespace) if of_namespace.len() > 1 => names.push(format!("{namespace}/*")),
-                _ => names.extend(of_namespace.iter().map(|index| group(index).name.clone())),
+                Some(namespace) if members.len() > 1 => names.push(format!("{namespace}/*")),
+                _ => names.extend(members.iter().map(|index| group(index).name.clone())),
             }
         }
         names.join(", ")
     }
 }
 
-/// The indices of all pairs of groups.
+/// Returns the indices of all pairs of a source and a destination.
 pub(super) fn pairs(count: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..count).flat_map(move |from| (0..count).map(move |to| (from, to)))
 }
@@ -240,7 +244,7 @@ impl PortTexts {
         self.is_allowed || self.unknown.is_some()
     }
 
-    /// `TCP 80`, `none`, `TCP 80; unknown: UDP 53`.
+    /// Returns text such as `TCP 80`, `none` or `TCP 80; unknown: UDP 53`.
     pub(super) fn text(&self) -> String {
         match &self.unknown {
             None => self.allowed.clone(),
@@ -250,8 +254,8 @@ impl PortTexts {
     }
 }
 
-/// Returns the ports between the ends of two groups. `None` without a common address family.
-fn between(reachability: &mut Reachability<'_>, from: &Group, to: &Group) -> Option<PortIds> {
+/// Returns the ports between two groups; `None` if they have no address family in common.
+fn ports_between(reachability: &mut Reachability<'_>, from: &Group, to: &Group) -> Option<PortIds> {
     let found = reachability.between(from.end, to.end)?;
     Some(if from.is_same_pod(to) { PortIds::ALL } else { found })
 }

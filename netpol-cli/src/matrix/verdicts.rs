@@ -1,6 +1,8 @@
-//! The verdicts between all groups at a port. Those on pods follow from the sets of ports, as in the list, and are
-//! compared with the compiled tables: once for equal rules and addresses. Those on addresses, which can be of Services
-//! and nodes, are evaluated one by one.
+//! The verdicts between all groups at given ports.
+//!
+//! Verdicts between pods are computed from the sets of ports, as in the list. They are compared with the verdicts of
+//! the compiled tables, once for all pods with equal rules and equal classes of addresses. Verdicts on addresses are
+//! evaluated one by one, because an address can be that of a Service or a node.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
@@ -38,7 +40,7 @@ struct JsonVerdict<'g> {
     allowed_family: Option<Family>,
 }
 
-/// The cells of each port, a row for each source.
+/// The cells of each port: for each source, a cell for each destination.
 struct Verdicts<'g> {
     groups: &'g [Group],
     ports: Vec<(PortArgument, Vec<Cell>)>,
@@ -64,7 +66,7 @@ pub(super) fn print_tables(matrix: &mut Matrix<'_, '_>, out: &mut impl Write) ->
     Ok(is_unknown)
 }
 
-/// Prints the verdicts at each port as JSON. Returns whether one is unknown.
+/// Prints the verdicts at each port as JSON. Returns whether a verdict is unknown.
 pub(super) fn print_json(matrix: &mut Matrix<'_, '_>, out: &mut impl Write) -> Result<bool> {
     let verdicts = verdicts(matrix)?;
     matrix.print_json(out, &verdicts)?;
@@ -72,7 +74,7 @@ pub(super) fn print_json(matrix: &mut Matrix<'_, '_>, out: &mut impl Write) -> R
     Ok(cells.any(|cell| cell.sides().is_some_and(|sides| sides.verdict() == Verdict::Unknown)))
 }
 
-/// Prints and returns the rows and columns of a port with a cell that the filters accept.
+/// Prints the table of a port. Omits groups that have no cell to show. Returns the printed cells.
 fn print_table(groups: &[Group], out: &mut impl Write, port: PortArgument, cells: &[Cell]) -> io::Result<Vec<Cell>> {
     let count = groups.len();
     let is_shown = |index: &usize| {
@@ -112,17 +114,17 @@ fn verdicts<'g>(matrix: &mut Matrix<'g, '_>) -> Result<Verdicts<'g>, VerdictErro
     for &port in &matrix.options.ports {
         let mut at_port =
             AtPort { matrix: &mut *matrix, evaluate: &evaluate, pods: &pods, port, checked: HashSet::new() };
-        let single: BTreeSet<usize> = (0..groups.len()).filter(|index| at_port.needs_evaluation(*index)).collect();
+        let to_evaluate: BTreeSet<usize> = (0..groups.len()).filter(|index| at_port.needs_evaluation(*index)).collect();
         let cells = pairs(groups.len()).map(|(row, column)| {
-            let is_single = single.contains(&column) || pods[row].is_none();
-            at_port.cell(row, column, is_single)
+            let needs_evaluation = to_evaluate.contains(&column) || pods[row].is_none();
+            at_port.cell(row, column, needs_evaluation)
         });
         ports.push((port, cells.collect::<Result<_, _>>()?));
     }
     Ok(Verdicts { groups, ports })
 }
 
-/// Returns whether a group is an address, or its address is also that of a Service, a hostPort or a node.
+/// Returns whether a group is an address, or is a pod with an address that a Service, a hostPort or a node also has.
 fn has_frontend(cluster: &OfflineCluster, group: &Group) -> bool {
     let End::Pod(pod) = &group.destination else { return true };
     let state = cluster.state();
@@ -130,12 +132,13 @@ fn has_frontend(cluster: &OfflineCluster, group: &Group) -> bool {
     addresses.any(|address| state.has_frontend_at(*address) || state.is_node(*address))
 }
 
-/// A pod, and numbers for what decides its verdicts in the compiled tables.
+/// A pod, and the numbers of its rule sets and address classes in the compiled tables. Pods with equal numbers have
+/// equal verdicts.
 struct TablePod<'c> {
     pod: &'c Pod,
-    /// By direction.
+    /// The numbers of the rule sets, by direction.
     rule_sets: [usize; 2],
-    /// Of its IPv4 and its IPv6 address.
+    /// The numbers of the classes of the IPv4 and the IPv6 address.
     addresses: [usize; 2],
 }
 
@@ -143,7 +146,7 @@ struct TablePod<'c> {
 struct GroupPods<'c> {
     source: TablePod<'c>,
     destination: TablePod<'c>,
-    /// Whether policies that netpol does not evaluate may change the verdicts, as [`Direction::BOTH`].
+    /// Whether policies that netpol does not evaluate may change the verdicts, in the order of [`Direction::BOTH`].
     may_change: [bool; 2],
 }
 
@@ -155,7 +158,7 @@ struct Numbers {
 }
 
 impl Numbers {
-    fn pod<'c>(&mut self, evaluate: &Evaluator<'c>, pod: &'c Pod) -> TablePod<'c> {
+    fn table_pod<'c>(&mut self, evaluate: &Evaluator<'c>, pod: &'c Pod) -> TablePod<'c> {
         let TableClass { rule_sets, addresses } = evaluate.class(pod);
         let rule_sets = rule_sets.map(|value| number(&mut self.rule_sets, value));
         let addresses = addresses.map(|value| number(&mut self.addresses, value));
@@ -163,7 +166,7 @@ impl Numbers {
     }
 }
 
-/// Returns the number of a value; equal values have the same one.
+/// Returns the number of a value. Equal values have the same number.
 fn number<T: Eq + Hash>(numbers: &mut HashMap<T, usize>, value: T) -> usize {
     let next = numbers.len();
     *numbers.entry(value).or_insert(next)
@@ -176,7 +179,7 @@ impl<'c> GroupPods<'c> {
         let pods = &cluster.state().pods;
         let (source, destination) = (pods.get(source)?, pods.get(destination)?);
         let may_change = Direction::BOTH.map(|direction| !cluster.may_change_pod(destination, direction).is_empty());
-        let [source, destination] = [source, destination].map(|pod| numbers.pod(evaluate, pod));
+        let [source, destination] = [source, destination].map(|pod| numbers.table_pod(evaluate, pod));
         Some(Self { source, destination, may_change })
     }
 }
@@ -185,15 +188,16 @@ impl<'c> GroupPods<'c> {
 struct AtPort<'a, 'g, 'm, 'c> {
     matrix: &'a mut Matrix<'g, 'm>,
     evaluate: &'a Evaluator<'c>,
-    /// By group; `None` for an address.
+    /// The pods of each group; `None` for an address.
     pods: &'a [Option<GroupPods<'c>>],
     port: PortArgument,
-    /// The verdicts that were compared with the tables: by the direction, the rule sets and the class of the address.
+    /// The verdicts that were compared with the tables: direction, rule set, class of the remote address, and verdict.
     checked: HashSet<(Direction, usize, usize, u8)>,
 }
 
 impl AtPort<'_, '_, '_, '_> {
-    /// Returns whether connections to a group are evaluated one by one: its address is not only that of a pod.
+    /// Returns whether connections to a group must be evaluated one by one: the group is an address, or a node, a
+    /// Service or a hostPort also has the address of its pod.
     fn needs_evaluation(&self, to: usize) -> bool {
         let Some(pods) = &self.pods[to] else { return true };
         let (state, protocol) = (self.evaluate.cluster().state(), self.port.protocol.number());
@@ -204,12 +208,12 @@ impl AtPort<'_, '_, '_, '_> {
             .any(|address| state.is_node(*address) || state.frontend_at(*address, protocol, self.port.port).is_some())
     }
 
-    fn cell(&mut self, row: usize, column: usize, is_single: bool) -> Result<Cell, VerdictError> {
+    fn cell(&mut self, row: usize, column: usize, needs_evaluation: bool) -> Result<Cell, VerdictError> {
         if !self.matrix.shows(row, column) {
             return Ok(Cell::NotShown);
         }
         let only_allowed = self.matrix.options.only_allowed;
-        match if is_single { self.evaluated(row, column) } else { self.sides(row, column) } {
+        match if needs_evaluation { self.evaluate_pair(row, column) } else { self.sides_from_ports(row, column) } {
             Ok(sides) if only_allowed && sides.verdict() == Verdict::Deny && sides.only_family.is_none() => {
                 Ok(Cell::NotShown)
             }
@@ -220,29 +224,30 @@ impl AtPort<'_, '_, '_, '_> {
         }
     }
 
-    fn evaluated(&self, row: usize, column: usize) -> Result<Sides, VerdictError> {
+    /// Evaluates a connection between two groups.
+    fn evaluate_pair(&self, row: usize, column: usize) -> Result<Sides, VerdictError> {
         let groups = self.matrix.groups;
         self.evaluate.sides(&groups[row].source, &groups[column].destination, self.port)
     }
 
-    /// Returns the verdicts between pods of two groups.
-    fn sides(&mut self, row: usize, column: usize) -> Result<Sides, VerdictError> {
+    /// Returns the verdicts between pods of two groups, from their sets of ports.
+    fn sides_from_ports(&mut self, row: usize, column: usize) -> Result<Sides, VerdictError> {
         let (from, to) = (&self.matrix.groups[row], &self.matrix.groups[column]);
         let (Some(source), Some(destination)) = (&self.pods[row], &self.pods[column]) else {
-            return self.evaluated(row, column);
+            return self.evaluate_pair(row, column);
         };
         let is_same = from.is_same_pod(to);
         let mut families = [None, None];
         for (family, ids) in self.matrix.reachability.sides(from.end, to.end).into_iter().enumerate() {
             let Some(ids) = ids else { continue };
-            let [ingress, egress] = if is_same { [PortIds::ALL; 2] } else { ids }.map(|ids| self.verdict(ids));
+            let [ingress, egress] = if is_same { [PortIds::ALL; 2] } else { ids }.map(|ids| self.verdict_at_port(ids));
             let sides = [
                 (Direction::Egress, egress, &source.source, &destination.destination, source),
                 (Direction::Ingress, ingress, &destination.destination, &source.source, destination),
             ];
-            for (direction, verdict, own, other, of_group) in sides {
+            for (direction, verdict, own, other, group_pods) in sides {
                 let remote = other.pod.addresses.iter().find(|address| usize::from(address.is_ipv6()) == family);
-                let is_unevaluated = of_group.may_change[direction as usize] && !is_same;
+                let is_unevaluated = group_pods.may_change[direction as usize] && !is_same;
                 let Some(remote) = remote.filter(|_| !is_unevaluated) else { continue };
                 let key = (direction, own.rule_sets[direction as usize], other.addresses[family], verdict as u8);
                 // Traffic of a pod to its own address does not depend on rules.
@@ -264,7 +269,7 @@ impl AtPort<'_, '_, '_, '_> {
         Packet { pod, direction, remote, protocol, port, from_node: false, is_hairpin, post_dnat: false }
     }
 
-    fn verdict(&self, ids: PortIds) -> Verdict {
+    fn verdict_at_port(&self, ids: PortIds) -> Verdict {
         let has_port = |set: &netpol_policy::offline::PortSet| set.contains(self.port.protocol, self.port.port);
         match self.matrix.reachability.ports(ids).map(has_port) {
             [true, _] => Verdict::Allow,

@@ -1,4 +1,4 @@
-//! Records of agents as observations.
+//! Converts the agents' records of flows to observations, which are the input of `netpol_policy::record`.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use netpol_policy::record::{Observation, ObservedEnd, Recorder};
 
 use crate::table::counted;
 
-/// Reasons that do not depend on rules.
+/// The reasons of verdicts that do not depend on rules.
 const INDEPENDENT: [Reason; 4] = [Reason::LocalNode, Reason::Hairpin, Reason::NeighborDiscovery, Reason::IcmpError];
 
 /// The records of a command.
@@ -19,10 +19,13 @@ const INDEPENDENT: [Reason; 4] = [Reason::LocalNode, Reason::Hairpin, Reason::Ne
 pub(super) struct Records {
     pub(super) recorder: Recorder,
     include_denied: bool,
-    /// Flows without a record: they exceeded the agents' rate limits, or netpol has read too slowly.
+    /// The number of flows that have no record, because of the agents' rate limits.
     rate_limited: u64,
+    /// The number of records that were lost, because this command read too slowly.
     lost: u64,
+    /// The number of records of unknown types.
     unknown: usize,
+    /// The addresses of multicast groups with flows.
     multicast: BTreeSet<String>,
 }
 
@@ -31,7 +34,7 @@ impl Records {
         Self { include_denied, ..Self::default() }
     }
 
-    /// Adds a record; `None` is one of a type that this version does not know.
+    /// Adds a record. `None`: a record of a type that this version does not know.
     pub(super) fn add(&mut self, record: Option<Record>) -> Result<()> {
         let Some(record) = record else {
             self.unknown += 1;
@@ -48,7 +51,7 @@ impl Records {
             Record::Multicast(summary) if self.is_observed(summary.verdict, &summary.reason) => {
                 self.multicast.extend(summary.to.address.map(|address| address.to_string()));
             }
-            // The start of the flow is a record, too.
+            // Totals need not be counted: the start of the flow has its own record.
             Record::Flow(_) | Record::FlowTotals(_) | Record::Multicast(_) => {}
             Record::RateLimited(limited) => {
                 if limited.verdict != FlowVerdict::Denied || self.include_denied {
@@ -60,8 +63,9 @@ impl Records {
         Ok(())
     }
 
+    /// Returns whether the policies must allow a flow with this verdict and reason.
     fn is_observed(&self, verdict: FlowVerdict, reason: &str) -> bool {
-        // Other denied packets, such as spoofed ones, are never recorded.
+        // Packets that are denied for another reason, such as spoofed packets, never get a rule.
         let by_policy = Reason::ALL.iter().any(|one| one.is_by_policies() && !one.allows() && one.name() == reason);
         match verdict {
             FlowVerdict::Allowed => true,
@@ -70,7 +74,7 @@ impl Records {
         }
     }
 
-    /// What the policies may not contain: a sentence for each cause.
+    /// Returns why the policies may be incomplete: one sentence for each cause.
     pub(super) fn remarks(&self) -> Vec<String> {
         let mut remarks = Vec::new();
         let missing = self.rate_limited.saturating_add(self.lost);
@@ -99,7 +103,7 @@ impl Records {
     }
 }
 
-/// Returns `None` for a protocol without a number.
+/// Converts a record. `None` if the protocol has no number.
 fn observation(flow: FlowRecord) -> Option<Observation> {
     let protocol = protocol_number(&flow.protocol)?;
     let receiver = flow.to.pod_name();
@@ -114,8 +118,8 @@ fn observation(flow: FlowRecord) -> Option<Observation> {
     Some(Observation {
         node: flow.header.node.into(),
         direction,
-        from: end(flow.from),
-        to: end(flow.to),
+        from: observed_end(flow.from),
+        to: observed_end(flow.to),
         protocol,
         port: flow.port,
         masqueraded,
@@ -124,7 +128,7 @@ fn observation(flow: FlowRecord) -> Option<Observation> {
     })
 }
 
-fn end(end: FlowEnd) -> ObservedEnd {
+fn observed_end(end: FlowEnd) -> ObservedEnd {
     let services = end.services.iter().filter_map(|name| name.split_once('/'));
     ObservedEnd {
         pod: end.namespace.zip(end.pod).map(|(namespace, name)| PodKey::new(namespace, name)),

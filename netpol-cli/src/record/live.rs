@@ -1,4 +1,4 @@
-//! The flows of the agents, and the objects of the cluster.
+//! Reads the flows of the agents, and the objects of the cluster.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,8 @@ use crate::live::{self, Needed};
 use crate::message::message;
 use crate::remote::Fleet;
 
-/// Reads the flows, and then the objects: pods that have started since the first flow are included.
+/// Reads the flows, and then the objects. In this order, the objects include pods that have started since the first
+/// flow.
 pub(super) async fn read(options: &RecordOptions) -> Result<Source> {
     let mut fleet = Fleet::find(&options.agents).await?;
     let namespaces = namespaces(options, &fleet);
@@ -25,7 +26,7 @@ pub(super) async fn read(options: &RecordOptions) -> Result<Source> {
     if let Some(kube) = fleet.kube.as_ref().filter(|_| options.input.paths.is_empty()) {
         let needed = Needed { namespaces: namespaces.clone().unwrap_or_default(), workloads: BTreeSet::default() };
         objects = live::read(kube, &needed, live::RESPONSE_TIME).await?;
-        // Policies of any kind do not matter here, and records have the labels of pods.
+        // Policies of any kind are not needed to record policies, so missing policies are not reported.
         for missing in objects.missing.iter().filter(|missing| !missing.is_unevaluated) {
             if missing.kind != "NetworkPolicies" {
                 message!("netpol: {}", Safe(missing));
@@ -46,18 +47,18 @@ fn namespaces(options: &RecordOptions, fleet: &Fleet) -> Option<BTreeSet<String>
     fleet.kube.as_ref().map(|kube| BTreeSet::from([kube.namespace.clone()]))
 }
 
-/// The path of the request.
+/// Returns the path of the request.
 fn path(options: &RecordOptions, namespaces: Option<&BTreeSet<String>>) -> String {
     let mut verdicts = vec![FlowVerdict::Allowed, FlowVerdict::Shadow];
     verdicts.extend(options.content.include_denied.then_some(FlowVerdict::Denied));
-    // An agent filters by one namespace only.
+    // An agent can filter by one namespace, but not by several.
     let only = namespaces.filter(|names| names.len() == 1).and_then(|names| names.first().cloned());
     let query =
         FlowQuery { since: Some(options.since), verdicts, namespace: only, labels: true, ..FlowQuery::default() };
     format!("/v1/flows?{}", query.to_query())
 }
 
-/// Reads the flows that exist. Returns the number of agents that responded.
+/// Reads the flows that agents have in memory. Returns the number of agents that responded.
 async fn collect(
     options: &RecordOptions,
     namespaces: Option<&BTreeSet<String>>,

@@ -1,4 +1,4 @@
-//! `netpol record`: policies from observed flows.
+//! `netpol record`: writes policies that allow observed flows.
 
 mod convert;
 mod live;
@@ -22,19 +22,19 @@ use crate::remote::runtime;
 
 use convert::Records;
 
-/// What was read.
+/// The flows and objects that were read.
 struct Source {
     records: Records,
     /// The pods, workloads and Services.
     objects: Input,
-    /// The namespaces to write policies for; `None`: all.
+    /// The namespaces to write policies for; `None`: all namespaces.
     namespaces: Option<BTreeSet<String>>,
     exit: Exit,
 }
 
 pub(crate) fn run(options: &RecordOptions, out: &mut impl Write) -> Result<Exit> {
     let source = match &options.flows {
-        Some(path) => of_file(path, options)?,
+        Some(path) => read_file(path, options)?,
         None => runtime()?.block_on(live::read(options))?,
     };
     let Source { records, objects, namespaces, exit } = source;
@@ -70,7 +70,7 @@ fn write(recording: &Recording, records: &Records, output: RecordOutput, out: &m
 }
 
 /// Reads a file of records, and manifests.
-fn of_file(path: &Path, options: &RecordOptions) -> Result<Source> {
+fn read_file(path: &Path, options: &RecordOptions) -> Result<Source> {
     let is_stdin = path.as_os_str() == "-";
     if is_stdin && options.input.paths.iter().any(|path| path.as_os_str() == "-") {
         bail!("standard input cannot be both: --flows and -f are -");

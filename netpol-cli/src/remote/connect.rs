@@ -1,4 +1,4 @@
-//! A connection to an agent.
+//! Opens a connection to an agent.
 
 use std::io;
 use std::path::PathBuf;
@@ -22,21 +22,21 @@ use super::kubernetes::explain_with_hint;
 
 /// The container of the agent, in deploy/base/daemonset.yaml.
 const CONTAINER: &str = "agent";
-/// The command that connects its standard input and output to the agent's socket.
+/// The command in the agent's container. It connects its standard input and output to the agent's socket.
 const COMMAND: [&str; 2] = ["/netpol-agent", "connect"];
 /// The size of the buffers between the HTTP client and the WebSocket.
 const BUFFER: usize = 64 << 10;
-/// How long to wait for the message of a command that has failed.
+/// How long to wait for the error message of a command that has failed.
 const MESSAGE_TIME: Duration = Duration::from_millis(300);
-/// The maximum length of this message.
+/// The maximum length of this error message, in bytes.
 const MESSAGE_LENGTH: u64 = 4096;
 
-/// The way to an agent.
+/// How an agent is reached.
 #[derive(Clone)]
 pub(super) enum Route {
-    /// A Unix socket of this machine.
+    /// By a Unix socket of this machine.
     Socket(PathBuf),
-    /// A command in a pod.
+    /// By a command in the agent's pod (`pods/exec` of the API server).
     Exec { pods: Box<Api<Pod>>, pod: String },
 }
 
@@ -48,22 +48,22 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// An open connection.
 pub(super) struct Connection {
     pub(super) stream: Box<dyn Stream>,
-    /// Why it was closed, if the other end reports it.
+    /// Why the connection was closed, if the command reports it.
     pub(super) closed: Closed,
 }
 
-/// The reason for the end of a connection.
+/// Receives the reason why a connection was closed. Without a receiver, there is no reason.
 pub(super) struct Closed(Option<oneshot::Receiver<String>>);
 
 impl Closed {
-    /// Returns the message of the command, if it has failed.
+    /// Returns the error message of the command, if the command has failed.
     pub(super) async fn reason(self) -> Option<String> {
         timeout(MESSAGE_TIME, self.0?).await.ok()?.ok().filter(|reason| !reason.is_empty())
     }
 }
 
 impl Route {
-    /// Connects; the error is a message.
+    /// Opens a connection. The error is a message.
     pub(super) async fn connect(&self) -> Result<Connection, String> {
         match self {
             Self::Socket(path) => match UnixStream::connect(path).await {
@@ -91,26 +91,28 @@ async fn exec(pods: &Api<Pod>, pod: &str) -> Result<Connection, String> {
     let (Some(input), Some(output)) = (process.stdin(), process.stdout()) else {
         return Err("the API server opened no streams".to_owned());
     };
-    let (ended, end) = oneshot::channel();
-    let (sender, receiver) = oneshot::channel();
-    tokio::spawn(watch(process.stderr(), process.take_status(), ended, sender));
+    let (end_sender, end) = oneshot::channel();
+    let (message_sender, message) = oneshot::channel();
+    tokio::spawn(watch(process.stderr(), process.take_status(), end_sender, message_sender));
     Ok(Connection {
         stream: Box::new(ExecStream { joined: join(output, input), end: Some(end), _process: process }),
-        closed: Closed(Some(receiver)),
+        closed: Closed(Some(message)),
     })
 }
 
-/// Waits for the end of a command. Sends whether it was successful, and the message of the command.
+/// Waits for the end of a command. Sends its error message, and whether it was successful. `errors`: its standard
+/// error.
 async fn watch(
     errors: Option<impl AsyncRead + Unpin>,
     status: Option<impl Future<Output = Option<Status>>>,
-    ended: oneshot::Sender<bool>,
-    message: oneshot::Sender<String>,
+    end_sender: oneshot::Sender<bool>,
+    message_sender: oneshot::Sender<String>,
 ) {
     let mut text = Vec::new();
     let read = async {
         if let Some(mut errors) = errors {
-            // Without the text, the status remains. The rest is read so that the command does not wait.
+            // If reading fails, the status is still reported. The rest of the text is read, too, because the command
+            // would otherwise wait until it can write.
             let _ = (&mut errors).take(MESSAGE_LENGTH).read_to_end(&mut text).await;
             let _ = copy(&mut errors, &mut sink()).await;
         }
@@ -123,7 +125,7 @@ async fn watch(
         }
     };
     let status = tokio::select! {
-        // First, so that the text before the status is read.
+        // Standard error is polled first, so that text that arrived before the status is read.
         biased;
         () = read => None,
         status = wait => status,
@@ -136,15 +138,15 @@ async fn watch(
         None => "the API server closed the connection to the pod".to_owned(),
     };
     let text = if text.is_empty() || status.is_empty() { text + &status } else { format!("{text} ({status})") };
-    // Errors mean that the connection is no longer used.
-    let _ = message.send(text);
-    let _ = ended.send(is_success);
+    // An error means that the connection is no longer used.
+    let _ = message_sender.send(text);
+    let _ = end_sender.send(is_success);
 }
 
-/// The standard input and output of a command. Dropping it closes the WebSocket, which ends the command.
+/// The standard input and output of a command. If this value is dropped, the WebSocket is closed, and the command ends.
 struct ExecStream {
     joined: Join<ReadHalf<SimplexStream>, WriteHalf<SimplexStream>>,
-    /// Resolves at the end of the command. If the WebSocket breaks, nothing else ends the output.
+    /// Resolves at the end of the command. This is needed because the output does not end if the WebSocket breaks.
     end: Option<oneshot::Receiver<bool>>,
     _process: AttachedProcess,
 }
@@ -159,7 +161,7 @@ impl AsyncRead for ExecStream {
         let Some(end) = self.end.as_mut().filter(|_| read.is_pending()) else { return read };
         let Poll::Ready(is_success) = Pin::new(end).poll(context) else { return Poll::Pending };
         self.end = None;
-        // What arrived before the end.
+        // Reads bytes that arrived before the end.
         let last = Pin::new(&mut self.joined).poll_read(context, buffer);
         match (last, is_success) {
             (Poll::Ready(last), _) => Poll::Ready(last),

@@ -1,4 +1,4 @@
-//! All agents of a command, and requests to all of them in parallel.
+//! Finds the agents that a command uses, and sends requests to all of them in parallel.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IsTerminal};
@@ -29,17 +29,17 @@ use crate::table::counted;
 
 /// The label of the agents' pods, in deploy/base/daemonset.yaml.
 pub(crate) const AGENT_LABEL: &str = "app=netpol-agent";
-/// The number of connections that are opened at a time.
+/// The maximum number of requests at the same time.
 const PARALLEL: usize = 64;
-/// The time after which the nodes without a response are printed, if standard error is a terminal.
+/// The time after which a progress message is printed, if standard error is a terminal.
 const PROGRESS_DELAY: Duration = Duration::from_secs(1);
-/// The number of nodes that are named then.
+/// The number of nodes that a progress message names.
 const NODES_SHOWN: usize = 5;
 
-/// The agents.
+/// The agents that a command uses.
 pub(crate) struct Fleet {
     agents: Vec<Agent>,
-    /// Nodes without a response.
+    /// Nodes that did not respond.
     failures: Vec<Failure>,
     /// Failures that were printed.
     reported: BTreeSet<Failure>,
@@ -47,7 +47,7 @@ pub(crate) struct Fleet {
     pub(crate) kube: Option<Kube>,
     request_timeout: Duration,
     agent_namespace: String,
-    /// The start of kubectl commands for the agents' pods, with the context in use.
+    /// The start of kubectl commands in messages, with the options for this cluster and the agents' namespace.
     kubectl: String,
 }
 
@@ -58,7 +58,7 @@ struct Agent {
     route: Route,
 }
 
-/// A node without a response, or with a part of it.
+/// A node that did not respond, or with a response that is not complete.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub(crate) struct Failure {
     pub(crate) node: String,
@@ -148,20 +148,22 @@ impl Fleet {
         Ok(())
     }
 
-    /// Whether the agent is reached at a socket, so that its node's name is not known before it responds.
+    /// Returns whether the only agent is reached by a socket. If so, the name of its node is not known before it
+    /// responds.
     pub(crate) fn is_local(&self) -> bool {
         self.kube.is_none()
     }
 
-    /// Requests a JSON document from all agents. Returns the responses ordered by node; agents without one are failures.
+    /// Requests a JSON document from all agents. Returns the responses, ordered by node. Agents that do not respond are
+    /// stored as failures.
     pub(crate) async fn get<T: DeserializeOwned>(&mut self, path: &str) -> Vec<Answer<T>> {
         self.get_within(path, self.request_timeout).await
     }
 
-    /// The same, with another time limit.
+    /// Requests a JSON document as [`Fleet::get`], with another time limit.
     pub(crate) async fn get_within<T: DeserializeOwned>(&mut self, path: &str, limit: Duration) -> Vec<Answer<T>> {
         let path: Arc<str> = path.into();
-        self.each(limit, move |route| {
+        self.send_to_all(limit, move |route| {
             let path = path.clone();
             async move { http::get(&route, &path).await }
         })
@@ -171,14 +173,14 @@ impl Fleet {
     /// Opens a stream of lines from each agent.
     pub(crate) async fn lines(&mut self, path: &str) -> Vec<Answer<Lines>> {
         let path: Arc<str> = path.into();
-        self.each(self.request_timeout, move |route| {
+        self.send_to_all(self.request_timeout, move |route| {
             let path = path.clone();
             async move { http::lines(&route, &path).await }
         })
         .await
     }
 
-    async fn each<T, F>(&mut self, limit: Duration, request: impl Fn(Route) -> F) -> Vec<Answer<T>>
+    async fn send_to_all<T, F>(&mut self, limit: Duration, request: impl Fn(Route) -> F) -> Vec<Answer<T>>
     where
         F: Future<Output = Result<T, String>>,
     {
@@ -200,14 +202,14 @@ impl Fleet {
             match result {
                 Ok(Ok(content)) => answers.push(Answer { node: agent.node, content }),
                 Ok(Err(error)) => self.fail(&agent.node, error),
-                Err(_) => self.fail(&agent.node, self.silent(&agent, limit)),
+                Err(_) => self.fail(&agent.node, self.timeout_message(&agent, limit)),
             }
         }
         answers.sort_by(|a, b| a.node.cmp(&b.node));
         answers
     }
 
-    fn silent(&self, agent: &Agent, limit: Duration) -> String {
+    fn timeout_message(&self, agent: &Agent, limit: Duration) -> String {
         let next = match &agent.route {
             Route::Socket(_) => String::new(),
             Route::Exec { pod, .. } => {
@@ -222,38 +224,38 @@ impl Fleet {
         self.failures.push(Failure { node: node.to_owned(), error });
     }
 
-    /// The nodes without a response, ordered by name.
+    /// Returns the nodes that did not respond, ordered by name.
     pub(crate) fn failures(&mut self) -> &[Failure] {
         self.failures.sort();
         self.failures.dedup();
         &self.failures
     }
 
-    /// Clears the failures before the next requests to the agents.
+    /// Removes the failures of agents before the next requests to them. Failures of nodes without an agent stay.
     pub(crate) fn forget_failures(&mut self) {
-        let of_agents: BTreeSet<&String> = self.agents.iter().map(|agent| &agent.node).collect();
-        self.failures.retain(|failure| !of_agents.contains(&failure.node));
+        let nodes_with_agent: BTreeSet<&String> = self.agents.iter().map(|agent| &agent.node).collect();
+        self.failures.retain(|failure| !nodes_with_agent.contains(&failure.node));
     }
 
-    /// Records the nodes on which no agent runs. The error is a message.
+    /// Stores the nodes on which no agent runs as failures. The error is a message.
     pub(crate) async fn find_nodes_without_agent(&mut self) -> Result<(), String> {
         let Some(kube) = &self.kube else { return Ok(()) };
         let api: Api<Node> = Api::all(kube.client.clone());
         let nodes = within(self.request_timeout.max(API_TIME), "", api.list_metadata(&ListParams::default())).await?;
         for node in nodes.items.into_iter().filter_map(|node| node.metadata.name) {
-            if !self.has(&node) {
+            if !self.has_node(&node) {
                 self.fail(&node, "no agent runs there; policies are not enforced on this node".to_owned());
             }
         }
         Ok(())
     }
 
-    /// Whether a node has an agent, or was reported without one.
-    fn has(&self, node: &str) -> bool {
+    /// Returns whether a node has an agent, or is a failure already.
+    fn has_node(&self, node: &str) -> bool {
         self.agents.iter().any(|agent| agent.node == node) || self.failures.iter().any(|failure| failure.node == node)
     }
 
-    /// Prints a line for each node without a response to standard error, once.
+    /// Prints a line to standard error for each failure that was not printed before.
     pub(crate) fn report_failures(&mut self) {
         let what = if self.is_local() { "agent at" } else { "node" };
         self.failures.sort();
@@ -265,8 +267,8 @@ impl Fleet {
         }
     }
 
-    /// Prints a line for each node without a response to standard error, and returns the exit code. If no agent has
-    /// responded at all, this is an error.
+    /// Prints the failures, and returns the exit code. It is an error if no agent has responded. `answered`: the number
+    /// of agents that responded.
     pub(crate) fn finish(&mut self, answered: usize) -> Result<Exit> {
         self.report_failures();
         match (answered, self.failures().len()) {
@@ -283,22 +285,24 @@ impl Fleet {
     }
 }
 
-/// The time for a list of the API server.
+/// The minimum of the time limit for requests to the API server.
 const API_TIME: Duration = Duration::from_secs(10);
 
-/// Returns the socket to use, if any: that of `--socket`, or the default one, if there is no kubeconfig.
+/// Returns the socket to use: the socket of `--socket`, or the default socket if there is no kubeconfig. `None`: use
+/// the API server.
 fn socket(options: &AgentOptions) -> Option<&Path> {
     let default = Path::new(netpol_api::DEFAULT_SOCKET);
     let is_local = || options.nodes.is_empty() && !has_kubeconfig(&options.kube) && default.exists();
     options.socket.as_deref().or_else(|| is_local().then_some(default))
 }
 
+/// Returns a rank by which pods of the same node are compared: the pod with the higher rank is used.
 fn rank(pod: &Pod) -> (bool, bool) {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     (pod.metadata.deletion_timestamp.is_none(), phase == Some("Running"))
 }
 
-/// Waits for a future, and prints a line to a terminal if it takes long.
+/// Waits for a future. If this takes long, prints a progress message to a terminal.
 pub(crate) async fn progress<F: Future>(what: &str, future: F) -> F::Output {
     tokio::pin!(future);
     tokio::select! {
@@ -312,7 +316,7 @@ pub(crate) async fn progress<F: Future>(what: &str, future: F) -> F::Output {
     }
 }
 
-/// Prints the nodes that have not responded after a second.
+/// Prints the nodes that have not responded after [`PROGRESS_DELAY`].
 async fn print_waiting(waiting: &Mutex<BTreeSet<String>>) {
     tokio::time::sleep(PROGRESS_DELAY).await;
     if !io::stderr().is_terminal() {

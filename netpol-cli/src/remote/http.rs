@@ -10,9 +10,9 @@ use serde::de::DeserializeOwned;
 
 use super::connect::{Closed, Connection, Route};
 
-/// The maximum size of a response that is not a stream: more than the status of the largest node.
+/// The maximum size of a response that is not a stream, in bytes. The status of the largest node is smaller.
 const MAX_RESPONSE: usize = 64 << 20;
-/// The maximum size of a line of a stream.
+/// The maximum size of a line of a stream, in bytes.
 const MAX_LINE: usize = 1 << 20;
 
 /// Requests a JSON document. The error is a message.
@@ -20,7 +20,7 @@ pub(super) async fn get<T: DeserializeOwned>(route: &Route, path: &str) -> Resul
     let (response, closed) = send(route, path).await?;
     let body = match Limited::new(response.into_body(), MAX_RESPONSE).collect().await {
         Ok(body) => body.to_bytes(),
-        Err(error) => return Err(broken(&*error, closed).await),
+        Err(error) => return Err(broken_message(&*error, closed).await),
     };
     serde_json::from_slice(&body)
         .map_err(|error| format!("the agent's response is not valid: {error} (the agent may have another version)"))
@@ -38,14 +38,14 @@ async fn send(route: &Route, path: &str) -> Result<(Response<Incoming>, Closed),
     let request = request.map_err(|error| error.to_string())?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error_chain(&error))?;
-    // The response reports the error of the connection. The task ends with the connection, and a body that is dropped
-    // closes the connection.
+    // The task drives the connection, and ends with it. Its error is ignored, because the request or the body returns
+    // it, too. If the body of the response is dropped, the connection is closed.
     tokio::spawn(async move {
         let _ = connection.await;
     });
     let response = match sender.send_request(request).await {
         Ok(response) => response,
-        Err(error) => return Err(broken(&error, closed).await),
+        Err(error) => return Err(broken_message(&error, closed).await),
     };
     let status = response.status();
     if status == StatusCode::OK {
@@ -62,7 +62,8 @@ async fn send(route: &Route, path: &str) -> Result<(Response<Incoming>, Closed),
     })
 }
 
-async fn broken(error: &(dyn std::error::Error + Send + Sync + 'static), closed: Closed) -> String {
+/// Returns a message about a connection that was closed too early.
+async fn broken_message(error: &(dyn std::error::Error + Send + Sync + 'static), closed: Closed) -> String {
     match closed.reason().await {
         Some(reason) => format!("connection closed: {reason}"),
         None => format!("connection closed: {}", error_chain(error)),
@@ -73,12 +74,13 @@ async fn broken(error: &(dyn std::error::Error + Send + Sync + 'static), closed:
 pub(crate) struct Lines {
     body: Incoming,
     buffer: Vec<u8>,
+    /// The position of the next line in `buffer`.
     start: usize,
     closed: Option<Closed>,
 }
 
 impl Lines {
-    /// Returns the next line without its end; `None` at the end of the response.
+    /// Returns the next line, without the newline; `None` at the end of the response.
     pub(crate) async fn next(&mut self) -> Result<Option<Vec<u8>>, String> {
         loop {
             if let Some(length) = self.buffer[self.start..].iter().position(|byte| *byte == b'\n') {
@@ -99,7 +101,7 @@ impl Lines {
                 }
                 Some(Err(error)) => {
                     return Err(match self.closed.take() {
-                        Some(closed) => broken(&error, closed).await,
+                        Some(closed) => broken_message(&error, closed).await,
                         None => error_chain(&error),
                     });
                 }

@@ -1,4 +1,4 @@
-//! A client of the API server, with the user's kubeconfig.
+//! Creates a client of the API server, with the user's kubeconfig.
 
 use std::path::Path;
 use std::time::Duration;
@@ -18,16 +18,16 @@ pub(crate) struct Kube {
     pub(crate) client: kube::Client,
     /// The namespace of the context.
     pub(crate) namespace: String,
-    /// The options with which kubectl and netpol use the same cluster, for a shell: `--context staging `. Empty in a pod,
-    /// without a kubeconfig.
+    /// Options for commands of kubectl and netpol in messages, so that they use the same cluster. They are quoted for a
+    /// shell, such as `--context staging `. Empty in a pod without a kubeconfig.
     pub(crate) kubectl_options: String,
 }
 
 impl Kube {
-    /// Creates a client, without connecting. `alternative`: the end of the message if there is no kubeconfig.
+    /// Creates a client, without connecting. `alternative`: the end of the error message if there is no kubeconfig.
     pub(crate) async fn open(options: &KubeOptions, alternative: &str) -> Result<Self> {
         let (mut config, context) = config(options, alternative).await?;
-        // A request that fails is reported at once, instead of being repeated for minutes.
+        // A failed request is reported at once. By default, the client would repeat it for minutes.
         config.default_retry = false;
         let namespace = config.default_namespace.clone();
         let client = kube::Client::try_from(config)
@@ -69,7 +69,8 @@ async fn config(options: &KubeOptions, alternative: &str) -> Result<(Config, Opt
     Ok((config, context))
 }
 
-/// Waits for a response of the API server; the error is a message. `hint` is its end if the request is forbidden.
+/// Waits for a response of the API server, up to a time limit. The error is a message. `hint`: the end of the message
+/// if the request is forbidden.
 pub(crate) async fn within<T>(
     limit: Duration,
     hint: &str,
@@ -84,7 +85,8 @@ pub(crate) async fn within<T>(
     }
 }
 
-/// Returns why a request to the API server failed, for a message. `hint` is its end if the request is forbidden.
+/// Returns why a request to the API server failed, for a message. `hint`: the end of the message if the request is
+/// forbidden.
 pub(super) fn explain_with_hint(error: &kube::Error, hint: &str) -> String {
     let is_forbidden = matches!(error, kube::Error::Api(status) if status.code == 403);
     explain_error(error) + if is_forbidden { hint } else { "" }

@@ -1,4 +1,5 @@
-//! Reaches agents: on this node at a Unix socket, or on all nodes of a cluster through the API server.
+//! Sends requests to agents: to the agent of this node by a Unix socket, or to all agents of a cluster by the API
+//! server.
 //!
 //! ```text
 //! kubeconfig ─► list pods of the DaemonSet ─► pods/exec `netpol-agent connect` ─► the agent's socket
@@ -17,10 +18,10 @@ pub(crate) use fleet::{AGENT_LABEL, Answer, Failure, Fleet, progress};
 pub(crate) use http::Lines;
 pub(crate) use kubernetes::{Kube, explain_error, within};
 
-/// The hint if the agents' pods cannot be listed or used.
+/// The hint in messages if the user has no right to list the agents' pods or to run commands in them.
 const VIEWER: &str = "; an administrator can grant it with deploy/components/viewer";
 
-/// Creates the runtime of a command.
+/// Creates the tokio runtime of a command.
 pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     anyhow::Context::context(
         tokio::runtime::Builder::new_current_thread().enable_all().build(),

@@ -1,4 +1,4 @@
-//! Requests to the API server, each with a time limit.
+//! Sends requests to the API server, each with a time limit.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,10 +21,10 @@ use super::target::UNTIL;
 use crate::args::ApiOptions;
 use crate::remote::{AGENT_LABEL, Kube, within};
 
-/// The time limit for the name of the caller, which is only printed.
+/// The time limit for reading the name of the caller. It is short, because the name is only printed.
 const REVIEW_TIME: Duration = Duration::from_secs(2);
 
-/// The hint if a Namespace cannot be read or changed.
+/// The hint in messages if the caller has no right to read or change a Namespace.
 const NEEDED: &str = "; it needs the verbs get and patch on this Namespace";
 
 /// A client of the API server.
@@ -36,7 +36,7 @@ pub(super) struct Cluster {
 /// A Namespace before a change.
 pub(super) struct Before {
     pub(super) annotations: BTreeMap<String, String>,
-    /// The time of the API server; `None` if the response has none.
+    /// The time of the API server; `None` if the response has no time.
     pub(super) time: Option<Timestamp>,
 }
 
@@ -45,19 +45,19 @@ impl Cluster {
         Ok(Self { kube: Kube::open(&options.kube, "").await?, limit: options.request_timeout })
     }
 
-    /// Reads the annotations of a Namespace; the error is a message.
+    /// Reads the Namespace to change. The error is a message.
     pub(super) async fn read(&self, namespace: &str) -> Result<Before, String> {
         within(self.limit, NEEDED, get(&self.kube, namespace)).await
     }
 
-    /// Reads the annotations of a Namespace that is not changed; the error is a message.
+    /// Reads the annotations of a Namespace that is not changed. The error is a message.
     pub(super) async fn annotations(&self, namespace: &str) -> Result<BTreeMap<String, String>, String> {
         let api: Api<Namespace> = Api::all(self.kube.client.clone());
         let namespace = within(self.limit, "", api.get_metadata(namespace)).await?;
         Ok(namespace.metadata.annotations.unwrap_or_default())
     }
 
-    /// Changes annotations of a Namespace; the error is a message.
+    /// Changes annotations of a Namespace. The error is a message.
     pub(super) async fn patch(&self, namespace: &str, annotations: &Value) -> Result<(), String> {
         let api: Api<Namespace> = Api::all(self.kube.client.clone());
         let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
@@ -65,14 +65,15 @@ impl Cluster {
         within(self.limit, NEEDED, api.patch(namespace, &parameters, &patch)).await.map(drop)
     }
 
-    /// Returns whether a namespace has pods of the agents; the error is a message.
+    /// Returns whether a namespace has pods of the agents. The error is a message.
     pub(super) async fn has_agents(&self, namespace: &str) -> Result<bool, String> {
         let api: Api<Pod> = Api::namespaced(self.kube.client.clone(), namespace);
         let parameters = ListParams::default().labels(AGENT_LABEL).limit(1);
         Ok(!within(self.limit, "", api.list_metadata(&parameters)).await?.items.is_empty())
     }
 
-    /// Returns the Namespaces with a suspension of their own, and its end; the error is a message.
+    /// Returns the Namespaces that have a suspension of their own, each with the end of the suspension. The error is a
+    /// message.
     pub(super) async fn suspended_namespaces(&self) -> Result<Vec<(String, String)>, String> {
         let api: Api<Namespace> = Api::all(self.kube.client.clone());
         let namespaces = within(self.limit, "", api.list_metadata(&ListParams::default())).await?.items.into_iter();
@@ -81,7 +82,8 @@ impl Cluster {
         Ok(suspended.collect())
     }
 
-    /// Returns the caller's name, as authenticated by the API server. API servers before Kubernetes 1.28 do not report it.
+    /// Returns the caller's name, as authenticated by the API server. API servers before Kubernetes 1.28 do not report
+    /// it.
     pub(super) async fn user(&self) -> Option<String> {
         let api: Api<SelfSubjectReview> = Api::all(self.kube.client.clone());
         let (parameters, review) = (PostParams::default(), SelfSubjectReview::default());

@@ -1,4 +1,4 @@
-//! Suspensions that still apply after `netpol resume`.
+//! Finds suspensions that are still in effect after `netpol resume`.
 
 use std::io::Write;
 
@@ -14,12 +14,12 @@ use crate::table::counted;
 /// The number of namespaces that are printed.
 const SHOWN: usize = 5;
 
-/// The suspensions that still apply.
+/// The suspensions that are still in effect.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Remaining {
     still_suspended: Vec<Suspended>,
-    /// Why there may be others.
+    /// Why there may be other suspensions.
     #[serde(skip_serializing_if = "Option::is_none")]
     still_suspended_unknown_because: Option<String>,
 }
@@ -36,7 +36,8 @@ struct Suspended {
     target: Target,
 }
 
-/// Reads the annotations of the other scope: the end, for each target. The error is a message.
+/// Reads the other suspensions: those of Namespaces if `target` is the cluster, otherwise that of the cluster. Returns
+/// each with its end. The error is a message.
 pub(super) async fn read(
     cluster: &Cluster,
     target: &Target,
@@ -52,10 +53,11 @@ pub(super) async fn read(
 }
 
 impl Remaining {
-    /// `agents` is whether agents run in their namespace. If not, a suspension of the cluster is elsewhere.
+    /// `has_agents`: whether agents run in `agent_namespace`. If not, a suspension of the cluster is an annotation of
+    /// another Namespace, and is not found.
     pub(super) fn new(
         others: Result<Vec<(Target, String)>, String>,
-        agents: &Result<bool, String>,
+        has_agents: &Result<bool, String>,
         now: Timestamp,
         agent_namespace: &str,
     ) -> Self {
@@ -63,7 +65,7 @@ impl Remaining {
             Ok(others) => (others, None),
             Err(error) => (Vec::new(), Some(error)),
         };
-        if unknown.is_none() && *agents == Ok(false) {
+        if unknown.is_none() && *has_agents == Ok(false) {
             unknown = Some(format!("no agents run in namespace {agent_namespace}; set --agent-namespace"));
         }
         let is_active = |until: &str| until.parse::<Timestamp>().is_ok_and(|until| until > now);
@@ -76,7 +78,7 @@ impl Remaining {
         Self { still_suspended: suspended.collect(), still_suspended_unknown_because: unknown }
     }
 
-    /// Whether a suspension still applies.
+    /// Returns whether a suspension is still in effect.
     pub(super) fn applies(&self) -> bool {
         !self.still_suspended.is_empty()
     }
@@ -91,7 +93,7 @@ pub(super) fn print_remaining(
     for suspended in remaining.still_suspended.iter().take(SHOWN) {
         let Suspended { target, until, .. } = suspended;
         writeln!(out, "enforcement of {} is still suspended until {}", target.title(), Safe(until))?;
-        writeln!(out, "to end:      {}", Safe(target.resume(options, agent_namespace)))?;
+        writeln!(out, "to end:      {}", Safe(target.resume_command(options, agent_namespace)))?;
     }
     let more = remaining.still_suspended.len().saturating_sub(SHOWN);
     if more > 0 {

@@ -1,15 +1,15 @@
-//! The Namespace and the annotations of a suspension, and the commands that change them.
+//! The target of a suspension: the Namespace and its annotations, and the commands that change them.
 
 use netpol_policy::text::Safe;
 
 use crate::args::{AGENT_NAMESPACE, SuspendScope};
 use crate::shell::quoted;
 
-/// The end of a suspension of the Namespace with this annotation.
+/// The annotation with the end of a suspension of its Namespace.
 pub(super) const UNTIL: &str = "netpol.io/suspended-until";
-/// The end of a suspension of the cluster, on the agents' Namespace.
+/// The annotation of the agents' Namespace with the end of a suspension of the cluster.
 pub(super) const CLUSTER_UNTIL: &str = "netpol.io/suspend-cluster-until";
-/// Why enforcement is suspended: one text for both annotations.
+/// The annotation with the reason of a suspension. It belongs to both annotations above.
 pub(super) const REASON: &str = "netpol.io/suspended-reason";
 
 /// What is suspended.
@@ -37,7 +37,8 @@ impl Target {
         self.until == CLUSTER_UNTIL
     }
 
-    /// The annotation of the same Namespace with the end of the other suspension, which has the same reason.
+    /// Returns the annotation with the end of the other suspension that this Namespace can have. Both have the same
+    /// annotation for the reason.
     pub(super) fn other_until(&self) -> &'static str {
         if self.is_cluster() { UNTIL } else { CLUSTER_UNTIL }
     }
@@ -50,8 +51,8 @@ impl Target {
         if self.is_cluster() { "the cluster".to_owned() } else { format!("namespace {}", Safe(&self.namespace)) }
     }
 
-    /// The command of kubectl that sets the annotations.
-    pub(super) fn kubectl_set(&self, options: &str, until: &str, reason: &str) -> String {
+    /// Returns the kubectl command that sets the annotations.
+    pub(super) fn kubectl_set_command(&self, options: &str, until: &str, reason: &str) -> String {
         let (namespace, annotation, reason) = (quoted(&self.namespace), self.until, quoted(reason));
         format!(
             "kubectl {options}annotate namespace {namespace} {annotation}={} {REASON}={reason} --overwrite",
@@ -59,17 +60,17 @@ impl Target {
         )
     }
 
-    /// The command of kubectl that removes them.
-    pub(super) fn kubectl_remove(&self, options: &str, keeps_reason: bool) -> String {
+    /// Returns the kubectl command that removes the annotations.
+    pub(super) fn kubectl_remove_command(&self, options: &str, keeps_reason: bool) -> String {
         let reason = if keeps_reason { String::new() } else { format!(" {REASON}-") };
         format!("kubectl {options}annotate namespace {} {}-{reason}", quoted(&self.namespace), self.until)
     }
 
-    pub(super) fn resume(&self, options: &str, agent_namespace: &str) -> String {
+    pub(super) fn resume_command(&self, options: &str, agent_namespace: &str) -> String {
         format!("netpol resume {options}{}", self.arguments(agent_namespace))
     }
 
-    pub(super) fn suspend(&self, options: &str, agent_namespace: &str) -> String {
+    pub(super) fn suspend_command(&self, options: &str, agent_namespace: &str) -> String {
         format!("netpol suspend {options}{} --for 30m --reason TEXT", self.arguments(agent_namespace))
     }
 
@@ -90,16 +91,16 @@ mod tests {
     fn commands_can_be_pasted() {
         let shop = Target::namespace("shop");
         assert_eq!(
-            shop.kubectl_set("--context staging ", "2026-11-29T12:30:00Z", "it's down; rm -rf"),
+            shop.kubectl_set_command("--context staging ", "2026-11-29T12:30:00Z", "it's down; rm -rf"),
             "kubectl --context staging annotate namespace shop netpol.io/suspended-until=2026-11-29T12:30:00Z \
              netpol.io/suspended-reason='it'\\''s down; rm -rf' --overwrite"
         );
-        assert_eq!(shop.kubectl_remove("", true), "kubectl annotate namespace shop netpol.io/suspended-until-");
-        assert_eq!(Target::namespace("a;reboot").resume("", "x"), "netpol resume -n 'a;reboot'");
+        assert_eq!(shop.kubectl_remove_command("", true), "kubectl annotate namespace shop netpol.io/suspended-until-");
+        assert_eq!(Target::namespace("a;reboot").resume_command("", "x"), "netpol resume -n 'a;reboot'");
         let cluster = Target { namespace: "netpol".to_owned(), until: CLUSTER_UNTIL };
-        assert_eq!(cluster.resume("", "netpol"), "netpol resume --cluster --agent-namespace netpol");
+        assert_eq!(cluster.resume_command("", "netpol"), "netpol resume --cluster --agent-namespace netpol");
         assert_eq!(
-            cluster.kubectl_remove("", false),
+            cluster.kubectl_remove_command("", false),
             "kubectl annotate namespace netpol netpol.io/suspend-cluster-until- netpol.io/suspended-reason-"
         );
     }

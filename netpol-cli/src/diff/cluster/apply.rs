@@ -1,4 +1,5 @@
-//! The objects of a cluster after `kubectl apply` of manifests. Objects that the manifests do not have stay.
+//! Computes the objects that a cluster would have after `kubectl apply` of manifests. Objects of the cluster that are
+//! not in the manifests stay.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -9,18 +10,20 @@ use netpol_policy::model::{
     WorkloadKey,
 };
 
-/// The labels and annotations that `kubectl apply` has set on an object. It removes those that its next manifest does
-/// not have, and keeps all others.
+/// The labels and annotations that `kubectl apply` has set on an object. When kubectl applies a new manifest that does
+/// not have one of these, it removes this label or annotation. It keeps all labels and annotations that others have
+/// set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Applied {
     pub(crate) labels: BTreeSet<String>,
     pub(crate) annotations: BTreeSet<String>,
 }
 
-/// Those of Namespaces and policies.
+/// The labels and annotations that kubectl has set on each Namespace and policy.
 pub(crate) type AppliedByKubectl = BTreeMap<ObjectKey, Applied>;
 
-/// Returns the objects of a cluster after a change, with the diagnostics of the change only.
+/// Returns the objects of the cluster `live` after the manifests `change` are applied. The result has only diagnostics
+/// of `change`.
 pub(super) fn apply(live: &Parsed, change: Parsed, applied: &AppliedByKubectl) -> Parsed {
     let Parsed { objects, errors, left_out, ignored, unevaluated, workloads, controllers, .. } = change;
     let mut result = Parsed { errors, left_out, ignored, ..live.clone() };
@@ -31,7 +34,7 @@ pub(super) fn apply(live: &Parsed, change: Parsed, applied: &AppliedByKubectl) -
     for located in objects {
         let key = located.object.key();
         if let Object::Slice(_) = &located.object {
-            slices.of_change.insert(key.clone());
+            slices.in_manifests.insert(key.clone());
         }
         let Some(&index) = indexes.get(&key) else {
             if let Object::Pod(pod) = &located.object {
@@ -41,13 +44,15 @@ pub(super) fn apply(live: &Parsed, change: Parsed, applied: &AppliedByKubectl) -
             result.objects.push(located);
             continue;
         };
-        let of_key = applied.get(&key).cloned().unwrap_or_default();
+        let applied_to_object = applied.get(&key).cloned().unwrap_or_default();
         let old = result.objects[index].object.clone();
         let object = match (old, located.object) {
-            (Object::Namespace(old), Object::Namespace(new)) => Object::Namespace(namespace(&old, new, &of_key)),
-            (Object::Policy(old), Object::Policy(new)) => Object::Policy(policy(&old, new, &of_key)),
+            (Object::Namespace(old), Object::Namespace(new)) => {
+                Object::Namespace(apply_namespace(&old, new, &applied_to_object))
+            }
+            (Object::Policy(old), Object::Policy(new)) => Object::Policy(apply_policy(&old, new, &applied_to_object)),
             (Object::Pod(old), Object::Pod(new)) => {
-                let new = pod(old.clone(), new);
+                let new = apply_pod(old.clone(), new);
                 if (&old.labels, &old.ports) != (&new.labels, &new.ports) {
                     changed_pods.extend([old, new.clone()]);
                 }
@@ -55,9 +60,9 @@ pub(super) fn apply(live: &Parsed, change: Parsed, applied: &AppliedByKubectl) -
             }
             (Object::Service(old), Object::Service(new)) => {
                 if old.ports != new.ports || old.selector != new.selector {
-                    slices.of_changed_services.insert(new.key.clone());
+                    slices.changed_services.insert(new.key.clone());
                 }
-                Object::Service(service(old, new))
+                Object::Service(apply_service(old, new))
             }
             (_, new) => new,
         };
@@ -75,8 +80,9 @@ pub(super) fn apply(live: &Parsed, change: Parsed, applied: &AppliedByKubectl) -
     result
 }
 
-/// Replaces or adds workloads. If a template differs, its controller replaces the pods: then the template stands for
-/// them. Returns the pods that are removed, and those that the templates stand for.
+/// Replaces or adds workloads. If a template changes, the controller of the workload replaces its pods. So the old pods
+/// are removed, and a pod of the new template stands for the new ones. Returns the removed pods, and the pods of new
+/// and changed templates.
 fn apply_workloads(result: &mut Parsed, workloads: Vec<Located<Workload>>) -> Vec<Pod> {
     let mut indexes: HashMap<WorkloadKey, usize> =
         result.workloads.iter().enumerate().map(|(index, located)| (located.object.key.clone(), index)).collect();
@@ -95,9 +101,10 @@ fn apply_workloads(result: &mut Parsed, workloads: Vec<Located<Workload>>) -> Ve
             result.workloads.push(located);
         }
     }
-    // Also the pods of a Deployment's ReplicaSets.
+    // The pods of a Deployment are controlled by its ReplicaSets.
     let is_restarted = |workload: &Workload| {
-        restarted.contains(&workload.key) || workload.controller.as_ref().is_some_and(|of| restarted.contains(of))
+        let controller = workload.controller.as_ref();
+        restarted.contains(&workload.key) || controller.is_some_and(|controller| restarted.contains(controller))
     };
     let controllers: HashSet<WorkloadKey> = result
         .workloads
@@ -106,8 +113,9 @@ fn apply_workloads(result: &mut Parsed, workloads: Vec<Located<Workload>>) -> Ve
         .filter(|workload| is_restarted(workload))
         .map(|workload| workload.key.clone())
         .collect();
-    let (removed, kept): (Vec<_>, Vec<_>) =
-        std::mem::take(&mut result.controllers).into_iter().partition(|(_, of)| controllers.contains(of));
+    let (removed, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut result.controllers)
+        .into_iter()
+        .partition(|(_, controller)| controllers.contains(controller));
     result.controllers = kept;
     let removed: HashSet<_> = removed.into_iter().map(|(pod, _)| pod).collect();
     result.objects.retain(|located| match &located.object {
@@ -120,27 +128,29 @@ fn apply_workloads(result: &mut Parsed, workloads: Vec<Located<Workload>>) -> Ve
     changed
 }
 
-/// What decides which `EndpointSlices` of the cluster are outdated.
+/// Decides which `EndpointSlices` of the cluster are outdated.
 #[derive(Default)]
 struct Slices {
-    of_change: HashSet<ObjectKey>,
-    /// Services with other ports or another selector.
-    of_changed_services: HashSet<ServiceKey>,
+    /// The slices in the manifests.
+    in_manifests: HashSet<ObjectKey>,
+    /// Services that have other ports or another selector than before.
+    changed_services: HashSet<ServiceKey>,
 }
 
 impl Slices {
-    /// Removes slices of Services with a selector if the Service has changed or selects a changed pod. Without a slice,
-    /// the backends follow from the selector. Slices of Services without a selector are managed by hand, and stay.
+    /// Removes the slices of each Service that has a selector, if the Service has changed or selects a changed pod.
+    /// Without a slice, the backends are the pods that the selector selects. Slices of Services without a selector are
+    /// managed by hand, and stay.
     fn remove_outdated(&self, result: &mut Parsed, changed_pods: &[Pod]) {
         let is_outdated = |service: &&Service| {
             !service.selector.is_empty()
-                && (self.of_changed_services.contains(&service.key)
-                    || changed_pods.iter().any(|pod| service.selects(pod)))
+                && (self.changed_services.contains(&service.key) || changed_pods.iter().any(|pod| service.selects(pod)))
         };
-        let outdated: HashSet<ServiceKey> = services(result).filter(is_outdated).map(|of| of.key.clone()).collect();
+        let outdated: HashSet<ServiceKey> =
+            services(result).filter(is_outdated).map(|service| service.key.clone()).collect();
         let is_removed = |slice: &EndpointSlice| slice.service_key().is_some_and(|service| outdated.contains(&service));
         result.objects.retain(|located| match &located.object {
-            Object::Slice(slice) if is_removed(slice) => self.of_change.contains(&located.object.key()),
+            Object::Slice(slice) if is_removed(slice) => self.in_manifests.contains(&located.object.key()),
             _ => true,
         });
     }
@@ -153,8 +163,9 @@ fn services(parsed: &Parsed) -> impl Iterator<Item = &Service> {
     })
 }
 
-/// Labels and annotations that another component has set stay, such as those of a suspension.
-fn namespace(old: &Namespace, new: Namespace, applied: &Applied) -> Namespace {
+/// Applies the manifest of a Namespace. Labels and annotations that another component has set stay, such as those of a
+/// suspension.
+fn apply_namespace(old: &Namespace, new: Namespace, applied: &Applied) -> Namespace {
     let mut labels = new.labels;
     for (label, value) in old.labels.iter() {
         if !labels.contains_key(label) && !applied.labels.contains(&**label) {
@@ -180,26 +191,27 @@ fn namespace(old: &Namespace, new: Namespace, applied: &Applied) -> Namespace {
     Namespace { labels, modes, name: new.name }
 }
 
-/// The mode stays if another component has set it.
-fn policy(old: &Policy, new: Policy, applied: &Applied) -> Policy {
+/// Applies the manifest of a policy. The mode stays if another component has set it.
+fn apply_policy(old: &Policy, new: Policy, applied: &Applied) -> Policy {
     Policy { mode: kept(new.mode, old.mode, MODE_ANNOTATION, applied), ..new }
 }
 
-/// Returns the value of an annotation after it was applied.
+/// Returns the value of an annotation after a manifest was applied. `new`: the value in the manifest, `old`: the value
+/// before.
 fn kept<T>(new: Option<T>, old: Option<T>, annotation: &str, applied: &Applied) -> Option<T> {
     new.or_else(|| old.filter(|_| !applied.annotations.contains(annotation)))
 }
 
-/// The status stays, if the manifest has none.
-fn pod(old: Pod, new: Pod) -> Pod {
+/// Applies the manifest of a pod. The pod's status stays if the manifest has no status.
+fn apply_pod(old: Pod, new: Pod) -> Pod {
     if !new.addresses.is_empty() {
         return new;
     }
     Pod { labels: new.labels, ports: new.ports, host_network: new.host_network, ..old }
 }
 
-/// The addresses stay, if the manifest has none.
-fn service(old: Service, new: Service) -> Service {
+/// Applies the manifest of a Service. The Service's addresses stay if the manifest has no addresses.
+fn apply_service(old: Service, new: Service) -> Service {
     if new.requested_families.is_none() {
         return new;
     }
@@ -247,7 +259,7 @@ mod tests {
         apply(&live, change, applied)
     }
 
-    /// Returns the pods and slices.
+    /// Returns the names of the pods and slices.
     fn pods_and_slices(parsed: &Parsed) -> Vec<String> {
         let name = |located: &Located<Object>| match &located.object {
             Object::Pod(pod) => Some(pod.key.name.to_string()),
@@ -258,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn slices_stay_unless_a_selector_decides_their_content_anew() {
+    fn slices_stay_unless_a_selector_or_a_selected_pod_changes() {
         let deployment = |labels: &str| {
             format!(
                 "{{apiVersion: apps/v1, kind: Deployment, metadata: {{namespace: shop, name: db}}, spec: {{selector: {{}}, \
@@ -311,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn what_kubectl_has_applied_is_removed_and_what_others_have_set_stays() {
+    fn labels_and_annotations_that_kubectl_has_set_are_removed_and_others_stay() {
         let change = "
 {apiVersion: v1, kind: Namespace, metadata: {name: shop}}
 ---
