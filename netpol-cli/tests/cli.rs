@@ -1,4 +1,7 @@
 //! The output and exit codes of the commands.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
+//! Tests of attacks have names that start with `hostile_`: see docs/threat-model.md.
 
 mod common;
 
@@ -10,7 +13,8 @@ use expect_test::expect_file;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Two pods in `shop` and one in `ops`. The backend allows only the frontend, at its port `http`.
+/// Two pods in `shop` and one in `ops`. A policy allows only the frontend to connect to the backend, at the backend's
+/// port `http`.
 const SHOP: &str = "\
 {apiVersion: v1, kind: Namespace, metadata: {name: shop}}
 ---
@@ -108,13 +112,13 @@ fn pasting_the_yaml_of_explain_allows_the_connection() {
 fn explain_as_json_is_one_object() {
     let run =
         shop().run("explain", &["--from", "shop/frontend", "--to", "shop/backend", "--port", "8080/TCP", "-o", "json"]);
-    let open = json!({"verdict": "allow", "reason": "not-isolated", "isolated": false, "policies": [], "rule": null, "nearest": null, "hints": []});
+    let not_isolated = json!({"verdict": "allow", "reason": "not-isolated", "isolated": false, "policies": [], "rule": null, "nearest": null, "hints": []});
     let by_rule = json!({
         "verdict": "allow", "reason": "rule", "isolated": true, "policies": ["shop/backend"],
         "rule": {"policy": "shop/backend", "index": 0, "peer": "pods with app=frontend in namespace shop", "port": "\"http\"/TCP"},
         "nearest": null, "hints": [],
     });
-    let expected = json!({"from": "shop/frontend", "to": "shop/backend", "port": 8080, "protocol": "TCP", "verdict": "allow", "egress": open, "ingress": by_rule,
+    let expected = json!({"from": "shop/frontend", "to": "shop/backend", "port": 8080, "protocol": "TCP", "verdict": "allow", "egress": not_isolated, "ingress": by_rule,
         "input": {"complete": true, "unreadable": [], "diagnostics": [], "skipped": [], "unevaluated": []}});
     assert_eq!((serde_json::from_str::<Value>(&run.out).expect("JSON"), run.code), (expected, 0));
 }
@@ -171,6 +175,7 @@ fn manifests_are_read_from_standard_input() {
 
 #[test]
 fn s40_pods_without_addresses_have_the_same_verdicts() {
+    // Renames the field `podIP`, so that no pod has an address.
     let text = SHOP.replace("podIP", "phase");
     let arguments = ["--from", "ops/probe", "--to", "shop/backend", "--port", "8080"];
     let run = Manifests::of(&[("shop.yaml", &text)]).run("explain", &arguments);
@@ -180,9 +185,9 @@ fn s40_pods_without_addresses_have_the_same_verdicts() {
 #[test]
 fn wrong_usage_exits_with_2_and_wrong_input_with_3() {
     let manifests = shop();
-    let between = |from: &str| manifests.run("explain", &["--from", from, "--to", "shop/backend", "--port", "80"]);
-    assert_eq!(between("frontend").code, 2);
-    let absent = between("shop/absent");
+    let explain_from = |from: &str| manifests.run("explain", &["--from", from, "--to", "shop/backend", "--port", "80"]);
+    assert_eq!(explain_from("frontend").code, 2);
+    let absent = explain_from("shop/absent");
     assert_eq!(
         (absent.code, absent.err.as_str()),
         (3, "netpol: pod shop/absent not found in the input; check its namespace and name\n")
@@ -206,14 +211,14 @@ fn host_network_pods_have_a_verdict_and_finished_pods_are_an_error() {
     let host = pod("host", "hostNetwork: true", "podIP: 192.168.0.1");
     let done = pod("done", "", "podIP: 10.0.0.9, phase: Succeeded");
     let manifests = Manifests::of(&[("shop.yaml", &[SHOP, &host, &done].concat())]);
-    let between = |from: &str, to: &str| manifests.run("explain", &["--from", from, "--to", to, "--port", "8080"]);
+    let explain = |from: &str, to: &str| manifests.run("explain", &["--from", from, "--to", to, "--port", "8080"]);
     let cases = [("shop/host", "shop/backend", 1), ("shop/host", "shop/frontend", 0), ("shop/backend", "shop/host", 0)];
     for (from, to, code) in cases {
-        let run = between(from, to);
+        let run = explain(from, to);
         assert_eq!((run.code, run.err.as_str()), (code, ""), "{from} {to}");
     }
     for (from, to) in [("shop/done", "shop/backend"), ("shop/backend", "shop/done")] {
-        let run = between(from, to);
+        let run = explain(from, to);
         assert!(run.code == 3 && run.err.starts_with("netpol: pod shop/done has finished"), "{} {}", run.code, run.err);
     }
 }
@@ -281,12 +286,13 @@ fn hostile_files_are_reported_and_other_files_are_read() {
     assert!(run.err.contains("/dev/zero is larger than 1 MiB"), "{}", run.err);
 }
 
-/// A name with control characters that move the cursor, start a line and reorder text, in YAML and raw.
-const HOSTILE: (&str, &str) = ("x\\e[2J\\r\\nALLOW\\u202e\\u200b", "x\u{1b}[2J\r\nALLOW\u{202e}\u{200b}");
+/// A name with control characters that move the cursor, start a new line and reorder text: as it is escaped in YAML,
+/// and the name itself.
+const HOSTILE_NAME: (&str, &str) = ("x\\e[2J\\r\\nALLOW\\u202e\\u200b", "x\u{1b}[2J\r\nALLOW\u{202e}\u{200b}");
 
 #[test]
 fn hostile_names_are_escaped_in_every_output() {
-    let (yaml, name) = HOSTILE;
+    let (yaml, name) = HOSTILE_NAME;
     let text = format!(
         r#"
 {{apiVersion: v1, kind: Pod, metadata: {{name: "{yaml}", namespace: "{yaml}", labels: {{"{yaml}": "{yaml}"}}}}, status: {{podIP: 10.0.0.1}}}}
@@ -309,9 +315,9 @@ spec:
 "#
     );
     let manifests = Manifests::of(&[(&format!("{}.yaml", name.replace('/', "")), &text)]);
-    let end = format!("{name}/{name}");
-    let other = format!("{name}/other");
-    let explain = ["--from", &end, "--to", &other, "--port", "81"];
+    let hostile_pod = format!("{name}/{name}");
+    let other_pod = format!("{name}/other");
+    let explain = ["--from", &hostile_pod, "--to", &other_pod, "--port", "81"];
     let is_safe = |text: &str| {
         let hidden = |character: char| character.is_control() || "\u{202e}\u{200b}".contains(character);
         text.chars().all(|character| character == '\n' || !hidden(character))
@@ -323,10 +329,11 @@ spec:
         ("matrix", &["-p", "80", "-o", "json"]),
         ("explain", &explain),
         ("explain", &[&explain[..], &["-o", "json"]].concat()),
-        ("explain", &["--from", &end, "--to", &format!("{name}/absent"), "--port", "81"]),
+        ("explain", &["--from", &hostile_pod, "--to", &format!("{name}/absent"), "--port", "81"]),
     ] {
         let run = manifests.run(command, arguments);
         assert!(is_safe(&run.out) && is_safe(&run.err), "{command} {arguments:?}: {:?} {:?}", run.out, run.err);
+        // The line break in the name must not start a line that looks like a verdict.
         let forged = |text: &str| text.lines().any(|line| line.starts_with("ALLOW\\u"));
         assert!(!forged(&run.out) && !forged(&run.err), "{command} {arguments:?}: {} {}", run.out, run.err);
         assert!(
@@ -362,7 +369,7 @@ fn completion_scripts_are_valid_and_complete_commands_and_options() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!((String::from_utf8_lossy(&output.stdout).trim_end(), &*stderr), (expected, ""), "{words:?}");
     }
-    // Their shells may not be installed.
+    // These shells may not be installed, so their scripts are not run.
     for (shell, start) in [("zsh", "#compdef netpol"), ("fish", "# Print an optspec")] {
         let script = netpol(&["completion", shell], "").out;
         assert!(script.starts_with(start) && script.contains("explain"), "{shell}: {script}");

@@ -1,4 +1,6 @@
 //! Tests of input that is not read, not used or not shown, and of the exit codes.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 mod common;
 
@@ -27,6 +29,7 @@ fn json_of(run: &RunOutput) -> Value {
 
 #[test]
 fn a_result_from_incomplete_input_exits_with_3() {
+    // A description, the file of the policy, and the exit code of `lint`.
     let cases = [
         ("a document that is not YAML", policy("[").replace("ingress: [", "ingress: [{"), 3),
         ("an object without a name", policy("[]").replace("name: p, ", ""), 3),
@@ -36,7 +39,7 @@ fn a_result_from_incomplete_input_exits_with_3() {
         ("an unknown field", policy("[{form: []}, {}]"), 1),
         ("a template", policy("[{}]").replace("name: p", "name: {{ .Release.Name }}"), 0),
     ];
-    for (case, text, lint) in cases {
+    for (case, text, lint_code) in cases {
         let manifests = Manifests::of(&[("pods.yaml", PODS), ("policy.yaml", &text)]);
         for (command, arguments) in [("explain", &EXPLAIN[..]), ("matrix", &MATRIX)] {
             let run = manifests.run(command, arguments);
@@ -49,9 +52,9 @@ fn a_result_from_incomplete_input_exits_with_3() {
             assert_eq!(input["diagnostics"].as_array().map(Vec::len), Some(1), "{case}: {command}: {input:#}");
         }
         let run = manifests.run("lint", &[]);
-        assert_eq!(run.code, lint, "{case}: lint: {}", run.out);
+        assert_eq!(run.code, lint_code, "{case}: lint: {}", run.out);
         let run = manifests.run("lint", &["-o", "json"]);
-        assert_eq!((run.code, &json_of(&run)["complete"]), (lint, &json!(false)), "{case}: lint");
+        assert_eq!((run.code, &json_of(&run)["complete"]), (lint_code, &json!(false)), "{case}: lint");
     }
 }
 
@@ -221,7 +224,7 @@ fn the_backends_of_a_service_without_slices_are_the_pods_it_selects() {
         let reported = run.out.contains("80/TCP is the port of Service shop/b");
         assert!(reported && run.err.is_empty(), "{} {}", run.out, run.err);
     }
-    // Dual stack, if the Service requests it.
+    // The Service has addresses of both families only if it requests dual stack.
     let dual = PODS.replace("podIP: 10.0.0.1", "podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}]");
     let dual = dual.replace("podIP: 10.0.0.2", "podIPs: [{ip: 10.0.0.2}, {ip: 'fd00::2'}]");
     for (spec, families) in [("type: NodePort", 0), ("ipFamilyPolicy: PreferDualStack", 2)] {

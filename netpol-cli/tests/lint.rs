@@ -63,7 +63,7 @@ fn every_rule_has_a_page_whose_bad_example_has_exactly_its_finding() {
             let manifests = Manifests::of(&[("manifest.yaml", example(&page, heading))]);
             let output = json_of(&manifests.run("lint", &["-o", "json"]));
             let found: Vec<&Value> =
-                output["findings"].as_array().expect("a list").iter().map(|it| &it["rule"]).collect();
+                output["findings"].as_array().expect("a list").iter().map(|finding| &finding["rule"]).collect();
             let expected: Vec<Value> = expected.iter().map(|id: &RuleId| json!(id)).collect();
             assert_eq!(found, expected.iter().collect::<Vec<_>>(), "{id}.md: {heading}: {output:#}");
         }
@@ -91,7 +91,7 @@ fn diffs_can_be_applied() {
     assert!(applied > 10, "only {applied} examples have a diff");
 }
 
-/// Replaces the lines of the only hunk.
+/// Applies a diff, which must have only one hunk, to the manifest.
 fn apply(manifests: &Manifests, diff: &str) {
     let path = manifests.path().join("manifest.yaml");
     let (header, hunk) = diff.split_once(" @@\n").expect("a hunk");
@@ -104,7 +104,7 @@ fn apply(manifests: &Manifests, diff: &str) {
     fs::write(path, text.replace(&old, &new)).expect("the manifest");
 }
 
-/// Findings of the examples, which are mistakes on purpose.
+/// The examples may have only these findings: mistakes that are made on purpose.
 #[test]
 fn examples_have_only_the_warnings_that_their_readmes_describe() {
     let examples = docs().join("../../examples");
@@ -114,7 +114,8 @@ fn examples_have_only_the_warnings_that_their_readmes_describe() {
             let run = netpol(&["lint", "-f", entry.to_str().expect("text"), "--fail-on", "warning", "-o", "json"], "");
             let findings = json_of(&run)["findings"].take();
             let serious = findings.as_array().into_iter().flatten().filter(|finding| finding["severity"] != "info");
-            let serious: Vec<String> = serious.map(|it| format!("{} {}", it["rule"], it["object"])).collect();
+            let serious: Vec<String> =
+                serious.map(|finding| format!("{} {}", finding["rule"], finding["object"])).collect();
             assert_eq!(run.code, i32::from(!serious.is_empty()), "{}", run.err);
             found.extend(serious);
         }

@@ -59,7 +59,7 @@ fn filters_select_connections() {
 }
 
 /// Five pods in `s`. Pod `d` allows only `a` and `b`, at port 80.
-const FIVE: &str = "\
+const FIVE_PODS: &str = "\
 {apiVersion: v1, kind: Pod, metadata: {name: a, namespace: s, labels: {client: a}}, status: {podIP: 10.0.0.1}}
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: b, namespace: s, labels: {client: b}}, status: {podIP: 10.0.0.2}}
@@ -78,19 +78,20 @@ spec:
   ingress: [{from: [{podSelector: {matchExpressions: [{key: client, operator: Exists}]}}], ports: [{port: 80}]}]
 ";
 /// A pod in `s` without an IPv4 address.
-const SIX: &str = "---\n{apiVersion: v1, kind: Pod, metadata: {name: six, namespace: s}, status: {podIP: 'fd00::1'}}\n";
+const IPV6_POD: &str =
+    "---\n{apiVersion: v1, kind: Pod, metadata: {name: six, namespace: s}, status: {podIP: 'fd00::1'}}\n";
 
 #[test]
-fn a_row_is_for_all_sources_only_if_none_is_left_out() {
-    let (five, six) = (FIVE.to_owned(), format!("{FIVE}{SIX}"));
+fn a_row_has_all_as_the_source_only_if_it_includes_every_source() {
+    let (ipv4_only, with_ipv6) = (FIVE_PODS.to_owned(), format!("{FIVE_PODS}{IPV6_POD}"));
     for (text, arguments, expected) in [
-        (&five, &["--from", "s/a", "--to", "s/d"][..], "| s/d | s/a | TCP 80 |\n"),
-        (&five, &["--to", "s/d", "--only-allowed"], "| s/d | s/a, s/b | TCP 80 |\n"),
-        (&five, &["--to", "s/d"], "| s/d | s/c, s/e | none |\n| s/d | all others | TCP 80 |\n"),
-        (&five, &["--to", "s/a"], "| s/a | all | all |\n"),
-        (&five, &["--to", "s/a", "--only-allowed"], "| s/a | all | all |\n"),
-        (&six, &["--to", "s/a"], "| s/a | s/b, s/c, s/d, s/e | all |\n"),
-        (&six, &["--to", "s/d"], "| s/d | s/a, s/b | TCP 80 |\n| s/d | s/c, s/e | none |\n"),
+        (&ipv4_only, &["--from", "s/a", "--to", "s/d"][..], "| s/d | s/a | TCP 80 |\n"),
+        (&ipv4_only, &["--to", "s/d", "--only-allowed"], "| s/d | s/a, s/b | TCP 80 |\n"),
+        (&ipv4_only, &["--to", "s/d"], "| s/d | s/c, s/e | none |\n| s/d | all others | TCP 80 |\n"),
+        (&ipv4_only, &["--to", "s/a"], "| s/a | all | all |\n"),
+        (&ipv4_only, &["--to", "s/a", "--only-allowed"], "| s/a | all | all |\n"),
+        (&with_ipv6, &["--to", "s/a"], "| s/a | s/b, s/c, s/d, s/e | all |\n"),
+        (&with_ipv6, &["--to", "s/d"], "| s/d | s/a, s/b | TCP 80 |\n| s/d | s/c, s/e | none |\n"),
     ] {
         let run = netpol(&[&["matrix", "-f", "-", "-o", "md"], arguments].concat(), text);
         let rows = run.out.strip_prefix("| to | from | ports |\n|---|---|---|\n");
@@ -101,7 +102,7 @@ fn a_row_is_for_all_sources_only_if_none_is_left_out() {
 #[test]
 fn a_filter_that_matches_no_row_is_an_error() {
     let other = "---\n{apiVersion: v1, kind: Pod, metadata: {name: x, namespace: other}}\n";
-    let text = format!("{FIVE}{other}");
+    let text = format!("{FIVE_PODS}{other}");
     for (arguments, message) in [
         (&["--from", "s/typo"][..], "--from pod s/typo matches no row"),
         (&["--from", "nosuch/*", "--only-allowed"], "--from nosuch/* matches no row"),
@@ -118,14 +119,14 @@ fn a_filter_that_matches_no_row_is_an_error() {
 
 #[test]
 fn a_matrix_without_connections_to_show_has_no_table() {
-    let run = netpol(&["matrix", "-f", "-", "-p", "81", "--from", "s/a", "--to", "s/d", "--only-allowed"], FIVE);
+    let run = netpol(&["matrix", "-f", "-", "-p", "81", "--from", "s/a", "--to", "s/d", "--only-allowed"], FIVE_PODS);
     let start = "81/TCP: no connection to show\n\nrows: from";
     assert!(run.code == 0 && run.out.starts_with(start), "{} {}", run.out, run.err);
 }
 
 #[test]
 fn hidden_cells_and_cells_without_a_common_family_have_different_symbols() {
-    let run = netpol(&["matrix", "-f", "-", "-p", "80", "--from", "s/a"], &format!("{FIVE}{SIX}"));
+    let run = netpol(&["matrix", "-f", "-", "-p", "80", "--from", "s/a"], &format!("{FIVE_PODS}{IPV6_POD}"));
     let row = "  1 a    + + + + + -\n  2 b    . . . . . .\n";
     assert!(run.out.contains(row), "{}", run.out);
     assert!(run.out.ends_with("    - no address family in common    . not shown\n"), "{}", run.out);
@@ -134,7 +135,7 @@ fn hidden_cells_and_cells_without_a_common_family_have_different_symbols() {
 #[test]
 fn an_ipv4_mapped_address_is_the_ipv4_address() {
     for more in [&["-o", "csv"][..], &["-p", "80"]] {
-        let of = |address| netpol(&[&["matrix", "-f", "-", "-a", address], more].concat(), FIVE).out;
+        let of = |address| netpol(&[&["matrix", "-f", "-", "-a", address], more].concat(), FIVE_PODS).out;
         assert_eq!(of("::ffff:192.0.2.5"), of("192.0.2.5"), "{more:?}");
     }
 }
@@ -148,14 +149,15 @@ fn graphs_have_only_the_groups_that_the_filters_accept() {
         (&["--to", "s/d", "--only-allowed"], 3),
     ] {
         for (format, start) in [("dot", "    g"), ("mermaid", "    g")] {
-            let run = netpol(&[&["matrix", "-f", "-", "-o", format], arguments].concat(), FIVE);
+            let run = netpol(&[&["matrix", "-f", "-", "-o", format], arguments].concat(), FIVE_PODS);
             let found = run.out.lines().filter(|line| line.starts_with(start)).count();
             assert_eq!((found, run.code), (nodes, 0), "{format} {arguments:?}: {}", run.out);
         }
     }
 }
 
-/// The list has the same verdicts as the matrix of a port, which compares the compiled tables with the reference.
+/// The list of exact ports has the same verdicts as the matrix of one port. `netpol` computes the matrix of one port
+/// with the compiled tables, and compares it with the reference evaluator.
 #[test]
 fn the_list_and_the_matrix_of_a_port_agree() {
     let manifests = app();
@@ -172,10 +174,10 @@ fn the_list_and_the_matrix_of_a_port_agree() {
             .iter()
             .map(|connection| {
                 let text = |key: &str| connection[key].as_str().expect(key);
-                let set = format!("TCP {port}");
+                let ports = format!("TCP {port}");
                 let (allowed, unknown) = match text("verdict") {
-                    "allow" => (set.as_str(), ""),
-                    "unknown" => ("none", set.as_str()),
+                    "allow" => (ports.as_str(), ""),
+                    "unknown" => ("none", ports.as_str()),
                     _ => ("none", ""),
                 };
                 format!("\"{}\",\"{}\",\"{allowed}\",\"{unknown}\"", text("from"), text("to"))
@@ -185,8 +187,9 @@ fn the_list_and_the_matrix_of_a_port_agree() {
     }
 }
 
-/// A pod with addresses of both families, a client of it, and a pod without an address.
-const DUAL: &str = "---
+/// Two pods with addresses of both families, a pod without an address, a Deployment, and a policy for pods with app=d
+/// or app=web.
+const DUAL_STACK: &str = "---
 {apiVersion: v1, kind: Pod, metadata: {name: dual, namespace: s, labels: {app: d}}, status: {podIPs: [{ip: 10.0.0.6}, {ip: 'fd00::6'}]}}
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: both, namespace: s}, status: {podIPs: [{ip: 10.0.0.7}, {ip: 'fd00::7'}]}}
@@ -207,7 +210,7 @@ spec:
 
 #[test]
 fn the_matrix_of_a_port_has_the_verdicts_of_explain() {
-    let text = format!("{FIVE}{SIX}{DUAL}");
+    let text = format!("{FIVE_PODS}{IPV6_POD}{DUAL_STACK}");
     let run = netpol(&["matrix", "-f", "-", "-p", "80", "-o", "json", "-a", "10.0.0.3", "-a", "192.0.2.1"], &text);
     let output: Value = serde_json::from_str(&run.out).expect("JSON");
     let connections = output["connections"].as_array().expect("a list");

@@ -24,7 +24,8 @@ fn versions() -> Manifests {
     Manifests::of(&[("old/app.yaml", APP), ("new/app.yaml", &changed_app())])
 }
 
-/// Runs `netpol` in a directory: the paths in its output have the same length everywhere.
+/// Runs `netpol` in a directory, with relative paths: temporary directories have names of different lengths, which
+/// would change the line breaks of the output.
 fn run_in(directory: &Path, arguments: &[&str]) -> RunOutput {
     let mut command = Command::new(env!("CARGO_BIN_EXE_netpol"));
     let output = command.args(arguments).current_dir(directory).output().expect("netpol starts");
@@ -53,10 +54,10 @@ fn diff_lists_the_connections_that_change_with_their_causes() {
 #[test]
 fn diff_lists_services_with_other_backends() {
     let service = "{selector: {app: db}, ports: [{port: 5432, targetPort: pg}]}";
-    let others = "now allowed: shop/cronjob/backup, shop/statefulset/db -> Service shop/db, TCP 5432 ";
+    let newly_allowed = "now allowed: shop/cronjob/backup, shop/statefulset/db -> Service shop/db, TCP 5432 ";
     for (new, others, now) in [
         ("{selector: {app: db}, ports: [{port: 5432, targetPort: 9187}]}", "", "shop/statefulset/db TCP 9187"),
-        ("{selector: {app: backup}, ports: [{port: 5432}]}", others, "shop/cronjob/backup TCP 5432"),
+        ("{selector: {app: backup}, ports: [{port: 5432}]}", newly_allowed, "shop/cronjob/backup TCP 5432"),
         ("{selector: {app: absent}, ports: [{port: 5432}]}", "", "none"),
     ] {
         let manifests = Manifests::of(&[("old/app.yaml", APP), ("new/app.yaml", &APP.replace(service, new))]);
@@ -90,8 +91,8 @@ fn diff_lists_services_with_other_backends() {
 
 #[test]
 fn diff_of_equal_versions_has_no_change() {
-    let reordered = format!("# The same.\n{APP}");
-    let manifests = Manifests::of(&[("old/app.yaml", APP), ("new/b/app.yaml", &reordered)]);
+    let with_comment = format!("# The same.\n{APP}");
+    let manifests = Manifests::of(&[("old/app.yaml", APP), ("new/b/app.yaml", &with_comment)]);
     let run = diff(&manifests, &["--exit-code"]);
     assert_eq!((run.out.as_str(), run.code), ("no connection changes from old to new\n", 0));
 }
@@ -142,7 +143,7 @@ fn diff_reads_git_revisions() {
         assert_eq!((rest, run.err.as_str(), run.code), (expected, "", 0), "{old}");
         assert_eq!(heading, format!("3 changes from {old} to m/"));
     }
-    // The names of files are those of the revision.
+    // Messages name a file of a revision as the revision names it.
     fs::write(directory.join("m/bad.yaml"), APP.replace("port: 9187", "prot: 9187")).expect("a manifest");
     git(directory, &["add", "."]);
     git(directory, &["commit", "-q", "-m", "two"]);
@@ -203,9 +204,9 @@ fn diff_lists_the_recorded_flows_that_are_cut() {
 ";
     let mut lines: Vec<&str> = flows.lines().collect();
     lines[1..].sort_unstable();
-    let mut wanted: Vec<&str> = expected.lines().collect();
-    wanted[1..].sort_unstable();
-    assert_eq!((lines, run.err.as_str()), (wanted, ""), "{}", run.out);
+    let mut expected_lines: Vec<&str> = expected.lines().collect();
+    expected_lines[1..].sort_unstable();
+    assert_eq!((lines, run.err.as_str()), (expected_lines, ""), "{}", run.out);
     fs::write(path, "{\"type\": \"new\", \"time\": \"2026-11-29T12:00:00Z\"}\n").expect("a record");
     let run = diff(&manifests, &["--flows", path]);
     assert_eq!(run.err, "netpol: 1 record of an unknown type was not compared: use a newer netpol\n");
@@ -344,14 +345,15 @@ fn graph_draws_nodes_by_namespace_in_each_format() {
     assert!(run.code == 3 && run.err.contains("no pods to show"), "{}", run.err);
 }
 
-/// Each workload of an application accepts only the one before it, and each namespace only its own pods.
+/// Ten namespaces have five applications each, with four tiers. Except in the first tier, a workload accepts only the
+/// tier before its own, from its own namespace.
 #[test]
 fn a_graph_of_200_workloads_has_few_edges_and_escaped_names() {
     let mut text = String::new();
     for number in 0..200 {
         let (namespace, tier) = (number / 20, number % 4);
-        // Writing to a string does not fail.
         let labels = format!("{{app: a{}, tier: t{tier}, note: '<b>&\"'}}", number % 20 / 4);
+        // Writing to a string does not fail.
         let _ = writeln!(
             text,
             "---\n{{apiVersion: apps/v1, kind: Deployment, metadata: {{name: w{number}, namespace: n{namespace}}}, spec: {{template: \

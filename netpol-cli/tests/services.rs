@@ -40,8 +40,8 @@ fn explain_exits_with_0_only_if_all_backends_are_allowed() {
         ("shop/web", "svc/kube-system/kube-dns", "53/UDP", 0, "allow"),
         ("kube-system/dns", "svc/shop/orders", "80", 0, "allow"),
     ] {
-        let (found, json) = explain(from, to, port);
-        assert_eq!((found, json["verdict"].as_str()), (code, Some(verdict)), "{from} to {to}: {json:#}");
+        let (exit_code, json) = explain(from, to, port);
+        assert_eq!((exit_code, json["verdict"].as_str()), (code, Some(verdict)), "{from} to {to}: {json:#}");
         assert!(!json["frontend"]["backends"].as_array().expect("a list").is_empty());
     }
     // This is not a port of the Service, so the rules are evaluated for the address.
@@ -50,7 +50,7 @@ fn explain_exits_with_0_only_if_all_backends_are_allowed() {
 }
 
 #[test]
-fn the_verdict_on_a_service_does_not_depend_on_how_the_ends_are_written() {
+fn the_verdict_on_a_service_does_not_depend_on_how_source_and_destination_are_written() {
     let more = "{apiVersion: v1, kind: Pod, metadata: {name: web-2, namespace: shop, labels: {app: web}}}";
     for from in ["shop/web", "app=web"] {
         for to in ["svc/shop/orders", "10.96.0.20", "10.96.0.20/32"] {

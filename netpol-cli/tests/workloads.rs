@@ -1,4 +1,6 @@
-//! Workloads as input, ends of connections, unknown addresses, and policies that are not evaluated.
+//! Workloads as input, sources and destinations of connections, unknown addresses, and policies that are not evaluated.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 mod common;
 
@@ -6,7 +8,8 @@ use common::{Manifests, RunOutput};
 use expect_test::expect_file;
 use serde_json::{Value, json};
 
-/// As `helm template` prints it: a Deployment, a `StatefulSet`, a `CronJob`, a Service, and policies.
+/// The manifests of an application, as `helm template` prints them: a Deployment, a `StatefulSet`, a `CronJob`, a
+/// Service, and policies.
 const APP: &str = include_str!("data/app.yaml");
 const CILIUM: &str = include_str!("data/cilium.yaml");
 
@@ -22,24 +25,25 @@ fn json_of(run: &RunOutput) -> Value {
     serde_json::from_str(&run.out).unwrap_or_else(|error| panic!("{error}: {} {}", run.out, run.err))
 }
 
-/// No output may contain a placeholder address.
+/// Checks that the output contains no placeholder address. netpol uses these internally for pods without a known
+/// address.
 fn assert_no_placeholder(run: &RunOutput) {
     let is_word = |character: char| character.is_ascii_hexdigit() || ".:".contains(character);
     let text = format!("{} {}", run.out, run.err);
-    let invented =
+    let is_placeholder =
         |word: &&str| ["255.0.0.", "255.64.", "255.128.", "100::"].iter().any(|start| word.starts_with(start));
-    assert_eq!(text.split(|character| !is_word(character)).find(invented), None, "{text}");
+    assert_eq!(text.split(|character| !is_word(character)).find(is_placeholder), None, "{text}");
 }
 
 #[test]
-fn s39_workloads_are_ends_of_connections() {
+fn s39_workloads_are_sources_and_destinations_of_connections() {
     let manifests = app();
     for (from, to, port, code) in [
         ("deploy/web", "sts/db", "5432", 0),
         ("deploy/shop/web", "shop/db-0", "5432", 0),
         ("deploy/web", "svc/db", "5432", 0),
         ("cj/backup", "svc/db", "5432", 1),
-        // Two pods of the same workload: not a hairpin connection.
+        // The connection is between two pods of the workload, so it is not hairpin traffic.
         ("deploy/web", "deploy/web", "8080", 1),
         ("shop/db-0", "shop/db-0", "1", 0),
         ("sts/db", "sts/db", "5432", 1),
@@ -117,7 +121,7 @@ fn s40_a_verdict_that_depends_on_an_unknown_address_is_unknown() {
         assert_eq!(run.code, code, "{pod_cidr}: {}", run.out);
         assert_no_placeholder(&run);
     }
-    // No private range is in the block, so no pod is.
+    // The block of the rule contains no address of the private ranges, so it matches no pod.
     assert_eq!(explain(&manifests, "deploy/web", "cj/backup", "443", &[]).code, 1);
     let run = manifests.run("matrix", &["-p", "9187"]);
     assert!(run.code == 4 && run.out.contains("? unknown"), "{}", run.out);
@@ -148,7 +152,8 @@ fn s41_policies_that_are_not_evaluated_are_named_and_never_allow() {
         input["unevaluated"][0]["file"] = json!("FILE");
         assert_eq!(input["unevaluated"], named, "{command}");
     }
-    // The policy cannot change the verdict on other pods, and a denial by the other end stays a denial.
+    // The policy cannot change the verdict on other pods, and a connection that the other pod's policies deny stays
+    // denied.
     assert_eq!(explain(&manifests, "deploy/web", "svc/db", "5432", &[]).code, 0);
     assert_eq!(explain(&manifests, "cj/backup", "shop/db-0", "80", &[]).code, 1);
     // One connection is denied, the other one is unknown: none is known to be allowed.
@@ -157,9 +162,9 @@ fn s41_policies_that_are_not_evaluated_are_named_and_never_allow() {
 }
 
 #[test]
-fn the_kind_of_the_ends_decides_the_form_of_the_json_output() {
+fn the_form_of_the_json_output_depends_on_the_kinds_of_source_and_destination() {
     let one_pod = APP.replace("replicas: 2", "replicas: 1");
-    for (from, to, port, is_one) in [
+    for (from, to, port, is_single_connection) in [
         ("shop/db-0", "svc/db", "5432", true),
         ("198.51.100.7", "shop/db-0", "5432", true),
         ("deploy/web", "shop/db-0", "5432", false),
@@ -173,7 +178,11 @@ fn the_kind_of_the_ends_decides_the_form_of_the_json_output() {
             let output = json_of(&explain(&manifests, from, to, port, &["-o", "json"]));
             let has = |key: &str| !output[key].is_null();
             assert!(has("from") && has("to") && has("port") && has("protocol") && has("verdict"), "{output:#}");
-            assert_eq!((has("egress"), has("connections"), has("example")), (is_one, !is_one, !is_one), "{output:#}");
+            assert_eq!(
+                (has("egress"), has("connections"), has("example")),
+                (is_single_connection, !is_single_connection, !is_single_connection),
+                "{output:#}"
+            );
         }
     }
 }
@@ -208,7 +217,7 @@ fn the_reason_why_no_connection_is_possible_is_reported() {
         let run = explain(&manifests, from, to, port, &[]);
         assert!(run.code == 3 && run.err.contains(message), "{from} {to}: {} {}", run.code, run.err);
     }
-    // Other connections are evaluated, and these are counted.
+    // Connections that are possible are evaluated. The others are counted.
     let run = explain(&manifests, "app=web", "198.51.100.7", "443", &[]);
     let note = "not possible: 1 connection (shop/six and 198.51.100.7 have no address family in common)";
     assert!(run.code == 0 && run.unwrapped().contains(note), "{} {} {}", run.code, run.out, run.err);

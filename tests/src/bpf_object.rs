@@ -1,4 +1,4 @@
-//! The BPF object: its path, and what the kernel reports about its programs.
+//! The BPF object file: its path, and what the kernel reports about its programs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,18 +28,19 @@ pub fn test_object() -> PathBuf {
 /// Reads an object.
 ///
 /// # Errors
-/// Returns an error if it was not built.
+/// Returns an error if the object was not built.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("BPF object not found at {}: run `cargo xtask ebpf`", path.display()))
 }
 
-/// The global of the BPF object that is 1 if the packets and bytes of flows are counted.
+/// The global variable of the BPF object that is 1 if the packets and bytes of flows are counted.
 pub const COUNT_TRAFFIC: &str = "COUNT_TRAFFIC";
 
-/// Loads all programs of an object, with these globals set to 1, and returns what the kernel reports about each.
+/// Loads all programs of an object, with these global variables set to 1, and returns what the kernel reports about
+/// each program.
 ///
 /// # Errors
-/// Returns an error without the object, without root, or if the verifier rejects a program.
+/// Returns an error if the object does not exist, the process does not run as root, or the verifier rejects a program.
 pub fn program_infos(object: &Path, enabled: &[&str]) -> Result<BTreeMap<String, ProgramInfo>> {
     let mut loader = EbpfLoader::new();
     for global in enabled {

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 /// Mount point of bpffs.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
-/// Prefix of all names that the harness creates.
+/// Prefix of the names of all pins and directories that the harness creates.
 pub const PREFIX: &str = "npt-";
 
 #[derive(Default)]
@@ -39,12 +39,13 @@ fn registry() -> MutexGuard<'static, Registry> {
     REGISTRY.get_or_init(Mutex::default).lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Sets a callback for an interrupt, which runs after everything was removed.
+/// Sets a callback that runs on an interrupt, after everything was removed.
 pub fn on_interrupt(callback: fn(&CleanupReport)) {
     registry().callback = Some(callback);
 }
 
-/// Returns a unique name for something that may outlive the process: `npt-PID-NUMBER-WORD`.
+/// Returns a unique name for a pin or directory: `npt-PID-NUMBER-WORD`. The process ID shows a later run which names
+/// belong to processes that no longer exist.
 pub fn unique(word: &str) -> String {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -96,7 +97,7 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Returns the parent of temporary directories.
+/// Returns the directory in which the harness creates temporary directories.
 pub fn temporary_root() -> PathBuf {
     std::env::temp_dir()
 }
@@ -106,7 +107,7 @@ pub fn prepare() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         for root in [Path::new(BPFFS), &temporary_root()] {
-            sweep(root);
+            remove_leftovers(root);
         }
         if let Err(error) = catch_interrupts() {
             eprintln!("no interrupt handler, so an interrupt will leave pins behind: {error:#}");
@@ -114,8 +115,8 @@ pub fn prepare() {
     });
 }
 
-/// Removes entries with the ID of a process that no longer exists.
-fn sweep(root: &Path) {
+/// Removes entries of processes that no longer exist. The names of the entries contain the process ID.
+fn remove_leftovers(root: &Path) {
     let Ok(entries) = fs::read_dir(root) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();

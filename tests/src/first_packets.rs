@@ -8,48 +8,52 @@ use anyhow::{Context, Result};
 
 use crate::netns::Netns;
 
-/// Sends to a forbidden pod, and then to an allowed one, over UDP and TCP. Each allowed packet must get a reply within
-/// `reply_timeout`, and an allowed connection within 900 ms: a lost SYN is repeated after a second.
+/// Sends to the pod `forbidden`, and then to the pod `allowed`, over UDP and TCP. `allowed` must reply to the datagram
+/// within `reply_timeout`. The connection to `allowed` must be established as [`connect`] requires.
+///
+/// The caller checks with [`received_packets`] whether `forbidden` has received packets.
 ///
 /// # Errors
-/// Returns an error if an allowed packet gets no reply in time, or a packet cannot be sent.
-pub fn first_packets(server: Ipv4Addr, other: Ipv4Addr, reply_timeout: Duration) -> Result<()> {
+/// Returns an error if `allowed` does not reply in time, or a packet cannot be sent.
+pub fn first_packets(allowed: Ipv4Addr, forbidden: Ipv4Addr, reply_timeout: Duration) -> Result<()> {
     let datagrams = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     datagrams.set_read_timeout(Some(reply_timeout))?;
     // A drop at the pod's interface is not reported to the sender.
-    datagrams.send_to(b"forbidden", (other, 53)).context("sending a forbidden datagram")?;
-    match TcpStream::connect_timeout(&SocketAddr::from((other, 80)), Duration::from_millis(1)) {
+    datagrams.send_to(b"forbidden", (forbidden, 53)).context("sending a forbidden datagram")?;
+    // Sends the SYN, and does not wait for a reply.
+    match TcpStream::connect_timeout(&SocketAddr::from((forbidden, 80)), Duration::from_millis(1)) {
         Ok(_) => {}
         Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) => {}
         Err(error) => return Err(error).context("connecting to the forbidden pod"),
     }
-    datagrams.send_to(b"allowed", (server, 53)).context("sending an allowed datagram")?;
+    datagrams.send_to(b"allowed", (allowed, 53)).context("sending an allowed datagram")?;
     let mut reply = [0; 16];
     loop {
         let (length, from) = datagrams.recv_from(&mut reply).context("waiting for the reply of the allowed pod")?;
-        if from.ip() == IpAddr::from(server) && length > 0 {
+        if from.ip() == IpAddr::from(allowed) && length > 0 {
             break;
         }
     }
-    connects(server, reply_timeout)
+    connect(allowed, reply_timeout)
 }
 
-/// Connects to a pod that policies allow.
+/// Connects to a pod that policies allow. The connection must be established within the timeout, and within 900 ms: a
+/// lost SYN is sent again after a second, and must cause an error.
 ///
 /// # Errors
-/// Returns an error if the connection fails, or takes longer than the timeout or 900 ms: a lost SYN is repeated after a
-/// second.
-pub fn connects(server: Ipv4Addr, timeout: Duration) -> Result<()> {
-    let allowed = SocketAddr::from((server, 80));
+/// Returns an error if the connection fails or takes longer.
+pub fn connect(allowed: Ipv4Addr, timeout: Duration) -> Result<()> {
+    let address = SocketAddr::from((allowed, 80));
     let timeout = timeout.min(Duration::from_millis(900));
-    TcpStream::connect_timeout(&allowed, timeout).map(drop).context("connecting to the allowed pod")
+    TcpStream::connect_timeout(&address, timeout).map(drop).context("connecting to the allowed pod")
 }
 
-/// Returns how many IP packets a namespace has received. Sent to no other host, they are of a pod under test.
+/// Returns how many IP packets a namespace has received. If only the pod under test sends to this namespace, all of
+/// them are packets of this pod.
 ///
 /// # Errors
-/// Returns an error if the kernel does not report it.
-pub fn received(netns: &Netns) -> Result<u64> {
+/// Returns an error if the kernel does not report the number.
+pub fn received_packets(netns: &Netns) -> Result<u64> {
     let text = netns.run(|| Ok(std::fs::read_to_string("/proc/thread-self/net/snmp")?))?;
     let mut lines = text.lines().filter(|line| line.starts_with("Ip: "));
     let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());

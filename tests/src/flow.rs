@@ -1,4 +1,4 @@
-//! Long-lived flows that detect lost packets.
+//! Connections and streams of datagrams that detect lost packets.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -33,7 +33,7 @@ impl EchoConnection {
         Self::open_at(cluster, from, to, SocketAddr::new(address, port))
     }
 
-    /// Connects to one of the server's addresses.
+    /// Connects to a socket address at which the server responds. It can be the address of a Service.
     ///
     /// # Errors
     /// Same as [`Self::open`].
@@ -54,7 +54,7 @@ impl EchoConnection {
     /// Returns the local and the remote socket address.
     ///
     /// # Errors
-    /// Returns an error if it is not connected.
+    /// Returns an error if the socket is not connected.
     pub fn socket_addresses(&self) -> Result<(SocketAddr, SocketAddr)> {
         Ok((self.reader.get_ref().local_addr()?, self.reader.get_ref().peer_addr()?))
     }
@@ -121,7 +121,7 @@ impl EchoConnection {
     }
 }
 
-/// Returns a pattern of bytes that shows where one is missing.
+/// Returns a sequence of bytes. If one byte is missing, the following bytes are at wrong positions.
 fn pattern(length: usize) -> Vec<u8> {
     (0..=250).cycle().take(length).collect()
 }
@@ -153,15 +153,15 @@ pub fn echo_datagram(cluster: &Cluster, from: &str, to: &str, port: u16, length:
 #[derive(Debug)]
 pub struct Stream {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<Tally>>>,
+    thread: Option<JoinHandle<Result<StreamCounts>>>,
 }
 
-/// How long to wait for the next response when a stream ends.
+/// How long to wait for missing responses when a stream ends.
 const LAST_RESPONSES: Duration = Duration::from_secs(1);
 
 /// Counts of a [`Stream`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct StreamCounts {
     /// Datagrams sent.
     pub sent: u64,
     /// Responses received.
@@ -175,7 +175,7 @@ impl Stream {
     /// Returns an error if the socket cannot be created.
     pub fn start(cluster: &Cluster, from: &str, to: &str, port: u16) -> Result<Self> {
         let socket = socket(cluster, from, to, port)?;
-        Ok(Self::on_thread(move |stop| stream(&socket, stop)))
+        Ok(Self::start_thread(move |stop| one_flow(&socket, stop)))
     }
 
     /// Starts a stream in which each datagram starts a new flow, one every two milliseconds.
@@ -183,17 +183,18 @@ impl Stream {
     /// # Errors
     /// Returns an error if a socket cannot be created.
     pub fn of_new_flows(cluster: &Cluster, from: &str, to: &str, port: u16) -> Result<Self> {
-        // Source and target stay the same. The thread moves into the sender's namespace.
+        // All flows have the same source address and target, and different source ports. The thread enters the sender's
+        // namespace, because it creates sockets.
         let first = socket(cluster, from, to, port)?;
         let (source, target) = (first.local_addr()?.ip(), first.peer_addr()?);
         let netns = cluster.host(from).netns().clone();
-        Ok(Self::on_thread(move |stop| {
+        Ok(Self::start_thread(move |stop| {
             netns.enter()?;
             new_flows(source, target, stop)
         }))
     }
 
-    fn on_thread(work: impl FnOnce(&AtomicBool) -> Result<Tally> + Send + 'static) -> Self {
+    fn start_thread(work: impl FnOnce(&AtomicBool) -> Result<StreamCounts> + Send + 'static) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         Self { stop, thread: Some(std::thread::spawn(move || work(&stopped))) }
@@ -203,7 +204,7 @@ impl Stream {
     ///
     /// # Errors
     /// Returns an error if the socket failed.
-    pub fn finish(mut self) -> Result<Tally> {
+    pub fn finish(mut self) -> Result<StreamCounts> {
         self.stop.store(true, Ordering::Relaxed);
         let thread = self.thread.take().context("the stream was already finished")?;
         thread.join().map_err(|_| anyhow::anyhow!("a stream's thread panicked"))?
@@ -239,58 +240,61 @@ fn connected(source: IpAddr, target: SocketAddr) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-fn new_flows(source: IpAddr, target: SocketAddr, stop: &AtomicBool) -> Result<Tally> {
-    let mut tally = Tally::default();
-    let mut waiting: VecDeque<UdpSocket> = VecDeque::new();
+/// Starts a new flow with each datagram until `stop` is set.
+fn new_flows(source: IpAddr, target: SocketAddr, stop: &AtomicBool) -> Result<StreamCounts> {
+    let mut counts = StreamCounts::default();
+    let mut unanswered: VecDeque<UdpSocket> = VecDeque::new();
     let mut buffer = [0; 256];
-    let mut receive = |waiting: &mut VecDeque<UdpSocket>, tally: &mut Tally| {
-        waiting.retain(|socket| {
+    let mut receive = |unanswered: &mut VecDeque<UdpSocket>, counts: &mut StreamCounts| {
+        unanswered.retain(|socket| {
             let answered = socket.recv(&mut buffer).is_ok();
-            tally.answered += u64::from(answered);
+            counts.answered += u64::from(answered);
             !answered
         });
     };
     while !stop.load(Ordering::Relaxed) {
         let socket = connected(source, target)?;
-        socket.send(&tally.sent.to_be_bytes()).context("sending the first datagram of a flow")?;
-        tally.sent += 1;
-        waiting.push_back(socket);
+        socket.send(&counts.sent.to_be_bytes()).context("sending the first datagram of a flow")?;
+        counts.sent += 1;
+        unanswered.push_back(socket);
         std::thread::sleep(Duration::from_millis(2));
-        receive(&mut waiting, &mut tally);
-        // A flow without a response by now counts as lost. The number of descriptors is limited.
-        if waiting.len() > 256 {
-            waiting.pop_front();
+        receive(&mut unanswered, &mut counts);
+        // The oldest flow has had no response for half a second and counts as lost. Its socket is closed, because the
+        // number of descriptors is limited.
+        if unanswered.len() > 256 {
+            unanswered.pop_front();
         }
     }
     let start = Instant::now();
-    while !waiting.is_empty() && start.elapsed() < LAST_RESPONSES {
+    while !unanswered.is_empty() && start.elapsed() < LAST_RESPONSES {
         std::thread::sleep(Duration::from_millis(5));
-        receive(&mut waiting, &mut tally);
+        receive(&mut unanswered, &mut counts);
     }
-    Ok(tally)
+    Ok(counts)
 }
 
-fn stream(socket: &UdpSocket, stop: &AtomicBool) -> Result<Tally> {
-    let mut tally = Tally::default();
+/// Sends datagrams of one flow until `stop` is set.
+fn one_flow(socket: &UdpSocket, stop: &AtomicBool) -> Result<StreamCounts> {
+    let mut counts = StreamCounts::default();
     let mut buffer = [0; 256];
-    let mut receive = |tally: &mut Tally| {
+    let mut receive = |counts: &mut StreamCounts| {
         while socket.recv(&mut buffer).is_ok() {
-            tally.answered += 1;
+            counts.answered += 1;
         }
     };
     while !stop.load(Ordering::Relaxed) {
-        socket.send(&tally.sent.to_be_bytes()).context("sending a datagram of a stream")?;
-        tally.sent += 1;
+        socket.send(&counts.sent.to_be_bytes()).context("sending a datagram of a stream")?;
+        counts.sent += 1;
         std::thread::sleep(Duration::from_millis(1));
-        receive(&mut tally);
+        receive(&mut counts);
     }
-    let (mut last, mut received) = (Instant::now(), tally.answered);
-    while tally.answered < tally.sent && last.elapsed() < LAST_RESPONSES {
+    let (mut last, mut received) = (Instant::now(), counts.answered);
+    while counts.answered < counts.sent && last.elapsed() < LAST_RESPONSES {
         std::thread::sleep(Duration::from_millis(5));
-        receive(&mut tally);
-        if received != tally.answered {
-            (last, received) = (Instant::now(), tally.answered);
+        receive(&mut counts);
+        if received != counts.answered {
+            (last, received) = (Instant::now(), counts.answered);
         }
     }
-    Ok(tally)
+    Ok(counts)
 }

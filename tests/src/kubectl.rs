@@ -5,13 +5,13 @@ use std::process::{Command, Output};
 
 use anyhow::{Context as _, Result};
 
-/// Environment variable with the path of a `kubectl` to use.
+/// Environment variable with the path of the `kubectl` to use.
 const OVERRIDE: &str = "NETPOL_KUBECTL";
 
 /// Runs kubectl. The caller checks the exit status.
 ///
 /// # Errors
-/// Returns an error if it cannot be started.
+/// Returns an error if kubectl cannot be started.
 pub fn run<I: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = I>) -> Result<Output> {
     let program = program();
     Command::new(&program).args(arguments).output().with_context(|| {
@@ -22,8 +22,8 @@ pub fn run<I: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = I>) ->
     })
 }
 
-/// Returns the kubectl named by the variable, else the one that `cargo xtask setup` installed, else the one on the
-/// PATH.
+/// Returns the kubectl that [`OVERRIDE`] names, or else the kubectl that `cargo xtask setup` installed, or else the
+/// kubectl on the PATH.
 fn program() -> PathBuf {
     if let Some(named) = std::env::var_os(OVERRIDE) {
         return named.into();

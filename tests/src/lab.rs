@@ -13,7 +13,7 @@ use crate::matrix::{Cell, Matrix, wait_until_expected};
 use crate::port;
 use crate::probe::{Probe, ProbeResult};
 
-/// How long a change may take to show on a busy machine.
+/// How long a change may take to have an effect, on a busy machine.
 pub const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A cluster, and the agent on its first node.
@@ -31,7 +31,7 @@ pub struct Lab {
 /// Panics if the name has another form.
 pub fn policy(name: &str, spec: &str) -> String {
     let (namespace, name) = name.split_once('/').unwrap_or_else(|| panic!("{name:?} is not namespace/name"));
-    // The first line may directly follow the quote. The other lines have the indentation of the test.
+    // The first line may directly follow the opening quote of the string. The other lines are indented as in the test.
     let lines: Vec<_> = spec.lines().filter(|line| !line.trim().is_empty()).collect();
     let margin = lines.iter().skip(1).map(|line| line.len() - line.trim_start().len()).min().unwrap_or(0);
     let spec: Vec<_> = lines
@@ -52,7 +52,7 @@ pub fn deny_all(namespace: &str) -> String {
 }
 
 impl Lab {
-    /// Creates a cluster and an agent that enforces these policies when this returns.
+    /// Creates a cluster and an agent. When this function returns, the agent enforces these policies.
     ///
     /// # Errors
     /// Returns an error if the cluster cannot be created or the agent does not become ready.
@@ -84,7 +84,7 @@ impl Lab {
         self.agent.as_mut().expect("the lab has no agent")
     }
 
-    /// Returns the agent for reading.
+    /// Returns a shared reference to the agent.
     ///
     /// # Panics
     /// Never: a lab always has an agent.
@@ -122,11 +122,11 @@ impl Lab {
         value.parse().with_context(|| format!("reading {series}"))
     }
 
-    /// Replaces the policies given at the start.
+    /// Replaces the policies with which the lab was started.
     ///
     /// # Errors
     /// Returns an error if they cannot be written.
-    pub fn policies(&self, policies: &[String]) -> Result<()> {
+    pub fn set_policies(&self, policies: &[String]) -> Result<()> {
         self.cluster.apply("first", &policies.concat())
     }
 
@@ -139,15 +139,18 @@ impl Lab {
     }
 
     /// Waits until the measured connections match a table, with one line for each connection: `from -> to 80/TCP` is
-    /// allowed, `from -x to 80/TCP` is dropped. Between pods and external hosts, the reference must yield the same.
+    /// allowed, `from -x to 80/TCP` is dropped. For connections between pods and external hosts, the verdict of the
+    /// reference evaluator must be the same as in the table.
     ///
     /// # Errors
-    /// Returns an error if they do not match in time, or the reference yields something else.
+    /// Returns an error if the connections do not match in time, or the reference evaluator returns another verdict.
     pub fn expect(&self, table: &str) -> Result<()> {
         let rows = parse(table);
-        let in_reference = |name: &String| name.contains('/') || self.cluster.host(name).is_outside();
+        // Nodes are not compared: a verdict for the local node differs from a verdict for another node, and the
+        // manifests do not contain which node is local.
+        let is_compared = |name: &String| name.contains('/') || self.cluster.host(name).is_outside();
         let cells: Vec<_> =
-            rows.keys().filter(|cell| in_reference(&cell.from) && in_reference(&cell.to)).cloned().collect();
+            rows.keys().filter(|cell| is_compared(&cell.from) && is_compared(&cell.to)).cloned().collect();
         for (cell, expected) in Matrix::expected(&self.cluster, &cells)?.0 {
             ensure!(
                 rows[&cell] == expected,
@@ -158,11 +161,11 @@ impl Lab {
         self.wait_for_rows(&rows)
     }
 
-    /// Waits until the measured connections match a table that the reference cannot evaluate, for example with a
-    /// masquerading node.
+    /// Waits until the measured connections match a table that the reference evaluator cannot evaluate, for example
+    /// because a node masquerades.
     ///
     /// # Errors
-    /// Returns an error if they do not match in time.
+    /// Returns an error if the connections do not match in time.
     pub fn expect_without_reference(&self, table: &str) -> Result<()> {
         self.wait_for_rows(&parse(table))
     }
@@ -195,7 +198,7 @@ impl Lab {
         }
     }
 
-    /// Probes an address that no host has.
+    /// Probes any address, such as a Service's. `to` is the host that should respond.
     ///
     /// # Errors
     /// Returns an error if a socket cannot be created.

@@ -1,5 +1,5 @@
-//! Test harness: clusters of network namespaces with nodes, pods (bridged or routed) and an external host. Runs the
-//! agent on a node, probes connections with sockets, and sends raw packets that sockets cannot send.
+//! Test harness: clusters of network namespaces with nodes, pods (bridged or routed) and an external host. The harness
+//! runs the agent on a node, probes connections with sockets, and sends raw packets that sockets cannot send.
 //!
 //! ```text
 //!  pod ns ─eth0──veth─┐
@@ -8,9 +8,9 @@
 //!                       node ns ─uplink──┘
 //! ```
 //!
-//! Namespaces have no names. Only file descriptors refer to them, so that the kernel removes them and their links when
-//! the process ends for any reason. Pins on bpffs and directories outlive the process. Their names include the process
-//! ID, and guards, an interrupt handler or the next run remove them.
+//! Namespaces have no names. Only file descriptors refer to them, so that the kernel removes the namespaces and their
+//! links when the process ends for any reason. BPF pins and temporary directories outlive the process. They are removed
+//! by guards, by an interrupt handler, or by the next run, which finds the process ID in their names.
 
 pub mod agent;
 mod bpf_object;

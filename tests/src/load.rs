@@ -19,10 +19,10 @@ impl BackgroundFlows {
     /// # Errors
     /// Returns an error if a socket cannot be created.
     pub fn start(cluster: &Cluster, allowed: &str, denied: &str, server: &str) -> Result<Self> {
-        let both = |from| -> Result<[Stream; 2]> {
+        let start_streams = |from| -> Result<[Stream; 2]> {
             Ok([Stream::start(cluster, from, server, 53)?, Stream::of_new_flows(cluster, from, server, 53)?])
         };
-        Ok(Self { allowed: both(allowed)?, denied: both(denied)? })
+        Ok(Self { allowed: start_streams(allowed)?, denied: start_streams(denied)? })
     }
 
     /// Stops the flows and checks that all allowed datagrams and no denied ones passed.
@@ -30,13 +30,13 @@ impl BackgroundFlows {
     /// # Errors
     /// Returns an error with the counts if allowed datagrams were lost or denied ones were delivered.
     pub fn finish(self) -> Result<()> {
-        for tally in self.allowed.into_iter().map(Stream::finish) {
-            let tally = tally?;
-            ensure!(tally.sent > 100 && tally.answered == tally.sent, "allowed datagrams were lost: {tally:?}");
+        for counts in self.allowed.into_iter().map(Stream::finish) {
+            let counts = counts?;
+            ensure!(counts.sent > 100 && counts.answered == counts.sent, "allowed datagrams were lost: {counts:?}");
         }
-        for tally in self.denied.into_iter().map(Stream::finish) {
-            let tally = tally?;
-            ensure!(tally.sent > 100 && tally.answered == 0, "denied datagrams were delivered: {tally:?}");
+        for counts in self.denied.into_iter().map(Stream::finish) {
+            let counts = counts?;
+            ensure!(counts.sent > 100 && counts.answered == 0, "denied datagrams were delivered: {counts:?}");
         }
         Ok(())
     }

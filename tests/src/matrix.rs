@@ -1,4 +1,6 @@
-//! Connection matrices: measured with sockets, or expected by the policies.
+//! Connection matrices: measured with sockets, or expected by the policies. The reference evaluator
+//! (`netpol_policy::reference`) computes the expected verdicts. It is a second, direct implementation of the API
+//! documentation of `NetworkPolicy`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -14,7 +16,7 @@ use netpol_policy::reference::{self, End};
 use crate::cluster::Cluster;
 use crate::probe::{Probe, ProbeResult};
 
-/// One connection in a matrix.
+/// One possible connection in a matrix.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cell {
     /// `namespace/name`, or the name of an external host.
@@ -40,11 +42,11 @@ pub struct Matrix(pub BTreeMap<Cell, bool>);
 impl Matrix {
     /// Returns all cells between different hosts of a cluster, except between external hosts.
     pub fn cells(cluster: &Cluster, ports: &[(Protocol, u16)]) -> Vec<Cell> {
-        let ends = cluster.ends();
+        let hosts = cluster.ends();
         let is_outside = |name: &String| cluster.host(name).is_outside();
         let mut cells = Vec::new();
-        for from in &ends {
-            for to in ends.iter().filter(|to| *to != from && !(is_outside(from) && is_outside(to))) {
+        for from in &hosts {
+            for to in hosts.iter().filter(|to| *to != from && !(is_outside(from) && is_outside(to))) {
                 for &(protocol, port) in ports {
                     cells.push(Cell { from: from.clone(), to: to.clone(), protocol, port });
                 }
@@ -53,22 +55,23 @@ impl Matrix {
         cells
     }
 
-    /// Measures real connections over every address family that both hosts have. The families must agree.
+    /// Measures real connections over every address family that both hosts have. The result must be the same for all
+    /// families.
     ///
     /// # Errors
-    /// Returns an error if address families differ, or another host responds.
+    /// Returns an error if the results of the families differ, or another host responds.
     pub fn measure(cluster: &Cluster, cells: &[Cell]) -> Result<Self> {
         let mut probes = Vec::new();
-        let mut owners = Vec::new();
+        let mut probed_cells = Vec::new();
         for cell in cells {
             for probe in cluster.probes(&cell.from, &cell.to, cell.protocol, cell.port) {
                 probes.push(probe);
-                owners.push(cell);
+                probed_cells.push(cell);
             }
         }
         let outcomes = cluster.try_all(&probes)?;
         let mut found = BTreeMap::new();
-        for ((probe, outcome), cell) in probes.iter().zip(&outcomes).zip(owners) {
+        for ((probe, outcome), cell) in probes.iter().zip(&outcomes).zip(probed_cells) {
             let passed = match outcome {
                 ProbeResult::Allowed => true,
                 ProbeResult::Dropped => false,
@@ -83,18 +86,19 @@ impl Matrix {
         Ok(Self(found))
     }
 
-    /// Evaluates the policies in the cluster's manifests with the reference.
+    /// Evaluates the policies in the cluster's manifests with the reference evaluator.
     ///
     /// # Errors
-    /// Returns an error if the reference does not accept an address. Manifests with diagnostics are not errors,
-    /// because tests use them.
+    /// Returns an error if the reference evaluator does not accept an address. Manifests with diagnostics are not
+    /// errors, because tests use them.
     pub fn expected(cluster: &Cluster, cells: &[Cell]) -> Result<Self> {
         let cluster_state = cluster_state_of(cluster)?;
         let mut found = BTreeMap::new();
         for cell in cells {
             let mut passes = Vec::new();
             for Probe { address, .. } in cluster.probes(&cell.from, &cell.to, cell.protocol, cell.port) {
-                // Evaluates by address, so that every family is included. The reference finds the pod of an address.
+                // Evaluates addresses instead of pods, so that every family is evaluated. The reference evaluator finds
+                // the pod of each address.
                 let source = cluster
                     .host(&cell.from)
                     .address_of_same_family(address)
@@ -109,7 +113,7 @@ impl Matrix {
         Ok(Self(found))
     }
 
-    /// Returns the cells that differ, with the values of this matrix and the other.
+    /// Returns the cells that differ, each with its value in this matrix and its value in `other`.
     pub fn differences<'m>(&'m self, other: &'m Self) -> Vec<(&'m Cell, bool, bool)> {
         let pairs = self.0.iter().filter_map(|(cell, mine)| other.0.get(cell).map(|theirs| (cell, *mine, *theirs)));
         pairs.filter(|(_, mine, theirs)| mine != theirs).collect()
@@ -140,7 +144,7 @@ pub fn cluster_state_of(cluster: &Cluster) -> Result<ClusterState> {
     Ok(ClusterState::from_objects(objects))
 }
 
-/// Measures until the connections match the policies, which take effect after a few milliseconds.
+/// Repeats the measurement until the connections match the policies, which take effect after a few milliseconds.
 ///
 /// # Errors
 /// Returns the differences if the connections do not match within `within`.
@@ -150,7 +154,7 @@ pub fn wait_until_expected(cluster: &Cluster, ports: &[(Protocol, u16)], within:
     wait_until_equal(cluster, &expected, within)
 }
 
-/// Measures until the connections match a matrix.
+/// Repeats the measurement until the connections match a matrix.
 ///
 /// # Errors
 /// Returns the differences if the connections do not match within `within`.

@@ -22,10 +22,10 @@ impl Netns {
     /// Creates a namespace with `lo` up. `name` is used only in messages.
     ///
     /// # Panics
-    /// Never: the thread that creates it returns its errors.
+    /// Never: the thread that creates the namespace returns its errors.
     ///
     /// # Errors
-    /// Returns an error without root, or if a kernel request fails.
+    /// Returns an error if the process does not run as root, or a kernel request fails.
     pub fn new(name: &str) -> Result<Self> {
         ensure!(
             nix::unistd::geteuid().is_root(),
@@ -46,7 +46,7 @@ impl Netns {
         Ok(namespace)
     }
 
-    /// Returns its name in messages.
+    /// Returns the name that messages use.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -59,7 +59,7 @@ impl Netns {
         Ok(self.file.metadata().context("reading a namespace's inode")?.ino())
     }
 
-    /// Returns a path by which another process can open it, for example `ip link … netns PATH`.
+    /// Returns a path by which another process can open the namespace, for example `ip link … netns PATH`.
     pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
     }
@@ -98,8 +98,8 @@ impl Netns {
             .with_context(|| format!("entering the network namespace of {}", self.name))
     }
 
-    /// Returns a command that runs inside the namespace. The mount namespace stays the same, so that it uses the same
-    /// bpffs.
+    /// Returns a command that runs inside the namespace. Its mount namespace stays the same, so that the command uses
+    /// the same bpffs.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         let file = Arc::clone(&self.file);
@@ -111,7 +111,7 @@ impl Netns {
         command
     }
 
-    /// Runs lines of `ip`, without the word `ip`.
+    /// Runs `ip` with one command in each line, without the word `ip`.
     ///
     /// # Errors
     /// Returns the failed line and the reason.
@@ -120,7 +120,7 @@ impl Netns {
             .with_context(|| format!("in the namespace of {}, with these lines:\n{lines}", self.name))
     }
 
-    /// Runs lines of `bridge`, without the word `bridge`.
+    /// Runs `bridge` with one command in each line, without the word `bridge`.
     ///
     /// # Errors
     /// Returns the failed line and the reason.
@@ -129,7 +129,7 @@ impl Netns {
             .with_context(|| format!("in the namespace of {}, with these lines:\n{lines}", self.name))
     }
 
-    /// Adds iptables rules to the existing ones. `program` is `iptables-nft-restore` or the one for IPv6.
+    /// Adds iptables rules to the existing rules. `program` is `iptables-nft-restore` or `ip6tables-nft-restore`.
     ///
     /// # Errors
     /// Returns the program's error message.
@@ -155,7 +155,7 @@ impl Netns {
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot start {program}: install it with `cargo xtask setup`"))?;
-        // A short write means that the child ended early; its stderr has the reason.
+        // If the write fails, the child has ended early. Its stderr contains the reason.
         let _ = child.stdin.take().context("the child's stdin is not a pipe")?.write_all(input.as_bytes());
         let output = child.wait_with_output().with_context(|| format!("waiting for {program}"))?;
         if !output.status.success() {

@@ -1,4 +1,4 @@
-//! BPF objects of a process, and checks that they no longer exist after it has ended.
+//! Finds the BPF objects of a process, and checks whether they still exist, for example after the process has ended.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -24,7 +24,7 @@ pub enum ObjectKind {
 impl ObjectKind {
     const ALL: [Self; 3] = [Self::Map, Self::Program, Self::Link];
 
-    /// Returns the key in `/proc/PID/fdinfo/FD`.
+    /// Returns the key of the object's ID in `/proc/PID/fdinfo/FD`.
     const fn key(self) -> &'static str {
         match self {
             Self::Map => "map_id:",
@@ -33,7 +33,7 @@ impl ObjectKind {
         }
     }
 
-    /// Returns the command of `bpf(2)` that opens an object by its ID.
+    /// Returns the command of `bpf(2)` that opens an object by its ID. Source: `enum bpf_cmd` in `linux/bpf.h`.
     const fn open_by_id(self) -> i32 {
         match self {
             Self::Program => 13,
@@ -51,7 +51,7 @@ pub fn held_by(pid: u32) -> Result<BTreeSet<(ObjectKind, u32)>> {
     let directory = format!("/proc/{pid}/fdinfo");
     let mut found = BTreeSet::new();
     for entry in fs::read_dir(&directory).with_context(|| format!("listing {directory}"))?.flatten() {
-        // A descriptor may be closed between the two reads.
+        // The process may have closed the descriptor after the directory was listed.
         let text = fs::read_to_string(entry.path()).unwrap_or_default();
         found.extend(ids_in(&text));
     }
@@ -77,7 +77,7 @@ pub fn pinned_below(directory: &Path) -> Result<BTreeSet<(ObjectKind, u32)>> {
     Ok(found)
 }
 
-/// Returns all IDs in an entry. A link's entry also has the ID of its program.
+/// Returns all IDs in the text of an fdinfo file. The file of a link also has the ID of its program.
 fn ids_in(info: &str) -> impl Iterator<Item = (ObjectKind, u32)> {
     ObjectKind::ALL.into_iter().filter_map(move |kind| {
         let id = info.lines().find_map(|line| line.strip_prefix(kind.key()))?;
@@ -86,6 +86,7 @@ fn ids_in(info: &str) -> impl Iterator<Item = (ObjectKind, u32)> {
 }
 
 fn open_pin(path: &Path) -> Result<OwnedFd> {
+    /// `BPF_OBJ_GET`. Source: `enum bpf_cmd` in `linux/bpf.h`.
     const OBJ_GET: i32 = 7;
     const SIZE: libc::c_uint = 16;
     let path = CString::new(path.as_os_str().as_bytes()).context("the path has a zero byte")?;
@@ -101,10 +102,10 @@ fn open_pin(path: &Path) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Returns whether the kernel still has an object of this ID.
+/// Returns whether the kernel still has an object of this kind and ID.
 ///
 /// # Errors
-/// Returns an error if the kernel does not report it.
+/// Returns an error if the kernel cannot open an object that exists.
 pub fn exists(kind: ObjectKind, id: u32) -> Result<bool> {
     const SIZE: libc::c_uint = 16;
     // The part of `union bpf_attr` that these commands read: the ID, the next ID and flags.

@@ -1,4 +1,5 @@
-//! Checks JSON against the schemas of docs/api/openapi.json. It supports the keywords of this file, and fails at others.
+//! Checks JSON against the schemas of docs/api/openapi.json. Only the keywords that occur in the functions below are
+//! checked. Others are ignored, for example `format` and `maxItems`.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
@@ -22,7 +23,7 @@ impl OpenApi {
         paths.filter(|(_, methods)| methods.get("get").is_some()).map(|(path, _)| path.as_str()).collect()
     }
 
-    /// Checks the body of a successful response to a GET request. Each line of NDJSON is checked.
+    /// Checks the body of a successful response to a GET request. If the type is NDJSON, checks each line.
     ///
     /// # Errors
     /// Returns an error that names the field that does not match.
@@ -42,6 +43,7 @@ impl OpenApi {
         Ok(())
     }
 
+    /// Checks a value. `at` is its position, for messages.
     fn check(&self, schema: &Value, value: &Value, at: &str) -> Result<()> {
         if let Some(name) = schema["$ref"].as_str() {
             let pointer = name.strip_prefix('#').context("a reference to another file")?;

@@ -38,11 +38,11 @@ impl Marker {
     /// The first bytes of every marker.
     const PREFIX: [u8; 4] = [14, 1, b'n', b'p'];
 
-    /// Finds the first marker in bytes.
+    /// Returns the first marker in `bytes`.
     pub fn find(bytes: &[u8]) -> Option<Self> {
-        bytes.windows(8).find_map(|found| {
-            let found: [u8; 8] = found.try_into().ok()?;
-            found.starts_with(&Self::PREFIX).then_some(Self(found))
+        bytes.windows(8).find_map(|window| {
+            let window: [u8; 8] = window.try_into().ok()?;
+            window.starts_with(&Self::PREFIX).then_some(Self(window))
         })
     }
 
@@ -104,10 +104,10 @@ impl Ip {
         self
     }
 
-    /// Adds an IPv6 extension header of `words` additional eight-byte words, filled with padding.
+    /// Adds an IPv6 extension header of `8 + 8 * words` bytes, filled with padding.
     ///
     /// # Panics
-    /// Panics if the header is longer than one padding option.
+    /// Panics if the padding does not fit in one `PadN` option.
     #[must_use]
     pub fn extension(mut self, kind: u8, words: u8) -> Self {
         let mut body = vec![0; 6 + usize::from(words) * 8];
@@ -122,17 +122,17 @@ impl Ip {
         self
     }
 
-    /// Makes the packet a fragment. `offset` is in bytes, a multiple of eight.
+    /// Makes the packet a fragment. `offset` is in bytes, a multiple of eight. `more` is set if more fragments follow.
     #[must_use]
     pub const fn fragment(mut self, id: u16, offset: u16, more: bool) -> Self {
         self.fragment = Some(Fragment { id, offset: offset / 8, more });
         self
     }
 
-    /// Returns the packet with a payload of an IP protocol.
+    /// Returns the packet with this IP protocol number and this payload.
     ///
     /// # Panics
-    /// Panics if it is longer than IP allows.
+    /// Panics if the packet is longer than IP allows.
     pub fn carrying(&self, protocol: u8, payload: &[u8]) -> Vec<u8> {
         match (self.source, self.destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -184,18 +184,18 @@ impl Ip {
         }
     }
 
-    /// Returns a valid UDP datagram.
+    /// Returns the packet with a valid UDP datagram from port `from` to port `to`.
     ///
     /// # Panics
-    /// Panics if it is longer than UDP allows.
+    /// Panics if the datagram is longer than UDP allows.
     pub fn udp(&self, from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
         self.carrying(protocol::UDP, &self.udp_body(from, to, payload))
     }
 
-    /// Returns a UDP header and payload with a checksum.
+    /// Returns only the UDP datagram: a header with a checksum, and the payload.
     ///
     /// # Panics
-    /// Panics if it is longer than UDP allows.
+    /// Panics if the datagram is longer than UDP allows.
     pub fn udp_body(&self, from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
         let length = u16::try_from(8 + payload.len()).expect("at most 65,535 bytes");
         let mut body = [from.to_be_bytes(), to.to_be_bytes(), length.to_be_bytes(), [0, 0]].concat();
@@ -205,7 +205,7 @@ impl Ip {
         body
     }
 
-    /// Returns a TCP segment with these flags (2 is SYN, 16 ACK, 4 RST) and a payload.
+    /// Returns the packet with a TCP segment, with these flags (2 is SYN, 16 ACK, 4 RST) and a payload.
     pub fn tcp(&self, from: u16, to: u16, flags: u8, payload: &[u8]) -> Vec<u8> {
         let mut body = vec![0; 20];
         body[0..2].copy_from_slice(&from.to_be_bytes());
@@ -220,7 +220,8 @@ impl Ip {
         self.carrying(protocol::TCP, &body)
     }
 
-    /// Returns an SCTP INIT chunk followed by `payload`. Its CRC is zero, because no receiver in the tests checks it.
+    /// Returns the packet with an SCTP INIT chunk followed by `payload`. The CRC is zero, because no receiver in the
+    /// tests checks it.
     pub fn sctp_init(&self, from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
         let mut body = [from.to_be_bytes(), to.to_be_bytes()].concat();
         body.extend([0; 8]);
@@ -230,7 +231,8 @@ impl Ip {
         self.carrying(protocol::SCTP, &body)
     }
 
-    /// Returns an ICMP or `ICMPv6` message: type, code, the four bytes after the checksum, and the rest.
+    /// Returns the packet with an ICMP or `ICMPv6` message: type, code, the four bytes after the checksum, and the
+    /// rest.
     pub fn icmp(&self, kind: u8, code: u8, word: [u8; 4], rest: &[u8]) -> Vec<u8> {
         let mut body = vec![kind, code, 0, 0];
         body.extend(word);

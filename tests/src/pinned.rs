@@ -1,4 +1,5 @@
-//! Reads the pinned maps of a running agent: the kernel's state, independent of the agent's output.
+//! Reads the pinned maps of a running agent, so that tests see the state in the kernel, independently of the agent's
+//! output.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -7,15 +8,15 @@ use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo};
 use netpol_common::{AddressEntry, Endpoint, IfIndex, LAYOUT_VERSION};
 
-use crate::program::Wire;
+use crate::program::PlainData;
 
 /// Pinned maps of an agent.
 pub struct Pinned {
-    endpoints: Array<MapData, Wire<Endpoint>>,
+    endpoints: Array<MapData, PlainData<Endpoint>>,
     overflow: HashMap<MapData, u32, u32>,
     /// Number of slots in `endpoints` that are indexed by ifindex.
     slots: u32,
-    addresses: HashMap<MapData, [u8; 4], Wire<AddressEntry>>,
+    addresses: HashMap<MapData, [u8; 4], PlainData<AddressEntry>>,
 }
 
 impl Pinned {
@@ -24,7 +25,7 @@ impl Pinned {
     /// # Errors
     /// Returns an error if there are no such pins.
     pub fn open(pins: &Path) -> Result<Self> {
-        let endpoints: Array<MapData, Wire<Endpoint>> = open(pins, "ENDPOINTS")?;
+        let endpoints: Array<MapData, PlainData<Endpoint>> = open(pins, "ENDPOINTS")?;
         let path = pins.join(format!("v{LAYOUT_VERSION}")).join("ENDPOINTS_OVERFLOW");
         let slots = endpoints.len().saturating_sub(MapInfo::from_pin(path)?.max_entries());
         Ok(Self {
@@ -35,19 +36,20 @@ impl Pinned {
         })
     }
 
-    /// Returns the endpoint of an interface, found as the programs find it.
+    /// Returns the endpoint of a pod's interface. The lookup is the same as in the eBPF programs: first in the slot of
+    /// the ifindex, then in the overflow map.
     ///
     /// # Errors
     /// Returns an error if a map cannot be read.
     pub fn endpoint(&self, ifindex: IfIndex) -> Result<Option<Endpoint>> {
         let at = |index: u32| -> Result<Option<Endpoint>> {
-            let Wire(slot) = self.endpoints.get(&index, 0)?;
+            let PlainData(slot) = self.endpoints.get(&index, 0)?;
             Ok(Some(slot).filter(|slot| slot.ifindex == ifindex))
         };
         if let Some(endpoint) = at(ifindex.0 & (self.slots - 1))? {
             return Ok(Some(endpoint));
         }
-        optional(self.overflow.get(&ifindex.0, 0).map(Wire))?.map_or(Ok(None), at)
+        optional(self.overflow.get(&ifindex.0, 0).map(PlainData))?.map_or(Ok(None), at)
     }
 
     /// Returns all endpoints except those in the overflow map.
@@ -57,7 +59,7 @@ impl Pinned {
     pub fn endpoints(&self) -> Result<Vec<Endpoint>> {
         let mut endpoints = Vec::new();
         for slot in 0..self.slots {
-            let Wire(endpoint) = self.endpoints.get(&slot, 0)?;
+            let PlainData(endpoint) = self.endpoints.get(&slot, 0)?;
             if endpoint.ifindex != IfIndex(0) {
                 endpoints.push(endpoint);
             }
@@ -80,12 +82,12 @@ fn open<T: TryFrom<Map, Error = MapError>>(pins: &Path, map: &str) -> Result<T> 
     opened.with_context(|| format!("opening the map pinned at {}", path.display()))
 }
 
-fn optional<V>(value: Result<Wire<V>, MapError>) -> Result<Option<V>>
+fn optional<V>(value: Result<PlainData<V>, MapError>) -> Result<Option<V>>
 where
-    Wire<V>: aya::Pod,
+    PlainData<V>: aya::Pod,
 {
     match value {
-        Ok(Wire(value)) => Ok(Some(value)),
+        Ok(PlainData(value)) => Ok(Some(value)),
         Err(MapError::KeyNotFound) => Ok(None),
         Err(error) => Err(error).context("reading a pinned map"),
     }

@@ -1,5 +1,6 @@
-//! Prepared network namespaces for pods. Wires them over rtnetlink as CNI plugins do, so that pods can be added
-//! faster than processes can be started.
+//! Slots for pods: network namespaces that are created before a test needs them. A slot becomes a pod when it is
+//! connected to the bridge of its node, with rtnetlink requests, as CNI plugins send them. To run `ip` for each pod
+//! would take longer.
 
 use std::net::Ipv4Addr;
 
@@ -16,9 +17,9 @@ use netlink_sys::{Socket, SocketAddr};
 use crate::cluster::{Cluster, node_name};
 use crate::netns::Netns;
 
-/// Last part of the first address in the pod network of the first node. Other pods of the cluster use these numbers
-/// last.
-const FIRST: u8 = 120;
+/// Last byte of the first slot's address. The cluster assigns numbers from 10 upwards to its other pods, and
+/// reaches the numbers of the slots last.
+const FIRST_NUMBER: u8 = 120;
 
 /// A prepared namespace for one pod.
 #[derive(Debug)]
@@ -37,7 +38,7 @@ pub struct PodSlots {
 }
 
 impl PodSlots {
-    /// Creates this many namespaces.
+    /// Creates `count` namespaces.
     ///
     /// # Errors
     /// Returns an error if a kernel request fails.
@@ -48,7 +49,7 @@ impl PodSlots {
             let netns = Netns::new("a prepared pod")?;
             netns.sysctl(&[("ipv6/conf/default/disable_ipv6", "1")])?;
             let pod_netlink = Rtnetlink::open(&netns)?;
-            Ok(Slot { netns, pod_netlink, address: Ipv4Addr::new(10, 244, 1, FIRST + number) })
+            Ok(Slot { netns, pod_netlink, address: Ipv4Addr::new(10, 244, 1, FIRST_NUMBER + number) })
         };
         let slots = (0..count).map(slot).collect::<Result<_>>()?;
         Ok(Self { node_netlink: Rtnetlink::open(netns)?, bridge, slots })
@@ -59,7 +60,8 @@ impl PodSlots {
         self.slots.len()
     }
 
-    /// Connects a namespace to the bridge with a veth of this name and interface group. Returns the pod's address.
+    /// Connects the namespace of a slot to the bridge, with a veth of this name and interface group. Returns the pod's
+    /// address.
     ///
     /// # Errors
     /// Returns an error if a kernel request fails.
@@ -101,17 +103,17 @@ impl PodSlots {
     }
 
     /// Removes all veths of a group in one request, as the kernel does when several namespaces are removed
-    /// (`cleanup_net`, `net/core/net_namespace.c`). One by one, each veth takes about 20 ms.
+    /// (`cleanup_net`, `net/core/net_namespace.c`). If veths are removed one by one, each takes about 20 ms.
     ///
     /// # Errors
-    /// Returns an error if there are none.
+    /// Returns an error if the group has no veths.
     pub fn detach_group(&mut self, group: u32) -> Result<()> {
         let mut links = LinkMessage::default();
         links.attributes = vec![LinkAttribute::Group(group)];
         self.node_netlink.request(RouteNetlinkMessage::DelLink(links), 0).context("removing veths")
     }
 
-    /// Returns a namespace.
+    /// Returns the namespace of a slot.
     pub fn netns(&self, slot: usize) -> &Netns {
         &self.slots[slot].netns
     }

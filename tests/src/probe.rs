@@ -15,8 +15,8 @@ use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage,
 
 use crate::cluster::{Cluster, Host};
 
-/// How long to wait for a response before the probe counts as dropped. Shorter than TCP's first retransmission timeout,
-/// so that a single lost packet is detected.
+/// How long to wait for a response before the probe counts as dropped. This is shorter than TCP's first retransmission
+/// timeout, so that a single lost packet is detected.
 pub const TIMEOUT: Duration = Duration::from_millis(600);
 
 /// One connection to try.
@@ -34,7 +34,7 @@ pub struct Probe {
     pub port: u16,
 }
 
-/// `from -> to address port/PROTOCOL`.
+/// `from -> to (address) port/PROTOCOL`.
 impl fmt::Display for Probe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { from, to, address, protocol, port } = self;
@@ -64,6 +64,7 @@ impl ProbeResult {
     }
 }
 
+/// The progress of a probe.
 enum Stage {
     Connecting(OwnedFd),
     AwaitingGreeting(TcpStream, String),
@@ -71,6 +72,7 @@ enum Stage {
     Done(ProbeResult),
 }
 
+/// Runs all probes in parallel, with one thread for each source.
 pub(crate) fn probe_all(cluster: &Cluster, probes: &[Probe]) -> Result<Vec<ProbeResult>> {
     let mut by_source: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (index, probe) in probes.iter().enumerate() {
@@ -102,10 +104,10 @@ fn probe_from(host: &Host, probes: &[&Probe], timeout: Duration) -> Result<Vec<P
     let start = Instant::now();
     let mut stages = probes
         .iter()
-        .map(|probe| begin(host, probe).with_context(|| format!("trying {probe}")))
+        .map(|probe| start_probe(host, probe).with_context(|| format!("trying {probe}")))
         .collect::<Result<Vec<_>>>()?;
     loop {
-        let left = timeout.saturating_sub(start.elapsed());
+        let remaining = timeout.saturating_sub(start.elapsed());
         let mut waiting = Vec::new();
         let mut fds = Vec::new();
         for (index, stage) in stages.iter().enumerate() {
@@ -114,10 +116,10 @@ fn probe_from(host: &Host, probes: &[&Probe], timeout: Duration) -> Result<Vec<P
                 fds.push(PollFd::new(fd, events));
             }
         }
-        if waiting.is_empty() || left.is_zero() {
+        if waiting.is_empty() || remaining.is_zero() {
             break;
         }
-        let wait = left.min(Duration::from_millis(50));
+        let wait = remaining.min(Duration::from_millis(50));
         match poll(&mut fds, PollTimeout::try_from(wait).unwrap_or(PollTimeout::ZERO)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error).context("polling sockets"),
@@ -140,7 +142,7 @@ fn probe_from(host: &Host, probes: &[&Probe], timeout: Duration) -> Result<Vec<P
 
 const PAYLOAD: &[u8] = b"name?";
 
-fn begin(host: &Host, probe: &Probe) -> Result<Stage> {
+fn start_probe(host: &Host, probe: &Probe) -> Result<Stage> {
     let any: IpAddr = if probe.address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let source = SocketAddr::new(host.source_for(probe.address).unwrap_or(any), 0);
     let target = SocketAddr::new(probe.address, probe.port);
@@ -149,14 +151,14 @@ fn begin(host: &Host, probe: &Probe) -> Result<Stage> {
             let fd = tcp_socket(source)?;
             match socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(target)) {
                 Ok(()) | Err(Errno::EINPROGRESS) => Ok(Stage::Connecting(fd)),
-                Err(error) => Ok(Stage::Done(failed(&error.into()))),
+                Err(error) => Ok(Stage::Done(result_of_error(&error.into()))),
             }
         }
         Protocol::Udp => {
             let socket = UdpSocket::bind(source)?;
             socket.set_nonblocking(true)?;
             if let Err(error) = socket.connect(target).and_then(|()| socket.send(PAYLOAD)) {
-                return Ok(Stage::Done(failed(&error)));
+                return Ok(Stage::Done(result_of_error(&error)));
             }
             Ok(Stage::AwaitingEcho(socket, Instant::now()))
         }
@@ -175,7 +177,7 @@ pub(crate) fn tcp_socket(source: SocketAddr) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-fn failed(error: &std::io::Error) -> ProbeResult {
+fn result_of_error(error: &std::io::Error) -> ProbeResult {
     match error.kind() {
         ErrorKind::ConnectionRefused => ProbeResult::Refused,
         ErrorKind::TimedOut => ProbeResult::Dropped,
@@ -183,7 +185,8 @@ fn failed(error: &std::io::Error) -> ProbeResult {
     }
 }
 
-fn evaluate_name(name: &str, probe: &Probe) -> ProbeResult {
+/// Returns the result from the name of the host that responded.
+fn result_of_name(name: &str, probe: &Probe) -> ProbeResult {
     if name == probe.to { ProbeResult::Allowed } else { ProbeResult::WrongHost(name.to_owned()) }
 }
 
@@ -197,12 +200,13 @@ impl Stage {
         }
     }
 
+    /// Continues when the socket is ready.
     fn advance(self, probe: &Probe) -> Self {
         match self {
             Self::Connecting(fd) => match socket::getsockopt(&fd, sockopt::SocketError) {
                 Ok(0) => Self::AwaitingGreeting(TcpStream::from(fd), String::new()),
-                Ok(code) => Self::Done(failed(&std::io::Error::from_raw_os_error(code))),
-                Err(error) => Self::Done(failed(&error.into())),
+                Ok(code) => Self::Done(result_of_error(&std::io::Error::from_raw_os_error(code))),
+                Err(error) => Self::Done(result_of_error(&error.into())),
             },
             Self::AwaitingGreeting(mut stream, mut received) => {
                 let mut buffer = [0; 256];
@@ -211,12 +215,12 @@ impl Stage {
                     Ok(length) => {
                         received.push_str(&String::from_utf8_lossy(&buffer[..length]));
                         match received.split_once('\n') {
-                            Some((name, _)) => Self::Done(evaluate_name(name, probe)),
+                            Some((name, _)) => Self::Done(result_of_name(name, probe)),
                             None => Self::AwaitingGreeting(stream, received),
                         }
                     }
                     Err(error) if error.kind() == ErrorKind::WouldBlock => Self::AwaitingGreeting(stream, received),
-                    Err(error) => Self::Done(failed(&error)),
+                    Err(error) => Self::Done(result_of_error(&error)),
                 }
             }
             Self::AwaitingEcho(socket, sent_at) => {
@@ -224,21 +228,23 @@ impl Stage {
                 match socket.recv(&mut buffer) {
                     Ok(length) => {
                         let response = String::from_utf8_lossy(&buffer[..length]).into_owned();
-                        Self::Done(evaluate_name(response.split('\n').next().unwrap_or_default(), probe))
+                        Self::Done(result_of_name(response.split('\n').next().unwrap_or_default(), probe))
                     }
                     Err(error) if error.kind() == ErrorKind::WouldBlock => Self::AwaitingEcho(socket, sent_at),
-                    Err(error) => Self::Done(failed(&error)),
+                    Err(error) => Self::Done(result_of_error(&error)),
                 }
             }
             Self::Done(outcome) => Self::Done(outcome),
         }
     }
 
-    /// Sends a UDP datagram a second time: under load, neighbor discovery may lose the first one.
+    /// Sends a UDP datagram a second time after half of the timeout: under load, neighbor discovery may lose the first
+    /// one.
     fn repeat(self, timeout: Duration) -> Self {
         match self {
             Self::AwaitingEcho(socket, sent_at) if sent_at.elapsed() > timeout / 2 => {
                 let _ = socket.send(PAYLOAD);
+                // The time is in the future, so that no third datagram is sent.
                 Self::AwaitingEcho(socket, sent_at + timeout)
             }
             other => other,

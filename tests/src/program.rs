@@ -1,4 +1,4 @@
-//! Loads the programs and runs them on frames with `BPF_PROG_TEST_RUN`, without links, namespaces or an agent.
+//! Loads the eBPF programs and runs them on frames with `BPF_PROG_TEST_RUN`, without links, namespaces or an agent.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -31,21 +31,22 @@ pub use crate::bpf_object::{COUNT_TRAFFIC, object, program_infos, test_object};
 
 /// `BPF_MAP_TYPE_LRU_HASH`. Source: `include/uapi/linux/bpf.h`.
 const LRU_HASH: u32 = 9;
-/// Number of entries of an endpoint's flow table.
+/// Number of entries in the flow table of an endpoint. An endpoint is a pod interface under enforcement.
 const FLOWS: u32 = 4096;
 
-/// Wraps a shared type for aya's maps.
+/// Wraps a type of `netpol-common`, so that aya accepts it as a key or value of a map. In aya, `Pod` means plain old data.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-pub struct Wire<T>(pub T);
-// SAFETY: the `bytemuck` bounds ensure plain bytes without padding.
-unsafe impl<T: NoUninit + AnyBitPattern> aya::Pod for Wire<T> {}
+pub struct PlainData<T>(pub T);
+// SAFETY: the `bytemuck` bounds ensure that the type is plain bytes without padding.
+unsafe impl<T: NoUninit + AnyBitPattern> aya::Pod for PlainData<T> {}
 
-/// The loaded object for tests.
+/// The loaded BPF object for tests.
 pub struct Programs {
     bpf: Ebpf,
-    /// Flow tables by endpoint ID.
+    /// IPv4 flow tables by endpoint ID.
     flows_v4: BTreeMap<u32, MapData>,
+    /// IPv6 flow tables by endpoint ID.
     flows_v6: BTreeMap<u32, MapData>,
 }
 
@@ -62,12 +63,13 @@ impl Programs {
     /// Loads maps and programs.
     ///
     /// # Errors
-    /// Returns an error without the object, without root, or if the verifier rejects a program.
+    /// Returns an error if the object does not exist, the process does not run as root, or the verifier rejects a
+    /// program.
     pub fn load() -> Result<Self> {
         Self::load_as(&[])
     }
 
-    /// Loads maps and programs that enforce nothing.
+    /// Loads maps and programs that only observe: they evaluate, count and report packets, but every packet passes.
     ///
     /// # Errors
     /// Same as [`Self::load`].
@@ -83,7 +85,7 @@ impl Programs {
         Self::load_as(&[COUNT_TRAFFIC])
     }
 
-    /// Loads maps and programs with these globals set to 1.
+    /// Loads maps and programs with these global variables set to 1.
     fn load_as(enabled: &[&str]) -> Result<Self> {
         let bytes = read(&test_object())?;
         let mut loader = EbpfLoader::new();
@@ -100,7 +102,7 @@ impl Programs {
     /// Returns the kernel memory of each empty map, in bytes.
     ///
     /// # Errors
-    /// Returns an error if the kernel does not report it.
+    /// Returns an error if the kernel does not report the memory of a map.
     pub fn kernel_memory(&self) -> Result<Vec<(String, u64)>> {
         self.bpf
             .maps()
@@ -114,10 +116,10 @@ impl Programs {
             .collect()
     }
 
-    /// Runs a frame through a program at [`INTERFACE`].
+    /// Runs a frame `repeat` times through the program of a direction at [`INTERFACE`].
     ///
     /// # Errors
-    /// Returns an error if the kernel cannot run it, for example with a frame shorter than 14 bytes.
+    /// Returns an error if the kernel cannot run the program, for example with a frame shorter than 14 bytes.
     pub fn run(&mut self, direction: Direction, frame: &[u8], ingress_ifindex: u32, repeat: u32) -> Result<RunResult> {
         let name = match direction {
             Direction::Ingress => "netpol_ingress",
@@ -126,8 +128,8 @@ impl Programs {
         self.run_program(name, frame, ingress_ifindex, repeat)
     }
 
-    /// Runs a frame from a pod through the egress program. Also returns the source endpoint ID and recheck bit that the
-    /// packet then has.
+    /// Runs a frame from a pod through the egress program. Also returns the mark that the program sets in `tc_index`:
+    /// the ID of the sender's endpoint, and a bit that is set if the packet must be evaluated again post-DNAT.
     ///
     /// # Errors
     /// Same as [`Self::run`].
@@ -135,7 +137,7 @@ impl Programs {
         self.run_with_mark("netpol_marked", frame, 0, 0, repeat)
     }
 
-    /// Runs a frame with this source endpoint ID through the ingress program at [`INTERFACE`].
+    /// Runs a frame through the ingress program at [`INTERFACE`]. `source_endpoint` is the ID of the sender's endpoint.
     ///
     /// # Errors
     /// Same as [`Self::run`].
@@ -143,7 +145,8 @@ impl Programs {
         Ok(self.run_with_mark("netpol_ingress_marked", frame, source_endpoint, ingress_ifindex, 1)?.0)
     }
 
-    /// Runs a frame with this source endpoint ID through the recheck program of the node's devices.
+    /// Runs a frame through the program for devices that lead out of the node. This program evaluates packets again
+    /// post-DNAT. `source_endpoint` is the ID of the sender's endpoint.
     ///
     /// # Errors
     /// Same as [`Self::run`].
@@ -151,7 +154,8 @@ impl Programs {
         Ok(self.run_with_mark("netpol_recheck_marked", frame, source_endpoint, 0, repeat)?.0)
     }
 
-    /// Runs a program, and loads it first if necessary: verification takes time.
+    /// Runs a program. Loads it first if it is not loaded yet: some programs are loaded only when a test needs them,
+    /// because the verifier takes time.
     fn run_with_mark(
         &mut self,
         name: &str,
@@ -225,10 +229,10 @@ impl Programs {
         Ok(())
     }
 
-    /// Returns the runs of the empty program, at all hooks.
+    /// Returns the runs of the empty program, at all hooks together.
     ///
     /// # Errors
-    /// Returns an error if the kernel does not report it.
+    /// Returns an error if the kernel does not report the runs.
     pub fn empty_runs(&self) -> Result<Runs> {
         let program: &SchedClassifier = self.bpf.program("netpol_empty").context("netpol_empty")?.try_into()?;
         Ok(Runs::of(&program.info()?))
@@ -241,15 +245,15 @@ impl Programs {
     /// Sets the endpoint at [`INTERFACE`].
     ///
     /// # Errors
-    /// Returns an error if the kernel rejects it.
+    /// Returns an error if the kernel rejects the request.
     pub fn set_endpoint(&mut self, endpoint: &Endpoint) -> Result<()> {
         self.make_flow_tables(endpoint.id)?;
-        let mut map: Array<&mut MapData, Wire<Endpoint>> =
+        let mut map: Array<&mut MapData, PlainData<Endpoint>> =
             self.bpf.map_mut("ENDPOINTS").context("ENDPOINTS")?.try_into()?;
-        Ok(map.set(INTERFACE, Wire(*endpoint), 0)?)
+        Ok(map.set(INTERFACE, PlainData(*endpoint), 0)?)
     }
 
-    /// Creates flow tables for the endpoint of this ID, as the agent does.
+    /// Creates the flow tables of the endpoint with this ID, if they do not exist yet.
     fn make_flow_tables(&mut self, id: u32) -> Result<()> {
         // Sizes of `FlowKey` and `FlowEntry`, asserted in `netpol-common`.
         for (tables, flows, key) in
@@ -266,14 +270,14 @@ impl Programs {
         Ok(())
     }
 
-    /// Sets an endpoint at another interface, and its ID.
+    /// Sets the endpoint at another interface, and the interface of the endpoint's ID.
     ///
     /// # Errors
     /// Same as [`Self::set_endpoint`].
     pub fn set_endpoint_at(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<()> {
-        let mut map: Array<&mut MapData, Wire<Endpoint>> =
+        let mut map: Array<&mut MapData, PlainData<Endpoint>> =
             self.bpf.map_mut("ENDPOINTS").context("ENDPOINTS")?.try_into()?;
-        map.set(ifindex, Wire(*endpoint), 0)?;
+        map.set(ifindex, PlainData(*endpoint), 0)?;
         self.set_source_endpoint(endpoint.id, ifindex)
     }
 
@@ -282,9 +286,9 @@ impl Programs {
     /// # Errors
     /// Same as [`Self::set_endpoint`].
     pub fn set_settings(&mut self, settings: Settings) -> Result<()> {
-        let mut map: Array<&mut MapData, Wire<Settings>> =
+        let mut map: Array<&mut MapData, PlainData<Settings>> =
             self.bpf.map_mut("SETTINGS").context("SETTINGS")?.try_into()?;
-        Ok(map.set(0, Wire(settings), 0)?)
+        Ok(map.set(0, PlainData(settings), 0)?)
     }
 
     /// Sets a word of the tunnel bitmap.
@@ -296,7 +300,7 @@ impl Programs {
         Ok(map.set(index, word, 0)?)
     }
 
-    /// Sets an endpoint in the overflow map, and another one in its array slot.
+    /// Sets the endpoint at [`INTERFACE`] in the overflow map, because `other` uses its slot in the array.
     ///
     /// # Errors
     /// Same as [`Self::set_endpoint`].
@@ -304,9 +308,9 @@ impl Programs {
         /// The first slot after those that are indexed by ifindex.
         const FIRST_OVERFLOW: u32 = 1024;
         self.set_endpoint(other)?;
-        let mut map: Array<&mut MapData, Wire<Endpoint>> =
+        let mut map: Array<&mut MapData, PlainData<Endpoint>> =
             self.bpf.map_mut("ENDPOINTS").context("ENDPOINTS")?.try_into()?;
-        map.set(FIRST_OVERFLOW, Wire(*endpoint), 0)?;
+        map.set(FIRST_OVERFLOW, PlainData(*endpoint), 0)?;
         self.insert("ENDPOINTS_OVERFLOW", IfIndex(INTERFACE), FIRST_OVERFLOW)
     }
 
@@ -318,7 +322,7 @@ impl Programs {
         self.insert(if size_of::<A>() == 4 { "ADDRESSES_V4" } else { "ADDRESSES_V6" }, address, entry)
     }
 
-    /// Sets a frontend. The size of its address selects the family.
+    /// Sets the entry of a frontend (a Service's address and port). The size of the address selects the family.
     ///
     /// # Errors
     /// Same as [`Self::set_endpoint`].
@@ -329,7 +333,7 @@ impl Programs {
         self.insert(if size_of::<A>() == 4 { "SERVICES_V4" } else { "SERVICES_V6" }, key, entry)
     }
 
-    /// Sets the interface of an endpoint ID; 0 removes it.
+    /// Sets the interface of an endpoint ID. 0 removes the interface.
     ///
     /// # Errors
     /// Same as [`Self::set_endpoint`].
@@ -338,7 +342,7 @@ impl Programs {
         Ok(map.set(endpoint, ifindex, 0)?)
     }
 
-    /// Sets a prefix entry. The size of the address selects the family.
+    /// Sets the entry of a prefix (CIDR). The size of the address selects the family.
     ///
     /// # Errors
     /// Same as [`Self::set_endpoint`].
@@ -351,7 +355,8 @@ impl Programs {
         self.insert_prefix(if size_of::<A>() == 4 { "PREFIXES_V4" } else { "PREFIXES_V6" }, bits, address, entry)
     }
 
-    /// Sets what a rule set allows to a class.
+    /// Sets what a rule set (the resolved policies of a pod in one direction) allows to a class (addresses that match
+    /// the same peer selectors).
     ///
     /// # Errors
     /// Same as [`Self::set_endpoint`].
@@ -359,7 +364,7 @@ impl Programs {
         self.insert("ALLOW", key, entry)
     }
 
-    /// Sets a port prefix.
+    /// Sets the verdict for a prefix of port numbers. `bits` is the length of the key's prefix.
     ///
     /// # Errors
     /// Same as [`Self::set_endpoint`].
@@ -378,8 +383,8 @@ impl Programs {
         let tables = if size_of::<A>() == 4 { &self.flows_v4 } else { &self.flows_v6 };
         for table in tables.values() {
             let table = Map::from_map_data(MapData::from_id(table.info()?.id())?)?;
-            let table: HashMap<MapData, Wire<FlowKey<A>>, Wire<FlowEntry>> = table.try_into()?;
-            if let Ok(Wire(entry)) = table.get(&Wire(key), 0) {
+            let table: HashMap<MapData, PlainData<FlowKey<A>>, PlainData<FlowEntry>> = table.try_into()?;
+            if let Ok(PlainData(entry)) = table.get(&PlainData(key), 0) {
                 return Ok(Some(entry));
             }
         }
@@ -397,15 +402,15 @@ impl Programs {
         let tables = if size_of::<A>() == 4 { &self.flows_v4 } else { &self.flows_v6 };
         for table in tables.values() {
             let table = Map::from_map_data(MapData::from_id(table.info()?.id())?)?;
-            let mut table: HashMap<MapData, Wire<FlowKey<A>>, Wire<FlowEntry>> = table.try_into()?;
-            if table.remove(&Wire(key)).is_ok() {
+            let mut table: HashMap<MapData, PlainData<FlowKey<A>>, PlainData<FlowEntry>> = table.try_into()?;
+            if table.remove(&PlainData(key)).is_ok() {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// Returns the packets counted for an endpoint.
+    /// Returns the number of packets of an endpoint that were counted with this reason.
     ///
     /// # Errors
     /// Same as [`Self::set_endpoint`].
@@ -413,7 +418,7 @@ impl Programs {
         self.count(endpoint, direction, reason as usize)
     }
 
-    /// Returns the allowed flows of an endpoint that its policies in shadow mode would deny.
+    /// Returns the number of allowed flows of an endpoint that policies in shadow mode would deny.
     ///
     /// # Errors
     /// Same as [`Self::set_endpoint`].
@@ -422,9 +427,10 @@ impl Programs {
     }
 
     fn count(&mut self, endpoint: u32, direction: Direction, slot: usize) -> Result<u64> {
-        let map: PerCpuArray<&MapData, Wire<Counters>> = self.bpf.map("COUNTERS").context("COUNTERS")?.try_into()?;
+        let map: PerCpuArray<&MapData, PlainData<Counters>> =
+            self.bpf.map("COUNTERS").context("COUNTERS")?.try_into()?;
         let values = map.get(&(endpoint * 2 + direction as u32), 0)?;
-        Ok(values.iter().map(|Wire(counters)| counters.packets[slot]).sum())
+        Ok(values.iter().map(|PlainData(counters)| counters.packets[slot]).sum())
     }
 
     /// Removes and returns the events so far.
@@ -447,9 +453,9 @@ impl Programs {
         K: NoUninit + AnyBitPattern,
         V: NoUninit + AnyBitPattern,
     {
-        let mut map: HashMap<&mut MapData, Wire<K>, Wire<V>> =
+        let mut map: HashMap<&mut MapData, PlainData<K>, PlainData<V>> =
             self.bpf.map_mut(name).with_context(|| name.to_owned())?.try_into()?;
-        map.insert(Wire(key), Wire(value), 0).with_context(|| format!("writing to {name}"))
+        map.insert(PlainData(key), PlainData(value), 0).with_context(|| format!("writing to {name}"))
     }
 
     fn insert_prefix<K, V>(&mut self, name: &str, bits: u32, key: K, value: V) -> Result<()>
@@ -457,13 +463,13 @@ impl Programs {
         K: NoUninit + AnyBitPattern,
         V: NoUninit + AnyBitPattern,
     {
-        let mut map: LpmTrie<&mut MapData, Wire<K>, Wire<V>> =
+        let mut map: LpmTrie<&mut MapData, PlainData<K>, PlainData<V>> =
             self.bpf.map_mut(name).with_context(|| name.to_owned())?.try_into()?;
-        map.insert(&Key::new(bits, Wire(key)), Wire(value), 0).with_context(|| format!("writing to {name}"))
+        map.insert(&Key::new(bits, PlainData(key)), PlainData(value), 0).with_context(|| format!("writing to {name}"))
     }
 }
 
-/// Returns the descriptor of a map, of the kinds that netpol uses.
+/// Returns the file descriptor of a map. Supports only the kinds of maps that netpol uses.
 fn descriptor(map: &Map) -> Result<BorrowedFd<'_>> {
     let (Map::Array(data)
     | Map::PerCpuArray(data)

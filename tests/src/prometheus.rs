@@ -44,7 +44,8 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// Starts a server in a network namespace, with this configuration file. It keeps its data next to the file.
+    /// Starts a server in a network namespace, with this configuration file. The server stores its data next to the
+    /// file.
     ///
     /// # Errors
     /// Returns an error if the server cannot be started, or does not become ready.
@@ -103,7 +104,7 @@ impl Prometheus {
 
 impl Drop for Prometheus {
     fn drop(&mut self) {
-        // It may have ended.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
         unregister_process(self.child.id());
@@ -124,8 +125,8 @@ fn start_error(program: &Path) -> String {
     )
 }
 
-/// Returns the program in the directory that the variable names, else the one that `cargo xtask setup` downloaded, else the
-/// one on the PATH.
+/// Returns the program in the directory that [`OVERRIDE`] names, or else the program that `cargo xtask setup`
+/// downloaded, or else the program on the PATH.
 fn program(name: &str) -> PathBuf {
     if let Some(folder) = std::env::var_os(OVERRIDE) {
         return Path::new(&folder).join(name);

@@ -13,11 +13,11 @@ use crate::packet::{Marker, frame};
 /// How long a frame may take to arrive on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long to wait for frames that should be dropped, after the expected ones have arrived. All are sent at the same
-/// time.
+/// How long to wait for frames that must be dropped, after the expected frames have arrived. All frames are sent at
+/// about the same time, so a frame that is not dropped arrives within this time.
 const GRACE: Duration = Duration::from_millis(250);
 
-// The C headers declare these with other integer types than the fields to which they are assigned.
+// libc declares these constants with integer types that differ from those of the fields below.
 const EVERY_PROTOCOL: u16 = 3;
 const PACKET_FAMILY: libc::sa_family_t = 17;
 const ADDRESS_LENGTH: libc::socklen_t = 20;
@@ -29,11 +29,11 @@ const _: () = assert!(
 
 /// A packet socket on a host's interface.
 #[derive(Debug)]
-pub struct Link {
+pub struct PacketSocket {
     socket: OwnedFd,
 }
 
-impl Link {
+impl PacketSocket {
     /// Opens the socket.
     ///
     /// # Errors
@@ -76,7 +76,7 @@ impl Link {
         Ok(())
     }
 
-    /// Returns the next frame that has arrived.
+    /// Returns the next frame that has arrived, or `None` if no frame is waiting.
     pub fn receive(&self) -> Option<Vec<u8>> {
         let mut buffer = vec![0; 1 << 16];
         loop {
@@ -104,7 +104,7 @@ impl Link {
     }
 }
 
-/// A packet or a sequence of packets. The last one contains a marker.
+/// A packet, or a sequence of packets. The last packet contains a marker, by which the receiver identifies it.
 #[derive(Clone, Debug)]
 pub struct TestPacket {
     description: String,
@@ -113,7 +113,7 @@ pub struct TestPacket {
 }
 
 impl TestPacket {
-    /// Creates IP packets from one host to another, sent in order. The last one contains the marker.
+    /// Creates IP packets from one host to another, to send in order. The last packet contains the marker.
     pub fn new(
         cluster: &Cluster,
         from: &str,
@@ -125,7 +125,7 @@ impl TestPacket {
         Self::tagged(cluster, from, to, description, marker, packets, &[])
     }
 
-    /// Creates complete frames, sent in order. The last one contains the marker.
+    /// Creates complete frames, to send in order. The last frame contains the marker.
     pub fn of_frames(description: &str, marker: Marker, frames: Vec<Vec<u8>>) -> Self {
         Self { description: description.to_owned(), frames, marker }
     }
@@ -150,14 +150,15 @@ impl TestPacket {
 /// Number of test packets sent before the receiver is read, so that its socket buffer does not overflow.
 const BATCH: usize = 64;
 
-/// Sends all test packets, waits for the expected ones, and returns for each whether its last packet arrived.
+/// Sends all test packets and waits for those that are expected to arrive. Returns for each test packet whether its
+/// last packet arrived.
 fn send_all(cluster: &Cluster, from: &str, to: &str, table: &[(TestPacket, bool)]) -> Result<Vec<bool>> {
-    let sender = Link::open(cluster.host(from))?;
-    let receiver = Link::open(cluster.host(to))?;
+    let sender = PacketSocket::open(cluster.host(from))?;
+    let receiver = PacketSocket::open(cluster.host(to))?;
     let mut arrived = HashSet::new();
     let mut batches = table.chunks(BATCH).peekable();
     while let Some(batch) = batches.next() {
-        // Earlier batches have time to arrive while the next ones are sent.
+        // Frames of earlier batches can arrive while the next batches are sent. Only the last batch needs extra time.
         let grace = if batches.peek().is_some() { Duration::ZERO } else { GRACE };
         for (test_packet, _) in batch {
             for frame in &test_packet.frames {
@@ -182,7 +183,7 @@ fn send_all(cluster: &Cluster, from: &str, to: &str, table: &[(TestPacket, bool)
     Ok(table.iter().map(|(test_packet, _)| arrived.contains(&test_packet.marker)).collect())
 }
 
-/// Sends test packets and checks a table of (test packet, whether it arrives).
+/// Sends test packets and checks which of them arrive. The table contains each test packet, and whether it must arrive.
 ///
 /// # Errors
 /// Returns an error that names the test packets with another result.

@@ -1,4 +1,4 @@
-//! Connects to an address with several backends and counts which host responds.
+//! Connects to an address with several backends and counts the responses of each host.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -14,13 +14,13 @@ use crate::probe::{Probe, ProbeResult};
 /// Responses to several connections to one target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Responses {
-    /// Number of responses by name of the responding host.
+    /// Number of responses, by the name of the responding host.
     pub by_host: BTreeMap<String, u64>,
     /// Number of connections without a response.
     pub dropped: u64,
 }
 
-/// Connects to each target `times` times, all in parallel.
+/// Connects `times` times to each target, in parallel, and returns the responses of each target.
 ///
 /// # Errors
 /// Returns an error if a socket cannot be created.
@@ -32,7 +32,7 @@ pub fn connect_all(
 ) -> Result<Vec<Responses>> {
     let probe_of = |&(protocol, target): &(Protocol, SocketAddr)| Probe {
         from: from.into(),
-        // No host has this name, so that each result contains the name of the responding host.
+        // No host has this name, so that each response is a `WrongHost` with the name of the responding host.
         to: "no-host".into(),
         address: target.ip(),
         protocol,
@@ -79,7 +79,7 @@ impl UdpClient {
         Ok(Self { socket, sent: 0 })
     }
 
-    /// Sends one datagram and returns the name of the host that responds within the timeout.
+    /// Sends one datagram and returns the name of the host that responds within the timeout, or `None`.
     ///
     /// # Errors
     /// Returns an error if the socket fails.

@@ -9,7 +9,7 @@ use aya::programs::ProgramInfo;
 use aya::sys::{Stats, enable_stats};
 use netpol_common::LAYOUT_VERSION;
 
-/// Runs of a program, and their total time.
+/// Number of runs of a program, and their total time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Runs {
     /// Number of runs.
@@ -30,7 +30,7 @@ impl Runs {
     /// Reads the runs of a program that an agent has pinned below its `--pin-path`.
     ///
     /// # Errors
-    /// Returns an error if it does not exist.
+    /// Returns an error if the pin does not exist.
     pub fn pinned(pins: &Path, program: &str) -> Result<Self> {
         let path = pins.join(format!("v{LAYOUT_VERSION}/programs/{program}"));
         Ok(Self::of(&ProgramInfo::from_pin(&path).with_context(|| path.display().to_string())?))
@@ -41,7 +41,7 @@ impl Runs {
         Self { count: program.run_count(), time: program.run_time() }
     }
 
-    /// Returns the difference to an earlier reading.
+    /// Returns the runs since an earlier reading.
     #[must_use]
     pub fn since(self, earlier: Self) -> Self {
         Self { count: self.count.saturating_sub(earlier.count), time: self.time.saturating_sub(earlier.time) }

@@ -1,5 +1,5 @@
-//! Test servers. A TCP server sends the host's name and then echoes. A UDP server responds with the host's name,
-//! followed by the received datagram.
+//! Test servers. A TCP server sends the host's name, and then sends back what it receives. A UDP server responds with
+//! the host's name, followed by the received datagram.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -18,6 +18,7 @@ use crate::cluster::Host;
 #[derive(Debug)]
 pub struct Servers {
     commands: Option<Sender<Command>>,
+    /// A pipe. A write wakes the thread, which then reads the commands.
     wake: OwnedFd,
     thread: Option<JoinHandle<()>>,
 }
@@ -28,6 +29,7 @@ enum Command {
     Stop { host: Arc<str>, done: Sender<()> },
 }
 
+/// One socket of a host.
 #[derive(Debug)]
 struct Server {
     host: Arc<str>,
@@ -82,7 +84,7 @@ impl Servers {
     pub fn stop(&self, host: &str) {
         let (done, closed) = channel();
         if self.send(Command::Stop { host: host.into(), done }).is_ok() {
-            // An error means that the thread and its sockets no longer exist.
+            // If receiving fails, the thread has ended and its sockets are closed.
             let _ = closed.recv();
         }
     }
@@ -152,7 +154,7 @@ impl Server {
                 Err(error) => (None, matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)),
             },
             Socket::Datagrams(socket) => {
-                // Errors are ICMP messages about earlier responses.
+                // An error is an ICMP error for an earlier response.
                 if let Ok((length, from)) = socket.recv_from(buffer) {
                     let mut response = format!("{}\n", self.host).into_bytes();
                     response.extend_from_slice(&buffer[..length]);

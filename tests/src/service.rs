@@ -32,7 +32,7 @@ pub(crate) struct ServicePort {
 }
 
 impl Service {
-    /// Creates a Service by `namespace/name`, at IPv4, IPv6, or both addresses.
+    /// Creates a Service by `namespace/name`, with an IPv4 address, an IPv6 address, or one of each family.
     ///
     /// # Panics
     /// Panics if the name has another form.
@@ -48,7 +48,8 @@ impl Service {
         }
     }
 
-    /// Selects backends by a label, such as `app: good`, and writes no `EndpointSlice`, like manifests in a repository.
+    /// Selects backends by a label, such as `app: good`. The manifest then contains no `EndpointSlice`, like manifests
+    /// in a repository.
     #[must_use]
     pub fn selecting(mut self, label: &str) -> Self {
         self.selector = Some(label.to_owned());
@@ -104,7 +105,7 @@ impl Service {
         &self.ports
     }
 
-    /// Returns the backend addresses and target port of a port, for one family.
+    /// Returns the backends of a port, for one family: their addresses and the target port.
     pub(crate) fn targets(&self, is_ipv4: bool, port: &ServicePort) -> Vec<SocketAddr> {
         let of_family = self.backends.iter().filter(|address| address.is_ipv4() == is_ipv4);
         of_family.map(|address| SocketAddr::new(*address, port.target)).collect()
@@ -142,6 +143,7 @@ impl Service {
         yaml
     }
 
+    /// Returns the manifest of the `EndpointSlice` of a family.
     fn slice(&self, family: &str, is_ipv4: bool) -> String {
         let Self { namespace, name, .. } = self;
         let mut yaml = format!(

@@ -10,17 +10,17 @@ use anyhow::{Context, Result, anyhow};
 use crate::cluster::Host;
 
 const PORT: u16 = 5201;
-/// Bytes in one write of a stream.
+/// Number of bytes that a stream writes at a time.
 const BULK: usize = 256 << 10;
-/// Number of parallel clients for new connections.
+/// Number of parallel clients for [`Load::Connections`].
 const CLIENTS: usize = 2;
 
 /// Kind of traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Load {
-    /// One connection that sends as much as possible. The unit is bytes.
+    /// One connection that sends as much as possible. The unit is bytes that the server has received.
     Stream,
-    /// One connection with one byte in each direction alternately. The unit is requests.
+    /// One connection, with a request of one byte and a response of one byte alternately. The unit is requests.
     Requests,
     /// A new connection for each request, closed by the server. The unit is connections.
     Connections,
@@ -30,16 +30,16 @@ impl Load {
     /// All kinds.
     pub const ALL: [Self; 3] = [Self::Stream, Self::Requests, Self::Connections];
 
-    /// Runs the traffic from one host to another for a time. Returns the number of units and the actual time.
+    /// Runs the traffic from one host to another for `time`. Returns the number of units and the actual time.
     ///
     /// # Errors
     /// Returns an error if a connection fails.
     pub fn run(self, client: &Host, server: &Host, time: Duration) -> Result<(u64, Duration)> {
         let address = SocketAddr::new(IpAddr::V4(server.v4()), PORT);
         let listener = server.netns().run(|| TcpListener::bind(address).context("listening"))?;
-        let (stop, served) = (AtomicBool::new(false), AtomicU64::new(0));
+        let (stop, received) = (AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|scope| {
-            let server_thread = scope.spawn(|| self.serve(&listener, &stop, &served));
+            let server_thread = scope.spawn(|| self.serve(&listener, &stop, &received));
             let clients = if self == Self::Connections { CLIENTS } else { 1 };
             let start = Instant::now();
             let client_threads: Vec<_> = (0..clients)
@@ -50,18 +50,20 @@ impl Load {
                     })
                 })
                 .collect();
-            let counts: Result<Vec<u64>> = client_threads.into_iter().map(|thread| joined(thread.join())).collect();
+            let counts: Result<Vec<u64>> =
+                client_threads.into_iter().map(|thread| thread_result(thread.join())).collect();
             let elapsed = start.elapsed();
             stop.store(true, Ordering::Relaxed);
-            // Wakes the server, which may have ended already.
+            // The connection wakes the server, which waits for a client. The server may have ended already.
             drop(client.netns().run(|| Ok(TcpStream::connect_timeout(&address, Duration::from_secs(1))?)));
-            joined(server_thread.join())?;
-            let count = if self == Self::Stream { served.load(Ordering::Relaxed) } else { counts?.iter().sum() };
+            thread_result(server_thread.join())?;
+            let count = if self == Self::Stream { received.load(Ordering::Relaxed) } else { counts?.iter().sum() };
             Ok((count, elapsed))
         })
     }
 
-    fn serve(self, listener: &TcpListener, stop: &AtomicBool, served: &AtomicU64) -> Result<u64> {
+    /// Serves one connection at a time until `stop` is set. Adds the bytes of a stream to `received`.
+    fn serve(self, listener: &TcpListener, stop: &AtomicBool, received: &AtomicU64) -> Result<u64> {
         let mut buffer = vec![0; BULK];
         loop {
             let (mut stream, _) = listener.accept()?;
@@ -73,7 +75,7 @@ impl Load {
                 Self::Stream => loop {
                     match stream.read(&mut buffer)? {
                         0 => break,
-                        read => served.fetch_add(read as u64, Ordering::Relaxed),
+                        read => received.fetch_add(read as u64, Ordering::Relaxed),
                     };
                 },
                 Self::Requests => {
@@ -89,6 +91,7 @@ impl Load {
         }
     }
 
+    /// Sends traffic until a time, and returns the number of requests or connections.
     fn connect(self, address: SocketAddr, until: Instant) -> Result<u64> {
         let open = || -> Result<TcpStream> {
             let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).context("connecting")?;
@@ -102,7 +105,8 @@ impl Load {
                 let mut stream = open()?;
                 stream.write_all(&byte)?;
                 stream.read_exact(&mut byte)?;
-                // The server closes first, so that the client's port is free again.
+                // Waits until the server closes the connection. The host that closes first keeps its socket in
+                // TIME_WAIT. If the client closed first, its port would stay in use.
                 let _ = stream.read(&mut byte)?;
                 count += 1;
             }
@@ -125,6 +129,7 @@ impl Load {
     }
 }
 
-fn joined<T>(result: std::thread::Result<Result<T>>) -> Result<T> {
+/// Returns the result of a thread, or an error if the thread panicked.
+fn thread_result<T>(result: std::thread::Result<Result<T>>) -> Result<T> {
     result.map_err(|_| anyhow!("a traffic thread panicked"))?
 }

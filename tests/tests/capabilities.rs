@@ -18,16 +18,17 @@ fn the_capabilities_of_the_daemonset_are_enough_to_enforce_and_to_take_over() ->
                 ),
             )
         };
-        let options =
-            AgentOptions::default().binary(&agent::confined(directory.path())?).arguments(&["--attach", attach]);
+        let options = AgentOptions::default()
+            .binary(&agent::with_deployed_capabilities(directory.path())?)
+            .arguments(&["--attach", attach]);
         let mut lab = Lab::start_with(cluster, &[isolate("none")], options)?;
         let status =
             std::fs::read_to_string(format!("/proc/{}/status", lab.agent().pid().context("the agent does not run")?))?;
-        let held =
+        let capabilities =
             status.lines().find(|line| line.starts_with("CapEff:")).context("the agent's status has no CapEff")?;
         ensure!(
-            held.ends_with("000000c000001800"),
-            "the agent has other capabilities than CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_NET_BROADCAST: {held}"
+            capabilities.ends_with("000000c000001800"),
+            "the agent has other capabilities than CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_NET_BROADCAST: {capabilities}"
         );
         lab.expect("shop/a -x shop/b 80/TCP")?;
 
@@ -36,7 +37,7 @@ fn the_capabilities_of_the_daemonset_are_enough_to_enforce_and_to_take_over() ->
         let veth = lab.cluster.host("shop/b").veth().to_owned();
         lab.cluster.host("node-1").netns().run(|| foreign.attach_empty(&veth, false))?;
         lab.agent().crash()?;
-        lab.policies(&[isolate("a")])?;
+        lab.set_policies(&[isolate("a")])?;
         lab.agent().restart()?;
         lab.expect("shop/a -> shop/b 80/TCP")?;
         lab.agent().wait_log(&["conflict", "TC program"])?;

@@ -1,4 +1,6 @@
 //! Changes take effect and do not affect anything else: items 24 to 26 and 43 of docs/semantics.md.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -23,7 +25,8 @@ fn pods() -> ClusterBuilder {
     ])
 }
 
-fn server_from(peer: &str) -> String {
+/// Returns a policy that allows ingress to `server` only from this peer.
+fn allow_to_server(peer: &str) -> String {
     policy(
         "shop/server",
         &format!(
@@ -32,17 +35,17 @@ fn server_from(peer: &str) -> String {
     )
 }
 
-fn load(lab: &Lab) -> Result<BackgroundFlows> {
+fn start_background_flows(lab: &Lab) -> Result<BackgroundFlows> {
     BackgroundFlows::start(&lab.cluster, "shop/client", "shop/never", "shop/server")
 }
 
-fn server_from_clients() -> String {
-    server_from("{podSelector: {matchLabels: {app: client}}}")
+fn allow_clients_to_server() -> String {
+    allow_to_server("{podSelector: {matchLabels: {app: client}}}")
 }
 
 #[test]
-fn s24_pods_come_and_go() -> Result<()> {
-    let mut lab = Lab::start(pods(), &[server_from_clients()])?;
+fn s24_pods_are_created_and_deleted() -> Result<()> {
+    let mut lab = Lab::start(pods(), &[allow_clients_to_server()])?;
     lab.cluster.add_pod(PodSpec::new("shop/new").labels("app=client"))?;
     lab.cluster.add_pod(PodSpec::new("shop/twin").labels("app=server"))?;
     lab.expect(
@@ -52,6 +55,7 @@ fn s24_pods_come_and_go() -> Result<()> {
     )?;
     let number = lab.cluster.host("shop/new").v4().octets()[3];
     lab.cluster.remove_pod("shop/new")?;
+    // Another pod gets the address of the deleted pod: `number` is the last byte of the address.
     lab.cluster.add_pod(PodSpec::new("shop/heir").labels("app=other").number(number))?;
     lab.expect("shop/heir -x shop/server 80/TCP\nshop/client -> shop/server 80/TCP")
 }
@@ -60,7 +64,7 @@ fn s24_pods_come_and_go() -> Result<()> {
 /// one. kubelet updates the pod's status later than each replacement.
 #[test]
 fn s28_two_sandboxes_in_quick_succession_are_one_pod() -> Result<()> {
-    let mut lab = Lab::start(pods(), &[server_from_clients()])?;
+    let mut lab = Lab::start(pods(), &[allow_clients_to_server()])?;
     let server = || PodSpec::new("shop/server").labels("app=server");
     let verdicts =
         "shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP\nblog/web -x shop/server 80/TCP";
@@ -95,7 +99,7 @@ fn s28_two_sandboxes_in_quick_succession_are_one_pod() -> Result<()> {
 fn s24_labels_of_pods_and_namespaces_change() -> Result<()> {
     let mut lab = Lab::start(
         pods(),
-        &[server_from(
+        &[allow_to_server(
             "{namespaceSelector: {matchLabels: {stage: prod}}}, {podSelector: {matchLabels: {app: client}}}",
         )],
     )?;
@@ -113,10 +117,10 @@ fn s24_labels_of_pods_and_namespaces_change() -> Result<()> {
 
 #[test]
 fn s24_policies_change() -> Result<()> {
-    let lab = Lab::start(pods(), &[server_from_clients()])?;
+    let lab = Lab::start(pods(), &[allow_clients_to_server()])?;
     lab.cluster.apply("second", &deny_all("blog"))?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/client -x blog/web 80/TCP\nblog/web -x shop/other 80/TCP")?;
-    lab.policies(&[server_from("{podSelector: {matchLabels: {app: other}}}")])?;
+    lab.set_policies(&[allow_to_server("{podSelector: {matchLabels: {app: other}}}")])?;
     lab.expect("shop/client -x shop/server 80/TCP\nshop/other -> shop/server 80/TCP")?;
     lab.cluster.delete("second")?;
     lab.expect("shop/other -> blog/web 80/TCP\nblog/web -> shop/other 80/TCP\nblog/web -x shop/server 80/TCP")
@@ -124,13 +128,13 @@ fn s24_policies_change() -> Result<()> {
 
 #[test]
 fn s24_traffic_that_stays_allowed_loses_no_packet_while_all_else_changes() -> Result<()> {
-    let mut lab = Lab::start(pods(), &[server_from_clients()])?;
-    let load = load(&lab)?;
+    let mut lab = Lab::start(pods(), &[allow_clients_to_server()])?;
+    let load = start_background_flows(&lab)?;
     for round in 0..12 {
         let name = format!("blog/churn-{round}");
         lab.cluster.add_pod(PodSpec::new(&name).labels("app=churn"))?;
-        lab.policies(&[
-            server_from(&format!(
+        lab.set_policies(&[
+            allow_to_server(&format!(
                 "{{podSelector: {{matchLabels: {{app: client}}}}}}, {{namespaceSelector: {{}}, podSelector: {{matchLabels: {{round: r{round}}}}}}}, \
                  {{ipBlock: {{cidr: 198.51.{round}.0/24}}}}"
             )),
@@ -146,13 +150,14 @@ fn s24_traffic_that_stays_allowed_loses_no_packet_while_all_else_changes() -> Re
 
 #[test]
 fn s25_a_revoked_connection_stops_and_others_continue() -> Result<()> {
-    let both = server_from("{podSelector: {matchLabels: {app: client}}}, {podSelector: {matchLabels: {app: other}}}");
-    let mut lab = Lab::start(pods(), &[both])?;
+    let client_and_other =
+        allow_to_server("{podSelector: {matchLabels: {app: client}}}, {podSelector: {matchLabels: {app: other}}}");
+    let mut lab = Lab::start(pods(), &[client_and_other])?;
     let mut kept = EchoConnection::open(&lab.cluster, "shop/client", "shop/server", 80)?;
     let mut revoked = EchoConnection::open(&lab.cluster, "shop/other", "shop/server", 80)?;
     assert!(kept.echoes(ECHO_TIMEOUT)? && revoked.echoes(ECHO_TIMEOUT)?);
 
-    lab.policies(&[server_from_clients()])?;
+    lab.set_policies(&[allow_clients_to_server()])?;
     lab.expect("shop/other -x shop/server 80/TCP\nshop/client -> shop/server 80/TCP")?;
     assert!(!revoked.echoes(ECHO_TIMEOUT)?, "a revoked connection still carries data");
     assert!(kept.echoes(ECHO_TIMEOUT)?, "a connection that is still allowed stopped");
@@ -190,7 +195,7 @@ fn s43_policies_are_tried_in_shadow_mode_and_enforced_without_a_lost_connection(
     let wrong: Vec<_> = lab.agent().denied().into_iter().filter(|line| line.from() == "shop/client").collect();
     ensure!(wrong.is_empty(), "the corrected policies would deny the application: {wrong:?}");
 
-    lab.policies(&application_policies(80))?;
+    lab.set_policies(&application_policies(80))?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
     ensure!(open.echoes(ECHO_TIMEOUT)?, "the connection of the application was lost");
     let tally = datagrams.finish()?;
@@ -205,9 +210,9 @@ fn s43_policies_are_tried_in_shadow_mode_and_enforced_without_a_lost_connection(
 
 /// Returns a default deny and the rules of the application. The correct TCP port is 80.
 fn application_policies(port: u16) -> [String; 3] {
-    let rule = |which: &str, other: &str| {
+    let rule = |field: &str, other: &str| {
         format!(
-            "{which}: [{{podSelector: {{matchLabels: {{app: {other}}}}}}}], \
+            "{field}: [{{podSelector: {{matchLabels: {{app: {other}}}}}}}], \
              ports: [{{port: {port}, protocol: TCP}}, {{port: 53, protocol: UDP}}]"
         )
     };
@@ -224,15 +229,16 @@ fn in_shadow_mode(policy: &str) -> String {
     policy.replacen("metadata: {", "metadata: {annotations: {netpol.io/mode: shadow}, ", 1)
 }
 
-/// Replaces the policies, and waits until the agent has applied the change. Policies in shadow mode change no connection by
-/// which this could be seen.
+/// Replaces the policies, and waits until the agent has applied the change. Connections cannot show this, because
+/// policies in shadow mode change no verdict. So this waits until the agent's generation increases: the number of the
+/// last change that the agent has applied.
 fn change_and_wait(lab: &mut Lab, policies: &[String]) -> Result<()> {
     let generation = |lab: &mut Lab| -> Result<Option<u64>> {
         let report: Value = serde_json::from_str(&lab.agent().get("/v1/shadow")?)?;
         Ok(report["generation"].as_u64())
     };
     let before = generation(lab)?;
-    lab.policies(policies)?;
+    lab.set_policies(policies)?;
     let start = Instant::now();
     while generation(lab)? <= before {
         let log = lab.agent().log();
@@ -248,9 +254,9 @@ fn wait_for_shadow_denial(lab: &mut Lab, pod: &str, policy: &str) -> Result<()> 
     loop {
         let report: Value = serde_json::from_str(&lab.agent().get("/v1/shadow")?)?;
         let mut items = report["items"].as_array().into_iter().flatten();
-        let is_named =
+        let names_policy =
             |item: &Value| item["policies"].as_array().is_some_and(|policies| policies.contains(&policy.into()));
-        if items.any(|item| item["from"]["pod"] == pod && item["port"] == 80 && is_named(item)) {
+        if items.any(|item| item["from"]["pod"] == pod && item["port"] == 80 && names_policy(item)) {
             return Ok(());
         }
         let log = lab.agent().log();
@@ -281,7 +287,7 @@ fn s25_a_revoked_flow_does_not_block_a_direction_that_is_not_isolated() -> Resul
         "datagrams must arrive in both directions before there is a policy"
     );
 
-    lab.policies(&[server_from_clients()])?;
+    lab.set_policies(&[allow_clients_to_server()])?;
     lab.expect("shop/other -x shop/server 80/TCP")?;
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(33) {
@@ -291,6 +297,7 @@ fn s25_a_revoked_flow_does_not_block_a_direction_that_is_not_isolated() -> Resul
             "the direction that is not isolated is blocked after {:?}",
             start.elapsed()
         );
+        // If no packet of the flow was allowed for 30 seconds, the server's next packet starts a new flow (item 25).
         let early = start.elapsed() < Duration::from_secs(28);
         ensure!(!arrived || !early, "the revoked flow still passes packets after {:?}", start.elapsed());
         std::thread::sleep(Duration::from_secs(1));
@@ -301,9 +308,9 @@ fn s25_a_revoked_flow_does_not_block_a_direction_that_is_not_isolated() -> Resul
 
 #[test]
 fn s26_an_agent_crash_under_load_loses_no_allowed_packet_and_allows_no_denied_one() -> Result<()> {
-    let mut lab = Lab::start(pods(), &[server_from_clients()])?;
+    let mut lab = Lab::start(pods(), &[allow_clients_to_server()])?;
     let mut open = EchoConnection::open(&lab.cluster, "shop/client", "shop/server", 80)?;
-    let load = load(&lab)?;
+    let load = start_background_flows(&lab)?;
     for _ in 0..3 {
         std::thread::sleep(Duration::from_millis(100));
         lab.agent().crash()?;
@@ -317,14 +324,16 @@ fn s26_an_agent_crash_under_load_loses_no_allowed_packet_and_allows_no_denied_on
 
 #[test]
 fn s26_verdicts_stay_while_the_agent_is_stopped_and_the_next_agent_applies_the_changes() -> Result<()> {
-    let mut lab = Lab::start(pods(), &[server_from_clients()])?;
-    let load = load(&lab)?;
+    let mut lab = Lab::start(pods(), &[allow_clients_to_server()])?;
+    let load = start_background_flows(&lab)?;
     lab.agent().stop()?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
 
     // Changes while no agent runs: a new peer, a new policy, a deleted pod, and a pod that reuses its address.
-    lab.policies(&[
-        server_from("{podSelector: {matchLabels: {app: client}}}, {namespaceSelector: {matchLabels: {stage: test}}}"),
+    lab.set_policies(&[
+        allow_to_server(
+            "{podSelector: {matchLabels: {app: client}}}, {namespaceSelector: {matchLabels: {stage: test}}}",
+        ),
         policy("shop/client", "{podSelector: {matchLabels: {app: client}}, policyTypes: [Ingress]}"),
     ])?;
     let number = lab.cluster.host("shop/other").v4().octets()[3];

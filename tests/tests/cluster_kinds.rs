@@ -1,4 +1,6 @@
 //! Whole scenarios in every kind of cluster: the measured verdicts are compared with the policies.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::time::Duration;
 
@@ -59,7 +61,7 @@ fn tier_policies() -> Vec<String> {
     ]
 }
 
-fn measure(topology: Topology, families: Families, arguments: &[&str]) -> Result<()> {
+fn check_tiers(topology: Topology, families: Families, arguments: &[&str]) -> Result<()> {
     let lab = Lab::start_with(
         tiers().topology(topology).families(families),
         &tier_policies(),
@@ -80,38 +82,38 @@ fn measure(topology: Topology, families: Families, arguments: &[&str]) -> Result
 
 #[test]
 fn tiers_on_a_bridge_with_ipv4() -> Result<()> {
-    measure(Topology::Bridge, Families::V4, &[])
+    check_tiers(Topology::Bridge, Families::V4, &[])
 }
 
 #[test]
 fn tiers_on_a_bridge_with_ipv6() -> Result<()> {
-    measure(Topology::Bridge, Families::V6, &[])
+    check_tiers(Topology::Bridge, Families::V6, &[])
 }
 
 #[test]
 fn tiers_on_a_bridge_with_dual_stack() -> Result<()> {
-    measure(Topology::Bridge, Families::Dual, &[])
+    check_tiers(Topology::Bridge, Families::Dual, &[])
 }
 
 #[test]
 fn tiers_routed_with_ipv4() -> Result<()> {
-    measure(Topology::Routed, Families::V4, &[])
+    check_tiers(Topology::Routed, Families::V4, &[])
 }
 
 #[test]
 fn tiers_routed_with_ipv6() -> Result<()> {
-    measure(Topology::Routed, Families::V6, &[])
+    check_tiers(Topology::Routed, Families::V6, &[])
 }
 
 #[test]
 fn tiers_routed_with_dual_stack() -> Result<()> {
-    measure(Topology::Routed, Families::Dual, &[])
+    check_tiers(Topology::Routed, Families::Dual, &[])
 }
 
 #[test]
 fn tiers_attached_by_tcx() -> Result<()> {
-    measure(Topology::Bridge, Families::Dual, &["--attach", "tcx"])?;
-    measure(Topology::Routed, Families::V4, &["--attach", "tcx"])
+    check_tiers(Topology::Bridge, Families::Dual, &["--attach", "tcx"])?;
+    check_tiers(Topology::Routed, Families::V4, &["--attach", "tcx"])
 }
 
 #[test]

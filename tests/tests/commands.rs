@@ -1,4 +1,6 @@
 //! The agent's commands `status` and `uninstall`, its memory use, and a second agent on the same pins.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
@@ -56,11 +58,12 @@ fn status_prints_what_is_enforced_as_text_and_as_json() -> Result<()> {
         let status: Value = serde_json::from_str(&output.stdout).context("reading status as JSON")?;
         let endpoints = status["endpoints"].as_array().context("status has no endpoints")?;
         ensure!(endpoints.len() == 9, "status has {} endpoints instead of 9", endpoints.len());
-        let back = endpoints.iter().find(|one| one["ipv4"] == *address).context("no endpoint for shop/back")?;
+        let back =
+            endpoints.iter().find(|endpoint| endpoint["ipv4"] == *address).context("no endpoint for shop/back")?;
         ensure!(back["pod"] == if running { Value::from("shop/back") } else { Value::Null }, "{back}");
         ensure!(back["attached"] == true && back["ingressRuleSet"] != 0 && back["egressRuleSet"] != 0, "{back}");
         ensure!(back["packets"]["ingress"]["no-rule"].as_u64() > Some(0), "{back}");
-        ensure!(endpoints.iter().filter(|one| one["ingressRuleSet"] == 0).count() == 6, "{status:#}");
+        ensure!(endpoints.iter().filter(|endpoint| endpoint["ingressRuleSet"] == 0).count() == 6, "{status:#}");
         ensure!(status["maps"]["ENDPOINTS"]["entries"] == 9, "{status:#}");
     }
     Ok(())
@@ -95,7 +98,7 @@ fn status_reports_programs_that_enforce_nothing() -> Result<()> {
     check(&mut lab, None)
 }
 
-/// The parameters that a path needs, or that make its response more complete.
+/// Returns query parameters that a path of the API needs, or that make its response more complete.
 fn parameters(path: &str) -> &'static str {
     match path {
         "/v1/explain" => "?from=blog/back&to=shop/back&port=80/TCP",
@@ -186,14 +189,15 @@ fn commands_complete_although_their_output_is_closed() -> Result<()> {
         Ok(child.wait_with_output()?)
     };
     for arguments in [&["status"][..], &["status", "-o", "json"]] {
-        let ended = run(&lab, arguments)?;
-        ensure!(ended.status.code() == Some(0), "{arguments:?}: {}", ended.status);
+        let output = run(&lab, arguments)?;
+        ensure!(output.status.code() == Some(0), "{arguments:?}: {}", output.status);
     }
-    let early = run(&lab, &["uninstall"])?;
-    ensure!(early.status.code() == Some(3), "{}", early.status);
+    // While the agent runs, `uninstall` fails.
+    let output = run(&lab, &["uninstall"])?;
+    ensure!(output.status.code() == Some(3), "{}", output.status);
     lab.agent().stop()?;
-    let ended = run(&lab, &["uninstall"])?;
-    ensure!(ended.status.code() == Some(0) && !pins.exists(), "{}", ended.status);
+    let output = run(&lab, &["uninstall"])?;
+    ensure!(output.status.code() == Some(0) && !pins.exists(), "{}", output.status);
     Ok(())
 }
 
@@ -222,7 +226,7 @@ fn an_agent_without_a_node_object_is_not_ready_until_there_is_one() -> Result<()
     let mut agent = Agent::prepare(&cluster, options)?;
     agent.launch()?;
     agent.wait_log(&["not ready: no Node object is named node-1", "--node"])?;
-    // The agent waits for pods without an interface for a shorter time than this.
+    // If only the interface of a pod were missing, the agent would report ready earlier than this.
     std::thread::sleep(Duration::from_secs(4));
     ensure!(!agent.is_ready(), "the agent is ready:\n{}", agent.log());
     ensure!(agent.get("/readyz").is_err_and(|error| format!("{error:#}").contains("no Node object is named node-1")));
@@ -244,7 +248,7 @@ fn an_agent_without_a_node_object_is_not_ready_until_there_is_one() -> Result<()
 fn a_metrics_port_in_use_does_not_prevent_enforcement() -> Result<()> {
     let cluster = demo_sized().build()?;
     cluster.apply("first", &deny_all("shop"))?;
-    let taken = cluster.host("node-1").netns().run(|| Ok(std::net::TcpListener::bind("127.0.0.1:9464")?))?;
+    let listener = cluster.host("node-1").netns().run(|| Ok(std::net::TcpListener::bind("127.0.0.1:9464")?))?;
     let options = AgentOptions::default().arguments(&["--metrics", "127.0.0.1:9464", "--health", "127.0.0.1:9464"]);
     let agent = Agent::start_with(&cluster, options)?;
     let mut lab = Lab::of(cluster, agent);
@@ -254,7 +258,7 @@ fn a_metrics_port_in_use_does_not_prevent_enforcement() -> Result<()> {
     let socket = lab.agent().socket().display().to_string();
     let output = lab.agent().run_subcommand("status", &["--api-socket", &socket])?;
     ensure!(output.stdout.contains("warning: cannot serve metrics on 127.0.0.1:9464"), "{}", output.stdout);
-    drop(taken);
+    drop(listener);
     lab.agent().wait_log(&["serving ", "address=127.0.0.1:9464"])
 }
 
@@ -267,7 +271,7 @@ fn s26_uninstall_allows_all_traffic_and_removes_and_reports_everything() -> Resu
         let pins = lab.agent().pin_path().to_owned();
         let objects = objects_of(lab.agent())?;
         for kind in [ObjectKind::Map, ObjectKind::Program] {
-            ensure!(objects.iter().any(|(one, _)| *one == kind), "the agent holds no {kind:?}: {objects:?}");
+            ensure!(objects.iter().any(|(found, _)| *found == kind), "the agent holds no {kind:?}: {objects:?}");
         }
 
         let early = lab.agent().run_subcommand("uninstall", &[])?;
@@ -303,7 +307,7 @@ fn s26_uninstall_allows_all_traffic_and_removes_and_reports_everything() -> Resu
 }
 
 #[test]
-fn uninstall_keeps_running_on_request_only_if_nothing_remains() -> Result<()> {
+fn uninstall_with_keep_running_waits_for_sigterm_only_if_nothing_remains() -> Result<()> {
     let mut lab = Lab::start(demo_sized(), &[deny_all("shop")])?;
     let early = lab.agent().run_subcommand("uninstall", &["--keep-running"])?;
     ensure!(early.code == Some(3), "uninstall --keep-running must fail while an agent runs: {early:?}");
@@ -347,13 +351,14 @@ fn a_second_agent_on_the_same_pins_is_refused() -> Result<()> {
 
 #[test]
 fn the_agent_allocates_less_than_ten_megabytes_in_a_cluster_like_the_demo() -> Result<()> {
-    /// Without the pages of the executable: their number depends on the profile of the build.
+    /// Limit for anonymous memory. Pages of the executable do not count, because their number depends on the build
+    /// profile.
     const MAX_KIB: u64 = 10_000;
     let mut lab = Lab::start(demo_sized(), &[deny_all("shop")])?;
     for round in 0..20 {
         lab.cluster.label_namespace("ops", &format!("round=r{round}"))?;
-        lab.policies(&[deny_all("shop"), deny_all("blog")])?;
-        lab.policies(&[deny_all("shop")])?;
+        lab.set_policies(&[deny_all("shop"), deny_all("blog")])?;
+        lab.set_policies(&[deny_all("shop")])?;
     }
     lab.expect("shop/front -x shop/back 80/TCP\nops/front -x shop/back 80/TCP\nblog/front -> ops/back 80/TCP")?;
     let allocated = lab.agent().memory_kib("RssAnon")?;
@@ -361,8 +366,8 @@ fn the_agent_allocates_less_than_ten_megabytes_in_a_cluster_like_the_demo() -> R
     Ok(())
 }
 
-/// Returns the policies that `netpol record` writes for a namespace, once they contain a text.
-fn recorded(lab: &mut Lab, namespace: &str, text: &str) -> Result<String> {
+/// Runs `netpol record` for a namespace until its policies contain a text. Returns the policies.
+fn wait_for_recorded_policies(lab: &mut Lab, namespace: &str, text: &str) -> Result<String> {
     let (start, socket) = (Instant::now(), lab.agent().socket());
     loop {
         let mut command = Command::new(netpol_tests::agent::netpol()?);
@@ -400,10 +405,10 @@ fn recorded_policies_allow_the_recorded_application_and_nothing_else() -> Result
     for line in application.trim().lines() {
         lab.expect(line)?;
     }
-    let last = format!("{} -> web 80/TCP", lab.cluster.host("outside").v4());
-    let policies = recorded(&mut lab, "shop", &last)?;
+    let last_flow = format!("{} -> web 80/TCP", lab.cluster.host("outside").v4());
+    let policies = wait_for_recorded_policies(&mut lab, "shop", &last_flow)?;
     ensure!(policies.contains("No flow was seen of Pod shop/idle"), "{policies}");
-    lab.policies(&[policies])?;
+    lab.set_policies(&[policies])?;
     lab.expect(&format!(
         "{application}
          shop/web    -> kube-system/dns 53/TCP

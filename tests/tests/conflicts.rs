@@ -22,7 +22,7 @@ fn agent(cluster: &Cluster, cni: &Path) -> Result<Agent> {
     Agent::start_with(cluster, options)
 }
 
-fn chains(node: &Netns, table: &str, names: &[&str]) -> Result<()> {
+fn add_chains(node: &Netns, table: &str, names: &[&str]) -> Result<()> {
     let chains: Vec<_> = names.iter().map(|name| format!("add chain ip {table} {name}\n")).collect();
     node.nft(&format!("add table ip {table}\n{}", chains.concat()))
 }
@@ -50,7 +50,7 @@ fn wait_counts(agent: &Agent, expected: [u64; 3]) -> Result<()> {
 fn every_kind_of_conflict_is_reported_and_counted_and_enforcement_continues() -> Result<()> {
     let cluster = cluster()?;
     let node = cluster.host("node-1").netns();
-    chains(node, "filter", &["KUBE-FORWARD", "KUBE-ROUTER-FORWARD", "KUBE-NWPLCY-DEFAULT"])?;
+    add_chains(node, "filter", &["KUBE-FORWARD", "KUBE-ROUTER-FORWARD", "KUBE-NWPLCY-DEFAULT"])?;
     let veth = cluster.host("shop/a").veth();
     let mut foreign = Programs::load()?;
     node.run(|| foreign.attach_empty(veth, false))?;
@@ -121,7 +121,7 @@ fn iptables_legacy_chains_are_found_and_the_search_creates_no_tables() -> Result
 fn nothing_is_reported_on_a_node_without_conflicts() -> Result<()> {
     for attach in ["tcx", "tc"] {
         let cluster = cluster()?;
-        chains(cluster.host("node-1").netns(), "nat", &["KUBE-SERVICES", "KUBE-MARK-MASQ"])?;
+        add_chains(cluster.host("node-1").netns(), "nat", &["KUBE-SERVICES", "KUBE-MARK-MASQ"])?;
         let options = AgentOptions::default().arguments(&["--attach", attach]);
         let options = options.arguments(&["--cni-config", "/nonexistent"]);
         let mut agent = Agent::start_with(&cluster, options)?;

@@ -23,7 +23,7 @@ fn every_readme_table_equals_the_policies_and_the_measured_verdicts() -> Result<
             example.update_table(&expected)?;
         }
     }
-    // Several in parallel, because most of the time is spent on waiting for dropped packets.
+    // Checks several examples in parallel, because most of the time is spent waiting for dropped packets.
     for group in examples.chunks(4) {
         std::thread::scope(|scope| -> Result<()> {
             let workers: Vec<_> = group.iter().map(|example| (example, scope.spawn(|| check(example)))).collect();

@@ -24,7 +24,7 @@ fn a_half_written_file_does_not_change_its_objects() -> Result<()> {
     lab.expect_without_reference("blog/web -x shop/server 80/TCP\nshop/client -x blog/web 80/TCP")?;
 
     // The corrected file takes effect.
-    lab.policies(&[policy(
+    lab.set_policies(&[policy(
         "shop/open",
         "{podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {}}]}]}",
     )])?;

@@ -1,4 +1,6 @@
 //! The memory for a pod's flows is bounded: its flows evict no flow of another pod.
+//!
+//! Tests of attacks have names that start with `hostile_`: see docs/threat-model.md.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -16,14 +18,16 @@ use serde_json::Value;
 const IDLE: usize = 40;
 /// Number of pods that flood.
 const FLOODS: usize = 10;
-/// Flows that each of them opens. All together are three times as many as the node can hold.
+/// Number of flows that each of these pods starts. Together, these are three times as many as fit into the tables of
+/// the node.
 const TUPLES: u16 = 40_000;
 /// `--max-flows-v4`.
 const BUDGET: u32 = 131_072;
 const PORT: u16 = 9000;
 
-/// Policies that deny packets of the test's connections, in both directions, unless their flow is known.
-fn closed() -> Vec<String> {
+/// `client` may connect to `server`, but packets from the server pass only if their flow is known. The pods that flood
+/// may send only to their node.
+fn policies() -> Vec<String> {
     vec![
         policy(
             "shop/server",
@@ -34,8 +38,8 @@ fn closed() -> Vec<String> {
     ]
 }
 
-/// Opens connections from client to server and sends a byte each way. Returns the server's socket and the client's of
-/// each.
+/// Opens connections from client to server and sends a byte each way. Returns the two sockets of each connection: the
+/// server's and the client's.
 fn connections(lab: &Lab) -> Result<Vec<(TcpStream, TcpStream)>> {
     let (server, client) = (lab.cluster.host("shop/server"), lab.cluster.host("shop/client"));
     let address = SocketAddr::new(IpAddr::V4(server.v4()), PORT);
@@ -46,19 +50,19 @@ fn connections(lab: &Lab) -> Result<Vec<(TcpStream, TcpStream)>> {
                 TcpStream::connect_timeout(&address, Duration::from_secs(5)).context("connecting from the client")
             })?;
             let (server, _) = listener.accept()?;
-            let mut both = (server, client);
-            for end in [&both.0, &both.1] {
-                end.set_read_timeout(Some(Duration::from_secs(5)))?;
-                end.set_nodelay(true)?;
+            let mut connection = (server, client);
+            for socket in [&connection.0, &connection.1] {
+                socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+                socket.set_nodelay(true)?;
             }
-            ensure!(carries(&mut both)?, "a new connection carries no data");
-            Ok(both)
+            ensure!(carries_data(&mut connection)?, "a new connection carries no data");
+            Ok(connection)
         })
         .collect()
 }
 
 /// Sends a byte each way and returns whether both arrive. The server sends first, which only the known flow allows.
-fn carries((server, client): &mut (TcpStream, TcpStream)) -> Result<bool> {
+fn carries_data((server, client): &mut (TcpStream, TcpStream)) -> Result<bool> {
     let mut byte = [0];
     server.write_all(b"s")?;
     if client.read_exact(&mut byte).is_err() {
@@ -68,13 +72,14 @@ fn carries((server, client): &mut (TcpStream, TcpStream)) -> Result<bool> {
     Ok(server.read_exact(&mut byte).is_ok() && byte == *b"c")
 }
 
+/// Returns whether a pin is an IPv4 flow table, and not the larger table that is about to replace it.
 fn is_table(path: &Path) -> bool {
     let path = path.to_string_lossy();
     path.contains("/v4-") && !path.ends_with("-next")
 }
 
 /// Returns the sizes of the pinned IPv4 flow tables.
-fn sizes(pins: &Path) -> Result<Vec<u32>> {
+fn table_sizes(pins: &Path) -> Result<Vec<u32>> {
     let directory = pins.join(format!("v{LAYOUT_VERSION}/flows"));
     let entries = std::fs::read_dir(&directory).with_context(|| directory.display().to_string())?;
     entries
@@ -89,7 +94,7 @@ fn hostile_floods_by_ten_pods_evict_no_idle_connection_of_another_pod() -> Resul
     let names: Vec<String> = (0..FLOODS).map(|number| format!("floods/f{number}")).collect();
     let mut pods = vec![("shop/server", "app=server"), ("shop/client", "app=client")];
     pods.extend(names.iter().map(|name| (name.as_str(), "")));
-    let lab = Lab::start(Cluster::builder().pods(&pods), &closed())?;
+    let lab = Lab::start(Cluster::builder().pods(&pods), &policies())?;
     let mut idle = connections(&lab)?;
 
     // The flood is allowed: traffic to the local node always is.
@@ -115,11 +120,11 @@ fn hostile_floods_by_ten_pods_evict_no_idle_connection_of_another_pod() -> Resul
 
     let mut lost = 0;
     for connection in &mut idle {
-        lost += u32::from(!carries(connection)?);
+        lost += u32::from(!carries_data(connection)?);
     }
     ensure!(lost == 0, "the floods evicted {lost} of {IDLE} idle connections");
 
-    let sizes = sizes(lab.agent_ref().pin_path())?;
+    let sizes = table_sizes(lab.agent_ref().pin_path())?;
     let total: u32 = sizes.iter().sum();
     println!("{} tables of {total} entries: {sizes:?}", sizes.len());
     ensure!(
@@ -135,9 +140,9 @@ fn hostile_floods_by_ten_pods_evict_no_idle_connection_of_another_pod() -> Resul
 #[test]
 fn flows_survive_larger_tables_and_a_restart_of_the_agent() -> Result<()> {
     let pods = [("shop/server", "app=server"), ("shop/client", "app=client")];
-    let mut lab = Lab::start(Cluster::builder().pods(&pods), &closed())?;
+    let mut lab = Lab::start(Cluster::builder().pods(&pods), &policies())?;
     let mut idle = connections(&lab)?;
-    let before = sizes(lab.agent_ref().pin_path())?;
+    let before = table_sizes(lab.agent_ref().pin_path())?;
     let server = lab.cluster.host("shop/server");
     let from = lab.cluster.host("shop/client");
     // The client is allowed to send to the server, so the tables of both grow.
@@ -146,28 +151,30 @@ fn flows_survive_larger_tables_and_a_restart_of_the_agent() -> Result<()> {
     let mut grown = false;
     let mut port = 10_000;
     while !grown {
-        // Slow enough that a table does not fill before the agent reads its size again: a pod can evict its own flows.
+        // The flows start so slowly that a table does not fill before the agent reads its size again. If it were full,
+        // the pod would evict its own flows.
         for _ in 0..200 {
             port = if port == u16::MAX { 10_000 } else { port + 1 };
             let _ = socket.send_to(b"new", (IpAddr::V4(server.v4()), port));
         }
         for connection in &mut idle {
-            ensure!(carries(connection)?, "a connection was lost while its table grew");
+            ensure!(carries_data(connection)?, "a connection was lost while its table grew");
         }
-        let now = sizes(lab.agent_ref().pin_path())?;
+        let now = table_sizes(lab.agent_ref().pin_path())?;
         grown = now.iter().max() > before.iter().max() && now.iter().filter(|size| **size > 8000).count() >= 2;
         ensure!(begun.elapsed() < Duration::from_mins(1), "the tables do not grow: {before:?}, {now:?}");
     }
     lab.agent().restart()?;
     for connection in &mut idle {
-        ensure!(carries(connection)?, "a connection was lost when the agent restarted");
+        ensure!(carries_data(connection)?, "a connection was lost when the agent restarted");
     }
-    let after = sizes(lab.agent_ref().pin_path())?;
+    let after = table_sizes(lab.agent_ref().pin_path())?;
     ensure!(after.iter().max() > before.iter().max(), "the next agent created new tables: {after:?}");
     lab.expect("shop/client -> shop/server 80/TCP\nshop/server -x shop/client 80/TCP")
 }
 
-/// Waits for the record of a flow's totals to a port of the server, at one of its ends.
+/// Waits for the record with the totals of a flow to the server: its packets and bytes. The direction selects the pod
+/// that counted them: egress is the client, ingress is the server.
 fn wait_totals(lab: &Lab, direction: &str, server: IpAddr, protocol: &str) -> Result<Value> {
     let begun = Instant::now();
     loop {
@@ -221,7 +228,7 @@ fn totals_have_the_packets_and_bytes_of_a_flow_when_it_ends() -> Result<()> {
             .host("shop/server")
             .netns()
             .run(|| Ok(TcpListener::bind((*server, PORT))?))
-            .map(|one| (*server, one))
+            .map(|listener| (*server, listener))
     });
     for (server, listener) in listening.collect::<Result<Vec<_>>>()? {
         let connect = || Ok(TcpStream::connect_timeout(&(server, PORT).into(), Duration::from_secs(5))?);
@@ -234,9 +241,10 @@ fn totals_have_the_packets_and_bytes_of_a_flow_when_it_ends() -> Result<()> {
         ensure!(closed["ended"] == "closed" && packets >= 4 && bytes > 1100 && bytes < 2000, "{closed}");
     }
 
-    // The server no longer accepts datagrams: its flows end, and the client's continue.
+    // The server no longer accepts datagrams. The flows at the server's interface end, the flows at the client's
+    // continue.
     let closed = "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress]}";
-    lab.policies(&[policy("shop/server", closed)])?;
+    lab.set_policies(&[policy("shop/server", closed)])?;
     lab.expect("shop/client -x shop/server 80/TCP")?;
     for ((_, client), server) in sockets.iter().zip(&servers) {
         client.send_to(&[0; 100], (*server, PORT))?;

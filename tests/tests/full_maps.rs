@@ -1,5 +1,7 @@
 //! Full maps. Entries that do not fit never allow traffic to or from an isolated pod. Once they fit, everything is
 //! enforced again.
+//!
+//! Tests of attacks have names that start with `hostile_`: see docs/threat-model.md.
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -45,7 +47,7 @@ fn start(rules: &str, sizes: &[&str]) -> Result<Lab> {
 
 /// Checks that denied hosts cannot connect and that the agent reports the reason; that pods without a policy are not
 /// affected; and that the log and the metrics name the full map.
-fn stays_denied(lab: &mut Lab, strangers: &[&str], map: &str) -> Result<()> {
+fn check_stays_denied(lab: &mut Lab, strangers: &[&str], map: &str) -> Result<()> {
     for stranger in strangers {
         lab.expect(&format!("{stranger} -x shop/server 80/TCP\n{stranger} -x shop/server 53/UDP"))?;
         let reported_as = reported_as(lab, stranger);
@@ -66,8 +68,8 @@ fn stays_denied(lab: &mut Lab, strangers: &[&str], map: &str) -> Result<()> {
 }
 
 /// Applies rules that fit, and checks the verdicts. The agent then reports `no-rule` as the reason again.
-fn recovers(lab: &mut Lab, rules: &str, table: &str, stranger: &str) -> Result<()> {
-    lab.policies(&[server_policy(rules)])?;
+fn check_recovers(lab: &mut Lab, rules: &str, table: &str, stranger: &str) -> Result<()> {
+    lab.set_policies(&[server_policy(rules)])?;
     lab.expect(table)?;
     lab.agent().wait_log(&["all map entries that could not be written are written now"])?;
     let start = Instant::now();
@@ -92,8 +94,13 @@ fn reported_as(lab: &Lab, name: &str) -> String {
 fn allow_entries_that_do_not_fit_allow_nothing() -> Result<()> {
     let apps = ["a", "b", "c"].map(from_app).join(", ");
     let mut lab = start(&apps, &["--max-allow", "1"])?;
-    stays_denied(&mut lab, &["shop/stranger", "outside"], "ALLOW")?;
-    recovers(&mut lab, &from_app("b"), "shop/b -> shop/server 80/TCP\nshop/a -x shop/server 80/TCP", "shop/stranger")
+    check_stays_denied(&mut lab, &["shop/stranger", "outside"], "ALLOW")?;
+    check_recovers(
+        &mut lab,
+        &from_app("b"),
+        "shop/b -> shop/server 80/TCP\nshop/a -x shop/server 80/TCP",
+        "shop/stranger",
+    )
 }
 
 #[test]
@@ -101,8 +108,8 @@ fn blocks_and_excepts_that_do_not_fit_allow_nothing() -> Result<()> {
     let blocks =
         "{from: [{ipBlock: {cidr: 203.0.113.0/24, except: [203.0.113.64/26]}}, {ipBlock: {cidr: 192.0.2.0/24}}]}";
     let mut lab = start(blocks, &["--max-prefixes", "1"])?;
-    stays_denied(&mut lab, &["203.0.113.77", "198.51.100.9", "shop/a"], "PREFIXES_V4")?;
-    recovers(
+    check_stays_denied(&mut lab, &["203.0.113.77", "198.51.100.9", "shop/a"], "PREFIXES_V4")?;
+    check_recovers(
         &mut lab,
         "{from: [{ipBlock: {cidr: 203.0.113.0/25}}]}",
         "203.0.113.5 -> shop/server 80/TCP\n203.0.113.77 -> shop/server 80/TCP\nshop/a -x shop/server 80/TCP",
@@ -114,8 +121,8 @@ fn blocks_and_excepts_that_do_not_fit_allow_nothing() -> Result<()> {
 fn ports_that_do_not_fit_allow_nothing() -> Result<()> {
     let ports = "{ports: [{port: 1000, endPort: 2999}, {protocol: UDP, port: 1001, endPort: 1777}]}";
     let mut lab = start(ports, &["--max-ports", "3"])?;
-    stays_denied(&mut lab, &["shop/a", "outside"], "PORTS")?;
-    recovers(
+    check_stays_denied(&mut lab, &["shop/a", "outside"], "PORTS")?;
+    check_recovers(
         &mut lab,
         "{ports: [{protocol: UDP, port: 53}]}",
         "shop/a -> shop/server 53/UDP\noutside -> shop/server 53/UDP\nshop/a -x shop/server 80/TCP",
@@ -144,13 +151,13 @@ fn tenants() -> (ClusterBuilder, Vec<String>) {
     (cluster, policies)
 }
 
-/// Returns policies for `a/hog` with `each` disjoint blocks each. The first policy also has a block with an outside
-/// host.
-fn many_blocks(policies: u32, each: u32) -> Vec<String> {
-    let one = |number: u32| {
+/// Returns policies for `a/hog`, each with this number of disjoint blocks. The first policy also has a block with an
+/// outside host.
+fn many_blocks(policies: u32, blocks_each: u32) -> Vec<String> {
+    let list = |number: u32| {
         let mut peers = String::from(if number == 0 { "{ipBlock: {cidr: 203.0.113.0/24}}" } else { "" });
-        for index in 0..each {
-            let [a, b, c, d] = (0x6400_0000 + 4 * (number * each + index)).to_be_bytes();
+        for index in 0..blocks_each {
+            let [a, b, c, d] = (0x6400_0000 + 4 * (number * blocks_each + index)).to_be_bytes();
             let comma = if peers.is_empty() { "" } else { ", " };
             let _ = write!(peers, "{comma}{{ipBlock: {{cidr: {a}.{b}.{c}.{d}/31}}}}");
         }
@@ -159,7 +166,7 @@ fn many_blocks(policies: u32, each: u32) -> Vec<String> {
         );
         policy(&format!("a/list-{number}"), &spec)
     };
-    (0..policies).map(one).collect()
+    (0..policies).map(list).collect()
 }
 
 const OTHER_TENANT: &str = "b/client -> b/server 80/TCP
@@ -175,12 +182,13 @@ fn hostile_blocks_beyond_the_memory_limit_affect_only_their_own_policies() -> Re
     let (cluster, mut policies) = tenants();
     let options = AgentOptions::default().arguments(&["--max-policy-memory", "1Mi"]);
     let mut lab = Lab::start_with(cluster, &policies, options)?;
-    let few = policies.clone();
+    let original_policies = policies.clone();
     policies.extend(many_blocks(2, 2_000));
-    lab.policies(&policies)?;
+    lab.set_policies(&policies)?;
     lab.agent().wait_log(&["ERROR", "--max-policy-memory", "a/list-1"])?;
     lab.expect(OTHER_TENANT)?;
-    // Blocks are charged in order, so the hog's first one is enforced. The deny events report the reason.
+    // Memory is charged to the blocks in their order, so the first block of `a/hog` is enforced. Deny events have the
+    // reason why others are not.
     lab.expect("203.0.113.5 -> a/hog 80/TCP\n198.51.100.9 -x a/hog 80/TCP")?;
     lab.agent().wait_denied(|line| line.to() == "a/hog" && line.reason() == "tables-incomplete")?;
     lab.agent().wait_denied(|line| line.to() == "b/server" && line.reason() == "no-rule")?;
@@ -193,7 +201,7 @@ fn hostile_blocks_beyond_the_memory_limit_affect_only_their_own_policies() -> Re
     let status = lab.agent().run_subcommand("status", &["--api-socket", socket.to_str().unwrap_or_default()])?;
     ensure!(status.stdout.contains("PARTIAL POLICY") && status.stdout.contains("a/list-1"), "{status:?}");
 
-    lab.policies(&few)?;
+    lab.set_policies(&original_policies)?;
     lab.agent().wait_log(&["the policy is fully enforced again"])?;
     lab.expect(OTHER_TENANT)?;
     lab.expect("198.51.100.9 -> a/hog 80/TCP")
@@ -205,7 +213,7 @@ fn hostile_tens_of_thousands_of_blocks_fit_and_do_not_affect_other_namespaces() 
     let options = AgentOptions::default().arguments(&["--max-policy-memory", "128Mi"]);
     let lab = Lab::start_with(cluster, &policies, options)?;
     policies.extend(many_blocks(35, 2_000));
-    lab.policies(&policies)?;
+    lab.set_policies(&policies)?;
     lab.expect(OTHER_TENANT)?;
     lab.expect("203.0.113.5 -> a/hog 80/TCP\n198.51.100.9 -x a/hog 80/TCP")?;
     let page = lab.metrics()?;
@@ -217,7 +225,7 @@ fn hostile_tens_of_thousands_of_blocks_fit_and_do_not_affect_other_namespaces() 
 #[test]
 fn addresses_that_do_not_fit_allow_nothing() -> Result<()> {
     let mut lab = start(&from_app("a"), &["--max-addresses-v4", "2"])?;
-    stays_denied(&mut lab, &["shop/stranger", "outside"], "ADDRESSES_V4")
+    check_stays_denied(&mut lab, &["shop/stranger", "outside"], "ADDRESSES_V4")
 }
 
 #[test]
@@ -232,7 +240,7 @@ fn isolated_pods_beyond_max_endpoints_drop_all_traffic() -> Result<()> {
     // Other pods can use the slots of deleted ones.
     lab.cluster.remove_pod("shop/a")?;
     lab.cluster.remove_pod("shop/b")?;
-    lab.policies(&[policy("shop/egress", "{podSelector: {}, policyTypes: [Egress], egress: [{}]}")])?;
+    lab.set_policies(&[policy("shop/egress", "{podSelector: {}, policyTypes: [Egress], egress: [{}]}")])?;
     lab.expect("shop/c -> shop/d 80/TCP\nshop/d -> shop/c 53/UDP\nshop/c -> outside 80/TCP")
 }
 
@@ -243,7 +251,7 @@ fn open_flows_continue_and_denied_flows_stay_denied_while_the_flow_table_is_full
     let mut open = EchoConnection::open(&lab.cluster, "shop/a", "shop/server", 80)?;
     let stranger = Stream::of_new_flows(&lab.cluster, "shop/stranger", "shop/server", 53)?;
     let steady = Stream::start(&lab.cluster, "shop/a", "shop/server", 53)?;
-    // Many times as many flows as the table holds. Each gets the same verdict.
+    // These are many more flows than the table can hold. Each packet must still get the right verdict.
     let others = [
         Stream::of_new_flows(&lab.cluster, "shop/a", "shop/server", 53)?,
         Stream::of_new_flows(&lab.cluster, "free/one", "free/two", 53)?,

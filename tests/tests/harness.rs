@@ -39,10 +39,10 @@ fn every_host_reaches_every_other_in_every_kind_of_cluster() -> Result<()> {
 #[test]
 fn flows_large_datagrams_and_raw_packets_arrive() -> Result<()> {
     let cluster = cluster(Topology::Bridge, Families::Dual)?;
-    let mut conversation = EchoConnection::open(&cluster, "a/one", "b/far", 80)?;
-    assert!(conversation.echoes(Duration::from_secs(1))?);
-    conversation.echo_bulk(200_000)?;
-    assert_eq!(conversation.path_mtu()?, 1500);
+    let mut connection = EchoConnection::open(&cluster, "a/one", "b/far", 80)?;
+    assert!(connection.echoes(Duration::from_secs(1))?);
+    connection.echo_bulk(200_000)?;
+    assert_eq!(connection.path_mtu()?, 1500);
     assert!(echo_datagram(&cluster, "a/one", "a/two", 53, 4000)?);
     for (from, to) in [("a/one", "a/two"), ("a/one", "b/far"), ("outside", "a/one"), ("a/one", "outside")] {
         for (source, destination) in cluster.host(from).addresses().iter().zip(cluster.host(to).addresses()) {

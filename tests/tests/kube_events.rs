@@ -31,8 +31,8 @@ fn server(lab: &mut Lab) -> Result<&ApiServer> {
     lab.agent().api_server().context("the agent has no API server")
 }
 
-/// Returns the Events that `kubectl describe` selects: those of the core group with these fields. Both API groups of
-/// Events have one store.
+/// Returns the Events that `kubectl describe` selects by these fields. `kubectl describe` reads the core API group, but
+/// both API groups of Events have one store.
 fn described(server: &ApiServer, resource: Resource, name: &str) -> Result<Vec<Value>> {
     let object = server.get(resource, "shop", name).with_context(|| format!("there is no shop/{name}"))?;
     let is_about = |event: &Value| {

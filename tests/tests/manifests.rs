@@ -13,9 +13,9 @@ use serde_json::Value;
 /// Whether kubectl reads a whole file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reads {
-    /// It reads all of it.
+    /// kubectl reads the whole file.
     All,
-    /// It rejects or ignores a part.
+    /// kubectl rejects or ignores a part of the file.
     Part,
 }
 use Reads::{All, Part};

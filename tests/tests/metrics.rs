@@ -1,4 +1,6 @@
 //! The metrics page, parsed strictly by the definition of Prometheus' text format, version 0.0.4.
+//!
+//! Tests of attacks have names that start with `hostile_`: see docs/threat-model.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
@@ -43,7 +45,7 @@ fn get_at(lab: &Lab, address: &str, path: &str) -> Result<(String, String)> {
 
 fn parse(text: &str) -> Result<Metrics> {
     ensure!(text.ends_with('\n'), "the last line does not end with a line feed");
-    let (mut metrics, mut with_help, mut done, mut family) =
+    let (mut metrics, mut with_help, mut complete, mut family) =
         (Metrics::default(), BTreeSet::new(), BTreeSet::new(), String::new());
     for line in text.lines() {
         if let Some(rest) = line.strip_prefix("# HELP ") {
@@ -53,15 +55,15 @@ fn parse(text: &str) -> Result<Metrics> {
             let (name, metric_type) = rest.split_once(' ').with_context(|| format!("TYPE has no type: {line}"))?;
             ensure!(["counter", "gauge", "histogram", "summary"].contains(&metric_type), "unknown type: {line}");
             ensure!(with_help.contains(name), "there is no HELP before {line}");
-            done.insert(std::mem::replace(&mut family, name.to_owned()));
-            ensure!(!done.contains(name), "the series of a family are not in one group: {line}");
+            complete.insert(std::mem::replace(&mut family, name.to_owned()));
+            ensure!(!complete.contains(name), "the series of a family are not in one group: {line}");
             ensure!(
                 metric_type != "counter" || name.ends_with("_total"),
                 "the name of a counter must end with _total: {line}"
             );
             metrics.types.insert(name.to_owned(), metric_type.to_owned());
         } else {
-            let (series, value) = sample(line).with_context(|| format!("invalid sample: {line}"))?;
+            let (series, value) = parse_sample(line).with_context(|| format!("invalid sample: {line}"))?;
             let name = series.split('{').next().unwrap_or_default();
             let base = match metrics.types.get(&family).map(String::as_str) {
                 Some("histogram") => ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)),
@@ -76,7 +78,7 @@ fn parse(text: &str) -> Result<Metrics> {
 }
 
 /// Parses `name{label="value",…} number` into series and value.
-fn sample(line: &str) -> Result<(&str, f64)> {
+fn parse_sample(line: &str) -> Result<(&str, f64)> {
     let is_name = |name: &str| {
         let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
         first && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
@@ -115,8 +117,8 @@ impl Metrics {
         self.values.get(series).copied().with_context(|| format!("there is no series {series}"))
     }
 
-    /// Checks that the buckets of a histogram are cumulative and that the last has all observations, for each combination
-    /// of labels.
+    /// Checks that the buckets of a histogram are cumulative and that the last has all observations, for each
+    /// combination of labels.
     fn check_histogram(&self, name: &str) -> Result<()> {
         let start = format!("{name}_bucket{{");
         let mut histograms: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();
@@ -131,7 +133,7 @@ impl Metrics {
         ensure!(!histograms.is_empty(), "{name} has no buckets");
         for (labels, mut buckets) in histograms {
             let labels = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
-            buckets.sort_by(|one, other| one.0.total_cmp(&other.0));
+            buckets.sort_by(|left, right| left.0.total_cmp(&right.0));
             ensure!(
                 buckets.len() > 2 && buckets.windows(2).all(|pair| pair[0].1 <= pair[1].1),
                 "{name}{labels}: {buckets:?}"
@@ -154,7 +156,7 @@ fn the_metrics_page_is_valid_and_changes_are_measured() -> Result<()> {
     let (head, body) = get(&lab, "/metrics")?;
     ensure!(head.starts_with("HTTP/1.1 200 ") && head.contains("text/plain; version=0.0.4"), "{head}");
     let before = parse(&body)?;
-    lab.policies(&[deny_all("shop")])?;
+    lab.set_policies(&[deny_all("shop")])?;
     let output = lab.agent().wait(&["--for", "policy/shop/deny-all"])?;
     ensure!(output.code == Some(0), "{output:?}");
     lab.expect("shop/client -x shop/server 80/TCP")?;
@@ -226,7 +228,7 @@ impl Drop for SlowClients {
 }
 
 /// Sends several requests and returns the median response time. Each must succeed.
-fn median(lab: &Lab, address: &str, path: &str) -> Result<Duration> {
+fn median_response_time(lab: &Lab, address: &str, path: &str) -> Result<Duration> {
     let mut times = Vec::new();
     for _ in 0..21 {
         let begun = Instant::now();
@@ -246,14 +248,14 @@ fn hostile_slow_clients_of_metrics_do_not_delay_health() -> Result<()> {
     let options = AgentOptions::default().arguments(&["--metrics", ADDRESS, "--health", HEALTH]);
     let lab = Lab::start_with(cluster, &[], options)?;
     let clients = SlowClients::start(&lab, ADDRESS, 300)?;
-    let health = median(&lab, HEALTH, "/healthz")?;
+    let health = median_response_time(&lab, HEALTH, "/healthz")?;
     ensure!(health < Duration::from_millis(100), "/healthz took {health:?} with slow clients of /metrics");
-    let metrics = median(&lab, ADDRESS, "/metrics")?;
+    let metrics = median_response_time(&lab, ADDRESS, "/metrics")?;
     ensure!(metrics < Duration::from_secs(1), "/metrics took {metrics:?} with slow clients");
     clients.end()?;
 
     let clients = SlowClients::start(&lab, HEALTH, 300)?;
-    let health = median(&lab, HEALTH, "/healthz")?;
+    let health = median_response_time(&lab, HEALTH, "/healthz")?;
     ensure!(health < Duration::from_secs(1), "/healthz took {health:?} with slow clients of /healthz");
     clients.end()?;
     Ok(())

@@ -1,4 +1,6 @@
 //! Connections that are older than a pod's enforcement: item 34 of docs/semantics.md.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -63,30 +65,30 @@ struct OpenConnection {
     to: Side,
 }
 
-/// Opens a TCP and a UDP connection for each address family, and sends nothing further on them. `at`: the address to
-/// connect to, if it is not the host's own.
+/// Opens a TCP and a UDP connection in each address family. The UDP client sends one datagram, and no other data is
+/// sent. `at` is the address to connect to, if it is not an address of the host `to`.
 fn open(cluster: &Cluster, from: &str, to: &str, port: u16, at: Option<IpAddr>) -> Result<Vec<OpenConnection>> {
     let (source, destination) = (cluster.host(from), cluster.host(to));
-    let mut found = Vec::new();
-    for own in destination.addresses().iter().copied() {
-        let Some(local) = source.address_of_same_family(own) else { continue };
-        if at.is_some_and(|at| at.is_ipv4() != own.is_ipv4()) {
+    let mut opened = Vec::new();
+    for address in destination.addresses().iter().copied() {
+        let Some(source_address) = source.address_of_same_family(address) else { continue };
+        if at.is_some_and(|at| at.is_ipv4() != address.is_ipv4()) {
             continue;
         }
-        let target = SocketAddr::new(at.unwrap_or(own), port);
-        let listener = destination.netns().run(|| Ok(TcpListener::bind(SocketAddr::new(own, port))?))?;
+        let target = SocketAddr::new(at.unwrap_or(address), port);
+        let listener = destination.netns().run(|| Ok(TcpListener::bind(SocketAddr::new(address, port))?))?;
         let stream = source.netns().run(|| Ok(TcpStream::connect_timeout(&target, ARRIVAL_TIMEOUT)?));
         let stream = stream.with_context(|| format!("{from} to {target}"))?;
         let (accepted, _) = listener.accept()?;
-        found.push(OpenConnection {
+        opened.push(OpenConnection {
             what: format!("TCP {from} to {target}"),
             from: Side::Tcp(stream),
             to: Side::Tcp(accepted),
         });
 
-        let server = destination.netns().run(|| Ok(UdpSocket::bind(SocketAddr::new(own, port))?))?;
+        let server = destination.netns().run(|| Ok(UdpSocket::bind(SocketAddr::new(address, port))?))?;
         let client = source.netns().run(|| {
-            let client = UdpSocket::bind(SocketAddr::new(local, 0))?;
+            let client = UdpSocket::bind(SocketAddr::new(source_address, 0))?;
             client.connect(target)?;
             client.send(b"hello")?;
             Ok(client)
@@ -94,14 +96,14 @@ fn open(cluster: &Cluster, from: &str, to: &str, port: u16, at: Option<IpAddr>) 
         server.set_read_timeout(Some(ARRIVAL_TIMEOUT))?;
         let (_, peer) = server.recv_from(&mut [0; 64]).with_context(|| format!("UDP {from} to {target}"))?;
         server.connect(peer)?;
-        found.push(OpenConnection {
+        opened.push(OpenConnection {
             what: format!("UDP {from} to {target}"),
             from: Side::Udp(client),
             to: Side::Udp(server),
         });
     }
-    ensure!(!found.is_empty(), "no connection from {from} to {to}");
-    Ok(found)
+    ensure!(!opened.is_empty(), "no connection from {from} to {to}");
+    Ok(opened)
 }
 
 /// Checks that a connection continues: first the server sends, then the client.
@@ -126,7 +128,7 @@ fn check_stopped(mut open: OpenConnection) -> Result<()> {
     Ok(())
 }
 
-/// Isolates `client` for ingress and `server` for egress. In these directions, only replies are allowed.
+/// Isolates `client` and `guarded` for ingress, and `server` for egress. In these directions, only replies are allowed.
 fn policies() -> String {
     let isolated = |app: &str, direction: &str| {
         policy(
@@ -144,8 +146,9 @@ fn cluster() -> Result<Cluster> {
         .build()
 }
 
-/// Adds nftables rules to the node: they track connections, including those across its bridge, and translate a Service.
-fn track(cluster: &Cluster) -> Result<()> {
+/// Adds nftables rules to the node. They track connections, including those across the node's bridge, and translate the
+/// address of a Service to that of `server`.
+fn track_connections(cluster: &Cluster) -> Result<()> {
     let node = cluster.host("node-1").netns();
     node.sysctl(&[("bridge/bridge-nf-call-iptables", "1"), ("bridge/bridge-nf-call-ip6tables", "1")])?;
     let server = cluster.host("shop/server");
@@ -164,7 +167,7 @@ fn track(cluster: &Cluster) -> Result<()> {
     ))
 }
 
-/// Returns connections that policies allow, and some that they do not allow.
+/// Opens connections that the policies allow, and connections that they deny. Returns both lists.
 fn connections(cluster: &Cluster, port: u16, services: bool) -> Result<(Vec<OpenConnection>, Vec<OpenConnection>)> {
     let mut allowed = Vec::new();
     let pairs = [
@@ -191,13 +194,13 @@ fn connections(cluster: &Cluster, port: u16, services: bool) -> Result<(Vec<Open
 #[test]
 fn s34_tracked_connections_are_taken_over_at_the_first_start() -> Result<()> {
     let cluster = cluster()?;
-    track(&cluster)?;
+    track_connections(&cluster)?;
     cluster.apply("first", &policies())?;
     let (mut allowed, mut denied) = (Vec::new(), Vec::new());
     for round in 0..5 {
-        let (more, others) = connections(&cluster, 7000 + round * 100, true)?;
-        allowed.extend(more);
-        denied.extend(others);
+        let (more_allowed, more_denied) = connections(&cluster, 7000 + round * 100, true)?;
+        allowed.extend(more_allowed);
+        denied.extend(more_denied);
     }
     let agent = Agent::start_with(&cluster, AgentOptions::default())?;
     let lab = Lab::of(cluster, agent);
@@ -214,8 +217,9 @@ fn s34_tracked_connections_are_taken_over_at_the_first_start() -> Result<()> {
     Ok(())
 }
 
-/// Without conntrack entries, it is unknown which side started a connection. Its next packet is evaluated as the first
-/// packet of a flow in its direction.
+/// Without conntrack entries, the agent cannot find out which side started a connection. The next packet of the
+/// connection is evaluated as if it started a flow in its own direction, so a reply may be denied until the other side
+/// sends.
 #[test]
 fn s34_untracked_connections_continue_once_the_side_that_started_them_sends() -> Result<()> {
     let cluster = cluster()?;
@@ -236,7 +240,7 @@ fn s34_untracked_connections_continue_once_the_side_that_started_them_sends() ->
         waited += usize::from(!arrives_immediately);
         from.send(b"from the client")?;
         ensure!(to.receives(b"from the client", ARRIVAL_TIMEOUT)?, "{what}: data from the client is dropped");
-        // TCP retransmits. A datagram is sent again by the test.
+        // TCP retransmits. The test sends a datagram again.
         if !arrives_immediately && matches!(to, Side::Udp(_)) {
             to.send(b"from the server")?;
         }
@@ -261,7 +265,7 @@ fn s34_untracked_connections_continue_once_the_side_that_started_them_sends() ->
 #[test]
 fn s34_a_pod_that_connects_before_its_address_is_published_gets_its_replies() -> Result<()> {
     let cluster = cluster()?;
-    track(&cluster)?;
+    track_connections(&cluster)?;
     cluster.apply("first", &policies())?;
     let agent = Agent::start_with(&cluster, AgentOptions::default())?;
     let mut lab = Lab::of(cluster, agent);

@@ -1,4 +1,6 @@
 //! Tests of interfaces without a known pod, before it is known and after it is deleted: item 27 of docs/semantics.md.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::net::Ipv6Addr;
 
@@ -18,11 +20,11 @@ fn pods() -> ClusterBuilder {
     ])
 }
 
-fn denying() -> AgentOptions {
+fn deny_unknown_pods() -> AgentOptions {
     AgentOptions::default().arguments(&["--unknown-pods", "deny"])
 }
 
-fn server_from_client() -> String {
+fn allow_client_to_server() -> String {
     policy(
         "shop/server",
         "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress],
@@ -87,7 +89,7 @@ fn s27_unprotected_time_and_packets_in_metrics_and_log_are_correct() -> Result<(
     ensure!((after[0] - before[0] - time).abs() < 0.001, "metrics {before:?} -> {after:?}, but the log has {line}");
     ensure!((after[1] - before[1] - packets).abs() < 0.5, "metrics {before:?} -> {after:?}, but the log has {line}");
 
-    // After another process detached the programs, only packets that passed without them are counted.
+    // After another process has detached the programs, only the time without programs is counted.
     let veth = lab.cluster.host("shop/late").veth().to_owned();
     let removed =
         lab.cluster.host("node-1").netns().command("tc").args(["qdisc", "del", "dev", &veth, "clsact"]).status()?;
@@ -110,7 +112,7 @@ fn s27_unprotected_time_and_packets_in_metrics_and_log_are_correct() -> Result<(
 
 #[test]
 fn s27_unknown_pods_are_denied_with_the_option() -> Result<()> {
-    let mut lab = Lab::start_with(pods().families(Families::Dual), &[deny_all("blog")], denying())?;
+    let mut lab = Lab::start_with(pods().families(Families::Dual), &[deny_all("blog")], deny_unknown_pods())?;
     lab.cluster.add_pod_without_manifest(PodSpec::new("shop/late"))?;
     lab.expect_without_reference(
         "shop/client -x shop/late   80/TCP
@@ -126,7 +128,7 @@ fn s27_unknown_pods_are_denied_with_the_option() -> Result<()> {
     // The link itself works: neighbor discovery finds the pod.
     let cluster = &lab.cluster;
     let (from, to) = (cluster.host("shop/client").v6(), cluster.host("shop/late").v6());
-    // RFC 4291, 2.7.1.
+    // The pod's solicited-node multicast address (RFC 4291, 2.7.1).
     let [.., a, b, c] = to.octets();
     let solicited = Ipv6Addr::from([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c]);
     let test_packet = |what: &str, kind: u8, destination: Ipv6Addr, hops: u8| {
@@ -154,7 +156,7 @@ fn s27_unknown_pods_are_denied_with_the_option() -> Result<()> {
 fn s27_unknown_pods_older_than_the_agent_are_denied_also_after_a_crash() -> Result<()> {
     let mut cluster = pods().build()?;
     cluster.add_pod_without_manifest(PodSpec::new("shop/early"))?;
-    let mut agent = netpol_tests::Agent::start_with(&cluster, denying())?;
+    let mut agent = netpol_tests::Agent::start_with(&cluster, deny_unknown_pods())?;
     let probes = [
         cluster.probe("shop/client", "shop/early", Tcp, 80),
         cluster.probe("shop/early", "shop/client", Udp, 53),
@@ -171,7 +173,7 @@ fn s27_unknown_pods_older_than_the_agent_are_denied_also_after_a_crash() -> Resu
 
 #[test]
 fn s27_a_pod_without_its_manifest_stays_enforced_while_its_interface_exists() -> Result<()> {
-    let mut lab = Lab::start(pods(), &[server_from_client()])?;
+    let mut lab = Lab::start(pods(), &[allow_client_to_server()])?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
     let denied = Stream::of_new_flows(&lab.cluster, "shop/other", "shop/server", 53)?;
     let expected = "shop/other -x shop/server 80/TCP\nblog/web -x shop/server 53/UDP\noutside -x shop/server 80/TCP";
@@ -179,7 +181,7 @@ fn s27_a_pod_without_its_manifest_stays_enforced_while_its_interface_exists() ->
     lab.cluster.remove_manifest("shop/server")?;
     lab.agent().wait_log(&["the pod is gone", "shop/server"])?;
     lab.expect_without_reference(expected).context("without its manifest")?;
-    lab.policies(&[])?;
+    lab.set_policies(&[])?;
     lab.cluster.label_namespace("blog", "changed=yes")?;
     lab.expect_without_reference(expected).context("without its policy: it may not be the same pod")?;
     lab.agent().restart()?;
@@ -187,16 +189,16 @@ fn s27_a_pod_without_its_manifest_stays_enforced_while_its_interface_exists() ->
     let tally = denied.finish()?;
     ensure!(tally.sent > 100 && tally.answered == 0, "denied packets passed: {tally:?}");
 
-    // When its object exists again, its policies apply.
-    lab.policies(&[server_from_client()])?;
+    // When the pod's object exists again, policies apply to the pod.
+    lab.set_policies(&[allow_client_to_server()])?;
     lab.cluster.write_manifest("shop/server")?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
-    lab.policies(&[])?;
+    lab.set_policies(&[])?;
     lab.expect("shop/other -> shop/server 80/TCP")?;
 
     // A new pod with the same address, after the interface was removed, does not inherit the policy.
     let number = lab.cluster.host("shop/server").v4().octets()[3];
-    lab.policies(&[server_from_client()])?;
+    lab.set_policies(&[allow_client_to_server()])?;
     lab.expect("shop/other -x shop/server 80/TCP")?;
     lab.cluster.remove_pod("shop/server")?;
     lab.cluster.add_pod(PodSpec::new("shop/successor").number(number))?;

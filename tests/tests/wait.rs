@@ -1,4 +1,5 @@
-//! Waiting until a node enforces an object. When the wait ends, the next packet is already evaluated by it.
+//! Waiting until a node enforces an object, such as a policy. When the wait ends, the object applies to the next
+//! packet.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -128,7 +129,7 @@ fn several_conditions_are_waited_for_at_the_same_time() -> Result<()> {
         begun.elapsed()
     );
     let json: Value = serde_json::from_str(&output.stdout).context("reading JSON")?;
-    let results: Vec<_> = json["results"].as_array().into_iter().flatten().map(|one| &one["result"]).collect();
+    let results: Vec<_> = json["results"].as_array().into_iter().flatten().map(|result| &result["result"]).collect();
     ensure!(output.code == Some(1) && results == ["timeout", "met", "timeout"], "{json:#}");
     ensure!(json["results"][1]["seconds"].as_f64() < Some(1.5), "the second condition waited for the first: {json:#}");
     Ok(())

@@ -9,17 +9,17 @@ use netpol_tests::{Cluster, ClusterBuilder, Lab, PodSpec, ProbeResult, deny_all,
 
 /// Number of policies, which together take long to compile: each selects the same pod and has its own block and port.
 const POLICIES: usize = 40_000;
-/// How long the agent may take to read them.
+/// How long the agent may take to read these policies.
 const READ_TIMEOUT: Duration = Duration::from_secs(90);
-/// How long a response may take, and how long until a new pod's traffic is denied. On an idle machine the latter takes
-/// 10 ms; the limit is generous because other tests run at the same time.
+/// How long a response may take, and how long until a new pod's traffic is denied. On an idle machine, the traffic
+/// is denied after 10 ms. The limit is higher because other tests run at the same time.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn pods() -> ClusterBuilder {
     Cluster::builder().pods(&[("shop/web", "app=web"), ("free/one", ""), ("free/two", "")])
 }
 
-fn many() -> String {
+fn many_policies() -> String {
     (0..POLICIES).fold(String::new(), |mut text, index| {
         let (high, low, port) = (index / 250, index % 250, 1024 + index % 50_000);
         let spec = format!(
@@ -32,17 +32,17 @@ fn many() -> String {
 }
 
 /// Returns for how long the agent has been compiling, from its metrics.
-fn compiling(lab: &Lab) -> Result<f64> {
+fn compiling_seconds(lab: &Lab) -> Result<f64> {
     lab.metric("netpol_evaluating_seconds")
 }
 
-/// Starts a lab with an agent that has just begun to compile [`many`] policies.
-fn busy() -> Result<Lab> {
+/// Starts a lab with an agent that has just begun to compile [`many_policies`].
+fn start_busy_lab() -> Result<Lab> {
     let lab = Lab::start(pods(), &[deny_all("locked")])?;
     lab.expect("free/one -> free/two 80/TCP\nfree/one -> shop/web 80/TCP")?;
-    lab.cluster.apply("many", &many())?;
+    lab.cluster.apply("many", &many_policies())?;
     let start = Instant::now();
-    while compiling(&lab)? < 0.1 {
+    while compiling_seconds(&lab)? < 0.1 {
         ensure!(start.elapsed() < READ_TIMEOUT, "the agent does not begin to compile:\n{}", lab.agent_ref().log());
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -58,7 +58,7 @@ fn milliseconds(log: &str, words: &[&str], field: &str) -> Result<f64> {
 
 #[test]
 fn a_new_pod_is_denied_and_requests_are_served_while_policies_are_compiled() -> Result<()> {
-    let mut lab = busy()?;
+    let mut lab = start_busy_lab()?;
     lab.cluster.add_pod_without_manifest(PodSpec::new("locked/new"))?;
     lab.cluster.write_manifest("locked/new")?;
     let words = ["pod=locked/new", "dropping all traffic of the pod until its policies are evaluated"];
@@ -103,7 +103,7 @@ fn a_new_pod_is_denied_and_requests_are_served_while_policies_are_compiled() -> 
         begun.elapsed()
     );
 
-    ensure!(compiling(&lab)? > 0.1, "compiling ended too early for this test: use more policies");
+    ensure!(compiling_seconds(&lab)? > 0.1, "compiling ended too early for this test: use more policies");
     let begun = Instant::now();
     lab.agent().stop()?;
     println!("ended {:?} after SIGTERM", begun.elapsed());
@@ -114,10 +114,10 @@ fn a_new_pod_is_denied_and_requests_are_served_while_policies_are_compiled() -> 
         "the pod's traffic is allowed after the agent ended"
     );
 
-    // Another agent has all these policies at its start.
+    // The next agent has to compile all these policies when it starts.
     lab.agent().launch()?;
     let start = Instant::now();
-    while compiling(&lab).unwrap_or_default() < 0.1 {
+    while compiling_seconds(&lab).unwrap_or_default() < 0.1 {
         ensure!(start.elapsed() < READ_TIMEOUT, "the agent does not begin to compile:\n{}", lab.agent_ref().log());
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -139,7 +139,7 @@ fn a_new_pod_is_denied_and_requests_are_served_while_policies_are_compiled() -> 
 #[test]
 fn a_denied_new_pod_is_enforced_once_its_policies_are_compiled() -> Result<()> {
     let mut lab = Lab::start(pods(), &[deny_all("locked")])?;
-    lab.cluster.apply("many", &many().split_inclusive("---\n").take(60).collect::<String>())?;
+    lab.cluster.apply("many", &many_policies().split_inclusive("---\n").take(60).collect::<String>())?;
     for name in ["free/new", "locked/new"] {
         lab.cluster.add_pod(PodSpec::new(name))?;
     }

@@ -7,10 +7,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::{ebpf, run, workspace};
 
-/// Target triple of the CNI plugin. It is static, because it runs with the libraries of the host.
-pub(crate) const STATIC: &str = "x86_64-unknown-linux-musl";
+/// Target triple of the CNI plugin. The plugin is linked statically, because it runs on hosts with other libraries.
+pub(crate) const STATIC_TARGET: &str = "x86_64-unknown-linux-musl";
 
-/// Builds everything for users: see [`build`], and the CNI plugin.
+/// Builds everything for users: what [`build`] builds, and the CNI plugin.
 pub(crate) fn build_all() -> Result<()> {
     build()?;
     build_plugin()
@@ -36,31 +36,33 @@ fn build_plugin() -> Result<()> {
     setup()?;
     run::step(
         "building target/release/netpol-cni",
-        &mut run::cargo(["build", "--release", "--package", "netpol-cni", "--target", STATIC]),
+        &mut run::cargo(["build", "--release", "--package", "netpol-cni", "--target", STATIC_TARGET]),
     )?;
-    let (built, copy) =
-        (workspace::target().join(STATIC).join("release/netpol-cni"), workspace::target().join("release/netpol-cni"));
+    let (built, copy) = (
+        workspace::target().join(STATIC_TARGET).join("release/netpol-cni"),
+        workspace::target().join("release/netpol-cni"),
+    );
     fs::copy(&built, &copy).with_context(|| format!("copying {} to {}", built.display(), copy.display()))?;
     Ok(())
 }
 
-/// Installs the standard library for [`STATIC`], if it is missing.
+/// Installs the standard library for [`STATIC_TARGET`], if it is missing.
 fn setup() -> Result<()> {
     if has_static_target().is_ok() {
         return Ok(());
     }
     if run::find("rustup").is_none() {
         bail!(
-            "rustc has no standard library for {STATIC}, which netpol-cni needs: install rustup, or the package of your system"
+            "rustc has no standard library for {STATIC_TARGET}, which netpol-cni needs: install rustup, or the package of your system"
         );
     }
-    let mut install = run::command("rustup", ["target", "add", STATIC]);
+    let mut install = run::command("rustup", ["target", "add", STATIC_TARGET]);
     run::step("installing the standard library for static binaries", &mut install)
 }
 
-/// Reports whether rustc has a standard library for [`STATIC`].
+/// Reports whether rustc has a standard library for [`STATIC_TARGET`].
 pub(crate) fn has_static_target() -> Result<String, String> {
-    let output = Command::new("rustc").args(["--print", "target-libdir", "--target", STATIC]).output();
+    let output = Command::new("rustc").args(["--print", "target-libdir", "--target", STATIC_TARGET]).output();
     let output = output.map_err(|error| error.to_string())?;
     let directory = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     if fs::read_dir(&directory).is_ok() { Ok(directory) } else { Err("not installed".to_owned()) }

@@ -44,7 +44,7 @@ enum Command {
                            --url https://example.org/v0.1.0/kubectl-netpol-linux-amd64.tar.gz\n\n\
         packaging/README.md describes the release.")]
     Krew(KrewArgs),
-    /// Build both programs and put them in a container image, without Docker. Writes an archive for `docker load`, `ctr
+    /// Build the programs and put them in a container image, without Docker. Writes an archive for `docker load`, `ctr
     /// images import` and kind.
     #[command(after_help = "Examples:\n  cargo xtask image\n  k3s ctr images import target/netpol-image.tar")]
     Image(ImageArgs),
@@ -95,8 +95,8 @@ pub(crate) struct KrewArgs {
 /// Options of `image`.
 #[derive(Args, Debug)]
 pub(crate) struct ImageArgs {
-    /// Name and tag of the image. The default has the version of this checkout and is what deploy/ runs; nothing can be pushed to a
-    /// registry named `localhost`.
+    /// Name and tag of the image. The default has the version of this checkout and is what deploy/ runs; nothing can be
+    /// pushed to a registry named `localhost`.
     #[arg(long, default_value = concat!("localhost/netpol:", env!("CARGO_PKG_VERSION")))]
     pub(crate) tag: String,
     /// File to write; default target/netpol-image.tar.

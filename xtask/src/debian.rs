@@ -1,5 +1,5 @@
-//! Downloads packages of any Debian suite and unpacks them to a folder of the project. The system's sources and
-//! packages stay unchanged.
+//! Downloads packages of any Debian suite and unpacks them to a folder of the project. The package sources and the
+//! packages of the system stay unchanged.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,10 +10,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::run;
 
-/// Environment variable with the URL of a Debian mirror to use instead of those in apt's configuration. Debian moves old
-/// suites to another mirror.
+/// Environment variable with the URL of a Debian mirror to use instead of those in apt's configuration. Debian moves
+/// old suites to another mirror.
 const MIRROR: &str = "NETPOL_DEBIAN_MIRROR";
-/// Keys that sign every suite. Every Debian has this file.
+/// Keys that sign every suite. Every Debian system has this file.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// The packages of one suite, with private apt lists.
@@ -81,7 +81,8 @@ impl Packages {
     }
 }
 
-/// Unpacks a package of a suite to `root` in the folder, from the first mirror that has the package.
+/// Unpacks a package of a suite to `root` in the folder, from the first mirror that has the package. `choose` returns
+/// the name of the package.
 pub(crate) fn fetch(suite: &str, folder: &Path, choose: impl Fn(&Packages) -> Result<String>) -> Result<()> {
     let mut errors = Vec::new();
     for mirror in mirrors()? {

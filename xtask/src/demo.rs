@@ -22,7 +22,7 @@ use scenes::Scene;
 const PORTS: [(char, Protocol, u16); 3] =
     [('w', Protocol::Tcp, 80), ('d', Protocol::Tcp, 5432), ('n', Protocol::Udp, 53)];
 
-/// How long a change may take before a difference counts.
+/// How long a change may take to have its effect. After this time, a difference is an error.
 const WAIT_LIMIT: Duration = Duration::from_secs(3);
 
 /// Runs the demo.
@@ -40,7 +40,7 @@ pub(crate) fn run(_args: &DemoArgs) -> Result<ExitCode> {
 
     printer.progress("starting netpol-agent on a directory of manifests");
     let agent = Agent::start_with(&cluster, AgentOptions::default().binary(&binary))?;
-    let inventory = inventory::Inventory::take(&cluster, &agent)?;
+    let inventory = inventory::Inventory::list(&cluster, &agent)?;
     printer.done(&format!("{}, {} MiB resident", inventory.summary(), agent.resident_kib()? / 1024));
     printer.legend(&PORTS);
 
@@ -54,14 +54,14 @@ pub(crate) fn run(_args: &DemoArgs) -> Result<ExitCode> {
     printer.heading("Cleaning up");
     drop(agent);
     drop(cluster);
-    let left = inventory.remaining()?;
-    printer.clean(&inventory, &left);
-    let good = wrong == 0 && left.is_empty();
-    printer.verdict(good, wrong, start.elapsed());
-    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let remaining = inventory.remaining()?;
+    printer.clean(&inventory, &remaining);
+    let is_good = wrong == 0 && remaining.is_empty();
+    printer.verdict(is_good, wrong, start.elapsed());
+    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs one scene. Returns how many connections were not as expected or not explained.
+/// Runs one scene. Returns how many connections were not as expected, or had no deny event that explains them.
 fn run_scene(printer: &Printer, cluster: &Cluster, agent: &Agent, scene: &Scene) -> Result<usize> {
     for &(file, policies) in scene.apply {
         cluster.apply(file, policies)?;

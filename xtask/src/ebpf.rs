@@ -10,8 +10,9 @@ use anyhow::{Context, Result};
 
 use crate::{run, toolchain, workspace};
 
-/// The binary of the object that the agent embeds, and the one of the object for tests and benchmarks.
+/// The cargo binary of the object that the agent embeds.
 const SHIPPED: &str = "netpol-ebpf";
+/// The cargo binary of the object for tests and benchmarks.
 const TEST: &str = "netpol-ebpf-test";
 
 /// Builds netpol-ebpf for the kernel and returns the object's path.
@@ -20,15 +21,16 @@ pub(crate) fn build() -> Result<PathBuf> {
     install(SHIPPED, workspace::bpf_object())
 }
 
-/// Builds this object and the one for tests and benchmarks, which has more programs. Returns both paths.
+/// Builds the object that the agent embeds, and the one for tests and benchmarks, which has more programs. Returns the
+/// paths of both objects.
 pub(crate) fn build_with_tests() -> Result<[PathBuf; 2]> {
     compile(&["--bin", SHIPPED, "--bin", TEST])?;
     let test = workspace::bpf_object().with_file_name("netpol-test.o");
     Ok([install(SHIPPED, workspace::bpf_object())?, install(TEST, test)?])
 }
 
-/// Builds the object with `aya-log`, in another file. libbpf and bpftool reject this object, because its ring buffer
-/// has no BTF.
+/// Builds an object that logs with `aya-log`, in another file. libbpf and bpftool reject this object, because the ring
+/// buffer of `aya-log` has no BTF.
 pub(crate) fn build_with_log() -> Result<PathBuf> {
     compile(&["--bin", SHIPPED, "--features", "log"])?;
     install(SHIPPED, workspace::bpf_object().with_file_name("netpol-log.o"))
@@ -42,8 +44,8 @@ fn compile(arguments: &[&str]) -> Result<()> {
     run::step("building the BPF object", &mut cargo)
 }
 
-/// Checks the object that a binary was built to, and copies it. Writes only if it changed: the agent embeds the object
-/// and is rebuilt after each write.
+/// Checks the object that was built as `binary`, and copies it to `object`. Writes the file only if the content
+/// changed, because the agent embeds the object and is rebuilt after each write.
 fn install(binary: &str, object: PathBuf) -> Result<PathBuf> {
     let built = target_directory().join(toolchain::TARGET).join("bpf").join(binary);
     let mut new = std::fs::read(&built).with_context(|| format!("reading the new object {}", built.display()))?;
@@ -62,7 +64,8 @@ fn install(binary: &str, object: PathBuf) -> Result<PathBuf> {
     Ok(object)
 }
 
-/// Returns a separate target directory: with another compiler, cargo would rebuild everything each time.
+/// Returns a separate target directory. In a shared one, cargo would rebuild everything after each change of the
+/// compiler.
 fn target_directory() -> PathBuf {
     workspace::target().join("bpf-build")
 }

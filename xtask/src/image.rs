@@ -1,5 +1,5 @@
-//! `image`: builds a container image with both programs, as an archive that containerd and Docker import. Needs neither
-//! of them.
+//! `image`: builds a container image with the agent, the CLI and the CNI plugin. Writes an archive that containerd and
+//! Docker can import. Needs neither containerd nor Docker.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ pub(crate) fn run(args: &ImageArgs) -> Result<()> {
     Ok(())
 }
 
-/// Writes an archive in the format of `docker save`. Its one layer has the programs in `/`, and their libraries at the
+/// Writes an archive in the format of `docker save`. Its only layer has the programs in `/`, and their libraries at the
 /// same paths as on this machine.
 fn pack(programs: &[PathBuf], tag: &str, folder: &Path, output: &Path) -> Result<()> {
     let (root, archive) = (folder.join("root"), folder.join("archive"));

@@ -16,8 +16,8 @@ use crate::{binaries, run, setup, workspace};
 use report::Report;
 use suite::Suite;
 
-/// Debian's cloud kernels, each with the suite that has it. All attach with clsact. TCX is tested on the running
-/// kernel.
+/// Debian's cloud kernels, each with the suite that has it. On these kernels, programs are attached with clsact. TCX is
+/// tested on the running kernel.
 const SUITES: &[Suite] = &[
     Suite { version: "5.10", name: "bullseye" },
     Suite { version: "6.1", name: "bookworm" },
@@ -43,7 +43,7 @@ pub(crate) fn run(args: &KernelsArgs) -> Result<ExitCode> {
     let selected = |version: &str| args.only.is_empty() || args.only.iter().any(|only| only == version);
 
     setup::run()?;
-    setup::packages(setup::KERNEL_TOOLS)?;
+    setup::install_packages(setup::KERNEL_TOOLS)?;
     let programs = build()?;
     let mut reports = Vec::new();
     for suite in SUITES.iter().filter(|suite| selected(suite.version)) {
@@ -86,7 +86,7 @@ fn test_running_kernel(programs: &Programs, attach: &str) -> Result<Report> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("reading the kernel release")?;
     let title = format!("{} (running, --attach {attach})", release.trim());
     run::announce(&format!("checking {title}"));
-    let mut smoke = run::command(path(&programs.smoke)?, ["--attach", attach]);
+    let mut smoke = run::command(path_str(&programs.smoke)?, ["--attach", attach]);
     let output = smoke
         .env("NETPOL_AGENT", &programs.agent)
         .env("NETPOL_BPF_OBJECT", &programs.object)
@@ -96,6 +96,6 @@ fn test_running_kernel(programs: &Programs, attach: &str) -> Result<Report> {
     Ok(Report::read(title, &String::from_utf8_lossy(&output_text)))
 }
 
-fn path(path: &Path) -> Result<&str> {
+fn path_str(path: &Path) -> Result<&str> {
     path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
 }

@@ -1,4 +1,4 @@
-//! Finds or downloads kubectl. The tests of deploy/ use its kustomize.
+//! Finds or downloads kubectl. The tests of deploy/ use the kustomize that is part of kubectl.
 
 use std::path::{Path, PathBuf};
 
@@ -8,13 +8,13 @@ use crate::{debian, run, workspace};
 
 /// Environment variable with the path of a kubectl to use.
 const OVERRIDE: &str = "NETPOL_KUBECTL";
-/// Oldest usable version. Its kustomize is 4.2, which supports components and `labels`.
+/// Oldest usable version. It contains kustomize 4.2, which supports components and `labels`.
 const MINIMUM: (u32, u32) = (1, 22);
-/// Debian suite with kubectl 1.32. The suite before has 1.20.
+/// Debian suite with kubectl 1.32. The suite before it has kubectl 1.20.
 const SUITE: &str = "trixie";
 const PACKAGE: &str = "kubectl";
 
-/// Downloads kubectl if none is found. Never replaces the system's.
+/// Downloads kubectl if none is found. Never replaces the kubectl of the system.
 pub(crate) fn setup() -> Result<()> {
     if find().is_ok() {
         return Ok(());
@@ -36,10 +36,11 @@ pub(crate) fn describe() -> Result<String, String> {
         .map_err(|error| error.to_string())
 }
 
-/// Finds kubectl: named by the variable, else downloaded, else on the PATH, as in tests/tests/deploy/kubectl.rs.
+/// Finds kubectl: the file that the environment variable names, or else the downloaded one, or else the one on the
+/// PATH. tests/tests/deploy/kubectl.rs finds it in the same way.
 fn find() -> Result<(PathBuf, (u32, u32))> {
-    let path = if let Some(named) = std::env::var_os(OVERRIDE) {
-        named.into()
+    let path = if let Some(path) = std::env::var_os(OVERRIDE) {
+        path.into()
     } else {
         let downloaded = folder().join("root/usr/bin/kubectl");
         if downloaded.is_file() { downloaded } else { run::find("kubectl").context("not on the PATH")? }

@@ -1,11 +1,11 @@
-//! Runs xtask again with feature `lab`. Commands that need the test cluster and aya are compiled only when they are
-//! used.
+//! Runs xtask again with feature `lab`. Commands that need the test cluster and aya (a library that loads eBPF
+//! programs) are compiled only when they are used.
 
 use anyhow::Result;
 
 use crate::run;
 
-/// Replaces this process by xtask built with feature `lab`, with the same command line.
+/// Replaces this process with an xtask that is built with feature `lab`, and passes the same arguments.
 pub(crate) fn rerun(profile: Profile) -> Result<std::convert::Infallible> {
     run::announce("building this command");
     let mut args = vec!["run", "--package", "xtask", "--features", "lab"];

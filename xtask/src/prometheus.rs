@@ -8,7 +8,7 @@ use crate::{debian, run, workspace};
 
 /// Environment variable with the directory of both programs.
 const OVERRIDE: &str = "NETPOL_PROMETHEUS";
-/// Debian suite with Prometheus 2.42. The package of the next suite has no promtool.
+/// Debian suite with Prometheus 2.42. The package in the suite after it has no promtool.
 const SUITE: &str = "bookworm";
 const PACKAGE: &str = "prometheus";
 const PROGRAMS: [&str; 2] = ["prometheus", "promtool"];
@@ -32,8 +32,8 @@ pub(crate) fn describe() -> Result<String, String> {
     find().map(|path| path.display().to_string()).map_err(|error| error.to_string())
 }
 
-/// Finds both programs: in the directory that the variable names, else downloaded, else on the PATH, as in
-/// tests/src/prometheus.rs. Returns the path of the first one.
+/// Finds both programs: in the directory that the environment variable names, or else the downloaded ones, or else
+/// those on the PATH. tests/src/prometheus.rs finds them in the same way. Returns the path of the first program.
 fn find() -> Result<PathBuf> {
     let programs = PROGRAMS.map(|name| {
         let in_folder = |folder: &Path| Some(folder.join(name)).filter(|path| path.is_file());

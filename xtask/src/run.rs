@@ -15,7 +15,7 @@ pub(crate) fn command<I: AsRef<OsStr>>(program: &str, args: impl IntoIterator<It
     command
 }
 
-/// Returns a command for the cargo that runs xtask.
+/// Returns a cargo command, for the same cargo that runs xtask.
 pub(crate) fn cargo<I: AsRef<OsStr>>(args: impl IntoIterator<Item = I>) -> Command {
     command(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()), args)
 }
@@ -56,8 +56,8 @@ pub(crate) fn output(what: &str, command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Replaces this process with the command, so that Ctrl-C reaches the command and its exit code is returned. Returns only
-/// if the command cannot start.
+/// Replaces this process with the command, so that Ctrl-C reaches the command and its exit code is returned. Returns
+/// only if the command cannot start.
 #[cfg(not(feature = "lab"))]
 pub(crate) fn become_command(what: &str, mut command: Command) -> anyhow::Error {
     let error = std::os::unix::process::CommandExt::exec(&mut command);

@@ -8,11 +8,11 @@ use crate::{kubectl, prometheus, run, toolchain};
 
 /// A program that tests or developers need, and its Debian package.
 pub(crate) struct Tool {
-    /// Its name on the PATH, or its path.
+    /// The name of the program on the PATH, or its path.
     pub(crate) program: &'static str,
-    /// Its Debian package.
+    /// The Debian package that has the program.
     pub(crate) package: &'static str,
-    /// What needs it.
+    /// What needs the program.
     pub(crate) used_by: &'static str,
 }
 
@@ -40,7 +40,7 @@ pub(crate) const KERNEL_TOOLS: &[Tool] = &[
 
 /// Installs all missing tools.
 pub(crate) fn run() -> Result<()> {
-    packages(TOOLS)?;
+    install_packages(TOOLS)?;
     kubectl::setup()?;
     prometheus::setup()?;
     toolchain::setup()
@@ -64,7 +64,7 @@ pub(crate) fn is_bpffs_mounted() -> bool {
 }
 
 /// Installs the packages of missing tools.
-pub(crate) fn packages(tools: &[Tool]) -> Result<()> {
+pub(crate) fn install_packages(tools: &[Tool]) -> Result<()> {
     let mut missing: Vec<&str> =
         tools.iter().filter(|tool| run::find(tool.program).is_none()).map(|tool| tool.package).collect();
     missing.sort_unstable();

@@ -16,7 +16,8 @@ use crate::{ebpf, run, setup, workspace};
 use executables::{Executable, Source};
 use tally::Tally;
 
-/// Live tests mostly wait for packets that are dropped, so more of them run in parallel than there are CPUs.
+/// Number of live tests for each CPU. Live tests use real packets and mostly wait for packets that are dropped, so more
+/// of them run in parallel than there are CPUs.
 const LIVE_PER_CPU: usize = 2;
 
 /// How long an executable may run without output before it counts as hung.
@@ -40,7 +41,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
 
     let mut tally = Tally::default();
     for executable in &executables {
-        run_one(executable, &agent, args, &mut tally)?;
+        run_executable(executable, &agent, args, &mut tally)?;
     }
     run::announce("documentation tests");
     let mut doc = run::cargo(["test", "--workspace", "--all-features", "--doc", "--no-fail-fast", "--"]);
@@ -50,10 +51,11 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     report(&tally, args, start.elapsed().saturating_sub(build_time), build_time)
 }
 
-fn run_one(executable: &Executable, agent: &Path, args: &TestArgs, tally: &mut Tally) -> Result<()> {
+/// Runs one test executable, with the environment that its tests need.
+fn run_executable(executable: &Executable, agent: &Path, args: &TestArgs, tally: &mut Tally) -> Result<()> {
     run::announce(&executable.to_string());
     let mut command = std::process::Command::new(&executable.path);
-    // Cargo sets both too, and some tests use them to find their data.
+    // Cargo sets the directory and the variable, too, and some tests use them to find their data.
     command.current_dir(&executable.folder).env("CARGO_MANIFEST_DIR", &executable.folder);
     command.env("NETPOL_AGENT", agent);
     command.env("NETPOL_BPF_OBJECT", workspace::bpf_object());
@@ -107,7 +109,8 @@ fn follow(command: &mut std::process::Command, name: &str, tally: &mut Tally) ->
     }
     let status = child.wait().with_context(|| format!("waiting for {name}"))?;
     tally.end(status.success());
-    // After a kill, a grandchild process may still have the pipe open, but nothing reads from it.
+    // After a kill, a grandchild process may still have the pipe open. Then the reader does not end, so do not wait for
+    // it.
     drop(lines);
     if reader.is_finished() {
         reader.join().ok();

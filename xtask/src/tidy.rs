@@ -46,22 +46,22 @@ pub(crate) fn run() -> Result<ExitCode> {
         ("spelling", tools::spelling),
         ("licenses, versions and sources of dependencies", tools::dependencies),
     ];
-    let mut all = 0;
+    let mut total = 0;
     for (what, check) in checks {
-        all += report(what, &check()?);
+        total += report(what, &check()?);
     }
     match tools::advisories()? {
-        Ok(findings) => all += report(ADVISORIES, &findings),
-        // A machine without a network can check everything else; CI must have one.
+        Ok(findings) => total += report(ADVISORIES, &findings),
+        // A machine without a network can check everything else. In CI, a missing network is a finding.
         Err(reason) => {
             println!("NOT CHECKED: {ADVISORIES}\n        {}", reason.replace('\n', "\n        "));
-            all += usize::from(std::env::var_os("CI").is_some());
+            total += usize::from(std::env::var_os("CI").is_some());
         }
     }
-    if all > 0 {
-        println!("\nFindings: {all}");
+    if total > 0 {
+        println!("\nFindings: {total}");
     }
-    Ok(if all == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if total == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Prints the result of a check, and returns the number of its findings.
@@ -83,6 +83,7 @@ fn documentation() -> Result<Vec<String>> {
     finding(doc.env("RUSTDOCFLAGS", "-D warnings"), "see above")
 }
 
+/// Runs a command with its output shown. If it fails, returns the advice as a finding.
 fn finding(command: &mut std::process::Command, advice: &str) -> Result<Vec<String>> {
     let status = command.status()?;
     Ok(if status.success() { Vec::new() } else { vec![advice.to_owned()] })

@@ -5,7 +5,7 @@
 //! 2. rustup's nightly with `rust-src`, which builds `core` from source
 //! 3. Debian's `rustc-web`, with a prebuilt `core`
 //!
-//! All need bpf-linker, in a version with an LLVM that reads the compiler's bitcode.
+//! All of them need bpf-linker, in a version with an LLVM that can read the compiler's bitcode.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -18,7 +18,7 @@ use crate::run;
 pub(crate) const TARGET: &str = "bpfel-unknown-none";
 /// Environment variable with the path of a compiler to use.
 pub(crate) const OVERRIDE: &str = "NETPOL_BPF_RUSTC";
-/// Version of bpf-linker. It uses LLVM 22 of rustup and needs no LLVM on the system.
+/// Version of bpf-linker. This version uses LLVM 22 of rustup and needs no LLVM on the system.
 const LINKER_VERSION: &str = "0.10.3";
 /// Path of Debian's compiler.
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
@@ -29,12 +29,12 @@ const FLAGS: &[&str] = &[
     // it.
     "-Cdebuginfo=2",
     "-Clink-arg=--btf",
-    // Without this flag, clearing a few bytes calls `memset`. That is slower, and the verifier processes its loop for
-    // each caller; before Linux 6.2 it then processes ten times as many instructions. `ebpf` fails if such a call
-    // remains.
+    // Without this flag, code that clears a few bytes calls `memset`. This is slower. The verifier also processes the
+    // loop in `memset` again for each caller, and before Linux 6.2 processes ten times as many instructions. `ebpf`
+    // fails if such a call remains.
     "-Clink-arg=--disable-expand-memcpy-in-order",
-    // Without this flag, LLVM places a loop's last block before its first one, to save a jump. Before Linux 6.4 a loop
-    // must end with a backward jump.
+    // Without this flag, LLVM places the last block of a loop before the first one, to save a jump. But before Linux
+    // 6.4, a loop must end with a backward jump.
     "-Clink-arg=--llvm-args=-disable-block-placement",
 ];
 
@@ -108,7 +108,8 @@ fn install_compiler() -> Result<()> {
     if !run::is_root() || !Path::new("/etc/debian_version").exists() || run::find("apt-get").is_none() {
         bail!("{}", advice("no Rust compiler for BPF found, and it can be installed only as root on Debian"));
     }
-    // Always: old lists can lack one of the packages, or name versions that the mirror no longer has.
+    // The lists are always updated: old lists can lack one of the packages, or have versions that the mirror no longer
+    // has.
     run::step("updating the package lists", &mut run::command("apt-get", ["update"]))?;
     let mut words = DEBIAN_LINE.split(' ');
     let mut install = run::command(words.next().unwrap_or_default(), words);

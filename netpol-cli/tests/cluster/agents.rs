@@ -24,14 +24,14 @@ use tokio::sync::oneshot;
 use crate::common::RunOutput;
 use crate::common::schema::check_output;
 
-/// The namespace and the labels of deploy/base.
+/// The namespace of the agents, as in deploy/base.
 pub(crate) const NAMESPACE: &str = "kube-system";
 
-/// What a node does with `netpol-agent connect`.
+/// What happens when `netpol` runs `netpol-agent connect` in the agent's pod on a node, through the API server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Behavior {
     Responds,
-    /// The command runs, but nothing responds.
+    /// The command runs, but sends no response.
     Silent,
     /// The API server does not respond, because kubelet does not.
     Hangs,
@@ -104,15 +104,15 @@ impl Cluster {
             behaviors.insert(format!("netpol-agent-{node}"), exec(behavior, socket));
         }
         let (stop, stopped) = oneshot::channel();
-        let of_agents = requests.clone();
+        let agent_requests = requests.clone();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async move {
                 for (listener, agent) in agents {
                     let listener = UnixListener::from_std(listener).expect("a socket");
-                    tokio::spawn(serve(listener, agent, of_agents.clone()));
+                    tokio::spawn(serve(listener, agent, agent_requests.clone()));
                 }
-                // An error is the end of the test.
+                // Returns an error when the test ends, because the cluster drops the sender.
                 let _ = stopped.await;
             });
         });

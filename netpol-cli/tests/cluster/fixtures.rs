@@ -122,7 +122,7 @@ pub(crate) fn allowed(time: &str, node: &str) -> FlowRecord {
     }
 }
 
-/// The totals of the same flow.
+/// The totals of the flow that [`allowed`] returns.
 pub(crate) fn totals(time: &str, ending: FlowEnding) -> FlowTotalsRecord {
     let flow = allowed(time, "n1");
     FlowTotalsRecord {
@@ -148,7 +148,7 @@ pub(crate) fn header(time: &str, node: &str) -> RecordHeader {
     RecordHeader { schema: RECORD_SCHEMA.into(), time: format!("2026-11-29T{time}Z"), node: node.into() }
 }
 
-/// A policy with two rules: the first has this number of flows, the second none.
+/// A policy with two rules: the first rule has this number of flows, the second rule has none.
 pub(crate) fn policies(node: &str, pods: &[&str], flows: u64) -> PolicyList {
     let rule = |index: u8, flows: u64| RuleStatus {
         path: format!("spec.ingress[{index}]"),

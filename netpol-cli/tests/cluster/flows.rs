@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::agents::{Agent, Behavior, Cluster};
 use crate::fixtures::{allowed, denied, header, record, totals};
 
-/// Two nodes; their flows alternate.
+/// Starts two nodes. Sorted by time, their flows alternate.
 fn two_nodes() -> Cluster {
     let first = Agent::default().flows([record(denied("12:03:04.123", "n1")), record(allowed("12:03:06", "n1"))]);
     let second = Agent::default().flows([record(allowed("12:03:03.9", "n2")), record(denied("12:03:05.25", "n2"))]);
@@ -96,7 +96,7 @@ fn json_output_is_the_lines_of_the_agents() {
 }
 
 #[test]
-fn summaries_are_lines_too() {
+fn records_that_summarize_flows_are_printed_as_lines() {
     let records = [
         Record::Multicast(Box::new(MulticastRecord {
             header: header("12:00:01", "n1"),
@@ -205,7 +205,7 @@ fn workloads_services_and_labels_are_filtered_by_the_command() {
 }
 
 #[test]
-fn a_node_that_stops_in_the_middle_is_named_after_the_flows_of_the_others() {
+fn a_node_that_stops_before_its_last_flow_is_reported() {
     let flows = || Agent::default().flows((0..50).map(|second| record(denied(&format!("12:00:{second:02}"), "n1"))));
     let cluster = Cluster::start(&[
         ("n1", Behavior::Responds, flows()),
@@ -222,7 +222,7 @@ fn a_node_that_stops_in_the_middle_is_named_after_the_flows_of_the_others() {
 }
 
 #[test]
-fn a_node_that_sends_only_flows_that_are_not_shown_has_not_stopped() {
+fn flows_that_a_filter_hides_count_as_a_response_of_the_node() {
     let mut labeled = denied("12:00:09", "n1");
     labeled.from.labels = Some([("app".to_owned(), "web".to_owned())].into());
     let others = (0..4).map(|second| record(denied(&format!("12:00:0{second}"), "n1")));
@@ -233,7 +233,7 @@ fn a_node_that_sends_only_flows_that_are_not_shown_has_not_stopped() {
 }
 
 #[test]
-fn follow_prints_the_last_flows_and_stops_if_the_reader_does() {
+fn follow_prints_the_last_flows_and_names_nodes_without_a_response() {
     let flows = (0..30).map(|second| record(denied(&format!("12:00:{second:02}"), "n1")));
     let cluster = Cluster::start(&[
         ("n1", Behavior::Responds, Agent::default().flows(flows)),
@@ -255,7 +255,7 @@ fn follow_prints_the_last_flows_and_stops_if_the_reader_does() {
 
 #[test]
 fn top_counts_a_flow_of_two_nodes_once() {
-    // The sender's node has the same flow with the direction egress.
+    // Both nodes report the same flow: the sender's node for egress, the receiver's node for ingress.
     let mut at_sender = denied("12:00:00", "n2");
     (at_sender.direction, at_sender.verdict) = (FlowDirection::Egress, FlowVerdict::Allowed);
     let mut at_receiver = at_sender.clone();

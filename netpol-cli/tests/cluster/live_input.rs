@@ -10,7 +10,7 @@ use crate::agents::Cluster;
 use crate::common::{Manifests, RunOutput};
 use crate::objects::{developer, shop};
 
-/// `shop` with a policy of the namespace `ops` that has a mistake.
+/// The cluster of [`shop`], with a policy in the namespace `ops`. This policy has a mistake: it selects no pod.
 fn shop_and_ops() -> Cluster {
     let cluster = shop(&[]);
     let policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "ops", "name": "probe"},
@@ -74,7 +74,7 @@ fn rules_that_need_objects_without_rights_are_not_checked() {
     assert!(run.err.ends_with("not all objects were read, so findings may be missing (exit code 3)\n"), "{}", run.err);
     let text = run.unwrapped();
     assert!(text.contains("not checked: NP020 (you cannot list the Namespaces of all namespaces)"), "{text}");
-    // In all namespaces, there is nothing that the caller can list.
+    // With -A, netpol lists the objects of all namespaces at once, which the caller may not do.
     let run = cluster.netpol(&["lint", "-A", "-o", "json"]);
     let output = json_of(&run);
     assert_eq!((run.code, &output["complete"], &output["objects"]), (3, &json!(false), &json!(0)));
@@ -93,13 +93,13 @@ fn the_matrix_of_a_namespace_needs_rights_in_it_only() {
 
     "#]]
     .assert_eq(&all.out);
-    // The namespace of the context is the default.
+    // Without -n, netpol uses the namespace of the kubeconfig's context, which has no pods to show.
     let run = cluster.netpol(&["matrix"]);
     assert!(run.code == 3 && run.err.contains("no pods to show in the selected namespaces (-n, -A)"), "{}", run.err);
     cluster.server.set_rules(developer());
     let run = cluster.netpol(&["matrix", "-n", "shop"]);
     assert_eq!((run.code, run.err.as_str(), run.out.as_str()), (0, "", all.out.as_str()));
-    // An address may be that of a pod which the caller cannot list.
+    // The address may belong to a pod that the caller cannot list.
     let run = cluster.netpol(&["matrix", "-n", "shop", "-a", "10.0.9.9", "-o", "json"]);
     assert_eq!((run.code, &json_of(&run)["input"]["complete"]), (3, &json!(false)));
     assert!(run.err.contains("not all of the input was read, so the result may be wrong (exit code 3)"), "{}", run.err);
@@ -133,7 +133,7 @@ fn expectations_are_checked_in_a_cluster() {
     let run = cluster.netpol(&arguments);
     assert_eq!((run.code, run.err.as_str()), (0, ""), "{}", run.out);
     assert!(run.out.ends_with("2 passed, 0 failed, 0 unknown\n"), "{}", run.out);
-    // The namespace of the context has no such workload.
+    // Without -n, netpol uses the namespace of the kubeconfig's context, which has no such workload.
     let run = cluster.netpol(&["assert", "-a", file.to_str().expect("text")]);
     assert!(run.code == 3 && run.err.contains("Deployment kube-system/web not found"), "{} {}", run.out, run.err);
     cluster.server.set_rules(developer());
@@ -148,13 +148,14 @@ fn the_graph_of_a_cluster_shows_a_namespace() {
     let run = cluster.netpol(&["graph", "-n", "shop", "-o", "mermaid"]);
     assert_eq!((run.code, run.err.as_str()), (0, ""));
     assert!(run.out.contains("deployment/web") && !run.out.contains("kube-system"), "{}", run.out);
-    // The ranges of addresses depend on the pods of all namespaces.
+    // The ranges of addresses in the graph depend on the pods of all namespaces, which this caller cannot list.
     cluster.server.set_rules(developer());
     let run = cluster.netpol(&["graph", "-n", "shop", "-o", "mermaid"]);
     assert!(run.code == 3 && run.err.contains("cannot list Pods: "), "{} {}", run.out, run.err);
 }
 
-/// The policy `shop/db` with another label, and a namespace that has no other change.
+/// The policy `shop/db`, changed: its peer is app=web instead of app=backend. The manifest has no namespace, so that
+/// the command line or the context decides it.
 const CHANGE: &str = "\
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy

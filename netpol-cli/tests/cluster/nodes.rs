@@ -25,7 +25,7 @@ fn of_20_nodes_a_silent_one_is_named_within_2_seconds() {
         })
         .collect();
     let cluster = Cluster::start(&nodes);
-    // The machine may be busy for a while.
+    // The machine may be busy for a while, so the fastest of up to five runs counts.
     let mut fastest = Duration::MAX;
     for _ in 0..5 {
         let start = Instant::now();
@@ -140,7 +140,7 @@ fn a_role_in_the_namespace_of_the_agents_is_enough() {
 }
 
 #[test]
-fn an_older_api_server_has_version_4_of_the_protocol() {
+fn an_api_server_with_only_version_4_of_the_exec_protocol_works() {
     let options = Options { exec_protocols: &["v4.channel.k8s.io"], ..Options::default() };
     let cluster = Cluster::with_options(&[("n1", Behavior::Responds, agent("n1"))], options);
     let run = cluster.netpol(&["status"]);
@@ -148,7 +148,7 @@ fn an_older_api_server_has_version_4_of_the_protocol() {
 }
 
 #[test]
-fn a_socket_needs_no_cluster() {
+fn status_of_a_socket_needs_no_cluster() {
     let cluster = Cluster::start(&[("n1", Behavior::Responds, agent("n1"))]);
     cluster.server.delete(Resource::Pods, NAMESPACE, "netpol-agent-n1");
     let socket = cluster.socket("n1");
@@ -166,7 +166,7 @@ fn a_socket_needs_no_cluster() {
 }
 
 #[test]
-fn as_a_plugin_of_kubectl_help_has_its_name() {
+fn help_of_the_kubectl_plugin_has_the_command_kubectl_netpol() {
     let directory = tempfile::tempdir().expect("a directory");
     let plugin = directory.path().join("kubectl-netpol");
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_netpol"), &plugin).expect("a link");
@@ -176,24 +176,24 @@ fn as_a_plugin_of_kubectl_help_has_its_name() {
 }
 
 #[test]
-fn wait_holds_if_it_holds_on_all_nodes() {
+fn wait_combines_the_results_of_all_nodes() {
     let agent = |node: &str, result| Agent::default().responds("/v1/wait", &waited(node, result));
-    let met = Behavior::Responds;
+    let responds = Behavior::Responds;
     for (second, code, out, err) in [
         (WaitOutcome::Met, 0, "networkpolicy shop/db enforced on 2 nodes (2 pods, 250.0 ms)\n", ""),
         (WaitOutcome::Timeout, 1, "", "error: node n2: timed out after 1s waiting for networkpolicy shop/db\n"),
         (WaitOutcome::Never, 0, "networkpolicy shop/db enforced on n1 (generation 12, 1 pod, 250.0 ms)\n", ""),
     ] {
         let cluster = Cluster::start(&[
-            ("n1", met.clone(), agent("n1", WaitOutcome::Met)),
-            ("n2", met.clone(), agent("n2", second)),
+            ("n1", responds.clone(), agent("n1", WaitOutcome::Met)),
+            ("n2", responds.clone(), agent("n2", second)),
         ]);
         let run = cluster.netpol(&["wait", "--for", "policy/shop/db", "--timeout", "1s"]);
         assert_eq!((run.code, run.out.as_str(), run.err.as_str()), (code, out, err), "{second:?}");
         assert_eq!(cluster.requests(), ["/v1/wait?timeout=1s&for=policy/shop/db"; 2]);
     }
     let cluster = Cluster::start(&[
-        ("n1", met, agent("n1", WaitOutcome::Met)),
+        ("n1", responds, agent("n1", WaitOutcome::Met)),
         ("n2", Behavior::Fails("no socket"), Agent::default()),
     ]);
     let run = cluster.netpol(&["wait", "--for", "policy/shop/db"]);
@@ -213,7 +213,7 @@ fn wait_counts_nodes_without_an_agent() {
         "{}",
         run.err
     );
-    // A pod is on one node.
+    // A pod is on one node, and --node selects one. In both cases, nodes without an agent do not matter.
     for arguments in [&["--for", "pod/shop/db-0"][..], &["--for", "policy/shop/db", "--node", "n1"]] {
         let run = cluster.netpol(&[&["wait"], arguments].concat());
         assert_eq!((run.code, run.err.as_str()), (0, ""), "{arguments:?}");

@@ -9,7 +9,7 @@ use crate::agents::{Agent, Behavior, Cluster};
 
 const EXPLAIN: [&str; 9] = ["explain", "-n", "shop", "--from", "deploy/web", "--to", "pod/db-0", "--port", "5432"];
 
-/// `shop/web-…` of a Deployment, and `shop/db-0`, which a policy isolates.
+/// Starts a cluster with a pod `shop/web-…` of a Deployment, and with `shop/db-0`, which a policy isolates.
 pub(crate) fn shop(nodes: &[(&str, Behavior, Agent)]) -> Cluster {
     let cluster = Cluster::start(nodes);
     let owner = |kind: &str, name: &str| json!([{"apiVersion": "apps/v1", "kind": kind, "name": name, "uid": "1", "controller": true}]);
@@ -71,7 +71,7 @@ fn explain_without_manifests_uses_the_cluster() {
 }
 
 #[test]
-fn explain_needs_only_rights_in_the_namespaces_of_the_ends() {
+fn explain_needs_only_rights_in_the_namespaces_of_source_and_destination() {
     let cluster = shop(&[]);
     cluster.server.set_rules(developer());
     let run = cluster.netpol(&EXPLAIN);
@@ -85,7 +85,7 @@ fn explain_needs_only_rights_in_the_namespaces_of_the_ends() {
     let output: Value = serde_json::from_str(&run.out).expect("JSON");
     assert_eq!(output["verdict"], "unknown");
     assert!(output["input"]["missing"].as_array().is_some_and(|missing| !missing.is_empty()), "{output}");
-    // The policies of the other end's namespace are unknown, and so are its pods.
+    // The caller can read neither the policies nor the pods in the destination's namespace.
     let run = cluster.netpol(&["explain", "--from", "shop/db-0", "--to", "ops/probe", "--port", "80"]);
     assert_eq!(run.code, 3);
     assert!(run.err.contains("cannot list Pods in namespace ops"), "{}", run.err);
@@ -108,6 +108,7 @@ fn policies_of_other_kinds_make_the_verdict_unknown() {
 
 #[test]
 fn explain_live_compares_with_the_tables_of_the_nodes() {
+    // A generation is the agent's number of a state of the objects. It increases with each change.
     let response = |generation: u64, verdict: FlowVerdict| ExplainResponse {
         node: "n1".into(),
         generation,
@@ -125,7 +126,7 @@ fn explain_live_compares_with_the_tables_of_the_nodes() {
         }],
         differs: verdict != FlowVerdict::Allowed,
     };
-    let empty =
+    let without_tables =
         ExplainResponse { node: "n2".into(), tables: Vec::new(), differs: false, ..response(13, FlowVerdict::Allowed) };
     let explain =
         ["explain", "-n", "shop", "--from", "pod/db-0", "--to", "pod/web-7d9c-x2x4", "--port", "80", "--live"];
@@ -147,7 +148,7 @@ fn explain_live_compares_with_the_tables_of_the_nodes() {
         let agent = Agent::default().responds("/v1/explain", &response(generation, verdict));
         let cluster = shop(&[
             ("n1", Behavior::Responds, agent),
-            ("n2", Behavior::Responds, Agent::default().responds("/v1/explain", &empty)),
+            ("n2", Behavior::Responds, Agent::default().responds("/v1/explain", &without_tables)),
         ]);
         let run = cluster.netpol(&explain);
         assert_eq!((run.code, run.err.as_str()), (code, ""), "{}", run.out);
@@ -179,7 +180,7 @@ fn why_needs_only_rights_in_the_namespace() {
     shadow["reason"] = "NetworkPolicyShadowDenied".into();
     shadow["note"] =
         "egress to 1.1.1.1, ICMP would be denied by NetworkPolicy shop/db if enforced: no rule allows it".into();
-    // The matrix has a note about it, which is no connection.
+    // The matrix has a note about this pod, which must not be counted as a connection.
     let on_host = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "shop", "name": "on-host"},
         "spec": {"hostNetwork": true, "containers": [{"name": "c", "image": "x"}]},

@@ -9,8 +9,8 @@ use serde_json::json;
 use crate::agents::{Agent, Behavior, Cluster};
 use crate::fixtures::{denied, endpoint, list, policies, record, shadow, status, waited};
 
-/// The end for writing of a pipe that no process reads.
-fn closed() -> Stdio {
+/// Returns the write end of a pipe that no process reads.
+fn closed_pipe() -> Stdio {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
     OwnedFd::from(writer).into()
@@ -70,9 +70,9 @@ fn no_command_panics_if_its_output_is_closed() {
         &["flows", "--unknown"],
     ] {
         let mut command: Command = cluster.command(arguments);
-        check(command.stdout(closed()), arguments);
+        check(command.stdout(closed_pipe()), arguments);
     }
-    // What is printed to standard error: nodes without a response, diagnostics, and wrong usage.
+    // These commands print to standard error: nodes without a response, diagnostics, and wrong usage.
     for arguments in [
         &["flows", "-A"][..],
         &["status"],
@@ -82,7 +82,7 @@ fn no_command_panics_if_its_output_is_closed() {
         &["flows", "--unknown"],
     ] {
         let mut command = cluster.command(arguments);
-        check(command.stdout(closed()).stderr(closed()), arguments);
+        check(command.stdout(closed_pipe()).stderr(closed_pipe()), arguments);
     }
 }
 
@@ -90,7 +90,7 @@ fn check(command: &mut Command, arguments: &[&str]) {
     let output = command.output().expect("netpol runs");
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     let code = output.status.code();
-    // A panic has the code 101, and a signal none.
+    // A process that panicked has the exit code 101. A process that a signal ended has none.
     assert!(code.is_some_and(|code| code <= 5), "{arguments:?}: {code:?}, {error}");
     assert!(!error.contains("panicked") && !error.contains("roken pipe"), "{arguments:?}: {error}");
 }

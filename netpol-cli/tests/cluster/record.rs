@@ -145,8 +145,8 @@ fn a_node_without_a_response_makes_the_result_partial() {
 
 #[test]
 fn files_of_flows_need_the_labels_of_pods_from_records_or_manifests() {
-    let with = lines(&[record(web_to_db("12:00:00", "n1"))]);
-    let without = lines(&[record(FlowRecord {
+    let with_labels = lines(&[record(web_to_db("12:00:00", "n1"))]);
+    let without_labels = lines(&[record(FlowRecord {
         verdict: FlowVerdict::Allowed,
         reason: "rule".into(),
         ..denied("12:00:00", "n1")
@@ -167,25 +167,30 @@ spec: {selector: {matchLabels: {app: db}}, template: {metadata: {labels: {app: d
 ",
     )]);
     let directory = manifests.path().to_str().expect("text");
-    for (flows, more, code, message) in [
-        (&with, &[][..], 0, ""),
-        (&with, &["-o", "json"], 0, ""),
-        (&without, &["-f", directory], 0, ""),
-        (&without, &[], 3, "the labels of pod shop/"),
+    for (flows, options, code, message) in [
+        (&with_labels, &[][..], 0, ""),
+        (&with_labels, &["-o", "json"], 0, ""),
+        (&without_labels, &["-f", directory], 0, ""),
+        (&without_labels, &[], 3, "the labels of pod shop/"),
         (&denied_only, &["-f", directory], 3, "found no flow that is allowed"),
         (&denied_only, &["-f", directory, "--include-denied"], 0, ""),
-        (&with, &["-f", "-"], 3, "standard input cannot be both"),
-        (&with, &["-n", "absent"], 3, "found no flow of a pod in these namespaces"),
-        (&with, &["-n", "shop", "-n", "absent"], 3, "namespace absent has no flow"),
-        (&format!("{with}{{\"type\":\"new\",\"time\":\"\"}}\n"), &[], 0, "1 record of an unknown type was not used"),
-        (&with.replace("2026-11-29T", "noon"), &[], 3, "standard input:1: "),
+        (&with_labels, &["-f", "-"], 3, "standard input cannot be both"),
+        (&with_labels, &["-n", "absent"], 3, "found no flow of a pod in these namespaces"),
+        (&with_labels, &["-n", "shop", "-n", "absent"], 3, "namespace absent has no flow"),
+        (
+            &format!("{with_labels}{{\"type\":\"new\",\"time\":\"\"}}\n"),
+            &[],
+            0,
+            "1 record of an unknown type was not used",
+        ),
+        (&with_labels.replace("2026-11-29T", "noon"), &[], 3, "standard input:1: "),
         (&"{".to_owned(), &[], 3, "standard input:1 is not a record of netpol"),
     ] {
-        let run = netpol(&[&["record", "--flows", "-"], more].concat(), flows);
-        assert_eq!(run.code, code, "{more:?}: {} {}", run.out, run.err);
-        assert!(run.err.contains(message) && (!message.is_empty() || run.err.is_empty()), "{more:?}: {}", run.err);
+        let run = netpol(&[&["record", "--flows", "-"], options].concat(), flows);
+        assert_eq!(run.code, code, "{options:?}: {} {}", run.out, run.err);
+        assert!(run.err.contains(message) && (!message.is_empty() || run.err.is_empty()), "{options:?}: {}", run.err);
     }
-    let run = netpol(&["record", "--flows", "-", "-o", "json"], &with);
+    let run = netpol(&["record", "--flows", "-", "-o", "json"], &with_labels);
     let list: serde_json::Value = serde_json::from_str(&run.out).expect("JSON");
     assert_eq!(list["items"][2]["spec"]["egress"][0]["to"][0]["podSelector"]["matchLabels"]["app"], "db", "{list:#}");
 }

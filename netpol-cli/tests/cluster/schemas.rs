@@ -1,6 +1,8 @@
-//! The schemas in docs/schemas. [`schema::check_output`] checks each run of the tests with `-o json`.
+//! The schemas in docs/schemas. [`schema::check_output`] checks the output of each command that the tests run with
+//! `-o json`.
 //!
-//! `UPDATE_EXPECT=1 cargo test -p netpol-cli --test cluster schemas` copies the definitions of the agent's API.
+//! `UPDATE_EXPECT=1 cargo test -p netpol-cli --test cluster schemas` copies the definitions of the agent's API from
+//! docs/api/openapi.json.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,7 +17,7 @@ use crate::common::{Manifests, RunOutput};
 use crate::fixtures::{allowed, denied, list, policies, record, shadow, status, waited};
 use crate::objects::shop;
 
-/// Keywords that contain schemas by name.
+/// The values of these keywords are objects that have schemas by name.
 const MAPS: [&str; 2] = ["properties", "$defs"];
 
 fn names() -> BTreeSet<String> {
@@ -24,8 +26,8 @@ fn names() -> BTreeSet<String> {
     entries.map(|entry| name(&entry.expect("an entry").path())).collect()
 }
 
-/// Runs a command that must print JSON, which is checked.
-fn print(cluster: &Cluster, arguments: &[&str]) -> RunOutput {
+/// Runs a command with `-o json`, and checks its output with the schema.
+fn run_with_json(cluster: &Cluster, arguments: &[&str]) -> RunOutput {
     let run = cluster.netpol(&[arguments, &["-o", "json"]].concat());
     assert!(!run.out.is_empty(), "{arguments:?}: {}", run.err);
     run
@@ -74,7 +76,7 @@ fn the_output_of_each_command_has_a_schema() {
         ("suspend", &["resume", "-n", "shop"]),
     ];
     for (_, arguments) in commands {
-        print(&cluster, arguments);
+        run_with_json(&cluster, arguments);
     }
     let run: BTreeSet<String> = commands.iter().map(|(name, _)| (*name).to_owned()).collect();
     assert_eq!(run, names());
@@ -82,7 +84,7 @@ fn the_output_of_each_command_has_a_schema() {
     assert!(page.contains("(schemas)"), "docs/cli.md links the schemas");
 }
 
-/// Calls a function with each schema of an object or of a property, and with its path.
+/// Calls `check` with `schema` and each schema in it, and with the path of each.
 fn visit(schema: &Value, at: &str, check: &mut impl FnMut(&Map<String, Value>, &str)) {
     match schema {
         Value::Object(keywords) => {
@@ -175,19 +177,19 @@ fn api() -> Map<String, Value> {
     schemas
 }
 
-/// Returns the definitions that a schema uses, those of the API as in the API.
+/// Returns the definitions that a schema uses. A definition of the agent's API is returned as it is in the API.
 fn definitions(root: &Value, api: &Map<String, Value>) -> Map<String, Value> {
     let mut found = Map::new();
-    let mut without = root.clone();
-    without.as_object_mut().expect("an object").remove("$defs");
-    let mut waiting = vec![without];
-    while let Some(schema) = waiting.pop() {
+    let mut without_definitions = root.clone();
+    without_definitions.as_object_mut().expect("an object").remove("$defs");
+    let mut to_visit = vec![without_definitions];
+    while let Some(schema) = to_visit.pop() {
         visit(&schema, "", &mut |keywords, _| {
             let reference = keywords.get("$ref").and_then(Value::as_str);
             let Some(name) = reference.and_then(|text| text.strip_prefix("#/$defs/")) else { return };
             if !found.contains_key(name) {
                 let definition = api.get(name).unwrap_or(&root["$defs"][name]).clone();
-                waiting.push(definition.clone());
+                to_visit.push(definition.clone());
                 found.insert(name.to_owned(), definition);
             }
         });
@@ -196,7 +198,7 @@ fn definitions(root: &Value, api: &Map<String, Value>) -> Map<String, Value> {
 }
 
 #[test]
-fn definitions_of_the_api_are_the_same() {
+fn schemas_have_the_same_definitions_as_the_api() {
     let api = api();
     for name in names() {
         let Schema { mut root, .. } = Schema::read(&name);

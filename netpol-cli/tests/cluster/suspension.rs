@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::agents::{Agent, Behavior, Cluster, NAMESPACE};
 
-/// The time of the API server in these tests. No clock of a client has it.
+/// The time of the API server in these tests. It differs from the client's clock, which must not be used.
 const DATE: &str = "Tue, 01 Jan 2030 12:00:00 GMT";
 
 /// An agent in `kube-system`, and the namespaces `shop` and `ops`.
@@ -84,7 +84,8 @@ fn a_suspension_of_the_cluster_needs_the_namespace_of_the_agents() {
     let run = cluster.netpol(&["resume", "--cluster", "--agent-namespace", "ops"]);
     assert_eq!(run.code, 3);
     assert!(run.err.contains("set --agent-namespace"), "{}", run.err);
-    // Without the right to list pods, this cannot be checked. An incident does not wait, so the command continues.
+    // Without the right to list pods, the command cannot check this. It continues, because a suspension is urgent in an
+    // incident.
     cluster.server.set_rules(owner("ops"));
     let run = cluster.netpol(&[&suspend[..], &["ops"]].concat());
     assert_eq!(run.code, 0, "{}", run.err);
@@ -139,7 +140,7 @@ fn resume_reports_other_suspensions_that_still_apply() {
         to suspend:  netpol suspend --context test --cluster --for 30m --reason TEXT
     "#]]
     .assert_eq(&cluster.netpol(&["resume", "--cluster"]).out);
-    // The reason is that of the other suspension of the Namespace, too.
+    // The reason is kept, because it also belongs to the other suspension in this Namespace.
     assert_eq!(annotations(&cluster, NAMESPACE)["netpol.io/suspended-reason"], "reason of --cluster");
     cluster.netpol(&["resume", "-n", NAMESPACE]);
     assert!(annotations(&cluster, NAMESPACE)["netpol.io/suspended-reason"].is_null());
@@ -152,17 +153,17 @@ fn resume_reports_other_suspensions_that_still_apply() {
 }
 
 #[test]
-fn a_silent_api_server_is_an_error_and_a_silent_review_is_not() {
-    let silent = cluster(Options { self_reviews: false, ..Options::default() });
+fn suspend_fails_without_a_response_of_the_api_server_and_works_without_self_subject_review() {
+    let cluster = cluster(Options { self_reviews: false, ..Options::default() });
     let suspend = ["suspend", "-n", "shop", "--for", "1h", "--reason", "x", "--request-timeout", "1s"];
-    let run = silent.netpol(&suspend);
+    let run = cluster.netpol(&suspend);
     assert_eq!(run.code, 0, "{}", run.err);
     assert!(run.out.contains("\nby this user at 2030-01-01T12:00:00Z: x\n"), "{}", run.out);
     for verb in [Verb::Patch, Verb::Get] {
-        silent.server.clear_faults();
-        silent.server.inject(Fault::new(Effect::hang()).verb(verb).resource(Resource::Namespaces));
+        cluster.server.clear_faults();
+        cluster.server.inject(Fault::new(Effect::hang()).verb(verb).resource(Resource::Namespaces));
         let start = Instant::now();
-        let run = silent.netpol(&suspend);
+        let run = cluster.netpol(&suspend);
         assert_eq!((run.code, run.out.as_str()), (3, ""));
         assert!(run.err.contains("the API server did not respond within 1s"), "{}", run.err);
         assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());

@@ -163,7 +163,7 @@ fn policies_have_the_flows_of_all_nodes_and_rules_never_used() {
 }
 
 #[test]
-fn a_policy_that_is_not_evaluated_has_not_denied_nothing() {
+fn denials_of_a_policy_that_is_not_evaluated_are_unknown() {
     let because = "the memory for policies is used up";
     let mut second = shadow("n2", 0);
     second.policies[0].evaluated = false;
@@ -198,14 +198,14 @@ fn a_policy_that_is_not_evaluated_has_not_denied_nothing() {
 
 #[test]
 fn the_table_has_100_of_10_000_rules_and_the_flows_of_all() {
-    let list = |node: &str| {
+    let agent = |node: &str| {
         let mut list = policies(node, &["shop/db-0"], 1);
         let rule = list.items[0].rules[0].clone();
         let rules = (0..10_000).map(|index| RuleStatus { path: format!("spec.ingress[{index}]"), ..rule.clone() });
         list.items[0].rules = rules.collect();
         Agent::default().responds("/v1/policies", &list)
     };
-    let cluster = cluster([list("n1"), list("n2")]);
+    let cluster = cluster([agent("n1"), agent("n2")]);
     let run = cluster.netpol(&["policies", "-A", "--request-timeout", "10s"]);
     assert_eq!(run.code, 0, "{}", run.err);
     assert_eq!(run.out.lines().filter(|line| line.starts_with("  spec.ingress[")).count(), 100);
@@ -214,7 +214,7 @@ fn the_table_has_100_of_10_000_rules_and_the_flows_of_all() {
 }
 
 #[test]
-fn the_shadow_report_says_when_nothing_was_seen() {
+fn the_shadow_report_prints_denials_or_that_there_were_none() {
     let report = |first, second| {
         cluster([Agent::default().responds("/v1/shadow", &first), Agent::default().responds("/v1/shadow", &second)])
     };

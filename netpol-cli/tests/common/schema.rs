@@ -1,10 +1,11 @@
-//! Checks JSON against the schemas in docs/schemas. Supports their keywords, and fails at others.
+//! Checks JSON against the schemas in docs/schemas. Supports only the keywords of these schemas: any other keyword is
+//! an error.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-/// A schema, and the text that errors name it by.
+/// A schema, and its name in error messages.
 pub(crate) struct Schema {
     name: String,
     pub(crate) root: Value,
@@ -17,7 +18,7 @@ pub(crate) fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/schemas")
 }
 
-/// The type of a record that tests use for a type that no schema describes.
+/// Tests use this type for records that no schema describes.
 const LATER_TYPE: &str = "of-a-later-version";
 
 /// Checks the output of a command with `-o json`. Other output is not checked.
@@ -70,7 +71,8 @@ impl Schema {
                     true
                 }
                 "oneOf" => {
-                    let results: Vec<_> = items(expected).iter().map(|one| self.check_at(one, value, at)).collect();
+                    let results: Vec<_> =
+                        items(expected).iter().map(|alternative| self.check_at(alternative, value, at)).collect();
                     if results.iter().filter(|result| result.is_ok()).count() != 1 {
                         return Err(format!("{at}: not exactly one alternative matches: {results:?}"));
                     }
@@ -105,9 +107,9 @@ impl Schema {
     }
 
     fn check_fields(&self, keywords: &Map<String, Value>, fields: &Map<String, Value>, at: &str) -> Result<(), String> {
-        let of_others = keywords.get("additionalProperties");
+        let other_fields = keywords.get("additionalProperties");
         for (name, value) in fields {
-            let schema = keywords.get("properties").and_then(|properties| properties.get(name)).or(of_others);
+            let schema = keywords.get("properties").and_then(|properties| properties.get(name)).or(other_fields);
             match schema {
                 Some(Value::Bool(false)) => return Err(format!("{at}.{name} is not in the schema")),
                 Some(schema) => self.check_at(schema, value, &format!("{at}.{name}"))?,

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::common::{Manifests, RunOutput};
 use crate::root;
 
-/// Two pods, and a policy with a warning: no pod has the label.
+/// Two pods, and a policy for which `lint` prints a warning: no pod has the label app=x of its peer.
 const MANIFEST: &str = "\
 {apiVersion: v1, kind: Pod, metadata: {name: a, namespace: shop, labels: {app: a}}}
 ---
@@ -95,7 +95,7 @@ struct Step {
     name: String,
     #[serde(rename = "if")]
     condition: Option<String>,
-    /// A composite action needs it for each `run`.
+    /// A composite action must set the shell of each `run`.
     shell: String,
     working_directory: Option<String>,
     #[serde(default)]
@@ -107,7 +107,7 @@ fn action() -> Action {
     parse("action.yml", &read("action.yml"))
 }
 
-/// Returns the names after a prefix.
+/// Returns each name that follows this prefix in the text.
 fn names<'t>(text: &'t str, prefix: &str) -> BTreeSet<&'t str> {
     let is_name = |character: char| character.is_ascii_alphanumeric() || "_-".contains(character);
     text.split(prefix)
@@ -147,8 +147,8 @@ fn run_action(directory: &Path, inputs: &[(&str, &str)]) -> RunOutput {
     command.arg(root().join("packaging/github-action/run.sh")).current_dir(directory);
     command.env("NETPOL", env!("CARGO_BIN_EXE_netpol")).env("GITHUB_STEP_SUMMARY", directory.join("summary.md"));
     let defaults = action().inputs.into_iter().map(|(name, input)| (name, input.default));
-    let given = inputs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    for (name, value) in defaults.chain(given) {
+    let explicit = inputs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    for (name, value) in defaults.chain(explicit) {
         command.env(format!("INPUT_{}", name.to_uppercase().replace('-', "_")), value);
     }
     run(&mut command)
@@ -223,7 +223,7 @@ fn the_hooks_of_pre_commit_run() {
         let manifests = shop();
         let run = shell(&format!("{entry} {}", args.join(" ")), manifests.path());
         assert_eq!(run.code, 0, "{id}: {} {}", run.out, run.err);
-        // The hook is about the manifests of the repository.
+        // The hook reads the manifests of the repository, so it fails if one of them is invalid.
         fs::write(manifests.path().join("manifests/shop.yaml"), "kind: [").expect("a manifest");
         assert_eq!(shell(&format!("{entry} {}", args.join(" ")), manifests.path()).code, 3, "{id}");
     }
@@ -244,7 +244,8 @@ fn the_page_about_ci_has_commands_and_inputs_that_exist() {
     assert!(commands.len() >= 4, "{commands:?}");
     for command in commands {
         let run = shell(&command, manifests.path());
-        // 2 is wrong usage. No revision and no cluster exists here.
+        // The exit code 2 would be wrong usage. `diff` and the plugin of kubectl exit with 3, because no revision and
+        // no cluster exists here.
         let expected = if command.contains("diff") || command.contains("kubectl") {
             3
         } else {
@@ -261,13 +262,13 @@ fn the_page_about_ci_has_commands_and_inputs_that_exist() {
         assert_eq!(run.code, i32::from(command == "lint"), "{args}: {} {}", run.out, run.err);
     }
     let inputs = action().inputs;
-    let with: Vec<&str> =
+    let with_lines: Vec<&str> =
         page.split("uses: OWNER/netpol@REVISION\n").skip(1).filter_map(|text| text.lines().next()).collect();
-    assert_eq!(with.len(), 3);
-    for line in with {
+    assert_eq!(with_lines.len(), 3);
+    for line in with_lines {
         let text = line.trim().strip_prefix("with: ").expect("inputs");
-        let given: BTreeMap<String, String> = parse("docs/ci.md", text);
-        assert!(given.keys().all(|name| inputs.contains_key(name)), "{text}");
+        let documented: BTreeMap<String, String> = parse("docs/ci.md", text);
+        assert!(documented.keys().all(|name| inputs.contains_key(name)), "{text}");
     }
     for name in inputs.keys() {
         assert!(page.contains(&format!("| `{name}` |")), "{name}");
@@ -338,7 +339,7 @@ fn the_manifest_of_krew_has_the_fields_that_krew_requires() {
     assert_eq!((&*api_version, &*kind), ("krew.googlecontainertools.github.com/v1alpha2", "Plugin"));
     // kubectl runs `kubectl netpol` as the program kubectl-netpol.
     assert_eq!((&*metadata.name, &*spec.version), ("netpol", &*values[0].1));
-    // `kubectl krew search` prints it in a column of a table.
+    // `kubectl krew search` prints the short description in a column of a table.
     assert!((1..=50).contains(&spec.short_description.len()) && !spec.short_description.ends_with('.'));
     assert!(spec.homepage.starts_with("https://") && !spec.description.is_empty() && !spec.caveats.is_empty());
     let [Platform { selector, uri, sha256, files, bin }] = &spec.platforms[..] else { panic!("other platforms") };
@@ -350,7 +351,7 @@ fn the_manifest_of_krew_has_the_fields_that_krew_requires() {
 }
 
 #[test]
-fn variables_of_the_environment_set_options() {
+fn environment_variables_set_options() {
     let page = read("docs/ci.md");
     let manifests = shop();
     for (name, line, expected) in [

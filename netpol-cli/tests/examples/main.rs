@@ -59,7 +59,7 @@ fn netpol(arguments: &str) -> String {
     command.args(arguments.split_whitespace()).current_dir(root());
     let output = command.output().expect("netpol starts");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "", "netpol {arguments}");
-    // 1: denied. Any other code is a failure.
+    // 0 and 1 are verdicts: allowed and denied. Any other exit code is a failure.
     assert!(matches!(output.status.code(), Some(0 | 1)), "netpol {arguments}: {}", output.status);
     String::from_utf8(output.stdout).expect("the output is text")
 }

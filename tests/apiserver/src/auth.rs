@@ -1,4 +1,4 @@
-//! Permissions of the user.
+//! Permissions of the user that the tokens authenticate.
 
 use serde_json::Value;
 use thiserror::Error;
@@ -15,7 +15,7 @@ pub struct Rules {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Rule {
-    /// The namespace in which it applies; `None` for all, and for cluster-scoped resources.
+    /// The namespace in which the rule applies. `None` for all namespaces, and for cluster-scoped resources.
     namespace: Option<String>,
     groups: Vec<String>,
     resources: Vec<String>,
@@ -69,7 +69,7 @@ impl Rules {
     /// Returns the rules of all roles in `object`, which may be one role or a list of objects.
     ///
     /// # Errors
-    /// If it contains no role.
+    /// If `object` contains no role.
     pub fn from_value(object: &Value) -> Result<Self, RulesError> {
         let mut rules = Self::none();
         if rules.add_roles(object) { Ok(rules) } else { Err(RulesError::NoRole) }
@@ -119,13 +119,15 @@ impl Rules {
 
     /// Returns whether a verb on a resource is allowed in a namespace. An empty text stands for all namespaces.
     pub fn allows_in(&self, verb: Verb, resource: Resource, namespace: &str) -> bool {
-        let denied =
-            |(what, which): &(Resource, Option<Verb>)| *what == resource && which.is_none_or(|one| one == verb);
+        let denied = |(denied_resource, denied_verb): &(Resource, Option<Verb>)| {
+            *denied_resource == resource && denied_verb.is_none_or(|denied_verb| denied_verb == verb)
+        };
         let allowed = |rule: &Rule| rule.allows(verb.name(), resource.group(), resource.plural(), namespace);
         !self.denied.iter().any(denied) && self.allowed.iter().any(allowed)
     }
 
-    /// Returns whether commands can be run in pods of a namespace. Since Kubernetes 1.35, a WebSocket needs both verbs.
+    /// Returns whether commands can be run in pods of a namespace. Since Kubernetes 1.35, this needs the verbs `get`
+    /// and `create` for a WebSocket.
     pub(crate) fn allows_exec(&self, namespace: &str) -> bool {
         ["get", "create"]
             .iter()

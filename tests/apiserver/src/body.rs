@@ -14,7 +14,7 @@ use crate::shared::Shared;
 /// Maximum number of parts that wait for the socket.
 const MAX_PENDING_PARTS: usize = 32;
 
-/// Bytes of a body, and the version of the event that they contain.
+/// Bytes of a body, and the version of the watch event that they contain. The version is `None` for other bytes.
 #[derive(Debug)]
 pub(crate) struct Part {
     pub(crate) bytes: Vec<u8>,
@@ -28,7 +28,7 @@ pub(crate) enum Body {
     Parts { parts: mpsc::Receiver<io::Result<Part>>, shared: Arc<Shared> },
 }
 
-/// Writes a body in parts. Dropping it ends the body.
+/// Writes a body in parts. Dropping the writer ends the body.
 #[derive(Debug)]
 pub(crate) struct Writer(mpsc::Sender<io::Result<Part>>);
 

@@ -1,4 +1,4 @@
-//! The token in `metadata.continue`.
+//! The token in `metadata.continue`, with which a client requests the next page of a list.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -19,7 +19,8 @@ impl ContinueToken {
         Self { version: Some(version), start: format!("{key}\0") }
     }
 
-    /// Returns the same position in the current objects.
+    /// Returns the same position in the current objects. kube-apiserver calls such a list inconsistent, because its
+    /// pages are from different versions.
     pub(crate) fn inconsistent(&self) -> Self {
         Self { version: None, start: self.start.clone() }
     }

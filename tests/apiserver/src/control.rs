@@ -19,7 +19,7 @@ use crate::watch::WatchFault;
 
 /// Objects.
 impl ApiServer {
-    /// Creates or replaces an object. Without a namespace, it is created in `default`.
+    /// Creates or replaces an object. Without a namespace, the object is created in `default`.
     ///
     /// # Errors
     /// If the object is incomplete, or its resource is not served.
@@ -80,8 +80,8 @@ impl ApiServer {
         self.disconnect();
     }
 
-    /// Keeps all objects but assigns new versions, starting from another one, as when a cluster's storage is replaced.
-    /// Closes all connections.
+    /// Keeps all objects, but assigns new versions to them, counting from `first_version`. A real cluster does this
+    /// when its storage is replaced. Closes all connections.
     pub fn renumber(&self, first_version: u64) {
         self.shared.change(|state| {
             state.store.renumber(first_version);
@@ -90,7 +90,7 @@ impl ApiServer {
         self.disconnect();
     }
 
-    /// Removes the history of all changes so far: a watch from an older version gets 410.
+    /// Removes the history of all changes so far. A watch that starts from an older version gets status 410.
     pub fn compact(&self) {
         self.shared.change(|state| state.store.compact());
     }
@@ -98,7 +98,7 @@ impl ApiServer {
 
 /// Commands in pods.
 impl ApiServer {
-    /// Sets what commands in pods do (`pods/exec`). Without it, each fails.
+    /// Sets what commands in pods do (`pods/exec`). Without a handler, each command fails.
     pub fn on_exec(&self, handler: impl Fn(&ExecRequest) -> Exec + Send + Sync + 'static) {
         self.shared.lock().exec = Some(Handler::new(handler));
     }
@@ -111,7 +111,7 @@ impl ApiServer {
         self.shared.lock().requests.clone()
     }
 
-    /// Returns when the event of a change was first handed to a socket; `None` if it was not sent yet.
+    /// Returns when the watch event of a change was first passed to a socket. `None` if the event was not sent yet.
     pub fn sent_at(&self, version: u64) -> Option<Instant> {
         self.shared.lock().sent.get(&version).copied()
     }
@@ -134,8 +134,8 @@ impl ApiServer {
         self.shared.lock().credentials.newest().to_owned()
     }
 
-    /// Writes a service account directory as pods have it (`ca.crt`, `token`, `namespace`), and a `kubeconfig`. Returns
-    /// the path of the kubeconfig.
+    /// Writes the files of a service account as they are mounted in pods (`ca.crt`, `token`, `namespace`), and a
+    /// `kubeconfig`. Returns the path of the kubeconfig.
     ///
     /// # Errors
     /// If the files cannot be written.
@@ -143,7 +143,7 @@ impl ApiServer {
         self.shared.lock().credentials.write(directory)
     }
 
-    /// Issues a new token and writes it to all directories that contain the old one. The old token stays valid.
+    /// Issues a new token and writes it to all directories that contain the old token. The old token stays valid.
     ///
     /// # Errors
     /// If a file cannot be written.
@@ -165,8 +165,8 @@ impl ApiServer {
     pub fn end_forbidden_watches(&self) {
         self.shared.change(|state| {
             let forbidden = Resource::ALL.into_iter().filter(|resource| !state.rules.allows(Verb::Watch, *resource));
-            let ends: Vec<_> = forbidden.map(|resource| (Some(resource), WatchFault::End)).collect();
-            state.watch_faults.extend(ends);
+            let faults: Vec<_> = forbidden.map(|resource| (Some(resource), WatchFault::End)).collect();
+            state.watch_faults.extend(faults);
         });
     }
 }
@@ -188,12 +188,12 @@ impl ApiServer {
         self.shared.lock().faults.clear();
     }
 
-    /// Applies a fault once to the open watches of one resource or of all resources.
+    /// Applies a fault once to the open watches of a resource. `None` means all resources.
     pub fn inject_watch_fault(&self, resource: Option<Resource>, fault: WatchFault) {
         self.shared.change(|state| state.watch_faults.push((resource, fault)));
     }
 
-    /// Delays each event by this time after its change.
+    /// Delays each watch event: it is sent this long after its change.
     pub fn delay_events(&self, time: Duration) {
         self.shared.lock().delay = time;
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-/// Bearer tokens, and the directories they are written to.
+/// Bearer tokens, and the directories to which they are written.
 #[derive(Debug)]
 pub(crate) struct Credentials {
     /// Valid tokens, newest last.
@@ -67,7 +67,7 @@ impl Credentials {
         Ok(kubeconfig)
     }
 
-    /// Issues a new token and writes it to all directories; both tokens are valid.
+    /// Issues a new token and writes it to all directories. The old tokens stay valid.
     pub(crate) fn rotate(&mut self) -> io::Result<()> {
         self.issue();
         self.directories.iter().try_for_each(|directory| replace(&directory.join("token"), self.newest()))

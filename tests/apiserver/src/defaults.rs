@@ -4,24 +4,27 @@ use serde_json::{Map, Value, json};
 
 use crate::resource::Resource;
 
-/// Maps that are removed when empty, by name. Empty selectors and rules have a meaning and are kept.
+/// Names of the maps that are removed if they are empty. Empty selectors and rules have a meaning and are kept.
 const REMOVED_IF_EMPTY: [&str; 5] = ["matchLabels", "labels", "annotations", "nodeSelector", "status"];
 
-/// Normalizes an object as a server stores it.
+/// Changes an object to the form in which a server stores it.
 pub(crate) fn normalize(resource: Resource, object: &mut Map<String, Value>) {
     prune(object);
     match resource {
-        Resource::NetworkPolicies => network_policy(object),
-        Resource::Namespaces => namespace(object),
+        Resource::NetworkPolicies => set_policy_defaults(object),
+        Resource::Namespaces => set_namespace_defaults(object),
         Resource::Pods => {
             for list in ["containers", "initContainers"] {
                 let containers =
                     object.get_mut("spec").and_then(|spec| spec.get_mut(list)).and_then(Value::as_array_mut);
-                containers.into_iter().flatten().for_each(|container| protocols(container.get_mut("ports")));
+                containers
+                    .into_iter()
+                    .flatten()
+                    .for_each(|container| set_default_protocols(container.get_mut("ports")));
             }
         }
-        Resource::Services => protocols(object.get_mut("spec").and_then(|spec| spec.get_mut("ports"))),
-        Resource::EndpointSlices => protocols(object.get_mut("ports")),
+        Resource::Services => set_default_protocols(object.get_mut("spec").and_then(|spec| spec.get_mut("ports"))),
+        Resource::EndpointSlices => set_default_protocols(object.get_mut("ports")),
         Resource::Nodes
         | Resource::CoreEvents
         | Resource::Events
@@ -56,6 +59,7 @@ pub(crate) const fn has_generation(resource: Resource) -> bool {
     }
 }
 
+/// Removes null values, empty lists, and the maps in [`REMOVED_IF_EMPTY`] if they are empty.
 fn prune(object: &mut Map<String, Value>) {
     for value in object.values_mut() {
         match value {
@@ -72,7 +76,7 @@ fn prune(object: &mut Map<String, Value>) {
     });
 }
 
-fn network_policy(object: &mut Map<String, Value>) {
+fn set_policy_defaults(object: &mut Map<String, Value>) {
     let Some(spec) = object.entry("spec").or_insert_with(|| json!({})).as_object_mut() else { return };
     spec.entry("podSelector").or_insert_with(|| json!({}));
     let mut types = vec!["Ingress"];
@@ -82,11 +86,11 @@ fn network_policy(object: &mut Map<String, Value>) {
     spec.entry("policyTypes").or_insert_with(|| json!(types));
     for direction in ["ingress", "egress"] {
         let rules = spec.get_mut(direction).and_then(Value::as_array_mut);
-        rules.into_iter().flatten().for_each(|rule| protocols(rule.get_mut("ports")));
+        rules.into_iter().flatten().for_each(|rule| set_default_protocols(rule.get_mut("ports")));
     }
 }
 
-fn namespace(object: &mut Map<String, Value>) {
+fn set_namespace_defaults(object: &mut Map<String, Value>) {
     if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
         let name = metadata.get("name").cloned().unwrap_or_default();
         if let Some(labels) = metadata.entry("labels").or_insert_with(|| json!({})).as_object_mut() {
@@ -97,7 +101,7 @@ fn namespace(object: &mut Map<String, Value>) {
     object.entry("status").or_insert_with(|| json!({"phase": "Active"}));
 }
 
-fn protocols(ports: Option<&mut Value>) {
+fn set_default_protocols(ports: Option<&mut Value>) {
     let ports = ports.and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut);
     for port in ports {
         port.entry("protocol").or_insert_with(|| json!("TCP"));

@@ -1,8 +1,8 @@
 //! Commands in pods: `pods/exec` over a WebSocket, as kubelet serves it behind the API server.
 //!
 //! Source of the protocol: `k8s.io/apimachinery/pkg/util/remotecommand/constants.go`. Each message starts with the
-//! number of its channel. Since version 5, `255, CHANNEL` closes one channel; before, only the whole connection could
-//! be closed.
+//! number of its channel. Since version 5, the message `255, CHANNEL` closes one channel. In earlier versions, only
+//! the whole connection can be closed.
 
 use std::fmt;
 use std::io;
@@ -30,13 +30,15 @@ use crate::shared::Shared;
 use crate::status::Status;
 use crate::store::key_of;
 
+/// Numbers of channels.
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
 const STATUS: u8 = 3;
+/// First byte of a message that closes the channel in its second byte.
 const CLOSE: u8 = 255;
 const V5: &str = "v5.channel.k8s.io";
-/// The size of reads from the socket.
+/// The maximum number of bytes that are read from the agent's socket at a time.
 const BUFFER: usize = 16 << 10;
 
 /// A command to run in a pod.
@@ -57,8 +59,8 @@ pub struct ExecRequest {
 pub enum Exec {
     /// Connects standard input and output to a Unix socket.
     Socket(PathBuf),
-    /// The same, until this number of bytes was written to standard output. Then the connection is closed without a
-    /// status.
+    /// Like `Socket`, until this number of bytes was written to standard output. Then the connection is closed without
+    /// a status.
     CutAfter(PathBuf, usize),
     /// Runs, and writes nothing.
     Silent,
@@ -129,10 +131,10 @@ pub(crate) async fn respond(
         let run = async {
             let stream = TokioIo::new(upgrade.await.map_err(io::Error::other)?);
             let socket = WebSocketStream::from_raw_socket(stream, Role::Server, None).await;
-            run(socket, exec, protocol == V5).await
+            serve_command(socket, exec, protocol == V5).await
         };
         let mut run = pin!(run);
-        // An error is a client that has disconnected, or an agent that has closed its socket.
+        // An error means that the client has disconnected, or that the agent has closed its socket.
         tokio::select! {
             _ = &mut run => {}
             _ = cuts.changed() => {}
@@ -165,7 +167,8 @@ fn switch_protocols(
 
 type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
-async fn run(mut socket: Socket, exec: Exec, closes_channels: bool) -> io::Result<()> {
+/// Does what the handler decided, until the connection ends.
+async fn serve_command(mut socket: Socket, exec: Exec, closes_channels: bool) -> io::Result<()> {
     match exec {
         Exec::Silent => {
             while let Some(Ok(_)) = socket.next().await {}
@@ -178,6 +181,7 @@ async fn run(mut socket: Socket, exec: Exec, closes_channels: bool) -> io::Resul
     }
 }
 
+/// Writes a text to standard error, and the exit code.
 async fn fail(socket: &mut Socket, text: &str, code: i32) -> io::Result<()> {
     send(socket, STDERR, text.as_bytes()).await?;
     let status = json!({
@@ -189,7 +193,8 @@ async fn fail(socket: &mut Socket, text: &str, code: i32) -> io::Result<()> {
     socket.close(None).await.map_err(io::Error::other)
 }
 
-/// Copies in both directions until the agent closes its side.
+/// Copies data between the client and the agent's socket, until the agent closes its side or `limit` bytes were sent to
+/// the client.
 async fn bridge(mut socket: Socket, path: PathBuf, limit: Option<usize>, closes_channels: bool) -> io::Result<()> {
     let stream = match UnixStream::connect(&path).await {
         Ok(stream) => stream,
@@ -200,11 +205,11 @@ async fn bridge(mut socket: Socket, path: PathBuf, limit: Option<usize>, closes_
     };
     let (mut from_agent, to_agent) = stream.into_split();
     let mut to_agent = Some(to_agent);
-    let (mut buffer, mut left) = (vec![0; BUFFER], limit.unwrap_or(usize::MAX));
+    let (mut buffer, mut remaining) = (vec![0; BUFFER], limit.unwrap_or(usize::MAX));
     loop {
         tokio::select! {
             message = socket.next() => match message {
-                Some(Ok(Message::Binary(bytes))) => input(&mut to_agent, &bytes, closes_channels).await?,
+                Some(Ok(Message::Binary(bytes))) => handle_message(&mut to_agent, &bytes, closes_channels).await?,
                 Some(Ok(Message::Close(_)) | Err(_)) | None => return Ok(()),
                 Some(Ok(_)) => {}
             },
@@ -215,10 +220,10 @@ async fn bridge(mut socket: Socket, path: PathBuf, limit: Option<usize>, closes_
                     send(&mut socket, STATUS, status.to_string().as_bytes()).await?;
                     return socket.close(None).await.map_err(io::Error::other);
                 }
-                let sent = read.min(left);
+                let sent = read.min(remaining);
                 send(&mut socket, STDOUT, &buffer[..sent]).await?;
-                left -= sent;
-                if left == 0 {
+                remaining -= sent;
+                if remaining == 0 {
                     return Ok(());
                 }
             }
@@ -227,7 +232,7 @@ async fn bridge(mut socket: Socket, path: PathBuf, limit: Option<usize>, closes_
 }
 
 /// Handles a message of the client.
-async fn input(to_agent: &mut Option<OwnedWriteHalf>, bytes: &[u8], closes_channels: bool) -> io::Result<()> {
+async fn handle_message(to_agent: &mut Option<OwnedWriteHalf>, bytes: &[u8], closes_channels: bool) -> io::Result<()> {
     match bytes {
         [STDIN, data @ ..] => match to_agent {
             Some(to_agent) => to_agent.write_all(data).await,

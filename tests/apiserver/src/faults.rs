@@ -20,7 +20,8 @@ pub(crate) enum EffectKind {
 }
 
 impl Effect {
-    /// Responds with a `Status` of this code. Code 410 responds as to a request for an expired `resourceVersion`.
+    /// Responds with a `Status` of this code. With code 410, the response is the same as for an expired
+    /// `resourceVersion`.
     pub const fn status(code: u16) -> Self {
         Self(EffectKind::Status { code, retry_after: None })
     }
@@ -54,12 +55,12 @@ impl Effect {
         Self(EffectKind::CutInTheMiddle)
     }
 
-    /// Sends the headers of a 200 response, and nothing more.
+    /// Sends only the headers of a response with status 200.
     pub const fn hang() -> Self {
         Self(EffectKind::Hang)
     }
 
-    /// Responds with status 200 and an empty body: a watch that ends immediately.
+    /// Responds with status 200 and an empty body. For a client, this is a watch that ends immediately.
     pub const fn empty() -> Self {
         Self(EffectKind::Empty)
     }
@@ -70,7 +71,7 @@ impl Effect {
     }
 }
 
-/// A fault to inject. Without filters it applies to every request, permanently.
+/// A fault to inject. Without filters, the fault applies to all requests until it is removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     effect: Effect,
@@ -111,7 +112,7 @@ impl Fault {
         self
     }
 
-    /// Applies only to this many requests.
+    /// Applies only to this number of requests.
     #[must_use]
     pub const fn times(mut self, times: usize) -> Self {
         self.remaining = Some(times);
@@ -123,6 +124,7 @@ impl Fault {
 #[derive(Debug, Default)]
 pub(crate) struct Faults {
     next: u64,
+    /// Oldest first.
     faults: Vec<(FaultId, Fault)>,
 }
 

@@ -6,12 +6,14 @@ use std::time::Instant;
 
 use crate::object::Object;
 
-/// One change.
+/// One change of an object.
 #[derive(Clone, Debug)]
 pub(crate) struct Change {
     pub(crate) version: u64,
     pub(crate) at: Instant,
+    /// `None` if the change created the object.
     pub(crate) before: Option<Arc<Object>>,
+    /// `None` if the change deleted the object.
     pub(crate) after: Option<Arc<Object>>,
 }
 
@@ -61,7 +63,8 @@ impl History {
         Ok(self.changes.range(first..))
     }
 
-    /// Returns the objects as they were at `version`, for each key that has changed since.
+    /// Returns the objects as they were at `version`, for each key that has changed since then. `None`: the object did
+    /// not exist.
     pub(crate) fn undo(&self, version: u64) -> Result<BTreeMap<&str, Option<&Arc<Object>>>, TooOld> {
         let mut undo = BTreeMap::new();
         for change in self.since(version)? {

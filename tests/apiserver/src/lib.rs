@@ -1,12 +1,12 @@
 //! A fake API server for tests, with faults on demand.
 //!
-//! The server runs on its own thread. Its functions can be called from any thread; their effect is complete when they
-//! return.
+//! The server runs on its own thread. The functions of [`ApiServer`] can be called from any thread. Their effect is
+//! complete when they return.
 //!
 //! ```no_run
 //! use netpol_apiserver::{ApiServer, Effect, Fault, Options, Resource, Verb, WatchFault};
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-// The server runs in the network namespace in which the caller bound the socket.
+//! // The server runs in the network namespace in which the caller bound the socket.
 //! let server = ApiServer::start(std::net::TcpListener::bind("127.0.0.1:0")?, Options::default())?;
 //! let kubeconfig = server.write_credentials(std::path::Path::new("agent-credentials"))?;
 //! let pod = serde_json::json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "namespace": "shop"}});
@@ -30,8 +30,8 @@
 //! | simulate an outage | [`ApiServer::network`], [`ApiServer::disconnect`] |
 //! | change state in an outage | [`ApiServer::apply`], [`ApiServer::backup`], [`ApiServer::restore`], [`ApiServer::renumber`] |
 //!
-//! Differences from a real server: objects are not validated, a given creation timestamp is accepted, events are not
-//! converted between their two API groups, and a delete takes effect immediately.
+//! Differences from a real server: objects are not validated, clients may set the creation timestamp, Events are not
+//! converted between their two API groups, and a deleted object is removed immediately.
 
 mod auth;
 mod body;

@@ -10,7 +10,7 @@ use crate::route::Target;
 use crate::shared::{Shared, State};
 use crate::status::Status;
 
-/// Bytes sent at a time.
+/// Number of bytes after which a part of the list is sent.
 const PART_SIZE: usize = 128 * 1024;
 
 /// The version to list.
@@ -20,7 +20,9 @@ enum ListVersion {
     Exact(u64),
 }
 
+/// A list to send.
 struct Listing {
+    /// The JSON text before the first item.
     head: String,
     objects: Vec<Arc<Object>>,
     form: Form,
@@ -62,9 +64,10 @@ fn listing(state: &State, target: &Target, form: Form) -> Result<Listing, Status
         }
     }
     metadata.push('}');
-    Ok(Listing { head: head(target.resource, form, &metadata), objects, form })
+    Ok(Listing { head: list_head(target.resource, form, &metadata), objects, form })
 }
 
+/// Returns the version to list, and the continue token if the request has one.
 fn list_version(
     state: &State,
     target: &Target,
@@ -99,7 +102,7 @@ fn list_version(
     }
 }
 
-fn head(resource: Resource, form: Form, metadata: &str) -> String {
+fn list_head(resource: Resource, form: Form, metadata: &str) -> String {
     let (kind, api_version) = match form {
         Form::Metadata => ("PartialObjectMetadata", "meta.k8s.io/v1"),
         Form::Item | Form::Whole => (resource.kind(), resource.api_version()),

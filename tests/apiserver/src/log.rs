@@ -12,7 +12,7 @@ pub struct Request {
     pub at: Instant,
     /// Path and query as received.
     pub path: String,
-    /// The verb; `None` for paths that are not a resource's.
+    /// The verb; `None` if the path is not the path of a resource.
     pub verb: Option<Verb>,
     /// The resource.
     pub resource: Option<Resource>,

@@ -23,8 +23,8 @@ use crate::store::identify;
 /// How often the thread checks whether it should stop, in milliseconds.
 const POLL_MILLISECONDS: u16 = 100;
 
-/// A file that was modified within this time is always read. A second write within the resolution of its modification
-/// time may leave inode, size and time unchanged.
+/// A file that was modified within this time is always read. If a file is written twice within the resolution of its
+/// modification time, the second write may leave inode, size and time unchanged.
 const RECENT: Duration = Duration::from_secs(1);
 
 /// Why a directory cannot be mirrored.
@@ -38,7 +38,8 @@ pub struct MirrorError {
     pub source: io::Error,
 }
 
-/// Keeps a server's objects in sync with a directory, until dropped. Objects from other sources are not changed.
+/// Keeps a server's objects in sync with a directory until this value is dropped. Objects from other sources are not
+/// changed.
 #[derive(Debug)]
 pub struct Mirror {
     directory: Arc<Mutex<Directory>>,
@@ -53,9 +54,9 @@ struct Directory {
     shared: Arc<Shared>,
     path: PathBuf,
     files: BTreeMap<PathBuf, File>,
-    /// The objects applied last.
+    /// The objects of the directory that the server has now.
     applied: BTreeMap<Key, Value>,
-    /// Errors by file.
+    /// The errors of each file.
     diagnostics: BTreeMap<PathBuf, String>,
 }
 
@@ -110,6 +111,7 @@ fn locked(directory: &Mutex<Directory>) -> MutexGuard<'_, Directory> {
     directory.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Applies the manifests after each change in the directory.
 fn follow(mut inotify: Inotify, directory: &Mutex<Directory>, stop: &AtomicBool) {
     let mut buffer = [0; 4096];
     while !stop.load(Ordering::Relaxed) {
@@ -174,8 +176,8 @@ impl Directory {
         }
     }
 
-    /// Applies the difference to the server. If two files contain the same object, the one from the file that
-    /// sorts last is applied.
+    /// Applies the difference to the server. If two files contain the same object, the object of the file that sorts
+    /// last is applied.
     fn apply_changes(&mut self) {
         let objects = self.files.values().flat_map(|file| &file.objects);
         let wanted: BTreeMap<_, _> = objects.map(|(key, value)| (key, value)).collect();
@@ -211,6 +213,7 @@ fn objects(text: &str, diagnostics: &mut Vec<String>) -> Result<Vec<(Key, Value)
     Ok(objects)
 }
 
+/// Adds the objects of a document, which can be a list of objects.
 fn flatten(document: Value, objects: &mut Vec<(Key, Value)>, diagnostics: &mut Vec<String>) {
     match document {
         Value::Null => {}

@@ -17,8 +17,8 @@ pub(crate) enum Form {
     Metadata,
 }
 
-/// One version of an object. The metadata text is separate and without a version, because an event may contain the
-/// object with a newer version.
+/// One version of an object. The text of the metadata is separate and does not contain the version, because a watch
+/// event may contain the object with a newer version.
 #[derive(Clone, Debug)]
 pub(crate) struct Object {
     pub(crate) resource: Resource,
@@ -27,14 +27,14 @@ pub(crate) struct Object {
     pub(crate) version: u64,
     pub(crate) labels: BTreeMap<Box<str>, Box<str>>,
     pub(crate) node: Option<Box<str>>,
-    /// Members of `metadata`.
+    /// The members of `metadata`, as JSON text without braces.
     metadata: Box<str>,
-    /// Other members, each after a comma.
+    /// The other members, as JSON text. A comma precedes each member.
     rest: Box<str>,
 }
 
 impl Object {
-    /// Creates an object from a value with defaults applied.
+    /// Creates an object from a value to which the defaults were already applied.
     pub(crate) fn new(resource: Resource, key: &str, version: u64, mut value: Map<String, Value>) -> Self {
         value.remove("kind");
         value.remove("apiVersion");

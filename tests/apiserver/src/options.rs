@@ -7,9 +7,10 @@ use crate::auth::Rules;
 /// The configuration of a server. Settings that can change at runtime have functions on `ApiServer`.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Number of changes kept for each resource; a watch from an older version gets 410.
+    /// Number of changes that the history keeps for each resource. A watch that starts from an older version gets
+    /// status 410.
     pub history: usize,
-    /// Interval of bookmarks on watches that requested them, if the version has changed.
+    /// Interval of bookmarks on watches that requested bookmarks. A bookmark is sent only if the version has changed.
     pub bookmark_every: Duration,
     /// Duration of a watch without `timeoutSeconds`.
     pub watch_timeout: Duration,
@@ -24,18 +25,18 @@ pub struct Options {
     pub names: Vec<String>,
     /// The version before the first object.
     pub first_version: u64,
-    /// Whether the server offers HTTP/2. Every API server does; a proxy in front of it may not.
+    /// Whether the server offers HTTP/2. Every API server offers it, but a proxy in front of the server may not.
     pub http2: bool,
     /// The protocols of commands in pods, most preferred first.
     pub exec_protocols: &'static [&'static str],
     /// The `Date` header of all responses; `None` sends the current time.
     pub date: Option<&'static str>,
-    /// Whether a client that asks for its own name gets a response.
+    /// Whether a client that requests its own user name gets a response.
     pub self_reviews: bool,
 }
 
 impl Default for Options {
-    /// Intervals of kube-apiserver; everything is allowed.
+    /// Uses the intervals of kube-apiserver, and allows all requests.
     fn default() -> Self {
         Self {
             history: 10_000,

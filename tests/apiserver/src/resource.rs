@@ -58,6 +58,7 @@ pub enum Verb {
     Delete,
 }
 
+/// What the API defines for a resource.
 struct Facts {
     group: &'static str,
     api_version: &'static str,

@@ -24,10 +24,10 @@ use crate::write::write;
 /// The user name that a real server gives to requests without credentials.
 const ANONYMOUS: &str = "system:anonymous";
 
-/// The path at which a client asks for its own name.
+/// The path at which a client requests its own user name.
 const SELF_REVIEW: &str = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
 
-/// Responds to a request; an error closes the connection.
+/// Responds to a request. An error closes the connection.
 pub(crate) async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<Response<Body>> {
     let query = route::query(request.uri().query());
     let target = Target::parse(request.method(), request.uri().path(), &query);
@@ -89,7 +89,7 @@ async fn handle(
     if let Err(status) = authorize(shared, &user, &target) {
         return Ok(error_response(&status));
     }
-    let effect = take_effect(shared, &target);
+    let effect = next_effect(shared, &target);
     let mut cut_in_the_middle = false;
     match effect {
         None => {}
@@ -149,7 +149,7 @@ fn authenticate(shared: &Shared, request: &Request<Incoming>) -> Result<String, 
 }
 
 fn authorize(shared: &Shared, user: &str, target: &Target) -> Result<(), Status> {
-    // As in RBAC, a Role permits access to its own Namespace object.
+    // As in RBAC, a Role allows access to the Namespace object of the role's own namespace.
     let namespace = if target.resource == Resource::Namespaces { &target.name } else { &target.namespace };
     let allowed = user != ANONYMOUS && shared.lock().rules.allows_in(target.verb, target.resource, namespace);
     let denied = || Status::forbidden(user, target.verb, target.resource, &target.namespace, &target.name);
@@ -158,7 +158,7 @@ fn authorize(shared: &Shared, user: &str, target: &Target) -> Result<(), Status>
 
 /// Returns the effect of the fault that applies to a request, and subtracts one from the fault's remaining requests.
 /// For a list, it also updates the page number.
-fn take_effect(shared: &Shared, target: &Target) -> Option<EffectKind> {
+fn next_effect(shared: &Shared, target: &Target) -> Option<EffectKind> {
     let mut state = shared.lock();
     let page = state.pages.entry(target.resource).or_default();
     if target.verb == Verb::List {
@@ -176,7 +176,7 @@ fn self_review(user: &str) -> Vec<u8> {
     review.to_string().into_bytes()
 }
 
-/// Responds to paths that are not a resource's.
+/// Responds to a path that is not the path of a resource.
 fn non_resource(shared: &Shared, path: &str) -> Response<Body> {
     match path {
         "/apis" => json(StatusCode::OK, groups(shared).to_string().into_bytes()),
@@ -190,7 +190,7 @@ fn non_resource(shared: &Shared, path: &str) -> Response<Body> {
     }
 }
 
-/// Returns the API groups. A group of custom resources is there if it has an object.
+/// Returns the API groups. A group of custom resources exists only if it has an object.
 fn groups(shared: &Shared) -> serde_json::Value {
     let state = shared.lock();
     let mut groups: Vec<&str> = Vec::new();
@@ -222,18 +222,18 @@ pub(crate) fn error_response(status: &Status) -> Response<Body> {
 
 fn json(code: StatusCode, mut bytes: Vec<u8>) -> Response<Body> {
     bytes.push(b'\n');
-    head(code, "application/json", Body::whole(bytes))
+    new_response(code, "application/json", Body::whole(bytes))
 }
 
 fn plain(code: StatusCode, text: &str) -> Response<Body> {
-    head(code, "text/plain; charset=utf-8", Body::whole(text.as_bytes().to_vec()))
+    new_response(code, "text/plain; charset=utf-8", Body::whole(text.as_bytes().to_vec()))
 }
 
 fn ok(body: Body) -> Response<Body> {
-    head(StatusCode::OK, "application/json", body)
+    new_response(StatusCode::OK, "application/json", body)
 }
 
-fn head(code: StatusCode, kind: &'static str, body: Body) -> Response<Body> {
+fn new_response(code: StatusCode, kind: &'static str, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = code;
     let headers = response.headers_mut();

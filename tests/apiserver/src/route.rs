@@ -28,7 +28,8 @@ pub(crate) fn query(text: Option<&str>) -> BTreeMap<String, String> {
 }
 
 impl Target {
-    /// Parses a request. Returns `None` if the path is not a resource's, and an error if the method is not allowed.
+    /// Parses a request. Returns `None` if the path is not the path of a resource, and an error if the method is not
+    /// allowed.
     pub(crate) fn parse(method: &Method, path: &str, query: &BTreeMap<String, String>) -> Option<Result<Self, Status>> {
         let parts: Vec<_> = path.trim_matches('/').split('/').collect();
         let (api_version, rest) = match parts.as_slice() {
@@ -44,12 +45,14 @@ impl Target {
             _ => return None,
         };
         let resource = Resource::of_path(&api_version, plural)?;
-        let collection = name.is_empty();
-        if resource.is_namespaced() == namespace.is_empty() && !(namespace.is_empty() && collection) {
+        let is_collection = name.is_empty();
+        // The path of a namespaced resource needs a namespace, except for a collection in all namespaces. The path of a
+        // cluster-scoped resource must not have a namespace.
+        if resource.is_namespaced() == namespace.is_empty() && !(namespace.is_empty() && is_collection) {
             return None;
         }
         let watch = query.get("watch").is_some_and(|value| matches!(value.as_str(), "1" | "true" | ""));
-        let verb = match (method, collection) {
+        let verb = match (method, is_collection) {
             (&Method::GET, true) if watch => Verb::Watch,
             (&Method::GET, true) => Verb::List,
             (&Method::GET, false) => Verb::Get,
@@ -101,11 +104,11 @@ impl Target {
 /// Returns the requested form of objects, from the `Accept` header. `Table` is not supported.
 pub(crate) fn form(accept: &str) -> Result<Form, Status> {
     for kind in accept.split(',').map(str::trim) {
-        let whole = !kind.contains("as=");
+        let is_complete = !kind.contains("as=");
         if kind.starts_with("application/json") && kind.contains("as=PartialObjectMetadata") {
             return Ok(Form::Metadata);
         }
-        if whole && (kind.is_empty() || kind.starts_with("application/json") || kind.contains("/*")) {
+        if is_complete && (kind.is_empty() || kind.starts_with("application/json") || kind.contains("/*")) {
             return Ok(Form::Whole);
         }
     }

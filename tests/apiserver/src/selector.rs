@@ -6,6 +6,7 @@ use crate::object::Object;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Selector {
     labels: Vec<(String, Requirement)>,
+    /// Each field, whether it must be equal (`true`) or different (`false`), and the value.
     fields: Vec<(Field, bool, String)>,
 }
 
@@ -25,20 +26,20 @@ enum Field {
 }
 
 impl Selector {
-    /// Parses both selectors; the error is the message for the client.
+    /// Parses a label selector and a field selector. The error is the message for the client.
     pub(crate) fn parse(labels: Option<&str>, fields: Option<&str>) -> Result<Self, String> {
-        let labels = split(labels.unwrap_or_default()).into_iter().map(requirement).collect::<Result<_, _>>()?;
-        let fields = split(fields.unwrap_or_default()).into_iter().map(field).collect::<Result<_, _>>()?;
+        let labels = split(labels.unwrap_or_default()).into_iter().map(parse_requirement).collect::<Result<_, _>>()?;
+        let fields = split(fields.unwrap_or_default()).into_iter().map(parse_field).collect::<Result<_, _>>()?;
         Ok(Self { labels, fields })
     }
 
-    /// Returns whether it selects everything.
+    /// Returns whether the selector selects everything.
     pub(crate) const fn is_everything(&self) -> bool {
         self.labels.is_empty() && self.fields.is_empty()
     }
 
     pub(crate) fn matches(&self, object: &Object) -> bool {
-        let label = |(key, wanted): &(String, Requirement)| {
+        let label_matches = |(key, wanted): &(String, Requirement)| {
             let value = object.labels.get(key.as_str());
             let is_in = |values: &[String]| value.is_some_and(|value| values.iter().any(|one| **one == **value));
             match wanted {
@@ -48,7 +49,7 @@ impl Selector {
                 Requirement::DoesNotExist => value.is_none(),
             }
         };
-        let field = |(field, equal, wanted): &(Field, bool, String)| {
+        let field_matches = |(field, equal, wanted): &(Field, bool, String)| {
             let value = match field {
                 Field::Name => object.name(),
                 Field::Namespace => object.namespace(),
@@ -56,7 +57,7 @@ impl Selector {
             };
             (value == wanted) == *equal
         };
-        self.labels.iter().all(label) && self.fields.iter().all(field)
+        self.labels.iter().all(label_matches) && self.fields.iter().all(field_matches)
     }
 }
 
@@ -74,7 +75,8 @@ fn split(text: &str) -> Vec<&str> {
     parts.map(str::trim).filter(|part| !part.is_empty()).collect()
 }
 
-fn requirement(text: &str) -> Result<(String, Requirement), String> {
+/// Parses one requirement of a label selector.
+fn parse_requirement(text: &str) -> Result<(String, Requirement), String> {
     let set = |values: &str| -> Result<Vec<String>, String> {
         let inner = values.trim().strip_prefix('(').and_then(|values| values.strip_suffix(')'));
         let inner = inner.ok_or_else(|| format!("unable to parse requirement: {text}"))?;
@@ -98,11 +100,13 @@ fn requirement(text: &str) -> Result<(String, Requirement), String> {
     Ok((text.to_owned(), Requirement::Exists))
 }
 
+/// Adds the opening parenthesis, if it was removed together with the operator.
 fn with_opening_parenthesis(values: &str) -> String {
     if values.trim_start().starts_with('(') { values.to_owned() } else { format!("({values}") }
 }
 
-fn field(text: &str) -> Result<(Field, bool, String), String> {
+/// Parses one requirement of a field selector.
+fn parse_field(text: &str) -> Result<(Field, bool, String), String> {
     let (name, equal, value) = if let Some((name, value)) = text.split_once("!=") {
         (name, false, value)
     } else if let Some((name, value)) = text.split_once("==").or_else(|| text.split_once('=')) {

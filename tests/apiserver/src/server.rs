@@ -28,9 +28,9 @@ use crate::tls;
 pub enum Network {
     /// Works normally.
     Up,
-    /// Open connections are closed and new ones refused, as when no process listens.
+    /// Open connections are closed and new connections are refused, as when no process listens.
     Refuse,
-    /// Connections stay open and new ones are accepted, but no data comes back.
+    /// Open connections stay open and new connections are accepted, but the server sends no data.
     BlackHole,
     /// Every response, every event and every part of a long list is delayed by this time.
     Slow(Duration),
@@ -72,19 +72,19 @@ impl ApiServer {
         let shared = Arc::new(Shared::new(options, Credentials::new(identity.ca_certificate, address)));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
-        let (serving, socket, acceptor) = (shared.clone(), listener.try_clone()?, identity.acceptor);
+        let (server_shared, socket, acceptor) = (shared.clone(), listener.try_clone()?, identity.acceptor);
         let thread = std::thread::Builder::new().name("apiserver".to_owned()).spawn(move || {
             runtime.block_on(async move {
                 tokio::select! {
                     _ = stopped => {}
-                    () = serve(&serving, &socket, &acceptor) => {}
+                    () = serve(&server_shared, &socket, &acceptor) => {}
                 }
             });
         })?;
         Ok(Self { shared, listener, address, stop: Some(stop), thread: Some(thread) })
     }
 
-    /// Returns the address it listens on.
+    /// Returns the address on which the server listens.
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
@@ -96,8 +96,8 @@ impl ApiServer {
     pub fn network(&self, network: Network) {
         let before = *self.shared.network.borrow();
         if before == Network::Refuse && network != Network::Refuse {
-            // A port that the kernel chose is unbound by the shutdown. Any other port is still bound; then `bind`
-            // fails, as expected.
+            // If the kernel selected the port, the shutdown has unbound it. Any other port is still bound, and `bind`
+            // fails.
             let _ = bind(self.listener.as_raw_fd(), &SockaddrStorage::from(self.address));
             listen(&self.listener, Backlog::MAXCONN).expect("cannot listen again on the API server's socket");
             assert_eq!(self.listener.local_addr().ok(), Some(self.address), "the port changed");
@@ -125,6 +125,7 @@ impl Drop for ApiServer {
     }
 }
 
+/// Accepts connections, except while the network refuses them.
 async fn serve(shared: &Arc<Shared>, listener: &TcpListener, acceptor: &TlsAcceptor) {
     let mut network = shared.network.subscribe();
     loop {
@@ -134,11 +135,12 @@ async fn serve(shared: &Arc<Shared>, listener: &TcpListener, acceptor: &TlsAccep
             }
             continue;
         }
-        // Registered again after each change: the runtime reports a socket that was shut down as ready forever.
+        // Registers the socket again after each change: tokio reports a socket that was shut down as ready forever.
         let Ok(socket) = listener.try_clone().and_then(tokio::net::TcpListener::from_std) else { return };
         loop {
             tokio::select! {
-                // First, since `accept` never returns after a shutdown: its socket is always ready, and has no connection.
+                // `changed` must be polled first. After a shutdown, the socket is always ready but has no connection,
+                // and `accept` never returns.
                 biased;
                 changed = network.changed() => match changed {
                     Ok(()) => break,
@@ -160,11 +162,11 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, acceptor: TlsAccepto
     // Events are short, and tests measure their latency.
     let _ = stream.set_nodelay(true);
     let mut network = shared.network.subscribe();
-    let requests = shared.clone();
+    let service_shared = shared.clone();
     let mut serving = pin!(async move {
         let Ok(stream) = acceptor.accept(stream).await else { return };
-        let service = service_fn(|request| respond(requests.clone(), request));
-        // An error is a client that disconnected, or an injected fault.
+        let service = service_fn(|request| respond(service_shared.clone(), request));
+        // An error means that the client has disconnected, or that a fault was injected.
         if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
             let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
         } else {

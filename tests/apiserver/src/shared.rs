@@ -31,13 +31,14 @@ pub(crate) struct State {
     pub(crate) exec_protocols: &'static [&'static str],
     pub(crate) date: Option<&'static str>,
     pub(crate) self_reviews: bool,
-    /// When each event was first handed to a socket.
+    /// When each watch event was first passed to a socket, by version.
     pub(crate) sent: BTreeMap<u64, Instant>,
     /// The page requested last, by resource.
     pub(crate) pages: BTreeMap<Resource, usize>,
-    /// Faults applied to watches, in order.
+    /// All faults that tests have applied to watches, in order.
     pub(crate) watch_faults: Vec<(Option<Resource>, WatchFault)>,
     pub(crate) open_watches: BTreeMap<Resource, usize>,
+    /// The delay of watch events after their changes.
     pub(crate) delay: Duration,
     pub(crate) streaming: StreamingLists,
     pub(crate) bookmark_every: Duration,
@@ -48,8 +49,10 @@ pub(crate) struct State {
 #[derive(Debug)]
 pub(crate) struct Shared {
     state: Mutex<State>,
+    /// Wakes the watches after a change of the state.
     pub(crate) changed: watch::Sender<()>,
     pub(crate) network: watch::Sender<Network>,
+    /// Closes all connections.
     pub(crate) cuts: watch::Sender<()>,
 }
 

@@ -35,14 +35,14 @@ impl Status {
     }
 
     pub(crate) fn forbidden(user: &str, verb: Verb, resource: Resource, namespace: &str, name: &str) -> Self {
-        let named = if name.is_empty() { String::new() } else { format!(" \"{name}\"") };
+        let quoted_name = if name.is_empty() { String::new() } else { format!(" \"{name}\"") };
         let scope = if namespace.is_empty() || !resource.is_namespaced() {
             "at the cluster scope".to_owned()
         } else {
             format!("in the namespace \"{namespace}\"")
         };
         let message = format!(
-            "{resource}{named} is forbidden: User \"{user}\" cannot {} resource \"{}\" in API group \"{}\" {scope}",
+            "{resource}{quoted_name} is forbidden: User \"{user}\" cannot {} resource \"{}\" in API group \"{}\" {scope}",
             verb.name(),
             resource.plural(),
             resource.group()
@@ -95,7 +95,7 @@ impl Status {
         Self::new(415, "UnsupportedMediaType", message, None)
     }
 
-    /// The version is not a number.
+    /// Returns the error for a version that is not a number.
     pub(crate) fn bad_version(version: &str) -> Self {
         let message = format!(
             "resourceVersion: Invalid value: \"{version}\": strconv.ParseUint: parsing \"{version}\": invalid syntax"
@@ -103,7 +103,7 @@ impl Status {
         Self::new(500, "", &message, None)
     }
 
-    /// Query parameters that cannot be combined.
+    /// Returns the error for a query parameter that is not allowed, or not together with other parameters.
     pub(crate) fn forbidden_option(field: &str, why: &str) -> Self {
         let message = format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: Forbidden: {why}");
         let cause = json!({"reason": "FieldValueForbidden", "message": format!("Forbidden: {why}"), "field": field});
@@ -111,7 +111,8 @@ impl Status {
         Self::new(422, "Invalid", &message, Some(details))
     }
 
-    /// The version of a paginated list has expired; the token continues with the current objects.
+    /// Returns the error for a page of a list, if the version of the list has expired. With `token`, the client can
+    /// continue with the current objects.
     pub(crate) fn expired_page(token: &str) -> Self {
         let message = "The provided continue parameter is too old to display a consistent list result. You can start a new list \
                        without the continue parameter, or use the continue token in this response to retrieve the remainder of \
@@ -127,7 +128,7 @@ impl Status {
         Self::new(410, "Expired", "The resourceVersion for the provided list is too old.", None)
     }
 
-    /// Ends a watch that starts before the oldest version in the history.
+    /// Returns the error for a watch that starts before the oldest version in the history.
     pub(crate) fn expired_watch(version: u64, oldest: u64) -> Self {
         Self::new(410, "Expired", &format!("too old resource version: {version} ({oldest})"), None)
     }
@@ -146,7 +147,7 @@ impl Status {
         status
     }
 
-    /// A status that a test injected.
+    /// Returns an error that a test has injected.
     pub(crate) fn injected(code: u16, retry_after: Option<u32>) -> Self {
         let (reason, message) = match code {
             401 => ("Unauthorized", "Unauthorized"),

@@ -27,10 +27,10 @@ pub struct Applied {
 /// Why an object was rejected.
 #[derive(Debug, Error)]
 pub enum ApplyError {
-    /// It does not have `apiVersion`, `kind` and `metadata.name`.
+    /// The object does not have `apiVersion`, `kind` and `metadata.name`.
     #[error("the object has no apiVersion, kind or metadata.name: {0}")]
     Incomplete(String),
-    /// Its kind is not in [`Resource`].
+    /// The kind is not in [`Resource`].
     #[error("the fake API server does not support {kind} of {api_version}; see Resource")]
     Unsupported {
         /// Its `apiVersion`.
@@ -58,8 +58,8 @@ pub(crate) struct Store {
     collections: BTreeMap<Resource, Collection>,
     version: u64,
     capacity: usize,
-    /// Not reset by a restore, so that UIDs stay unique.
-    created: u64,
+    /// A counter for unique UIDs. A restore does not reset the counter.
+    uid_counter: u64,
 }
 
 /// Returns the key of an object.
@@ -71,7 +71,7 @@ impl Store {
     pub(crate) fn new(capacity: usize, version: u64) -> Self {
         let collection = || Collection { objects: BTreeMap::new(), history: History::new(capacity, version) };
         let collections = Resource::ALL.into_iter().map(|resource| (resource, collection())).collect();
-        Self { collections, version, capacity, created: 0 }
+        Self { collections, version, capacity, uid_counter: 0 }
     }
 
     fn collection(&self, resource: Resource) -> &Collection {
@@ -110,8 +110,9 @@ impl Store {
             metadata.insert("namespace".to_owned(), namespace.into());
         }
         let previous = |field: &str| before.and_then(|before| before.get("metadata")?.get(field)).cloned();
-        self.created += 1;
-        let uid = previous("uid").unwrap_or_else(|| json!(format!("00000000-0000-4000-8000-{:012x}", self.created)));
+        self.uid_counter += 1;
+        let uid =
+            previous("uid").unwrap_or_else(|| json!(format!("00000000-0000-4000-8000-{:012x}", self.uid_counter)));
         metadata.insert("uid".to_owned(), uid);
         // A real server always sets the time itself. Tests need objects of different ages.
         if !metadata.contains_key("creationTimestamp") {
@@ -142,7 +143,8 @@ impl Store {
         collection.history.push(change);
     }
 
-    /// Returns the objects at a version, ordered by key: those with the prefix `prefix`, starting from `start`.
+    /// Returns the objects at a version, ordered by key. Returns only keys that start with `prefix`, from the key
+    /// `start` on.
     pub(crate) fn at(
         &self,
         resource: Resource,
@@ -158,6 +160,7 @@ impl Store {
         if undo.is_empty() {
             return Ok(current.collect());
         }
+        // Objects that have changed since the version come from the history. Their current state is not returned.
         let unchanged = current.filter(|object| !undo.contains_key(&*object.key));
         let earlier = undo.range::<str, _>((from, Bound::Unbounded));
         let earlier = earlier.take_while(|(key, _)| key.starts_with(prefix)).filter_map(|(_, object)| *object);
@@ -208,6 +211,7 @@ impl Store {
     }
 }
 
+/// Returns the resource and key of an object.
 pub(crate) fn identify(value: &Value) -> Result<(Resource, String), ApplyError> {
     let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str);
     let head = (text("/apiVersion"), text("/kind"), text("/metadata/name"));

@@ -17,7 +17,7 @@ use crate::selector::Selector;
 use crate::shared::{Shared, State};
 use crate::status::Status;
 
-/// Bytes of initial events sent at a time.
+/// Number of bytes after which a part of the initial events is sent.
 const PART_SIZE: usize = 64 * 1024;
 
 /// A fault that a test applies to open watches.
@@ -25,21 +25,22 @@ const PART_SIZE: usize = 64 * 1024;
 pub enum WatchFault {
     /// The next event is cut in the middle, and the connection is closed.
     CutInTheMiddle,
-    /// A line that is not JSON.
+    /// The server sends a line that is not JSON.
     Garbage,
-    /// An ERROR event with this code, then the end of the watch.
+    /// The server sends an ERROR event with this code, and ends the watch.
     Error(u16),
-    /// A normal end, as after a timeout.
+    /// The watch ends normally, as after a timeout.
     End,
     /// The connection is closed.
     Cut,
-    /// No more data, but the connection stays open.
+    /// The server sends no more data, but the connection stays open.
     Hang,
 }
 
 struct Watch {
     shared: Arc<Shared>,
     resource: Resource,
+    /// The prefix of the keys that the client watches.
     prefix: String,
     selector: Selector,
     form: Form,
@@ -60,7 +61,7 @@ enum WatchEnd {
     Normal,
     /// The connection is aborted.
     Aborted,
-    /// No more data, but the connection stays open.
+    /// The server sends no more data, but the connection stays open.
     Silent,
 }
 
@@ -72,6 +73,7 @@ impl From<Disconnected> for WatchEnd {
 
 /// Events and faults to send next.
 struct Pending {
+    /// The bytes, version and time of each change.
     events: Vec<(Vec<u8>, u64, std::time::Instant)>,
     faults: Vec<WatchFault>,
     expired: Option<Status>,
@@ -100,7 +102,7 @@ pub(crate) fn watch(
     let timeout = target.number("timeoutSeconds")?.filter(|seconds| *seconds > 0).map(Duration::from_secs);
     let mut state = shared.lock();
     let streaming_requested = target.flag("sendInitialEvents");
-    if streaming_requested && let Some(error) = streaming(&state, target)? {
+    if streaming_requested && let Some(error) = check_streaming(&state, target)? {
         return Ok(Body::whole(event("ERROR", &error.body)));
     }
     // A watch without a version starts with the current objects.
@@ -130,8 +132,9 @@ pub(crate) fn watch(
     Ok(body)
 }
 
-/// Returns whether streaming lists are supported. `Ok(Some(_))` is an error that is sent as an event in the stream.
-fn streaming(state: &State, target: &Target) -> Result<Option<Status>, Status> {
+/// Checks whether the server supports watches that start with the current objects (streaming lists). `Err` is
+/// sent as an error response. `Ok(Some(_))` is an error that is sent as an event in the stream.
+fn check_streaming(state: &State, target: &Target) -> Result<Option<Status>, Status> {
     match state.streaming {
         StreamingLists::Forbidden => {
             let why = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
@@ -150,7 +153,7 @@ fn streaming(state: &State, target: &Target) -> Result<Option<Status>, Status> {
 
 impl Watch {
     async fn run(mut self, writer: Writer, initial: bool, mut changed: watch::Receiver<()>) {
-        let end = match self.report(&writer, initial, &mut changed).await {
+        let end = match self.send_until_end(&writer, initial, &mut changed).await {
             Ok(()) => WatchEnd::Normal,
             Err(end) => end,
         };
@@ -161,20 +164,21 @@ impl Watch {
         }
     }
 
-    async fn report(
+    /// Sends events until the watch ends. If `initial` is set, sends the current objects first.
+    async fn send_until_end(
         &mut self,
         writer: &Writer,
         initial: bool,
         changed: &mut watch::Receiver<()>,
     ) -> Result<(), WatchEnd> {
         if initial {
-            self.initial(writer).await?;
+            self.send_initial_events(writer).await?;
         }
-        let (every, mut reported) = (self.shared.lock().bookmark_every, self.version);
-        let mut bookmark = Instant::now() + every;
+        let (bookmark_every, mut bookmarked) = (self.shared.lock().bookmark_every, self.version);
+        let mut next_bookmark = Instant::now() + bookmark_every;
         loop {
             changed.borrow_and_update();
-            let pending = self.pending();
+            let pending = self.take_pending();
             self.send(writer, pending).await?;
             tokio::select! {
                 biased;
@@ -186,10 +190,10 @@ impl Watch {
                     }
                     return Ok(());
                 }
-                () = sleep_until(bookmark) => {
-                    bookmark = Instant::now() + every;
-                    if self.bookmarks && self.version != reported {
-                        reported = self.version;
+                () = sleep_until(next_bookmark) => {
+                    next_bookmark = Instant::now() + bookmark_every;
+                    if self.bookmarks && self.version != bookmarked {
+                        bookmarked = self.version;
                         writer.write(self.bookmark(false), None).await?;
                     }
                 }
@@ -198,7 +202,7 @@ impl Watch {
     }
 
     /// Sends the current objects as ADDED events.
-    async fn initial(&mut self, writer: &Writer) -> Result<(), WatchEnd> {
+    async fn send_initial_events(&mut self, writer: &Writer) -> Result<(), WatchEnd> {
         let (objects, version) = {
             let state = self.shared.lock();
             let version = state.store.version();
@@ -206,7 +210,8 @@ impl Watch {
             let objects = objects.into_iter().filter(|object| self.selector.matches(object));
             (objects.cloned().collect::<Vec<_>>(), version)
         };
-        // A list must not be older than requested. A real server waits for its cache; here that would wait forever.
+        // The initial objects must not be older than the requested version. A real server waits until its cache has
+        // this version. Here the version may never exist, so nothing is sent.
         if self.version > version {
             return Err(WatchEnd::Silent);
         }
@@ -230,35 +235,39 @@ impl Watch {
         Ok(())
     }
 
-    fn pending(&mut self) -> Pending {
+    /// Returns the events and faults that were not handled yet, and marks them as handled.
+    fn take_pending(&mut self) -> Pending {
         let state = self.shared.lock();
         let faults = state.watch_faults[self.faults_handled..].iter();
-        let faults = faults.filter(|(what, _)| what.is_none_or(|what| what == self.resource)).map(|(_, fault)| *fault);
+        let faults = faults
+            .filter(|(resource, _)| resource.is_none_or(|resource| resource == self.resource))
+            .map(|(_, fault)| *fault);
         let mut pending = Pending { events: Vec::new(), faults: faults.collect(), expired: None, delay: state.delay };
-        let seen = state.watch_faults.len();
+        let fault_count = state.watch_faults.len();
         match state.store.since(self.resource, self.version) {
             Ok(changes) => {
-                pending.events = changes.iter().filter_map(|change| self.change(change)).collect();
+                pending.events = changes.iter().filter_map(|change| self.event_of(change)).collect();
                 // A watch from a future version gets no events up to that version.
                 self.version = self.version.max(state.store.version());
             }
             Err(old) => pending.expired = Some(Status::expired_watch(self.version, old.oldest)),
         }
         drop(state);
-        self.faults_handled = seen;
+        self.faults_handled = fault_count;
         pending
     }
 
-    fn change(&self, change: &Change) -> Option<(Vec<u8>, u64, std::time::Instant)> {
-        let seen = |object: &&Arc<Object>| object.key.starts_with(&self.prefix) && self.selector.matches(object);
-        let (before, after) = (change.before.as_ref().filter(seen), change.after.as_ref().filter(seen));
-        let (what, object) = match (before, after) {
+    /// Returns the event of a change, if the watch selects the object before or after the change.
+    fn event_of(&self, change: &Change) -> Option<(Vec<u8>, u64, std::time::Instant)> {
+        let is_selected = |object: &&Arc<Object>| object.key.starts_with(&self.prefix) && self.selector.matches(object);
+        let (before, after) = (change.before.as_ref().filter(is_selected), change.after.as_ref().filter(is_selected));
+        let (event_type, object) = match (before, after) {
             (None, None) => return None,
             (None, Some(after)) => ("ADDED", after),
             (Some(_), Some(after)) => ("MODIFIED", after),
             (Some(before), None) => ("DELETED", before),
         };
-        Some((self.event(what, object, change.version), change.version, change.at))
+        Some((self.event(event_type, object, change.version), change.version, change.at))
     }
 
     async fn send(&mut self, writer: &Writer, pending: Pending) -> Result<(), WatchEnd> {
@@ -290,7 +299,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Sends only half of an event, if a fault requires it.
+    /// If a fault requires it, sends only half of an event and ends the watch.
     async fn write_half_if_injected(&self, writer: &Writer, bytes: &[u8]) -> Result<(), WatchEnd> {
         if self.cut_in_the_middle {
             writer.write(bytes[..bytes.len() / 2].to_vec(), None).await?;
@@ -299,20 +308,22 @@ impl Watch {
         Ok(())
     }
 
-    fn event(&self, what: &str, object: &Object, version: u64) -> Vec<u8> {
-        let mut out = format!("{{\"type\":\"{what}\",\"object\":").into_bytes();
+    fn event(&self, event_type: &str, object: &Object, version: u64) -> Vec<u8> {
+        let mut out = format!("{{\"type\":\"{event_type}\",\"object\":").into_bytes();
         object.write(&mut out, version, self.form);
         out.extend_from_slice(b"}\n");
         out
     }
 
-    /// Returns a bookmark. Clients only use its version; the other fields are those that Go serializes for an empty
-    /// object.
+    /// Returns a bookmark. If `initial` is set, the bookmark marks the end of the initial events. Clients use only its
+    /// version. The other fields are those that Go serializes for an empty object.
     fn bookmark(&self, initial: bool) -> Vec<u8> {
         let end = if initial { ",\"annotations\":{\"k8s.io/initial-events-end\":\"true\"}" } else { "" };
         let (kind, api_version, rest) = match self.form {
             Form::Metadata => ("PartialObjectMetadata", "meta.k8s.io/v1", ""),
-            Form::Item | Form::Whole => (self.resource.kind(), self.resource.api_version(), empty(self.resource)),
+            Form::Item | Form::Whole => {
+                (self.resource.kind(), self.resource.api_version(), empty_members(self.resource))
+            }
         };
         let version = self.version;
         let metadata = format!("{{\"resourceVersion\":\"{version}\"{end}}}");
@@ -321,8 +332,8 @@ impl Watch {
     }
 }
 
-/// Members that Go serializes even when they are empty.
-const fn empty(resource: Resource) -> &'static str {
+/// Returns the members that Go serializes even if they are empty.
+const fn empty_members(resource: Resource) -> &'static str {
     match resource {
         Resource::Pods => ",\"spec\":{\"containers\":null},\"status\":{}",
         Resource::Namespaces => ",\"spec\":{},\"status\":{}",
@@ -343,6 +354,6 @@ const fn empty(resource: Resource) -> &'static str {
     }
 }
 
-fn event(what: &str, object: &Value) -> Vec<u8> {
-    format!("{{\"type\":\"{what}\",\"object\":{object}}}\n").into_bytes()
+fn event(event_type: &str, object: &Value) -> Vec<u8> {
+    format!("{{\"type\":\"{event_type}\",\"object\":{object}}}\n").into_bytes()
 }

@@ -30,26 +30,27 @@ pub(crate) async fn write(
     target: &Target,
     request: Request<Incoming>,
 ) -> Result<WriteResponse, Status> {
-    let kind = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default().to_owned();
+    let content_type =
+        request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
     let body = request.into_body().collect().await;
     let body = body.map_err(|error| Status::bad_request(&format!("cannot read the request body: {error}")))?.to_bytes();
     shared.change(|state| match target.verb {
-        Verb::Create => create(state, target, read(&body, false)?),
-        Verb::Update => update(state, target, read(&body, false)?),
+        Verb::Create => create(state, target, parse_object(&body, false)?),
+        Verb::Update => update(state, target, parse_object(&body, false)?),
         Verb::Patch => {
-            let patch_type = match kind.split(';').next().unwrap_or_default() {
+            let patch_type = match content_type.split(';').next().unwrap_or_default() {
                 "application/merge-patch+json" | "application/strategic-merge-patch+json" => PatchType::Merge,
                 "application/apply-patch+yaml" => PatchType::Apply,
                 _ => return Err(Status::unsupported_media_type()),
             };
-            patch(state, target, read(&body, patch_type == PatchType::Apply)?, patch_type)
+            patch(state, target, parse_object(&body, patch_type == PatchType::Apply)?, patch_type)
         }
         Verb::Delete => delete(state, target),
         Verb::Get | Verb::List | Verb::Watch => Err(Status::not_allowed()),
     })
 }
 
-fn read(body: &[u8], yaml: bool) -> Result<Value, Status> {
+fn parse_object(body: &[u8], yaml: bool) -> Result<Value, Status> {
     let value: Result<Value, String> = if yaml {
         let text = String::from_utf8_lossy(body);
         serde_saphyr::from_str(&text).map_err(|error| error.to_string())
@@ -82,7 +83,7 @@ fn create(state: &mut State, target: &Target, mut value: Value) -> Result<WriteR
     if state.store.get(target.resource, &key).is_some() {
         return Err(Status::already_exists(target.resource, &name));
     }
-    put(state, target, &key, value, StatusCode::CREATED)
+    store_object(state, target, &key, value, StatusCode::CREATED)
 }
 
 fn update(state: &mut State, target: &Target, mut value: Value) -> Result<WriteResponse, Status> {
@@ -91,7 +92,7 @@ fn update(state: &mut State, target: &Target, mut value: Value) -> Result<WriteR
     let before = before.ok_or_else(|| Status::not_found(target.resource, &target.name))?.version;
     check_version(target, &value, before)?;
     set_identity(target, &target.name, &mut value)?;
-    put(state, target, &key, value, StatusCode::OK)
+    store_object(state, target, &key, value, StatusCode::OK)
 }
 
 fn patch(state: &mut State, target: &Target, patch: Value, patch_type: PatchType) -> Result<WriteResponse, Status> {
@@ -107,7 +108,7 @@ fn patch(state: &mut State, target: &Target, patch: Value, patch_type: PatchType
     };
     merge(&mut value, patch);
     set_identity(target, &target.name, &mut value)?;
-    put(state, target, &key, value, code)
+    store_object(state, target, &key, value, code)
 }
 
 fn delete(state: &mut State, target: &Target) -> Result<WriteResponse, Status> {
@@ -120,7 +121,7 @@ fn delete(state: &mut State, target: &Target) -> Result<WriteResponse, Status> {
     Ok(WriteResponse { code: StatusCode::OK, body: body.to_string().into_bytes() })
 }
 
-/// Rejects a write that is based on an older version.
+/// Rejects a write that is based on another version than the current `version`.
 fn check_version(target: &Target, value: &Value, version: u64) -> Result<(), Status> {
     match value.pointer("/metadata/resourceVersion").and_then(Value::as_str) {
         Some(wanted) if !wanted.is_empty() && wanted != version.to_string() => {
@@ -130,7 +131,7 @@ fn check_version(target: &Target, value: &Value, version: u64) -> Result<(), Sta
     }
 }
 
-/// Sets kind, name and namespace of an object from the path.
+/// Sets the kind, name and namespace of an object to those in the path of the request.
 fn set_identity(target: &Target, name: &str, value: &mut Value) -> Result<(), Status> {
     value["kind"] = target.resource.kind().into();
     value["apiVersion"] = target.resource.api_version().into();
@@ -140,7 +141,7 @@ fn set_identity(target: &Target, name: &str, value: &mut Value) -> Result<(), St
     let metadata = &mut value["metadata"];
     for (field, wanted) in [("name", name), ("namespace", target.namespace.as_str())] {
         match metadata.get(field).and_then(Value::as_str) {
-            Some(given) if !given.is_empty() && given != wanted => {
+            Some(existing) if !existing.is_empty() && existing != wanted => {
                 let message =
                     format!("the {field} of the provided object does not match the {field} sent on the request");
                 return Err(Status::bad_request(&message));
@@ -152,13 +153,19 @@ fn set_identity(target: &Target, name: &str, value: &mut Value) -> Result<(), St
     Ok(())
 }
 
-fn put(state: &mut State, target: &Target, key: &str, value: Value, code: StatusCode) -> Result<WriteResponse, Status> {
+fn store_object(
+    state: &mut State,
+    target: &Target,
+    key: &str,
+    value: Value,
+    code: StatusCode,
+) -> Result<WriteResponse, Status> {
     state.store.apply(value).map_err(|error| Status::bad_request(&error.to_string()))?;
     let object = state.store.get(target.resource, key).ok_or_else(|| Status::not_found(target.resource, key))?;
     Ok(WriteResponse { code, body: object.bytes(Form::Whole) })
 }
 
-/// JSON merge patch, RFC 7386.
+/// Applies a JSON merge patch: RFC 7386.
 fn merge(value: &mut Value, patch: Value) {
     let Value::Object(patch) = patch else {
         *value = patch;

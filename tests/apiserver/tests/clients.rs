@@ -21,8 +21,9 @@ use tokio::time::timeout;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Returns the names of a complete list, or the change of one object.
-async fn next<S>(watch: &mut S) -> Result<String>
+/// Returns the next event of a watcher as text: `all: a b` for a complete list, `+a` or `-a` for one object, or
+/// `error: …`.
+async fn next_event<S>(watch: &mut S) -> Result<String>
 where
     S: Stream<Item = watcher::Result<Event<Pod>>> + Unpin,
 {
@@ -40,13 +41,14 @@ where
     }
 }
 
+/// Waits for an event. Errors before the event are ignored.
 async fn expect<S>(watch: &mut S, expected: &str) -> Result<()>
 where
     S: Stream<Item = watcher::Result<Event<Pod>>> + Unpin,
 {
     let mut before = Vec::new();
     loop {
-        let reported = next(watch).await?;
+        let reported = next_event(watch).await?;
         if reported == expected {
             return Ok(());
         }
@@ -99,7 +101,7 @@ async fn watchers_recover_from_faults() -> Result<()> {
         expect(&mut watch, "all: a").await?;
         // The watcher opens the watch only when it is polled.
         let polled = tokio::spawn(async move {
-            let reported = next(&mut watch).await;
+            let reported = next_event(&mut watch).await;
             (reported, watch)
         });
         wait_for_watch(&server).await?;
@@ -108,9 +110,9 @@ async fn watchers_recover_from_faults() -> Result<()> {
         let (reported, mut watch) = polled.await?;
         let reported = reported?;
         if reported.starts_with("error") {
-            let mut second = next(&mut watch).await?;
+            let mut second = next_event(&mut watch).await?;
             while second.starts_with("error") {
-                second = next(&mut watch).await?;
+                second = next_event(&mut watch).await?;
             }
             ensure!(second == "+b" || second == "all: a b", "{fault:?}: {second}");
         } else {
@@ -126,7 +128,7 @@ async fn a_server_without_streaming_lists_returns_an_error() -> Result<()> {
         let (server, directory) = start(Options { streaming_lists: streaming, ..Options::default() })?;
         let pods = Api::<Pod>::all(client(&server, &directory).await?);
         let mut watch = Box::pin(watcher(pods, watcher::Config::default().streaming_lists()));
-        let reported = next(&mut watch).await?;
+        let reported = next_event(&mut watch).await?;
         ensure!(reported.starts_with("error"), "{streaming:?}: {reported}");
     }
     Ok(())
@@ -193,8 +195,8 @@ async fn clients_can_create_patch_and_delete() -> Result<()> {
     let (server, directory) = start(Options::default())?;
     let pods = Api::<Pod>::namespaced(client(&server, &directory).await?, "shop");
     let new: Pod = serde_json::from_value(pod("shop", "a", &json!({"app": "web"})))?;
-    let made = pods.create(&PostParams::default(), &new).await?;
-    ensure!(made.metadata.uid.is_some());
+    let created = pods.create(&PostParams::default(), &new).await?;
+    ensure!(created.metadata.uid.is_some());
     let second = pods.create(&PostParams::default(), &new).await;
     ensure!(matches!(&second, Err(kube::Error::Api(status)) if status.code == 409), "{second:?}");
     let patch = Patch::Merge(json!({"metadata": {"labels": {"app": null, "x": "y"}}}));
@@ -211,7 +213,7 @@ async fn a_directory_is_mirrored() -> Result<()> {
     let manifests = tempfile::tempdir()?;
     let file = manifests.path().join("a.yaml");
     let text = |name: &str| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n");
-    // Replaced by a rename: a file that is truncated first would be read as empty.
+    // Replaces the file by a rename. Otherwise, the server could read the file when it is truncated and still empty.
     let replace = |text: &str| {
         let partial = file.with_extension("partial");
         std::fs::write(&partial, text).and_then(|()| std::fs::rename(&partial, &file))
@@ -236,15 +238,15 @@ async fn a_directory_is_mirrored() -> Result<()> {
     timeout(TIMEOUT, wait).await.context("the mirror did not delete the object of the removed file")
 }
 
-/// What a fake agent receives on its socket, and sends back.
-fn echo(directory: &TempDir) -> Result<std::path::PathBuf> {
+/// Starts a fake agent, which sends back what it receives, in upper case. Returns the path of its socket.
+fn start_fake_agent(directory: &TempDir) -> Result<std::path::PathBuf> {
     use std::io::{Read, Write};
     let path = directory.path().join("agent.sock");
     let listener = std::os::unix::net::UnixListener::bind(&path)?;
     std::thread::spawn(move || -> std::io::Result<()> {
         let (mut stream, _) = listener.accept()?;
         let mut text = String::new();
-        // To the end: the client closes only its side.
+        // Reads to the end. The client closes only the direction in which it sends.
         stream.read_to_string(&mut text)?;
         stream.write_all(text.to_uppercase().as_bytes())
     });
@@ -255,7 +257,7 @@ fn echo(directory: &TempDir) -> Result<std::path::PathBuf> {
 async fn exec_connects_to_a_socket_and_version_5_closes_one_direction() -> Result<()> {
     let (server, directory) = start(Options::default())?;
     server.apply(pod("kube-system", "agent", &json!({})))?;
-    let socket = echo(&directory)?;
+    let socket = start_fake_agent(&directory)?;
     server.on_exec(move |request| match request.command.as_slice() {
         [command] if command == "connect" => Exec::Socket(socket.clone()),
         _ => Exec::Fails("unknown command".to_owned(), 2),

@@ -29,6 +29,8 @@ fn recorded(name: &str) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("reading {path}"))
 }
 
+/// Compares the response to a GET request with the recorded response in fixtures/NAME.json, after `adapt` has changed
+/// the recorded response.
 async fn check(server: &ApiServer, path: &str, status: u16, name: &str, adapt: impl Fn(&mut Value)) -> Result<()> {
     let (code, body) = get(server, path).await?;
     let mut expected = recorded(name)?;

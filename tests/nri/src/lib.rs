@@ -1,7 +1,7 @@
-//! A container runtime's NRI server for tests, with faults on demand.
+//! A container runtime's NRI (Node Resource Interface) server for tests, with faults on demand.
 //!
-//! It behaves as containerd's server, and shares no code with the plugin. It uses threads with blocking I/O; all
-//! functions can be called from any thread.
+//! The server behaves as containerd's server, and shares no code with netpol's NRI plugin. It uses threads with
+//! blocking I/O. All functions can be called from any thread.
 //!
 //! ```no_run
 //! use netpol_nri_double::{NriServer, Options, PodSandbox, Start};
@@ -25,11 +25,11 @@
 //! | restart the runtime | [`NriServer::disconnect`], [`NriServer::shutdown`], drop |
 //! | send invalid messages | [`Plugin`]: one connection without the server's logic |
 //!
-//! Sources of its behavior, in <https://github.com/containerd/nri> unless stated otherwise:
+//! Sources of the server's behavior, in <https://github.com/containerd/nri> unless stated otherwise:
 //!
 //! | behavior | source |
 //! |---|---|
-//! | frames, and the plugin's frames that containerd cannot read | `pkg/net/multiplex/mux.go`; connection IDs: `ttrpc.go` beside it |
+//! | frames, and which frames of a plugin containerd cannot read | `pkg/net/multiplex/mux.go`; connection IDs: `ttrpc.go` in the same directory |
 //! | messages, and how they are split into frames | `channel.go`, `client.go`, `server.go` of <https://github.com/containerd/ttrpc>, and Go's `bufio` |
 //! | fields of messages | `pkg/api/api.proto` |
 //! | registration, splitting of `Synchronize`, timeouts, which failures close the connection and do not stop the start of a pod | `pkg/adaptation/plugin.go` |

@@ -83,7 +83,7 @@ pub struct RegisterPluginRequest {
 /// The runtime's description of itself, and the plugin's configuration.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct ConfigureRequest {
-    /// The plugin's configuration, if NRI has one.
+    /// The plugin's configuration, if NRI has a configuration for this plugin.
     #[prost(string, tag = "1")]
     pub config: String,
     /// Name of the runtime.
@@ -106,7 +106,7 @@ pub struct ConfigureRequest {
 /// The events to which the plugin subscribes.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct ConfigureResponse {
-    /// A mask: bit `event - 1`. 0: all events.
+    /// A mask with the bit `event - 1` for each event. 0 means all events.
     #[prost(int32, tag = "2")]
     pub events: i32,
 }
@@ -128,7 +128,7 @@ pub struct SynchronizeRequest {
 /// The response to a part.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct SynchronizeResponse {
-    /// The same as in the request, if the plugin supports lists in parts.
+    /// The value of `more` in the request, if the plugin supports lists in parts.
     #[prost(bool, tag = "2")]
     pub more: bool,
 }
@@ -155,7 +155,7 @@ pub struct StateChangeEvent {
     pub container: Option<Container>,
 }
 
-/// A sandbox.
+/// The sandbox of a pod.
 #[derive(Clone, PartialEq, Message)]
 pub struct PodSandbox {
     /// The runtime's ID.
@@ -199,7 +199,7 @@ pub struct LinuxPodSandbox {
     /// Path of its cgroup.
     #[prost(string, tag = "4")]
     pub cgroups_path: String,
-    /// Namespaces that are not the host's.
+    /// The sandbox's namespaces, except those of the host.
     #[prost(message, repeated, tag = "5")]
     pub namespaces: Vec<LinuxNamespace>,
 }
@@ -210,7 +210,7 @@ pub struct LinuxNamespace {
     /// As in the OCI runtime specification: `network`, `ipc`, `uts`, `pid`, `mount`.
     #[prost(string, tag = "1")]
     pub r#type: String,
-    /// Path of a file that represents it, or empty.
+    /// Path of a file that represents the namespace, or empty.
     #[prost(string, tag = "2")]
     pub path: String,
 }

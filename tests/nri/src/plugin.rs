@@ -17,6 +17,7 @@ use crate::wire::{self, MAX_MESSAGE, Message, PLUGIN_CONNECTION, REQUEST, RESPON
 
 const PLUGIN_SERVICE: &str = "nri.pkg.api.v1alpha1.Plugin";
 const RUNTIME_SERVICE: &str = "nri.pkg.api.v1alpha1.Runtime";
+// Values of `google.rpc.Code`.
 const UNIMPLEMENTED: i32 = 12;
 const UNKNOWN: i32 = 2;
 
@@ -56,7 +57,8 @@ pub enum CallError {
     Invalid(prost::DecodeError),
 }
 
-/// A connected plugin. By itself, it only responds to the registration.
+/// A connection with a plugin. It responds to the plugin's registration. Everything else is sent only when one of the
+/// functions is called.
 #[derive(Debug)]
 pub struct Plugin {
     /// Used only to close the connection.
@@ -74,8 +76,9 @@ struct Writer {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// Callers by stream. `None` when the connection is closed.
+    /// The callers that wait for a response, by stream. `None` if the connection is closed.
     callers: Mutex<Option<HashMap<u32, Sender<Response>>>>,
+    /// Why containerd could not have read a message of the plugin.
     violation: Mutex<Option<String>>,
 }
 
@@ -84,38 +87,38 @@ impl Plugin {
     ///
     /// # Errors
     /// If accepting fails, or no thread can be started.
-    pub fn accept(listener: &UnixListener, answer: Registration) -> io::Result<Self> {
+    pub fn accept(listener: &UnixListener, response: Registration) -> io::Result<Self> {
         let (socket, _) = listener.accept()?;
         let shared = Arc::new(Shared { callers: Mutex::new(Some(HashMap::new())), ..Shared::default() });
         let (registered, registration) = channel();
         let writer = Arc::new(Mutex::new(Writer { socket: socket.try_clone()?, last_stream: 0 }));
-        let (for_reader, answers) = (shared.clone(), writer.clone());
+        let (reader_shared, response_writer) = (shared.clone(), writer.clone());
         let mut reader = Reader::new(socket.try_clone()?);
         thread::Builder::new().name("nri-plugin".to_owned()).spawn(move || {
             let ended = loop {
                 let served = reader.next().and_then(|message| match message.connection {
-                    PLUGIN_CONNECTION => for_reader.answered(&message),
-                    _ => serve_runtime(&message, &answer, &registered, &answers),
+                    PLUGIN_CONNECTION => reader_shared.handle_response(&message),
+                    _ => serve_runtime(&message, &response, &registered, &response_writer),
                 });
                 if let Err(error) = served {
                     break error;
                 }
             };
             if ended.kind() == ErrorKind::InvalidData {
-                *lock(&for_reader.violation) = Some(ended.to_string());
+                *lock(&reader_shared.violation) = Some(ended.to_string());
             }
-            lock(&for_reader.callers).take();
-            let _ = lock(&answers).socket.shutdown(Shutdown::Both);
+            lock(&reader_shared.callers).take();
+            let _ = lock(&response_writer).socket.shutdown(Shutdown::Both);
         })?;
         Ok(Self { socket, writer, shared, registration: Mutex::new(registration) })
     }
 
-    /// Returns the plugin's registration, once.
+    /// Waits for the plugin's registration. Each registration is returned only once.
     ///
     /// # Errors
     /// If it does not arrive in time, or the connection ends.
     pub fn registration(&self, timeout: Duration) -> Result<RegisterPluginRequest, CallError> {
-        lock(&self.registration).recv_timeout(timeout).map_err(|error| from_receive(error, timeout))
+        lock(&self.registration).recv_timeout(timeout).map_err(|error| receive_error(error, timeout))
     }
 
     /// Calls a method of the plugin and waits for the response.
@@ -153,7 +156,7 @@ impl Plugin {
         if payload.len() > MAX_MESSAGE {
             return Err(CallError::TooLong(payload.len()));
         }
-        let (caller, answer) = channel();
+        let (caller, receiver) = channel();
         {
             let mut writer = lock(&self.writer);
             let stream = if writer.last_stream == 0 { 1 } else { writer.last_stream + 2 };
@@ -162,7 +165,7 @@ impl Plugin {
             let message = Message { connection: PLUGIN_CONNECTION, stream, kind: REQUEST, payload };
             message.write(&mut writer.socket).map_err(|_| CallError::Closed)?;
         }
-        let response = answer.recv_timeout(timeout).map_err(|error| from_receive(error, timeout))?;
+        let response = receiver.recv_timeout(timeout).map_err(|error| receive_error(error, timeout))?;
         match response.status {
             Some(Status { code, message }) if code != 0 => Err(CallError::Status { code, message }),
             _ => R::decode(&*response.payload).map_err(CallError::Invalid),
@@ -210,14 +213,14 @@ impl Drop for Plugin {
 
 impl Shared {
     /// Handles a message on the connection on which the plugin is the server.
-    fn answered(&self, message: &Message) -> io::Result<()> {
+    fn handle_response(&self, message: &Message) -> io::Result<()> {
         if message.kind != RESPONSE {
             return Err(io::Error::new(ErrorKind::InvalidData, "a server sent what is not a response"));
         }
         let response = Response::decode(&*message.payload)?;
         let caller = lock(&self.callers).as_mut().and_then(|callers| callers.remove(&message.stream));
-        // Without a caller, the response is late: the caller has stopped waiting.
         if let Some(caller) = caller {
+            // If the response is late, the caller no longer waits, and sending fails.
             let _ = caller.send(response);
         }
         Ok(())
@@ -227,7 +230,7 @@ impl Shared {
 /// Handles a message on the connection on which the runtime is the server.
 fn serve_runtime(
     message: &Message,
-    answer: &Registration,
+    response: &Registration,
     registered: &Sender<RegisterPluginRequest>,
     writer: &Mutex<Writer>,
 ) -> io::Result<()> {
@@ -241,7 +244,7 @@ fn serve_runtime(
             let plugin = RegisterPluginRequest::decode(&*request.payload)?;
             let index = plugin.plugin_idx.as_bytes();
             let is_valid = !plugin.plugin_name.is_empty() && index.len() == 2 && index.iter().all(u8::is_ascii_digit);
-            match answer {
+            match response {
                 Registration::Ignore => return Ok(()),
                 Registration::Refuse(reason) => error(UNKNOWN, reason),
                 Registration::Accept if !is_valid => error(UNKNOWN, "invalid plugin name or index"),
@@ -259,11 +262,11 @@ fn serve_runtime(
         Err(status) => (Some(status), Vec::new()),
     };
     let payload = Response { status, payload }.encode_to_vec();
-    let answer = Message { connection: RUNTIME_CONNECTION, stream: message.stream, kind: RESPONSE, payload };
-    answer.write(&mut lock(writer).socket)
+    let response = Message { connection: RUNTIME_CONNECTION, stream: message.stream, kind: RESPONSE, payload };
+    response.write(&mut lock(writer).socket)
 }
 
-fn from_receive(error: RecvTimeoutError, timeout: Duration) -> CallError {
+fn receive_error(error: RecvTimeoutError, timeout: Duration) -> CallError {
     match error {
         RecvTimeoutError::Timeout => CallError::Timeout(timeout),
         RecvTimeoutError::Disconnected => CallError::Closed,

@@ -39,9 +39,10 @@ pub struct Options {
     pub request_timeout: Duration,
     /// How pods' events are sent.
     pub events: Events,
-    /// Sandboxes in one part of the list, if it is sent in parts although it fits one message.
+    /// Number of sandboxes in one part of the list that a new plugin receives. With `None`, the list is sent in parts
+    /// only if it does not fit in one message.
     pub sandboxes_per_message: Option<usize>,
-    /// Plugins without which no container is created: `required_plugins` of NRI's default validator.
+    /// No container is created while one of these plugins is missing: `required_plugins` of NRI's default validator.
     pub required_plugins: Vec<String>,
 }
 
@@ -65,7 +66,7 @@ impl Default for Options {
 pub enum Start {
     /// A plugin was called, and none refused: the pod's containers start.
     Allowed,
-    /// A plugin refused, with this text: the sandbox was stopped and removed.
+    /// A plugin refused, with this reason: the sandbox was stopped and removed.
     Refused(String),
     /// No plugin is connected, or one was disconnected for this reason: the pod's containers start.
     Unguarded(String),
@@ -104,15 +105,17 @@ struct State {
     plugins: Vec<Connected>,
     /// Plugins that failed to synchronize. NRI keeps their connections and never calls them.
     failed: Vec<Plugin>,
-    /// Why a plugin was not accepted or was disconnected, the last time.
+    /// Why the last plugin that failed was not accepted, or was disconnected.
     failure: Option<String>,
 }
 
+/// A plugin that is registered and configured.
 #[derive(Debug)]
 struct Connected {
     plugin: Plugin,
     name: String,
     index: String,
+    /// The mask of the events to which the plugin subscribes.
     events: i32,
 }
 
@@ -120,7 +123,7 @@ impl NriServer {
     /// Listens on a socket. An existing file is replaced, as by containerd.
     ///
     /// # Errors
-    /// If it cannot listen, or no thread can be started.
+    /// If the server cannot listen, or no thread can be started.
     pub fn start(socket: &Path, options: Options) -> io::Result<Self> {
         let _ = std::fs::remove_file(socket);
         let listener = UnixListener::bind(socket)?;
@@ -145,9 +148,9 @@ impl NriServer {
     /// # Errors
     /// If this takes too long.
     pub fn wait_for_plugin(&self, name: &str, limit: Duration) -> Result<(), Timeout> {
-        let waits = |state: &mut State| !state.plugins.iter().any(|plugin| plugin.is(name));
+        let is_missing = |state: &mut State| !state.plugins.iter().any(|plugin| plugin.is(name));
         let state = lock(&self.shared.state);
-        let waited = self.shared.connected.wait_timeout_while(state, limit, waits);
+        let waited = self.shared.connected.wait_timeout_while(state, limit, is_missing);
         let (state, result) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
         if !result.timed_out() {
             return Ok(());
@@ -171,8 +174,8 @@ impl NriServer {
             Ok(None) => {}
             Ok(Some(failure)) => start = Start::Unguarded(failure),
             Err(reason) => {
-                for end in [event::STOP_POD_SANDBOX, event::REMOVE_POD_SANDBOX] {
-                    let _ = self.shared.relay(&mut state, end, pod, None);
+                for last_event in [event::STOP_POD_SANDBOX, event::REMOVE_POD_SANDBOX] {
+                    let _ = self.shared.relay(&mut state, last_event, pod, None);
                 }
                 return Start::Refused(reason);
             }
@@ -184,8 +187,8 @@ impl NriServer {
     /// Creates a container in a sandbox. A refused container does not exist; the sandbox remains.
     pub fn create_container(&self, pod: &PodSandbox, name: &str) -> Start {
         let mut state = lock(&self.shared.state);
-        let is_connected = |required: &&String| !state.plugins.iter().any(|connected| connected.is(required));
-        let missing = self.shared.options.required_plugins.iter().find(is_connected).cloned();
+        let is_missing = |required: &&String| !state.plugins.iter().any(|connected| connected.is(required));
+        let missing = self.shared.options.required_plugins.iter().find(is_missing).cloned();
         let container =
             Container { id: format!("{}-{name}", pod.id), pod_sandbox_id: pod.id.clone(), name: name.to_owned() };
         let start = match self.shared.relay(&mut state, event::CREATE_CONTAINER, pod, Some(&container)) {
@@ -203,7 +206,7 @@ impl NriServer {
         start
     }
 
-    /// Stops a sandbox. Returns a plugin's error.
+    /// Stops a sandbox.
     ///
     /// # Errors
     /// If a plugin responds with an error.
@@ -222,7 +225,7 @@ impl NriServer {
         self.shared.relay(&mut state, event::REMOVE_POD_SANDBOX, pod, None).map(|_| ())
     }
 
-    /// Closes the connections of all plugins, as when the runtime is killed.
+    /// Closes the connections of all plugins, as if the runtime was killed.
     pub fn disconnect(&self) {
         lock(&self.shared.state).plugins.clear();
     }
@@ -234,7 +237,7 @@ impl NriServer {
         }
     }
 
-    /// Returns why a plugin was not accepted or was disconnected, the last time.
+    /// Returns why the last plugin that failed was not accepted, or was disconnected.
     pub fn failure(&self) -> Option<String> {
         lock(&self.shared.state).failure.clone()
     }
@@ -334,7 +337,8 @@ impl Shared {
         }
     }
 
-    /// Sends an event to all plugins. A plugin that fails is disconnected; returns its failure.
+    /// Sends an event to all plugins that subscribe to it. A plugin that does not respond correctly is disconnected.
+    /// Returns the failure of the last plugin that was disconnected.
     ///
     /// # Errors
     /// If a plugin responds with an error. In this case, later plugins do not receive the event.

@@ -1,4 +1,5 @@
-//! Frames and messages, as containerd writes and reads them.
+//! Frames and messages, as containerd writes and reads them. Two ttrpc connections share one socket. A frame contains
+//! the number of a connection and some bytes of its stream. A message can be longer than a frame.
 
 use std::io::{self, ErrorKind, Read, Write};
 
@@ -55,7 +56,7 @@ fn length(bytes: usize) -> [u8; 4] {
     u32::try_from(bytes).expect("lengths have four bytes").to_be_bytes()
 }
 
-/// Reads messages of both connections.
+/// Reads the messages of the two connections.
 #[derive(Debug)]
 pub(crate) struct Reader<S> {
     socket: S,
@@ -71,7 +72,7 @@ impl<S: Read> Reader<S> {
     /// Returns the next message.
     ///
     /// # Errors
-    /// At the end of the stream, and for bytes because of which containerd closes the connection.
+    /// If the socket is closed, or if the plugin sent invalid bytes, for which containerd closes the connection.
     pub(crate) fn next(&mut self) -> io::Result<Message> {
         loop {
             for (connection, stream) in (PLUGIN_CONNECTION..).zip(&mut self.streams) {
@@ -95,6 +96,7 @@ impl<S: Read> Reader<S> {
     }
 }
 
+/// Removes the first message from the bytes of a connection. Returns `None` if the message is not complete yet.
 fn take_message(connection: u32, stream: &mut Vec<u8>) -> io::Result<Option<Message>> {
     if stream.len() < MESSAGE_HEADER {
         return Ok(None);

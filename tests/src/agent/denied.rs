@@ -1,8 +1,8 @@
-//! Records of denied flows that the agent writes.
+//! Deny events that the agent writes.
 
 use serde_json::Value;
 
-/// A record that the agent wrote to standard output.
+/// A deny event that the agent wrote to standard output, as JSON.
 #[derive(Clone, Debug)]
 pub struct Denied(pub Value);
 
@@ -16,7 +16,7 @@ impl Denied {
         self.text("/direction")
     }
 
-    /// Returns the reason, with its name in `netpol_common::Reason`.
+    /// Returns the reason: a name of `netpol_common::Reason`.
     pub fn reason(&self) -> &str {
         self.text("/reason")
     }
@@ -52,8 +52,8 @@ impl Denied {
         self.pod_or_address(if self.direction() == "egress" { "from" } else { "to" })
     }
 
-    /// Returns a field of the evaluation at that pod, such as `nearest`.
-    pub fn own_side(&self, field: &str) -> Option<&Value> {
+    /// Returns a field of the evaluation at the pod that denied the packet, such as `nearest`.
+    pub fn evaluation_field(&self, field: &str) -> Option<&Value> {
         self.0.get(self.direction())?.get(field)
     }
 
@@ -62,14 +62,14 @@ impl Denied {
         self.0.pointer("/port").and_then(Value::as_u64).and_then(|port| u16::try_from(port).ok())
     }
 
-    /// Returns `TCP`, `UDP`, ….
+    /// Returns the protocol: `TCP`, `UDP` or another name.
     pub fn protocol(&self) -> &str {
         self.text("/protocol")
     }
 
     /// Returns the policies that isolate the pod in this direction, as `namespace/name`.
     pub fn policies(&self) -> Vec<String> {
-        let list = self.own_side("policies").and_then(Value::as_array);
+        let list = self.evaluation_field("policies").and_then(Value::as_array);
         list.map(|items| items.iter().filter_map(Value::as_str).map(str::to_owned).collect()).unwrap_or_default()
     }
 }

@@ -10,7 +10,7 @@ const DAEMON_SET: &str = include_str!("../../../deploy/base/daemonset.yaml");
 /// Returns the agent's path: the value of `NETPOL_AGENT`, or else the executable that Cargo built next to this one.
 ///
 /// # Errors
-/// Returns an error with the command that builds it if it does not exist.
+/// If the executable does not exist, returns an error that contains the command to build it.
 pub fn agent() -> Result<PathBuf> {
     let path = if let Some(path) = std::env::var_os("NETPOL_AGENT") {
         PathBuf::from(path)
@@ -31,7 +31,7 @@ pub fn agent() -> Result<PathBuf> {
 /// Returns the path of `netpol`, next to the agent.
 ///
 /// # Errors
-/// Returns an error with the command that builds it if it does not exist.
+/// If the executable does not exist, returns an error that contains the command to build it.
 pub fn netpol() -> Result<PathBuf> {
     let path = agent()?.with_file_name("netpol");
     ensure!(path.is_file(), "netpol not found at {}: build it with `cargo build -p netpol-cli`", path.display());
@@ -41,19 +41,20 @@ pub fn netpol() -> Result<PathBuf> {
 /// Returns the path of the CNI plugin `netpol-cni`, next to the agent.
 ///
 /// # Errors
-/// Returns an error with the command that builds it if it does not exist.
+/// If the executable does not exist, returns an error that contains the command to build it.
 pub fn netpol_cni() -> Result<PathBuf> {
     let path = agent()?.with_file_name("netpol-cni");
     ensure!(path.is_file(), "netpol-cni not found at {}: build it with `cargo build -p netpol-cni`", path.display());
     Ok(path)
 }
 
-/// Writes a script into a new directory that starts the agent with exactly the capabilities of the container in
-/// `deploy/`. When root executes a program, it gets the capabilities of the bounding set: capabilities(7).
+/// Creates a directory with a script that starts the agent with exactly the capabilities of the container in `deploy/`.
+/// Returns the path of the script. The script limits the bounding set, because a program that root executes gets all
+/// capabilities of the bounding set: capabilities(7).
 ///
 /// # Errors
 /// Returns an error if there is no agent, the `DaemonSet` adds no capabilities, or the script cannot be written.
-pub fn confined(directory: &Path) -> Result<PathBuf> {
+pub fn with_deployed_capabilities(directory: &Path) -> Result<PathBuf> {
     let line = DAEMON_SET.lines().find_map(|line| line.trim().strip_prefix("add: [")?.strip_suffix(']'));
     let added: Vec<_> =
         line.context("the DaemonSet adds no capabilities")?.split(", ").map(str::to_lowercase).collect();

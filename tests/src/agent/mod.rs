@@ -22,7 +22,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 pub use denied::Denied;
-pub use executable::{agent as binary, confined, netpol, netpol_cni};
+pub use executable::{agent as binary, netpol, netpol_cni, with_deployed_capabilities};
 pub use options::AgentOptions;
 pub use upstream::{SOURCE, as_deployed};
 
@@ -37,7 +37,7 @@ const OUTPUT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Result of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandOutput {
-    /// Its exit code, or `None` if a signal ended it.
+    /// Its exit code, or `None` if a signal ended the process.
     pub code: Option<i32>,
     /// Its standard output.
     pub stdout: String,
@@ -53,13 +53,14 @@ pub struct Agent {
     ready: PathGuard,
     child: Option<Child>,
     output: Arc<Mutex<Output>>,
-    command: Launch,
-    // Dropped last, when no process uses it.
+    settings: ProcessSettings,
+    // Dropped last, when no process uses the server.
     upstream: Option<Upstream>,
 }
 
+/// How the process is started.
 #[derive(Debug)]
-struct Launch {
+struct ProcessSettings {
     netns: crate::netns::Netns,
     source: String,
     binary: PathBuf,
@@ -98,7 +99,7 @@ impl Agent {
             ready: PathGuard::new(temporary_root().join(unique("ready"))),
             child: None,
             output: Arc::default(),
-            command: Launch {
+            settings: ProcessSettings {
                 netns,
                 source: upstream.as_ref().map_or_else(|| format!("dir:{}", manifests.display()), Upstream::source),
                 binary: options.binary.clone().map_or_else(binary, Ok)?,
@@ -138,16 +139,16 @@ impl Agent {
         Ok(())
     }
 
-    /// Starts or restarts the process, without waiting.
+    /// Starts or restarts the process, and does not wait until it is ready.
     ///
     /// # Errors
-    /// Returns an error if it cannot be started.
+    /// Returns an error if the process cannot be started.
     pub fn launch(&mut self) -> Result<()> {
         self.terminate(Signal::SIGKILL)?;
         fs::create_dir_all(self.ready.path()).context("creating a directory for the agent's ready file")?;
         // Removes the ready file of the previous process.
         let _ = fs::remove_file(self.ready_file());
-        let Launch { netns, binary, source } = &self.command;
+        let ProcessSettings { netns, binary, source } = &self.settings;
         let mut command = match self.upstream.as_ref().filter(|_| self.options.in_cluster) {
             Some(upstream) => in_cluster::command(netns, binary, upstream.credentials(), upstream.server.address()),
             None => netns.command(binary),
@@ -165,7 +166,7 @@ impl Agent {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .with_context(|| format!("starting {}", self.command.binary.display()))?;
+            .with_context(|| format!("starting {}", self.settings.binary.display()))?;
         register_process(child.id());
         let stdout = child.stdout.take().context("the agent's stdout is not a pipe")?;
         let stderr = child.stderr.take().context("the agent's stderr is not a pipe")?;
@@ -205,24 +206,24 @@ impl Agent {
         self.ready.path().join("agent.sock")
     }
 
-    /// Runs `netpol wait` on the agent's socket and waits until it ends.
+    /// Runs `netpol wait` on the agent's socket and waits until the command ends.
     ///
     /// # Errors
-    /// Returns an error if it cannot be started.
+    /// Returns an error if the command cannot be started.
     pub fn wait(&self, arguments: &[&str]) -> Result<CommandOutput> {
         let mut command = Command::new(netpol()?);
         command.arg("wait").arg("--socket").arg(self.socket()).args(arguments).stdin(Stdio::null());
         command_result(command.output().context("starting netpol wait")?)
     }
 
-    /// Returns the response to a GET request on the agent's socket, for example of `/metrics`.
+    /// Returns the body of the response to a GET request on the agent's socket, for example for `/metrics`.
     ///
     /// # Errors
     /// Returns an error if the status is not 200.
     pub fn get(&self, path: &str) -> Result<String> {
         let socket = self.socket();
         let mut stream = UnixStream::connect(&socket).with_context(|| format!("connecting to {}", socket.display()))?;
-        // In HTTP/1.0, a stream has no chunks and ends with the connection.
+        // With HTTP/1.0, a streamed response is not chunked, and ends when the connection is closed.
         write!(stream, "GET {path} HTTP/1.0\r\nHost: node\r\n\r\n")?;
         let mut response = String::new();
         stream.read_to_string(&mut response).context("reading the agent's response")?;
@@ -244,15 +245,15 @@ impl Agent {
     /// Kills the process, as in a crash.
     ///
     /// # Errors
-    /// Returns an error if it cannot be signaled.
+    /// Returns an error if the signal cannot be sent.
     pub fn crash(&mut self) -> Result<()> {
         self.terminate(Signal::SIGKILL)
     }
 
-    /// Stops the process with SIGTERM, and waits.
+    /// Stops the process with SIGTERM, and waits until it has ended.
     ///
     /// # Errors
-    /// Returns an error if it cannot be signaled or does not end in time.
+    /// Returns an error if the signal cannot be sent, or the process does not end in time.
     pub fn stop(&mut self) -> Result<()> {
         self.terminate(Signal::SIGTERM)
     }
@@ -277,22 +278,23 @@ impl Agent {
         Ok(())
     }
 
-    /// Stops the agent and runs `netpol-agent uninstall` in the node. Returns whether that succeeded, and its output.
+    /// Stops the agent and runs `netpol-agent uninstall` on the node. Returns whether the command succeeded, and its
+    /// output.
     ///
     /// # Errors
-    /// Returns an error if it cannot be started.
+    /// Returns an error if the command cannot be started.
     pub fn uninstall(&mut self) -> Result<(bool, String)> {
         self.terminate(Signal::SIGTERM)?;
         let result = self.run_subcommand("uninstall", &[])?;
         Ok((result.code == Some(0), result.stdout + &result.stderr))
     }
 
-    /// Runs another subcommand of `netpol-agent` with the same pins, in the node.
+    /// Runs another subcommand of `netpol-agent` on the node, with the same `--pin-path`.
     ///
     /// # Errors
-    /// Returns an error if it cannot be started.
+    /// Returns an error if the command cannot be started.
     pub fn run_subcommand(&self, subcommand: &str, arguments: &[&str]) -> Result<CommandOutput> {
-        let mut command = self.command.netns.command(&self.command.binary);
+        let mut command = self.settings.netns.command(&self.settings.binary);
         command.arg(subcommand).arg("--pin-path").arg(self.pins.path()).args(arguments);
         command_result(command.output().with_context(|| format!("starting netpol-agent {subcommand}"))?)
     }
@@ -307,10 +309,10 @@ impl Agent {
         self.locked().denied.clear();
     }
 
-    /// Waits for a deny event.
+    /// Waits for a deny event that matches, and returns it.
     ///
     /// # Errors
-    /// Returns an error with the other events if no such event is reported.
+    /// Returns an error with the other events if no such event is reported in time.
     pub fn wait_denied(&self, matches: impl Fn(&Denied) -> bool) -> Result<Denied> {
         let start = Instant::now();
         loop {
@@ -334,7 +336,7 @@ impl Agent {
     /// Waits for a log line that contains all of these words.
     ///
     /// # Errors
-    /// Returns an error with the log if no such line is logged.
+    /// Returns an error with the log if no such line is logged in time.
     pub fn wait_log(&self, words: &[&str]) -> Result<()> {
         let start = Instant::now();
         loop {
@@ -377,6 +379,8 @@ impl Drop for Agent {
         if let Err(error) = self.terminate(Signal::SIGKILL) {
             eprintln!("stopping the agent: {error:#}");
         }
+        // The agent compares verdicts of deny events with those of the reference evaluator, and logs each difference as
+        // a bug. In every test, such a difference is a failure.
         let differs = self.log().contains("differs from that of the reference evaluator");
         if std::thread::panicking() || differs {
             eprintln!("--- the agent's log ---\n{}--- its deny events ---", self.log());
@@ -397,8 +401,8 @@ fn command_result(output: std::process::Output) -> Result<CommandOutput> {
     Ok(CommandOutput { code: output.status.code(), stdout, stderr })
 }
 
-/// Configures the kernel to kill the agent when the thread that started it ends. The agent gets its own process group,
-/// so that Ctrl-C does not reach it.
+/// Makes the kernel kill the agent when the thread that started the agent ends. The agent gets its own process group,
+/// so that Ctrl-C does not end it.
 fn kill_with_parent(command: &mut Command) {
     command.process_group(0);
     // SAFETY: prctl is a plain system call. It does not allocate or lock.

@@ -45,30 +45,30 @@ impl AgentOptions {
         self
     }
 
-    /// Sets the executable. The default is the one next to this test.
+    /// Sets the executable. The default is the agent next to this test's executable.
     #[must_use]
     pub fn binary(mut self, path: &Path) -> Self {
         self.binary = Some(path.to_owned());
         self
     }
 
-    /// Uses a fake API server in the agent's node, which serves the cluster's manifests. [`super::as_deployed`]
-    /// returns options for one. Without this option, [`super::SOURCE`] selects the source.
+    /// Uses a fake API server with these options on the agent's node. It serves the cluster's manifests.
+    /// [`super::as_deployed`] returns suitable options. Without this setting, [`super::SOURCE`] selects the source.
     #[must_use]
     pub fn api_server(mut self, options: netpol_apiserver::Options) -> Self {
         self.api_server = Some(options);
         self
     }
 
-    /// Uses in-cluster configuration: API server address from the environment and a mounted service account. Requires
-    /// [`Self::api_server`].
+    /// Uses in-cluster configuration: the agent reads the address of the API server from the environment, and its
+    /// credentials from a mounted service account. Requires [`Self::api_server`].
     #[must_use]
     pub const fn in_cluster(mut self) -> Self {
         self.in_cluster = true;
         self
     }
 
-    /// Sets how long the agent may take to become ready, for virtual machines.
+    /// Sets how long the agent may take to become ready. In virtual machines it takes longer.
     #[must_use]
     pub const fn start_timeout(mut self, start_timeout: Duration) -> Self {
         self.start_timeout = start_timeout;

@@ -12,6 +12,7 @@ pub(super) struct Output {
     pub(super) log: String,
 }
 
+/// Reads deny events, one JSON object in each line, until the end of standard output. Other lines are added to the log.
 pub(super) fn read_denials(stdout: impl Read, output: &Mutex<Output>) {
     for line in BufReader::new(stdout).lines().map_while(Result::ok) {
         let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! A fake API server in the agent's node, which serves the cluster's manifests.
+//! A fake API server on the agent's node, which serves the cluster's manifests.
 
 use std::env::{self, VarError};
 use std::net::TcpListener;
@@ -10,14 +10,14 @@ use netpol_apiserver::{ApiServer, Mirror, Options, Rules};
 use crate::cleanup::{PathGuard, temporary_root, unique};
 use crate::netns::Netns;
 
-/// Environment variable that selects the source of agents if the test does not: `dir`, the manifests themselves, or
-/// `kube`, a fake API server that serves the same objects.
+/// Environment variable that selects the source of agents if a test does not select it. With `dir`, agents read the
+/// manifests. With `kube`, they watch a fake API server that serves the same objects.
 pub const SOURCE: &str = "NETPOL_TEST_SOURCE";
 
-/// The role that users install. A test with the fake API server fails if the role does not allow enough.
+/// The manifest of the role that users install. If the role does not allow enough, tests with the fake API server fail.
 const ROLE: &str = include_str!("../../../deploy/base/rbac.yaml");
 
-/// Returns options for a server with a user that has only the permissions of the agent's `ClusterRole` in `deploy/`.
+/// Returns options for a server on which the agent has only the permissions of its `ClusterRole` in `deploy/`.
 ///
 /// # Errors
 /// Returns an error if the role is missing or invalid.
@@ -35,8 +35,8 @@ pub(super) fn options_from_environment() -> Result<Option<Options>> {
     }
 }
 
-/// The server and its mirror of the manifests. Exists as long as the [`super::Agent`], across restarts of its
-/// process.
+/// The server, and the mirror that copies the manifests to it. They exist as long as the [`super::Agent`], also while
+/// its process restarts.
 #[derive(Debug)]
 pub(super) struct Upstream {
     pub(super) server: ApiServer,
@@ -62,7 +62,7 @@ impl Upstream {
         format!("kube:{}", self.kubeconfig)
     }
 
-    /// Returns a directory with the files of a pod's service account.
+    /// Returns the directory with the files of the agent's service account.
     pub(super) fn credentials(&self) -> &Path {
         self.credentials.path()
     }

@@ -1,7 +1,7 @@
 //! Smoke test: checks that netpol works on the running kernel, with one line of output for each check.
 //!
 //! `cargo xtask kernels` runs it in virtual machines and on the running kernel. Each line is `check NAME ok|FAILED
-//! DETAIL`. Each check builds on the one before, so the first failure ends the test.
+//! DETAIL`. Each check needs the state that the previous check leaves, so the first failure ends the test.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -96,7 +96,7 @@ impl Smoke {
             let start = Instant::now();
             program.load().with_context(|| format!("{name}, after {:.1} s", start.elapsed().as_secs_f64()))?;
             let elapsed = start.elapsed().as_secs_f64();
-            // Kernels before 5.16 do not report it.
+            // Kernels before 5.16 do not report the count.
             let count = program.info()?.verified_instruction_count();
             let count = count.map_or_else(String::new, |count| format!("{count} instructions, "));
             found.push(format!("{name}: {count}{elapsed:.1} s"));
@@ -133,8 +133,8 @@ impl Smoke {
                 tcx += node.run(|| {
                     // Kernels before 6.6 do not have TCX.
                     let found = SchedClassifier::query_tcx(veth, hook).map(|(_, programs)| programs);
-                    let ours = |name: Option<&str>| name.is_some_and(|name| name.starts_with(PROGRAM_PREFIX));
-                    Ok(found.unwrap_or_default().iter().filter(|program| ours(program.name_as_str())).count())
+                    let is_netpol = |name: Option<&str>| name.is_some_and(|name| name.starts_with(PROGRAM_PREFIX));
+                    Ok(found.unwrap_or_default().iter().filter(|program| is_netpol(program.name_as_str())).count())
                 })?;
                 let output = node.command("tc").args(["filter", "show", "dev", veth, argument]).output();
                 let output = output.context("starting tc: install iproute2")?;
@@ -176,7 +176,7 @@ impl Smoke {
         let lab = self.lab()?;
         let mut policies = allow_only_client();
         policies.push(policy("shop/silent", "{podSelector: {matchLabels: {app: server}}, policyTypes: [Egress]}"));
-        lab.policies(&policies)?;
+        lab.set_policies(&policies)?;
         lab.expect(
             "shop/server -x shop/client 80/TCP
              shop/client -> shop/server 80/TCP
@@ -188,7 +188,7 @@ impl Smoke {
         Ok("from a pod isolated for egress".into())
     }
 
-    /// Checks that a new policy stops an established connection, and that the connection continues without the
+    /// Checks that a new policy stops an established connection, and that connections are allowed again without the
     /// policy.
     fn change(&mut self) -> Result<String> {
         let lab = self.lab()?;
@@ -260,7 +260,7 @@ impl Smoke {
         }
         let start = Instant::now();
         loop {
-            let remains = loaded();
+            let remains = loaded_objects();
             if remains.is_empty() {
                 return Ok("no pin, filter, qdisc, program or map".into());
             }
@@ -271,7 +271,7 @@ impl Smoke {
 }
 
 /// Returns netpol's programs and maps in the kernel.
-fn loaded() -> Vec<String> {
+fn loaded_objects() -> Vec<String> {
     let programs = loaded_programs().filter_map(Result::ok).filter_map(|program| {
         let name = program.name_as_str()?;
         name.starts_with(PROGRAM_PREFIX).then(|| format!("program {name}"))

@@ -92,11 +92,11 @@ impl ClusterBuilder {
         self
     }
 
-    /// Adds an address to the external host, which serves at this address and connects from it. Ignored if its family
-    /// is not in use.
+    /// Adds an address to the external host, which serves at this address and connects from it. The address is ignored
+    /// if its family is not in use.
     ///
     /// # Panics
-    /// Panics if it is not an address.
+    /// Panics if the text is not an address.
     #[must_use]
     pub fn outside(mut self, address: &str) -> Self {
         self.outside.push(address.parse().unwrap_or_else(|error| panic!("{address:?}: {error}")));
@@ -113,7 +113,7 @@ impl ClusterBuilder {
     /// Creates the cluster.
     ///
     /// # Errors
-    /// Returns an error without root, or if a kernel request fails.
+    /// Returns an error if the process does not run as root, or a kernel request fails.
     pub fn build(self) -> Result<Cluster> {
         cleanup::prepare();
         let fabric = Netns::new("the fabric")?;
@@ -162,12 +162,12 @@ impl ClusterBuilder {
             _tunnel: tunnel,
             _fabric: fabric,
         };
-        let mut named: BTreeSet<_> = self.pods.iter().map(|pod| pod.namespace().to_owned()).collect();
+        let mut unlabeled: BTreeSet<_> = self.pods.iter().map(|pod| pod.namespace().to_owned()).collect();
         for (name, labels) in &self.namespaces {
             cluster.label_namespace(name, labels)?;
-            named.remove(name);
+            unlabeled.remove(name);
         }
-        for name in named {
+        for name in unlabeled {
             cluster.label_namespace(&name, "")?;
         }
         cluster.add_pods(self.pods)?;

@@ -14,9 +14,10 @@ pub const OUTSIDE: &str = "outside";
 pub enum Topology {
     /// Veths are ports of one bridge, as with the bridge plugin or Flannel.
     Bridge,
-    /// Each pod has a route, and each veth has the gateway's address, as with the ptp plugin.
+    /// The node has a route to each pod, and the node's end of each veth has the gateway's address, as with the ptp
+    /// plugin.
     Routed,
-    /// The bridge plugin itself, with `ipMasq`: packets from pods to other networks have the node's address.
+    /// The bridge plugin itself, with `ipMasq`: the node masquerades packets from pods to other networks.
     BridgePlugin,
     /// The ptp plugin itself, with `ipMasq`.
     PtpPlugin,
@@ -39,12 +40,12 @@ pub enum Families {
     V4,
     /// IPv6 only.
     V6,
-    /// Both.
+    /// IPv4 and IPv6.
     Dual,
 }
 
 impl Families {
-    /// Returns the addresses of families in use.
+    /// Returns `v4` if IPv4 is in use, and `v6` if IPv6 is in use.
     pub fn pick(self, v4: Ipv4Addr, v6: Ipv6Addr) -> Vec<IpAddr> {
         match self {
             Self::V4 => vec![v4.into()],
@@ -68,8 +69,8 @@ impl Families {
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
-    /// Returns the MAC address of the pod's end of a veth. It depends on the pod's number, so that raw frames need no
-    /// neighbor discovery and a reused IP address keeps its MAC address.
+    /// Returns the MAC address of the pod's end of a veth. It depends only on the pod's node and number. So tests can
+    /// send raw frames without neighbor discovery, and a reused IP address has the same MAC address again.
     pub const fn of_pod(node: u8, number: u8) -> Self {
         Self([2, 0x77, node, number, 0, 1])
     }
@@ -117,7 +118,7 @@ pub fn node_name(node: u8) -> String {
     format!("node-{node}")
 }
 
-/// Returns the gateway's addresses on a node: of the bridge, or of each routed veth.
+/// Returns the addresses of a node that are the gateway of its pods. They are on the bridge, or on each routed veth.
 pub fn gateway(node: u8, families: Families) -> Vec<IpAddr> {
     families.pick(Ipv4Addr::new(10, 244, node, 1), pod_v6(node, 1))
 }
@@ -142,9 +143,11 @@ pub struct Host {
     pub(super) name: String,
     pub(super) netns: Netns,
     pub(super) addresses: Vec<IpAddr>,
-    /// The interface for raw frames, and the MAC addresses of both its ends.
+    /// The interface for raw frames.
     pub(super) interface: &'static str,
+    /// The MAC address of this interface.
     pub(super) mac: Mac,
+    /// The MAC address of the next hop to other networks.
     pub(super) gateway: Mac,
     pub(super) kind: HostKind,
     pub(super) node: u8,
@@ -164,7 +167,7 @@ impl Host {
         &self.name
     }
 
-    /// Returns its network namespace.
+    /// Returns the network namespace of the host.
     pub const fn netns(&self) -> &Netns {
         &self.netns
     }
@@ -203,7 +206,8 @@ impl Host {
         self.addresses.iter().copied().find(|address| address.is_ipv4() == other.is_ipv4())
     }
 
-    /// Returns the address that its sockets bind to. On a node the kernel selects it, as for host processes.
+    /// Returns the address to which sockets of this host bind. On a node, this is `None`: the kernel selects the
+    /// address, as for host processes.
     pub fn source_for(&self, destination: IpAddr) -> Option<IpAddr> {
         match self.kind {
             HostKind::Node => None,
@@ -211,7 +215,7 @@ impl Host {
         }
     }
 
-    /// Returns whether it is an external host.
+    /// Returns whether this is an external host.
     pub fn is_outside(&self) -> bool {
         self.kind == HostKind::Outside
     }

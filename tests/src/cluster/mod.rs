@@ -1,4 +1,4 @@
-//! Clusters with nodes, pods and an external host, connected and serving.
+//! Clusters with nodes, pods and an external host, which are connected and run test servers.
 
 mod builder;
 mod host;
@@ -44,7 +44,7 @@ pub struct Cluster {
     plugin: Option<Plugin>,
     servers: Servers,
     manifests: Manifests,
-    // The tunnel between nodes, if they use one.
+    // The tunnel between nodes, if the interconnect uses one.
     _tunnel: Option<tunnel::Tunnel>,
     // The switch between nodes.
     _fabric: Netns,
@@ -99,14 +99,14 @@ impl Cluster {
         self.specs.values()
     }
 
-    /// Returns the names of pods and external hosts, in the order of tables.
+    /// Returns the names of the hosts at the ends of connections in a [`crate::Matrix`]: pods, then external hosts.
     pub fn ends(&self) -> Vec<String> {
         let outside = self.hosts.values().filter(|host| host.is_outside()).map(|host| host.name().to_owned());
         self.specs.keys().cloned().chain(outside).collect()
     }
 
-    /// Adds a pod: namespace, veth, addresses, servers, and last its manifest, because a kubelet reports an address
-    /// after the CNI plugin has ended.
+    /// Adds a pod: first its network namespace, veth, addresses and servers, and then its manifest. The manifest is
+    /// last, because a kubelet reports a pod's addresses after the CNI plugin has ended.
     ///
     /// # Errors
     /// Returns an error if a kernel request fails, or the name is in use.
@@ -117,7 +117,7 @@ impl Cluster {
     /// Adds pods in parallel.
     ///
     /// # Errors
-    /// Same as [`Self::add_pod`]. Pods that could be created exist afterwards.
+    /// Same as [`Self::add_pod`]. After an error, some of the pods may exist, without manifests.
     pub fn add_pods(&mut self, specs: Vec<PodSpec>) -> Result<()> {
         for name in self.wire_pods(specs)? {
             self.write_manifest(&name)?;
@@ -141,7 +141,7 @@ impl Cluster {
             if self.hosts.contains_key(&name) {
                 bail!("pod {name} already exists");
             }
-            // A CNI plugin selects addresses by itself.
+            // A CNI plugin selects addresses itself, so the pod needs no number.
             if self.plugin.is_none() && spec.number.is_none() {
                 spec.number = Some(self.free_number(&requested)?);
             }
@@ -178,7 +178,8 @@ impl Cluster {
         host.with_context(|| format!("connecting pod {name} to {}", node.name()))
     }
 
-    /// Returns the next number that no pod has or requests. Numbers of removed pods are reused last.
+    /// Returns the next number that no pod has or requests. It is the last part of a pod's addresses. Numbers of
+    /// removed pods are reused last.
     fn free_number(&mut self, requested: &BTreeSet<u8>) -> Result<u8> {
         const FIRST: u8 = 10;
         for _ in FIRST..=u8::MAX {
@@ -194,7 +195,7 @@ impl Cluster {
     /// Removes a pod: its manifest, servers, namespace and veth.
     ///
     /// # Errors
-    /// Returns an error if it does not exist, or its manifest or link cannot be removed.
+    /// Returns an error if the pod does not exist, or its manifest or link cannot be removed.
     pub fn remove_pod(&mut self, name: &str) -> Result<()> {
         self.manifests.remove(&pod_file(name))?;
         self.remove_pod_keep_manifest(name)
@@ -212,7 +213,7 @@ impl Cluster {
     /// Removes a pod, but keeps its manifest.
     ///
     /// # Errors
-    /// Returns an error if it does not exist, or its link cannot be removed.
+    /// Returns an error if the pod does not exist, or its link cannot be removed.
     pub fn remove_pod_keep_manifest(&mut self, name: &str) -> Result<()> {
         self.unwire_pods(&[name.to_owned()])
     }
@@ -245,7 +246,7 @@ impl Cluster {
     /// Writes a pod's current manifest.
     ///
     /// # Errors
-    /// Returns an error if it cannot be written.
+    /// Returns an error if the pod does not exist, or the manifest cannot be written.
     pub fn write_manifest(&self, name: &str) -> Result<()> {
         let spec = self.specs.get(name).with_context(|| format!("no pod {name}"))?;
         self.manifests.write(&pod_file(name), &spec.manifest(self.host(name).addresses()))
@@ -316,7 +317,7 @@ impl Cluster {
         Probe { from: from.into(), to: to.into(), address, protocol, port }
     }
 
-    /// Returns a probe to each address of the destination.
+    /// Returns a probe to each address of the destination, for the families that both hosts have.
     pub fn probes(&self, from: &str, to: &str, protocol: Protocol, port: u16) -> Vec<Probe> {
         let (source, destination) = (self.host(from), self.host(to));
         let reachable =
@@ -353,7 +354,7 @@ impl Cluster {
     /// Returns the inodes of the cluster's network namespaces, to check later that they were removed.
     ///
     /// # Errors
-    /// Returns an error if the kernel does not report it.
+    /// Returns an error if the kernel does not report an inode.
     pub fn inodes(&self) -> Result<Vec<u64>> {
         self.hosts.values().map(|host| host.netns().inode()).collect()
     }

@@ -1,4 +1,4 @@
-//! Routes, VXLAN or a tunnel between the pods of different nodes.
+//! Connects the pods of different nodes, by routes, VXLAN or a tunnel.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -30,7 +30,7 @@ impl Interconnect {
     }
 }
 
-/// Returns lines of `ip` for a node's routes to the pods of other nodes.
+/// Returns lines for [`crate::Netns::ip`] that create a node's routes to the pods of other nodes.
 pub(super) fn routes(interconnect: Interconnect, node: u8, nodes: u8, families: Families) -> String {
     let others = (1..=nodes).filter(|other| *other != node);
     let mut lines = String::new();
@@ -45,8 +45,8 @@ pub(super) fn routes(interconnect: Interconnect, node: u8, nodes: u8, families: 
             }
         }
         Interconnect::Vxlan => {
-            lines += &device(node, families);
-            others.for_each(|other| lines += &peer(other, families));
+            lines += &vxlan_device(node, families);
+            others.for_each(|other| lines += &vxlan_routes(other, families));
         }
         Interconnect::Tun => {
             let _ = writeln!(lines, "tuntap add dev {} mode tun\nlink set {} up", tunnel::DEVICE, tunnel::DEVICE);
@@ -67,8 +67,9 @@ pub(super) fn routes(interconnect: Interconnect, node: u8, nodes: u8, families: 
     lines
 }
 
-/// Returns lines of `ip` for the VXLAN device. Its address is that of the node's pod network, as with Flannel.
-fn device(node: u8, families: Families) -> String {
+/// Returns lines for [`crate::Netns::ip`] that create the VXLAN device. As with Flannel, the address of the device is
+/// the address of the node's pod network.
+fn vxlan_device(node: u8, families: Families) -> String {
     let local = underlay(node, families);
     let mut lines = format!(
         "link add npflannel address {} type vxlan id 1 dstport 8472 local {local} dev uplink nolearning\n",
@@ -80,7 +81,8 @@ fn device(node: u8, families: Families) -> String {
     lines + "link set npflannel up\n"
 }
 
-fn peer(other: u8, families: Families) -> String {
+/// Returns lines for [`crate::Netns::ip`] that create the routes to the pods of another node through the VXLAN device.
+fn vxlan_routes(other: u8, families: Families) -> String {
     let mut lines = String::new();
     for address in pod_addresses(other, 0, families) {
         let (mac, prefix) = (Mac::of_overlay(other), network_prefix(address));
@@ -90,14 +92,16 @@ fn peer(other: u8, families: Families) -> String {
     lines
 }
 
-/// Returns lines of `bridge` for the forwarding database, which `ip` cannot change.
-pub(super) fn forwarding(interconnect: Interconnect, node: u8, nodes: u8, families: Families) -> String {
+/// Returns lines for [`crate::Netns::bridge`] that fill the forwarding database of the VXLAN device. `ip` cannot change
+/// this database.
+pub(super) fn fdb_entries(interconnect: Interconnect, node: u8, nodes: u8, families: Families) -> String {
     let others = (1..=nodes).filter(|other| interconnect == Interconnect::Vxlan && *other != node);
     let line = |other| format!("fdb add {} dev npflannel dst {}\n", Mac::of_overlay(other), underlay(other, families));
     others.map(line).collect()
 }
 
-/// Returns the address for outer packets. Packets of both families use one outer family.
+/// Returns the node's address for the outer packets of the tunnel. Packets of both families are sent in outer packets
+/// of one family.
 fn underlay(node: u8, families: Families) -> IpAddr {
     uplink_addresses(node, families)[0]
 }

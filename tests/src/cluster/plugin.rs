@@ -1,7 +1,7 @@
 //! Connects pods with the CNI plugins bridge and ptp, called as a container runtime calls them.
 //!
-//! Source: <https://www.cni.dev/docs/spec/>. Leases are in a directory of the cluster. Links, addresses and
-//! masquerading rules are in the node's network namespace and are removed with it.
+//! Source: <https://www.cni.dev/docs/spec/>. The leases of addresses are in a directory of the cluster. Links,
+//! addresses and masquerading rules are in the node's network namespace, and are removed with the namespace.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -31,7 +31,8 @@ pub(super) struct Plugin {
     name: &'static str,
     families: Families,
     leases: PathGuard,
-    /// Its results for the current pods, for plugins that run after it.
+    /// The plugin's results for the current pods, by pod. The plugins that run after this plugin get them as
+    /// `prevResult`.
     results: Mutex<BTreeMap<String, Value>>,
 }
 
@@ -63,14 +64,15 @@ impl Plugin {
         Some(Self { name, families, leases, results: Mutex::default() })
     }
 
-    /// Creates a pod's namespace and connects it. host-local selects the addresses unless a number is given.
+    /// Creates a pod's namespace and connects it. If no number is given, the IPAM plugin host-local selects the
+    /// addresses.
     pub(super) fn wire_pod(&self, node: &Host, name: &str, number: Option<u8>) -> Result<Host> {
         let netns = Netns::new(name)?;
         // Duplicate address detection would delay each ADD by one to two seconds.
         set_sysctls(&netns, "0")?;
         let result = self.call(CniCommand::Add, node, name, &netns, number).and_then(|result| {
             let result: Value = serde_json::from_slice(&result).context("parsing the plugin's result")?;
-            let attached = attachment(&result).with_context(|| format!("in the plugin's result {result}"))?;
+            let attached = parse_attachment(&result).with_context(|| format!("in the plugin's result {result}"))?;
             self.results.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), result);
             Ok(attached)
         });
@@ -87,7 +89,7 @@ impl Plugin {
                 veth,
             }),
             Err(error) => {
-                // Cleans up a failed ADD, as runtimes do. The first error is reported.
+                // Cleans up after the failed ADD, as runtimes do. The error of ADD is returned.
                 let _ = self.call(CniCommand::Delete, node, name, &netns, None);
                 Err(error)
             }
@@ -177,7 +179,7 @@ pub(super) fn call(
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot start {}: install it with `cargo xtask setup`", executable.display()))?;
-    // A short write means that the plugin ended early; its output has the reason.
+    // If the write fails, the plugin has ended early. Its output contains the reason.
     let _ =
         child.stdin.take().context("the plugin's stdin is not a pipe")?.write_all(configuration.to_string().as_bytes());
     let output =
@@ -190,25 +192,27 @@ pub(super) fn call(
     Ok(output.stdout)
 }
 
-/// What a plugin created.
+/// What a plugin created for a pod.
 #[derive(Debug, PartialEq, Eq)]
 struct Attachment {
     addresses: Vec<IpAddr>,
-    /// MAC address of the pod's end.
+    /// MAC address of the pod's end of the veth.
     mac: Mac,
-    /// MAC address for the pod's packets to other hosts: the bridge, or the node's end.
+    /// Destination MAC address of the pod's packets to other hosts: that of the bridge, or of the node's end of the
+    /// veth.
     gateway: Mac,
-    /// Name of the node's end.
+    /// Name of the node's end of the veth.
     veth: String,
 }
 
-fn attachment(result: &Value) -> Result<Attachment> {
+/// Parses a plugin's result.
+fn parse_attachment(result: &Value) -> Result<Attachment> {
     let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let list = |key: &str| result.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
     let interfaces = list("interfaces");
     let (pod_interfaces, node_interfaces): (Vec<_>, Vec<_>) =
         interfaces.iter().partition(|one| !text(one, "sandbox").is_empty());
-    let pod_interfaces = pod_interfaces.first().context("the result has no interface in the pod")?;
+    let pod_interface = pod_interfaces.first().context("the result has no interface in the pod")?;
     let veth = node_interfaces
         .iter()
         .find(|one| text(one, "name").starts_with("veth"))
@@ -224,7 +228,7 @@ fn attachment(result: &Value) -> Result<Attachment> {
     ensure!(!addresses.is_empty(), "the result has no address");
     Ok(Attachment {
         addresses,
-        mac: text(pod_interfaces, "mac").parse()?,
+        mac: text(pod_interface, "mac").parse()?,
         gateway: text(gateway, "mac").parse()?,
         veth: text(veth, "name"),
     })
@@ -244,12 +248,12 @@ mod tests {
             ],
             "ips": [{"interface": 2, "address": "10.0.0.5/24"}, {"interface": 2, "address": "fd00::5/64"}],
         });
-        let attached = attachment(&result)?;
+        let attached = parse_attachment(&result)?;
         assert_eq!(attached.addresses, ["10.0.0.5".parse::<IpAddr>()?, "fd00::5".parse()?]);
         assert_eq!((attached.gateway, attached.mac), (Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 3])));
         assert_eq!(attached.veth, "veth5");
         assert!(
-            attachment(&json!({"interfaces": result["interfaces"]})).is_err(),
+            parse_attachment(&json!({"interfaces": result["interfaces"]})).is_err(),
             "a result without an address is an error"
         );
         Ok(())

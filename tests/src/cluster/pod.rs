@@ -73,7 +73,7 @@ impl PodSpec {
         self
     }
 
-    /// Sets the last part of the addresses, instead of the next free number.
+    /// Sets the number of the pod, which is the last part of its addresses. The default is the next free number.
     #[must_use]
     pub const fn number(mut self, number: u8) -> Self {
         self.number = Some(number);
@@ -87,7 +87,7 @@ impl PodSpec {
         self
     }
 
-    /// Sets `metadata.creationTimestamp`. By default it is absent, or an API server sets it.
+    /// Sets `metadata.creationTimestamp`. By default, the manifest does not contain it, and a fake API server sets it.
     #[must_use]
     pub const fn created(mut self, time: &'static str) -> Self {
         self.created = time;
@@ -111,7 +111,7 @@ impl PodSpec {
         &self.namespace
     }
 
-    /// Returns the manifest with these addresses. `hostIPs` has the same families.
+    /// Returns the manifest with these addresses of the pod. `hostIPs` has the node's addresses of the same families.
     pub fn manifest(&self, addresses: &[IpAddr]) -> String {
         let Self { namespace, name, .. } = self;
         let mut yaml = format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n");

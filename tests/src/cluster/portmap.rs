@@ -1,7 +1,8 @@
-//! Maps hostPorts with the CNI plugin portmap. A runtime calls it after the plugin that connects the pod.
+//! Maps hostPorts with the CNI plugin portmap. A container runtime calls portmap after the plugin that connects the
+//! pod.
 //!
-//! Source: <https://www.cni.dev/plugins/current/meta/portmap/>. Its rules are in the node's network namespace and are
-//! removed with it.
+//! Source: <https://www.cni.dev/plugins/current/meta/portmap/>. The rules of portmap are in the node's network
+//! namespace, and are removed with the namespace.
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! Calls the CNI plugin `netpol-cni` after the plugin that connects a pod, as a runtime does.
+//! The start gate of tests: calls the CNI plugin `netpol-cni` after the plugin that connects a pod, as a container
+//! runtime does. `netpol-cni` makes the runtime wait until the pod's policies are enforced.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -20,12 +21,12 @@ pub struct StartGate {
 }
 
 impl StartGate {
-    /// Uses the agent at a socket.
+    /// Creates settings with which `netpol-cni` calls the agent at this API socket.
     pub fn new(socket: &Path) -> Self {
         Self { socket: socket.to_owned(), when_agent_away: "wait", timeout_seconds: 20 }
     }
 
-    /// Sets what happens without an agent: `wait`, `deny` or `allow`.
+    /// Sets what `netpol-cni` does if the agent does not respond: `wait`, `deny` or `allow`.
     #[must_use]
     pub const fn when_agent_away(mut self, choice: &'static str) -> Self {
         self.when_agent_away = choice;
@@ -39,21 +40,22 @@ impl StartGate {
         self
     }
 
-    /// Waits until a pod may start. The cluster's plugin has connected it before.
+    /// Waits until a pod may start. The cluster's plugin must have connected the pod before.
     ///
     /// # Errors
-    /// Returns an error with the plugin's output if the pod may not start now, or if the result differs from that of
-    /// the previous plugin.
+    /// Returns an error with the output of `netpol-cni` if the pod may not start now, or if the result differs from
+    /// that of the cluster's plugin.
     pub fn add(&self, cluster: &Cluster, pod: &str) -> Result<()> {
         let plugin = cluster.plugin.as_ref().context("the topology has no CNI plugin")?;
         let previous = plugin.result(pod).with_context(|| format!("the plugin did not connect {pod}"))?;
-        let result = self.call(cluster, CniCommand::Add, pod, place(cluster, pod), &previous)?;
+        let result = self.call(cluster, CniCommand::Add, pod, node_and_netns(cluster, pod), &previous)?;
         let result: Value = serde_json::from_slice(&result).context("parsing the result of netpol-cni")?;
         ensure!(result == previous, "netpol-cni changed {previous} to {result}");
         Ok(())
     }
 
-    /// Waits until a pod on the first node may start that no plugin connected, but for example [`crate::PodSlots`].
+    /// Waits until a pod on the first node may start. Unlike with [`Self::add`], the pod was not connected by a plugin,
+    /// but for example by [`crate::PodSlots`].
     ///
     /// # Errors
     /// Same as [`Self::add`].
@@ -66,12 +68,12 @@ impl StartGate {
         self.call(cluster, CniCommand::Add, pod, (1, netns), &previous).map(drop)
     }
 
-    /// Reports that a pod stops, before the cluster's plugin disconnects it.
+    /// Reports that a pod stops, before the cluster's plugin disconnects the pod.
     ///
     /// # Errors
-    /// Returns an error with the plugin's output if it fails.
+    /// Returns an error with the output of `netpol-cni` if it fails.
     pub fn delete(&self, cluster: &Cluster, pod: &str) -> Result<()> {
-        let output = self.call(cluster, CniCommand::Delete, pod, place(cluster, pod), &Value::Null)?;
+        let output = self.call(cluster, CniCommand::Delete, pod, node_and_netns(cluster, pod), &Value::Null)?;
         ensure!(output.is_empty(), "DEL printed {}", String::from_utf8_lossy(&output));
         Ok(())
     }
@@ -97,8 +99,8 @@ impl StartGate {
     }
 }
 
-/// Returns a pod's node and namespace.
-fn place<'a>(cluster: &'a Cluster, pod: &str) -> (u8, &'a Netns) {
+/// Returns the number of a pod's node, and the pod's network namespace.
+fn node_and_netns<'a>(cluster: &'a Cluster, pod: &str) -> (u8, &'a Netns) {
     let host = cluster.host(pod);
     (host.node, host.netns())
 }

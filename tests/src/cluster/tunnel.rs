@@ -1,5 +1,5 @@
-//! A user-space tunnel between two nodes, as with Flannel's udp: packets that one node sends to its `tun` device
-//! arrive at the other's. They have no link-layer header.
+//! A user-space tunnel between two nodes, as with Flannel's backend `udp`. Packets that one node sends to its `tun`
+//! device arrive at the `tun` device of the other node. They have no link-layer header.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -28,12 +28,12 @@ pub(super) struct Tunnel {
 }
 
 impl Tunnel {
-    /// Starts a tunnel between two nodes that have the device.
+    /// Starts a tunnel between two nodes, on which the device already exists.
     pub(super) fn between(one: &Netns, other: &Netns) -> Result<Self> {
-        let ends = [one.run(open)?, other.run(open)?];
+        let devices = [one.run(open)?, other.run(open)?];
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
-        let forwarder = std::thread::Builder::new().name("tunnel".into()).spawn(move || forward(&ends, &stopped))?;
+        let forwarder = std::thread::Builder::new().name("tunnel".into()).spawn(move || forward(&devices, &stopped))?;
         Ok(Self { stop, forwarder: Some(forwarder) })
     }
 }
@@ -65,20 +65,20 @@ fn open() -> Result<File> {
 }
 
 /// Forwards packets. A packet that cannot be written is dropped, as on a link.
-fn forward(ends: &[File; 2], stop: &AtomicBool) {
+fn forward(devices: &[File; 2], stop: &AtomicBool) {
     let mut packet = vec![0; BUFFER_SIZE];
     while !stop.load(Ordering::Relaxed) {
-        let mut waiting =
-            [PollFd::new(ends[0].as_fd(), PollFlags::POLLIN), PollFd::new(ends[1].as_fd(), PollFlags::POLLIN)];
-        if poll(&mut waiting, PollTimeout::from(POLL_MS)).is_err() {
+        let mut polled =
+            [PollFd::new(devices[0].as_fd(), PollFlags::POLLIN), PollFd::new(devices[1].as_fd(), PollFlags::POLLIN)];
+        if poll(&mut polled, PollTimeout::from(POLL_MS)).is_err() {
             return;
         }
-        let ready = waiting.map(|one| one.revents().is_some_and(|events| events.contains(PollFlags::POLLIN)));
+        let ready = polled.map(|device| device.revents().is_some_and(|events| events.contains(PollFlags::POLLIN)));
         for (from, to) in [(0, 1), (1, 0)] {
             if ready[from]
-                && let Ok(length) = (&ends[from]).read(&mut packet)
+                && let Ok(length) = (&devices[from]).read(&mut packet)
             {
-                drop((&ends[to]).write(&packet[..length]));
+                drop((&devices[to]).write(&packet[..length]));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Creates links, addresses and routes.
+//! Wires hosts: creates their network namespaces, links, addresses and routes.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -17,20 +17,23 @@ const OUTSIDE_NUMBER: u8 = 100;
 /// How long an interface may take to become operational on a busy machine.
 const OPERATIONAL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Returns the prefix length of a single address.
 pub(super) const fn host_prefix(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
 
+/// Returns the prefix length of the networks in a cluster.
 pub(super) const fn network_prefix(address: IpAddr) -> u8 {
     if address.is_ipv4() { 24 } else { 64 }
 }
 
-/// Returns flags for an address. Duplicate address detection is not needed and would delay its use.
+/// Returns the flags for an address in `ip addr add`. Duplicate address detection is not needed, and would delay the
+/// use of the address.
 pub(super) const fn flags(address: IpAddr) -> &'static str {
     if address.is_ipv4() { "" } else { " nodad" }
 }
 
-/// Connects a namespace to the switch and adds its addresses there.
+/// Connects a namespace to the switch with an uplink, and adds these addresses to the uplink.
 fn wire_uplink(fabric: &Netns, netns: &Netns, number: u8, addresses: &[IpAddr]) -> Result<()> {
     fabric.ip(&format!(
         "link add port{number} type veth peer name uplink address {mac} netns {path}\n\
@@ -59,6 +62,7 @@ pub(super) fn set_sysctls(netns: &Netns, forwarding: &str) -> Result<()> {
     ])
 }
 
+/// Creates a node.
 pub(super) fn wire_node(
     fabric: &Netns,
     node: u8,
@@ -87,9 +91,9 @@ pub(super) fn wire_node(
         let _ = writeln!(lines, "route add default via {via}");
     }
     netns.ip(&lines)?;
-    let forwarding = overlay::forwarding(interconnect, node, nodes, families);
-    if !forwarding.is_empty() {
-        netns.bridge(&forwarding)?;
+    let fdb_entries = overlay::fdb_entries(interconnect, node, nodes, families);
+    if !fdb_entries.is_empty() {
+        netns.bridge(&fdb_entries)?;
     }
     Ok(Host {
         name,
@@ -104,6 +108,7 @@ pub(super) fn wire_node(
     })
 }
 
+/// Creates the external host. Returns one [`Host`] for its uplink, and one for each extra address.
 pub(super) fn wire_outside(
     fabric: &Netns,
     nodes: u8,
@@ -141,6 +146,7 @@ pub(super) fn wire_outside(
         .collect())
 }
 
+/// Creates a pod. `number` is the last part of its addresses; `link` makes the name of the veth unique.
 pub(super) fn wire_pod(
     node_host: &Host,
     name: &str,
@@ -152,7 +158,7 @@ pub(super) fn wire_pod(
 ) -> Result<Host> {
     let netns = Netns::new(name)?;
     set_sysctls(&netns, "0")?;
-    // CNI plugins use similar names, which do not identify the pod.
+    // As with CNI plugins, the name does not identify the pod.
     let veth = format!("veth{:08x}", u32::from(node) << 24 | link);
     let addresses = pod_addresses(node, number, families);
     let gateways = gateway(node, families);
@@ -205,13 +211,13 @@ pub(super) fn wire_pod(
     })
 }
 
-/// Waits until an interface is operational, as the bridge plugin does. The kernel does this on a worker thread
-/// (`net/core/link_watch.c`) and drops packets sent before, for example the first SYN of a probe.
-fn wait_until_operational(netns: &Netns, interface: &str, is_port: bool) -> Result<()> {
+/// Waits until an interface is operational, as the bridge plugin does. The kernel changes this state on a worker thread
+/// (`net/core/link_watch.c`). It drops packets that are sent before, for example the first SYN of a probe.
+fn wait_until_operational(netns: &Netns, interface: &str, is_bridge_port: bool) -> Result<()> {
     let start = Instant::now();
     loop {
         let link = netns.ip_output(&["-d", "-o", "link", "show", "dev", interface])?;
-        if link.contains(" state UP ") && (!is_port || link.contains(" state forwarding ")) {
+        if link.contains(" state UP ") && (!is_bridge_port || link.contains(" state forwarding ")) {
             return Ok(());
         }
         ensure!(

@@ -45,9 +45,10 @@ pub fn all() -> Result<Vec<Example>> {
     directories.iter().map(|path| Example::load(path)).collect()
 }
 
+/// Formats labels for [`PodSpec::labels`], without the label that every namespace gets automatically.
 fn labels_text(labels: &Labels) -> String {
-    let own = labels.iter().filter(|(key, _)| &***key != "kubernetes.io/metadata.name");
-    own.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+    let labels = labels.iter().filter(|(key, _)| &***key != "kubernetes.io/metadata.name");
+    labels.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 
 impl Example {
@@ -94,10 +95,10 @@ impl Example {
         &self.readme.ports
     }
 
-    /// Creates a cluster with these pods, at the addresses in their manifests, without policies.
+    /// Creates a cluster with the example's pods, at the addresses in their manifests, without policies.
     ///
     /// # Errors
-    /// Returns an error if it cannot be created, or a pod gets another address.
+    /// Returns an error if the cluster cannot be created, or a pod gets another address.
     pub fn cluster(&self) -> Result<Cluster> {
         let mut builder = Cluster::builder().serve(self.ports());
         for (name, labels) in &self.namespaces {
@@ -136,17 +137,19 @@ impl Example {
         cluster.apply("example", &fs::read_to_string(self.directory.join("policies.yaml"))?)
     }
 
-    fn ends(&self) -> Vec<String> {
+    /// Returns the names of the hosts in the table: pods, then external hosts.
+    fn hosts(&self) -> Vec<String> {
         self.pods.iter().map(|pod| pod.key.to_string()).chain(self.readme.external_hosts.iter().cloned()).collect()
     }
 
-    /// Returns all cells of the table in the example's README. There is no cell from a host to itself, or between external hosts.
+    /// Returns all cells of the table in the example's README. There is no cell from a host to itself, or between
+    /// external hosts.
     pub fn cells(&self) -> Vec<Cell> {
-        let is_external = |end: &String| self.readme.external_hosts.contains(end);
-        let ends = self.ends();
+        let is_external = |host: &String| self.readme.external_hosts.contains(host);
+        let hosts = self.hosts();
         let mut cells = Vec::new();
-        for from in &ends {
-            for to in ends.iter().filter(|to| *to != from && !(is_external(from) && is_external(to))) {
+        for from in &hosts {
+            for to in hosts.iter().filter(|to| *to != from && !(is_external(from) && is_external(to))) {
                 for &(protocol, port) in self.ports() {
                     cells.push(Cell { from: from.clone(), to: to.clone(), protocol, port });
                 }
@@ -158,7 +161,7 @@ impl Example {
     /// Returns the table in the example's README.
     ///
     /// # Errors
-    /// Returns an error if cells are missing in the table, or if it has additional cells.
+    /// Returns an error if the table has missing or additional cells.
     pub fn documented_matrix(&self) -> Result<Matrix> {
         let documented = self.readme.table().context("the table in README.md")?;
         let cells = self.cells();
@@ -178,7 +181,7 @@ impl Example {
     /// # Errors
     /// Returns an error if it cannot be written.
     pub fn update_table(&mut self, matrix: &Matrix) -> Result<()> {
-        self.readme.set_table(&self.ends(), matrix);
+        self.readme.set_table(&self.hosts(), matrix);
         fs::write(self.directory.join("README.md"), self.readme.text()).context("writing README.md")
     }
 }

@@ -1,4 +1,4 @@
-//! Parses an example's README: a command, and a table for people and tests.
+//! Parses an example's README: a command, and a table of allowed connections, which users read and tests check.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -12,10 +12,12 @@ use crate::port;
 const BEGIN: &str = "<!-- table -->\n";
 const END: &str = "<!-- /table -->";
 
-/// Cell without a probe: a host to itself, or two external hosts.
+/// Cell without a probe: from a host to itself, or between two external hosts.
 const NO_PROBE: &str = "·";
-const NOTHING: &str = "–";
-const EVERYTHING: &str = "all";
+/// Cell if no port is allowed.
+const NO_PORT: &str = "–";
+/// Cell if all ports are allowed.
+const ALL_PORTS: &str = "all";
 
 /// A parsed README.
 #[derive(Debug)]
@@ -52,7 +54,7 @@ impl Readme {
 
     /// Parses the table.
     pub(super) fn table(&self) -> Result<Matrix> {
-        let mut rows = self.table.lines().map(words);
+        let mut rows = self.table.lines().map(split_cells);
         let header = rows.next().context("the table is empty")?;
         let destinations = header.get(1..).context("the table has no columns")?;
         let mut found = BTreeMap::new();
@@ -67,8 +69,8 @@ impl Readme {
             for (to, &cell) in destinations.iter().zip(cells) {
                 let allowed = match cell {
                     NO_PROBE => continue,
-                    NOTHING => Vec::new(),
-                    EVERYTHING => self.ports.clone(),
+                    NO_PORT => Vec::new(),
+                    ALL_PORTS => self.ports.clone(),
                     list => list.split(", ").map(port::parse).collect::<Result<_>>()?,
                 };
                 if let Some(other) = allowed.iter().find(|port| !self.ports.contains(port)) {
@@ -83,10 +85,10 @@ impl Readme {
         Ok(Matrix(found))
     }
 
-    pub(super) fn set_table(&mut self, ends: &[String], matrix: &Matrix) {
-        let mut text = format!("| from ↓ to → | {} |\n|---|{}\n", ends.join(" | "), "---|".repeat(ends.len()));
-        for from in ends {
-            let cells: Vec<_> = ends.iter().map(|to| self.cell(matrix, from, to)).collect();
+    pub(super) fn set_table(&mut self, hosts: &[String], matrix: &Matrix) {
+        let mut text = format!("| from ↓ to → | {} |\n|---|{}\n", hosts.join(" | "), "---|".repeat(hosts.len()));
+        for from in hosts {
+            let cells: Vec<_> = hosts.iter().map(|to| self.cell(matrix, from, to)).collect();
             let _ = writeln!(text, "| {from} | {} |", cells.join(" | "));
         }
         self.table = text;
@@ -101,16 +103,16 @@ impl Readme {
         }
         let allowed: Vec<_> = self.ports.iter().filter(|port| verdict(port) == Some(&true)).copied().collect();
         if allowed.is_empty() {
-            NOTHING.to_owned()
+            NO_PORT.to_owned()
         } else if allowed.len() == self.ports.len() {
-            EVERYTHING.to_owned()
+            ALL_PORTS.to_owned()
         } else {
             allowed.into_iter().map(port::text).collect::<Vec<_>>().join(", ")
         }
     }
 }
 
-fn words(row: &str) -> Vec<&str> {
+fn split_cells(row: &str) -> Vec<&str> {
     row.trim().trim_matches('|').split('|').map(str::trim).collect()
 }
 

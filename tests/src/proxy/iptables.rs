@@ -1,12 +1,14 @@
-//! kube-proxy's iptables mode: a chain for each frontend and endpoint, and a random choice between endpoints.
+//! kube-proxy's iptables mode. Each frontend (a Service's address and port) has a chain `KUBE-SVC`, which selects one
+//! of the backends at random. Each backend has a chain `KUBE-SEP`.
 
 use std::fmt::Write;
 
 use anyhow::Result;
 
-use super::{Frontend, MASQUERADE, pods, protocol_name};
+use super::{Frontend, MASQUERADE, pod_network, protocol_name};
 use crate::netns::Netns;
 
+/// For each family: whether it is IPv4, the program that loads rules, and the program that prints them.
 const PROGRAMS: [(bool, &str, &str); 2] =
     [(true, "iptables-nft-restore", "iptables-nft-save"), (false, "ip6tables-nft-restore", "ip6tables-nft-save")];
 
@@ -20,13 +22,13 @@ pub(super) fn prepare(node: &Netns) -> Result<()> {
     Ok(())
 }
 
-/// Loads rules. Chains that occur in them are emptied first.
+/// Loads rules. Chains that the rules declare are emptied first.
 pub(super) fn restore(node: &Netns, is_ipv4: bool, rules: &str) -> Result<()> {
     let (_, program, _) = PROGRAMS[usize::from(!is_ipv4)];
     node.iptables(program, rules)
 }
 
-/// Returns all chains. Chains of removed endpoints are kept, but no rule jumps to them.
+/// Returns all chains and their rules. In the kernel, chains of removed backends are kept, but no rule jumps to them.
 pub(super) fn rules(frontends: &[&Frontend], is_ipv4: bool) -> String {
     let mut chains = "*nat\n".to_owned();
     for name in ["KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-MARK-MASQ", "KUBE-POSTROUTING"] {
@@ -42,24 +44,24 @@ pub(super) fn rules(frontends: &[&Frontend], is_ipv4: bool) -> String {
         let Frontend { address, port, node_port, targets, .. } = frontend;
         let protocol = protocol_name(frontend.protocol);
         let _ = writeln!(chains, ":KUBE-SVC-{index} - [0:0]\n:KUBE-EXT-{index} - [0:0]");
-        let matched = format!("-p {protocol} -m {protocol} --dport");
-        let _ = writeln!(rules, "-A KUBE-SERVICES -d {address} {matched} {port} -j KUBE-SVC-{index}");
+        let match_port = format!("-p {protocol} -m {protocol} --dport");
+        let _ = writeln!(rules, "-A KUBE-SERVICES -d {address} {match_port} {port} -j KUBE-SVC-{index}");
         if let Some(port) = node_port {
-            let _ = writeln!(rules, "-A KUBE-NODEPORTS {matched} {port} -j KUBE-EXT-{index}");
+            let _ = writeln!(rules, "-A KUBE-NODEPORTS {match_port} {port} -j KUBE-EXT-{index}");
         }
         let _ = writeln!(
             rules,
             "-A KUBE-EXT-{index} -j KUBE-MARK-MASQ
              -A KUBE-EXT-{index} -j KUBE-SVC-{index}
-             -A KUBE-SVC-{index} ! -s {} -d {address} {matched} {port} -j KUBE-MARK-MASQ",
-            pods(is_ipv4)
+             -A KUBE-SVC-{index} ! -s {} -d {address} {match_port} {port} -j KUBE-MARK-MASQ",
+            pod_network(is_ipv4)
         );
         for (number, target) in targets.iter().enumerate() {
             let chain = format!("KUBE-SEP-{index}-{number}");
             let _ = writeln!(chains, ":{chain} - [0:0]");
             let probability = match targets.len() - number {
                 1 => String::new(),
-                left => format!("-m statistic --mode random --probability 0.{:010} ", 10_000_000_000 / left),
+                remaining => format!("-m statistic --mode random --probability 0.{:010} ", 10_000_000_000 / remaining),
             };
             let _ = writeln!(
                 rules,
@@ -80,11 +82,13 @@ pub(super) fn rules_with_counts(node: &Netns) -> Result<String> {
     PROGRAMS.iter().map(|(_, _, program)| node.output(program, &["-c", "-t", "nat"])).collect()
 }
 
+/// Returns the backend in a line of the rules.
 pub(super) fn backend(line: &str) -> Option<&str> {
-    // The table also has the rules of hostPorts.
+    // The table also has the rules of hostPorts, which are in other chains.
     line.split_once("-A KUBE-SEP-")?.1.split_once("--to-destination ")?.1.split(' ').next()
 }
 
+/// Returns the packet count in a line of the rules.
 pub(super) fn count(line: &str) -> Option<u64> {
     line.strip_prefix('[')?.split(':').next()?.parse().ok()
 }

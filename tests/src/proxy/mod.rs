@@ -25,12 +25,12 @@ pub enum Mode {
     Iptables,
 }
 
-/// Mark bit of packets to masquerade: from `NodePort`s, from outside the cluster, and from a backend to itself.
-/// `masqueradeAll` is not used.
+/// Mark bit of packets to masquerade: packets through a `NodePort`, packets from outside the cluster, and packets from
+/// a backend to itself. `masqueradeAll` is not used.
 const MASQUERADE: &str = "0x4000";
 
 /// Returns the network of all pods.
-const fn pods(is_ipv4: bool) -> &'static str {
+const fn pod_network(is_ipv4: bool) -> &'static str {
     if is_ipv4 { "10.244.0.0/16" } else { "fd77::/32" }
 }
 
@@ -41,7 +41,7 @@ pub struct KubeProxy {
     nodes: Vec<Netns>,
 }
 
-/// A port of a Service at one of its addresses.
+/// A frontend: a port of a Service at one of the Service's addresses, and its backends.
 #[derive(Debug)]
 struct Frontend {
     address: IpAddr,
@@ -75,10 +75,11 @@ impl KubeProxy {
         let frontends: Vec<_> = services.iter().flat_map(frontends).collect();
         for node in &self.nodes {
             for is_ipv4 in [true, false] {
-                let of_family: Vec<_> = frontends.iter().filter(|one| one.address.is_ipv4() == is_ipv4).collect();
+                let family_frontends: Vec<_> =
+                    frontends.iter().filter(|one| one.address.is_ipv4() == is_ipv4).collect();
                 match self.mode {
-                    Mode::Nftables => node.nft(&nftables::rules(&of_family, is_ipv4))?,
-                    Mode::Iptables => iptables::restore(node, is_ipv4, &iptables::rules(&of_family, is_ipv4))?,
+                    Mode::Nftables => node.nft(&nftables::rules(&family_frontends, is_ipv4))?,
+                    Mode::Iptables => iptables::restore(node, is_ipv4, &iptables::rules(&family_frontends, is_ipv4))?,
                 }
             }
         }
@@ -88,8 +89,8 @@ impl KubeProxy {
     /// Returns how many connections the nodes have sent to each backend since [`Self::sync`].
     ///
     /// # Errors
-    /// Returns an error if the kernel does not report it.
-    pub fn sent(&self) -> Result<BTreeMap<SocketAddr, u64>> {
+    /// Returns an error if the kernel does not report the counts.
+    pub fn sent_connections(&self) -> Result<BTreeMap<SocketAddr, u64>> {
         let mut sent = BTreeMap::new();
         for node in &self.nodes {
             let rules = match self.mode {

@@ -1,20 +1,21 @@
-//! kube-proxy's nftables mode: a table for each family, with maps from frontends to endpoint chains.
+//! kube-proxy's nftables mode: a table for each family. A map selects the chain of a frontend (a Service's address and
+//! port). This chain selects the chain of a backend, which kube-proxy names `endpoint`.
 
 use std::fmt::Write;
 
 use anyhow::Result;
 
-use super::{Frontend, MASQUERADE, pods, protocol_name};
+use super::{Frontend, MASQUERADE, pod_network, protocol_name};
 use crate::netns::Netns;
 
-/// Returns the rules that replace the table.
+/// Returns rules that replace the table.
 pub(super) fn rules(frontends: &[&Frontend], is_ipv4: bool) -> String {
     let (ip, kind, loopback) = if is_ipv4 { ("ip", "ipv4_addr", "127.0.0.0/8") } else { ("ip6", "ipv6_addr", "::1") };
     let (mut chains, mut cluster_ips, mut node_ports) = (String::new(), String::new(), String::new());
     for (index, frontend) in frontends.iter().enumerate().filter(|(_, frontend)| !frontend.targets.is_empty()) {
         let Frontend { address, port, .. } = frontend;
         let protocol = protocol_name(frontend.protocol);
-        chains += &service(index, frontend, ip, is_ipv4);
+        chains += &frontend_chains(index, frontend, ip, is_ipv4);
         let _ = write!(cluster_ips, "{address} . {protocol} . {port} : goto service-{index}, ");
         if let Some(port) = frontend.node_port {
             let _ = write!(node_ports, "{protocol} . {port} : goto external-{index}, ");
@@ -46,12 +47,13 @@ pub(super) fn rules(frontends: &[&Frontend], is_ipv4: bool) -> String {
     )
 }
 
+/// Returns the elements of a map. The syntax does not allow an empty list.
 fn elements(list: &str) -> String {
     if list.is_empty() { String::new() } else { format!("elements = {{ {list} }}") }
 }
 
-/// Returns the chains of a frontend: for `NodePort`s, for the choice of a backend, and for each backend.
-fn service(index: usize, frontend: &Frontend, ip: &str, is_ipv4: bool) -> String {
+/// Returns the chains of a frontend: one for its `NodePort`, one that selects a backend, and one for each backend.
+fn frontend_chains(index: usize, frontend: &Frontend, ip: &str, is_ipv4: bool) -> String {
     let Frontend { address, targets, .. } = frontend;
     let mut choices = String::new();
     let mut chains = String::new();
@@ -74,7 +76,7 @@ fn service(index: usize, frontend: &Frontend, ip: &str, is_ipv4: bool) -> String
            numgen random mod {} vmap {{ {choices} }}
          }}
          chain external-{index} {{ jump mark-for-masquerade; goto service-{index}; }}",
-        pods(is_ipv4),
+        pod_network(is_ipv4),
         targets.len()
     );
     chains
@@ -86,10 +88,12 @@ pub(super) fn rules_with_counts(node: &Netns) -> Result<String> {
     Ok(list("ip")? + &list("ip6")?)
 }
 
+/// Returns the backend in a line of the rules.
 pub(super) fn backend(line: &str) -> Option<&str> {
     line.split_once("dnat to ")?.1.split(' ').next()
 }
 
+/// Returns the packet count in a line of the rules.
 pub(super) fn count(line: &str) -> Option<u64> {
     line.split_once("counter packets ")?.1.split(' ').next()?.parse().ok()
 }

@@ -7,21 +7,22 @@ use netpol_apiserver::{Options, Resource, Verb, WatchFault};
 use netpol_tests::agent::as_deployed;
 use netpol_tests::{Agent, AgentOptions, Lab, ProbeResult, Protocol};
 
-use super::{lab, load, options, pods, server_from, wait_until};
+use super::{allow_to_server, lab, options, pods, start_background_flows, wait_until};
 
 const FROM_OTHER: &str = ", {podSelector: {matchLabels: {app: other}}}";
 
 #[test]
 fn an_expired_token_is_read_again_from_its_file() -> Result<()> {
-    let lab = lab(options()?, &[server_from("")])?;
-    let load = load(&lab)?;
+    let lab = lab(options()?, &[allow_to_server("")])?;
+    let load = start_background_flows(&lab)?;
     for round in 0..3 {
         lab.api_server().rotate_token()?;
         lab.api_server().expire_old_tokens();
-        // The watch ends, but not the connection: after a cut connection the token is read again anyway.
+        // This ends the watches, but not the connection. If the connection were cut, the agent would read the token
+        // again in any case.
         lab.api_server().inject_watch_fault(None, WatchFault::End);
         let (peers, arrow) = if round % 2 == 0 { (FROM_OTHER, "->") } else { ("", "-x") };
-        lab.policies(&[server_from(peers)])?;
+        lab.set_policies(&[allow_to_server(peers)])?;
         lab.expect(&format!("shop/client -> shop/server 80/TCP\nshop/other {arrow} shop/server 80/TCP"))?;
     }
     let unauthorized = lab.api_server().requests().iter().filter(|request| request.status == Some(401)).count();
@@ -31,16 +32,16 @@ fn an_expired_token_is_read_again_from_its_file() -> Result<()> {
 
 #[test]
 fn in_a_pod_the_agent_uses_the_service_account_and_rereads_its_token() -> Result<()> {
-    let server = options()?;
-    let options = AgentOptions::default().api_server(server).in_cluster();
-    let mut lab = Lab::start_with(pods(), &[server_from("")], options)?;
-    let load = load(&lab)?;
+    let server_options = options()?;
+    let options = AgentOptions::default().api_server(server_options).in_cluster();
+    let mut lab = Lab::start_with(pods(), &[allow_to_server("")], options)?;
+    let load = start_background_flows(&lab)?;
     let first = lab.api_server().token();
     lab.api_server().rotate_token()?;
     lab.api_server().expire_old_tokens();
     ensure!(lab.api_server().token() != first, "the token did not change: nothing was tested");
     lab.api_server().inject_watch_fault(None, WatchFault::End);
-    lab.policies(&[server_from(FROM_OTHER)])?;
+    lab.set_policies(&[allow_to_server(FROM_OTHER)])?;
     lab.expect(
         "shop/client -> shop/server 80/TCP\nshop/other -> shop/server 80/TCP\nshop/never -x shop/server 80/TCP",
     )?;
@@ -63,7 +64,7 @@ fn a_missing_permission_is_logged_as_a_rule_and_the_agent_becomes_ready_when_it_
     let granted = as_deployed()?.rules;
     let rules = granted.clone().without(Resource::NetworkPolicies, None);
     let cluster = pods().build()?;
-    cluster.apply("first", &server_from(""))?;
+    cluster.apply("first", &allow_to_server(""))?;
     let mut agent = Agent::prepare(&cluster, AgentOptions::default().api_server(Options { rules, ..options()? }))?;
     agent.launch()?;
     agent.wait_log(&["cannot", "networkpolicies", "API group \"networking.k8s.io\"", "ClusterRole"])?;
@@ -84,12 +85,12 @@ fn a_missing_permission_is_logged_as_a_rule_and_the_agent_becomes_ready_when_it_
 
 #[test]
 fn verdicts_stay_while_a_permission_is_missing_and_changes_apply_when_it_is_granted_again() -> Result<()> {
-    let mut lab = lab(options()?, &[server_from("")])?;
-    let load = load(&lab)?;
+    let mut lab = lab(options()?, &[allow_to_server("")])?;
+    let load = start_background_flows(&lab)?;
     let granted = as_deployed()?.rules;
     lab.api_server().set_rules(granted.clone().without(Resource::NetworkPolicies, None));
     lab.api_server().end_forbidden_watches();
-    lab.policies(&[server_from(FROM_OTHER)])?;
+    lab.set_policies(&[allow_to_server(FROM_OTHER)])?;
     lab.agent().wait_log(&["cannot", "networkpolicies", "ClusterRole"])?;
     lab.expect_without_reference("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
     lab.api_server().set_rules(granted);
@@ -101,8 +102,8 @@ fn verdicts_stay_while_a_permission_is_missing_and_changes_apply_when_it_is_gran
 
 #[test]
 fn the_deployed_role_is_sufficient_and_no_request_exceeds_it() -> Result<()> {
-    let mut lab = lab(options()?, &[server_from("")])?;
-    lab.policies(&[server_from(FROM_OTHER)])?;
+    let mut lab = lab(options()?, &[allow_to_server("")])?;
+    lab.set_policies(&[allow_to_server(FROM_OTHER)])?;
     lab.expect("shop/other -> shop/server 80/TCP")?;
     let output = lab.agent().wait(&["--for", "policy/shop/server", "--timeout", "30s"])?;
     ensure!(output.code == Some(0), "{output:?}");

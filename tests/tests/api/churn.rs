@@ -7,14 +7,15 @@ use netpol_apiserver::{ApiServer, Resource, WatchFault};
 use netpol_tests::{AgentOptions, Lab};
 use serde_json::json;
 
-use super::{load, options, pods, server_from, wait_until};
+use super::{allow_to_server, options, pods, start_background_flows, wait_until};
 
+/// Number of pods on other nodes.
 const PODS: u16 = 2_000;
-/// An address of the outside host. In the API server it belongs to a pod of another node.
+/// An address of the outside host. In the objects of the API server, it is the address of a pod on another node.
 const REMOTE_POD: &str = "203.0.113.5";
 
 /// Writes a pod of another node to the API server only: it has no network namespace.
-fn apply(server: &ApiServer, name: &str, address: &str, labels: &serde_json::Value) -> Result<()> {
+fn apply_remote_pod(server: &ApiServer, name: &str, address: &str, labels: &serde_json::Value) -> Result<()> {
     server.apply(json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"namespace": "shop", "name": name, "labels": labels},
@@ -44,26 +45,26 @@ fn is_in_sync(lab: &Lab) -> Result<bool> {
 #[test]
 fn two_thousand_changing_remote_pods_do_not_affect_local_pods() -> Result<()> {
     let options = AgentOptions::default().api_server(options()?);
-    let mut lab = Lab::start_with(pods().outside(REMOTE_POD), &[server_from("")], options)?;
-    let load = load(&lab)?;
+    let mut lab = Lab::start_with(pods().outside(REMOTE_POD), &[allow_to_server("")], options)?;
+    let load = start_background_flows(&lab)?;
     for number in 0..PODS {
         let app = if number % 4 == 0 { "client" } else { "idle" };
-        apply(lab.api_server(), &format!("far-{number}"), &address(number), &json!({"app": app}))?;
+        apply_remote_pod(lab.api_server(), &format!("far-{number}"), &address(number), &json!({"app": app}))?;
     }
-    apply(lab.api_server(), "remote", REMOTE_POD, &json!({"app": "client"}))?;
+    apply_remote_pod(lab.api_server(), "remote", REMOTE_POD, &json!({"app": "client"}))?;
     wait_until("the agent has all pods and policies", Duration::from_mins(1), || is_in_sync(&lab))?;
     let from_remote =
         |arrow: &str| format!("{REMOTE_POD} {arrow} shop/server 80/TCP\nshop/client -> shop/server 80/TCP");
     lab.expect_without_reference(&from_remote("->"))?;
 
-    // Of five pods, one is deleted, one takes over its address, and two change their labels. Some watches break at the
-    // same time.
+    // Of each five pods, one is deleted, one takes over the address of the deleted pod, and two change their labels.
+    // Some watches break at the same time.
     for number in 0..PODS {
         let (server, name) = (lab.api_server(), format!("far-{number}"));
         match number % 5 {
             0 => drop(server.delete(Resource::Pods, "shop", &name)),
-            1 => apply(server, &name, &address(number - 1), &json!({"app": "client", "moved": "yes"}))?,
-            2 | 3 => apply(server, &name, &address(number), &json!({"app": "client", "round": "2"}))?,
+            1 => apply_remote_pod(server, &name, &address(number - 1), &json!({"app": "client", "moved": "yes"}))?,
+            2 | 3 => apply_remote_pod(server, &name, &address(number), &json!({"app": "client", "round": "2"}))?,
             _ => {}
         }
         if number % 400 == 399 {
@@ -74,7 +75,7 @@ fn two_thousand_changing_remote_pods_do_not_affect_local_pods() -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(2));
     }
-    apply(lab.api_server(), "remote", REMOTE_POD, &json!({"app": "idle"}))?;
+    apply_remote_pod(lab.api_server(), "remote", REMOTE_POD, &json!({"app": "idle"}))?;
     lab.expect_without_reference(&from_remote("-x"))?;
     wait_until("the agent has all pods and policies", Duration::from_mins(1), || is_in_sync(&lab))?;
     let socket = lab.agent().socket().display().to_string();

@@ -8,7 +8,7 @@ use netpol_tests::Lab;
 use netpol_tests::lab::TIMEOUT;
 use serde_json::{Value, json};
 
-use super::{PROD_AND_FRIENDS, lab, load, options, server_from, wait_until};
+use super::{PROD_AND_FRIENDS, allow_to_server, lab, options, start_background_flows, wait_until};
 
 /// The description of a fault, and a function that injects it.
 type FaultCase = (&'static str, fn(&ApiServer));
@@ -50,20 +50,20 @@ fn fail_lists(server: &ApiServer, effect: &Effect) {
 /// Changes policies and the labels of a pod and of a namespace during each fault, and waits until all changes take
 /// effect.
 fn run_cases(cases: &[FaultCase], streaming: StreamingLists) -> Result<()> {
-    let mut lab = lab(netpol_apiserver::Options { streaming_lists: streaming, ..options()? }, &[server_from("")])?;
-    let load = load(&lab)?;
+    let mut lab = lab(netpol_apiserver::Options { streaming_lists: streaming, ..options()? }, &[allow_to_server("")])?;
+    let load = start_background_flows(&lab)?;
     for (round, (fault, inject)) in cases.iter().enumerate() {
-        change(&mut lab, *inject, round % 2 == 0).with_context(|| format!("with the fault: {fault}"))?;
+        change_during_fault(&mut lab, *inject, round % 2 == 0).with_context(|| format!("with the fault: {fault}"))?;
     }
     load.finish()
 }
 
-fn change(lab: &mut Lab, inject: fn(&ApiServer), allow: bool) -> Result<()> {
+fn change_during_fault(lab: &mut Lab, inject: fn(&ApiServer), allow: bool) -> Result<()> {
     wait_for_watches(lab.api_server())?;
-    let before = watches(lab.api_server());
+    let before = count_started_watches(lab.api_server());
     inject(lab.api_server());
     let (stage, friend, arrow) = if allow { ("prod", "yes", "->") } else { ("test", "no", "-x") };
-    lab.policies(&[server_from(if allow { PROD_AND_FRIENDS } else { "" })])?;
+    lab.set_policies(&[allow_to_server(if allow { PROD_AND_FRIENDS } else { "" })])?;
     lab.cluster.label_namespace("blog", &format!("stage={stage}"))?;
     lab.cluster.edit_pod("shop/other", |pod| pod.labels(&format!("app=other,friend={friend}")))?;
     lab.expect(&format!(
@@ -72,7 +72,7 @@ fn change(lab: &mut Lab, inject: fn(&ApiServer), allow: bool) -> Result<()> {
          blog/web    {arrow} shop/server 80/TCP
          shop/never  -x shop/server 80/TCP"
     ))?;
-    let after = watches(lab.api_server());
+    let after = count_started_watches(lab.api_server());
     ensure!(after > before, "no watch broke: {before} watches were started before the fault, {after} in total");
     lab.api_server().clear_faults();
     Ok(())
@@ -102,7 +102,7 @@ fn wait_for_watches(server: &ApiServer) -> Result<()> {
     Ok(())
 }
 
-fn watches(server: &ApiServer) -> usize {
+fn count_started_watches(server: &ApiServer) -> usize {
     server.requests().iter().filter(|request| request.verb == Some(Verb::Watch)).count()
 }
 
@@ -126,16 +126,16 @@ fn failed_lists_without_streaming_lists_lose_no_allowed_packet_and_pass_no_denie
     run_cases(&LIST_FAULTS, StreamingLists::Forbidden)
 }
 
-/// A slow test: over HTTP/1.1, such a watch is detected only because it is silent for longer than the interval between
-/// two bookmarks.
+/// A slow test: over HTTP/1.1, the agent detects a silent watch only because no event and no bookmark arrives for
+/// longer than the interval between two bookmarks.
 #[test]
 fn silent_watches_are_detected() -> Result<()> {
-    let lab = lab(netpol_apiserver::Options { http2: false, ..options()? }, &[server_from("")])?;
-    let load = load(&lab)?;
+    let lab = lab(netpol_apiserver::Options { http2: false, ..options()? }, &[allow_to_server("")])?;
+    let load = start_background_flows(&lab)?;
     lab.api_server().inject_watch_fault(None, WatchFault::Hang);
-    lab.policies(&[server_from(", {podSelector: {matchLabels: {app: other}}}")])?;
-    let before = watches(lab.api_server());
-    let restarted = || Ok(watches(lab.api_server()) >= before + 4);
+    lab.set_policies(&[allow_to_server(", {podSelector: {matchLabels: {app: other}}}")])?;
+    let before = count_started_watches(lab.api_server());
+    let restarted = || Ok(count_started_watches(lab.api_server()) >= before + 4);
     wait_until("the watches are started again", Duration::from_secs(200), restarted)?;
     lab.expect(
         "shop/client -> shop/server 80/TCP\nshop/other -> shop/server 80/TCP\nshop/never -x shop/server 80/TCP",

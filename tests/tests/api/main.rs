@@ -28,7 +28,7 @@ fn pods_without_load() -> ClusterBuilder {
 }
 
 /// Returns a policy that allows ingress to `server` from `client` and from these peers.
-fn server_from(peers: &str) -> String {
+fn allow_to_server(peers: &str) -> String {
     let rule = format!("{{from: [{{podSelector: {{matchLabels: {{app: client}}}}}}{peers}]}}");
     policy(
         "shop/server",
@@ -53,7 +53,7 @@ fn lab_of(cluster: ClusterBuilder, options: Options, policies: &[String]) -> Res
     Lab::start_with(cluster, policies, AgentOptions::default().api_server(options))
 }
 
-fn load(lab: &Lab) -> Result<BackgroundFlows> {
+fn start_background_flows(lab: &Lab) -> Result<BackgroundFlows> {
     BackgroundFlows::start(&lab.cluster, "shop/client", "shop/never", "shop/server")
 }
 

@@ -7,13 +7,17 @@ use netpol_apiserver::{Network, Resource};
 use netpol_tests::agent::as_deployed;
 use netpol_tests::{ClusterBuilder, Lab, deny_all};
 
-use super::{PROD_AND_FRIENDS, lab_of, load, options, pods_without_load, server_from, wait_until};
+use super::{
+    PROD_AND_FRIENDS, allow_to_server, lab_of, options, pods_without_load, start_background_flows, wait_until,
+};
 
+/// The verdicts before the changes of [`change_all_objects`].
 const BEFORE: &str = "shop/client -> shop/server 80/TCP
      shop/other  -x shop/server 80/TCP
      shop/never  -x shop/server 80/TCP
      shop/client -x blog/web    80/TCP";
 
+/// The verdicts after these changes.
 const AFTER: &str = "shop/client -> shop/server 80/TCP
      shop/other  -> shop/server 80/TCP
      blog/web    -> shop/server 80/TCP
@@ -21,23 +25,25 @@ const AFTER: &str = "shop/client -> shop/server 80/TCP
      shop/server -x shop/other  80/TCP
      shop/client -> blog/web    80/TCP";
 
-/// The labels of two pods before and after a change. `client` is allowed and `never` is denied in both states, but not
-/// with the labels of one state and the policy of the other.
+/// The labels of two pods before and after the changes. `client` is allowed and `never` is denied in both states. With
+/// the labels of one state and the policy of the other state, their verdicts would be the opposite, so that a mixture
+/// of both states is detected.
 const LABELS: [[(&str, &str); 2]; 2] = [
     [("shop/client", "app=moving,side=left"), ("shop/never", "app=never,side=right")],
     [("shop/client", "app=moving,side=right"), ("shop/never", "app=never,side=left")],
 ];
+/// The peer of the policy before and after the changes.
 const SIDES: [&str; 2] =
     [", {podSelector: {matchLabels: {side: left}}}", ", {podSelector: {matchLabels: {side: right}}}"];
 
 fn start() -> Result<Lab> {
-    let lab = lab_of(pods_of(LABELS[0]), options()?, &[server_from(SIDES[0])])?;
+    let lab = lab_of(pods_with_labels(LABELS[0]), options()?, &[allow_to_server(SIDES[0])])?;
     lab.cluster.apply("second", &deny_all("blog"))?;
     lab.expect(BEFORE)?;
     Ok(lab)
 }
 
-fn pods_of(labels: [(&str, &str); 2]) -> ClusterBuilder {
+fn pods_with_labels(labels: [(&str, &str); 2]) -> ClusterBuilder {
     labels.iter().fold(pods_without_load(), |cluster, (name, labels)| cluster.pods(&[(name, labels)]))
 }
 
@@ -50,14 +56,15 @@ fn change_all_objects(lab: &mut Lab) -> Result<()> {
     change_objects(lab, SIDES[1])
 }
 
-/// Makes the same changes, except for those that give other verdicts when only some of them are applied.
+/// Makes the same changes, but without those of [`LABELS`]: these would give other verdicts if only some of them were
+/// applied.
 fn change_objects(lab: &mut Lab, side: &str) -> Result<()> {
     lab.cluster.delete("second")?;
     lab.cluster.apply(
         "third",
         &netpol_tests::policy("shop/other", "{podSelector: {matchLabels: {app: other}}, policyTypes: [Ingress]}"),
     )?;
-    lab.policies(&[server_from(&format!("{PROD_AND_FRIENDS}{side}"))])?;
+    lab.set_policies(&[allow_to_server(&format!("{PROD_AND_FRIENDS}{side}"))])?;
     lab.cluster.label_namespace("blog", "stage=prod")?;
     lab.cluster.edit_pod("shop/other", |pod| pod.labels("app=other,friend=yes"))?;
     lab.agent().sync_api_server()
@@ -67,7 +74,7 @@ fn change_objects(lab: &mut Lab, side: &str) -> Result<()> {
 fn changes_during_an_outage_are_applied_without_a_mixture_of_old_and_new() -> Result<()> {
     for compacted in [false, true] {
         let mut lab = start()?;
-        let load = load(&lab)?;
+        let load = start_background_flows(&lab)?;
         lab.api_server().network(Network::Refuse);
         change_all_objects(&mut lab)?;
         if compacted {
@@ -84,11 +91,11 @@ fn changes_during_an_outage_are_applied_without_a_mixture_of_old_and_new() -> Re
     Ok(())
 }
 
-/// The agent cannot detect that it missed events: it receives them from its watches later, in any order.
+/// The agent cannot detect this outage: the connections stay open, and each watch delivers its events later.
 #[test]
 fn changes_are_applied_after_a_network_that_drops_everything_for_a_while() -> Result<()> {
     let mut lab = start()?;
-    let load = load(&lab)?;
+    let load = start_background_flows(&lab)?;
     lab.api_server().network(Network::BlackHole);
     change_objects(&mut lab, SIDES[0])?;
     std::thread::sleep(Duration::from_secs(3));
@@ -104,7 +111,7 @@ fn a_server_that_forbids_one_kind_after_an_outage_causes_no_mixture_of_old_and_n
     let granted = as_deployed()?.rules;
     for forbidden in [Resource::NetworkPolicies, Resource::Pods] {
         let mut lab = start()?;
-        let load = load(&lab)?;
+        let load = start_background_flows(&lab)?;
         lab.api_server().network(Network::Refuse);
         change_all_objects(&mut lab)?;
         std::thread::sleep(Duration::from_secs(2));
@@ -122,26 +129,27 @@ fn a_server_that_forbids_one_kind_after_an_outage_causes_no_mixture_of_old_and_n
     Ok(())
 }
 
-/// The outage is long enough for a long backoff. Afterwards the server has other objects, tokens and versions.
+/// The outage is so long that the agent's backoff becomes long. After the outage, the server has other objects, tokens
+/// and versions.
 #[test]
 fn after_a_long_outage_with_many_changes_the_agent_recovers_in_bounded_time() -> Result<()> {
     const OUTAGE: Duration = Duration::from_secs(20);
     // The backoff grows with the outage: it is at most as long as the outage so far, and at most 30 s.
     const RECOVERY: Duration = Duration::from_secs(20);
     let mut lab = start()?;
-    let load = load(&lab)?;
+    let load = start_background_flows(&lab)?;
     let mut versions = [1_000_000_000, 1].into_iter();
-    for (before, after, end) in [(BEFORE, AFTER, 1), (AFTER, BEFORE, 0)] {
+    for (before, after, final_state) in [(BEFORE, AFTER, 1), (AFTER, BEFORE, 0)] {
         lab.api_server().network(Network::Refuse);
         let outage = Instant::now();
-        // Alternate between the two states. The last round sets the expected one.
+        // Alternates between the two states. The last round sets the final state.
         for round in 0..13 {
-            set_state(&mut lab, (end + round) % 2)?;
+            set_state(&mut lab, (final_state + round) % 2)?;
             lab.api_server().rotate_token()?;
         }
         lab.api_server().renumber(versions.next().context("there is no version for this outage")?);
         lab.api_server().expire_old_tokens();
-        // The server starts and fails again.
+        // The server starts, but fails again.
         for _ in 0..2 {
             std::thread::sleep(Duration::from_secs(2));
             lab.api_server().network(Network::Up);
@@ -157,9 +165,9 @@ fn after_a_long_outage_with_many_changes_the_agent_recovers_in_bounded_time() ->
     load.finish().with_context(|| format!("load; log of the agent:\n{}", lab.agent().log()))
 }
 
-/// Changes the objects from the state before a [`change_all_objects`] to the state after it (1), or back (0).
-fn set_state(lab: &mut Lab, end: usize) -> Result<()> {
-    if end == 1 {
+/// Changes all objects to their state before [`change_all_objects`] (0) or after it (1).
+fn set_state(lab: &mut Lab, state: usize) -> Result<()> {
+    if state == 1 {
         return change_all_objects(lab);
     }
     for (name, labels) in LABELS[0] {
@@ -167,7 +175,7 @@ fn set_state(lab: &mut Lab, end: usize) -> Result<()> {
     }
     lab.cluster.apply("second", &deny_all("blog"))?;
     lab.cluster.delete("third")?;
-    lab.policies(&[server_from(SIDES[0])])?;
+    lab.set_policies(&[allow_to_server(SIDES[0])])?;
     lab.cluster.label_namespace("blog", "stage=test")?;
     lab.cluster.edit_pod("shop/other", |pod| pod.labels("app=other"))?;
     lab.agent().sync_api_server()
@@ -177,7 +185,7 @@ fn set_state(lab: &mut Lab, end: usize) -> Result<()> {
 #[test]
 fn an_unreachable_server_is_detected_within_half_a_minute() -> Result<()> {
     let mut lab = start()?;
-    let load = load(&lab)?;
+    let load = start_background_flows(&lab)?;
     let port = lab.api_server().address().port();
     let vanished = Instant::now();
     lab.cluster.host("node-1").netns().nft(&format!(
@@ -187,8 +195,8 @@ fn an_unreachable_server_is_detected_within_half_a_minute() -> Result<()> {
          add rule inet vanished in tcp sport {port} drop"
     ))?;
     change_objects(&mut lab, SIDES[0])?;
-    // The agent must detect it earlier than by the timeout of 100 s for silent watches.
-    // All watches share one HTTP/2 connection, which is closed because a ping gets no response.
+    // The agent must detect this before the timeout of 100 s for silent watches. All watches share one HTTP/2
+    // connection, which the agent closes when a ping gets no response.
     let detected =
         |log: &str| log.lines().any(|line| line.contains("cannot watch nodes") && line.contains("stream closed"));
     wait_until("the agent logs that watches failed", Duration::from_secs(45), || Ok(detected(&lab.agent().log())))?;
@@ -202,7 +210,7 @@ fn an_unreachable_server_is_detected_within_half_a_minute() -> Result<()> {
 #[test]
 fn a_server_restored_from_a_backup_is_followed_without_a_mixture_of_old_and_new() -> Result<()> {
     let mut lab = start()?;
-    let load = load(&lab)?;
+    let load = start_background_flows(&lab)?;
     let backup = lab.api_server().backup();
     lab.api_server().network(Network::Refuse);
     change_all_objects(&mut lab)?;
@@ -218,7 +226,7 @@ fn a_server_restored_from_a_backup_is_followed_without_a_mixture_of_old_and_new(
 #[test]
 fn enforcement_continues_when_the_agent_restarts_during_an_outage() -> Result<()> {
     let mut lab = start()?;
-    let load = load(&lab)?;
+    let load = start_background_flows(&lab)?;
     lab.api_server().network(Network::Refuse);
     lab.agent().crash()?;
     lab.expect_without_reference(BEFORE).context("without an agent")?;

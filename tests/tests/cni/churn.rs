@@ -1,4 +1,6 @@
 //! Pods that are created and deleted.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +9,7 @@ use netpol_policy::model::Protocol::{Tcp, Udp};
 use netpol_tests::flow::{EchoConnection, Stream};
 use netpol_tests::{AgentOptions, Cluster, Families, Lab, PodSpec, Topology, deny_all};
 
-use super::{server_from_client, wait_metrics};
+use super::{allow_client_to_server, wait_metrics};
 
 /// Parameters of a test.
 struct Churn {
@@ -15,7 +17,7 @@ struct Churn {
     families: Families,
     /// The `--attach` option.
     attach: &'static str,
-    /// Pods created and deleted every [`TICK`], or as fast as the machine can.
+    /// Number of pods that are created, and that are deleted, every [`TICK`] or as fast as the machine can.
     batch: usize,
     /// Number of batches; fewer if [`MAX_TIME`] has passed.
     batches: usize,
@@ -27,7 +29,7 @@ const TICK: Duration = Duration::from_millis(200);
 /// No further batches start after this time, except the first few, for machines that create pods slowly.
 const MAX_TIME: Duration = Duration::from_secs(15);
 
-/// The batch after which all current pods are checked. Some have been deleted before.
+/// After this batch is created, one of its pods is checked. By then, the pods of the first batches have been deleted.
 const CHECKED_BATCH: usize = LIFETIME + 2;
 
 /// Number of batches that exist at the same time.
@@ -43,7 +45,7 @@ impl Churn {
         ]);
         let mut lab = Lab::start_with(
             pods,
-            &[server_from_client(), deny_all("jobs")],
+            &[allow_client_to_server(), deny_all("jobs")],
             AgentOptions::default().arguments(&["--attach", self.attach]),
         )?;
         lab.expect("shop/client -> shop/server 80/TCP\nshop/never -x shop/server 80/TCP")?;
@@ -133,7 +135,7 @@ fn check_nothing_left(lab: &mut Lab, attach: &str) -> Result<()> {
     pins_below(lab.agent().pin_path(), &mut links)?;
     let links = links.iter().filter(|path| path.contains("/links/"));
     let (devices, pods): (Vec<_>, Vec<_>) = links.partition(|path| path.ends_with("-behind"));
-    // Filters have no pins.
+    // TCX links are pinned, clsact filters are not.
     let expected = if attach == "tcx" { (1, 6) } else { (0, 0) };
     ensure!(
         (devices.len(), pods.len()) == expected,
@@ -158,7 +160,8 @@ fn pins_below(directory: &std::path::Path, found: &mut Vec<String>) -> Result<()
     Ok(())
 }
 
-/// The checks do not depend on the rate: a busy machine may be slower. The actual rate is printed.
+/// Fifty pods a second. The checks do not depend on this rate: a busy machine may be slower. The actual rate is
+/// printed.
 const FIFTY_A_SECOND: Churn =
     Churn { topology: Topology::Bridge, families: Families::Dual, attach: "auto", batch: 10, batches: 25 };
 
@@ -177,7 +180,7 @@ fn s24_pods_attached_by_tcx_are_created_and_deleted() -> Result<()> {
     Churn { topology: Topology::Routed, families: Families::V4, attach: "tcx", ..FIFTY_A_SECOND }.run()
 }
 
-/// The plugins are slower: each calls iptables several times.
+/// CNI plugins are slower: each plugin calls iptables several times.
 #[test]
 fn s24_pods_of_the_bridge_plugin_are_created_and_deleted() -> Result<()> {
     Churn { topology: Topology::BridgePlugin, families: Families::V4, batch: 5, batches: 10, ..FIFTY_A_SECOND }.run()

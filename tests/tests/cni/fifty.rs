@@ -1,4 +1,6 @@
-//! Creates fifty pods a second, without a process for each.
+//! Creates fifty pods a second. For this rate, the test starts no process for a pod.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -8,7 +10,7 @@ use netpol_policy::model::Protocol::{Tcp, Udp};
 use netpol_tests::flow::Stream;
 use netpol_tests::{AgentOptions, Cluster, Lab, PodSlots, PodSpec, deny_all};
 
-use super::{server_from_client, wait_metrics};
+use super::{allow_client_to_server, wait_metrics};
 
 /// Number of pods, and the interval between them.
 const PODS: u32 = 500;
@@ -16,13 +18,14 @@ const INTERVAL: Duration = Duration::from_millis(20);
 /// Number of pods at a time, and number of pods deleted together.
 const MAX_ALIVE: usize = 50;
 const GROUP_SIZE: u32 = 10;
-/// Number of addresses. An address is reused only after some time, as by plugins. Otherwise the agent would treat the
-/// new pod as the old one, until it receives the new pod's object.
+/// Number of slots: prepared network namespaces, each with its own address. An address is reused only after some time,
+/// as CNI plugins do. Otherwise the agent would treat the new pod as the old pod until it receives the new pod's
+/// object.
 const SLOTS: u8 = 110;
-/// Number of packets that a pod sends to a port of the server that no policy allows.
+/// Number of packets that each pod sends to the server. No policy allows them.
 const PACKETS: usize = 3;
 
-/// On a busy machine, pods are created more slowly. Each must still be enforced before it is deleted.
+/// On a busy machine, pods are created more slowly. In any case, each pod must be enforced before it is deleted.
 #[test]
 fn s24_each_of_fifty_pods_a_second_is_enforced() -> Result<()> {
     let pods = Cluster::builder().namespace("jobs", "").pods(&[
@@ -30,17 +33,17 @@ fn s24_each_of_fifty_pods_a_second_is_enforced() -> Result<()> {
         ("shop/server", "app=server"),
         ("shop/never", "app=never"),
     ]);
-    let mut lab = Lab::start_with(pods, &[server_from_client(), deny_all("jobs")], AgentOptions::default())?;
+    let mut lab = Lab::start_with(pods, &[allow_client_to_server(), deny_all("jobs")], AgentOptions::default())?;
     let mut slots = PodSlots::prepare(&lab.cluster, SLOTS)?;
     let allowed = Stream::start(&lab.cluster, "shop/client", "shop/server", 53)?;
     let denied = Stream::of_new_flows(&lab.cluster, "shop/never", "shop/server", 53)?;
 
-    let mut alive = Alive::new();
+    let mut alive = LivePods::new();
     let start = Instant::now();
     for number in 0..PODS {
         std::thread::sleep((start + INTERVAL * number).saturating_duration_since(Instant::now()));
         let slot = usize::try_from(number)? % slots.count();
-        // The default group is 0.
+        // Group 0 is the default group of all network interfaces.
         let group = number / GROUP_SIZE + 1;
         if number % GROUP_SIZE == 0 && alive.len() == MAX_ALIVE {
             delete_oldest_group(&mut lab, &mut slots, &mut alive)?;
@@ -60,7 +63,8 @@ fn s24_each_of_fifty_pods_a_second_is_enforced() -> Result<()> {
         let Some((_, rest)) = line.split_once(" enforced pod=") else { continue };
         let mut words = rest.split(' ');
         let pod = words.next().unwrap_or_default();
-        // If all traffic of a pod was dropped until its policies were evaluated, the time until then is included.
+        // If all traffic of a pod was dropped until its policies were compiled, the line has the time until then, too:
+        // `evaluated_ms`.
         let time = |word: &str| {
             ["unprotected_ms=", "evaluated_ms="]
                 .into_iter()
@@ -97,10 +101,10 @@ fn s24_each_of_fifty_pods_a_second_is_enforced() -> Result<()> {
 }
 
 /// Slot, group and name of each pod, oldest first.
-type Alive = VecDeque<(usize, u32, String)>;
+type LivePods = VecDeque<(usize, u32, String)>;
 
 /// Deletes the oldest group as a kubelet does: first the network, then the objects.
-fn delete_oldest_group(lab: &mut Lab, slots: &mut PodSlots, alive: &mut Alive) -> Result<()> {
+fn delete_oldest_group(lab: &mut Lab, slots: &mut PodSlots, alive: &mut LivePods) -> Result<()> {
     let oldest = alive.front().context("no pod is left")?.1;
     slots.detach_group(oldest)?;
     while let Some((_, _, name)) = alive.pop_front_if(|(_, group, _)| *group == oldest) {

@@ -14,8 +14,8 @@ use anyhow::{Result, ensure};
 use netpol_tests::lab::TIMEOUT;
 use netpol_tests::{Lab, policy};
 
-/// A policy that only lets `client` connect to `server`.
-fn server_from_client() -> String {
+/// Returns a policy that allows ingress to `server` only from `client`.
+fn allow_client_to_server() -> String {
     policy(
         "shop/server",
         "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress],

@@ -1,4 +1,6 @@
 //! Node addresses that are added and removed while the agent runs: item 15 of docs/semantics.md.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -60,9 +62,9 @@ fn check_moving_address(topology: Topology, address: IpAddr) -> Result<()> {
     let prefix = if address.is_ipv4() { "24" } else { "64 nodad" };
     let (add, remove) =
         (format!("addr add {address}/{prefix} dev uplink"), format!("addr del {address}/{prefix} dev uplink"));
-    let own =
+    let pod_address =
         cluster.host("shop/client").address_of_same_family(address).context("the pod has no address of this family")?;
-    let pod = socket(cluster.host("shop/client").netns(), SocketAddr::new(own, 5000))?;
+    let pod = socket(cluster.host("shop/client").netns(), SocketAddr::new(pod_address, 5000))?;
     let target = SocketAddr::new(address, 6000);
 
     for round in 0..2 {
@@ -109,6 +111,7 @@ fn s15_a_pod_may_get_a_former_bridge_address() -> Result<()> {
         drop(server);
 
         lab.cluster.host("node-1").netns().ip("addr del 10.244.1.77/24 dev cni0")?;
+        // This pod gets the address that the bridge had.
         lab.cluster.add_pod(PodSpec::new("blog/heir").number(77))?;
         let server = socket(lab.cluster.host("blog/heir").netns(), "10.244.1.77:6000".parse()?)?;
         wait_until_passes(&pod, &server, false).with_context(|| format!("a pod has the address, round {round}"))?;

@@ -1,4 +1,6 @@
-//! Clusters of the plugins bridge and ptp, with `ipMasq`, and with or without iptables for bridged packets.
+//! Clusters with the CNI plugins bridge and ptp, with `ipMasq`, and with or without iptables for bridged packets.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use anyhow::{Context, Result};
 use netpol_policy::model::Protocol::{Tcp, Udp};
@@ -6,7 +8,7 @@ use netpol_tests::{
     AgentOptions, Cluster, ClusterBuilder, Families, Lab, PodSpec, ProbeResult, Topology, deny_all, policy,
 };
 
-use super::{server_from_client, wait_metrics};
+use super::{allow_client_to_server, wait_metrics};
 
 fn pods(topology: Topology, families: Families) -> ClusterBuilder {
     Cluster::builder()
@@ -48,7 +50,7 @@ fn policies() -> Vec<String> {
 }
 
 /// Writes the manifest of a host-network pod.
-fn host_network_pod(lab: &Lab) -> Result<()> {
+fn write_host_network_pod(lab: &Lab) -> Result<()> {
     let address = lab.cluster.host("node-1").addresses()[0];
     lab.cluster.manifests().write(
         "pod-shop-proxy.yaml",
@@ -65,11 +67,11 @@ fn set_bridge_netfilter(lab: &Lab, setting: &str) -> Result<()> {
     lab.cluster.host("node-1").netns().sysctl(&names.map(|name| (name, setting)))
 }
 
-fn measure(topology: Topology, families: Families, arguments: &[&str]) -> Result<()> {
+fn check_plugin(topology: Topology, families: Families, arguments: &[&str]) -> Result<()> {
     let mut lab = Lab::start_with(pods(topology, families), &policies(), AgentOptions::default().arguments(arguments))?;
     lab.cluster.serve_at("node-1", &[(Tcp, 80)])?;
-    host_network_pod(&lab)?;
-    // Usually 1 on a node. It may be 0 if neither kube-proxy nor the plugins need it.
+    write_host_network_pod(&lab)?;
+    // The setting is usually 1 on a node. It may be 0 if neither kube-proxy nor the plugins need it.
     let settings: &[&str] = if topology.is_bridged() { &["1", "0"] } else { &["1"] };
     for setting in settings {
         set_bridge_netfilter(&lab, setting)?;
@@ -95,45 +97,45 @@ fn measure(topology: Topology, families: Families, arguments: &[&str]) -> Result
 
 #[test]
 fn the_bridge_plugin_with_ipv4() -> Result<()> {
-    measure(Topology::BridgePlugin, Families::V4, &[])
+    check_plugin(Topology::BridgePlugin, Families::V4, &[])
 }
 
 #[test]
 fn the_bridge_plugin_with_ipv6() -> Result<()> {
-    measure(Topology::BridgePlugin, Families::V6, &[])
+    check_plugin(Topology::BridgePlugin, Families::V6, &[])
 }
 
 #[test]
-fn the_bridge_plugin_with_both() -> Result<()> {
-    measure(Topology::BridgePlugin, Families::Dual, &[])
+fn the_bridge_plugin_with_dual_stack() -> Result<()> {
+    check_plugin(Topology::BridgePlugin, Families::Dual, &[])
 }
 
 #[test]
 fn the_ptp_plugin_with_ipv4() -> Result<()> {
-    measure(Topology::PtpPlugin, Families::V4, &[])
+    check_plugin(Topology::PtpPlugin, Families::V4, &[])
 }
 
 #[test]
 fn the_ptp_plugin_with_ipv6() -> Result<()> {
-    measure(Topology::PtpPlugin, Families::V6, &[])
+    check_plugin(Topology::PtpPlugin, Families::V6, &[])
 }
 
 #[test]
-fn the_ptp_plugin_with_both() -> Result<()> {
-    measure(Topology::PtpPlugin, Families::Dual, &[])
+fn the_ptp_plugin_with_dual_stack() -> Result<()> {
+    check_plugin(Topology::PtpPlugin, Families::Dual, &[])
 }
 
 #[test]
 fn the_plugins_attached_by_tcx() -> Result<()> {
-    measure(Topology::BridgePlugin, Families::Dual, &["--attach", "tcx"])?;
-    measure(Topology::PtpPlugin, Families::Dual, &["--attach", "tcx"])
+    check_plugin(Topology::BridgePlugin, Families::Dual, &["--attach", "tcx"])?;
+    check_plugin(Topology::PtpPlugin, Families::Dual, &["--attach", "tcx"])
 }
 
 #[test]
 fn s14_a_masqueraded_pod_is_evaluated_by_its_nodes_address() -> Result<()> {
     for topology in [Topology::BridgePlugin, Topology::PtpPlugin] {
         let pods = pods(topology, Families::Dual).nodes(2).pod(PodSpec::new("shop/far").labels("app=client").node(2));
-        let lab = Lab::start(pods, &[server_from_client()])?;
+        let lab = Lab::start(pods, &[allow_client_to_server()])?;
         lab.expect_without_reference("shop/client -> shop/server 80/TCP\nshop/far -x shop/server 80/TCP")
             .with_context(|| format!("{topology:?}: pod labels do not apply"))?;
         lab.cluster.apply(
@@ -155,12 +157,12 @@ fn s15_a_pod_of_a_plugin_reaches_itself_through_its_service() -> Result<()> {
     for topology in [Topology::BridgePlugin, Topology::PtpPlugin] {
         let deny = policy("shop/deny", "{podSelector: {}, policyTypes: [Ingress]}");
         let lab = Lab::start(pods(topology, Families::V4), &[deny])?;
-        // 1 is the usual setting on nodes. With 0, the packet's only known origin is the bridge, so that it looks like
-        // a packet of the node.
+        // 1 is the usual setting on nodes. With 0, the only known origin of a hairpin packet is the bridge, so the
+        // packet looks as if the node had sent it.
         set_bridge_netfilter(&lab, "1")?;
-        let [own, other] = lab.probe_through_service("shop/server", "shop/client")?;
-        assert_eq!(own, ProbeResult::Allowed, "the server through its own Service, {topology:?}");
-        assert_eq!(other, ProbeResult::Dropped, "another pod through the same Service, {topology:?}");
+        let [from_server, from_client] = lab.probe_through_service("shop/server", "shop/client")?;
+        assert_eq!(from_server, ProbeResult::Allowed, "the server through its own Service, {topology:?}");
+        assert_eq!(from_client, ProbeResult::Dropped, "another pod through the same Service, {topology:?}");
     }
     Ok(())
 }

@@ -1,4 +1,6 @@
 //! Interfaces that are removed before the agent has processed them.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -8,17 +10,19 @@ use netpol_policy::model::Protocol::Udp;
 use netpol_tests::flow::Stream;
 use netpol_tests::{Agent, Cluster, Lab, Netns, PodSpec, deny_all};
 
-use super::{server_from_client, wait_metrics};
+use super::{allow_client_to_server, wait_metrics};
 
 /// How often each interface is created and removed.
 const TIMES: usize = 150;
 
-/// A pod with a short-lived interface, created as plugins do: in the pod's namespace, with one end moved out.
+/// A pod with a short-lived interface. The veth pair is created as CNI plugins do: in the pod's network namespace, with
+/// one end moved to the node.
 struct ShortLived {
     name: &'static str,
     address: &'static str,
-    /// Name of the host end, always the same or with a number appended.
+    /// Name of the end on the node.
     veth: &'static str,
+    /// Whether each new interface has a number appended to this name.
     numbered: bool,
 }
 
@@ -60,7 +64,7 @@ fn s24_interfaces_that_are_removed_at_once_disturb_no_other_pod() -> Result<()> 
         ("shop/server", "app=server"),
         ("shop/never", "app=never"),
     ]);
-    let mut lab = Lab::start(pods, &[server_from_client(), deny_all("jobs")])?;
+    let mut lab = Lab::start(pods, &[allow_client_to_server(), deny_all("jobs")])?;
     for short_lived in &SHORT_LIVED {
         let manifest = PodSpec::new(short_lived.name).manifest(&[short_lived.address.parse::<IpAddr>()?]);
         lab.cluster.manifests().write(&file_of(short_lived), &manifest)?;

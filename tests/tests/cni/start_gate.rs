@@ -37,12 +37,12 @@ fn cluster(topology: Topology) -> Result<Cluster> {
         "shop/server-from-job",
         "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: job}}}]}]}",
     );
-    // Only the new pods' egress rules drop: `shop/other` accepts from everywhere.
-    let open = policy(
+    // `shop/other` accepts all packets, so only the egress rules of new pods can drop packets to it.
+    let allow_all = policy(
         "shop/other",
         "{podSelector: {matchLabels: {app: other}}, ingress: [{}], egress: [{}], policyTypes: [Ingress, Egress]}",
     );
-    cluster.apply("first", &[deny_all("shop"), to_server, from_job, open].concat())?;
+    cluster.apply("first", &[deny_all("shop"), to_server, from_job, allow_all].concat())?;
     Ok(cluster)
 }
 
@@ -55,7 +55,7 @@ struct Arrived {
     denied: usize,
 }
 
-/// One burst for each family.
+/// What arrives if the pod is enforced: one burst at `shop/server` for each address family.
 const ENFORCED: Arrived = Arrived { allowed: 2 * BURST, denied: 0 };
 
 /// Sends bursts as the pod's first packets.
@@ -87,11 +87,12 @@ fn count(socket: &UdpSocket) -> Result<usize> {
 #[track_caller]
 fn expect_refused(result: Result<()>, reason: &str) {
     let error = format!("{:#}", result.expect_err("the pod may start"));
+    // The CNI specification: 11 is "try again later".
     assert!(error.contains("\"code\":11") && error.contains(reason), "{error}");
 }
 
-/// Adds a pod without an address in its object.
-fn connect(cluster: &mut Cluster, spec: PodSpec) -> Result<()> {
+/// Adds a pod. Its object has no address.
+fn add_pod_without_address(cluster: &mut Cluster, spec: PodSpec) -> Result<()> {
     cluster.schedule_pod(&spec)?;
     cluster.add_pod_without_manifest(spec)
 }
@@ -104,7 +105,7 @@ fn pods_are_enforced_when_their_containers_start() -> Result<()> {
         let gate = StartGate::new(&agent.socket());
         for number in 0..5 {
             let pod = format!("shop/job-{number}");
-            connect(&mut cluster, job(&pod))?;
+            add_pod_without_address(&mut cluster, job(&pod))?;
             let start = Instant::now();
             gate.add(&cluster, &pod)?;
             println!("{topology:?}: ADD of {pod} took {:?}", start.elapsed());
@@ -157,9 +158,9 @@ fn without_an_agent_pods_start_as_configured() -> Result<()> {
         let mut agent = Agent::start(&cluster)?;
         let gate = StartGate::new(&agent.socket());
         for pod in ["shop/waits", "shop/denied", "shop/allowed"] {
-            connect(&mut cluster, job(pod))?;
+            add_pod_without_address(&mut cluster, job(pod))?;
         }
-        connect(&mut cluster, PodSpec::new("kube-system/dns"))?;
+        add_pod_without_address(&mut cluster, PodSpec::new("kube-system/dns"))?;
         agent.crash()?;
 
         let start = Instant::now();
@@ -168,8 +169,8 @@ fn without_an_agent_pods_start_as_configured() -> Result<()> {
         expect_refused(gate.clone().timeout_seconds(1).add(&cluster, "shop/waits"), "no agent responds");
         gate.add(&cluster, "kube-system/dns").context("pods of kube-system must never wait")?;
         gate.clone().when_agent_away("allow").add(&cluster, "shop/allowed")?;
-        let open = first_packets(&cluster, "shop/allowed")?;
-        ensure!(open.denied > 0, "nothing was tested: no denied packet arrives without the gate: {open:?}");
+        let arrived = first_packets(&cluster, "shop/allowed")?;
+        ensure!(arrived.denied > 0, "nothing was tested: no denied packet arrives without the gate: {arrived:?}");
         // A runtime that gives up removes the sandbox.
         gate.delete(&cluster, "shop/denied")?;
         cluster.remove_pod_keep_manifest("shop/denied")?;

@@ -28,7 +28,7 @@ impl Findings<'_> {
         }
     }
 
-    /// Returns findings of a part of the object.
+    /// Returns a collector for findings of a part of the object. The findings are added to the same list.
     pub(crate) fn at(&mut self, part: impl Display) -> Findings<'_> {
         Findings { at: format!("{}, {part}", self.at), all: &mut *self.all }
     }
@@ -89,23 +89,26 @@ impl Objects {
     }
 
     fn check(&self, all: &mut Vec<String>) {
-        for one in &self.service_accounts {
-            let mut findings = metadata("ServiceAccount", &one.metadata, true, all);
-            findings.expect(one.secrets.is_none(), "lists secrets");
+        for account in &self.service_accounts {
+            let mut findings = check_metadata("ServiceAccount", &account.metadata, true, all);
+            findings.expect(account.secrets.is_none(), "lists secrets");
         }
         for role in &self.cluster_roles {
-            let mut findings = metadata("ClusterRole", &role.metadata, false, all);
-            rules(role.rules.as_deref(), &mut findings);
+            let mut findings = check_metadata("ClusterRole", &role.metadata, false, all);
+            check_rules(role.rules.as_deref(), &mut findings);
         }
         for role in &self.roles {
-            rules(role.rules.as_deref(), &mut metadata("Role", &role.metadata, true, all));
+            check_rules(role.rules.as_deref(), &mut check_metadata("Role", &role.metadata, true, all));
         }
         for binding in &self.cluster_role_bindings {
-            let mut findings = metadata("ClusterRoleBinding", &binding.metadata, false, all);
-            let to = &binding.role_ref;
-            findings.one_of("apiGroup", Some(&to.api_group), &["rbac.authorization.k8s.io"]);
-            let exists = self.cluster_roles.iter().any(|role| role.metadata.name.as_deref() == Some(&to.name));
-            findings.expect(to.kind == "ClusterRole" && exists, format!("there is no {} {:?}", to.kind, to.name));
+            let mut findings = check_metadata("ClusterRoleBinding", &binding.metadata, false, all);
+            let role_ref = &binding.role_ref;
+            findings.one_of("apiGroup", Some(&role_ref.api_group), &["rbac.authorization.k8s.io"]);
+            let exists = self.cluster_roles.iter().any(|role| role.metadata.name.as_deref() == Some(&role_ref.name));
+            findings.expect(
+                role_ref.kind == "ClusterRole" && exists,
+                format!("there is no {} {:?}", role_ref.kind, role_ref.name),
+            );
             findings.expect(binding.subjects.as_ref().is_some_and(|list| !list.is_empty()), "has no subjects");
             for subject in binding.subjects.iter().flatten() {
                 let exists = self.has_account(&subject.name, subject.namespace.as_deref());
@@ -116,13 +119,13 @@ impl Objects {
             }
         }
         for set in &self.daemon_sets {
-            self.daemon_set(set, &mut metadata("DaemonSet", &set.metadata, true, all));
+            self.check_daemon_set(set, &mut check_metadata("DaemonSet", &set.metadata, true, all));
         }
         for monitor in &self.pod_monitors {
-            metadata("PodMonitor", &monitor.metadata, true, all);
+            check_metadata("PodMonitor", &monitor.metadata, true, all);
         }
         for rule in &self.prometheus_rules {
-            let mut findings = metadata("PrometheusRule", &rule.metadata, true, all);
+            let mut findings = check_metadata("PrometheusRule", &rule.metadata, true, all);
             for group in &rule.spec.groups {
                 findings.expect(!group.name.is_empty() && !group.rules.is_empty(), "a group has no name or no rules");
                 for rule in &group.rules {
@@ -133,13 +136,13 @@ impl Objects {
     }
 
     fn has_account(&self, name: &str, namespace: Option<&str>) -> bool {
-        let of = |one: &ServiceAccount| {
-            one.metadata.name.as_deref() == Some(name) && one.metadata.namespace.as_deref() == namespace
+        let matches = |account: &ServiceAccount| {
+            account.metadata.name.as_deref() == Some(name) && account.metadata.namespace.as_deref() == namespace
         };
-        self.service_accounts.iter().any(of)
+        self.service_accounts.iter().any(matches)
     }
 
-    fn daemon_set(&self, set: &DaemonSet, findings: &mut Findings<'_>) {
+    fn check_daemon_set(&self, set: &DaemonSet, findings: &mut Findings<'_>) {
         let Some(spec) = &set.spec else { return findings.expect(false, "has no spec") };
         let labels = spec.template.metadata.as_ref().and_then(|metadata| metadata.labels.clone()).unwrap_or_default();
         let match_labels = spec.selector.match_labels.clone().unwrap_or_default();
@@ -170,7 +173,8 @@ impl Objects {
     }
 }
 
-/// Returns an object without `apiVersion` and `kind`, which k8s-openapi reads for its own kinds.
+/// Returns an object without `apiVersion` and `kind`. The kinds of k8s-openapi read these fields. For the kinds in
+/// `operator`, they would be unknown fields.
 fn without_type(value: &Value) -> Value {
     let mut value = value.clone();
     if let Some(fields) = value.as_object_mut() {
@@ -190,7 +194,7 @@ fn typed<T: DeserializeOwned>(value: &Value, findings: &mut Findings<'_>) -> Opt
     result.map_err(|error| findings.expect(false, error)).ok()
 }
 
-fn metadata<'a>(kind: &str, metadata: &ObjectMeta, namespaced: bool, all: &'a mut Vec<String>) -> Findings<'a> {
+fn check_metadata<'a>(kind: &str, metadata: &ObjectMeta, namespaced: bool, all: &'a mut Vec<String>) -> Findings<'a> {
     let name = metadata.name.as_deref().unwrap_or_default();
     let mut findings = Findings { at: format!("{kind} {name:?}"), all };
     findings.expect(is_subdomain(name), "the name is not a DNS name");
@@ -204,7 +208,7 @@ fn metadata<'a>(kind: &str, metadata: &ObjectMeta, namespaced: bool, all: &'a mu
     findings
 }
 
-fn rules(rules: Option<&[PolicyRule]>, findings: &mut Findings<'_>) {
+fn check_rules(rules: Option<&[PolicyRule]>, findings: &mut Findings<'_>) {
     for rule in rules.unwrap_or_default() {
         let filled = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
         findings.expect(!rule.verbs.is_empty(), "a rule has no verbs");

@@ -80,7 +80,7 @@ fn the_agent_may_read_what_it_needs_and_nothing_else() -> Result<()> {
         let objects = checked(&kubectl::build(folder, &[])?)?;
         let role: ClusterRole = only("ClusterRole", objects.cluster_roles)?;
         ensure!(
-            reported(&role.rules.unwrap_or_default()) == expected_permissions(),
+            single_permissions(&role.rules.unwrap_or_default()) == expected_permissions(),
             "deploy/{folder}: unexpected permissions"
         );
     }
@@ -90,54 +90,56 @@ fn the_agent_may_read_what_it_needs_and_nothing_else() -> Result<()> {
 #[test]
 fn the_events_component_adds_one_rule_and_one_option() -> Result<()> {
     let plain = checked(&kubectl::build("base", &[])?)?;
-    let with = checked(&kubectl::build("base", &["components/events"])?)?;
-    let rules = only("ClusterRole", with.cluster_roles)?.rules.unwrap_or_default();
+    let with_component = checked(&kubectl::build("base", &["components/events"])?)?;
+    let rules = only("ClusterRole", with_component.cluster_roles)?.rules.unwrap_or_default();
     let mut expected = expected_permissions();
     expected.extend(["create", "patch"].map(|verb| ("events.k8s.io".into(), "events".into(), verb.into())));
     expected.sort();
-    ensure!(reported(&rules) == expected, "{rules:?}");
+    ensure!(single_permissions(&rules) == expected, "{rules:?}");
     let mut expected_arguments = args(&only("DaemonSet", plain.daemon_sets)?);
     expected_arguments.push("--kube-events".into());
-    ensure!(args(&only("DaemonSet", with.daemon_sets)?) == expected_arguments);
+    ensure!(args(&only("DaemonSet", with_component.daemon_sets)?) == expected_arguments);
     Ok(())
 }
 
-/// `netpol` lists the agents, and runs a command in each of them. Nothing else is granted, and to no user.
+/// `netpol` lists the agents, and runs a command in each of them. The role allows nothing else, and the component binds
+/// the role to no user.
 #[test]
 fn the_viewer_component_adds_one_role() -> Result<()> {
     let plain = checked(&kubectl::build("base", &[])?)?;
-    let with = checked(&kubectl::build("base", &["components/viewer"])?)?;
-    ensure!(plain.roles.is_empty() && with.cluster_role_bindings.len() == plain.cluster_role_bindings.len());
-    let role = only("Role", with.roles)?;
+    let with_component = checked(&kubectl::build("base", &["components/viewer"])?)?;
+    ensure!(plain.roles.is_empty() && with_component.cluster_role_bindings.len() == plain.cluster_role_bindings.len());
+    let role = only("Role", with_component.roles)?;
     ensure!(role.metadata.namespace.as_deref() == Some("kube-system"), "{:?}", role.metadata);
     let expected = [("pods", "list"), ("pods/exec", "create"), ("pods/exec", "get")];
     let expected: Vec<_> = expected.map(|(resource, verb)| (String::new(), resource.into(), verb.into())).into();
-    ensure!(reported(&role.rules.unwrap_or_default()) == expected);
+    ensure!(single_permissions(&role.rules.unwrap_or_default()) == expected);
     Ok(())
 }
 
 /// Kubernetes requires that pods are isolated before they start.
 #[test]
-fn new_pods_are_closed_unless_a_component_opens_them() -> Result<()> {
-    let closed = ["--start-gate=auto", "--unknown-pods=deny"].map(str::to_owned);
+fn new_pods_start_isolated_unless_a_component_turns_this_off() -> Result<()> {
+    let isolating_options = ["--start-gate=auto", "--unknown-pods=deny"].map(str::to_owned);
     for folder in FOLDERS.into_iter().filter(|folder| *folder != "uninstall") {
         let objects = checked(&kubectl::build(folder, &[])?)?;
         let set = only("DaemonSet", objects.daemon_sets)?;
-        ensure!(closed.iter().all(|word| args(&set).contains(word)), "deploy/{folder}: {:?}", args(&set));
-        // For NRI: the runtime's socket, and network namespaces, which are mounted later.
+        ensure!(isolating_options.iter().all(|word| args(&set).contains(word)), "deploy/{folder}: {:?}", args(&set));
+        // For NRI, the agent needs the runtime's socket and the network namespaces of pods. These are mounted after the
+        // agent has started.
         let mounts: Vec<_> =
             mounts(&set).into_iter().filter(|mount| mount.mount_path.starts_with("/var/run/")).collect();
         let found = mounts.iter().map(|mount| (&*mount.mount_path, mount.mount_propagation.as_deref()));
         ensure!(found.eq([("/var/run/nri", None), ("/var/run/netns", Some("HostToContainer"))]), "{mounts:?}");
     }
-    // Of options that appear twice, the agent uses the last one.
+    // If an option appears twice, the agent uses the last value.
     let objects = checked(&kubectl::build("base", &["components/open-start"])?)?;
     let open = args(&only("DaemonSet", objects.daemon_sets)?);
     ensure!(open.ends_with(&["--start-gate=off", "--unknown-pods=allow"].map(str::to_owned)), "{open:?}");
     Ok(())
 }
 
-/// The agent may change the CNI configuration only with the component.
+/// The agent may change the CNI configuration only with the component `start-gate-cni`.
 #[test]
 fn the_cni_gate_can_be_installed_and_uninstalled() -> Result<()> {
     let writable = |folder: &str, components: &[&str]| -> Result<Vec<String>> {
@@ -147,8 +149,8 @@ fn the_cni_gate_can_be_installed_and_uninstalled() -> Result<()> {
         Ok(cni.map(|mount| mount.mount_path).collect())
     };
     ensure!(writable("base", &[])?.is_empty());
-    let with = writable("base", &["components/start-gate-cni"])?;
-    ensure!(with == ["/etc/cni/net.d", "/opt/cni/bin"], "{with:?}");
+    let with_component = writable("base", &["components/start-gate-cni"])?;
+    ensure!(with_component == ["/etc/cni/net.d", "/opt/cni/bin"], "{with_component:?}");
     let uninstall = writable("uninstall", &[])?;
     ensure!(uninstall == ["/etc/cni/net.d"], "{uninstall:?}");
     Ok(())
@@ -231,7 +233,7 @@ fn parses(words: &[String]) -> Result<Result<(), String>> {
     Ok(if output.status.success() { Ok(()) } else { Err(stderr) })
 }
 
-/// Returns the mounts of the first container, init containers included.
+/// Returns the mounts of the first container. Init containers come before other containers.
 fn mounts(set: &DaemonSet) -> Vec<VolumeMount> {
     let spec = set.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
     let first = spec.and_then(|spec| spec.init_containers.iter().flatten().chain(&spec.containers).next());
@@ -255,16 +257,16 @@ fn expected_permissions() -> Vec<(String, String, String)> {
     expected_permissions
 }
 
-/// Returns the rules as single permissions: group, resource, verb.
-fn reported(rules: &[PolicyRule]) -> Vec<(String, String, String)> {
-    let mut reported = Vec::new();
+/// Returns the permissions of the rules, one by one: group, resource, verb.
+fn single_permissions(rules: &[PolicyRule]) -> Vec<(String, String, String)> {
+    let mut permissions = Vec::new();
     for rule in rules {
         for group in rule.api_groups.iter().flatten() {
             for resource in rule.resources.iter().flatten() {
-                reported.extend(rule.verbs.iter().map(|verb| (group.clone(), resource.clone(), verb.clone())));
+                permissions.extend(rule.verbs.iter().map(|verb| (group.clone(), resource.clone(), verb.clone())));
             }
         }
     }
-    reported.sort();
-    reported
+    permissions.sort();
+    permissions
 }

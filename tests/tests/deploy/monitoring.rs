@@ -36,11 +36,11 @@ fn promtool_accepts_the_alerts() -> Result<()> {
     Ok(())
 }
 
-/// The tests are in alerts.test.yaml.
+/// Runs promtool's tests of the alerts, which are in alerts.test.yaml.
 #[test]
 fn each_alert_fires_for_its_cause_only() -> Result<()> {
     expect_success(&["test", "rules", "alerts.test.yaml"], "")?;
-    // A test that cannot fail would be worthless: without an alert, its test fails.
+    // These tests must be able to fail: if an alert never fires, its test fails.
     let temporary = tempfile::tempdir()?;
     let (alerts, tests) = (read("alerts.yaml")?, read("alerts.test.yaml")?);
     fs::write(
@@ -85,8 +85,11 @@ fn the_pod_monitor_finds_the_metrics_of_the_agents() -> Result<()> {
     let monitor = only("PodMonitor", objects.pod_monitors)?;
     let set = only("DaemonSet", objects.daemon_sets)?;
     let labels = pod_labels(&set);
-    let wanted = monitor.spec.selector.match_labels.unwrap_or_default();
-    ensure!(wanted.iter().all(|(key, value)| labels.get(key) == Some(value)), "{wanted:?} does not match {labels:?}");
+    let selector_labels = monitor.spec.selector.match_labels.unwrap_or_default();
+    ensure!(
+        selector_labels.iter().all(|(key, value)| labels.get(key) == Some(value)),
+        "{selector_labels:?} does not match {labels:?}"
+    );
     let job = labels.get(&monitor.spec.job_label).context("the pods have no label for `job`")?;
     ensure!(read("alerts.yaml")?.contains(&format!("up{{job=\"{job}\"}}")), "no alert uses job {job:?}");
     ensure!(read("scrape.yaml")?.contains(&format!("job_name: {job}\n")), "scrape.yaml has another job name");

@@ -36,25 +36,29 @@ pub(crate) fn check(pod: &PodSpec, findings: &mut Findings<'_>) {
     for (key, value) in pod.node_selector.iter().flatten() {
         findings.expect(is_label_key(key) && is_label_value(value), format!("nodeSelector {key}: {value}"));
     }
-    for one in pod.tolerations.iter().flatten() {
-        findings.one_of("operator", one.operator.as_deref(), &["Exists", "Equal"]);
-        findings.one_of("effect", one.effect.as_deref(), &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
-        let operator_exists = one.operator.as_deref() == Some("Exists");
-        findings.expect(!operator_exists || one.value.is_none(), "a toleration with operator Exists has a value");
-        findings.expect(operator_exists || one.key.is_some(), "a toleration without a key must have operator Exists");
+    for toleration in pod.tolerations.iter().flatten() {
+        findings.one_of("operator", toleration.operator.as_deref(), &["Exists", "Equal"]);
+        findings.one_of("effect", toleration.effect.as_deref(), &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
+        let operator_exists = toleration.operator.as_deref() == Some("Exists");
+        findings
+            .expect(!operator_exists || toleration.value.is_none(), "a toleration with operator Exists has a value");
+        findings.expect(
+            operator_exists || toleration.key.is_some(),
+            "a toleration without a key must have operator Exists",
+        );
     }
     findings.expect(pod.termination_grace_period_seconds.is_none_or(|seconds| seconds >= 0), "negative grace period");
     let seccomp = pod.security_context.as_ref().and_then(|context| context.seccomp_profile.as_ref());
     findings.one_of("seccompProfile", seccomp.map(|profile| &*profile.type_), &SECCOMP);
 
     let volumes = pod.volumes.as_deref().unwrap_or_default();
-    volumes_of(volumes, findings);
+    check_volumes(volumes, findings);
     let mut names = BTreeSet::new();
     for container in pod.init_containers.iter().flatten().chain(&pod.containers) {
         let mut findings = findings.at(format!("container {:?}", container.name));
         findings.expect(is_label(&container.name), "the name is not a DNS label");
         findings.expect(names.insert(&container.name), "duplicate name");
-        container_of(container, volumes, &mut findings);
+        check_container(container, volumes, &mut findings);
     }
     for container in pod.init_containers.iter().flatten() {
         let probed = container.startup_probe.is_some() || container.liveness_probe.is_some();
@@ -63,7 +67,7 @@ pub(crate) fn check(pod: &PodSpec, findings: &mut Findings<'_>) {
     }
 }
 
-fn volumes_of(volumes: &[Volume], findings: &mut Findings<'_>) {
+fn check_volumes(volumes: &[Volume], findings: &mut Findings<'_>) {
     let mut names = BTreeSet::new();
     for volume in volumes {
         let mut findings = findings.at(format!("volume {:?}", volume.name));
@@ -79,7 +83,7 @@ fn volumes_of(volumes: &[Volume], findings: &mut Findings<'_>) {
     }
 }
 
-fn container_of(container: &Container, volumes: &[Volume], findings: &mut Findings<'_>) {
+fn check_container(container: &Container, volumes: &[Volume], findings: &mut Findings<'_>) {
     findings.expect(container.image.as_ref().is_some_and(|image| !image.trim().is_empty()), "has no image");
     let policies = ["Always", "IfNotPresent", "Never"];
     findings.one_of("imagePullPolicy", container.image_pull_policy.as_deref(), &policies);
@@ -100,25 +104,25 @@ fn container_of(container: &Container, volumes: &[Volume], findings: &mut Findin
         let is_bidirectional = mount.mount_propagation.as_deref() == Some("Bidirectional");
         findings.expect(privileged || !is_bidirectional, "Bidirectional needs a privileged container");
     }
-    variables(container, findings);
+    check_variables(container, findings);
     if let Some(context) = &container.security_context {
-        security(context, findings);
+        check_security(context, findings);
     }
-    resources(container, findings);
+    check_resources(container, findings);
     for (name, probe) in [
         ("startupProbe", &container.startup_probe),
         ("livenessProbe", &container.liveness_probe),
         ("readinessProbe", &container.readiness_probe),
     ] {
         if let Some(probe) = probe {
-            probe_of(probe, name == "readinessProbe", container, &mut findings.at(name));
+            check_probe(probe, name == "readinessProbe", container, &mut findings.at(name));
         }
     }
 }
 
-/// Checks environment variables. Kubernetes does not replace `$(NAME)` if there is no such variable, so that is a
-/// mistake.
-fn variables(container: &Container, findings: &mut Findings<'_>) {
+/// Checks environment variables. Kubernetes does not replace `$(NAME)` if there is no variable of this name, so this is
+/// a mistake.
+fn check_variables(container: &Container, findings: &mut Findings<'_>) {
     let mut names = BTreeSet::new();
     for variable in container.env.iter().flatten() {
         findings.expect(names.insert(&*variable.name), format!("duplicate variable {}", variable.name));
@@ -136,7 +140,7 @@ fn variables(container: &Container, findings: &mut Findings<'_>) {
     }
 }
 
-fn security(context: &SecurityContext, findings: &mut Findings<'_>) {
+fn check_security(context: &SecurityContext, findings: &mut Findings<'_>) {
     let capabilities = context.capabilities.as_ref();
     let added: Vec<&str> = capabilities
         .and_then(|capabilities| capabilities.add.as_ref())
@@ -158,7 +162,7 @@ fn security(context: &SecurityContext, findings: &mut Findings<'_>) {
     findings.one_of("seccompProfile", seccomp, &SECCOMP);
 }
 
-fn resources(container: &Container, findings: &mut Findings<'_>) {
+fn check_resources(container: &Container, findings: &mut Findings<'_>) {
     let Some(resources) = &container.resources else { return };
     let limits = resources.limits.clone().unwrap_or_default();
     for (name, amount) in resources.requests.iter().flatten().chain(&limits) {
@@ -173,7 +177,7 @@ fn resources(container: &Container, findings: &mut Findings<'_>) {
 }
 
 /// Checks that a probe uses the agent's `--health` address. Requests to `--metrics` must not delay probes.
-fn probe_of(probe: &Probe, readiness: bool, container: &Container, findings: &mut Findings<'_>) {
+fn check_probe(probe: &Probe, readiness: bool, container: &Container, findings: &mut Findings<'_>) {
     let Some(get) = &probe.http_get else { return findings.expect(false, "only httpGet is supported by this test") };
     let others = probe.exec.is_some() || probe.grpc.is_some() || probe.tcp_socket.is_some();
     findings.expect(!others, "more than one handler");

@@ -17,7 +17,8 @@ use crate::frames::{PacketKind, Runner, craft, ingress_ifindex};
 enum FlowState {
     /// No packet has been allowed yet.
     Unknown,
-    /// A packet in this direction was allowed first. The flow is allowed as long as such a packet is.
+    /// A packet in this direction was allowed first. The flow is allowed as long as a first packet in this direction
+    /// would be allowed.
     Initiated(Direction),
 }
 
@@ -70,7 +71,7 @@ impl Conversation {
     fn expect(&self, kind: PacketKind, cluster_state: &ClusterState, tables: &Tables) -> (Reason, FlowState) {
         let direction = kind.direction(&self.probe);
         let as_attempt = expected(cluster_state, tables, &self.attempt(direction)).0;
-        // Protocols with packets that show that they start a connection.
+        // TCP and SCTP have packets that show that they start a connection.
         let has_handshake = matches!(self.probe.protocol, protocol::TCP | protocol::SCTP);
         let starts_connection = kind == PacketKind::Initial && has_handshake;
         match self.state {
@@ -80,7 +81,7 @@ impl Conversation {
                 } else if direction == initiator || has_handshake || as_attempt == Reason::NoRule {
                     Reason::Revoked
                 } else {
-                    // In the other direction the flow may be a new one, and isolation is per direction.
+                    // Isolation is per direction: in the other direction, the packet may start a new flow.
                     as_attempt
                 };
                 (reason, self.state)

@@ -11,7 +11,7 @@ use netpol_dataplane::CounterReader;
 use netpol_policy::testing::Probe;
 use netpol_tests::cluster::Mac;
 use netpol_tests::packet::{Ip, frame};
-use netpol_tests::program::Wire;
+use netpol_tests::program::PlainData;
 
 /// Index of an interface that is neither the pod's nor its bridge.
 const OTHER_INTERFACE: u32 = 4000;
@@ -60,7 +60,7 @@ pub(crate) fn craft(pod: IpAddr, probe: &Probe, source: u16, kind: PacketKind) -
         protocol::SCTP => {
             let mut packet = ip.sctp_init(from, to, b"");
             if kind != PacketKind::Initial {
-                // The type of the only chunk, of 20 bytes: DATA instead of INIT.
+                // Changes the type of the only chunk, which has 20 bytes, from INIT to DATA.
                 let chunk = packet.len() - 20;
                 packet[chunk] = 0;
             }
@@ -142,12 +142,12 @@ impl Runner {
 
     fn remove_flows_of<A>(&self, family: &str, endpoint: &Endpoint, port: u16) -> Result<()>
     where
-        Wire<FlowKey<A>>: aya::Pod,
+        PlainData<FlowKey<A>>: aya::Pod,
     {
         // An endpoint without a table uses the shared one, which is large enough.
         let Ok(map) = MapData::from_pin(self.flows.join(format!("{family}-{}", endpoint.id))) else { return Ok(()) };
-        let mut table = HashMap::<_, Wire<FlowKey<A>>, Wire<FlowEntry>>::try_from(Map::LruHashMap(map))?;
-        let keys: Vec<Wire<FlowKey<A>>> = table.keys().collect::<Result<_, _>>()?;
+        let mut table = HashMap::<_, PlainData<FlowKey<A>>, PlainData<FlowEntry>>::try_from(Map::LruHashMap(map))?;
+        let keys: Vec<PlainData<FlowKey<A>>> = table.keys().collect::<Result<_, _>>()?;
         for key in keys {
             if [key.0.pod_port, key.0.remote_port].contains(&port.to_be_bytes()) {
                 // An error means that the flow was evicted in the meantime.
@@ -186,14 +186,14 @@ impl Runner {
         let before = self.counters.packets(endpoint.id, direction)?;
         let passed = self.passes(endpoint.ifindex.0, direction, frame, ingress_ifindex)?;
         let after = self.counters.packets(endpoint.id, direction)?;
-        let reason = counted(&before, &after)?;
+        let reason = counted_reason(&before, &after)?;
         ensure!(reason.allows() == passed, "the counted reason is {}, but passed is {passed}", reason.name());
         Ok(reason)
     }
 }
 
 /// Returns the reason of the only counter that increased. It must have increased by one.
-fn counted(before: &Counters, after: &Counters) -> Result<Reason> {
+fn counted_reason(before: &Counters, after: &Counters) -> Result<Reason> {
     let increased: Vec<(&Reason, u64)> = Reason::ALL
         .iter()
         .map(|reason| (reason, after.packets[*reason as usize].wrapping_sub(before.packets[*reason as usize])))

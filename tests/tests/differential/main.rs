@@ -28,11 +28,13 @@ use proptest::test_runner::{TestError, TestRunner};
 
 use conversation::Conversation;
 use frames::{PacketKind, craft, ingress_ifindex, of_family};
-use node::{Node, interfaces, owned};
+use node::{Node, create_interfaces, owned_addresses};
 use sampler::Sample;
 
-/// Ranges of source ports. The number of a node's round is added, so that no packet matches a flow of an earlier round.
+/// The round after which a node has used up its source ports. Each event is a round.
 const LAST_ROUND: u16 = 1900;
+/// The first source port of each kind of packet. The number of the node's round is added, so that no packet matches a
+/// flow of an earlier round.
 const PROBE_PORTS: u16 = 20_000;
 const SAMPLE_PORTS: u16 = 22_000;
 const SHADOW_PORTS: u16 = 24_000;
@@ -72,9 +74,9 @@ fn history() -> impl Strategy<Value = Vec<Step>> {
     ];
     let first = vec(step(vec(initial, 8..24).prop_map(Event::Reset)), 0..=1);
     let remotes: BTreeSet<IpAddr> = probes().iter().map(|probe| probe.remote).collect();
-    let own = subsequence(remotes.into_iter().collect::<Vec<_>>(), 1..=3).prop_map(Event::LocalAddresses);
-    let then = vec(step(prop_oneof![8 => event(), 1 => own]), 1..14);
-    (first, then).prop_map(|(first, then)| first.into_iter().chain(then).collect())
+    let local_addresses = subsequence(remotes.into_iter().collect::<Vec<_>>(), 1..=3).prop_map(Event::LocalAddresses);
+    let later = vec(step(prop_oneof![8 => event(), 1 => local_addresses]), 1..14);
+    (first, later).prop_map(|(first, later)| first.into_iter().chain(later).collect())
 }
 
 fn cases() -> u32 {
@@ -86,7 +88,7 @@ type Tally = BTreeMap<Reason, u64>;
 
 #[test]
 fn reference_tables_and_loaded_program_agree() {
-    let netns = interfaces().expect("cannot create a network namespace with interfaces");
+    let netns = create_interfaces().expect("cannot create a network namespace with interfaces");
     let outcome = netns.run(|| {
         let (node, tally) = (RefCell::new(Some(Node::start()?)), RefCell::new(Tally::new()));
         let config = ProptestConfig {
@@ -133,7 +135,7 @@ fn run(node: &mut Node, history: &[Step], tally: &mut Tally) -> Result<()> {
     let probes: Vec<Probe> = pre_dnat_probes().map(of_family).collect();
     let mut conversations: Vec<Conversation> = Vec::new();
     for (index, step) in history.iter().enumerate() {
-        change(node, &step.event).with_context(|| format!("at event {index}"))?;
+        check_every_write(node, &step.event).with_context(|| format!("at event {index}"))?;
         compare(node, &probes, tally).with_context(|| format!("after event {index}"))?;
         converse(node, step, &probes, &mut conversations, tally)
             .with_context(|| format!("in a conversation after event {index}"))?;
@@ -189,13 +191,13 @@ fn compare_shadow(node: &mut Node, probes: &[Probe]) -> Result<()> {
             ensure!(denied != reference.allows(), "{pod} {probe:?}: {reference:?}, but shadow mode denies: {denied}");
         }
         node.runner.remove_flows(&endpoint, SHADOW_PORTS + node.round)?;
-        node.put(&endpoint)?;
+        node.write_endpoint(&endpoint)?;
     }
     Ok(())
 }
 
 /// Applies an event and sends packets after every write. Checks that each packet gets the old verdict or the new one.
-fn change(node: &mut Node, event: &Event) -> Result<()> {
+fn check_every_write(node: &mut Node, event: &Event) -> Result<()> {
     // A reset and a change of the local addresses consist of several changes. The states between these are not checked.
     // The same holds for a change of both the labels and the modes of a namespace.
     let is_namespace = matches!(event, Event::Apply(Object::Namespace(_)) | Event::Delete(ObjectKey::Namespace(_)));
@@ -212,7 +214,7 @@ fn change(node: &mut Node, event: &Event) -> Result<()> {
     // A pod that changes, or that takes over an address, changes in two writes: as a local pod and as a remote address.
     let is_stable = |pod: &PodKey| {
         let addresses = |cluster_state: &ClusterState| cluster_state.pods.get(pod).map(|pod| pod.addresses.clone());
-        addresses(&old) == addresses(&new) && owned(&old, pod) == owned(&new, pod)
+        addresses(&old) == addresses(&new) && owned_addresses(&old, pod) == owned_addresses(&new, pod)
     };
     let before: Vec<_> = node.endpoints().into_values().filter(|(pod, _)| is_stable(pod)).collect();
     let mut sent = Vec::new();
@@ -246,12 +248,15 @@ fn change(node: &mut Node, event: &Event) -> Result<()> {
         let (was, is) = (evaluate(&old, &probe.at(pod)).reason, evaluate(&new, &probe.at(pod)).reason);
         // If a pod with the same rules is a backend of the Service, the packet may be allowed here and rechecked: see
         // `expected`.
-        let shared =
+        let is_shared_backend =
             [&old, &new].into_iter().any(|cluster_state| is_among_backends(cluster_state, &probe.at(pod), |_| true));
         for (passed, first_write) in [false, true].into_iter().zip(&sample.first_write) {
             if let Some(write) = first_write {
-                let either = was.allows() == passed || is.allows() == passed || (passed && shared);
-                ensure!(either, "{pod} {probe:?} was {was:?}, will be {is:?}, but passes: {passed} after {write}");
+                let is_old_or_new = was.allows() == passed || is.allows() == passed || (passed && is_shared_backend);
+                ensure!(
+                    is_old_or_new,
+                    "{pod} {probe:?} was {was:?}, will be {is:?}, but passes: {passed} after {write}"
+                );
             }
         }
         let passed = node.runner.passes(sample.ifindex.0, sample.direction, &sample.frame, sample.ingress_ifindex)?;

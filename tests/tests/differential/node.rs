@@ -21,17 +21,19 @@ use netpol_tests::{Netns, program};
 use crate::frames::Runner;
 use crate::sampler::{SampledKernel, Sampler};
 
-/// The node of [`netpol_policy::testing`] with pods that have endpoints.
+/// The name of this node in the clusters that [`netpol_policy::testing`] generates. Only pods of this node have
+/// endpoints.
 const NODE: &str = "node-1";
 /// Index of the first interface.
 const FIRST: u32 = 11;
-/// Number of interfaces: more than nine pods need in a few events. An index is reused only after all others.
+/// Number of interfaces. This is more than nine pods need in a few events, because an index is reused only after all
+/// others.
 const INTERFACES: u32 = 64;
 /// Slots of the endpoint array: fewer than interfaces, so that some endpoints are in the overflow map.
 const SLOTS: u32 = 4;
 
 /// Creates a network namespace with the interfaces of the endpoints. No real packets pass there.
-pub(crate) fn interfaces() -> Result<Netns> {
+pub(crate) fn create_interfaces() -> Result<Netns> {
     let netns = Netns::new("agreement")?;
     let lines: Vec<String> =
         (FIRST..FIRST + INTERFACES).map(|index| format!("link add npt{index} index {index} type bridge")).collect();
@@ -127,6 +129,8 @@ impl Node {
         self.check_maps()
     }
 
+    /// Returns the event as a list of events, ordered so that no mixed state is visible between them. `None` if there
+    /// is no such list.
     pub(crate) fn in_safe_order(&self, event: &Event) -> Option<Vec<Event>> {
         self.reconciler.engine().in_safe_order(vec![event.clone()])
     }
@@ -154,24 +158,24 @@ impl Node {
             shadow_egress: endpoint.egress,
             ..*endpoint
         };
-        self.put(&shadow)?;
+        self.write_endpoint(&shadow)?;
         Ok(shadow)
     }
 
     /// Writes an endpoint.
-    pub(crate) fn put(&mut self, endpoint: &Endpoint) -> Result<()> {
+    pub(crate) fn write_endpoint(&mut self, endpoint: &Endpoint) -> Result<()> {
         Ok(self.reconciler.dataplane_mut().kernel.put_endpoint(endpoint)?)
     }
 
-    /// Returns the node's interfaces: a veth for each pod, with those of the pod's addresses that no other pod has
-    /// taken over. A veth stays bound to its addresses, so a pod that loses one of them gets a new sandbox with another
-    /// veth.
+    /// Returns the node's interfaces: a veth for each pod. It has the addresses of the pod, except for addresses that
+    /// another pod has taken over. A veth stays bound to its addresses, so a pod that loses one of them gets a new
+    /// sandbox with another veth.
     fn interfaces(&mut self) -> InterfaceSnapshot {
         let cluster_state = self.reconciler.engine().cluster_state();
         let is_local = |pod: &&Pod| pod.is_selectable() && pod.node.as_deref() == Some(NODE);
         let mut veths = BTreeMap::new();
         for pod in cluster_state.pods.values().filter(is_local) {
-            let addresses = owned(cluster_state, &pod.key);
+            let addresses = owned_addresses(cluster_state, &pod.key);
             let keeps_all = |old: &[IpAddr]| old.iter().all(|address| addresses.contains(address));
             let kept = self.interfaces.get(&pod.key).filter(|(_, old)| keeps_all(old));
             let ifindex = match kept {
@@ -213,7 +217,7 @@ impl Node {
             let is_expected = self.cluster_state().pods.get(pod).is_some_and(|pod| {
                 pod.is_selectable()
                     && pod.node.as_deref() == Some(NODE)
-                    && !owned(self.cluster_state(), &pod.key).is_empty()
+                    && !owned_addresses(self.cluster_state(), &pod.key).is_empty()
             });
             if is_expected && self.reconciler.endpoint(*ifindex).and_then(|known| known.pod.as_ref()) != Some(pod) {
                 bail!("{pod} at interface {ifindex} is not enforced: {known:#?}");
@@ -226,7 +230,7 @@ impl Node {
 }
 
 /// Returns the addresses that belong to this pod.
-pub(crate) fn owned(cluster_state: &ClusterState, pod: &PodKey) -> Vec<IpAddr> {
+pub(crate) fn owned_addresses(cluster_state: &ClusterState, pod: &PodKey) -> Vec<IpAddr> {
     let addresses = cluster_state.pods.get(pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
     let is_owned = |address: &&IpAddr| cluster_state.pod_with_address(**address).is_some_and(|owner| owner.key == *pod);
     addresses.iter().filter(is_owned).copied().collect()

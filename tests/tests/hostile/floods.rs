@@ -13,9 +13,11 @@ use serde_json::Value;
 /// Number of denied packets of the victim. Each belongs to another flow. At 40 per second, the victim's budget allows
 /// an event for each.
 const DENIALS: u16 = 200;
+/// Time between two of these packets.
 const PAUSE: Duration = Duration::from_millis(25);
 
-/// `victim` and `flood` can send to each other's port 80 only; other pods can send to `victim`'s port 80 only.
+/// `victim` may send only to port 80 of pods, and pods may send only to its port 80. `flood` may send only to port 80
+/// of pods, and to pods of its own namespace.
 fn start() -> Result<Lab> {
     let cluster = Cluster::builder().pods(&[
         ("shop/victim", "app=victim"),
@@ -70,14 +72,17 @@ fn send_slowly(pod: &Netns, to: IpAddr) -> Result<()> {
     })
 }
 
-/// Returns the ports of deny events at a pod in a direction, for packets from another pod. Only events with a nearest
-/// rule count.
-fn reported(lines: &[Denied], pod: &str, direction: &str, from: &str) -> BTreeSet<u16> {
-    let of = lines.iter().filter(|line| line.pod() == pod && line.direction() == direction && line.from() == from);
-    of.filter(|line| line.own_side("nearest").is_some_and(Value::is_object)).filter_map(Denied::port).collect()
+/// Returns the ports of deny events at a pod in a direction, for packets from another pod. Counts only events with a
+/// nearest rule: the rule that comes closest to allowing the packet.
+fn reported_ports(lines: &[Denied], pod: &str, direction: &str, from: &str) -> BTreeSet<u16> {
+    let of_pod = lines.iter().filter(|line| line.pod() == pod && line.direction() == direction && line.from() == from);
+    of_pod
+        .filter(|line| line.evaluation_field("nearest").is_some_and(Value::is_object))
+        .filter_map(Denied::port)
+        .collect()
 }
 
-/// Returns the CPU time of a process, of all its threads.
+/// Returns the CPU time that all threads of a process have used.
 fn cpu_time(pid: u32) -> Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name of the program, in parentheses, can contain spaces.
@@ -118,7 +123,7 @@ fn hostile_a_flood_of_denied_packets_suppresses_no_event_of_another_pod() -> Res
     lab.agent().wait_denied(|line| line.port() == all.last().copied() && line.from() == "shop/victim")?;
     lab.agent().wait_denied(|line| line.port() == all.last().copied() && line.from() == "shop/client")?;
     let lines = lab.agent().denied();
-    let missing = |at, direction, from| &all - &reported(&lines, at, direction, from);
+    let missing = |at, direction, from| &all - &reported_ports(&lines, at, direction, from);
     assert_eq!(
         missing("shop/victim", "egress", "shop/victim"),
         BTreeSet::new(),
@@ -132,8 +137,8 @@ fn hostile_a_flood_of_denied_packets_suppresses_no_event_of_another_pod() -> Res
     let floods = lines.iter().filter(|line| line.from() == "bad/flood").count() as u64;
     println!("{floods} deny events of the flood");
     // Several CPUs at the same time can exceed the budget by a few events.
-    let most = EVENT_BURST + EVENT_RATE * (elapsed.as_secs() + 2) + 64;
-    ensure!((EVENT_BURST / 2..=most).contains(&floods), "{floods} deny events of the flood in {elapsed:?}");
+    let max_events = EVENT_BURST + EVENT_RATE * (elapsed.as_secs() + 2) + 64;
+    ensure!((EVENT_BURST / 2..=max_events).contains(&floods), "{floods} deny events of the flood in {elapsed:?}");
     let page = lab.metrics()?;
     for series in ["netpol_deny_events_lost_total", "netpol_deny_events_unwritten_total"] {
         ensure!(lab.metric(series)? < 0.5, "events were lost: {page}");

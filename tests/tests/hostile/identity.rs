@@ -7,7 +7,7 @@ use netpol_tests::packet::{Ip, Marker, frame};
 use netpol_tests::raw::{TestPacket, check};
 use netpol_tests::{Cluster, Lab, PodSpec, ProbeResult};
 
-use super::{pods, rogue_sends_nothing, server_from_client};
+use super::{allow_client_to_server, pods, rogue_sends_nothing};
 
 /// Returns datagrams from `sender`'s interface to `to`, with the addresses of `claimed`: IPv4 and IPv6.
 fn with_addresses_of(cluster: &Cluster, sender: &str, claimed: &str, to: &str) -> Vec<TestPacket> {
@@ -22,6 +22,7 @@ fn with_addresses_of(cluster: &Cluster, sender: &str, claimed: &str, to: &str) -
     pairs.map(test_packet).collect()
 }
 
+/// Sends datagrams from `sender` to `to` with the addresses of `claimed`, and checks whether they arrive.
 fn expect(cluster: &Cluster, sender: &str, claimed: &str, to: &str, arrives: bool) -> Result<()> {
     let packets: Vec<_> =
         with_addresses_of(cluster, sender, claimed, to).into_iter().map(|packet| (packet, arrives)).collect();
@@ -30,7 +31,7 @@ fn expect(cluster: &Cluster, sender: &str, claimed: &str, to: &str, arrives: boo
 
 #[test]
 fn hostile_a_pods_address_is_accepted_only_from_that_pod() -> Result<()> {
-    let mut lab = Lab::start(pods(), &[server_from_client()])?;
+    let mut lab = Lab::start(pods(), &[allow_client_to_server()])?;
     // A pod without an object, so that the agent does not enforce its veth.
     lab.cluster.add_pod_without_manifest(PodSpec::new("shop/unmanaged"))?;
     let cluster = &lab.cluster;
@@ -47,18 +48,18 @@ fn hostile_a_pods_address_is_accepted_only_from_that_pod() -> Result<()> {
 
 #[test]
 fn hostile_a_pod_with_another_pods_address_does_not_get_its_identity() -> Result<()> {
-    let mut lab = Lab::start(pods(), &[server_from_client()])?;
+    let mut lab = Lab::start(pods(), &[allow_client_to_server()])?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/rogue -x shop/server 80/TCP")?;
-    let (own, taken) = (lab.cluster.host("shop/rogue").v4(), lab.cluster.host("shop/client").v4());
+    let (rogue_address, client_address) = (lab.cluster.host("shop/rogue").v4(), lab.cluster.host("shop/client").v4());
     let rogue = lab.cluster.host("shop/rogue").netns().clone();
     rogue.ip(&format!(
-        "addr del {own}/24 dev eth0\naddr add {taken}/24 dev eth0\nroute replace default via 10.244.1.1 dev eth0"
+        "addr del {rogue_address}/24 dev eth0\naddr add {client_address}/24 dev eth0\nroute replace default via 10.244.1.1 dev eth0"
     ))?;
     lab.agent().wait_log(&["conflict", "took an address of shop/client", "enforced as shop/rogue"])?;
     expect(&lab.cluster, "shop/rogue", "shop/client", "shop/server", false)?;
     expect(&lab.cluster, "shop/client", "shop/client", "shop/server", true)?;
     ensure!(lab.metrics()?.contains("\nnetpol_endpoint_conflicts 1\n"), "netpol_endpoint_conflicts is not 1");
-    // A new agent does not bind it to the other pod either.
+    // A new agent does not bind the veth of `rogue` to the other pod either.
     lab.agent().restart()?;
     expect(&lab.cluster, "shop/rogue", "shop/client", "shop/server", false)?;
     expect(&lab.cluster, "shop/client", "shop/client", "shop/server", true)
@@ -66,20 +67,26 @@ fn hostile_a_pod_with_another_pods_address_does_not_get_its_identity() -> Result
 
 #[test]
 fn hostile_a_second_interface_with_a_pods_address_is_blocked() -> Result<()> {
-    let mut lab = Lab::start(pods(), &[server_from_client()])?;
+    let mut lab = Lab::start(pods(), &[allow_client_to_server()])?;
     // An unknown interface without a conflict is not enforced.
     lab.cluster.add_pod_without_manifest(PodSpec::new("shop/twin"))?;
-    let (own, taken) = (lab.cluster.host("shop/twin").v4(), lab.cluster.host("shop/client").v4());
+    let (twin_address, client_address) = (lab.cluster.host("shop/twin").v4(), lab.cluster.host("shop/client").v4());
     expect(&lab.cluster, "shop/twin", "shop/twin", "shop/open", true)?;
-    lab.cluster.host("shop/twin").netns().ip(&format!("addr del {own}/24 dev eth0\naddr add {taken}/24 dev eth0"))?;
+    lab.cluster
+        .host("shop/twin")
+        .netns()
+        .ip(&format!("addr del {twin_address}/24 dev eth0\naddr add {client_address}/24 dev eth0"))?;
     lab.agent().wait_log(&["conflict", "is bound to", "dropping all of its traffic"])?;
     for claimed in ["shop/client", "shop/twin"] {
         expect(&lab.cluster, "shop/twin", claimed, "shop/server", false)?;
         expect(&lab.cluster, "shop/twin", claimed, "shop/open", false)?;
     }
     expect(&lab.cluster, "shop/client", "shop/client", "shop/server", true)?;
-    // Restoring its own address does not unblock the interface.
-    lab.cluster.host("shop/twin").netns().ip(&format!("addr del {taken}/24 dev eth0\naddr add {own}/24 dev eth0"))?;
+    // If the pod gets its own address back, the interface stays blocked.
+    lab.cluster
+        .host("shop/twin")
+        .netns()
+        .ip(&format!("addr del {client_address}/24 dev eth0\naddr add {twin_address}/24 dev eth0"))?;
     std::thread::sleep(std::time::Duration::from_secs(3));
     expect(&lab.cluster, "shop/twin", "shop/twin", "shop/open", false)
 }

@@ -24,7 +24,8 @@ fn pods() -> ClusterBuilder {
     ])
 }
 
-fn server_from_client() -> String {
+/// Returns a policy that allows ingress to `server` only from `client`.
+fn allow_client_to_server() -> String {
     policy(
         "shop/server-from-client",
         "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress],

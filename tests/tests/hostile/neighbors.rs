@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use anyhow::{Result, ensure};
 use netpol_tests::cluster::Mac;
 use netpol_tests::packet::{Ip, Marker, frame};
-use netpol_tests::raw::{Link, TestPacket, check};
+use netpol_tests::raw::{PacketSocket, TestPacket, check};
 use netpol_tests::{AgentOptions, Cluster, Lab, deny_all};
 
 use super::{pods, wait_for_macs};
@@ -65,12 +65,12 @@ fn discovery(from: Ipv6Addr, to: Ipv6Addr, kind: u8, body: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// Returns a link-layer address option (RFC 4861, 4.6.1): 1 source, 2 target.
-fn link_layer(kind: u8, mac: Mac) -> Vec<u8> {
+/// Returns a link-layer address option (RFC 4861, 4.6.1). Kind 1 is the source's address, kind 2 is the target's.
+fn link_layer_option(kind: u8, mac: Mac) -> Vec<u8> {
     [&[kind, 1][..], &mac.0].concat()
 }
 
-/// Returns a payload of 600 bytes after the marker.
+/// Returns the marker, followed by 600 bytes.
 fn with_payload(marker: &[u8]) -> Vec<u8> {
     [marker, &[0x5a; 600][..]].concat()
 }
@@ -151,7 +151,7 @@ fn hostile_a_pod_cannot_spoof_arp_neighbor_discovery_or_ethernet_sources() -> Re
         frame(open.mac(), source, &[], &discovery(from, to, kind, body))
     };
     let advertise =
-        |target: Ipv6Addr, mac: Mac, marker: &[u8]| [&target.octets()[..], &link_layer(2, mac), marker].concat();
+        |target: Ipv6Addr, mac: Mac, marker: &[u8]| [&target.octets()[..], &link_layer_option(2, mac), marker].concat();
     for (what, arrives, target, mac) in [
         ("its own addresses", true, rogue.v6(), rogue.mac()),
         ("the gateway's address", false, gateway_v6, rogue.mac()),
@@ -163,10 +163,10 @@ fn hostile_a_pod_cannot_spoof_arp_neighbor_discovery_or_ethernet_sources() -> Re
         });
     }
     rows.add_row("a neighbor solicitation with another pod's MAC", false, |marker| {
-        let body = [&open.v6().octets()[..], &link_layer(1, client.mac()), marker].concat();
+        let body = [&open.v6().octets()[..], &link_layer_option(1, client.mac()), marker].concat();
         neighbor(rogue.mac(), rogue.v6(), open.v6(), 135, &body)
     });
-    // Like CVE-2020-10749.
+    // CVE-2020-10749: a pod sends router advertisements.
     for to in [open.v6(), all_nodes] {
         rows.add_row(&format!("a router advertisement to {to}"), false, |marker| {
             neighbor(rogue.mac(), rogue.v6(), to, 134, &[&[0; 8][..], marker].concat())
@@ -207,7 +207,7 @@ fn hostile_a_pod_cannot_spoof_arp_neighbor_discovery_or_ethernet_sources() -> Re
 fn hostile_arp_is_rate_limited() -> Result<()> {
     let lab = Lab::start(pods(), &[])?;
     let (rogue, open) = (lab.cluster.host("shop/rogue"), lab.cluster.host("shop/open"));
-    let (sender, receiver) = (Link::open(rogue)?, Link::open(open)?);
+    let (sender, receiver) = (PacketSocket::open(rogue)?, PacketSocket::open(open)?);
     let arp = Arp {
         operation: 1,
         source: rogue.mac(),

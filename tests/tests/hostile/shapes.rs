@@ -9,7 +9,7 @@ use netpol_tests::packet::{Ip, Marker, correct_header_checksum, frame, protocol}
 use netpol_tests::raw::{TestPacket, check};
 use netpol_tests::{Cluster, Lab};
 
-use super::{pods, rogue_sends_nothing, server_from_client};
+use super::{allow_client_to_server, pods, rogue_sends_nothing};
 
 /// Builds a packet around an IP protocol and its payload.
 type Wrap = fn(&Ip, u8, &[u8]) -> Vec<Vec<u8>>;
@@ -20,7 +20,7 @@ type Build = fn(&Ip, &[u8]) -> Vec<u8>;
 struct Form<T> {
     what: &'static str,
     make: T,
-    /// Whether it can be parsed, so that it passes if all packets of its sender are allowed.
+    /// Whether netpol can parse the packet. If so, the packet passes at a pod that allows everything from its sender.
     parsable: bool,
 }
 
@@ -73,7 +73,7 @@ const V4: &[Form<Wrap>] = &[
     form("no hop left", true, |ip, number, payload| altered(ip, number, payload, |packet| packet[8] = 0)),
     form("255 hops left", true, |ip, number, payload| altered(ip, number, payload, |packet| packet[8] = 255)),
     form("type of service 255", true, |ip, number, payload| altered(ip, number, payload, |packet| packet[1] = 255)),
-    // The node's bridge drops this one, and those with a wrong length.
+    // The node's bridge drops packets with a wrong header checksum or a wrong length.
     form("a wrong header checksum", false, |ip, number, payload| {
         let mut packet = ip.carrying(number, payload);
         packet[10] ^= 0x55;
@@ -129,7 +129,7 @@ const V6: &[Form<Wrap>] = &[
     }),
     form("two fragment headers", false, |ip, number, payload| {
         let mut packet = ip.clone().extension(protocol::FRAGMENT, 0).fragment(78, 0, false).carrying(number, payload);
-        // The first one has offset 0 too.
+        // The offset in the first fragment header is 0, too.
         packet[42..44].fill(0);
         vec![packet]
     }),
@@ -313,7 +313,7 @@ fn table(cluster: &Cluster, from: &str, to: &str) -> Vec<(TestPacket, bool)> {
 
 #[test]
 fn hostile_no_form_of_a_packet_passes_if_the_plain_packet_does_not() -> Result<()> {
-    let lab = Lab::start(pods(), &[server_from_client(), rogue_sends_nothing()])?;
+    let lab = Lab::start(pods(), &[allow_client_to_server(), rogue_sends_nothing()])?;
     let cluster = &lab.cluster;
     let denied = |from, to| {
         let rows: Vec<_> = table(cluster, from, to).into_iter().map(|(test_packet, _)| (test_packet, false)).collect();

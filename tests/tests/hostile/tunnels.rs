@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use netpol_tests::cluster::Mac;
 use netpol_tests::packet::{Ip, Marker, frame, protocol};
-use netpol_tests::raw::{Link, TestPacket, check};
+use netpol_tests::raw::{PacketSocket, TestPacket, check};
 use netpol_tests::{AgentOptions, Cluster, ClusterBuilder, Interconnect, Lab};
 
-use super::{pods, rogue_sends_nothing, server_from_client};
+use super::{allow_client_to_server, pods, rogue_sends_nothing};
 
 /// The port of the test harness's VXLAN devices.
 const PORT: u16 = 8472;
@@ -29,7 +29,7 @@ fn encapsulated(cluster: &Cluster, node: &str, port: u16, inner: &[u8]) -> Vec<u
     frame(rogue.next_hop(node_host, cluster.topology()), rogue.mac(), &[], &packet)
 }
 
-/// Returns a datagram in a tunnel packet to the first node. The inner packet is from `from` to `to`.
+/// Returns a tunnel packet from `rogue` to the first node. The inner packet is a datagram from `from` to `to`.
 fn tunneled(cluster: &Cluster, from: &str, to: &str) -> TestPacket {
     let marker = Marker::new();
     let inner = Ip::new(cluster.host(from).v4().into(), cluster.host(to).v4().into()).udp(53, 4000, &marker.0);
@@ -39,7 +39,7 @@ fn tunneled(cluster: &Cluster, from: &str, to: &str) -> TestPacket {
 #[test]
 fn hostile_a_pod_reaches_no_tunnel_endpoint_of_its_node() -> Result<()> {
     // No policy isolates the sender.
-    let mut lab = Lab::start(nodes(), &[server_from_client()])?;
+    let mut lab = Lab::start(nodes(), &[allow_client_to_server()])?;
     let cluster = &lab.cluster;
     // The inner source is the address of an allowed pod, of a pod that is not allowed, or of a host outside. The
     // destination is an isolated pod, or one that is not isolated.
@@ -62,7 +62,7 @@ fn hostile_a_pod_cannot_open_its_egress_with_a_tunnel_packet() -> Result<()> {
         let packet = Ip::new(rogue.v4().into(), target.v4().into()).udp(4000, 53, &marker.0);
         frame(next_hop, rogue.mac(), &[], &packet)
     };
-    let link = Link::open(rogue)?;
+    let link = PacketSocket::open(rogue)?;
     link.send(&encapsulated(cluster, "node-1", PORT, &inner.udp(53, 4000, b"starts")))?;
     std::thread::sleep(Duration::from_millis(200));
     let marker = Marker::new();
@@ -87,23 +87,23 @@ fn hostile_a_pod_cannot_open_its_egress_with_a_tunnel_packet() -> Result<()> {
 #[test]
 fn hostile_a_pod_reaches_no_tunnel_endpoint_of_another_node() -> Result<()> {
     // No policy isolates the sender.
-    let mut lab = Lab::start(nodes(), &[server_from_client()])?;
+    let mut lab = Lab::start(nodes(), &[allow_client_to_server()])?;
     let cluster = &lab.cluster;
     let (rogue, node) = (cluster.host("shop/rogue"), cluster.host("node-2"));
     let ip = Ip::new(rogue.v4().into(), node.v4().into());
     let mut rows = Vec::new();
-    let mut row = |what: &str, arrives: bool, make: &dyn Fn(&[u8]) -> Vec<u8>| {
+    let mut add_row = |what: &str, arrives: bool, make: &dyn Fn(&[u8]) -> Vec<u8>| {
         let marker = Marker::new();
         rows.push((TestPacket::new(cluster, "shop/rogue", "node-2", what, marker, &[make(&marker.0)]), arrives));
     };
     for port in [4789, 8472, 6081, 51_820, 51_821, 1701] {
-        row(&format!("UDP port {port}"), false, &|marker| ip.udp(50_000, port, marker));
+        add_row(&format!("UDP port {port}"), false, &|marker| ip.udp(50_000, port, marker));
     }
     for number in [4, 41, protocol::GRE, 115] {
-        row(&format!("IP protocol {number}"), false, &|marker| ip.carrying(number, marker));
+        add_row(&format!("IP protocol {number}"), false, &|marker| ip.carrying(number, marker));
     }
-    row("UDP port 8473", true, &|marker| ip.udp(50_000, 8473, marker));
-    row("TCP port 8472", true, &|marker| ip.tcp(50_000, 8472, 2, marker));
+    add_row("UDP port 8473", true, &|marker| ip.udp(50_000, 8473, marker));
+    add_row("TCP port 8472", true, &|marker| ip.tcp(50_000, 8472, 2, marker));
     check(cluster, "shop/rogue", "node-2", &rows)?;
     lab.agent().wait_denied(|line| line.reason() == "tunnel-endpoint" && line.port() == Some(6081))?;
     Ok(())
@@ -116,7 +116,7 @@ fn hostile_tunnel_devices_are_detected_when_created_and_deleted() -> Result<()> 
     check_delivered(&lab).context("before the device is created")?;
     node.ip("link add nplate type vxlan id 7 dstport 5555 dev uplink\nlink set nplate up")?;
     lab.agent().wait_log(&["tunnel endpoints of this node", "5555"])?;
-    send(&lab)?;
+    send_to_node(&lab)?;
     lab.agent().wait_denied(|line| line.reason() == "tunnel-endpoint" && line.port() == Some(5555))?;
     node.ip("link del nplate")?;
     lab.agent().wait_log(&["tunnel endpoints of this node", "ports={}"])?;
@@ -124,7 +124,7 @@ fn hostile_tunnel_devices_are_detected_when_created_and_deleted() -> Result<()> 
 }
 
 /// Sends a datagram from `rogue` to a port of its node.
-fn send(lab: &Lab) -> Result<()> {
+fn send_to_node(lab: &Lab) -> Result<()> {
     let (rogue, node) = (lab.cluster.host("shop/rogue"), lab.cluster.host("node-1"));
     let target = (node.v4(), 5555);
     rogue.netns().run(|| {
@@ -137,14 +137,14 @@ fn check_delivered(lab: &Lab) -> Result<()> {
     let node = lab.cluster.host("node-1").netns();
     let socket = node.run(|| Ok(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 5555))?))?;
     socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-    send(lab)?;
+    send_to_node(lab)?;
     socket.recv(&mut [0; 16]).map(drop).context("the datagram did not arrive")
 }
 
 #[test]
 fn hostile_allowed_tunnels_do_not_accept_spoofed_inner_sources() -> Result<()> {
     let options = AgentOptions::default().arguments(&["--allow-tunnels-to-node"]);
-    let lab = Lab::start_with(nodes(), &[server_from_client()], options)?;
+    let lab = Lab::start_with(nodes(), &[allow_client_to_server()], options)?;
     let cluster = &lab.cluster;
     // A packet from the tunnel still carries the sender's endpoint ID, so only the sender's own address is accepted.
     check(cluster, "shop/rogue", "shop/open", &[(tunneled(cluster, "shop/rogue", "shop/open"), true)])?;

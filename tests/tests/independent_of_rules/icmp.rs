@@ -1,4 +1,6 @@
 //! Tests of protocols without ports, and of ICMP errors.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -8,7 +10,7 @@ use netpol_tests::flow::EchoConnection;
 use netpol_tests::packet::{Ip, protocol};
 use netpol_tests::{Families, Lab, PodSpec, Topology, deny_all, policy};
 
-use super::{TestPackets, pairs, pods};
+use super::{TestPackets, address_pairs, pods};
 
 #[test]
 fn s17_rules_without_ports_allow_every_protocol_and_rules_with_ports_only_those() -> Result<()> {
@@ -28,16 +30,16 @@ fn s17_rules_without_ports_allow_every_protocol_and_rules_with_ports_only_those(
             from_client("shop/other", "other", ", ports: [{port: 80}, {protocol: UDP, port: 53}]"),
         ],
     )?;
-    for (to, every) in [("shop/server", true), ("shop/other", false)] {
+    for (to, all_allowed) in [("shop/server", true), ("shop/other", false)] {
         let mut packets = TestPackets::new(&lab.cluster, "shop/client", to);
-        for (source, destination) in pairs(&lab.cluster, "shop/client", to) {
+        for (source, destination) in address_pairs(&lab.cluster, "shop/client", to) {
             let ip = Ip::new(source, destination);
             let echo = if source.is_ipv4() { 8 } else { 128 };
-            packets.add_row("GRE", every, |mark| vec![ip.carrying(protocol::GRE, mark)]);
-            packets.add_row("echo", every, |mark| vec![ip.icmp(echo, 0, [0, 7, 0, 1], mark)]);
-            packets.add_row("SCTP", every, |mark| vec![ip.sctp_init(9, 9, mark)]);
+            packets.add_row("GRE", all_allowed, |mark| vec![ip.carrying(protocol::GRE, mark)]);
+            packets.add_row("echo", all_allowed, |mark| vec![ip.icmp(echo, 0, [0, 7, 0, 1], mark)]);
+            packets.add_row("SCTP", all_allowed, |mark| vec![ip.sctp_init(9, 9, mark)]);
             packets.add_row("UDP to 53", true, |mark| vec![ip.udp(7777, 53, mark)]);
-            packets.add_row("UDP to 54", every, |mark| vec![ip.udp(7777, 54, mark)]);
+            packets.add_row("UDP to 54", all_allowed, |mark| vec![ip.udp(7777, 54, mark)]);
         }
         packets.check()?;
     }
@@ -46,7 +48,7 @@ fn s17_rules_without_ports_allow_every_protocol_and_rules_with_ports_only_those(
 
 #[test]
 fn s17_icmp_errors_pass_only_if_the_quoted_flow_is_allowed() -> Result<()> {
-    // Hosts outside are allowed at one port. A router on the path may report that packets are too big.
+    // Hosts outside may connect to one port. In this test, the outside host sends the ICMP errors of a router, too.
     let lab = Lab::start(
         pods(),
         &[
@@ -59,25 +61,25 @@ fn s17_icmp_errors_pass_only_if_the_quoted_flow_is_allowed() -> Result<()> {
         ],
     )?;
     let cluster = &lab.cluster;
-    for (outside, server) in pairs(cluster, "outside", "shop/server") {
+    for (outside, server) in address_pairs(cluster, "outside", "shop/server") {
         let flow = EchoConnection::open_at(cluster, "outside", "shop/server", SocketAddr::new(server, 80))?;
         let port = flow.socket_addresses()?.0.port();
         let mut packets = TestPackets::new(cluster, "outside", "shop/server");
-        let (back, error) = (Ip::new(server, outside), Ip::new(outside, server));
+        let (quoted, error) = (Ip::new(server, outside), Ip::new(outside, server));
         let (too_big, unreachable, reply) = match server {
             IpAddr::V4(_) => ((3, 4), (3, 3), 0),
             IpAddr::V6(_) => ((2, 0), (1, 4), 129),
         };
-        // For IPv4 the MTU is the second half of this word, for IPv6 all of it.
+        // In IPv4, the MTU is the second half of this 32-bit word. In IPv6, it is the whole word.
         let mtu = 1300u32.to_be_bytes();
         packets.add_row("too big, about the open flow", true, |mark| {
-            vec![error.icmp(too_big.0, too_big.1, mtu, &back.tcp(80, port, 16, mark))]
+            vec![error.icmp(too_big.0, too_big.1, mtu, &quoted.tcp(80, port, 16, mark))]
         });
         packets.add_row("too big, about a port without a flow", false, |mark| {
-            vec![error.icmp(too_big.0, too_big.1, mtu, &back.tcp(80, port ^ 1, 16, mark))]
+            vec![error.icmp(too_big.0, too_big.1, mtu, &quoted.tcp(80, port ^ 1, 16, mark))]
         });
         packets.add_row("port unreachable, about a flow to another port", false, |mark| {
-            vec![error.icmp(unreachable.0, unreachable.1, [0; 4], &back.udp(5353, 53, mark))]
+            vec![error.icmp(unreachable.0, unreachable.1, [0; 4], &quoted.udp(5353, 53, mark))]
         });
         packets
             .add_row("an echo reply without a request", false, |mark| vec![error.icmp(reply, 0, [0, 1, 0, 1], mark)]);

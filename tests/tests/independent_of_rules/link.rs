@@ -1,4 +1,6 @@
 //! Tests of neighbor discovery, IGMP and DHCP on the link.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -28,10 +30,11 @@ fn s16_neighbor_discovery_passes_only_from_the_link() -> Result<()> {
     let about = |target: Ipv6Addr| target.octets().to_vec();
     let [routers, reports, group] =
         ["ff02::2", "ff02::16", "ff02::1:ff00:77"].map(|text| text.parse().expect("an address"));
-    // With a router alert (RFC 2711), as multicast listener discovery has it.
+    // Multicast listener discovery has a hop-by-hop header, for a router alert (RFC 2711). Here, the header has only
+    // padding.
     let report = |to| ip(to).extension(protocol::HOP_BY_HOP, 0);
-    // Description, ICMPv6 type, the bytes after its first word, the hop limit on the link, the packet around it, and
-    // whether a pod may send it (item 32).
+    // Description, ICMPv6 type, the bytes after the first eight bytes of the message, the hop limit that the message
+    // has on the link, the IP header, and whether a pod may send the message (item 32).
     let kinds = [
         ("a router solicitation", 133, vec![], 255, ip(routers), true),
         ("a router advertisement", 134, vec![0; 8], 255, ip(to), false),
@@ -56,7 +59,8 @@ fn s16_neighbor_discovery_passes_only_from_the_link() -> Result<()> {
     packets.check()
 }
 
-/// The `tuning` CNI plugin, a sysctl or the pod itself can change the address, long after the interface was created.
+/// The `tuning` CNI plugin, a sysctl or the pod itself can change the pod's link-local address, long after the
+/// interface was created.
 #[test]
 fn s32_a_changed_link_local_address_is_detected_immediately() -> Result<()> {
     let lab = Lab::start(pods(), &[])?;
@@ -127,17 +131,18 @@ fn s35_igmp_reports_pass_like_listener_reports() -> Result<()> {
     let cluster = &lab.cluster;
     let (client, server, other) =
         (cluster.host("shop/client").v4(), cluster.host("shop/server").v4(), cluster.host("shop/other").v4());
-    let [group, routers, all] = ["239.1.2.3", "224.0.0.22", "224.0.0.1"].map(|text| text.parse().expect("an address"));
-    // With a router alert (RFC 2113), as Linux sends it.
+    let [group, routers, all_hosts] =
+        ["239.1.2.3", "224.0.0.22", "224.0.0.1"].map(|text| text.parse().expect("an address"));
+    // Linux sends IGMP with a router alert (RFC 2113).
     let ip = |from: Ipv4Addr, to: Ipv4Addr| Ip::new(from.into(), to.into()).options(&[0x94, 4, 0, 0]);
-    // Type, maximum response time, checksum, and the rest.
+    // An IGMP message: type, maximum response time, checksum, and the rest.
     let message = |kind: u8, rest: &[u8]| [&[kind, 0, 0, 0][..], rest].concat();
     let rows = [
         ("a report, version 3", ip(client, routers), 0x22, vec![0, 0, 0, 1], true),
         ("a report, version 2", ip(client, group), 0x16, group.octets().to_vec(), true),
         ("a report, version 1", ip(client, group), 0x12, group.octets().to_vec(), true),
         ("a leave message", ip(client, routers), 0x17, group.octets().to_vec(), true),
-        ("a query", ip(client, all), 0x11, vec![0; 4], false),
+        ("a query", ip(client, all_hosts), 0x11, vec![0; 4], false),
         ("a report to a host", ip(client, server), 0x22, vec![0, 0, 0, 1], false),
         ("a report from another pod's address", ip(other, routers), 0x22, vec![0, 0, 0, 1], false),
         ("a report with a large payload", ip(client, routers), 0x22, vec![0; 600], false),

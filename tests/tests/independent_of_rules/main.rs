@@ -40,8 +40,8 @@ fn client_to_server_only() -> [String; 3] {
     ]
 }
 
-/// Returns the addresses of two hosts, by family.
-fn pairs(cluster: &Cluster, from: &str, to: &str) -> Vec<(IpAddr, IpAddr)> {
+/// Returns the addresses of two hosts, one pair for each address family.
+fn address_pairs(cluster: &Cluster, from: &str, to: &str) -> Vec<(IpAddr, IpAddr)> {
     let pair = |to: &IpAddr| Some((cluster.host(from).address_of_same_family(*to)?, *to));
     cluster.host(to).addresses().iter().filter_map(pair).collect()
 }
@@ -60,6 +60,7 @@ impl<'c> TestPackets<'c> {
         Self { cluster, from, to, rows: Vec::new() }
     }
 
+    /// Adds a row. `make` receives the bytes of the marker, and returns the packets.
     fn add_row(&mut self, what: &str, arrives: bool, make: impl Fn(&[u8]) -> Vec<Vec<u8>>) {
         self.add_row_with_vlans(what, &[], arrives, make);
     }

@@ -1,4 +1,6 @@
 //! Tests of traffic between a pod and its own node, and of hairpin traffic.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use anyhow::{Context, Result, ensure};
 use netpol_policy::model::Protocol::{Tcp, Udp};
@@ -45,9 +47,9 @@ fn s15_a_pod_reaches_itself_through_its_own_service() -> Result<()> {
         // All other traffic to the server is denied. Hairpin traffic is masqueraded and has the node's address.
         let deny = policy("shop/deny", "{podSelector: {}, policyTypes: [Ingress]}");
         let lab = Lab::start(pods().families(Families::V4).topology(topology), &[deny])?;
-        let [own, other] = lab.probe_through_service("shop/server", "shop/client")?;
-        assert_eq!(own, ProbeResult::Allowed, "the server through its own Service, {topology:?}");
-        assert_eq!(other, ProbeResult::Dropped, "another pod through the same Service, {topology:?}");
+        let [from_server, from_client] = lab.probe_through_service("shop/server", "shop/client")?;
+        assert_eq!(from_server, ProbeResult::Allowed, "the server through its own Service, {topology:?}");
+        assert_eq!(from_client, ProbeResult::Dropped, "another pod through the same Service, {topology:?}");
     }
     Ok(())
 }
@@ -84,7 +86,7 @@ fn s15_masqueraded_traffic_from_outside_is_not_node_traffic() -> Result<()> {
             ensure!(hint.contains("externalTrafficPolicy: Local") && hint.contains("ipBlock"), "{hint}");
             // As the hint describes, a rule for the masquerading address allows the traffic, because masqueraded
             // traffic is evaluated by its current source address.
-            lab.policies(&[policy(
+            lab.set_policies(&[policy(
                 "shop/from-gateway",
                 "{podSelector: {}, policyTypes: [Ingress],
                   ingress: [{from: [{ipBlock: {cidr: 10.244.1.1/32}}, {ipBlock: {cidr: 'fd77:0:0:1::1/128'}}]}]}",
@@ -116,13 +118,13 @@ fn s15_a_connection_to_a_port_of_the_local_node_is_evaluated_by_its_destination(
         ))?;
         lab.expect("shop/client -x shop/server 80/TCP").with_context(|| format!("{topology:?}"))?;
         // Pre-DNAT, the destination is the node, which is allowed. Post-DNAT it is a pod, which is not.
-        let through = lab.try_at("shop/client", "shop/server", "172.31.77.1", Tcp, 30080)?;
-        assert_eq!(through, ProbeResult::Dropped, "through the node's port, {topology:?}");
+        let result = lab.try_at("shop/client", "shop/server", "172.31.77.1", Tcp, 30080)?;
+        assert_eq!(result, ProbeResult::Dropped, "through the node's port, {topology:?}");
         // The server's ingress policy evaluates forwarded traffic by the node's address, which no rule allows.
         lab.cluster.apply("second", &policy("shop/all", "{podSelector: {}, policyTypes: [Ingress]}"))?;
         lab.expect("shop/other -x shop/server 80/TCP").with_context(|| format!("{topology:?}"))?;
-        let through = lab.try_at("shop/client", "shop/server", "172.31.77.1", Tcp, 30080)?;
-        assert_eq!(through, ProbeResult::Dropped, "through the node's port to an isolated pod, {topology:?}");
+        let result = lab.try_at("shop/client", "shop/server", "172.31.77.1", Tcp, 30080)?;
+        assert_eq!(result, ProbeResult::Dropped, "through the node's port to an isolated pod, {topology:?}");
     }
     Ok(())
 }

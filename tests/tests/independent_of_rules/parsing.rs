@@ -1,12 +1,14 @@
 //! Tests of packets that take the slow path: fragments, options, extension headers, VLAN tags and malformed packets.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use anyhow::{Context, Result, ensure};
 use netpol_tests::flow::echo_datagram;
 use netpol_tests::packet::{Ip, frame, protocol};
-use netpol_tests::raw::Link;
+use netpol_tests::raw::PacketSocket;
 use netpol_tests::{Lab, Topology, policy};
 
-use super::{TestPackets, client_to_server_only, pairs, pods};
+use super::{TestPackets, address_pairs, client_to_server_only, pods};
 
 #[test]
 fn s19_later_fragments_follow_the_first() -> Result<()> {
@@ -26,7 +28,7 @@ fn s19_later_fragments_follow_the_first() -> Result<()> {
     );
 
     let mut packets = TestPackets::new(cluster, "shop/client", "shop/server");
-    for (source, destination) in pairs(cluster, "shop/client", "shop/server") {
+    for (source, destination) in address_pairs(cluster, "shop/client", "shop/server") {
         let ip = Ip::new(source, destination);
         let body = |port: u16| ip.udp_body(4444, port, &[0; 24]);
         let last = |id: u16, mark: &[u8]| ip.clone().fragment(id, 32, false).carrying(protocol::UDP, mark);
@@ -41,8 +43,9 @@ fn s19_later_fragments_follow_the_first() -> Result<()> {
     packets.check()
 }
 
-/// If a rule has ports, a later fragment needs its first. If the node tracks connections, the kernel reassembles
-/// datagrams before they reach a pod's interface, regardless of the order of their fragments.
+/// If a rule allows only some ports, a later fragment passes only after the first fragment. If the node tracks
+/// connections, the kernel reassembles datagrams before they reach a pod's interface. Then the order of the fragments
+/// makes no difference.
 #[test]
 fn s19_out_of_order_fragments_pass_if_all_ports_are_allowed_or_the_node_reassembles() -> Result<()> {
     for (ports, tracked, arrives) in [
@@ -63,7 +66,7 @@ fn s19_out_of_order_fragments_pass_if_all_ports_are_allowed_or_the_node_reassemb
             )?;
         }
         let mut packets = TestPackets::new(&lab.cluster, "shop/client", "shop/server");
-        for (source, destination) in pairs(&lab.cluster, "shop/client", "shop/server") {
+        for (source, destination) in address_pairs(&lab.cluster, "shop/client", "shop/server") {
             let ip = Ip::new(source, destination);
             let datagram = |port: u16, mark: &[u8]| ip.udp_body(4444, port, &[&[0; 24], mark].concat());
             let reversed = move |id: u16, datagram: Vec<u8>| {
@@ -83,7 +86,7 @@ fn s19_out_of_order_fragments_pass_if_all_ports_are_allowed_or_the_node_reassemb
         }
         packets.check()?;
         let mut packets = TestPackets::new(&lab.cluster, "shop/other", "shop/server");
-        for (source, destination) in pairs(&lab.cluster, "shop/other", "shop/server") {
+        for (source, destination) in address_pairs(&lab.cluster, "shop/other", "shop/server") {
             let ip = Ip::new(source, destination).fragment(603, 32, false);
             packets.add_row("a later fragment from a pod that is not allowed", false, |mark| {
                 vec![ip.clone().carrying(protocol::UDP, mark)]
@@ -128,7 +131,7 @@ fn s19_tags_do_not_change_verdicts_and_unparsable_packets_are_dropped_with_a_rea
     let mut lab = Lab::start(pods(), &client_to_server_only())?;
     let cluster = &lab.cluster;
     let mut packets = TestPackets::new(cluster, "shop/client", "shop/server");
-    for (source, destination) in pairs(cluster, "shop/client", "shop/server") {
+    for (source, destination) in address_pairs(cluster, "shop/client", "shop/server") {
         let ip = Ip::new(source, destination);
         for tags in [&[7][..], &[7, 8]] {
             packets.add_row_with_vlans("tagged, to an allowed port", tags, true, |mark| vec![ip.udp(4000, 53, mark)]);
@@ -148,7 +151,7 @@ fn s19_tags_do_not_change_verdicts_and_unparsable_packets_are_dropped_with_a_rea
     let headers = |count: usize| (0..count).fold(v6.clone(), |ip, _| ip.extension(protocol::DESTINATION_OPTIONS, 0));
     packets.add_row("eight extension headers", true, |mark| vec![headers(8).udp(4000, 53, mark)]);
     packets.add_row("nine extension headers", false, |mark| vec![headers(9).udp(4000, 53, mark)]);
-    // The kernel removes the first tag before the program runs. The program reads the others.
+    // The kernel removes the first VLAN tag before the program runs. The program parses the other tags.
     packets.add_row_with_vlans("three tags, to a denied port", &[7, 8, 9], false, |mark| vec![ip.udp(4000, 54, mark)]);
     packets.add_row_with_vlans("four tags", &[7, 8, 9, 10], false, |mark| vec![ip.udp(4000, 53, mark)]);
     packets.add_row("a later fragment without a first", false, |mark| {
@@ -158,7 +161,7 @@ fn s19_tags_do_not_change_verdicts_and_unparsable_packets_are_dropped_with_a_rea
     let (client, server) = (cluster.host("shop/client"), cluster.host("shop/server"));
     let mut not_ip = frame(server.mac(), client.mac(), &[], &ip.udp(1, 2, b"not IP"));
     not_ip[12..14].copy_from_slice(&0x88b5u16.to_be_bytes());
-    Link::open(client)?.send(&not_ip)?;
+    PacketSocket::open(client)?.send(&not_ip)?;
     for reason in ["malformed", "too-many-headers", "orphan-fragment", "not-ip"] {
         lab.agent().wait_denied(|line| line.reason() == reason).with_context(|| format!("waiting for {reason}"))?;
     }
@@ -169,7 +172,7 @@ fn s19_tags_do_not_change_verdicts_and_unparsable_packets_are_dropped_with_a_rea
 fn s19_unparsable_packets_pass_if_no_policy_isolates_the_pod() -> Result<()> {
     let lab = Lab::start(pods().pods(&[("free/one", ""), ("free/two", "")]), &client_to_server_only())?;
     let mut packets = TestPackets::new(&lab.cluster, "free/one", "free/two");
-    for (source, destination) in pairs(&lab.cluster, "free/one", "free/two") {
+    for (source, destination) in address_pairs(&lab.cluster, "free/one", "free/two") {
         let ip = Ip::new(source, destination);
         packets.add_row("a truncated TCP header", true, |mark| vec![ip.carrying(protocol::TCP, mark)]);
         packets.add_row_with_vlans("four tags", &[7, 8, 9, 10], true, |mark| vec![ip.udp(4000, 53, mark)]);

@@ -1,4 +1,6 @@
 //! Tests of replies.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -9,7 +11,7 @@ use netpol_tests::flow::EchoConnection;
 use netpol_tests::packet::Ip;
 use netpol_tests::{Lab, Topology, deny_all, policy};
 
-use super::{TestPackets, client_to_server_only, pairs, pods};
+use super::{TestPackets, address_pairs, client_to_server_only, pods};
 
 #[test]
 fn s18_replies_pass_whatever_policy_the_other_direction_has() -> Result<()> {
@@ -45,7 +47,8 @@ fn s18_a_flow_of_one_pod_allows_no_packets_at_another() -> Result<()> {
     packets.check()
 }
 
-/// Endpoints ignore RST, FIN and SYN outside their window (RFC 5961), so netpol must not end flows because of them.
+/// TCP implementations ignore a RST, FIN or SYN outside their window (RFC 5961). So netpol must not end a flow because
+/// of such a packet.
 #[test]
 fn s18_forged_resets_do_not_end_a_connection() -> Result<()> {
     const PORT: u16 = 8080;
@@ -65,7 +68,7 @@ fn s18_forged_resets_do_not_end_a_connection() -> Result<()> {
     let lab = Lab::start(pods(), &policies)?;
     lab.expect("shop/client -x shop/server 80/TCP")?;
     let mut open = Vec::new();
-    for (client, server) in pairs(&lab.cluster, "shop/client", "shop/server") {
+    for (client, server) in address_pairs(&lab.cluster, "shop/client", "shop/server") {
         let listener =
             lab.cluster.host("shop/server").netns().run(|| Ok(TcpListener::bind(SocketAddr::new(server, PORT))?))?;
         let client_stream = lab.cluster.host("shop/client").netns().run(|| {

@@ -1,15 +1,17 @@
 //! Tests of source addresses and of deny events.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use anyhow::Result;
 use netpol_tests::packet::{Ip, frame};
-use netpol_tests::raw::Link;
+use netpol_tests::raw::PacketSocket;
 use netpol_tests::{AgentOptions, Lab, policy};
 
-use super::{TestPackets, client_to_server_only, pairs, pods};
+use super::{TestPackets, address_pairs, client_to_server_only, pods};
 
 #[test]
 fn s20_a_pod_sends_only_from_its_own_addresses() -> Result<()> {
-    // Policy allows `other` to send everything, but only with its own addresses.
+    // No policy isolates `other` for egress, but it may send only from its own addresses.
     let mut lab = Lab::start(
         pods(),
         &[policy(
@@ -21,7 +23,7 @@ fn s20_a_pod_sends_only_from_its_own_addresses() -> Result<()> {
     let cluster = &lab.cluster;
     let mut packets = TestPackets::new(cluster, "shop/other", "shop/server");
     let mut own = TestPackets::new(cluster, "shop/client", "shop/server");
-    for (client, server) in pairs(cluster, "shop/client", "shop/server") {
+    for (client, server) in address_pairs(cluster, "shop/client", "shop/server") {
         let ip = Ip::new(client, server);
         packets.add_row("with another pod's address", false, |mark| vec![ip.udp(4000, 53, mark)]);
         own.add_row("with its own address", true, |mark| vec![ip.udp(4000, 53, mark)]);
@@ -46,7 +48,7 @@ fn s20_a_deny_event_has_pods_port_and_policies() -> Result<()> {
     let cluster = &lab.cluster;
     let (client, server) = (cluster.host("shop/client"), cluster.host("shop/server"));
     let packet = Ip::new(client.v4().into(), "203.0.113.99".parse()?).udp(1, 2, b"stray");
-    Link::open(client)?.send(&frame(server.mac(), client.mac(), &[], &packet))?;
+    PacketSocket::open(client)?.send(&frame(server.mac(), client.mac(), &[], &packet))?;
     lab.agent().wait_denied(|line| line.from() == "shop/client" && line.to() == "203.0.113.99")?;
     Ok(())
 }
@@ -62,12 +64,12 @@ fn s20_anti_spoofing_can_be_turned_off_for_a_node() -> Result<()> {
         )],
         AgentOptions::default().arguments(&["--no-anti-spoofing"]),
     )?;
-    // Without anti-spoofing, policy is evaluated by the address that the pod uses.
+    // Without anti-spoofing, policies are evaluated by the source address in the packet, whichever pod sent it.
     let mut packets = TestPackets::new(&lab.cluster, "shop/other", "shop/server");
-    for (client, server) in pairs(&lab.cluster, "shop/client", "shop/server") {
+    for (client, server) in address_pairs(&lab.cluster, "shop/client", "shop/server") {
         packets.add_row("with another pod's address", true, |mark| vec![Ip::new(client, server).udp(4000, 53, mark)]);
     }
-    for (other, server) in pairs(&lab.cluster, "shop/other", "shop/server") {
+    for (other, server) in address_pairs(&lab.cluster, "shop/other", "shop/server") {
         packets.add_row("with its own address", false, |mark| vec![Ip::new(other, server).udp(4000, 53, mark)]);
     }
     packets.check()

@@ -1,4 +1,6 @@
 //! Tests of packet headers: options, extension headers, VLAN tags, fragments and truncated packets.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use crate::kernel_and_memory::{FAMILIES, FORWARDED, KernelAndMemory, SYN, WEB, ip, wire};
 use netpol_common::Direction::{Egress, Ingress};
@@ -9,11 +11,11 @@ use netpol_tests::program::INTERFACE;
 
 #[test]
 fn neighbor_discovery_passes_only_from_the_link() {
-    let mut both = KernelAndMemory::isolated(&[Ingress, Egress]);
+    let mut programs = KernelAndMemory::isolated(&[Ingress, Egress]);
     let mut arp = [[0xff_u8; 6], [4; 6]].concat();
     arp.extend([8, 6]);
     arp.extend([0; 28]);
-    assert_eq!(both.run(Ingress, &arp), Reason::NeighborDiscovery);
+    assert_eq!(programs.run(Ingress, &arp), Reason::NeighborDiscovery);
     let with_hops = |hops: u8, kind: u8, from: &str| {
         let mut packet = ip(from, "fd00::1").icmp(kind, 0, [0; 4], &[0; 16]);
         packet[7] = hops;
@@ -29,62 +31,72 @@ fn neighbor_discovery_passes_only_from_the_link() {
         (255, 128, Reason::NoRule, "echo"),
         (255, 138, Reason::NoRule, "renumbering"),
     ] {
-        both.expect(Ingress, &with_hops(hops, kind, "fe80::9"), expected, what);
+        programs.expect(Ingress, &with_hops(hops, kind, "fe80::9"), expected, what);
     }
-    both.expect(Egress, &with_hops(255, 135, "fe80::9"), Reason::SpoofedSource, "with another address");
+    programs.expect(Egress, &with_hops(255, 135, "fe80::9"), Reason::SpoofedSource, "with another address");
 }
 
 #[test]
 fn a_pod_sends_only_from_its_own_addresses() {
-    let mut both = KernelAndMemory::isolated(&[]);
+    let mut programs = KernelAndMemory::isolated(&[]);
     for a in FAMILIES {
-        both.expect(Egress, &ip(a.client, a.outsider).udp(1, 2, b"12345678"), Reason::SpoofedSource, "another address");
-        both.expect(
+        programs.expect(
+            Egress,
+            &ip(a.client, a.outsider).udp(1, 2, b"12345678"),
+            Reason::SpoofedSource,
+            "another address",
+        );
+        programs.expect(
             Egress,
             &ip(a.client, a.outsider).carrying(a.icmp(), b""),
             Reason::SpoofedSource,
             "another address, truncated",
         );
-        both.expect(
+        programs.expect(
             Ingress,
             &ip(a.client, a.pod).udp(1, 2, b"12345678"),
             Reason::NotIsolated,
             "packets to the pod may have any source",
         );
     }
-    both.expect(
+    programs.expect(
         Egress,
         &ip("::", "fd00::2").udp(1, 2, b"12345678"),
         Reason::SpoofedSource,
         "from the unspecified address",
     );
-    both.expect(
+    programs.expect(
         Egress,
         &ip("0.0.0.0", "10.0.0.2").udp(1, 2, b"12345678"),
         Reason::SpoofedSource,
         "from the unspecified address",
     );
-    both.change(|endpoint| endpoint.flags = 0);
-    both.expect(Egress, &ip("fd00::2", "fd00::3").udp(1, 2, b"12345678"), Reason::NotIsolated, "without anti-spoofing");
+    programs.change(|endpoint| endpoint.flags = 0);
+    programs.expect(
+        Egress,
+        &ip("fd00::2", "fd00::3").udp(1, 2, b"12345678"),
+        Reason::NotIsolated,
+        "without anti-spoofing",
+    );
 }
 
 #[test]
 fn tags_options_and_extension_headers_do_not_change_verdicts() {
-    let mut both = KernelAndMemory::isolated(&[Ingress]);
+    let mut programs = KernelAndMemory::isolated(&[Ingress]);
     for a in FAMILIES {
         for (port, expected) in [(80, Reason::Rule), (81, Reason::NoRule)] {
             let plain = ip(a.client, a.pod).tcp(1000, port, SYN, b"");
             for tags in 0..3 {
                 let tagged = frame(Mac([2; 6]), Mac([4; 6]), &[5, 6][..tags], &plain);
-                assert_eq!(both.run(Ingress, &tagged), expected, "{tags} VLAN tags");
+                assert_eq!(programs.run(Ingress, &tagged), expected, "{tags} VLAN tags");
             }
             let tagged = frame(Mac([2; 6]), Mac([4; 6]), &[5, 6, 7], &plain);
-            assert_eq!(both.run(Ingress, &tagged), Reason::TooManyHeaders);
+            assert_eq!(programs.run(Ingress, &tagged), Reason::TooManyHeaders);
         }
     }
     let (v4, v6) = (ip("10.0.0.2", "10.0.0.1"), ip("fd00::2", "fd00::1"));
     for (port, expected) in [(80, Reason::Rule), (81, Reason::NoRule)] {
-        both.expect(Ingress, &v4.clone().options(&[1; 40]).tcp(1000, port, SYN, b""), expected, "IPv4 options");
+        programs.expect(Ingress, &v4.clone().options(&[1; 40]).tcp(1000, port, SYN, b""), expected, "IPv4 options");
         for (headers, what) in [
             (&[(0, 0)][..], "hop-by-hop"),
             (&[(60, 2)], "destination options"),
@@ -92,54 +104,60 @@ fn tags_options_and_extension_headers_do_not_change_verdicts() {
             (&[(60, 0), (60, 0), (60, 0), (60, 0), (60, 0), (60, 0), (60, 0), (60, 0)], "eight"),
         ] {
             let packet = headers.iter().fold(v6.clone(), |packet, &(kind, words)| packet.extension(kind, words));
-            both.expect(Ingress, &packet.tcp(1000, port, SYN, b""), expected, what);
+            programs.expect(Ingress, &packet.tcp(1000, port, SYN, b""), expected, what);
         }
         let nine = (0..9).fold(v6.clone(), |packet, _| packet.extension(60, 0));
-        both.expect(Ingress, &nine.tcp(1000, port, SYN, b""), Reason::TooManyHeaders, "nine");
+        programs.expect(Ingress, &nine.tcp(1000, port, SYN, b""), Reason::TooManyHeaders, "nine");
         let atomic = v6.clone().fragment(9, 0, false);
-        both.expect(Ingress, &atomic.tcp(1000, port, SYN, b""), expected, "an atomic fragment");
+        programs.expect(Ingress, &atomic.tcp(1000, port, SYN, b""), expected, "an atomic fragment");
     }
-    both.expect(Ingress, &v6.clone().carrying(59, b""), Reason::NoRule, "no next header");
-    both.expect(Ingress, &v6.clone().carrying(50, b"12345678"), Reason::NoRule, "ESP");
+    programs.expect(Ingress, &v6.clone().carrying(59, b""), Reason::NoRule, "no next header");
+    programs.expect(Ingress, &v6.clone().carrying(50, b"12345678"), Reason::NoRule, "ESP");
 }
 
 #[test]
 fn later_fragments_follow_the_first() {
-    let mut both = KernelAndMemory::isolated(&[Ingress]);
+    let mut programs = KernelAndMemory::isolated(&[Ingress]);
     for a in FAMILIES {
         let from = |id, offset, more| ip(a.client, a.pod).fragment(id, offset, more);
         let body = ip(a.client, a.pod).udp_body(1000, 53, &[7; 64]);
         let denied = ip(a.client, a.pod).udp_body(1000, 54, &[7; 64]);
-        both.expect(Ingress, &from(1, 32, false).carrying(17, &body[32..]), Reason::OrphanFragment, "before the first");
-        both.expect(Ingress, &from(1, 0, true).carrying(17, &body[..32]), Reason::Rule, "the first");
-        both.expect(Ingress, &from(1, 32, false).carrying(17, &body[32..]), Reason::Flow, "the rest");
-        both.expect(
+        programs.expect(
+            Ingress,
+            &from(1, 32, false).carrying(17, &body[32..]),
+            Reason::OrphanFragment,
+            "before the first",
+        );
+        programs.expect(Ingress, &from(1, 0, true).carrying(17, &body[..32]), Reason::Rule, "the first");
+        programs.expect(Ingress, &from(1, 32, false).carrying(17, &body[32..]), Reason::Flow, "the rest");
+        programs.expect(
             Ingress,
             &from(1, 0, true).carrying(17, &denied[..32]),
             Reason::Malformed,
             "a second, different first fragment",
         );
-        both.expect(Ingress, &from(2, 0, true).carrying(17, &denied[..32]), Reason::NoRule, "a denied first");
-        both.expect(Ingress, &from(2, 32, false).carrying(17, &denied[32..]), Reason::OrphanFragment, "its rest");
+        programs.expect(Ingress, &from(2, 0, true).carrying(17, &denied[..32]), Reason::NoRule, "a denied first");
+        programs.expect(Ingress, &from(2, 32, false).carrying(17, &denied[32..]), Reason::OrphanFragment, "its rest");
         let segment = [0x03, 0xe8, 0, 80, 0, 0, 0, 1];
-        both.expect(Ingress, &from(3, 0, true).carrying(6, &segment), Reason::Malformed, "TCP without its flags");
-        both.expect(
+        programs.expect(Ingress, &from(3, 0, true).carrying(6, &segment), Reason::Malformed, "TCP without its flags");
+        programs.expect(
             Ingress,
             &from(3, 8, false).carrying(6, &segment),
             Reason::Malformed,
             "a fragment that would overwrite flags",
         );
-        both.memory.wait(31);
+        programs.memory.wait(31);
         let late = wire(&from(1, 32, false).carrying(17, &body[32..]));
-        assert_eq!(both.memory.run(Ingress, &late, INTERFACE, 0), Reason::OrphanFragment, "half a minute later");
+        assert_eq!(programs.memory.run(Ingress, &late, INTERFACE, 0), Reason::OrphanFragment, "half a minute later");
     }
 }
 
-/// A later fragment that arrives before its first has no known ports, so it passes only if all ports are allowed.
+/// If a later fragment arrives before the first fragment, its ports are unknown. So it passes only if all ports are
+/// allowed.
 #[test]
 fn s19_a_fragment_before_its_first_passes_only_if_all_ports_are_allowed() {
     for direction in [Ingress, Egress] {
-        let mut both = KernelAndMemory::isolated(&[direction]);
+        let mut programs = KernelAndMemory::isolated(&[direction]);
         let all_of_udp = PortKey { set: WEB, protocol: protocol::UDP, zero: 0, port: [0; 2] };
         for a in FAMILIES {
             let packet = |peer: &str| if direction == Ingress { ip(peer, a.pod) } else { ip(a.pod, peer) };
@@ -154,20 +172,20 @@ fn s19_a_fragment_before_its_first_passes_only_if_all_ports_are_allowed() {
                 (a.outsider, 17, Reason::OrphanFragment, "UDP from an outsider"),
             ] {
                 let later = packet(peer).fragment(1, 32, false).carrying(kind, &body[32..]);
-                both.expect(direction, &later, expected, what);
-                both.expect(direction, &later, expected, "it started no flow");
+                programs.expect(direction, &later, expected, what);
+                programs.expect(direction, &later, expected, "it started no flow");
             }
             let whole = packet(a.trusted).udp(1000, 54, b"12345678");
-            both.expect(direction, &whole, Reason::Rule, "it allowed no other packet");
+            programs.expect(direction, &whole, Reason::Rule, "it allowed no other packet");
         }
         let entry = PortEntry { verdict: port_verdict::ALLOW, rule: RuleId(2) };
-        both.kernel.set_port(PORT_PREFIX_PROTOCOL, all_of_udp, entry).unwrap();
-        both.memory.ports.insert((PORT_PREFIX_PROTOCOL, all_of_udp), entry);
+        programs.kernel.set_port(PORT_PREFIX_PROTOCOL, all_of_udp, entry).unwrap();
+        programs.memory.ports.insert((PORT_PREFIX_PROTOCOL, all_of_udp), entry);
         for a in FAMILIES {
             let packet = if direction == Ingress { ip(a.client, a.pod) } else { ip(a.pod, a.client) };
             let later = |kind| packet.clone().fragment(2, 32, false).carrying(kind, &[7; 32]);
-            both.expect(direction, &later(17), Reason::Rule, "if all UDP ports are allowed");
-            both.expect(direction, &later(6), Reason::OrphanFragment, "if only one TCP port is allowed");
+            programs.expect(direction, &later(17), Reason::Rule, "if all UDP ports are allowed");
+            programs.expect(direction, &later(6), Reason::OrphanFragment, "if only one TCP port is allowed");
         }
     }
 }
@@ -199,11 +217,11 @@ fn unparsable_packets_pass_only_at_pods_that_are_not_isolated() {
 /// A packet that is truncated anywhere passes only if its ports are complete.
 #[test]
 fn truncated_packets_are_malformed() {
-    let mut both = KernelAndMemory::isolated(&[Ingress, Egress]);
+    let mut programs = KernelAndMemory::isolated(&[Ingress, Egress]);
     for a in FAMILIES {
         let network = 14 + if a.v4() { 20 } else { 40 };
         let quoted = ip(a.pod, a.client).tcp(2000, 80, SYN, b"");
-        both.expect(Egress, &quoted, Reason::Rule, "the flow that the error quotes");
+        programs.expect(Egress, &quoted, Reason::Rule, "the flow that the error quotes");
         let extended = if a.v4() { ip(a.client, a.pod).options(&[1; 8]) } else { ip(a.client, a.pod).extension(60, 0) };
         for (packet, needed) in [
             (ip(a.trusted, a.pod).tcp(1000, 80, SYN, b"1234"), network + 14),
@@ -218,10 +236,10 @@ fn truncated_packets_are_malformed() {
                 let expected = if length < needed { Some(Reason::Malformed) } else { None };
                 // TEST_RUN does not create an sk_buff without the IP header. In memory, all lengths are tested.
                 let reason = if length < network {
-                    both.memory.source_endpoint.set(0);
-                    both.memory.run(Ingress, cut, INTERFACE, FORWARDED)
+                    programs.memory.source_endpoint.set(0);
+                    programs.memory.run(Ingress, cut, INTERFACE, FORWARDED)
                 } else {
-                    both.run(Ingress, cut)
+                    programs.run(Ingress, cut)
                 };
                 assert!(expected.is_none_or(|expected| expected == reason), "{length} of {}: {reason:?}", whole.len());
             }
@@ -232,13 +250,17 @@ fn truncated_packets_are_malformed() {
 /// In these frames, only the first bytes can be read directly, as with large socket buffers.
 #[test]
 fn nonlinear_frames_have_the_same_verdict() {
-    let both = KernelAndMemory::isolated(&[Ingress]);
+    let programs = KernelAndMemory::isolated(&[Ingress]);
     for a in FAMILIES {
         for port in [80, 81] {
             let whole = wire(&ip(a.client, a.pod).tcp(1000, port, SYN, b"12345678"));
-            let expected = both.memory.run(Ingress, &whole, INTERFACE, FORWARDED);
+            let expected = programs.memory.run(Ingress, &whole, INTERFACE, FORWARDED);
             for linear in 0..whole.len() {
-                assert_eq!(both.memory.run_nonlinear(Ingress, &whole, INTERFACE, linear), expected, "{linear} bytes");
+                assert_eq!(
+                    programs.memory.run_nonlinear(Ingress, &whole, INTERFACE, linear),
+                    expected,
+                    "{linear} bytes"
+                );
             }
         }
     }

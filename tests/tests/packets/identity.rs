@@ -1,4 +1,6 @@
 //! Tests of which source addresses are accepted, and of tunnel endpoints.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::net::IpAddr;
 
@@ -12,10 +14,14 @@ use netpol_tests::program::INTERFACE;
 
 use super::kernel_and_memory::{ACK, Addresses, FAMILIES, KernelAndMemory, SYN, SYN_ACK, ip, wire};
 
+/// The endpoint ID of the pod.
 const POD: u32 = 1;
+/// The endpoint ID of the client.
 const CLIENT: u32 = 2;
 const CLIENT_VETH: u32 = 7;
+/// The endpoint ID of an endpoint that was deleted.
 const GONE: u32 = 9;
+/// Cluster IPs of both families.
 const SERVICES: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
 
 impl KernelAndMemory {
@@ -32,8 +38,8 @@ impl KernelAndMemory {
         }
     }
 
-    /// Makes the client a pod of this node: an endpoint with the second ID that has the client's address.
-    fn with_local_client(&mut self) {
+    /// Makes the client a pod of this node: adds an endpoint with the ID [`CLIENT`] and the client's addresses.
+    fn add_local_client(&mut self) {
         let mut endpoint = Endpoint {
             ifindex: IfIndex(CLIENT_VETH),
             version: EndpointVersion(1),
@@ -53,7 +59,8 @@ impl KernelAndMemory {
         self.memory.endpoints.insert(CLIENT_VETH, endpoint);
     }
 
-    fn tunnel(&mut self, scope: TunnelScope, protocol: u8, port: u16) {
+    /// Adds a tunnel endpoint of a node.
+    fn add_tunnel(&mut self, scope: TunnelScope, protocol: u8, port: u16) {
         let word = TunnelWord::of_packet(scope, protocol, port.to_be_bytes()).unwrap();
         let bits = self.memory.tunnels.entry(word.index).or_default();
         *bits |= word.bit;
@@ -77,47 +84,48 @@ fn with_extension(packet: &Ip, addresses: Addresses) -> Ip {
     if addresses.v4() { packet.clone().options(&[1; 4]) } else { packet.clone().extension(60, 0) }
 }
 
+/// Runs a check for each family, with a pod that is isolated for ingress and with one that is not isolated.
 fn for_each_case(check: impl Fn(&mut KernelAndMemory, Addresses, &str)) {
     for isolated in [&[][..], &[Ingress]] {
         for (addresses, service) in FAMILIES.into_iter().zip(SERVICES) {
-            let mut both = KernelAndMemory::isolated(isolated);
-            both.with_local_client();
-            both.add_frontend(service, protocol::TCP, 80, 11);
-            check(&mut both, addresses, service);
+            let mut programs = KernelAndMemory::isolated(isolated);
+            programs.add_local_client();
+            programs.add_frontend(service, protocol::TCP, 80, 11);
+            check(&mut programs, addresses, service);
         }
     }
 }
 
 #[test]
 fn s31_the_address_of_a_local_pod_is_accepted_only_from_that_pod() {
-    for_each_case(|both, a, _| {
+    for_each_case(|programs, a, _| {
         let packet = ip(a.client, a.pod);
-        let open = if both.endpoint.ingress.isolated() { Reason::Rule } else { Reason::NotIsolated };
-        assert_eq!(both.receive_from(&packet.tcp(1000, 80, SYN, b""), CLIENT), open);
-        assert_eq!(both.receive_from(&packet.tcp(1001, 80, SYN, b""), 0), Reason::UnverifiedSource, "from outside");
-        assert_eq!(both.receive_from(&packet.tcp(1001, 80, ACK, b""), 0), Reason::UnverifiedSource);
-        assert_eq!(both.receive_from(&packet.udp(1001, 53, b""), 0), Reason::UnverifiedSource);
+        let allowed = if programs.endpoint.ingress.isolated() { Reason::Rule } else { Reason::NotIsolated };
+        assert_eq!(programs.receive_from(&packet.tcp(1000, 80, SYN, b""), CLIENT), allowed);
+        assert_eq!(programs.receive_from(&packet.tcp(1001, 80, SYN, b""), 0), Reason::UnverifiedSource, "from outside");
+        assert_eq!(programs.receive_from(&packet.tcp(1001, 80, ACK, b""), 0), Reason::UnverifiedSource);
+        assert_eq!(programs.receive_from(&packet.udp(1001, 53, b""), 0), Reason::UnverifiedSource);
         let parts = packet.clone().fragment(9, 0, true).udp(1001, 53, &[0; 64]);
-        assert_eq!(both.receive_from(&parts, 0), Reason::UnverifiedSource, "a fragment");
+        assert_eq!(programs.receive_from(&parts, 0), Reason::UnverifiedSource, "a fragment");
         let echo = packet.icmp(a.echo().0, 0, [0; 4], b"");
-        assert_eq!(both.receive_from(&echo, 0), Reason::UnverifiedSource, "an echo request");
+        assert_eq!(programs.receive_from(&echo, 0), Reason::UnverifiedSource, "an echo request");
         assert_eq!(
-            both.receive_from(&packet.tcp(1001, 80, SYN, b""), POD),
+            programs.receive_from(&packet.tcp(1001, 80, SYN, b""), POD),
             Reason::UnverifiedSource,
             "with another pod's endpoint ID"
         );
         assert_eq!(
-            both.receive_from(&packet.tcp(1001, 80, SYN, b""), GONE),
+            programs.receive_from(&packet.tcp(1001, 80, SYN, b""), GONE),
             Reason::UnverifiedSource,
             "with the endpoint ID of a deleted endpoint"
         );
-        let local = both.run_from(0, Ingress, &wire(&packet.tcp(1002, 80, SYN, b"")));
-        assert_eq!(local, open, "from the node itself, for example to reset a connection");
+        let local = programs.run_from(0, Ingress, &wire(&packet.tcp(1002, 80, SYN, b"")));
+        assert_eq!(local, allowed, "from the node itself, for example to reset a connection");
         let outsider = ip(a.outsider, a.pod);
-        let reason = both.receive_from(&outsider.tcp(1000, 80, SYN, b""), 0);
-        assert_eq!(reason, if both.endpoint.ingress.isolated() { Reason::NoRule } else { Reason::NotIsolated });
+        let reason = programs.receive_from(&outsider.tcp(1000, 80, SYN, b""), 0);
+        assert_eq!(reason, if programs.endpoint.ingress.isolated() { Reason::NoRule } else { Reason::NotIsolated });
         assert_eq!(
-            both.receive_from(&outsider.tcp(1000, 80, SYN, b""), CLIENT),
+            programs.receive_from(&outsider.tcp(1000, 80, SYN, b""), CLIENT),
             Reason::UnverifiedSource,
             "from a tunnel"
         );
@@ -126,64 +134,63 @@ fn s31_the_address_of_a_local_pod_is_accepted_only_from_that_pod() {
 
 #[test]
 fn s31_a_packet_with_a_spoofed_source_belongs_to_no_flow() {
-    for_each_case(|both, a, _| {
+    for_each_case(|programs, a, _| {
         let (to, from) = (ip(a.client, a.pod), ip(a.pod, a.client));
-        assert!(both.receive_from(&to.tcp(1000, 80, SYN, b""), CLIENT).allows());
-        assert_eq!(both.receive_from(&to.tcp(1000, 80, ACK, b""), CLIENT), Reason::Flow);
-        assert_eq!(both.receive_from(&to.tcp(1000, 80, ACK, b""), 0), Reason::UnverifiedSource);
-        assert_eq!(both.receive_from(&with_extension(&to, a).tcp(1000, 80, ACK, b""), 0), Reason::UnverifiedSource);
-        assert_eq!(both.receive_from(&to.tcp(1000, 80, ACK, b""), CLIENT), Reason::Flow, "the flow is still known");
+        assert!(programs.receive_from(&to.tcp(1000, 80, SYN, b""), CLIENT).allows());
+        assert_eq!(programs.receive_from(&to.tcp(1000, 80, ACK, b""), CLIENT), Reason::Flow);
+        assert_eq!(programs.receive_from(&to.tcp(1000, 80, ACK, b""), 0), Reason::UnverifiedSource);
+        assert_eq!(programs.receive_from(&with_extension(&to, a).tcp(1000, 80, ACK, b""), 0), Reason::UnverifiedSource);
+        assert_eq!(programs.receive_from(&to.tcp(1000, 80, ACK, b""), CLIENT), Reason::Flow, "the flow is still known");
         // A flow that the pod starts, after the other side has replied.
-        assert!(both.send(&from.tcp(2000, 90, SYN, b"")).0.allows());
-        assert_eq!(both.receive_from(&to.tcp(90, 2000, SYN_ACK, b""), CLIENT), Reason::Flow);
-        assert_eq!(both.receive_from(&to.tcp(90, 2000, ACK, b""), 0), Reason::UnverifiedSource);
-        assert_eq!(both.run_from(0, Ingress, &wire(&to.tcp(90, 2000, ACK, b""))), Reason::Flow, "the node itself");
+        assert!(programs.send(&from.tcp(2000, 90, SYN, b"")).0.allows());
+        assert_eq!(programs.receive_from(&to.tcp(90, 2000, SYN_ACK, b""), CLIENT), Reason::Flow);
+        assert_eq!(programs.receive_from(&to.tcp(90, 2000, ACK, b""), 0), Reason::UnverifiedSource);
+        assert_eq!(programs.run_from(0, Ingress, &wire(&to.tcp(90, 2000, ACK, b""))), Reason::Flow, "the node itself");
     });
 }
 
 #[test]
 fn s31_replies_through_a_service_may_come_from_any_backend() {
-    for_each_case(|both, a, service| {
+    for_each_case(|programs, a, service| {
         let (to, from) = (ip(service, a.pod), ip(a.pod, service));
-        assert!(both.send(&from.tcp(1000, 80, SYN, b"")).0.allows());
-        assert_eq!(both.receive_from(&to.tcp(80, 1000, SYN_ACK, b""), CLIENT), Reason::Flow);
-        assert_eq!(both.receive_from(&to.tcp(80, 1000, ACK, b""), CLIENT), Reason::Flow);
-        assert_eq!(both.receive_from(&to.tcp(80, 1000, ACK, b""), POD), Reason::Flow, "another backend");
-        // Such a reply without a flow does not start a flow, so that the pod's packets are evaluated in their own
-        // direction.
-        let reason = both.receive_from(&to.tcp(80, 1001, ACK, b""), CLIENT);
-        if both.endpoint.ingress.isolated() {
+        assert!(programs.send(&from.tcp(1000, 80, SYN, b"")).0.allows());
+        assert_eq!(programs.receive_from(&to.tcp(80, 1000, SYN_ACK, b""), CLIENT), Reason::Flow);
+        assert_eq!(programs.receive_from(&to.tcp(80, 1000, ACK, b""), CLIENT), Reason::Flow);
+        assert_eq!(programs.receive_from(&to.tcp(80, 1000, ACK, b""), POD), Reason::Flow, "another backend");
+        // If there is no flow, such a reply starts none. So the pod's packets are evaluated in their own direction.
+        let reason = programs.receive_from(&to.tcp(80, 1001, ACK, b""), CLIENT);
+        if programs.endpoint.ingress.isolated() {
             assert_eq!(reason, Reason::NoRule);
         } else {
             assert_eq!(reason, Reason::NotIsolated);
-            assert_eq!(both.send(&from.tcp(1001, 80, ACK, b"")).0, Reason::NotIsolated, "no flow yet");
+            assert_eq!(programs.send(&from.tcp(1001, 80, ACK, b"")).0, Reason::NotIsolated, "no flow yet");
         }
         assert_eq!(
-            both.receive_from(&to.tcp(80, 1002, ACK, b""), POD),
+            programs.receive_from(&to.tcp(80, 1002, ACK, b""), POD),
             Reason::UnverifiedSource,
             "a hairpin reply with a Service address"
         );
-        // Masqueraded by the node.
+        // A packet that the node has masqueraded.
         let masqueraded = ip(a.node, a.pod);
-        let reason = both.receive_from(&masqueraded.tcp(3000, 80, SYN, b""), CLIENT);
-        assert_eq!(reason, if both.endpoint.ingress.isolated() { Reason::NoRule } else { Reason::NotIsolated });
+        let reason = programs.receive_from(&masqueraded.tcp(3000, 80, SYN, b""), CLIENT);
+        assert_eq!(reason, if programs.endpoint.ingress.isolated() { Reason::NoRule } else { Reason::NotIsolated });
     });
 }
 
 #[test]
 fn s31_without_anti_spoofing_a_pods_packets_may_have_any_source() {
-    for_each_case(|both, a, _| {
-        both.change(|endpoint| endpoint.flags = 0);
+    for_each_case(|programs, a, _| {
+        programs.change(|endpoint| endpoint.flags = 0);
         let outsider = ip(a.outsider, a.trusted);
-        assert_eq!(both.send_off_node(&outsider.udp(1, 2, b""), POD), None);
+        assert_eq!(programs.send_off_node(&outsider.udp(1, 2, b""), POD), None);
         let hairpin = ip(a.trusted, a.pod);
-        assert!(both.receive_from(&hairpin.tcp(1000, 80, SYN, b""), POD).allows());
+        assert!(programs.receive_from(&hairpin.tcp(1000, 80, SYN, b""), POD).allows());
     });
 }
 
 #[test]
 fn s31_packets_leave_the_node_only_with_the_address_of_the_pod_the_node_or_a_service() {
-    for_each_case(|both, a, service| {
+    for_each_case(|programs, a, service| {
         for (source, expected) in [
             (a.pod, None),
             (a.node, None),
@@ -192,15 +199,19 @@ fn s31_packets_leave_the_node_only_with_the_address_of_the_pod_the_node_or_a_ser
             (a.client, Some(Reason::UnverifiedSource)),
         ] {
             let packet = ip(source, a.outsider);
-            assert_eq!(both.send_off_node(&packet.tcp(1000, 80, ACK, b""), POD), expected, "{source}");
-            assert_eq!(both.send_off_node(&packet.icmp(a.echo().0, 0, [0; 4], b""), POD), expected, "{source}, echo");
+            assert_eq!(programs.send_off_node(&packet.tcp(1000, 80, ACK, b""), POD), expected, "{source}");
+            assert_eq!(
+                programs.send_off_node(&packet.icmp(a.echo().0, 0, [0; 4], b""), POD),
+                expected,
+                "{source}, echo"
+            );
             let later = packet.clone().fragment(9, 72, false).carrying(protocol::UDP, &[7; 8]);
-            assert_eq!(both.send_off_node(&later, POD), expected, "{source}, a fragment");
-            let checked = both.memory.run_post_dnat(&wire(&packet.tcp(1000, 80, SYN, b"")), INTERFACE);
+            assert_eq!(programs.send_off_node(&later, POD), expected, "{source}, a fragment");
+            let checked = programs.memory.run_post_dnat(&wire(&packet.tcp(1000, 80, SYN, b"")), INTERFACE);
             assert!(checked.allows(), "egress is open");
         }
         assert_eq!(
-            both.send_off_node(&ip(a.trusted, a.outsider).udp(1, 2, b""), GONE),
+            programs.send_off_node(&ip(a.trusted, a.outsider).udp(1, 2, b""), GONE),
             None,
             "no endpoint to compare with"
         );
@@ -211,19 +222,19 @@ fn s31_packets_leave_the_node_only_with_the_address_of_the_pod_the_node_or_a_ser
 fn s29_no_pod_reaches_a_tunnel_endpoint_of_a_node() {
     for isolated in [&[][..], &[Egress]] {
         for a in FAMILIES {
-            let mut both = KernelAndMemory::isolated(isolated);
+            let mut programs = KernelAndMemory::isolated(isolated);
             let other = a.trusted;
-            both.set_address(
+            programs.set_address(
                 other,
                 AddressEntry { class: netpol_common::ClassId(2), flags: address_flags::NODE, endpoint: 0 },
             );
-            let allowed = both.send(&ip(a.pod, a.node).udp(1000, 8472, b"")).0;
+            let allowed = programs.send(&ip(a.pod, a.node).udp(1000, 8472, b"")).0;
             assert!(allowed.allows(), "before the tunnel is known");
-            both.tunnel(TunnelScope::LocalNode, protocol::UDP, 8472);
-            both.tunnel(TunnelScope::LocalNode, protocol::GRE, 0);
-            both.tunnel(TunnelScope::OtherNodes, protocol::UDP, 4789);
-            both.tunnel(TunnelScope::OtherNodes, 4, 0);
-            both.change(|_| {});
+            programs.add_tunnel(TunnelScope::LocalNode, protocol::UDP, 8472);
+            programs.add_tunnel(TunnelScope::LocalNode, protocol::GRE, 0);
+            programs.add_tunnel(TunnelScope::OtherNodes, protocol::UDP, 4789);
+            programs.add_tunnel(TunnelScope::OtherNodes, 4, 0);
+            programs.change(|_| {});
             let (local, other) = (ip(a.pod, a.node), ip(a.pod, other));
             for (packet, expected, what) in [
                 (local.udp(1001, 8472, b""), Reason::TunnelEndpoint, "VXLAN to the local node"),
@@ -236,25 +247,30 @@ fn s29_no_pod_reaches_a_tunnel_endpoint_of_a_node() {
                     "fragmented VXLAN",
                 ),
             ] {
-                both.expect(Egress, &packet, expected, what);
+                programs.expect(Egress, &packet, expected, what);
             }
             for (packet, what) in [
                 (local.udp(1001, 4789, b""), "a port without a tunnel on the local node"),
                 (other.udp(1001, 8472, b""), "a port without a tunnel on other nodes"),
                 (local.tcp(1001, 8472, SYN, b""), "TCP"),
             ] {
-                assert!(both.run(Egress, &wire(&packet)).allows(), "{what}");
+                assert!(programs.run(Egress, &wire(&packet)).allows(), "{what}");
             }
-            both.expect(Egress, &local.udp(1000, 8472, b""), Reason::Revoked, "a flow that was allowed before");
+            programs.expect(Egress, &local.udp(1000, 8472, b""), Reason::Revoked, "a flow that was allowed before");
             let group = if a.v4() { "239.1.1.1" } else { "ff05::1" };
-            both.expect(Egress, &ip(a.pod, group).udp(1, 8472, b""), Reason::TunnelEndpoint, "to a multicast group");
+            programs.expect(
+                Egress,
+                &ip(a.pod, group).udp(1, 8472, b""),
+                Reason::TunnelEndpoint,
+                "to a multicast group",
+            );
             if a.v4() {
                 let broadcast = ip(a.pod, "255.255.255.255");
-                both.expect(Egress, &broadcast.udp(1, 8472, b""), Reason::TunnelEndpoint, "broadcast");
+                programs.expect(Egress, &broadcast.udp(1, 8472, b""), Reason::TunnelEndpoint, "broadcast");
                 let loopback = ip(a.pod, "127.0.0.1");
-                both.expect(Egress, &loopback.udp(1, 8472, b""), Reason::TunnelEndpoint, "CVE-2020-8558");
+                programs.expect(Egress, &loopback.udp(1, 8472, b""), Reason::TunnelEndpoint, "CVE-2020-8558");
             }
-            both.expect(Ingress, &ip(a.node, a.pod).udp(1, 8472, b""), Reason::NotIsolated, "to a pod");
+            programs.expect(Ingress, &ip(a.node, a.pod).udp(1, 8472, b""), Reason::NotIsolated, "to a pod");
         }
     }
 }
@@ -263,13 +279,13 @@ fn s29_no_pod_reaches_a_tunnel_endpoint_of_a_node() {
 fn every_packet_carries_its_source_endpoint_id() {
     for isolated in [&[][..], &[Egress]] {
         for a in FAMILIES {
-            let mut both = KernelAndMemory::isolated(isolated);
+            let mut programs = KernelAndMemory::isolated(isolated);
             let packet = ip(a.pod, a.trusted);
             let recheck = if isolated.is_empty() { 0 } else { RECHECK };
-            assert_eq!(both.send(&packet.tcp(1, 2, SYN, b"")).1, POD | recheck, "a packet that starts a flow");
-            assert_eq!(both.send(&packet.tcp(1, 2, ACK, b"")).1, POD);
-            assert_eq!(both.send(&packet.icmp(a.echo().0, 0, [0; 4], b"")).1, POD | recheck);
-            assert_eq!(both.send(&packet.clone().fragment(1, 0, true).udp(1, 2, &[0; 64])).1, POD | recheck);
+            assert_eq!(programs.send(&packet.tcp(1, 2, SYN, b"")).1, POD | recheck, "a packet that starts a flow");
+            assert_eq!(programs.send(&packet.tcp(1, 2, ACK, b"")).1, POD);
+            assert_eq!(programs.send(&packet.icmp(a.echo().0, 0, [0; 4], b"")).1, POD | recheck);
+            assert_eq!(programs.send(&packet.clone().fragment(1, 0, true).udp(1, 2, &[0; 64])).1, POD | recheck);
         }
     }
 }

@@ -17,18 +17,21 @@ pub(crate) const SYN: u8 = 0x02;
 pub(crate) const SYN_ACK: u8 = 0x12;
 pub(crate) const ACK: u8 = 0x10;
 pub(crate) const RST: u8 = 0x04;
-/// The packet came in by another interface.
+/// The `ingress_ifindex` of a packet that came in by another interface.
 pub(crate) const FORWARDED: u32 = 4000;
+/// The rule set of the pod.
 pub(crate) const RULES: RuleSetId = RuleSetId(7);
+/// The port set with 80/TCP and 53/UDP.
 pub(crate) const WEB: PortSetId = PortSetId(1);
 
+/// The addresses of a test in IPv4 and in IPv6.
 pub(crate) const FAMILIES: [Addresses; 2] = [
     Addresses { pod: "10.0.0.1", client: "10.0.0.2", trusted: "10.0.0.3", outsider: "192.0.2.9", node: "10.0.0.254" },
     Addresses { pod: "fd00::1", client: "fd00::2", trusted: "fd00::3", outsider: "2001:db8::9", node: "fd00::fe" },
 ];
 
-/// The addresses of a test. The client can reach the pod at 80/TCP and 53/UDP, and the trusted peer everything; the
-/// outsider is in no class.
+/// The addresses of a test. Tests name them `a`. The rules of the pod allow the client at 80/TCP and 53/UDP, and the
+/// trusted peer at all ports. No rule matches the outsider.
 #[derive(Clone, Copy)]
 pub(crate) struct Addresses {
     pub(crate) pod: &'static str,
@@ -63,6 +66,7 @@ pub(crate) fn ip(from: &str, to: &str) -> Ip {
     Ip::new(address(from), address(to))
 }
 
+/// Returns an Ethernet frame with this packet.
 pub(crate) fn wire(packet: &[u8]) -> Vec<u8> {
     frame(Mac([2; 6]), Mac([4; 6]), &[], packet)
 }
@@ -94,13 +98,13 @@ impl KernelAndMemory {
 
     /// Returns the same pod, with programs that count the packets and bytes of flows.
     pub(crate) fn counting(directions: &[Direction]) -> Self {
-        let both = Self::isolated_with(Programs::load_counting().expect("the programs load"), directions);
-        both.memory.count_traffic.set(true);
-        both
+        let programs = Self::isolated_with(Programs::load_counting().expect("the programs load"), directions);
+        programs.memory.count_traffic.set(true);
+        programs
     }
 
     fn isolated_with(kernel: Programs, directions: &[Direction]) -> Self {
-        let mut both = Self { kernel, memory: Memory::default(), endpoint: Endpoint::default() };
+        let mut programs = Self { kernel, memory: Memory::default(), endpoint: Endpoint::default() };
         let policy = |direction| {
             if directions.contains(&direction) {
                 DirectionPolicy { rule_set: RULES, any: PortSetId::NONE }
@@ -108,7 +112,7 @@ impl KernelAndMemory {
                 DirectionPolicy::OPEN
             }
         };
-        both.endpoint = Endpoint {
+        programs.endpoint = Endpoint {
             ifindex: IfIndex(INTERFACE),
             version: EndpointVersion(1),
             ingress: policy(Ingress),
@@ -124,32 +128,33 @@ impl KernelAndMemory {
                 let entry = AddressEntry { class: ClassId(class), flags, endpoint: 0 };
                 match name.parse().unwrap() {
                     IpAddr::V4(address) => {
-                        both.kernel.set_address(address.octets(), entry).unwrap();
-                        both.memory.v4.addresses.insert(address.octets(), entry);
+                        programs.kernel.set_address(address.octets(), entry).unwrap();
+                        programs.memory.v4.addresses.insert(address.octets(), entry);
                     }
                     IpAddr::V6(address) => {
-                        both.kernel.set_address(address.octets(), entry).unwrap();
-                        both.memory.v6.addresses.insert(address.octets(), entry);
+                        programs.kernel.set_address(address.octets(), entry).unwrap();
+                        programs.memory.v6.addresses.insert(address.octets(), entry);
                     }
                 }
             }
             match addresses.pod.parse().unwrap() {
-                IpAddr::V4(address) => both.endpoint.address_v4 = address.octets(),
-                IpAddr::V6(address) => both.endpoint.address_v6 = address.octets(),
+                IpAddr::V4(address) => programs.endpoint.address_v4 = address.octets(),
+                IpAddr::V6(address) => programs.endpoint.address_v6 = address.octets(),
             }
         }
-        both.allow(1, WEB);
-        both.allow(2, PortSetId::ALL);
+        programs.allow(1, WEB);
+        programs.allow(2, PortSetId::ALL);
         for (protocol, port) in [(protocol::TCP, 80_u16), (protocol::UDP, 53)] {
             let key = PortKey { set: WEB, protocol, zero: 0, port: port.to_be_bytes() };
             let entry = PortEntry { verdict: port_verdict::ALLOW, rule: RuleId(1) };
-            both.kernel.set_port(PORT_PREFIX_EXACT, key, entry).unwrap();
-            both.memory.ports.insert((PORT_PREFIX_EXACT, key), entry);
+            programs.kernel.set_port(PORT_PREFIX_EXACT, key, entry).unwrap();
+            programs.memory.ports.insert((PORT_PREFIX_EXACT, key), entry);
         }
-        both.write();
-        both
+        programs.write_endpoint();
+        programs
     }
 
+    /// Lets the rule set of the pod allow these ports to the addresses of a class, or to the backends of a frontend.
     pub(crate) fn allow(&mut self, class: u32, port_set: PortSetId) {
         let key = AllowKey { rule_set: RULES, class: ClassId(class) };
         let entry = AllowEntry { port_set, rule: RuleId::NONE };
@@ -157,7 +162,7 @@ impl KernelAndMemory {
         self.memory.allow.insert(key, entry);
     }
 
-    pub(crate) fn write(&mut self) {
+    pub(crate) fn write_endpoint(&mut self) {
         self.kernel.set_source_endpoint(self.endpoint.id, INTERFACE).unwrap();
         self.kernel.set_endpoint(&self.endpoint).unwrap();
         self.memory.endpoints.insert(INTERFACE, self.endpoint);
@@ -230,7 +235,7 @@ impl KernelAndMemory {
     pub(crate) fn change(&mut self, change: impl FnOnce(&mut Endpoint)) {
         change(&mut self.endpoint);
         self.endpoint.version.0 += 1;
-        self.write();
+        self.write_endpoint();
     }
 
     /// Runs a frame, and returns the reason. The kernel and memory must agree.
@@ -273,6 +278,7 @@ impl KernelAndMemory {
         }
     }
 
+    /// Runs a packet, and checks the reason.
     pub(crate) fn expect(&mut self, direction: Direction, packet: &[u8], expected: Reason, what: &str) {
         assert_eq!(self.run(direction, &wire(packet)), expected, "{what}");
     }

@@ -1,4 +1,6 @@
 //! Tests of ARP, neighbor discovery, multicast listener discovery and Ethernet addresses.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{AddressEntry, NEIGHBOR_BURST, NEIGHBOR_RATE, Reason, endpoint_flags};
@@ -9,7 +11,8 @@ use super::kernel_and_memory::{ACK, FAMILIES, KernelAndMemory, SYN, ip};
 
 /// The pod's MAC address: the Ethernet source address that `kernel_and_memory::wire` sets.
 const MAC: [u8; 6] = [4; 6];
-const OTHER: [u8; 6] = [6; 6];
+/// The MAC address of another host.
+const OTHER_MAC: [u8; 6] = [6; 6];
 const LINK_LOCAL: &str = "fe80::1";
 const ALL_NODES: &str = "ff02::1";
 const ALL_ROUTERS: &str = "ff02::2";
@@ -18,16 +21,16 @@ const MLDV2_ROUTERS: &str = "ff02::16";
 
 /// Returns the programs for a pod with this MAC address that no policy isolates.
 fn pod_with(mac: [u8; 6]) -> KernelAndMemory {
-    let mut both = KernelAndMemory::isolated(&[]);
-    both.change(|endpoint| {
+    let mut programs = KernelAndMemory::isolated(&[]);
+    programs.change(|endpoint| {
         endpoint.mac = mac;
         endpoint.link_local = LINK_LOCAL.parse::<std::net::Ipv6Addr>().unwrap().octets();
     });
     let client: std::net::Ipv6Addr = FAMILIES[1].client.parse().unwrap();
     let entry = AddressEntry { endpoint: 2, ..AddressEntry::default() };
-    both.kernel.set_address(client.octets(), entry).unwrap();
-    both.memory.v6.addresses.insert(client.octets(), entry);
-    both
+    programs.kernel.set_address(client.octets(), entry).unwrap();
+    programs.memory.v6.addresses.insert(client.octets(), entry);
+    programs
 }
 
 fn arp(operation: u16, mac: [u8; 6], sender_address: [u8; 4], padding: usize) -> Vec<u8> {
@@ -37,7 +40,7 @@ fn arp(operation: u16, mac: [u8; 6], sender_address: [u8; 4], padding: usize) ->
     frame
 }
 
-fn address(text: &str) -> Vec<u8> {
+fn address_bytes(text: &str) -> Vec<u8> {
     text.parse::<std::net::Ipv6Addr>().unwrap().octets().to_vec()
 }
 
@@ -48,13 +51,14 @@ fn message(kind: u8, from: &str, to: &str, rest: &[u8]) -> Vec<u8> {
     frame(Mac([0x33; 6]), Mac(MAC), &[], &packet)
 }
 
+/// Returns an option of six bytes. Kind 1 is the source's link-layer address, kind 2 the target's, kind 14 a nonce.
 fn option(kind: u8, mac: [u8; 6]) -> Vec<u8> {
     [&[kind, 1][..], &mac].concat()
 }
 
 #[test]
 fn s32_arp_from_a_pod_is_dropped_if_it_has_other_addresses_or_is_long() {
-    let mut both = pod_with(MAC);
+    let mut programs = pod_with(MAC);
     let own = [10, 0, 0, 1];
     let mut gratuitous = arp(2, MAC, own, 18);
     gratuitous[38..42].copy_from_slice(&own);
@@ -66,27 +70,27 @@ fn s32_arp_from_a_pod_is_dropped_if_it_has_other_addresses_or_is_long() {
         (arp(1, MAC, [0; 4], 0), Reason::NeighborDiscovery, "a probe"),
         (arp(2, MAC, [0; 4], 0), Reason::SpoofedNeighbor, "a reply from the unspecified address"),
         (arp(2, MAC, [10, 0, 0, 254], 0), Reason::SpoofedNeighbor, "a reply with the gateway's address"),
-        (arp(2, OTHER, own, 0), Reason::SpoofedNeighbor, "a reply with another MAC address"),
+        (arp(2, OTHER_MAC, own, 0), Reason::SpoofedNeighbor, "a reply with another MAC address"),
         (arp(3, MAC, own, 0), Reason::SpoofedNeighbor, "reverse ARP"),
         (arp(1, MAC, own, 23), Reason::NeighborLimit, "a request with a payload"),
         (arp(1, MAC, own, 1400), Reason::NeighborLimit, "a request with a large payload"),
     ] {
-        assert_eq!(both.run(Egress, &frame), expected, "{what}");
+        assert_eq!(programs.run(Egress, &frame), expected, "{what}");
     }
     let mut other = arp(1, MAC, own, 0);
-    other[6..12].copy_from_slice(&OTHER);
-    assert_eq!(both.run(Egress, &other), Reason::SpoofedNeighbor, "a request with another Ethernet source");
+    other[6..12].copy_from_slice(&OTHER_MAC);
+    assert_eq!(programs.run(Egress, &other), Reason::SpoofedNeighbor, "a request with another Ethernet source");
     let mut kind = arp(1, MAC, own, 0);
     kind[18] = 8;
-    assert_eq!(both.run(Egress, &kind), Reason::SpoofedNeighbor, "a request with other address lengths");
+    assert_eq!(programs.run(Egress, &kind), Reason::SpoofedNeighbor, "a request with other address lengths");
     assert_eq!(
-        both.run(Ingress, &arp(2, OTHER, [10, 0, 0, 254], 0)),
+        programs.run(Ingress, &arp(2, OTHER_MAC, [10, 0, 0, 254], 0)),
         Reason::NeighborDiscovery,
         "packets to the pod may have any source"
     );
-    both.change(|endpoint| endpoint.flags = 0);
+    programs.change(|endpoint| endpoint.flags = 0);
     assert_eq!(
-        both.run(Egress, &arp(2, OTHER, [10, 0, 0, 254], 600)),
+        programs.run(Egress, &arp(2, OTHER_MAC, [10, 0, 0, 254], 600)),
         Reason::NeighborDiscovery,
         "without anti-spoofing"
     );
@@ -94,10 +98,11 @@ fn s32_arp_from_a_pod_is_dropped_if_it_has_other_addresses_or_is_long() {
 
 #[test]
 fn s32_neighbor_discovery_from_a_pod_is_dropped_if_it_has_other_addresses_or_leaves_the_link() {
-    let mut both = pod_with(MAC);
+    let mut programs = pod_with(MAC);
     let pod = FAMILIES[1].pod;
     let (client, outsider, node) = (FAMILIES[1].client, FAMILIES[1].outsider, FAMILIES[1].node);
-    let about = |target: &str, options: &[u8]| [&address(target)[..], options].concat();
+    // The body of a message: the address that the message is about, and options.
+    let about = |target: &str, options: &[u8]| [&address_bytes(target)[..], options].concat();
     let (source, target, nonce) = (option(1, MAC), option(2, MAC), option(14, [7; 6]));
     for (frame, expected, what) in [
         (message(133, LINK_LOCAL, ALL_ROUTERS, &source), Reason::NeighborDiscovery, "a router solicitation"),
@@ -130,7 +135,7 @@ fn s32_neighbor_discovery_from_a_pod_is_dropped_if_it_has_other_addresses_or_lea
             "a solicitation beyond the link",
         ),
         (
-            message(135, pod, client, &about(client, &option(1, OTHER))),
+            message(135, pod, client, &about(client, &option(1, OTHER_MAC))),
             Reason::SpoofedNeighbor,
             "a solicitation with another MAC address",
         ),
@@ -151,7 +156,7 @@ fn s32_neighbor_discovery_from_a_pod_is_dropped_if_it_has_other_addresses_or_lea
             "an advertisement of the node's address",
         ),
         (
-            message(136, pod, ALL_NODES, &about(pod, &option(2, OTHER))),
+            message(136, pod, ALL_NODES, &about(pod, &option(2, OTHER_MAC))),
             Reason::SpoofedNeighbor,
             "an advertisement of another MAC address",
         ),
@@ -164,14 +169,14 @@ fn s32_neighbor_discovery_from_a_pod_is_dropped_if_it_has_other_addresses_or_lea
         (message(143, "::", MLDV2_ROUTERS, &[0; 20]), Reason::NeighborDiscovery, "a listener report from ::"),
         (message(143, LINK_LOCAL, MLDV2_ROUTERS, &[0; 321]), Reason::NeighborLimit, "a long listener report"),
         (message(143, LINK_LOCAL, client, &[0; 20]), Reason::SpoofedNeighbor, "a unicast listener report"),
-        (message(131, LINK_LOCAL, "ff05::9", &address("ff05::9")), Reason::NeighborDiscovery, "an MLDv1 report"),
+        (message(131, LINK_LOCAL, "ff05::9", &address_bytes("ff05::9")), Reason::NeighborDiscovery, "an MLDv1 report"),
         (message(130, LINK_LOCAL, ALL_NODES, &[0; 16]), Reason::SpoofedNeighbor, "a listener query"),
     ] {
-        assert_eq!(both.run(Egress, &frame), expected, "{what}");
+        assert_eq!(programs.run(Egress, &frame), expected, "{what}");
     }
     let mut trailing = message(135, pod, client, &about(client, &[]));
     trailing.extend([0x55; 600]);
-    assert!(!both.run(Egress, &trailing).allows(), "bytes after the packet");
+    assert!(!programs.run(Egress, &trailing).allows(), "bytes after the packet");
     for packet in [
         ip(pod, client).extension(60, 20).icmp(135, 0, [0; 4], &about(client, &[])),
         ip(pod, client).fragment(5, 0, true).icmp(136, 0, [0; 4], &about(pod, &[0; 8])),
@@ -179,13 +184,17 @@ fn s32_neighbor_discovery_from_a_pod_is_dropped_if_it_has_other_addresses_or_lea
     ] {
         let mut packet = packet;
         packet[7] = 255;
-        assert!(!both.run(Egress, &frame(Mac([2; 6]), Mac(MAC), &[], &packet)).allows(), "more headers");
+        assert!(!programs.run(Egress, &frame(Mac([2; 6]), Mac(MAC), &[], &packet)).allows(), "more headers");
     }
     let advertisement = message(134, "fe80::9", ALL_NODES, &[0; 8]);
-    assert_eq!(both.run(Ingress, &advertisement), Reason::NeighborDiscovery, "packets to the pod may have any source");
-    both.change(|endpoint| endpoint.flags = 0);
     assert_eq!(
-        both.run(Egress, &message(134, LINK_LOCAL, ALL_NODES, &[0; 8])),
+        programs.run(Ingress, &advertisement),
+        Reason::NeighborDiscovery,
+        "packets to the pod may have any source"
+    );
+    programs.change(|endpoint| endpoint.flags = 0);
+    assert_eq!(
+        programs.run(Egress, &message(134, LINK_LOCAL, ALL_NODES, &[0; 8])),
         Reason::NeighborDiscovery,
         "a router without anti-spoofing"
     );
@@ -194,7 +203,7 @@ fn s32_neighbor_discovery_from_a_pod_is_dropped_if_it_has_other_addresses_or_lea
 #[test]
 fn s32_a_frame_from_a_pod_is_dropped_if_it_has_another_ethernet_source() {
     for family in FAMILIES {
-        let mut both = pod_with(MAC);
+        let mut programs = pod_with(MAC);
         let packet = ip(family.pod, family.outsider);
         let later = packet.clone().fragment(9, 72, false).carrying(17, &[7; 8]);
         for (body, what) in [
@@ -203,60 +212,60 @@ fn s32_a_frame_from_a_pod_is_dropped_if_it_has_another_ethernet_source() {
             (packet.udp(1, 2, b""), "a datagram"),
             (packet.icmp(family.echo().0, 0, [0; 4], b""), "an echo request"),
         ] {
-            assert!(both.run(Egress, &frame(Mac([2; 6]), Mac(MAC), &[], &body)).allows(), "{what}");
+            assert!(programs.run(Egress, &frame(Mac([2; 6]), Mac(MAC), &[], &body)).allows(), "{what}");
             for tags in [&[][..], &[5]] {
-                let forged = frame(Mac([2; 6]), Mac(OTHER), tags, &body);
-                assert_eq!(both.run(Egress, &forged), Reason::SpoofedNeighbor, "{what}, {tags:?}");
+                let forged = frame(Mac([2; 6]), Mac(OTHER_MAC), tags, &body);
+                assert_eq!(programs.run(Egress, &forged), Reason::SpoofedNeighbor, "{what}, {tags:?}");
             }
         }
-        assert_eq!(both.run(Egress, &frame(Mac([2; 6]), Mac(OTHER), &[], &later)), Reason::SpoofedNeighbor);
-        let mut unknown = [&[2; 6][..], &OTHER, &[0x88, 0xcc]].concat();
+        assert_eq!(programs.run(Egress, &frame(Mac([2; 6]), Mac(OTHER_MAC), &[], &later)), Reason::SpoofedNeighbor);
+        let mut unknown = [&[2; 6][..], &OTHER_MAC, &[0x88, 0xcc]].concat();
         unknown.resize(60, 0);
-        assert_eq!(both.run(Egress, &unknown), Reason::SpoofedNeighbor, "a frame that is not IP");
+        assert_eq!(programs.run(Egress, &unknown), Reason::SpoofedNeighbor, "a frame that is not IP");
         for flags in [0, endpoint_flags::ANTI_SPOOFING] {
-            both.change(|endpoint| {
+            programs.change(|endpoint| {
                 endpoint.flags = flags;
                 endpoint.mac = if flags == 0 { MAC } else { [0; 6] };
             });
-            let forged = frame(Mac([2; 6]), Mac(OTHER), &[], &packet.udp(1, 2, b""));
-            assert!(both.run(Egress, &forged).allows(), "with the check off, or the MAC address unknown");
+            let forged = frame(Mac([2; 6]), Mac(OTHER_MAC), &[], &packet.udp(1, 2, b""));
+            assert!(programs.run(Egress, &forged).allows(), "with the check off, or the MAC address unknown");
         }
     }
 }
 
 #[test]
 fn s32_neighbor_discovery_is_rate_limited() {
-    let mut both = pod_with(MAC);
+    let mut programs = pod_with(MAC);
     let frame = arp(1, MAC, [10, 0, 0, 1], 0);
     let mut passed = 0;
-    while both.memory.run(Egress, &frame, 1, 0).allows() {
+    while programs.memory.run(Egress, &frame, 1, 0).allows() {
         passed += 1;
         assert!(passed <= NEIGHBOR_BURST, "no limit");
     }
     assert_eq!(passed, NEIGHBOR_BURST);
-    assert_eq!(both.memory.run(Egress, &frame, 1, 0), Reason::NeighborLimit);
-    both.memory.wait(1);
+    assert_eq!(programs.memory.run(Egress, &frame, 1, 0), Reason::NeighborLimit);
+    programs.memory.wait(1);
     let mut passed_later = 0;
-    while both.memory.run(Egress, &frame, 1, 0).allows() {
+    while programs.memory.run(Egress, &frame, 1, 0).allows() {
         passed_later += 1;
     }
     assert_eq!(passed_later, NEIGHBOR_RATE, "a second later");
-    let run = both.kernel.run(Egress, &frame, 0, 20 * NEIGHBOR_BURST).unwrap();
+    let run = programs.kernel.run(Egress, &frame, 0, 20 * NEIGHBOR_BURST).unwrap();
     assert!(!run.passed, "the kernel has the same limit");
     // The limit does not apply to other packets.
     let packet = ip("10.0.0.1", "192.0.2.9").udp(1, 2, b"");
-    assert!(both.run(Egress, &super::kernel_and_memory::wire(&packet)).allows());
+    assert!(programs.run(Egress, &super::kernel_and_memory::wire(&packet)).allows());
 }
 
 #[test]
 fn s33_frames_for_other_hosts_are_not_reported_as_denied() {
     for family in FAMILIES {
         for isolated in [&[][..], &[Ingress]] {
-            let mut both = KernelAndMemory::isolated(isolated);
-            both.change(|endpoint| endpoint.mac = MAC);
+            let mut programs = KernelAndMemory::isolated(isolated);
+            programs.change(|endpoint| endpoint.mac = MAC);
             let packet = ip(family.outsider, family.client);
-            both.kernel.events().unwrap();
-            both.memory.events.borrow_mut().clear();
+            programs.kernel.events().unwrap();
+            programs.memory.events.borrow_mut().clear();
             for (body, what) in [
                 (packet.tcp(1, 80, SYN, b""), "TCP"),
                 (packet.udp(1, 80, b""), "UDP"),
@@ -264,13 +273,13 @@ fn s33_frames_for_other_hosts_are_not_reported_as_denied() {
                 (packet.clone().fragment(9, 72, false).carrying(17, &[7; 8]), "a fragment"),
             ] {
                 let for_other_host = frame(Mac([8; 6]), Mac([2; 6]), &[], &body);
-                assert_eq!(both.run(Ingress, &for_other_host), Reason::OtherHost, "{what}");
+                assert_eq!(programs.run(Ingress, &for_other_host), Reason::OtherHost, "{what}");
             }
-            assert!(both.kernel.events().unwrap().is_empty() && both.memory.events.borrow().is_empty());
+            assert!(programs.kernel.events().unwrap().is_empty() && programs.memory.events.borrow().is_empty());
             let for_pod = frame(Mac(MAC), Mac([2; 6]), &[], &ip(family.trusted, family.pod).udp(1, 80, b""));
-            assert!(both.run(Ingress, &for_pod).allows(), "a frame for the pod");
+            assert!(programs.run(Ingress, &for_pod).allows(), "a frame for the pod");
             let group = frame(Mac([0x01, 0, 0x5e, 0, 0, 1]), Mac([2; 6]), &[], &packet.udp(1, 80, b""));
-            assert_ne!(both.run(Ingress, &group), Reason::OtherHost, "multicast");
+            assert_ne!(programs.run(Ingress, &group), Reason::OtherHost, "multicast");
         }
     }
 }

@@ -7,49 +7,50 @@ use netpol_tests::program::{COUNT_TRAFFIC, INTERFACE, object, program_infos, tes
 
 #[test]
 fn each_flow_has_one_event_a_second() {
-    let mut both = KernelAndMemory::isolated(&[Ingress]);
+    let mut programs = KernelAndMemory::isolated(&[Ingress]);
     for a in FAMILIES {
         let denied = wire(&ip(a.client, a.pod).udp(1000, 99, b"12345678"));
         for _ in 0..5 {
-            both.run(Ingress, &denied);
+            programs.run(Ingress, &denied);
         }
-        let events = both.kernel.events().unwrap();
+        let events = programs.kernel.events().unwrap();
         assert_eq!(events.len(), 1, "{events:?}");
         assert_eq!((events[0].reason, events[0].rule_set), (Reason::NoRule as u8, RULES));
         assert_eq!((events[0].destination_port, events[0].direction), (99_u16.to_be_bytes(), Ingress as u8));
         assert_eq!(events[0].length as usize, denied.len() - 14);
         std::thread::sleep(std::time::Duration::from_millis(1300));
-        both.run(Ingress, &denied);
-        let events = both.kernel.events().unwrap();
+        programs.run(Ingress, &denied);
+        let events = programs.kernel.events().unwrap();
         assert_eq!(events.iter().map(|event| event.suppressed).collect::<Vec<_>>(), [4]);
     }
 }
 
 #[test]
 fn endpoints_are_found_in_the_array_and_the_overflow_map() {
-    let mut both = KernelAndMemory::isolated(&[Ingress]);
+    let mut programs = KernelAndMemory::isolated(&[Ingress]);
     let packet = wire(&ip("10.0.0.2", "10.0.0.1").tcp(1, 80, SYN, b""));
-    let other = Endpoint { ifindex: IfIndex(INTERFACE + 1024), id: 2, ..both.endpoint };
-    both.kernel.set_endpoint(&other).unwrap();
-    assert!(!both.kernel.run(Ingress, &packet, FORWARDED, 1).unwrap().passed, "no endpoint");
-    assert_eq!(both.kernel.packet_count(0, Ingress, Reason::NoEndpoint).unwrap(), 1);
-    let endpoint = both.endpoint;
-    both.kernel.set_endpoint_in_overflow(&endpoint, &other).unwrap();
-    assert_eq!(both.run(Ingress, &packet), Reason::Rule, "from the overflow map");
+    let other = Endpoint { ifindex: IfIndex(INTERFACE + 1024), id: 2, ..programs.endpoint };
+    programs.kernel.set_endpoint(&other).unwrap();
+    assert!(!programs.kernel.run(Ingress, &packet, FORWARDED, 1).unwrap().passed, "no endpoint");
+    assert_eq!(programs.kernel.packet_count(0, Ingress, Reason::NoEndpoint).unwrap(), 1);
+    let endpoint = programs.endpoint;
+    programs.kernel.set_endpoint_in_overflow(&endpoint, &other).unwrap();
+    assert_eq!(programs.run(Ingress, &packet), Reason::Rule, "from the overflow map");
 }
 
 #[test]
 fn a_full_flow_table_drops_packets_only_at_isolated_pods() {
     let (open, closed) = (KernelAndMemory::isolated(&[]), KernelAndMemory::isolated(&[Ingress]));
     let packet = wire(&ip("10.0.0.2", "10.0.0.1").tcp(1, 80, SYN, b""));
-    for (both, expected) in [(open, Reason::NotIsolated), (closed, Reason::FlowTableFull)] {
-        both.memory.room.set(false);
-        assert_eq!(both.memory.run(Ingress, &packet, INTERFACE, FORWARDED), expected);
+    for (programs, expected) in [(open, Reason::NotIsolated), (closed, Reason::FlowTableFull)] {
+        programs.memory.room.set(false);
+        assert_eq!(programs.memory.run(Ingress, &packet, INTERFACE, FORWARDED), expected);
     }
 }
 
-/// Linux 5.10 processes at most a million instructions, and needs more than newer kernels, which report the number:
-/// about 150,000 on Linux 6.18. This varies by 10,000 with the order in which the compiler arranges the code.
+/// The verifier of Linux 5.10 processes at most a million instructions. For the same program, it processes more of them
+/// than newer kernels. These report the number: about 150,000 on Linux 6.18. It varies by 10,000 with the order in
+/// which the compiler arranges the code.
 #[test]
 fn programs_stay_below_the_verifier_limit() {
     for enabled in [&[][..], &[COUNT_TRAFFIC]] {

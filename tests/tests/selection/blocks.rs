@@ -1,4 +1,6 @@
 //! ipBlocks: items 11 to 14 of docs/semantics.md.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use anyhow::Result;
 use netpol_tests::{Families, Lab, policy};

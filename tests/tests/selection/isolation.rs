@@ -1,4 +1,6 @@
 //! Isolation, missing rules and empty rules: items 1 to 3 of docs/semantics.md.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use anyhow::Result;
 use netpol_policy::model::Protocol::{Tcp, Udp};

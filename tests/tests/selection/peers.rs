@@ -1,4 +1,6 @@
 //! Pods that peers and policies select: items 4 to 7 of docs/semantics.md.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use anyhow::{Context, Result};
 use netpol_tests::{Lab, PodSpec, deny_all, policy};
@@ -55,11 +57,11 @@ fn s04_selectors_of_namespaces_and_pods() -> Result<()> {
             "{{podSelector: {{matchLabels: {{app: db}}}}, policyTypes: [Ingress], ingress: [{{from: [{}]}}]}}",
             if peer.starts_with('{') { peer.to_owned() } else { format!("{{{peer}}}") }
         );
-        lab.policies(&[policy("shop/db", &spec)])?;
+        lab.set_policies(&[policy("shop/db", &spec)])?;
         lab.expect(table).map_err(|error| error.context(case))?;
     }
     // Separate items are alternatives.
-    lab.policies(&[policy(
+    lab.set_policies(&[policy(
         "shop/db",
         "{podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress],
           ingress: [{from: [{namespaceSelector: {matchLabels: {team: press}}}, {podSelector: {matchLabels: {app: api}}}]}]}",
@@ -76,8 +78,7 @@ fn s05_host_network_pods_are_not_isolated_and_are_no_peers() -> Result<()> {
             "{podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{namespaceSelector: {}}]}]}",
         )],
     )?;
-    // A host-network pod on the other node. Its address, which is the node's, must not match a peer and must not be
-    // isolated.
+    // A host-network pod on the other node. Its address is the node's, which must match no peer.
     let address = lab.cluster.host("node-2").v4();
     lab.cluster.manifests().write(
         "host-network.yaml",
@@ -156,7 +157,7 @@ fn s04_a_namespace_without_an_object_has_only_the_name_label() -> Result<()> {
     lab.expect("blog/web -> shop/db 80/TCP\nshop/web -x shop/db 80/TCP")?;
     lab.cluster.manifests().remove("namespace-blog.yaml")?;
     lab.expect("blog/web -x shop/db 80/TCP")?;
-    lab.policies(&from("kubernetes.io/metadata.name: blog"))?;
+    lab.set_policies(&from("kubernetes.io/metadata.name: blog"))?;
     lab.expect("blog/web -> shop/db 80/TCP\nshop/web -x shop/db 80/TCP")
 }
 

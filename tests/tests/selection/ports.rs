@@ -1,4 +1,6 @@
 //! Protocols and ports: items 8 to 10 of docs/semantics.md.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use anyhow::Result;
 use netpol_policy::model::Protocol::{Sctp, Tcp, Udp};

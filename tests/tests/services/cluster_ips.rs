@@ -4,12 +4,13 @@ use anyhow::{Context, Result, ensure};
 
 use super::shop::{ALL, Shop, number};
 
-pub(super) fn measure(shop: &Shop) -> Result<()> {
+pub(super) fn check_all(shop: &Shop) -> Result<()> {
     for service in [number::GOOD, number::BAD, number::MIXED] {
         let at = Shop::cluster_ips(service);
-        shop.through("shop/free", &at, Shop::backends(service)).with_context(|| format!("Service {service}"))?;
+        shop.expect_backends("shop/free", &at, Shop::backends(service))
+            .with_context(|| format!("Service {service}"))?;
     }
-    shop.through("shop/client", &Shop::cluster_ips(number::GOOD), &["shop/near", "shop/far"])
+    shop.expect_backends("shop/client", &Shop::cluster_ips(number::GOOD), &["shop/near", "shop/far"])
         .context("all backends")?;
     no_backend_allowed(shop).context("no backend")?;
     some_backends_allowed(shop).context("some backends")?;
@@ -18,9 +19,9 @@ pub(super) fn measure(shop: &Shop) -> Result<()> {
 
 /// Traffic is dropped at the pod's interface: it never reaches kube-proxy.
 fn no_backend_allowed(shop: &Shop) -> Result<()> {
-    shop.nowhere("shop/client", &Shop::cluster_ips(number::BAD))?;
+    shop.expect_dropped_before_proxy("shop/client", &Shop::cluster_ips(number::BAD))?;
     for (_, target) in Shop::cluster_ips(number::BAD) {
-        shop.denied_through(number::BAD, "no-allowed-backend", "shop/client", &target.ip().to_string())?;
+        shop.wait_denied_through(number::BAD, "no-allowed-backend", "shop/client", &target.ip().to_string())?;
     }
     Ok(())
 }
@@ -28,16 +29,18 @@ fn no_backend_allowed(shop: &Shop) -> Result<()> {
 /// Each connection is evaluated post-DNAT. The node's own processes are always allowed.
 fn some_backends_allowed(shop: &Shop) -> Result<()> {
     let allowed = ["shop/near", "shop/far", "node-1"];
-    shop.through("shop/client", &Shop::cluster_ips(number::MIXED), &allowed)?;
+    shop.expect_backends("shop/client", &Shop::cluster_ips(number::MIXED), &allowed)?;
     let denied: Vec<_> = ALL.into_iter().filter(|name| !allowed.contains(name)).collect();
     ensure!(denied.len() == 3, "{denied:?}");
-    denied.iter().try_for_each(|backend| shop.denied_through(number::MIXED, "backend-denied", "shop/client", backend))
+    denied
+        .iter()
+        .try_for_each(|backend| shop.wait_denied_through(number::MIXED, "backend-denied", "shop/client", backend))
 }
 
 /// A pod reaches itself without a rule. This does not allow another backend of the same Service.
 fn hairpin(shop: &Shop) -> Result<()> {
     let at = Shop::cluster_ips(number::CLIENT);
-    shop.through("shop/client", &at, &["shop/client"])?;
+    shop.expect_backends("shop/client", &at, &["shop/client"])?;
     let twins = Shop::cluster_ips(number::TWINS);
-    shop.through("shop/client", &twins, &["shop/client"]).context("with a second backend that no rule allows")
+    shop.expect_backends("shop/client", &twins, &["shop/client"]).context("with a second backend that no rule allows")
 }

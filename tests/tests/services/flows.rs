@@ -1,4 +1,6 @@
 //! Open flows through a Service while backends, policies and agents change.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,9 +16,10 @@ use super::shop::{Shop, number};
 /// Timeout for an echo: long enough for a TCP retransmission.
 const ECHO_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long no reply may arrive.
+/// A reply that has not arrived within this time was dropped.
 const NO_REPLY_TIME: Duration = Duration::from_millis(300);
 
+/// The clusters in which these tests run.
 const SHAPES: [Shape; 2] = [
     Shape { topology: Topology::Bridge, interconnect: Interconnect::Vxlan, mode: Mode::Iptables },
     Shape { topology: Topology::Routed, interconnect: Interconnect::Routes, mode: Mode::Nftables },
@@ -43,32 +46,32 @@ fn with_backends(shop: &Shop, names: &[&str]) -> Service {
 }
 
 /// Opens a TCP and a UDP flow to each backend, through the Service.
-fn open(shop: &Shop) -> Result<Vec<(&'static str, EchoConnection, UdpClient)>> {
+fn open_flows(shop: &Shop) -> Result<Vec<(&'static str, EchoConnection, UdpClient)>> {
     let [tcp, udp] = frontends(number::GOOD);
     let mut flows = Vec::new();
     for name in BACKENDS {
         set_backends(shop, &[name])?;
         shop.wait_applied()?;
-        let conversation = EchoConnection::open_at(shop.cluster(), "shop/client", name, tcp)?;
-        let mut caller = UdpClient::new(shop.cluster(), "shop/client", udp)?;
-        ensure!(caller.responder(ECHO_TIMEOUT)?.as_deref() == Some(name), "{name} does not reply");
-        flows.push((name, conversation, caller));
+        let connection = EchoConnection::open_at(shop.cluster(), "shop/client", name, tcp)?;
+        let mut udp_client = UdpClient::new(shop.cluster(), "shop/client", udp)?;
+        ensure!(udp_client.responder(ECHO_TIMEOUT)?.as_deref() == Some(name), "{name} does not reply");
+        flows.push((name, connection, udp_client));
     }
     Ok(flows)
 }
 
 #[test]
 fn s21_s25_s26_an_open_flow_continues_while_it_is_allowed() -> Result<()> {
-    SHAPES.iter().try_for_each(|&shape| continues(shape).with_context(|| format!("{shape:?}")))
+    SHAPES.iter().try_for_each(|&shape| check_flow_continues(shape).with_context(|| format!("{shape:?}")))
 }
 
-fn continues(shape: Shape) -> Result<()> {
+fn check_flow_continues(shape: Shape) -> Result<()> {
     let mut shop = Shop::open(shape)?;
-    let mut flows = open(&shop)?;
+    let mut flows = open_flows(&shop)?;
     let mut check_flows = |what: &str| -> Result<()> {
-        for (name, conversation, caller) in &mut flows {
-            ensure!(conversation.echoes(ECHO_TIMEOUT)?, "the TCP flow to {name} stopped: {what}");
-            let replied = caller.responder(ECHO_TIMEOUT)?;
+        for (name, connection, udp_client) in &mut flows {
+            ensure!(connection.echoes(ECHO_TIMEOUT)?, "the TCP flow to {name} stopped: {what}");
+            let replied = udp_client.responder(ECHO_TIMEOUT)?;
             ensure!(
                 replied.as_deref() == Some(*name),
                 "the UDP flow to {name} stopped, the reply is from {replied:?}: {what}"
@@ -96,33 +99,34 @@ fn continues(shape: Shape) -> Result<()> {
 
 #[test]
 fn s22_s25_an_open_flow_stops_when_it_is_no_longer_allowed_on_a_bridge() -> Result<()> {
-    stops(SHAPES[0])
+    check_flow_stops(SHAPES[0])
 }
 
 #[test]
 fn s22_s25_an_open_flow_stops_when_it_is_no_longer_allowed_routed() -> Result<()> {
-    stops(SHAPES[1])
+    check_flow_stops(SHAPES[1])
 }
 
-fn stops(shape: Shape) -> Result<()> {
+fn check_flow_stops(shape: Shape) -> Result<()> {
     let mut shop = Shop::open(shape)?;
     shop.lab.cluster.edit_pod("shop/free", |pod| pod.labels("app=good"))?;
-    // The backends that replace the ones with open flows: all, some or none of them are allowed, or there is none.
-    for others in [&["shop/free"][..], &["shop/free", "shop/bad"], &["shop/bad"], &[]] {
-        let mut flows = open(&shop)?;
+    // These backends replace the backends with open flows. All, some or none of them are allowed, or there are none.
+    for new_backends in [&["shop/free"][..], &["shop/free", "shop/bad"], &["shop/bad"], &[]] {
+        let mut flows = open_flows(&shop)?;
         // kube-proxy's rules are left as they are, so that open flows still reach the old backends.
-        with_backends(&shop, others).write_manifest(shop.cluster())?;
+        with_backends(&shop, new_backends).write_manifest(shop.cluster())?;
         shop.wait_applied()?;
         for name in BACKENDS {
             shop.lab.cluster.edit_pod(name, |pod| pod.labels("app=bad"))?;
         }
         shop.wait_applied()?;
-        for (name, conversation, caller) in &mut flows {
-            let continued = |protocol| format!("the {protocol} flow to {name} continues with the backends {others:?}");
+        for (name, connection, udp_client) in &mut flows {
+            let continued =
+                |protocol| format!("the {protocol} flow to {name} continues with the backends {new_backends:?}");
             // TCP retransmits, so check twice.
-            ensure!(!conversation.echoes(NO_REPLY_TIME)? && !conversation.echoes(NO_REPLY_TIME)?, continued("TCP"));
+            ensure!(!connection.echoes(NO_REPLY_TIME)? && !connection.echoes(NO_REPLY_TIME)?, continued("TCP"));
             for _ in 0..3 {
-                ensure!(caller.responder(NO_REPLY_TIME)?.is_none(), continued("UDP"));
+                ensure!(udp_client.responder(NO_REPLY_TIME)?.is_none(), continued("UDP"));
             }
         }
         for name in BACKENDS {
@@ -134,11 +138,11 @@ fn stops(shape: Shape) -> Result<()> {
 
 #[test]
 fn s22_a_udp_flow_with_a_new_backend_is_evaluated_by_that_backend() -> Result<()> {
-    SHAPES.iter().try_for_each(|&shape| backend_changes(shape).with_context(|| format!("{shape:?}")))
+    SHAPES.iter().try_for_each(|&shape| check_backend_change(shape).with_context(|| format!("{shape:?}")))
 }
 
-/// The conntrack entry of an idle flow expires. Then kube-proxy's rules select a backend for its next datagram.
-fn backend_changes(shape: Shape) -> Result<()> {
+/// The conntrack entry of an idle flow expires. Then kube-proxy's rules select a new backend for the next datagram.
+fn check_backend_change(shape: Shape) -> Result<()> {
     const CONNTRACK_TIMEOUT: &str = "netfilter/nf_conntrack_udp_timeout";
     let shop = Shop::open(shape)?;
     for node in shop.cluster().nodes() {
@@ -148,15 +152,15 @@ fn backend_changes(shape: Shape) -> Result<()> {
     with_backends(&shop, &all).write_manifest(shop.cluster())?;
     let [_, target] = frontends(number::GOOD);
     shop.proxy.sync(&[with_backends(&shop, &["shop/near"])])?;
-    let mut caller = UdpClient::new(shop.cluster(), "shop/client", target)?;
-    ensure!(caller.responder(ECHO_TIMEOUT)?.as_deref() == Some("shop/near"), "shop/near does not reply");
+    let mut udp_client = UdpClient::new(shop.cluster(), "shop/client", target)?;
+    ensure!(udp_client.responder(ECHO_TIMEOUT)?.as_deref() == Some("shop/near"), "shop/near does not reply");
     for name in ["shop/bad", "shop/far", "shop/worse", "node-1", "node-2", "shop/near"] {
         shop.proxy.sync(&[with_backends(&shop, &[name])])?;
         let expected = ["shop/near", "shop/far", "node-1"].contains(&name).then_some(name);
         std::thread::sleep(Duration::from_millis(1200));
-        let replied = caller.responder(if expected.is_some() { ECHO_TIMEOUT } else { NO_REPLY_TIME })?;
+        let replied = udp_client.responder(if expected.is_some() { ECHO_TIMEOUT } else { NO_REPLY_TIME })?;
         ensure!(replied.as_deref() == expected, "sent to {name}, the reply is from {replied:?}");
-        let sent: u64 = shop.proxy.sent()?.values().sum();
+        let sent: u64 = shop.proxy.sent_connections()?.values().sum();
         ensure!(sent == 1, "{sent} flows were sent to {name}, expected 1");
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! Hairpin traffic: a pod reaches itself through its own Service. The node masquerades such packets and sends them back
 //! to the interface that they came from.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use anyhow::{Context, Result, ensure};
 use netpol_policy::model::Protocol::Udp;
@@ -11,19 +13,20 @@ use netpol_tests::{Interconnect, Mode, Topology};
 use super::Shape;
 use super::shop::{Shop, number, targets};
 
-pub(super) fn measure(shop: &Shop) -> Result<()> {
+pub(super) fn check_all(shop: &Shop) -> Result<()> {
     let node = shop.cluster().host("node-1");
-    // Whether bridged packets pass through nftables, as with net.bridge.bridge-nf-call-iptables.
+    // Whether bridged packets pass through nftables: the sysctl net.bridge.bridge-nf-call-iptables.
     let bridge_nf: &[bool] = if shop.cluster().topology().is_bridged() { &[false, true] } else { &[true] };
     for &bridge_nf in bridge_nf {
         set_bridge_netfilter(node.netns(), bridge_nf)?;
-        let own = Shop::cluster_ips(number::GUARDED);
-        let by_node = targets(node.addresses(), &Shop::node_ports(number::GUARDED));
-        for at in [&own, &by_node] {
-            shop.through("shop/guarded", at, &["shop/guarded"]).with_context(|| format!("bridge-nf {bridge_nf}"))?;
+        let cluster_ips = Shop::cluster_ips(number::GUARDED);
+        let node_ports = targets(node.addresses(), &Shop::node_ports(number::GUARDED));
+        for at in [&cluster_ips, &node_ports] {
+            shop.expect_backends("shop/guarded", at, &["shop/guarded"])
+                .with_context(|| format!("bridge-nf {bridge_nf}"))?;
         }
-        // Another pod's packets are masqueraded in the same way. They are not hairpin traffic.
-        shop.through("shop/free", &by_node, &[]).with_context(|| format!("bridge-nf {bridge_nf}"))?;
+        // Packets of another pod are masqueraded in the same way, but they are not hairpin traffic.
+        shop.expect_backends("shop/free", &node_ports, &[]).with_context(|| format!("bridge-nf {bridge_nf}"))?;
     }
     Ok(())
 }
@@ -32,13 +35,13 @@ pub(super) fn measure(shop: &Shop) -> Result<()> {
 fn s15_a_spoofed_source_is_not_hairpin_traffic() -> Result<()> {
     for (topology, mode) in [(Topology::Bridge, Mode::Nftables), (Topology::Routed, Mode::Iptables)] {
         let shape = Shape { topology, interconnect: Interconnect::Routes, mode };
-        spoofed_source(shape).with_context(|| format!("{shape:?}"))?;
+        check_spoofed_source(shape).with_context(|| format!("{shape:?}"))?;
     }
     Ok(())
 }
 
 /// Anti-spoofing is off, and kube-proxy masquerades packets with the backend's own address as their source.
-fn spoofed_source(shape: Shape) -> Result<()> {
+fn check_spoofed_source(shape: Shape) -> Result<()> {
     let shop = Shop::open_with(shape, &["--no-anti-spoofing"])?;
     let cluster = shop.cluster();
     let mut table = Vec::new();
@@ -59,7 +62,7 @@ fn spoofed_source(shape: Shape) -> Result<()> {
         }
     }
     check(cluster, "shop/free", "shop/guarded", &table)?;
-    let sent: u64 = shop.proxy.sent()?.values().sum();
+    let sent: u64 = shop.proxy.sent_connections()?.values().sum();
     ensure!(sent == table.len() as u64, "{sent} of {} packets were forwarded to the pod", table.len());
     Ok(())
 }

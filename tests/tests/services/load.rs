@@ -1,4 +1,6 @@
 //! Backends change while a pod opens many connections.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,12 +14,12 @@ use super::shop::{ALL, Shop, number};
 
 #[test]
 fn s22_s24_no_denied_backend_ever_replies_on_a_bridge() -> Result<()> {
-    measure(Shape { topology: Topology::Bridge, interconnect: Interconnect::Vxlan, mode: Mode::Nftables })
+    check_replies(Shape { topology: Topology::Bridge, interconnect: Interconnect::Vxlan, mode: Mode::Nftables })
 }
 
 #[test]
 fn s22_s24_no_denied_backend_ever_replies_routed() -> Result<()> {
-    measure(Shape { topology: Topology::Routed, interconnect: Interconnect::Routes, mode: Mode::Iptables })
+    check_replies(Shape { topology: Topology::Routed, interconnect: Interconnect::Routes, mode: Mode::Iptables })
 }
 
 /// The hosts that may reply to the client.
@@ -27,6 +29,7 @@ const ALLOWED: [&str; 4] = ["shop/near", "shop/far", "node-1", DELETED];
 const DELETED: &str = "shop/leaver";
 /// A pod that is not an allowed backend and reuses the address of [`DELETED`].
 const REUSING: &str = "shop/heir";
+/// The last byte of this address.
 const NUMBER: u8 = 77;
 
 /// How long each state lasts.
@@ -43,17 +46,17 @@ const ROUNDS: [&[&str]; 7] = [
     &ALL,
 ];
 
-fn measure(shape: Shape) -> Result<()> {
+fn check_replies(shape: Shape) -> Result<()> {
     let mut shop = Shop::open(shape)?;
     let answered = under_load(&shop, || {
-        ROUNDS.iter().enumerate().try_for_each(|(round, names)| change(&shop, names, round % 2 == 0))
+        ROUNDS.iter().enumerate().try_for_each(|(round, names)| change_backends(&shop, names, round % 2 == 0))
     })?;
     ensure!(answered > 100, "only {answered} connections got a reply");
 
     shop.lab.cluster.add_pod(PodSpec::new(DELETED).labels("app=good").number(NUMBER))?;
-    let answered = under_load(&shop, || change(&shop, &[DELETED], true))?;
+    let answered = under_load(&shop, || change_backends(&shop, &[DELETED], true))?;
     ensure!(answered > 0, "no connection got a reply from {DELETED}");
-    // Rules and manifests still contain its address.
+    // kube-proxy's rules and the manifests still contain the address of the deleted pod.
     shop.lab.cluster.remove_pod(DELETED)?;
     shop.lab.cluster.add_pod_without_manifest(PodSpec::new(REUSING).labels("app=bad").number(NUMBER))?;
     let answered = under_load(&shop, || {
@@ -63,11 +66,11 @@ fn measure(shape: Shape) -> Result<()> {
         Ok(())
     })?;
     ensure!(answered == 0, "{answered} connections got a reply from a pod that is not allowed");
-    shop.through("shop/free", &Shop::cluster_ips(number::MIXED), &[REUSING])
+    shop.expect_backends("shop/free", &Shop::cluster_ips(number::MIXED), &[REUSING])
 }
 
 /// Changes the backends of the Service in kube-proxy's rules and in the agent's manifests, one before the other.
-fn change(shop: &Shop, names: &[&str], rules_first: bool) -> Result<()> {
+fn change_backends(shop: &Shop, names: &[&str], rules_first: bool) -> Result<()> {
     let service = Shop::service(number::MIXED).backends(shop.cluster(), names);
     for rules in [rules_first, !rules_first] {
         if rules {

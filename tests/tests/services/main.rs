@@ -1,5 +1,7 @@
 //! Egress through Services with real packets. The tests write kube-proxy's rules themselves. Backends are pods on the
 //! local node, pods on another node behind VXLAN or a plain route, and host-network processes.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 mod cluster_ips;
 mod flows;
@@ -24,10 +26,10 @@ struct Shape {
 }
 
 /// Runs all checks that need no change in the cluster.
-fn measure(topology: Topology, interconnect: Interconnect, mode: Mode) -> Result<()> {
+fn check_all(topology: Topology, interconnect: Interconnect, mode: Mode) -> Result<()> {
     let shop = Shop::open(Shape { topology, interconnect, mode })?;
     let cases: [fn(&Shop) -> Result<()>; 4] =
-        [cluster_ips::measure, node_ports::measure, masquerade::measure, hairpin::measure];
+        [cluster_ips::check_all, node_ports::check_all, masquerade::check_all, hairpin::check_all];
     cases.iter().try_for_each(|case| case(&shop)).with_context(|| format!("log of the agent:\n{}", shop.agent().log()))
 }
 
@@ -35,25 +37,25 @@ fn measure(topology: Topology, interconnect: Interconnect, mode: Mode) -> Result
 
 #[test]
 fn s15_s21_s22_s23_on_a_bridge_with_vxlan_and_nftables() -> Result<()> {
-    measure(Topology::Bridge, Interconnect::Vxlan, Mode::Nftables)
+    check_all(Topology::Bridge, Interconnect::Vxlan, Mode::Nftables)
 }
 
 #[test]
 fn s15_s21_s22_s23_on_a_bridge_with_routes_and_iptables() -> Result<()> {
-    measure(Topology::Bridge, Interconnect::Routes, Mode::Iptables)
+    check_all(Topology::Bridge, Interconnect::Routes, Mode::Iptables)
 }
 
 #[test]
 fn s15_s21_s22_s23_routed_with_vxlan_and_iptables() -> Result<()> {
-    measure(Topology::Routed, Interconnect::Vxlan, Mode::Iptables)
+    check_all(Topology::Routed, Interconnect::Vxlan, Mode::Iptables)
 }
 
 #[test]
 fn s15_s21_s22_s23_on_a_bridge_with_a_tunnel_without_link_headers() -> Result<()> {
-    measure(Topology::Bridge, Interconnect::Tun, Mode::Nftables)
+    check_all(Topology::Bridge, Interconnect::Tun, Mode::Nftables)
 }
 
 #[test]
 fn s15_s21_s22_s23_routed_with_routes_and_nftables() -> Result<()> {
-    measure(Topology::Routed, Interconnect::Routes, Mode::Nftables)
+    check_all(Topology::Routed, Interconnect::Routes, Mode::Nftables)
 }

@@ -7,7 +7,7 @@ use netpol_tests::cluster::gateway;
 
 use super::shop::{ALL, Shop, number, targets};
 
-pub(super) fn measure(shop: &Shop) -> Result<()> {
+pub(super) fn check_all(shop: &Shop) -> Result<()> {
     local_node(shop).context("NodePorts of the pod's own node")?;
     other_node(shop).context("NodePorts of another node")?;
     host_ports(shop).context("hostPorts")
@@ -18,23 +18,24 @@ fn local_node(shop: &Shop) -> Result<()> {
     let gateway = gateway(1, shop.cluster().families());
     for addresses in [shop.cluster().host("node-1").addresses(), &gateway] {
         let at = |service| targets(addresses, &Shop::node_ports(service));
-        shop.through("shop/free", &at(number::MIXED), &ALL)?;
-        shop.through("shop/client", &at(number::MIXED), &["shop/near", "shop/far", "node-1"])?;
-        shop.through("shop/client", &at(number::GUARDED), &[])?;
+        shop.expect_backends("shop/free", &at(number::MIXED), &ALL)?;
+        shop.expect_backends("shop/client", &at(number::MIXED), &["shop/near", "shop/far", "node-1"])?;
+        shop.expect_backends("shop/client", &at(number::GUARDED), &[])?;
     }
     ["shop/bad", "shop/worse", "node-2"]
         .iter()
-        .try_for_each(|backend| shop.denied_through(number::MIXED, "backend-denied", "shop/client", backend))
+        .try_for_each(|backend| shop.wait_denied_through(number::MIXED, "backend-denied", "shop/client", backend))
 }
 
 /// The other node selects the backend, which is unknown on this node.
 fn other_node(shop: &Shop) -> Result<()> {
     let at = |service| targets(shop.cluster().host("node-2").addresses(), &Shop::node_ports(service));
-    shop.through("shop/free", &at(number::MIXED), &ALL)?;
-    shop.through("shop/client", &at(number::GOOD), &["shop/near", "shop/far"])?;
+    shop.expect_backends("shop/free", &at(number::MIXED), &ALL)?;
+    shop.expect_backends("shop/client", &at(number::GOOD), &["shop/near", "shop/far"])?;
     for (service, reason) in [(number::MIXED, "not-all-backends-allowed"), (number::BAD, "no-allowed-backend")] {
-        shop.nowhere("shop/client", &at(service))?;
-        shop.denied_through(service, reason, "shop/client", "node-2").with_context(|| format!("Service {service}"))?;
+        shop.expect_dropped_before_proxy("shop/client", &at(service))?;
+        shop.wait_denied_through(service, reason, "shop/client", "node-2")
+            .with_context(|| format!("Service {service}"))?;
     }
     Ok(())
 }

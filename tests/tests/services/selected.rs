@@ -1,5 +1,7 @@
 //! Services with a selector and no `EndpointSlices` in their manifests, and Services with host-network pods as
 //! backends.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use anyhow::{Context, Result};
 use netpol_tests::{Cluster, Interconnect, Mode, Topology, policy};
@@ -9,8 +11,8 @@ use super::shop::{Shop, number};
 
 const SHAPE: Shape = Shape { topology: Topology::Bridge, interconnect: Interconnect::Vxlan, mode: Mode::Nftables };
 
-/// Writes a Service that selects backends by a label, and makes kube-proxy translate to these backends.
-fn select(shop: &Shop, service: u16, label: &str, backends: &[&str]) -> Result<()> {
+/// Writes a Service with this selector, and makes kube-proxy translate its addresses to these backends.
+fn set_selector(shop: &Shop, service: u16, label: &str, backends: &[&str]) -> Result<()> {
     let selecting = Shop::service(service).selecting(label).backends(shop.cluster(), backends);
     selecting.write_manifest(shop.cluster())?;
     shop.proxy.sync(&[selecting])
@@ -19,25 +21,25 @@ fn select(shop: &Shop, service: u16, label: &str, backends: &[&str]) -> Result<(
 #[test]
 fn s37_a_service_without_slices_leads_to_the_pods_it_selects() -> Result<()> {
     let mut shop = Shop::open(SHAPE)?;
-    select(&shop, number::GOOD, "app: good", &["shop/near", "shop/far"])?;
+    set_selector(&shop, number::GOOD, "app: good", &["shop/near", "shop/far"])?;
     shop.wait_applied()?;
-    shop.through("shop/client", &Shop::cluster_ips(number::GOOD), &["shop/near", "shop/far"])?;
+    shop.expect_backends("shop/client", &Shop::cluster_ips(number::GOOD), &["shop/near", "shop/far"])?;
     // No backend is allowed. The packets are dropped at the sender's interface, so none reaches kube-proxy.
-    select(&shop, number::BAD, "app: bad", &["shop/bad", "shop/worse"])?;
+    set_selector(&shop, number::BAD, "app: bad", &["shop/bad", "shop/worse"])?;
     shop.wait_applied()?;
-    shop.nowhere("shop/client", &Shop::cluster_ips(number::BAD))?;
+    shop.expect_dropped_before_proxy("shop/client", &Shop::cluster_ips(number::BAD))?;
     for (_, target) in Shop::cluster_ips(number::BAD) {
-        shop.denied_through(number::BAD, "no-allowed-backend", "shop/client", &target.ip().to_string())?;
+        shop.wait_denied_through(number::BAD, "no-allowed-backend", "shop/client", &target.ip().to_string())?;
     }
     // With another selector, the only backend is a pod that is allowed.
     shop.lab.cluster.edit_pod("shop/bad", |pod| pod.labels("app=good,tier=one"))?;
-    select(&shop, number::BAD, "tier: one", &["shop/bad"])?;
+    set_selector(&shop, number::BAD, "tier: one", &["shop/bad"])?;
     shop.wait_applied()?;
-    shop.through("shop/client", &Shop::cluster_ips(number::BAD), &["shop/bad"])
+    shop.expect_backends("shop/client", &Shop::cluster_ips(number::BAD), &["shop/bad"])
 }
 
 /// Writes a pod that runs on a node's own network.
-fn on_host_network(cluster: &Cluster, node: &str, labels: &str) -> Result<()> {
+fn write_host_network_pod(cluster: &Cluster, node: &str, labels: &str) -> Result<()> {
     let addresses: Vec<String> =
         cluster.host(node).addresses().iter().map(|address| format!("{{ip: '{address}'}}")).collect();
     let pod = format!(
@@ -50,14 +52,14 @@ fn on_host_network(cluster: &Cluster, node: &str, labels: &str) -> Result<()> {
 }
 
 #[test]
-fn s05_s22_host_network_pods_behind_a_service_are_their_nodes_addresses() -> Result<()> {
+fn s05_s22_host_network_pods_behind_a_service_are_evaluated_by_their_nodes_addresses() -> Result<()> {
     let shop = Shop::open(SHAPE)?;
-    on_host_network(shop.cluster(), "node-2", "app: good, net: host")?;
-    select(&shop, number::GOOD, "net: host", &["node-2"])?;
+    write_host_network_pod(shop.cluster(), "node-2", "app: good, net: host")?;
+    set_selector(&shop, number::GOOD, "net: host", &["node-2"])?;
     shop.wait_applied()?;
     // The rule selects the pod's labels, but a pod on the host network is not a peer.
-    shop.nowhere("shop/client", &Shop::cluster_ips(number::GOOD)).context("by its labels")?;
-    shop.denied_through(number::GOOD, "no-allowed-backend", "shop/client", "10.96.0.10")?;
+    shop.expect_dropped_before_proxy("shop/client", &Shop::cluster_ips(number::GOOD)).context("by its labels")?;
+    shop.wait_denied_through(number::GOOD, "no-allowed-backend", "shop/client", "10.96.0.10")?;
     let blocks: Vec<String> = shop.cluster().host("node-2").addresses().iter().map(block).collect();
     let to_node = policy(
         "shop/client-to-node",
@@ -68,13 +70,14 @@ fn s05_s22_host_network_pods_behind_a_service_are_their_nodes_addresses() -> Res
     );
     shop.cluster().apply("second", &to_node)?;
     shop.wait_applied()?;
-    shop.through("shop/client", &Shop::cluster_ips(number::GOOD), &["node-2"]).context("by its node's addresses")?;
+    shop.expect_backends("shop/client", &Shop::cluster_ips(number::GOOD), &["node-2"])
+        .context("by its node's addresses")?;
     // A host-network pod on the client's node has the address of the local node, which needs no rule.
     shop.cluster().delete("second")?;
-    on_host_network(shop.cluster(), "node-1", "app: bad, net: here")?;
-    select(&shop, number::GOOD, "net: here", &["node-1"])?;
+    write_host_network_pod(shop.cluster(), "node-1", "app: bad, net: here")?;
+    set_selector(&shop, number::GOOD, "net: here", &["node-1"])?;
     shop.wait_applied()?;
-    shop.through("shop/client", &Shop::cluster_ips(number::GOOD), &["node-1"]).context("on the local node")
+    shop.expect_backends("shop/client", &Shop::cluster_ips(number::GOOD), &["node-1"]).context("on the local node")
 }
 
 fn block(address: &std::net::IpAddr) -> String {

@@ -24,8 +24,8 @@ pub(super) const PORTS: [(Protocol, u16, u16); 2] = [(Tcp, 8080, 80), (Udp, 8053
 /// All hosts that can be backends.
 pub(super) const ALL: [&str; 6] = ["shop/near", "shop/bad", "shop/far", "shop/worse", "node-1", "node-2"];
 
-/// Two nodes with an agent each. `client` may connect to pods with `app=good` only, other pods to any address.
-/// `guarded`, and `vault` on the other node, accept connections from pods with `app=visitor` only.
+/// Two nodes with an agent each. `client` may connect only to pods with `app=good`, other pods may connect to any
+/// address. `guarded`, and `vault` on the other node, accept connections only from pods with `app=visitor`.
 pub(super) struct Shop {
     /// The agent on the second node. The first field, so that it is dropped before the cluster.
     _far: Agent,
@@ -59,8 +59,8 @@ fn pods(shape: Shape) -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// Allows egress from `client` to good backends at the ports that they serve.
-fn client_to_good() -> String {
+/// Returns a policy that allows egress from `client` to pods with `app=good`, at the ports that they serve.
+fn allow_client_to_good() -> String {
     policy(
         "shop/client",
         "{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress],
@@ -68,7 +68,8 @@ fn client_to_good() -> String {
     )
 }
 
-fn guarded_from_visitor() -> String {
+/// Returns a policy that allows ingress to `guarded` and `vault` only from pods with `app=visitor`.
+fn allow_visitor_to_guarded() -> String {
     policy(
         "shop/guarded",
         "{podSelector: {matchLabels: {app: guarded}}, policyTypes: [Ingress],
@@ -76,7 +77,8 @@ fn guarded_from_visitor() -> String {
     )
 }
 
-fn addresses(number: u16) -> [IpAddr; 2] {
+/// Returns the cluster IPs of a Service, one of each family.
+fn cluster_ip_addresses(number: u16) -> [IpAddr; 2] {
     let [_, last] = number.to_be_bytes();
     [Ipv4Addr::new(10, 96, 0, last).into(), Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, number).into()]
 }
@@ -87,9 +89,9 @@ const fn node_port(number: u16, protocol: Protocol) -> u16 {
 
 /// The numbers of the Services.
 pub(super) mod number {
-    /// All backends are good.
+    /// All backends have `app=good`.
     pub(crate) const GOOD: u16 = 10;
-    /// No backend is good.
+    /// No backend has `app=good`.
     pub(crate) const BAD: u16 = 11;
     /// All hosts of [`super::ALL`] are backends.
     pub(crate) const MIXED: u16 = 12;
@@ -116,13 +118,14 @@ const SERVICES: [(u16, &str, &[&str]); 7] = [
 
 /// Builds a Service with an address of each family and with node ports.
 fn service(number: u16, name: &str) -> Service {
-    let base = Service::new(name, &addresses(number));
+    let base = Service::new(name, &cluster_ip_addresses(number));
     PORTS.iter().fold(base, |service, &(protocol, port, target)| {
         service.node_port(protocol, port, target, node_port(number, protocol))
     })
 }
 
-fn entry(service: u16) -> (u16, &'static str, &'static [&'static str]) {
+/// Returns number, name and backends of a Service.
+fn service_entry(service: u16) -> (u16, &'static str, &'static [&'static str]) {
     let found = SERVICES.iter().find(|(number, ..)| *number == service);
     *found.unwrap_or_else(|| panic!("there is no Service number {service}"))
 }
@@ -140,7 +143,7 @@ impl Shop {
         let services = SERVICES.map(|(number, name, backends)| service(number, name).backends(&cluster, backends));
         proxy.sync(&services)?;
         services.iter().try_for_each(|service| service.write_manifest(&cluster))?;
-        cluster.apply("first", &[client_to_good(), guarded_from_visitor()].concat())?;
+        cluster.apply("first", &[allow_client_to_good(), allow_visitor_to_guarded()].concat())?;
         // Both agents start at the same time.
         let mut agents =
             [1, 2].map(|node| Agent::prepare(&cluster, AgentOptions::default().node(node).arguments(arguments)));
@@ -159,7 +162,7 @@ impl Shop {
     /// # Panics
     /// If there is no Service with this number.
     pub(super) fn service(number: u16) -> Service {
-        service(number, entry(number).1)
+        service(number, service_entry(number).1)
     }
 
     pub(super) fn cluster(&self) -> &Cluster {
@@ -172,7 +175,7 @@ impl Shop {
 
     /// Returns the frontends at a Service's cluster IPs.
     pub(super) fn cluster_ips(service: u16) -> Vec<(Protocol, SocketAddr)> {
-        targets(&addresses(service), &PORTS.map(|(protocol, port, _)| (protocol, port)))
+        targets(&cluster_ip_addresses(service), &PORTS.map(|(protocol, port, _)| (protocol, port)))
     }
 
     /// Returns the names of a Service's backends.
@@ -180,7 +183,7 @@ impl Shop {
     /// # Panics
     /// If there is no Service with this number.
     pub(super) fn backends(service: u16) -> &'static [&'static str] {
-        entry(service).2
+        service_entry(service).2
     }
 
     /// Returns the node ports of a Service.
@@ -190,36 +193,41 @@ impl Shop {
 
     /// Opens many connections to each target. Checks that a connection gets a reply exactly if kube-proxy sent it to an
     /// allowed backend.
-    pub(super) fn through(&self, from: &str, targets: &[(Protocol, SocketAddr)], allowed: &[&str]) -> Result<()> {
+    pub(super) fn expect_backends(
+        &self,
+        from: &str,
+        targets: &[(Protocol, SocketAddr)],
+        allowed: &[&str],
+    ) -> Result<()> {
         let start = Instant::now();
         loop {
-            let before = self.proxy.sent()?;
+            let before = self.proxy.sent_connections()?;
             let answers = connect_all(self.cluster(), from, targets, CONNECTIONS)?;
             let sent = self.sent_since(&before)?;
             let found = sum(&answers);
             for (name, count) in &found.by_host {
                 ensure!(allowed.contains(&name.as_str()), "{name} replied to {from} {count} times through {targets:?}");
             }
-            let (good, bad): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            let (to_allowed, to_others): (BTreeMap<_, _>, BTreeMap<_, _>) =
                 sent.into_iter().partition(|(name, _)| allowed.contains(&name.as_str()));
             // A connection that reuses a source port is not counted, so there may be more replies than counted
             // connections.
-            let all_chosen = answers.iter().all(|target| target.by_host.len() == allowed.len());
-            let all_answered = good.iter().all(|(name, count)| found.by_host.get(name) >= Some(count));
-            if all_chosen && all_answered && bad.is_empty() == (found.dropped == 0) {
+            let all_selected = answers.iter().all(|target| target.by_host.len() == allowed.len());
+            let all_answered = to_allowed.iter().all(|(name, count)| found.by_host.get(name) >= Some(count));
+            if all_selected && all_answered && to_others.is_empty() == (found.dropped == 0) {
                 return Ok(());
             }
             // Packets may be lost on a machine that also runs other tests.
             ensure!(
                 start.elapsed() < TIMEOUT,
-                "{from} through {targets:?}: connections to allowed backends {good:?}, to others {bad:?}; {found:?}"
+                "{from} through {targets:?}: connections to allowed backends {to_allowed:?}, to others {to_others:?}; {found:?}"
             );
         }
     }
 
-    /// Opens some connections to each target. Checks that none of them reaches kube-proxy.
-    pub(super) fn nowhere(&self, from: &str, targets: &[(Protocol, SocketAddr)]) -> Result<()> {
-        let before = self.proxy.sent()?;
+    /// Opens many connections to each target. Checks that none of them reaches kube-proxy.
+    pub(super) fn expect_dropped_before_proxy(&self, from: &str, targets: &[(Protocol, SocketAddr)]) -> Result<()> {
+        let before = self.proxy.sent_connections()?;
         let found = sum(&connect_all(self.cluster(), from, targets, CONNECTIONS)?);
         let sent = self.sent_since(&before)?;
         ensure!(found.by_host.is_empty() && sent.is_empty(), "{from} through {targets:?}: sent to {sent:?}, {found:?}");
@@ -249,16 +257,17 @@ impl Shop {
 
     /// Waits until the agent reports a denial with this reason, source and destination. `to` is a pod, or a node for
     /// any of its addresses.
-    pub(super) fn denied(&self, reason: &str, from: &str, to: &str) -> Result<()> {
+    pub(super) fn wait_denied(&self, reason: &str, from: &str, to: &str) -> Result<()> {
         self.agent().wait_denied(|line| self.matches(line, reason, from, to)).map(|_| ())
     }
 
-    /// Same as [`Self::denied`], for a denial that contains the name of the Service.
+    /// Same as [`Self::wait_denied`], for a denial that contains the name of the Service.
     ///
     /// # Panics
     /// If there is no Service with this number.
-    pub(super) fn denied_through(&self, service: u16, reason: &str, from: &str, to: &str) -> Result<()> {
-        let matches = |line: &Denied| self.matches(line, reason, from, to) && line.names_service(entry(service).1);
+    pub(super) fn wait_denied_through(&self, service: u16, reason: &str, from: &str, to: &str) -> Result<()> {
+        let matches =
+            |line: &Denied| self.matches(line, reason, from, to) && line.names_service(service_entry(service).1);
         self.agent().wait_denied(matches).map(|_| ())
     }
 
@@ -274,7 +283,7 @@ impl Shop {
 
     fn sent_since(&self, before: &BTreeMap<SocketAddr, u64>) -> Result<BTreeMap<String, u64>> {
         let mut sent = BTreeMap::new();
-        for (backend, count) in self.proxy.sent()? {
+        for (backend, count) in self.proxy.sent_connections()? {
             let count = count - before.get(&backend).copied().unwrap_or_default();
             let host = self
                 .cluster()
@@ -299,9 +308,9 @@ pub(super) fn targets(addresses: &[IpAddr], ports: &[(Protocol, u16)]) -> Vec<(P
 
 fn sum(answers: &[Responses]) -> Responses {
     let mut sum = Responses::default();
-    for one in answers {
-        sum.dropped += one.dropped;
-        for (name, count) in &one.by_host {
+    for responses in answers {
+        sum.dropped += responses.dropped;
+        for (name, count) in &responses.by_host {
             *sum.by_host.entry(name.clone()).or_default() += count;
         }
     }

@@ -1,4 +1,6 @@
-//! The far end of a new pod's connections: other nodes have its address from the API server only.
+//! Connections from a new pod to a pod on another node, which receives the new pod's address only from the API server.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -15,8 +17,8 @@ const PODS: u8 = 10;
 /// The address of the bridge on the first node.
 const GATEWAY: &str = "10.244.1.1";
 
-/// Sends datagrams until a reply arrives. Returns the time.
-fn until_answered(server: Ipv4Addr) -> Result<Duration> {
+/// Sends datagrams until a reply arrives. Returns how long this took.
+fn time_until_reply(server: Ipv4Addr) -> Result<Duration> {
     let start = Instant::now();
     let datagrams = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     datagrams.set_read_timeout(Some(Duration::from_millis(1)))?;
@@ -29,7 +31,8 @@ fn until_answered(server: Ipv4Addr) -> Result<Duration> {
     anyhow::bail!("no reply from {server} within {REPLY_TIMEOUT:?}")
 }
 
-/// Isolation first: a peer on another node denies the new pod as an unknown address, and allows it once it is published.
+/// A peer on another node denies the new pod at first, because the pod's address is unknown there. The peer allows the
+/// pod once the API server has published the address.
 #[test]
 fn s38_a_peer_on_another_node_allows_a_new_pod_when_its_address_is_published() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -60,7 +63,7 @@ fn s38_a_peer_on_another_node_allows_a_new_pod_when_its_address_is_published() -
         let before = received(cluster.host("shop/far"))?;
         cluster.manifests().write(&file_of(&pod), &PodSpec::new(&pod).manifest(&[address.into()]))?;
         far.sync_api_server()?;
-        let time = slots.netns(slot).run(|| until_answered(server));
+        let time = slots.netns(slot).run(|| time_until_reply(server));
         times.push(time.with_context(|| format!("{pod}, the log of the far agent:\n{}", far.log()))?);
         ensure!(received(cluster.host("shop/far"))? > before, "the counter of received packets does not count");
     }

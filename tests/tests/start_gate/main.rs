@@ -1,4 +1,6 @@
 //! The start gate, with a fake container runtime: pods that send from their first instruction.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 mod far;
 mod status;
@@ -15,8 +17,9 @@ use netpol_tests::{
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-/// Number of pods that are started, and how many exist at a time.
+/// Number of pods that are started.
 const STARTS: usize = 240;
+/// Number of pods at a time. Each has a slot: a prepared network namespace.
 const SLOTS: u8 = 60;
 /// How long an allowed reply may take. Much longer than on an idle machine.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -55,11 +58,12 @@ fn s38_a_pod_is_enforced_before_its_first_packet() -> Result<()> {
     let (server, other) = (lab.cluster.host("shop/server").v4(), lab.cluster.host("shop/other").v4());
 
     let before = received(lab.cluster.host("shop/other"))?;
-    let mut held = Vec::new();
+    let mut delays = Vec::new();
     for first in (0..STARTS).step_by(slots.count()) {
         let round = u32::try_from(first / slots.count())? + 1;
         let names: Vec<_> = (0..slots.count()).map(|slot| format!("jobs/pod-{}", first + slot)).collect();
-        // The scheduler assigns a pod to a node long before its sandbox exists. Its address is never published here.
+        // The scheduler assigns a pod to a node long before the pod's sandbox exists. In this test, no pod's object
+        // gets an address.
         for name in &names {
             lab.cluster.manifests().write(&file_of(name), &PodSpec::new(name).manifest(&[]))?;
         }
@@ -68,7 +72,7 @@ fn s38_a_pod_is_enforced_before_its_first_packet() -> Result<()> {
             let pod = sandbox(name, address, true);
             let start = Instant::now();
             let started = runtime.run(&pod);
-            held.push(start.elapsed());
+            delays.push(start.elapsed());
             ensure!(started == Start::Allowed, "{name}: {started:?}\n{}", lab.agent_ref().log());
             let sent = slots.netns(slot).run(|| first_packets(server, other));
             sent.with_context(|| format!("{name}, the agent's log:\n{}", lab.agent_ref().log()))?;
@@ -79,8 +83,12 @@ fn s38_a_pod_is_enforced_before_its_first_packet() -> Result<()> {
             runtime.stop(&sandbox(name, Ipv4Addr::UNSPECIFIED, true)).map_err(anyhow::Error::msg)?;
         }
     }
-    held.sort();
-    println!("{STARTS} starts were held for {:.1?} (median), {:.1?} (p99)", held[STARTS / 2], held[STARTS * 99 / 100]);
+    delays.sort();
+    println!(
+        "{STARTS} starts were held for {:.1?} (median), {:.1?} (p99)",
+        delays[STARTS / 2],
+        delays[STARTS * 99 / 100]
+    );
     let arrived = received(lab.cluster.host("shop/other"))? - before;
     ensure!(arrived == 0, "{arrived} packets that no policy allows arrived\n{}", lab.agent_ref().log());
     let metrics = lab.metrics()?;
@@ -89,7 +97,7 @@ fn s38_a_pod_is_enforced_before_its_first_packet() -> Result<()> {
     Ok(())
 }
 
-/// The same without the gate: denied packets arrive, so the test above would detect them.
+/// Without the gate, denied packets arrive. So the test above can detect them.
 #[test]
 fn s38_without_the_gate_an_unpublished_pod_is_open() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -118,15 +126,15 @@ fn s38_a_pod_that_cannot_be_enforced_does_not_start() -> Result<()> {
     runtime.wait_for_plugin("netpol", REPLY_TIMEOUT)?;
     let mut slots = PodSlots::prepare(&lab.cluster, 1)?;
     let address = slots.attach(0, "job", 1)?;
-    let refused = |start: Start, words: &str| match start {
+    let expect_refused = |start: Start, words: &str| match start {
         Start::Refused(text) if text.contains(words) => Ok(()),
         other => bail!("{other:?} instead of a refusal with {words:?}\n{}", lab.agent_ref().log()),
     };
-    refused(runtime.run(&sandbox("jobs/pod", address, true)), "no pod jobs/pod")?;
+    expect_refused(runtime.run(&sandbox("jobs/pod", address, true)), "no pod jobs/pod")?;
     let mut unreadable = sandbox("jobs/pod", address, true);
     unreadable.ips.clear();
     unreadable.linux.get_or_insert_default().namespaces[1].path = "/nowhere".to_owned();
-    refused(runtime.run(&unreadable), "cannot read the addresses of pod jobs/pod: network namespace /nowhere")?;
+    expect_refused(runtime.run(&unreadable), "cannot read the addresses of pod jobs/pod: network namespace /nowhere")?;
     // Starts of pods of kube-system are not refused, because a node may need them to start.
     unreadable.namespace = "kube-system".to_owned();
     ensure!(runtime.run(&unreadable) == Start::Allowed, "a pod of kube-system had to wait");
@@ -141,7 +149,7 @@ fn s38_a_pod_that_cannot_be_enforced_does_not_start() -> Result<()> {
     // The runtime retries the start with a new sandbox.
     lab.cluster.manifests().write("pod.yaml", &PodSpec::new("jobs/pod").manifest(&[]))?;
     let wrong = sandbox("jobs/pod", Ipv4Addr::new(10, 244, 1, 99), true);
-    refused(runtime.run(&wrong), "no interface with an address of the pod was found yet")?;
+    expect_refused(runtime.run(&wrong), "no interface with an address of the pod was found yet")?;
     runtime.stop(&wrong).map_err(anyhow::Error::msg)?;
     ensure!(
         runtime.run(&sandbox("jobs/pod", address, true)) == Start::Allowed,
@@ -151,15 +159,15 @@ fn s38_a_pod_that_cannot_be_enforced_does_not_start() -> Result<()> {
     Ok(())
 }
 
-/// Before NRI 0.9, requests have no addresses. A new agent receives the pods that were started while no agent was
-/// running.
+/// Before NRI 0.9, requests have no addresses. When an agent starts, the runtime sends it the pods that were started
+/// while no agent was running.
 #[test]
 fn s38_addresses_are_read_from_the_sandbox_and_pods_of_a_restart_are_enforced() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let socket = directory.path().join("nri.sock");
     let runtime = NriServer::start(&socket, Options::default())?;
     // In `deploy/`, the agent may not enter other network namespaces.
-    let confined = agent::confined(&directory.path().join("confined"))?;
+    let confined = agent::with_deployed_capabilities(&directory.path().join("confined"))?;
     let options = options(directory.path(), &["--start-gate", "nri"])?.binary(&confined);
     let mut lab = Lab::start_with(pods(), &policies(), options)?;
     runtime.wait_for_plugin("netpol", REPLY_TIMEOUT)?;
@@ -185,7 +193,7 @@ fn s38_addresses_are_read_from_the_sandbox_and_pods_of_a_restart_are_enforced() 
 
     lab.agent().crash()?;
     let address = slots.attach(1, "job1", 1)?;
-    // NRI has no choice: without an agent, pods start. Their packets are not evaluated until an agent is back.
+    // With NRI, pods start if there is no agent. Their packets are not evaluated until an agent is back.
     let started = runtime.run(&sandbox("jobs/pod-1", address, true));
     ensure!(matches!(started, Start::Unguarded(_)), "{started:?}");
     lab.agent().launch()?;
@@ -219,16 +227,16 @@ fn s38_no_container_is_created_without_an_agent_if_the_runtime_requires_it() -> 
     let pod = sandbox("jobs/pod", address, true);
     let started = runtime.run(&pod);
     ensure!(matches!(started, Start::Unguarded(_)), "{started:?}");
-    let refused = |start: Start, words: &str| match start {
+    let expect_refused = |start: Start, words: &str| match start {
         Start::Refused(text) if text.contains(words) => Ok(()),
         other => bail!("{other:?} instead of a refusal with {words:?}"),
     };
-    refused(runtime.create_container(&pod, "app"), "required plugin \"netpol\" not present")?;
+    expect_refused(runtime.create_container(&pod, "app"), "required plugin \"netpol\" not present")?;
     lab.agent().launch()?;
     lab.agent().wait_ready()?;
     runtime.wait_for_plugin("netpol", REPLY_TIMEOUT)?;
     // The API server does not have the pod yet.
-    refused(runtime.create_container(&pod, "app"), "no pod jobs/pod")?;
+    expect_refused(runtime.create_container(&pod, "app"), "no pod jobs/pod")?;
     lab.cluster.manifests().write("pod.yaml", &PodSpec::new("jobs/pod").manifest(&[]))?;
     // The kubelet tries again.
     let created = runtime.create_container(&pod, "app");
@@ -255,7 +263,7 @@ impl BoundNetns {
 
 impl Drop for BoundNetns {
     fn drop(&mut self) {
-        // The directory cannot be removed then, and its removal reports the error.
+        // If this fails, the directory cannot be removed, and its removal reports the error.
         let _ = umount2(&self.0, MntFlags::MNT_DETACH);
     }
 }
@@ -290,5 +298,5 @@ fn first_packets(server: Ipv4Addr, other: Ipv4Addr) -> Result<()> {
 
 /// Returns how many IP packets a host has received.
 fn received(host: &Host) -> Result<u64> {
-    first_packets::received(host.netns())
+    first_packets::received_packets(host.netns())
 }

@@ -1,4 +1,6 @@
-//! What the agent reports about the gate, and the default of `deploy/base` on a node without one.
+//! What the agent reports about the gate, and the default of `deploy/base` on a node where no gate is possible.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -30,14 +32,14 @@ fn s38_unprotected_time_counts_from_the_start_of_containers() -> Result<()> {
         ensure!(lab.metric(SINCE_CONTAINER)? > 0.5, "{unknown_pods}: the start is not counted:\n{log}");
         let time = lab.metric("netpol_unprotected_seconds_sum{since=\"container\"}")?;
         ensure!(time < f64::EPSILON, "{unknown_pods}: {time} s before the containers started\n{log}");
-        let others = lab.metric("netpol_unprotected_seconds_count{since=\"interface\"}")? - since_interface;
-        ensure!(others < 0.5, "{unknown_pods}: counted from the interface, too:\n{log}");
+        let counted = lab.metric("netpol_unprotected_seconds_count{since=\"interface\"}")? - since_interface;
+        ensure!(counted < 0.5, "{unknown_pods}: counted from the interface, too:\n{log}");
     }
     Ok(())
 }
 
-/// No runtime serves NRI, and no CNI configuration is writable. Unknown pods are closed, but a node can always boot:
-/// pods of `kube-system` start, and are open as soon as their addresses are published, also for other pods.
+/// No runtime serves NRI, and no CNI configuration is writable. All traffic of unknown pods is dropped, but a node can
+/// always boot: pods of `kube-system` start, and their traffic is allowed as soon as their addresses are published.
 #[test]
 fn s38_the_closed_default_does_not_lock_out_a_cluster() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -57,11 +59,11 @@ fn s38_the_closed_default_does_not_lock_out_a_cluster() -> Result<()> {
             lab.agent_ref().log()
         );
     }
-    // The kubelet's connections, and those of a DNS pod to the outside, for example to an API server.
+    // The kubelet can connect to the DNS pod, and the DNS pod can connect to the outside, for example to an API server.
     lab.expect(
         "node-1 -> kube-system/dns 80/TCP\nkube-system/dns -> outside 80/TCP\noutside -> kube-system/dns 80/TCP",
     )?;
-    // A restart of the agent closes nothing that is published.
+    // After a restart of the agent, the traffic of published pods is still allowed.
     lab.agent().restart()?;
     lab.expect("kube-system/proxy -> kube-system/dns 53/UDP")?;
     lab.wait_until_expected(&[(Tcp, 80), (Udp, 53)])?;

@@ -1,4 +1,6 @@
 //! Starts while the agent or the API server is unavailable. With the CNI plugin, a start waits until they are back.
+//!
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{scope, sleep};
@@ -11,14 +13,14 @@ use netpol_tests::{Agent, Cluster, PodSlots, PodSpec, StartGate, agent};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use netpol_tests::first_packets::connects;
+use netpol_tests::first_packets::connect;
 
 use super::{REPLY_TIMEOUT, file_of, first_packets, options, pods, policies, received, sandbox};
 
 /// Number of pods that are started one after the other during each disruption.
 const PODS: u8 = 8;
 
-/// What happens to the agent.
+/// A function that disrupts the agent.
 type Disruption = fn(&mut Agent) -> Result<()>;
 
 /// Starts pods one after the other, and disrupts the agent after the second start. No packet that policies forbid may
@@ -45,7 +47,7 @@ fn start_pods(
             longest = longest.max(start.elapsed());
             slots.netns(slot).run(|| first_packets(server, other)).with_context(|| pod.clone())?;
             started.fetch_add(1, Ordering::Release);
-            // Until the pod's end, so that the agent is disrupted while starts go on.
+            // The pause makes all starts take longer, so that the agent is disrupted while some are still to come.
             sleep(Duration::from_millis(20));
         }
         Ok(longest)
@@ -155,15 +157,16 @@ fn s38_pods_start_or_wait_while_the_api_server_is_unavailable() -> Result<()> {
     let address = slots.attach(1, "job1", 1)?;
     gate.add_at(&cluster, "jobs/later", slots.netns(1), address).with_context(|| with_log("a known pod, by CNI"))?;
     slots.netns(1).run(|| first_packets(server, other)).with_context(|| with_log("a known pod, by CNI"))?;
-    // No policy isolates it, and the gate has its address: DNS works without the API server.
+    // No policy isolates the DNS pod, and the agent receives its address from the runtime. So DNS works without the API
+    // server.
     let address = slots.attach(2, "job2", 1)?;
     ensure!(
         runtime.run(&sandbox_of("kube-system/dns", address)?) == Start::Allowed,
         "a pod of kube-system had to wait"
     );
-    slots.netns(2).run(|| connects(server, REPLY_TIMEOUT)).with_context(|| with_log("kube-system/dns"))?;
+    slots.netns(2).run(|| connect(server, REPLY_TIMEOUT)).with_context(|| with_log("kube-system/dns"))?;
 
-    // Created meanwhile.
+    // This pod is created while the API server is unavailable.
     write("jobs/unknown")?;
     let address = slots.attach(3, "job3", 1)?;
     let refused = runtime.run(&sandbox_of("jobs/unknown", address)?);

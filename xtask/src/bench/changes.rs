@@ -10,7 +10,7 @@ use netpol_common::IfIndex;
 use netpol_tests::cluster::node_name;
 use netpol_tests::pinned::Pinned;
 
-use super::cluster_state::{self, APPS, ClusterState};
+use super::cluster_state::{self, APPS, ClusterSize};
 use super::map_watcher::{ChangeKind, Expectation, MapWatcher, SentChange};
 use super::testbed::{LOCAL_NAMESPACES, Testbed, local_name};
 
@@ -21,8 +21,8 @@ const REMOTE_PODS: usize = 50;
 /// Index of the address of the first added remote pod.
 const FIRST_ADDED: usize = 3_000_000;
 
-/// A pod of this node; its endpoint is read from the maps.
-struct Local {
+/// A pod of this node. Its endpoint (its interface under enforcement) is read from the maps.
+struct LocalPod {
     app: usize,
     name: String,
     address: Ipv4Addr,
@@ -31,10 +31,10 @@ struct Local {
 
 /// Makes the changes. Reads the current values from the maps before each change.
 pub(super) struct Changes {
-    cluster_state: ClusterState,
+    cluster_size: ClusterSize,
     maps: Pinned,
     /// Pods of this node by namespace.
-    local: Vec<Vec<Local>>,
+    local: Vec<Vec<LocalPod>>,
 }
 
 /// Number of changes of each kind, and the remote pods that exist.
@@ -49,7 +49,7 @@ struct Progress {
 }
 
 impl Changes {
-    pub(super) fn prepare(testbed: &Testbed, cluster_state: ClusterState) -> Result<Self> {
+    pub(super) fn prepare(testbed: &Testbed, cluster_size: ClusterSize) -> Result<Self> {
         let netns = testbed.cluster.host(&node_name(1)).netns();
         let local = (0..LOCAL_NAMESPACES).map(|namespace| {
             let pods = (0..APPS).map(|app| {
@@ -57,11 +57,11 @@ impl Changes {
                 let host = testbed.cluster.host(&name);
                 let index = netns.run(|| Ok(nix::net::if_::if_nametoindex(host.veth())?));
                 let interface = IfIndex(index.with_context(|| format!("getting the interface index of {name}"))?);
-                Ok(Local { app, name, address: host.v4(), interface })
+                Ok(LocalPod { app, name, address: host.v4(), interface })
             });
             pods.collect::<Result<Vec<_>>>()
         });
-        Ok(Self { cluster_state, maps: Pinned::open(testbed.agent.pin_path())?, local: local.collect::<Result<_>>()? })
+        Ok(Self { cluster_size, maps: Pinned::open(testbed.agent.pin_path())?, local: local.collect::<Result<_>>()? })
     }
 
     pub(super) fn run(&self, server: &ApiServer, watcher: &MapWatcher, until: Instant) -> Result<()> {
@@ -119,9 +119,9 @@ impl Changes {
         let (turn, round) = (progress.policies % (2 * APPS), progress.policies / (2 * APPS));
         progress.policies += 1;
         let (namespace, app) = (turn % 2, turn / 2);
-        let expectation = self.ingress(&self.local[namespace][app])?;
+        let expectation = self.ingress_change(&self.local[namespace][app])?;
         let policy =
-            self.cluster_state.policy(app * self.cluster_state.namespaces() + namespace, 9000 + 100 * (round % 2));
+            self.cluster_size.policy(app * self.cluster_size.namespaces() + namespace, 9000 + 100 * (round % 2));
         let version = cluster_state::apply(server, policy)?;
         watcher.expect(SentChange { kind: ChangeKind::Policy, version }, expectation);
         Ok(())
@@ -132,7 +132,7 @@ impl Changes {
         let pods = &self.local[LOCAL_NAMESPACES - 1];
         let (pod, round) = (&pods[progress.local % pods.len()], progress.local / pods.len());
         progress.local += 1;
-        let expectation = self.ingress(pod)?;
+        let expectation = self.ingress_change(pod)?;
         let (namespace, short) = pod.name.split_once('/').context("pods are named namespace/name")?;
         let app = pod.app + usize::from(round.is_multiple_of(2));
         let version =
@@ -157,17 +157,18 @@ impl Changes {
 
     /// Changes the team label of the last namespace to the team that `ns-0` allows, and back.
     fn change_namespace_labels(&self, server: &ApiServer, watcher: &MapWatcher, progress: &mut Progress) -> Result<()> {
-        let last = self.cluster_state.namespaces() - 1;
+        let last = self.cluster_size.namespaces() - 1;
         let team = if progress.namespaces.is_multiple_of(2) { 1 } else { last };
         progress.namespaces += 1;
-        let addresses = (100 * last..self.cluster_state.pods).map(cluster_state::address);
+        let addresses = (100 * last..self.cluster_size.pods).map(cluster_state::address);
         let before = addresses.map(|address| Ok((address, self.maps.address(address)?))).collect::<Result<_>>()?;
         let version = cluster_state::apply(server, cluster_state::namespace(last, team))?;
         watcher.expect(SentChange { kind: ChangeKind::NamespaceLabels, version }, Expectation::Changed(before));
         Ok(())
     }
 
-    fn ingress(&self, pod: &Local) -> Result<Expectation> {
+    /// Returns the expectation that the ingress policy of a pod's endpoint changes.
+    fn ingress_change(&self, pod: &LocalPod) -> Result<Expectation> {
         let endpoint = self.maps.endpoint(pod.interface)?;
         let endpoint = endpoint.with_context(|| format!("{} has no endpoint in the BPF maps", pod.name))?;
         Ok(Expectation::Ingress(pod.interface, endpoint.ingress))

@@ -11,7 +11,7 @@ use netpol_tests::PodSlots;
 use netpol_tests::cluster::node_name;
 use serde::Serialize;
 
-use super::cluster_state::{ClusterState, apply, namespace_name, pod_in};
+use super::cluster_state::{ClusterSize, apply, namespace_name, pod_in};
 use super::report::{self, Machine, Row};
 use super::testbed::Testbed;
 use crate::cli::BenchArgs;
@@ -45,7 +45,8 @@ struct Report {
 struct Run {
     attach: &'static str,
     requested_per_second: u32,
-    /// Pods that the machine created: the kernel creates and removes interfaces under one lock.
+    /// Pods per second that were actually created. The machine may not reach the requested rate, because the kernel
+    /// creates and removes interfaces under one lock.
     created_per_second: f64,
     pods: usize,
     /// Pods that were removed before they were enforced.
@@ -55,11 +56,11 @@ struct Run {
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
-    let cluster_state = ClusterState::from_args(args, 10_000, 0)?;
+    let cluster_size = ClusterSize::from_args(args, 10_000, 0)?;
     let mut runs = Vec::new();
     let mut machine = None;
     for attach in ATTACH {
-        let mut testbed = Testbed::prepare(cluster_state, &["--attach", attach])?;
+        let mut testbed = Testbed::prepare(cluster_size, &["--attach", attach])?;
         if machine.is_none() {
             machine = Some(Machine::now()?);
         }
@@ -68,12 +69,12 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         let mut slots = PodSlots::prepare(&testbed.cluster, SLOTS)?;
         for rate in RATES {
             eprintln!("adding and removing {rate} pods a second for {} s …", args.seconds);
-            runs.push(at_rate(&testbed, &mut slots, attach, rate, Duration::from_secs(args.seconds.into()))?);
+            runs.push(measure_at_rate(&testbed, &mut slots, attach, rate, Duration::from_secs(args.seconds.into()))?);
         }
     }
     let machine = machine.context("no way of attaching was measured")?;
     let report =
-        Report { pods: cluster_state.pods, policies: cluster_state.policies, seconds: args.seconds, machine, runs };
+        Report { pods: cluster_size.pods, policies: cluster_size.policies, seconds: args.seconds, machine, runs };
     report::print(args.output, &report, print_report)
 }
 
@@ -93,7 +94,7 @@ fn print_report(report: &Report) {
     }
 }
 
-fn at_rate(
+fn measure_at_rate(
     testbed: &Testbed,
     slots: &mut PodSlots,
     attach: &'static str,
@@ -102,7 +103,7 @@ fn at_rate(
 ) -> Result<Run> {
     let server = testbed.server()?;
     let namespace = namespace_name(0);
-    let mut reported = BTreeMap::new();
+    let mut created_at = BTreeMap::new();
     let mut present = VecDeque::new();
     let start = Instant::now();
     let group_size = rate / REMOVALS_PER_SECOND;
@@ -126,12 +127,12 @@ fn at_rate(
         }
         let slot = usize::try_from(number)? % slots.count();
         let name = format!("{attach}-{rate}-{number}");
-        // The default group is 0.
+        // Groups of interfaces start at 1, because 0 is the default group.
         let group = number / group_size + 1;
         let address = slots.attach(slot, &format!("swift{number}"), group)?;
         let at = time_of_day()?;
         apply(server, pod_in(&namespace, &name, &node_name(1), 3, address))?;
-        reported.insert(name.clone(), at);
+        created_at.insert(name.clone(), at);
         present.push_back((group, name));
     }
     let elapsed = start.elapsed();
@@ -142,27 +143,27 @@ fn at_rate(
     while !present.is_empty() {
         remove_oldest(slots, &mut present)?;
     }
-    let times = enforced(&testbed.agent.log(), &namespace, &reported);
+    let times = enforcement_times(&testbed.agent.log(), &namespace, &created_at);
     Ok(Run {
         attach,
         requested_per_second: rate,
-        created_per_second: f64::from(u32::try_from(reported.len())?) / elapsed.as_secs_f64(),
-        pods: reported.len(),
-        missed: reported.len() - times.len(),
+        created_per_second: f64::from(u32::try_from(created_at.len())?) / elapsed.as_secs_f64(),
+        pods: created_at.len(),
+        missed: created_at.len() - times.len(),
         times: Row::of("enforced", &times),
     })
 }
 
 /// Returns how long each pod took to be enforced, from the agent's log.
-fn enforced(log: &str, namespace: &str, reported: &BTreeMap<String, f64>) -> Vec<Duration> {
+fn enforcement_times(log: &str, namespace: &str, created_at: &BTreeMap<String, f64>) -> Vec<Duration> {
     let pods = log.lines().filter_map(|line| {
         let (at, rest) = line.split_once('Z')?;
         let (_, rest) = rest.split_once(" enforced pod=")?;
         let (pod_namespace, name) = rest.split(' ').next()?.split_once('/')?;
-        let reported = reported.get(name).filter(|_| pod_namespace == namespace)?;
+        let created_at = created_at.get(name).filter(|_| pod_namespace == namespace)?;
         let mut clock = at.split_once('T')?.1.split(':').map(str::parse::<f64>);
         let (hours, minutes, seconds) = (clock.next()?.ok()?, clock.next()?.ok()?, clock.next()?.ok()?);
-        Some(Duration::from_secs_f64((hours * 3600.0 + minutes * 60.0 + seconds - reported).rem_euclid(DAY)))
+        Some(Duration::from_secs_f64((hours * 3600.0 + minutes * 60.0 + seconds - created_at).rem_euclid(DAY)))
     });
     pods.collect()
 }
@@ -183,9 +184,11 @@ mod tests {
         let log = "2026-11-25T00:01:00.250000Z  INFO enforced pod=ns-0/a interface=\"swift0\" packets=0\n\
                    2026-11-25T00:01:00.300000Z  INFO detached pod=ns-0/a interface=7\n\
                    2026-11-25T00:01:00.400000Z  INFO enforced pod=ns-1/b interface=\"swift1\" packets=0\n";
-        let reported = BTreeMap::from([("a".to_owned(), 60.0), ("b".to_owned(), 60.0)]);
-        let times: Vec<_> =
-            enforced(log, "ns-0", &reported).into_iter().map(|duration| milliseconds(duration).round()).collect();
+        let created_at = BTreeMap::from([("a".to_owned(), 60.0), ("b".to_owned(), 60.0)]);
+        let times: Vec<_> = enforcement_times(log, "ns-0", &created_at)
+            .into_iter()
+            .map(|duration| milliseconds(duration).round())
+            .collect();
         assert_eq!(
             times.iter().map(|duration| format!("{duration}")).collect::<Vec<_>>(),
             ["250"],

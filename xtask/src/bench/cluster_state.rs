@@ -9,25 +9,25 @@ use serde_json::{Value, json};
 
 use crate::cli::BenchArgs;
 
-/// Apps in each namespace.
+/// Number of apps in each namespace.
 pub(super) const APPS: usize = 10;
-/// Pods in each namespace.
-const PER_NAMESPACE: usize = 100;
+/// Number of pods in each namespace.
+const PODS_PER_NAMESPACE: usize = 100;
 
-/// Endpoints in each slice, the default of the `EndpointSlice` controller.
-const PER_SLICE: usize = 100;
+/// Number of endpoints in each slice: the default of the `EndpointSlice` controller.
+const ENDPOINTS_PER_SLICE: usize = 100;
 
 /// The size of the cluster.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ClusterState {
+pub(super) struct ClusterSize {
     pub(super) pods: usize,
     pub(super) policies: usize,
     /// Number of Services. Every pod is a backend of one of them.
     pub(super) services: usize,
 }
 
-impl ClusterState {
-    /// Returns the size given by options, or else with these numbers of pods and Services.
+impl ClusterSize {
+    /// Returns the size that the options set. `pods` and `services` are the defaults.
     pub(super) fn from_args(args: &BenchArgs, pods: u32, services: u32) -> Result<Self> {
         Ok(Self {
             pods: usize::try_from(args.pods.unwrap_or(pods))?,
@@ -37,7 +37,7 @@ impl ClusterState {
     }
 
     pub(super) fn namespaces(self) -> usize {
-        self.pods.div_ceil(PER_NAMESPACE).max(1)
+        self.pods.div_ceil(PODS_PER_NAMESPACE).max(1)
     }
 
     /// Adds all objects to a server. The pods are on other nodes; local pods of `ns-0`, `ns-1`, … are added
@@ -55,9 +55,9 @@ impl ClusterState {
         for index in 0..self.services {
             let pods = (self.pods * index / self.services)..(self.pods * (index + 1) / self.services);
             let pods: Vec<usize> = pods.collect();
-            let home = namespace_name(pods.first().unwrap_or(&0) / PER_NAMESPACE);
+            let home = namespace_name(pods.first().unwrap_or(&0) / PODS_PER_NAMESPACE);
             apply(server, service(&home, index))?;
-            for (number, pods) in pods.chunks(PER_SLICE).enumerate() {
+            for (number, pods) in pods.chunks(ENDPOINTS_PER_SLICE).enumerate() {
                 apply(server, slice(&home, index, number, pods))?;
             }
         }
@@ -65,7 +65,7 @@ impl ClusterState {
     }
 
     /// Returns a policy that allows ingress to one app of its namespace from another app and from one namespace. The
-    /// first ten of every `namespaces()` policies differ in the app they select.
+    /// first ten policies of each namespace select different apps.
     pub(super) fn policy(self, index: usize, port: usize) -> Value {
         let namespaces = self.namespaces();
         let (home, app) = (index % namespaces, index / namespaces);
@@ -120,12 +120,12 @@ pub(super) fn address(index: usize) -> Ipv4Addr {
 
 /// Returns a remote pod. A namespace has a hundred pods, and so has a node.
 pub(super) fn pod(index: usize, app: usize) -> Value {
-    let home = namespace_name(index / PER_NAMESPACE);
-    pod_in(&home, &format!("pod-{index}"), &format!("remote-{}", index / PER_NAMESPACE), app, address(index))
+    let home = namespace_name(index / PODS_PER_NAMESPACE);
+    pod_in(&home, &format!("pod-{index}"), &format!("remote-{}", index / PODS_PER_NAMESPACE), app, address(index))
 }
 
-/// Returns a running pod, with the status that a kubelet writes: about 6 KB. One in ten pods is of a `StatefulSet`, the
-/// others are of Deployments.
+/// Returns a running pod, with the status that a kubelet writes: about 6 KB. One in ten pods has the labels of a
+/// `StatefulSet`'s pod, the others have those of a Deployment's pod.
 pub(super) fn pod_in(namespace: &str, name: &str, node: &str, app: usize, address: Ipv4Addr) -> Value {
     let app = app_name(app);
     let mut labels = json!({
@@ -216,9 +216,9 @@ fn slice(namespace: &str, index: usize, number: usize, pods: &[usize]) -> Value 
     let service = service_name(index);
     let endpoint = |&pod: &usize| {
         json!({
-            "addresses": [address(pod).to_string()], "nodeName": format!("remote-{}", pod / PER_NAMESPACE),
+            "addresses": [address(pod).to_string()], "nodeName": format!("remote-{}", pod / PODS_PER_NAMESPACE),
             "conditions": {"ready": true, "serving": true, "terminating": false}, "zone": "zone-a",
-            "targetRef": {"kind": "Pod", "namespace": namespace_name(pod / PER_NAMESPACE), "name": format!("pod-{pod}"),
+            "targetRef": {"kind": "Pod", "namespace": namespace_name(pod / PODS_PER_NAMESPACE), "name": format!("pod-{pod}"),
                 "uid": "9d1c4a7e-52c4-4c55-9a0a-6f0f8d0c8a11"},
         })
     };
@@ -240,11 +240,11 @@ fn slice(namespace: &str, index: usize, number: usize, pods: &[usize]) -> Value 
 fn managed(manager: &str, subresource: Option<&str>) -> Value {
     let mut fields = json!({});
     for name in ["env", "image", "imagePullPolicy", "livenessProbe", "ports", "resources", "volumeMounts"] {
-        let mut of = json!({".": {}});
+        let mut children = json!({".": {}});
         for number in 0..4 {
-            of[format!("k:{{\"name\":\"{name}-{number}\"}}")] = json!({".": {}, "f:name": {}, "f:value": {}});
+            children[format!("k:{{\"name\":\"{name}-{number}\"}}")] = json!({".": {}, "f:name": {}, "f:value": {}});
         }
-        fields[format!("f:{name}")] = of;
+        fields[format!("f:{name}")] = children;
     }
     let mut entry = json!({"manager": manager, "operation": "Update", "apiVersion": "v1",
         "time": "2026-05-01T10:00:00Z", "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": fields}});
@@ -276,10 +276,10 @@ mod tests {
 
     #[test]
     fn each_namespace_has_a_policy_for_every_app() {
-        let cluster_state = ClusterState { pods: 10_000, policies: 1_000, services: 0 };
-        let selected = |index| cluster_state.policy(index, 8000).pointer("/spec/podSelector/matchLabels/app").cloned();
+        let cluster_size = ClusterSize { pods: 10_000, policies: 1_000, services: 0 };
+        let selected = |index| cluster_size.policy(index, 8000).pointer("/spec/podSelector/matchLabels/app").cloned();
         assert_eq!(selected(0), Some("app-0".into()));
         assert_eq!(selected(900), Some("app-9".into()));
-        assert_eq!(cluster_state.policy(900, 8000).pointer("/metadata/namespace"), Some(&"ns-0".into()));
+        assert_eq!(cluster_size.policy(900, 8000).pointer("/metadata/namespace"), Some(&"ns-0".into()));
     }
 }

@@ -1,8 +1,8 @@
 //! Time from the API server's socket to the kernel's maps for each change, while pods are added and removed.
 //!
-//! Each change is polled for in the pinned maps. The agent's own measurement is printed for comparison. A pod added
-//! on this node is awaited with `/v1/wait` instead, because its programs must be attached too. For that answer the
-//! agent sends one more request to the API server.
+//! The pinned maps are polled until they contain the change. The agent's own measurement is printed for comparison. If
+//! a pod is added on this node, a request to `/v1/wait` is sent instead, because the programs must be attached, too. To
+//! answer this request, the agent sends one more request to the API server.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::changes::Changes;
-use super::cluster_state::{self, ClusterState, namespace_name};
+use super::cluster_state::{self, ClusterSize, namespace_name};
 use super::map_watcher::{ChangeKind, MapWatcher, SentChange};
 use super::report::{self, Machine, Row, milliseconds};
 use super::testbed::Testbed;
@@ -38,7 +38,7 @@ struct Report {
     rows: Vec<Row>,
     /// All changes except added pods of this node.
     all: Row,
-    /// Time between two polls of the maps: each figure may be too high by this much.
+    /// Time between two polls of the maps: a measured time may be too high by this much.
     poll_intervals: Row,
     agent: AgentMeasurement,
     target_ms: f64,
@@ -56,14 +56,14 @@ struct AgentMeasurement {
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
-    let cluster_state = ClusterState::from_args(args, 10_000, 0)?;
-    let mut testbed = Testbed::prepare(cluster_state, &[])?;
+    let cluster_size = ClusterSize::from_args(args, 10_000, 0)?;
+    let mut testbed = Testbed::prepare(cluster_size, &[])?;
     let machine = Machine::now()?;
     eprintln!("starting the agent …");
     testbed.start()?;
     eprintln!("making changes for {} s …", args.seconds);
     let before = histogram(&testbed)?;
-    let (times, intervals) = measure(&mut testbed, cluster_state, Duration::from_secs(args.seconds.into()))?;
+    let (times, intervals) = measure(&mut testbed, cluster_size, Duration::from_secs(args.seconds.into()))?;
     let agent = agent_measurement(&before, &histogram(&testbed)?)?;
     let polled: Vec<_> = times
         .iter()
@@ -73,8 +73,8 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         .collect();
     let rows = ChangeKind::ALL.into_iter().filter_map(|kind| Some(Row::of(kind.name(), times.get(&kind)?))).collect();
     let report = Report {
-        pods: cluster_state.pods,
-        policies: cluster_state.policies,
+        pods: cluster_size.pods,
+        policies: cluster_size.policies,
         seconds: args.seconds,
         machine,
         rows,
@@ -103,12 +103,12 @@ fn print_report(report: &Report) {
 
 type Times = BTreeMap<ChangeKind, Vec<Duration>>;
 
-/// Returns times by kind of change, and the times between polls.
-fn measure(testbed: &mut Testbed, cluster_state: ClusterState, duration: Duration) -> Result<(Times, Vec<Duration>)> {
+/// Makes changes for this duration. Returns the times that they took by kind of change, and the times between polls.
+fn measure(testbed: &mut Testbed, cluster_size: ClusterSize, duration: Duration) -> Result<(Times, Vec<Duration>)> {
     let watcher = MapWatcher::default();
     let until = Instant::now() + duration;
     let pins = testbed.agent.pin_path().to_owned();
-    let changes = Changes::prepare(testbed, cluster_state)?;
+    let changes = Changes::prepare(testbed, cluster_size)?;
     let Testbed { agent, cluster } = testbed;
     let server = agent.api_server().context("the agent does not use an API server")?;
     let intervals = std::thread::scope(|scope| {
@@ -117,10 +117,10 @@ fn measure(testbed: &mut Testbed, cluster_state: ClusterState, duration: Duratio
         let added = add_local_pods(agent, cluster, &watcher, until);
         let changed = change_maker.join().expect("the thread that makes changes panicked");
         let start = Instant::now();
-        while watcher.open_count() > 0 && start.elapsed() < WAIT_LIMIT && !poller.is_finished() {
+        while watcher.pending_count() > 0 && start.elapsed() < WAIT_LIMIT && !poller.is_finished() {
             std::thread::sleep(Duration::from_millis(10));
         }
-        let missing = watcher.open_count();
+        let missing = watcher.pending_count();
         watcher.stop();
         let intervals = poller.join().expect("the thread that polls the maps panicked")?;
         changed?;
@@ -129,7 +129,7 @@ fn measure(testbed: &mut Testbed, cluster_state: ClusterState, duration: Duratio
         Ok(intervals)
     })?;
     let mut times = Times::new();
-    for (SentChange { kind, version }, at) in watcher.take() {
+    for (SentChange { kind, version }, at) in watcher.take_found() {
         let sent = server
             .sent_at(version)
             .with_context(|| format!("version {version} is in the maps, but the fake API server did not send it"))?;
@@ -157,10 +157,10 @@ fn add_local_pods(
         let address = cluster.host(&name).v4();
         let object = cluster_state::pod_in(&namespace, &short_name, &netpol_tests::cluster::node_name(1), 3, address);
         let version = cluster_state::apply(server, object)?;
-        let answer = agent.get(&format!("/v1/wait?for=pod/{name}&timeout=10s"))?;
+        let response = agent.get(&format!("/v1/wait?for=pod/{name}&timeout=10s"))?;
         let at = Instant::now();
-        let answer: Value = serde_json::from_str(&answer).context("parsing the response of /v1/wait")?;
-        ensure!(answer.pointer("/results/0/result").is_some_and(|result| result == "met"), "{name}: {answer}");
+        let response: Value = serde_json::from_str(&response).context("parsing the response of /v1/wait")?;
+        ensure!(response.pointer("/results/0/result").is_some_and(|result| result == "met"), "{name}: {response}");
         watcher.found(SentChange { kind: ChangeKind::LocalPodAdded, version }, at);
         cluster.remove_pod_keep_manifest(&name)?;
         server.delete(Resource::Pods, &namespace, &short_name);

@@ -1,7 +1,8 @@
 //! Cost of flow events and of policies in shadow mode, for a new flow.
 //!
-//! All variants alternate in each round, so that all of them see the same load on the machine. The flows have the same
-//! addresses and destination port, so one of them has an event each second, and the others are counted.
+//! All variants alternate in each round, so that the load on the machine is the same for all of them. The flows have
+//! the same addresses and destination port, so only one of them causes an event each second, and the others are
+//! counted.
 
 use anyhow::{Result, ensure};
 use netpol_common::{
@@ -14,7 +15,7 @@ use super::packets::{Family, Host, PEERS, PORTS, ROUNDS, difference, new_flows};
 /// Target in nanoseconds for what a new flow costs more with flow events, or with policies in shadow mode.
 pub(super) const TARGET_EXTRA: f64 = 150.0;
 
-/// A rule set that allows the flow, and one that does not.
+/// Two rule sets (compiled policies): one allows the flow, and the other one denies it.
 const ALLOWS: RuleSetId = RuleSetId(8);
 const DENIES: RuleSetId = RuleSetId(9);
 

@@ -93,14 +93,14 @@ pub(super) struct SentChange {
 /// Changes that are not in the maps yet, and those that were found, with the time.
 #[derive(Default)]
 pub(super) struct MapWatcher {
-    open: Mutex<Vec<(SentChange, Expectation)>>,
+    pending: Mutex<Vec<(SentChange, Expectation)>>,
     found: Mutex<Vec<(SentChange, Instant)>>,
     stopped: AtomicBool,
 }
 
 impl MapWatcher {
     pub(super) fn expect(&self, change: SentChange, expectation: Expectation) {
-        locked(&self.open).push((change, expectation));
+        locked(&self.pending).push((change, expectation));
     }
 
     pub(super) fn found(&self, change: SentChange, at: Instant) {
@@ -108,8 +108,8 @@ impl MapWatcher {
     }
 
     /// Returns how many changes are not in the maps yet.
-    pub(super) fn open_count(&self) -> usize {
-        locked(&self.open).len()
+    pub(super) fn pending_count(&self) -> usize {
+        locked(&self.pending).len()
     }
 
     pub(super) fn stop(&self) {
@@ -120,19 +120,19 @@ impl MapWatcher {
         self.stopped.load(Ordering::Relaxed)
     }
 
-    pub(super) fn take(&self) -> Vec<(SentChange, Instant)> {
+    pub(super) fn take_found(&self) -> Vec<(SentChange, Instant)> {
         std::mem::take(&mut locked(&self.found))
     }
 
-    /// Polls until [`Self::stop`]. Returns the times between polls: each figure may be too high by this much.
+    /// Polls until [`Self::stop`]. Returns the times between polls: a measured time may be too high by this much.
     pub(super) fn poll(&self, pins: &Path) -> Result<Vec<Duration>> {
         let maps = Pinned::open(pins)?;
         let mut intervals = Vec::new();
         let mut last = Instant::now();
         while !self.is_stopped() {
-            let mut open = std::mem::take(&mut *locked(&self.open));
+            let mut pending = std::mem::take(&mut *locked(&self.pending));
             let mut remaining = Vec::new();
-            for (change, mut expectation) in open.drain(..) {
+            for (change, mut expectation) in pending.drain(..) {
                 if expectation.is_reached(&maps)? {
                     self.found(change, Instant::now());
                 } else {
@@ -141,7 +141,7 @@ impl MapWatcher {
             }
             if !remaining.is_empty() {
                 intervals.push(last.elapsed());
-                locked(&self.open).append(&mut remaining);
+                locked(&self.pending).append(&mut remaining);
             }
             last = Instant::now();
             std::thread::sleep(INTERVAL);

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use netpol_apiserver::{Resource, StreamingLists};
 use serde::Serialize;
 
-use super::cluster_state::{APPS, ClusterState};
+use super::cluster_state::{APPS, ClusterSize};
 use super::report::{self, Machine};
 use super::testbed::{LOCAL_NAMESPACES, Testbed};
 use crate::cli::BenchArgs;
@@ -34,16 +34,16 @@ struct Line {
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
-    let cluster_state = ClusterState::from_args(args, 100_000, 5_000)?;
-    let mut testbed = Testbed::prepare(cluster_state, &[])?;
+    let cluster_size = ClusterSize::from_args(args, 100_000, 5_000)?;
+    let mut testbed = Testbed::prepare(cluster_size, &[])?;
     let mut lines = Vec::new();
     for (list, streaming) in [("streamed", StreamingLists::Served), ("in pages", StreamingLists::Forbidden)] {
         testbed.server()?.set_streaming_lists(streaming);
         let machine = Machine::now()?;
         eprintln!("starting the agent, objects {list} …");
         let ready = testbed.start()?;
-        let pods = cluster_state.pods + LOCAL_NAMESPACES * APPS;
-        for (resource, expected) in [(Resource::Pods, pods), (Resource::Services, cluster_state.services)] {
+        let pods = cluster_size.pods + LOCAL_NAMESPACES * APPS;
+        for (resource, expected) in [(Resource::Pods, pods), (Resource::Services, cluster_size.services)] {
             let found = testbed.objects(resource)?;
             ensure!(found == expected, "the agent is ready, but has {found} of {expected} {}", resource.plural());
         }
@@ -52,8 +52,8 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         lines.push(Line {
             list,
             pods,
-            policies: cluster_state.policies,
-            services: cluster_state.services,
+            policies: cluster_size.policies,
+            services: cluster_size.services,
             ready_seconds: ready.as_secs_f64(),
             resident_mb: megabytes("VmRSS")?,
             anonymous_mb: megabytes("RssAnon")?,
@@ -62,7 +62,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         });
     }
     report::print(args.output, lines.as_slice(), |lines| {
-        println!("{} pods, {} policies, {} Services", lines[0].pods, cluster_state.policies, cluster_state.services);
+        println!("{} pods, {} policies, {} Services", lines[0].pods, cluster_size.policies, cluster_size.services);
         println!("{:<12}{:>10}{:>14}{:>14}{:>10}", "objects", "ready, s", "resident, MB", "anonymous, MB", "peak, MB");
         for line in lines {
             let Line { list, ready_seconds, resident_mb, anonymous_mb, peak_mb, .. } = line;

@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::cli::{BenchArgs, Output};
 
 const ROUNDS: usize = 5;
-/// Number of rules that do not match the traffic, where there are many.
+/// Number of rules that do not match the traffic, in setups with many rules.
 const MANY: usize = 998;
 const CLIENT: &str = "bench/client";
 const SERVER: &str = "bench/server";
@@ -171,7 +171,7 @@ struct Cost {
     runs: f64,
 }
 
-/// Measures with `BPF_ENABLE_STATS`, which slows the traffic down.
+/// Measures the cost of the programs with `BPF_ENABLE_STATS`. This slows the traffic down.
 fn cost(cluster: &Cluster, installed: &Installed, duration: Duration) -> Result<Option<Cost>> {
     let read = || -> Result<Option<[Runs; 2]>> {
         match installed {
@@ -210,12 +210,12 @@ fn as_f64(count: u64) -> f64 {
 }
 
 fn median_cost(costs: &[Cost]) -> Option<Cost> {
-    let of = |figure: fn(&Cost) -> f64| median(&mut costs.iter().map(figure).collect::<Vec<_>>());
+    let median_of = |figure: fn(&Cost) -> f64| median(&mut costs.iter().map(figure).collect::<Vec<_>>());
     (!costs.is_empty()).then(|| Cost {
-        ingress_ns: of(|cost| cost.ingress_ns),
-        egress_ns: of(|cost| cost.egress_ns),
-        connection_ns: of(|cost| cost.connection_ns),
-        runs: of(|cost| cost.runs),
+        ingress_ns: median_of(|cost| cost.ingress_ns),
+        egress_ns: median_of(|cost| cost.egress_ns),
+        connection_ns: median_of(|cost| cost.connection_ns),
+        runs: median_of(|cost| cost.runs),
     })
 }
 
@@ -257,7 +257,7 @@ fn install(cluster: &Cluster, setup: Setup) -> Result<Installed> {
                         &format!("bench/other-{number}"),
                         &format!(
                             "{{podSelector: {{matchLabels: {{app: server}}}}, ingress: [{{from: [{{ipBlock: {{cidr: {}/32}}}}], ports: [{{port: {}}}]}}]}}",
-                            other(number),
+                            unused_address(number),
                             6000 + number % 10
                         ),
                     )
@@ -268,7 +268,7 @@ fn install(cluster: &Cluster, setup: Setup) -> Result<Installed> {
         }
         Setup::Nftables => {
             let others: String = (0..MANY).fold(String::new(), |mut text, number| {
-                let _ = write!(text, ", {} . {server} . {} : accept", other(number), 6000 + number % 10);
+                let _ = write!(text, ", {} . {server} . {} : accept", unused_address(number), 6000 + number % 10);
                 text
             });
             node.nft(&format!(
@@ -291,7 +291,7 @@ fn install(cluster: &Cluster, setup: Setup) -> Result<Installed> {
                 let _ = writeln!(
                     rules,
                     "-A NETPOL-BENCH -s {}/32 -d {server}/32 -p tcp --dport {} -j ACCEPT",
-                    other(number),
+                    unused_address(number),
                     6000 + number % 10
                 );
             }
@@ -325,11 +325,11 @@ fn remove(cluster: &Cluster, setup: Setup, installed: &mut Installed) -> Result<
 }
 
 /// Returns an address that no pod has.
-fn other(number: usize) -> String {
+fn unused_address(number: usize) -> String {
     format!("198.18.{}.{}", number / 250, number % 250)
 }
 
-/// Shuffles in a different order at each run.
+/// A random number generator. Each run of the benchmark has other numbers.
 struct Random(u64);
 
 impl Random {
@@ -338,7 +338,7 @@ impl Random {
         Self(u64::from(now.subsec_nanos()) | 1)
     }
 
-    /// Knuth's MMIX generator: <https://en.wikipedia.org/wiki/Linear_congruential_generator>.
+    /// Shuffles items with Knuth's MMIX generator: <https://en.wikipedia.org/wiki/Linear_congruential_generator>.
     fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -1,8 +1,8 @@
 //! Cost of a packet in the eBPF programs.
 //!
 //! `BPF_PROG_TEST_RUN` runs a program on one frame many times and returns the mean. Each figure is the median of
-//! several rounds, less the median of a program that does nothing. Rounds of both alternate, so that both see the
-//! same load on the machine.
+//! several rounds, less the median of a program that does nothing. Rounds of the two programs alternate, so that the
+//! load on the machine is the same for both.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::ExitCode;
@@ -24,14 +24,14 @@ use super::report;
 use super::services;
 use crate::cli::BenchArgs;
 
-/// Rounds of each program.
+/// Number of rounds of each program.
 pub(super) const ROUNDS: usize = 15;
-/// Runs of one frame per round.
+/// Number of runs of one frame per round.
 pub(super) const REPEAT: u32 = 200_000;
-/// Flows created per round where each run needs a flow of its own.
-const SINGLE: u16 = 2_000;
+/// Number of flows created per round, if each run needs a new flow.
+const NEW_FLOWS: u16 = 2_000;
 
-/// Targets in nanoseconds, with one peer and with ten thousand.
+/// Targets in nanoseconds. They are the same with one peer and with ten thousand peers.
 pub(super) const TARGET_ESTABLISHED: f64 = 45.0;
 pub(super) const TARGET_NEW: f64 = 330.0;
 const TARGET_DENIED: f64 = 100.0;
@@ -133,22 +133,22 @@ fn measure(family: Family, peers: u32, lines: &mut Vec<Line>) -> Result<()> {
     let peer = Host::Peer(peers / 2);
     let syn = wire(&from(peer).tcp(40_000, ALLOWED_PORT, 0x02, b""));
     let ack = wire(&from(peer).tcp(40_000, ALLOWED_PORT, 0x10, b"12345678"));
-    let mut add = |case, target_ns, (ns, spread, empty_ns): (f64, f64, f64)| {
+    let mut add_line = |case, target_ns, (ns, spread, empty_ns): (f64, f64, f64)| {
         lines.push(Line { family: family.number(), peers, case, ns, spread, empty_ns, target_ns });
     };
 
     for programs in [&mut programs, &mut counting] {
         ensure!(programs.run(Direction::Ingress, &syn, OTHER_INTERFACE, 1)?.passed, "the flow to measure was denied");
     }
-    let [off, on] = established(&mut programs, &mut counting, &ack)?;
-    add("established, TCP", TARGET_ESTABLISHED, off);
-    add("established, totals", TARGET_ESTABLISHED + TARGET_TOTALS, on);
+    let [without_totals, with_totals] = established(&mut programs, &mut counting, &ack)?;
+    add_line("established, TCP", TARGET_ESTABLISHED, without_totals);
+    add_line("established, totals", TARGET_ESTABLISHED + TARGET_TOTALS, with_totals);
     drop(counting);
-    add("new, TCP SYN", TARGET_NEW, compare(&mut programs, &syn, true)?);
-    add("new, UDP", TARGET_NEW, compare_new(&mut programs, family, peer)?);
+    add_line("new, TCP SYN", TARGET_NEW, compare(&mut programs, &syn, true)?);
+    add_line("new, UDP", TARGET_NEW, compare_new(&mut programs, family, peer)?);
     if peers == 1 {
         for (case, cost) in flow_events::measure(&mut programs, family, peer, endpoint)? {
-            add(case, TARGET_NEW + flow_events::TARGET_EXTRA, cost);
+            add_line(case, TARGET_NEW + flow_events::TARGET_EXTRA, cost);
         }
     }
     for (case, packet) in [
@@ -157,11 +157,12 @@ fn measure(family: Family, peers: u32, lines: &mut Vec<Line>) -> Result<()> {
         ("unknown peer, TCP SYN", from(Host::Unknown).tcp(40_000, 22, 0x02, b"")),
         ("unknown peer, UDP", from(Host::Unknown).udp(40_000, 22, b"12345678")),
     ] {
-        add(case, TARGET_DENIED, compare(&mut programs, &wire(&packet), false)?);
+        add_line(case, TARGET_DENIED, compare(&mut programs, &wire(&packet), false)?);
     }
     Ok(())
 }
 
+/// Returns an Ethernet frame with this packet.
 pub(super) fn wire(packet: &[u8]) -> Vec<u8> {
     frame(Mac([2; 6]), Mac([4; 6]), &[], packet)
 }
@@ -211,23 +212,23 @@ fn compare(programs: &mut Programs, frame: &[u8], passes: bool) -> Result<(f64, 
     Ok(difference(full, empty))
 }
 
-/// Compares a packet of a known flow, with programs that do not count its packets and bytes and with programs that do.
-/// Both and the empty program alternate.
+/// Measures a packet of a known flow: with programs that do not count its packets and bytes, and with programs that
+/// count them. These programs and the empty program alternate.
 fn established(programs: &mut Programs, counting: &mut Programs, frame: &[u8]) -> Result<[(f64, f64, f64); 2]> {
-    let (mut empty, mut off, mut on) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut empty, mut without_totals, mut with_totals) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         empty.push(nanoseconds(programs.run_empty(frame, REPEAT)?));
-        for (programs, times) in [(&mut *programs, &mut off), (&mut *counting, &mut on)] {
+        for (programs, times) in [(&mut *programs, &mut without_totals), (&mut *counting, &mut with_totals)] {
             let ran = programs.run(Direction::Ingress, frame, OTHER_INTERFACE, REPEAT)?;
             ensure!(ran.passed, "the frame to measure should pass");
             times.push(nanoseconds(ran.time));
         }
     }
-    Ok([difference(off, empty.clone()), difference(on, empty)])
+    Ok([difference(without_totals, empty.clone()), difference(with_totals, empty)])
 }
 
-/// Compares where each run creates a flow of its own: many runs of one packet each. Both sides include the overhead
-/// of a run, so that it cancels out.
+/// Measures packets of new flows: each run has one packet, which creates a flow. The times of the program and of the
+/// empty program both include the overhead of a run, so the difference does not.
 fn compare_new(programs: &mut Programs, family: Family, peer: Host) -> Result<(f64, f64, f64)> {
     let mut empty = Vec::new();
     let mut full = Vec::new();
@@ -244,7 +245,7 @@ fn compare_new(programs: &mut Programs, family: Family, peer: Host) -> Result<(f
 pub(super) fn new_flows(programs: &mut Programs, family: Family, peer: Host) -> Result<(f64, f64)> {
     let (source, pod) = (family.address(peer), family.address(Host::Pod));
     let mut sums = [Duration::ZERO; 2];
-    for port in 10_000..10_000 + SINGLE {
+    for port in 10_000..10_000 + NEW_FLOWS {
         let frame = wire(&Ip::new(source, pod).udp(port, ALLOWED_PORT, b"12345678"));
         sums[0] += programs.run_empty(&frame, 1)?;
         let ran = programs.run(Direction::Ingress, &frame, OTHER_INTERFACE, 1)?;
@@ -252,12 +253,12 @@ pub(super) fn new_flows(programs: &mut Programs, family: Family, peer: Host) -> 
         sums[1] += ran.time;
     }
     delete_flows(programs, source, pod).context("deleting the flows of a round")?;
-    let [empty, full] = sums.map(|sum| nanoseconds(sum) / f64::from(SINGLE));
+    let [empty, full] = sums.map(|sum| nanoseconds(sum) / f64::from(NEW_FLOWS));
     Ok((empty, full))
 }
 
 fn delete_flows(programs: &mut Programs, source: IpAddr, pod: IpAddr) -> Result<()> {
-    for port in 10_000..10_000 + SINGLE {
+    for port in 10_000..10_000 + NEW_FLOWS {
         let existed = match (source, pod) {
             (IpAddr::V4(remote), IpAddr::V4(pod)) => programs.delete_flow(key(pod.octets(), remote.octets(), port))?,
             (IpAddr::V6(remote), IpAddr::V6(pod)) => programs.delete_flow(key(pod.octets(), remote.octets(), port))?,
@@ -280,6 +281,8 @@ fn key<A>(pod_address: A, remote_address: A, port: u16) -> FlowKey<A> {
     }
 }
 
+/// Returns the difference of the medians, half of the distance between the quartiles of `full`, and the median of
+/// `empty`.
 pub(super) fn difference(mut full: Vec<f64>, mut empty: Vec<f64>) -> (f64, f64, f64) {
     full.sort_by(f64::total_cmp);
     empty.sort_by(f64::total_cmp);

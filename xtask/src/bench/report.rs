@@ -1,4 +1,4 @@
-//! Rows of figures, and the machine that they were measured on.
+//! Results of benchmarks: rows of figures, and the machine on which they were measured.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::cli::Output;
 
-/// Prints a report as JSON, or as text by a function.
+/// Prints a report as JSON, or calls `text` to print it as text.
 pub(super) fn print<R: Serialize + ?Sized>(output: Output, report: &R, text: impl FnOnce(&R)) -> Result<ExitCode> {
     match output {
         Output::Json => println!("{}", serde_json::to_string_pretty(report)?),
@@ -17,7 +17,7 @@ pub(super) fn print<R: Serialize + ?Sized>(output: Output, report: &R, text: imp
     Ok(ExitCode::SUCCESS)
 }
 
-/// Percentiles of one kind of change.
+/// Percentiles of the times of one kind of change.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Row {

@@ -1,4 +1,4 @@
-//! Cost of a packet to a Service, at the pod's veth and post-DNAT.
+//! Cost of a packet to a Service: at the pod's veth, and post-DNAT (after the translation of the Service's address).
 
 use std::net::IpAddr;
 
@@ -13,12 +13,14 @@ use netpol_tests::program::{INTERFACE, Programs, RunResult};
 use super::packets::{Line, REPEAT, ROUNDS, TARGET_ESTABLISHED, TARGET_NEW, difference, nanoseconds, wire};
 
 const RULE_SET: RuleSetId = RuleSetId(7);
+/// The class of the backend's address.
 const BACKENDS: ClassId = ClassId(1);
-const ALL: ClassId = ClassId(2);
-const SOME: ClassId = ClassId(3);
+/// The class of a frontend with only allowed backends, and that of a frontend with some allowed backends.
+const ALL_ALLOWED: ClassId = ClassId(2);
+const SOME_ALLOWED: ClassId = ClassId(3);
 const POD: u32 = 1;
 
-/// The pod, a Service, and one of its backends.
+/// The pod, a Service, and a backend of the Service, for each address family.
 const ENDS: [[&str; 3]; 2] = [["10.0.0.1", "10.96.0.10", "10.0.0.2"], ["fd00::1", "fd00:96::10", "fd00::2"]];
 
 /// Measures both address families.
@@ -28,7 +30,7 @@ pub(super) fn measure(lines: &mut Vec<Line>) -> Result<()> {
         let [pod, service, backend]: [IpAddr; 3] = [pod.parse()?, service.parse()?, backend.parse()?];
         fill(&mut programs, pod, service, backend)?;
         let family = if pod.is_ipv4() { 4 } else { 6 };
-        let mut add = |case, target_ns, (ns, spread, empty_ns): (f64, f64, f64)| {
+        let mut add_line = |case, target_ns, (ns, spread, empty_ns): (f64, f64, f64)| {
             lines.push(Line { family, peers: 1, case, ns, spread, empty_ns, target_ns });
         };
         let egress = |programs: &mut Programs, frame: &[u8], repeat| programs.run(Direction::Egress, frame, 0, repeat);
@@ -39,18 +41,22 @@ pub(super) fn measure(lines: &mut Vec<Line>) -> Result<()> {
         for (frame, initiates) in [(syn(backend, 80), true), (syn(service, 1), true), (syn(service, 2), true)] {
             ensure!(!initiates || egress(&mut programs, &frame, 1)?.passed, "the flow to measure was denied");
         }
-        add("established, to a pod", TARGET_ESTABLISHED, compare(&mut programs, &ack(backend, 80), egress)?);
-        add("established, Service", TARGET_ESTABLISHED, compare(&mut programs, &ack(service, 1), egress)?);
-        add("… some backends", TARGET_ESTABLISHED, compare(&mut programs, &ack(service, 2), egress)?);
-        add("… post-DNAT", TARGET_ESTABLISHED, compare(&mut programs, &ack(backend, 80), recheck)?);
-        add("new, SYN to a Service", TARGET_NEW, compare(&mut programs, &syn(service, 1), egress)?);
-        add("device, not from a pod", TARGET_ESTABLISHED, compare(&mut programs, &ack(backend, 80), not_from_pod)?);
+        add_line("established, to a pod", TARGET_ESTABLISHED, compare(&mut programs, &ack(backend, 80), egress)?);
+        add_line("established, Service", TARGET_ESTABLISHED, compare(&mut programs, &ack(service, 1), egress)?);
+        add_line("… some backends", TARGET_ESTABLISHED, compare(&mut programs, &ack(service, 2), egress)?);
+        add_line("… post-DNAT", TARGET_ESTABLISHED, compare(&mut programs, &ack(backend, 80), recheck)?);
+        add_line("new, SYN to a Service", TARGET_NEW, compare(&mut programs, &syn(service, 1), egress)?);
+        add_line(
+            "device, not from a pod",
+            TARGET_ESTABLISHED,
+            compare(&mut programs, &ack(backend, 80), not_from_pod)?,
+        );
     }
     Ok(())
 }
 
-/// Fills the maps: a pod isolated for egress. It may reach the backend, all backends of the Service at port 1, and
-/// some at port 2.
+/// Fills the maps: a pod that is isolated for egress. It may reach the backend, all backends of the Service at port 1,
+/// and some backends of the Service at port 2.
 fn fill(programs: &mut Programs, pod: IpAddr, service: IpAddr, backend: IpAddr) -> Result<()> {
     let mut endpoint = Endpoint {
         ifindex: IfIndex(INTERFACE),
@@ -63,7 +69,7 @@ fn fill(programs: &mut Programs, pod: IpAddr, service: IpAddr, backend: IpAddr) 
     };
     let backend_entry = AddressEntry { class: BACKENDS, flags: 0, endpoint: 0 };
     let service_entry = AddressEntry { flags: address_flags::SERVICE, ..AddressEntry::default() };
-    let ports = [(1_u16, ALL), (2, SOME)];
+    let ports = [(1_u16, ALL_ALLOWED), (2, SOME_ALLOWED)];
     match (pod, service, backend) {
         (IpAddr::V4(pod), IpAddr::V4(service), IpAddr::V4(backend)) => {
             endpoint.address_v4 = pod.octets();
@@ -83,7 +89,9 @@ fn fill(programs: &mut Programs, pod: IpAddr, service: IpAddr, backend: IpAddr) 
         }
         _ => {}
     }
-    for (class, port_set) in [(BACKENDS, PortSetId::ALL), (ALL, PortSetId::ALL), (SOME, PortSetId::SOME)] {
+    for (class, port_set) in
+        [(BACKENDS, PortSetId::ALL), (ALL_ALLOWED, PortSetId::ALL), (SOME_ALLOWED, PortSetId::SOME)]
+    {
         programs.set_allow(AllowKey { rule_set: RULE_SET, class }, AllowEntry { port_set, rule: RuleId::NONE })?;
     }
     programs.set_source_endpoint(POD, INTERFACE)?;

@@ -1,9 +1,9 @@
-//! Starts of pods: by how much the start gate delays them, and which of their first packets arrive, with and
-//! without it.
+//! Starts of pods: by how much the start gate delays them, and which of their first packets arrive, with and without
+//! the gate.
 //!
-//! A pod exists in the API server before it starts, without an address. Its interface appears, the container runtime
-//! reports it, and its first instructions send over UDP and TCP to a pod that policies allow and to one that they
-//! forbid. Only then is its address published.
+//! A pod exists in the API server before it starts, without an address. Then its interface appears, and the container
+//! runtime reports the pod. The first instructions of the pod send packets over UDP and TCP to two other pods: policies
+//! allow one of them and forbid the other. The address of the pod is published after that.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -14,12 +14,12 @@ use anyhow::{Context, Result, ensure};
 use netpol_apiserver::{ApiServer, Resource};
 use netpol_nri_double::{NriServer, Options, PodSandbox, Start};
 use netpol_tests::cluster::node_name;
-use netpol_tests::first_packets::{first_packets, received};
+use netpol_tests::first_packets::{first_packets, received_packets};
 use netpol_tests::{PodSlots, Protocol, StartGate};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::cluster_state::{ClusterState, apply, namespace, pod_in};
+use super::cluster_state::{ClusterSize, apply, namespace, pod_in};
 use super::report::{self, Machine, Row};
 use super::testbed::{Testbed, local_name};
 use crate::cli::BenchArgs;
@@ -30,8 +30,8 @@ const SLOTS: u8 = 100;
 const JOBS: &str = "jobs";
 /// How long the reply to an allowed packet may take.
 const REPLY_TIMEOUT: Duration = Duration::from_millis(500);
-/// How long a container runtime takes from the pod's interface to the first instruction of a container, at least. It
-/// makes a difference without the gate only: with unknown pods closed, the agent closes the interface meanwhile.
+/// The least time that a container runtime takes from the pod's interface to the first instruction of a container. This
+/// time matters only without the gate: with `--unknown-pods=deny`, the agent denies the interface's traffic meanwhile.
 const RUNTIME_DELAY: Duration = Duration::from_millis(100);
 /// How long the container runtime may take to accept the agent.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,10 +40,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Mode {
+    /// With the gate, called by the container runtime through NRI.
     Nri,
+    /// With the gate, called by the CNI plugin.
     Cni,
+    /// Without the gate.
     Off,
-    /// Without the gate, and with unknown pods closed.
+    /// Without the gate, and with `--unknown-pods=deny`.
     OffDeny,
 }
 
@@ -70,7 +73,7 @@ struct Run {
 }
 
 impl Mode {
-    /// All, and how many starts are measured. Where allowed packets are lost, each start takes a second.
+    /// All modes, each with the number of starts to measure. If allowed packets are lost, a start takes a second.
     const ALL: [(Self, usize); 4] = [(Self::Nri, 1_000), (Self::Cni, 1_000), (Self::Off, 1_000), (Self::OffDeny, 100)];
 
     fn name(self) -> &'static str {
@@ -92,15 +95,15 @@ impl Mode {
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
-    let cluster_state = ClusterState::from_args(args, 10_000, 0)?;
+    let cluster_size = ClusterSize::from_args(args, 10_000, 0)?;
     let directory = std::env::temp_dir().join(netpol_tests::cleanup::unique("runtime"));
     let directory = netpol_tests::cleanup::PathGuard::new(directory);
     std::fs::create_dir_all(directory.path())?;
     let (mut runs, mut machine) = (Vec::new(), None);
     for (mode, starts) in Mode::ALL {
         let socket = directory.path().join("nri.sock");
-        let mut testbed = prepare(cluster_state, mode, &socket)?;
-        // Not earlier: `prepare` starts an agent and stops it again.
+        let mut testbed = prepare(cluster_size, mode, &socket)?;
+        // The runtime is started after `prepare`, which starts an agent and stops it again.
         let runtime = NriServer::start(&socket, Options::default()).context("starting the fake container runtime")?;
         if machine.is_none() {
             machine = Some(Machine::now()?);
@@ -113,7 +116,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         runs.push(measure(&testbed, &runtime, mode, starts)?);
     }
     let machine = machine.context("nothing was measured")?;
-    let report = Report { pods: cluster_state.pods, policies: cluster_state.policies, machine, runs };
+    let report = Report { pods: cluster_size.pods, policies: cluster_size.policies, machine, runs };
     report::print(args.output, &report, print_report)
 }
 
@@ -134,15 +137,16 @@ fn print_report(report: &Report) {
     }
 }
 
-/// The allowed and the forbidden pod. Both accept everything, so that only the rules of new pods drop.
+/// Returns the names of the allowed and the forbidden pod. Both accept all traffic, so only the rules for new pods drop
+/// packets.
 fn peers() -> [String; 2] {
     [local_name(0, 0), local_name(0, 1)]
 }
 
-fn prepare(cluster_state: ClusterState, mode: Mode, socket: &Path) -> Result<Testbed> {
+fn prepare(cluster_size: ClusterSize, mode: Mode, socket: &Path) -> Result<Testbed> {
     let socket = format!("--nri-socket={}", socket.display());
     let arguments: Vec<&str> = mode.arguments().iter().copied().chain([socket.as_str()]).collect();
-    let mut testbed = Testbed::prepare(cluster_state, &arguments)?;
+    let mut testbed = Testbed::prepare(cluster_size, &arguments)?;
     for peer in peers() {
         testbed.cluster.serve_at(&peer, &[(Protocol::Tcp, 80), (Protocol::Udp, 53)])?;
     }
@@ -171,12 +175,12 @@ fn measure(testbed: &Testbed, runtime: &NriServer, mode: Mode, starts: usize) ->
     let [allowed, forbidden] = peers().map(|peer| testbed.cluster.host(&peer));
     let mut slots = PodSlots::prepare(&testbed.cluster, SLOTS)?;
     let gate = StartGate::new(&testbed.agent.socket());
-    let before = received(forbidden.netns())?;
+    let before = received_packets(forbidden.netns())?;
     let (mut held, mut allowed_failed) = (Vec::new(), 0);
     for first in (0..starts).step_by(slots.count()) {
         let group = u32::try_from(first)? + 1;
         let names: Vec<_> = (first..starts.min(first + slots.count())).map(|number| format!("job-{number}")).collect();
-        // Scheduled long before they start.
+        // The pods are scheduled long before they start.
         for name in &names {
             apply(server, unpublished(name))?;
         }
@@ -215,7 +219,7 @@ fn measure(testbed: &Testbed, runtime: &NriServer, mode: Mode, starts: usize) ->
             server.delete(Resource::Pods, JOBS, name);
         }
     }
-    let forbidden_arrived = received(forbidden.netns())? - before;
+    let forbidden_arrived = received_packets(forbidden.netns())? - before;
     Ok(Run { mode, starts, forbidden_arrived, allowed_failed, held: Row::of("held", &held) })
 }
 
@@ -226,7 +230,7 @@ fn unpublished(name: &str) -> Value {
     pod
 }
 
-/// Describes a pod's sandbox as containerd does.
+/// Describes a pod's sandbox in the same way as containerd.
 fn sandbox(server: &ApiServer, name: &str, address: Ipv4Addr) -> Result<PodSandbox> {
     let pod = server.get(Resource::Pods, JOBS, name).with_context(|| format!("no pod {name}"))?;
     let uid = pod["metadata"]["uid"].as_str().context("the pod has no UID")?.to_owned();

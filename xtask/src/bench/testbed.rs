@@ -8,13 +8,13 @@ use netpol_tests::agent::as_deployed;
 use netpol_tests::cluster::node_name;
 use netpol_tests::{Agent, AgentOptions, Cluster, PodSpec};
 
-use super::cluster_state::{self, APPS, ClusterState};
+use super::cluster_state::{self, APPS, ClusterSize};
 
 /// Namespaces that have pods on this node, one pod for each app.
 pub(super) const LOCAL_NAMESPACES: usize = 3;
 /// How long an agent may take to become ready.
 const READY_LIMIT: Duration = Duration::from_mins(5);
-/// Time to wait after the agent is ready, so that work that follows the start does not disturb the measurement.
+/// Time to wait after the agent is ready, so that work that follows its start does not disturb the measurement.
 const QUIET: Duration = Duration::from_secs(3);
 
 /// The node, its pods and its agent.
@@ -25,9 +25,9 @@ pub(super) struct Testbed {
 }
 
 impl Testbed {
-    /// Creates the node, its pods and the cluster's objects. The agent will get these arguments; it is not running
-    /// yet.
-    pub(super) fn prepare(cluster_state: ClusterState, arguments: &[&str]) -> Result<Self> {
+    /// Creates the node, its pods and the cluster's objects. The agent is not running yet. It gets these arguments when
+    /// it is started.
+    pub(super) fn prepare(cluster_size: ClusterSize, arguments: &[&str]) -> Result<Self> {
         eprintln!("creating {} pods on this node …", LOCAL_NAMESPACES * APPS);
         let mut cluster = Cluster::builder().serve(&[]);
         for (namespace, app) in local_pods() {
@@ -39,10 +39,10 @@ impl Testbed {
         let mut agent = Agent::start_with(&cluster, options)?;
         let (removed, output) = agent.uninstall()?;
         ensure!(removed, "the first agent, which created the fake API server, could not be uninstalled:\n{output}");
-        let ClusterState { pods, policies, services } = cluster_state;
+        let ClusterSize { pods, policies, services } = cluster_size;
         eprintln!("adding {pods} pods, {policies} policies and {services} Services to the fake API server …");
         let testbed = Self { agent, cluster };
-        cluster_state.fill(testbed.server()?)?;
+        cluster_size.fill(testbed.server()?)?;
         for (namespace, app) in local_pods() {
             testbed.apply_pod(&local_name(namespace, app), app)?;
         }
@@ -60,7 +60,7 @@ impl Testbed {
         cluster_state::apply(self.server()?, cluster_state::pod_in(namespace, short_name, &node_name(1), app, address))
     }
 
-    /// Starts the agent with no state of the previous one. Returns how long it took to become ready.
+    /// Starts the agent without any state of the previous agent. Returns how long the agent took to become ready.
     pub(super) fn start(&mut self) -> Result<Duration> {
         if self.agent.pid().is_some() {
             let (removed, output) = self.agent.uninstall()?;

@@ -11,7 +11,7 @@ const WAIT_LIMIT: Duration = Duration::from_secs(1);
 /// Where packets were dropped, and why.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct DropPoint {
-    /// The pod; they were dropped at its interface.
+    /// The pod. The packets were dropped at its interface.
     pub(super) pod: String,
     /// `ingress` or `egress`.
     pub(super) direction: String,
@@ -21,7 +21,7 @@ pub(super) struct DropPoint {
     pub(super) policies: Vec<String>,
 }
 
-/// Denied connections by drop point, and those without a deny event.
+/// Denied connections by drop point, and denied connections without a deny event.
 pub(super) struct Drops {
     pub(super) points: BTreeMap<DropPoint, Vec<Cell>>,
     pub(super) unreported: Vec<Cell>,
@@ -32,7 +32,7 @@ impl Drops {
     pub(super) fn collect(cluster: &Cluster, agent: &Agent, measured: &Matrix) -> Self {
         let start = Instant::now();
         loop {
-            let found = Self::group(cluster, &agent.denied(), measured);
+            let found = Self::group_by_drop_point(cluster, &agent.denied(), measured);
             if found.unreported.is_empty() || start.elapsed() > WAIT_LIMIT {
                 return found;
             }
@@ -40,7 +40,7 @@ impl Drops {
         }
     }
 
-    fn group(cluster: &Cluster, lines: &[Denied], measured: &Matrix) -> Self {
+    fn group_by_drop_point(cluster: &Cluster, lines: &[Denied], measured: &Matrix) -> Self {
         let mut by_flow = BTreeMap::new();
         for line in lines {
             by_flow.entry((line.from(), line.to(), line.port(), line.protocol())).or_insert(line);

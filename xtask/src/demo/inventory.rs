@@ -14,7 +14,7 @@ use netpol_tests::{Agent, Cluster};
 const WAIT_LIMIT: Duration = Duration::from_secs(3);
 
 pub(super) struct Inventory {
-    agent: u32,
+    agent_pid: u32,
     namespaces: BTreeSet<u64>,
     objects: BTreeSet<(ObjectKind, u32)>,
     paths: [PathBuf; 2],
@@ -22,12 +22,12 @@ pub(super) struct Inventory {
 
 impl Inventory {
     /// Lists the objects that exist while the demo runs.
-    pub(super) fn take(cluster: &Cluster, agent: &Agent) -> Result<Self> {
-        let pid = agent.pid().context("the agent is not running")?;
+    pub(super) fn list(cluster: &Cluster, agent: &Agent) -> Result<Self> {
+        let agent_pid = agent.pid().context("the agent is not running")?;
         Ok(Self {
-            agent: pid,
+            agent_pid,
             namespaces: cluster.inodes()?.into_iter().collect(),
-            objects: &objects::held_by(pid)? | &objects::pinned_below(agent.pin_path())?,
+            objects: &objects::held_by(agent_pid)? | &objects::pinned_below(agent.pin_path())?,
             paths: [agent.pin_path().to_owned(), cluster.manifests().path().to_owned()],
         })
     }
@@ -68,8 +68,8 @@ impl Inventory {
             }
         }
         remaining.extend(self.paths.iter().filter(|path| path.exists()).map(|path| path.display().to_string()));
-        if Path::new(&format!("/proc/{}", self.agent)).exists() {
-            remaining.push(format!("process {}", self.agent));
+        if Path::new(&format!("/proc/{}", self.agent_pid)).exists() {
+            remaining.push(format!("process {}", self.agent_pid));
         }
         for entry in fs::read_dir("/proc").context("listing processes")?.flatten() {
             // A process may end between the two reads.

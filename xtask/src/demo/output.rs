@@ -11,8 +11,9 @@ use super::scenes::{ALIASES, Scene};
 
 const WIDTH: usize = 100;
 /// Width of the column with the names of hosts.
-const NAME: usize = 9;
-/// Maximum number of lines about drops in each scene. One line has the sum of the others.
+const NAME_WIDTH: usize = 9;
+/// Maximum number of lines about drops in each scene. If there are more drop points, one more line has the sum of the
+/// rest.
 const MAX_DROP_POINTS: usize = 10;
 
 type Port = (char, Protocol, u16);
@@ -119,9 +120,14 @@ impl Printer {
         let letter = |index: usize| char::from(b'A' + u8::try_from(index).unwrap_or_default());
         let header: Vec<_> = (0..ends.len()).map(|index| format!("{:<4}", letter(index))).collect();
         let header = header.concat();
-        let table = ends.len() * 4;
-        println!("\n  {:NAME$}{:<table$} expected", "", "measured");
-        println!("  {:NAME$}{} {}", "", self.paint(Style::Bold, &header), self.paint(Style::Bold, header.trim_end()));
+        let table_width = ends.len() * 4;
+        println!("\n  {:NAME_WIDTH$}{:<table_width$} expected", "", "measured");
+        println!(
+            "  {:NAME_WIDTH$}{} {}",
+            "",
+            self.paint(Style::Bold, &header),
+            self.paint(Style::Bold, header.trim_end())
+        );
         let mut group = "";
         for (index, from) in ends.iter().enumerate() {
             let (namespace, name) = from.split_once('/').unwrap_or(("outside", from));
@@ -133,7 +139,7 @@ impl Printer {
             let left: String = ends.iter().map(|to| self.cell(from, to, ports, measured, expected) + " ").collect();
             let right: String = ends.iter().map(|to| self.cell(from, to, ports, expected, expected) + " ").collect();
             println!(
-                "{} {name:<NAME$}{left} {}",
+                "{} {name:<NAME_WIDTH$}{left} {}",
                 self.paint(Style::Bold, &letter(index).to_string()),
                 right.trim_end()
             );

@@ -1,4 +1,5 @@
-//! Checks features of the running kernel. Tests them where possible, instead of reading the kernel's configuration.
+//! Checks features of the running kernel. If possible, tries to use a feature instead of reading the kernel's
+//! configuration.
 
 use std::fs;
 use std::process::Command;
@@ -79,7 +80,7 @@ fn release() -> Result<String, String> {
 }
 
 fn jit() -> Result<String, String> {
-    // Only root can read it. A kernel that always compiles shows 1.
+    // Only root can read this file. A kernel that always compiles BPF programs shows 1.
     match read("/proc/sys/net/core/bpf_jit_enable")?.as_str() {
         "0" => Err("off".into()),
         _ => Ok("on".into()),

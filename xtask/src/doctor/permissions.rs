@@ -8,7 +8,7 @@ use crate::run;
 const GROUP: &str = "permissions";
 const AS_ROOT: &str = "run as root: sudo -E env \"PATH=$PATH\" cargo xtask …";
 
-/// Bits of `CapEff`, from linux/capability.h.
+/// Capabilities: their names, their bits in `CapEff` (from linux/capability.h), and what needs them.
 const CAPABILITIES: [(&str, u32, &str); 3] = [
     ("CAP_NET_ADMIN", 12, "creating links, attaching programs"),
     ("CAP_SYS_ADMIN", 21, "network namespaces, and mounting bpffs"),
@@ -23,9 +23,9 @@ pub(super) fn check() -> Vec<Finding> {
         if run::is_root() { Ok("yes".into()) } else { Err("no".into()) },
         required(AS_ROOT),
     )];
-    let effective = effective();
+    let capabilities = effective_capabilities();
     for (name, bit, used_by) in CAPABILITIES {
-        let found = match effective {
+        let found = match capabilities {
             Ok(mask) if mask >> bit & 1 == 1 => Ok("effective".into()),
             Ok(mask) => Err(format!("not among the effective capabilities {mask:x}")),
             Err(ref reason) => Err(reason.clone()),
@@ -42,14 +42,14 @@ pub(super) fn check() -> Vec<Finding> {
     findings
 }
 
-fn effective() -> Result<u64, String> {
+fn effective_capabilities() -> Result<u64, String> {
     let status = fs::read_to_string("/proc/self/status").map_err(|error| format!("/proc/self/status: {error}"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).ok_or("/proc/self/status has no CapEff")?;
     u64::from_str_radix(line.trim(), 16).map_err(|error| format!("CapEff {line:?}: {error}"))
 }
 
-/// Checks the limit of locked memory. Before Linux 5.11 maps count against it; the agent raises it as root. Later
-/// kernels count maps in the cgroup.
+/// Checks the limit of locked memory. Before Linux 5.11, BPF maps count against this limit. An agent that runs as root
+/// raises the limit. Later kernels count maps in the cgroup.
 fn memlock() -> Result<String, String> {
     let limits = fs::read_to_string("/proc/self/limits").map_err(|error| format!("/proc/self/limits: {error}"))?;
     let line = limits.lines().find_map(|line| line.strip_prefix("Max locked memory")).unwrap_or_default();

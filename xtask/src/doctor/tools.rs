@@ -65,15 +65,16 @@ fn version(program: &str) -> Result<String, String> {
 /// Checks that rustc has at least the version in Cargo.toml.
 fn rustc() -> Result<String, String> {
     let line = version("rustc")?;
-    let found = line.split(' ').nth(1).and_then(numbers).ok_or_else(|| format!("cannot parse {line:?}"))?;
+    let found = line.split(' ').nth(1).and_then(major_and_minor).ok_or_else(|| format!("cannot parse {line:?}"))?;
     let manifest = std::fs::read_to_string(workspace::root().join("Cargo.toml")).map_err(|error| error.to_string())?;
     let minimum = manifest.lines().find_map(|line| line.strip_prefix("rust-version = "));
-    let minimum = minimum.and_then(|text| numbers(text.trim_matches('"'))).ok_or("Cargo.toml has no rust-version")?;
+    let minimum =
+        minimum.and_then(|text| major_and_minor(text.trim_matches('"'))).ok_or("Cargo.toml has no rust-version")?;
     if found < minimum { Err(format!("{line}, but {}.{} is required", minimum.0, minimum.1)) } else { Ok(line) }
 }
 
 /// Returns the major and minor number of a version.
-fn numbers(version: &str) -> Option<(u32, u32)> {
+fn major_and_minor(version: &str) -> Option<(u32, u32)> {
     let mut parts = version.split('.');
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
@@ -94,12 +95,12 @@ fn object() -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::numbers;
+    use super::major_and_minor;
 
     #[test]
     fn versions_compare_by_number() {
-        assert!(numbers("1.100.0") > numbers("1.95"));
-        assert_eq!(numbers("1.95.0-nightly"), Some((1, 95)));
-        assert_eq!(numbers("one"), None);
+        assert!(major_and_minor("1.100.0") > major_and_minor("1.95"));
+        assert_eq!(major_and_minor("1.95.0-nightly"), Some((1, 95)));
+        assert_eq!(major_and_minor("one"), None);
     }
 }

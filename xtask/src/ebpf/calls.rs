@@ -1,5 +1,5 @@
 //! Checks that the programs do not call library functions. The compiler can generate calls of `memcpy` and similar
-//! functions. The flags in [`crate::toolchain`] prevent that; this check detects where they do not.
+//! functions. The flags in [`crate::toolchain`] prevent most of these calls, and this check finds those that remain.
 
 use std::collections::BTreeMap;
 
@@ -8,19 +8,19 @@ use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget, SectionKind,
 
 /// Functions to which compilers generate calls. Each is a loop over bytes, which the verifier processes again for each
 /// caller.
-const LIBRARY: [&str; 5] = ["memcpy", "memmove", "memset", "memcmp", "bcmp"];
+const LIBRARY_FUNCTIONS: [&str; 5] = ["memcpy", "memmove", "memset", "memcmp", "bcmp"];
 
 /// Bytes in an instruction.
-const INSTRUCTION: u64 = 8;
+const INSTRUCTION_BYTES: u64 = 8;
 /// `BPF_JMP | BPF_CALL`, from linux/bpf.h.
 const CALL: u8 = 0x85;
 /// `BPF_PSEUDO_CALL` as source register: calls a function of the object, not a kernel helper.
-const FUNCTION: u8 = 1;
+const BPF_FUNCTION: u8 = 1;
 
 /// A position in the object: section index, and bytes from the section's start.
 pub(super) type Position = (usize, u64);
 
-/// Returns an error if a function of the object calls one of [`LIBRARY`].
+/// Returns an error if a function of the object calls one of [`LIBRARY_FUNCTIONS`].
 pub(super) fn check(object: &[u8]) -> Result<()> {
     let found = library_calls(object)?;
     ensure!(
@@ -36,15 +36,15 @@ pub(super) fn check(object: &[u8]) -> Result<()> {
 fn library_calls(object: &[u8]) -> Result<Vec<String>> {
     let file = object::File::parse(object).context("reading the BPF object as ELF")?;
     let functions = functions(&file);
-    // Without names the check would find nothing.
+    // Without the names of functions, the check would find nothing.
     ensure!(!functions.is_empty(), "the BPF object has no functions in its symbol table (stripped?)");
 
     let mut found = Vec::new();
     for (caller, callee) in calls(&file)? {
-        let Some(name) = functions.get(&callee).filter(|name| LIBRARY.contains(name)) else { continue };
+        let Some(name) = functions.get(&callee).filter(|name| LIBRARY_FUNCTIONS.contains(name)) else { continue };
         let caller = functions.range((caller.0, 0)..=caller).next_back().map_or("code", |(_, name)| *name);
-        // Calls among these functions do not matter, only calls by other functions.
-        if !LIBRARY.contains(&caller) {
+        // Library functions may call each other. Only calls by other functions matter.
+        if !LIBRARY_FUNCTIONS.contains(&caller) {
             found.push(format!("{caller} calls {name}"));
         }
     }
@@ -66,13 +66,13 @@ pub(super) fn calls(file: &object::File) -> Result<Vec<(Position, Position)>> {
         let code = section.data().with_context(|| format!("reading section {:?}", section.name()))?;
         let relocations: BTreeMap<u64, _> = section.relocations().collect();
         for (at, instruction) in (0..).step_by(8).zip(code.chunks_exact(8)) {
-            if instruction[0] != CALL || instruction[1] >> 4 != FUNCTION {
+            if instruction[0] != CALL || instruction[1] >> 4 != BPF_FUNCTION {
                 continue;
             }
             let distance = i64::from(i32::from_le_bytes([4, 5, 6, 7].map(|byte: usize| instruction[byte])));
             // The distance is relative to the instruction after the call. With a relocation, it is relative to the
             // instruction after the symbol's position.
-            let offset = (distance + 1) * INSTRUCTION.cast_signed();
+            let offset = (distance + 1) * INSTRUCTION_BYTES.cast_signed();
             let callee = match relocations.get(&at).map(object::Relocation::target) {
                 Some(RelocationTarget::Symbol(index)) => {
                     let symbol = file.symbol_by_index(index).context("a call's relocation has no symbol")?;
@@ -94,20 +94,20 @@ mod tests {
 
     use super::*;
 
-    /// Returns an object with a `program`, in a section of its own, that calls the second function of `.text`, with a
-    /// relocation against the function or against the section.
+    /// Returns an object with a function `program` in a section of its own. It calls the second function of `.text`.
+    /// The relocation of the call is against this function, or against the section (`by_section`).
     fn program_that_calls(name: &str, by_section: bool) -> Vec<u8> {
         let exit = [0x95, 0, 0, 0, 0, 0, 0, 0];
         let mut file = write::Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
         let text = file.section_id(write::StandardSection::Text);
         file.append_section_data(text, &[exit, exit].concat(), 8);
         file.add_symbol(function("first", text, 0));
-        let callee = file.add_symbol(function(name, text, INSTRUCTION));
+        let callee = file.add_symbol(function(name, text, INSTRUCTION_BYTES));
         let start = file.section_symbol(text);
 
         let programs = file.add_section(Vec::new(), b"classifier".to_vec(), SectionKind::Text);
         let distance: i32 = if by_section { 0 } else { -1 };
-        let mut call = [CALL, FUNCTION << 4, 0, 0, 0, 0, 0, 0];
+        let mut call = [CALL, BPF_FUNCTION << 4, 0, 0, 0, 0, 0, 0];
         call[4..].copy_from_slice(&distance.to_le_bytes());
         file.append_section_data(programs, &[call, exit].concat(), 8);
         file.add_symbol(function("program", programs, 0));
@@ -121,7 +121,7 @@ mod tests {
         Symbol {
             name: name.into(),
             value,
-            size: INSTRUCTION,
+            size: INSTRUCTION_BYTES,
             kind: SymbolKind::Text,
             scope: SymbolScope::Linkage,
             weak: false,

@@ -1,6 +1,6 @@
 //! Corrects the line info of the BPF object: the kernel requires strictly ascending instruction offsets
-//! (`check_btf_line`). The sources hide some values from the compiler with empty inline assembly. Each leaves a second
-//! entry for the next instruction.
+//! (`check_btf_line`). The sources hide some values from the compiler with empty inline assembly. Each such assembly
+//! leaves a second entry for the next instruction.
 //!
 //! Source: <https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/verifier.c>; the layout of `.BTF.ext`:
 //! <https://docs.kernel.org/bpf/btf.html#btf-ext-section>.
@@ -8,11 +8,11 @@
 use anyhow::{Context, Result};
 use object::{Object, ObjectSection};
 
-/// Offsets in the header of `.BTF.ext`: its own length, and offset and length of the line info. The line info's
-/// offset counts from the end of the header.
-const HEADER_LENGTH: usize = 4;
-const LINE_OFFSET: usize = 16;
-const LINE_LENGTH: usize = 20;
+/// Positions of fields in the header of `.BTF.ext`: the length of the header, and the offset and the length of the line
+/// info. The offset of the line info counts from the end of the header.
+const HEADER_LENGTH_FIELD: usize = 4;
+const LINE_OFFSET_FIELD: usize = 16;
+const LINE_LENGTH_FIELD: usize = 20;
 /// Size of the header of a section's entries: name and number of entries.
 const SECTION_HEADER: usize = 8;
 
@@ -26,22 +26,22 @@ pub(super) fn keep_one_for_each_instruction(object: &mut [u8]) -> Result<()> {
     };
     let start = usize::try_from(range.0)?;
     let section = object.get_mut(start..start + usize::try_from(range.1)?).context(".BTF.ext ends beyond the file")?;
-    let lines = number(section, HEADER_LENGTH)? + number(section, LINE_OFFSET)?;
-    let length = number(section, LINE_LENGTH)?;
+    let lines = u32_at(section, HEADER_LENGTH_FIELD)? + u32_at(section, LINE_OFFSET_FIELD)?;
+    let length = u32_at(section, LINE_LENGTH_FIELD)?;
     let old = section.get(lines..lines + length).context("line info ends beyond its section")?;
     let mut new = compact(old)?;
-    section[LINE_LENGTH..LINE_LENGTH + 4].copy_from_slice(&u32::try_from(new.len())?.to_le_bytes());
+    section[LINE_LENGTH_FIELD..LINE_LENGTH_FIELD + 4].copy_from_slice(&u32::try_from(new.len())?.to_le_bytes());
     new.resize(length, 0);
     section[lines..lines + length].copy_from_slice(&new);
     Ok(())
 }
 
 fn compact(lines: &[u8]) -> Result<Vec<u8>> {
-    let size = number(lines, 0)?;
+    let size = u32_at(lines, 0)?;
     let mut new = lines.get(..4).context("line info without its record size")?.to_vec();
     let mut rest = &lines[4..];
     while !rest.is_empty() {
-        let count = number(rest, 4)?;
+        let count = u32_at(rest, 4)?;
         let records = rest.get(SECTION_HEADER..SECTION_HEADER + count * size).context("line info is cut off")?;
         let records: Vec<&[u8]> = records.chunks(size).collect();
         let is_last = |index: usize| records.get(index + 1).is_none_or(|next| next[..4] != records[index][..4]);
@@ -56,7 +56,7 @@ fn compact(lines: &[u8]) -> Result<Vec<u8>> {
     Ok(new)
 }
 
-fn number(bytes: &[u8], at: usize) -> Result<usize> {
+fn u32_at(bytes: &[u8], at: usize) -> Result<usize> {
     let bytes = bytes.get(at..at + 4).context(".BTF.ext is cut off")?;
     Ok(u32::from_le_bytes(bytes.try_into()?) as usize)
 }
@@ -73,9 +73,10 @@ mod tests {
             let records = records.iter().flat_map(|(instruction, line)| record(*instruction, *line));
             [name.to_le_bytes(), count.to_le_bytes()].concat().into_iter().chain(records).collect::<Vec<u8>>()
         };
-        let of = |sections: &[Vec<u8>]| [&8_u32.to_le_bytes()[..], &sections.concat()].concat();
-        let old = of(&[section(1, &[(0, 10), (8, 11), (8, 12), (8, 13), (16, 14)]), section(2, &[(0, 20), (0, 21)])]);
-        let new = of(&[section(1, &[(0, 10), (8, 13), (16, 14)]), section(2, &[(0, 21)])]);
+        let line_info = |sections: &[Vec<u8>]| [&8_u32.to_le_bytes()[..], &sections.concat()].concat();
+        let old =
+            line_info(&[section(1, &[(0, 10), (8, 11), (8, 12), (8, 13), (16, 14)]), section(2, &[(0, 20), (0, 21)])]);
+        let new = line_info(&[section(1, &[(0, 10), (8, 13), (16, 14)]), section(2, &[(0, 21)])]);
         assert_eq!(compact(&old).unwrap(), new);
     }
 }

@@ -1,6 +1,6 @@
 //! Checks the stack size of the programs by the rules of the Linux 5.10 verifier: each function's frame is rounded
-//! up, and no call chain may use more than 512 bytes. Later kernels round up to smaller units, so that a test on a newer
-//! kernel does not find the error.
+//! up, and no call chain may use more than 512 bytes. Later kernels round up to smaller units, so a test on a newer
+//! kernel does not find this error.
 //!
 //! Source: `check_max_stack_depth`, <https://github.com/torvalds/linux/blob/v5.10/kernel/bpf/verifier.c>.
 
@@ -18,7 +18,7 @@ const FRAME_UNIT: u32 = 32;
 /// Register of the frame pointer.
 const FRAME_POINTER: u8 = 10;
 
-/// Instruction classes, and two complete opcodes; from linux/bpf.h.
+/// From linux/bpf.h: the mask of instruction classes, three classes, and two complete opcodes (of 64-bit operations).
 const CLASS: u8 = 0x07;
 const LDX: u8 = 0x01;
 const ST: u8 = 0x02;
@@ -67,9 +67,9 @@ impl Graph {
         path.push(from);
         let callees = self.calls.get(&from).into_iter().flatten().filter(|callee| !path.contains(callee));
         let callees: Vec<Position> = callees.copied().collect();
-        let below = callees.into_iter().map(|callee| self.deepest(callee, path)).max().unwrap_or_default();
+        let deepest_callee = callees.into_iter().map(|callee| self.deepest(callee, path)).max().unwrap_or_default();
         path.pop();
-        (frame + below.0, std::iter::once(from).chain(below.1).collect())
+        (frame + deepest_callee.0, std::iter::once(from).chain(deepest_callee.1).collect())
     }
 }
 

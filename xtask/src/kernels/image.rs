@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Programs, path};
+use super::{Programs, path_str};
 use crate::kernels::suite::Kernel;
 use crate::run;
 
@@ -48,14 +48,14 @@ pub(super) fn build(kernel: &Kernel, programs: &Programs) -> Result<PathBuf> {
         fs::create_dir_all(target.parent().context("the library's path has no folder")?)?;
         copy(&library, &target)?;
     }
-    let modules = modules(kernel, &root.join("modules"))?;
-    fs::write(root.join("init"), init(&modules)).context("writing init")?;
+    let modules = copy_modules(kernel, &root.join("modules"))?;
+    fs::write(root.join("init"), init_script(&modules)).context("writing init")?;
     fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755))?;
     pack(&root, &kernel.folder.join("initrd"))
 }
 
 /// Returns the script for process 1: runs the smoke test, then stops the machine.
-fn init(modules: &[String]) -> String {
+fn init_script(modules: &[String]) -> String {
     let load = modules.join(" ");
     format!(
         "#!/bin/busybox sh
@@ -83,26 +83,27 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 /// Returns all libraries that the programs link to, and their loader.
 fn libraries(programs: &[PathBuf]) -> Result<BTreeSet<PathBuf>> {
     let output = run::output("listing libraries", run::command::<&str>("ldd", []).args(programs))?;
-    // `name => /path (0x…)`, `/path/of/the/loader (0x…)`, and `/program:` above each list.
+    // ldd prints `name => /path (0x…)` and `/path/of/the/loader (0x…)`, and `/program:` above each list.
     let words = output.lines().filter(|line| line.starts_with('\t')).flat_map(str::split_whitespace);
     Ok(words.filter(|word| word.starts_with('/')).map(PathBuf::from).collect())
 }
 
 /// Copies the modules and their dependencies. Returns their file names in load order.
-fn modules(kernel: &Kernel, to: &Path) -> Result<Vec<String>> {
+fn copy_modules(kernel: &Kernel, to: &Path) -> Result<Vec<String>> {
     let mut files = BTreeMap::new();
     find_modules(&kernel.modules, &mut files)?;
     let builtin = fs::read_to_string(kernel.modules.join("modules.builtin")).context("reading modules.builtin")?;
-    let builtin: BTreeSet<_> = builtin.lines().filter_map(|line| name(Path::new(line))).collect();
+    let builtin: BTreeSet<_> = builtin.lines().filter_map(|line| module_name(Path::new(line))).collect();
     let mut order = Vec::new();
     for module in MODULES {
-        add(module, &files, &builtin, to, &mut order)
+        add_module(module, &files, &builtin, to, &mut order)
             .with_context(|| format!("module {module} of {}", kernel.release))?;
     }
     Ok(order)
 }
 
-fn add(
+/// Copies a module and its dependencies, unless they are built in. Appends their file names to `order`.
+fn add_module(
     module: &str,
     files: &BTreeMap<String, PathBuf>,
     builtin: &BTreeSet<String>,
@@ -116,13 +117,13 @@ fn add(
     let file = files.get(module).context("the kernel does not have this module")?;
     let target = to.join(&file_name);
     if file.extension().is_some_and(|extension| extension == "xz") {
-        let file = path(file)?;
-        run::output("unpacking", &mut run::command("sh", ["-c", "xz -dc \"$0\" >\"$1\"", file, path(&target)?]))?;
+        let file = path_str(file)?;
+        run::output("unpacking", &mut run::command("sh", ["-c", "xz -dc \"$0\" >\"$1\"", file, path_str(&target)?]))?;
     } else {
         copy(file, &target)?;
     }
     for needed in dependencies(&fs::read(&target)?)? {
-        add(&needed, files, builtin, to, order)?;
+        add_module(&needed, files, builtin, to, order)?;
     }
     order.push(file_name);
     Ok(())
@@ -145,22 +146,22 @@ fn find_modules(folder: &Path, found: &mut BTreeMap<String, PathBuf>) -> Result<
         let entry = entry?;
         if entry.file_type()?.is_dir() {
             find_modules(&entry.path(), found)?;
-        } else if let Some(name) = name(&entry.path()) {
+        } else if let Some(name) = module_name(&entry.path()) {
             found.insert(name, entry.path());
         }
     }
     Ok(())
 }
 
-/// Returns the name of a module's file in the output of `lsmod`.
-fn name(file: &Path) -> Option<String> {
+/// Returns the name of the module in a file, as `lsmod` prints it.
+fn module_name(file: &Path) -> Option<String> {
     let file = file.file_name()?.to_str()?;
     Some(file.strip_suffix(".ko").or_else(|| file.strip_suffix(".ko.xz"))?.replace('-', "_"))
 }
 
 fn pack(root: &Path, to: &Path) -> Result<PathBuf> {
     let line = "cd \"$0\" && find . | cpio --quiet -o -H newc >\"$1\"";
-    run::output("packing the initramfs", &mut run::command("sh", ["-c", line, path(root)?, path(to)?]))?;
+    run::output("packing the initramfs", &mut run::command("sh", ["-c", line, path_str(root)?, path_str(to)?]))?;
     Ok(to.to_owned())
 }
 
@@ -177,8 +178,8 @@ mod tests {
 
     #[test]
     fn modules_are_named_as_lsmod_names_them() {
-        assert_eq!(name(Path::new("/a/sch-ingress.ko.xz")).as_deref(), Some("sch_ingress"));
-        assert_eq!(name(Path::new("kernel/net/llc.ko")).as_deref(), Some("llc"));
-        assert_eq!(name(Path::new("modules.dep")), None);
+        assert_eq!(module_name(Path::new("/a/sch-ingress.ko.xz")).as_deref(), Some("sch_ingress"));
+        assert_eq!(module_name(Path::new("kernel/net/llc.ko")).as_deref(), Some("llc"));
+        assert_eq!(module_name(Path::new("modules.dep")), None);
     }
 }

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::path;
+use super::path_str;
 use super::report::Report;
 use super::suite::Kernel;
 use crate::run;
 
-/// How long the machine may run. On an emulated CPU the verifier takes a minute for what takes a second on a real one.
+/// How long the machine may run. On an emulated CPU, the verifier takes a minute for what takes a second on a real CPU.
 const TIME_LIMIT: Duration = Duration::from_mins(10);
 
 /// Boots the kernel, waits until the machine stops, and reads its console.
@@ -33,15 +33,15 @@ pub(super) fn boot(kernel: &Kernel, image: &Path) -> Result<Report> {
             "max,-cx16",
             "-m",
             "1024",
-            // A panic reboots, and `-no-reboot` turns that into an exit.
+            // A panic reboots the machine (see `panic=-1`), and with `-no-reboot`, qemu exits instead.
             "-no-reboot",
             "-nographic",
             "-nic",
             "none",
             "-kernel",
-            path(&kernel.image)?,
+            path_str(&kernel.image)?,
             "-initrd",
-            path(image)?,
+            path_str(image)?,
             "-append",
             "console=ttyS0 panic=-1 quiet loglevel=4 mitigations=off",
         ],
@@ -51,7 +51,7 @@ pub(super) fn boot(kernel: &Kernel, image: &Path) -> Result<Report> {
     .stderr(output)
     .spawn()
     .context("starting qemu-system-x86_64")?;
-    let ended = loop {
+    let has_stopped = loop {
         if machine.try_wait().context("waiting for the machine")?.is_some() {
             break true;
         }
@@ -65,7 +65,7 @@ pub(super) fn boot(kernel: &Kernel, image: &Path) -> Result<Report> {
     eprintln!("    {:.1} s", start.elapsed().as_secs_f64());
     let bytes = fs::read(&console).with_context(|| format!("reading {}", console.display()))?;
     let mut text = String::from_utf8_lossy(&bytes).replace('\r', "");
-    if !ended {
+    if !has_stopped {
         let _ = writeln!(text, "\nthe machine did not stop within {TIME_LIMIT:?}");
     }
     Ok(Report::read(kernel.release.clone(), &text))

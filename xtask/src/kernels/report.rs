@@ -11,7 +11,7 @@ const TAIL: usize = 30;
 #[derive(Debug)]
 pub(super) struct Report {
     pub(super) kernel: String,
-    /// Results in the order of [`CHECKS`]: a detail, or the error. Shorter if a check failed.
+    /// Results in the order of [`CHECKS`]: a detail, or the error. Checks that did not run have no result.
     results: Vec<Result<String, String>>,
     console: String,
 }
@@ -50,7 +50,7 @@ impl Report {
 
     fn cell(&self, index: usize) -> &str {
         match (self.results.get(index), CHECKS[index]) {
-            // Shows the hook that was used.
+            // The detail of this check is the hook that was used.
             (Some(Ok(hook)), "attach") => hook,
             (Some(Ok(_)), _) => "ok",
             (Some(Err(_)), _) => "FAILED",

@@ -24,14 +24,14 @@ pub(super) struct Kernel {
     pub(super) release: String,
     /// The kernel image.
     pub(super) image: PathBuf,
-    /// Folder of its modules.
+    /// Folder of the kernel's modules.
     pub(super) modules: PathBuf,
     /// Folder with everything about this kernel.
     pub(super) folder: PathBuf,
 }
 
 impl Suite {
-    /// Returns the kernel that was unpacked before, or downloads one. `update` downloads the newest one.
+    /// Returns the kernel that was unpacked before, or downloads one. With `update`, always downloads the newest one.
     pub(super) fn kernel(&self, update: bool) -> Result<Kernel> {
         let folder = workspace::target().join("kernels").join(self.name);
         if update || !folder.join("root").is_dir() {

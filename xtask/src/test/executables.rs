@@ -32,7 +32,7 @@ pub(super) struct Executable {
     pub(super) folder: PathBuf,
     /// The cargo target.
     pub(super) target: String,
-    /// Whether it is from `tests/*.rs` of the crate, and not the unit tests of its sources.
+    /// Whether it has integration tests, from `tests/*.rs` of the crate. Otherwise it has unit tests.
     pub(super) integration: bool,
     /// The file to run.
     pub(super) path: PathBuf,
@@ -41,7 +41,7 @@ pub(super) struct Executable {
 }
 
 impl Executable {
-    /// Reports whether its tests mostly wait for packets.
+    /// Reports whether its tests are live tests, which use real packets and mostly wait for them.
     pub(super) fn is_live(&self) -> bool {
         self.integration && self.folder.ends_with(LIVE)
     }
@@ -78,8 +78,8 @@ pub(super) fn build() -> Result<(Vec<Executable>, PathBuf)> {
     let output = String::from_utf8_lossy(&output.stdout);
     let built = output.lines().filter_map(|line| parse(line).transpose()).collect::<Result<Vec<_>>>()?;
     let (mut executables, mut programs) = (Vec::new(), BTreeMap::new());
-    for one in built {
-        match one {
+    for artifact in built {
+        match artifact {
             Built::Test(executable) => executables.push(executable),
             Built::Program(name, path) => drop(programs.insert(name, path)),
         }
@@ -89,14 +89,17 @@ pub(super) fn build() -> Result<(Vec<Executable>, PathBuf)> {
     }
     let agent = programs.remove(PROGRAMS[0]).context("no agent was built")?;
     executables.extend(with_api_server(&executables)?);
-    executables.sort_by_key(|one| (one.is_live(), one.source, one.integration, one.folder.clone(), one.target.clone()));
+    executables.sort_by_key(|executable| {
+        let (folder, target) = (executable.folder.clone(), executable.target.clone());
+        (executable.is_live(), executable.source, executable.integration, folder, target)
+    });
     Ok((executables, agent))
 }
 
 /// Returns the executables that run a second time, with an API server.
 fn with_api_server(executables: &[Executable]) -> Result<Vec<Executable>> {
     let find = |name: &&str| {
-        let found = executables.iter().find(|one| one.is_live() && one.target == *name);
+        let found = executables.iter().find(|executable| executable.is_live() && executable.target == *name);
         let found = found.with_context(|| {
             format!("ALSO_WITH_API_SERVER has {name}, but there is no test executable of this name")
         })?;
@@ -174,14 +177,14 @@ mod tests {
 
     #[test]
     fn executables_that_also_run_with_an_api_server_are_found_and_labeled() {
-        let one = |target: &str| Executable {
+        let executable = |target: &str| Executable {
             folder: "/w/tests".into(),
             target: target.to_owned(),
             integration: true,
             path: "/t/x-1".into(),
             source: Source::Default,
         };
-        let all: Vec<_> = ALSO_WITH_API_SERVER.iter().map(|target| one(target)).collect();
+        let all: Vec<_> = ALSO_WITH_API_SERVER.iter().map(|target| executable(target)).collect();
         let repeated = with_api_server(&all).unwrap();
         assert_eq!(repeated.len(), ALSO_WITH_API_SERVER.len());
         assert!(

@@ -7,12 +7,12 @@ pub(super) struct Tally {
     pub(super) failed: usize,
     pub(super) ignored: usize,
     failures: Vec<Failure>,
-    current: Current,
+    current: CurrentExecutable,
 }
 
 /// The executable that is running.
 #[derive(Debug, Default)]
-struct Current {
+struct CurrentExecutable {
     name: String,
     reported_result: bool,
     failed: usize,
@@ -28,10 +28,10 @@ struct Failure {
 impl Tally {
     /// Starts the count of an executable.
     pub(super) fn begin(&mut self, name: &str) {
-        self.current = Current { name: name.to_owned(), ..Current::default() };
+        self.current = CurrentExecutable { name: name.to_owned(), ..CurrentExecutable::default() };
     }
 
-    /// Counts a line. Returns whether to print it.
+    /// Counts the results in a line of output. Returns whether to print the line.
     pub(super) fn line(&mut self, line: &str) -> bool {
         if let Some(counts) = line.strip_prefix("test result: ") {
             let count = |word: &str| number_before(counts, word);
@@ -94,7 +94,7 @@ fn number_before(counts: &str, word: &str) -> usize {
 mod tests {
     use super::*;
 
-    fn after(lines: &[&str], success: bool) -> Tally {
+    fn tally_after(lines: &[&str], success: bool) -> Tally {
         let mut tally = Tally::default();
         tally.begin("x");
         for line in lines {
@@ -108,7 +108,7 @@ mod tests {
     fn results_are_summed() {
         let result =
             "test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 9 filtered out; finished in 0.01s";
-        let tally = after(&["test a::b ... FAILED", "test c ... ok", result], false);
+        let tally = tally_after(&["test a::b ... FAILED", "test c ... ok", result], false);
         assert_eq!((tally.passed, tally.failed, tally.ignored), (2, 1, 1));
         assert_eq!(tally.failures().collect::<Vec<_>>(), ["x: a::b"]);
         assert_eq!(tally.first_failed_test(), Some("a::b"));
@@ -120,7 +120,7 @@ mod tests {
         for (lines, success, failed) in
             [(&[ok][..], true, 0), (&[][..], true, 1), (&["test a ... ok"][..], false, 1), (&[ok][..], false, 1)]
         {
-            assert_eq!(after(lines, success).failed, failed, "{lines:?} {success}");
+            assert_eq!(tally_after(lines, success).failed, failed, "{lines:?} {success}");
         }
     }
 

@@ -29,7 +29,7 @@ pub(super) fn options() -> Result<Vec<String>> {
     Ok(undocumented.map(|name| format!("docs/ does not describe `{name}`")).collect())
 }
 
-/// Returns options: `--pin-path` for `#[arg(long)]` with `pin_path: PathBuf,` in the next line.
+/// Returns the options in a source file: `--pin-path` for `#[arg(long)]` with `pin_path: PathBuf,` in the next line.
 fn options_of(text: &str) -> BTreeSet<String> {
     let is_long = |line: &str| line.trim_start().starts_with("#[arg(") && line.contains("long");
     let pairs = text.lines().zip(text.lines().skip(1)).filter(|(line, _)| is_long(line));
@@ -101,7 +101,7 @@ pub(super) fn links() -> Result<Vec<String>> {
     Ok(findings)
 }
 
-/// Checks that tests named in the threat model exist. Long names in backticks are names of tests.
+/// Checks that tests named in the threat model exist. Names in backticks with many underscores are names of tests.
 pub(super) fn threat_model() -> Result<Vec<String>> {
     let text = sources::read(Path::new("docs/threat-model.md"))?;
     let names: BTreeSet<&str> = text.split('`').skip(1).step_by(2).filter(|word| is_test_name(word)).collect();
@@ -126,8 +126,8 @@ pub(super) fn commands() -> Result<Vec<String>> {
     let text = sources::read(Path::new("CONTRIBUTING.md"))?;
     let cli = Cli::command();
     let undocumented =
-        cli.get_subcommands().map(clap::Command::get_name).filter(|verb| !text.contains(&format!("`{verb}`")));
-    Ok(undocumented.map(|verb| format!("CONTRIBUTING.md does not describe `{verb}`")).collect())
+        cli.get_subcommands().map(clap::Command::get_name).filter(|command| !text.contains(&format!("`{command}`")));
+    Ok(undocumented.map(|command| format!("CONTRIBUTING.md does not describe `{command}`")).collect())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use super::sources;
 use crate::run;
 
-/// Names of the standard library that do I/O or read the clock.
+/// Items of the standard library that do I/O or read the clock.
 const IMPURE: [&str; 9] = [
     "std::fs",
     "std::process",
@@ -24,6 +24,7 @@ const IMPURE: [&str; 9] = [
 /// Prefixes of the names of crates that do I/O.
 const IMPURE_CRATES: [&str; 9] = ["aya", "tokio", "nix", "rustix", "libc", "mio", "socket2", "netlink", "inotify"];
 
+/// Checks that crates have no dependencies that they must not have, and that netpol-policy does no I/O.
 pub(super) fn pure_crates() -> Result<Vec<String>> {
     let mut findings = Vec::new();
     for package in ["netpol-policy", "netpol-common"] {
@@ -72,7 +73,7 @@ pub(super) fn packet_path() -> Result<Vec<String>> {
     for (path, text) in netpol_ebpf() {
         let module = path.iter().next().and_then(|name| name.to_str()).unwrap_or_default().trim_end_matches(".rs");
         for (number, line) in (1..).zip(text.lines()) {
-            for used in not_below(&layers, module, line) {
+            for used in not_in_lower_layers(&layers, module, line) {
                 let shown = path.display();
                 findings
                     .push(format!("netpol-ebpf/src/{shown}:{number}: `crate::{used}` is in no lower layer of lib.rs"));
@@ -82,13 +83,15 @@ pub(super) fn packet_path() -> Result<Vec<String>> {
     Ok(findings)
 }
 
-/// Returns what a line of a module uses that is in no lower layer.
-fn not_below<'a>(layers: &BTreeMap<&str, usize>, module: &str, line: &'a str) -> Vec<&'a str> {
+/// Returns the modules that a line of a module uses and that are in no lower layer.
+fn not_in_lower_layers<'a>(layers: &BTreeMap<&str, usize>, module: &str, line: &'a str) -> Vec<&'a str> {
     let paths = code(line).split("crate::").skip(1);
     let used = paths.map(|path| path.split(|char: char| !char.is_alphanumeric() && char != '_').next().unwrap_or(path));
-    let own = layers.get(module);
-    used.filter(|used| *used != module && layers.get(used).is_none_or(|layer| own.is_none_or(|own| layer >= own)))
-        .collect()
+    let own_layer = layers.get(module);
+    used.filter(|used| {
+        *used != module && layers.get(used).is_none_or(|layer| own_layer.is_none_or(|own_layer| layer >= own_layer))
+    })
+    .collect()
 }
 
 /// Returns the layer of each module in lib.rs, where blank lines separate layers.
@@ -126,9 +129,9 @@ mod tests {
         let layers = layers(library);
         assert_eq!(layers, BTreeMap::from([("low", 1), ("left", 2), ("right", 2), ("top", 3)]));
         let none: [&str; 0] = [];
-        assert_eq!(not_below(&layers, "right", "use crate::low::Low;"), none);
-        assert_eq!(not_below(&layers, "right", "pub(in crate::right) fn up() // See crate::top."), none);
-        assert_eq!(not_below(&layers, "right", "use crate::left; use crate::top::up;"), ["left", "top"]);
-        assert_eq!(not_below(&layers, "right", "use crate::{low, Low};"), [""]);
+        assert_eq!(not_in_lower_layers(&layers, "right", "use crate::low::Low;"), none);
+        assert_eq!(not_in_lower_layers(&layers, "right", "pub(in crate::right) fn up() // See crate::top."), none);
+        assert_eq!(not_in_lower_layers(&layers, "right", "use crate::left; use crate::top::up;"), ["left", "top"]);
+        assert_eq!(not_in_lower_layers(&layers, "right", "use crate::{low, Low};"), [""]);
     }
 }

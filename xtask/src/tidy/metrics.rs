@@ -6,9 +6,9 @@ use anyhow::{Result, ensure};
 
 use super::{docs, sources};
 
-/// The functions that create a row.
+/// The functions that create a row. They are named after the types of metrics.
 const TYPES: [&str; 4] = ["gauge", "counter", "histogram", "summary"];
-/// Programs, which the docs name as well.
+/// eBPF programs. Their names look like names of metrics in the docs.
 const PROGRAMS: [&str; 3] = ["netpol_egress", "netpol_ingress", "netpol_recheck"];
 
 /// Type, name and help text of a row.
@@ -19,7 +19,7 @@ type Row<'a> = (&'static str, &'a str, &'a str);
 pub(super) struct Metric {
     /// `gauge`, `counter`, `histogram` or `summary`.
     pub(super) kind: &'static str,
-    /// Names of its labels, and perhaps values of labels: see [`labels`].
+    /// The names of its labels. The set can also contain other strings, see [`labels`].
     pub(super) labels: BTreeSet<String>,
 }
 
@@ -69,8 +69,9 @@ fn rows(text: &str) -> impl Iterator<Item = Row<'_>> {
     })
 }
 
-/// Returns the labels of a row: `map` for `samples.each("map", …)`, and `namespace` for a tuple `("namespace", …)`, in the row
-/// or in a function of the same file that it names. Other tuples that start with a string are included, too.
+/// Returns the labels of a row: `map` for `samples.each("map", …)`, and `namespace` for a tuple `("namespace", …)`.
+/// Searches the row, the functions of the same file that the row names, and the functions that these name. The first
+/// strings of other tuples are included, too.
 fn labels(text: &str, name: &str) -> BTreeSet<String> {
     let Some((_, rest)) = text.split_once(&format!("\"{name}\"")) else { return BTreeSet::new() };
     let row = &rest[..end_of_call(rest)];
@@ -79,7 +80,7 @@ fn labels(text: &str, name: &str) -> BTreeSet<String> {
     [row].into_iter().chain(direct.iter().copied()).chain(indirect).flat_map(labels_in).collect()
 }
 
-/// Returns the bodies of the functions of a file that a part of it names.
+/// Returns the bodies of the functions of a file (`text`) that are named in a part of the file.
 fn functions<'a>(text: &'a str, part: &str) -> Vec<&'a str> {
     // `samples.each("map", …)` is not a function of the file.
     let part = part.replace(".each(\"", "(");
@@ -103,7 +104,7 @@ fn labels_in(code: &str) -> impl Iterator<Item = String> {
     })
 }
 
-/// Returns where the parenthesis closes that was opened before the text. Strings may contain parentheses.
+/// Returns the position of the parenthesis that closes the one opened before the text. Strings may contain parentheses.
 fn end_of_call(text: &str) -> usize {
     let (mut depth, mut in_string) = (1, false);
     for (at, letter) in text.char_indices() {
@@ -120,7 +121,7 @@ fn end_of_call(text: &str) -> usize {
     text.len()
 }
 
-/// Returns the metrics that the docs name: words in backticks, labels aside.
+/// Returns the metrics that the docs name: words in backticks, without labels.
 fn described(docs: &str) -> BTreeSet<&str> {
     let words = docs.split('`').filter_map(|code| code.split('{').next());
     words.filter(|word| is_metric(word) && !PROGRAMS.contains(word)).collect()

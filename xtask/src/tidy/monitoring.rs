@@ -10,12 +10,13 @@ use super::{metrics, promql, sources};
 
 const FOLDER: &str = "deploy/monitoring";
 
-/// A query with the labels that are shown beside its result.
+/// A query of the dashboard or of an alert.
 #[derive(Debug, PartialEq, Eq)]
 struct Query {
-    /// The panel or the alert.
-    of: String,
+    /// The panel, the variable or the alert that has the query.
+    location: String,
     text: String,
+    /// The labels that are shown beside the result.
     shown: Vec<String>,
 }
 
@@ -26,15 +27,16 @@ pub(super) fn queries() -> Result<Vec<String>> {
     ensure!(panels.len() > 20 && alerts.len() > 10, "{FOLDER} no longer has its queries in `expr`");
     let files =
         panels.iter().map(|query| ("dashboard.json", query)).chain(alerts.iter().map(|query| ("alerts.yaml", query)));
-    let findings = files.flat_map(|(file, Query { of, text, shown })| {
+    let findings = files.flat_map(|(file, Query { location, text, shown })| {
         let shown: Vec<_> = shown.iter().map(String::as_str).collect();
         let unknown = promql::unknown(text, &shown, &metrics);
-        unknown.into_iter().map(move |finding| format!("{FOLDER}/{file}, {of}: {finding}"))
+        unknown.into_iter().map(move |finding| format!("{FOLDER}/{file}, {location}: {finding}"))
     });
     Ok(findings.collect())
 }
 
-/// Checks that each alert has a section in docs/alerts.md, a link to it, and a test; and that each section has an alert.
+/// Checks that each alert has a section in docs/alerts.md, a link to it, and a test; and that each section has an
+/// alert.
 pub(super) fn alerts() -> Result<Vec<String>> {
     let (alerts, tests) = (read("alerts.yaml")?, read("alerts.test.yaml")?);
     let docs = sources::read(Path::new("docs/alerts.md"))?;
@@ -70,15 +72,15 @@ fn panels(text: &str) -> Result<Vec<Query>> {
             let text = |field: &str| target[field].as_str().unwrap_or_default().to_owned();
             let legend = text("legendFormat");
             let shown = legend.split("{{").skip(1).filter_map(|rest| Some(rest.split_once("}}")?.0.trim().to_owned()));
-            let of = format!("panel {}", panel["title"]);
-            queries.push(Query { of, text: text("expr"), shown: shown.collect() });
+            let location = format!("panel {}", panel["title"]);
+            queries.push(Query { location, text: text("expr"), shown: shown.collect() });
         }
     }
     for variable in list("/templating/list") {
         let definition = variable["definition"].as_str().unwrap_or_default();
         let values = definition.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')')?.split_once(", "));
         queries.extend(values.map(|(metric, label)| Query {
-            of: format!("variable {}", variable["name"]),
+            location: format!("variable {}", variable["name"]),
             text: metric.to_owned(),
             shown: vec![label.to_owned()],
         }));
@@ -92,7 +94,7 @@ fn alert_queries(text: &str) -> Vec<Query> {
         let shown = rule.split("$labels.").skip(1).map(|rest| {
             rest.chars().take_while(|letter| letter.is_ascii_alphanumeric() || *letter == '_').collect::<String>()
         });
-        Query { of: name.to_owned(), text: expression(rule), shown: shown.collect() }
+        Query { location: name.to_owned(), text: expression(rule), shown: shown.collect() }
     });
     queries.collect()
 }
@@ -123,8 +125,8 @@ mod tests {
         let text = "groups:\n  - rules:\n      - alert: A\n        expr: a == 0\n        for: 5m\n        annotations:\n          \
                     summary: \"{{ $labels.node }}: {{ $labels.map_name }}\"\n      - alert: B\n        expr: >-\n          a\n          \
                     or b\n        for: 5m\n";
-        let query = |of: &str, text: &str, shown: &[&str]| Query {
-            of: of.to_owned(),
+        let query = |location: &str, text: &str, shown: &[&str]| Query {
+            location: location.to_owned(),
             text: text.to_owned(),
             shown: shown.iter().map(|&label| label.to_owned()).collect(),
         };
@@ -136,7 +138,8 @@ mod tests {
         let text = r#"{"panels": [{"title": "x"}, {"title": "y", "targets": [{"expr": "a", "legendFormat": "{{b}} {{ c }}"}]}],
             "templating": {"list": [{"name": "source"}, {"name": "node", "definition": "label_values(a, node)"}]}}"#;
         let queries = panels(text).unwrap();
-        let found: Vec<_> = queries.iter().map(|query| (&*query.of, &*query.text, query.shown.join(" "))).collect();
+        let found: Vec<_> =
+            queries.iter().map(|query| (&*query.location, &*query.text, query.shown.join(" "))).collect();
         let expected = [("panel \"y\"", "a", "b c".to_owned()), ("variable \"node\"", "a", "node".to_owned())];
         assert_eq!(found, expected);
     }

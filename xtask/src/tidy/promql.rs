@@ -1,4 +1,5 @@
-//! Finds metrics and labels in queries for Prometheus (`PromQL`). Prometheus itself parses the queries, in tests/tests/deploy/monitoring/.
+//! Finds metrics and labels in queries for Prometheus (`PromQL`). Prometheus itself parses the queries, in
+//! tests/tests/deploy/monitoring/.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,8 +12,8 @@ const BUILT_IN: [(&str, &[&str]); 2] = [("up", &TARGET), ("ALERTS", &["alertname
 /// Words before a list of labels.
 const GROUPINGS: [&str; 4] = ["by", "without", "on", "ignoring"];
 
-/// Returns what a query uses that does not exist. `shown` are labels that appear beside the result, in a legend or a
-/// text.
+/// Returns a finding for each metric and label that a query uses and that does not exist. `shown` are labels that
+/// appear beside the result, in a legend or a text.
 pub(super) fn unknown(query: &str, shown: &[&str], metrics: &BTreeMap<String, Metric>) -> Vec<String> {
     let mut findings = Vec::new();
     let (mut of_metrics, mut grouped) = (BTreeSet::from(TARGET.map(str::to_owned)), BTreeSet::new());
@@ -54,12 +55,12 @@ fn labels_of(word: &str, metrics: &BTreeMap<String, Metric>) -> Option<BTreeSet<
     Some(labels.chain(TARGET.map(str::to_owned)).collect())
 }
 
-/// Returns a query with empty strings: their content is not a name.
+/// Returns a query with empty strings, because the content of strings is not a name.
 fn without_strings(query: &str) -> String {
     query.split('"').step_by(2).collect::<Vec<_>>().join("\"\"")
 }
 
-/// Returns names with their positions, without variables such as `$__rate_interval`.
+/// Returns the names in a query with their positions. Variables such as `$__rate_interval` are left out.
 fn words(query: &str) -> impl Iterator<Item = (usize, &str)> {
     let is_part = |letter: char| letter.is_ascii_alphanumeric() || letter == '_' || letter == '$';
     let words = query.split(move |letter| !is_part(letter)).filter(|word| !word.is_empty() && !word.starts_with('$'));

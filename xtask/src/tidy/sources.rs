@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::{run, workspace};
 
 /// Maximum lines in a file.
-const LINES: usize = 500;
+const MAX_LINES: usize = 500;
 
 /// File names that do not describe the content.
 const VAGUE_NAMES: [&str; 4] = ["util.rs", "utils.rs", "helpers.rs", "misc.rs"];
@@ -38,8 +38,8 @@ fn check_file(path: &Path, text: &str, findings: &mut Vec<String>) {
     let shown = path.display();
     let own_checkout = workspace::root().to_string_lossy();
     let is_rust = path.extension().is_some_and(|extension| extension == "rs");
-    if is_rust && text.lines().count() > LINES {
-        findings.push(format!("{shown} has {} lines, over {LINES}: split it", text.lines().count()));
+    if is_rust && text.lines().count() > MAX_LINES {
+        findings.push(format!("{shown} has {} lines, over {MAX_LINES}: split it", text.lines().count()));
     }
     if path.file_name().is_some_and(|name| VAGUE_NAMES.iter().any(|vague| name == *vague)) {
         findings.push(format!("{shown}: rename the file after what it does"));

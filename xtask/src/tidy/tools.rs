@@ -1,4 +1,4 @@
-//! Checks by other programs: cargo builds fixed versions of them in target/tools.
+//! Checks that other programs do. Cargo builds fixed versions of these programs in target/tools.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -41,7 +41,7 @@ pub(super) fn advisories() -> Result<Result<Vec<String>, String>> {
     finding(&mut check, "see above; update the dependency, or give the reason for an exception in deny.toml").map(Ok)
 }
 
-/// Returns a command that prints errors only: warnings about two versions of a crate are many.
+/// Returns a command that prints only errors, because there are many warnings about two versions of a crate.
 fn deny() -> Result<Command> {
     let mut command = DENY.command()?;
     command.args(["--log-level", "error", "--all-features"]);
@@ -60,13 +60,13 @@ impl Tool {
         }
         let mut install =
             run::cargo(["install", self.package, "--version", self.version, "--locked", "--force", "--root"]);
-        // Outside of the workspace, so that its configuration does not apply.
+        // Run outside of the workspace, so that its configuration does not apply.
         install.arg(&root).current_dir("/");
         run::step(&format!("building {} {} (a few minutes)", self.package, self.version), &mut install)?;
         Ok(run::command::<&str>(&installed.to_string_lossy(), []))
     }
 
-    /// Returns whether the program exists and has this version: it prints `typos-cli 1.52.0` or `cargo-deny 0.20.2`.
+    /// Returns whether the program exists and has this version. Programs print, for example, `typos-cli 1.52.0`.
     fn is_version(&self, program: &PathBuf) -> Result<bool> {
         if !program.exists() {
             return Ok(false);

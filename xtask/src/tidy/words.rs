@@ -1,4 +1,4 @@
-//! Checks names of concepts and commit subjects: CONTRIBUTING.md, "Words".
+//! Checks names of concepts and commit subjects, see section "Words" of CONTRIBUTING.md.
 
 use std::path::Path;
 
@@ -32,9 +32,9 @@ const REPLACED: [(&str, &str); 20] = [
 ];
 
 /// Maximum length of a commit subject in characters.
-const SUBJECT: usize = 72;
-/// The last commits: their subjects are checked. Older ones cannot be changed.
-const COMMITS: &str = "-20";
+const MAX_SUBJECT: usize = 72;
+/// Option of `git log`: the subjects of this many commits are checked. Older commits cannot be changed.
+const LAST_COMMITS: &str = "-20";
 
 /// Checks comments and strings of sources, and docs.
 pub(super) fn concepts() -> Result<Vec<String>> {
@@ -61,21 +61,22 @@ pub(super) fn concepts() -> Result<Vec<String>> {
 
 /// Checks the subjects of the last commits.
 pub(super) fn subjects() -> Result<Vec<String>> {
-    let log = run::output("reading commits", &mut run::command("git", ["log", COMMITS, "--format=%h %s"]))?;
+    let log = run::output("reading commits", &mut run::command("git", ["log", LAST_COMMITS, "--format=%h %s"]))?;
     let subject = |line: &str| line.split_once(' ').map_or(0, |(_, subject)| subject.chars().count());
-    let long = log.lines().filter(|line| subject(line) > SUBJECT);
-    Ok(long.map(|line| format!("{line}: the subject has {} characters, over {SUBJECT}", subject(line))).collect())
+    let long = log.lines().filter(|line| subject(line) > MAX_SUBJECT);
+    Ok(long.map(|line| format!("{line}: the subject has {} characters, over {MAX_SUBJECT}", subject(line))).collect())
 }
 
-/// Returns the comment and the strings of a line of Rust in lower case. Strings that contain quotes or comments are only
-/// found in part.
+/// Returns the comment and the strings of a line of Rust, in lower case. Of strings that contain quotes or `//`, only a
+/// part is returned.
 fn prose(line: &str) -> String {
     let (code, comment) = line.split_once("//").unwrap_or((line, ""));
     let strings = code.split('"').skip(1).step_by(2);
     strings.chain([comment]).collect::<Vec<_>>().join(" ").to_lowercase()
 }
 
-/// Returns whether text contains a word, or several, and not as a part of another one, or of a name like `shop:nobody`.
+/// Returns whether the text contains a word or a phrase. Parts of longer words, and of names like `shop:nobody`, do not
+/// count.
 fn has_word(text: &str, word: &str) -> bool {
     let is_part = |character: char| character.is_alphanumeric() || character == '_';
     text.match_indices(word).any(|(start, _)| {

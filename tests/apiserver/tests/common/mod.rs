@@ -1,4 +1,4 @@
-//! Starts a server, and clients for it.
+//! Starts a server, and creates clients of the server.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::net::TcpListener;

@@ -18,8 +18,8 @@ use super::{expect_success, folder, read};
 /// Where the agent serves metrics.
 const ADDRESS: &str = "127.0.0.1:9464";
 
-/// Returns the configuration of a server: scrape.yaml with the agent's address instead of the discovery of pods, because
-/// there is no API server.
+/// Returns the configuration of a server: scrape.yaml with the agent's address instead of the discovery of pods,
+/// because there is no API server.
 fn configuration() -> Result<String> {
     let text = read("scrape.yaml")?;
     let (before, rest) = text.split_once("    kubernetes_sd_configs:\n").context("scrape.yaml has no discovery")?;
