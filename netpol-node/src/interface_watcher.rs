@@ -5,10 +5,11 @@ use std::io;
 
 use netpol_common::IfIndex;
 
+use super::netlink::Changed;
 use super::{CacheUse, InterfaceReader, InterfaceSnapshot, KnownVeths, NetlinkError};
 use crate::worker::{Died, Outcomes, Worker};
 
-/// Runs readings of all interfaces, one after the other. Requests during a reading lead to one more reading, because
+/// Runs readings of the interfaces, one after the other. Requests during a reading lead to one more reading, because
 /// the running one may have missed the change.
 #[derive(Debug)]
 pub struct InterfaceWatcher {
@@ -16,22 +17,20 @@ pub struct InterfaceWatcher {
     snapshots: Outcomes<Result<InterfaceSnapshot, NetlinkError>>,
     /// The requested reading, if any.
     requested: Option<CacheUse>,
-    /// Interfaces of routes that were added since the last reading began.
-    routed: BTreeSet<IfIndex>,
-    /// Interfaces removed since the last reading began. Their indices may be reused by other interfaces.
-    removed: BTreeSet<IfIndex>,
+    /// What the kernel has reported since the last reading began. The indices of removed interfaces may be reused by other
+    /// interfaces.
+    changed: Changed,
     /// Veths with addresses that changed in the peer's namespace since the last reading began.
-    changed: BTreeSet<IfIndex>,
+    changed_peers: BTreeSet<IfIndex>,
     /// Whether a reading is running.
     running: bool,
 }
 
-/// One reading: see [`InterfaceReader::read_all`].
+/// One reading: see [`InterfaceReader::read`].
 #[derive(Debug)]
 struct Reading {
     known: KnownVeths,
-    routed: BTreeSet<IfIndex>,
-    removed: BTreeSet<IfIndex>,
+    changed: Changed,
     cache_use: CacheUse,
 }
 
@@ -41,18 +40,14 @@ impl InterfaceWatcher {
     /// # Errors
     /// If the thread cannot be started.
     pub fn start(mut reader: InterfaceReader) -> io::Result<Self> {
-        let read = move |Reading { known, routed, removed, cache_use }| {
-            reader.remove(&removed);
-            reader.read_all(&known, routed, cache_use)
-        };
+        let read = move |Reading { known, changed, cache_use }| reader.read(&known, &changed, cache_use);
         let (worker, snapshots) = Worker::start("interfaces", "reads interfaces", read)?;
         Ok(Self {
             worker,
             snapshots,
             requested: None,
-            routed: BTreeSet::new(),
-            removed: BTreeSet::new(),
-            changed: BTreeSet::new(),
+            changed: Changed::default(),
+            changed_peers: BTreeSet::new(),
             running: false,
         })
     }
@@ -62,23 +57,18 @@ impl InterfaceWatcher {
         self.requested = self.requested.max(Some(cache_use));
     }
 
-    /// Adds interfaces of new routes, for the next reading.
-    pub fn add_routed(&mut self, routed: BTreeSet<IfIndex>) {
-        self.routed.extend(routed);
+    /// Adds changes for the next reading. The result of a running reading is outdated for removed interfaces.
+    pub fn add(&mut self, changed: Changed) {
+        self.changed.merge(changed);
     }
 
     /// Requests a reading that does not use cached data of these interfaces, because addresses in their peer's
     /// namespace changed.
     pub fn request_for_changed_addresses(&mut self, changed: impl IntoIterator<Item = IfIndex>) {
-        self.changed.extend(changed);
-        if !self.changed.is_empty() {
+        self.changed_peers.extend(changed);
+        if !self.changed_peers.is_empty() {
             self.request(CacheUse::Allowed);
         }
-    }
-
-    /// Records removed interfaces. The result of a running reading is outdated for them.
-    pub fn removed(&mut self, removed: BTreeSet<IfIndex>) {
-        self.removed.extend(removed);
     }
 
     /// Starts a requested reading, unless one is running. Calls `known` only if it starts a reading.
@@ -86,11 +76,11 @@ impl InterfaceWatcher {
         if !self.running
             && let Some(cache_use) = self.requested.take()
         {
-            let (routed, removed) = (std::mem::take(&mut self.routed), std::mem::take(&mut self.removed));
             let mut known = known();
+            let changed_peers = std::mem::take(&mut self.changed_peers);
+            known.complete.retain(|ifindex| !changed_peers.contains(ifindex));
             let changed = std::mem::take(&mut self.changed);
-            known.complete.retain(|ifindex| !changed.contains(ifindex));
-            self.worker.send(Reading { known, routed, removed, cache_use });
+            self.worker.send(Reading { known, changed, cache_use });
             self.running = true;
         }
     }
@@ -108,7 +98,7 @@ impl InterfaceWatcher {
         let mut snapshot = self.snapshots.next().await?;
         self.running = false;
         if let Ok(interfaces) = &mut snapshot {
-            interfaces.veths.retain(|ifindex, _| !self.removed.contains(ifindex));
+            interfaces.veths.retain(|ifindex, _| !self.changed.gone.contains(ifindex));
         }
         Ok(snapshot)
     }

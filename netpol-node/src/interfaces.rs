@@ -7,7 +7,9 @@ use ipnet::IpNet;
 use netpol_common::IfIndex;
 
 use super::is_link_local;
-use super::{Device, Links, Netlink, NetlinkError, TunnelEndpoints, Veth};
+use super::link_cache::LinkCache;
+use super::netlink::Changed;
+use super::{Device, Netlink, NetlinkError, TunnelEndpoints, Veth};
 
 /// The peer of a veth, in the pod's namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,11 +61,15 @@ pub struct KnownVeths {
 #[derive(Debug)]
 pub struct InterfaceReader {
     netlink: Netlink,
+    links: LinkCache,
     cache: BTreeMap<IfIndex, (Veth, PodEnd)>,
     routed: BTreeSet<IfIndex>,
+    /// Whether the last reading succeeded. Otherwise the next one reads everything, because the changes of a failed reading
+    /// are lost.
+    is_valid: bool,
 }
 
-/// Whether a reading may use cached data: see [`InterfaceReader::read_all`].
+/// Whether a reading may use cached data: see [`InterfaceReader::read`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CacheUse {
     /// The reading may use cached data.
@@ -78,38 +84,48 @@ impl InterfaceReader {
     /// # Errors
     /// If the kernel rejects the socket.
     pub fn open() -> Result<Self, NetlinkError> {
-        Ok(Self { netlink: Netlink::open()?, cache: BTreeMap::new(), routed: BTreeSet::new() })
+        let (links, cache, routed) = Default::default();
+        Ok(Self { netlink: Netlink::open()?, links, cache, routed, is_valid: false })
     }
 
-    /// Removes deleted interfaces from the cache.
-    pub fn remove(&mut self, gone: &BTreeSet<IfIndex>) {
-        self.cache.retain(|ifindex, _| !gone.contains(ifindex));
-    }
-
-    /// Reads all links and this namespace's addresses.
+    /// Reads what has changed since the last reading: links, this namespace's addresses, and the addresses in the
+    /// namespaces of peers. Reads everything if the cache is bypassed.
     ///
     /// Addresses in the namespaces of peers may change without a message. They are read if the veth is new, if it is
     /// not `complete`, or if the cache is bypassed.
     ///
     /// Routes are read only if the cache is bypassed. Between such readings, [`Monitor`](super::Monitor) reports new
-    /// routes; `routed` are their interfaces.
+    /// routes.
     ///
     /// # Errors
-    /// If links or local addresses cannot be listed. A namespace that cannot be read counts as having no addresses,
+    /// If links or local addresses cannot be read. A namespace that cannot be read counts as having no addresses,
     /// because it may be removed at the same time. The next reading reads it again.
-    pub fn read_all(
+    pub fn read(
         &mut self,
         KnownVeths { complete, read_mac }: &KnownVeths,
-        routed: BTreeSet<IfIndex>,
+        changed: &Changed,
         cache_use: CacheUse,
     ) -> Result<InterfaceSnapshot, NetlinkError> {
-        let uncached = cache_use == CacheUse::Bypassed;
-        let Links { veths, devices, tunnels } = self.netlink.links()?;
+        let uncached = cache_use == CacheUse::Bypassed || changed.anything || !std::mem::take(&mut self.is_valid);
+        self.cache.retain(|ifindex, _| !changed.gone.contains(ifindex));
+        if uncached {
+            self.links.read_all(&mut self.netlink)?;
+        } else {
+            self.links.read_changes(&mut self.netlink, changed)?;
+        }
+        let links = &self.links.links;
         if uncached {
             self.routed = self.netlink.route_devices()?;
         }
-        self.routed.extend(routed);
-        self.routed.retain(|ifindex| devices.contains_key(ifindex));
+        self.routed.extend(&changed.routed);
+        let device = |ifindex: &IfIndex| links.get(ifindex).and_then(|link| link.device.as_ref());
+        self.routed.retain(|ifindex| device(ifindex).is_some());
+        let routed = self.routed.iter().filter_map(|ifindex| Some((*ifindex, device(ifindex)?.clone()))).collect();
+        let mut tunnels = TunnelEndpoints::default();
+        for link in links.values() {
+            tunnels.extend(&link.tunnels);
+        }
+        let veths: Vec<Veth> = links.values().filter_map(|link| link.veth.clone()).collect();
         let mut peer_indices: BTreeMap<i32, BTreeSet<u32>> = BTreeMap::new();
         for veth in &veths {
             peer_indices.entry(veth.namespace).or_default().insert(veth.peer);
@@ -157,17 +173,18 @@ impl InterfaceReader {
         self.cache.clone_from(&current);
         // Loopback addresses are omitted, because every host has the same ones. Link-local addresses are kept, because
         // a pod may use one as its gateway.
-        let interfaces = self.netlink.addresses(None)?;
-        let uplinks = interfaces
+        let uplinks = self
+            .links
+            .addresses
             .iter()
             .filter(|(_, nets)| nets.iter().any(has_room_for_other_hosts))
             .map(|(index, _)| IfIndex(*index));
         let uplinks = uplinks.collect();
-        let addresses = interfaces.values().flatten().map(IpNet::addr);
+        let addresses = self.links.addresses.values().flatten().map(IpNet::addr);
         let mut own: Vec<IpAddr> = addresses.filter(|address| !address.is_loopback()).collect();
         own.sort_unstable();
         own.dedup();
-        let routed = devices.into_iter().filter(|(ifindex, _)| self.routed.contains(ifindex)).collect();
+        self.is_valid = true;
         Ok(InterfaceSnapshot { veths: current, own, uplinks, routed, tunnels })
     }
 

@@ -1,12 +1,14 @@
 //! Finds the pod of each veth. The kernel reports the addresses in the network namespace of each veth's peer; the API
 //! objects have the pods' addresses.
 //!
-//! Like a Kubernetes controller, the agent is level-triggered here: every event (a link changed, a pod changed, time
-//! has passed) leads to a reading of all interfaces. So lost or merged events do not change the result.
+//! Like a Kubernetes controller, the agent is level-triggered here: an event contains only what has changed, and leads to a
+//! reading of its present state. So merged events do not change the result. If events are lost, and every 10 seconds,
+//! everything is read.
 
 mod clsact;
 mod interface_watcher;
 mod interfaces;
+mod link_cache;
 mod namespaces;
 mod netlink;
 mod pod_addresses;
@@ -17,6 +19,6 @@ pub mod worker;
 pub use clsact::{BpfFilter, Hook};
 pub use interface_watcher::InterfaceWatcher;
 pub use interfaces::{CacheUse, InterfaceReader, InterfaceSnapshot, KnownVeths, PodEnd};
-pub use netlink::{Device, Links, Monitor, Netlink, NetlinkError, Veth, is_link_local};
+pub use netlink::{Changed, Device, Link, Monitor, Netlink, NetlinkError, Veth, is_link_local};
 pub use pod_addresses::PodAddressMonitor;
 pub use tunnels::TunnelEndpoints;

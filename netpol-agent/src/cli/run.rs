@@ -27,7 +27,7 @@ use crate::reconcile::task::{self, Inputs};
 use crate::reconcile::{Compiler, ContainerStarts, Options, Reconciler};
 use netpol_dataplane::bpf_object;
 use netpol_dataplane::{Dataplane, Kernel, KernelError, KernelOptions, Lock, Mounts};
-use netpol_node::{CacheUse, InterfaceReader, InterfaceWatcher, KnownVeths, Monitor, PodAddressMonitor};
+use netpol_node::{CacheUse, Changed, InterfaceReader, InterfaceWatcher, KnownVeths, Monitor, PodAddressMonitor};
 use netpol_source::{Batch, Feed};
 
 /// Time after a signal until the process is ended by force. Normally it ends within a few milliseconds. With
@@ -184,7 +184,7 @@ async fn enforce(
     let pod_addresses = PodAddressMonitor::open()?;
     let mut reader = InterfaceReader::open()?;
     let listed_at = Instant::now();
-    let interfaces = reader.read_all(&KnownVeths::default(), BTreeSet::new(), CacheUse::Bypassed)?;
+    let interfaces = reader.read(&KnownVeths::default(), &Changed::default(), CacheUse::Bypassed)?;
     tracing::info!(veths = interfaces.veths.len(), local_addresses = interfaces.own.len(), "interfaces listed");
 
     let options = KernelOptions {

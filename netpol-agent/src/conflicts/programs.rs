@@ -19,7 +19,7 @@ const AFTER: &str = "it runs after netpol's programs and decides last on packets
 pub(super) fn detect(foreign: &ForeignPrograms) -> Result<Findings, NetlinkError> {
     let mut netlink = Netlink::open()?;
     let mut locations: BTreeMap<(String, Order), Vec<String>> = BTreeMap::new();
-    for veth in netlink.links()?.veths.into_iter().take(MAX_VETHS) {
+    for veth in netlink.links()?.into_values().filter_map(|link| link.veth).take(MAX_VETHS) {
         for program in foreign.programs_on(&mut netlink, veth.ifindex, &veth.name) {
             let veths = locations.entry((program.name, program.order)).or_default();
             if veths.last() != Some(&veth.name) {

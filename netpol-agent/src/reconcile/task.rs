@@ -178,18 +178,16 @@ pub async fn run(
             changed = inputs.monitor.changed() => {
                 let changed = changed?;
                 reconciler.interfaces_removed(&changed.gone);
-                inputs.interface_watcher.removed(changed.gone);
-                reconciler.links_reported(changed.links);
+                reconciler.links_reported(changed.links.iter().copied());
                 let has_new_device = changed.routed.iter().any(|ifindex| !reconciler.is_routed(*ifindex));
-                if changed.interfaces || has_new_device {
-                    inputs.interface_watcher.add_routed(changed.routed);
-                    let cache_use = if changed.anything { CacheUse::Bypassed } else { CacheUse::Allowed };
-                    inputs.interface_watcher.request(cache_use);
+                if changed.has_interfaces() || has_new_device {
+                    inputs.interface_watcher.request(CacheUse::Allowed);
                     back_off = MIN_INTERVAL;
                 }
                 if changed.filters {
                     reconciler.verify();
                 }
+                inputs.interface_watcher.add(changed);
             }
             namespaces = inputs.pod_addresses.changed() => {
                 inputs.interface_watcher.request_for_changed_addresses(reconciler.interfaces_to(&namespaces?));

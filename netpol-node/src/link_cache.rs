@@ -1,0 +1,55 @@
+//! The interfaces and addresses of this namespace. After a change, only what the kernel reported is read again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use netpol_common::IfIndex;
+
+use super::netlink::{Changed, Link};
+use super::{Netlink, NetlinkError};
+
+/// Caches the interfaces and addresses of this namespace.
+#[derive(Debug, Default)]
+pub(super) struct LinkCache {
+    /// All interfaces.
+    pub(super) links: BTreeMap<IfIndex, Link>,
+    /// The addresses of each interface, by interface index.
+    pub(super) addresses: BTreeMap<u32, Vec<IpNet>>,
+}
+
+impl LinkCache {
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// If links or addresses cannot be listed.
+    pub(super) fn read_all(&mut self, netlink: &mut Netlink) -> Result<(), NetlinkError> {
+        self.links = netlink.links()?;
+        self.addresses = netlink.addresses(None)?;
+        Ok(())
+    }
+
+    /// Reads what has changed.
+    ///
+    /// # Errors
+    /// If a link or addresses cannot be read. Then everything must be read again.
+    pub(super) fn read_changes(&mut self, netlink: &mut Netlink, changed: &Changed) -> Result<(), NetlinkError> {
+        for ifindex in &changed.gone {
+            self.links.remove(ifindex);
+            self.addresses.remove(&ifindex.0);
+        }
+        // If the peer of a veth moves to another namespace, the kernel reports that the peer was removed, and nothing about
+        // the veth.
+        let with_local_peer = self.links.iter().filter(|(_, link)| link.has_local_peer).map(|(ifindex, _)| *ifindex);
+        let links: BTreeSet<IfIndex> = with_local_peer.chain(changed.links.iter().copied()).collect();
+        for ifindex in links {
+            match netlink.link(ifindex)? {
+                Some(link) => self.links.insert(ifindex, link),
+                None => self.links.remove(&ifindex),
+            };
+        }
+        if changed.addresses {
+            self.addresses = netlink.addresses(None)?;
+        }
+        Ok(())
+    }
+}
