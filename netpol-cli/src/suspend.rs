@@ -39,7 +39,9 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     };
     let seconds = seconds.and_then(|unit| number.parse::<u64>().ok()?.checked_mul(unit));
     match seconds.map(Duration::from_secs) {
-        Some(duration) if duration.is_zero() => Err(format!("`{text}` is no time; to end a suspension, use resume")),
+        Some(duration) if duration.is_zero() => {
+            Err(format!("`{text}` is not a time in the future; to end a suspension, use resume"))
+        }
         Some(duration) if duration <= MAX_DURATION => Ok(duration),
         Some(_) => Err(format!("`{text}` is too long; the maximum is 24h")),
         None => Err(format!("`{text}` is not a duration; use a number and a unit, such as 30m or 2h")),

@@ -341,6 +341,12 @@ fn graph_draws_nodes_by_namespace_in_each_format() {
         assert_eq!((run.code, run.err.as_str()), (0, ""), "{format}");
     }
     assert_eq!(manifests.run("graph", &[]).code, 4);
+    let unevaluated = "---\n{apiVersion: apps/v1, kind: Deployment, metadata: {name: web, namespace: shop}, spec: {template: \
+                       {metadata: {labels: {app: web}}}}}\n---\n{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: \
+                       {name: c, namespace: shop}, spec: {endpointSelector: {}}}\n";
+    let run = Manifests::of(&[("app.yaml", unevaluated)]).run("graph", &["-o", "mermaid"]);
+    assert!(run.out.contains("among each other: unknown: all") && !run.out.contains("-->"), "{}", run.out);
+    assert_eq!(run.code, 4, "{}", run.err);
     let run = manifests.run("graph", &["-n", "absent"]);
     assert!(run.code == 3 && run.err.contains("no pods to show"), "{}", run.err);
 }

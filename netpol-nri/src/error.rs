@@ -48,7 +48,9 @@ pub enum Error {
         limit: usize,
     },
     /// A frame is longer than NRI allows. The bytes probably belong to another protocol.
-    #[error("the container runtime sent a frame of {length} bytes: is the socket NRI's?")]
+    #[error(
+        "the container runtime sent a frame of {length} bytes, which is longer than NRI allows; check that the socket is that of NRI"
+    )]
     FrameTooLong {
         /// Length in the frame's header, in bytes.
         length: usize,

@@ -115,7 +115,7 @@ Examples:
   printf 'GET /v1/status HTTP/1.1\\r\\nHost: n1\\r\\n\\r\\n' | netpol-agent connect
   kubectl -n netpol exec -i POD -- netpol-agent connect
 
-`netpol` uses it through the API server (pods/exec), so that no port is open on any node. At the end of the input, the
+`netpol` runs this command through the API server (pods/exec), so no port is open on any node. At the end of the input, the
 response is still read to its end. Exit code 1: no agent listens on the socket, or the connection failed.";
 
 const PIN_PATH: &str = "/sys/fs/bpf/netpol";

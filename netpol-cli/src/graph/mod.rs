@@ -66,7 +66,7 @@ pub(crate) fn run(options: &GraphOptions, out: &mut impl Write) -> Result<Exit> 
     }
     Ok(match input.is_complete() {
         false => Exit::InvalidInput,
-        true if graph.edges.iter().any(|edge| edge.label.contains("unknown: ")) => Exit::Unknown,
+        true if graph.has_unknown => Exit::Unknown,
         true => Exit::Ok,
     })
 }

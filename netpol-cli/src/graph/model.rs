@@ -17,6 +17,8 @@ pub(super) struct Graph {
     /// The namespaces, and the group `addresses`, each with the indices of its nodes.
     pub(super) groups: Vec<(String, Vec<usize>)>,
     pub(super) edges: Vec<Edge>,
+    /// Whether a verdict is unknown, also one that is drawn as a line of text in a node.
+    pub(super) has_unknown: bool,
 }
 
 /// A node: workloads of one namespace, or addresses. All of them have the same ports with every other node.
@@ -78,6 +80,7 @@ impl Graph {
             class.common = Direction::BOTH.map(|direction| common_ports(reachability, class.end, &ends, direction));
         }
         let mut pairs = pairs(reachability, &classes);
+        let has_unknown = pairs.values().any(|(_, unknown)| !unknown.is_empty());
         let mut badges: Vec<Vec<String>> = classes.iter().map(badges).collect();
         move_all_pods_to_badges(&classes, &mut pairs, &mut badges);
         move_loops_to_badges(&mut pairs, &mut badges);
@@ -104,7 +107,7 @@ impl Graph {
             nodes.push(Node { lines, members: class.names.clone(), is_not_isolated });
         }
         let edges = edges(pairs, &groups);
-        Self { nodes, groups, edges }
+        Self { nodes, groups, edges, has_unknown }
     }
 }
 

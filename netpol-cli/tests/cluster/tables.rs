@@ -34,12 +34,11 @@ fn status_has_problems_first() {
     second.gate.error = Some("NRI is off".into());
     let mut first = status("n1");
     first.warnings = vec!["a warning".into()];
-    first.version = "0.0.9".into();
     let third = status("n3");
     let agent = |status| Agent::default().responds("/v1/status", &status);
     let cluster = Cluster::start(&[
         ("n0", Behavior::Responds, agent(status("n0"))),
-        ("n1", Behavior::Responds, agent(netpol_api::Status { version: "0.1.0".into(), ..first })),
+        ("n1", Behavior::Responds, agent(first)),
         ("n2", Behavior::Responds, agent(second)),
         ("n3", Behavior::Responds, agent(third)),
     ]);

@@ -203,11 +203,11 @@ fn frames_and_messages_that_are_too_long_end_the_connection() {
     for (bytes, expected) in [
         (
             b"\0\0\0\x01\0\x40\0\x0b".to_vec(),
-            "the container runtime sent a frame of 4194315 bytes: is the socket NRI's?",
+            "the container runtime sent a frame of 4194315 bytes, which is longer than NRI allows; check that the socket is that of NRI",
         ),
         (
             b"HTTP/1.1 400 Bad Request".to_vec(),
-            "the container runtime sent a frame of 791752241 bytes: is the socket NRI's?",
+            "the container runtime sent a frame of 791752241 bytes, which is longer than NRI allows; check that the socket is that of NRI",
         ),
         (
             [&b"\0\0\0\x01\0\0\0\x0a"[..], &message((4 << 20) + 1, 99, 1, b"")].concat(),
