@@ -173,21 +173,26 @@ fn flows_survive_larger_tables_and_a_restart_of_the_agent() -> Result<()> {
     lab.expect("shop/client -> shop/server 80/TCP\nshop/server -x shop/client 80/TCP")
 }
 
-/// Waits for the record with the totals of a flow to the server: its packets and bytes. The direction selects the pod
-/// that counted them: egress is the client, ingress is the server.
+/// Returns the records with the totals of flows to the server: their packets and bytes. The direction selects the pod that
+/// counted them: egress is the client, ingress is the server.
+fn totals(lab: &Lab, direction: &str, server: IpAddr, protocol: &str) -> Result<Vec<Value>> {
+    let records = lab.agent_ref().get("/v1/flows?verdict=allowed")?;
+    let mut records = records.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+    records.retain(|record| {
+        record["type"] == "flowTotals"
+            && record["direction"] == direction
+            && record["to"]["address"] == server.to_string()
+            && record["protocol"] == protocol
+    });
+    Ok(records)
+}
+
+/// Waits for the first record with the totals of a flow to the server.
 fn wait_totals(lab: &Lab, direction: &str, server: IpAddr, protocol: &str) -> Result<Value> {
     let begun = Instant::now();
     loop {
-        let records = lab.agent_ref().get("/v1/flows?verdict=allowed")?;
-        let records = records.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
-        let found = records.iter().find(|record| {
-            record["type"] == "flowTotals"
-                && record["direction"] == direction
-                && record["to"]["address"] == server.to_string()
-                && record["protocol"] == protocol
-        });
-        if let Some(record) = found {
-            return Ok(record.clone());
+        if let Some(record) = totals(lab, direction, server, protocol)?.into_iter().next() {
+            return Ok(record);
         }
         ensure!(begun.elapsed() < Duration::from_secs(30), "no totals of {protocol} to {server} ({direction})");
         std::thread::sleep(Duration::from_millis(100));
@@ -264,5 +269,52 @@ fn totals_have_the_packets_and_bytes_of_a_flow_when_it_ends() -> Result<()> {
         ensure!(counts(&deleted) == expected && deleted["ended"] == "podDeleted", "expected {expected:?}: {deleted}");
         ensure!(deleted["from"]["pod"] == "client", "the name of the deleted pod: {deleted}");
     }
+    Ok(())
+}
+
+#[test]
+fn totals_of_an_open_flow_are_recorded_every_minute_and_add_up() -> Result<()> {
+    const SIZE: usize = 100;
+    let pods = [("shop/server", ""), ("shop/client", "")];
+    let options = AgentOptions::default().arguments(&["--flow-totals", "minute"]);
+    let open = "{podSelector: {}, policyTypes: [Ingress], ingress: [{}]}";
+    let mut lab = Lab::start_with(Cluster::builder().pods(&pods), &[policy("shop/open", open)], options)?;
+    let server = IpAddr::V4(lab.cluster.host("shop/server").v4());
+    let bound = |host: &str| {
+        let host = lab.cluster.host(host);
+        host.netns().run(|| Ok(UdpSocket::bind((host.v4(), PORT))?))
+    };
+    let (server_socket, client_socket) = (bound("shop/server")?, bound("shop/client")?);
+    let (begun, mut sent) = (Instant::now(), 0);
+    let after_a_minute = loop {
+        client_socket.send_to(&[0; SIZE], (server, PORT))?;
+        server_socket.recv(&mut [0; SIZE])?;
+        sent += 1;
+        if let Some(record) = totals(&lab, "egress", server, "UDP")?.pop() {
+            break record;
+        }
+        ensure!(begun.elapsed() < Duration::from_secs(90), "no totals of an open flow");
+        std::thread::sleep(Duration::from_secs(2));
+    };
+    let [packets, ..] = counts(&after_a_minute);
+    ensure!(begun.elapsed() > Duration::from_secs(50), "the totals are recorded too early: {after_a_minute}");
+    ensure!(after_a_minute["ended"].is_null() && packets > 20 && packets <= sent, "sent {sent}: {after_a_minute}");
+
+    // The record of the end has only the rest.
+    client_socket.send_to(&[0; SIZE], (server, PORT))?;
+    server_socket.recv(&mut [0; SIZE])?;
+    sent += 1;
+    lab.cluster.remove_pod("shop/client")?;
+    let ended = loop {
+        let mut records = totals(&lab, "egress", server, "UDP")?;
+        if records.len() > 1 {
+            break records.pop().context("no record")?;
+        }
+        ensure!(begun.elapsed() < Duration::from_secs(150), "no totals of the ended flow");
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    let [rest, bytes, ..] = counts(&ended);
+    let length = u64::try_from(SIZE)? + 28;
+    ensure!((packets + rest, bytes) == (sent, rest * length) && ended["ended"] == "podDeleted", "sent {sent}: {ended}");
     Ok(())
 }
