@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use netpol_agent::reconcile::{Options, Reconciler};
 use netpol_common::{Endpoint, EndpointVersion, IfIndex, Settings};
 use netpol_dataplane::migration::Snapshot;
-use netpol_dataplane::{Adopted, AttachError, Dataplane, Memory, Role, WriteError};
+use netpol_dataplane::{Adopted, AttachError, Dataplane, EarlierConnections, Memory, Role, WriteError};
 use netpol_node::{InterfaceSnapshot, PodEnd, TunnelEndpoints, Veth};
 use netpol_policy::cluster_state::{ClusterState, Event};
 use netpol_policy::compile::{Engine, FirstIds, NodeScope};
@@ -88,8 +88,14 @@ impl Dataplane for Recorder {
         self.memory.endpoints()
     }
 
-    fn attach(&mut self, ifindex: IfIndex, name: &str, role: Role) -> Option<Result<(), AttachError>> {
-        self.memory.attach(ifindex, name, role)
+    fn attach(
+        &mut self,
+        ifindex: IfIndex,
+        name: &str,
+        role: Role,
+        connections: EarlierConnections,
+    ) -> Option<Result<(), AttachError>> {
+        self.memory.attach(ifindex, name, role, connections)
     }
 
     fn detach(&mut self, ifindex: IfIndex) -> Option<Result<(), AttachError>> {

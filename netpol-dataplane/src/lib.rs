@@ -24,6 +24,15 @@ pub use kernel::{
 };
 pub use memory::{Memory, PendingCall};
 
+/// Whether a pod may have connections that are older than its programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EarlierConnections {
+    /// It may have some.
+    Possible,
+    /// No container of the pod has run so far.
+    None,
+}
+
 /// Why a map entry was not written.
 #[derive(Debug, Error)]
 pub enum WriteError {
@@ -145,8 +154,15 @@ pub trait Dataplane {
     fn adopted(&self) -> BTreeMap<IfIndex, Adopted>;
 
     /// Attaches the programs for this [`Role`] (a pod's veth, a node's device, a tunnel) to an interface. Calling it again
-    /// is harmless. Fails if the kernel rejects the programs, or if the interface was removed.
-    fn attach(&mut self, ifindex: IfIndex, name: &str, role: Role) -> Option<Result<(), AttachError>>;
+    /// is harmless. Fails if the kernel rejects the programs, or if the interface was removed. `connections`: whether the
+    /// pod may already have connections, which are then taken over from the kernel's conntrack table.
+    fn attach(
+        &mut self,
+        ifindex: IfIndex,
+        name: &str,
+        role: Role,
+        connections: EarlierConnections,
+    ) -> Option<Result<(), AttachError>>;
 
     /// Detaches all programs. Succeeds if the interface was removed.
     fn detach(&mut self, ifindex: IfIndex) -> Option<Result<(), AttachError>>;

@@ -8,7 +8,7 @@ use netpol_policy::tables::Change;
 
 use netpol_node::TunnelEndpoints;
 
-use super::{Adopted, AttachError, Dataplane, MapName, Role, WriteError};
+use super::{Adopted, AttachError, Dataplane, EarlierConnections, MapName, Role, WriteError};
 
 /// Records every write in order, and can simulate full maps and failures.
 #[derive(Debug, Default)]
@@ -118,7 +118,13 @@ impl Dataplane for Memory {
         all.map(|(ifindex, role)| (ifindex, Adopted { role, running: true })).collect()
     }
 
-    fn attach(&mut self, ifindex: IfIndex, name: &str, role: Role) -> Option<Result<(), AttachError>> {
+    fn attach(
+        &mut self,
+        ifindex: IfIndex,
+        name: &str,
+        role: Role,
+        _connections: EarlierConnections,
+    ) -> Option<Result<(), AttachError>> {
         if self.slow {
             self.pending.push(PendingCall::Attach(ifindex));
             return None;

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use netpol_common::IfIndex;
 use netpol_policy::model::PodKey;
 
+use super::container_starts::ContainerStart;
 use super::interface::{Interface, Phase, log_once};
 use super::program::{ProgramAction, ProgramEvent, ProgramState};
 use super::unprotected::{Exposure, UnprotectedInterval};
 use super::{Options, Reconciler, Verifying};
-use netpol_dataplane::{Dataplane, InterfaceOutcome, Role};
+use netpol_dataplane::{Dataplane, EarlierConnections, InterfaceOutcome, Role};
 
 impl<D: Dataplane> Reconciler<D> {
     /// Handles finished operations of the data plane.
@@ -32,8 +33,8 @@ impl<D: Dataplane> Reconciler<D> {
         match interface.program.handle(event) {
             None => {}
             Some(ProgramAction::Attach(role)) => {
-                let name = self.name_of(ifindex);
-                if let Some(result) = self.dataplane.attach(ifindex, &name, role) {
+                let (name, connections) = (self.name_of(ifindex), self.earlier_connections(ifindex));
+                if let Some(result) = self.dataplane.attach(ifindex, &name, role, connections) {
                     self.handle(ifindex, ProgramEvent::Attached { result, packets: None });
                 }
             }
@@ -64,6 +65,16 @@ impl<D: Dataplane> Reconciler<D> {
                 self.snapshot.routed.remove(&ifindex);
             }
             Some(ProgramAction::Report(text)) => log_once(&mut interface.program_error, ifindex, text),
+        }
+    }
+
+    /// Returns whether the pod of an interface may have connections. A pod that the start gate holds has none, and reading
+    /// the kernel's conntrack table for it would delay the starts of other pods.
+    fn earlier_connections(&self, ifindex: IfIndex) -> EarlierConnections {
+        let pod = self.interfaces.get(&ifindex).and_then(|interface| interface.identity.pod.as_ref());
+        match pod.zip(self.options.container_starts.as_ref()).and_then(|(pod, starts)| starts.of(pod)) {
+            Some(ContainerStart::Held) => EarlierConnections::None,
+            Some(ContainerStart::Possible(_)) | None => EarlierConnections::Possible,
         }
     }
 

@@ -46,8 +46,8 @@ pub(super) enum Job {
         name: String,
         /// The kind of programs.
         role: Role,
-        /// The endpoint of a pod's interface, to take over its connections.
-        endpoint: Option<Endpoint>,
+        /// The endpoint of a pod's interface, if the pod may have connections to take over.
+        with_connections: Option<Endpoint>,
     },
     /// Detaches the programs.
     Detach(IfIndex),
@@ -84,16 +84,20 @@ impl Attacher {
 
     fn run_job(&mut self, job: Job) -> InterfaceOutcome {
         match job {
-            Job::Attach { ifindex, name, role, endpoint } => {
+            Job::Attach { ifindex, name, role, with_connections } => {
                 // An interface that is older than the agent has connections, which must not be evaluated as new ones.
                 // A new interface has few, and reading the kernel's whole conntrack table first would delay its
                 // enforcement.
-                if let Some(endpoint) = endpoint.filter(|endpoint| self.existed_at_start.contains(&endpoint.ifindex)) {
+                if let Some(endpoint) =
+                    with_connections.filter(|endpoint| self.existed_at_start.contains(&endpoint.ifindex))
+                {
                     self.take_over(&endpoint);
                 }
                 let result = self.attach(ifindex, &name, role);
                 let packets = result.is_ok().then(|| self.packets(ifindex)).flatten();
-                if let (Ok(()), Some(endpoint), Some(later)) = (&result, &endpoint, &self.take_over_after_attach) {
+                if let (Ok(()), Some(endpoint), Some(later)) =
+                    (&result, &with_connections, &self.take_over_after_attach)
+                {
                     // If the thread has died, these connections are evaluated as new flows, in the direction of their
                     // next packet.
                     let _ = later.send(*endpoint);

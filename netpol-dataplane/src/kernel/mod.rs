@@ -31,7 +31,7 @@ use netpol_policy::tables::Change;
 use thiserror::Error;
 
 use super::migration::Snapshot;
-use super::{Adopted, AttachError, Dataplane, InterfaceOutcome, WriteError};
+use super::{Adopted, AttachError, Dataplane, EarlierConnections, InterfaceOutcome, WriteError};
 use crate::bpf_object::ObjectError;
 use netpol_node::worker::{Outcomes, Worker};
 use netpol_node::{Netlink, TunnelEndpoints};
@@ -376,9 +376,16 @@ impl Dataplane for Kernel {
         self.adopted.clone()
     }
 
-    fn attach(&mut self, ifindex: IfIndex, name: &str, role: Role) -> Option<Result<(), AttachError>> {
-        let endpoint = if role == Role::Pod { self.maps.endpoint(ifindex) } else { None };
-        self.attacher.send(Job::Attach { ifindex, name: name.to_owned(), role, endpoint });
+    fn attach(
+        &mut self,
+        ifindex: IfIndex,
+        name: &str,
+        role: Role,
+        connections: EarlierConnections,
+    ) -> Option<Result<(), AttachError>> {
+        let takes_over = role == Role::Pod && connections == EarlierConnections::Possible;
+        let with_connections = if takes_over { self.maps.endpoint(ifindex) } else { None };
+        self.attacher.send(Job::Attach { ifindex, name: name.to_owned(), role, with_connections });
         None
     }
 

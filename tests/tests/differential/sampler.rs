@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use netpol_common::{Direction, Endpoint, EndpointVersion, IfIndex, Settings};
-use netpol_dataplane::{Adopted, AttachError, Dataplane, Kernel, Role, WriteError};
+use netpol_dataplane::{Adopted, AttachError, Dataplane, EarlierConnections, Kernel, Role, WriteError};
 use netpol_node::TunnelEndpoints;
 use netpol_policy::tables::Change;
 
@@ -107,7 +107,13 @@ impl Dataplane for SampledKernel {
         self.kernel.endpoints()
     }
 
-    fn attach(&mut self, ifindex: IfIndex, _name: &str, _role: Role) -> Option<Result<(), AttachError>> {
+    fn attach(
+        &mut self,
+        ifindex: IfIndex,
+        _name: &str,
+        _role: Role,
+        _connections: EarlierConnections,
+    ) -> Option<Result<(), AttachError>> {
         self.attached.insert(ifindex);
         Some(Ok(()))
     }
