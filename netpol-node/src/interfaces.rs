@@ -51,7 +51,7 @@ pub struct InterfaceSnapshot {
 /// Which data of the veths need not, or must, be read again.
 #[derive(Clone, Debug, Default)]
 pub struct KnownVeths {
-    /// Veths with cached addresses that need not be read again.
+    /// Veths with cached addresses that need not be read in this reading.
     pub complete: BTreeSet<IfIndex>,
     /// Veths for which the MAC address is to be read, because it is unknown or may change.
     pub read_mac: BTreeSet<IfIndex>,

@@ -16,6 +16,10 @@ use netpol_dataplane::Role;
 /// veth.
 const REPORTED_LIMIT: Duration = Duration::from_mins(1);
 
+/// The first and the longest pause between two readings of the addresses of a veth's peer.
+const MIN_READ_PAUSE: Duration = Duration::from_millis(5);
+const MAX_READ_PAUSE: Duration = Duration::from_secs(2);
+
 /// All interfaces.
 pub(super) type Interfaces = BTreeMap<IfIndex, Interface>;
 
@@ -28,6 +32,8 @@ pub(super) struct Interface {
     pub(super) appeared: Option<Instant>,
     /// Whether the last snapshot has it as a veth.
     pub(super) is_veth: bool,
+    /// When the addresses of its peer are read again.
+    pub(super) peer_reads: PeerReads,
     /// Whether there is no room for the endpoint of its pod. An earlier endpoint stays as it was. If there is no
     /// endpoint, programs are attached only for an isolated pod, because they drop everything.
     pub(super) no_room: bool,
@@ -39,6 +45,27 @@ pub(super) struct Interface {
     pub(super) program_error: Option<String>,
     /// Last error when the endpoint was written or deleted; cleared after the next success.
     pub(super) endpoint_error: Option<String>,
+}
+
+/// When the addresses of a veth's peer are read. The kernel does not report all of their changes, so they are read again
+/// until they are complete, with pauses that double: one interface that waits does not make each reading longer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct PeerReads {
+    /// When the last reading began.
+    last: Option<Instant>,
+    pause: Duration,
+}
+
+impl PeerReads {
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.last.is_none_or(|last| now.duration_since(last) >= self.pause)
+    }
+
+    /// Records that a reading begins.
+    pub(super) fn begin(&mut self, now: Instant) {
+        self.last = Some(now);
+        self.pause = (2 * self.pause).clamp(MIN_READ_PAUSE, MAX_READ_PAUSE);
+    }
 }
 
 /// What an interface is for.
@@ -144,7 +171,7 @@ impl Interface {
         if std::mem::take(&mut self.is_veth) {
             self.appeared = None;
         }
-        (self.identity, self.exposure) = Default::default();
+        (self.identity, self.exposure, self.peer_reads) = Default::default();
     }
 
     /// If the interface appeared later than `at`, sets `appeared` to `at`.
@@ -228,6 +255,22 @@ mod tests {
         }
         let unknown = interface(Some(Current), endpoint_flags::UNKNOWN);
         assert_eq!(unknown.next_phase(true, false), Some(Current), "it never had a pod, so it cannot be orphaned");
+    }
+
+    #[test]
+    fn a_peer_is_read_again_after_pauses_that_double() {
+        let start = Instant::now();
+        let (mut reads, mut now, mut pauses) = (PeerReads::default(), start, Vec::new());
+        while now < start + Duration::from_secs(10) {
+            assert!(reads.is_due(now));
+            reads.begin(now);
+            let pause = (0..5_000).map(Duration::from_millis).find(|pause| reads.is_due(now + *pause));
+            let pause = pause.expect("a pause of less than 5 s");
+            pauses.push(pause);
+            now += pause;
+        }
+        assert_eq!(pauses[..3], [5, 10, 20].map(Duration::from_millis));
+        assert_eq!((pauses.len(), pauses.last()), (13, Some(&MAX_READ_PAUSE)));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use netpol_common::IfIndex;
 use netpol_policy::model::PodKey;
 
 use super::container_starts::ContainerStart;
-use super::interface::{Interface, Phase, log_once};
+use super::interface::{Interface, PeerReads, Phase, log_once};
 use super::program::{ProgramAction, ProgramEvent, ProgramState};
 use super::unprotected::{Exposure, UnprotectedInterval};
 use super::{Options, Reconciler, Verifying};
@@ -104,6 +104,8 @@ impl<D: Dataplane> Reconciler<D> {
             self.unprotected.record(interval);
         }
         interface.program_error = None;
+        // The MAC address is read only now.
+        interface.peer_reads = PeerReads::default();
         let Some(endpoint) = interface.endpoint_mut() else { return };
         endpoint.marks = true;
         let is_shut = endpoint.phase == Phase::Shut;

@@ -134,7 +134,7 @@ pub async fn run(
             reconciler.batches_enforced(meter.last_applied());
         }
         reconciler.note_if_settled(is_fully_applied);
-        inputs.interface_watcher.start_requested(|| reconciler.known_veths());
+        inputs.interface_watcher.start_requested(|| reconciler.begin_reading());
         let is_reading = inputs.interface_watcher.is_running();
         let waiting = reconciler.is_waiting();
         // This is computed from the time of the last reading, before the ring buffer is read: flow events must not

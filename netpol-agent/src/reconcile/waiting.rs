@@ -49,9 +49,23 @@ impl<D: Dataplane> Reconciler<D> {
         self.interfaces_that(Interface::is_complete)
     }
 
-    /// Returns which interfaces the next reading can skip, and for which it must include the MAC address.
-    pub fn known_veths(&self) -> KnownVeths {
-        KnownVeths { complete: self.complete_interfaces(), read_mac: self.interfaces_that(Interface::needs_mac) }
+    /// Begins a reading: returns which interfaces it can skip, and for which it must include the MAC address.
+    pub fn begin_reading(&mut self) -> KnownVeths {
+        let (now, is_pod_waiting) = (Instant::now(), self.pods_waiting() > 0);
+        let mut known = KnownVeths::default();
+        for (ifindex, interface) in &mut self.interfaces {
+            // A waiting pod may have the address of any interface without a pod.
+            let is_due = is_pod_waiting && interface.identity.pod.is_none() || interface.peer_reads.is_due(now);
+            if interface.is_complete() || !is_due {
+                known.complete.insert(*ifindex);
+            } else {
+                interface.peer_reads.begin(now);
+            }
+            if interface.needs_mac() {
+                known.read_mac.insert(*ifindex);
+            }
+        }
+        known
     }
 
     /// Returns the veths that lead to these namespaces.
