@@ -97,7 +97,7 @@ impl Case {
         (self.bits, self.ports)
     }
 
-    /// Returns `bits` without the lowest byte: protocol, flags, role.
+    /// Returns four bytes of `bits`: protocol, flags, role, and one that callers ignore.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "four bytes of the word")]
     pub(crate) const fn flow_bits(&self) -> u32 {

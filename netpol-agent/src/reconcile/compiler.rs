@@ -52,7 +52,8 @@ pub(super) enum Job {
     Start(Box<Snapshot>, Vec<Event>),
     /// Apply these events one by one.
     Apply(Vec<Event>),
-    /// Apply these events as one step: they are the difference after an outage of the source.
+    /// Apply these events without a visible mixed state, in an order in which each step is safe, or all at once. They are the
+    /// difference after an outage of the source.
     Resync(Vec<Event>),
     /// Replace the engine with one that has the same objects and new IDs, before the IDs are used up.
     Renew,
@@ -166,7 +167,7 @@ pub(super) fn placeholder(scope: NodeScope) -> Box<Engine> {
 /// migration to the tables of the new engine.
 fn replace_engine(engine: &mut Box<Engine>, events: Vec<Event>, endpoints: &[Endpoint]) -> Step {
     let mut old = snapshot_of(engine.tables());
-    // Rule sets of orphaned endpoints (their pods are gone) stay in use.
+    // Also of orphaned endpoints (their pods are gone): their egress rule sets are migrated, too.
     for endpoint in endpoints {
         old.note_egress(endpoint.egress);
         old.note_egress(endpoint.shadow_egress);

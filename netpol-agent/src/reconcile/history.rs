@@ -15,6 +15,9 @@ const BATCHES: usize = 256;
 /// Maximum number of changed objects that are listed by name.
 const NAMED: usize = 8;
 
+/// Objects of these kinds are listed first, because they have the most effect.
+const FIRST_KINDS: [&str; 2] = ["NetworkPolicy ", "Namespace "];
+
 /// One or several batches that were compiled together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchChange {
@@ -22,8 +25,7 @@ pub struct BatchChange {
     pub generation: Generation,
     /// When it was received.
     pub received: SystemTime,
-    /// The first changed objects, such as `NetworkPolicy shop/web`: policies and namespaces first, because they have the
-    /// most effect.
+    /// The first changed objects, such as `NetworkPolicy shop/web`: policies and namespaces first.
     pub objects: Vec<String>,
     /// The number of changed objects.
     pub object_count: usize,
@@ -76,7 +78,11 @@ impl History {
             [] => None,
             [only] => Some(Arc::clone(only)),
             [.., last] => {
-                let objects = changes.iter().flat_map(|change| change.objects.iter().cloned()).take(NAMED).collect();
+                let mut objects: Vec<_> = changes.iter().flat_map(|change| change.objects.iter().cloned()).collect();
+                objects.sort_by_key(|name| {
+                    FIRST_KINDS.iter().position(|kind| name.starts_with(kind)).unwrap_or(usize::MAX)
+                });
+                objects.truncate(NAMED);
                 let object_count = changes.iter().map(|change| change.object_count).sum();
                 Some(Arc::new(BatchChange { objects, object_count, ..(**last).clone() }))
             }
@@ -86,8 +92,8 @@ impl History {
         }
     }
 
-    /// Returns the current change with suspensions that ended. If there is no current change, starts from an empty
-    /// change of the last batch.
+    /// Returns the current change with suspensions that ended. If there is no current change, only these suspensions are
+    /// listed, with the generation of the last batch and the present time.
     fn with_ended(&self, ended: Vec<String>) -> BatchChange {
         let change = self.current.as_deref().cloned().unwrap_or_else(|| BatchChange {
             generation: self.batches.back().map_or_else(Generation::default, |batch| batch.change.generation),
@@ -212,6 +218,7 @@ mod tests {
         history.changed(IfIndex(7));
         let change = history.of_endpoint(IfIndex(7)).expect("no change");
         assert_eq!((change.generation, change.object_count), (Generation(3), 22));
+        assert_eq!(change.objects[..2], ["NetworkPolicy shop/web (deleted)", "Namespace bank (deleted)"]);
         // A suspension reaches its end time: first without a batch, then compiled together with a batch.
         let ended = || vec!["Namespace shop (suspension ended)".to_owned()];
         for (batches, count) in [(&[][..], 1), (&[(Generation(3), now)][..], 2)] {

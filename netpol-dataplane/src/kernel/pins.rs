@@ -184,15 +184,15 @@ impl Pins {
 
     /// Returns the interfaces with programs, by links or filters.
     pub(super) fn interfaces(&self) -> Vec<IfIndex> {
-        let mut interfaces = self.linked_interfaces();
-        interfaces.extend(self.filtered_interfaces());
+        let mut interfaces = self.interfaces_with_links();
+        interfaces.extend(self.interfaces_with_filters());
         interfaces.sort_unstable();
         interfaces.dedup();
         interfaces
     }
 
     /// Returns the interfaces with pinned links.
-    pub(super) fn linked_interfaces(&self) -> Vec<IfIndex> {
+    pub(super) fn interfaces_with_links(&self) -> Vec<IfIndex> {
         let mut linked: Vec<IfIndex> =
             names(&self.links()).iter().filter_map(|name| name.split_once('-')?.0.parse().ok().map(IfIndex)).collect();
         linked.dedup();
@@ -200,7 +200,7 @@ impl Pins {
     }
 
     /// Returns the interfaces with clsact filters.
-    pub(super) fn filtered_interfaces(&self) -> Vec<IfIndex> {
+    pub(super) fn interfaces_with_filters(&self) -> Vec<IfIndex> {
         names(&self.tc()).iter().filter_map(|name| name.parse().ok().map(IfIndex)).collect()
     }
 }

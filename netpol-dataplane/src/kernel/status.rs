@@ -95,8 +95,8 @@ pub fn read_status(pin_path: &Path) -> Result<Status, StatusError> {
     let maps = Maps::open(&pins)?;
     let snapshot = maps.snapshot()?;
     let endpoints = maps.read_endpoints()?;
-    let mut attached = pins.linked_interfaces();
-    attached.extend(pins.filtered_interfaces());
+    let mut attached = pins.interfaces_with_links();
+    attached.extend(pins.interfaces_with_filters());
     let mut status = Status {
         layout_version: LAYOUT_VERSION,
         endpoints: Vec::new(),

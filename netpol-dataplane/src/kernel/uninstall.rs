@@ -96,14 +96,16 @@ fn program_ids(pins: &Pins) -> BTreeSet<u32> {
         Some(program.id())
     });
     let links = pins
-        .linked_interfaces()
+        .interfaces_with_links()
         .into_iter()
         .flat_map(|ifindex| Program::ALL.map(|program| pins.link(ifindex, program)));
     let linked = links.filter_map(|link| Some(pinned_link(&link).ok()??.info().ok()?.program_id()));
     let mut ids: BTreeSet<u32> = pinned.chain(linked).collect();
     if let Ok(mut netlink) = Netlink::open() {
-        let filters =
-            pins.filtered_interfaces().into_iter().flat_map(|ifindex| netlink.bpf_filters(ifindex).unwrap_or_default());
+        let filters = pins
+            .interfaces_with_filters()
+            .into_iter()
+            .flat_map(|ifindex| netlink.bpf_filters(ifindex).unwrap_or_default());
         ids.extend(filters.filter(has_own_name).map(|filter| filter.program));
     }
     ids

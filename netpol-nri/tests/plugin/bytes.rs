@@ -1,6 +1,6 @@
 //! A conversation with a runtime, byte by byte, encoded by hand.
 //!
-//! Each line is a frame: connection ID and length (`pkg/net/multiplex/mux.go` of NRI), a message's length, stream ID,
+//! Each item of [`CONVERSATION`] is a frame: connection ID and length (`pkg/net/multiplex/mux.go` of NRI), a message's length, stream ID,
 //! type and flags (`PROTOCOL.md` of ttrpc), and a `Request` or `Response` with the tag and the length of each field
 //! (`request.proto` of ttrpc), in which the payload is a message of NRI (`pkg/api/api.proto`).
 
@@ -41,7 +41,7 @@ const CONVERSATION: [Frame; 21] = [
     ),
     // SynchronizeResponse {more: true}.
     Plugin(b"\0\0\0\x01\0\0\0\x0e\0\0\0\x04\0\0\0\x03\x02\0\x12\x02\x10\x01"),
-    // Plugin.Synchronize {containers: [{id: "c1"}]}: field 2 is not used.
+    // Plugin.Synchronize {containers: [{id: "c1"}]}. The plugin ignores a container without a sandbox.
     Runtime(
         b"\0\0\0\x01\0\0\0\x3c\0\0\0\x32\0\0\0\x05\x01\0\x0a\x1bnri.pkg.api.v1alpha1.Plugin\x12\x0bSynchronize\
           \x1a\x06\x12\x04\x0a\x02c1",
@@ -55,7 +55,7 @@ const CONVERSATION: [Frame; 21] = [
           \x42\x0f\x2a\x0d\x0a\x07network\x12\x02/n\x48\x09\x52\x0810.1.0.5",
     ),
     Plugin(b"\0\0\0\x01\0\0\0\x0a\0\0\0\0\0\0\0\x07\x02\0"),
-    // Plugin.RunPodSandbox {pod: {id: "s3", name: "refused", namespace: "shop"}}, in two frames.
+    // Plugin.RunPodSandbox {pod: {id: "s3", name: "refused", namespace: "shop", labels: {"": ""}}}, in two frames.
     Runtime(b"\0\0\0\x01\0\0\0\x0c\0\0\0\x47\0\0\0\x09\x01\0\x0a\x1b"),
     Runtime(
         b"\0\0\0\x01\0\0\0\x45nri.pkg.api.v1alpha1.Plugin\x12\x0dRunPodSandbox\
@@ -63,7 +63,7 @@ const CONVERSATION: [Frame; 21] = [
     ),
     // Response {status: {code: UNKNOWN, message: "the policies are not enforced"}}.
     Plugin(b"\0\0\0\x01\0\0\0\x2d\0\0\0\x23\0\0\0\x09\x02\0\x0a\x21\x08\x02\x12\x1dthe policies are not enforced"),
-    // Plugin.StopPodSandbox {pod: {name: "refused", namespace: "shop"}}.
+    // Plugin.StopPodSandbox {pod: {name: "refused", uid: "u", namespace: "shop"}}.
     Runtime(
         b"\0\0\0\x01\0\0\0\x4d\0\0\0\x43\0\0\0\x0b\x01\0\x0a\x1bnri.pkg.api.v1alpha1.Plugin\x12\x0eStopPodSandbox\
           \x1a\x14\x0a\x12\x12\x07refused\x22\x04shop\x1a\x01u",
@@ -75,13 +75,14 @@ const CONVERSATION: [Frame; 21] = [
     ),
     // Response {status: {code: UNIMPLEMENTED = 12, message: "method UpdateContainer"}}.
     Plugin(b"\0\0\0\x01\0\0\0\x26\0\0\0\x1c\0\0\0\x0d\x02\0\x0a\x1a\x08\x0c\x12\x16method UpdateContainer"),
-    // A request with an even stream ID, 14, and data (type 3) on stream 15. Both have no payload.
+    // A request without a payload, with an even stream ID, 14.
     Runtime(b"\0\0\0\x01\0\0\0\x0a\0\0\0\0\0\0\0\x0e\x01\0"),
     // Response {status: {code: INVALID_ARGUMENT = 3, message}}.
     Plugin(
         b"\0\0\0\x01\0\0\0\x4d\0\0\0\x43\0\0\0\x0e\x02\0\x0a\x41\x08\x03\x12\x3d\
           the ID of a request must be odd, and larger than those before",
     ),
+    // Data (type 3) without a payload, on stream 15.
     Runtime(b"\0\0\0\x01\0\0\0\x0a\0\0\0\0\0\0\0\x0f\x03\0"),
     Plugin(
         b"\0\0\0\x01\0\0\0\x40\0\0\0\x36\0\0\0\x0f\x02\0\x0a\x34\x08\x03\x12\x30\

@@ -223,7 +223,7 @@ fn plugins_are_called_in_order_of_their_indexes() {
     node.server.wait_for_plugin("other", SOON).unwrap();
     assert!(matches!(node.server.run(&pod("refused")), Start::Refused(_)));
     assert_eq!(first.recorder.events()[2], "run shop/refused");
-    // Received after the first two: the start, and that the refused sandbox was stopped and removed. If the other
-    // plugin were called first, it would refuse the start, and this plugin would not receive it.
+    // `first` receives the start after two other events, and then that the refused sandbox was stopped and removed.
+    // If the second plugin, which refuses the start, were called first, `first` would not receive the start.
     assert_eq!(first.recorder.events().len(), 5);
 }

@@ -157,7 +157,7 @@ fn s31_replies_through_a_service_may_come_from_any_backend() {
         assert_eq!(programs.receive_from(&to.tcp(80, 1000, SYN_ACK, b""), CLIENT), Reason::Flow);
         assert_eq!(programs.receive_from(&to.tcp(80, 1000, ACK, b""), CLIENT), Reason::Flow);
         assert_eq!(programs.receive_from(&to.tcp(80, 1000, ACK, b""), POD), Reason::Flow, "another backend");
-        // If there is no flow, such a reply starts none. So the pod's packets are evaluated in their own direction.
+        // Without a flow, such a reply starts no flow. So the next packet of the pod is not a reply, but starts a flow.
         let reason = programs.receive_from(&to.tcp(80, 1001, ACK, b""), CLIENT);
         if programs.endpoint.ingress.isolated() {
             assert_eq!(reason, Reason::NoRule);

@@ -44,7 +44,7 @@ struct Report {
     target_ms: f64,
 }
 
-/// The agent's own measurement: from the bytes of an event to the maps.
+/// The agent's own measurement: from the arrival of a batch of changes until the maps contain it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct AgentMeasurement {

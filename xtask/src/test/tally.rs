@@ -78,7 +78,7 @@ impl Tally {
         })
     }
 
-    /// Returns a failed test for the example command line.
+    /// Returns the first failed test. After the tests, a message shows the command that runs it again.
     pub(super) fn first_failed_test(&self) -> Option<&str> {
         self.failures.iter().find_map(|failure| failure.test.as_deref())
     }

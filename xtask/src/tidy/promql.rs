@@ -40,7 +40,8 @@ pub(super) fn unknown(query: &str, shown: &[&str], metrics: &BTreeMap<String, Me
     findings
 }
 
-/// Returns the labels of a series: `netpol_a`, or `netpol_b_bucket` of a histogram.
+/// Returns the labels of a series. `word` is the name of the series, such as `netpol_a`, or `netpol_b_bucket` of a
+/// histogram.
 fn labels_of(word: &str, metrics: &BTreeMap<String, Metric>) -> Option<BTreeSet<String>> {
     if let Some((_, labels)) = BUILT_IN.iter().find(|(name, _)| *name == word) {
         return Some(labels.iter().map(|label| (*label).to_owned()).collect());

@@ -21,8 +21,8 @@ const FIRST_INTERVAL: Duration = Duration::from_secs(15);
 const MAX_INTERVAL: Duration = Duration::from_mins(10);
 /// A topic without packets for this long is removed. The next packet starts a new Event.
 const EXPIRY: Duration = Duration::from_mins(15);
-/// Maximum number of a pod's Events that name peer and port, for denials and for would-be denials each. All further
-/// traffic of the pod is counted together.
+/// Maximum number of a pod's Events that name peer and port, for denials and for would-be denials each. Further traffic
+/// is counted in one merged Event for each direction and reason.
 pub(super) const MAX_TOPICS: usize = 10;
 /// Maximum number of pods in memory.
 const MAX_PODS: usize = 512;
@@ -53,7 +53,7 @@ type Rank = (bool, bool, Instant);
 /// Something to write to the API server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Publication {
-    /// Packets were denied at a pod.
+    /// Packets were denied at a pod, or would be denied by policies in shadow mode.
     Denied(Series),
     /// A notice about a policy or a namespace.
     Notice(Notice),
@@ -68,7 +68,7 @@ pub struct Series {
     pub created: i64,
     /// What the packets have in common.
     pub topic: Topic,
-    /// Whether this Event counts all traffic that has no Event of its own.
+    /// Whether this is a merged Event: it counts all traffic of its direction and reason that has no Event of its own.
     pub merged: bool,
     /// The time of the first packet.
     pub first: SystemTime,
@@ -165,7 +165,7 @@ impl Aggregator {
         }
     }
 
-    /// Counts denied packets.
+    /// Counts denied packets, or packets that policies in shadow mode would deny.
     ///
     /// # Errors
     /// If too many pods are in memory. Then the packets are not reported.

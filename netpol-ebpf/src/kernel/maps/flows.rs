@@ -1,8 +1,10 @@
 //! `FLOW_TABLES_V4`, `FLOW_TABLES_V6`: the flow tables of endpoints, by endpoint ID, each an LRU hash. `FLOWS_V4`,
 //! `FLOWS_V6`: one more table, shared by endpoints that do not have their own yet.
 //!
+//! Until an ID has its own table, the agent stores the shared table in the slot of the ID.
+//!
 //! A pod's flows can evict only its own flows. The agent creates the tables in advance and chooses their sizes. If an
-//! ID is given to another pod, it keeps its table; the interface in the key separates their flows.
+//! ID is given to another pod, the table of the ID stays. The interface in the key separates the flows of the two pods.
 //!
 //! Size: 136 and 160 bytes per entry, preallocated. If a table is full, the least recently used entries are evicted.
 //! Inner maps with other sizes than declared here are accepted since Linux 5.10:
@@ -30,10 +32,10 @@ static FLOW_TABLES_V4: ArrayOfMaps<LruHashMap<FlowKey<[u8; 4]>, FlowEntry, 512>,
 static FLOW_TABLES_V6: ArrayOfMaps<LruHashMap<FlowKey<[u8; 16]>, FlowEntry, 512>, { CAPACITY + 1 }> =
     ArrayOfMaps::new();
 
-/// Returns the endpoint's own table. The key of this lookup is the ID in the endpoint itself, because a copy would take
+/// Returns the table in the slot of the endpoint's ID. The key of this lookup is the ID in the endpoint itself, because a copy would take
 /// space on the stack, which is small.
 #[inline(always)]
-fn own_table<T, const N: usize>(tables: &'static ArrayOfMaps<T, N>, endpoint: &Endpoint) -> Option<&'static T> {
+fn flow_table<T, const N: usize>(tables: &'static ArrayOfMaps<T, N>, endpoint: &Endpoint) -> Option<&'static T> {
     // Without the barrier, the address of the ID would take a register until the packet is counted.
     let endpoint = barrier(endpoint);
     // SAFETY: the map has keys of four bytes, and its values are maps, which live until the program ends.
@@ -48,7 +50,7 @@ macro_rules! accessors {
         /// Returns the flow's entry in the map itself, so that other CPUs see writes to it.
         #[inline(always)]
         pub(in crate::kernel) fn $get(endpoint: &Endpoint, key: &FlowKey<$address>) -> Option<*mut FlowEntry> {
-            own_table(&$tables, endpoint)?.get_ptr_mut(key)
+            flow_table(&$tables, endpoint)?.get_ptr_mut(key)
         }
 
         /// Records a flow, and returns whether it was recorded.
@@ -60,7 +62,7 @@ macro_rules! accessors {
             replaces: bool,
         ) -> bool {
             let flags = u64::from(if replaces { BPF_ANY } else { BPF_NOEXIST });
-            own_table(&$tables, endpoint).is_some_and(|table| table.insert(key, entry, flags).is_ok())
+            flow_table(&$tables, endpoint).is_some_and(|table| table.insert(key, entry, flags).is_ok())
         }
     };
 }
