@@ -72,6 +72,7 @@ fn print_endpoints(
         writeln!(out, "no endpoints{}", scope.describe())?;
         return Ok(());
     }
+    // If the terminal is too narrow, the optional columns are omitted, those with the highest numbers first.
     let mut table = TextTable::new(&[
         text("POD"),
         text("NODE").optional(2),

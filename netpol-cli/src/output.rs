@@ -62,7 +62,8 @@ const BUFFER: usize = 1 << 16;
 
 /// Prints a document while it is serialized, because a document can be large.
 pub(crate) fn print_json(out: &mut impl Write, value: &impl Serialize) -> Result<()> {
-    // The buffer is written whenever the next part does not fit. So what is written always ends with a whole character.
+    // serde_json writes whole characters, and the buffer is emptied before a string that does not fit. So each write of the
+    // buffer ends with a whole character.
     let mut buffer = BufWriter::with_capacity(BUFFER, SafeJson(&mut *out));
     serde_json::to_writer_pretty(&mut buffer, value).map_err(io::Error::from)?;
     buffer.flush()?;
@@ -74,7 +75,7 @@ pub(crate) fn print_json(out: &mut impl Write, value: &impl Serialize) -> Result
 struct SafeJson<W>(W);
 
 impl<W: Write> Write for SafeJson<W> {
-    /// Writes a part of the JSON. No part ends within a character.
+    /// Writes the content of the buffer, which ends with a whole character.
     fn write(&mut self, part: &[u8]) -> io::Result<usize> {
         let part_text = std::str::from_utf8(part).map_err(io::Error::other)?;
         self.0.write_all(text::json(part_text).as_bytes())?;

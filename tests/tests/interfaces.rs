@@ -1,4 +1,5 @@
-//! Interfaces that are read only as far as the kernel reports changes: the result must be that of reading everything.
+//! After a change, only the interfaces that the kernel reported are read. The result must be the same as if everything is
+//! read.
 
 use std::time::{Duration, Instant};
 

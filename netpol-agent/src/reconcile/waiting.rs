@@ -17,8 +17,8 @@ use netpol_node::KnownVeths;
 const LINK_LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Interface {
-    /// Returns whether the interface need not be read in detail again: it is enforced, its pod is known or was known
-    /// before, and all of its addresses are known.
+    /// Returns whether the interface need not be read in detail again: it is enforced, and either its pod is gone, or its pod
+    /// and all of its addresses are known.
     fn is_complete(&self) -> bool {
         // After a time limit, a missing address is not waited for: an interface without IPv6 never has a link-local
         // address.
@@ -56,7 +56,8 @@ impl<D: Dataplane> Reconciler<D> {
         for (ifindex, interface) in &mut self.interfaces {
             // A waiting pod may have the address of any interface without a pod.
             let is_due = is_pod_waiting && interface.identity.pod.is_none() || interface.peer_reads.is_due(now);
-            if interface.is_complete() || !is_due {
+            let is_skipped = interface.is_complete() || !is_due;
+            if is_skipped {
                 known.complete.insert(*ifindex);
             } else {
                 interface.peer_reads.begin(now);
@@ -87,7 +88,8 @@ impl<D: Dataplane> Reconciler<D> {
         self.interfaces.values().any(waits) || !self.failures.is_empty() || self.pods_waiting() > 0
     }
 
-    /// Returns the number of pods of this node that have an address but no interface with programs.
+    /// Returns the number of pods of this node that have an address, but no interface on which their
+    /// policies are enforced.
     pub fn pods_waiting(&self) -> usize {
         let enforced = self.interfaces.values().filter_map(Interface::enforced);
         let current = enforced.filter(|pod_endpoint| pod_endpoint.phase == Phase::Current);
@@ -100,8 +102,8 @@ impl<D: Dataplane> Reconciler<D> {
         self.interfaces.values().any(|interface| matches!(interface.program, ProgramState::Attaching(..)))
     }
 
-    /// Returns the next time at which an interface may have to be shut, because its pod has waited too long for its
-    /// policies.
+    /// Returns the next time at which all traffic of an interface may have to be dropped, because its pod has waited too long
+    /// for its policies.
     pub fn next_overdue(&self) -> Option<Instant> {
         self.pods.next_overdue(self.reconciled_at)
     }

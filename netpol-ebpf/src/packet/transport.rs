@@ -77,6 +77,7 @@ fn ports(head: Window<'_, PORTS>) -> Transport {
     Transport { source_port: head.two_bytes::<0>(), destination_port: head.two_bytes::<2>(), flags: TcpFlags(0) }
 }
 
+/// The fields for ports hold the type and code, and the identifier.
 #[inline(always)]
 fn icmp(head: Window<'_, ICMP>) -> Transport {
     Transport { source_port: head.two_bytes::<0>(), destination_port: head.two_bytes::<4>(), flags: TcpFlags(0) }

@@ -22,6 +22,7 @@ const MIN_PREFIX: u8 = 12;
 
 pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut Vec<Draft>) {
     let (policy, selected) = (view.policy, context.selected(view));
+    // Each list contains the policies that isolate one group of the selected pods.
     let lists = context.egress.lists_of_selected(view);
     for direction in Direction::BOTH {
         for (index, rule) in reference::rules(policy, direction).iter().enumerate() {

@@ -27,7 +27,7 @@ pub(super) struct Tree {
 }
 
 impl Tree {
-    /// Creates a document from a value that is not text.
+    /// Creates a document from a value that was not parsed from text, so that it has no line numbers.
     pub(super) fn without_lines(value: Value) -> Self {
         Self { value, lines: Lines::at(1), range: 0..0, duplicates: Vec::new() }
     }
@@ -107,7 +107,7 @@ pub(super) struct SyntaxError {
     pub(super) message: String,
 }
 
-/// Parses the documents of a text. `aliased` counts the values that aliases of the file have repeated so far.
+/// Parses the text of a document. After a YAML end marker (`...`), it can contain further documents. `aliased` counts the values that aliases of the file have repeated so far.
 pub(super) fn read(document: &DocumentText<'_>, aliased: &mut usize) -> Result<Vec<Tree>, SyntaxError> {
     let result = TreeReader::new(document, aliased).parse_documents();
     match (result, document.text.trim_start_matches(['-', ' ', '\n', '\r']).starts_with(['{', '['])) {

@@ -1,4 +1,5 @@
-//! Policies of kinds that netpol does not evaluate. Only the pods that they may apply to are parsed.
+//! Policies of kinds that netpol does not evaluate. Of these policies, only the selectors of the pods that they may apply
+//! to are parsed, and the directions.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -41,7 +42,7 @@ impl UnevaluatedKind {
         })
     }
 
-    /// Returns whether all policies of this kind apply to all namespaces.
+    /// Returns whether objects with this `kind` are not in a namespace.
     fn is_cluster_scoped(self, kind: &str) -> bool {
         match self {
             Self::Admin | Self::Baseline => true,
@@ -57,7 +58,7 @@ impl UnevaluatedKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyScope {
     kind: UnevaluatedKind,
-    /// The namespace of the policy; `None`: the policy applies to all namespaces.
+    /// The namespace of the policy; `None`: the policy is not in a namespace, and its subjects select namespaces.
     namespace: Option<NamespaceName>,
     /// The policy applies to the pods of each subject; to no pod if there is no subject.
     subjects: Vec<Subject>,
@@ -75,9 +76,9 @@ struct Subject {
 impl PolicyScope {
     /// Parses the scope of a policy.
     pub fn of(kind: UnevaluatedKind, object: &Value) -> Self {
-        let name = object["kind"].as_str().unwrap_or_default();
+        let object_kind = object["kind"].as_str().unwrap_or_default();
         let namespace = object["metadata"]["namespace"].as_str().filter(|name| !name.is_empty()).unwrap_or("default");
-        let namespace = (!kind.is_cluster_scoped(name)).then(|| namespace.into());
+        let namespace = (!kind.is_cluster_scoped(object_kind)).then(|| namespace.into());
         let specs: Vec<&Value> = match (&object["spec"], &object["specs"]) {
             (spec, Value::Array(specs)) => specs.iter().chain(Some(spec).filter(|spec| !spec.is_null())).collect(),
             (spec, _) => vec![spec],

@@ -121,7 +121,7 @@ impl Gatherer {
         match event {
             WatchEvent::Began => state.store.begin(),
             WatchEvent::Item(item, received) => state.store.add_listed(item, received, &mut self.interner),
-            WatchEvent::Unnamed => state.store.mark_incomplete(),
+            WatchEvent::Unnamed => state.store.mark_nameless(),
             WatchEvent::Listed(version) => {
                 state.position = version;
                 state.broken = false;

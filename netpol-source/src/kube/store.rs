@@ -36,7 +36,7 @@ struct PartialList {
     /// New versions of objects that have not changed otherwise.
     versions: Vec<(ObjectKey, u64)>,
     /// Whether an object without a name was listed.
-    incomplete: bool,
+    has_nameless: bool,
     /// When the first object was received.
     received: Option<Instant>,
 }
@@ -53,9 +53,9 @@ impl Store {
     }
 
     /// Records that the list has an object without a name.
-    pub(super) fn mark_incomplete(&mut self) {
+    pub(super) fn mark_nameless(&mut self) {
         if let Some(listing) = &mut self.listing {
-            listing.incomplete = true;
+            listing.has_nameless = true;
         }
     }
 
@@ -92,7 +92,7 @@ impl Store {
     pub(super) fn complete(&mut self) -> (Vec<Event>, Option<Instant>) {
         let Some(listing) = self.listing.take() else { return (Vec::new(), None) };
         let mut events = Vec::new();
-        if !listing.incomplete {
+        if !listing.has_nameless {
             self.known.retain(|key, _| {
                 let stays = listing.listed.contains(key);
                 if !stays {
@@ -228,7 +228,7 @@ mod tests {
         );
         assert!(store.update(received_object("a", None, 3), &mut Interner::default()).is_none());
         store.begin();
-        store.mark_incomplete();
+        store.mark_nameless();
         assert_eq!(store.complete().0, [], "an object without a name may be any known object");
         assert_eq!(store.len(), 1);
     }

@@ -255,8 +255,8 @@ impl Shop {
         }
     }
 
-    /// Waits until the agent reports a denial with this reason, source and destination. `to` is a pod, or a node for
-    /// any of its addresses.
+    /// Waits until the agent reports a denial with this reason, source and destination. `to` is the name of a pod
+    /// or of a node; the name of a node matches each of its addresses.
     pub(super) fn wait_denied(&self, reason: &str, from: &str, to: &str) -> Result<()> {
         self.agent().wait_denied(|line| self.matches(line, reason, from, to)).map(|_| ())
     }

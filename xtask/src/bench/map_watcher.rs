@@ -10,7 +10,7 @@ use anyhow::Result;
 use netpol_common::{AddressEntry, DirectionPolicy, IfIndex};
 use netpol_tests::pinned::Pinned;
 
-/// Time between two polls.
+/// The pause after each poll.
 const INTERVAL: Duration = Duration::from_micros(100);
 
 /// Kinds of change.
@@ -107,7 +107,7 @@ impl MapWatcher {
         locked(&self.found).push((change, at));
     }
 
-    /// Returns how many changes are not in the maps yet.
+    /// Returns how many changes are not in the maps yet, without those that a poll checks at this moment.
     pub(super) fn pending_count(&self) -> usize {
         locked(&self.pending).len()
     }

@@ -85,7 +85,7 @@ fn host_ports_are_at_node_addresses_or_at_their_host_ip() {
 }
 
 #[test]
-fn ports_without_a_host_port_are_not_host_ports() {
+fn host_ports_of_host_network_and_finished_pods_and_port_0_are_ignored() {
     let addresses = "{hostIP: 192.0.2.1}";
     for spec in [
         "{hostNetwork: true, containers: [{ports: [{containerPort: 80, hostPort: 80}]}]}",

@@ -25,7 +25,7 @@ pub(super) struct Side {
     pub(super) unevaluated: Vec<u64>,
 }
 
-/// A class of addresses: what peers and port names in rules match at these addresses.
+/// A class of addresses: the same peers of rules match all of them, and the same port names of rules exist at them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct AddressClass {
     /// A bit for each condition, set if the condition matches.
@@ -41,8 +41,8 @@ pub(super) struct EndClass {
     pub(super) sides: Option<[u32; 2]>,
     /// The numbers of the address classes of the IPv4 address and of the IPv6 address.
     pub(super) addresses: [Option<u32>; 2],
-    /// The key and the addresses of a pod that shares an address with another pod. Such a pod is an end of its own,
-    /// because its egress policies do not apply to its own addresses.
+    /// The key and the addresses of a pod that shares an address with another pod. Such a pod is an end of its own:
+    /// its egress policies do not apply to the shared address, which is its own, but those of other pods do.
     pub(super) shared: Option<(PodKey, Vec<IpAddr>)>,
 }
 
@@ -191,7 +191,7 @@ impl AddressClass {
     }
 }
 
-/// Addresses that no pod has. All of them have the same ports with every pod.
+/// An end outside: addresses that no pod has. Each pod can connect with all of them at the same ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutsideAddresses {
     /// The addresses. The set may include addresses of pods and Services, which do not belong to this end.
@@ -247,6 +247,6 @@ fn blocks_and_exceptions(conditions: &Interner<Condition>) -> impl Iterator<Item
         Condition::PodsOf(..) | Condition::Pods(..) => None,
     });
     let nets = blocks.flat_map(|block| std::iter::once(&block.cidr).chain(&block.except));
-    // Blocks of placeholders are not in the input.
+    // Placeholders are addresses that netpol assigns to pods without one. A block of placeholders is not in the manifests.
     nets.filter(|net| !is_placeholder(net.addr()))
 }

@@ -15,14 +15,15 @@ struct TestTracker {
     tracker: Tracker,
     reader: FlowTotalsReader,
     clocks: Clocks,
-    used: BTreeMap<u32, IfIndex>,
+    /// The existing endpoints: their interfaces by endpoint ID.
+    endpoints: BTreeMap<u32, IfIndex>,
 }
 
 impl TestTracker {
     fn new(mode: FlowTotalsMode) -> Self {
         let (tracker, reader) = Tracker::start(mode, HZ).expect("totals are recorded");
         let clocks = Clocks::read(HZ);
-        let mut test = Self { tracker, reader, clocks, used: BTreeMap::from([(1, POD), (2, OTHER)]) };
+        let mut test = Self { tracker, reader, clocks, endpoints: BTreeMap::from([(1, POD), (2, OTHER)]) };
         // The first reading: see `flows_from_before_the_agent_are_not_recorded_again`.
         assert!(test.read(2, &[]).is_empty());
         test
@@ -37,7 +38,7 @@ impl TestTracker {
         for (key, entry) in flows {
             self.tracker.flow(1, key, entry);
         }
-        self.tracker.finish(&self.used);
+        self.tracker.finish(&self.endpoints);
         let mut records = Vec::new();
         while let Ok(sent) = self.reader.totals.try_recv() {
             records.extend(sent);
@@ -114,7 +115,7 @@ fn the_flows_of_a_deleted_pod_have_ended() {
     let mut test = TestTracker::new(FlowTotalsMode::End);
     let entry = test.started(1);
     test.read(2, &[(tcp(1), entry), (key(OTHER, protocol::TCP, 2), entry)]);
-    test.used.remove(&1);
+    test.endpoints.remove(&1);
     let ended = test.read(2, &[(key(OTHER, protocol::TCP, 2), entry)]);
     assert_eq!(summary(&ended), [(1, Some(FlowEnding::PodDeleted), 1, 2)]);
 }
@@ -168,7 +169,7 @@ fn flows_from_before_the_agent_are_not_recorded_again() {
     for mode in [FlowTotalsMode::End, FlowTotalsMode::Minute] {
         let (tracker, reader) = Tracker::start(mode, HZ).expect("totals are recorded");
         let clocks = Clocks::read(HZ);
-        let mut test = TestTracker { tracker, reader, clocks, used: BTreeMap::from([(1, POD)]) };
+        let mut test = TestTracker { tracker, reader, clocks, endpoints: BTreeMap::from([(1, POD)]) };
         let closed = FlowEntry { state: flow_state::RESET, ..test.started(1) };
         let open = FlowEntry { started: clocks.jiffies.wrapping_sub(500 * HZ), ..test.started(100) };
         for _ in 0..3 {
@@ -219,7 +220,7 @@ fn a_record_has_the_addresses_and_ports_of_the_first_packet() {
 }
 
 #[test]
-fn the_records_of_a_second_are_limited_and_shared_and_none_is_lost() {
+fn the_number_of_records_in_a_second_is_limited_fairly_and_none_is_lost() {
     let mut test = TestTracker::new(FlowTotalsMode::End);
     let entry = test.started(1);
     let mut flows: Vec<_> = (1..=5000).map(|port| (tcp(port), entry)).collect();
@@ -266,7 +267,7 @@ fn flows_that_are_replaced_again_and_again_do_not_fill_the_memory() {
         for port in ports.clone() {
             test.tracker.flow(1, &tcp(port), &entry);
         }
-        test.tracker.finish(&test.used);
+        test.tracker.finish(&test.endpoints);
         let kept = test.tracker.flows.len() + test.tracker.replaced.len();
         assert!(kept <= MAX_KEPT / 2, "{kept}");
         assert_eq!(test.tracker.by_interface[&POD], kept);
