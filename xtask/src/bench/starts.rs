@@ -88,7 +88,8 @@ impl Mode {
     fn arguments(self) -> &'static [&'static str] {
         match self {
             Self::Nri => &["--start-gate=nri"],
-            Self::Cni | Self::Off => &["--start-gate=off"],
+            Self::Cni => &["--start-gate=cni"],
+            Self::Off => &["--start-gate=off"],
             Self::OffDeny => &["--start-gate=off", "--unknown-pods=deny"],
         }
     }
@@ -102,7 +103,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
     let (mut runs, mut machine) = (Vec::new(), None);
     for (mode, starts) in Mode::ALL {
         let socket = directory.path().join("nri.sock");
-        let mut testbed = prepare(cluster_size, mode, &socket)?;
+        let mut testbed = prepare(cluster_size, mode, directory.path())?;
         // The runtime is started after `prepare`, which starts an agent and stops it again.
         let runtime = NriServer::start(&socket, Options::default()).context("starting the fake container runtime")?;
         if machine.is_none() {
@@ -143,9 +144,14 @@ fn peers() -> [String; 2] {
     [local_name(0, 0), local_name(0, 1)]
 }
 
-fn prepare(cluster_size: ClusterSize, mode: Mode, socket: &Path) -> Result<Testbed> {
-    let socket = format!("--nri-socket={}", socket.display());
-    let arguments: Vec<&str> = mode.arguments().iter().copied().chain([socket.as_str()]).collect();
+fn prepare(cluster_size: ClusterSize, mode: Mode, directory: &Path) -> Result<Testbed> {
+    // The agent installs `netpol-cni` in the last two. `StartGate` calls it directly.
+    let paths = [("--nri-socket", "nri.sock"), ("--cni-config", "net.d"), ("--cni-bin", "bin")]
+        .map(|(option, name)| format!("{option}={}", directory.join(name).display()));
+    for name in ["net.d", "bin"] {
+        std::fs::create_dir_all(directory.join(name))?;
+    }
+    let arguments: Vec<&str> = mode.arguments().iter().copied().chain(paths.iter().map(String::as_str)).collect();
     let mut testbed = Testbed::prepare(cluster_size, &arguments)?;
     for peer in peers() {
         testbed.cluster.serve_at(&peer, &[(Protocol::Tcp, 80), (Protocol::Udp, 53)])?;
