@@ -5,7 +5,7 @@ use std::io;
 
 use netpol_common::IfIndex;
 
-use super::netlink::Changed;
+use super::monitor::Changed;
 use super::{CacheUse, InterfaceReader, InterfaceSnapshot, KnownVeths, NetlinkError};
 use crate::worker::{Died, Outcomes, Worker};
 

@@ -8,7 +8,7 @@ use netpol_common::IfIndex;
 
 use super::is_link_local;
 use super::link_cache::LinkCache;
-use super::netlink::Changed;
+use super::monitor::Changed;
 use super::{Device, Netlink, NetlinkError, TunnelEndpoints, Veth};
 
 /// The peer of a veth, in the pod's namespace.

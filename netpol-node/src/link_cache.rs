@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use netpol_common::IfIndex;
 
-use super::netlink::{Changed, Link};
+use super::monitor::Changed;
+use super::netlink::Link;
 use super::{Netlink, NetlinkError};
 
 /// Caches the interfaces and addresses of this namespace.
