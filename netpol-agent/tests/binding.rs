@@ -219,7 +219,7 @@ fn s32_a_link_local_address_is_followed_unless_a_neighbor_has_it() {
     let link_local =
         |reconciler: &Reconciler<Memory>, index: u32| endpoint(reconciler, index).link_local[14..].to_vec();
     let snapshot_with = |addresses: &[&str]| InterfaceSnapshot {
-        own: vec![own],
+        local_addresses: vec![own],
         ..interfaces([(3, pod_end(addresses)), (4, pod_end(&[B, "fe80::4"]))])
     };
     let pods = [pod("a", A), pod("b", B)];

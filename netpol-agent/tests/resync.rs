@@ -162,7 +162,7 @@ fn interfaces(local_pods: &LocalPods, own: &[IpAddr]) -> InterfaceSnapshot {
     };
     InterfaceSnapshot {
         veths: local_pods.iter().map(veth).collect(),
-        own: own.to_vec(),
+        local_addresses: own.to_vec(),
         ..InterfaceSnapshot::default()
     }
 }

@@ -37,7 +37,7 @@ pub struct InterfaceSnapshot {
     /// Veths with a peer in another namespace, each with its peer.
     pub veths: BTreeMap<IfIndex, (Veth, PodEnd)>,
     /// All addresses of this namespace, which are the local node's addresses. Without duplicates.
-    pub own: Vec<IpAddr>,
+    pub local_addresses: Vec<IpAddr>,
     /// Interfaces with an address in a network of more than one host. The gateway address of a single pod (/32, /128)
     /// does not count. In a node that is itself a container (kind), an uplink is a veth. This set distinguishes it from
     /// the veths of pods.
@@ -181,11 +181,11 @@ impl InterfaceReader {
             .map(|(index, _)| IfIndex(*index));
         let uplinks = uplinks.collect();
         let addresses = self.links.addresses.values().flatten().map(IpNet::addr);
-        let mut own: Vec<IpAddr> = addresses.filter(|address| !address.is_loopback()).collect();
-        own.sort_unstable();
-        own.dedup();
+        let mut local_addresses: Vec<IpAddr> = addresses.filter(|address| !address.is_loopback()).collect();
+        local_addresses.sort_unstable();
+        local_addresses.dedup();
         self.is_valid = true;
-        Ok(InterfaceSnapshot { veths: current, own, uplinks, routed, tunnels })
+        Ok(InterfaceSnapshot { veths: current, local_addresses, uplinks, routed, tunnels })
     }
 
     fn mac(&mut self, veth: &Veth) -> Option<[u8; 6]> {

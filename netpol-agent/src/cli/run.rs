@@ -185,7 +185,11 @@ async fn enforce(
     let mut reader = InterfaceReader::open()?;
     let listed_at = Instant::now();
     let interfaces = reader.read(&KnownVeths::default(), &Changed::default(), CacheUse::Bypassed)?;
-    tracing::info!(veths = interfaces.veths.len(), local_addresses = interfaces.own.len(), "interfaces listed");
+    tracing::info!(
+        veths = interfaces.veths.len(),
+        local_addresses = interfaces.local_addresses.len(),
+        "interfaces listed"
+    );
 
     let options = KernelOptions {
         pin_path: args.pin_path.clone(),

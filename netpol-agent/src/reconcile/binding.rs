@@ -233,7 +233,7 @@ impl<D: Dataplane> Reconciler<D> {
     /// Returns whether a link-local address belongs to the local node or to another pod on the same bridge. A pod that
     /// takes such an address does not get the identity of the owner.
     fn is_taken(&self, interfaces: &Interfaces, veth: &Veth, address: Ipv6Addr) -> bool {
-        self.snapshot.own.contains(&IpAddr::V6(address))
+        self.snapshot.local_addresses.contains(&IpAddr::V6(address))
             || self.neighbors(interfaces, veth).any(|(_, bound)| bound.link_local == address.octets())
     }
 

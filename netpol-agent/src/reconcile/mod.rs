@@ -181,14 +181,14 @@ impl<D: Dataplane> Reconciler<D> {
     pub fn interfaces(&mut self, interfaces: InterfaceSnapshot) {
         self.read_error = None;
         self.retry_operations();
-        let local_addresses_changed = interfaces.own != self.snapshot.own;
+        let local_addresses_changed = interfaces.local_addresses != self.snapshot.local_addresses;
         let tunnels_changed = interfaces.tunnels != self.snapshot.tunnels;
         self.snapshot = interfaces;
         if tunnels_changed {
             self.put_tunnels();
         }
         if local_addresses_changed {
-            let addresses = self.snapshot.own.clone();
+            let addresses = self.snapshot.local_addresses.clone();
             self.apply(vec![Event::LocalAddresses(addresses)]);
         }
         self.reconcile(true);

@@ -65,7 +65,7 @@ impl<D: Dataplane> Reconciler<D> {
         for event in &events {
             pods.apply(event);
         }
-        events.push(Event::LocalAddresses(interfaces.own.clone()));
+        events.push(Event::LocalAddresses(interfaces.local_addresses.clone()));
 
         let ids =
             EndpointIdAllocator::new(dataplane.endpoint_id_capacity(), endpoints.values().map(|endpoint| endpoint.id));

@@ -194,7 +194,7 @@ impl Node {
             let veth = Veth { ifindex, name: format!("npt{ifindex}"), namespace: 0, peer: 2, bridge, packets: 0 };
             veths.insert(ifindex, (veth, PodEnd::at(addresses)));
         }
-        InterfaceSnapshot { veths, own: self.addresses.clone(), ..InterfaceSnapshot::default() }
+        InterfaceSnapshot { veths, local_addresses: self.addresses.clone(), ..InterfaceSnapshot::default() }
     }
 
     /// Checks that the maps contain exactly the entries of the tables, and that each pod with an address has its
