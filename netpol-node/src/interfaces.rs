@@ -99,14 +99,15 @@ impl InterfaceReader {
     ///
     /// # Errors
     /// If links or local addresses cannot be read. A namespace that cannot be read counts as having no addresses,
-    /// because it may be removed at the same time. The next reading reads it again.
+    /// because it may be removed at the same time. Later readings read it again.
     pub fn read(
         &mut self,
         KnownVeths { complete, read_mac }: &KnownVeths,
         changed: &Changed,
         cache_use: CacheUse,
     ) -> Result<InterfaceSnapshot, NetlinkError> {
-        let uncached = cache_use == CacheUse::Bypassed || changed.anything || !std::mem::take(&mut self.is_valid);
+        let was_valid = std::mem::take(&mut self.is_valid);
+        let uncached = cache_use == CacheUse::Bypassed || changed.anything || !was_valid;
         self.cache.retain(|ifindex, _| !changed.gone.contains(ifindex));
         if uncached {
             self.links.read_all(&mut self.netlink)?;

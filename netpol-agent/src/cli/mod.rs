@@ -100,7 +100,8 @@ the agent that listens on --api-socket.
 INGRESS and EGRESS: the first three policies that isolate the pod (in its namespace), or `open` if no policy isolates it.
 If no agent responds, the ID of the rule set.
 NOTES: CONFLICT means that the interface has an address of a pod to which another interface is bound; UNLISTED means an
-address of the pod that is not in its status.podIPs.
+address of the pod that is not in its status.podIPs; OBSERVED ONLY means that an agent with --observe attached the
+programs, which enforce nothing.
 Exit code 1: nothing is pinned below --pin-path.";
 
 const UNINSTALL_HELP: &str = "\
