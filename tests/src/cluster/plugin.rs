@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -162,7 +162,7 @@ pub(super) fn call(
 ) -> Result<Vec<u8>> {
     let (namespace, name) = pod.split_once('/').context("a pod's name is not namespace/name")?;
     let sandbox = pod.replace('/', "-");
-    let mut command = node.netns().command(executable);
+    let mut command = Command::new(executable);
     command.env("CNI_COMMAND", cni_command.name());
     command.env("CNI_CONTAINERID", &sandbox);
     // As containerd does, but without the UID, which manifests do not have.
@@ -173,12 +173,13 @@ pub(super) fn call(
     command.env("CNI_NETNS", netns.path());
     command.env("CNI_IFNAME", INTERFACE);
     command.env("CNI_PATH", PLUGINS);
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start {}: install it with `cargo xtask setup`", executable.display()))?;
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // The process is started by a thread in the namespace, without `fork`, as container runtimes do. `fork` would copy the
+    // page tables of this process, which takes milliseconds for a large one.
+    let mut child = node.netns().run(|| {
+        let started = command.spawn();
+        started.with_context(|| format!("cannot start {}: install it with `cargo xtask setup`", executable.display()))
+    })?;
     // If the write fails, the plugin has ended early. Its output contains the reason.
     let _ =
         child.stdin.take().context("the plugin's stdin is not a pipe")?.write_all(configuration.to_string().as_bytes());
