@@ -39,8 +39,9 @@ impl LinkCache {
             self.addresses.remove(&ifindex.0);
         }
         // If the peer of a veth moves to another namespace, the kernel reports that the peer was removed, and nothing about
-        // the veth.
-        let with_local_peer = self.links.iter().filter(|(_, link)| link.has_local_peer).map(|(ifindex, _)| *ifindex);
+        // the veth. Without a report, no peer has moved.
+        let may_have_moved = |link: &Link| link.has_local_peer && changed.has_interfaces();
+        let with_local_peer = self.links.iter().filter(|(_, link)| may_have_moved(link)).map(|(ifindex, _)| *ifindex);
         let links: BTreeSet<IfIndex> = with_local_peer.chain(changed.links.iter().copied()).collect();
         for ifindex in links {
             match netlink.link(ifindex)? {

@@ -100,7 +100,7 @@ pub(super) enum Completeness {
     Interrupted,
 }
 
-/// Sends requests and waits for replies. A dump takes well under a millisecond.
+/// Sends requests and waits for replies.
 #[derive(Debug)]
 pub struct Netlink {
     socket: Socket,

@@ -44,11 +44,6 @@ impl<D: Dataplane> Reconciler<D> {
         self.interfaces.iter().filter(|(_, interface)| which(interface)).map(|(ifindex, _)| *ifindex).collect()
     }
 
-    /// Returns the veths that need not be read in detail again.
-    pub fn complete_interfaces(&self) -> BTreeSet<IfIndex> {
-        self.interfaces_that(Interface::is_complete)
-    }
-
     /// Begins a reading: returns which interfaces it can skip, and for which it must include the MAC address.
     pub fn begin_reading(&mut self) -> KnownVeths {
         let (now, is_pod_waiting) = (Instant::now(), self.pods_waiting() > 0);
