@@ -284,6 +284,46 @@ fn policies_added_one_by_one_stay_within_the_limit() {
     assert_eq!(reason(&engine, ("a", "web"), [10, 1, 0, 29].into()), Reason::Rule);
 }
 
+/// An entry that fits only later also allows the Services with backends of its class.
+#[test]
+fn a_service_is_allowed_when_there_is_room_for_its_backends() {
+    let port = |number: u32| format!("{{protocol: TCP, port: {number}}}");
+    let ports = |count: u32| (0..count).map(|index| port(80 + 3 * index)).collect::<Vec<_>>().join(", ");
+    let policy = |name: &str, app: &str, peer: usize, count: u32| {
+        format!(
+            "---\n{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: {name}, namespace: a}}, spec: \
+             {{podSelector: {{matchLabels: {{app: {app}}}}}, policyTypes: [Egress], egress: [{{to: [{{podSelector: \
+             {{matchLabels: {{l{peer}: x}}}}}}], ports: [{}]}}]}}}}\n",
+            ports(count)
+        )
+    };
+    let service = "---\n{apiVersion: v1, kind: Service, metadata: {name: s, namespace: a}, spec: {clusterIP: 10.96.0.1, \
+                   ports: [{port: 80}]}}\n---\n{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: s-1, \
+                   namespace: a, labels: {kubernetes.io/service-name: s}}, addressType: IPv4, ports: [{port: 80, \
+                   protocol: TCP}], endpoints: [{addresses: [10.1.0.0]}]}\n";
+    let mut engine = engine(16 << 10);
+    let pods = pod("a", "first", "10.0.0.1") + &pod("a", "web", "10.0.0.2") + &peer(0) + &peer(1);
+    engine.apply(Event::Reset(objects(&(pods + service + &policy("first", "first", 1, 30)))));
+    engine.apply_all(objects(&policy("web", "web", 0, 10)).into_iter().map(Event::Apply));
+    let verdict = |engine: &Engine| {
+        let packet = Packet {
+            pod: PodKey::new("a", "web"),
+            direction: Direction::Egress,
+            remote: [10, 96, 0, 1].into(),
+            protocol: protocol::TCP,
+            port: 80,
+            from_node: false,
+            is_hairpin: false,
+            post_dnat: false,
+        };
+        (engine.evaluate(&packet).expect("an endpoint").reason, is_incomplete(engine, "a", "web"))
+    };
+    assert_eq!(verdict(&engine), (Reason::NoAllowedBackend, true), "{:?}", omitted(&engine));
+
+    engine.apply(Event::Delete(netpol_policy::model::ObjectKey::Policy(PolicyKey::new("a", "first"))));
+    assert_eq!(verdict(&engine), (Reason::Service, false), "{:?}", omitted(&engine));
+}
+
 fn cases() -> u32 {
     std::env::var("NETPOL_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(48)
 }

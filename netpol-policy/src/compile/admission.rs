@@ -9,9 +9,10 @@ use super::allow::{AllowEntries, Ports};
 use super::endpoints::EndpointRuleSets;
 use super::memory_limit::{Account, Balance};
 use super::parts::{CompiledRule, RuleAt};
+use super::port_sets::Diff;
 use super::reclassify::AllowCache;
 use super::rule_sets::RuleSet;
-use super::transaction::Changes;
+use super::transaction::{Changes, NextEndpoints};
 use super::update_in_place::InPlaceUpdate;
 use crate::model::PodKey;
 use crate::tables::Change;
@@ -120,6 +121,13 @@ impl Engine {
             if !self.allow(changes, &mut cache, rule_set, class) {
                 full.insert(account);
             }
+            // Services with backends of this class.
+            self.update_frontends_of(
+                changes,
+                &NextEndpoints::new(),
+                rule_set,
+                (&BTreeSet::from([class]), &Diff::default()),
+            );
         }
     }
 
