@@ -5,7 +5,7 @@ mod node;
 use node::{Node, stderr_of};
 
 #[test]
-fn a_missing_source_is_named() {
+fn a_missing_or_invalid_source_is_reported() {
     let node = Node::new();
     let file = node.directory.path().join("file.yaml");
     std::fs::write(&file, "").expect("cannot write the file");
@@ -60,7 +60,7 @@ fn an_unknown_node_and_invalid_manifests_are_reported() {
     let source = format!("dir:{}", node.directory.path().display());
     let other = node.start_another(&["run", "--node", "n9", "--source", &source]);
     std::thread::sleep(std::time::Duration::from_secs(2));
-    let text = node::end(other);
+    let text = node::kill(other);
     assert!(text.contains("no pod is on this node") && text.contains("n1"), "{text}");
 }
 
@@ -84,7 +84,7 @@ fn missing_capabilities_are_named() {
 const HOSTILE: &str = "x\\e[2J\\r\\nready\\u202e\\u200b";
 
 #[test]
-fn hostile_manifests_are_reported_and_the_others_enforced() {
+fn hostile_manifests_are_reported_and_valid_objects_are_enforced() {
     let mut node = Node::with_pods(&[1, 2]);
     node.add_pod(3);
     let directory = node.directory.path().to_owned();
@@ -121,6 +121,7 @@ fn hostile_manifests_are_reported_and_the_others_enforced() {
         node.subcommand(&["status", "--api-socket", path(".api.sock").to_str().expect("the path is not UTF-8")]);
     let status = String::from_utf8_lossy(&status.stdout).into_owned();
     let (log, page) = (node.log(), node.page(9467, "/metrics"));
+    // The log, the page and the status must contain the hostile names, but without their control characters.
     let page = page.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).expect("the response has no body");
     assert!(page.contains("2J") && status.contains("2J") && log.contains("2J"), "{page}\n{status}\n{log}");
     for text in [log, page, status, node.events()] {

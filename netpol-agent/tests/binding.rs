@@ -137,8 +137,9 @@ fn an_address_on_another_interface_of_the_namespace_counts() {
 }
 
 #[test]
-fn a_binding_follows_the_objects_if_the_address_is_reused() {
-    // The object of an earlier pod has the address until the object of the new pod arrives.
+fn an_interface_is_bound_to_the_new_pod_if_the_address_is_reused() {
+    // Until the object of the new pod arrives, the object of the earlier pod has the address. So the interface of the
+    // new pod is first bound to the earlier pod.
     let mut reconciler = start(&[pod("old", A)], interfaces([(3, pod_end(&[A]))]));
     reconciler.apply(objects(&[pod("new", A)]));
     assert_eq!(enforced_as(&reconciler, 3), "new");
@@ -160,7 +161,7 @@ fn the_interface_of_a_deleted_pod_does_not_keep_the_address() {
 }
 
 #[test]
-fn a_new_sandbox_of_a_pod_with_another_address_is_the_pod() {
+fn a_new_sandbox_with_another_address_is_bound_to_the_same_pod() {
     let mut reconciler = start(&[pod("a", A)], interfaces([(3, pod_end(&[A]))]));
     reconciler.interfaces(interfaces([(3, pod_end(&[A])), (4, pod_end(&[B]))]));
     reconciler.apply(objects(&[pod("a", B)]));
@@ -176,7 +177,7 @@ fn a_restart_keeps_the_binding() {
     let changed = PodEnd { mac: Some([2, 0, 0, 0, 0, 9]), ..pod_end(&[B]) };
     let after = start_on(dataplane, &pods, interfaces([(3, changed), (4, pod_end(&[B]))]));
     assert_eq!((enforced_as(&after, 3), enforced_as(&after, 4)), ("a".into(), "b".into()));
-    assert_eq!(endpoint(&after, 3).mac, [2, 0, 0, 0, 0, 3], "the MAC address of the earlier agent must be kept");
+    assert_eq!(endpoint(&after, 3).mac, [2, 0, 0, 0, 0, 3], "the MAC address from the earlier agent must be kept");
 }
 
 #[test]
@@ -202,7 +203,7 @@ fn the_mac_address_is_set_once_and_unique_on_a_bridge() {
     ]));
     assert_eq!(enforced_as(&reconciler, 4), "shut");
 
-    // The MAC address is read after the programs are attached.
+    // Here the MAC address of pod b is read only after its programs are attached.
     let mut reconciler = start(&pods, interfaces([(3, PodEnd { mac: mac(3), ..pod_end(&[A]) }), (4, pod_end(&[B]))]));
     assert_eq!(enforced_as(&reconciler, 4), "b");
     reconciler.interfaces(interfaces([
@@ -215,11 +216,11 @@ fn the_mac_address_is_set_once_and_unique_on_a_bridge() {
 
 #[test]
 fn s32_a_link_local_address_is_followed_unless_a_neighbor_has_it() {
-    let own: IpAddr = "fe80::254".parse().expect("invalid address");
+    let node_address: IpAddr = "fe80::254".parse().expect("invalid address");
     let link_local =
         |reconciler: &Reconciler<Memory>, index: u32| endpoint(reconciler, index).link_local[14..].to_vec();
     let snapshot_with = |addresses: &[&str]| InterfaceSnapshot {
-        local_addresses: vec![own],
+        local_addresses: vec![node_address],
         ..interfaces([(3, pod_end(addresses)), (4, pod_end(&[B, "fe80::4"]))])
     };
     let pods = [pod("a", A), pod("b", B)];
@@ -308,7 +309,7 @@ fn s29_tunnel_endpoints_follow_the_nodes_devices() {
     reconciler.interfaces(snapshot_with(5555));
     let (local, others) = reconciler.dataplane().tunnels.clone();
     assert_eq!(local.ports, [5555].into());
-    assert!(others.ports.contains(&5555), "all nodes of a cluster have the same tunnel configuration");
+    assert!(others.ports.contains(&5555), "other nodes are assumed to have the tunnel endpoints of this node");
 
     let options = Options { tunnels_to_node: true, ..Options::of_node("n1") };
     let reconciler =

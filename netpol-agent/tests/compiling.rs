@@ -120,7 +120,7 @@ fn a_new_pod_is_shut_until_its_policies_are_compiled() {
     reconciler.interfaces(interfaces(&[(12, 2), (13, 3)]));
     assert!(
         reconciler.pod_endpoints().next().is_none(),
-        "the agent must wait, because most pods are evaluated within this time"
+        "the agent must wait a few milliseconds, because most policies are compiled within this time"
     );
     assert!(reconciler.next_overdue().is_some());
     wait_until_overdue(&mut reconciler);
@@ -140,7 +140,7 @@ fn a_new_pod_is_shut_until_its_policies_are_compiled() {
 }
 
 #[test]
-fn a_pod_that_is_evaluated_in_time_is_never_shut() {
+fn a_pod_with_policies_that_are_compiled_in_time_is_never_shut() {
     let mut reconciler = start(&[DENY_WEB], &[]);
     reconciler.apply(apply_events(&[&pod("web", "web", 3)]));
     reconciler.interfaces(interfaces(&[(13, 3)]));
@@ -162,10 +162,11 @@ fn endpoints_do_not_change_while_changes_are_compiled() {
 
 #[test]
 fn a_pod_of_the_same_name_does_not_inherit_policies_while_its_own_are_compiled() {
-    // Like a pod of a StatefulSet. The old pod was not isolated; policies deny all traffic of the new pod.
+    // The new pod has the name of the old one, as in a StatefulSet. The old pod was not isolated. Policies deny all
+    // traffic of the new pod.
     let mut reconciler = start(&[DENY_WEB, &pod("pod-0", "db", 3)], &[(13, 3)]);
     assert!(!endpoint(&reconciler, 13).expect("no endpoint").ingress.isolated());
-    // A policy for the old pod is still compiling when the new pod appears.
+    // A policy for the old pod is still being compiled when the new pod appears.
     reconciler.apply(apply_events(&[OPEN]));
     let mut events = vec![delete_event("pod-0")];
     events.extend(apply_events(&[&pod("pod-0", "web", 4)]));
@@ -175,7 +176,7 @@ fn a_pod_of_the_same_name_does_not_inherit_policies_while_its_own_are_compiled()
     assert!(is_shut(&reconciler, 14));
     assert!(reconciler.compile(), "the policy was not compiled");
     while reconciler.execute(Duration::MAX) {}
-    assert!(is_shut(&reconciler, 14), "these policies belong to the old pod");
+    assert!(is_shut(&reconciler, 14), "the compiled policies are for the old pod, so the new pod must stay shut");
     finish(&mut reconciler);
     let new = endpoint(&reconciler, 14).expect("no endpoint");
     assert!(new.ingress.isolated() && new.egress.isolated() && !new.has(endpoint_flags::INCOMPLETE));
@@ -194,7 +195,7 @@ fn a_pod_that_is_deleted_during_a_compile_is_enforced_as_before() {
     wait_until_overdue(&mut reconciler);
     reconciler.apply(vec![delete_event("db")]);
     finish(&mut reconciler);
-    assert!(is_shut(&reconciler, 14), "an endpoint that was shut is not opened");
+    assert!(is_shut(&reconciler, 14), "a shut endpoint must stay shut when its pod is deleted");
     reconciler.interfaces(interfaces(&[]));
     assert!(reconciler.pod_endpoints().next().is_none());
 }
@@ -240,7 +241,7 @@ fn interfaces_are_handled_between_slices_of_writes() {
     reconciler.apply(events);
     assert!(reconciler.compile());
     assert!(reconciler.execute(Duration::ZERO), "one slice must not write everything");
-    assert!(reconciler.has_engine(), "names must be available between slices");
+    assert!(reconciler.has_engine(), "the engine must be available between slices");
     reconciler.interfaces(interfaces(&[(13, 3)]));
     assert!(endpoint(&reconciler, 13).is_some_and(|found| found.ingress.isolated()));
     let mut slices = 1;
@@ -252,7 +253,7 @@ fn interfaces_are_handled_between_slices_of_writes() {
 }
 
 #[test]
-fn batches_finish_when_written_and_waiting_batches_are_one_job() {
+fn batches_are_finished_when_written_and_waiting_batches_become_one_job() {
     let mut reconciler = start(&[], &[]);
     let first = reconciler.finished();
     assert!(first.len() == 1 && first[0].start);
@@ -294,7 +295,7 @@ fn a_resync_is_a_separate_job() {
 }
 
 #[test]
-fn names_are_available_while_the_engine_is_compiling() {
+fn policy_names_are_available_while_the_engine_is_compiling() {
     let mut reconciler = start(&[DENY_WEB, &pod("web", "web", 3)], &[(13, 3)]);
     reconciler.apply(apply_events(&[&pod("db", "db", 4)]));
     assert!(!reconciler.has_engine());

@@ -50,7 +50,7 @@ fn start_with(dataplane: Memory, has_veth: bool, objects: &str, options: Options
         .expect("cannot start the reconciler")
 }
 
-/// Checks a condition after five batches were applied.
+/// Checks a condition after batch 5 was applied. `generation` is the number of the batch that the client waits for.
 fn check(reconciler: &Reconciler<Memory>, condition: &str, generation: u64) -> CheckResult {
     let condition = condition.parse().expect("invalid condition");
     reconciler.check(&Check { condition, generation: Generation(generation), addresses: None }, Generation(5))
@@ -62,7 +62,7 @@ fn pending_reasons(result: &CheckResult) -> String {
 }
 
 #[test]
-fn a_policy_holds_for_pods_of_this_node_once_its_change_is_applied() {
+fn a_condition_holds_once_its_change_is_applied_and_lists_the_pods_of_this_node() {
     let reconciler = start(Memory::default(), true);
     for (condition, pods) in
         [("policy/shop/block", &["shop/web"][..]), ("policy/shop/idle", &[]), ("pod/shop/web", &["shop/web"])]
@@ -109,10 +109,11 @@ fn the_reason_why_a_pod_is_not_enforced_is_reported() {
 }
 
 #[test]
-fn a_policy_that_is_not_enforced_never_holds() {
+fn the_condition_of_a_policy_that_is_not_enforced_can_never_hold() {
     let shadow = "netpol.io/mode: shadow".to_owned();
     let until = Timestamp::from(jiff::Timestamp::now()).plus_seconds(3600);
     let suspended = format!("netpol.io/suspended-until: \"{until}\"");
+    // `enforced`: whether the pod counts as enforced. A policy in shadow mode does not change this.
     for (annotation, observe, words, enforced) in [
         ("", false, None, true),
         (shadow.as_str(), false, Some("in shadow mode"), true),
@@ -165,7 +166,7 @@ fn conditions_that_can_never_hold_on_this_node_are_reported() {
 }
 
 #[test]
-fn a_pod_is_deleted_when_its_interface_is_removed() {
+fn the_deletion_of_a_pod_is_complete_when_its_interface_is_removed() {
     let mut reconciler = start(Memory::default(), true);
     assert!(matches!(check(&reconciler, "delete=pod/shop/web", 5).condition, ConditionState::NotYet(Some(_))));
     assert!(matches!(check(&reconciler, "delete=policy/shop/block", 5).condition, ConditionState::NotYet(Some(_))));

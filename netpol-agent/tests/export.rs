@@ -9,7 +9,7 @@ use nix::mount::MsFlags;
 
 #[test]
 fn flow_records_that_do_not_fit_on_the_disk_are_counted() {
-    // On its own thread, because the thread gets its own mount namespace.
+    // The test runs on its own thread, because it moves the thread into a new mount namespace.
     std::thread::spawn(export_to_a_full_disk).join().expect("the test failed on its thread");
 }
 
@@ -45,10 +45,10 @@ fn export_to_a_full_disk() {
             std::thread::sleep(Duration::from_millis(1));
         }
     };
-    push_until("the disk is not full", &|| counts().1 > 0);
+    push_until("no write failed, so the disk is not full", &|| counts().1 > 0);
     let before = counts().0;
     mount(MsFlags::MS_REMOUNT, "size=1m");
-    push_until("not written after the disk has room again", &|| counts().0 > before + 10);
+    push_until("no records were written after the disk had room again", &|| counts().0 > before + 10);
     let written = counts().0;
     drop(exporters);
     tokio::runtime::Builder::new_current_thread().enable_time().build().expect("no runtime").block_on(threads.finish());

@@ -46,7 +46,7 @@ fn count_connections_while(node: &Node, action: impl FnOnce()) -> u32 {
     succeeded.load(Ordering::Relaxed)
 }
 
-/// Tests one attach mode: enforcement, killing the agent and starting another one, and uninstalling.
+/// Tests one attach mode: an agent enforces policies and is killed, the next agent takes over, and all is uninstalled.
 fn adopts_and_uninstalls(mode: &str) {
     let mut node = shop();
     node.start(&["--attach", mode]);
@@ -241,7 +241,7 @@ fn connections_that_open_while_maps_are_resized_work() {
             let agent = node.start_another(&[&run[..], &sizes].concat());
             node.wait("the maps are resized", || ready.exists());
             std::fs::remove_file(&ready).expect("cannot remove the ready file");
-            assert!(node::end(agent).contains("maps were resized"));
+            assert!(node::kill(agent).contains("maps were resized"));
         }
         drop(guard);
         opening.join().expect("a connection failed")
@@ -363,7 +363,7 @@ fn denied_packets_do_not_delay_other_work() {
                 node.connect_within(Duration::from_millis(2), 1, 2, 81);
             }
         });
-        // The address is added later, without a message to the agent.
+        // The IPv4 address is added later. The kernel does not report this to the agent.
         node.write_pod(5);
         std::thread::sleep(Duration::from_secs(1));
         assert!(!node.log().contains("pod=shop/p5"), "a pod's policies were enforced without its address");
@@ -454,5 +454,5 @@ fn an_agent_continues_if_its_output_is_not_read() {
     node.policy("deny", DENY_IN);
     node.expect_connection(1, 3, 80, false);
     assert_eq!(agent.try_wait().expect("cannot query the agent"), None, "the agent ended");
-    node::end(agent);
+    node::kill(agent);
 }

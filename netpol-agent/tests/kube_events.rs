@@ -95,7 +95,7 @@ impl Pipeline {
         }
     }
 
-    /// Reports a deny event of shop/web to this address and port, with this number of suppressed packets.
+    /// Reports a denied packet from shop/web to this address and port, and this number of suppressed packets.
     fn deny(&mut self, destination: [u8; 4], port: u16, suppressed: u32) {
         self.report(0, destination, port, suppressed);
     }
@@ -190,7 +190,7 @@ fn a_denied_packet_becomes_an_event_for_kubectl_describe() {
     assert_eq!(text(event, "/reportingController"), "netpol-agent");
     assert_eq!(text(event, "/reportingInstance"), "n1");
     assert!(text(event, "/eventTime").ends_with('Z'), "{event}");
-    assert_eq!(event.get("series"), None, "a single Event has no series");
+    assert_eq!(event.get("series"), None, "the Event of a single packet has no series");
     assert_eq!(
         text(event, "/note"),
         "egress to shop/db (10.0.1.2) port 5432/TCP denied by NetworkPolicy shop/deny-all: no rule allows it"
@@ -361,7 +361,7 @@ fn an_agent_without_permission_writes_events_once_it_is_granted() {
 }
 
 #[test]
-fn without_permission_to_get_pods_events_have_no_uid() {
+fn events_have_no_uid_without_permission_to_get_pods() {
     let mut pipeline = Pipeline::start("n1", POLICIES);
     pipeline.server.set_rules(Rules::all().without(Resource::Pods, Some(Verb::Get)));
     pipeline.deny([10, 0, 1, 2], 5432, 0);
@@ -369,7 +369,7 @@ fn without_permission_to_get_pods_events_have_no_uid() {
 }
 
 #[test]
-fn an_expired_token_is_read_again_for_events() {
+fn after_the_token_expires_events_use_a_new_token() {
     let mut pipeline = Pipeline::start("n1", POLICIES);
     pipeline.deny([10, 0, 1, 2], 5432, 0);
     pipeline.events(1);

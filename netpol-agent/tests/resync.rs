@@ -21,7 +21,7 @@ use proptest::prelude::*;
 /// The pods of this node and their addresses, by interface.
 type LocalPods = BTreeMap<IfIndex, (PodKey, Vec<IpAddr>)>;
 
-/// Whether each probe is allowed, and whether it would be if policies in shadow mode were enforced.
+/// For each pod: whether each probe is allowed, and whether it would be if policies in shadow mode were enforced.
 type Verdicts = BTreeMap<PodKey, Vec<[bool; 2]>>;
 
 /// A data plane in memory that records all verdicts after every write.
@@ -154,7 +154,7 @@ fn local_pods(cluster_state: &ClusterState) -> LocalPods {
     (3..).map(IfIndex).zip(owners.map(|pod| (pod.key.clone(), pod.addresses.clone()))).collect()
 }
 
-fn interfaces(local_pods: &LocalPods, own: &[IpAddr]) -> InterfaceSnapshot {
+fn interfaces(local_pods: &LocalPods, local_addresses: &[IpAddr]) -> InterfaceSnapshot {
     let veth = |(ifindex, (_, addresses)): (&IfIndex, &(PodKey, Vec<IpAddr>))| {
         let name = format!("veth{ifindex}");
         let veth = Veth { ifindex: *ifindex, name, namespace: 0, peer: 2, bridge: None, packets: 0 };
@@ -162,7 +162,7 @@ fn interfaces(local_pods: &LocalPods, own: &[IpAddr]) -> InterfaceSnapshot {
     };
     InterfaceSnapshot {
         veths: local_pods.iter().map(veth).collect(),
-        local_addresses: own.to_vec(),
+        local_addresses: local_addresses.to_vec(),
         ..InterfaceSnapshot::default()
     }
 }
@@ -237,8 +237,8 @@ proptest! {
                     }
                     let either = [verdicts_before[pod][index], verdicts_after[pod][index]];
                     let packet = probes[index].at(pod);
-                    // If a pod with the same rules is a backend of the Service, the packet may be allowed here and
-                    // evaluated again post-DNAT.
+                    // Pods with the same rules share map entries. If one of them is a backend of the Service, the
+                    // packet may be allowed pre-DNAT and evaluated again post-DNAT.
                     let is_rechecked =
                         || [&old, &new].into_iter().any(|cluster_state| is_among_backends(cluster_state, &packet, |_| true));
                     // Index 0: the verdict. Index 1: the verdict if policies in shadow mode were enforced.

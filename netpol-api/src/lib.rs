@@ -64,7 +64,7 @@ pub const DEFAULT_SOCKET: &str = "/run/netpol/agent.sock";
 /// The longest wait that an agent accepts.
 pub const MAX_WAIT: std::time::Duration = std::time::Duration::from_hours(1);
 
-/// The value of a field that agents of earlier versions do not write.
+/// The default value of boolean fields that agents of earlier versions do not write.
 const fn default_true() -> bool {
     true
 }

@@ -17,7 +17,7 @@ pub struct FlowQuery {
     pub follow: bool,
     /// Only records that are not older than this.
     pub since: Option<Duration>,
-    /// Of the records that exist already, only the latest ones, at most this number.
+    /// At most this number of the records that exist already: the latest ones.
     pub last: Option<usize>,
     /// Only these verdicts. Empty: all verdicts.
     pub verdicts: Vec<FlowVerdict>,
@@ -27,7 +27,7 @@ pub struct FlowQuery {
     pub to: Option<EndFilter>,
     /// Only to this port.
     pub port: Option<PortFilter>,
-    /// Only flows that this policy isolates or allows, `namespace/name`.
+    /// Only records that list this policy (`namespace/name`) or one of its rules.
     pub policy: Option<String>,
     /// Only flows with a pod of this namespace.
     pub namespace: Option<String>,
@@ -225,7 +225,7 @@ pub fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
-/// Splits a query string into names and values, without their percent-encoding.
+/// Splits a query string into names and values, and decodes their percent-encoding.
 ///
 /// # Errors
 /// If the percent-encoding is not valid.

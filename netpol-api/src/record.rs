@@ -121,9 +121,9 @@ pub struct FlowRecord {
     /// The evaluation of the receiver's policies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress: Option<FlowSide>,
-    /// Why the rules and the other end's evaluation are missing. The agent had no time for an explanation, policies
-    /// have changed since the packet, the pod was deleted, or the reference evaluator has another verdict, which is a
-    /// bug.
+    /// Why the rules and the other end's evaluation are missing: the agent had no time for an explanation, policies
+    /// have changed since the packet was evaluated, the pod was deleted, or the reference evaluator has another
+    /// verdict, which is a bug.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unexplained: Option<String>,
     /// With the reason `revoked`: the change that revoked the flow.

@@ -107,7 +107,8 @@ pub struct PolicyStatus {
     pub pods: Vec<String>,
     /// Its rules, first those for ingress.
     pub rules: Vec<RuleStatus>,
-    /// The number of flows of this policy's pods on this node that no policy allowed.
+    /// The number of flows that were denied because no policy allowed them. Only flows of pods of this node that this
+    /// policy isolates are counted.
     pub denied_flows: u64,
     /// The time of the last of these flows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -130,7 +131,7 @@ pub struct RuleStatus {
     pub path: String,
     /// The direction of the flows that the rule allows.
     pub direction: FlowDirection,
-    /// The number of flows of pods of this node that the rule allowed.
+    /// The number of flows that the rule allowed at pods of this node.
     pub flows: u64,
     /// The time of the last of these flows.
     #[serde(default, skip_serializing_if = "Option::is_none")]

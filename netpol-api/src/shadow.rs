@@ -16,13 +16,13 @@ pub struct ShadowReport {
     pub since: String,
     /// When the agent started to count would-be denials. If this is later than `since`, the report is not complete.
     pub collected_since: String,
-    /// Whether nothing is enforced on this node (`--observe`). If so, every policy is treated as if it were in shadow
-    /// mode.
+    /// Whether the agent runs with `--observe`. If so, nothing is enforced on this node, and every policy is treated as
+    /// if it were in shadow mode.
     pub observe: bool,
     /// Policies in shadow mode that select pods of this node.
     pub policies: Vec<ShadowPolicy>,
-    /// The number of would-be denials that are not in `items`. A pod had more of them than the agent records, or a
-    /// namespace had too many different ones.
+    /// The number of would-be denials that are not in `items`: a pod had too many events (rate limit), or there were
+    /// too many different denials.
     pub other_flows: u64,
     /// The would-be denials. If several policies in shadow mode isolate the pod of a flow, the flow is in one item that
     /// has all these policies.
@@ -35,18 +35,19 @@ pub struct ShadowReport {
 pub struct ShadowPolicy {
     /// The policy, `namespace/name`.
     pub policy: String,
-    /// The number of pods of this node that it selects.
+    /// The number of this node's pods that the policy selects.
     pub pods: usize,
     /// When the agent received the policy in shadow mode.
     pub since: String,
-    /// Whether the policy is evaluated for all of these pods now. If not, the report omits flows that it would deny.
+    /// Whether the policy is evaluated for all of these pods now. If not, the report omits flows that the policy
+    /// would deny.
     #[serde(default = "crate::default_true")]
     pub evaluated: bool,
     /// Why `evaluated` is false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_evaluated_because: Option<String>,
-    /// The number of would-be denials at pods of the policy's namespace that are in no item. They may be denials of
-    /// this policy.
+    /// The number of would-be denials at pods of the policy's namespace, without those in [`ShadowReport::items`]. They
+    /// may be denials of this policy.
     #[serde(default)]
     pub other_flows: u64,
 }
@@ -55,9 +56,10 @@ pub struct ShadowPolicy {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ShadowDenial {
-    /// The policies that would isolate the pod, `namespace/name`: at most 16, those in shadow mode first.
+    /// The policies that would isolate the pod at which the flows would be denied: `namespace/name`, at most 16, those
+    /// in shadow mode first.
     pub policies: Vec<String>,
-    /// `ingress` if the policies select the receiver, `egress` if they select the sender.
+    /// `ingress` if this pod is the receiver, `egress` if it is the sender.
     pub direction: FlowDirection,
     /// The source.
     pub from: WorkloadEnd,
@@ -70,11 +72,11 @@ pub struct ShadowDenial {
     pub port: Option<u16>,
     /// The reason with which the flows would be denied.
     pub reason: String,
-    /// The number of flows in the reported time, rounded to whole minutes.
+    /// The number of flows in the reported time. The start of this time is rounded down to a whole minute.
     pub flows: u64,
-    /// The time of the first of these flows since `collectedSince`.
+    /// The time of the first such flow. It can be before the reported time.
     pub first: String,
-    /// The time of the last of these flows.
+    /// The time of the last such flow.
     pub last: String,
 }
 
@@ -91,10 +93,10 @@ pub struct WorkloadEnd {
     /// The pod, if no object controls it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
-    /// The node with this address.
+    /// The node, if the address of this end belongs to a node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// The address, if no pod and no node has it. For a Service, the address before translation.
+    /// The address, if no pod and no node has it. For traffic to a Service: the address before translation (DNAT).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<std::net::IpAddr>,
     /// The Services that have this address and port, as `namespace/name`.

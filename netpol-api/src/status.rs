@@ -24,7 +24,7 @@ pub struct Status {
     pub generation: u64,
     /// When the last batch was received: RFC 3339, UTC; `None` before the first batch.
     pub last_change_time: Option<String>,
-    /// Pods of this node that are not correctly enforced yet.
+    /// Pods of this node on which policies are not enforced yet, or not correctly.
     pub pending: Vec<Pending>,
     /// All interfaces with an endpoint.
     pub endpoints: Vec<Endpoint>,
@@ -34,7 +34,7 @@ pub struct Status {
     /// The start gate.
     #[serde(default)]
     pub gate: GateStatus,
-    /// Whether nothing is enforced (`--observe`).
+    /// Whether the agent runs with `--observe`, and so enforces nothing.
     #[serde(default)]
     pub observe: bool,
     /// The suspensions of enforcement that are in effect.
@@ -79,11 +79,12 @@ pub struct FlowCounts {
     pub allowed_packets: u64,
     /// Records of flows.
     pub records: u64,
-    /// Denied packets and allowed flows that have no record, because their pods had too many events (rate limit).
+    /// Denied packets and allowed flows without a record: their pods had too many events (rate limit).
     pub suppressed: u64,
     /// Events that did not fit into the ring buffer of the eBPF programs.
     pub lost_events: u64,
-    /// Records that were not written to standard output.
+    /// Records that were not written to standard output: it was read too slowly, or there were too many records in one
+    /// second.
     pub unwritten: u64,
 }
 

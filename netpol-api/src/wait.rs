@@ -21,8 +21,8 @@ pub struct ConditionResult {
     pub condition: String,
     /// The outcome.
     pub result: WaitOutcome,
-    /// The generation of the batch of changes with which the condition held, or of a later batch; `None` if the source
-    /// did not respond.
+    /// The generation of the last batch of changes on which this result is based; `None` if the source of the objects
+    /// (API server or directory) did not respond.
     pub generation: Option<u64>,
     /// How long the wait took.
     pub seconds: f64,

@@ -31,7 +31,8 @@ Exit codes:
       above; wait: enforced
   1   explain: denied, or only some connections or backends allowed; or, with
       --live, the tables of a node deny it
-      lint: such findings; diff --exit-code: connections change
+      lint: findings of the severity of --fail-on or above
+      diff --exit-code: connections change
       assert: an expectation fails
       wait: timed out, not found, or cannot be enforced
   2   wrong usage
@@ -236,7 +237,7 @@ pub(crate) struct MatrixOptions {
     #[arg(short, long = "port", value_name = "PORT/PROTOCOL")]
     pub(crate) ports: Vec<PortArgument>,
     /// Show only connections from this end: a workload, a pod, labels (as with explain), or a namespace as NAMESPACE/*.
-    /// Without a namespace, it is in the first one of -n
+    /// An end without a namespace is in the first namespace of -n
     #[arg(long, value_name = "END", allow_hyphen_values = true)]
     pub(crate) from: Option<MatrixEnd>,
     /// Show only connections to this end

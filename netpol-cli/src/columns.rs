@@ -1,5 +1,5 @@
-//! Tables with a heading for each column. On a terminal, a table fits its width: long cells are shortened in the
-//! middle, and the least important columns are omitted.
+//! Tables with a heading for each column. On a terminal, a table is not wider than the terminal: long cells are
+//! shortened in the middle, and the least important columns are omitted.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
@@ -114,7 +114,7 @@ impl TextTable {
 
     /// Adds a row with a cell for each column.
     pub(crate) fn row<const N: usize>(&mut self, cells: [TextCell; N]) {
-        debug_assert_eq!(N, self.columns.len(), "a cell for each column");
+        debug_assert_eq!(N, self.columns.len(), "the row does not have one cell for each column");
         self.rows.push(cells.into());
     }
 
@@ -170,18 +170,19 @@ fn print_line<'a>(
     cells: impl Iterator<Item = (Column, &'a str, usize, Option<Tone>)>,
     color: ColorMode,
 ) -> io::Result<()> {
-    let (mut text, mut pending) = (String::new(), 0);
+    // Spaces are written only if a cell with text follows.
+    let (mut text, mut pending_spaces) = (String::new(), 0);
     for (index, (column, cell, width, tone)) in cells.enumerate() {
         let cell = shorten(cell, width);
         let padding = width - cell.chars().count();
         let gap = if index == 0 { 0 } else { GAP };
         let (before, after) = if column.is_number { (padding, 0) } else { (0, padding) };
         if cell.is_empty() {
-            pending += gap + padding;
+            pending_spaces += gap + padding;
         } else {
-            text.extend(std::iter::repeat_n(' ', pending + gap + before));
+            text.extend(std::iter::repeat_n(' ', pending_spaces + gap + before));
             text.push_str(&color.tone(tone, &cell));
-            pending = after;
+            pending_spaces = after;
         }
     }
     writeln!(out, "{text}")

@@ -25,7 +25,7 @@ use crate::verdict::{Evaluator, VerdictError};
 
 use live_tables::live_tables;
 
-/// The number of connections that are evaluated at most.
+/// The maximum number of connections that are evaluated.
 const MAX_CONNECTIONS: usize = 100_000;
 /// The number of connections that are listed for each verdict.
 const SHOWN: usize = 10;
@@ -172,7 +172,7 @@ struct Context<'a> {
     options: &'a ExplainOptions,
     input: &'a Input,
     evaluate: &'a Evaluator<'a>,
-    /// Objects that the caller cannot list, and that may change the verdict.
+    /// Messages about objects that the user cannot list, and that may change the verdict.
     unknown_because: Vec<String>,
     /// The verdicts of the nodes' tables.
     live: Option<live_tables::Tables>,
@@ -187,7 +187,7 @@ impl Context<'_> {
         print_several(self, ends, out)
     }
 
-    /// Returns the verdict, or `Unknown` if the caller cannot list objects that may change the verdict.
+    /// Returns the verdict, or `Unknown` if the user cannot list objects that may change the verdict.
     fn verdict_or_unknown(&self, verdict: Verdict) -> Verdict {
         if self.unknown_because.is_empty() { verdict } else { Verdict::Unknown }
     }
@@ -197,6 +197,7 @@ impl Context<'_> {
         let mut explanation = self.evaluate.explain(from, to, self.options.port)?;
         if !self.unknown_because.is_empty() {
             explanation.verdict = Verdict::Unknown;
+            // An explanation has reasons for its two sides only, so these reasons are stored with one side.
             let is_pod = matches!(to, End::Pod(_));
             let side = if is_pod { &mut explanation.path.ingress } else { &mut explanation.path.egress };
             side.verdict = Verdict::Unknown;

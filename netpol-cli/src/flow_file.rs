@@ -10,8 +10,8 @@ const MAX_LINE: u64 = 1 << 20;
 /// The types of [`Record`].
 const TYPES: [&str; 5] = ["flow", "flowTotals", "multicast", "rateLimited", "lost"];
 
-/// Reads all records, and passes each to `on_record`. A record of a type that this version does not have is `None`,
-/// because docs/flows.md allows new types.
+/// Reads all records, and passes each to `on_record`. A record of an unknown type is passed as `None`, because newer
+/// versions of netpol may write other types (docs/flows.md).
 pub(crate) fn read(
     name: &str,
     mut reader: impl BufRead,
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_not_a_record_is_an_error_and_an_unknown_type_is_not() {
+    fn a_line_without_a_record_is_an_error_but_a_record_of_an_unknown_type_is_valid() {
         let header = r#""schema":"netpol.io/v1","time":"2026-11-29T12:00:00Z","node":"n1""#;
         let records = [
             format!(

@@ -27,15 +27,15 @@ pub(crate) struct Input {
     pub(crate) parsed: Parsed,
     /// Errors of files and directories that could not be read.
     pub(crate) unreadable: Vec<String>,
-    /// Files in directories that are skipped.
+    /// Skipped files, all found in directories. If the command has such a file as an argument, this is an error.
     pub(crate) skipped: Vec<SkippedFile>,
-    /// Objects of a cluster that the caller cannot list.
+    /// Objects of a cluster that the user cannot list.
     pub(crate) missing: Vec<Missing>,
     /// Messages about those objects in `missing` that the result of the command depends on.
     pub(crate) required: Vec<String>,
     /// Whether the objects are those of a cluster, which have no file and no line.
     pub(crate) is_of_cluster: bool,
-    /// What `kubectl apply` has set on objects of a cluster.
+    /// The labels and annotations that `kubectl apply` has set on objects of a cluster.
     pub(crate) applied_by_kubectl: AppliedByKubectl,
     /// The namespace of objects that have none.
     default_namespace: Option<String>,
@@ -45,7 +45,8 @@ pub(crate) struct Input {
 pub(crate) struct TextFile {
     pub(crate) name: String,
     pub(crate) bytes: Vec<u8>,
-    /// Whether the file itself is an argument of the command. A file in a directory need not contain an object.
+    /// Whether the file itself is an argument of the command. Such a file must contain an object; a file in a directory
+    /// need not.
     pub(crate) named: bool,
 }
 
@@ -69,7 +70,7 @@ pub(crate) struct InputReport<'i> {
     skipped: &'i [SkippedFile],
     /// Policies of kinds that netpol does not evaluate.
     unevaluated: &'i [Unevaluated],
-    /// Objects of the cluster that the caller cannot list.
+    /// Objects of the cluster that the user cannot list.
     #[serde(skip_serializing_if = "<[Missing]>::is_empty")]
     missing: &'i [Missing],
 }
@@ -144,7 +145,7 @@ impl Input {
         }
     }
 
-    /// Prints the objects of the cluster that the caller cannot list, and that the result depends on.
+    /// Prints messages about the objects of the cluster that the user cannot list, and that the result depends on.
     pub(crate) fn report_missing(&self) {
         for message in &self.required {
             message!("netpol: {}", Safe(message));
@@ -209,6 +210,7 @@ impl Input {
                     Some(SkipReason::Template) if named => {
                         let reason = "is a template; render it first with `helm template CHART`";
                         self.unreadable.push(format!("{name} {reason}"));
+                        // This error replaces the warnings about the file.
                         self.parsed.errors.retain(|error| *error.file != *name || error.severity == Severity::Error);
                     }
                     Some(reason) => self.skipped.push(SkippedFile { file: name.to_owned(), reason }),
@@ -219,8 +221,8 @@ impl Input {
         }
     }
 
-    /// Adds the manifests at a path to `files`, each with `named`: whether the path itself is an argument. Such a file
-    /// can have any name. `parents`: the directories that contain the path.
+    /// Adds the manifests at a path to `files`. `named`: whether the path itself is an argument of the command; such a
+    /// file can have any name. `parents`: the directories that contain the path.
     fn collect(
         &mut self,
         path: &Path,

@@ -18,7 +18,7 @@ use crate::scope::Scope;
 
 pub(crate) use policies::run as policies;
 
-/// The number of policies or addresses in a cell.
+/// The maximum number of policies or addresses in a cell.
 const SHOWN: usize = 2;
 
 pub(crate) fn endpoints(options: &ListOptions, out: &mut impl Write) -> Result<Exit> {

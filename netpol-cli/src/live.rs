@@ -1,6 +1,6 @@
-//! Lists the objects of a cluster, with the caller's rights, as the input of commands that also read manifests.
+//! Lists the objects of a cluster, with the user's rights, as the input of commands that also read manifests.
 //!
-//! Each kind is listed in all namespaces. If the caller has no right to do this, the kind is listed only in the
+//! Each kind is listed in all namespaces. If the user has no right to do this, the kind is listed only in the
 //! namespaces that the command needs. The kinds of missing objects are stored in [`Input`], because a verdict may be
 //! unknown without these objects.
 
@@ -32,10 +32,10 @@ const PAGE: u32 = 500;
 /// The default time limit for each response of the API server.
 pub(crate) const RESPONSE_TIME: Duration = Duration::from_secs(30);
 
-/// The end of the message if there is no kubeconfig.
+/// The end of the error message about a missing kubeconfig.
 pub(crate) const OR_MANIFESTS: &str = ", or pass manifests with -f";
 
-/// Objects of one kind that the caller cannot list.
+/// Objects of one kind that the user cannot list.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Missing {
@@ -51,7 +51,7 @@ pub(crate) struct Missing {
     pub(crate) is_unevaluated: bool,
 }
 
-/// The objects that a command needs, even if the caller cannot list objects in all namespaces.
+/// The objects that a command needs, even if the user cannot list objects in all namespaces.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Needed {
     /// The namespaces of the ends.
@@ -80,7 +80,7 @@ pub(crate) async fn read(kube: &Kube, needed: &Needed, limit: Duration) -> Resul
     Ok(input)
 }
 
-/// Lists the objects of one kind. Returns them, and those that the caller cannot list.
+/// Lists the objects of one kind. Returns them, and which objects the user cannot list.
 async fn list_kind(kube: &Kube, kind: &Kind, needed: &Needed, limit: Duration) -> Result<(Vec<Value>, Vec<Missing>)> {
     let resource = kind.resource();
     let all = Api::all_with(kube.client.clone(), &resource);
@@ -146,7 +146,7 @@ async fn list_pages(api: &Api<DynamicObject>, resource: &ApiResource, kind: &Kin
     }
 }
 
-/// Reads one Namespace: a caller may have the right to get it, but not the right to list all Namespaces.
+/// Reads one Namespace: the user may have the right to get it, but not the right to list all Namespaces.
 async fn get_namespace(
     api: &Api<DynamicObject>,
     resource: &ApiResource,
@@ -214,7 +214,7 @@ impl Ends<'_> {
         }
     }
 
-    /// Returns why the verdict on the connection is unknown: a message for each kind of objects that the caller cannot
+    /// Returns why the verdict on the connection is unknown: a message for each kind of objects that the user cannot
     /// list and that may change the verdict.
     pub(crate) fn unknown_because(self, input: &Input) -> Vec<String> {
         let has_address = [self.from, self.to].iter().any(|end| end.namespace(self.namespace).is_none());
@@ -236,7 +236,8 @@ impl Ends<'_> {
     }
 }
 
-/// Adds the objects that the caller cannot list to an error: an end that was not found may be one of them.
+/// Adds to an error which objects the user cannot list: an end that was not found may be one of them. An I/O error is
+/// returned unchanged, because `main` checks whether the error is a closed pipe.
 pub(crate) fn with_missing(error: anyhow::Error, input: &Input) -> anyhow::Error {
     let in_namespace: Vec<String> =
         input.missing.iter().filter(|missing| missing.namespace.is_some()).map(ToString::to_string).collect();

@@ -106,7 +106,8 @@ fn with_matrix<T>(
     use_matrix(&mut Matrix { options, input, reachability, groups: &groups, excluded: &excluded, from, to })
 }
 
-/// Returns which groups a filter accepts. It is an error if the filter accepts no group: its name may be wrong.
+/// Returns which groups a filter accepts. It is an error if the filter accepts no group: the name in the filter may be
+/// wrong.
 fn accepted_groups(option: &str, filter: Option<EndSet>, groups: &[Group]) -> Result<Vec<bool>> {
     let Some(EndSet { title, ends }) = filter else { return Ok(vec![true; groups.len()]) };
     let members: BTreeSet<String> = ends.iter().map(|(end, _)| end.to_string()).collect();

@@ -1,4 +1,4 @@
-//! `netpol status`: the agents of all nodes, those with problems first.
+//! `netpol status`: shows the agents of all nodes, nodes with problems first.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -15,7 +15,7 @@ use crate::table::{counted, paragraph};
 
 /// A map that is filled to at least this percentage is a problem.
 const MAP_LIMIT: u64 = 90;
-/// The number of objects that a problem names.
+/// The maximum number of objects that the text of a problem names.
 const SHOWN: usize = 3;
 
 pub(crate) fn run(options: &StatusOptions, out: &mut impl Write) -> Result<Exit> {
@@ -97,7 +97,7 @@ fn print(out: &mut impl Write, statuses: &[Status], without_response: &[String],
     Ok(())
 }
 
-/// Returns the version of most agents.
+/// Returns the version that most agents have.
 fn common_version(statuses: &[Status]) -> Option<&str> {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for status in statuses {

@@ -62,8 +62,8 @@ const BUFFER: usize = 1 << 16;
 
 /// Prints a document while it is serialized, because a document can be large.
 pub(crate) fn print_json(out: &mut impl Write, value: &impl Serialize) -> Result<()> {
-    // serde_json writes whole characters, and the buffer is emptied before a string that does not fit. So each write of the
-    // buffer ends with a whole character.
+    // Each write to the buffer contains whole characters. If a write does not fit, the buffer is first written to
+    // `SafeJson`. So `SafeJson` never receives a part of a character.
     let mut buffer = BufWriter::with_capacity(BUFFER, SafeJson(&mut *out));
     serde_json::to_writer_pretty(&mut buffer, value).map_err(io::Error::from)?;
     buffer.flush()?;

@@ -1,5 +1,5 @@
-//! `netpol shadow report`: prints would-be denials of all nodes, which are allowed flows that policies in shadow mode
-//! would have denied.
+//! `netpol shadow report`: prints the would-be denials of all nodes. A would-be denial is an allowed flow that policies
+//! in shadow mode would have denied.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -69,14 +69,14 @@ fn coverage(report: &ShadowReport) -> Coverage<'_> {
     Coverage { node, since, collected_since, observe: *observe, other_flows: *other_flows }
 }
 
-/// A policy in shadow mode, on all nodes.
+/// A policy in shadow mode, with its would-be denials on all nodes.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct ShadowedPolicy {
     policy: String,
     /// The number of pods that the policy selects.
     pods: usize,
-    /// The time since which the policy is in shadow mode on all nodes with such a pod.
+    /// The time since which the policy is in shadow mode on all nodes with a selected pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     since: Option<String>,
     /// Whether the policy is evaluated on all nodes. If not, flows that it would deny are missing.
@@ -85,8 +85,8 @@ struct ShadowedPolicy {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     not_evaluated_on: Vec<NotEvaluated>,
     flows: u64,
-    /// The number of would-be denials in the policy's namespace that the agents do not list. They may be denials of
-    /// this policy.
+    /// The number of unlisted would-be denials in the policy's namespace: the agents only count them. They may be
+    /// denials of this policy.
     other_flows: u64,
     denials: Vec<Denial>,
 }
@@ -181,8 +181,9 @@ fn print(
         writeln!(out, "no policy in shadow mode{} selects a pod of these nodes", scope.describe())?;
     }
     for policy in policies {
-        let known = policy.since.as_ref().map(|since| format!(", in shadow mode since {since}")).unwrap_or_default();
-        let heading = format!("{} ({}{known})", policy.policy, counted(policy.pods, "pod"));
+        let in_shadow_since =
+            policy.since.as_ref().map(|since| format!(", in shadow mode since {since}")).unwrap_or_default();
+        let heading = format!("{} ({}{in_shadow_since})", policy.policy, counted(policy.pods, "pod"));
         if !policy.evaluated {
             paragraph(out, not_evaluated_text(policy), style.text, 0)?;
         }

@@ -1,4 +1,4 @@
-//! `netpol suspend` stops enforcement for a limited time, and `netpol resume` ends this. They set and remove
+//! `netpol suspend` stops enforcement for a limited time, and `netpol resume` ends a suspension. They set and remove
 //! annotations of a Namespace.
 
 mod cluster;
@@ -154,6 +154,7 @@ async fn resume_now(options: &SuspensionOptions, out: &mut impl Write) -> Result
     }
     let now = server_time(&before)?;
     let remaining = Remaining::new(others, &has_agents, now, agents);
+    // The Namespace of the agents can have a second suspension, which uses the same annotation for its reason.
     let keeps_reason = is_active(&before, target.other_until(), now);
     let mut annotations = json!({target.until: Value::Null});
     if !keeps_reason {

@@ -90,7 +90,7 @@ pub(crate) fn print(
     }
     let digits = ends.len().to_string().len();
     let longest = ends.iter().map(|end| end.name.chars().count()).max().unwrap_or(0);
-    // On a narrow terminal, the columns get at least half of the width.
+    // On a narrow terminal, the columns of verdicts get at least half of the width.
     let names = width.map_or(longest, |width| longest.min((width / 2).saturating_sub(digits + 3)).max(4));
     let margin = 2 + digits + 1 + names;
     let per_block = width.map_or(ends.len(), |width| (width.saturating_sub(margin + 2) / (digits + 1)).max(1));

@@ -23,7 +23,7 @@ use crate::table::time_span;
 
 /// The maximum number of flows in memory. If there are more, the oldest ones are removed.
 const MAX_FLOWS: usize = 200_000;
-/// How long existing flows are collected before the table is first drawn.
+/// How long existing flows are collected before the table is first drawn. The same time is the minimum of `--interval`.
 const FIRST_DRAW: Duration = Duration::from_millis(500);
 /// The control sequences that move the cursor to the top left and clear the screen below it (ECMA-48, CUP and ED).
 const CLEAR: &str = "\x1b[H\x1b[J";
@@ -95,6 +95,7 @@ async fn live(
                 if failed > 0 {
                     writeln!(out, "{failed} of {nodes} nodes did not respond")?;
                 }
+                // Four lines are left for the heading and the notes.
                 print_table(out, window, &window.pairs(), table_width(), height.saturating_sub(4))?;
                 out.flush()?;
             }
@@ -113,12 +114,13 @@ struct Window {
     latest: Option<(Timestamp, Instant)>,
 }
 
-/// A flow in the window.
+/// A recorded flow in the window.
 struct CountedFlow {
     time: Timestamp,
     pair: Pair,
     direction: FlowDirection,
     verdict: FlowVerdict,
+    /// The number by which the record is counted: 1 for its flow, and those that the rate limit has suppressed.
     flows: u64,
 }
 

@@ -1,5 +1,5 @@
-//! Computes verdicts with the compiled tables, as the agent writes them to the kernel, and explanations with the
-//! reference evaluator. If their verdicts differ, the result is an error.
+//! Computes verdicts with compiled tables: the same tables that an agent writes to the kernel. Computes explanations
+//! with the reference evaluator. If their verdicts differ, the result is an error.
 
 use std::net::IpAddr;
 
@@ -18,6 +18,7 @@ pub(crate) struct Evaluator<'c> {
     cluster: &'c OfflineCluster,
     tables: Tables,
     /// The tables of [`OfflineCluster::at_most`]: in these, all blocks that may contain an unknown address contain it.
+    /// `None` if they would be the same as `tables`.
     at_most: Option<Tables>,
 }
 

@@ -171,10 +171,10 @@ fn success_line(condition: &Condition, results: &[NodeResult<'_>]) -> String {
     format!("{what} ({details}{gap}{:.1} ms)", slowest * 1e3)
 }
 
-fn failure_line(condition: &Condition, answer: &ConditionResult, time: Duration, node: &str) -> String {
+fn failure_line(condition: &Condition, result: &ConditionResult, time: Duration, node: &str) -> String {
     let subject = subject(condition);
-    let reasons = reasons(answer);
-    match answer.result {
+    let reasons = reasons(result);
+    match result.result {
         WaitOutcome::Met => subject,
         WaitOutcome::Absent => match condition {
             Condition::Enforced(target) | Condition::Deleted(target) => format!("{target} not found"),
@@ -187,12 +187,12 @@ fn failure_line(condition: &Condition, answer: &ConditionResult, time: Duration,
 }
 
 /// Returns the text for the reasons, with the first pending pods.
-fn reasons(answer: &ConditionResult) -> String {
+fn reasons(result: &ConditionResult) -> String {
     const SHOWN: usize = 5;
-    let mut reasons: Vec<String> = answer.reason.iter().cloned().collect();
-    reasons.extend(answer.pending.iter().take(SHOWN).map(|pending| format!("pod {}: {}", pending.pod, pending.reason)));
-    if answer.pending.len() > SHOWN {
-        reasons.push(format!("and {} more pods", answer.pending.len() - SHOWN));
+    let mut reasons: Vec<String> = result.reason.iter().cloned().collect();
+    reasons.extend(result.pending.iter().take(SHOWN).map(|pending| format!("pod {}: {}", pending.pod, pending.reason)));
+    if result.pending.len() > SHOWN {
+        reasons.push(format!("and {} more pods", result.pending.len() - SHOWN));
     }
     if reasons.is_empty() { String::new() } else { format!(": {}", reasons.join("; ")) }
 }
@@ -203,7 +203,7 @@ mod tests {
 
     use super::*;
 
-    fn answer(result: WaitOutcome) -> ConditionResult {
+    fn with_outcome(result: WaitOutcome) -> ConditionResult {
         ConditionResult {
             condition: String::new(),
             result,
@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn each_result_is_one_line() {
         let condition = |text: &str| text.parse::<Condition>().expect(text);
-        let met = answer(WaitOutcome::Met);
+        let met = with_outcome(WaitOutcome::Met);
         for (text, line) in [
             ("policy/shop/x", "networkpolicy shop/x enforced on n1 (generation 12, 2 pods, 4.2 ms)"),
             ("delete=policy/shop/x", "networkpolicy shop/x deleted from n1 (generation 12, 4.2 ms)"),
@@ -229,14 +229,15 @@ mod tests {
         }
         let time = Duration::from_secs(30);
         let policy = condition("policy/shop/x");
-        assert_eq!(failure_line(&policy, &answer(WaitOutcome::Absent), time, "n1"), "networkpolicy shop/x not found");
+        let absent = with_outcome(WaitOutcome::Absent);
+        assert_eq!(failure_line(&policy, &absent, time, "n1"), "networkpolicy shop/x not found");
         let pending = |number: u8| Pending { pod: format!("shop/web-{number}"), reason: "no interface".into() };
-        let late = ConditionResult { pending: (0..7).map(pending).collect(), ..answer(WaitOutcome::Timeout) };
+        let late = ConditionResult { pending: (0..7).map(pending).collect(), ..with_outcome(WaitOutcome::Timeout) };
         let line = failure_line(&policy, &late, time, "n1");
         let start =
             "timed out after 30s waiting for networkpolicy shop/x: pod shop/web-0: no interface; pod shop/web-1:";
         assert!(line.starts_with(start) && line.ends_with("; and 2 more pods"), "{line}");
-        let never = ConditionResult { reason: Some("the pod is finished".into()), ..answer(WaitOutcome::Never) };
+        let never = ConditionResult { reason: Some("the pod is finished".into()), ..with_outcome(WaitOutcome::Never) };
         assert_eq!(
             failure_line(&condition("pod/shop/a"), &never, time, "n1"),
             "the policies of pod shop/a will not be enforced on n1: the pod is finished"
@@ -244,9 +245,9 @@ mod tests {
     }
 
     #[test]
-    fn several_nodes_are_one_line_if_the_condition_is_met_on_all() {
+    fn the_results_of_several_nodes_are_one_line_if_the_condition_is_met_on_all() {
         let condition = |text: &str| text.parse::<Condition>().expect(text);
-        let met = answer(WaitOutcome::Met);
+        let met = with_outcome(WaitOutcome::Met);
         let results = [("n1", &met), ("n2", &met)];
         for (text, line) in [
             ("policy/shop/x", "networkpolicy shop/x enforced on 2 nodes (4 pods, 4.2 ms)"),
@@ -258,7 +259,7 @@ mod tests {
 
     #[test]
     fn the_result_of_a_pod_is_that_of_its_node() {
-        let response = |node: &str, result| WaitResponse { node: node.to_owned(), results: vec![answer(result)] };
+        let response = |node: &str, result| WaitResponse { node: node.to_owned(), results: vec![with_outcome(result)] };
         let responses = [response("n1", WaitOutcome::Never), response("n2", WaitOutcome::Met)];
         assert_eq!(results_of_condition(&responses, 0).iter().map(|(node, _)| *node).collect::<Vec<_>>(), ["n2"]);
         assert_eq!(results_of_condition(&responses[..1], 0).len(), 1);

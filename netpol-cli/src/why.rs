@@ -61,7 +61,7 @@ struct Answer {
     subject: String,
     pods: Vec<String>,
     denials: Vec<Denial>,
-    /// Why there are no denials, although some may exist.
+    /// Why `denials` is empty, although there may be denials.
     #[serde(skip_serializing_if = "Option::is_none")]
     denials_unknown_because: Option<String>,
     egress: Allowed,
@@ -93,12 +93,12 @@ struct Denial {
 #[serde(rename_all = "camelCase")]
 struct Allowed {
     direction: &'static str,
-    /// The policies that isolate a pod. If there are none, everything is allowed.
+    /// The policies that isolate the pods in this direction. If there are none, everything is allowed.
     policies: Vec<String>,
     rules: Vec<AllowedRule>,
 }
 
-/// A rule of the policies that isolate the pod.
+/// A rule of the policies that isolate the pods.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct AllowedRule {
@@ -303,8 +303,8 @@ fn print_direction(out: &mut impl Write, allowed: &Allowed) -> Result<()> {
     Ok(())
 }
 
-/// Prints the exact ports at which the pod can connect to other pods, and they to the pod. Only pods that the caller
-/// can list are included.
+/// Prints the exact ports at which the pod can connect to other pods, and other pods to it. The pod of a workload is
+/// its first pod. Only pods that the user can list are included.
 fn print_connections(answer: &Answer, input: &Input, out: &mut impl Write) -> Result<()> {
     let Some(pod) = answer.pods.first().and_then(|pod| pod.split_once('/')) else { return Ok(()) };
     let is_selectable = input.parsed.objects.iter().any(|located| match &located.object {

@@ -61,7 +61,7 @@ rows: from, columns: to    + allowed    e denied by egress    i denied by ingres
 }
 
 #[test]
-fn the_matrix_as_json_lists_explanations() {
+fn the_matrix_as_json_lists_the_verdict_of_each_connection() {
     let run = shop().run("matrix", &["-p", "8080", "-p", "53/UDP", "--namespace", "shop", "-o", "json"]);
     let output: Value = serde_json::from_str(&run.out).expect("JSON");
     let list = output["connections"].as_array().expect("a list");
@@ -174,7 +174,7 @@ fn manifests_are_read_from_standard_input() {
 }
 
 #[test]
-fn s40_pods_without_addresses_have_the_same_verdicts() {
+fn s40_explain_has_the_same_output_for_pods_without_addresses() {
     // Renames the field `podIP`, so that no pod has an address.
     let text = SHOP.replace("podIP", "phase");
     let arguments = ["--from", "ops/probe", "--to", "shop/backend", "--port", "8080"];

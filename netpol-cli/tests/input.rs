@@ -151,7 +151,7 @@ not shown: 1 pod that finished (Succeeded or Failed): shop/job
 }
 
 #[test]
-fn s40_the_addresses_of_other_pods_do_not_matter_for_a_pod_without_one() {
+fn s40_the_verdict_on_pods_without_addresses_does_not_depend_on_addresses_of_other_pods() {
     let without_addresses = PODS.replace(", status: {podIP: 10.0.0.1}", "").replace(", status: {podIP: 10.0.0.2}", "");
     let other = |spec: &str, status: &str| {
         format!(

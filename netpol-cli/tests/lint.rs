@@ -50,7 +50,7 @@ fn example<'p>(page: &'p str, heading: &str) -> &'p str {
 }
 
 #[test]
-fn every_rule_has_a_page_whose_bad_example_has_exactly_its_finding() {
+fn every_rule_has_a_page_with_an_example_of_its_finding_and_an_example_without_findings() {
     let readme = fs::read_to_string(docs().join("README.md")).expect("the list of rules");
     for rule in RULES {
         let (id, name, severity) = (rule.id, rule.name, rule.severity.name());
@@ -104,7 +104,7 @@ fn apply(manifests: &Manifests, diff: &str) {
     fs::write(path, text.replace(&old, &new)).expect("the manifest");
 }
 
-/// The examples may have only these findings: mistakes that are made on purpose.
+/// Apart from infos, the examples may have only the finding below: this mistake is made on purpose.
 #[test]
 fn examples_have_only_the_warnings_that_their_readmes_describe() {
     let examples = docs().join("../../examples");

@@ -156,10 +156,10 @@ fn graphs_have_only_the_groups_that_the_filters_accept() {
     }
 }
 
-/// The list of exact ports has the same verdicts as the matrix of one port. `netpol` computes the matrix of one port
-/// with the compiled tables, and compares it with the reference evaluator.
+/// With `-p`, the CSV output lists sets of ports. The JSON output has verdicts at the port, which `netpol` compares
+/// with the verdicts of the compiled tables.
 #[test]
-fn the_list_and_the_matrix_of_a_port_agree() {
+fn the_csv_list_and_the_json_verdicts_of_a_port_agree() {
     let manifests = app();
     for port in ["5432", "9187", "443", "8080"] {
         let json = |arguments: &[&str]| -> Value {

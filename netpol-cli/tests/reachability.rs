@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 const APP: &str = include_str!("data/app.yaml");
 
-/// The policies of [`APP`] with other ports, and a policy that isolates all pods.
+/// [`APP`] with other ports in its policies, and with one more policy, which isolates all pods.
 fn changed_app() -> String {
     let deny = "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny, namespace: shop}\n\
                 spec: {podSelector: {}, policyTypes: [Ingress]}\n";
@@ -46,13 +46,13 @@ fn diff_lists_the_connections_that_change_with_their_causes() {
         assert_eq!((run.code, run.err.as_str()), (0, ""), "{format}");
     }
     assert_eq!(diff(&manifests, &["--exit-code", "--pod-cidr", "10.42.0.0/16"]).code, 1);
-    // An ipBlock may contain the unknown addresses of the pods.
+    // Without --pod-cidr, an ipBlock may contain the unknown addresses of the pods.
     let run = diff(&manifests, &[]);
     assert!(run.code == 4 && run.out.contains("unknown: shop/cronjob/backup, shop/statefulset/db ->"), "{}", run.out);
 }
 
 #[test]
-fn diff_lists_services_with_other_backends() {
+fn diff_lists_services_whose_backends_change() {
     let service = "{selector: {app: db}, ports: [{port: 5432, targetPort: pg}]}";
     let newly_allowed = "now allowed: shop/cronjob/backup, shop/statefulset/db -> Service shop/db, TCP 5432 ";
     for (new, others, now) in [
@@ -98,7 +98,7 @@ fn diff_of_equal_versions_has_no_change() {
 }
 
 #[test]
-fn diff_compares_policies_with_workloads_of_standard_input() {
+fn diff_compares_two_versions_of_policies_for_the_workloads_of_standard_input() {
     let (workloads, policies) = APP.split_once("---\napiVersion: networking.k8s.io/v1").expect("policies");
     let policies = format!("apiVersion: networking.k8s.io/v1{policies}");
     let manifests =
@@ -143,7 +143,7 @@ fn diff_reads_git_revisions() {
         assert_eq!((rest, run.err.as_str(), run.code), (expected, "", 0), "{old}");
         assert_eq!(heading, format!("3 changes from {old} to m/"));
     }
-    // Messages name a file of a revision as the revision names it.
+    // In messages, the name of a file of a git revision starts with the revision.
     fs::write(directory.join("m/bad.yaml"), APP.replace("port: 9187", "prot: 9187")).expect("a manifest");
     git(directory, &["add", "."]);
     git(directory, &["commit", "-q", "-m", "two"]);
@@ -259,7 +259,7 @@ fn assert_shows_a_counterexample_for_each_expectation_that_fails() {
 }
 
 #[test]
-fn the_result_of_assert_is_the_exit_code() {
+fn the_exit_code_of_assert_depends_on_the_results() {
     let cilium = "---\n{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: c, namespace: shop}, \
                   spec: {endpointSelector: {matchLabels: {app: backup}}, ingress: []}}\n";
     let manifests = Manifests::of(&[("app.yaml", &format!("{APP}{cilium}"))]);
@@ -351,8 +351,8 @@ fn graph_draws_nodes_by_namespace_in_each_format() {
     assert!(run.code == 3 && run.err.contains("no pods to show"), "{}", run.err);
 }
 
-/// Ten namespaces have five applications each, with four tiers. Except in the first tier, a workload accepts only the
-/// tier before its own, from its own namespace.
+/// Each of the ten namespaces has five applications with four tiers. The first tier accepts all connections. Each other
+/// tier accepts only connections from the previous tier, in its own namespace.
 #[test]
 fn a_graph_of_200_workloads_has_few_edges_and_escaped_names() {
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! `explain` and `lint` of `examples/services`.
+//! `explain`, `lint` and `matrix` of `examples/services`.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -128,7 +128,7 @@ fn lint_shows_the_rule_that_fixes_each_mistake() {
 }
 
 #[test]
-fn a_backend_with_the_same_policies_as_the_client_has_a_verdict() {
+fn a_backend_that_has_the_same_policies_as_the_client_is_evaluated() {
     // All pods in the namespace have the same policies; one of them is the only backend of the Service.
     let more = "
 {apiVersion: v1, kind: Pod, metadata: {name: a, namespace: all}, status: {podIP: 10.9.0.1}}

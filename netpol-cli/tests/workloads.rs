@@ -152,11 +152,11 @@ fn s41_policies_that_are_not_evaluated_are_named_and_never_allow() {
         input["unevaluated"][0]["file"] = json!("FILE");
         assert_eq!(input["unevaluated"], named, "{command}");
     }
-    // The policy cannot change the verdict on other pods, and a connection that the other pod's policies deny stays
+    // The policy cannot change verdicts on other pods. If the policies of the other end deny a connection, it stays
     // denied.
     assert_eq!(explain(&manifests, "deploy/web", "svc/db", "5432", &[]).code, 0);
     assert_eq!(explain(&manifests, "cj/backup", "shop/db-0", "80", &[]).code, 1);
-    // One connection is denied, the other one is unknown: none is known to be allowed.
+    // One connection is denied, and the other one is unknown. So it is unknown whether any connection is allowed.
     let run = explain(&manifests, "cj/backup", "app in (web, db)", "80", &[]);
     assert!(run.code == 4 && run.out.starts_with("UNKNOWN: "), "{} {}", run.code, run.out);
 }
@@ -261,7 +261,7 @@ fn a_headless_service_stands_for_its_pods() {
     }
     let run = explain(&manifests, "svc/peers", "deploy/web", "80", &[]);
     assert!(run.code == 3 && run.err.contains("cannot be a source of connections"), "{} {}", run.out, run.err);
-    // An endpoint that is not a pod counts, too.
+    // An endpoint that is not a pod is also a destination.
     let slice = "
 ---
 {apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: peers-1, namespace: shop, labels: {kubernetes.io/service-name: peers}},

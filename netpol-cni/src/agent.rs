@@ -43,7 +43,7 @@ pub(crate) fn post(socket: &Path, path: &str, body: &str, limit: Duration) -> Re
     );
     let unavailable = |reason: String| RequestError::Unavailable(format!("{}: {reason}", socket.display()));
     // The request is sent on a thread, because connecting to a Unix socket blocks without limit while its queue is
-    // full, for example if the agent is stopped. The thread ends with the process.
+    // full, for example after SIGSTOP to the agent. The thread ends with the process.
     let (sender, response) = mpsc::channel();
     let path = socket.to_owned();
     let send_request = move || drop(sender.send(exchange(&path, &request)));
@@ -61,8 +61,8 @@ fn exchange(socket: &Path, request: &str) -> std::io::Result<Vec<u8>> {
     Ok(response)
 }
 
-/// Returns the body of a response with status 200, or the error of another response; `None` if the response is not
-/// complete.
+/// Returns the body of a response with status 200. If the response has another status, returns its error. `None`: the
+/// response is incomplete or not valid HTTP.
 fn parse(response: &[u8]) -> Option<Result<String, RequestError>> {
     let response = std::str::from_utf8(response).ok()?;
     let (head, body) = response.split_once("\r\n\r\n")?;
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_is_its_body_or_the_agents_reason() {
+    fn post_returns_the_body_or_the_agents_error() {
         assert_eq!(result_of("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nnull"), Ok("null".to_owned()));
         let refused = |reason: &str| Err(RequestError::Refused(reason.to_owned()));
         assert_eq!(result_of("HTTP/1.1 503 Service Unavailable\r\n\r\n{\"error\":\"not yet\"}"), refused("not yet"));
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_agent_is_unavailable_after_the_limit() {
+    fn an_agent_that_accepts_no_connections_is_unavailable_after_the_limit() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("agent.sock");
         let _listener = UnixListener::bind(&socket).unwrap();

@@ -72,12 +72,12 @@ mod tests {
         let expected =
             PodIdentity { sandbox: "s1".into(), namespace: "shop".into(), name: "web".into(), uid: "u1".into() };
         assert_eq!(pod(containerd), Some(expected.clone()));
-        let old = pod("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web");
-        assert_eq!(old, Some(PodIdentity { sandbox: "c1".into(), uid: String::new(), ..expected }));
+        let from_old_runtime = pod("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web");
+        assert_eq!(from_old_runtime, Some(PodIdentity { sandbox: "c1".into(), uid: String::new(), ..expected }));
     }
 
     #[test]
-    fn other_runtimes_name_no_pod() {
+    fn arguments_without_the_namespace_and_name_of_a_pod_are_not_for_a_pod() {
         for arguments in ["", "IgnoreUnknown=1", "K8S_POD_NAMESPACE=shop", "K8S_POD_NAMESPACE=;K8S_POD_NAME=web", ";;="]
         {
             assert_eq!(pod(arguments), None, "{arguments}");

@@ -15,7 +15,8 @@ const RESPONSE_TIME: Duration = Duration::from_secs(1);
 const EXEMPT_TIME: Duration = Duration::from_secs(2);
 /// Pause before the second request; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
-/// Longest pause between two requests. For each request, the agent may send one to the API server.
+/// Longest pause between two requests. A shorter one would mean more load on the API server, because the agent may send
+/// it a request for each request of the plugin.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Minimum time that an agent needs to report why a pod's policies are not enforced.
@@ -44,8 +45,8 @@ pub(crate) fn hold(
                 log(&format_args!("{pod} starts without enforcement: {reason}"));
                 return Ok(());
             }
-            // If too little time is left, the agent reports only that. In this case, the previous refusal has the
-            // reason.
+            // If too little time is left, the agent cannot find the actual reason. Then the reason of the previous refusal
+            // is kept.
             Err(RequestError::Refused(reason)) => {
                 let reason = if has_time { reason } else { last_refusal.take().unwrap_or(reason) };
                 last_refusal = Some(reason.clone());

@@ -16,8 +16,8 @@ use crate::hold::hold;
 use crate::prev_result::addresses;
 use crate::{CniError, Environment, ErrorCode, LATEST_CNI_VERSION, PLUGIN, Settings, VERSIONS};
 
-/// Time for the agent's response to a stopped pod. If the agent does not respond, it still removes the pod's addresses
-/// when the pod is deleted from the API.
+/// Time for the agent's response to the report that a pod stops. Without this report, the agent removes the pod's
+/// addresses when the pod is deleted from the API.
 const STOP_TIME: Duration = Duration::from_secs(1);
 
 /// The configuration on stdin.

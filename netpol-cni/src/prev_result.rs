@@ -21,7 +21,7 @@ struct Interface {
 
 #[derive(Debug, Deserialize)]
 struct Address {
-    /// With a prefix length.
+    /// The address with its prefix length.
     address: String,
     /// Index in `interfaces`.
     interface: Option<i64>,

@@ -139,7 +139,7 @@ fn read_request(stream: &mut UnixStream) -> (String, Value) {
 }
 
 #[test]
-fn an_enforced_pod_starts_with_the_result_unchanged() {
+fn an_enforced_pod_starts_and_prev_result_is_printed_unchanged() {
     let agent = Agent::start(&[ENFORCED]);
     agent.add("").assert_passes();
     let [(line, body)] = &agent.requests()[..] else { panic!("{:?}", agent.requests()) };
@@ -227,7 +227,7 @@ fn with_allow_a_pod_starts_without_an_agent() {
 }
 
 #[test]
-fn a_refusal_is_retried_whatever_happens_without_an_agent() {
+fn a_refusal_is_retried_with_each_choice_of_when_agent_away() {
     for choice in ["wait", "deny", "allow"] {
         let agent = Agent::start(&[REFUSED, REFUSED, ENFORCED]);
         agent.add(&format!(r#""whenAgentAway":"{choice}","#)).assert_passes();
@@ -247,7 +247,7 @@ fn a_request_is_repeated_if_the_agent_crashes() {
 }
 
 #[test]
-fn a_stopped_agent_counts_as_unavailable() {
+fn an_agent_that_does_not_respond_counts_as_unavailable() {
     let agent = Agent::absent();
     let _listener = UnixListener::bind(agent.socket()).unwrap();
     let output = agent.add(r#""timeoutSeconds":1,"#);
@@ -268,9 +268,9 @@ fn pods_of_kube_system_start_even_without_enforcement() {
             assert!(output.took < Duration::from_secs(1), "{output:?}");
         }
     }
-    let stopped = Agent::absent();
-    let _listener = UnixListener::bind(stopped.socket()).unwrap();
-    let output = call(&[arguments], &input(&stopped.socket(), ""));
+    let silent = Agent::absent();
+    let _listener = UnixListener::bind(silent.socket()).unwrap();
+    let output = call(&[arguments], &input(&silent.socket(), ""));
     output.assert_passes();
     assert!(output.took < Duration::from_secs(5), "{output:?}");
 
@@ -283,7 +283,7 @@ fn pods_of_kube_system_start_even_without_enforcement() {
 }
 
 #[test]
-fn other_runtimes_and_pods_without_addresses_pass_through() {
+fn without_a_pod_or_addresses_the_plugin_prints_prev_result_and_sends_no_request() {
     let agent = Agent::start(&[REFUSED]);
     call(&[("CNI_ARGS", "")], &input(&agent.socket(), "")).assert_passes();
     let output = call(&[], r#"{"cniVersion":"1.0.0","prevResult":{"ips":[]}}"#);
@@ -292,7 +292,7 @@ fn other_runtimes_and_pods_without_addresses_pass_through() {
 }
 
 #[test]
-fn a_stop_is_reported_and_never_fails() {
+fn del_reports_the_stop_of_a_pod_and_never_fails() {
     let delete = |input: &str, variables: &[(&str, &str)]| {
         let output = call(&[&[("CNI_COMMAND", "DEL"), ("CNI_NETNS", "")], variables].concat(), input);
         assert_eq!((output.code, output.stdout.as_str()), (Some(0), ""), "{output:?}");
@@ -307,9 +307,9 @@ fn a_stop_is_reported_and_never_fails() {
     delete(&input(&Agent::start(&[REFUSED]).socket(), ""), &[]);
     delete(&input(&Agent::absent().socket(), r#""timeoutSeconds":0,"#), &[]);
     delete(r#"{"cniVersion":"1.0.0"}"#, &[("CNI_ARGS", "")]);
-    let stopped = Agent::absent();
-    let _listener = UnixListener::bind(stopped.socket()).unwrap();
-    let output = delete(&input(&stopped.socket(), ""), &[]);
+    let silent = Agent::absent();
+    let _listener = UnixListener::bind(silent.socket()).unwrap();
+    let output = delete(&input(&silent.socket(), ""), &[]);
     assert!(output.took < Duration::from_secs(3), "{output:?}");
 }
 

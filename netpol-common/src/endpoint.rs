@@ -54,9 +54,9 @@ pub struct Endpoint {
     pub egress: DirectionPolicy,
     /// Flags, see [`endpoint_flags`].
     pub flags: u32,
-    /// The endpoint ID, from 1 to [`MAX_ENDPOINT_ID`]. `COUNTERS` is indexed by `id * 2 + direction`. ID 0 counts
-    /// packets at interfaces without an endpoint. Packets from the pod carry the ID as source endpoint ID in the low 15
-    /// bits of `skb->tc_index`; `ENDPOINT_IDS` contains the interface of each ID.
+    /// The endpoint ID, from 1 to [`MAX_ENDPOINT_ID`]. `COUNTERS` is indexed by `id * 2 + direction`; its entries for
+    /// ID 0 are for packets at interfaces without an endpoint. Packets from the pod carry the ID as source endpoint ID
+    /// in the low 15 bits of `skb->tc_index`. `ENDPOINT_IDS` contains the interface of each ID.
     pub id: u32,
     /// The MAC address of the pod's end of the veth. Zero if it is not known; then MAC addresses are not checked.
     pub mac: [u8; 6],
@@ -110,8 +110,8 @@ impl Endpoint {
 /// Bits of [`Endpoint::flags`].
 pub mod endpoint_flags {
     /// Anti-spoofing: packets from the pod must have the pod's addresses (IP source, Ethernet source, the fields of ARP
-    /// and neighbor discovery). If packets with this source endpoint ID arrive at other pods of this node, their source
-    /// address is checked there, too.
+    /// and neighbor discovery). If a packet from the pod arrives at another pod of this node, its source address is
+    /// checked there, too.
     pub const ANTI_SPOOFING: u32 = 1 << 0;
     /// All traffic is dropped. Either no known pod has this interface and unknown pods are denied, or the interface is
     /// in conflict with another one.

@@ -61,7 +61,8 @@ impl Address for [u8; 16] {
 
 /// The tables that [`evaluate`] looks up: the kernel's maps, or the same tables in memory. `A` is the address family.
 pub trait Tables<A> {
-    /// Returns the entry of exactly this address, or else of the longest prefix that covers it.
+    /// Returns the entry of exactly this address. If there is none, returns the entry of the longest prefix that covers
+    /// the address.
     fn address(&self, address: &A) -> Option<AddressEntry>;
     /// Returns the entry of this address. If there is none, an implementation may return the entry of a prefix that
     /// covers the address. This makes no difference, because the flags and the endpoint of a prefix are 0.
@@ -267,7 +268,7 @@ pub fn evaluate_policy<A: Address, T: Tables<A>>(
 fn is_unverified<A>(endpoint: &Endpoint, attempt: &Attempt<A>, entry: AddressEntry) -> bool {
     match attempt.source {
         SourceCheck::NOT_LOCAL_ENDPOINT => entry.endpoint != 0,
-        // A hairpin reply has the address of the pod or of the node, never that of a Service.
+        // Hairpin traffic that starts a flow has the address of the pod or of the node, never that of a Service.
         SourceCheck::TRANSLATED => {
             entry.flags & address_flags::LOCAL_NODE == 0
                 && (entry.flags & address_flags::SERVICE == 0 || attempt.source_endpoint == endpoint.id)
@@ -303,7 +304,8 @@ fn nodes_with_tunnel<A, T: Tables<A>>(tables: &T, attempt: &Attempt<A>) -> u8 {
     found
 }
 
-/// Returns whether the destination address belongs to a node that [`nodes_with_tunnel`] returned.
+/// Returns whether the destination address belongs to one of the nodes in `tunnels`, the result of
+/// [`nodes_with_tunnel`].
 #[inline(always)]
 fn is_tunnel<A: Address>(tunnels: u8, attempt: &Attempt<A>, entry: AddressEntry) -> bool {
     let is_local = entry.flags & address_flags::LOCAL_NODE != 0 || attempt.remote.is_of_any_node();

@@ -151,9 +151,9 @@ const _: () = assert!(size_of::<EventLimit>() == 16 && size_of::<EventLimitSet>(
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct EventBudget {
-    /// The time, in nanoseconds since boot, until which the budget is used up at the rate [`EVENT_RATE`]. Each event
-    /// moves this time forward by [`EVENT_INTERVAL_NS`]. No event is sent while this time is more than `EVENT_BURST -
-    /// 1` of these intervals in the future.
+    /// The algorithm's theoretical arrival time, in nanoseconds since boot. If it is in the past, an event first sets
+    /// it to the current time. Then each event moves it forward by [`EVENT_INTERVAL_NS`]. No event is sent while it is
+    /// more than `EVENT_BURST - 1` of these intervals in the future.
     pub paid_until_ns: u64,
     /// The number of packets that had no event and are not counted in a slot of `DENIALS` or `ALLOWED_FLOWS`.
     pub suppressed: u64,

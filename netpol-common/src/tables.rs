@@ -17,8 +17,8 @@ pub struct AddressEntry {
     pub class: ClassId,
     /// Flags, see [`address_flags`].
     pub flags: u16,
-    /// The [`crate::Endpoint::id`] of the pod of this node with the address, while its programs are attached. Otherwise
-    /// 0. If it is not 0, other pods accept the address as a source only from this endpoint.
+    /// The [`crate::Endpoint::id`] of the pod that has the address. Other pods accept the address as a source only from
+    /// this endpoint. 0 if no pod of this node has the address, or if the pod's programs are not attached.
     pub endpoint: u16,
 }
 

@@ -29,7 +29,7 @@ pub use memory::{Memory, PendingCall};
 pub enum EarlierConnections {
     /// It may have some.
     Possible,
-    /// No container of the pod has run so far.
+    /// It has none, because no container of the pod has run so far.
     None,
 }
 
@@ -90,7 +90,7 @@ pub enum InterfaceOutcome {
         /// Success, or the error.
         result: Result<(), AttachError>,
     },
-    /// Result of [`Dataplane::verify`]: interfaces without running programs.
+    /// Result of [`Dataplane::verify`]: the interfaces that do not run the programs.
     Missing(Vec<IfIndex>),
 }
 
@@ -170,7 +170,7 @@ pub trait Dataplane {
     /// Returns which of these interfaces exist but do not run the programs. Another process may have detached them.
     fn verify(&mut self, ifindexes: Vec<IfIndex>) -> Option<Vec<IfIndex>>;
 
-    /// Increments and returns the version. No endpoint has had this version before, not even under an earlier agent.
+    /// Returns the next endpoint version. No endpoint has had this version before, not even under an earlier agent.
     ///
     /// # Errors
     /// If it cannot be stored.

@@ -21,7 +21,7 @@ pub struct Memory {
     pub attached: BTreeSet<IfIndex>,
     /// Node devices with programs.
     pub devices: BTreeSet<IfIndex>,
-    /// Endpoint IDs by address of local pods.
+    /// The endpoint ID that was stored with each address: see [`Dataplane::set_address_endpoint`].
     pub owners: BTreeMap<IpAddr, u32>,
     /// Tunnel endpoints of this node and of other nodes.
     pub tunnels: (TunnelEndpoints, TunnelEndpoints),

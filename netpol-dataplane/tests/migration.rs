@@ -30,8 +30,8 @@ fn frontend_verdict(tables: &Snapshot, rule_set: RuleSetId, frontend: Frontend) 
     Some(tables.allow.get(&AllowKey { rule_set, class }).map_or(PortSetId::NONE, |entry| entry.port_set))
 }
 
-/// Returns the frontends, which the old and the new tables have. `netpol-agent/tests/resync.rs` also adds and deletes
-/// frontends.
+/// Returns the frontends. The old and the new tables have the same ones; `netpol-agent/tests/resync.rs` also adds and
+/// deletes frontends.
 fn frontends() -> impl Iterator<Item = Frontend> {
     let of_addresses = addresses().into_iter().take(2).map(FrontendAddress::Address);
     of_addresses.chain([FrontendAddress::AnyNodeV4]).map(|address| Frontend { address, port: 80, protocol: 6 })

@@ -25,13 +25,13 @@ pub(crate) mod role {
     pub(crate) const MEMBER: u8 = 1;
     /// The packet can initiate a flow.
     pub(crate) const INITIATES: u8 = 2;
-    /// The packet starts a new connection, and its flow is not looked up.
+    /// The packet starts a new connection. Its flow is looked up only post-DNAT.
     pub(crate) const NEW_CONNECTION: u8 = 4;
     /// The packet is neighbor discovery. Its source can be the unspecified address: a pod sends such a packet to check
     /// whether its new address is free (RFC 4862, 5.4).
     pub(crate) const DISCOVERY: u8 = 8;
     /// The packet matches a revoked flow, but comes from the side that did not initiate it.
-    pub(crate) const REVERSED: u8 = 64;
+    pub(crate) const MATCHES_REVOKED: u8 = 64;
     /// The packet is a later fragment, and its first fragment is not known.
     pub(crate) const ORPHAN: u8 = 128;
     /// The position of the packet's [`SourceCheck`](netpol_common::SourceCheck), which has two bits.
@@ -54,7 +54,7 @@ impl Case {
     ) -> Self {
         let (flow_role, (pod_port, remote_port)) = flow::identify(direction, packet, icmp);
         let role = match flow_role {
-            // Without ports, the fragment could belong to any flow.
+            // Without ports, the fragment could belong to any flow, so it is a member of none.
             _ if fragment::is_orphan(packet) => role::ORPHAN,
             Role::Member if flow::starts_connection(packet) => role::INITIATES | role::NEW_CONNECTION,
             Role::Member => role::MEMBER | role::INITIATES,
@@ -131,17 +131,17 @@ impl Case {
         self.bits = self.bits & !(0xff << 32) | (reason as u64) << 32;
     }
 
-    /// Stores how to check the source address.
+    /// Stores how to check the source address: a [`SourceCheck`](netpol_common::SourceCheck), in the low bits.
     #[inline(always)]
-    pub(crate) fn set_source_check(&mut self, source: u64) {
-        self.bits |= (source & 3) << (ROLE_SHIFT + role::SOURCE_CHECK_SHIFT);
+    pub(crate) fn set_source_check(&mut self, source_check: u64) {
+        self.bits |= (source_check & 3) << (ROLE_SHIFT + role::SOURCE_CHECK_SHIFT);
     }
 
     /// Stores that the packet matches a revoked flow but comes from the side that did not initiate it, and whether the
     /// packet can initiate a new flow.
     #[inline(always)]
-    pub(crate) fn set_reversed(&mut self, may_initiate: bool) {
-        self.bits |= u64::from(role::REVERSED) << ROLE_SHIFT;
+    pub(crate) fn set_matches_revoked(&mut self, may_initiate: bool) {
+        self.bits |= u64::from(role::MATCHES_REVOKED) << ROLE_SHIFT;
         if !may_initiate {
             self.bits &= !(u64::from(role::INITIATES) << ROLE_SHIFT);
         }

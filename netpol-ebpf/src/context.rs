@@ -75,8 +75,8 @@ pub(crate) trait Context: NodeContext + Family<[u8; 4]> + Family<[u8; 16]> {
     fn observes(&self) -> bool;
     /// Returns whether the packets and bytes of flows are counted.
     fn counts_traffic(&self) -> bool;
-    /// Returns the number of segments of a packet with segmentation offload (GSO); 0 if it has none, or if the kernel does
-    /// not know their number.
+    /// Returns the number of segments of a packet with segmentation offload (GSO); 0 if it has none, or if the kernel
+    /// does not know their number.
     fn segments(&self) -> u32;
     /// Returns a word of the random key for hashing flows. The index is below
     /// [`netpol_common::EVENT_KEY_WORDS`].

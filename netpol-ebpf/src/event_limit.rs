@@ -27,7 +27,7 @@ pub(crate) const fn mix(bits: u64) -> u64 {
 }
 
 /// Set in the result of [`limit_event`] if an event is to be sent. The bits below are the number of packets of the flow
-/// without an event.
+/// that caused no event since the flow's last event.
 pub(crate) const REPORT: u64 = 1 << 32;
 
 /// Decides whether a packet of the flow with this hash causes an event. If not, the packet is counted as suppressed.
@@ -78,14 +78,14 @@ pub(crate) fn limit_event<N: NodeContext>(node: N, hash: u64, budget: u32, kind:
     }
     charged.add_u64(field!(EventBudget, paid_until_ns), EVENT_INTERVAL_NS);
     let slot = own.unwrap_or(oldest);
-    // Subtracted rather than set to 0, because another CPU may count at the same time.
+    // Reset by subtraction, and not by writing 0, because another CPU may count at the same time.
     let suppressed = slot.read(field!(EventLimit, suppressed));
     slot.add_u32(field!(EventLimit, suppressed), suppressed.wrapping_neg());
     slot.write(field!(EventLimit, last_event), now);
     if own.is_some() {
         return REPORT | u64::from(suppressed);
     }
-    // The previous flow of the slot has packets that were not reported: count them in its budget.
+    // The slot's previous flow may have packets that were not reported. They are counted in the budget of that flow.
     if suppressed != 0
         && let Some(previous) = node.event_budget(slot.read(field!(EventLimit, budget)))
     {

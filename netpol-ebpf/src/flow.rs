@@ -43,7 +43,7 @@ pub(crate) fn identify<A: PacketAddress>(
             Direction::Egress => (source_port, destination_port),
         }
     };
-    // A later fragment does not initiate a flow: its first fragment did.
+    // A later fragment does not initiate a flow: the first fragment of its datagram did.
     let later = packet.fragment == Fragment::LATER;
     (if later && role == Role::Member { Role::ReplyOnly } else { role }, ports)
 }
@@ -109,14 +109,14 @@ impl KnownFlow {
     /// protocols without a handshake (UDP), the replying side of the revoked flow may have started another flow, and
     /// the policy of that direction may allow it.
     #[inline(always)]
-    pub(crate) fn may_be_reversed(&self, direction: Direction, protocol: u8) -> bool {
+    pub(crate) fn may_belong_to_opposite_flow(&self, direction: Direction, protocol: u8) -> bool {
         direction != self.initiator && !protocol::has_handshake(protocol)
     }
 
-    /// Returns whether the packet of [`Self::may_be_reversed`] can start a flow: no packet was allowed for `REVERSAL`
-    /// seconds, so it is not a reply.
+    /// Returns whether the packet of [`Self::may_belong_to_opposite_flow`] can start the flow in the opposite
+    /// direction: for `REVERSAL` seconds, no packet of the revoked flow was allowed, so the packet is not a reply.
     #[inline(always)]
-    pub(crate) fn may_start_reversed(&self, now: u32, hz: u32) -> bool {
+    pub(crate) fn may_start_opposite_flow(&self, now: u32, hz: u32) -> bool {
         now.wrapping_sub(self.last_used) >= timeout::REVERSAL * hz
     }
 
@@ -185,8 +185,8 @@ pub(crate) fn set_remote_endpoint(slot: Slot<'_, FlowEntry>, endpoint: u32) {
     slot.write(field!(FlowEntry, remote_endpoint), endpoint as u16);
 }
 
-/// Stores the result of an evaluation: version, initiator, state and remote endpoint are replaced in one step, so that no
-/// other CPU combines the new version with an old state.
+/// Stores the result of an evaluation: version, initiator, state and remote endpoint are replaced in one step, so that
+/// no other CPU combines the new version with an old state.
 #[inline(always)]
 pub(crate) fn set_evaluated(slot: Slot<'_, FlowEntry>, known: &KnownFlow, remote_endpoint: u16) {
     let [low, high] = remote_endpoint.to_ne_bytes();
@@ -215,8 +215,8 @@ pub(crate) const fn tcp_state(flags: TcpFlags, is_reply: bool) -> u8 {
     state
 }
 
-/// Returns whether the packet is a TCP SYN without ACK, or an SCTP INIT. Such a packet is evaluated without a flow
-/// lookup.
+/// Returns whether the packet is a TCP SYN without ACK, or an SCTP INIT. At a pod's veth, such a packet is evaluated
+/// without a flow lookup.
 #[inline(always)]
 pub(crate) fn starts_connection<A>(packet: &Packet<A>) -> bool {
     packet.transport.flags.starts_connection()

@@ -7,7 +7,7 @@ use crate::context::{Context, Family, PacketAddress};
 use crate::flow::{self, KnownFlow};
 use crate::packet::{Parse, TcpFlags};
 use crate::slot::Slot;
-use crate::stale::{Recheck, Stale};
+use crate::stale::{Reevaluation, Stale};
 use crate::traffic;
 use crate::verdict;
 
@@ -26,8 +26,9 @@ pub(crate) trait FlowFunctions<A: Parse>: Context + Family<A> {
 pub(crate) enum FlowVerdict {
     /// The flow is allowed.
     Allowed,
-    /// The flow was evaluated with another version. The number has the bits [`REVERSIBLE`] and [`MAY_START_REVERSED`].
-    Stale(Recheck, u64),
+    /// The flow was evaluated with another version. The number has the bits [`MAY_BELONG_TO_OPPOSITE_FLOW`] and
+    /// [`MAY_START_OPPOSITE_FLOW`].
+    Stale(Reevaluation, u64),
 }
 
 /// The part of a packet that updates its flow.
@@ -76,15 +77,16 @@ where
         return Some(FlowVerdict::Allowed);
     }
     let mut stale = Stale { initiator: known.initiator, state: known.state };
-    let mut reversal = 0;
+    let mut opposite_bits = 0;
     if let Some(FlowUpdate { flags, .. }) = update {
         known.refresh_stale(slot, key.protocol, now, hz);
         stale.state = known.state_after(direction, flags);
-        reversal = if known.may_be_reversed(direction, key.protocol) { REVERSIBLE } else { 0 }
-            | if known.may_start_reversed(now, hz) { MAY_START_REVERSED } else { 0 };
+        opposite_bits =
+            if known.may_belong_to_opposite_flow(direction, key.protocol) { MAY_BELONG_TO_OPPOSITE_FLOW } else { 0 }
+                | if known.may_start_opposite_flow(now, hz) { MAY_START_OPPOSITE_FLOW } else { 0 };
     }
-    let recheck = Recheck { direction, protocol: key.protocol, stale, read_only: update.is_none() };
-    Some(FlowVerdict::Stale(recheck, reversal))
+    let reevaluation = Reevaluation { direction, protocol: key.protocol, stale, read_only: update.is_none() };
+    Some(FlowVerdict::Stale(reevaluation, opposite_bits))
 }
 
 /// See [`FlowFunctions::lookup_flow`].
@@ -123,28 +125,28 @@ where
     }
     match find_flow(&context, endpoint, direction, &key, Some(FlowUpdate { flags: TcpFlags(flags), start })) {
         Some(FlowVerdict::Allowed) => KNOWN,
-        Some(FlowVerdict::Stale(recheck, reversal)) => {
-            STALE | reversal | source_check << STALE_SOURCE_CHECK_SHIFT | u64::from(recheck.pack())
+        Some(FlowVerdict::Stale(reevaluation, opposite_bits)) => {
+            STALE | opposite_bits | source_check << STALE_SOURCE_CHECK_SHIFT | u64::from(reevaluation.pack())
         }
         None => source_check,
     }
 }
 
-/// Set in the result of [`lookup_flow`] if the packet belongs to a flow that is allowed. Without this bit and
-/// the next, the result is a [`SourceCheck`].
+/// Set in the result of [`lookup_flow`] if the packet belongs to a flow that is allowed. If neither this bit nor
+/// [`STALE`] is set, the result is a [`SourceCheck`].
 pub(crate) const KNOWN: u64 = 1 << 32;
-/// Set if the packet belongs to a flow that has to be evaluated again, by the [`Recheck`] in the low half.
+/// Set if the packet belongs to a flow that has to be evaluated again, by the [`Reevaluation`] in the low half.
 pub(crate) const STALE: u64 = 1 << 33;
-/// With `STALE`: if the flow is no longer allowed, the packet may belong to a flow that the other side initiated, see
-/// [`KnownFlow::may_be_reversed`].
-pub(crate) const REVERSIBLE: u64 = 1 << 34;
-/// With `STALE`: see [`KnownFlow::may_start_reversed`].
-pub(crate) const MAY_START_REVERSED: u64 = 1 << 35;
+/// With `STALE`: if the flow is no longer allowed, the packet may belong to a flow in the opposite direction, see
+/// [`KnownFlow::may_belong_to_opposite_flow`].
+pub(crate) const MAY_BELONG_TO_OPPOSITE_FLOW: u64 = 1 << 34;
+/// With `STALE`: see [`KnownFlow::may_start_opposite_flow`].
+pub(crate) const MAY_START_OPPOSITE_FLOW: u64 = 1 << 35;
 /// With `STALE`: the position of the [`SourceCheck`].
 pub(crate) const STALE_SOURCE_CHECK_SHIFT: u32 = 36;
 
-/// Stores the source endpoint ID of a packet to a pod as the flow's remote endpoint, if it changed and is valid.
-/// Returns whether the packet comes from the flow's remote endpoint.
+/// Stores the source endpoint ID of a packet to a pod as the flow's remote endpoint, if the ID changed and is valid for
+/// the flow. Returns false if the ID changed and is not valid: then the packet does not belong to the flow.
 #[inline(always)]
 fn update_remote_endpoint<A, S>(context: &S, slot: Slot<'_, FlowEntry>, key: &FlowKey<A>, source: SourceCheck) -> bool
 where

@@ -60,14 +60,14 @@ impl FragmentInfo {
     }
 
     /// Returns the fields of a later fragment if its first fragment is not known: no ports and no flags. If the first
-    /// fragment is known, a later fragment has the ACK flag.
+    /// fragment is known, [`resolve`] sets the ACK flag.
     #[inline(always)]
     fn unknown(protocol: u8) -> Self {
         Self { protocol, transport: Transport::default() }
     }
 }
 
-/// Returns whether a packet is a later fragment, and its first fragment is not known: see [`FragmentInfo::unknown`].
+/// Returns whether a packet is a later fragment whose first fragment is not known: see [`FragmentInfo::unknown`].
 #[inline(always)]
 pub(crate) fn is_orphan<A>(packet: &Packet<A>) -> bool {
     packet.fragment == Fragment::LATER && packet.transport.flags.0 == 0
@@ -76,9 +76,9 @@ pub(crate) fn is_orphan<A>(packet: &Packet<A>) -> bool {
 /// Set in the result of [`resolve`] if the fragment is malformed.
 const MALFORMED: u64 = 1 << 48;
 
-/// Returns the fields of a fragment, packed by [`FragmentInfo`]. For a later fragment, they are those of its first
-/// fragment, or [`FragmentInfo::unknown`] if that is not known. Returns [`MALFORMED`] if two first fragments contradict
-/// each other.
+/// Returns the fields of a fragment, packed by [`FragmentInfo`]. For a later fragment, they are those of the first
+/// fragment of its datagram, or [`FragmentInfo::unknown`] if the first fragment is not known. Returns [`MALFORMED`] if
+/// two first fragments of one datagram have different fields.
 #[inline(always)]
 pub(crate) fn resolve<A, S>(
     context: S,

@@ -251,7 +251,7 @@ mod igmp {
 }
 
 /// Checks an IGMP message. Its IPv4 header is at `start`. A pod may send reports and leave messages of limited length;
-/// only routers send queries. `None`: the message is not sent to a multicast group, and policy decides.
+/// only routers send queries. `None`: the message is not sent to a multicast group, and is evaluated by policies.
 #[inline(always)]
 pub(crate) fn check_igmp<S: Context>(
     context: &S,

@@ -93,7 +93,7 @@ where
     /// Returns the entry of a flow.
     pub fn flow(&self, key: &FlowKey<A>) -> Option<FlowEntry> {
         let flows = self.flows.borrow();
-        // SAFETY: entries are written only while a packet is processed, and there is no reference to them then.
+        // SAFETY: entries are written only while a packet is processed, and this function is not called at that time.
         flows.get(key).map(|entry| unsafe { *entry.get() })
     }
 }
@@ -140,7 +140,7 @@ impl Default for Memory {
 }
 
 impl Memory {
-    /// Runs the program at an interface on a frame.
+    /// Runs the program of an interface on a frame.
     pub fn run(&self, direction: Direction, frame: &[u8], ifindex: u32, ingress_ifindex: u32) -> Reason {
         process(
             Frame { memory: self, bytes: frame, ifindex, ingress_ifindex, linear: frame.len(), post_dnat: false },

@@ -18,7 +18,7 @@ use crate::packet::{self, Parse, Plain, TcpFlags};
 use crate::packet_verdict::{FlowReport, PacketVerdict};
 use crate::report::{ReportFunctions, report};
 use crate::slow_path::{self, FrameFunctions};
-use crate::stale::{Recheck, Stale};
+use crate::stale::{Reevaluation, Stale};
 use crate::traffic;
 use crate::verdict::{self, FlowStart, VerdictFunctions, conclude};
 
@@ -91,8 +91,8 @@ where
     // The `bits` argument of `process_plain_new`.
     let mut bits = u32::from(packet.flags.0) | MAY_INITIATE;
     if !new_connection && let Some(slot) = context.flow(endpoint, &key) {
-        // Rare: the flow is from the node or hairpin, or the source endpoint ID changed. Only a changed ID can be
-        // handled without the slow path.
+        // Rare: the local node or the pod itself initiated the flow, or the source endpoint ID changed. Only a changed
+        // ID can be handled without the slow path.
         if !EGRESS && (flow::is_local_or_hairpin(slot) || flow::remote_endpoint(slot) != context.source_endpoint()) {
             let allowed = process_plain_with_new_remote(context, endpoint, version, &key, packet.flags.0);
             return allowed.then_some(PacketVerdict::of(Reason::Flow));
@@ -112,7 +112,7 @@ where
             known.refresh_stale(slot, packet.protocol, now, hz);
             let stale = Stale { initiator: known.initiator, state: known.state_after(direction, packet.flags) };
             let reason = process_plain_stale::<EGRESS, A, S>(context, &key, stale.pack());
-            if reason != Reason::Revoked || !known.may_be_reversed(direction, packet.protocol) {
+            if reason != Reason::Revoked || !known.may_belong_to_opposite_flow(direction, packet.protocol) {
                 // A flow that is still allowed may be denied by the policies in shadow mode.
                 let report = if reason.allows() {
                     FlowReport::new(endpoint, stale.initiator, stale.state, false)
@@ -122,8 +122,9 @@ where
                 return Some(PacketVerdict::with(conclude(&context, endpoint, direction, reason), report));
             }
             // The flow is revoked, but the packet may belong to a flow in the opposite direction.
-            bits =
-                u32::from(packet.flags.0) | REVERSED | if known.may_start_reversed(now, hz) { MAY_INITIATE } else { 0 };
+            bits = u32::from(packet.flags.0)
+                | MATCHES_REVOKED
+                | if known.may_start_opposite_flow(now, hz) { MAY_INITIATE } else { 0 };
         }
     }
     Some(process_plain_new::<EGRESS, A, S>(context, endpoint, version, &key, bits))
@@ -135,11 +136,11 @@ fn deny_spoofed<S: Context>(context: S, endpoint: &Endpoint, reason: Reason) -> 
     PacketVerdict::of(conclude(&context, endpoint, Direction::Egress, reason))
 }
 
-/// Evaluates a plain packet to a pod if its known flow has another source endpoint ID than the packet. Returns whether
-/// the packet is allowed. If not, it takes the slow path, as packets of stale flows do.
+/// Evaluates a plain packet to a pod if the packet's source endpoint ID differs from the ID that its flow has. Returns
+/// whether the packet is allowed. If not, the packet takes the slow path. Packets of stale flows take it, too.
 ///
-/// The packet is allowed if the source address belongs to the endpoint with the new ID: a pod can be attached, or get a
-/// new ID, while its flows are open. It is also allowed if anti-spoofing is off for that endpoint, or if the flow
+/// The packet is allowed if its source address belongs to the endpoint with the packet's ID: a pod can be attached, or
+/// get a new ID, while its flows are open. It is also allowed if anti-spoofing is off for that endpoint, or if the flow
 /// accepts any remote endpoint.
 #[inline(never)]
 fn process_plain_with_new_remote<A, S>(
@@ -179,7 +180,7 @@ where
 /// flow.
 const MAY_INITIATE: u32 = 1 << 8;
 /// Bit of the same argument: the packet matches a revoked flow, but comes from the side that did not initiate it.
-const REVERSED: u32 = 1 << 9;
+const MATCHES_REVOKED: u32 = 1 << 9;
 
 /// Evaluates a plain packet that belongs to no known flow.
 #[inline(never)]
@@ -210,7 +211,7 @@ where
     let source = SourceCheck(context.barrier_within::<3>(source.0));
     let attempt = verdict::attempt(&context, direction, key, source);
     let verdict = verdict::admit(&context, endpoint, version, &attempt, key, flow_start);
-    verdict::conclude_new(&context, endpoint, direction, verdict, bits & REVERSED != 0)
+    verdict::conclude_new(&context, endpoint, direction, verdict, bits & MATCHES_REVOKED != 0)
 }
 
 /// Evaluates a plain packet of a stale flow. Returns `Flow` or `Revoked`.
@@ -221,8 +222,9 @@ where
     S: VerdictFunctions<A>,
 {
     let direction = direction_of::<EGRESS>();
-    let recheck = Recheck { direction, protocol: key.protocol, stale: Stale::unpack(stale), read_only: false };
+    let reevaluation =
+        Reevaluation { direction, protocol: key.protocol, stale: Stale::unpack(stale), read_only: false };
     let ports = flow::ports(key.pod_port, key.remote_port);
-    let allowed = VerdictFunctions::<A>::is_still_allowed(context, packet::PLAIN_START, ports, recheck.pack());
+    let allowed = VerdictFunctions::<A>::is_still_allowed(context, packet::PLAIN_START, ports, reevaluation.pack());
     if allowed { Reason::Flow } else { Reason::Revoked }
 }

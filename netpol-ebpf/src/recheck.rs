@@ -20,9 +20,8 @@ pub(crate) trait RecheckFunctions: FrameFunctions + ReportFunctions {
     }
 }
 
-/// Checks the source address of a packet that left its pod, post-DNAT. `None`: the address is valid, or
-/// need not be checked. Requires
-/// [`Context::is_post_dnat`].
+/// Checks the source address of a packet that left its pod, post-DNAT. `None`: the address is valid, or need not be
+/// checked. Requires [`Context::is_post_dnat`].
 #[inline(always)]
 pub(crate) fn process_source<S: RecheckFunctions>(context: S) -> Option<Reason> {
     // The slow path repeats this check, and denies and counts the packet.

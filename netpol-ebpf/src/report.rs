@@ -1,5 +1,6 @@
 //! Events: denied packets, new flows that are allowed, and allowed flows that the policies in shadow mode would deny.
-//! An event includes the number of packets without an event since the last one, see [`crate::event_limit`].
+//! An event includes the number of packets of its flow that caused no event since the flow's last event, see
+//! [`crate::event_limit`].
 
 use netpol_common::{
     Direction, Endpoint, EventKind, FlowEvent, IfIndex, Reason, RuleSetId, charged_budget, event_flags, protocol,
@@ -10,7 +11,7 @@ use crate::event_limit::{REPORT, limit_event, mix, product};
 use crate::flow;
 use crate::packet::{self, Fragment, Parse, ParserFunctions, Plain, link};
 use crate::packet_verdict::{FlowReport, PacketVerdict};
-use crate::stale::{Recheck, Stale};
+use crate::stale::{Reevaluation, Stale};
 use crate::verdict::{VerdictFunctions, barrier_within};
 
 /// The functions that are separate BPF functions in the kernel.
@@ -121,7 +122,7 @@ impl<A: Parse> EventPacket<A> {
         flow::ports(pod, remote)
     }
 
-    /// Exchanges source and destination, so that a reply is reported as a packet of its flow's initiator.
+    /// Exchanges source and destination, so that a reply is reported as a packet from the initiator of its flow.
     #[inline(always)]
     fn reverse(&mut self) {
         core::mem::swap(&mut self.source, &mut self.destination);
@@ -227,8 +228,8 @@ pub(crate) fn report_denied<S: ReportFunctions>(context: S, direction: Direction
     send(context, details, &EventPacket::FRAME);
 }
 
-/// Reports the flow of an allowed packet, if it is new. If the policies in shadow mode would deny the flow, reports this
-/// instead.
+/// Reports the flow of an allowed packet, if the flow is new. If the policies in shadow mode would deny the flow,
+/// reports this instead.
 #[inline(always)]
 pub(crate) fn report_flow<S: ReportFunctions>(context: S, direction: Direction, verdict: PacketVerdict) {
     let Some(endpoint) = context.endpoint() else { return };
@@ -268,8 +269,8 @@ fn report_flow_of<A, S>(
     send(context, details, &packet);
 }
 
-/// Returns the reason by the policies in shadow mode. A later fragment has no ports, and is allowed with its datagram's
-/// first fragment.
+/// Evaluates the flow by the policies in shadow mode, and returns the reason. A later fragment has no ports, so only
+/// the first fragment of its datagram is evaluated.
 #[inline(always)]
 fn evaluate_shadow<A, S>(context: S, direction: Direction, report: FlowReport, packet: &EventPacket<A>) -> Reason
 where
@@ -280,8 +281,8 @@ where
         return Reason::NotIsolated;
     }
     let stale = Stale { initiator: report.initiator(), state: report.origin() };
-    let recheck = Recheck { direction, protocol: packet.protocol, stale, read_only: true };
-    VerdictFunctions::<A>::evaluate_shadow(context, packet.start, packet.flow_ports(direction), recheck.pack())
+    let reevaluation = Reevaluation { direction, protocol: packet.protocol, stale, read_only: true };
+    VerdictFunctions::<A>::evaluate_shadow(context, packet.start, packet.flow_ports(direction), reevaluation.pack())
 }
 
 /// Sends an event within the limits.

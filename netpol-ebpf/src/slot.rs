@@ -58,7 +58,8 @@ impl<'a, T: Copy> Slot<'a, T> {
         unsafe { add::u64(self.address(field), by) };
     }
 
-    /// Adds to a counter without an atomic operation: if two CPUs add at the same time, one of the additions may be lost.
+    /// Adds to a counter without an atomic operation: if two CPUs add at the same time, one of the additions may be
+    /// lost.
     #[inline(always)]
     pub(crate) fn add_unlocked(self, field: Field<T, u64>, by: u64) {
         self.write(field, self.read(field).wrapping_add(by));

@@ -8,13 +8,14 @@ use crate::case::{Case, opaque, role};
 use crate::context::{Context, PacketAddress};
 use crate::flow::{self, Role};
 use crate::flow_lookup::{
-    FlowFunctions, FlowVerdict, KNOWN, MAY_START_REVERSED, REVERSIBLE, STALE, STALE_SOURCE_CHECK_SHIFT, find_flow,
+    FlowFunctions, FlowVerdict, KNOWN, MAY_BELONG_TO_OPPOSITE_FLOW, MAY_START_OPPOSITE_FLOW, STALE,
+    STALE_SOURCE_CHECK_SHIFT, find_flow,
 };
 use crate::fragment::{self, FragmentFunctions};
 use crate::guard::{self, GuardFunctions};
 use crate::packet::{self, Fragment, Icmp, Packet, Parse, ParserFunctions, TcpFlags, link};
 use crate::packet_verdict::{FlowReport, PacketVerdict};
-use crate::stale::Recheck;
+use crate::stale::Reevaluation;
 use crate::verdict::{self, FlowStart, VerdictFunctions, barrier_within, conclude, deny_if_isolated};
 
 /// The functions of one address family that are separate BPF functions in the kernel.
@@ -167,16 +168,16 @@ where
         if found & STALE != 0 {
             // Not called in `lookup_flow`, because the two functions together need more stack than BPF has.
             let read_only = packet.fragment == Fragment::LATER;
-            let recheck = Recheck { read_only, ..Recheck::unpack(found as u32) };
-            if VerdictFunctions::<A>::is_still_allowed(context, start, ports, recheck.pack()) {
+            let reevaluation = Reevaluation { read_only, ..Reevaluation::unpack(found as u32) };
+            if VerdictFunctions::<A>::is_still_allowed(context, start, ports, reevaluation.pack()) {
                 case.decide(Reason::Flow);
-                let stale = recheck.stale;
+                let stale = reevaluation.stale;
                 report = FlowReport::new(endpoint, stale.initiator, stale.state, false);
-            } else if found & REVERSIBLE == 0 {
+            } else if found & MAY_BELONG_TO_OPPOSITE_FLOW == 0 {
                 case.decide(Reason::Revoked);
             } else {
                 case.set_source_check(found >> STALE_SOURCE_CHECK_SHIFT);
-                case.set_reversed(found & MAY_START_REVERSED != 0);
+                case.set_matches_revoked(found & MAY_START_OPPOSITE_FLOW != 0);
             }
         } else if found & KNOWN != 0 {
             case.decide(Reason::Flow);
@@ -210,8 +211,8 @@ fn hide_parse_path<A: PacketAddress, S: Context>(context: &S, packet: &mut Packe
     packet.protocol = context.barrier_within::<255>(packet.protocol);
 }
 
-/// Returns the verdict if it does not depend on the rules of policies. If it does (`None`), a later fragment has the
-/// protocol and ports of its first fragment after the call.
+/// Returns the verdict if it does not depend on the rules of policies. Otherwise, returns `None`; if the packet is a
+/// later fragment, it then has the protocol and ports of its first fragment.
 #[inline(always)]
 fn decide_without_policy<A, S>(
     context: &S,
@@ -320,7 +321,7 @@ where
         }
     };
     let [_, _, _, role, ..] = opaque(bits).to_le_bytes();
-    verdict::conclude_new(&context, endpoint, direction, verdict, role & role::REVERSED != 0)
+    verdict::conclude_new(&context, endpoint, direction, verdict, role & role::MATCHES_REVOKED != 0)
 }
 
 /// See [`IpFunctions::evaluate_quoted`]. An ICMP error is sent to the source of the quoted packet, so the quoted packet
@@ -352,8 +353,8 @@ where
     let key = A::flow_key(context.ifindex(), pod, remote, ports, quoted.protocol);
     match find_flow(&context, endpoint, direction, &key, None) {
         Some(FlowVerdict::Allowed) => Quoted::Evaluated(Reason::IcmpError),
-        Some(FlowVerdict::Stale(recheck, _)) => {
-            let allowed = VerdictFunctions::<A>::is_still_allowed(context, quoted.start, ports, recheck.pack());
+        Some(FlowVerdict::Stale(reevaluation, _)) => {
+            let allowed = VerdictFunctions::<A>::is_still_allowed(context, quoted.start, ports, reevaluation.pack());
             Quoted::Evaluated(if allowed { Reason::IcmpError } else { Reason::Revoked })
         }
         None => Quoted::UnknownFlow,

@@ -30,22 +30,21 @@ impl Stale {
 /// The input for evaluating a known flow again, in the direction of its first packet. It is packed into one integer for
 /// a separate BPF function, so that the verifier checks the evaluation of policies once and not once for each caller.
 #[derive(Clone, Copy)]
-pub(crate) struct Recheck {
+pub(crate) struct Reevaluation {
     /// The direction of the current packet.
     pub(crate) direction: Direction,
     pub(crate) protocol: u8,
     pub(crate) stale: Stale,
     /// Whether the result is not recorded, so that the flow is evaluated again at its next packet. True for ICMP errors
-    /// (they only quote a packet of the flow) and for fragments after the first. Neither has ports of its own, so the
-    /// policies in shadow mode are not evaluated for them.
+    /// (they only quote a packet of the flow) and for fragments after the first.
     pub(crate) read_only: bool,
 }
 
-/// Bits of a packed [`Recheck`].
+/// Bits of a packed [`Reevaluation`].
 const EGRESS: u32 = 1 << 24;
 const READ_ONLY: u32 = 1 << 25;
 
-impl Recheck {
+impl Reevaluation {
     /// Packs the input into one integer.
     #[inline(always)]
     pub(crate) const fn pack(self) -> u32 {

@@ -5,7 +5,7 @@ use netpol_common::{Direction, Endpoint, FlowEntry, FlowKey, Traffic, flow_state
 use crate::context::{Context, Family, PacketAddress};
 use crate::slot::{Slot, field};
 
-/// Returns whether the packet is counted in its flow. Post-DNAT, it was counted already.
+/// Returns whether the packet is counted in its flow. A post-DNAT packet was already counted pre-DNAT.
 #[inline(always)]
 fn is_counted<S: Context>(context: &S) -> bool {
     context.counts_traffic() && !context.is_post_dnat()
@@ -18,8 +18,8 @@ fn of_packet<S: Context>(context: &S, start: u32) -> Traffic {
     Traffic { packets: u64::from(context.segments().max(1)), bytes: u64::from(bytes) }
 }
 
-/// Counts an allowed packet in its flow, if traffic is counted. Reads the initiator from the flow again: a copy would
-/// take space on the stack until here.
+/// Counts an allowed packet in its flow, if traffic is counted. Reads the initiator from the flow again: if the caller
+/// kept it for this call, it would take space on the stack.
 #[inline(always)]
 pub(crate) fn count<S: Context>(context: &S, slot: Slot<'_, FlowEntry>, direction: Direction, start: u32) {
     if is_counted(context) {
@@ -54,8 +54,8 @@ pub(crate) fn restart<S: Context>(context: &S, slot: Slot<'_, FlowEntry>, entry:
     }
 }
 
-/// Stores in a flow that the current policies do not allow it, if traffic is counted. All other bits stay: a denied packet
-/// does not change the timeout of its flow.
+/// Marks a flow as revoked, if traffic is counted: the current policies do not allow the flow. All other bits stay: a
+/// denied packet does not change the timeout of its flow.
 #[inline(always)]
 pub(crate) fn mark_revoked<A, S>(context: &S, endpoint: &Endpoint, key: &FlowKey<A>)
 where

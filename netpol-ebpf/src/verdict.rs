@@ -11,31 +11,33 @@ use crate::flow::{self, KnownFlow};
 use crate::packet::{Parse, TcpFlags};
 use crate::packet_verdict::{FlowReport, PacketVerdict};
 use crate::slot::field;
-use crate::stale::{Recheck, Stale};
+use crate::stale::{Reevaluation, Stale};
 use crate::traffic;
 
 /// The functions of one address family that are separate BPF functions in the kernel.
 pub(crate) trait VerdictFunctions<A: Parse>: Context + Family<A> {
     /// Evaluates a known flow again, in its initiator's direction, and returns whether it is still allowed. `start` is
-    /// the offset of the packet's IP header, `ports` are as in the flow's key, and `word` is packed by [`Recheck`].
+    /// the offset of the packet's IP header, `ports` are as in the flow's key, and `word` is packed by
+    /// [`Reevaluation`].
     #[inline(always)]
     fn is_still_allowed(self, start: u32, ports: u32, word: u32) -> bool {
-        is_still_allowed::<A, Self>(self, start, ports, Recheck::unpack(word))
+        is_still_allowed::<A, Self>(self, start, ports, Reevaluation::unpack(word))
     }
     /// Evaluates an allowed flow in its initiator's direction by the policies in shadow mode (only evaluated and
     /// reported), see [`evaluate_shadow`]. The arguments are those of [`Self::is_still_allowed`].
     #[inline(always)]
     fn evaluate_shadow(self, start: u32, ports: u32, word: u32) -> Reason {
-        evaluate_shadow::<A, Self>(self, start, ports, Recheck::unpack(word))
+        evaluate_shadow::<A, Self>(self, start, ports, Reevaluation::unpack(word))
     }
 }
 
-/// The [`Attempt::ingress_ifindex`] of packets that came in by another interface: no interface has this index.
+/// The [`Attempt::ingress_ifindex`] if the interface is not needed (egress) or not known (a known ingress flow that is
+/// neither from the local node nor hairpin). No interface has this index.
 const OTHER_INTERFACE: u32 = u32::MAX;
 
-/// Returns the version that flows of this endpoint need. Call this before reading any other field of the endpoint,
-/// because the agent writes the version last. So if the policy changes during the evaluation, the flow is recorded with
-/// the old version, and is evaluated again.
+/// Returns the current version for flows of this endpoint: flows with another version are evaluated again. Call this
+/// before reading any other field of the endpoint, because the agent writes the version last. So if the policy changes
+/// during the evaluation, the flow is recorded with the old version, and is evaluated again.
 ///
 /// If nothing is enforced ([`Context::observes`]), the flows of denied packets are recorded, too. All flows then have
 /// versions with the bit [`OBSERVED_VERSION`]. So they are evaluated again when an agent that enforces policies
@@ -49,7 +51,7 @@ pub(crate) fn version<S: Context>(context: &S, endpoint: &Endpoint) -> EndpointV
 /// The bit of the versions of flows that is set if nothing is enforced. No endpoint has such a high version.
 const OBSERVED_VERSION: u32 = 1 << 31;
 
-/// Reads the version, before all fields that are read later.
+/// Reads the version. The compiler cannot move later reads of other fields before this read.
 #[inline(always)]
 fn current_version(endpoint: &Endpoint) -> EndpointVersion {
     // SAFETY: a reference is valid for reads. Volatile, because the agent writes concurrently.
@@ -95,17 +97,17 @@ pub(crate) fn barrier_within_option<S: Context>(context: &S, reason: Option<Reas
 }
 
 /// Returns the final verdict after [`admit`], and counts the packet. A packet with the addresses and ports of a revoked
-/// flow (`reversed`) gets the reason `Revoked` instead of `NoRule`.
+/// flow (`matches_revoked`) gets the reason `Revoked` instead of `NoRule`.
 #[inline(always)]
 pub(crate) fn conclude_new<S: Context>(
     context: &S,
     endpoint: &Endpoint,
     direction: Direction,
     verdict: PacketVerdict,
-    reversed: bool,
+    matches_revoked: bool,
 ) -> PacketVerdict {
     let reason = verdict.reason();
-    let reason = if reversed && reason == Reason::NoRule { Reason::Revoked } else { reason };
+    let reason = if matches_revoked && reason == Reason::NoRule { Reason::Revoked } else { reason };
     PacketVerdict::with(conclude(context, endpoint, direction, reason), verdict.report())
 }
 
@@ -161,6 +163,7 @@ where
             return PacketVerdict::of(if is_reply { Reason::Flow } else { reason });
         }
     }
+    // A reply through a Service starts no flow.
     if attempt.direction == Direction::Ingress && evaluation.recheck {
         return PacketVerdict::of(reason);
     }
@@ -248,12 +251,12 @@ where
 
 /// See [`VerdictFunctions::is_still_allowed`].
 #[inline(always)]
-pub(crate) fn is_still_allowed<A, S>(context: S, start: u32, ports: u32, recheck: Recheck) -> bool
+pub(crate) fn is_still_allowed<A, S>(context: S, start: u32, ports: u32, reevaluation: Reevaluation) -> bool
 where
     A: Parse,
     S: Context + Family<A>,
 {
-    let Recheck { direction, protocol, stale, read_only } = recheck;
+    let Reevaluation { direction, protocol, stale, read_only } = reevaluation;
     // Never happens: endpoint and addresses were read to look up the flow.
     let Some(endpoint) = context.endpoint() else { return false };
     let Some((source, destination)) = A::addresses(&context, start) else { return false };
@@ -262,9 +265,9 @@ where
     let key = A::flow_key(endpoint.ifindex.0, pod, remote, ports, protocol);
     let evaluation = evaluate(&context, endpoint, &original_attempt(endpoint, &key, stale, context.is_post_dnat()));
     let allowed = barrier_within(&context, evaluation.reason).allows();
-    // The entry stays, with its old version: without the entry, the next packet of the other side could start a new
-    // flow. If nothing is enforced, the flow continues, and only one packet is reported as denied: its initiator's next
-    // packet.
+    // The entry of a denied flow stays, with its old version: without the entry, the next packet of the other side
+    // could start a new flow. If nothing is enforced, the initiator's next packet is reported as denied, and the flow
+    // is then recorded with the new version. So later packets are not reported.
     let continues = context.observes() && direction == stale.initiator;
     if !allowed && !continues {
         let is_marked = stale.state & flow_state::REVOKED != 0;
@@ -273,8 +276,8 @@ where
         }
         return false;
     }
-    // Only packets of flows that the pod initiated are rechecked. A reply does not depend on the pod's egress policy,
-    // and could have a Service's address post-DNAT.
+    // Only packets of flows that the pod initiated are rechecked. A reply of the pod does not depend on its egress
+    // policy, and could have a Service's address as its source post-DNAT.
     mark_for_recheck(&context, endpoint, direction, allowed && stale.initiator == Direction::Egress);
     if read_only {
         return allowed;
@@ -296,19 +299,19 @@ where
     allowed
 }
 
-/// Evaluates an allowed flow, in its initiator's direction, by the policy that includes policies in shadow mode. Returns
-/// the reason, and counts the flow if it would be denied. Neither the verdict nor the flow changes.
+/// Evaluates an allowed flow, in its initiator's direction, by the policy that includes policies in shadow mode.
+/// Returns the reason, and counts the flow if it would be denied. Neither the verdict nor the flow changes.
 ///
-/// A flow to a Service is evaluated pre-DNAT and post-DNAT, as it would be if the policies were enforced: if it would be
-/// allowed pre-DNAT, its packet is marked for a recheck. Only the first packet is marked, so a later change of the
+/// A flow to a Service is evaluated pre-DNAT and post-DNAT, as it would be if the policies were enforced: if it would
+/// be allowed pre-DNAT, its packet is marked for a recheck. Only the first packet is marked, so a later change of the
 /// backend is not evaluated.
 #[inline(always)]
-pub(crate) fn evaluate_shadow<A, S>(context: S, start: u32, ports: u32, recheck: Recheck) -> Reason
+pub(crate) fn evaluate_shadow<A, S>(context: S, start: u32, ports: u32, reevaluation: Reevaluation) -> Reason
 where
     A: Parse,
     S: Context + Family<A>,
 {
-    let Recheck { direction, protocol, stale, .. } = recheck;
+    let Reevaluation { direction, protocol, stale, .. } = reevaluation;
     // Never happens: endpoint and addresses were read to evaluate the packet.
     let Some(endpoint) = context.endpoint() else { return Reason::NotIsolated };
     let Some((source, destination)) = A::addresses(&context, start) else { return Reason::NotIsolated };
@@ -382,7 +385,7 @@ fn is_simultaneous_open<A, S: Context + Family<A>>(
         && known.is_alive(key.protocol, context.now(), context.hz())
 }
 
-/// Returns the attempt for a packet that initiates this flow.
+/// Returns the [`Attempt`] (the input of [`evaluate`]) for a packet that initiates this flow.
 #[inline(always)]
 pub(crate) fn attempt<A: PacketAddress, S: Context>(
     context: &S,

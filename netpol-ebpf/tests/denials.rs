@@ -1,5 +1,5 @@
-//! Tests deny events: which budget an event is charged to, and that every denied packet is counted. [`Memory`] runs the
-//! packet programs on maps in memory, with a clock that the test sets.
+//! Tests deny events: which budget (rate limit of a pod) an event is charged to, and that every denied packet is
+//! counted. [`Memory`] runs the packet programs on maps in memory, with a clock that the test sets.
 
 use std::collections::HashSet;
 
@@ -16,7 +16,8 @@ const OUTSIDE: [u8; 4] = [192, 0, 2, 9];
 const HOST: [u8; 6] = [2; 6];
 const MULTICAST: [u8; 6] = [0x01, 0x00, 0x5e, 0, 0, 0xfb];
 
-/// Returns maps with pods that have the IDs and interfaces 1 to 200. All of their traffic is denied.
+/// Returns maps with 200 pods. Their endpoint IDs are 1 to 200, equal to the indices of their interfaces. All of their
+/// traffic is denied.
 fn memory_with_pods() -> Memory {
     let mut memory = Memory::default();
     let nothing = DirectionPolicy { rule_set: RuleSetId(3), any: PortSetId::NONE };
@@ -140,7 +141,7 @@ fn a_flood_is_charged_to_the_sending_pod_and_outside_traffic_to_the_receiving_po
 }
 
 #[test]
-fn twenty_floods_do_not_change_events_of_other_pods() {
+fn twenty_floods_do_not_suppress_events_of_other_pods() {
     let mut memory = memory_with_pods();
     let mut packets = 0;
     for round in 0..1000 {
@@ -208,8 +209,9 @@ fn a_flow_is_reported_again_after_a_second_with_the_number_of_suppressed_packets
 
 #[test]
 fn crafted_packets_cannot_take_the_slot_of_another_flow() {
-    // `crafted` differs from `destination` only in the highest bits of words, which a multiplication by an odd number
-    // does not carry to other bits. A hash that only mixes in the key gives both flows the same value, for any key.
+    // The attack: `crafted` differs from `destination` only in the highest bits of words, which a multiplication by an
+    // odd number does not carry to other bits. If the key were only mixed into the hash, both flows would have the same
+    // hash, for any key.
     let (source, destination) = (u128::from_be_bytes(address_v6(1)), 0x2001_0db8_u128 << 96);
     let mut memory = memory_with_pods();
     for key in 0..200_u32 {
@@ -246,7 +248,7 @@ fn a_multicast_packet_is_one_flow_at_all_receiving_pods() {
 }
 
 #[test]
-fn frames_without_ip_header_or_endpoint_are_reported_within_a_budget() {
+fn events_for_frames_without_an_ip_header_or_endpoint_are_limited() {
     let mut memory = memory_with_pods();
     let lldp = [&HOST[..], &[2; 6], &[0x88, 0xcc, 0, 0]].concat();
     for _ in 0..100 {

@@ -92,7 +92,8 @@ fn flows_time_out_according_to_their_state_even_if_jiffies_wrap() {
     for (packets, seconds) in [
         (&[SYN][..], timeout::TCP_UNREPLIED),
         (&[SYN, ACK, ACK], timeout::TCP_ESTABLISHED),
-        // The last packet of each of these sequences may be forged, or its receiver may ignore it.
+        // The last packet of each of these sequences may be forged, or its receiver may ignore it. So it does not
+        // shorten the timeout.
         (&[SYN, ACK, FIN_ACK], timeout::TCP_ESTABLISHED),
         (&[SYN, FIN_ACK, FIN_ACK], timeout::TCP_ESTABLISHED),
         (&[SYN, RST_ACK], timeout::TCP_ESTABLISHED),
@@ -115,7 +116,7 @@ fn flows_time_out_according_to_their_state_even_if_jiffies_wrap() {
 }
 
 #[test]
-fn a_change_applies_to_known_flows_once_the_version_is_written() {
+fn a_change_applies_to_known_flows_only_after_the_version_is_written() {
     let mut memory = memory_with_pod();
     assert_eq!(to_pod(&memory, SYN), Reason::Rule);
     // A change does not affect known flows until the endpoint's version is written.

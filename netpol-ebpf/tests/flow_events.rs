@@ -145,7 +145,7 @@ fn pings_from_one_client_have_one_event_a_second() {
 }
 
 #[test]
-fn an_allowed_flow_is_charged_to_the_pod_of_this_node_that_initiates_it() {
+fn an_allowed_flow_between_pods_of_this_node_is_charged_to_its_initiator() {
     let mut memory = reporting_memory();
     let client = Endpoint { ifindex: IfIndex(OTHER_INTERFACE), id: 2, address_v4: CLIENT, ..memory.endpoints[&VETH] };
     memory.endpoints.insert(OTHER_INTERFACE, client);
@@ -185,7 +185,7 @@ fn shadow_mode_reports_what_it_would_deny_and_changes_nothing() {
     assert_eq!((request(&memory, SYN), reply(&memory, SYN_ACK)), (Reason::NotIsolated, Reason::Flow));
     events(&memory);
     change_endpoint(&mut memory, |endpoint| endpoint.shadow_ingress = DENIES);
-    // The open flow is evaluated once, in its initiator's direction, although its next packet is a reply.
+    // The open flow is evaluated once, in the direction of its first packet, although its next packet is a reply.
     for _ in 0..3 {
         assert_eq!((reply(&memory, ACK), request(&memory, ACK)), (Reason::Flow, Reason::Flow));
     }
@@ -216,6 +216,7 @@ fn shadow_mode_evaluates_flows_to_services_before_and_after_translation() {
     memory.settings.set(Settings::default());
     memory.v4.addresses.insert(SERVICE, AddressEntry { flags: address_flags::SERVICE, ..AddressEntry::default() });
     memory.v4.addresses.insert(BACKEND, AddressEntry { class: ClassId(2), ..AddressEntry::default() });
+    // The rule set allows all backends of port 1, some backends of port 2, and no backends of port 3.
     for (port, class, port_set) in [(1, 11, PortSetId::ALL), (2, 12, PortSetId::SOME), (3, 13, PortSetId::NONE)] {
         let port = u16::to_be_bytes(port);
         let key = FrontendKey { address: SERVICE, port, protocol: protocol::UDP, scope: frontend_scope::ADDRESS };
@@ -230,7 +231,7 @@ fn shadow_mode_evaluates_flows_to_services_before_and_after_translation() {
     let marked = 1 | RECHECK;
     for (port, expected) in [(1, marked), (2, marked), (3, 1)] {
         assert_eq!(send(&memory, SERVICE, port).1, expected, "port {port}");
-        assert_eq!(send(&memory, SERVICE, port), (Reason::Flow, 1), "only the first packet");
+        assert_eq!(send(&memory, SERVICE, port), (Reason::Flow, 1), "only the first packet is marked");
     }
     assert_eq!(summary(&memory), [(EventKind::Shadow, Egress, Reason::NoAllowedBackend, 3)]);
     // Post-DNAT: to an allowed backend, to another destination, and with a masqueraded source.
@@ -256,7 +257,7 @@ fn shadow_mode_evaluates_a_datagram_by_its_first_fragment() {
     assert_eq!(memory.run(Ingress, &first, VETH, OTHER_INTERFACE), Reason::NotIsolated);
     let later = frame(CLIENT, POD, protocol::UDP, 2, &[0; 8]);
     assert_eq!(memory.run(Ingress, &later, VETH, OTHER_INTERFACE), Reason::Flow);
-    // The first fragment of this datagram was not seen.
+    // A fragment with another identification: the first fragment of its datagram has not arrived.
     let mut orphan = later;
     orphan[19] = 9;
     assert_eq!(memory.run(Ingress, &orphan, VETH, OTHER_INTERFACE), Reason::NotIsolated);
@@ -265,7 +266,7 @@ fn shadow_mode_evaluates_a_datagram_by_its_first_fragment() {
 }
 
 #[test]
-fn observing_reports_a_denied_flow_once_and_enforcing_denies_it_again() {
+fn observing_reports_a_flow_once_and_enforcing_then_denies_it() {
     let mut memory = reporting_memory();
     memory.observe.set(true);
     // Both directions are isolated: without a flow, the replies would be denied, too.
@@ -276,7 +277,7 @@ fn observing_reports_a_denied_flow_once_and_enforcing_denies_it_again() {
     }
     let [event] = events(&memory)[..] else { panic!("one event") };
     assert_eq!((event.flags, event.reason), (event_flags::OBSERVED, Reason::NoRule as u8));
-    // A change of the policy: replies do not hide that the flow would be denied at its initiator's next packet.
+    // After a change of the policy, replies are evaluated as revoked, too, until the initiator's next packet.
     change_endpoint(&mut memory, |_| {});
     assert_eq!((reply(&memory, ACK), request(&memory, ACK)), (Reason::Revoked, Reason::Revoked));
     assert_eq!((reply(&memory, ACK), request(&memory, ACK)), (Reason::Flow, Reason::Flow));

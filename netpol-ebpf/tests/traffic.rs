@@ -76,7 +76,7 @@ fn connection(memory: &Memory) -> FlowEntry {
     flow(memory, protocol::TCP, 80, 1000)
 }
 
-/// Returns packets and bytes from the initiator, and of replies.
+/// Returns the packets and bytes that the initiator has sent, and those of the replies.
 fn counts(entry: &FlowEntry) -> [(u64, u64); 2] {
     [entry.sent, entry.replies].map(|Traffic { packets, bytes }| (packets, bytes))
 }
@@ -93,7 +93,7 @@ fn packets_and_bytes_are_counted_for_each_direction() {
     reply(&memory, ACK, 1);
     assert_eq!(counts(&connection(&memory)), [(3, 3 * TCP_HEADERS + 100), (3, 3 * TCP_HEADERS + 1001)]);
 
-    // The slow path: a frame with a VLAN tag has the same length from the IP header on.
+    // The slow path: a frame with a VLAN tag. The tag is not counted, because lengths start at the IP header.
     let tagged = frame(&[0x81, 0, 0, 5], CLIENT, POD, protocol::TCP, &tcp(ACK, [1000, 80], 7));
     assert_eq!(memory.run(Ingress, &tagged, VETH, OTHER_INTERFACE), Reason::Flow);
     assert_eq!(counts(&connection(&memory))[0], (4, 4 * TCP_HEADERS + 107));
@@ -118,7 +118,7 @@ fn each_segment_of_a_packet_with_segmentation_offload_counts() {
 }
 
 #[test]
-fn a_denied_packet_changes_only_the_mark_of_a_revoked_flow() {
+fn a_denied_packet_only_marks_its_flow_as_revoked() {
     for observe in [false, true] {
         let mut memory = new_memory(true);
         request(&memory, SYN, 0);

@@ -1,5 +1,5 @@
-//! Finds manifest files and reads them safely. Anyone with write access to the directory can put a FIFO, an endless
-//! device or a file larger than memory into the directory.
+//! Recognizes manifest files and reads them safely. Anyone with write access to a directory of manifests can put a
+//! FIFO, an endless device or a file larger than memory into it.
 
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::{self, Read};
@@ -117,8 +117,8 @@ fn read_bounded(stream: impl Read, size: u64, before: u64, limits: Limits) -> Re
     };
     check(size)?;
     let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
-    let taken = stream.take(left.min(limits.file) + 1).read_to_end(&mut bytes)?;
-    check(taken as u64)?;
+    let length = stream.take(left.min(limits.file) + 1).read_to_end(&mut bytes)?;
+    check(length as u64)?;
     Ok(bytes)
 }
 

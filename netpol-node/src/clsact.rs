@@ -9,9 +9,9 @@ use netpol_common::IfIndex;
 
 use super::{Netlink, NetlinkError};
 
-/// `TC_H_CLSACT`, which is the parent of the qdisc, and the minor numbers of the qdisc's hooks. Source:
-/// `include/uapi/linux/pkt_sched.h`.
+/// `TC_H_CLSACT`: the parent of the qdisc. Source: `include/uapi/linux/pkt_sched.h`.
 const CLSACT: TcHandle = TcHandle { major: 0xffff, minor: 0xfff1 };
+/// The minor numbers of the qdisc's hooks, in the order of [`Hook`]: `TC_H_MIN_INGRESS`, `TC_H_MIN_EGRESS`.
 const HOOKS: [u16; 2] = [0xfff2, 0xfff3];
 
 /// A hook of an interface at which filters run.
@@ -71,7 +71,7 @@ impl Netlink {
         let Ok(index) = i32::try_from(ifindex.0) else { return Ok(Vec::new()) };
         let mut filters = Vec::new();
         self.for_each_filter(index, |message| {
-            // The priority is the upper half. Source: `TC_H_MAJ(tcm_info)`, `net/sched/cls_api.c`.
+            // The upper half of `info` is the priority. Source: `TC_H_MAJ(tcm_info)`, `net/sched/cls_api.c`.
             let (mut name, mut program, priority) = (None, None, message.header.info >> 16);
             for attribute in message.attributes {
                 let TcAttribute::Options(options) = attribute else { continue };
@@ -102,7 +102,7 @@ impl Netlink {
         let Ok(index) = i32::try_from(ifindex.0) else { return Ok(false) };
         let mut found = BTreeSet::new();
         self.for_each_filter(index, |filter| {
-            // The priority is the upper half. Source: `TC_H_MAJ(tcm_info)`, `net/sched/cls_api.c`.
+            // The upper half of `info` is the priority. Source: `TC_H_MAJ(tcm_info)`, `net/sched/cls_api.c`.
             if filter.header.info >> 16 == u32::from(priority) && filter.header.handle.minor == handle {
                 found.insert(filter.header.parent.minor);
             }

@@ -17,10 +17,9 @@ pub struct InterfaceWatcher {
     snapshots: Outcomes<Result<InterfaceSnapshot, NetlinkError>>,
     /// The requested reading, if any.
     requested: Option<CacheUse>,
-    /// What the kernel has reported since the last reading began. The indices of removed interfaces may be reused by other
-    /// interfaces.
+    /// What the kernel has reported since the last reading began.
     changed: Changed,
-    /// Veths with addresses that changed in the peer's namespace since the last reading began.
+    /// Veths for which addresses in the peer's namespace have changed since the last reading began.
     changed_peers: BTreeSet<IfIndex>,
     /// Whether a reading is running.
     running: bool,
@@ -57,13 +56,14 @@ impl InterfaceWatcher {
         self.requested = self.requested.max(Some(cache_use));
     }
 
-    /// Adds changes for the next reading. The result of a running reading is outdated for removed interfaces.
+    /// Adds changes for the next reading. Veths that were removed are also left out of the result of a running reading,
+    /// because other interfaces may reuse their indices.
     pub fn add(&mut self, changed: Changed) {
         self.changed.merge(changed);
     }
 
-    /// Requests a reading that does not use cached data of these interfaces, because addresses in their peer's
-    /// namespace changed.
+    /// Requests a reading that does not use cached data of these interfaces, because addresses in the namespaces of
+    /// their peers have changed.
     pub fn request_for_changed_addresses(&mut self, changed: impl IntoIterator<Item = IfIndex>) {
         self.changed_peers.extend(changed);
         if !self.changed_peers.is_empty() {

@@ -64,8 +64,8 @@ pub struct InterfaceReader {
     links: LinkCache,
     cache: BTreeMap<IfIndex, (Veth, PodEnd)>,
     routed: BTreeSet<IfIndex>,
-    /// Whether the last reading succeeded. Otherwise the next one reads everything, because the changes of a failed reading
-    /// are lost.
+    /// Whether the last reading succeeded. If not, the next one reads everything, because the changes of a failed
+    /// reading are lost.
     is_valid: bool,
 }
 
@@ -98,8 +98,8 @@ impl InterfaceReader {
     /// routes.
     ///
     /// # Errors
-    /// If links or local addresses cannot be read. A namespace that cannot be read counts as having no addresses,
-    /// because it may be removed at the same time. Later readings read it again.
+    /// If links or local addresses cannot be read. A namespace that cannot be read is not an error, because it may just
+    /// have been removed: it counts as having no addresses, and later readings read it again.
     pub fn read(
         &mut self,
         KnownVeths { complete, read_mac }: &KnownVeths,
@@ -172,8 +172,6 @@ impl InterfaceReader {
             current.insert(veth.ifindex, (veth, pod_end));
         }
         self.cache.clone_from(&current);
-        // Loopback addresses are omitted, because every host has the same ones. Link-local addresses are kept, because
-        // a pod may use one as its gateway.
         let uplinks = self
             .links
             .addresses
@@ -181,6 +179,8 @@ impl InterfaceReader {
             .filter(|(_, nets)| nets.iter().any(has_room_for_other_hosts))
             .map(|(index, _)| IfIndex(*index));
         let uplinks = uplinks.collect();
+        // Loopback addresses are omitted, because every host has the same ones. Link-local addresses are kept, because
+        // a pod may use one as its gateway.
         let addresses = self.links.addresses.values().flatten().map(IpNet::addr);
         let mut local_addresses: Vec<IpAddr> = addresses.filter(|address| !address.is_loopback()).collect();
         local_addresses.sort_unstable();
@@ -208,7 +208,8 @@ fn has_room_for_other_hosts(net: &IpNet) -> bool {
     net.prefix_len() < net.max_prefix_len() && !link_local
 }
 
-/// Returns whether an address can identify a pod: every namespace has loopback and IPv6 link-local addresses.
+/// Returns whether an address can identify a pod. Loopback and IPv6 link-local addresses cannot, because every
+/// namespace has them.
 fn may_be_pod_address(address: &IpAddr) -> bool {
     !address.is_loopback() && !matches!(address, IpAddr::V6(v6) if is_link_local(v6))
 }

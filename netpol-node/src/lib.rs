@@ -1,9 +1,9 @@
 //! Finds the pod of each veth. The kernel reports the addresses in the network namespace of each veth's peer; the API
 //! objects have the pods' addresses.
 //!
-//! Like a Kubernetes controller, the agent is level-triggered here: an event contains only what has changed, and leads to a
-//! reading of its present state. So merged events do not change the result. If events are lost, and every 10 seconds,
-//! everything is read.
+//! Like a Kubernetes controller, the agent is level-triggered here: an event only names what has changed, and then the
+//! agent reads the current state. So the result is the same if events are merged. If events are lost, and every 10
+//! seconds, everything is read.
 
 mod clsact;
 mod interface_watcher;

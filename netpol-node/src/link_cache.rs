@@ -38,8 +38,8 @@ impl LinkCache {
             self.links.remove(ifindex);
             self.addresses.remove(&ifindex.0);
         }
-        // If the peer of a veth moves to another namespace, the kernel reports that the peer was removed, and nothing about
-        // the veth. Without a report, no peer has moved.
+        // If the peer of a veth moves to another namespace, the kernel reports that the peer was removed, and nothing
+        // about the veth. Without a report, no peer has moved.
         let may_have_moved = |link: &Link| link.has_local_peer && changed.has_interfaces();
         let with_local_peer = self.links.iter().filter(|(_, link)| may_have_moved(link)).map(|(ifindex, _)| *ifindex);
         let links: BTreeSet<IfIndex> = with_local_peer.chain(changed.links.iter().copied()).collect();

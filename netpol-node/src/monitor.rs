@@ -30,7 +30,7 @@ const TRAFFIC_CONTROL: RangeInclusive<u16> = 36..=102;
 /// `RTM_DELQDISC`, `RTM_DELTFILTER`.
 const DETACHED: [u16; 2] = [37, 45];
 
-/// What has changed since the last call.
+/// What has changed since the last call of [`Monitor::changed`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changed {
     /// Addresses of this namespace changed.
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_are_changes_of_what_they_name() {
+    fn a_message_reports_a_change_of_the_object_that_it_names() {
         let datagram = |kind: u16, family: u8| {
             let mut bytes = vec![0; 32];
             bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
@@ -169,7 +169,8 @@ mod tests {
         let (link, gone) =
             (Changed { links: index.clone(), ..Changed::default() }, Changed { gone: index, ..Changed::default() });
         let anything = Changed { anything: true, ..Changed::default() };
-        // The kinds of links, addresses and next hops; the families AF_UNSPEC, AF_INET and AF_BRIDGE.
+        // Messages about links, addresses (21) and next hops (104, which the monitor does not know). The address
+        // families are AF_UNSPEC (0), AF_INET (2) and AF_BRIDGE (7).
         for (kind, family, expected) in [
             (NEW_LINK, 0, &link),
             (NEW_LINK, 7, &link),

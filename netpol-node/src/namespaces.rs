@@ -10,9 +10,9 @@ use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use crate::netlink::{Netlink, NetlinkError};
 
 impl Netlink {
-    /// Returns the ID of a network namespace, as seen from this namespace. The kernel assigns an ID when a veth is
-    /// created that has its peer in the other namespace. `CAP_SYS_ADMIN`, which `setns` requires, is not needed to read
-    /// the ID, nor to read the addresses of the namespace with this ID.
+    /// Returns the ID of a network namespace, as seen from this namespace. The kernel assigns an ID when a veth with
+    /// its peer in the other namespace is created. `CAP_SYS_ADMIN`, which `setns` requires, is not needed to read the
+    /// ID, nor to read the addresses of the namespace with this ID.
     ///
     /// # Errors
     /// If the file is no network namespace, or no interface of this namespace has a peer in it.

@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn only_unicast_routes_beyond_the_link_are_used() {
+    fn only_unicast_routes_to_addresses_that_are_not_link_local_are_used() {
         let to = |text: &str| RouteAttribute::Destination(RouteAddress::Inet6(text.parse().expect("invalid address")));
         let device = RouteAttribute::Oif(3);
         for (route, devices) in [

@@ -35,7 +35,7 @@ pub(crate) enum Call {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Part {
     pub(crate) sandboxes: Vec<Sandbox>,
-    /// The sandbox of each container, by ID.
+    /// The ID of each container's sandbox.
     pub(crate) sandboxes_of_containers: Vec<String>,
     /// Whether another part follows.
     pub(crate) more: bool,
@@ -45,7 +45,7 @@ impl Call {
     /// Parses a request.
     ///
     /// Runtimes send pod events in one of two ways: by the method `StateChange`, or by a method for each event. Most
-    /// versions use `StateChange`. Newer versions use it for plugins of API v1alpha1
+    /// versions use `StateChange`; newer versions use it for plugins of API v1alpha1, such as this one
     /// (`pkg/adaptation/v1alpha1-bridge.go` of NRI).
     ///
     /// # Errors

@@ -164,7 +164,7 @@ impl<H: Handler> Connection<'_, H> {
         }
     }
 
-    /// Returns how the connection ended, if the runtime closed it.
+    /// Returns the result of a connection that the runtime has closed.
     fn closed(&self) -> Result<Disconnected, Error> {
         match self.next_step() {
             _ if self.shutting_down => Ok(Disconnected::Shutdown),

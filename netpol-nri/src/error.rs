@@ -37,8 +37,8 @@ pub enum Error {
         /// The limit.
         limit: Duration,
     },
-    /// [`crate::Handler::synchronize`] did not finish in time. The runtime would keep the connection, and report no
-    /// starts.
+    /// [`crate::Handler::synchronize`] did not finish in time. The plugin closes the connection: the runtime would keep
+    /// it, but would not report starts.
     #[error("the list of sandboxes was not handled in time")]
     Synchronize,
     /// The runtime's list of sandboxes is too long.

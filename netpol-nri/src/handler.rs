@@ -44,9 +44,9 @@ pub trait Handler: Send + Sync + 'static {
     /// Handles the start of a sandbox. The network of the sandbox is ready, and no container is created in it until
     /// this call returns.
     ///
-    /// `deadline` is the time until the runtime needs the response, minus a reserve. Without a response the start is
-    /// refused. containerd calls plugins for one event at a time: until this call returns, no other pod on the node
-    /// starts or stops.
+    /// `deadline` is the time until the runtime needs the response, minus a reserve. If this call does not return
+    /// shortly after the deadline, the plugin refuses the start. containerd calls plugins for one event at a time:
+    /// until this call returns, no other pod on the node starts or stops.
     ///
     /// # Errors
     /// An error refuses the start: the runtime removes the sandbox, which calls [`Handler::stop`], and the kubelet

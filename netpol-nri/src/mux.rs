@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_longer_than_a_message_is_an_error() {
+    fn a_frame_longer_than_the_longest_message_is_an_error() {
         let longest = u32::try_from(MAX_PAYLOAD).unwrap();
         for (length, is_error) in [(longest, false), (longest + 1, true), (u32::MAX, true)] {
             let mut buffer = BytesMut::from(&[0, 0, 0, 1][..]);

@@ -12,8 +12,8 @@ pub struct Options {
     /// How long the runtime may take to register and configure the plugin. The runtime accepts plugins one at a time,
     /// and waits 5 s for a plugin that does not register.
     pub registration_timeout: Duration,
-    /// How long the runtime may take from the connection to the list of its sandboxes. Before this, containerd waits
-    /// for pod starts that are in progress, including their CNI plugins.
+    /// How long the runtime may take to list its sandboxes, counted from the start of the connection. Before it sends
+    /// the list, containerd waits for pod starts that are in progress, including their CNI plugins.
     pub synchronization_timeout: Duration,
 }
 

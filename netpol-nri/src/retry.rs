@@ -14,7 +14,8 @@ const FIRST_WAIT: Duration = Duration::from_millis(50);
 /// Longest wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
-/// Keeps a connection to the runtime, with a back-off from 50 ms to 2 s.
+/// Connects to the runtime, and connects again whenever the connection ends, with a back-off from 50 ms to 2 s. A
+/// connection of more than 2 s resets the back-off.
 ///
 /// `report` receives the reason why a connection ended, and the wait before the next connection. On each new
 /// connection, the handler receives the list of sandboxes again.

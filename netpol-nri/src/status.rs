@@ -12,7 +12,8 @@ const UNIMPLEMENTED: i32 = 12;
 const INTERNAL: i32 = 13;
 
 impl Status {
-    /// The handler refused a start. Errors of plugins written with NRI's own library have the same code.
+    /// Returns the status for a start that the handler refused. Errors of plugins that use NRI's own library have the
+    /// same code.
     pub(crate) fn refused(message: &str) -> Self {
         Self::new(UNKNOWN, message)
     }

@@ -8,12 +8,12 @@ use crate::messages::Status;
 
 /// NRI's default for `plugin_request_timeout`: `pkg/api/timeouts.go`.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Maximum reserve, by which the limits are shorter than the runtime's timeout. On a loaded node, the plugin may wait
-/// hundreds of milliseconds for the CPU.
+/// Maximum reserve: the limits are shorter than the runtime's timeout by up to this time. On a loaded node, the plugin
+/// may wait hundreds of milliseconds for the CPU.
 const MAX_RESERVE: Duration = Duration::from_secs(1);
 
-/// Time limits of one call. An answer after the runtime's timeout is worse than an error in time: the runtime has
-/// already disconnected the plugin, and the pod starts.
+/// Time limits of one call. They end before the runtime's timeout, so that a call that takes too long is answered with
+/// an error. After its timeout, the runtime disconnects the plugin, and the pod starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TimeLimits {
     /// Time within which the handler should return.

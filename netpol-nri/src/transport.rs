@@ -60,7 +60,7 @@ impl Transport {
         match frame.connection {
             PLUGIN_CONNECTION => self.plugin.extend_from_slice(&frame.payload),
             RUNTIME_CONNECTION => self.runtime.extend_from_slice(&frame.payload),
-            // NRI discards frames of connections that are not open.
+            // Frames of other connections are discarded, as in NRI's own library.
             _ => {}
         }
     }

@@ -22,7 +22,7 @@ pub(crate) const RESPONSE: u8 = 2;
 /// Type of a message within a stream.
 pub(crate) const DATA: u8 = 3;
 
-/// A request, a response, or a type to ignore.
+/// A request, a response, or a message of a type that is ignored.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Message {
     pub(crate) stream: u32,

@@ -2,7 +2,8 @@
 //! growth`.
 //!
 //! The shapes in [`SHAPES`] are kinds of policies. Each is compiled in three ways: in one reset, as one batch of
-//! events, and as single events. A way that takes longer than [`TIME_LIMIT`] is not measured at larger sizes.
+//! events, and as single events. If a way takes longer than [`TIME_LIMIT`], it is not measured at larger sizes. The
+//! batch and the single events are measured only together.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,10 +17,10 @@ use netpol_policy::model::{
 
 /// The numbers of policies, or of blocks in one policy, that are measured.
 const SIZES: [usize; 6] = [250, 500, 1_000, 2_000, 4_000, 8_000];
-/// A way of compiling that takes longer than this is not measured at larger sizes.
+/// If a way of compiling takes longer than this, it is not measured at larger sizes.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
 
-/// The name of a kind of policies, and a function that returns this number of them.
+/// The name of a kind of policies, and a function that returns a given number of such policies.
 type Shape = (&'static str, fn(usize) -> Vec<Policy>);
 
 const SHAPES: [Shape; 9] = [

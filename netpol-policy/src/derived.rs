@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn s37_policies_are_evaluated_for_the_selected_pods() {
+    fn s37_policies_are_evaluated_for_each_derived_backend() {
         let policy = "---\n{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p, namespace: shop}, spec: {\
                       podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: \
                       {tier: a}}}], ports: [{port: 5432}]}]}}\n";

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::fmt::{self, Write};
 
-/// Formats an error with its causes on one line. Leaves out a cause if the error's own message contains its text.
+/// Formats an error with its causes on one line. Leaves out a cause if the text before it already contains its message.
 pub fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -81,9 +81,9 @@ fn apply_and_check_each_change(
     probes: &[Probe],
 ) -> Result<Tables, TestCaseError> {
     let (before, after) = (verdicts_of_reference(old_state, probes), verdicts_of_reference(new_state, probes));
-    // A pod changes in two steps: as a local pod and as a remote address. Its hairpin traffic is not checked in
-    // between.
-    let is_hairpin = |pod: &PodKey, probe: &Probe| {
+    // A change of a pod takes effect in two steps: for the pod as a local pod, and for its address as a remote address.
+    // So verdicts on hairpin traffic of the pod are not checked.
+    let may_be_hairpin = |pod: &PodKey, probe: &Probe| {
         let states = [old_state, new_state];
         let [old, new] = states.map(|cluster_state| cluster_state.pods.get(pod));
         let is_own_host_port_at = |cluster_state: &ClusterState, address: IpAddr, port: u16| {
@@ -131,15 +131,16 @@ fn apply_and_check_each_change(
                 let is_old_or_new = references.clone().any(|((reason, _), _)| reason.allows() == found.0.0.allows())
                     && references.clone().any(|(_, shadow)| shadow_allows(shadow) == shadow_allows(found.1));
                 let probe = &probes[index];
-                let may_be_rechecked = || {
+                // During a change, packets to a Service with a backend on the local node may be evaluated post-DNAT.
+                let has_local_backend = || {
                     [old_state, new_state]
                         .into_iter()
                         .any(|cluster_state| is_among_backends(cluster_state, &probe.at(&pod), |_| true))
                 };
-                let is_service_verdict = [Some(found.0), found.1].contains(&Some((Reason::Service, true)));
-                let service_verdict = is_service_verdict && may_be_rechecked();
+                let is_rechecked = [Some(found.0), found.1].contains(&Some((Reason::Service, true)));
+                let may_be_rechecked = is_rechecked && has_local_backend();
                 prop_assert!(
-                    is_old_or_new || service_verdict || is_hairpin(&pod, probe),
+                    is_old_or_new || may_be_rechecked || may_be_hairpin(&pod, probe),
                     "after {change:?}: {pod} {:?} is {found:?}, was {old:?}, will be {new:?}; {changes:#?}",
                     probes[index]
                 );
@@ -156,7 +157,7 @@ fn apply_and_check_each_change(
             let shadow_allows = |verdict: &Option<Verdict>| verdict.is_none_or(|(reason, _)| reason.allows());
             let is_narrowed =
                 old.0.allows() && !new.0.allows() || shadow_allows(old_shadow) && !shadow_allows(new_shadow);
-            is_narrowed && !is_hairpin(pod, &probes[index])
+            is_narrowed && !may_be_hairpin(pod, &probes[index])
         });
         if let Some(index) = narrowed {
             prop_assert!(
@@ -172,7 +173,8 @@ fn apply_and_check_each_change(
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Tables and reference agree after each event. During an event, each verdict is the one before or the one after.
+    /// Tables and reference agree after each event. While the changes of an event are applied, each verdict is the one
+    /// before or after the event.
     #[test]
     fn tables_agree_with_the_reference(events in vec(event(), 1..16)) {
         let probes = probes();

@@ -44,11 +44,12 @@ fn policy(namespace: &str, name: &str, app: &str, blocks: impl IntoIterator<Item
     )
 }
 
-/// Returns this number of blocks. Each has two addresses, and no two blocks are adjacent.
+/// Returns this number of blocks. Each block has two addresses, and no two blocks are adjacent.
 fn separate_blocks(count: u32) -> impl Iterator<Item = String> {
     (0..count).map(|index| format!("{{cidr: {}/31}}", address(4 * index)))
 }
 
+/// Returns the address at this offset from 100.0.0.0.
 fn address(offset: u32) -> IpAddr {
     IpAddr::from((0x6400_0000 + offset).to_be_bytes())
 }
@@ -88,7 +89,7 @@ fn peer(index: usize) -> String {
 }
 
 #[test]
-fn only_the_namespace_with_too_many_blocks_is_cut() {
+fn blocks_are_left_out_only_from_the_policy_with_too_many_blocks() {
     let mut engine = engine(4 << 20);
     let small = [
         pod("a", "big", "10.0.0.1"),
@@ -104,7 +105,7 @@ fn only_the_namespace_with_too_many_blocks_is_cut() {
     assert_eq!(omissions.keys().collect::<Vec<_>>(), ["a/big"], "{omissions:?}");
     let Omitted { blocks, ports: 0, total: 20_000, entries: 0 } = omissions["a/big"] else { panic!("{omissions:?}") };
     assert!((10_000..18_000).contains(&blocks), "{omissions:?}");
-    // Each block has a prefix, and two `ALLOW` entries: for its own pod, and for the pod with the wide block.
+    // Each block needs a prefix, and two `ALLOW` entries: for pod `big`, and for the pod with the wide block (`other`).
     let entries = engine.tables().entries().count();
     assert!(entries < 3 * (20_000 - blocks) + 100, "{omissions:?}, {entries}");
     assert!(
@@ -132,7 +133,7 @@ fn only_the_namespace_with_too_many_blocks_is_cut() {
 }
 
 #[test]
-fn large_namespaces_share_the_room_and_use_what_another_one_frees() {
+fn large_namespaces_share_the_memory_and_use_what_another_one_frees() {
     let mut engine = engine(2 << 20);
     let yaml = ["a", "b"].map(|namespace| {
         let address = format!("10.0.0.{}", namespace.as_bytes()[0]);
@@ -153,7 +154,7 @@ fn large_namespaces_share_the_room_and_use_what_another_one_frees() {
 }
 
 #[test]
-fn a_block_is_left_out_with_its_excepts() {
+fn a_block_and_its_excepts_are_left_out_together() {
     for limit in (0..12_000).step_by(200) {
         let mut engine = engine(limit);
         let blocks = [
@@ -189,8 +190,8 @@ fn a_block_is_left_out_with_its_excepts() {
     }
 }
 
-/// The number of port sets and entries for selectors is known only after compilation: each peer here has its own class
-/// and its own port set.
+/// Each peer in this test has its own class and its own port set. How many map entries they need is known only after
+/// compilation, so the limit applies while the entries are written.
 #[test]
 fn a_namespace_with_many_port_sets_does_not_use_the_share_of_others() {
     let mut engine = engine(256 << 10);
@@ -260,6 +261,7 @@ fn policies_added_one_by_one_stay_within_the_limit() {
             use netpol_policy::tables::Change;
             matches!(entry, Change::PutPort { .. } | Change::PutAllow(..) | Change::PutPrefix(..))
         });
+        // An entry counts as 128 bytes.
         assert!(entries.count() as u64 * 128 <= LIMIT);
         assert_eq!(is_incomplete(engine, "a", "web"), !complete, "{:?}", omitted(engine));
         assert_eq!(omitted(engine).is_empty(), complete);
@@ -284,7 +286,8 @@ fn policies_added_one_by_one_stay_within_the_limit() {
     assert_eq!(reason(&engine, ("a", "web"), [10, 1, 0, 29].into()), Reason::Rule);
 }
 
-/// An entry that fits only later also allows the Services with backends of its class.
+/// An `ALLOW` entry that does not fit at first is written when there is room. Then Services with backends of its class
+/// are allowed, too.
 #[test]
 fn a_service_is_allowed_when_there_is_room_for_its_backends() {
     let port = |number: u32| format!("{{protocol: TCP, port: {number}}}");
@@ -351,8 +354,8 @@ proptest! {
                 }
             }
         }
-        // The same objects have the same omissions, independent of earlier events. This does not apply to entries with a
-        // number that is known only after compilation: they are first come, first served.
+        // The same objects have the same omissions, independent of earlier events. `Omitted::entries` is an exception:
+        // the number of these entries is known only after compilation, so the order of events decides which ones fit.
         let mut fresh = self::engine(limit);
         fresh.apply(Event::Clock(engine.cluster_state().clock));
         fresh.apply(Event::LocalAddresses(engine.cluster_state().local_addresses.clone()));

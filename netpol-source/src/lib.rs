@@ -60,7 +60,7 @@ pub enum Subject {
 pub struct SubjectState {
     /// Whether it exists.
     pub exists: bool,
-    /// The batch that includes this state, or a later one.
+    /// The number of the batch that includes this state, or of a later batch.
     pub generation: Generation,
 }
 
@@ -115,7 +115,8 @@ impl ObjectSource {
     /// Starts the source in its own task. The first batch has all objects. `limits` apply to files.
     ///
     /// # Errors
-    /// If the source does not exist. Invalid objects are logged instead.
+    /// If the directory cannot be listed or watched, or the credentials cannot be read. Invalid objects are only
+    /// logged.
     pub fn start(self, limits: Limits) -> Result<Feed, SourceError> {
         match self {
             Self::Dir(path) => dir::start(&path, limits),

@@ -47,7 +47,7 @@ impl SourceState {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, KindState>> {
-        // The map is consistent after each change, even if the thread that made it has panicked.
+        // The map is consistent even if a thread panicked while it held the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

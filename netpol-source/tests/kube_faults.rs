@@ -49,7 +49,7 @@ async fn a_silent_watch_over_http_1_is_detected() -> Result<()> {
     Ok(())
 }
 
-/// kube-apiserver sends no bookmark if nothing changes, because it sends each version once.
+/// kube-apiserver sends no bookmark while the version stays the same. So a watch without any data is normal.
 #[tokio::test]
 async fn idle_watches_are_kept_and_a_dead_connection_is_detected_within_30_seconds() -> Result<()> {
     let mut cluster = cluster().await;
@@ -74,7 +74,7 @@ async fn idle_watches_are_kept_and_a_dead_connection_is_detected_within_30_secon
 
 #[tokio::test]
 async fn after_an_expired_version_the_source_lists_again_and_sends_only_the_difference() -> Result<()> {
-    // A watch that hangs is only detected early over HTTP/1.1.
+    // Over HTTP/1.1, the source detects a watch that hangs after a short timeout.
     let mut cluster = cluster_of(Options { http2: false, ..Options::default() }).await;
     cluster.server.inject_watch_fault(Some(Resource::Pods), WatchFault::Hang);
     cluster.server.delete(Resource::Pods, "shop", "db");

@@ -33,7 +33,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("BPF object not found at {}: run `cargo xtask ebpf`", path.display()))
 }
 
-/// The global variable of the BPF object that is 1 if the packets and bytes of flows are counted.
+/// The name of a global variable in the BPF object. It is 1 if the packets and bytes of flows are counted.
 pub const COUNT_TRAFFIC: &str = "COUNT_TRAFFIC";
 
 /// Loads all programs of an object, with these global variables set to 1, and returns what the kernel reports about

@@ -1,4 +1,5 @@
-//! Removes pins, directories and processes that outlive a test: by guards, on an interrupt, or in the next run.
+//! Removes the pins and directories of tests: by guards, on an interrupt, or in the next run. An interrupt also kills
+//! the processes that the tests started.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -44,8 +45,8 @@ pub fn on_interrupt(callback: fn(&CleanupReport)) {
     registry().callback = Some(callback);
 }
 
-/// Returns a unique name for a pin or directory: `npt-PID-NUMBER-WORD`. The process ID shows a later run which names
-/// belong to processes that no longer exist.
+/// Returns a unique name for a pin or directory: `npt-PID-NUMBER-WORD`. A later run removes the names that have the ID
+/// of a process that no longer exists.
 pub fn unique(word: &str) -> String {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -115,7 +116,7 @@ pub fn prepare() {
     });
 }
 
-/// Removes entries of processes that no longer exist. The names of the entries contain the process ID.
+/// Removes the pins and directories of processes that no longer exist. Their names contain the process ID.
 fn remove_leftovers(root: &Path) {
     let Ok(entries) = fs::read_dir(root) else { return };
     for entry in entries.flatten() {

@@ -1,4 +1,4 @@
-//! The first packets of a pod, sent as soon as its containers could run.
+//! The first packets of a pod. Tests send them at the earliest time at which a container of the pod can run.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -18,7 +18,7 @@ use crate::netns::Netns;
 pub fn first_packets(allowed: Ipv4Addr, forbidden: Ipv4Addr, reply_timeout: Duration) -> Result<()> {
     let datagrams = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     datagrams.set_read_timeout(Some(reply_timeout))?;
-    // A drop at the pod's interface is not reported to the sender.
+    // Sending succeeds even if the datagram is dropped at the pod's interface.
     datagrams.send_to(b"forbidden", (forbidden, 53)).context("sending a forbidden datagram")?;
     // Sends the SYN, and does not wait for a reply.
     match TcpStream::connect_timeout(&SocketAddr::from((forbidden, 80)), Duration::from_millis(1)) {
@@ -37,8 +37,8 @@ pub fn first_packets(allowed: Ipv4Addr, forbidden: Ipv4Addr, reply_timeout: Dura
     connect(allowed, reply_timeout)
 }
 
-/// Connects to a pod that policies allow. The connection must be established within the timeout, and within 900 ms: a
-/// lost SYN is sent again after a second, and must cause an error.
+/// Connects to a pod to which policies allow connections. The connection must be established within the timeout, and
+/// within 900 ms. So a lost SYN causes an error, because TCP sends it again only after a second.
 ///
 /// # Errors
 /// Returns an error if the connection fails or takes longer.

@@ -27,13 +27,13 @@ impl EchoConnection {
     /// Connects and checks the server's name in its greeting.
     ///
     /// # Errors
-    /// Returns an error if it cannot connect, or another host responds.
+    /// Returns an error if the connection fails, or another host responds.
     pub fn open(cluster: &Cluster, from: &str, to: &str, port: u16) -> Result<Self> {
         let address = cluster.probe(from, to, netpol_policy::model::Protocol::Tcp, port).address;
         Self::open_at(cluster, from, to, SocketAddr::new(address, port))
     }
 
-    /// Connects to a socket address at which the server responds. It can be the address of a Service.
+    /// Connects to the server `to` at a socket address, for example at the address of a Service.
     ///
     /// # Errors
     /// Same as [`Self::open`].
@@ -110,7 +110,8 @@ impl EchoConnection {
     pub fn echo_bulk(&mut self, length: usize) -> Result<()> {
         let sent = pattern(length);
         self.reader.get_ref().set_read_timeout(Some(Duration::from_secs(3)))?;
-        // Pieces are smaller than the socket buffers, because the server writes its response before it reads more.
+        // Each piece fits in the socket buffers. With larger pieces, both sides could block in a write, because the
+        // server writes its response before it reads more.
         for piece in sent.chunks(32 << 10) {
             self.reader.get_mut().write_all(piece)?;
             let mut received = vec![0; piece.len()];
@@ -121,7 +122,7 @@ impl EchoConnection {
     }
 }
 
-/// Returns a sequence of bytes. If one byte is missing, the following bytes are at wrong positions.
+/// Returns bytes that count from 0 to 250 repeatedly, so that the receiver detects a missing byte.
 fn pattern(length: usize) -> Vec<u8> {
     (0..=250).cycle().take(length).collect()
 }

@@ -1,4 +1,4 @@
-//! A cluster with an agent, and checks of which connections are allowed.
+//! Combines a cluster and an agent, and checks which connections are allowed.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -122,7 +122,7 @@ impl Lab {
         value.parse().with_context(|| format!("reading {series}"))
     }
 
-    /// Replaces the policies with which the lab was started.
+    /// Replaces the policies that were passed to [`Self::start`] or to an earlier call of this function.
     ///
     /// # Errors
     /// Returns an error if they cannot be written.

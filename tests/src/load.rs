@@ -1,12 +1,12 @@
-//! Background flows that count every datagram during a test.
+//! Flows that run in the background of a test. Every datagram is counted.
 
 use anyhow::{Result, ensure};
 
 use crate::cluster::Cluster;
 use crate::flow::Stream;
 
-/// One long-lived flow and many new flows that are always allowed, and the same number of flows that are always denied.
-/// All use UDP port 53.
+/// Two streams of datagrams that are always allowed: one long-lived flow, and a stream in which each datagram starts a
+/// new flow. Two streams of the same kinds are always denied. All use UDP port 53.
 #[derive(Debug)]
 pub struct BackgroundFlows {
     allowed: [Stream; 2],

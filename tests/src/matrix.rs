@@ -147,18 +147,18 @@ pub fn cluster_state_of(cluster: &Cluster) -> Result<ClusterState> {
 /// Repeats the measurement until the connections match the policies, which take effect after a few milliseconds.
 ///
 /// # Errors
-/// Returns the differences if the connections do not match within `within`.
-pub fn wait_until_expected(cluster: &Cluster, ports: &[(Protocol, u16)], within: Duration) -> Result<Matrix> {
+/// Returns the differences if the connections do not match within the timeout.
+pub fn wait_until_expected(cluster: &Cluster, ports: &[(Protocol, u16)], timeout: Duration) -> Result<Matrix> {
     let cells = Matrix::cells(cluster, ports);
     let expected = Matrix::expected(cluster, &cells)?;
-    wait_until_equal(cluster, &expected, within)
+    wait_until_equal(cluster, &expected, timeout)
 }
 
 /// Repeats the measurement until the connections match a matrix.
 ///
 /// # Errors
-/// Returns the differences if the connections do not match within `within`.
-pub fn wait_until_equal(cluster: &Cluster, expected: &Matrix, within: Duration) -> Result<Matrix> {
+/// Returns the differences if the connections do not match within the timeout.
+pub fn wait_until_equal(cluster: &Cluster, expected: &Matrix, timeout: Duration) -> Result<Matrix> {
     let start = Instant::now();
     let cells: Vec<_> = expected.0.keys().cloned().collect();
     loop {
@@ -169,8 +169,8 @@ pub fn wait_until_equal(cluster: &Cluster, expected: &Matrix, within: Duration) 
             Err(error) => format!("{error:#}"),
         };
         ensure!(
-            start.elapsed() < within,
-            "after {within:?} the measured connections do not match the expected ones:\n{error}"
+            start.elapsed() < timeout,
+            "after {timeout:?} the measured connections do not match the expected ones:\n{error}"
         );
     }
 }

@@ -247,7 +247,7 @@ impl Ip {
     }
 
     fn transport_checksum(&self, protocol: u8, body: &[u8]) -> u16 {
-        let length = u32::try_from(body.len()).expect("a packet").to_be_bytes();
+        let length = u32::try_from(body.len()).expect("shorter than 4 GiB").to_be_bytes();
         let rest = [0, 0, 0, protocol];
         let sum = match (self.source, self.destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {

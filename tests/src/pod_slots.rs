@@ -17,8 +17,8 @@ use netlink_sys::{Socket, SocketAddr};
 use crate::cluster::{Cluster, node_name};
 use crate::netns::Netns;
 
-/// Last byte of the first slot's address. The cluster assigns numbers from 10 upwards to its other pods, and
-/// reaches the numbers of the slots last.
+/// Last byte of the first slot's address. The cluster assigns numbers from 10 upwards to its other pods, so only a
+/// cluster with more than 110 other pods would reach this number.
 const FIRST_NUMBER: u8 = 120;
 
 /// A prepared namespace for one pod.

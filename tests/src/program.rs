@@ -34,7 +34,8 @@ const LRU_HASH: u32 = 9;
 /// Number of entries in the flow table of an endpoint. An endpoint is a pod interface under enforcement.
 const FLOWS: u32 = 4096;
 
-/// Wraps a type of `netpol-common`, so that aya accepts it as a key or value of a map. In aya, `Pod` means plain old data.
+/// Wraps a type of `netpol-common`, so that aya accepts it as a key or value of a map. In aya, `Pod` means plain old
+/// data.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct PlainData<T>(pub T);
@@ -99,7 +100,7 @@ impl Programs {
         Ok(Self { bpf, flows_v4: BTreeMap::new(), flows_v6: BTreeMap::new() })
     }
 
-    /// Returns the kernel memory of each empty map, in bytes.
+    /// Returns the kernel memory that each map uses, in bytes. Call this function while the maps are empty.
     ///
     /// # Errors
     /// Returns an error if the kernel does not report the memory of a map.
@@ -128,8 +129,8 @@ impl Programs {
         self.run_program(name, frame, ingress_ifindex, repeat)
     }
 
-    /// Runs a frame from a pod through the egress program. Also returns the mark that the program sets in `tc_index`:
-    /// the ID of the sender's endpoint, and a bit that is set if the packet must be evaluated again post-DNAT.
+    /// Runs a frame from a pod through the egress program. Also returns the `tc_index` that the program sets: the ID of
+    /// the sender's endpoint, with the bit `RECHECK` if the packet must be evaluated again post-DNAT.
     ///
     /// # Errors
     /// Same as [`Self::run`].
@@ -145,17 +146,19 @@ impl Programs {
         Ok(self.run_with_mark("netpol_ingress_marked", frame, source_endpoint, ingress_ifindex, 1)?.0)
     }
 
-    /// Runs a frame through the program for devices that lead out of the node. This program evaluates packets again
-    /// post-DNAT. `source_endpoint` is the ID of the sender's endpoint.
+    /// Runs a frame through the program for devices that lead out of the node. `tc_index` is the ID of the sender's
+    /// endpoint. The program evaluates the packet again only if `tc_index` also has the bit `RECHECK`. Otherwise it
+    /// checks only the source address.
     ///
     /// # Errors
     /// Same as [`Self::run`].
-    pub fn run_post_dnat(&mut self, frame: &[u8], source_endpoint: u32, repeat: u32) -> Result<RunResult> {
-        Ok(self.run_with_mark("netpol_recheck_marked", frame, source_endpoint, 0, repeat)?.0)
+    pub fn run_post_dnat(&mut self, frame: &[u8], tc_index: u32, repeat: u32) -> Result<RunResult> {
+        Ok(self.run_with_mark("netpol_recheck_marked", frame, tc_index, 0, repeat)?.0)
     }
 
-    /// Runs a program. Loads it first if it is not loaded yet: some programs are loaded only when a test needs them,
-    /// because the verifier takes time.
+    /// Runs a program with `skb->mark` set to `mark`, and returns the mark after the run. A test run cannot set
+    /// `tc_index`, so the programs named `…marked` copy it from or to the mark. Loads the program if it is not
+    /// loaded yet: some programs are loaded only when a test needs them, because the verifier takes time.
     fn run_with_mark(
         &mut self,
         name: &str,
@@ -168,7 +171,7 @@ impl Programs {
         if program.info().is_err() {
             program.load().with_context(|| format!("the verifier rejected {name}"))?;
         }
-        // struct __sk_buff of linux/bpf.h. Sets mark, ingress_ifindex and ifindex; few other fields can be set.
+        // struct __sk_buff of linux/bpf.h: sets mark, ingress_ifindex and ifindex.
         let mut context = [0_u8; 192];
         context[8..12].copy_from_slice(&mark.to_ne_bytes());
         context[36..40].copy_from_slice(&ingress_ifindex.to_ne_bytes());
@@ -201,8 +204,8 @@ impl Programs {
         Ok(self.run_program("netpol_empty", frame, 0, repeat)?.time)
     }
 
-    /// Attaches the empty program to an interface's ingress, first or last with TCX, until this value is dropped.
-    /// Must be called in the interface's namespace.
+    /// Attaches the empty program to an interface's ingress, as the first or the last TCX program, until this value is
+    /// dropped. Must be called in the interface's namespace.
     ///
     /// # Errors
     /// Returns an error if a kernel request fails.
@@ -215,7 +218,7 @@ impl Programs {
         Ok(())
     }
 
-    /// Attaches the empty program to an interface's egress, last with TCX. Must be called in the interface's
+    /// Attaches the empty program to an interface's egress, as the last TCX program. Must be called in the interface's
     /// namespace.
     ///
     /// # Errors
@@ -229,7 +232,7 @@ impl Programs {
         Ok(())
     }
 
-    /// Returns the runs of the empty program, at all hooks together.
+    /// Returns the runs of the empty program, as the sum of all hooks.
     ///
     /// # Errors
     /// Returns an error if the kernel does not report the runs.
@@ -270,7 +273,7 @@ impl Programs {
         Ok(())
     }
 
-    /// Sets the endpoint at another interface, and the interface of the endpoint's ID.
+    /// Sets the endpoint at another interface, and maps the endpoint's ID to this interface.
     ///
     /// # Errors
     /// Same as [`Self::set_endpoint`].
@@ -333,7 +336,7 @@ impl Programs {
         self.insert(if size_of::<A>() == 4 { "SERVICES_V4" } else { "SERVICES_V6" }, key, entry)
     }
 
-    /// Sets the interface of an endpoint ID. 0 removes the interface.
+    /// Maps an endpoint ID to its interface. If `ifindex` is 0, the ID has no interface.
     ///
     /// # Errors
     /// Same as [`Self::set_endpoint`].

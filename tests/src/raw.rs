@@ -166,16 +166,16 @@ fn send_all(cluster: &Cluster, from: &str, to: &str, table: &[(TestPacket, bool)
             }
         }
         let start = Instant::now();
-        let mut complete = None;
-        while start.elapsed() < TIMEOUT && complete.is_none_or(|at: Instant| at.elapsed() < grace) {
+        let mut complete_since = None;
+        while start.elapsed() < TIMEOUT && complete_since.is_none_or(|at: Instant| at.elapsed() < grace) {
             if let Some(frame) = receiver.receive() {
                 arrived.extend(Marker::find(&frame));
                 continue;
             }
-            if complete.is_none()
+            if complete_since.is_none()
                 && batch.iter().all(|(test_packet, expected)| !expected || arrived.contains(&test_packet.marker))
             {
-                complete = Some(Instant::now());
+                complete_since = Some(Instant::now());
             }
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -186,7 +186,7 @@ fn send_all(cluster: &Cluster, from: &str, to: &str, table: &[(TestPacket, bool)
 /// Sends test packets and checks which of them arrive. The table contains each test packet, and whether it must arrive.
 ///
 /// # Errors
-/// Returns an error that names the test packets with another result.
+/// Returns an error that names the test packets with an unexpected result.
 pub fn check(cluster: &Cluster, from: &str, to: &str, table: &[(TestPacket, bool)]) -> Result<()> {
     let arrived = send_all(cluster, from, to, table)?;
     let problem = |expected: bool| if expected { "did not arrive" } else { "arrived, but must be dropped" };

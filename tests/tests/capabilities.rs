@@ -10,7 +10,7 @@ fn the_capabilities_of_the_daemonset_are_enough_to_enforce_and_to_take_over() ->
     for attach in ["tcx", "tc"] {
         let directory = PathGuard::new(temporary_root().join(unique("confined")));
         let cluster = Cluster::builder().namespace("shop", "").pods(&[("shop/a", "app=a"), ("shop/b", "app=b")]);
-        let isolate = |peer: &str| {
+        let allow_only = |peer: &str| {
             policy(
                 "shop/b",
                 &format!(
@@ -21,7 +21,7 @@ fn the_capabilities_of_the_daemonset_are_enough_to_enforce_and_to_take_over() ->
         let options = AgentOptions::default()
             .binary(&agent::with_deployed_capabilities(directory.path())?)
             .arguments(&["--attach", attach]);
-        let mut lab = Lab::start_with(cluster, &[isolate("none")], options)?;
+        let mut lab = Lab::start_with(cluster, &[allow_only("none")], options)?;
         let status =
             std::fs::read_to_string(format!("/proc/{}/status", lab.agent().pid().context("the agent does not run")?))?;
         let capabilities =
@@ -37,7 +37,7 @@ fn the_capabilities_of_the_daemonset_are_enough_to_enforce_and_to_take_over() ->
         let veth = lab.cluster.host("shop/b").veth().to_owned();
         lab.cluster.host("node-1").netns().run(|| foreign.attach_empty(&veth, false))?;
         lab.agent().crash()?;
-        lab.set_policies(&[isolate("a")])?;
+        lab.set_policies(&[allow_only("a")])?;
         lab.agent().restart()?;
         lab.expect("shop/a -> shop/b 80/TCP")?;
         lab.agent().wait_log(&["conflict", "TC program"])?;

@@ -1,4 +1,4 @@
-//! Changes take effect and do not affect anything else: items 24 to 26 and 43 of docs/semantics.md.
+//! Changes take effect and do not affect anything else: items 24 to 26, 28 and 43 of docs/semantics.md.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
@@ -60,8 +60,8 @@ fn s24_pods_are_created_and_deleted() -> Result<()> {
     lab.expect("shop/heir -x shop/server 80/TCP\nshop/client -> shop/server 80/TCP")
 }
 
-/// A failed sandbox is replaced: the same pod gets another namespace and interface, with the same address or another
-/// one. kubelet updates the pod's status later than each replacement.
+/// When a sandbox fails, the container runtime replaces it: the same pod gets another network namespace and interface,
+/// with the same address or another one. Here, the sandbox is replaced twice before the pod's status is updated.
 #[test]
 fn s28_two_sandboxes_in_quick_succession_are_one_pod() -> Result<()> {
     let mut lab = Lab::start(pods(), &[allow_clients_to_server()])?;
@@ -86,7 +86,7 @@ fn s28_two_sandboxes_in_quick_succession_are_one_pod() -> Result<()> {
         lab.cluster.write_manifest("shop/server")?;
         lab.expect(verdicts).with_context(|| format!("another address, round {round}"))?;
     }
-    // Another pod that gets the address of an earlier sandbox is not treated as the earlier pod.
+    // Another pod that gets the address of an earlier sandbox is not treated as `shop/server`.
     let earlier = lab.cluster.host("shop/server").v4().octets()[3];
     lab.cluster.remove_pod_keep_manifest("shop/server")?;
     lab.cluster.add_pod_without_manifest(server())?;
@@ -163,7 +163,7 @@ fn s25_a_revoked_connection_stops_and_others_continue() -> Result<()> {
     assert!(kept.echoes(ECHO_TIMEOUT)?, "a connection that is still allowed stopped");
     lab.agent().wait_denied(|line| line.reason() == "revoked" && line.from() == "shop/other")?;
 
-    // A connection opened before the first policy existed is revoked as well.
+    // A connection is revoked even if no policy selected its pods when it was opened.
     let mut early = EchoConnection::open(&lab.cluster, "blog/web", "shop/other", 80)?;
     assert!(early.echoes(ECHO_TIMEOUT)?);
     lab.cluster.apply("second", &deny_all("blog"))?;
@@ -172,8 +172,8 @@ fn s25_a_revoked_connection_stops_and_others_continue() -> Result<()> {
     Ok(())
 }
 
-/// Tries a default deny and a policy with a mistake in shadow mode, corrects the mistake that the report shows, and
-/// enforces both, while the application runs.
+/// While an application runs: tries policies with a mistake in shadow mode, corrects the mistake that the shadow report
+/// shows, and enforces the corrected policies.
 #[test]
 fn s43_policies_are_tried_in_shadow_mode_and_enforced_without_a_lost_connection() -> Result<()> {
     let mut lab = Lab::start(pods().serve(&[(Protocol::Tcp, 80), (Protocol::Udp, 53)]), &[])?;
@@ -198,8 +198,8 @@ fn s43_policies_are_tried_in_shadow_mode_and_enforced_without_a_lost_connection(
     lab.set_policies(&application_policies(80))?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
     ensure!(open.echoes(ECHO_TIMEOUT)?, "the connection of the application was lost");
-    let tally = datagrams.finish()?;
-    ensure!(tally.sent > 100 && tally.sent == tally.answered, "datagrams of the application were lost: {tally:?}");
+    let counts = datagrams.finish()?;
+    ensure!(counts.sent > 100 && counts.sent == counts.answered, "datagrams of the application were lost: {counts:?}");
     ensure!(
         lab.metric("netpol_compared_verdicts_total")? > 0.0,
         "no verdict was compared with the reference evaluator"
@@ -208,7 +208,7 @@ fn s43_policies_are_tried_in_shadow_mode_and_enforced_without_a_lost_connection(
     Ok(())
 }
 
-/// Returns a default deny and the rules of the application. The correct TCP port is 80.
+/// Returns a default deny and the policies that the application needs. If `port` is not 80, they have a mistake.
 fn application_policies(port: u16) -> [String; 3] {
     let rule = |field: &str, other: &str| {
         format!(
@@ -229,9 +229,9 @@ fn in_shadow_mode(policy: &str) -> String {
     policy.replacen("metadata: {", "metadata: {annotations: {netpol.io/mode: shadow}, ", 1)
 }
 
-/// Replaces the policies, and waits until the agent has applied the change. Connections cannot show this, because
-/// policies in shadow mode change no verdict. So this waits until the agent's generation increases: the number of the
-/// last change that the agent has applied.
+/// Replaces the policies, and waits until the agent has applied the change. The agent's generation (the number of the
+/// last applied change) then increases. Connections cannot show this, because policies in shadow mode change no
+/// verdict.
 fn change_and_wait(lab: &mut Lab, policies: &[String]) -> Result<()> {
     let generation = |lab: &mut Lab| -> Result<Option<u64>> {
         let report: Value = serde_json::from_str(&lab.agent().get("/v1/shadow")?)?;
@@ -248,7 +248,7 @@ fn change_and_wait(lab: &mut Lab, policies: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the shadow report has a would-be denial of a pod by a policy.
+/// Waits until the shadow report lists a flow from a pod to port 80 that a policy would deny.
 fn wait_for_shadow_denial(lab: &mut Lab, pod: &str, policy: &str) -> Result<()> {
     let start = Instant::now();
     loop {
@@ -260,12 +260,15 @@ fn wait_for_shadow_denial(lab: &mut Lab, pod: &str, policy: &str) -> Result<()> 
             return Ok(());
         }
         let log = lab.agent().log();
-        ensure!(start.elapsed() < REPORT_TIMEOUT, "no would-be denial of {pod} by {policy}: {report:#}\n{log}");
+        ensure!(
+            start.elapsed() < REPORT_TIMEOUT,
+            "the report lists no flow of {pod} that {policy} would deny: {report:#}\n{log}"
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
-/// Two pods that send to each other from and to one UDP port, as gossip, SIP and `WireGuard` do.
+/// Two pods send to each other, and both use the same UDP port, as with gossip, SIP and `WireGuard`.
 #[test]
 fn s25_a_revoked_flow_does_not_block_a_direction_that_is_not_isolated() -> Result<()> {
     const PORT: u16 = 7946;
@@ -298,8 +301,8 @@ fn s25_a_revoked_flow_does_not_block_a_direction_that_is_not_isolated() -> Resul
             start.elapsed()
         );
         // If no packet of the flow was allowed for 30 seconds, the server's next packet starts a new flow (item 25).
-        let early = start.elapsed() < Duration::from_secs(28);
-        ensure!(!arrived || !early, "the revoked flow still passes packets after {:?}", start.elapsed());
+        let still_revoked = start.elapsed() < Duration::from_secs(28);
+        ensure!(!arrived || !still_revoked, "the revoked flow still passes packets after {:?}", start.elapsed());
         std::thread::sleep(Duration::from_secs(1));
     }
     ensure!(reaches(&other, to_server, &server)?, "replies to the flow that the server started are dropped");

@@ -88,7 +88,7 @@ fn status_reports_programs_that_enforce_nothing() -> Result<()> {
     let passes = "shop/front -> shop/back 80/TCP";
     lab.expect_without_reference(passes)?;
     check(&mut lab, Some("NOTHING IS ENFORCED: the agent runs with --observe"))?;
-    // The programs of an agent stay when it dies.
+    // The programs stay attached after the agent dies.
     lab.agent().crash()?;
     lab.expect_without_reference(passes)?;
     check(&mut lab, Some("NOTHING IS ENFORCED on 2 interfaces: an agent with --observe attached the programs"))?;
@@ -133,11 +133,11 @@ fn every_response_of_the_api_matches_its_description() -> Result<()> {
     assert_eq!(verdicts, [(Some("egress"), Some("allowed")), (Some("ingress"), Some("denied"))], "{explained:#}");
     ensure!(explained["differs"] == false, "{explained:#}");
     let denied = lab.agent().get("/v1/flows?verdict=denied&to=shop/back&from=blog/back&last=1")?;
-    let denied: Value = serde_json::from_str(&denied).context("not one record")?;
+    let denied: Value = serde_json::from_str(&denied).context("expected exactly one record of the denied flow")?;
     ensure!(denied["ingress"]["policies"] == serde_json::json!(["shop/deny-all"]), "{denied:#}");
     ensure!(denied["egress"]["reason"] == "not-isolated" && denied["to"]["node"] == "node-1", "{denied:#}");
     let allowed = lab.agent().get("/v1/flows?verdict=allowed&from=blog/back&to=ops/back&port=80/TCP&last=1")?;
-    let allowed: Value = serde_json::from_str(&allowed).context("no record of the allowed flow")?;
+    let allowed: Value = serde_json::from_str(&allowed).context("expected exactly one record of the allowed flow")?;
     ensure!(allowed["reason"] == "not-isolated" && allowed["from"]["pod"] == "back", "{allowed:#}");
     for invalid in ["/v1/flows?verdict=deny", "/v1/pods?x=1", "/v1/explain", "/v1/nothing"] {
         let error = lab.agent().get(invalid).expect_err(invalid).to_string();

@@ -64,14 +64,14 @@ fn the_command_in_every_readme_prints_its_table() -> Result<()> {
 }
 
 fn compare(example: &Example) -> Result<()> {
-    // As a table: the command reads all files of the directory without warnings.
+    // By default, the command prints a table, and no warning about the example's files.
     let table = Command::new(netpol()?).args(example.command()).current_dir(examples::root().join("..")).output()?;
     let stderr = String::from_utf8_lossy(&table.stderr).into_owned();
     ensure!(table.status.success() && stderr.is_empty(), "{}: {stderr}", table.status);
     for pod in example.documented_matrix()?.0.keys().map(|cell| cell.from.rsplit('/').next().unwrap_or_default()) {
         ensure!(String::from_utf8_lossy(&table.stdout).contains(pod), "{pod} is not in the printed table");
     }
-    // As JSON.
+    // With `-o json`, the verdicts equal those in the README.
     let mut command = Command::new(netpol()?);
     command.args(example.command()).args(["-o", "json"]).current_dir(examples::root().join(".."));
     let rows: Value = serde_json::from_slice(&command.output()?.stdout).context("reading the JSON of netpol")?;

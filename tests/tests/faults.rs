@@ -13,7 +13,7 @@ fn a_half_written_file_does_not_change_its_objects() -> Result<()> {
     let mut lab = Lab::start(pods(), &[deny_all("shop")])?;
     lab.expect("shop/client -x shop/server 80/TCP")?;
 
-    // The document is truncated, as an editor may leave it for a moment or permanently.
+    // The document ends in the middle, as while an editor writes the file.
     let whole = deny_all("shop");
     lab.cluster.manifests().write_in_place("policy-first.yaml", &format!("{whole}  ingress: [{{from"))?;
     lab.agent().wait_log(&["policy-first.yaml:"])?;
@@ -65,7 +65,7 @@ fn files_can_be_renamed_and_removed() -> Result<()> {
     lab.expect("blog/web -x shop/client 80/TCP\nshop/client -x shop/server 80/TCP\nblog/web -> blog/web 80/TCP")?;
     lab.cluster.delete("renamed")?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/client -x blog/web 80/TCP")?;
-    // Subdirectories are read, as a mounted volume may have them.
+    // Subdirectories are read, because a mounted volume may have them.
     std::fs::create_dir(directory.join("more"))?;
     std::fs::write(directory.join("more/policy.yaml"), deny_all("shop"))?;
     lab.expect_without_reference("shop/client -x shop/server 80/TCP")

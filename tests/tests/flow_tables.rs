@@ -17,11 +17,11 @@ use serde_json::Value;
 /// Number of idle connections that must survive.
 const IDLE: usize = 40;
 /// Number of pods that flood.
-const FLOODS: usize = 10;
-/// Number of flows that each of these pods starts. Together, these are three times as many as fit into the tables of
-/// the node.
-const TUPLES: u16 = 40_000;
-/// `--max-flows-v4`.
+const FLOODING_PODS: usize = 10;
+/// Number of flows that each of these pods starts. All together, these are three times as many flows as fit into the
+/// node's tables.
+const FLOWS_PER_POD: u16 = 40_000;
+/// The default of `--max-flows-v4`: the number of entries in the IPv4 flow tables of all pods of the node.
 const BUDGET: u32 = 131_072;
 const PORT: u16 = 9000;
 
@@ -61,7 +61,8 @@ fn connections(lab: &Lab) -> Result<Vec<(TcpStream, TcpStream)>> {
         .collect()
 }
 
-/// Sends a byte each way and returns whether both arrive. The server sends first, which only the known flow allows.
+/// Sends a byte each way and returns whether both arrive. The server sends first: this packet passes only if
+/// its flow is known.
 fn carries_data((server, client): &mut (TcpStream, TcpStream)) -> Result<bool> {
     let mut byte = [0];
     server.write_all(b"s")?;
@@ -72,7 +73,8 @@ fn carries_data((server, client): &mut (TcpStream, TcpStream)) -> Result<bool> {
     Ok(server.read_exact(&mut byte).is_ok() && byte == *b"c")
 }
 
-/// Returns whether a pin is an IPv4 flow table, and not the larger table that is about to replace it.
+/// Returns whether a pin is an IPv4 flow table in use. A pin with the suffix `-next` is a larger table that will
+/// replace the table in use.
 fn is_table(path: &Path) -> bool {
     let path = path.to_string_lossy();
     path.contains("/v4-") && !path.ends_with("-next")
@@ -91,7 +93,7 @@ fn table_sizes(pins: &Path) -> Result<Vec<u32>> {
 
 #[test]
 fn hostile_floods_by_ten_pods_evict_no_idle_connection_of_another_pod() -> Result<()> {
-    let names: Vec<String> = (0..FLOODS).map(|number| format!("floods/f{number}")).collect();
+    let names: Vec<String> = (0..FLOODING_PODS).map(|number| format!("floods/f{number}")).collect();
     let mut pods = vec![("shop/server", "app=server"), ("shop/client", "app=client")];
     pods.extend(names.iter().map(|name| (name.as_str(), "")));
     let lab = Lab::start(Cluster::builder().pods(&pods), &policies())?;
@@ -109,14 +111,14 @@ fn hostile_floods_by_ten_pods_evict_no_idle_connection_of_another_pod() -> Resul
         .collect::<Result<_>>()?;
     let begun = Instant::now();
     let mut sent = 0_u32;
-    for port in 0..TUPLES {
+    for port in 0..FLOWS_PER_POD {
         for socket in &sockets {
             // An error of an earlier datagram (ICMP port unreachable) is returned here.
             sent += u32::from(socket.send_to(b"flood", (node, 20_000 + port)).is_ok());
         }
     }
-    println!("{sent} flows opened by {FLOODS} pods in {:?}", begun.elapsed());
-    ensure!(sent > u32::from(TUPLES) * 5, "only {sent} datagrams were sent, too few for this test");
+    println!("{sent} flows started by {FLOODING_PODS} pods in {:?}", begun.elapsed());
+    ensure!(sent > u32::from(FLOWS_PER_POD) * 5, "only {sent} datagrams were sent, too few for this test");
 
     let mut lost = 0;
     for connection in &mut idle {
@@ -128,9 +130,9 @@ fn hostile_floods_by_ten_pods_evict_no_idle_connection_of_another_pod() -> Resul
     let total: u32 = sizes.iter().sum();
     println!("{} tables of {total} entries: {sizes:?}", sizes.len());
     ensure!(
-        sizes.len() >= FLOODS + 2 && total <= BUDGET,
+        sizes.len() >= FLOODING_PODS + 2 && total <= BUDGET,
         "expected {} tables with at most {BUDGET} entries, found {total} entries: {sizes:?}",
-        FLOODS + 2
+        FLOODING_PODS + 2
     );
     ensure!(sizes.iter().any(|size| *size >= 8192), "no table of a flooding pod grew: {sizes:?}");
     Ok(())
@@ -151,8 +153,8 @@ fn flows_survive_larger_tables_and_a_restart_of_the_agent() -> Result<()> {
     let mut grown = false;
     let mut port = 10_000;
     while !grown {
-        // The flows start so slowly that a table does not fill before the agent reads its size again. If it were full,
-        // the pod would evict its own flows.
+        // The flows start so slowly that the agent resizes a table before the table is full. In a full table, the pod's
+        // new flows would evict its own older flows.
         for _ in 0..200 {
             port = if port == u16::MAX { 10_000 } else { port + 1 };
             let _ = socket.send_to(b"new", (IpAddr::V4(server.v4()), port));
@@ -173,8 +175,8 @@ fn flows_survive_larger_tables_and_a_restart_of_the_agent() -> Result<()> {
     lab.expect("shop/client -> shop/server 80/TCP\nshop/server -x shop/client 80/TCP")
 }
 
-/// Returns the records with the totals of flows to the server: their packets and bytes. The direction selects the pod that
-/// counted them: egress is the client, ingress is the server.
+/// Returns the records with the totals (packets and bytes) of flows to the server. The direction selects the interface
+/// at which the flows were counted: the client's (egress) or the server's (ingress).
 fn totals(lab: &Lab, direction: &str, server: IpAddr, protocol: &str) -> Result<Vec<Value>> {
     let records = lab.agent_ref().get("/v1/flows?verdict=allowed")?;
     let mut records = records.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
@@ -207,17 +209,17 @@ fn counts(record: &Value) -> [u64; 4] {
 #[test]
 fn totals_have_the_packets_and_bytes_of_a_flow_when_it_ends() -> Result<()> {
     let pods = [("shop/server", "app=server"), ("shop/client", "app=client")];
-    let open = "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress], ingress: [{}]}";
+    let allow_ingress = "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress], ingress: [{}]}";
     let cluster = Cluster::builder().families(Families::Dual).pods(&pods);
     let options = AgentOptions::default().arguments(&["--flow-totals", "end"]);
-    let mut lab = Lab::start_with(cluster, &[policy("shop/server", open)], options)?;
+    let mut lab = Lab::start_with(cluster, &[policy("shop/server", allow_ingress)], options)?;
     let mut sockets = Vec::new();
     let servers = lab.cluster.host("shop/server").addresses().to_vec();
     for server in &servers {
-        let bound = |host: &str, address| lab.cluster.host(host).netns().run(|| Ok(UdpSocket::bind((address, PORT))?));
+        let bind = |host: &str, address| lab.cluster.host(host).netns().run(|| Ok(UdpSocket::bind((address, PORT))?));
         let client =
             lab.cluster.host("shop/client").address_of_same_family(*server).context("no address of this family")?;
-        let (server_socket, client_socket) = (bound("shop/server", *server)?, bound("shop/client", client)?);
+        let (server_socket, client_socket) = (bind("shop/server", *server)?, bind("shop/client", client)?);
         for _ in 0..3 {
             client_socket.send_to(&[0; 100], (*server, PORT))?;
             server_socket.recv(&mut [0; 200])?;
@@ -246,10 +248,10 @@ fn totals_have_the_packets_and_bytes_of_a_flow_when_it_ends() -> Result<()> {
         ensure!(closed["ended"] == "closed" && packets >= 4 && bytes > 1100 && bytes < 2000, "{closed}");
     }
 
-    // The server no longer accepts datagrams. The flows at the server's interface end, the flows at the client's
-    // continue.
-    let closed = "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress]}";
-    lab.set_policies(&[policy("shop/server", closed)])?;
+    // The policy now denies ingress to the server. The flows at the server's interface end at their next packet. The
+    // flows at the client's interface continue.
+    let deny_ingress = "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress]}";
+    lab.set_policies(&[policy("shop/server", deny_ingress)])?;
     lab.expect("shop/client -x shop/server 80/TCP")?;
     for ((_, client), server) in sockets.iter().zip(&servers) {
         client.send_to(&[0; 100], (*server, PORT))?;
@@ -267,7 +269,7 @@ fn totals_have_the_packets_and_bytes_of_a_flow_when_it_ends() -> Result<()> {
         let deleted = wait_totals(&lab, "egress", *server, "UDP")?;
         let expected = [4, 4 * length(server, 100), 2, 2 * length(server, 50)];
         ensure!(counts(&deleted) == expected && deleted["ended"] == "podDeleted", "expected {expected:?}: {deleted}");
-        ensure!(deleted["from"]["pod"] == "client", "the name of the deleted pod: {deleted}");
+        ensure!(deleted["from"]["pod"] == "client", "the record does not name the deleted pod: {deleted}");
     }
     Ok(())
 }
@@ -277,14 +279,14 @@ fn totals_of_an_open_flow_are_recorded_every_minute() -> Result<()> {
     const SIZE: usize = 100;
     let pods = [("shop/server", ""), ("shop/client", "")];
     let options = AgentOptions::default().arguments(&["--flow-totals", "minute"]);
-    let open = "{podSelector: {}, policyTypes: [Ingress], ingress: [{}]}";
-    let mut lab = Lab::start_with(Cluster::builder().pods(&pods), &[policy("shop/open", open)], options)?;
+    let allow_ingress = "{podSelector: {}, policyTypes: [Ingress], ingress: [{}]}";
+    let mut lab = Lab::start_with(Cluster::builder().pods(&pods), &[policy("shop/open", allow_ingress)], options)?;
     let server = IpAddr::V4(lab.cluster.host("shop/server").v4());
-    let bound = |host: &str| {
+    let bind = |host: &str| {
         let host = lab.cluster.host(host);
         host.netns().run(|| Ok(UdpSocket::bind((host.v4(), PORT))?))
     };
-    let (server_socket, client_socket) = (bound("shop/server")?, bound("shop/client")?);
+    let (server_socket, client_socket) = (bind("shop/server")?, bind("shop/client")?);
     let (begun, mut sent) = (Instant::now(), 0);
     let after_a_minute = loop {
         client_socket.send_to(&[0; SIZE], (server, PORT))?;
@@ -300,11 +302,12 @@ fn totals_of_an_open_flow_are_recorded_every_minute() -> Result<()> {
     ensure!(begun.elapsed() > Duration::from_secs(50), "the totals are recorded too early: {after_a_minute}");
     ensure!(after_a_minute["ended"].is_null() && packets > 20 && packets <= sent, "sent {sent}: {after_a_minute}");
 
-    // The record of the end has the total, and what was added since the record before.
+    // The last record has the totals of the whole flow and, in `interval`, the packets and bytes since the previous
+    // record.
     client_socket.send_to(&[0; SIZE], (server, PORT))?;
     server_socket.recv(&mut [0; SIZE])?;
     sent += 1;
-    // Longer than the time between two readings of the flow table: it is not read after the pod is removed.
+    // Longer than the interval at which the agent reads the flow table: the table is not read after the pod is removed.
     std::thread::sleep(Duration::from_secs(6));
     lab.cluster.remove_pod("shop/client")?;
     let ended = loop {
@@ -315,8 +318,11 @@ fn totals_of_an_open_flow_are_recorded_every_minute() -> Result<()> {
         ensure!(begun.elapsed() < Duration::from_secs(150), "no totals of the ended flow");
         std::thread::sleep(Duration::from_millis(100));
     };
-    let (length, since) = (u64::try_from(SIZE)? + 28, sent - packets);
+    let (length, added) = (u64::try_from(SIZE)? + 28, sent - packets);
     ensure!(counts(&ended)[..2] == [sent, sent * length] && ended["ended"] == "podDeleted", "sent {sent}: {ended}");
-    ensure!(counts(&ended["interval"])[..2] == [since, since * length], "{since} since the record before: {ended}");
+    ensure!(
+        counts(&ended["interval"])[..2] == [added, added * length],
+        "sent {added} since the previous record: {ended}"
+    );
     Ok(())
 }

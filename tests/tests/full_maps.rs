@@ -1,4 +1,4 @@
-//! Full maps. Entries that do not fit never allow traffic to or from an isolated pod. Once they fit, everything is
+//! Full maps. If entries do not fit into a map, no traffic that policies deny is allowed. Once they fit, everything is
 //! enforced again.
 //!
 //! Tests of attacks have names that start with `hostile_`: see docs/threat-model.md.
@@ -187,8 +187,8 @@ fn hostile_blocks_beyond_the_memory_limit_affect_only_their_own_policies() -> Re
     lab.set_policies(&policies)?;
     lab.agent().wait_log(&["ERROR", "--max-policy-memory", "a/list-1"])?;
     lab.expect(OTHER_TENANT)?;
-    // Memory is charged to the blocks in their order, so the first block of `a/hog` is enforced. Deny events have the
-    // reason why others are not.
+    // Memory is charged to the blocks in their order, so the first block of `a/hog` is enforced. Deny events of `a/hog`
+    // have the reason `tables-incomplete`, because other blocks are omitted.
     lab.expect("203.0.113.5 -> a/hog 80/TCP\n198.51.100.9 -x a/hog 80/TCP")?;
     lab.agent().wait_denied(|line| line.to() == "a/hog" && line.reason() == "tables-incomplete")?;
     lab.agent().wait_denied(|line| line.to() == "b/server" && line.reason() == "no-rule")?;
@@ -229,7 +229,7 @@ fn addresses_that_do_not_fit_allow_nothing() -> Result<()> {
 }
 
 #[test]
-fn isolated_pods_beyond_max_endpoints_drop_all_traffic() -> Result<()> {
+fn all_traffic_of_isolated_pods_beyond_max_endpoints_is_dropped() -> Result<()> {
     let cluster = Cluster::builder().pods(&[("shop/a", ""), ("shop/b", ""), ("shop/c", ""), ("shop/d", "")]);
     let options = AgentOptions::default().arguments(&["--max-endpoints", "2"]);
     let mut lab = Lab::start_with(cluster, &[deny_all("shop")], options)?;
@@ -261,18 +261,21 @@ fn open_flows_continue_and_denied_flows_stay_denied_while_the_flow_table_is_full
         std::thread::sleep(Duration::from_millis(250));
         ensure!(open.echoes(Duration::from_secs(5))?, "an open connection stopped while the flow table was full");
     }
-    for tally in others.into_iter().map(Stream::finish) {
-        let tally = tally?;
-        ensure!(tally.sent > 400 && tally.answered * 10 > tally.sent * 9, "packets of new flows were lost: {tally:?}");
+    for counts in others.into_iter().map(Stream::finish) {
+        let counts = counts?;
+        ensure!(
+            counts.sent > 400 && counts.answered * 10 > counts.sent * 9,
+            "packets of new flows were lost: {counts:?}"
+        );
     }
-    let tally = steady.finish()?;
-    ensure!(tally.answered * 10 > tally.sent * 9, "packets of an open flow were lost: {tally:?}");
-    let tally = stranger.finish()?;
-    ensure!(tally.sent > 400 && tally.answered == 0, "packets of a denied pod arrived: {tally:?}");
+    let counts = steady.finish()?;
+    ensure!(counts.answered * 10 > counts.sent * 9, "packets of an open flow were lost: {counts:?}");
+    let counts = stranger.finish()?;
+    ensure!(counts.sent > 400 && counts.answered == 0, "packets of a denied pod arrived: {counts:?}");
     lab.expect("shop/stranger -x shop/server 80/TCP\nshop/server -x shop/a 80/TCP\nshop/a -> shop/server 80/TCP")
 }
 
-/// Returns a policy that allows no ingress to a pod, so that replies to it need their flow.
+/// Returns a policy that allows no ingress to a pod. So replies to the pod pass only if their flow is known.
 fn no_ingress(app: &str) -> String {
     policy(
         &format!("shop/no-ingress-{app}"),
@@ -281,14 +284,14 @@ fn no_ingress(app: &str) -> String {
 }
 
 #[test]
-fn a_small_event_ring_buffer_loses_events_and_no_verdict() -> Result<()> {
+fn a_small_event_ring_buffer_loses_events_but_changes_no_verdict() -> Result<()> {
     let options = AgentOptions::default().arguments(&["--event-buffer", "4096", "--max-denials", "1"]);
     let mut lab = Lab::start_with(pods(), &[server_policy(&from_app("a"))], options)?;
     let strangers = ["shop/b", "shop/c", "shop/stranger", "outside"]
         .map(|from| Stream::of_new_flows(&lab.cluster, from, "shop/server", 53));
     for stranger in strangers {
-        let tally = stranger?.finish()?;
-        ensure!(tally.answered == 0, "packets of a denied pod arrived: {tally:?}");
+        let counts = stranger?.finish()?;
+        ensure!(counts.answered == 0, "packets of a denied pod arrived: {counts:?}");
     }
     lab.expect("shop/a -> shop/server 80/TCP\nshop/stranger -x shop/server 80/TCP")?;
     let refused = lab.try_at("shop/a", "shop/server", &lab.cluster.host("shop/server").v4().to_string(), Tcp, 81)?;

@@ -1,5 +1,5 @@
-//! After a change, only the interfaces that the kernel reported are read. The result must be the same as if everything is
-//! read.
+//! After a change, only the interfaces that the kernel reported are read. The result must be the same as if all
+//! interfaces were read.
 
 use std::time::{Duration, Instant};
 
@@ -9,9 +9,9 @@ use netpol_tests::netns::Netns;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
-/// Number of names for veths, and of pods' namespaces.
+/// Number of veth names, and number of network namespaces of pods.
 const VETHS: usize = 3;
-/// The kernel reports a change of the carrier within this time.
+/// How long the kernel may take to report a change. It reports a change of the carrier with a delay.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A change of the interfaces. An operation that is impossible, such as renaming a missing veth, changes nothing.
@@ -21,7 +21,7 @@ enum Operation {
     AddVeth(usize),
     /// Adds a veth with its peer in the node's namespace, as some CNI plugins do first.
     AddPair(usize),
-    /// Moves this peer to the namespace of a pod.
+    /// Moves the peer that `AddPair` added to the namespace of a pod.
     MovePeer(usize),
     Delete(usize),
     Up(usize),
@@ -94,7 +94,7 @@ fn comparable(mut snapshot: InterfaceSnapshot) -> InterfaceSnapshot {
     snapshot
 }
 
-/// Reads what the kernel has reported, until the result is that of reading everything.
+/// Reads the interfaces that the kernel has reported, until the result equals that of reading all interfaces.
 async fn wait_until_current(monitor: &mut Monitor, watcher: &mut InterfaceWatcher) -> Result<()> {
     let start = Instant::now();
     loop {
@@ -106,14 +106,15 @@ async fn wait_until_current(monitor: &mut Monitor, watcher: &mut InterfaceWatche
         if cached == all {
             return Ok(());
         }
-        ensure!(start.elapsed() < TIMEOUT, "after changes:\n{cached:#?}\neverything:\n{all:#?}");
+        ensure!(start.elapsed() < TIMEOUT, "reading only changes:\n{cached:#?}\nreading everything:\n{all:#?}");
         if let Ok(changed) = tokio::time::timeout(Duration::from_millis(100), monitor.changed()).await {
             watcher.add(changed?);
         }
     }
 }
 
-/// Runs operations in new namespaces. Returns an error if changes lead to another result than reading everything.
+/// Runs operations in new namespaces. Returns an error if reading only changes gives another result than reading
+/// everything.
 fn check(operations: &[Operation]) -> Result<()> {
     let node = Netns::new("the node")?;
     let pods = (0..VETHS).map(|_| Netns::new("a pod")).collect::<Result<Vec<_>>>()?;
@@ -127,10 +128,10 @@ fn check(operations: &[Operation]) -> Result<()> {
             for operation in operations {
                 let (command, pod) = operation.command(&pods);
                 // An error means that the operation is impossible now.
-                let changed = pod.map_or(&node, |pod| &pods[pod]).ip(&command).is_ok();
+                let succeeded = pod.map_or(&node, |pod| &pods[pod]).ip(&command).is_ok();
                 wait_until_current(&mut monitor, &mut watcher)
                     .await
-                    .with_context(|| format!("after `ip {command}` ({changed}) of {operations:?}"))?;
+                    .with_context(|| format!("after `ip {command}` (succeeded: {succeeded}) of {operations:?}"))?;
             }
             Ok(())
         })

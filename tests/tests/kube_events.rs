@@ -31,8 +31,8 @@ fn server(lab: &mut Lab) -> Result<&ApiServer> {
     lab.agent().api_server().context("the agent has no API server")
 }
 
-/// Returns the Events that `kubectl describe` selects by these fields. `kubectl describe` reads the core API group, but
-/// both API groups of Events have one store.
+/// Returns the Events of an object, selected by the fields that `kubectl describe` uses. `kubectl describe` reads the
+/// core API group, but the API server returns the same Events in this group and in `events.k8s.io`.
 fn described(server: &ApiServer, resource: Resource, name: &str) -> Result<Vec<Value>> {
     let object = server.get(resource, "shop", name).with_context(|| format!("there is no shop/{name}"))?;
     let is_about = |event: &Value| {
@@ -87,7 +87,7 @@ fn a_denied_connection_becomes_one_event_and_more_packets_become_its_series() ->
     assert_eq!(text(&events[0], "/reason"), "NetworkPolicyDenied");
 
     send(&lab, &socket, 999)?;
-    // The kernel reports a flow once a second, with the number of packets that it did not report before.
+    // The programs report a flow at most once a second, with the number of packets that they did not report before.
     sleep(Duration::from_millis(1200));
     send(&lab, &socket, 1)?;
     lab.agent().wait_denied(|denied| denied.0.pointer("/suppressed").is_some_and(|count| *count != json!(0)))?;
@@ -98,7 +98,7 @@ fn a_denied_connection_becomes_one_event_and_more_packets_become_its_series() ->
     let count = events[0].pointer("/series/count").and_then(Value::as_u64);
     // Some packets may belong to the flow's next report, which is never sent.
     assert!(count.is_some_and(|count| (990..=1001).contains(&count)), "{events:#?}");
-    // The sender's policy denied the packet, and no other pod has an Event.
+    // Only the sender has an Event. `shop/cache` sent nothing.
     assert!(described(server(&mut lab)?, Resource::Pods, "cache")?.is_empty());
     let writes = |verb| event_requests(&mut lab, verb);
     assert_eq!([Verb::Create, Verb::Patch].map(writes).map(Result::unwrap_or_default), [1, 1]);
@@ -114,7 +114,7 @@ fn event_requests(lab: &mut Lab, verb: Verb) -> Result<usize> {
 }
 
 #[test]
-fn a_policy_with_an_invalid_cidr_has_one_event_until_it_is_corrected() -> Result<()> {
+fn an_invalid_cidr_in_a_policy_causes_one_event_and_its_correction_causes_none() -> Result<()> {
     let mut lab = start(AgentOptions::default().arguments(&["--kube-events"]))?;
     let policy = |cidr: &str| {
         json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",

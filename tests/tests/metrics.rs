@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use netpol_tests::{AgentOptions, Cluster, Lab, deny_all};
 
-/// Addresses in the node's network namespace at which the agent serves.
-const ADDRESS: &str = "127.0.0.1:9464";
-const HEALTH: &str = "127.0.0.1:9465";
+/// Addresses in the node's network namespace at which the agent serves metrics and health.
+const METRICS_ADDRESS: &str = "127.0.0.1:9464";
+const HEALTH_ADDRESS: &str = "127.0.0.1:9465";
 
 /// A parsed metrics page.
 #[derive(Debug, Default)]
@@ -27,7 +27,7 @@ struct Metrics {
 }
 
 fn get(lab: &Lab, path: &str) -> Result<(String, String)> {
-    get_at(lab, ADDRESS, path)
+    get_at(lab, METRICS_ADDRESS, path)
 }
 
 fn get_at(lab: &Lab, address: &str, path: &str) -> Result<(String, String)> {
@@ -152,7 +152,7 @@ impl Metrics {
 #[test]
 fn the_metrics_page_is_valid_and_changes_are_measured() -> Result<()> {
     let cluster = Cluster::builder().pods(&[("shop/client", "app=client"), ("shop/server", "app=server")]);
-    let mut lab = Lab::start_with(cluster, &[], AgentOptions::default().arguments(&["--metrics", ADDRESS]))?;
+    let mut lab = Lab::start_with(cluster, &[], AgentOptions::default().arguments(&["--metrics", METRICS_ADDRESS]))?;
     let (head, body) = get(&lab, "/metrics")?;
     ensure!(head.starts_with("HTTP/1.1 200 ") && head.contains("text/plain; version=0.0.4"), "{head}");
     let before = parse(&body)?;
@@ -245,17 +245,17 @@ fn median_response_time(lab: &Lab, address: &str, path: &str) -> Result<Duration
 #[test]
 fn hostile_slow_clients_of_metrics_do_not_delay_health() -> Result<()> {
     let cluster = Cluster::builder().pods(&[("shop/client", "app=client")]);
-    let options = AgentOptions::default().arguments(&["--metrics", ADDRESS, "--health", HEALTH]);
+    let options = AgentOptions::default().arguments(&["--metrics", METRICS_ADDRESS, "--health", HEALTH_ADDRESS]);
     let lab = Lab::start_with(cluster, &[], options)?;
-    let clients = SlowClients::start(&lab, ADDRESS, 300)?;
-    let health = median_response_time(&lab, HEALTH, "/healthz")?;
+    let clients = SlowClients::start(&lab, METRICS_ADDRESS, 300)?;
+    let health = median_response_time(&lab, HEALTH_ADDRESS, "/healthz")?;
     ensure!(health < Duration::from_millis(100), "/healthz took {health:?} with slow clients of /metrics");
-    let metrics = median_response_time(&lab, ADDRESS, "/metrics")?;
+    let metrics = median_response_time(&lab, METRICS_ADDRESS, "/metrics")?;
     ensure!(metrics < Duration::from_secs(1), "/metrics took {metrics:?} with slow clients");
     clients.end()?;
 
-    let clients = SlowClients::start(&lab, HEALTH, 300)?;
-    let health = median_response_time(&lab, HEALTH, "/healthz")?;
+    let clients = SlowClients::start(&lab, HEALTH_ADDRESS, 300)?;
+    let health = median_response_time(&lab, HEALTH_ADDRESS, "/healthz")?;
     ensure!(health < Duration::from_secs(1), "/healthz took {health:?} with slow clients of /healthz");
     clients.end()?;
     Ok(())
@@ -264,9 +264,9 @@ fn hostile_slow_clients_of_metrics_do_not_delay_health() -> Result<()> {
 #[test]
 fn the_health_listener_works_without_metrics() -> Result<()> {
     let cluster = Cluster::builder().pods(&[("shop/client", "app=client")]);
-    let lab = Lab::start_with(cluster, &[], AgentOptions::default().arguments(&["--health", HEALTH]))?;
+    let lab = Lab::start_with(cluster, &[], AgentOptions::default().arguments(&["--health", HEALTH_ADDRESS]))?;
     for (path, status) in [("/healthz", "200"), ("/readyz", "200"), ("/metrics", "404"), ("/v1/status", "404")] {
-        let (head, body) = get_at(&lab, HEALTH, path)?;
+        let (head, body) = get_at(&lab, HEALTH_ADDRESS, path)?;
         ensure!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {head}");
         ensure!(status == "200" || body.contains("no such path; available: /healthz, /readyz"), "{body}");
     }

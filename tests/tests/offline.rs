@@ -1,4 +1,4 @@
-//! Verdicts of the offline command `netpol`, compared with a cluster.
+//! Verdicts of the offline commands of `netpol`, compared with the verdicts measured in a cluster.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Output};

@@ -1,4 +1,5 @@
-//! Tests of interfaces without a known pod, before it is known and after it is deleted: item 27 of docs/semantics.md.
+//! Interfaces for which the agent knows no pod: before the agent has received the pod's object, and after the object is
+//! deleted. Item 27 of docs/semantics.md.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
@@ -69,7 +70,7 @@ fn s27_unprotected_time_and_packets_in_metrics_and_log_are_correct() -> Result<(
     for _ in 0..CONNECTIONS {
         lab.cluster.try_all(std::slice::from_ref(&probe))?;
     }
-    // Long, compared with the time after which the agent sees the interface.
+    // Much longer than the agent takes to find the interface.
     std::thread::sleep(std::time::Duration::from_millis(300));
     let shortest = exists.elapsed().as_secs_f64() / 2.0;
     lab.cluster.write_manifest("shop/late")?;
@@ -183,13 +184,14 @@ fn s27_a_pod_without_its_manifest_stays_enforced_while_its_interface_exists() ->
     lab.expect_without_reference(expected).context("without its manifest")?;
     lab.set_policies(&[])?;
     lab.cluster.label_namespace("blog", "changed=yes")?;
-    lab.expect_without_reference(expected).context("without its policy: it may not be the same pod")?;
+    lab.expect_without_reference(expected)
+        .context("after its policy was deleted: the last policies must stay enforced")?;
     lab.agent().restart()?;
-    lab.expect_without_reference(expected).context("with an agent that never had the pod's object")?;
-    let tally = denied.finish()?;
-    ensure!(tally.sent > 100 && tally.answered == 0, "denied packets passed: {tally:?}");
+    lab.expect_without_reference(expected).context("with a new agent, which never received the pod's object")?;
+    let counts = denied.finish()?;
+    ensure!(counts.sent > 100 && counts.answered == 0, "denied packets passed: {counts:?}");
 
-    // When the pod's object exists again, policies apply to the pod.
+    // When the pod's object exists again, the current policies apply to the pod.
     lab.set_policies(&[allow_client_to_server()])?;
     lab.cluster.write_manifest("shop/server")?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;

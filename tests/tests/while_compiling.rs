@@ -124,7 +124,7 @@ fn a_new_pod_is_denied_and_requests_are_served_while_policies_are_compiled() -> 
     ensure!(!lab.agent_ref().is_ready(), "the agent is ready before it has compiled the policies");
     ensure!(
         lab.cluster.try_tcp("free/one", "locked/new", address, 80)? == ProbeResult::Dropped,
-        "the pod's traffic is allowed by another agent"
+        "the pod's traffic is allowed when the next agent starts"
     );
     lab.cluster.add_pod(PodSpec::new("locked/newer"))?;
     lab.agent().wait_log(&["pod=locked/newer", words[1]])?;

@@ -53,7 +53,7 @@ fn setup() -> Result<()> {
     }
     if run::find("rustup").is_none() {
         bail!(
-            "rustc has no standard library for {STATIC_TARGET}, which netpol-cni needs: install rustup, or the package of your system"
+            "rustc has no standard library for {STATIC_TARGET}, which netpol-cni needs: install rustup, or your distribution's package of this library"
         );
     }
     let mut install = run::command("rustup", ["target", "add", STATIC_TARGET]);

@@ -28,8 +28,8 @@ enum Command {
         after_help = "Examples:\n  cargo xtask ebpf && bpftool btf dump file target/bpf/netpol.o\n  cargo xtask ebpf --log && netpol-agent run --bpf-object target/bpf/netpol-log.o …"
     )]
     Ebpf {
-        /// Build target/bpf/netpol-log.o instead. Its programs log errors that should never happen to the agent's
-        /// log.
+        /// Build target/bpf/netpol-log.o instead. With this object, the agent also logs errors of its programs, which
+        /// should never happen.
         #[arg(long)]
         log: bool,
     },
@@ -74,7 +74,7 @@ enum Command {
     )]
     Doctor(DoctorArgs),
     /// Check format, lints, dependencies between crates, documentation of each reason, option and metric, and that
-    /// each line of docs/semantics.md has a test.
+    /// each item of docs/semantics.md has a test.
     #[command(
         after_help = "Examples:\n  cargo xtask tidy\n\nExit code 1 if there are findings; each finding states the fix."
     )]
@@ -95,8 +95,8 @@ pub(crate) struct KrewArgs {
 /// Options of `image`.
 #[derive(Args, Debug)]
 pub(crate) struct ImageArgs {
-    /// Name and tag of the image. The default has the version of this checkout and is what deploy/ runs; nothing can be
-    /// pushed to a registry named `localhost`.
+    /// Name and tag of the image. The default has the version of this checkout, and the manifests in deploy/ use it.
+    /// The registry `localhost` prevents pushing this image by mistake.
     #[arg(long, default_value = concat!("localhost/netpol:", env!("CARGO_PKG_VERSION")))]
     pub(crate) tag: String,
     /// File to write; default target/netpol-image.tar.
@@ -113,7 +113,8 @@ pub(crate) struct TestArgs {
     /// Number of random cases for each property-based test, instead of the test's own number.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) cases: Option<u32>,
-    /// Number of tests to run in parallel; the default is the number of CPUs, and twice that for live tests.
+    /// Number of tests to run in parallel; the default is the number of CPUs, or twice that for tests with real
+    /// packets.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
 }
@@ -156,7 +157,7 @@ pub(crate) struct BenchArgs {
     /// Number of Services, with all pods as their backends; default 5,000 for memory and none otherwise
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=60_000))]
     pub(crate) services: Option<u32>,
-    /// Seconds of changes for convergence, of each rate for churn, and of all traffic for net
+    /// Seconds of changes for convergence, of each rate for churn, and of each round for net
     #[arg(long, value_name = "S", default_value_t = 25)]
     pub(crate) seconds: u32,
     /// Output format.

@@ -18,7 +18,7 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// The packages of one suite, with private apt lists.
 pub(crate) struct Packages {
-    private: PathBuf,
+    private_folder: PathBuf,
 }
 
 impl Packages {
@@ -28,14 +28,15 @@ impl Packages {
     }
 
     fn update(suite: &str, folder: &Path, mirror: &str) -> Result<Self> {
-        let private = folder.join("apt");
+        let private_folder = folder.join("apt");
         for part in ["lists/partial", "archives/partial"] {
-            fs::create_dir_all(private.join(part)).with_context(|| format!("creating {}", private.display()))?;
+            fs::create_dir_all(private_folder.join(part))
+                .with_context(|| format!("creating {}", private_folder.display()))?;
         }
         // The lists of old suites have passed their `Valid-Until` date.
         let source = format!("deb [signed-by={KEYRING} check-valid-until=no] {mirror} {suite} main\n");
-        fs::write(private.join("sources.list"), source).context("writing a private sources.list")?;
-        let packages = Self { private };
+        fs::write(private_folder.join("sources.list"), source).context("writing a private sources.list")?;
+        let packages = Self { private_folder };
         run::output("updating package lists", &mut packages.apt("apt-get", &["-qq", "update"]))?;
         Ok(packages)
     }
@@ -43,7 +44,7 @@ impl Packages {
     /// Returns a command for one of apt's programs, with private sources and lists.
     fn apt(&self, program: &str, words: &[&str]) -> Command {
         let mut command = run::command::<&str>(program, []);
-        let private_folder = self.private.display();
+        let private_folder = self.private_folder.display();
         for option in [
             format!("Dir::Etc::SourceList={private_folder}/sources.list"),
             "Dir::Etc::SourceParts=/dev/null".into(),
@@ -81,8 +82,8 @@ impl Packages {
     }
 }
 
-/// Unpacks a package of a suite to `root` in the folder, from the first mirror that has the package. `choose` returns
-/// the name of the package.
+/// Downloads a package of a suite from the first mirror that has it, and unpacks the package to `root` in the folder.
+/// `choose` returns the name of the package.
 pub(crate) fn fetch(suite: &str, folder: &Path, choose: impl Fn(&Packages) -> Result<String>) -> Result<()> {
     let mut errors = Vec::new();
     for mirror in mirrors()? {

@@ -71,7 +71,7 @@ fn run_scene(printer: &Printer, cluster: &Cluster, agent: &Agent, scene: &Scene)
     let expected = Matrix::expected(cluster, &cells)?;
     let start = Instant::now();
     let (measured, elapsed) = loop {
-        // A change takes effect within milliseconds. The table shows one complete measurement after it.
+        // Wait until the change has taken effect, which takes milliseconds. The table shows one complete measurement.
         std::thread::sleep(Duration::from_millis(100));
         agent.clear_denied();
         let measurement_start = Instant::now();

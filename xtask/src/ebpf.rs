@@ -15,7 +15,7 @@ const SHIPPED: &str = "netpol-ebpf";
 /// The cargo binary of the object for tests and benchmarks.
 const TEST: &str = "netpol-ebpf-test";
 
-/// Builds netpol-ebpf for the kernel and returns the object's path.
+/// Builds the object that the agent embeds, and returns its path.
 pub(crate) fn build() -> Result<PathBuf> {
     compile(&["--bin", SHIPPED])?;
     install(SHIPPED, workspace::bpf_object())
@@ -44,8 +44,8 @@ fn compile(arguments: &[&str]) -> Result<()> {
     run::step("building the BPF object", &mut cargo)
 }
 
-/// Checks the object that was built as `binary`, and copies it to `object`. Writes the file only if the content
-/// changed, because the agent embeds the object and is rebuilt after each write.
+/// Corrects the line info of the object that was built as `binary`, checks the object, and writes it to the file
+/// `object`. Writes the file only if the content changed, because the agent embeds it and is rebuilt after each write.
 fn install(binary: &str, object: PathBuf) -> Result<PathBuf> {
     let built = target_directory().join(toolchain::TARGET).join("bpf").join(binary);
     let mut new = std::fs::read(&built).with_context(|| format!("reading the new object {}", built.display()))?;
@@ -64,8 +64,8 @@ fn install(binary: &str, object: PathBuf) -> Result<PathBuf> {
     Ok(object)
 }
 
-/// Returns a separate target directory. In a shared one, cargo would rebuild everything after each change of the
-/// compiler.
+/// Returns the target directory of the BPF object. It is separate, because the BPF object can have another compiler: in
+/// a shared directory, cargo would rebuild everything after each switch of the compiler.
 fn target_directory() -> PathBuf {
     workspace::target().join("bpf-build")
 }

@@ -77,7 +77,7 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
 fn tar(folder: &Path, archive: &Path) -> Result<()> {
     let words = ["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "--mode=a+rX,go-w"];
     let mut command = run::command("tar", words);
-    // Removes the `./` before each name, as in archives by Docker.
+    // Removes the `./` before each name, because archives by Docker do not have it.
     command.args(["--format=ustar", "--transform=s,^\\./,,", "-cf"]).arg(archive);
     command.arg("-C").arg(folder).arg(".");
     run::output("packing the image", &mut command).map(drop)

@@ -74,9 +74,9 @@ mod tests {
         ] {
             assert!(text.lines().any(|other| other == line), "{line}: {text}");
         }
-        assert!(fill("@VERSION@ @URI@ @SHA256@", "1", "h", "u", "s").is_err());
-        assert!(fill(&format!("{TEMPLATE}@OTHER@\n"), "1", "h", "u", "s").is_err());
-        assert!(fill(TEMPLATE, "1", "\"", "u", "s").is_err());
+        assert!(fill("@VERSION@ @URI@ @SHA256@", "1", "h", "u", "s").is_err(), "no error without @HOMEPAGE@");
+        assert!(fill(&format!("{TEMPLATE}@OTHER@\n"), "1", "h", "u", "s").is_err(), "no error for an unknown @OTHER@");
+        assert!(fill(TEMPLATE, "1", "\"", "u", "s").is_err(), "no error for a quotation mark in a value");
     }
 
     #[test]

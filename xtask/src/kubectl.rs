@@ -19,6 +19,7 @@ pub(crate) fn setup() -> Result<()> {
     if find().is_ok() {
         return Ok(());
     }
+    // If the user has selected a kubectl, return the error instead of downloading another one.
     if std::env::var_os(OVERRIDE).is_some() {
         find()?;
     }

@@ -18,6 +18,7 @@ pub(crate) fn setup() -> Result<()> {
     if find().is_ok() {
         return Ok(());
     }
+    // If the user has selected a directory, return the error instead of downloading other programs.
     if std::env::var_os(OVERRIDE).is_some() {
         find()?;
     }

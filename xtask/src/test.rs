@@ -16,8 +16,8 @@ use crate::{ebpf, run, setup, workspace};
 use executables::{Executable, Source};
 use tally::Tally;
 
-/// Number of live tests for each CPU. Live tests use real packets and mostly wait for packets that are dropped, so more
-/// of them run in parallel than there are CPUs.
+/// Number of live tests for each CPU. Live tests use real packets. They mostly wait for packets that do not arrive
+/// because they are dropped, so more of these tests run in parallel than there are CPUs.
 const LIVE_PER_CPU: usize = 2;
 
 /// How long an executable may run without output before it counts as hung.
@@ -55,7 +55,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
 fn run_executable(executable: &Executable, agent: &Path, args: &TestArgs, tally: &mut Tally) -> Result<()> {
     run::announce(&executable.to_string());
     let mut command = std::process::Command::new(&executable.path);
-    // Cargo sets the directory and the variable, too, and some tests use them to find their data.
+    // `cargo test` sets this directory and this variable, too. Some tests use them to find their data.
     command.current_dir(&executable.folder).env("CARGO_MANIFEST_DIR", &executable.folder);
     command.env("NETPOL_AGENT", agent);
     command.env("NETPOL_BPF_OBJECT", workspace::bpf_object());
@@ -131,7 +131,7 @@ fn report(tally: &Tally, args: &TestArgs, test_time: Duration, build_time: Durat
         bail!("no test matches {}: a filter is a part of a test's path", args.filter.join(" or "));
     }
     if tally.ignored > 0 {
-        println!("tests with the attribute `ignore`: {}. Run them always, or remove them", tally.ignored);
+        println!("tests with the attribute `ignore`: {}. Remove the attribute, or the test", tally.ignored);
     }
     println!("{} passed, {} failed", tally.passed, tally.failed);
     Ok(if tally.failed == 0 && tally.ignored == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -1,4 +1,4 @@
-//! `tidy`: checks that a reviewer would otherwise do by hand.
+//! `tidy`: the checks that a reviewer would otherwise do by hand.
 
 mod docs;
 mod layers;
@@ -31,7 +31,7 @@ pub(crate) fn run() -> Result<ExitCode> {
         ("every metric is in docs/, and metrics in docs/ exist", metrics::check),
         ("metrics and labels in the dashboard and in alerts exist", monitoring::queries),
         ("every alert has a test and a section in docs/alerts.md", monitoring::alerts),
-        ("every line of docs/semantics.md has a test", docs::semantics),
+        ("every item of docs/semantics.md has a test", docs::semantics),
         ("every example is listed, and links have a target", docs::links),
         ("every command is in CONTRIBUTING.md", docs::commands),
         ("every test named in docs/threat-model.md exists", docs::threat_model),

@@ -11,7 +11,7 @@ use super::stream::RecordStream;
 /// A body.
 #[derive(Debug)]
 pub(super) enum ApiBody {
-    /// Text that is complete; empty once it is sent.
+    /// A complete text. Empty after it was sent.
     Text(Bytes),
     /// A stream of records.
     Records(Box<RecordStream>),

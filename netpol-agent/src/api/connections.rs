@@ -1,7 +1,7 @@
 //! Limits the connections of one listener, in total and for each peer. If a peer at its limit opens a new connection,
 //! the agent closes the oldest connection of this peer. At the total limit, the agent closes the oldest connection of
 //! the peer with the most connections. So a client that sends its request slowly, or reads the response slowly, does
-//! not delay others. While the agent prepares a response or sends a stream, it does not close the connection.
+//! not delay other clients. While the agent prepares a response or sends a stream, it does not close the connection.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -119,8 +119,8 @@ impl Connections {
         Self { limits, open: Arc::default() }
     }
 
-    /// Admits a new connection. `None`: no other connection can be closed to make room, because each has a request in
-    /// progress.
+    /// Admits a new connection. If a limit is reached, first closes another connection. Returns `None` if none can be
+    /// closed, because the agent is answering a request on each of them.
     pub(super) fn admit(&self, peer: Peer) -> Option<AdmittedConnection> {
         let mut open = lock(&self.open);
         if open.count_of(peer) >= self.limits.per_peer {
@@ -232,7 +232,7 @@ mod tests {
         let stream = first.answering.stream();
         assert!(connections.admit(peer(1)).is_none(), "the stream must not be closed");
         drop(stream);
-        assert!(connections.admit(peer(1)).is_some(), "the stream has ended");
+        assert!(connections.admit(peer(1)).is_some(), "the connection must be closed, because its stream has ended");
     }
 
     #[test]

@@ -17,8 +17,8 @@ use crate::events::BufferedRecord;
 /// NDJSON: one JSON object a line.
 const NDJSON: &str = "application/x-ndjson";
 
-/// Handles a request. While the response is sent, the connection counts as being answered, so that it is not closed to
-/// make room for another one.
+/// Handles a request. While the response is sent, the request counts as being answered, so that its connection is not
+/// closed to make room for another one.
 pub(super) fn answer(query: &str, requests: &Requests, answering: &IsAnswering) -> HttpResponse {
     let query = match FlowQuery::parse(query) {
         Ok(query) => query,

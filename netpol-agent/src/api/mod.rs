@@ -2,9 +2,9 @@
 //! also serves the status, flows and other resources, requests that wait for conditions, and requests of the CNI plugin
 //! when a pod starts.
 //!
-//! Only the main loop in `reconcile::task` has the state of the agent. So the loop answers all requests, except those
-//! for flows, which are read from a buffer in memory. A response, also of `/healthz`, proves that the loop runs. The
-//! conditions of waiting requests are checked again whenever the loop reports progress.
+//! Only the main loop in `reconcile::task` has the state of the agent, so it answers most requests. Flows are read from
+//! a buffer in memory instead. Once the loop has started, it also answers `/healthz`, so such a response proves that
+//! the loop runs. The conditions of waiting requests are checked again whenever the loop reports progress.
 
 mod body;
 mod connections;

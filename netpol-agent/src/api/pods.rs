@@ -27,7 +27,7 @@ pub(super) fn serves(path: &str) -> bool {
     matches!(path, START | STOP)
 }
 
-/// Handles a POST request for a path that this module serves.
+/// Handles a POST request for a path that this module serves. `limit` is the time limit for reading the body.
 pub(super) async fn answer(request: Request<Incoming>, requests: &Requests, limit: Duration) -> HttpResponse {
     let gate = Gate::new(requests.clone());
     let response = match request.uri().path() {

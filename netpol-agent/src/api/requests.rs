@@ -77,7 +77,7 @@ impl Progress {
     }
 }
 
-/// What requests read without the main loop.
+/// The data in responses that does not come from the main loop.
 #[derive(Clone, Debug)]
 pub struct About {
     /// Name of the agent's node.

@@ -27,10 +27,10 @@ const HEAD_BYTES: usize = 8192;
 /// Limits of each TCP listener. Connections must not use up the file descriptors of the agent.
 const TCP_LIMITS: Limits = Limits { all: 64, per_peer: 32 };
 /// Maximum number of connections that wait to be accepted. If there are more, the kernel drops a SYN, and the client
-/// repeats it after a second. So the maximum is far more than clients open at one time.
+/// repeats it after a second. So the maximum is much higher than the number of clients that connect at one time.
 const BACKLOG: u32 = 1024;
-/// Limits of the Unix socket, to which only root connects. A request that waits for a condition, or reads a stream, is
-/// never closed to make room for another connection.
+/// Limits of the Unix socket, to which only root connects. A connection with a waiting request or a stream is never
+/// closed to make room for another one. So the limit leaves room for [`MAX_WAITERS`] other connections.
 const SOCKET_LIMITS: Limits = Limits { all: MAX_SOCKET_CONNECTIONS, per_peer: MAX_SOCKET_CONNECTIONS };
 const MAX_SOCKET_CONNECTIONS: usize = 2 * MAX_WAITERS + MAX_STREAMS;
 
@@ -55,8 +55,8 @@ fn serve_tcp(address: SocketAddr, requests: Requests, paths: Paths) {
         tracing::info!(%address, "serving {purpose}");
         let connections = Connections::new(TCP_LIMITS);
         loop {
-            // Yields after each connection, so that the runtime reads pending data: a complete request is answered
-            // before a burst of other connections could close it.
+            // Yields after each connection, so that the runtime can read and answer a complete request before a burst
+            // of new connections makes the agent close the connection of this request.
             yield_now().await;
             let Some((stream, from)) = accepted(listener.accept().await).await else { continue };
             let Some(admitted) = connections.admit(Peer::of_address(from.ip())) else { continue };
@@ -139,7 +139,8 @@ async fn unless_streaming(limit: Duration, answering: IsAnswering, serving: impl
 }
 
 /// Makes the kernel report a connection only when its first data arrives, so that clients that send nothing do not
-/// count. If the kernel refuses the option, the listener works anyway. Source: `tcp(7)`, `TCP_DEFER_ACCEPT`.
+/// count towards the limits. If the kernel refuses the option, the listener works anyway. Source: `tcp(7)`,
+/// `TCP_DEFER_ACCEPT`.
 fn defer_accept(listener: &TcpListener) {
     let seconds = libc::c_int::try_from(TIMEOUT.as_secs()).unwrap_or(1);
     let size = libc::socklen_t::try_from(size_of_val(&seconds)).unwrap_or_default();

@@ -29,6 +29,7 @@ pub(super) struct RecordStream {
     /// Records that existed when the request arrived.
     existing: VecDeque<Arc<BufferedRecord>>,
     live: Option<LiveRecords>,
+    /// Whether the client requested the labels of pods.
     labels: bool,
     node: String,
     /// Values that must not be dropped before the stream ends, such as a permit.
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn existing_records_come_first_and_a_stream_without_follow_ends() {
+    async fn a_stream_without_follow_ends_after_the_existing_records() {
         let existing = (0..100).map(|number| Arc::new(test_record("shop/web", number))).collect();
         let mut stream = RecordStream::new(&FlowQuery::default(), "n1", existing, None);
         let mut records = Vec::new();
@@ -282,7 +283,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_ends_with_the_agent() {
+    async fn a_stream_ends_when_the_agent_ends() {
         let buffer = FlowBuffer::new(10);
         let (_, new) = buffer.subscribe();
         let mut stream = RecordStream::new(&FlowQuery::default(), "n1", Vec::new(), Some(new));

@@ -1,4 +1,5 @@
-//! Runs the API on its own thread, so that the rest of the agent does not delay responses.
+//! Runs the API on its own thread. So requests are read, and their time limits apply, even if the other threads are
+//! busy.
 
 use std::future::pending;
 use std::io;

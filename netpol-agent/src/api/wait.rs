@@ -17,7 +17,7 @@ use netpol_source::{SourceQuery, Subject, SubjectState};
 const MAX_CONDITIONS: usize = 64;
 /// Timeout of a request without the parameter `timeout`.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Minimum time for the source to respond, also for a request with a shorter timeout.
+/// Minimum time limit for a response of the source, also for a request with a shorter timeout.
 const SOURCE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Conditions of a request, and its timeout.

@@ -23,7 +23,7 @@ pub(super) fn text(gate: &GateStatus, width: usize) -> String {
     text
 }
 
-/// Returns the sentence about the gate.
+/// Returns a line with the mode of the gate, its state, and why the mode was chosen.
 fn summary(gate: &GateStatus) -> String {
     let mode = match &*gate.mode {
         "off" => "off: pods start without waiting until their policies are enforced".to_owned(),

@@ -60,7 +60,7 @@ impl SafeVisitor<'_> {
         if !std::mem::take(&mut self.first) {
             self.writer.write_char(' ')?;
         }
-        // SGR 3 and 2: italic and dim, as the layer itself writes names.
+        // Terminal codes: the name is italic and the `=` is dim, as the layer itself writes them.
         match (field.name(), self.writer.has_ansi_escapes()) {
             ("message", _) => {}
             (name, true) => write!(self.writer, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m")?,
@@ -78,7 +78,7 @@ impl SafeVisitor<'_> {
 
 impl Visit for SafeVisitor<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        // `log.*`: origin of an event of the `log` crate.
+        // Fields `log.…` contain the origin of an event from the crate `log`. They are not written.
         if !field.name().starts_with("log.") {
             self.record(field, format_args!("{value:?}"));
         }

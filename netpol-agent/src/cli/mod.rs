@@ -98,7 +98,7 @@ Examples:
 Addresses and interfaces are read from the pinned maps, even if no agent is running. Names of pods and policies come from
 the agent that listens on --api-socket.
 INGRESS and EGRESS: the first three policies that isolate the pod (in its namespace), or `open` if no policy isolates it.
-If no agent responds, the ID of the rule set.
+If no agent responds, these columns show the ID of the rule set.
 NOTES: CONFLICT means that the interface has an address of a pod to which another interface is bound; UNLISTED means an
 address of the pod that is not in its status.podIPs; OBSERVED ONLY means that an agent with --observe attached the
 programs, which enforce nothing.
@@ -173,7 +173,7 @@ struct RunArgs {
     /// Count the packets and bytes of allowed flows, and record them
     #[arg(long, value_enum, default_value_t)]
     flow_totals: FlowTotalsMode,
-    /// Number of the last records that are kept in memory for API clients, about 1 KiB each; pods share it fairly
+    /// Number of the last records that are kept in memory for API clients, about 1 KiB each; each pod has a fair share
     #[arg(long, value_name = "RECORDS", default_value_t = DEFAULT_FLOW_BUFFER)]
     flow_buffer: usize,
     /// CNI configuration directory of the container runtime, used to report plugins that conflict with netpol
@@ -283,7 +283,8 @@ struct Sizes {
     /// Service ports at IPv6 addresses, including hostPorts
     #[arg(long, default_value_t = Capacities::default().services_v6)]
     max_services_v6: u32,
-    /// Pairs of a rule set and a class of peers that it allows; default: as many as fit into --max-policy-memory
+    /// Pairs of a rule set and a class of peers that the rule set allows; default: as many as fit into
+    /// --max-policy-memory
     #[arg(long)]
     max_allow: Option<u32>,
     /// Ports of distinct port sets; a range counts as up to 30; default: as many as fit into --max-policy-memory
@@ -375,14 +376,15 @@ struct UninstallArgs {
     /// Directory on a BPF filesystem, as given to the agent
     #[arg(long, default_value = PIN_PATH)]
     pin_path: PathBuf,
-    /// API socket, as given to the agent: one that a killed agent left is removed, and its directory if it is empty
+    /// API socket, as given to the agent. If a killed agent left this socket, the socket is removed, and its directory
+    /// if it is empty
     #[arg(long, value_name = "PATH", default_value = netpol_api::DEFAULT_SOCKET)]
     api_socket: PathBuf,
     /// CNI configuration directory, as given to the agent: netpol-cni is removed from its lists
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     cni_config: PathBuf,
-    /// Wait for SIGTERM after everything is removed, instead of exiting: for a `DaemonSet` that uninstalls. When its
-    /// pod is ready, netpol is removed from the pod's node
+    /// Wait for SIGTERM after everything is removed, instead of exiting. Use this in a `DaemonSet` that uninstalls
+    /// netpol: a ready pod means that netpol was removed from the pod's node
     #[arg(long)]
     keep_running: bool,
 }

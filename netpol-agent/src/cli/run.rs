@@ -44,7 +44,7 @@ pub(super) fn run(args: RunArgs) -> Result<ExitCode> {
     check_targets(&args.flow_export);
     requirements::check("run")?;
     log::start(args.log_format, args.verbose);
-    // Three runtimes, each on its own thread: parsing objects, enforcing them and serving the API do not delay each
+    // Three runtimes, each on its own thread: parsing objects, enforcing policies and serving the API do not delay each
     // other.
     let api_runtime = api::start_runtime().context(NO_THREAD)?;
     api_runtime.spawn(exit_after_timeout());
@@ -83,7 +83,7 @@ async fn exit_after_timeout() {
     }
     tokio::time::sleep(STOP_TIMEOUT).await;
     tracing::warn!("stopped while an operation was still in progress; what is enforced stays enforced");
-    // SAFETY: `_exit` has no preconditions. It skips destructors and other threads on purpose: they may take long.
+    // SAFETY: `_exit` has no preconditions. It does not wait for destructors and other threads: they may take long.
     unsafe { libc::_exit(0) };
 }
 
@@ -252,7 +252,8 @@ fn kube_events(args: &RunArgs) -> Result<Option<(Sink, kubernetes::Handle)>> {
     kubernetes::start(&args.node, client).map(Some).context("cannot start a thread for --kube-events")
 }
 
-/// Serves health, metrics and the API socket. If the socket cannot be created, the agent enforces policies anyway.
+/// Serves health, metrics and the API socket. If another agent listens on the socket, returns an error. If the socket
+/// cannot be created for any other reason, the agent logs the error, and enforces policies anyway.
 fn serve_api(args: &RunArgs, requests: &Requests) -> Result<Option<Socket>> {
     if let Some(address) = args.health {
         api::serve_health(address, requests.clone());
@@ -273,7 +274,7 @@ fn serve_api(args: &RunArgs, requests: &Requests) -> Result<Option<Socket>> {
     }
 }
 
-/// Warns if all pods are on other nodes: most often `--node` is wrong.
+/// Warns if all pods are on other nodes. The most frequent cause is a wrong `--node`.
 fn warn_of_wrong_node(events: &[Event], node: &str) {
     let first_objects = events.iter().flat_map(|event| match event {
         Event::Reset(objects) => objects.as_slice(),

@@ -12,7 +12,7 @@ use crate::api::Requests;
 use crate::gate::cni::Installation;
 use crate::gate::{self, Gate};
 
-/// Starts the gate, in the tokio runtime of the caller.
+/// Starts the gate, as a task in the current tokio runtime.
 pub(super) fn start(args: &RunArgs, requests: &Requests) {
     let (mode, reason) = match args.start_gate {
         StartGate::Auto => {
@@ -46,8 +46,9 @@ pub(super) fn start(args: &RunArgs, requests: &Requests) {
     }
 }
 
-/// Returns the mode for `auto`, and the reason: NRI if the runtime serves it, else CNI if the plugin can be installed,
-/// else off. A deployment without the gate for CNI mounts the directories read-only, or not at all.
+/// Returns the mode for `auto`: NRI if the container runtime serves it, else CNI if the plugin can be installed, else
+/// off. Also returns why this mode was chosen. A deployment that must not use CNI mounts the two directories read-only,
+/// or not at all.
 fn choose(nri_socket: &Path, cni_directories: [&Path; 2]) -> (StartGate, String) {
     let nri_socket_shown = nri_socket.display();
     let no_nri = match UnixStream::connect(nri_socket) {

@@ -21,8 +21,8 @@ pub(super) fn run(args: &UninstallArgs) -> Result<ExitCode> {
     let (removed, remains) = remove_socket(&args.api_socket);
     report.removed.extend(removed);
     report.remains.extend(remains);
-    // The executable stays: CRI-O calls the plugin when it removes pods that were started while the plugin was
-    // configured.
+    // The executable of the CNI plugin stays: CRI-O calls the plugin when it removes pods that were started while the
+    // plugin was configured.
     let plugin = gate::cni::uninstall(&args.cni_config, None);
     report.removed.extend(plugin.removed);
     report.remains.extend(plugin.remains);

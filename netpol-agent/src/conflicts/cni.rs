@@ -31,22 +31,23 @@ struct Plugin {
 pub(super) fn detect(directory: &Path) -> io::Result<Findings> {
     let Some((file, types)) = used_configuration(directory)? else { return Ok(Findings::new()) };
     let advice_for = |name: &String| PLUGINS.iter().find(|(plugin, _)| plugin == name).map(|(_, advice)| *advice);
-    let location = |advice| Finding { location: file.display().to_string(), advice };
+    let finding = |advice| Finding { location: file.display().to_string(), advice };
     Ok(types
         .iter()
-        .filter_map(|name| advice_for(name).map(|advice| (format!("CNI plugin {name}"), location(advice))))
+        .filter_map(|name| advice_for(name).map(|advice| (format!("CNI plugin {name}"), finding(advice))))
         .collect())
 }
 
-/// Returns the configuration that runtimes use, which is the first valid one by name, and the types of its plugins.
-/// Source: CRI-O's ocicni, which skips invalid files. containerd's go-cni has no network while the first file is invalid.
+/// Returns the configuration that container runtimes use, and the types of its plugins. It is the first valid file, in
+/// the order of the names. Source: CRI-O's ocicni, which skips invalid files. containerd's go-cni does not skip them:
+/// while the first file is invalid, pods get no network.
 fn used_configuration(directory: &Path) -> io::Result<Option<(PathBuf, Vec<String>)>> {
     let files = files(directory)?;
     Ok(files.into_iter().find_map(|file| Some((types(&file)?, file))).map(|(types, file)| (file, types)))
 }
 
-/// Returns the files in a CNI configuration directory, in the order of container runtimes. A missing directory has none.
-/// Source: `ConfFiles` of libcni.
+/// Returns the files in a CNI configuration directory, in the order in which container runtimes read them. If the
+/// directory is missing, there are no files. Source: `ConfFiles` of libcni.
 pub(crate) fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
@@ -107,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_finding_has_the_file_and_the_advice_if_policies_are_not_enforced() {
+    fn a_finding_for_a_plugin_without_veths_has_the_file_and_the_advice() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("10-mac.conf");
         std::fs::write(&file, r#"{"type":"macvlan"}"#).unwrap();

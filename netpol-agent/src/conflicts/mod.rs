@@ -188,9 +188,9 @@ mod tests {
     #[test]
     fn a_conflict_is_logged_once_and_when_it_is_resolved() {
         let found = |names: &[&str]| -> Findings {
-            let location =
+            let finding =
                 |name: &&str| (name.to_string(), Finding { location: "there".into(), advice: "do something" });
-            names.iter().map(location).collect()
+            names.iter().map(finding).collect()
         };
         let mut reporter = ConflictReporter::default();
         let mut report = |kind, names: &[&str]| {

@@ -65,8 +65,8 @@ impl Agreement {
     }
 }
 
-/// Returns the event's reason, if the reference evaluator must return the same reason. Other reasons are not compared:
-/// the reasons of revoked flows and of translated packets depend on earlier packets.
+/// Returns the event's reason, if the reference evaluator must return the same reason. Other reasons are not compared.
+/// For example, the reasons of revoked flows and of translated packets depend on earlier packets.
 fn compared_reason<D: Dataplane>(observed: &Observed<'_>, reconciler: &Reconciler<D>) -> Option<Reason> {
     let reason = Reason::from_code(observed.event.reason)?;
     let is_compared = match reason {
@@ -78,7 +78,7 @@ fn compared_reason<D: Dataplane>(observed: &Observed<'_>, reconciler: &Reconcile
     (is_compared && reconciler.has_objects_of(observed.event)).then_some(reason)
 }
 
-/// Returns whether an explanation has these policies.
+/// Returns whether an explanation has these policies. If it lists only some of them, only their number is compared.
 fn has_policies(explanation: &Explanation, policies: &[PolicyKey]) -> bool {
     let own = &explanation.own;
     if let Some(count) = own.policy_count {

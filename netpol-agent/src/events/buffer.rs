@@ -11,8 +11,8 @@ use tokio::sync::broadcast;
 use super::bounds::json_len;
 use super::queue::KeyedQueue;
 
-/// Number of records that a subscription can lag behind. A small number is enough: a subscription only moves records to
-/// its own queue.
+/// Number of records that a subscription can lag behind. A small number is enough, because the receiver of a
+/// subscription only moves records to its own queue.
 const CHANNEL: usize = 1024;
 /// Maximum size of all records in bytes.
 const MAX_BYTES: usize = 64 << 20;

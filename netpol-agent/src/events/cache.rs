@@ -1,5 +1,5 @@
-//! Keeps explanations, so that repeated flows cost little. An explanation is valid until the engine, which has the
-//! objects of the cluster, changes.
+//! Keeps explanations, so that repeated flows cost little. An explanation is valid until the engine has a new version,
+//! because then the objects of the cluster may have changed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -41,7 +41,7 @@ impl ExplanationCache {
         self.explanations.get(key).cloned()
     }
 
-    /// Adds an explanation.
+    /// Adds an explanation. If the cache is full, first removes all others.
     pub(super) fn insert(&mut self, key: ExplanationKey, explanation: Arc<Explanation>) {
         let bytes = size_of::<ExplanationKey>() + explanation.size();
         if self.explanations.len() >= MAX_EXPLANATIONS || self.bytes + bytes > MAX_BYTES {
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn an_explanation_is_valid_until_the_engine_changes() {
+    fn an_explanation_is_valid_until_the_engine_has_a_new_version() {
         let mut cache = ExplanationCache::default();
         assert!(cache.get(&key(80), 1).is_none());
         cache.insert(key(80), explanation());

@@ -122,8 +122,8 @@ pub(super) fn header(time: SystemTime, node: &str) -> RecordHeader {
     RecordHeader { schema: RECORD_SCHEMA.to_owned(), time: rfc3339(time), node: node.to_owned() }
 }
 
-/// Describes one end of a flow: its source or its destination. `own`: if this end is the pod of the interface, this
-/// pod. Its object may already be deleted from the cluster state.
+/// Describes one end of a flow: its source or its destination. `own` is the pod of the interface, if this end is that
+/// pod. `pod` is the object of the pod at this end, if the cluster state still has this object.
 fn describe_end(
     own: Option<&PodKey>,
     pod: Option<&Pod>,

@@ -26,7 +26,7 @@ pub(super) struct Explanation {
     pub(super) rule: Option<CountedRule>,
 }
 
-/// A rule with a counter.
+/// A rule for which flows are counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CountedRule {
     pub(super) rule: RuleRef,
@@ -34,8 +34,8 @@ pub(super) struct CountedRule {
     pub(super) content_hash: u64,
 }
 
-/// Explains a flow from its first packet, with the current objects. With [`Mode::Shadow`], explains it as if policies
-/// in shadow mode were enforced. Returns `None` if the pod was deleted.
+/// Explains the flow that starts with `packet`, according to the current objects. With [`Mode::Shadow`], explains it as
+/// if policies in shadow mode were enforced. Returns `None` if the pod was deleted.
 pub(super) fn explain(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Option<Explanation> {
     cluster_state.pods.get(&packet.pod)?;
     let FlowExplanation { egress, ingress, blocks, mut hints } = explain_flow(cluster_state, packet, mode);

@@ -46,7 +46,7 @@ impl Default for Explainer {
 }
 
 impl Explainer {
-    /// Returns the comparisons with the reference evaluator.
+    /// Returns the counters of comparisons with the reference evaluator.
     pub(super) fn agreement(&self) -> &Agreement {
         &self.agreement
     }

@@ -46,8 +46,8 @@ pub(super) struct Groups(HashMap<GroupKey, Group>);
 impl Groups {
     /// Returns whether an event is summarized instead of reported individually.
     pub(super) fn is_summarized(event: &FlowEvent) -> bool {
-        let to_group = event.flags & event_flags::GROUP != 0 || has_group_destination(event);
-        event.family != 0 && to_group && Reason::from_code(event.reason).is_some_and(is_summarized_reason)
+        let is_multicast = event.flags & event_flags::GROUP != 0 || has_multicast_destination(event);
+        event.family != 0 && is_multicast && Reason::from_code(event.reason).is_some_and(is_summarized_reason)
     }
 
     /// Counts an event.
@@ -102,7 +102,7 @@ impl Groups {
 
 /// Returns whether the destination IP address is a multicast or broadcast address. The Ethernet header does not always
 /// show this: its destination may be unicast, and packets on tunnel devices have no Ethernet header.
-fn has_group_destination(event: &FlowEvent) -> bool {
+fn has_multicast_destination(event: &FlowEvent) -> bool {
     match event.family {
         4 => event.destination[0] & 0xf0 == 0xe0 || event.destination[..4] == [255; 4],
         _ => event.destination[0] == 0xff,
@@ -203,7 +203,8 @@ mod tests {
         let broadcast = event(1, [255; 4]);
         assert!(Groups::is_summarized(&broadcast));
         assert!(Groups::is_summarized(&FlowEvent { flags: event_flags::GROUP, ..event(1, [10, 1, 0, 255]) }));
-        assert!(!Groups::is_summarized(&event(1, [10, 1, 0, 255])), "only the frame shows that this is a broadcast");
+        // Without the flag GROUP, 10.1.0.255 counts as a unicast address, because the prefix length is not known.
+        assert!(!Groups::is_summarized(&event(1, [10, 1, 0, 255])));
         assert!(!Groups::is_summarized(&FlowEvent { reason: Reason::SpoofedSource as u8, ..broadcast }));
     }
 

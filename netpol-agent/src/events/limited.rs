@@ -1,4 +1,4 @@
-//! Counts the denied packets and the flows of each pod that have no record. The eBPF programs limit the number of
+//! Counts, for each pod, the denied packets and the flows without a record. The eBPF programs limit the number of
 //! events, and the agent limits the number of records.
 
 use std::collections::HashMap;
@@ -55,8 +55,8 @@ impl Limited {
         self.skipped_events
     }
 
-    /// Returns the summaries that are due. `suppressed` returns a counter of the eBPF programs: the packets or flows
-    /// without an event.
+    /// Returns the summaries that are due. `suppressed` returns a counter of the eBPF programs for an endpoint ID: the
+    /// packets or flows for which the programs sent no event.
     pub(super) fn due<D: Dataplane>(
         &mut self,
         now: Instant,
@@ -75,7 +75,8 @@ impl Limited {
             for (direction, kind) in budgets() {
                 let budget = event_budget(pod_endpoint.endpoint.id, direction, kind);
                 let count = suppressed(pod_endpoint.endpoint.id, direction, kind);
-                // The endpoint ID may have belonged to another pod, and the counter may have started at 0 again.
+                // The earlier value is not used if the endpoint ID belonged to another pod, or if the counter has
+                // started at 0 again.
                 let before =
                     self.counted.get(&budget).filter(|(counted_pod, before)| counted_pod == pod && *before <= count);
                 let without_event = count - before.map_or(0, |(_, before)| *before);
@@ -106,8 +107,8 @@ fn budgets() -> impl Iterator<Item = (Direction, EventKind)> {
     EventKind::ALL.into_iter().flat_map(|kind| Direction::BOTH.map(|direction| (direction, kind)))
 }
 
-/// Returns the verdict of events of a kind. `observes`: nothing is enforced, so packets of the kind `Denied` have
-/// passed.
+/// Returns the verdict of events of a kind. If `observes` is true, nothing is enforced, so packets of the kind `Denied`
+/// have passed.
 const fn verdict_of(kind: EventKind, observes: bool) -> FlowVerdict {
     match kind {
         EventKind::Denied if observes => FlowVerdict::Shadow,

@@ -65,7 +65,7 @@ const SUMMARY_INTERVAL: Duration = Duration::from_millis(500);
 /// Queue key of summaries. No pod has this key, so summaries have their own share of the queue.
 const SUMMARY_KEY: u32 = u32::MAX;
 
-/// Number of interfaces in [`Reporter::recent_pods`] above which all of them are removed.
+/// If [`Reporter::recent_pods`] has more interfaces than this, all of them are removed.
 const MAX_RECENT_PODS: usize = 16_384;
 
 /// Turns events into records.
@@ -74,7 +74,7 @@ pub struct Reporter {
     lines: Lines,
     buffer: FlowBuffer,
     exporters: Exporters,
-    /// Offset of the wall clock from the kernel's boot clock.
+    /// When the node started, by the wall clock.
     boot: SystemTime,
     /// Number of events of each verdict.
     events: [u64; FlowVerdict::ALL.len()],
@@ -89,7 +89,7 @@ pub struct Reporter {
     limited: Limited,
     /// When `summarize` last did its work.
     last_summarized: Instant,
-    /// Pods of recently removed endpoints. Their last events may still be in the ring buffer.
+    /// Pods by interface, also of removed endpoints: their last events may still be in the ring buffer.
     recent_pods: HashMap<u32, PodKey>,
     kubernetes: Option<Sink>,
     records_allowed: bool,
@@ -218,8 +218,8 @@ impl Reporter {
         }
     }
 
-    /// Keeps the name of a pod. After the pod is deleted, its last events and the totals of its flows are still
-    /// recorded.
+    /// Keeps the name of a pod. The last events of the pod and the totals of its flows may be recorded after its
+    /// endpoint is removed.
     fn remember_pod(&mut self, ifindex: IfIndex, pod: &PodKey) {
         if self.recent_pods.get(&ifindex.0) == Some(pod) {
             return;
@@ -255,8 +255,8 @@ impl Reporter {
         self.shadow_policies.get(engine, version, observed.event.rule_set, reconciler.observes())
     }
 
-    /// Counts a would-be denial by policies, workloads and port. If the record cannot list all policies, changes its
-    /// list to start with the policies in shadow mode.
+    /// Counts a would-be denial by policies, workloads and port. If the record cannot list all policies, lists the
+    /// policies in shadow mode first.
     fn count_shadow<D: Dataplane>(
         &mut self,
         observed: &Observed<'_>,
@@ -387,7 +387,7 @@ impl Reporter {
         for LimitedSummary { record: limited, namespace, without_event } in
             self.limited.due(now, time, reconciler, suppressed)
         {
-            // `skip` has already counted the events for which the agent wrote no record.
+            // Adds only flows without an event: `skip` has already counted the events without a record.
             if limited.verdict == FlowVerdict::Shadow {
                 self.shadow.count_other(&namespace, without_event, time);
             }
@@ -417,8 +417,8 @@ impl Reporter {
         self.events[verdict as usize]
     }
 
-    /// Returns the number of lines that were not written: standard output is read too slowly, or there were too many
-    /// lines in one second.
+    /// Returns the number of lines that were not written, because standard output is read too slowly, or because there
+    /// were too many lines in one second.
     pub fn unwritten(&self) -> u64 {
         self.lines.lost()
     }

@@ -34,14 +34,14 @@ impl Observed<'_> {
         self.pod.as_ref().map_or("", |pod| &*pod.namespace)
     }
 
-    /// Returns the key of the explanation; `None` if policies did not decide the verdict.
+    /// Returns the key of the explanation; `None` if the pod is unknown, or if policies did not decide the verdict.
     pub(super) fn explanation_key(&self) -> Option<ExplanationKey> {
         let packet = packet::of_event(self.event, self.pod.as_ref()?)?;
         let shadow = self.event.kind() == EventKind::Shadow;
         Some(ExplanationKey { packet, rule_set: self.event.rule_set, shadow })
     }
 
-    /// Returns the local pod that sent the packet, if the source address is not an address of this pod. `from`
+    /// Returns the local pod that sent the packet, if the source address is not an address of that pod. `from`
     /// describes the source address.
     pub(super) fn sender<D: Dataplane>(&self, from: &FlowEnd, reconciler: &Reconciler<D>) -> Option<String> {
         let id = u32::from(self.event.source_endpoint);

@@ -98,7 +98,7 @@ impl Lines {
         self.shared.changed.notify_one();
     }
 
-    /// Counts one line as lost that was never created.
+    /// Counts one lost line. The agent did not create this line, because of the rate limit.
     pub(super) fn skip(&self) {
         self.shared.count_lost(1);
     }
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blocked_reader_does_not_block_the_writer() {
+    fn a_blocked_reader_does_not_block_the_agent() {
         let lines = Lines::to(Blocked);
         for _ in 0..MAX_LINES + 101 {
             lines.push(1, &"a line");
@@ -208,16 +208,19 @@ mod tests {
         assert_eq!((lines.bytes(), lines.checked_len_of(1)), (0, 0));
     }
 
-    /// An output that blocks until the sender for the first field is dropped. Then it sends all lines to the second
-    /// field.
-    struct Late(Option<std::sync::mpsc::Receiver<()>>, Sender<Vec<u8>>);
+    /// An output that blocks until the sender of the channel `started` is dropped. Then it sends all lines to
+    /// `written`.
+    struct Late {
+        started: Option<std::sync::mpsc::Receiver<()>>,
+        written: Sender<Vec<u8>>,
+    }
 
     impl Write for Late {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            if let Some(start) = self.0.take() {
-                let _ = start.recv();
+            if let Some(started) = self.started.take() {
+                let _ = started.recv();
             }
-            let _ = self.1.send(bytes.to_vec());
+            let _ = self.written.send(bytes.to_vec());
             Ok(bytes.len())
         }
 
@@ -230,7 +233,7 @@ mod tests {
     fn a_flood_of_lines_does_not_push_out_the_lines_of_another_pod() {
         let (start, started) = channel();
         let (written, lines_written) = channel();
-        let lines = Lines::to(Late(Some(started), written));
+        let lines = Lines::to(Late { started: Some(started), written });
         for round in 0..3 * MAX_LINES {
             lines.push(1, &"flood");
             if round % 50 == 0 {

@@ -1,5 +1,6 @@
-//! A queue of items. Each item belongs to a key, which stands for a pod. If the queue is full, its user removes items
-//! of the key that needs the most memory, so that a flood of items of one pod does not use the room of other pods.
+//! A queue of items. Each item belongs to a key, which stands for a pod. The queue itself has no limit. If there are
+//! too many items, the owner of the queue (the buffer of records, or the output of lines) removes items of the key that
+//! uses the most memory. So a flood of items of one pod does not remove the items of other pods.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -10,7 +11,7 @@ pub(super) struct KeyedQueue<T> {
     /// The number of the next item.
     next_number: u64,
     by_key: HashMap<u32, ItemsOfKey>,
-    /// The size of each key's items.
+    /// The size of each key's items in bytes, and the key. The last entry is the key with the most bytes.
     sizes: BTreeSet<(usize, u32)>,
     bytes: usize,
 }

@@ -1,5 +1,5 @@
-//! Remembers which change revoked a flow: since this change, policies no longer allow the open flow. So deny events of the
-//! flow report this change, and not a later one that affected the same endpoint.
+//! Remembers which change revoked a flow: since this change, policies no longer allow the open flow. So deny events of
+//! the flow report this change, and not a later one that affected the same endpoint.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,8 +31,8 @@ struct FlowId {
 pub(super) struct RevokedFlows(HashMap<FlowId, (Arc<BatchChange>, Instant)>);
 
 impl RevokedFlows {
-    /// Returns the change that revoked the flow of an event, and remembers it. For a flow that is not known yet, this is
-    /// `last_change`, the last change that affected the endpoint of the event.
+    /// Returns the change that revoked the flow of an event, and remembers it. For a flow that is not known yet, this
+    /// is `last_change`, the last change that affected the endpoint of the event.
     pub(super) fn revoked_by(
         &mut self,
         event: &FlowEvent,
@@ -60,13 +60,13 @@ impl RevokedFlows {
         })
     }
 
-    /// Removes one flow of `endpoint`. If `endpoint` has no flow, removes a flow of the endpoint that has the most
-    /// flows. In both cases, this is the endpoint's flow with the oldest last event.
+    /// Removes the flow of `endpoint` that had no event for the longest time. If `endpoint` has no flow, removes such a
+    /// flow of the endpoint that has the most flows.
     fn remove_one(&mut self, endpoint: u16) {
         let oldest = self.oldest_of(endpoint).or_else(|| {
-            let mut lengths: HashMap<u16, usize> = HashMap::new();
-            self.0.keys().for_each(|id| *lengths.entry(id.endpoint).or_default() += 1);
-            let (largest, _) = lengths.into_iter().max_by_key(|(_, length)| *length)?;
+            let mut counts: HashMap<u16, usize> = HashMap::new();
+            self.0.keys().for_each(|id| *counts.entry(id.endpoint).or_default() += 1);
+            let (largest, _) = counts.into_iter().max_by_key(|(_, flows)| *flows)?;
             self.oldest_of(largest)
         });
         oldest.map(|id| self.0.remove(&id));

@@ -17,12 +17,12 @@ use crate::reconcile::Reconciler;
 const MAX_COUNTERS: usize = 4096;
 /// Maximum number of counters for the pods of a namespace.
 const MAX_OF_NAMESPACE: usize = 512;
-/// Maximum number of counters for flows with the same source workload and the same namespace in which policies apply.
-/// All sources that are not pods count as one. So a pod that scans ports leaves room for the flows of other pods.
+/// Maximum number of counters for flows with the same source workload and the same namespace in which policies apply:
+/// a pod that scans ports leaves room for the flows of other pods. All sources that are not pods count as one source.
 const MAX_OF_SOURCE: usize = 256;
 /// Maximum number of namespaces for which flows without a counter are counted.
 const MAX_NAMESPACES: usize = 1024;
-/// Each counter has the number of flows in each of this many last minutes.
+/// A counter stores the number of flows in each of the last `MINUTES` minutes.
 const MINUTES: usize = 60;
 
 /// What the flows of one counter have in common.
@@ -58,7 +58,7 @@ impl ShadowKey {
 /// Flows in each of the last minutes.
 #[derive(Clone, Debug, Default)]
 struct FlowsByMinute {
-    /// The latest minute, since 1970.
+    /// The latest minute: the number of minutes since 1970.
     latest: u64,
     /// Flows in each minute, the latest last.
     flows: Vec<u64>,
@@ -67,7 +67,8 @@ struct FlowsByMinute {
 impl FlowsByMinute {
     fn add(&mut self, at: SystemTime, flows: u64) {
         let minute = minute_of(at);
-        // The clock was set back. Entries of minutes in the future would count as recent until the clock reaches them.
+        // The clock was set back. Without this, minutes in the future would count as recent until the clock reaches
+        // them.
         if self.latest > minute + MINUTES as u64 {
             self.flows.clear();
         }
@@ -93,7 +94,7 @@ impl FlowsByMinute {
         self.flows[index] += flows;
     }
 
-    /// Returns the flows since this time, in whole minutes.
+    /// Returns the number of flows since the start of the minute that contains this time.
     fn since(&self, since: SystemTime) -> u64 {
         let first = minute_of(since);
         let minutes = (0..=self.latest).rev().zip(self.flows.iter().rev());
@@ -178,7 +179,8 @@ impl ShadowFlows {
         counter.last = counter.last.max(at);
     }
 
-    /// Counts flows at pods of a namespace without details: only their number is known, or there are too many counters.
+    /// Counts flows at pods of a namespace together, without a counter for each kind of flow: either only the number of
+    /// the flows is known, or there are too many counters.
     pub(super) fn count_other(&mut self, namespace: &str, flows: u64, at: SystemTime) {
         if flows == 0 {
             return;
@@ -227,12 +229,12 @@ impl ShadowFlows {
         counted.into_iter().map(denial).collect()
     }
 
-    /// Returns the number of flows since this time that have no counter.
+    /// Returns the number of flows without a counter since this time.
     pub fn other(&self, since: SystemTime) -> u64 {
         self.other.since(since)
     }
 
-    /// Returns the number of flows since this time, at pods of a namespace, that have no counter.
+    /// Returns the number of flows without a counter since this time, at pods of a namespace.
     pub fn other_of(&self, namespace: &str, since: SystemTime) -> u64 {
         self.other_by_namespace.get(namespace).map_or(0, |other| other.since(since))
     }
@@ -329,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn flows_between_the_same_workloads_are_counted_together_by_time() {
+    fn flows_between_the_same_workloads_are_counted_together_by_minute() {
         let mut shadow = ShadowFlows::default();
         let start = UNIX_EPOCH + Duration::from_hours(500_000);
         let minute = |minutes: u64| start + Duration::from_mins(minutes);
@@ -347,7 +349,7 @@ mod tests {
         shadow.count(&record("web-1", 5433), 1, minute(65));
         assert_eq!(flows(&shadow, minute(0)), [(Some(5432), 9), (Some(5433), 2)]);
         shadow.count(&record("web-1", 5432), 1, minute(1000));
-        assert_eq!(flows(&shadow, minute(0))[1], (Some(5432), 1), "minutes of the day before are not kept");
+        assert_eq!(flows(&shadow, minute(0))[1], (Some(5432), 1), "flows that are older than an hour are not counted");
         let denial = &shadow.denials(minute(1000))[0];
         assert_eq!(denial.from.workload.as_ref().map(|workload| workload.name.as_str()), Some("web"));
         assert_eq!((denial.from.pod.as_ref(), denial.from.address), (None, None));
@@ -389,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn flows_are_counted_by_time_after_the_clock_was_set_back() {
+    fn flows_are_counted_by_minute_after_the_clock_was_set_back() {
         let mut flows = FlowsByMinute::default();
         let start = UNIX_EPOCH + Duration::from_hours(500_000);
         flows.add(start + Duration::from_hours(24), 5);
@@ -398,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_is_kept_since_when_a_policy_is_in_shadow_mode() {
+    fn the_time_at_which_a_policy_entered_shadow_mode_is_kept() {
         let mut shadow = ShadowFlows::default();
         let (policy, start) = (PolicyKey::new("shop", "web"), SystemTime::now());
         shadow.set_policies([policy.clone()].into(), start);

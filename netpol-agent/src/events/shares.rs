@@ -1,5 +1,5 @@
-//! Divides a limit per second fairly among pods: a pod with few requests gets all that it requests, regardless of other
-//! pods.
+//! Divides a limit per second fairly among its users: a user with few requests gets all that it requests, regardless of
+//! other users. A user is an index in `EVENT_BUDGETS`, which stands for a pod and a direction.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -53,7 +53,7 @@ impl Shares {
 mod tests {
     use super::*;
 
-    /// Returns the sum that each user gets, if the user requests its amount in each second.
+    /// Returns what each user gets in all seconds together, if it requests its amount in each second.
     fn spend_for_seconds(shares: &mut Shares, start: Instant, seconds: u64, requested: &[(u32, u64)]) -> Vec<u64> {
         let mut got = vec![0; requested.len()];
         for second in 0..seconds {
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_user_gets_the_whole_budget_and_no_more() {
+    fn a_single_user_gets_the_whole_limit_and_no_more() {
         assert_eq!(spend_for_seconds(&mut Shares::new(1000), Instant::now(), 5, &[(1, 100_000)]), [5000]);
     }
 

@@ -1,4 +1,4 @@
-//! Counters of a target.
+//! Counters of an export target (files or a collector).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -30,7 +30,7 @@ impl DropReason {
     }
 }
 
-/// Counters of a target.
+/// The numbers of exported and dropped records of a target.
 #[derive(Debug, Default)]
 pub struct ExportCounters {
     exported: AtomicU64,

@@ -1,4 +1,4 @@
-//! Writes records to rotated files, one line of JSON for each.
+//! Writes records to rotated files. Each record is one line of JSON.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -49,7 +49,7 @@ impl Writer {
         written + if count > 0 { self.write_lines(&lines, count) } else { 0 }
     }
 
-    /// Returns `count`, or 0 if the lines were not written.
+    /// Writes `count` lines. Returns `count`, or 0 if the lines were not written.
     fn write_lines(&mut self, lines: &[u8], count: usize) -> usize {
         if self.failed.is_some_and(|at| at.elapsed() < PAUSE) {
             return 0;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use super::FileTarget;
 
-/// Number of bytes at the end of an existing file in which an incomplete line is searched. Every record is shorter.
+/// Number of bytes at the end of an existing file that are searched for an incomplete last line. Every line is shorter.
 const TAIL: u64 = 1 << 20;
 
 /// The files of a target.
@@ -69,7 +69,7 @@ impl RotatedFile {
         fs::symlink_metadata(&self.target.path).is_ok_and(|found| identity(&found) == open.identity)
     }
 
-    /// Opens or creates the file. Removes files of an earlier agent with a larger number of files.
+    /// Opens or creates the file. Removes the files with too high numbers: an earlier agent may have kept more files.
     fn open(&self) -> io::Result<OpenFile> {
         for number in self.target.files.. {
             if fs::remove_file(self.path(number)).is_err() {
@@ -189,7 +189,7 @@ mod tests {
         for (name, text) in [("flows", "a\n{\"ty"), ("flows.1", "old\n"), ("flows.2", "older\n"), ("flows.3", "x\n")] {
             fs::write(folder.path().join(name), text).expect("cannot write");
         }
-        // Fewer files than before.
+        // This agent keeps fewer files than the earlier one.
         let mut file = RotatedFile::new(target(folder.path(), 100, 2));
         file.write(b"b\n").expect("cannot write");
         check(folder.path(), &[("flows", "a\nb\n"), ("flows.1", "old\n")]);

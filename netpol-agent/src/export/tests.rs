@@ -64,10 +64,10 @@ fn start(target: Target) -> (Exporters, ExportThreads) {
     Exporters::start(&[target], "node-1").expect("cannot start a thread")
 }
 
-fn wait_until(what: &str, is_met: impl Fn() -> bool) {
+fn wait_until(condition: &str, is_met: impl Fn() -> bool) {
     let begin = Instant::now();
     while !is_met() {
-        assert!(begin.elapsed() < Duration::from_secs(20), "{what}");
+        assert!(begin.elapsed() < Duration::from_secs(20), "not within 20 s: {condition}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -146,14 +146,14 @@ fn failed_requests_are_retried_and_rejected_records_are_counted() {
     for _ in 0..4 {
         assert_eq!(collector.request().body, first.body, "another request instead of a retry");
     }
-    wait_until("accepted after retries", || counts(&exporters) == (2, [0; 4]));
+    wait_until("the collector accepts both records after retries", || counts(&exporters) == (2, [0; 4]));
     push(3);
-    wait_until("partial success", || counts(&exporters) == (4, [0, 0, 1, 0]));
+    wait_until("the collector rejects one of three records", || counts(&exporters) == (4, [0, 0, 1, 0]));
     push(1);
-    wait_until("a status that is not retried", || counts(&exporters) == (4, [0, 0, 2, 0]));
+    wait_until("a record is dropped after status 400", || counts(&exporters) == (4, [0, 0, 2, 0]));
     push(1);
-    wait_until("another status that is not retried", || counts(&exporters) == (4, [0, 0, 3, 0]));
-    // The first connection, which the collector closed, and one connection for all further requests.
+    wait_until("a record is dropped after status 500", || counts(&exporters) == (4, [0, 0, 3, 0]));
+    // The collector closed the first connection. All further requests used one other connection.
     assert_eq!(collector.connections(), 2);
     drop(exporters);
     finish(threads);
@@ -215,9 +215,9 @@ fn records_are_dropped_and_counted_until_the_file_can_be_written() {
     let (exporters, threads) =
         start(Target::File(FileTarget { path: missing.join("flows"), max_size: 1 << 20, files: 2 }));
     exporters.push(&rate_limited());
-    wait_until("counted as dropped", || counts(&exporters) == (0, [0, 1, 0, 0]));
+    wait_until("the record is counted as dropped", || counts(&exporters) == (0, [0, 1, 0, 0]));
     std::fs::create_dir(&missing).expect("cannot create a folder");
-    wait_until("written again", || {
+    wait_until("a record is written", || {
         exporters.push(&rate_limited());
         counts(&exporters).0 > 0
     });

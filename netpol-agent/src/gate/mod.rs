@@ -82,12 +82,13 @@ pub struct Gate {
 pub struct AdmittedPod {
     /// How long the start was delayed.
     pub took: Duration,
-    /// Why the pod's policies are not enforced, if it is exempt from the gate.
+    /// `None` if the pod's policies are enforced. Otherwise, the pod is exempt from the gate, and this is the reason
+    /// why its policies are not enforced.
     pub exempt: Option<StartError>,
 }
 
-/// Returns whether a pod may start even if its policies are not enforced in time: without the pods of this namespace, a
-/// node may not work at all.
+/// Returns whether a pod may start even if its policies are not enforced in time. This is true for pods in
+/// [`EXEMPT_NAMESPACE`], because a node may not work at all without them.
 fn is_exempt(pod: &PodKey) -> bool {
     &*pod.namespace == EXEMPT_NAMESPACE
 }
@@ -179,7 +180,8 @@ impl Gate {
         }
     }
 
-    /// Allows or refuses a start that cannot be delayed, because the runtime's report is incomplete.
+    /// Allows or refuses a start immediately. Called if the addresses of the pod's sandbox are unknown: the gate cannot
+    /// wait for enforcement without them.
     ///
     /// # Errors
     /// Returns `error`, unless the pod's namespace is exempt from the gate.
@@ -259,7 +261,8 @@ impl Gate {
         self.requests.container_starts.release_all();
     }
 
-    /// Sends the addresses of the pod to the overlay. The overlay waits while the agent handles earlier changes.
+    /// Sends the addresses of the pod to the overlay. The response of the overlay is delayed while the agent handles
+    /// earlier changes.
     async fn announce(&self, start: &PodStart, until: Instant) -> Result<(StartState, Generation), StartError> {
         let (answer, answered) = oneshot::channel();
         let announced = async {

@@ -131,7 +131,7 @@ impl Handler for NriGate {
     }
 
     fn unanswered(&self, sandbox: Sandbox, start: Start) {
-        // The policies of all other pods were enforced before their sandboxes started.
+        // For a container in any other sandbox, the start of the sandbox has already waited for enforcement.
         if start == Start::Container && !self.started_before().contains(&sandbox.id) {
             return;
         }

@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(
             addresses_after(&mut overlay, apply_event(web_pod(1, &[]))),
             [5],
-            "a change before the address is published"
+            "the pod is changed before its address is published"
         );
         assert_eq!(addresses_after(&mut overlay, apply_event(web_pod(1, &[5]))), [5]);
         assert_eq!(
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sandbox_that_stops_before_its_addresses_are_published_has_none() {
+    fn a_pod_has_no_address_after_its_sandbox_stops_before_the_address_is_published() {
         let mut overlay = Overlay::new("n1".into());
         addresses_after(&mut overlay, apply_event(web_pod(1, &[])));
         overlay.start(&pod_start(1, "a", 5));
@@ -256,7 +256,11 @@ mod tests {
     fn addresses_of_a_sandbox_are_not_given_to_another_pod_of_the_same_name() {
         let mut overlay = Overlay::new("n1".into());
         addresses_after(&mut overlay, apply_event(web_pod(1, &[])));
-        assert_eq!(overlay.start(&pod_start(2, "a", 5)), StartState::Unknown, "the old pod has the old labels");
+        assert_eq!(
+            overlay.start(&pod_start(2, "a", 5)),
+            StartState::Unknown,
+            "the source has sent only the old pod, which may have other labels"
+        );
         overlay.start(&pod_start(1, "a", 5));
         assert_eq!(addresses_after(&mut overlay, apply_event(web_pod(2, &[]))), [0u8; 0]);
         overlay.start(&pod_start(2, "b", 6));

@@ -42,7 +42,8 @@ struct Counts {
 }
 
 impl GateStats {
-    /// Sets how the runtime reports starts (`nri`, `cni` or `off`), and the reason if the agent has chosen it.
+    /// Sets how the runtime reports starts (`nri`, `cni` or `off`). `reason`: why the agent has chosen this; `None` if
+    /// it is set by an option.
     pub fn set_mode(&self, mode: &'static str, reason: Option<String>) {
         let mut counts = self.lock();
         (counts.mode, counts.reason) = (mode, reason);

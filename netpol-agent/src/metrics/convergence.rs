@@ -1,4 +1,7 @@
-//! Measures the time from the arrival of a change at the agent until it is written to the BPF maps.
+//! Measures the time from the arrival of a change at the agent until it is enforced.
+//!
+//! A batch of changes is *applied* when it is compiled, and each of its map entries was written or has failed. It is
+//! *enforced* when no failed write or attach is left. Failed ones are retried.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -15,16 +18,16 @@ pub(super) const BOUNDS: [u32; 14] = [
 /// batches are not measured.
 const MAX_UNFINISHED: usize = 4096;
 
-/// The last batches, and the times until batches were written.
+/// The last batches, and the times until batches were enforced.
 #[derive(Debug, Default)]
 pub(super) struct Convergence {
     /// Number of the last batch that was applied.
     pub(super) applied: Generation,
-    /// Number of the last batch that is written to the BPF maps, with all batches before it.
+    /// Number of the last batch that is enforced, with all batches before it.
     pub(super) enforced: Generation,
     /// Unix time at which the last batch was applied.
     pub(super) last_change: Option<Duration>,
-    /// Arrival times of the batches that are not fully written.
+    /// Arrival times of the batches that are applied, but not enforced yet.
     unfinished: VecDeque<Instant>,
     pub(super) count: u64,
     pub(super) sum: Duration,
@@ -40,7 +43,7 @@ impl Convergence {
     }
 
     /// Records that a batch was applied. Measures the time from `received_at`, when the agent received it, until it is
-    /// fully written.
+    /// enforced.
     pub(super) fn measure(&mut self, generation: Generation, received_at: Instant) {
         self.record_applied(generation);
         if self.unfinished.len() == MAX_UNFINISHED {
@@ -49,8 +52,8 @@ impl Convergence {
         self.unfinished.push_back(received_at);
     }
 
-    /// Records that all applied batches are fully written.
-    pub(super) fn fully_applied(&mut self) {
+    /// Records that all applied batches are enforced.
+    pub(super) fn record_all_enforced(&mut self) {
         self.enforced = self.applied;
         for received_at in self.unfinished.drain(..) {
             let took = received_at.elapsed();
@@ -68,17 +71,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_is_measured_once_when_it_is_fully_applied() {
+    fn a_change_is_measured_once_when_it_is_enforced() {
         let mut convergence = Convergence::default();
         convergence.record_applied(Generation(1));
-        convergence.fully_applied();
-        assert_eq!((convergence.enforced, convergence.count), (Generation(1), 0), "the first objects are no change");
+        convergence.record_all_enforced();
+        assert_eq!((convergence.enforced, convergence.count), (Generation(1), 0), "the first objects are not measured");
         let before = Instant::now().checked_sub(Duration::from_millis(30)).expect("the monotonic clock is too young");
         convergence.measure(Generation(2), before);
         convergence.measure(Generation(3), before);
         assert_eq!((convergence.applied, convergence.enforced), (Generation(3), Generation(1)));
-        convergence.fully_applied();
-        convergence.fully_applied();
+        convergence.record_all_enforced();
+        convergence.record_all_enforced();
         assert_eq!((convergence.enforced, convergence.count), (Generation(3), 2));
         let fast = BOUNDS.iter().position(|bound| *bound == 20_000).expect("no such bound");
         assert_eq!((convergence.buckets[fast], convergence.buckets[BOUNDS.len() - 1]), (0, 2));

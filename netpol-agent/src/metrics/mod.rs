@@ -41,9 +41,9 @@ pub struct Meter {
     pub exporters: Exporters,
     convergence: Convergence,
     source: SourceState,
-    /// Number of written batches.
+    /// Number of calls of `batch_written`.
     batches: u64,
-    /// Total time spent on these batches.
+    /// Total time of these calls.
     applying: Duration,
 }
 
@@ -62,25 +62,26 @@ impl Meter {
         }
     }
 
-    /// Records how long it took to write a batch of objects.
+    /// Records how long it took to compile and write a batch of changes, or several batches together.
     pub fn batch_written(&mut self, took: Duration) {
         self.batches += 1;
         self.applying += took;
     }
 
-    /// Records that the first objects are applied. The time for them is not measured as a change.
+    /// Records that the first objects are applied. The time that this took is not measured.
     pub fn first_objects_applied(&mut self, generation: Generation) {
         self.convergence.record_applied(generation);
     }
 
-    /// Records that a batch was applied, and when the agent had received it.
+    /// Records that a batch was applied: it is compiled, and each of its map entries was written or has failed.
+    /// `received_at`: when the agent received the batch.
     pub fn batch_applied(&mut self, generation: Generation, received_at: Instant) {
         self.convergence.measure(generation, received_at);
     }
 
-    /// Records that all batches are written to the BPF maps.
+    /// Records that all applied batches are enforced: no failed write or attach is left.
     pub fn fully_applied(&mut self) {
-        self.convergence.fully_applied();
+        self.convergence.record_all_enforced();
     }
 
     /// Returns the number of the last batch that was applied.

@@ -254,7 +254,7 @@ pub(super) fn pods<'a>(page: &Page<'a>) -> impl Iterator<Item = (&'a PodKey, u32
     endpoints.flat_map(|(pod, id)| Direction::BOTH.map(|direction| (pod, id, direction)))
 }
 
-/// Returns the number of matching endpoints with programs.
+/// Returns the number of matching endpoints with attached programs.
 fn enforced(page: &Page<'_>, matches: impl Fn(&PodEndpoint) -> bool) -> usize {
     page.reconciler.enforced().filter(|endpoint| matches(endpoint)).count()
 }

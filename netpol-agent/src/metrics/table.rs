@@ -1,5 +1,5 @@
-//! A metric is one row of a table: name, help text, type and values. `cargo xtask tidy` reads the rows and compares them
-//! with the docs.
+//! A metric is one row of a table: name, help text, type and values. `cargo xtask tidy` reads the rows and compares
+//! them with the docs.
 
 use std::fmt::{Display, Write};
 use std::time::Duration;

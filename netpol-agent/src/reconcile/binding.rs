@@ -32,7 +32,7 @@ pub(super) struct Identity {
     pub(super) binding: Binding,
     /// Current pod. `None`: the interface is not bound to a pod that exists.
     pub(super) pod: Option<PodKey>,
-    /// Why the interface is not enforced as the pod that it claims to be.
+    /// A conflict about the addresses of the interface, as text for the log and the status.
     pub(super) conflict: Option<String>,
     /// The pod of the network namespace, if this is an additional interface of the namespace, without an address of the
     /// pod.
@@ -58,14 +58,15 @@ pub(super) enum Binding {
 pub(super) struct Bound {
     /// Addresses of the pod that the namespace had when the veth was bound.
     addresses: Vec<IpAddr>,
-    /// Pod at that time. `None` after the binding was adopted from an earlier agent, until the pod is found.
+    /// The pod that the veth was bound to. `None` after the binding was adopted from an earlier agent, until the pod is
+    /// found.
     pod: Option<PodKey>,
     /// MAC address of the pod; zeros if unknown.
     pub(super) mac: [u8; 6],
     /// IPv6 link-local address of the pod, which is updated when it changes; zeros if there is none.
     pub(super) link_local: [u8; 16],
-    /// Whether the binding was adopted from an earlier agent. Then the MAC address is set once, and changes are
-    /// ignored.
+    /// Whether the binding was adopted from an earlier agent. If so, the MAC address is set only if it is unknown, and
+    /// changes of it are ignored.
     adopted: bool,
 }
 
@@ -158,7 +159,7 @@ impl<D: Dataplane> Reconciler<D> {
             if interface_of.contains_key(&pod) {
                 continue;
             }
-            // Wait for a new listing, which may find the real interface of the pod.
+            // The binding changes only after a new listing, which may find the real interface of the pod.
             if relisted
                 && let Some(Interface { identity, .. }) = interfaces.get_mut(&ifindex)
                 && let Binding::Bound(bound) = &mut identity.binding
@@ -335,9 +336,9 @@ impl<D: Dataplane> Reconciler<D> {
     }
 }
 
-/// Returns a newer interface (with a higher index) that claims the same pod, to which no interface is bound yet. The
-/// newest interface is the pod's: an interface that an earlier sandbox left is older.
+/// Returns a newer interface (with a higher index) that claims the same pod. No interface is bound to the pod yet. The
+/// newest interface is the pod's: older ones may be left from an earlier sandbox.
 fn newer_claimant(claims: &Claims, ifindex: IfIndex, pod: &PodKey) -> Option<IfIndex> {
-    let rivals = claims.range((std::ops::Bound::Excluded(ifindex), std::ops::Bound::Unbounded));
-    rivals.filter(|(_, pods)| pods.contains(pod)).map(|(other, _)| *other).next()
+    let newer = claims.range((std::ops::Bound::Excluded(ifindex), std::ops::Bound::Unbounded));
+    newer.filter(|(_, pods)| pods.contains(pod)).map(|(other, _)| *other).next()
 }

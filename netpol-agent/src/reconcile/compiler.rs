@@ -25,7 +25,7 @@ const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 /// Where compile jobs run.
 #[derive(Debug)]
 pub enum Compiler {
-    /// Immediately, in the caller: nothing is ever pending.
+    /// Immediately, on the current thread: no job is ever pending.
     Inline,
     /// When [`Reconciler::compile`](super::Reconciler::compile) is called, so that tests can check the state before
     /// that.
@@ -52,8 +52,8 @@ pub(super) enum Job {
     Start(Box<Snapshot>, Vec<Event>),
     /// Apply these events one by one.
     Apply(Vec<Event>),
-    /// Apply these events without a visible mixed state, in an order in which each step is safe, or all at once. They are the
-    /// difference after an outage of the source.
+    /// Apply these events, which are the difference after an outage of the source. No mix of old and new objects may be
+    /// enforced: the events are applied in a safe order, or the engine is replaced.
     Resync(Vec<Event>),
     /// Replace the engine with one that has the same objects and new IDs, before the IDs are used up.
     Renew,
@@ -167,7 +167,7 @@ pub(super) fn placeholder(scope: NodeScope) -> Box<Engine> {
 /// migration to the tables of the new engine.
 fn replace_engine(engine: &mut Box<Engine>, events: Vec<Event>, endpoints: &[Endpoint]) -> Step {
     let mut old = snapshot_of(engine.tables());
-    // Also of orphaned endpoints (their pods are gone): their egress rule sets are migrated, too.
+    // The egress rule sets of orphaned endpoints (their pods are deleted) are migrated, too.
     for endpoint in endpoints {
         old.note_egress(endpoint.egress);
         old.note_egress(endpoint.shadow_egress);

@@ -18,7 +18,8 @@ use netpol_source::Generation;
 pub struct Check {
     /// Condition that must hold.
     pub condition: Condition,
-    /// Number of the batch with the change that the client waits for. The condition cannot hold before it is applied.
+    /// Number of the batch with the change that the client waits for. The condition cannot hold before this batch is
+    /// applied.
     pub generation: Generation,
     /// Addresses that the pod of the condition must have; `None`: any.
     pub addresses: Option<Vec<IpAddr>>,
@@ -29,7 +30,7 @@ pub struct Check {
 pub enum ConditionState {
     /// The condition holds.
     Holds,
-    /// The condition does not hold yet. The reason; `None` if each pending pod has its own reason.
+    /// The condition does not hold yet, for this reason. `None` if each pending pod has its own reason.
     NotYet(Option<String>),
     /// The object does not exist.
     Absent,
@@ -59,11 +60,11 @@ impl CheckResult {
 }
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Checks one condition; `received` is the last batch that was applied.
-    pub fn check(&self, check: &Check, received: Generation) -> CheckResult {
+    /// Checks one condition. `applied` is the last batch that was applied.
+    pub fn check(&self, check: &Check, applied: Generation) -> CheckResult {
         let mut result =
-            CheckResult { condition: ConditionState::Holds, enforced: received, pods: Vec::new(), pending: Vec::new() };
-        if received < check.generation {
+            CheckResult { condition: ConditionState::Holds, enforced: applied, pods: Vec::new(), pending: Vec::new() };
+        if applied < check.generation {
             result.condition = ConditionState::NotYet(Some("its latest change is not applied yet".to_owned()));
             return result;
         }
@@ -126,14 +127,16 @@ impl<D: Dataplane> Reconciler<D> {
         result
     }
 
-    /// Returns why a policy is not enforced until objects or the agent's options change, or until a suspension ends.
+    /// Returns why a policy is not enforced, if this does not change until objects or the agent's options change, or a
+    /// suspension ends.
     fn why_never_enforced(&self, policy: &Policy) -> Option<String> {
         let is_shadow = || self.engine.cluster_state().mode(policy) == Mode::Shadow;
         let reason = self.not_enforced_in(&policy.key.namespace);
         reason.or_else(|| is_shadow().then(|| "the policy is in shadow mode".to_owned()))
     }
 
-    /// Returns why no policy of a namespace is enforced now: `--observe`, or a suspension. The engine must be available.
+    /// Returns why no policy of a namespace is enforced now: `--observe`, or a suspension. The engine must be
+    /// available.
     pub fn not_enforced_in(&self, namespace: &str) -> Option<String> {
         if self.options.observe {
             return Some("the agent enforces nothing (--observe)".to_owned());

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use netpol_policy::model::PodKey;
 
-/// Maximum number of pods. If there are more, all are removed; the unprotected time of a removed pod counts from the
-/// appearance of its interface.
+/// Maximum number of pods. If there are more, all are removed. The unprotected time of a removed pod (the time before
+/// its policies are enforced) counts from the appearance of its interface.
 const MAX_PODS: usize = 4_096;
 
 /// When the first container of a pod could start.
@@ -16,7 +16,7 @@ const MAX_PODS: usize = 4_096;
 pub(super) enum ContainerStart {
     /// The container runtime waits for the agent: no container runs.
     Held,
-    /// Since this time, the start is not delayed any more, although the pod's policies were not enforced.
+    /// Since this time, the start is not delayed any more, although the pod's policies were not enforced at this time.
     Possible(Instant),
 }
 

@@ -13,10 +13,9 @@ use netpol_dataplane::Dataplane;
 /// Policy of a direction in which everything is dropped.
 const DROP_ALL: DirectionPolicy = DirectionPolicy { rule_set: QUARANTINE, any: PortSetId::NONE };
 
-/// How to treat veths of unknown pods: the peer of the veth is in another network namespace, and never had the address
-/// of a known pod of this node. This applies to every veth that leads to another namespace, whatever created it. The
-/// veth of a deleted pod is not unknown: the endpoint stays as it was until the interface is removed or another pod has
-/// the address.
+/// How to treat veths of unknown pods. A veth belongs to an unknown pod if its peer is in another network namespace and
+/// never had the address of a known pod of this node. It does not matter which program created the veth. A deleted pod
+/// is not unknown: its endpoint stays as it was until the interface is removed or another pod has the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum UnknownPods {
     /// Leave them alone.

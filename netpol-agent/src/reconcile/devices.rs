@@ -29,18 +29,18 @@ impl<D: Dataplane> Reconciler<D> {
     /// it either, and must not have it: there it is not known yet which pod receives a packet, so hairpin traffic
     /// cannot be recognized.
     fn wanted_devices(&self) -> BTreeSet<IfIndex> {
-        let is_of_pod = |ifindex: &IfIndex| {
+        let has_known_pod = |ifindex: &IfIndex| {
             self.pod_of(*ifindex).is_some()
                 || self.endpoint(*ifindex).is_some_and(|pod_endpoint| pod_endpoint.pod.is_some())
         };
-        let is_pod_interface = |ifindex: &IfIndex| {
+        let may_be_of_pod = |ifindex: &IfIndex| {
             self.endpoint(*ifindex).is_some()
                 || (self.snapshot.veths.contains_key(ifindex) && !self.snapshot.uplinks.contains(ifindex))
         };
-        let of_pods = self.snapshot.veths.iter().filter(|(ifindex, _)| is_of_pod(ifindex));
+        let of_pods = self.snapshot.veths.iter().filter(|(ifindex, _)| has_known_pod(ifindex));
         let bridges: BTreeSet<IfIndex> = of_pods.filter_map(|(_, (veth, _))| veth.bridge).collect();
         let routed = self.snapshot.routed.keys().copied();
-        routed.filter(|ifindex| !is_pod_interface(ifindex) && !bridges.contains(ifindex)).collect()
+        routed.filter(|ifindex| !may_be_of_pod(ifindex) && !bridges.contains(ifindex)).collect()
     }
 
     /// Attaches the program to the devices that need it, and detaches it from all others.

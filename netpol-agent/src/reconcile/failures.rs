@@ -71,7 +71,7 @@ impl Failures {
         if let Some(key) = entry_key(change) {
             self.pending.insert(key, change.clone());
         }
-        // A full map fails for every entry of a batch; one log line is enough.
+        // If a map is full, the writes of all further entries fail. One log line is enough.
         if !std::mem::replace(&mut self.reported, true) {
             tracing::error!(%error, "cannot write a map entry; retrying; until then isolated pods drop what it would allow");
         }
@@ -98,7 +98,8 @@ impl Failures {
         })
     }
 
-    /// Returns whether a prefix is missing. Then the addresses of an `except` would match their block.
+    /// Returns whether a prefix is missing. Without it, the addresses of an `except` may match the block that excludes
+    /// them.
     pub(super) fn is_prefix_missing(&self) -> bool {
         self.pending.keys().any(|entry| matches!(entry, EntryKey::Prefix(_)))
     }

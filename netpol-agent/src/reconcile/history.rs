@@ -54,8 +54,8 @@ pub(super) struct History {
 }
 
 impl History {
-    /// Records that a batch was received. `start`: it contains the objects that exist at the start, so none of them
-    /// counts as changed.
+    /// Records that a batch was received. `start`: the batch contains the objects that exist at the start of the agent,
+    /// so none of them counts as changed.
     pub(super) fn received(&mut self, batch: &Batch, start: bool) {
         let (objects, object_count) = if start { (Vec::new(), 0) } else { names_of(&batch.events) };
         let received = SystemTime::now().checked_sub(batch.received.elapsed()).unwrap_or_else(SystemTime::now);
@@ -92,8 +92,8 @@ impl History {
         }
     }
 
-    /// Returns the current change with suspensions that ended. If there is no current change, only these suspensions are
-    /// listed, with the generation of the last batch and the present time.
+    /// Returns the current change, with the ended suspensions added. If there is no current change, the result lists
+    /// only these suspensions, with the generation of the last batch and the present time.
     fn with_ended(&self, ended: Vec<String>) -> BatchChange {
         let change = self.current.as_deref().cloned().unwrap_or_else(|| BatchChange {
             generation: self.batches.back().map_or_else(Generation::default, |batch| batch.change.generation),
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_has_the_last_change_with_policies_first() {
+    fn the_last_change_of_an_endpoint_lists_policies_first() {
         let mut history = History::default();
         history.received(&batch(1, Vec::new()), true);
         let pods = (0..20).map(|number| ObjectKey::Pod(PodKey::new("shop", format!("web-{number:02}"))));
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_suspension_has_ended_at_its_end() {
+    fn a_suspension_ends_at_its_end_time_unless_it_was_removed_or_extended_before() {
         let at = |seconds| Timestamp(seconds);
         let suspension =
             |cluster, until| Suspension { namespace: "shop".into(), cluster, until: at(until), reason: None };

@@ -35,7 +35,7 @@ pub(super) struct Interface {
     /// When the addresses of its peer are read again.
     pub(super) peer_reads: PeerReads,
     /// Whether there is no room for the endpoint of its pod. An earlier endpoint stays as it was. If there is no
-    /// endpoint, programs are attached only for an isolated pod, because they drop everything.
+    /// endpoint, programs are attached only for an isolated pod, because programs without an endpoint drop everything.
     pub(super) no_room: bool,
     /// The pod of the interface, as far as it is known.
     pub(super) identity: Identity,
@@ -47,8 +47,9 @@ pub(super) struct Interface {
     pub(super) endpoint_error: Option<String>,
 }
 
-/// When the addresses of a veth's peer are read. The kernel does not report all of their changes, so they are read again
-/// until they are complete, with pauses that double: one interface that waits does not make each reading longer.
+/// When the addresses of a veth's peer are read. The kernel does not report all changes of these addresses, so they are
+/// read again until they are complete. The pause between two of these readings doubles each time: otherwise, one
+/// interface with missing addresses would slow down all readings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct PeerReads {
     /// When the last reading began.
@@ -157,8 +158,8 @@ impl Interface {
             || self.appeared.is_some_and(|at| now.duration_since(at) < REPORTED_LIMIT)
     }
 
-    /// Records that the last snapshot contains the interface as a veth. Traffic has passed since the interface
-    /// appeared.
+    /// Records that the last snapshot contains the interface as a veth. If this is new, the unprotected time of the
+    /// interface starts: at the time when the interface appeared.
     pub(super) fn set_present(&mut self, now: Instant) {
         if !std::mem::replace(&mut self.is_veth, true) {
             let appeared = *self.appeared.get_or_insert(now);
@@ -274,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reported_interface_is_kept_until_it_is_read_or_for_a_while() {
+    fn a_reported_interface_is_kept_only_for_a_while_unless_it_is_a_veth() {
         let start = Instant::now();
         let mut interface = Interface { appeared: Some(start), ..Interface::default() };
         assert!(interface.is_needed(start) && !interface.is_needed(start + REPORTED_LIMIT));

@@ -71,8 +71,9 @@ pub use interface::PodEndpoint;
 pub use unprotected::{BOUNDS as UNPROTECTED_BOUNDS, UnprotectedStart, UnprotectedTimes};
 pub use work::Origin;
 
-/// Rule set that allows nothing. It is used, for example, if a prefix could not be written: then the addresses of an
-/// `except` would match their block. The ID is above every ID that the engine allocates.
+/// Rule set that allows nothing. Isolated pods get it, for example, while the map entry of a prefix is missing: without
+/// the entry, the addresses of an `except` would match the block that excludes them. The ID is above every ID that the
+/// engine allocates.
 const QUARANTINE: RuleSetId = RuleSetId(u32::MAX);
 
 /// Returns the policies of an endpoint, including the policies for shadow mode.
@@ -157,8 +158,8 @@ pub struct Reconciler<D> {
     /// The endpoint ID that is written to the map entry of each local pod's address.
     owners: BTreeMap<IpAddr, u32>,
     verifying: Verifying,
-    /// Start of the verification in progress.
-    verified_at: Instant,
+    /// When the last verification started.
+    verification_started: Instant,
     ids: EndpointIdAllocator,
     failures: Failures,
     unprotected: UnprotectedTimes,
@@ -166,7 +167,7 @@ pub struct Reconciler<D> {
     history: History,
     /// Suspensions of enforcement, as of the last time that the engine was available.
     suspensions: Vec<Suspension>,
-    /// Suspensions that end too late to be in effect, as of the same time.
+    /// Suspensions that are not in effect yet, because their end is more than 24 hours away; as of the same time.
     rejected_suspensions: Vec<Suspension>,
     /// When a suspension ends or takes effect next.
     next_suspension_change: Option<Timestamp>,
@@ -177,7 +178,7 @@ pub struct Reconciler<D> {
 }
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Enforces the result of reading all interfaces.
+    /// Stores a new snapshot (the result of reading all interfaces), and enforces policies on its interfaces.
     pub fn interfaces(&mut self, interfaces: InterfaceSnapshot) {
         self.read_error = None;
         self.retry_operations();
@@ -194,7 +195,8 @@ impl<D: Dataplane> Reconciler<D> {
         self.reconcile(true);
     }
 
-    /// Removes interfaces that the kernel deleted. Their indices may belong to other interfaces from now on.
+    /// Removes what is stored about interfaces that the kernel deleted. Their indices may belong to other interfaces
+    /// from now on.
     pub fn interfaces_removed(&mut self, ifindexes: &BTreeSet<IfIndex>) {
         for ifindex in ifindexes {
             self.snapshot.veths.remove(ifindex);

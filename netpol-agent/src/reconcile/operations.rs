@@ -52,7 +52,7 @@ impl<D: Dataplane> Reconciler<D> {
                 tracing::info!(device = self.name_of(ifindex), "evaluating packets that leave by this device");
             }
             Some(ProgramAction::RecordMissing(role)) => {
-                self.record_unprotected(ifindex, self.verified_at);
+                self.record_unprotected(ifindex, self.verification_started);
                 let programs = if role.is_device() { "the eBPF program was" } else { "eBPF programs were" };
                 tracing::warn!(
                     interface = self.name_of(ifindex),
@@ -68,8 +68,8 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Returns whether the pod of an interface may have connections. A pod that the start gate holds has none, and reading
-    /// the kernel's conntrack table for it would delay the starts of other pods.
+    /// Returns whether the pod of an interface may have connections. A pod that the start gate holds has none. To read
+    /// the kernel's conntrack table for such a pod would only delay the starts of other pods.
     fn earlier_connections(&self, ifindex: IfIndex) -> EarlierConnections {
         let pod = self.interfaces.get(&ifindex).and_then(|interface| interface.identity.pod.as_ref());
         match pod.zip(self.options.container_starts.as_ref()).and_then(|(pod, starts)| starts.of(pod)) {
@@ -97,14 +97,14 @@ impl<D: Dataplane> Reconciler<D> {
         self.unprotected.attached(begun.elapsed());
         let pod = interface.endpoint().and_then(|endpoint| endpoint.pod.clone());
         let interval = interval.map(|interval| since_containers(&self.options, pod.as_ref(), interval));
-        // The start gate may delay the containers of a pod that is still unknown. So the interval of its interface is
-        // counted only when the pod is known.
+        // As long as the pod is unknown, it is not clear whether the start gate delays its containers. So the interval
+        // is counted later, when the pod is known.
         let is_unclear = pod.is_none() && self.options.container_starts.is_some();
         if let Some(interval) = interval.as_ref().filter(|_| !is_unclear) {
             self.unprotected.record(interval);
         }
         interface.program_error = None;
-        // The MAC address is read only now.
+        // The MAC address is read only after the attach, so the peer must be read again without a pause.
         interface.peer_reads = PeerReads::default();
         let Some(endpoint) = interface.endpoint_mut() else { return };
         endpoint.marks = true;
@@ -155,7 +155,7 @@ impl<D: Dataplane> Reconciler<D> {
             return;
         }
         self.verifying = Verifying::Yes;
-        self.verified_at = Instant::now();
+        self.verification_started = Instant::now();
         let is_on = |interface: &Interface| matches!(interface.program, ProgramState::On(_));
         let attached = self.interfaces.iter().filter(|(_, interface)| is_on(interface));
         if let Some(missing) = self.dataplane.verify(attached.map(|(ifindex, _)| *ifindex).collect()) {
@@ -193,7 +193,8 @@ impl<D: Dataplane> Reconciler<D> {
     }
 }
 
-/// Returns the part of an interval in which containers of the pod could run, if the start gate reported the pod.
+/// If the start gate reported the pod, returns the part of the interval in which containers of the pod could run.
+/// Otherwise returns the whole interval.
 fn since_containers(options: &Options, pod: Option<&PodKey>, interval: UnprotectedInterval) -> UnprotectedInterval {
     let start = pod.zip(options.container_starts.as_ref()).and_then(|(pod, starts)| starts.of(pod));
     start.map_or(interval, |start| interval.with_containers(start))

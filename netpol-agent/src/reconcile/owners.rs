@@ -1,6 +1,6 @@
-//! Writes the endpoint ID of each local pod into the map entries of its addresses. At other pods, the programs accept a
-//! packet from one of these addresses only if it carries the ID of that pod's endpoint. The ID is written as long as
-//! programs that mark packets are attached to the pod's interface.
+//! Writes the owner of each local pod's address into the map entry of the address. The owner is the endpoint ID of the
+//! pod. The programs at other pods accept a packet from such an address only if the packet carries this ID. The owner
+//! is written as long as programs that mark packets are attached to the pod's interface.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -54,6 +54,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
+    /// Writes the owner of an address. The ID 0 removes the owner.
     fn set_owner(&mut self, address: IpAddr, id: u32) {
         match self.dataplane.set_address_endpoint(address, id) {
             Ok(()) if id == 0 => {
@@ -62,8 +63,8 @@ impl<D: Dataplane> Reconciler<D> {
             Ok(()) => {
                 self.owners.insert(address, id);
             }
-            // `owners` still has the earlier ID, so the next pass retries. Until then, packets from this address are
-            // checked less strictly or dropped.
+            // `owners` is not changed, so the next pass retries. Until then, packets from this address are checked less
+            // strictly or dropped.
             Err(error) => tracing::error!(%address, %error, "cannot write the endpoint ID of an address; retrying"),
         }
     }

@@ -38,8 +38,8 @@ impl<D: Dataplane> Reconciler<D> {
         self.interfaces.retain(|_, interface| interface.is_needed(now));
         self.bind(relisted);
         // Devices come before pods: a packet that is marked at a pod for a recheck (evaluation post-DNAT) must find the
-        // program on the device by which it leaves the node. Bridges with pods must not have the program, and they are
-        // known only after the first compile job.
+        // program on the device by which it leaves the node. Bridges with pods must not have the program. Which bridges
+        // have pods is known only after the first compile job.
         if self.starting.is_none() {
             self.reconcile_devices();
         }
@@ -154,7 +154,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Detaches the programs of an interface and then deletes its endpoint. This is the order because programs without an
+    /// Detaches the programs of an interface, and then deletes its endpoint. The order matters: programs without an
     /// endpoint drop everything.
     pub(super) fn release(&mut self, ifindex: IfIndex, why: &'static str) {
         let Some(interface) = self.interfaces.get_mut(&ifindex) else { return };

@@ -1,5 +1,6 @@
-//! Indexes the pods of this node, by the latest version of their objects. The index is updated when objects arrive,
-//! before they are compiled. So the pod of an interface can be found even while the engine is busy.
+//! Stores the pods of this node, in the latest version of their objects. An object is stored when it arrives, before it
+//! is compiled. So the pod of an interface can be found even while the engine is busy. A pod is *evaluated* if its
+//! policies are compiled and written for the latest version of its object.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -26,7 +27,7 @@ pub(super) struct LocalPods {
     claims: BTreeMap<IpAddr, BTreeSet<PodKey>>,
     /// Names of all Node objects.
     nodes: BTreeSet<Arc<str>>,
-    /// Pods with a change that is not enforced yet.
+    /// Pods with a change that is not compiled and written yet.
     unevaluated: BTreeSet<PodKey>,
     /// Latest change.
     last: Ticket,
@@ -61,7 +62,7 @@ impl LocalPods {
             }
             Event::Reset(objects) => {
                 self.nodes.clear();
-                // The last object with a key counts, as in `ClusterState`.
+                // If several objects have the same key, the last one counts, as in `ClusterState`.
                 let mut wanted: BTreeMap<&PodKey, &Pod> = BTreeMap::new();
                 for object in objects {
                     match object {
@@ -120,12 +121,12 @@ impl LocalPods {
         self.last
     }
 
-    /// Marks all changes up to this ticket as compiled and enforced.
+    /// Records that all changes up to this ticket are compiled and written.
     pub(super) fn evaluated(&mut self, ticket: Ticket) {
         self.unevaluated.retain(|key| self.pods.get(key).is_some_and(|local| local.changed > ticket));
     }
 
-    /// Returns whether the policies of a pod are compiled for its latest object.
+    /// Returns whether the policies of a pod are compiled and written for the latest version of its object.
     pub(super) fn is_evaluated(&self, key: &PodKey) -> bool {
         !self.unevaluated.contains(key)
     }
@@ -237,17 +238,17 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_evaluated_when_its_latest_change_is_evaluated() {
+    fn a_pod_waits_until_its_latest_change_is_compiled() {
         let mut pods = LocalPods::new("n1".into());
         let key = PodKey::new("shop", "a");
         apply(&mut pods, pod("a", "n1", 1, 0));
         let first = pods.ticket();
         apply(&mut pods, pod("a", "n1", 2, 0));
-        assert!(!apply(&mut pods, pod("a", "n1", 2, 0)), "the same object is no change");
+        assert!(!apply(&mut pods, pod("a", "n1", 2, 0)), "an equal object must not count as a change");
         pods.evaluated(first);
         assert!(!pods.is_evaluated(&key));
-        let begun = Instant::now().checked_sub(GRACE).expect("the monotonic clock is too young");
-        assert!(pods.next_overdue(begun).is_some());
+        let before_changes = Instant::now().checked_sub(GRACE).expect("the monotonic clock is too young");
+        assert!(pods.next_overdue(before_changes).is_some());
         std::thread::sleep(GRACE);
         assert!(pods.is_overdue(&key) && pods.next_overdue(Instant::now()).is_none());
         pods.evaluated(pods.ticket());

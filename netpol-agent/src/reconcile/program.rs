@@ -215,11 +215,11 @@ mod tests {
         let mut run = |names: &[&str]| -> Vec<Action> {
             names.iter().filter_map(|name| state.handle(event(name, now))).collect()
         };
-        let begun = run(&["need pod", "attach failed", "need pod", "need none", "retry", "need pod"]);
-        assert!(matches!(begun[..], [Action::Attach(_), Action::Report(_), Action::Attach(_)]), "{begun:?}");
-        let begun = run(&["attached", "need none", "detach failed", "need none", "need pod", "retry", "need none"]);
-        let [Action::RecordAttached { .. }, Action::Detach, Action::Report(_), Action::Detach] = begun[..] else {
-            panic!("{begun:?}");
+        let actions = run(&["need pod", "attach failed", "need pod", "need none", "retry", "need pod"]);
+        assert!(matches!(actions[..], [Action::Attach(_), Action::Report(_), Action::Attach(_)]), "{actions:?}");
+        let actions = run(&["attached", "need none", "detach failed", "need none", "need pod", "retry", "need none"]);
+        let [Action::RecordAttached { .. }, Action::Detach, Action::Report(_), Action::Detach] = actions[..] else {
+            panic!("{actions:?}");
         };
     }
 }

@@ -8,13 +8,13 @@ use crate::clock::boot_clock;
 use netpol_common::FlowEvent;
 use netpol_dataplane::Dataplane;
 
-/// An event may have a time shortly after a change, although its packet was evaluated shortly before the change. This
-/// margin is far longer than a program runs.
+/// An event may have a time shortly after a change, although its packet was evaluated shortly before the change. A
+/// program runs for a much shorter time than this margin.
 const MARGIN: Duration = Duration::from_millis(10);
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Records whether all objects are in the tables now. Call it before events are read. `is_fully_applied`: the result
-    /// of [`Self::is_fully_applied`].
+    /// Records whether all objects are in the tables now. Must be called before events are read. `is_fully_applied`:
+    /// the result of [`Self::is_fully_applied`].
     pub fn note_if_settled(&mut self, is_fully_applied: bool) {
         let settled = !self.is_busy() && is_fully_applied;
         self.settled_since = settled.then(|| self.settled_since.unwrap_or_else(boot_clock));

@@ -25,8 +25,9 @@ use netpol_node::InterfaceSnapshot;
 use netpol_source::{Batch, Generation};
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Starts to enforce these objects, whatever `old` tables and endpoints the data plane has. Pinned state is not
-    /// changed before this. At every step, each endpoint is evaluated by its old policy or by its new one.
+    /// Starts to enforce these objects. `old` are the tables that the data plane has now, possibly those of an earlier
+    /// agent. Pinned state does not change before this call. At every step, packets of an endpoint are evaluated by its
+    /// old policies or by its new ones.
     ///
     /// # Errors
     /// If the endpoints cannot be read.
@@ -91,7 +92,7 @@ impl<D: Dataplane> Reconciler<D> {
             interfaces: states,
             owners: BTreeMap::new(),
             verifying: Verifying::No,
-            verified_at: now,
+            verification_started: now,
             ids,
             failures: Failures::default(),
             unprotected: UnprotectedTimes::default(),
@@ -109,7 +110,8 @@ impl<D: Dataplane> Reconciler<D> {
         Ok(reconciler)
     }
 
-    /// Sets when interfaces were listed before the start: loading the programs has taken time since.
+    /// Sets the time at which the interfaces were listed. It is earlier than the start, because the programs were
+    /// loaded in between.
     pub fn interfaces_listed_at(&mut self, at: Instant) {
         for interface in self.interfaces.values_mut() {
             interface.backdate(at);

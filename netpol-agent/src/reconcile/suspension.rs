@@ -9,7 +9,7 @@ use netpol_policy::model::{Suspension, Timestamp};
 
 use super::Reconciler;
 
-/// The longest wait before the clock is read again, in case it was set.
+/// The longest wait before the clock is read again, in case the clock was changed.
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
 impl<D: Dataplane> Reconciler<D> {

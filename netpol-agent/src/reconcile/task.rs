@@ -243,6 +243,7 @@ pub async fn run(
                 yield_now().await;
                 continue;
             }
+            // The ring buffer is empty, so the engine can start its next job.
             () = future::ready(()), if starved => {
                 ring_served = Instant::now();
                 continue;
@@ -293,7 +294,7 @@ async fn next_totals(queue: &mut VecDeque<FlowTotals>, reader: &mut Option<FlowT
     queue.drain(..queue.len().min(TOTALS_AT_ONCE)).collect()
 }
 
-/// Records that batches are enforced.
+/// Records the batches of finished jobs. Some of their writes may have failed, so a batch may not be enforced yet.
 fn record_finished(finished: Vec<Origin>, meter: &mut Meter) {
     for Origin { batches, took, start } in finished {
         for (generation, at) in &batches {

@@ -1,5 +1,5 @@
-//! Measures how long all traffic of pods was allowed before their policies were enforced, and how many packets passed in
-//! this time.
+//! Measures the unprotected time of pods: how long all of their traffic was allowed before their policies were
+//! enforced. Also counts the packets that passed in this time.
 
 use std::time::{Duration, Instant};
 
@@ -107,8 +107,8 @@ impl Exposure {
         Some(UnprotectedInterval { since, until, packets: packets.saturating_sub(before), start })
     }
 
-    /// Returns the unprotected time of an interface that dropped everything and has an enforced pod now, and whether
-    /// it is in the totals already.
+    /// If all traffic was dropped until now, records that policies are enforced now. Then returns the unprotected time,
+    /// and whether it is in the totals already.
     pub(super) fn take_drop_all(&mut self) -> Option<(UnprotectedInterval, bool)> {
         let Self::DropAll { interval, counted } = *self else { return None };
         *self = Self::None;

@@ -17,11 +17,11 @@ use netpol_node::KnownVeths;
 const LINK_LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Interface {
-    /// Returns whether the interface need not be read in detail again: it is enforced, and either its pod is gone, or its pod
-    /// and all of its addresses are known.
+    /// Returns whether the interface need not be read in detail again: it is enforced, and either its pod is gone, or
+    /// its pod and all of its addresses are known.
     fn is_complete(&self) -> bool {
-        // After a time limit, a missing address is not waited for: an interface without IPv6 never has a link-local
-        // address.
+        // The agent waits for a missing address only for a limited time: an interface without IPv6 never gets a
+        // link-local address.
         let is_older = |limit| self.age().is_some_and(|age| age > limit);
         self.enforced().is_some_and(|pod_endpoint| {
             let complete = (pod_endpoint.endpoint.mac != [0; 6] || is_older(MAC_LEARNING))
@@ -49,7 +49,7 @@ impl<D: Dataplane> Reconciler<D> {
         let (now, is_pod_waiting) = (Instant::now(), self.pods_waiting() > 0);
         let mut known = KnownVeths::default();
         for (ifindex, interface) in &mut self.interfaces {
-            // A waiting pod may have the address of any interface without a pod.
+            // Any interface without a known pod may belong to a waiting pod.
             let is_due = is_pod_waiting && interface.identity.pod.is_none() || interface.peer_reads.is_due(now);
             let is_skipped = interface.is_complete() || !is_due;
             if is_skipped {
@@ -97,8 +97,8 @@ impl<D: Dataplane> Reconciler<D> {
         self.interfaces.values().any(|interface| matches!(interface.program, ProgramState::Attaching(..)))
     }
 
-    /// Returns the next time at which all traffic of an interface may have to be dropped, because its pod has waited too long
-    /// for its policies.
+    /// Returns the next time at which a pod has waited too long for its policies. Then all traffic of its interface may
+    /// have to be dropped.
     pub fn next_overdue(&self) -> Option<Instant> {
         self.pods.next_overdue(self.reconciled_at)
     }

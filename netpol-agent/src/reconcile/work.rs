@@ -29,7 +29,7 @@ pub struct Origin {
     pub took: Duration,
 }
 
-/// A pending compile job, with the last change of a local pod that it includes.
+/// A pending compile job. `ticket` is the last change of a local pod that the job includes.
 #[derive(Debug)]
 pub(super) struct Pending {
     job: Job,
@@ -40,7 +40,7 @@ pub(super) struct Pending {
 /// A pending write. Writes are executed in order.
 #[derive(Debug)]
 pub(super) enum Write {
-    /// Changes of map entries and endpoints, and whether one of them frees space in a map.
+    /// Changes of map entries and endpoints. The second field: whether one of them frees space in a map.
     Changes(std::vec::IntoIter<Change>, bool),
     /// Sets the policies of all endpoints.
     SetPolicies(BTreeMap<PodKey, EndpointPolicy>, Ticket),

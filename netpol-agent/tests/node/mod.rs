@@ -325,7 +325,7 @@ pub(crate) fn carries_data(stream: &mut TcpStream) -> bool {
 }
 
 /// Kills an agent, and returns its log.
-pub(crate) fn end(mut agent: Child) -> String {
+pub(crate) fn kill(mut agent: Child) -> String {
     agent.kill().expect("cannot signal the agent");
     stderr_of(&agent.wait_with_output().expect("cannot wait for the agent"))
 }

@@ -90,7 +90,7 @@ fn only_pods_of_this_node_get_an_endpoint() {
 }
 
 #[test]
-fn unknown_pods_are_denied_on_request_until_they_are_known() {
+fn if_configured_unknown_pods_are_denied_until_they_are_known() {
     let mut reconciler = start(Memory::default(), UnknownPods::Deny, &[], &[(3, "10.0.0.2")]);
     assert!(endpoints(&reconciler)[&IfIndex(3)].has(endpoint_flags::UNKNOWN));
     reconciler.apply(objects(&[PODS]));
@@ -135,13 +135,14 @@ fn without_room_for_prefixes_an_isolated_pod_allows_nothing() {
     assert!(endpoint.has(endpoint_flags::INCOMPLETE));
     assert_eq!((endpoint.ingress.isolated(), endpoint.ingress.any), (true, PortSetId::NONE));
     assert!(!endpoint.egress.isolated(), "the direction that is not isolated stays open");
-    let rule_set_of_full_map = endpoint.ingress.rule_set;
+    let quarantine_rule_set = endpoint.ingress.rule_set;
     reconciler.dataplane_mut().full = None;
     reconciler.retry();
-    assert_ne!(endpoints(&reconciler)[&IfIndex(3)].ingress.rule_set, rule_set_of_full_map);
+    assert_ne!(endpoints(&reconciler)[&IfIndex(3)].ingress.rule_set, quarantine_rule_set);
 }
 
-/// Returns the endpoint of an interface, without its version. Checks that programs are attached to each endpoint.
+/// Returns the endpoint of an interface, without its version. Also checks that programs are
+/// attached if there is an endpoint, and are not attached otherwise.
 fn enforced_endpoint(reconciler: &Reconciler<Memory>, index: u32) -> Option<Endpoint> {
     assert_eq!(
         reconciler.dataplane().attached.contains(&IfIndex(index)),
@@ -215,7 +216,7 @@ fn a_restart_keeps_the_endpoints_of_deleted_pods() {
     let dataplane = std::mem::take(before.dataplane_mut());
     let after = start(dataplane, UnknownPods::Allow, &[OTHER_PODS, ALLOW_BLOCK], &[(3, "10.0.0.2"), (4, "10.0.0.4")]);
     assert_eq!(enforced_endpoint(&after, 3), Some(endpoint));
-    // A rule set that allows nothing has no map entry, and its ID must not be reused.
+    // A rule set that allows nothing has no map entry. Its ID must not be reused, either.
     assert!(enforced_endpoint(&after, 4).expect("no endpoint").ingress.rule_set > endpoint.ingress.rule_set);
 }
 
@@ -273,6 +274,7 @@ fn the_error_of_a_failed_attach_is_cleared_even_without_room_for_an_endpoint() {
     assert!(endpoints(&reconciler).is_empty() && reconciler.is_fully_applied());
 }
 
+/// The owner of an address is the endpoint ID in the map entry of this address.
 #[test]
 fn a_failed_write_of_an_owner_is_retried() {
     let address: IpAddr = "10.0.0.2".parse().expect("invalid address");
@@ -328,7 +330,7 @@ fn start_with_slow_dataplane(unknown_pods: UnknownPods) -> Reconciler<Memory> {
 }
 
 #[test]
-fn an_unknown_pod_is_waited_for_while_programs_are_attached() {
+fn an_attach_in_progress_is_reported_even_for_an_unknown_pod() {
     let mut reconciler = start(Memory::slow(), UnknownPods::Deny, &[], &[(3, "10.0.0.9")]);
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))]);
     assert_eq!((reconciler.is_attaching(), reconciler.pods_waiting()), (true, 0));

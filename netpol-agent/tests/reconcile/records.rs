@@ -151,7 +151,8 @@ fn a_flow_of_a_deleted_pod_is_not_explained() {
     reporter.record(&denied, &reconciler);
     let [flow] = &flows(&buffer)[..] else { panic!("{:?}", flows(&buffer)) };
     assert_eq!((flow.from.pod.as_deref(), flow.unexplained.as_deref()), (Some("web"), Some("the pod was deleted")));
-    assert_eq!(flow.egress.as_ref().map(|side| side.reason.as_str()), Some("no-rule"), "the reason of the event");
+    let reason = flow.egress.as_ref().map(|side| side.reason.as_str());
+    assert_eq!(reason, Some("no-rule"), "the reason must be that of the event");
 }
 
 #[test]
@@ -252,7 +253,7 @@ fn with_observe_denied_packets_count_as_would_be_denials_of_all_policies() {
 }
 
 #[test]
-fn a_record_lists_policies_in_shadow_mode_first_and_the_number_of_all() {
+fn a_record_lists_policies_in_shadow_mode_first_and_counts_all_policies() {
     let policy = |number: usize, annotations: &str| {
         format!(
             "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p{number:03}, namespace: shop, \
@@ -309,12 +310,12 @@ fn verdicts_are_compared_with_the_reference_evaluator_if_both_had_the_same_objec
         reporter.record(&event, reconciler);
         (reporter.compared_verdicts(), reporter.differing_verdicts())
     };
-    assert_eq!(counts_after(&reconciler, later_with(Reason::NoRule, 80)), (0, 0), "changes may be pending");
+    assert_eq!(counts_after(&reconciler, later_with(Reason::NoRule, 80)), (0, 0), "changes may be unwritten");
     reconciler.note_if_settled(reconciler.is_fully_applied());
     assert_eq!(
         counts_after(&reconciler, FlowEvent { time_ns: 1, ..later_with(Reason::NoRule, 80) }),
         (0, 0),
-        "an earlier packet"
+        "the packet is older than the current tables"
     );
     assert_eq!(counts_after(&reconciler, later_with(Reason::Rule, 80)), (1, 0));
     assert_eq!(counts_after(&reconciler, later_with(Reason::NoRule, 81)), (2, 0));
@@ -323,10 +324,10 @@ fn verdicts_are_compared_with_the_reference_evaluator_if_both_had_the_same_objec
         (2, 0),
         "the verdict depends on an earlier packet"
     );
-    assert_eq!(counts_after(&reconciler, later_with(Reason::NoRule, 80)), (3, 1), "another verdict");
-    assert_eq!(counts_after(&reconciler, later_with(Reason::NotIsolated, 80)), (4, 2), "another reason");
+    assert_eq!(counts_after(&reconciler, later_with(Reason::NoRule, 80)), (3, 1), "the verdict differs");
+    assert_eq!(counts_after(&reconciler, later_with(Reason::NotIsolated, 80)), (4, 2), "the reason differs");
     let other_policies = FlowEvent { rule_set: RuleSetId::default(), ..later_with(Reason::Rule, 80) };
-    assert_eq!(counts_after(&reconciler, other_policies), (5, 3), "other policies");
+    assert_eq!(counts_after(&reconciler, other_policies), (5, 3), "the policies differ");
     let unexplained: Vec<_> = flows(&buffer).into_iter().map(|flow| flow.unexplained).collect();
     assert_eq!(
         unexplained[5].as_deref(),

@@ -1,4 +1,4 @@
-//! Tests which records a query selects.
+//! Tests that queries select the right records.
 
 use super::*;
 use crate::{
@@ -55,7 +55,7 @@ fn denied_dns_request() -> FlowRecord {
 }
 
 #[test]
-fn totals_are_selected_as_allowed_flows() {
+fn flow_totals_are_selected_like_allowed_flows() {
     let flow = denied_dns_request();
     let totals = Record::FlowTotals(Box::new(FlowTotalsRecord {
         header: header(),
@@ -138,7 +138,7 @@ fn a_spoofed_packet_is_found_by_its_sender() {
 }
 
 #[test]
-fn summaries_match_by_namespace_and_verdict() {
+fn rate_limited_records_match_by_namespace_and_verdict() {
     let record = Record::RateLimited(RateLimitedRecord {
         header: header(),
         verdict: FlowVerdict::Denied,

@@ -57,7 +57,7 @@ pub(crate) struct AgentOptions {
     /// The namespace of the agents
     #[arg(long, value_name = "NAMESPACE", env = "NETPOL_AGENT_NAMESPACE", default_value = AGENT_NAMESPACE)]
     pub(crate) agent_namespace: String,
-    /// Use only the agent on this node, at its socket (its --api-socket), without a kubeconfig
+    /// Use only the agent on the local node, through its socket (--api-socket of the agent), without a kubeconfig
     #[arg(long, value_name = "PATH", conflicts_with_all = ["kubeconfig", "context", "nodes"])]
     pub(crate) socket: Option<PathBuf>,
     /// The time that each node has to connect and to respond
@@ -124,7 +124,8 @@ pub(crate) struct FlowsOptions {
     /// Only flows to this port, such as 53/UDP; without protocol, any
     #[arg(short, long, value_name = "PORT/PROTOCOL")]
     pub(crate) port: Option<PortFilter>,
-    /// Only flows that this policy isolates or allows: NAMESPACE/NAME, or NAME in the namespace of -n
+    /// Only flows with a record that lists this policy or one of its rules: NAMESPACE/NAME, or NAME in the namespace
+    /// of -n
     #[arg(long, value_name = "POLICY")]
     pub(crate) policy: Option<String>,
     /// The output format
@@ -292,7 +293,7 @@ Examples:
   netpol resume -n shop
 
 Suspends enforcement: until the given time, policies deny nothing, and agents
-report what they would deny. Sets annotations with the rights of the caller.";
+report what they would deny. Sets annotations with your rights.";
 
 /// Where enforcement is suspended.
 #[derive(Clone, Debug, Args)]

@@ -52,12 +52,12 @@ pub(super) struct Checked {
     /// One of the connections or pods that do not meet the expectation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) counterexample: Option<Counterexample>,
-    /// The number of cases that do not meet the expectation: pairs of a source and a destination, where pods and
-    /// addresses with the same ports count once. For `isolated`: pairs of a pod and a direction.
+    /// The number of cases that do not meet the expectation. A case is a pair of a source and a destination; pods or
+    /// addresses with the same allowed ports count as one. For `isolated`, a case is a pair of a pod and a direction.
     pub(super) violations: usize,
 }
 
-/// Pods or addresses that belong to the same end: all of them have the same ports with every other end.
+/// Pods or addresses that belong to the same end: the same ports are allowed between each of them and any other end.
 struct EndMembers {
     end: EndId,
     pods: Vec<PodKey>,
@@ -83,6 +83,7 @@ pub(super) struct Destination {
 struct Violation {
     outcome: Outcome,
     ports: PortSet,
+    /// Whether the ports are allowed, and should be denied. If not, they are denied, and should be allowed.
     is_allowed: bool,
 }
 
@@ -150,6 +151,7 @@ fn check_connections(
 /// Returns the ports at which a source and a destination do not meet an expectation. `ids`: the ports between them;
 /// `ports`: the ports of the expectation.
 fn violation(reachability: &Reachability<'_>, check: &Check, ids: PortIds, ports: &PortSet) -> Option<Violation> {
+    // `possible` has the allowed ports, and those with an unknown verdict.
     let [allowed, possible] = reachability.ports(ids);
     let (is_allowed, failed, unknown) = match check {
         Check::Allow(_) => (false, ports.difference(possible), ports.difference(allowed)),

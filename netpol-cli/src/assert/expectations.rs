@@ -35,7 +35,7 @@ pub(super) enum Check {
     Deny(Connections),
     /// No connection from ends other than `from` is allowed.
     Only(Connections),
-    /// A policy isolates each pod in these directions.
+    /// Each pod is isolated in all of these directions.
     Isolated(Ends, Vec<Direction>),
 }
 
@@ -182,7 +182,8 @@ fn expectation(raw: &RawExpectation, line: u64, default: &str) -> Result<Expecta
     }
     let connections = |from: &OneOrMore, to: &Option<OneOrMore>, key: &str| {
         let to = to.as_ref().ok_or_else(|| format!("`{key}` is missing"))?;
-        Ok::<_, String>(Connections { from: from.pods()?, to: to.ends()?, ports: ports.clone().unwrap_or_default() })
+        let (from, to) = (from.ends_without_services()?, to.ends()?);
+        Ok::<_, String>(Connections { from, to, ports: ports.clone().unwrap_or_default() })
     };
     let (in_words, check, keys): (String, Check, &[&str]) = if let Some(from) = &raw.allow {
         let check = Check::Allow(connections(from, to, "to")?);
@@ -204,7 +205,7 @@ fn expectation(raw: &RawExpectation, line: u64, default: &str) -> Result<Expecta
             Some(RawDirection::Both) | None => Direction::BOTH.to_vec(),
         };
         let for_what = directions.iter().map(|direction| direction.name()).collect::<Vec<_>>().join(" and ");
-        let check = Check::Isolated(pods.pods()?, directions);
+        let check = Check::Isolated(pods.ends_without_services()?, directions);
         (format!("every pod of {pods} is isolated for {for_what}"), check, &["direction"])
     } else {
         return Err("the expectation is empty".to_owned());
@@ -256,7 +257,7 @@ impl OneOrMore {
 
     /// Returns the ends. A Service is an error, because it is never the source of a connection, and policies do not
     /// isolate Services.
-    fn pods(&self) -> Result<Ends, String> {
+    fn ends_without_services(&self) -> Result<Ends, String> {
         let ends = self.ends()?;
         let is_service = |end: &ExpectedEnd| matches!(end, ExpectedEnd::End(EndArgument::Service(..)));
         if ends.0.iter().any(is_service) {

@@ -64,8 +64,8 @@ pub(crate) fn path(rule: &RuleRef) -> String {
     format!("spec.{}[{}]", rule.direction.name(), rule.index)
 }
 
-/// Returns whether a cause explains why the verdict on ports is now this one.
-pub(super) const fn is_of(cause: &Cause, verdict: Verdict) -> bool {
+/// Returns whether a cause can explain a change to this verdict.
+pub(super) const fn explains(cause: &Cause, verdict: Verdict) -> bool {
     match cause.reason {
         Reason::Isolated(_) | Reason::Removed(_) | Reason::RemovedWorkload => matches!(verdict, Verdict::Deny),
         Reason::NotIsolated(_) | Reason::Added(_) | Reason::NewWorkload => matches!(verdict, Verdict::Allow),

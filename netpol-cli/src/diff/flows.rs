@@ -35,13 +35,13 @@ struct Flow {
 struct RecordedEnd {
     service: Option<ServiceKey>,
     workload: Option<WorkloadKey>,
-    /// `None` for the pod of a workload, because its name differs in each cluster. As an exception, a pod of a
-    /// `StatefulSet` has its name.
+    /// `None` for a pod of a workload, because its name differs in each cluster. Exception: a pod of a `StatefulSet`
+    /// has the same name in each cluster.
     pod: Option<PodKey>,
     address: Option<std::net::IpAddr>,
 }
 
-/// A flow with another verdict than before, or an unknown one.
+/// A flow with another verdict than before, or with an unknown verdict.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct FlowChange {
@@ -71,9 +71,9 @@ pub(super) struct Skipped {
 pub(super) struct Flows {
     /// The number of different flows.
     pub(super) count: usize,
-    /// Allowed before, but no longer.
+    /// The verdict is worse than before: denied, or (for a Service) allowed for fewer backends.
     pub(super) cut: Vec<FlowChange>,
-    /// Denied before, allowed now.
+    /// The verdict is better than before: allowed, or (for a Service) allowed for some backends.
     pub(super) allowed: Vec<FlowChange>,
     /// The verdict was or is unknown.
     pub(super) unknown: Vec<FlowChange>,

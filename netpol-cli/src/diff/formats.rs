@@ -55,7 +55,7 @@ pub(super) fn table(
         let (from, to) = (names.text(&row.from), names.text(&row.to));
         for (kind, verdict, ports) in kinds(row) {
             print_change(out, kind, verdict, &format!("{from} -> {to}, {}", ports_text(ports)), width)?;
-            for cause in row.causes.iter().filter(|cause| causes::is_of(cause, verdict)) {
+            for cause in row.causes.iter().filter(|cause| causes::explains(cause, verdict)) {
                 print_lines(out, wrap(causes::text(cause), width, 4))?;
             }
         }
@@ -146,7 +146,7 @@ pub(super) fn markdown(
     for row in &difference.rows {
         let (from, to) = (names.text(&row.from), names.text(&row.to));
         for (kind, verdict, ports) in kinds(row) {
-            let causes = row.causes.iter().filter(|cause| causes::is_of(cause, verdict));
+            let causes = row.causes.iter().filter(|cause| causes::explains(cause, verdict));
             let causes = causes.map(|cause| cell(&causes::text(cause))).collect::<Vec<_>>().join("<br>");
             writeln!(out, "| {kind} | {} | {} | {ports} | {causes} |", cell(&from), cell(&to))?;
         }

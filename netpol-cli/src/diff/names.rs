@@ -6,7 +6,7 @@ use netpol_policy::model::NamespaceName;
 use netpol_policy::offline::difference::{DifferenceEnd, Members, Presence};
 use netpol_policy::offline::{AddressSet, UnitKey};
 
-/// The number of names that text shows.
+/// The maximum number of names in a text.
 const SHOWN: usize = 6;
 /// If a set has all workloads except at most this number, the text names these exceptions, such as
 /// `all pods but shop/deployment/web`.
@@ -16,13 +16,13 @@ const MAX_EXCEPTIONS: usize = 3;
 /// workload.
 pub(super) struct Names<'e> {
     ends: &'e [DifferenceEnd],
-    /// The ends that contain pods of each workload.
+    /// For each workload, the indices of the ends that contain its pods.
     ends_of_units: BTreeMap<&'e UnitKey, BTreeSet<usize>>,
     /// The number of workloads of each namespace.
     units_of_namespaces: BTreeMap<&'e NamespaceName, usize>,
     /// The number of ends that are addresses outside of pods.
     outside: usize,
-    /// Which versions have each workload.
+    /// For each workload, which of the two versions have it.
     presence: BTreeMap<&'e UnitKey, Presence>,
 }
 
@@ -48,7 +48,7 @@ impl<'e> Names<'e> {
         Self { ends, ends_of_units, units_of_namespaces, outside, presence }
     }
 
-    /// Returns the workloads that are new, that were removed, or that both versions have.
+    /// Returns the workloads with this presence: they are new, were removed, or are in both versions.
     pub(super) fn with_presence(&self, wanted: Presence) -> Vec<String> {
         let found = self.presence.iter().filter(|(_, presence)| **presence == wanted);
         found.map(|(unit, _)| unit.to_string()).collect()
@@ -101,7 +101,7 @@ impl<'e> Names<'e> {
         joined(names)
     }
 
-    /// Returns the name of a workload, and whether it is new or removed.
+    /// Returns the name of a workload. If the workload is new or was removed, `(new)` or `(removed)` follows.
     fn marked_name(&self, unit: Unit<'_>) -> String {
         match self.presence.get(unit.0) {
             Some(Presence::Added) => format!("{} (new)", name(unit)),

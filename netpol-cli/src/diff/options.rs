@@ -28,7 +28,7 @@ pub(crate) const COMMON: &str = "Manifests that belong to both, such as the work
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct DiffOptions {
-    /// The manifests before: a file, a directory, or REVISION:PATH. With --cluster, those to apply instead, or - for
+    /// The manifests before: a file, a directory, or REVISION:PATH. With --cluster: the manifests to apply, or - for
     /// standard input
     #[arg(value_name = "OLD")]
     pub(crate) first: String,

@@ -55,12 +55,12 @@ pub(crate) fn internet(cluster: &OfflineCluster) -> AddressSet {
     nets(&["0.0.0.0/0", "2000::/3"]).difference(&nets(&NOT_PUBLIC)).difference(&known)
 }
 
-/// Returns whether one of the ends has an address of a family. Also returns true if an end has no known address,
-/// because the evaluation then reports the reason.
+/// Returns whether one of the ends has an address of a family. Also returns true if an end has no known address: the
+/// later evaluation reports why no connection to this end is possible.
 fn has_family(cluster: &OfflineCluster, ends: &EndSet, is_ipv4: bool) -> bool {
     let is_of_family = |address: &IpAddr| address.is_ipv4() == is_ipv4;
     let has_address = |addresses: &[IpAddr]| addresses.is_empty() || addresses.iter().any(is_of_family);
-    // A range that has not been split yet has no items.
+    // The set of a range has no ends until it is split.
     ends.ends.is_empty()
         || ends.ends.iter().any(|(end, _)| match end {
             End::Address(address) => is_of_family(address),
@@ -86,7 +86,7 @@ fn blocks(cluster: &OfflineCluster) -> impl Iterator<Item = &IpNet> {
         Peer::Pods { .. } => None,
     });
     let nets = blocks.flat_map(|block| std::iter::once(&block.cidr).chain(&block.except));
-    // Blocks of placeholders are not in the input.
+    // netpol adds blocks of placeholder addresses to rules. They are not in the manifests.
     nets.filter(|net| !is_placeholder(net.addr()))
 }
 
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn the_internet_has_only_public_addresses_that_are_not_in_the_cluster() {
-        // With so many addresses, comparing all pairs would take too long.
+        // The cluster has so many addresses that an algorithm with quadratic time would take too long.
         let node = |index: u32| {
             let address = Ipv4Addr::from_bits(0x0808_0000 + index);
             format!(

@@ -1,4 +1,4 @@
-//! `netpol explain --live`: the verdicts of the nodes' tables.
+//! `netpol explain --live`: the verdicts of the tables that the agents have compiled.
 
 use std::io::Write;
 
@@ -16,7 +16,7 @@ use crate::ends::EndSet;
 use crate::remote::{Answer, Failure, Fleet, runtime};
 use crate::table::{paragraph, text_width};
 
-/// The verdicts of all nodes that have one of the pods.
+/// The verdicts of all nodes on which a pod of the connection runs.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Tables {
@@ -28,7 +28,11 @@ pub(super) struct Tables {
 /// the objects allow it.
 pub(super) fn live_tables(options: &ExplainOptions, (from, to): (&EndSet, &EndSet)) -> Result<(Tables, Exit)> {
     let ([(from, _)], [(to, _)]) = (&from.ends[..], &to.ends[..]) else {
-        bail!("--live needs one pod, Service or address at each end; {} and {} are several", from.title, to.title);
+        bail!(
+            "--live needs one pod, Service or address at each end; {} or {} stands for several",
+            from.title,
+            to.title
+        );
     };
     let path = format!("/v1/explain?from={}&to={}&port={}", end_parameter(from)?, end_parameter(to)?, options.port);
     runtime()?.block_on(async {

@@ -60,27 +60,27 @@ impl EndMatch {
         }
     }
 
-    /// Returns the filter for the agents. It accepts all flows of this end, and may accept others.
-    pub(super) fn filter(&self, default: &str) -> Option<EndFilter> {
-        let namespace = |written: &Option<String>| written.clone().unwrap_or_else(|| default.to_owned());
+    /// Returns the filter for the agents. It accepts all flows of this end, and may accept other flows.
+    pub(super) fn filter(&self, default_namespace: &str) -> Option<EndFilter> {
+        let namespace = |written: &Option<String>| written.clone().unwrap_or_else(|| default_namespace.to_owned());
         match self {
             Self::Filter(filter) => Some(filter.clone()),
-            Self::Pod(name) => Some(EndFilter::Pod { namespace: default.to_owned(), name: name.clone() }),
+            Self::Pod(name) => Some(EndFilter::Pod { namespace: default_namespace.to_owned(), name: name.clone() }),
             Self::Workload(_, written, _) => Some(EndFilter::Namespace(namespace(written))),
             // Agents cannot filter by a Service.
             Self::Service(..) => None,
         }
     }
 
-    /// Returns whether this is the end of a flow that the agents' [`Self::filter`] accepted.
-    pub(super) fn matches(&self, end: &FlowEnd, default: &str) -> bool {
+    /// Returns whether the end of a flow matches. The agents have already applied [`Self::filter`] to this flow.
+    pub(super) fn matches(&self, end: &FlowEnd, default_namespace: &str) -> bool {
         match self {
             Self::Filter(_) | Self::Pod(_) => true,
             Self::Workload(kind, _, name) => {
                 end.workload.as_ref().is_some_and(|workload| workload.kind == kind.name() && workload.name == *name)
             }
             Self::Service(namespace, name) => {
-                let service = format!("{}/{name}", namespace.as_deref().unwrap_or(default));
+                let service = format!("{}/{name}", namespace.as_deref().unwrap_or(default_namespace));
                 end.services.iter().chain(&end.via_services).any(|other| *other == service)
             }
         }

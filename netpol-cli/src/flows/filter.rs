@@ -54,7 +54,7 @@ impl Filter {
 
     /// Returns the path of the request.
     pub(crate) fn path(&self) -> String {
-        // Agents apply `last` first. So they could omit flows that the other part of the filter accepts.
+        // If agents applied `last`, they could omit flows that this command would show, and send flows that it hides.
         let mut query = self.query.clone();
         if self.is_narrower_than_query() {
             query.last = None;
@@ -74,7 +74,7 @@ impl Filter {
             Record::Flow(flow) => (&flow.from, &flow.to),
             Record::FlowTotals(totals) => (&totals.from, &totals.to),
             Record::Lost(_) => return true,
-            // A summary has no labels and no workloads.
+            // A summary has no labels, workloads or Services to compare.
             Record::Multicast(_) | Record::RateLimited(_) => return !self.is_narrower_than_query(),
         };
         let default = &self.scope.default_namespace;

@@ -14,7 +14,7 @@ use crate::remote::{Answer, Fleet, Lines};
 
 /// How long a record waits, because earlier records of other nodes may still arrive.
 const REORDER_WINDOW: Duration = Duration::from_millis(300);
-/// The maximum number of records of all nodes that have been read and not yet processed.
+/// The maximum number of records, from all nodes together, that wait to be processed.
 const QUEUE: usize = 1_024;
 
 /// A record that was received.
@@ -33,7 +33,7 @@ pub(crate) struct Received {
 #[derive(Debug)]
 pub(crate) enum Event {
     Record(Box<Received>),
-    /// The stream of this node has ended. If it has failed, with this error.
+    /// The stream of this node has ended. The second value is the error, if the stream has failed.
     Ended(String, Option<String>),
 }
 
@@ -128,14 +128,14 @@ impl Merger {
         self.waiting.push(Reverse(received));
     }
 
-    /// Removes the earliest records until only this number is left.
+    /// Removes the earliest records until only `count` records are left.
     pub(crate) fn keep_last(&mut self, count: usize) {
         while self.waiting.len() > count {
             self.waiting.pop();
         }
     }
 
-    /// Returns the earliest record, if it has waited long enough at this time.
+    /// Removes and returns the earliest record, if it has waited long enough at the time `now`.
     pub(crate) fn due(&mut self, now: Instant) -> Option<Received> {
         let Reverse(first) = self.waiting.peek()?;
         if first.arrived + REORDER_WINDOW > now {
@@ -144,12 +144,12 @@ impl Merger {
         self.waiting.pop().map(|Reverse(received)| received)
     }
 
-    /// Returns the earliest record.
+    /// Removes and returns the earliest record.
     pub(crate) fn next(&mut self) -> Option<Received> {
         self.waiting.pop().map(|Reverse(received)| received)
     }
 
-    /// Waits until the earliest record can be printed.
+    /// Waits until the earliest record has waited long enough.
     pub(crate) async fn wait(&self) {
         match self.waiting.peek() {
             Some(Reverse(first)) => sleep_until(first.arrived + REORDER_WINDOW).await,

@@ -30,8 +30,8 @@ pub(crate) use text::{protocol_port, workload_end};
 use filter::Filter;
 use merge::{Event, Merger, Received};
 
-/// With `--follow`: how long to collect the backlog, the records that exist already, before its last records are
-/// printed.
+/// With `--follow`: how long to collect the backlog (the records that exist already). After this time, the last records
+/// of the backlog are printed.
 const BACKLOG_TIME: Duration = Duration::from_millis(500);
 
 pub(crate) fn run(options: &FlowsOptions, out: &mut impl Write) -> Result<Exit> {

@@ -247,8 +247,8 @@ fn sides(flow: &FlowRecord) -> impl Iterator<Item = (FlowDirection, &FlowSide)> 
 /// Returns the policies that denied the flow, such as `shop/db`, or the rule that allowed it, such as
 /// `shop/web spec.egress[1]`.
 fn policies_text(flow: &FlowRecord) -> String {
-    let own = sides(flow).find(|(direction, _)| *direction == flow.direction).map(|(_, side)| side);
-    match (flow.verdict, own) {
+    let reporting_side = sides(flow).find(|(direction, _)| *direction == flow.direction).map(|(_, side)| side);
+    match (flow.verdict, reporting_side) {
         (_, None) => String::new(),
         (FlowVerdict::Allowed, Some(side)) => {
             side.rule.as_ref().map(|rule| format!("{} {}", rule.policy, rule.path)).unwrap_or_default()
@@ -301,7 +301,7 @@ mod tests {
 
     use super::*;
 
-    /// A flow between pods with long names, or with IPv6 addresses.
+    /// Returns a denied flow between pods with long names. Fields in `changes` replace fields of this flow.
     fn flow(changes: &Value) -> FlowRecord {
         let policies = ["team-with-a-long-name/policy-of-the-backend-database", "team-with-a-long-name/default-deny"];
         let mut flow = json!({

@@ -10,8 +10,8 @@ use layout::topo::layout::VisualGraph;
 
 /// The distance between boxes.
 const GAP: f64 = 40.0;
-/// The maximum number of edges to each box that are passed to layout-rs. The time that it needs grows fast with the
-/// number of edges.
+/// The maximum number of edges to each box that are passed to layout-rs. The time that layout-rs needs grows fast with
+/// the number of edges.
 const EDGES: usize = 2;
 /// The maximum number of boxes that are placed in layers.
 const MAX_BOXES: usize = 150;
@@ -25,7 +25,7 @@ pub(super) struct Placed {
     pub(super) size: Size,
 }
 
-/// Places boxes, so that most edges lead to the right.
+/// Places boxes so that most edges lead to the right.
 pub(super) fn place(sizes: &[Size], edges: &[(usize, usize)]) -> Placed {
     let mut edges_to = vec![0_usize; sizes.len()];
     let mut chosen = Vec::new();
@@ -103,7 +103,7 @@ fn rows(sizes: &[Size], boxes: &[usize], top: f64, width: f64, corners: &mut [(f
     (right, y + height)
 }
 
-/// A backend that draws nothing: only the positions are used, which are read from the graph.
+/// A rendering backend of layout-rs that draws nothing. netpol reads only the positions, from the graph.
 struct NoDrawing;
 
 impl RenderBackend for NoDrawing {

@@ -26,7 +26,8 @@ Examples:
 
 A node has workloads of one namespace with the same connections. `in` and
 `out` are the ports that its policies allow with all ends. Edges have the
-other allowed ports. An edge of a namespace is one of all its nodes.";
+other allowed ports. An edge of a namespace stands for an edge of each of its
+nodes.";
 
 #[derive(Debug, Args)]
 pub(crate) struct GraphOptions {

@@ -6,18 +6,18 @@ use netpol_common::Direction;
 use netpol_policy::model::NamespaceName;
 use netpol_policy::offline::{AddressSet, EndId, PortSet, Reachability, UnitKey, units};
 
-/// The number of names in a node.
+/// The maximum number of names in a node.
 const NAMES_SHOWN: usize = 4;
 
-/// A graph of classes of pods, grouped by namespace. The graph has all allowed connections. The allowed ports from one
-/// node to another are the ports of the edge between them, and the ports that are in both `out` of the source and `in`
-/// of the destination.
+/// A graph of pods and addresses, grouped by namespace. The graph has all allowed connections. The allowed ports from
+/// one node to another are the ports of the edge between them, and the ports that are in both `out` of the source and
+/// `in` of the destination.
 pub(super) struct Graph {
     pub(super) nodes: Vec<Node>,
     /// The namespaces, and the group `addresses`, each with the indices of its nodes.
     pub(super) groups: Vec<(String, Vec<usize>)>,
     pub(super) edges: Vec<Edge>,
-    /// Whether a verdict is unknown, also one that is drawn as a line of text in a node.
+    /// Whether any verdict is unknown: the verdict of an edge, or a verdict that is a line of text in a node.
     pub(super) has_unknown: bool,
 }
 
@@ -52,7 +52,9 @@ struct Class {
     group: String,
     end: EndId,
     names: Vec<String>,
+    /// Whether the node has addresses outside the cluster, not pods.
     is_outside: bool,
+    /// Whether the node stands for several pods. If not, a connection from the node to itself is hairpin traffic.
     has_second_pod: bool,
     /// The ports that the node's own policies allow with all ends, in the order of [`Direction::BOTH`].
     common: [PortSet; 2],
@@ -72,7 +74,7 @@ impl Graph {
         }
     }
 
-    /// Creates the graph of these namespaces. Empty: all namespaces.
+    /// Creates the graph of these namespaces, or of all namespaces if `namespaces` is empty.
     pub(super) fn new(reachability: &mut Reachability<'_>, namespaces: &[String]) -> Self {
         let mut classes = classes(reachability, namespaces);
         let ends: Vec<EndId> = classes.iter().map(|class| class.end).collect();
@@ -82,10 +84,10 @@ impl Graph {
         let mut pairs = pairs(reachability, &classes);
         let has_unknown = pairs.values().any(|(_, unknown)| !unknown.is_empty());
         let mut badges: Vec<Vec<String>> = classes.iter().map(badges).collect();
-        move_all_pods_to_badges(&classes, &mut pairs, &mut badges);
+        move_edges_with_all_pods_to_badges(&classes, &mut pairs, &mut badges);
         move_loops_to_badges(&mut pairs, &mut badges);
         let used: BTreeSet<usize> = pairs.keys().flat_map(|(from, to)| [*from, *to]).collect();
-        // Addresses without an edge are not shown: their ports are those that are allowed with all ends.
+        // Addresses without an edge are not shown: `in` and `out` of the other nodes already have all of their ports.
         let shown: Vec<usize> =
             (0..classes.len()).filter(|index| !classes[*index].is_outside || used.contains(index)).collect();
         let position: BTreeMap<usize, usize> = shown.iter().enumerate().map(|(new, old)| (*old, new)).collect();
@@ -188,8 +190,8 @@ fn pairs(reachability: &mut Reachability<'_>, classes: &[Class]) -> Pairs {
     pairs
 }
 
-/// Returns the badges of a node: lines of text with ports, below the names. These first badges have the ports that are
-/// allowed with all ends.
+/// Returns the first badges of a node, with the ports that are allowed with all ends. A badge is a line of text with
+/// ports, below the names.
 fn badges(class: &Class) -> Vec<String> {
     if class.is_outside {
         return Vec::new();
@@ -209,7 +211,7 @@ fn move_loops_to_badges(pairs: &mut Pairs, badges: &mut [Vec<String>]) {
 
 /// If a node has edges with the same ports from all other pods, or to all other pods, replaces these edges by a badge
 /// of the node. If the node has several pods, its edge to itself must have these ports, too.
-fn move_all_pods_to_badges(classes: &[Class], pairs: &mut Pairs, badges: &mut [Vec<String>]) {
+fn move_edges_with_all_pods_to_badges(classes: &[Class], pairs: &mut Pairs, badges: &mut [Vec<String>]) {
     let pods: Vec<usize> = (0..classes.len()).filter(|index| !classes[*index].is_outside).collect();
     if pods.len() < 4 {
         return;
@@ -232,8 +234,8 @@ fn move_all_pods_to_badges(classes: &[Class], pairs: &mut Pairs, badges: &mut [V
     }
 }
 
-/// Returns the edges. If a node has edges with the same ports from all nodes of a group, or to all of them, these
-/// become one edge of the group.
+/// Returns the edges. If a node has edges with the same ports from all other nodes of a group, or to all of them, one
+/// edge of the group replaces these edges.
 fn edges(mut pairs: Pairs, groups: &[(String, Vec<usize>)]) -> Vec<Edge> {
     let mut edges = Vec::new();
     let mut add = |from, to, ports: &Ports| {

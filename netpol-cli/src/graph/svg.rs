@@ -22,7 +22,7 @@ const MIN_WIDTH: f64 = 620.0;
 const LEGEND_HEIGHT: f64 = 76.0;
 const LEGEND: [&str; 3] = [
     "in, out: ports that the policies of the pods allow with all ends",
-    "arrow: other allowed ports (pointer on it: all of them); dashed arrow: unknown",
+    "arrow: other allowed ports (point at it for the full list); dashed arrow: unknown",
     "dashed box: no policy isolates the pods for ingress",
 ];
 
@@ -64,7 +64,7 @@ pub(super) fn print(out: &mut impl Write, graph: &Graph) -> io::Result<()> {
         writeln!(out, "<path class=\"{class}\" d=\"{path}\" marker-end=\"url(#arrow)\"><title>{title}</title></path>")?;
     }
     graph.nodes.iter().zip(&nodes).try_for_each(|(node, rect)| print_node(out, node, *rect))?;
-    // More labels would overlap. Without labels, a browser still shows the title of an edge when the pointer is on it.
+    // More labels would overlap. Their text is also in the titles of the edges, which a browser shows at the pointer.
     if graph.edges.len() <= MAX_LABELS {
         for (edge, (_, x, y)) in graph.edges.iter().zip(&curves) {
             let label = xml(&shorten(&edge.label));
@@ -88,7 +88,7 @@ fn print_node(out: &mut impl Write, node: &Node, Rect(x, y, w, h): Rect) -> io::
 }
 
 /// Places the nodes within each namespace, and then the namespaces. Returns the positions of nodes, the positions of
-/// namespaces, and the size of all.
+/// namespaces, and the size of the whole graph.
 fn positions(graph: &Graph) -> (Vec<Rect>, Vec<Rect>, Size) {
     let group_of = |node: usize| graph.groups.iter().position(|(_, nodes)| nodes.contains(&node)).unwrap_or_default();
     let mut nodes = vec![Rect(0.0, 0.0, 0.0, 0.0); graph.nodes.len()];

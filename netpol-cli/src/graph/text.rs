@@ -19,8 +19,8 @@ pub(super) fn dot(out: &mut impl Write, graph: &Graph) -> io::Result<()> {
         }
         writeln!(out, "  }}")?;
     }
-    // In Graphviz, an edge always connects two nodes. An edge of a group leads to one of its nodes, and ends at the
-    // border of the group (`lhead`, `ltail`).
+    // In Graphviz, an edge always connects two nodes. So an edge of a group connects one node of the group, but is
+    // drawn only up to the border of the group (`lhead`, `ltail`).
     let node = |end: EdgeEnd| match end {
         EdgeEnd::Node(index) => index,
         EdgeEnd::Group(group) => graph.groups[group].1.first().copied().unwrap_or_default(),

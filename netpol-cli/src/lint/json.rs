@@ -24,7 +24,8 @@ struct JsonOutput<'a> {
     input: InputReport<'a>,
 }
 
-/// The number of findings. A finding that stands for several equal ones is counted as several.
+/// The numbers of findings. A finding that stands for several similar ones is counted as several, except in
+/// `suppressed`.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Summary {

@@ -1,4 +1,4 @@
-//! Lints the objects of a cluster, of all or of some namespaces.
+//! Lints the objects of a cluster, in all or some namespaces.
 
 use anyhow::{Result, bail};
 use netpol_policy::lint::{self, Finding, NotChecked, Report, RuleId, Selection};
@@ -8,8 +8,8 @@ use super::{LintOptions, LintOutput};
 use crate::input::Input;
 use crate::live::is_shown;
 
-/// Rules that need all objects of these kinds. If objects of some namespaces are not listed, the rules could report
-/// existing objects as missing.
+/// The rules that need all objects of some kinds, and these kinds. If the objects of some namespaces are not listed,
+/// such a rule could report an existing object as missing.
 const NEEDS: [(RuleId, &[&str]); 8] = [
     (RuleId::MISSING_NAMESPACE, &["Namespaces"]),
     (RuleId::PEER_MATCHES_NO_POD, &["Namespaces", "Pods"]),
@@ -34,7 +34,7 @@ pub(super) fn check_output(options: &LintOptions) -> Result<()> {
     Ok(())
 }
 
-/// Lints the input. Rules that need objects that the caller cannot list are not checked.
+/// Lints the input. Does not check rules of [`NEEDS`] for which the user cannot list all objects.
 pub(super) fn lint(input: &Input, cluster: &OfflineCluster, mut selection: Selection) -> Report {
     let mut not_checked = Vec::new();
     for (rule, kinds) in NEEDS {
@@ -50,7 +50,8 @@ pub(super) fn lint(input: &Input, cluster: &OfflineCluster, mut selection: Selec
     report
 }
 
-/// Removes the findings about objects in other namespaces. Findings without an object, such as an invalid file, stay.
+/// Removes the findings about objects that are not in `namespaces`. Findings without an object, such as an invalid
+/// file, stay.
 pub(super) fn retain_shown(report: &mut Report, namespaces: &[String]) {
     let is_shown = |finding: &Finding| is_shown(finding.object.as_deref(), namespaces);
     report.findings.retain(is_shown);

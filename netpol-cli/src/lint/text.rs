@@ -13,7 +13,7 @@ use crate::input::Input;
 use crate::table::paragraph;
 use crate::unevaluated;
 
-/// The number of skipped files that are listed.
+/// The maximum number of skipped files that are listed.
 const FILES_SHOWN: usize = 5;
 /// The indentation of YAML and patches.
 const INDENT: &str = "    ";

@@ -20,7 +20,7 @@ use crate::table::{counted, paragraph};
 /// The maximum number of rules of a policy in the table.
 const RULES_SHOWN: usize = 100;
 
-/// The number of nodes that a note about a policy names.
+/// The maximum number of nodes that a note about a policy names.
 const NODES_SHOWN: usize = 3;
 
 pub(crate) fn run(options: &ListOptions, out: &mut impl Write) -> Result<Exit> {
@@ -83,7 +83,7 @@ struct Policy {
 }
 
 impl Policy {
-    /// Creates the policy from its status on the first node, without the numbers of this node.
+    /// Creates the policy from its status on the first node. [`Self::add`] then adds the numbers of this node.
     fn new(first: &PolicyStatus) -> Self {
         Self {
             namespace: first.namespace.clone(),

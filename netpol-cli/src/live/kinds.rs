@@ -116,7 +116,7 @@ pub(super) async fn all(kube: &Kube, limit: Duration) -> Result<Vec<Kind>> {
     Ok(EVALUATED.iter().map(evaluated_kind).chain(unevaluated).collect())
 }
 
-/// Returns the kinds that are also listed, so that the pods of these workloads are found.
+/// Returns the kinds to list in addition, so that the pods of workloads of these kinds are found.
 pub(super) fn of_workloads(workloads: &BTreeSet<WorkloadKind>) -> Vec<Kind> {
     let deployments = ("apps", "v1", "Deployment", "deployments", "Deployments", true);
     let replica_sets = ("apps", "v1", "ReplicaSet", "replicasets", "ReplicaSets", true);

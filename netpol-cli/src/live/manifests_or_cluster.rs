@@ -10,20 +10,22 @@ use crate::args::{InputOptions, KubeOptions, ShownOptions};
 use crate::input::Input;
 use crate::remote::{Kube, progress, runtime};
 
-/// What the result of a command depends on, apart from the objects of the namespaces that it shows.
+/// The objects that the result of a command depends on. The result always depends on the objects of the shown
+/// namespaces. The variants differ in the objects of other namespaces, and in the nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum View {
-    /// Nothing else.
+    /// Only the objects of the shown namespaces: the command shows verdicts between their pods.
     Pods,
-    /// All pods, nodes and Services, because they have addresses.
+    /// Also all other pods, nodes and Services, because the command shows addresses, which can belong to them.
     Addresses,
-    /// All objects except the policies of other namespaces.
+    /// All objects except the policies of other namespaces, because peers can be in any namespace.
     Peers,
     /// All objects.
     Everything,
 }
 
-/// Reads the manifests of `-f`, or else the cluster. Also returns the namespaces to show. Empty: all namespaces.
+/// Reads the manifests of `-f`, or else the cluster. Also returns the namespaces to show. An empty list means all
+/// namespaces.
 pub(crate) fn read_shown(manifests: &InputOptions, shown: &ShownOptions, view: View) -> Result<(Input, Vec<String>)> {
     let namespaces_of = |kube: &Kube| match &shown.namespaces[..] {
         _ if shown.all_namespaces => Vec::new(),
@@ -50,8 +52,8 @@ pub(crate) fn is_shown(object: Option<&str>, namespaces: &[String]) -> bool {
 }
 
 /// Reads the manifests of `-f`, or else all objects of the cluster. `namespaces_of` is called with the namespace of the
-/// context, or with `default` for manifests. Kinds that the caller cannot list in all namespaces are listed in the
-/// namespaces that it returns.
+/// context, or with `default` for manifests, and returns namespaces. If the user cannot list a kind in the whole
+/// cluster, the kind is listed only in the namespaces that `namespaces_of` returned.
 pub(crate) fn read_input(
     manifests: &InputOptions,
     kube: &KubeOptions,
@@ -78,7 +80,8 @@ fn read_cluster(
     })
 }
 
-/// Reads the objects of all kinds. Kinds that the caller cannot list in all namespaces are listed in `namespaces`.
+/// Reads the objects of all kinds. If the user cannot list a kind in the whole cluster, the kind is listed only in
+/// `namespaces`.
 pub(crate) async fn read_all_kinds(kube: &Kube, namespaces: BTreeSet<String>, view: View) -> Result<Input> {
     let needed = Needed { namespaces, workloads: WorkloadKind::ALL.into() };
     let mut input = progress("the objects of the cluster", read(kube, &needed, RESPONSE_TIME)).await?;
@@ -86,7 +89,7 @@ pub(crate) async fn read_all_kinds(kube: &Kube, namespaces: BTreeSet<String>, vi
     Ok(input)
 }
 
-/// Returns messages about the missing objects that a result depends on.
+/// Returns messages about the objects that the result depends on, but that the user cannot list.
 fn required(input: &Input, view: View) -> Vec<String> {
     let has_selector = has_namespace_selector(input);
     let is_required = |missing: &&Missing| {

@@ -128,8 +128,8 @@ pub(super) fn mermaid(out: &mut impl Write, list: &List<'_>, only_allowed: bool)
     Ok(())
 }
 
-/// Returns the groups that have at least one connection to show, by namespace. A connection of a pod to itself counts
-/// only if denied connections are shown, too.
+/// Returns the groups that have at least one connection to show, by namespace. With `only_allowed`, the connection of a
+/// pod to itself does not count: it is always allowed, so that all pods would be shown.
 fn by_namespace<'g>(list: &List<'g>, only_allowed: bool) -> BTreeMap<&'g str, Vec<(usize, &'g Group)>> {
     let connections = list.connections(only_allowed);
     let shown = connections.filter(|(from, to, _)| !only_allowed || !list.is_hairpin(*from, *to));
@@ -142,7 +142,7 @@ fn by_namespace<'g>(list: &List<'g>, only_allowed: bool) -> BTreeMap<&'g str, Ve
     found
 }
 
-/// Returns the connections between different groups that have a port that is allowed or unknown: the indices of the
+/// Returns the connections between different groups, if at least one port is allowed or unknown: the indices of the
 /// groups, the ports, and whether a port is allowed.
 fn edges<'l>(list: &'l List<'_>) -> impl Iterator<Item = (usize, usize, String, bool)> + 'l {
     let edges = list.connections(true).filter(|(from, to, _)| from != to);

@@ -104,7 +104,7 @@ impl<'g> List<'g> {
         self.cells.iter().flatten().any(|index| self.ports(*index).unknown.is_some())
     }
 
-    /// Returns all connections with the indices of their source and destination.
+    /// Returns the connections, with the indices of their source and destination.
     pub(super) fn connections(&self, only_allowed: bool) -> impl Iterator<Item = (usize, usize, &PortTexts)> {
         let cells = pairs(self.groups.len()).zip(&self.cells);
         let shown = cells.filter_map(|((from, to), cell)| Some((from, to, self.ports((*cell)?))));
@@ -166,18 +166,18 @@ impl<'g> List<'g> {
             }
         }
         let is_possible = |ports: u32| self.ports(ports).is_possible();
-        let possible = count - usize::from(self.is_hairpin(to, to));
-        let has_all = sources.values().map(Vec::len).sum::<usize>() == possible;
+        let source_count = count - usize::from(self.is_hairpin(to, to));
+        let has_all = sources.values().map(Vec::len).sum::<usize>() == source_count;
         let has_all_others = has_all && (!only_allowed || sources.keys().all(|ports| is_possible(*ports)));
         let most = sources.values().map(Vec::len).max().unwrap_or_default();
-        let is_only = sources.len() == 1;
+        let have_same_ports = sources.len() == 1;
         let (mut rows, mut others) = (Vec::new(), None);
         for (ports, groups) in sources.into_iter().rev() {
             if only_allowed && !is_possible(ports) {
                 continue;
             }
             match groups.len() {
-                _ if has_all && is_only => rows.push((Sources::All, ports)),
+                _ if has_all && have_same_ports => rows.push((Sources::All, ports)),
                 count if has_all_others && count == most && count > 1 && others.is_none() => {
                     others = Some((Sources::AllOthers, ports));
                 }
@@ -240,6 +240,7 @@ impl Connection {
 }
 
 impl PortTexts {
+    /// Returns whether a port is allowed or unknown.
     fn is_possible(&self) -> bool {
         self.is_allowed || self.unknown.is_some()
     }

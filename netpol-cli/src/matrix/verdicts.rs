@@ -150,7 +150,8 @@ struct GroupPods<'c> {
     may_change: [bool; 2],
 }
 
-/// The numbers of the rule sets and of the address classes in all tables.
+/// Assigns numbers to rule sets and to address classes. Values that are equal in all tables of the [`Evaluator`] have
+/// the same number.
 #[derive(Default)]
 struct Numbers {
     rule_sets: HashMap<Vec<Option<u32>>, usize>,
@@ -230,7 +231,8 @@ impl AtPort<'_, '_, '_, '_> {
         self.evaluate.sides(&groups[row].source, &groups[column].destination, self.port)
     }
 
-    /// Returns the verdicts between pods of two groups, from their sets of ports.
+    /// Returns the verdicts between pods of two groups, from their sets of ports. Compares these verdicts with those of
+    /// the compiled tables.
     fn sides_from_ports(&mut self, row: usize, column: usize) -> Result<Sides, VerdictError> {
         let (from, to) = (&self.matrix.groups[row], &self.matrix.groups[column]);
         let (Some(source), Some(destination)) = (&self.pods[row], &self.pods[column]) else {
@@ -250,7 +252,8 @@ impl AtPort<'_, '_, '_, '_> {
                 let is_unevaluated = group_pods.may_change[direction as usize] && !is_same;
                 let Some(remote) = remote.filter(|_| !is_unevaluated) else { continue };
                 let key = (direction, own.rule_sets[direction as usize], other.addresses[family], verdict as u8);
-                // Traffic of a pod to its own address does not depend on rules.
+                // The key describes pods only by rule set and class. The verdict on traffic of a pod with its own
+                // address does not depend on them, so it is always compared.
                 if own.pod.addresses.contains(remote) || self.checked.insert(key) {
                     let packet = self.packet(&own.pod.key, direction, *remote, is_same);
                     self.evaluate.check(&packet, verdict, (&from.source, &to.destination, self.port))?;

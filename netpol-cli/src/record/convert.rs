@@ -63,9 +63,9 @@ impl Records {
         Ok(())
     }
 
-    /// Returns whether the policies must allow a flow with this verdict and reason.
+    /// Returns whether the policies to write must allow a flow with this verdict and reason.
     fn is_observed(&self, verdict: FlowVerdict, reason: &str) -> bool {
-        // Packets that are denied for another reason, such as spoofed packets, never get a rule.
+        // No rule is written for packets that are denied for other reasons than policies, such as a spoofed source.
         let by_policy = Reason::ALL.iter().any(|one| one.is_by_policies() && !one.allows() && one.name() == reason);
         match verdict {
             FlowVerdict::Allowed => true,
@@ -74,7 +74,7 @@ impl Records {
         }
     }
 
-    /// Returns why the policies may be incomplete: one sentence for each cause.
+    /// Returns why the written policies may be incomplete: one sentence for each cause.
     pub(super) fn remarks(&self) -> Vec<String> {
         let mut remarks = Vec::new();
         let missing = self.rate_limited.saturating_add(self.lost);
@@ -103,7 +103,7 @@ impl Records {
     }
 }
 
-/// Converts a record. `None` if the protocol has no number.
+/// Converts a record. Returns `None` if the name of the protocol is unknown.
 fn observation(flow: FlowRecord) -> Option<Observation> {
     let protocol = protocol_number(&flow.protocol)?;
     let receiver = flow.to.pod_name();

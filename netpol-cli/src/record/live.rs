@@ -26,7 +26,7 @@ pub(super) async fn read(options: &RecordOptions) -> Result<Source> {
     if let Some(kube) = fleet.kube.as_ref().filter(|_| options.input.paths.is_empty()) {
         let needed = Needed { namespaces: namespaces.clone().unwrap_or_default(), workloads: BTreeSet::default() };
         objects = live::read(kube, &needed, live::RESPONSE_TIME).await?;
-        // Policies of any kind are not needed to record policies, so missing policies are not reported.
+        // `netpol record` does not need the existing policies, so it does not report that they cannot be listed.
         for missing in objects.missing.iter().filter(|missing| !missing.is_unevaluated) {
             if missing.kind != "NetworkPolicies" {
                 message!("netpol: {}", Safe(missing));

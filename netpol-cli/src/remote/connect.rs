@@ -52,7 +52,7 @@ pub(super) struct Connection {
     pub(super) closed: Closed,
 }
 
-/// Receives the reason why a connection was closed. Without a receiver, there is no reason.
+/// Receives the reason why a connection was closed. A Unix socket has no receiver, because it reports no reason.
 pub(super) struct Closed(Option<oneshot::Receiver<String>>);
 
 impl Closed {

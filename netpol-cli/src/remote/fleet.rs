@@ -33,15 +33,15 @@ pub(crate) const AGENT_LABEL: &str = "app=netpol-agent";
 const PARALLEL: usize = 64;
 /// The time after which a progress message is printed, if standard error is a terminal.
 const PROGRESS_DELAY: Duration = Duration::from_secs(1);
-/// The number of nodes that a progress message names.
+/// The maximum number of nodes that a progress message names.
 const NODES_SHOWN: usize = 5;
 
 /// The agents that a command uses.
 pub(crate) struct Fleet {
     agents: Vec<Agent>,
-    /// Nodes that did not respond.
+    /// Nodes without a complete response.
     failures: Vec<Failure>,
-    /// Failures that were printed.
+    /// The failures that were printed already.
     reported: BTreeSet<Failure>,
     /// The client with which the agents were found; `None` with a socket.
     pub(crate) kube: Option<Kube>,
@@ -58,7 +58,7 @@ struct Agent {
     route: Route,
 }
 
-/// A node that did not respond, or with a response that is not complete.
+/// A node that did not respond, or sent an incomplete response.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub(crate) struct Failure {
     pub(crate) node: String,
@@ -160,7 +160,7 @@ impl Fleet {
         self.get_within(path, self.request_timeout).await
     }
 
-    /// Requests a JSON document as [`Fleet::get`], with another time limit.
+    /// Requests a JSON document as [`Fleet::get`] does, but with another time limit.
     pub(crate) async fn get_within<T: DeserializeOwned>(&mut self, path: &str, limit: Duration) -> Vec<Answer<T>> {
         let path: Arc<str> = path.into();
         self.send_to_all(limit, move |route| {
@@ -219,25 +219,26 @@ impl Fleet {
         format!("no response within {}{next}", format_duration(limit))
     }
 
-    /// Records that a node did not respond.
+    /// Records that a node did not respond, or sent an incomplete response.
     pub(crate) fn fail(&mut self, node: &str, error: String) {
         self.failures.push(Failure { node: node.to_owned(), error });
     }
 
-    /// Returns the nodes that did not respond, ordered by name.
+    /// Returns the nodes without a complete response, ordered by name.
     pub(crate) fn failures(&mut self) -> &[Failure] {
         self.failures.sort();
         self.failures.dedup();
         &self.failures
     }
 
-    /// Removes the failures of agents before the next requests to them. Failures of nodes without an agent stay.
+    /// Removes the failures of nodes that have an agent. Used before the next requests to these agents. Failures of
+    /// nodes without an agent stay.
     pub(crate) fn forget_failures(&mut self) {
         let nodes_with_agent: BTreeSet<&String> = self.agents.iter().map(|agent| &agent.node).collect();
         self.failures.retain(|failure| !nodes_with_agent.contains(&failure.node));
     }
 
-    /// Stores the nodes on which no agent runs as failures. The error is a message.
+    /// Records a failure for each node on which no agent runs. Returns an error message if the nodes cannot be listed.
     pub(crate) async fn find_nodes_without_agent(&mut self) -> Result<(), String> {
         let Some(kube) = &self.kube else { return Ok(()) };
         let api: Api<Node> = Api::all(kube.client.clone());
@@ -250,7 +251,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Returns whether a node has an agent, or is a failure already.
+    /// Returns whether a node has an agent, or has a failure already.
     fn has_node(&self, node: &str) -> bool {
         self.agents.iter().any(|agent| agent.node == node) || self.failures.iter().any(|failure| failure.node == node)
     }
@@ -285,7 +286,7 @@ impl Fleet {
     }
 }
 
-/// The minimum of the time limit for requests to the API server.
+/// The time limit for the lists of pods and nodes from the API server is never shorter than this.
 const API_TIME: Duration = Duration::from_secs(10);
 
 /// Returns the socket to use: the socket of `--socket`, or the default socket if there is no kubeconfig. `None`: use

@@ -45,7 +45,7 @@ impl Kube {
     }
 }
 
-/// Returns whether the options, the environment or the home directory name a kubeconfig.
+/// Returns whether an option or the environment selects a kubeconfig, or the home directory contains one.
 pub(super) fn has_kubeconfig(options: &KubeOptions) -> bool {
     let default = || std::env::home_dir().is_some_and(|home| home.join(".kube/config").exists());
     let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());

@@ -21,10 +21,10 @@ use super::target::UNTIL;
 use crate::args::ApiOptions;
 use crate::remote::{AGENT_LABEL, Kube, within};
 
-/// The time limit for reading the name of the caller. It is short, because the name is only printed.
+/// The time limit for reading the name of the user. It is short, because the name is only printed.
 const REVIEW_TIME: Duration = Duration::from_secs(2);
 
-/// The hint in messages if the caller has no right to read or change a Namespace.
+/// The hint in messages if the user has no right to read or change a Namespace.
 const NEEDED: &str = "; it needs the verbs get and patch on this Namespace";
 
 /// A client of the API server.
@@ -82,7 +82,7 @@ impl Cluster {
         Ok(suspended.collect())
     }
 
-    /// Returns the caller's name, as authenticated by the API server. API servers before Kubernetes 1.28 do not report
+    /// Returns the user's name, as authenticated by the API server. API servers before Kubernetes 1.28 do not report
     /// it.
     pub(super) async fn user(&self) -> Option<String> {
         let api: Api<SelfSubjectReview> = Api::all(self.kube.client.clone());

@@ -11,7 +11,7 @@ use super::cluster::Cluster;
 use super::target::{CLUSTER_UNTIL, Target};
 use crate::table::counted;
 
-/// The number of namespaces that are printed.
+/// The maximum number of namespaces that are printed.
 const SHOWN: usize = 5;
 
 /// The suspensions that are still in effect.
@@ -36,8 +36,8 @@ struct Suspended {
     target: Target,
 }
 
-/// Reads the other suspensions: those of Namespaces if `target` is the cluster, otherwise that of the cluster. Returns
-/// each with its end. The error is a message.
+/// Reads the suspensions other than that of `target`: those of Namespaces if `target` is the cluster, otherwise that of
+/// the cluster. Returns each with its end. The error is a message.
 pub(super) async fn read(
     cluster: &Cluster,
     target: &Target,
@@ -53,8 +53,8 @@ pub(super) async fn read(
 }
 
 impl Remaining {
-    /// `has_agents`: whether agents run in `agent_namespace`. If not, a suspension of the cluster is an annotation of
-    /// another Namespace, and is not found.
+    /// `has_agents`: whether agents run in `agent_namespace`. If not, a suspension of the cluster would be an
+    /// annotation of another Namespace, and was not found.
     pub(super) fn new(
         others: Result<Vec<(Target, String)>, String>,
         has_agents: &Result<bool, String>,

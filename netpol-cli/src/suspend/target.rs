@@ -17,7 +17,7 @@ pub(super) const REASON: &str = "netpol.io/suspended-reason";
 pub(super) struct Target {
     /// The Namespace that has the annotations.
     pub(super) namespace: String,
-    /// The annotation with the end.
+    /// The name of the annotation with the end of the suspension.
     pub(super) until: &'static str,
 }
 
@@ -37,8 +37,8 @@ impl Target {
         self.until == CLUSTER_UNTIL
     }
 
-    /// Returns the annotation with the end of the other suspension that this Namespace can have. Both have the same
-    /// annotation for the reason.
+    /// Returns the annotation with the end of the other suspension that this Namespace can have. Both suspensions use
+    /// the same annotation for the reason.
     pub(super) fn other_until(&self) -> &'static str {
         if self.is_cluster() { UNTIL } else { CLUSTER_UNTIL }
     }

@@ -132,7 +132,7 @@ impl Cluster {
         self.server.write_credentials(self.directory.path()).expect("a kubeconfig")
     }
 
-    /// The paths and queries that agents have received, sorted.
+    /// Returns the paths and queries that agents have received since the last call, sorted.
     pub(crate) fn requests(&self) -> Vec<String> {
         let mut requests = std::mem::take(&mut *self.requests.lock().expect("no panic"));
         requests.sort();
@@ -189,7 +189,7 @@ async fn serve(listener: UnixListener, agent: Arc<Agent>, requests: Arc<Mutex<Ve
                 let response = respond(&agent, &request);
                 async { Ok::<_, Infallible>(response) }
             });
-            // An error is a client that has disconnected.
+            // An error means that the client has disconnected.
             let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
     }
@@ -229,5 +229,5 @@ pub(crate) fn no_home() -> &'static Path {
     Path::new("/nonexistent")
 }
 
-/// The time that a node has to respond, unless `--request-timeout` is set.
+/// The default of `--request-timeout`: how long netpol waits for the response of a node.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_millis(1_500);

@@ -148,7 +148,7 @@ pub(crate) fn header(time: &str, node: &str) -> RecordHeader {
     RecordHeader { schema: RECORD_SCHEMA.into(), time: format!("2026-11-29T{time}Z"), node: node.into() }
 }
 
-/// A policy with two rules: the first rule has this number of flows, the second rule has none.
+/// The policies of a node: one policy with two rules. The first rule has `flows` flows, and the second rule has none.
 pub(crate) fn policies(node: &str, pods: &[&str], flows: u64) -> PolicyList {
     let rule = |index: u8, flows: u64| RuleStatus {
         path: format!("spec.ingress[{index}]"),

@@ -81,7 +81,7 @@ fn wide_output_has_the_nearest_rule_and_a_fix_to_paste() {
 }
 
 #[test]
-fn json_output_is_the_lines_of_the_agents() {
+fn json_output_has_the_lines_that_agents_sent() {
     let unknown = json!({"type": "of-a-later-version", "time": "2026-11-29T12:03:05Z", "name": "\u{202e}x"});
     let agent = Agent::default().flows([json!(record(denied("12:03:04.123", "n1"))), unknown]);
     let cluster = Cluster::start(&[("n1", Behavior::Responds, agent)]);
@@ -154,7 +154,7 @@ fn totals_are_lines_with_packets_and_bytes_and_are_filtered() {
 }
 
 #[test]
-fn agents_filter_what_they_can() {
+fn agents_apply_the_filters_that_they_support() {
     let cluster = two_nodes();
     for (arguments, query) in [
         (&["flows"][..], "last=100&namespace=kube-system"),
@@ -214,7 +214,7 @@ fn a_node_that_stops_before_its_last_flow_is_reported() {
     ]);
     let run = cluster.netpol(&["flows", "-A", "--since", "1h"]);
     assert_eq!(run.code, 5);
-    assert!(run.out.lines().count() > 50, "all flows of n1, and some of n2");
+    assert!(run.out.lines().count() > 50, "the output must have all flows of n1, and some of n2");
     let lines: Vec<&str> = run.err.lines().collect();
     assert!(lines[0].starts_with("node n2: connection closed: "), "{}", run.err);
     assert!(lines[1].starts_with("node n3: no response within 1500ms"), "{}", run.err);

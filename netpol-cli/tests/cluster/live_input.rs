@@ -1,4 +1,4 @@
-//! `lint`, `matrix`, `assert`, `graph` and `diff` of a cluster, with the caller's rights.
+//! `lint`, `matrix`, `assert`, `graph` and `diff` of a cluster, with the user's rights.
 
 use std::io::Write;
 
@@ -65,7 +65,7 @@ fn findings_of_a_cluster_have_an_object_and_no_file() {
 }
 
 #[test]
-fn rules_that_need_objects_without_rights_are_not_checked() {
+fn lint_rules_that_need_objects_that_the_user_cannot_list_are_not_checked() {
     let cluster = shop_and_ops();
     cluster.server.set_rules(developer());
     let run = cluster.netpol(&["lint", "-n", "shop", "--rule", "NP010,NP020,NP061"]);
@@ -74,7 +74,7 @@ fn rules_that_need_objects_without_rights_are_not_checked() {
     assert!(run.err.ends_with("not all objects were read, so findings may be missing (exit code 3)\n"), "{}", run.err);
     let text = run.unwrapped();
     assert!(text.contains("not checked: NP020 (you cannot list the Namespaces of all namespaces)"), "{text}");
-    // With -A, netpol lists the objects of all namespaces at once, which the caller may not do.
+    // With -A, netpol lists the objects of all namespaces at once, which the user may not do.
     let run = cluster.netpol(&["lint", "-A", "-o", "json"]);
     let output = json_of(&run);
     assert_eq!((run.code, &output["complete"], &output["objects"]), (3, &json!(false), &json!(0)));
@@ -82,7 +82,7 @@ fn rules_that_need_objects_without_rights_are_not_checked() {
 }
 
 #[test]
-fn the_matrix_of_a_namespace_needs_rights_in_it_only() {
+fn the_matrix_of_a_namespace_needs_rights_only_in_this_namespace() {
     let cluster = shop_and_ops();
     let all = cluster.netpol(&["matrix", "-n", "shop"]);
     assert_eq!((all.code, all.err.as_str()), (0, ""));
@@ -99,7 +99,7 @@ fn the_matrix_of_a_namespace_needs_rights_in_it_only() {
     cluster.server.set_rules(developer());
     let run = cluster.netpol(&["matrix", "-n", "shop"]);
     assert_eq!((run.code, run.err.as_str(), run.out.as_str()), (0, "", all.out.as_str()));
-    // The address may belong to a pod that the caller cannot list.
+    // The address may belong to a pod that the user cannot list.
     let run = cluster.netpol(&["matrix", "-n", "shop", "-a", "10.0.9.9", "-o", "json"]);
     assert_eq!((run.code, &json_of(&run)["input"]["complete"]), (3, &json!(false)));
     assert!(run.err.contains("not all of the input was read, so the result may be wrong (exit code 3)"), "{}", run.err);
@@ -148,7 +148,7 @@ fn the_graph_of_a_cluster_shows_a_namespace() {
     let run = cluster.netpol(&["graph", "-n", "shop", "-o", "mermaid"]);
     assert_eq!((run.code, run.err.as_str()), (0, ""));
     assert!(run.out.contains("deployment/web") && !run.out.contains("kube-system"), "{}", run.out);
-    // The ranges of addresses in the graph depend on the pods of all namespaces, which this caller cannot list.
+    // The ranges of addresses in the graph depend on the pods of all namespaces, which this user cannot list.
     cluster.server.set_rules(developer());
     let run = cluster.netpol(&["graph", "-n", "shop", "-o", "mermaid"]);
     assert!(run.code == 3 && run.err.contains("cannot list Pods: "), "{} {}", run.out, run.err);

@@ -47,7 +47,7 @@ netpol: 1 node did not respond; the output is about the others (exit code 5)
 }
 
 #[test]
-fn each_node_without_a_response_is_a_line_with_the_cause() {
+fn each_node_without_a_response_is_reported_with_the_cause() {
     let cluster = Cluster::start(&[
         ("n1", Behavior::Responds, agent("n1")),
         ("n2", Behavior::Rejected(403), agent("n2")),
@@ -122,7 +122,7 @@ fn agents_are_found_by_label_namespace_and_node() {
 }
 
 #[test]
-fn a_role_in_the_namespace_of_the_agents_is_enough() {
+fn status_needs_only_a_role_in_the_namespace_of_the_agents() {
     let role = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/components/viewer/rbac.yaml"));
     let role = role.expect("deploy/components/viewer/rbac.yaml");
     let cluster = Cluster::start(&[("n1", Behavior::Responds, agent("n1"))]);
@@ -213,7 +213,7 @@ fn wait_counts_nodes_without_an_agent() {
         "{}",
         run.err
     );
-    // A pod is on one node, and --node selects one. In both cases, nodes without an agent do not matter.
+    // A pod is on only one node, and --node selects only one node. So other nodes without an agent do not matter.
     for arguments in [&["--for", "pod/shop/db-0"][..], &["--for", "policy/shop/db", "--node", "n1"]] {
         let run = cluster.netpol(&[&["wait"], arguments].concat());
         assert_eq!((run.code, run.err.as_str()), (0, ""), "{arguments:?}");

@@ -1,4 +1,4 @@
-//! Commands that use the objects of the API server, with the caller's rights: `explain` and `why`.
+//! Commands that use the objects of the API server, with the user's rights: `explain` and `why`.
 
 use expect_test::expect;
 use netpol_api::{ExplainResponse, FlowDirection, FlowVerdict, TableVerdict};
@@ -37,7 +37,7 @@ pub(crate) fn shop(nodes: &[(&str, Behavior, Agent)]) -> Cluster {
     cluster
 }
 
-/// The rights of a developer: to read one namespace.
+/// The rights of a developer, who can read only the namespace `shop`.
 pub(crate) fn developer() -> Rules {
     Rules::none().allow_in(Some("shop"), &["*"], &["*"], &["get", "list"])
 }
@@ -76,7 +76,8 @@ fn explain_needs_only_rights_in_the_namespaces_of_source_and_destination() {
     cluster.server.set_rules(developer());
     let run = cluster.netpol(&EXPLAIN);
     assert_eq!((run.code, run.err.as_str()), (1, ""), "{}", run.out);
-    // A destination outside the cluster may be a pod that the caller cannot list.
+    // No pod that the user can list has the address 10.0.9.9. But the address may belong to a pod of another
+    // namespace.
     let run = cluster.netpol(&["explain", "--from", "shop/db-0", "--to", "10.0.9.9", "--port", "80"]);
     assert_eq!(run.code, 4, "{}", run.err);
     let text = run.unwrapped();
@@ -85,7 +86,7 @@ fn explain_needs_only_rights_in_the_namespaces_of_source_and_destination() {
     let output: Value = serde_json::from_str(&run.out).expect("JSON");
     assert_eq!(output["verdict"], "unknown");
     assert!(output["input"]["missing"].as_array().is_some_and(|missing| !missing.is_empty()), "{output}");
-    // The caller can read neither the policies nor the pods in the destination's namespace.
+    // The user can read neither the policies nor the pods in the destination's namespace.
     let run = cluster.netpol(&["explain", "--from", "shop/db-0", "--to", "ops/probe", "--port", "80"]);
     assert_eq!(run.code, 3);
     assert!(run.err.contains("cannot list Pods in namespace ops"), "{}", run.err);
@@ -108,7 +109,7 @@ fn policies_of_other_kinds_make_the_verdict_unknown() {
 
 #[test]
 fn explain_live_compares_with_the_tables_of_the_nodes() {
-    // A generation is the agent's number of a state of the objects. It increases with each change.
+    // The agent numbers the states of the objects: each change increases the generation.
     let response = |generation: u64, verdict: FlowVerdict| ExplainResponse {
         node: "n1".into(),
         generation,
@@ -162,7 +163,7 @@ fn explain_live_compares_with_the_tables_of_the_nodes() {
 }
 
 #[test]
-fn why_needs_only_rights_in_the_namespace() {
+fn why_needs_only_rights_in_the_namespace_of_the_pod() {
     let cluster = shop(&[]);
     let event = json!({
         "apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"namespace": "shop", "name": "db-0.1"},
@@ -180,7 +181,8 @@ fn why_needs_only_rights_in_the_namespace() {
     shadow["reason"] = "NetworkPolicyShadowDenied".into();
     shadow["note"] =
         "egress to 1.1.1.1, ICMP would be denied by NetworkPolicy shop/db if enforced: no rule allows it".into();
-    // The matrix has a note about this pod, which must not be counted as a connection.
+    // `why` prints rows of a matrix. The matrix has a note about this host-network pod, which must not be counted as a
+    // connection.
     let on_host = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "shop", "name": "on-host"},
         "spec": {"hostNetwork": true, "containers": [{"name": "c", "image": "x"}]},

@@ -8,7 +8,7 @@ use crate::agents::{Agent, Behavior, Cluster};
 use crate::common::{Manifests, netpol};
 use crate::fixtures::{allowed, denied, header, record};
 
-/// `shop/web-0` to `shop/db-0`, with labels, as the receiver reports it.
+/// An allowed flow from `shop/web-0` to `shop/db-0`, with labels, as the agent at the destination reports it.
 fn web_to_db(time: &str, node: &str) -> FlowRecord {
     let labels = |app: &str| Some([("app".to_owned(), app.to_owned())].into());
     let flow = denied(time, node);
@@ -41,7 +41,7 @@ fn lines(records: &[Record]) -> String {
 }
 
 #[test]
-fn policies_are_recorded_from_all_agents_and_the_pods_of_the_cluster() {
+fn policies_are_recorded_from_the_flows_of_all_agents_and_the_pods_of_the_cluster() {
     let first = Agent::default().flows([record(web_to_db("12:00:00", "n1")), lost("n1")]);
     let second = Agent::default().flows([record(allowed("12:00:01", "n2")), limited("n2")]);
     let cluster = Cluster::start(&[("n1", Behavior::Responds, first), ("n2", Behavior::Responds, second)]);
@@ -144,7 +144,7 @@ fn a_node_without_a_response_makes_the_result_partial() {
 }
 
 #[test]
-fn files_of_flows_need_the_labels_of_pods_from_records_or_manifests() {
+fn a_file_of_flows_is_enough_if_its_records_or_manifests_have_the_labels_of_pods() {
     let with_labels = lines(&[record(web_to_db("12:00:00", "n1"))]);
     let without_labels = lines(&[record(FlowRecord {
         verdict: FlowVerdict::Allowed,

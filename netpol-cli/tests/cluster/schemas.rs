@@ -2,7 +2,7 @@
 //! `-o json`.
 //!
 //! `UPDATE_EXPECT=1 cargo test -p netpol-cli --test cluster schemas` copies the definitions of the agent's API from
-//! docs/api/openapi.json.
+//! docs/api/openapi.json into the schemas.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,16 +17,16 @@ use crate::common::{Manifests, RunOutput};
 use crate::fixtures::{allowed, denied, list, policies, record, shadow, status, waited};
 use crate::objects::shop;
 
-/// The values of these keywords are objects that have schemas by name.
+/// The value of each of these keywords is a map from names to schemas.
 const MAPS: [&str; 2] = ["properties", "$defs"];
 
-fn names() -> BTreeSet<String> {
+fn schema_names() -> BTreeSet<String> {
     let entries = fs::read_dir(schema::directory()).expect("docs/schemas");
     let name = |path: &Path| path.file_stem().expect("a name").to_string_lossy().into_owned();
     entries.map(|entry| name(&entry.expect("an entry").path())).collect()
 }
 
-/// Runs a command with `-o json`, and checks its output with the schema.
+/// Runs a command with `-o json`. [`Cluster::netpol`] checks the output with the command's schema.
 fn run_with_json(cluster: &Cluster, arguments: &[&str]) -> RunOutput {
     let run = cluster.netpol(&[arguments, &["-o", "json"]].concat());
     assert!(!run.out.is_empty(), "{arguments:?}: {}", run.err);
@@ -79,12 +79,12 @@ fn the_output_of_each_command_has_a_schema() {
         run_with_json(&cluster, arguments);
     }
     let run: BTreeSet<String> = commands.iter().map(|(name, _)| (*name).to_owned()).collect();
-    assert_eq!(run, names());
+    assert_eq!(run, schema_names());
     let page = fs::read_to_string(schema::directory().join("../cli.md")).expect("docs/cli.md");
     assert!(page.contains("(schemas)"), "docs/cli.md links the schemas");
 }
 
-/// Calls `check` with `schema` and each schema in it, and with the path of each.
+/// Calls `check` for `schema` and for each schema in it, with the schema and its path.
 fn visit(schema: &Value, at: &str, check: &mut impl FnMut(&Map<String, Value>, &str)) {
     match schema {
         Value::Object(keywords) => {
@@ -104,9 +104,9 @@ fn visit(schema: &Value, at: &str, check: &mut impl FnMut(&Map<String, Value>, &
 }
 
 #[test]
-fn schemas_are_closed_and_described() {
+fn schemas_allow_no_other_fields_and_describe_each_field() {
     let api = api();
-    for name in names() {
+    for name in schema_names() {
         let Schema { root, .. } = Schema::read(&name);
         assert_eq!(root["$schema"], "https://json-schema.org/draft/2020-12/schema", "{name}");
         assert!(root["title"].is_string() && root["description"].is_string(), "{name}");
@@ -155,7 +155,7 @@ fn schemas_reject_what_they_do_not_describe() {
     }
     assert!(schema.check(&json!({})).is_err() && schema.check(&json!([])).is_err());
     assert!(Schema::of(json!({"pattern": "^a"})).check(&json!("a")).is_err());
-    // A real schema: a flow without a required field, and with one that does not exist.
+    // A schema of docs/schemas: it accepts both verdicts, and rejects a field that does not exist.
     let schema = Schema::read("flow-record");
     let mut flow = serde_json::to_value(record(denied("12:00:00", "n1"))).expect("JSON");
     assert_eq!(schema.check(&flow), Ok(()));
@@ -177,7 +177,8 @@ fn api() -> Map<String, Value> {
     schemas
 }
 
-/// Returns the definitions that a schema uses. A definition of the agent's API is returned as it is in the API.
+/// Returns the definitions that a schema uses: those of the agent's API as they are in `api`, and all others as they
+/// are in the schema.
 fn definitions(root: &Value, api: &Map<String, Value>) -> Map<String, Value> {
     let mut found = Map::new();
     let mut without_definitions = root.clone();
@@ -200,7 +201,7 @@ fn definitions(root: &Value, api: &Map<String, Value>) -> Map<String, Value> {
 #[test]
 fn schemas_have_the_same_definitions_as_the_api() {
     let api = api();
-    for name in names() {
+    for name in schema_names() {
         let Schema { mut root, .. } = Schema::read(&name);
         let expected = Value::Object(definitions(&root, &api));
         if root["$defs"] == expected || root.get("$defs").is_none() && expected == json!({}) {

@@ -1,4 +1,4 @@
-//! `suspend` and `resume`, with the caller's rights.
+//! `suspend` and `resume`, with the user's rights.
 
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,7 @@ fn owner(namespace: &str) -> Rules {
 }
 
 #[test]
-fn the_owner_of_a_namespace_can_suspend_it_and_the_end_is_in_the_api_servers_time() {
+fn the_owner_of_a_namespace_can_suspend_it_until_a_time_by_the_clock_of_the_api_server() {
     let cluster = cluster(Options::default());
     cluster.server.set_rules(owner("shop"));
     let run = cluster.netpol(&["suspend", "-n", "shop", "--for", "30m", "--reason", "it's incident 4711"]);
@@ -84,8 +84,8 @@ fn a_suspension_of_the_cluster_needs_the_namespace_of_the_agents() {
     let run = cluster.netpol(&["resume", "--cluster", "--agent-namespace", "ops"]);
     assert_eq!(run.code, 3);
     assert!(run.err.contains("set --agent-namespace"), "{}", run.err);
-    // Without the right to list pods, the command cannot check this. It continues, because a suspension is urgent in an
-    // incident.
+    // Without the right to list pods, the command cannot check that the agents run in this namespace. It continues,
+    // because a suspension is urgent in an incident.
     cluster.server.set_rules(owner("ops"));
     let run = cluster.netpol(&[&suspend[..], &["ops"]].concat());
     assert_eq!(run.code, 0, "{}", run.err);
@@ -118,7 +118,7 @@ fn resume_reports_other_suspensions_that_still_apply() {
         let reason = format!("reason of {}", scope[scope.len() - 1]);
         let run = cluster.netpol(&[&["suspend", "--for", "1h", "--reason", &reason], scope].concat());
         assert_eq!(run.code, 0, "{}", run.err);
-        // The reason of kube-system's own suspension is replaced by that of the cluster.
+        // The suspensions of the cluster and of kube-system share one annotation for the reason.
         let replaces = run.out.contains("replaces the reason of another suspension: reason of kube-system\n");
         assert_eq!(replaces, scope == ["--cluster"], "{}", run.out);
     }

@@ -1,4 +1,4 @@
-//! Tables of all nodes.
+//! Tables that combine the responses of the agents on all nodes.
 
 use expect_test::expect;
 use netpol_api::{ConflictStatus, MapStatus, Pending, PodStatus, PolicyMode, RuleStatus, Suspension};
@@ -118,7 +118,7 @@ fn endpoints_are_sorted_by_pod_and_filtered() {
 }
 
 #[test]
-fn policies_have_the_flows_of_all_nodes_and_rules_never_used() {
+fn policies_shows_the_flows_of_all_nodes_and_the_rules_that_were_never_used() {
     let mut second = policies("n2", &["shop/db-1"], 3);
     second.counted_since = "2026-11-29T11:30:00Z".into();
     second.items[0].diagnostics = vec!["spec.egress[0]: unknown field".into()];
@@ -196,7 +196,7 @@ fn denials_of_a_policy_that_is_not_evaluated_are_unknown() {
 }
 
 #[test]
-fn the_table_has_100_of_10_000_rules_and_the_flows_of_all() {
+fn policies_lists_100_of_10_000_rules_and_counts_the_flows_of_all_rules() {
     let agent = |node: &str| {
         let mut list = policies(node, &["shop/db-0"], 1);
         let rule = list.items[0].rules[0].clone();

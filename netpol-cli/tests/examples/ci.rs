@@ -43,7 +43,7 @@ fn run(command: &mut Command) -> RunOutput {
     RunOutput { code: output.status.code().expect("an exit code"), out: text(output.stdout), err: text(output.stderr) }
 }
 
-/// Runs a command line as a shell does, with `netpol` in the path, in this directory. No kubeconfig exists.
+/// Runs a command line in bash, in this directory, with `netpol` in `PATH` and without a kubeconfig.
 fn shell(line: &str, directory: &Path) -> RunOutput {
     let bin = directory.join("bin");
     fs::create_dir_all(&bin).expect("a directory");
@@ -132,7 +132,7 @@ fn the_action_passes_each_input_to_its_script() {
     assert_eq!(build.working_directory.as_deref(), Some("${{ github.action_path }}"));
     assert!(build.run.starts_with("cargo build ") && build.run.contains(" --package netpol-cli "), "{}", build.run);
     assert!(root().join("netpol-cli/Cargo.toml").exists());
-    // The text of an input is never a part of the script.
+    // The text of an input is never inserted into a script, which would then run it as shell code.
     assert!(action.runs.steps.iter().all(|step| !step.run.contains("${{")));
     assert_eq!(script.run, "bash \"$RUN\"");
     assert!(script.env["RUN"].ends_with("/packaging/github-action/run.sh"));
@@ -244,8 +244,8 @@ fn the_page_about_ci_has_commands_and_inputs_that_exist() {
     assert!(commands.len() >= 4, "{commands:?}");
     for command in commands {
         let run = shell(&command, manifests.path());
-        // The exit code 2 would be wrong usage. `diff` and the plugin of kubectl exit with 3, because no revision and
-        // no cluster exists here.
+        // The exit code 2 would mean wrong usage. `diff` and the plugin of kubectl exit with 3, because the directory
+        // of this test is in no Git repository, and no cluster exists.
         let expected = if command.contains("diff") || command.contains("kubectl") {
             3
         } else {

@@ -13,7 +13,7 @@ use std::process::Command;
 
 use expect_test::expect_file;
 
-/// Starts a block of a command and its output; [`END`] ends it.
+/// The start of a block with a command and its output. [`END`] is the end of the block.
 const BEGIN: &str = "```console\n$ netpol ";
 const END: &str = "```\n";
 

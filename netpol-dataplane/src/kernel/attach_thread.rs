@@ -98,8 +98,8 @@ impl Attacher {
                 if let (Ok(()), Some(endpoint), Some(later)) =
                     (&result, &with_connections, &self.take_over_after_attach)
                 {
-                    // If the thread has died, these connections are evaluated as new flows, in the direction of their
-                    // next packet.
+                    // If the thread that takes over these connections has died, they are evaluated as new flows, in
+                    // the direction of their next packet.
                     let _ = later.send(*endpoint);
                 }
                 InterfaceOutcome::Attached { ifindex, result, packets }
@@ -146,7 +146,8 @@ impl Attacher {
             return Err(gone());
         }
         earlier::adopt_qdisc(&self.pins, ifindex);
-        // Until all programs are replaced, those of an observing agent may remain.
+        // The interface is marked as observing while any of its programs may observe: the mark is set before the first
+        // program is attached, or removed after the last one was replaced.
         if self.observe {
             self.record_observing(ifindex, name)?;
         }

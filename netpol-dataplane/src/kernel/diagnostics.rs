@@ -1,5 +1,5 @@
-//! Forwards log messages of programs that were built with `cargo xtask ebpf --log`. They report states that should
-//! never occur.
+//! Forwards log messages of programs that were built with `cargo xtask ebpf --log`. These messages report states that
+//! should never occur.
 
 use aya::Ebpf;
 use aya_log::{EbpfLogger, Error};

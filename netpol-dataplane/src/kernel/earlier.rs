@@ -26,8 +26,8 @@ pub(super) fn adopt_qdisc(pins: &Pins, ifindex: IfIndex) {
     }
 }
 
-/// Detaches the programs of other layout versions from an interface that has this agent's programs, and removes versions
-/// that no interface uses.
+/// Detaches the programs of other layout versions from an interface that has this agent's programs. Then removes the
+/// pinned state of versions that no interface uses.
 pub(super) fn detach_old_programs(pins: &Pins, ifindex: IfIndex) -> Result<(), AttachError> {
     let has_filters = pins.filter_dir(ifindex).exists();
     for other in others(pins) {
@@ -47,7 +47,7 @@ pub(super) fn detach_old_programs(pins: &Pins, ifindex: IfIndex) -> Result<(), A
     Ok(())
 }
 
-/// Removes versions that no existing interface uses.
+/// Removes the pinned state of other layout versions that no existing interface uses.
 pub(super) fn remove_unused(pins: &Pins) {
     for other in others(pins) {
         if other.interfaces().into_iter().all(|ifindex| name_of(ifindex).is_none()) {

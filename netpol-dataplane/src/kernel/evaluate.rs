@@ -30,7 +30,7 @@ fn attempt<A>(packet: &Packet, remote: A, endpoint: &Endpoint) -> Attempt<A> {
     let ingress_ifindex = match (packet.from_node, packet.is_hairpin) {
         (true, _) => 0,
         (false, true) => endpoint.ifindex.0,
-        // All other interfaces have the same effect.
+        // Every interface except the pod's has the same effect.
         (false, false) => endpoint.ifindex.0.wrapping_add(1),
     };
     Attempt {

@@ -52,7 +52,7 @@ impl ForeignPrograms {
         if ids.iter().all(|id| self.own.contains(id)) {
             return;
         }
-        // An earlier agent's program stays if this agent's cannot be attached.
+        // The pinned program is netpol's, too: an earlier agent's program stays if this agent's cannot be attached.
         let pinned = pinned_link(&self.pins.link(ifindex, program)).ok().flatten();
         let pinned = pinned.and_then(|link| link.info().ok()).map(|info| info.program_id());
         // Needs CAP_SYS_ADMIN, which the agent may not have.

@@ -114,7 +114,8 @@ fn pin_programs((mut ebpf, pins, capacities): Loaded) -> Result<Loaded, KernelEr
 
 fn loader<'a>(pins: &Pins, capacities: &Capacities, hz: u32, behavior: Behavior) -> EbpfLoader<'a> {
     let mut loader = EbpfLoader::new();
-    // The programs read no kernel structures. Parsing the kernel's BTF would take most of the start time.
+    // The programs read no kernel structures, so they do not need the kernel's BTF. Parsing it would take most of the
+    // start time.
     loader.btf(None);
     for &map in MapName::ALL {
         loader.map_max_entries(map.name(), capacities.entries(map));
@@ -134,8 +135,8 @@ fn loader<'a>(pins: &Pins, capacities: &Capacities, hz: u32, behavior: Behavior)
     loader
 }
 
-/// Returns a random key that pods cannot guess. Each agent has its own. Entries of an earlier agent in `DENIALS` and
-/// `ALLOWED_FLOWS` expire within a second.
+/// Returns a random key that pods cannot guess. Each agent can use a new key, because entries of an earlier agent in
+/// `DENIALS` and `ALLOWED_FLOWS` expire within a second.
 fn random_key() -> [u32; EVENT_KEY_WORDS] {
     let mut key = [0; EVENT_KEY_WORDS];
     // SAFETY: the buffer is `key`'s own. Reads of up to 256 bytes are complete and not interrupted: getrandom(2).
@@ -168,7 +169,7 @@ fn compare_capacities(pins: &Pins, wanted: &Capacities) -> (Vec<MapName>, Capaci
             changed.push(map);
         }
     }
-    // The index of an endpoint depends on both maps.
+    // The index of an endpoint depends on the sizes of both maps, so they are resized together.
     if changed.contains(&MapName::Endpoints) != changed.contains(&MapName::EndpointsOverflow) {
         changed.retain(|map| !matches!(map, MapName::Endpoints | MapName::EndpointsOverflow));
         changed.extend([MapName::Endpoints, MapName::EndpointsOverflow]);

@@ -208,7 +208,7 @@ impl Maps {
         Ok(())
     }
 
-    /// Reads the content of all tables.
+    /// Reads the content of all tables, without the endpoint IDs in address entries.
     pub(super) fn snapshot(&self) -> Result<Snapshot, WriteError> {
         let mut snapshot = Snapshot::default();
         let failed = |map| move |error| write_error(map, error);
@@ -282,6 +282,7 @@ impl Maps {
         Ok(sum)
     }
 
+    /// Resets the counters and event budgets of an endpoint ID in one direction.
     pub(super) fn clear_counted(&mut self, id: u32, direction: Direction) -> Result<(), WriteError> {
         let index = counters_index(id, direction);
         let cpus = self.counters.get(&index, 0).map_err(|error| write_error(MapName::Counters, error))?.len();

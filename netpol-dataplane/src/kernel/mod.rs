@@ -1,4 +1,5 @@
-//! The data plane in the kernel: BPF maps and programs. They are loaded once and pinned, and the next agent adopts them.
+//! The data plane in the kernel: pinned BPF maps and programs. The next agent adopts the maps, and replaces the
+//! programs.
 
 mod attach;
 mod attach_thread;
@@ -131,8 +132,8 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Loads the object, adopts what is pinned, and replaces the programs of existing links. If the pinned maps have
-    /// other sizes than requested, maps of the new sizes replace them, with all of their entries. The results of later
+    /// Loads the object, adopts the pinned maps, and replaces the attached programs. If the pinned maps have other
+    /// sizes than requested, maps of the new sizes replace them, with all of their entries. The results of later
     /// operations on interfaces arrive through the returned `Outcomes`.
     ///
     /// # Errors
@@ -172,9 +173,9 @@ impl Kernel {
         resize::take_over(&mut pins)?;
         let started = flow_tables.start(Maps::open(&pins)?, &ids, options.flow_totals);
         let (flows, flow_totals) = started.map_err(KernelError::Thread)?;
-        match TakeOver::open(&pins).and_then(|first| Ok((first, takeover::start(TakeOver::open(&pins)?)?))) {
-            Ok((first, later)) => {
-                (attacher.take_over_before_attach, attacher.take_over_after_attach) = (Some(first), Some(later));
+        match TakeOver::open(&pins).and_then(|before| Ok((before, takeover::start(TakeOver::open(&pins)?)?))) {
+            Ok((before, after)) => {
+                (attacher.take_over_before_attach, attacher.take_over_after_attach) = (Some(before), Some(after));
             }
             Err(error) => {
                 tracing::warn!(

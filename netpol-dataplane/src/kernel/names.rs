@@ -143,4 +143,5 @@ impl fmt::Display for MapName {
     }
 }
 
+// docs/capacity.md states this size.
 const _: () = assert!(size_of::<Counters>() == 320);

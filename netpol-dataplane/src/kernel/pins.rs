@@ -7,8 +7,8 @@
 //!     programs/netpol_ingress    programs
 //!     links/12-ingress           TCX links, by ifindex
 //!     tc/12/                     an interface with clsact filters, by ifindex. Its subdirectories are marks: qdisc/
-//!                                if netpol created the qdisc; behind/ if the interface is a device of the node, but
-//!                                bare/ if this device has no link-layer header
+//!                                if netpol created the qdisc; behind/ for a device of the node with a link-layer
+//!                                header; bare/ for a device of the node without one
 //!     observing/12               an interface with programs that enforce nothing (--observe), by ifindex
 //!     flows/v4-12                flow tables, by family and endpoint ID; v4-12-next while it replaces v4-12
 //!     resize/                    maps of new sizes, until they replace the old ones

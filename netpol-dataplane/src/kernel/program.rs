@@ -9,7 +9,7 @@ pub(super) enum Program {
     Ingress,
     /// Evaluates packets from a pod.
     Egress,
-    /// Rechecks packets that leave the node through a device.
+    /// Rechecks packets that leave the node through a device: evaluates them again, post-DNAT.
     Recheck,
     /// The same, for devices without a link-layer header.
     RecheckL3,
@@ -74,7 +74,7 @@ impl Role {
         !matches!(self, Self::Pod)
     }
 
-    /// Returns the program with the name that marks a device in the pin path. A pod's veth has no mark.
+    /// Returns the program after which the mark of a device in the pin path is named. A pod's veth has no mark.
     pub(super) const fn mark(self) -> Option<Program> {
         match self {
             Self::Pod => None,

@@ -70,7 +70,7 @@ pub(super) fn copy(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<()
     copy_state(old, new)
 }
 
-/// Copies the maps that programs write. Existing entries are newer and stay.
+/// Copies the flows and fragments, which the programs write. Entries that a new map already has are newer and are kept.
 fn copy_state(old: &Pins, new: &Pins) -> Result<(), KernelError> {
     for &map in &new.resized {
         match map {
@@ -84,7 +84,8 @@ fn copy_state(old: &Pins, new: &Pins) -> Result<(), KernelError> {
     Ok(())
 }
 
-/// Copies the flows that started after [`copy`], and replaces the pins. Call after the programs are replaced.
+/// Copies the flows that started after [`copy`] was called, and replaces the pins. Call after the programs are
+/// replaced.
 pub(super) fn take_over(pins: &mut Pins) -> Result<(), KernelError> {
     if pins.resized.is_empty() {
         return Ok(());

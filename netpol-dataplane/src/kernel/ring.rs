@@ -58,8 +58,8 @@ impl RingReader {
                 ready.clear_ready();
                 break;
             };
-            // A record of another length is skipped. There is none, because each version of the map layout has its own ring
-            // buffer.
+            // A record of another length is skipped. No such record exists, because each version of the map layout has
+            // its own ring buffer.
             if let Ok(event) = bytemuck::try_pod_read_unaligned(&item) {
                 each(event);
             }

@@ -150,7 +150,7 @@ fn device(pins: &Pins, ifindex: IfIndex) -> Option<String> {
     super::attach::name_of(ifindex).filter(|_| pins.role(ifindex).is_device())
 }
 
-/// Returns what the maps contain of an endpoint.
+/// Returns what the maps contain about an endpoint.
 fn endpoint_status(maps: &Maps, endpoint: &Endpoint) -> Result<EndpointStatus, WriteError> {
     let mut packets = BTreeMap::new();
     for direction in Direction::BOTH {

@@ -120,7 +120,7 @@ struct OwnObjects {
 }
 
 /// Returns netpol's programs on interfaces of this network namespace. The kernel removes a link shortly after its last
-/// pin, so this waits for a while.
+/// pin was removed, so this waits for a while.
 fn remaining_programs(own: &OwnObjects) -> Vec<String> {
     let started = Instant::now();
     loop {

@@ -1,7 +1,7 @@
 //! Plans the migration of Service ports (frontends).
 //!
-//! If both snapshots (the content of the old and of the new tables) have a frontend, it first moves to the transitional
-//! class of its pair of classes, as an address does.
+//! If both snapshots (the content of the old and of the new tables) have a frontend, the frontend first moves to the
+//! transitional class for its pair of (old class, new class), as an address does.
 //!
 //! If only one snapshot has a frontend, a lookup in the other snapshot finds a different entry: the entry of the
 //! address, or the entry of a `NodePort` (a frontend at every node). So until all endpoints use the new policy, such a
@@ -21,7 +21,7 @@ use netpol_policy::tables::{Change, prefixes_of};
 
 use super::{Pairs, Snapshot};
 
-/// What rule sets allow at a port: all or some of the backends. Rule sets that allow none are omitted.
+/// What rule sets allow at a frontend: all or some of the backends. Rule sets that allow none are omitted.
 type Verdicts = Vec<(RuleSetId, PortSetId)>;
 
 /// The writes for frontends.
@@ -34,8 +34,8 @@ pub(super) struct Steps {
     /// Addresses that have transitional entries.
     pub(super) transitional: BTreeSet<IpAddr>,
     /// Writes after all endpoints use the new policy, and before addresses move to their new classes. These writes may
-    /// change a `NodePort` (a frontend at every node), because it is looked up only if the address itself has no such
-    /// frontend.
+    /// change a `NodePort` (a frontend at every node). Where this would change a verdict, the lookup still finds the
+    /// transitional entry of the address itself.
     pub(super) after: Vec<Change>,
     /// Writes after addresses have moved to their new classes.
     pub(super) last: Vec<Change>,
@@ -51,7 +51,7 @@ pub(super) fn plan(old: &Snapshot, new: &Snapshot, pairs: &mut Pairs) -> Steps {
         steps.before = put_all.chain(removed.copied().map(Change::DeleteFrontend)).collect();
         return steps;
     }
-    for (frontend, class) in differing(old, new, &mut steps.allow, pairs) {
+    for (frontend, class) in transitional_classes(old, new, &mut steps.allow, pairs) {
         steps.before.push(Change::PutFrontend(frontend, class));
         if let FrontendAddress::Address(address) = frontend.address {
             steps.transitional.insert(address);
@@ -72,8 +72,9 @@ pub(super) fn plan(old: &Snapshot, new: &Snapshot, pairs: &mut Pairs) -> Steps {
     steps
 }
 
-/// Returns the transitional entries with their classes, and adds what those classes allow to `allow`.
-fn differing(
+/// Returns the frontends of the transitional entries with their classes. Adds the `ALLOW` entries of these classes to
+/// `allow`.
+fn transitional_classes(
     old: &Snapshot,
     new: &Snapshot,
     allow: &mut BTreeMap<AllowKey, AllowEntry>,

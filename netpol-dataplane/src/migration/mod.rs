@@ -2,8 +2,8 @@
 //! uses other IDs. After every single write, each endpoint is evaluated by its old policy or by its new one. Pure
 //! functions, no I/O.
 //!
-//! 1. Each address moves to a transitional class for its pair of (old class, new class). That class has the entries of the
-//!    old rule sets for the old class and those of the new rule sets for the new class.
+//! 1. Each address moves to a transitional class for its pair of (old class, new class). That class has the entries of
+//!    the old rule sets for the old class and those of the new rule sets for the new class.
 //! 2. The endpoints get their new rule sets.
 //! 3. The addresses move to their new classes, and all old entries are deleted.
 //!
@@ -43,9 +43,9 @@ pub struct Snapshot {
 /// The steps of a migration. Between `before` and `after`, every endpoint changes to its new policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Migration {
-    /// Adds the new entries beside the old ones.
+    /// Adds the new entries beside the old ones, and moves addresses to transitional classes.
     pub before: Vec<Change>,
-    /// Deletes the old entries.
+    /// Moves addresses to their new classes, and deletes the old entries.
     pub after: Vec<Change>,
 }
 
@@ -118,7 +118,7 @@ pub fn plan(old: &Snapshot, new: &Snapshot) -> Migration {
     for &address in &addresses {
         let (old_entry, new_entry) = (old.entry_of(address), new.entry_of(address));
         // Set the flags of both entries. At worst, an endpoint with its old policy allows a new address of the local
-        // node too early, or an endpoint with its new policy allows a removed address for a moment longer.
+        // node too early, or an endpoint with its new policy allows a removed address of the local node too long.
         let flags = old_entry.flags
             | new_entry.flags
             | if steps.transitional.contains(&address) { address_flags::SERVICE } else { 0 };

@@ -1,7 +1,7 @@
 //! The functions that are separate BPF functions in the kernel. Their traits contain the documentation.
 //!
-//! The verifier checks a global function once, independently of its callers (since Linux 5.6). Its arguments and result
-//! can only be the context and numbers, so this file packs and unpacks them.
+//! The verifier checks a global function once, independently of its callers (since Linux 5.6). Such a function can only
+//! receive the context and numbers, and only return a number. So this file packs and unpacks arguments and results.
 
 use aya_ebpf::bindings::__sk_buff;
 use netpol_common::{Direction, EventKind, Reason};
@@ -18,11 +18,12 @@ use crate::packet_verdict::PacketVerdict;
 use crate::recheck::{self, RecheckFunctions};
 use crate::report::{self, ReportFunctions};
 use crate::slow_path::{self, FrameFunctions, FrameResult, IpFunctions, Quoted};
-use crate::stale::Recheck;
+use crate::stale::Reevaluation;
 use crate::verdict::{self, VerdictFunctions};
 
-/// Declares a global function and calls it: `call!(skb, name(argument: type, …) -> type, |skb| body)`. Each argument is
-/// a variable with this name. The function also receives the caller's hook, unless `at` sets the hook.
+/// Declares a global function and calls it: `call!(skb, name(argument: type, …) -> type, |skb| body)`. Each argument
+/// must be the name of a variable of the caller. The function also receives the caller's hook, unless `at` sets the
+/// hook.
 macro_rules! call {
     ($caller:expr, $name:ident($($argument:ident: $type:ty),*) -> $result:ty, |$skb:ident| $body:expr) => {{
         #[unsafe(no_mangle)]
@@ -167,7 +168,7 @@ impl RecheckFunctions for Skb {
     }
 }
 
-/// Returns the reason with a code.
+/// Returns the reason that has this code.
 ///
 /// # Safety
 /// The low byte must be the code of a reason.
@@ -250,16 +251,16 @@ macro_rules! family {
             #[inline(always)]
             fn is_still_allowed(self, start: u32, ports: u32, word: u32) -> bool {
                 call!(self, $still_allowed(start: u32, ports: u32, word: u32) -> u32, |skb| {
-                    let recheck = Recheck::unpack(word);
-                    u32::from(verdict::is_still_allowed::<$address, Skb>(skb, start, ports, recheck))
+                    let reevaluation = Reevaluation::unpack(word);
+                    u32::from(verdict::is_still_allowed::<$address, Skb>(skb, start, ports, reevaluation))
                 }) != 0
             }
 
             #[inline(always)]
             fn evaluate_shadow(self, start: u32, ports: u32, word: u32) -> Reason {
                 let code = call!(self, $shadow(start: u32, ports: u32, word: u32) -> u32, |skb| {
-                    let recheck = Recheck::unpack(word);
-                    verdict::evaluate_shadow::<$address, Skb>(skb, start, ports, recheck) as u32
+                    let reevaluation = Reevaluation::unpack(word);
+                    verdict::evaluate_shadow::<$address, Skb>(skb, start, ports, reevaluation) as u32
                 });
                 // SAFETY: the function returns a reason's code.
                 unsafe { reason(code) }

@@ -13,9 +13,9 @@ use crate::window::{Bytes, Window};
 const HEADER: usize = 20;
 /// Length of the part before the addresses.
 const BEFORE_ADDRESSES: usize = 12;
-/// Length of the part of a plain packet that is read.
+/// Length of the part of a plain packet's frame that is read.
 const PLAIN: usize = ETHERNET + HEADER + transport::PREFIX;
-/// The offset in the fragment field, in units of 8 bytes.
+/// The mask of the offset in the fragment field. The offset is in units of 8 bytes.
 const OFFSET: u16 = 0x1fff;
 /// The "more fragments" flag in the fragment field.
 const MORE: u16 = 0x2000;

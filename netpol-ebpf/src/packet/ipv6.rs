@@ -13,7 +13,7 @@ use crate::window::{Bytes, Window};
 const HEADER: usize = 40;
 /// Length of the part before the addresses.
 const BEFORE_ADDRESSES: usize = 8;
-/// Length of the part of a plain packet that is read.
+/// Length of the part of a plain packet's frame that is read.
 const PLAIN: usize = ETHERNET + HEADER + transport::PREFIX;
 /// The number of extension headers that are read.
 const MAX_EXTENSIONS: usize = 8;
@@ -87,6 +87,7 @@ impl Parse for [u8; 16] {
             (packet.fragment, packet.identification) = fragment(Window::of(bytes));
         }
         if packet.error.is_some() || packet.fragment == Fragment::LATER {
+            // There is no transport header to read.
         } else if ends_before_transport(header, &packet) && !quoted {
             packet.error = Some(Reason::Malformed);
         } else {

@@ -35,7 +35,7 @@ pub(crate) enum LinkPayload {
     Ipv6(u32),
 }
 
-/// Finds the payload of a frame.
+/// Finds the payload of a frame. On devices without a link header, the frame starts with the IP header.
 #[inline(always)]
 pub(crate) fn parse<S: Context>(context: &S) -> Result<LinkPayload, Reason> {
     if let Some(kind) = context.l3_type() {

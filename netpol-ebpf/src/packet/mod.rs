@@ -75,8 +75,8 @@ pub(crate) struct Packet<A> {
     pub(crate) family: PhantomData<A>,
 }
 
-/// The part of a datagram that a packet has. It is a number and not an enum, so that the compiler does not generate the
-/// code that follows once for each value.
+/// The part of a datagram that a packet has. It is a number, because for an enum, the compiler generates a copy of the
+/// subsequent code for each variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fragment(pub(crate) u8);
 
@@ -198,7 +198,7 @@ pub(crate) trait Parse: PacketAddress {
     fn is_readable<S: Context>(context: &S, start: u32) -> bool;
     /// Returns source and destination of the packet with its IP header at an offset.
     fn addresses<S: Context>(context: &S, start: u32) -> Option<(Self, Self)>;
-    /// Parses the packet with its IP header at an offset; `None` if there is none. `quoted`: an ICMP error quotes the
-    /// packet, which may be cut off.
+    /// Parses the packet with its IP header at an offset; `None` if no such header is there. `quoted`: an ICMP error
+    /// quotes the packet, so the packet may be cut off.
     fn parse<S: ParserFunctions>(context: &S, start: u32, quoted: bool) -> Option<Packet<Self>>;
 }

@@ -1,8 +1,10 @@
 //! A conversation with a runtime, byte by byte, encoded by hand.
 //!
-//! Each item of [`CONVERSATION`] is a frame: connection ID and length (`pkg/net/multiplex/mux.go` of NRI), a message's length, stream ID,
-//! type and flags (`PROTOCOL.md` of ttrpc), and a `Request` or `Response` with the tag and the length of each field
-//! (`request.proto` of ttrpc), in which the payload is a message of NRI (`pkg/api/api.proto`).
+//! Each item of [`CONVERSATION`] is a frame. It consists of:
+//! * connection ID and length (`pkg/net/multiplex/mux.go` of NRI)
+//! * length, stream ID, type and flags of a message (`PROTOCOL.md` of ttrpc)
+//! * a `Request` or `Response`, with the tag and the length of each field (`request.proto` of ttrpc). The field
+//!   `payload` contains a message of NRI (`pkg/api/api.proto`)
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
@@ -11,6 +13,7 @@ use std::time::Duration;
 use crate::recorder::{Connection, Recorder, options};
 use netpol_nri::Disconnected;
 
+/// A frame, by its sender.
 enum Frame {
     Plugin(&'static [u8]),
     Runtime(&'static [u8]),

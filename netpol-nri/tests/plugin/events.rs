@@ -36,7 +36,7 @@ fn pod(name: &str) -> PodSandbox {
 }
 
 #[test]
-fn events_arrive_in_both_ways_that_runtimes_send_them() {
+fn events_are_received_in_both_ways_in_which_runtimes_send_them() {
     for events in [Events::StateChange, Events::Methods] {
         let node = Node::new(Options { events, ..Options::default() });
         node.server.add(&pod("old"));
@@ -60,7 +60,7 @@ fn events_arrive_in_both_ways_that_runtimes_send_them() {
 }
 
 #[test]
-fn a_container_is_created_after_the_response() {
+fn the_plugin_allows_or_refuses_the_creation_of_a_container() {
     for sandboxes_per_message in [None, Some(1)] {
         let node = Node::new(Options { sandboxes_per_message, ..Options::default() });
         for name in ["empty", "used"] {
@@ -224,6 +224,6 @@ fn plugins_are_called_in_order_of_their_indexes() {
     assert!(matches!(node.server.run(&pod("refused")), Start::Refused(_)));
     assert_eq!(first.recorder.events()[2], "run shop/refused");
     // `first` receives the start after two other events, and then that the refused sandbox was stopped and removed.
-    // If the second plugin, which refuses the start, were called first, `first` would not receive the start.
+    // If the plugin with index 99, which refuses the start, were called first, `first` would not receive the start.
     assert_eq!(first.recorder.events().len(), 5);
 }

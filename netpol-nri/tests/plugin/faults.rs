@@ -115,14 +115,16 @@ fn unknown_methods_and_services_are_not_implemented() {
     let beta = "nri.pkg.api.v1beta1.Plugin";
     assert_eq!(call(beta, "Configure"), status(UNIMPLEMENTED, &format!("service {beta}")));
     let long = "x".repeat(100_000);
-    let Err(CallError::Status { code: UNIMPLEMENTED, message }) = call(PLUGIN, &long) else { panic!("implemented") };
+    let Err(CallError::Status { code: UNIMPLEMENTED, message }) = call(PLUGIN, &long) else {
+        panic!("expected UNIMPLEMENTED")
+    };
     assert_eq!(message.len(), 1024);
     assert_eq!(run(&plugin, "web", SOON), Ok(Empty {}));
     assert!(connection.is_open());
 }
 
 #[test]
-fn other_events_are_answered_and_ignored() {
+fn events_without_a_subscription_are_answered_and_ignored() {
     let (plugin, connection) = connected();
     for event in [0, event::POST_CREATE_CONTAINER, 4711, -1] {
         let container = Some(Container::default());
@@ -143,7 +145,7 @@ fn invalid_requests_are_answered_with_an_error() {
         for payload in [&[0x12, 0x7f][..], &[0x0a, 3, 0x12, 1, 0xff], &[0x0b]] {
             let answer = plugin.call_service::<Empty>(PLUGIN, method, payload.to_vec(), SOON);
             let is_invalid = matches!(answer, Err(CallError::Status { code: INVALID_ARGUMENT, .. }));
-            // Configure's first field is text that the plugin does not use.
+            // `Configure` may accept a payload: the plugin skips its first field, because it does not use this field.
             assert!(is_invalid || method == "Configure", "{method} {payload:?} {answer:?}");
         }
     }
@@ -193,7 +195,7 @@ fn damaged_requests_do_no_harm() {
         let length = u32::try_from(damaged.len()).unwrap();
         plugin.send_frame(&message(length, stream, 1, &damaged)).unwrap();
     }
-    // The next ID of a request of the runtime is lower than the IDs above.
+    // The requests above had the IDs from 101. This request has a lower ID, so it is refused.
     assert!(matches!(run(&plugin, "web", SOON), Err(CallError::Status { code: INVALID_ARGUMENT, .. })));
     assert!(connection.is_open());
 }
@@ -238,7 +240,7 @@ fn a_message_that_stays_incomplete_ends_the_connection() {
 }
 
 #[test]
-fn the_end_within_a_frame_is_the_end_of_the_connection() {
+fn a_connection_that_is_closed_within_a_frame_ends_without_an_error() {
     let (plugin, connection) = connected();
     plugin.send_bytes(b"\0\0\0\x01\0\0").unwrap();
     plugin.close();
@@ -299,7 +301,7 @@ fn pods_that_start_without_an_answer_are_reported() {
 }
 
 #[test]
-fn a_request_that_has_timed_out_is_refused_at_once() {
+fn a_request_with_almost_no_time_left_is_refused_at_once() {
     let (plugin, _connection) = connected();
     let answer = run(&plugin, "stuck", Duration::from_millis(1));
     assert!(answer.is_err(), "{answer:?}");
@@ -317,5 +319,6 @@ fn a_runtime_without_timeouts_gets_an_answer() {
     thread::sleep(Duration::from_millis(2100));
     plugin.close();
     assert_eq!(connection.ended().unwrap(), Disconnected::Closed);
+    // The plugin answered before the connection ended: otherwise, the start would be reported as unanswered.
     assert!(!connection.recorder.events().iter().any(|event| event.starts_with("unanswered")));
 }

@@ -115,7 +115,8 @@ impl ClusterState {
     }
 
     /// Returns the possible backends of a frontend. For a Service, these are the endpoints that are ready, and those
-    /// that are draining: kube-proxy selects a draining endpoint if no endpoint is ready.
+    /// that are draining (terminating, but still serving): kube-proxy selects a draining endpoint if no endpoint is
+    /// ready.
     pub fn backends(&self, frontend: &Frontend) -> BTreeSet<Backend> {
         let mut backends = BTreeSet::new();
         for owner in self.owners(frontend) {

@@ -18,7 +18,8 @@ use crate::model::PodKey;
 use crate::tables::Change;
 
 impl Engine {
-    /// Returns whether this number of additional (`PORTS` entries, `ALLOW` entries) may be charged to an account.
+    /// Returns whether this number of additional (`PORTS` entries, `ALLOW` entries) may be charged to an account (a
+    /// namespace, or all rule sets for shadow mode).
     pub(super) fn has_room(&self, account: &Account, needed: (u64, u64)) -> bool {
         let entry_counts = (self.port_sets.entry_counts(), self.rule_sets.entry_counts());
         needed == (0, 0) || self.memory_limit.has_room(account, entry_counts, needed)
@@ -97,7 +98,7 @@ impl Engine {
     }
 
     /// Writes refused entries for which there is room now, and marks endpoints with incomplete policies. Returns the
-    /// pods that need a new rule set, because there is room for its ports now.
+    /// pods that need a new rule set, see `replace_refused`.
     pub(super) fn retry_refused(&mut self, changes: &mut Changes) -> BTreeSet<PodKey> {
         if self.memory_limit.bytes().is_none() {
             return BTreeSet::new();
@@ -121,7 +122,7 @@ impl Engine {
             if !self.allow(changes, &mut cache, rule_set, class) {
                 full.insert(account);
             }
-            // Services with backends of this class.
+            // What the rule set allows to Services with backends of this class can change, too.
             self.update_frontends_of(
                 changes,
                 &NextEndpoints::new(),
@@ -131,8 +132,8 @@ impl Engine {
         }
     }
 
-    /// Finds rule sets with refused ports for any peer that fit now. Returns the pods of these rule sets, because the
-    /// pods need a new rule set.
+    /// For some rule sets, there was no room for the ports that they allow to any peer. Finds those rule sets for which
+    /// there is room now. Returns their pods, which need a new rule set.
     fn replace_refused(&mut self) -> BTreeSet<PodKey> {
         let has_room = |rule_set: &RuleSet| {
             let needed = (self.port_sets.entries_to_add(&rule_set.any), 0);

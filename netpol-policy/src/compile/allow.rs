@@ -26,7 +26,7 @@ pub(super) struct PortPrefix {
     pub(super) protocol: u8,
     /// First port.
     pub(super) port: u16,
-    /// Number of significant bits in a complete [`netpol_common::PortKey`].
+    /// Prefix length, in bits, of a [`netpol_common::PortKey`]: it includes the bits of the port set and the protocol.
     pub(super) length: u32,
 }
 
@@ -67,7 +67,7 @@ pub(super) fn prefix_count(ports: &PortRange) -> u64 {
     }
 }
 
-/// Returns the smallest set of prefixes for a range.
+/// Returns the smallest set of prefixes for a range. `None` means all ports of the protocol.
 pub(super) fn prefixes(protocol: Protocol, range: Option<(u16, u16)>) -> Vec<PortPrefix> {
     let protocol = protocol.number();
     let Some((first, last)) = range else {

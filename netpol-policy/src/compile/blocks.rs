@@ -29,7 +29,8 @@ struct Prefix {
 }
 
 impl Blocks {
-    /// Adds a block. Returns the prefixes with a new or changed signature.
+    /// Adds a block. Returns the prefixes with a new or changed signature. The signature of a prefix is the set of
+    /// blocks that cover the prefix and do not except it.
     pub(super) fn add(&mut self, id: PeerSelectorId, block: &IpBlock) -> Vec<IpNet> {
         let mut touched = BTreeSet::new();
         for net in std::iter::once(&block.cidr).chain(&block.except) {
@@ -45,7 +46,8 @@ impl Blocks {
         }
         let excepts = outermost(&block.except);
         for (net, prefix) in inside(&mut self.prefixes, block.cidr) {
-            // These `except` entries do not overlap. Only the last one that is not after the prefix can contain it.
+            // `excepts` is sorted, and its entries do not overlap. So only the last entry that does not sort after the
+            // prefix can contain the prefix.
             let end = excepts.partition_point(|except| except <= net);
             let is_excepted = excepts[..end].last().is_some_and(|except| except.contains(net));
             if !is_excepted && prefix.covering.insert(id) {
@@ -94,12 +96,12 @@ impl Blocks {
         removed
     }
 
-    /// Returns the blocks that cover a prefix.
+    /// Returns the blocks that cover a prefix and do not except it.
     pub(super) fn signature(&self, net: &IpNet) -> PeerSelectorSet {
         self.prefixes.get(net).map(|prefix| prefix.covering.clone()).unwrap_or_default()
     }
 
-    /// Returns the blocks that cover an address.
+    /// Returns the blocks that cover an address and do not except it.
     pub(super) fn at(&self, address: IpAddr) -> Option<&PeerSelectorSet> {
         self.covering(address, u8::MAX)
     }

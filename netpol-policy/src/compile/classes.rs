@@ -84,8 +84,8 @@ impl Classes {
     /// Changes the signature of each class if all users of the class get the same new signature. The class keeps its
     /// ID. Returns the changed classes.
     ///
-    /// `moving` has the class and the next signature of each user that moves. Call this only if every peer selector
-    /// that is in only one of the two signatures is new or unused: then no other rule set distinguishes the signatures.
+    /// `moving` has the class and the next signature of each user that moves. Call this only if each peer selector in
+    /// which the old and the new signature differ is new or unused: then no unchanged rule set distinguishes them.
     pub(super) fn rename_all<'a>(
         &mut self,
         moving: impl Iterator<Item = (ClassId, Option<&'a Signature>)>,
@@ -104,7 +104,8 @@ impl Classes {
         renamed.map(|(id, _)| id).collect()
     }
 
-    /// Gives a class another signature, if all of its users move and no class has that signature yet.
+    /// Gives a class another signature, if all of its users move and no class has that signature yet. `moving` is the
+    /// number of users that move.
     fn rename(&mut self, id: ClassId, moving: usize, new: &Signature) -> bool {
         if *new == Signature::default() {
             return false;

@@ -157,7 +157,8 @@ impl Engine {
                 Some(entry) if entry.port_set != PortSetId::ALL => entry.port_set,
                 entry => {
                     // A class without an entry was allowed the same as any peer. If the ports for any peer change, the
-                    // rules for the class need an entry. An entry for all ports changes if its rule is removed.
+                    // class may need an entry for the rules that it matches. An entry for all ports changes if its rule
+                    // is removed.
                     let has_removed = |entry: AllowEntry| rules.iter().any(|rule| rule.id == entry.rule);
                     if entry.map_or(!for_any_peer.is_empty(), has_removed) {
                         let contents = self.contents(any_after.clone().into_owned(), &matching, signature);
@@ -208,7 +209,7 @@ impl Engine {
         classes
     }
 
-    /// Returns the classes that may need an entry, because they match rules that do not apply to any peer.
+    /// Returns the classes that may need an entry, because they match peers or named ports of the rules.
     pub(super) fn classes_with_entries(&self, rule_set: &RuleSet) -> BTreeSet<ClassId> {
         rule_set.deciding_selectors().flat_map(|selector| self.classes.matching(selector)).collect()
     }

@@ -1,5 +1,5 @@
-//! Counts the map entries of each account, for entries with a number that is known only after compilation. An account
-//! is what the memory limit charges for entries, see [`super::memory_limit::Account`].
+//! Counts the map entries of each account: only the entries with a number that is not known before compilation. An
+//! account is what the memory limit charges for entries, see [`super::memory_limit::Account`].
 
 use std::collections::BTreeMap;
 

@@ -36,7 +36,8 @@ impl Engine {
             if self.identities.assign(address, &self.selectors, &self.cluster_state) {
                 touched.addresses.insert(address);
             }
-            // A pod of this node may reach itself through a Service (hairpin).
+            // A pod of this node may reach itself through a Service (hairpin). So the backend sets of its Services
+            // contain the pod's addresses.
             if was_local || is_local(self) {
                 touched.frontends.extend(self.cluster_state.frontends_with_backend_at(address));
             }
@@ -48,8 +49,8 @@ impl Engine {
         self.commit(Update { touched, pods, ..Update::default() })
     }
 
-    /// Applies a change of a namespace's labels or of its modes. A change of both must be applied in two steps:
-    /// otherwise the state between two writes would be neither the state before nor the state after the change.
+    /// Applies a change of a namespace's labels or of its modes. The caller must split a change of both into two
+    /// events: otherwise the state between two writes would be neither the state before nor the state after the change.
     pub(super) fn namespace_event(&mut self, name: &NamespaceName, event: Event) -> Vec<Change> {
         let before = self.modes_of_endpoints();
         self.cluster_state.apply(event);

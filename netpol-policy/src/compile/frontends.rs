@@ -53,18 +53,22 @@ impl BackendSet {
 #[derive(Clone, Debug, Default)]
 pub(super) struct BackendSets {
     sets: Interned<ClassId, BackendSet>,
+    /// Backend sets by the class of a backend.
     by_backend: Index<ClassId, ClassId>,
+    /// Backend sets by the protocol and port of a backend.
     by_port: Index<(u8, u16), ClassId>,
+    /// Backend sets by the address of a backend that is a pod of this node.
     by_hairpin: Index<IpAddr, ClassId>,
     /// The backend sets for which every rule set has an entry, see [`BackendSet::is_partly_allowed_by_all`].
     partly_allowed_by_all: BTreeSet<ClassId>,
     /// Rule sets that have an entry in `ALLOW`, by backend set.
     allowed_by: Index<ClassId, RuleSetId>,
+    /// The same entries: backend sets by rule set.
     by_rule_set: Index<RuleSetId, ClassId>,
 }
 
 impl BackendSets {
-    /// Adds a user (a frontend) to a backend set. Returns the class of the backend set, and whether it is new.
+    /// Adds a user (a frontend) to a backend set. Returns the ID of the backend set, and whether the set is new.
     /// `allocate` allocates the ID.
     pub(super) fn acquire(&mut self, backend_set: BackendSet, allocate: impl FnOnce() -> ClassId) -> (ClassId, bool) {
         let (id, new) = self.sets.acquire(backend_set, allocate);
@@ -87,7 +91,7 @@ impl BackendSets {
         self.sets.release(id);
     }
 
-    /// Removes the backend sets without users. Returns them with each rule set that has an entry for them.
+    /// Removes the backend sets without users. Returns the entries that rule sets have for them.
     pub(super) fn retire(&mut self) -> Vec<(RuleSetId, ClassId)> {
         let mut retired = Vec::new();
         for (id, backend_set) in self.sets.retire() {

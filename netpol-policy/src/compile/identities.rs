@@ -1,5 +1,5 @@
 //! Identities: pods with the same namespace, labels and named ports share one identity. No selector distinguishes them,
-//! so they match the same peer selectors (the signature). The module [`super`] explains the terms.
+//! so they have the same signature (set of peer selectors that they match). The module [`super`] explains the terms.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -27,7 +27,7 @@ impl IdentityKey {
     }
 }
 
-/// ID of an identity while it has addresses.
+/// ID of an identity. It is valid as long as the identity has addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct IdentityId(u64);
 
@@ -80,7 +80,7 @@ impl Identity {
 }
 
 impl Identities {
-    /// Updates the identity of an address. Returns whether it changed.
+    /// Updates the identity of an address. Returns whether the address has another identity now.
     pub(super) fn assign(&mut self, address: IpAddr, selectors: &PeerSelectors, cluster_state: &ClusterState) -> bool {
         let old = self.by_address.get(&address).copied();
         let new =
@@ -196,9 +196,9 @@ impl Identities {
         matched
     }
 
-    /// Returns the identities that may match a peer selector: all identities in the namespaces that it selects. No
-    /// other identity has the selector in its signature, because [`Identities::reevaluate`] updates the signatures
-    /// after each change of a namespace's labels.
+    /// Returns the identities that may match a peer selector: all identities in the namespaces that it selects. Only
+    /// these can have the selector in their signatures, because [`Identities::reevaluate`] updates the signatures after
+    /// each change of a namespace's labels.
     fn candidates(&self, selector: &PeerSelector, cluster_state: &ClusterState) -> Vec<IdentityId> {
         match selector {
             PeerSelector::Pods { namespaces: Namespaces::Own(name), .. } => {

@@ -1,10 +1,10 @@
-//! IDs of classes, rule sets, port sets and rules. An engine uses no ID twice.
+//! IDs of classes, rule sets, port sets and rules. An engine never allocates an ID twice.
 
 use std::collections::BTreeSet;
 
 use netpol_common::{ClassId, PortSetId, RuleId, RuleSetId};
 
-/// IDs that are already in use elsewhere, by kind.
+/// The IDs that maps and endpoints still contain, by kind. A new engine must not allocate them.
 #[derive(Clone, Debug, Default)]
 pub struct UsedIds {
     /// Classes.
@@ -17,7 +17,7 @@ pub struct UsedIds {
     pub rules: BTreeSet<RuleId>,
 }
 
-/// The first ID of each kind.
+/// The first ID that an engine allocates, for each kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FirstIds {
     /// Classes.
@@ -31,7 +31,7 @@ pub struct FirstIds {
 }
 
 impl FirstIds {
-    /// Returns the first IDs of the widest unused ranges.
+    /// Returns the start of the widest unused range of each kind.
     pub fn unused_by(used: &UsedIds) -> Self {
         Self {
             class: ClassId(widest_gap(used.classes.iter().map(|id| id.0))),
@@ -86,7 +86,7 @@ impl Counter {
 
     pub(super) fn next(&mut self) -> u32 {
         let id = self.next;
-        // The last two are PortSetId::SOME and ALL. Engines are replaced long before this; see
+        // The last two IDs are PortSetId::SOME and ALL. An engine is replaced long before it uses up its IDs; see
         // `Engine::needs_successor`.
         assert!(id < u32::MAX - 1, "all IDs are used; the engine should have been replaced");
         self.next += 1;

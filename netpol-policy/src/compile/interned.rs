@@ -55,7 +55,8 @@ impl<Id: Copy + Ord, V: Eq + Hash> Interned<Id, V> {
         retired
     }
 
-    /// Replaces a value, if it has this number of users and the new value has no ID. Returns the old value.
+    /// Gives the ID of a value to a new value, if the old value has exactly this number of users and the new value has
+    /// no ID. Returns the old value.
     pub(super) fn replace(&mut self, id: Id, users: usize, value: &V) -> Option<Arc<V>>
     where
         V: Clone,

@@ -22,8 +22,8 @@ use crate::model::{Mode, NamespaceName, Pod, PodKey, Policy, PolicyKey};
 pub use price::ALLOW_ENTRY;
 use price::{Cut, Price, Size, TRIE_ENTRY, WiderBlocks};
 
-/// Number of significant bits of a share, so that it changes in steps of at most an eighth. Otherwise every change
-/// would move all cuts a little, and each moved cut recompiles its policy.
+/// Number of significant bits of a share. The other bits are zero, so a share changes in steps of at most an eighth.
+/// Without steps, every change would move all cuts a little, and each moved cut recompiles its policy.
 const SHARE_BITS: u32 = 4;
 
 /// The parts of a policy that are omitted because of the memory limit.
@@ -35,8 +35,8 @@ pub struct Omitted {
     pub ports: usize,
     /// Number of all `ipBlock` peers and items of `ports` in the policy.
     pub total: usize,
-    /// Number of missing `ALLOW` entries, with their ports, for rules of this policy and of policies that select the
-    /// same pods.
+    /// Number of entries that are missing in rule sets with this policy: `ALLOW` entries, and the ports for any peer.
+    /// Each entry is counted for all policies of its rule set.
     pub entries: usize,
 }
 
@@ -56,7 +56,7 @@ pub(super) fn account(mode: Mode, namespace: &NamespaceName) -> Account {
     }
 }
 
-/// The changes after the limit was divided again.
+/// What changed when the limit was divided again.
 #[derive(Debug, Default)]
 pub(super) struct Balance {
     /// The policies with a changed cut.
@@ -76,7 +76,7 @@ pub(super) struct MemoryLimit {
     sizes: BTreeMap<PolicyKey, [Size; 2]>,
     /// Number of prefixes and ports in a namespace's policies.
     sums: BTreeMap<NamespaceName, (u64, u64)>,
-    /// Policies in use, by namespace. Empty while the limit cannot be exceeded.
+    /// The demand of each namespace. Empty while the limit cannot be exceeded.
     demands: BTreeMap<NamespaceName, Demands>,
     /// Namespaces with a changed policy or pod.
     changed: BTreeSet<NamespaceName>,
@@ -95,13 +95,13 @@ struct Demands {
     shadow: Demand,
 }
 
-/// The policies of a namespace that isolate pods in scope, in the rule sets of one mode.
+/// What the rule sets of one mode need in a namespace. Only policies that select pods in scope are listed.
 #[derive(Clone, Debug, Default)]
 struct Demand {
     /// Number of rule sets that contain each policy, by direction.
     policies: Vec<(PolicyKey, [u64; 2])>,
-    /// The widest block of each rule set, by family. The rule set can need an entry for each narrower prefix, because
-    /// each prefix has a class of its own.
+    /// Prefix length of the widest block of each rule set, by family. A longer prefix of any policy may be inside this
+    /// block. Each prefix has a class of its own, so the rule set can need an entry for it.
     widest: Vec<[Option<u8>; 2]>,
 }
 
@@ -136,7 +136,7 @@ impl MemoryLimit {
         self.limit
     }
 
-    /// Records that a pod is in scope, or no longer is.
+    /// Records whether a pod is in scope.
     pub(super) fn record_pod(&mut self, key: &PodKey, in_scope: bool) {
         if self.limit.is_none() {
             return;
@@ -198,10 +198,10 @@ impl MemoryLimit {
     }
 
     /// Returns whether an account may use this number of additional entries of port sets, and of `ALLOW` entries for
-    /// classes of pods. Their number is known only after compilation. Half of the limit is reserved for them: one
-    /// quarter is first come, first served, and one quarter is divided equally among namespaces with pods in scope. So
-    /// each namespace always has its share. Rule sets for shadow mode may use a sixteenth of the limit while the first
-    /// quarter has room. This does not reduce the memory for enforced rule sets.
+    /// classes of pods. How many of these entries are needed is known only after compilation. Half of the limit is
+    /// reserved for them: one quarter is first come, first served, and one quarter is divided equally among namespaces
+    /// with pods in scope. So each namespace always has its share. Rule sets for shadow mode may use a sixteenth of the
+    /// limit while the first quarter has room. Their entries are not counted when enforced rule sets need room.
     pub(super) fn has_room(
         &self,
         account: &Account,
@@ -235,7 +235,7 @@ impl MemoryLimit {
     /// Divides the limit after a change.
     pub(super) fn balance(&mut self, cluster_state: &ClusterState) -> Balance {
         let changed = std::mem::take(&mut self.changed);
-        // The other half is reserved for entries that are known only after compilation, see `has_room`.
+        // Half of the limit is reserved for entries that are known only after compilation, see `has_room`.
         let Some(limit) = self.limit.filter(|_| !changed.is_empty()).map(|limit| limit / 2) else {
             return Balance::default();
         };
@@ -247,8 +247,8 @@ impl MemoryLimit {
             for namespace in namespaces {
                 match self.pods.get(&namespace) {
                     Some(pods) => {
-                        let demand = self.demands(cluster_state, &namespace, pods);
-                        self.demands.insert(namespace, demand);
+                        let demands = self.demands(cluster_state, &namespace, pods);
+                        self.demands.insert(namespace, demands);
                     }
                     None => drop(self.demands.remove(&namespace)),
                 }
@@ -264,7 +264,7 @@ impl MemoryLimit {
         Balance { policies, namespaces }
     }
 
-    /// Returns an upper bound of the cost: each pod has rule sets of its own, with an entry for each prefix.
+    /// Returns an upper bound of the cost, as if each pod had rule sets of its own, with an entry for each prefix.
     fn upper_bound(&self) -> u64 {
         let pods: u64 = self.pods.values().map(|pods| pods.len() as u64).sum();
         let rule_sets = if self.shadow.is_empty() { 2 } else { 4 };
@@ -298,9 +298,10 @@ impl MemoryLimit {
     /// Returns the demand of the rule sets that pods will have with these policies. A pod has a rule set in a direction
     /// only if `has_rule_set` returns true. Pods that the same policies select share a rule set.
     fn demand(&self, pods: &[&Pod], policies: &[&Policy], has_rule_set: impl Fn(&Pod, Direction) -> bool) -> Demand {
-        let slots: Vec<[bool; 2]> =
+        let with_rule_set: Vec<[bool; 2]> =
             pods.iter().map(|pod| Direction::BOTH.map(|direction| has_rule_set(pod, direction))).collect();
-        // A named port of an ingress rule is resolved on the selected pod.
+        // For each pod and direction, a fingerprint of the rule set, and its widest block by family. A named port of an
+        // ingress rule is resolved on the selected pod, so for ingress, the fingerprint depends on the pod's ports.
         let mut rule_sets: Vec<_> = pods.iter().map(|pod| [(hash(&pod.ports), [None; 2]), (0, [None; 2])]).collect();
         let mut selecting = Vec::new();
         for policy in policies {
@@ -309,7 +310,7 @@ impl MemoryLimit {
             let Some(sizes) = self.sizes.get(&policy.key).filter(|_| !selected.is_empty()) else { continue };
             let policy_hash = hash(&policy.key);
             for direction in Direction::BOTH.into_iter().filter(|direction| policy.isolates_in(*direction)) {
-                for index in selected.iter().filter(|index| slots[**index][direction as usize]) {
+                for index in selected.iter().filter(|index| with_rule_set[**index][direction as usize]) {
                     let (fingerprint, widest) = &mut rule_sets[*index][direction as usize];
                     *fingerprint = fingerprint.wrapping_mul(31).wrapping_add(policy_hash);
                     for (ipv6, length) in sizes[direction as usize].prefixes.keys() {
@@ -321,10 +322,10 @@ impl MemoryLimit {
             selecting.push((*policy, selected));
         }
         let count = |policy: &Policy, selected: &[usize], direction: Direction| {
-            let distinct = |index: &usize| rule_sets[*index][direction as usize].0;
+            let fingerprint = |index: &usize| rule_sets[*index][direction as usize].0;
             let isolates = policy.isolates_in(direction);
-            let selected = selected.iter().filter(|index| slots[**index][direction as usize]);
-            if isolates { selected.map(distinct).collect::<HashSet<u64>>().len() as u64 } else { 0 }
+            let selected = selected.iter().filter(|index| with_rule_set[**index][direction as usize]);
+            if isolates { selected.map(fingerprint).collect::<HashSet<u64>>().len() as u64 } else { 0 }
         };
         let policies = selecting
             .iter()
@@ -344,9 +345,9 @@ impl MemoryLimit {
     }
 
     /// Divides the limit. Returns the cuts of enforced policies that cost more than their share, and the namespaces
-    /// without memory for policies in shadow mode. Policies in shadow mode get only what enforced policies do not need,
-    /// shared max-min fairly among namespaces. A namespace that needs more than its share gets nothing, because
-    /// incomplete policies would deny too much.
+    /// without memory for policies in shadow mode. Policies in shadow mode get only what enforced policies do not need.
+    /// Namespaces share this rest max-min fairly. If a namespace needs more than its share of the rest, it gets nothing
+    /// of the rest: incomplete policies would report denials that the complete policies would not cause.
     fn share(&self, cluster_state: &ClusterState, limit: u64) -> (BTreeMap<PolicyKey, Cut>, BTreeSet<NamespaceName>) {
         let all = WiderBlocks::of(self.demands.values().flat_map(|demands| &demands.enforced.widest));
         let prices: BTreeMap<&NamespaceName, Price<'_>> = self
@@ -378,8 +379,8 @@ impl MemoryLimit {
         (cuts, self.share_shadow(limit.saturating_sub(used)))
     }
 
-    /// Divides the rest of the limit among namespaces with policies in shadow mode. Returns the namespaces that need
-    /// more than their share.
+    /// Divides the rest of the limit, which enforced policies do not need, among namespaces with policies in shadow
+    /// mode. Returns the namespaces that need more than their share.
     fn share_shadow(&self, rest: u64) -> BTreeSet<NamespaceName> {
         let demands = self.demands.values().flat_map(|Demands { enforced, shadow }| [enforced, shadow]);
         let all = WiderBlocks::of(demands.flat_map(|demand| &demand.widest));
@@ -423,7 +424,7 @@ fn rounded(share: u64) -> u64 {
 }
 
 /// Returns the max-min fair share of the limit. Demands up to the share are met in full, and each larger demand gets
-/// the share.
+/// the share. Returns `u64::MAX` if all demands can be met.
 fn fair_share(demands: impl Iterator<Item = u64>, limit: u64) -> u64 {
     let mut demands: Vec<u64> = demands.collect();
     demands.sort_unstable();

@@ -16,8 +16,9 @@
 //!   selectors.
 //! * A **signature** is the set of peer selectors that an address matches. A **class** is a signature with an ID: an
 //!   equivalence class of addresses.
-//! * Everything is reference-counted. Unused entries are removed after the endpoints are updated, because at that time
-//!   merging classes changes no verdict.
+//! * Everything is reference-counted. Entries without users are removed last, after the endpoints are updated. Then
+//!   classes that only unused peer selectors distinguish are merged. No endpoint uses these selectors any more, so this
+//!   changes no verdict.
 //!
 //! The cost of an event depends on what it changes. A new pod with the labels and ports of existing pods takes one
 //! write for its address, and one for its endpoint if the pod is on this node. A label change takes writes for the
@@ -153,9 +154,9 @@ impl Engine {
 
     /// Applies an event and returns the changes in the order in which they must be written.
     ///
-    /// After each change, the verdict of every endpoint is either the one before or the one after the event. A reset
-    /// has the same effect as single events that are applied one after the other. If the states between these events
-    /// must not be visible, use a [`successor`](Engine::successor). An event that changes nothing returns no changes.
+    /// After each change, each verdict is either the one before or the one after the event. A reset has the same effect
+    /// as single events that are applied one after the other. If the states between these events must not be visible,
+    /// use a [`successor`](Engine::successor). An event that changes nothing returns no changes.
     ///
     /// # Panics
     /// Panics when all four billion IDs of a kind are used, long after [`Engine::needs_successor`] returns true.
@@ -200,13 +201,14 @@ impl Engine {
         allocated.into_iter().any(|allocated| allocated > MAX_IDS)
     }
 
-    /// Sorts events so that no mixed state is visible between them: a state in which only some of the events are
-    /// applied.
+    /// Sorts events so that no verdict depends on a mixed state, in which only some of the events are applied.
     ///
-    /// Returns `None` if more than one event changes existing state. In this case, a [`successor`](Engine::successor)
-    /// is needed. Policies come before new pods, so that no new pod is unprotected. Deleted pods come last: they cannot
-    /// cause a mixed state unless they are backends of a Service. A new Service comes after its pods and slices, so
-    /// that its backends are complete.
+    /// Returns `None` if more than one event changes existing state, if an event changes both the labels and the modes
+    /// of a namespace, or if the only event is a reset. Then a [`successor`](Engine::successor) is needed.
+    ///
+    /// Policies come before new pods, so that no new pod is unprotected. Deleted pods come last: they cannot cause a
+    /// mixed state unless they are backends of a Service. A new Service comes after its pods and slices, so that its
+    /// backends are complete.
     pub fn in_safe_order(&self, mut events: Vec<Event>) -> Option<Vec<Event>> {
         let cluster_state = &self.cluster_state;
         let has_service =
@@ -226,8 +228,8 @@ impl Engine {
             Event::Clock(time) => self.changes_modes(*time),
             Event::Apply(_) | Event::Reset(_) | Event::LocalAddresses(_) => true,
         };
-        let is_mixed = events.iter().any(|event| self.labels_without_modes(event).is_some());
-        if is_mixed
+        let changes_labels_and_modes = events.iter().any(|event| self.separate_mode_change(event).is_some());
+        if changes_labels_and_modes
             || events.iter().filter(changes_existing_state).count() > 1
             || matches!(events[..], [Event::Reset(_)])
         {
@@ -274,7 +276,7 @@ impl Engine {
         Some(self.tables.evaluate(self.endpoint(&packet.pod)?, addresses, packet))
     }
 
-    /// Returns the policies with blocks, ports or entries left out because of the memory limit.
+    /// Returns the policies that lack blocks, ports or entries because of the memory limit.
     pub fn omitted(&self) -> BTreeMap<PolicyKey, Omitted> {
         let mut omitted: BTreeMap<PolicyKey, Omitted> =
             self.memory_limit.cuts().map(|(policy, omitted)| (policy.clone(), omitted)).collect();
@@ -291,7 +293,7 @@ impl Engine {
         self.cluster_state.pod_with_address(address).map(|pod| pod.key.clone())
     }
 
-    /// Applies an object. An unchanged object causes no changes, so it is cheap if a source lists all objects again.
+    /// Applies an object. An unchanged object causes no changes, so a source can list all objects again at little cost.
     fn apply_object(&mut self, object: Object) -> Vec<Change> {
         if self.cluster_state.contains_unchanged(&object) {
             return Vec::new();
@@ -306,10 +308,10 @@ impl Engine {
         self.object_event(key, Event::Delete(key.clone()))
     }
 
-    /// Applies a change of an object. If it changes both the labels and the modes of a namespace, the modes are changed
-    /// first, in a step of their own.
+    /// Applies a change of an object. If the change concerns both the labels and the modes of a namespace, the modes
+    /// are changed first, in a step of their own.
     fn object_event(&mut self, key: &ObjectKey, event: Event) -> Vec<Change> {
-        if let Some(namespace) = self.labels_without_modes(&event) {
+        if let Some(namespace) = self.separate_mode_change(&event) {
             let first = Event::Apply(Object::Namespace(namespace));
             let mut changes = self.single_object_event(key, first);
             changes.extend(self.single_object_event(key, event));
@@ -342,12 +344,12 @@ impl Engine {
         };
         let next_state = ClusterState::from_objects(objects);
         let mut deleted: Vec<_> = self.cluster_state.keys().filter(|key| !next_state.contains(key)).collect();
-        let mut new: Vec<_> =
+        let mut new_or_changed: Vec<_> =
             next_state.into_objects().filter(|object| !self.cluster_state.contains_unchanged(object)).collect();
         deleted.sort_by_key(|key| std::cmp::Reverse(rank(key)));
-        new.sort_by_key(|object| rank(&object.key()));
+        new_or_changed.sort_by_key(|object| rank(&object.key()));
         let mut changes = Vec::new();
-        for object in new {
+        for object in new_or_changed {
             changes.extend(self.apply_object(object));
         }
         for key in deleted {

@@ -17,7 +17,8 @@ impl Engine {
         self.cluster_state.next_suspension_change()
     }
 
-    /// Returns the policies in shadow mode that are not evaluated for all of their pods because of the memory limit.
+    /// Returns the policies in shadow mode that are evaluated for only some of their pods, or for none, because of the
+    /// memory limit.
     pub fn unevaluated_shadow(&self) -> BTreeSet<PolicyKey> {
         let incomplete = self.rule_sets.incomplete_shadow().flat_map(|rule_set| &rule_set.policies);
         let without_memory = self.memory_limit.namespaces_without_shadow();
@@ -30,13 +31,14 @@ impl Engine {
         policies.filter(is_shadow).cloned().collect()
     }
 
-    /// Returns whether the suspensions in effect at this time differ from those in effect now.
+    /// Returns whether other suspensions are in effect at `time` than now.
     pub(super) fn changes_modes(&self, time: Timestamp) -> bool {
         self.cluster_state.suspensions() != self.cluster_state.suspensions_at(time.max(self.cluster_state.clock))
     }
 
-    /// If an event changes both the labels and the modes of a namespace, returns the namespace with only its new modes.
-    pub(super) fn labels_without_modes(&self, event: &Event) -> Option<Namespace> {
+    /// If an event changes both the labels and the modes of a namespace, returns the namespace with its old labels and
+    /// its new modes. The modes can then be changed in a step of their own.
+    pub(super) fn separate_mode_change(&self, event: &Event) -> Option<Namespace> {
         let (name, after) = match event {
             Event::Apply(Object::Namespace(namespace)) => (&namespace.name, Some(namespace)),
             Event::Delete(ObjectKey::Namespace(name)) => (name, None),

@@ -1,5 +1,6 @@
-//! Parts of rule sets. A part is the resolved rules of one policy in one direction. All rule sets with this policy
-//! share the part. The module [`super`] explains the terms.
+//! Parts of rule sets. A part is the resolved rules of one policy in one direction. Rule sets with this policy share
+//! the part, unless their pods have different numbers for the policy's port names. The module [`super`] explains the
+//! terms.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use super::rules::{ResolvedPorts, ResolvedRule, pod_port_names};
 use super::selectors::{PeerSelector, PeerSelectorId};
 use crate::model::{Pod, Policy, PolicyKey, Protocol};
 
-/// ID of a part while it is in use.
+/// ID of a part. It is valid as long as the part is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct PartId(u64);
 
@@ -29,8 +30,8 @@ pub(super) struct Part {
     pub(super) policy: PolicyKey,
     direction: Direction,
     pub(super) rules: Vec<CompiledRule>,
-    /// Peer selectors with the index of their rule: the rule's peers, or its named ports if it has no peers. An address
-    /// that matches none of these is allowed only what the part allows to any peer.
+    /// Peer selectors with the index of their rule: the rule's peers, or its named ports if it has no peers. To an
+    /// address that matches none of these, the part allows only what it allows to any peer.
     pub(super) deciding: Vec<(PeerSelectorId, usize)>,
     /// Rules without peers, which apply to any peer.
     pub(super) open: Vec<usize>,
@@ -156,8 +157,8 @@ impl Parts {
         self.entries.get(&at.part)?.rules.get(at.index)
     }
 
-    /// Returns a policy's part for a pod. If there is no part yet, returns the port numbers of the pod that the part
-    /// depends on, for [`Parts::add`].
+    /// Returns a policy's part for a pod. If there is no part yet, returns the pod's port numbers on which the part
+    /// depends. [`Parts::add`] needs these numbers.
     pub(super) fn find(&self, policy: &Policy, direction: Direction, pod: &Pod) -> Result<PartId, Vec<Vec<u16>>> {
         let existing = self.current.get(&policy.key).map(|current| &current[direction as usize]);
         let Some(current) = existing.filter(|current| !current.parts.is_empty()) else {

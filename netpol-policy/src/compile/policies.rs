@@ -7,21 +7,21 @@ use super::memory_limit::policies_of;
 use crate::model::{Mode, PodKey, Policy};
 use crate::reference::{self, RuleRef};
 
-/// A policy, and the endpoints that it applies to.
+/// A policy, its mode, and the pods that it selects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedPolicy<'a> {
     /// The policy.
     pub policy: &'a Policy,
-    /// Its mode now.
+    /// Its current mode.
     pub mode: Mode,
-    /// Whether enforcement is suspended in its namespace, so its mode is shadow.
+    /// Whether enforcement is suspended in its namespace. If so, `mode` is [`Mode::Shadow`].
     pub suspended: bool,
     /// The pods that it selects, without pods outside of the engine's scope.
     pub pods: Vec<&'a PodKey>,
 }
 
 impl ListedPolicy<'_> {
-    /// Returns the rules that can allow flows; see [`RuleRef::path`].
+    /// Returns the rules of the policy, in the directions that the policy restricts.
     pub fn rules(&self) -> impl Iterator<Item = RuleRef> {
         let rules = Direction::BOTH.into_iter().flat_map(|direction| {
             let count = reference::rules(self.policy, direction).len();

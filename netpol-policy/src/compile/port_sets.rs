@@ -33,7 +33,7 @@ struct PortSet {
     frozen: bool,
 }
 
-/// The difference between old and new contents.
+/// The difference between the old and the new contents of a port set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Diff {
     /// New prefixes, and prefixes that now belong to another rule. Sorted.
@@ -70,7 +70,7 @@ impl PortSets {
         self.entries.get(&id).map(|set| &set.ports)
     }
 
-    /// Returns the number of entries and rule sets that use a set.
+    /// Returns the number of users of a set: `ALLOW` entries, and rule sets that allow its ports to any peer.
     pub(super) fn user_count(&self, id: PortSetId) -> usize {
         self.entries.get(&id).map_or(0, |set| set.users)
     }

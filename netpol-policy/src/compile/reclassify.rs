@@ -15,12 +15,12 @@ use super::selectors::PeerSelectorId;
 use super::transaction::{Changes, Touched};
 use crate::tables::Change;
 
-/// Above this number of matching rules, the entry for a class is not cached for other classes: the cache key contains
-/// all of these rules.
+/// If more than this number of rules match a class, the entry for the class is not cached, because the cache key would
+/// contain all of these rules.
 const MAX_CACHED_RULES: usize = 64;
 
-/// Cache of entries, by rule set, its matching rules and the named ports of the peer. `None` means that no entry is
-/// needed, because the rule set allows the same to any peer.
+/// Cache of entries. The key is a rule set, its matching rules, and the named ports of the peer. `None` means that no
+/// entry is needed, because the rule set allows the same to any peer.
 pub(super) type AllowCache = HashMap<(RuleSetId, Vec<RuleAt>, Vec<(PeerSelectorId, u16)>), Option<AllowEntry>>;
 
 /// Addresses and prefixes that move to another class.
@@ -148,8 +148,8 @@ impl Engine {
             if changed & address_flags::NODE != 0 {
                 narrowed.extend(self.rule_sets.evaluating_services());
             }
-            // The address no longer belongs to the local node. Traffic with the local node is always allowed, so every
-            // rule set may allow less to the address now.
+            // If the address no longer belongs to the local node, every rule set may allow less to it now, because
+            // traffic with the local node is always allowed.
             if moved.found_before.flags & changed & address_flags::LOCAL_NODE != 0 {
                 narrowed.extend(self.rule_sets.all());
             } else if moved.found_before.class != now.class {
@@ -211,7 +211,7 @@ impl Engine {
         if self.tables.allow(&key).is_some() {
             return true;
         }
-        self.rule_sets.admit(rule_set, class);
+        self.rule_sets.clear_refusal(rule_set, class);
         let Some(rules) = self.rule_sets.get(rule_set) else { return true };
         let (AllowEntries::Of(any), Some(signature)) = (&rules.any, self.classes.signature(class)) else { return true };
         let matching = rules.matching(signature);
@@ -253,7 +253,7 @@ impl Engine {
         true
     }
 
-    /// Returns whether all peer selectors of a signature are blocks, as for a prefix.
+    /// Returns whether all peer selectors of a signature are blocks, as in the signature of a prefix.
     pub(super) fn has_only_blocks(&self, signature: &Signature) -> bool {
         signature.ports.is_empty() && signature.all_selectors().all(|selector| self.selectors.is_block(selector))
     }

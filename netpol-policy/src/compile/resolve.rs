@@ -150,8 +150,9 @@ impl Engine {
         }
     }
 
-    /// Removes the peer selectors without users from all signatures, and the prefixes that only these selectors had.
-    /// Returns the addresses, prefixes and frontends that matched them, or `None` if there are no such peer selectors.
+    /// Removes the peer selectors without users from all signatures, and deletes the prefixes that only these selectors
+    /// had. Returns the addresses, prefixes and frontends that may get another class now, or `None` if there are no
+    /// such peer selectors.
     pub(super) fn retire_selectors(&mut self, changes: &mut Changes) -> Option<Touched> {
         let mut touched = Touched { may_rename_classes: true, ..Touched::default() };
         let retired = self.selectors.retire();

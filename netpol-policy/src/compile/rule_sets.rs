@@ -23,8 +23,8 @@ use crate::model::{Mode, PolicyKey};
 const MAX_RETIRED_POLICIES: usize = 65_536;
 
 /// Identifies a rule set: its slot (mode and direction), and its parts in the order of their policies. An enforced rule
-/// set and a rule set for shadow mode are never shared, even with the same parts. So neither can use the memory of the
-/// other.
+/// set and a rule set for shadow mode are separate even if they have the same parts, so that neither can use the memory
+/// of the other.
 type Key = (Slot, Arc<[PartId]>);
 
 /// The rule sets in use.
@@ -35,11 +35,11 @@ pub(super) struct RuleSets {
     by_selector: Index<PeerSelectorId, RuleSetId>,
     /// Rule sets that depend on the backends of Services.
     evaluating_services: BTreeSet<RuleSetId>,
-    /// The same rule sets, by the port prefixes that they allow to any peer.
+    /// The rule sets of `evaluating_services`, by the port prefixes that they allow to any peer.
     by_port_for_any_peer: Index<PortPrefix, RuleSetId>,
     /// Number of `ALLOW` entries for classes of pods.
     entry_counts: EntryCounts,
-    /// Entries for which there is no room.
+    /// Entries for which the memory limit leaves no room.
     refused: BTreeSet<(RuleSetId, ClassId)>,
     /// Rule sets that lost their last user. They may have got a new user since then.
     unused: BTreeSet<RuleSetId>,
@@ -60,6 +60,7 @@ pub(super) struct RuleSet {
     deciding: HashMap<PeerSelectorId, Vec<RuleAt>>,
     /// What the rule set allows to any peer.
     pub(super) any: AllowEntries,
+    /// What endpoints with this rule set store: its ID, and the port set for any peer.
     pub(super) policy: DirectionPolicy,
     users: usize,
     /// A deleted pod had this rule set. If the pod's interface still exists, it stays enforced (orphaned endpoint), so
@@ -67,7 +68,7 @@ pub(super) struct RuleSet {
     frozen: bool,
     /// Number of parts with blocks or ports left out because of the memory limit.
     incomplete_parts: usize,
-    /// Classes of pods with a charged entry.
+    /// Classes of pods for which an entry is charged to `account`.
     charged: BTreeSet<ClassId>,
     /// The memory limit left no room for the ports that are allowed to any peer.
     any_refused: bool,
@@ -130,14 +131,14 @@ impl RuleSets {
     /// Keeps the policies of the previous engine's rule sets, in the same way as those of deleted rule sets.
     pub(super) fn inherit(&mut self, before: &Self) {
         for (id, policies) in &before.retired {
-            self.keep_name(*id, policies.clone());
+            self.keep_policies(*id, policies.clone());
         }
         for (id, rule_set) in &before.entries {
-            self.keep_name(*id, rule_set.policies.clone());
+            self.keep_policies(*id, rule_set.policies.clone());
         }
     }
 
-    fn keep_name(&mut self, id: RuleSetId, policies: Vec<PolicyKey>) {
+    fn keep_policies(&mut self, id: RuleSetId, policies: Vec<PolicyKey>) {
         self.retired_policies += policies.len();
         self.retired.push_back((id, policies));
         while self.retired.len() > MAX_RETIRED
@@ -210,7 +211,7 @@ impl RuleSets {
         id
     }
 
-    /// Sets the parts of a rule set. [`RuleSets::change`] updates its rules.
+    /// Sets the parts of a rule set. The rules stay the same until [`RuleSets::change`].
     pub(super) fn set_parts(&mut self, id: RuleSetId, parts: Arc<[PartId]>) {
         self.stop_sharing(id);
         let Some(rule_set) = self.entries.get_mut(&id) else { return };
@@ -310,7 +311,7 @@ impl RuleSets {
         for selector in rule_set.deciding_selectors() {
             self.by_selector.remove(&selector, &id);
         }
-        self.keep_name(id, rule_set.policies.clone());
+        self.keep_policies(id, rule_set.policies.clone());
         Some(rule_set)
     }
 
@@ -337,7 +338,7 @@ impl RuleSets {
         }
     }
 
-    /// Ends the charge for an entry that was deleted or is no longer needed.
+    /// Ends the charge and the refusal of an entry that was deleted or is no longer needed.
     pub(super) fn discharge(&mut self, id: RuleSetId, class: ClassId) {
         self.refused.remove(&(id, class));
         if let Some(rule_set) = self.entries.get_mut(&id)
@@ -352,8 +353,8 @@ impl RuleSets {
         self.refused.insert((id, class));
     }
 
-    /// Removes the record of a refused entry, because the entry fits now or is no longer needed.
-    pub(super) fn admit(&mut self, id: RuleSetId, class: ClassId) {
+    /// Removes the record of a refused entry, before the entry is tried again.
+    pub(super) fn clear_refusal(&mut self, id: RuleSetId, class: ClassId) {
         self.refused.remove(&(id, class));
     }
 
@@ -362,7 +363,7 @@ impl RuleSets {
         self.refused.iter().copied()
     }
 
-    /// Returns the rule set of each refused entry, including refused ports for any peer.
+    /// Returns the rule set of each refused entry of a mode, including refused ports for any peer.
     pub(super) fn refusals(&self, mode: Mode) -> impl Iterator<Item = RuleSetId> {
         let for_any_peer = self.entries.iter().filter(|(_, rule_set)| rule_set.any_refused).map(|(id, _)| *id);
         let all = self.refused.iter().map(|(id, _)| *id).chain(for_any_peer);
@@ -384,7 +385,7 @@ impl RuleSets {
         self.entries.get(&id).is_some_and(|rule_set| rule_set.any_refused) || self.refused_by(id).next().is_some()
     }
 
-    /// Returns the rule sets in use for which there was no room for the ports that they allow to any peer.
+    /// Returns the rule sets in use that lack the ports for any peer, because there was no room for these ports.
     pub(super) fn without_any(&self) -> impl Iterator<Item = (RuleSetId, &RuleSet)> {
         let refused = self.entries.iter().filter(|(_, rule_set)| rule_set.any_refused && rule_set.users > 0);
         refused.map(|(id, rule_set)| (*id, rule_set))
@@ -397,7 +398,7 @@ impl RuleSets {
         }
     }
 
-    /// Returns whether parts of the policies are left out because of the memory limit.
+    /// Returns whether a rule set lacks blocks, ports or entries because of the memory limit.
     pub(super) fn is_incomplete(&self, id: RuleSetId) -> bool {
         self.entries.get(&id).is_some_and(|rule_set| rule_set.incomplete_parts > 0) || self.has_refused(id)
     }
@@ -422,12 +423,13 @@ impl RuleSets {
         self.entries.get(&id).is_some_and(|rule_set| rule_set.users > 0)
     }
 
-    /// Returns the rule sets that may allow more to addresses that match a peer selector.
+    /// Returns the rule sets in which a peer selector decides. They may allow more to matching addresses than to any
+    /// peer.
     pub(super) fn matching_selector(&self, selector: PeerSelectorId) -> impl Iterator<Item = RuleSetId> {
         self.by_selector.get(&selector).iter().copied()
     }
 
-    /// Returns the policies of a rule set, including recently deleted ones.
+    /// Returns the policies of a rule set, also if the rule set was deleted recently.
     pub(super) fn policies(&self, id: RuleSetId) -> Option<&[PolicyKey]> {
         match self.entries.get(&id) {
             Some(entry) => Some(&entry.policies),

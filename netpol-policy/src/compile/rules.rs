@@ -1,5 +1,5 @@
-//! Resolves the rules of a policy in one direction: replaces everything that depends on the selected pod, such as named
-//! ports of ingress rules. Also assigns an ID to each rule.
+//! Resolves the rules of a policy in one direction for a selected pod. For example, named ports of ingress rules become
+//! the pod's port numbers. Also assigns an ID to each rule.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use super::memory_limit::Quota;
 use super::selectors::{Namespaces, PeerSelector};
 use crate::model::{Peer, Peers, Policy, PolicyKey, PortRange, Ports, Protocol, Rule};
 
-/// How many names of deleted rules are kept, and how many names of deleted rule sets. Late flow events can contain the
-/// IDs of deleted rules.
+/// Maximum number of deleted rules for which the name is kept, and of deleted rule sets for which the policies are
+/// kept. Late flow events can contain the IDs of deleted rules and rule sets.
 pub(super) const MAX_RETIRED: usize = 4096;
 
 /// Identifies a rule of a policy.
@@ -87,8 +87,8 @@ impl RuleNames {
         }
     }
 
-    /// Resolves the rules of a policy in one direction for a pod with these named ports. Blocks and ports above the
-    /// memory limit are omitted.
+    /// Resolves the rules of a policy in one direction. `pod_ports` has the selected pod's port numbers for each name
+    /// of [`pod_port_names`]. Blocks and ports above the memory limit are omitted.
     pub(super) fn resolve(
         &mut self,
         policy: &Policy,

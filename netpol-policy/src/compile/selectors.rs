@@ -19,8 +19,8 @@ pub(super) enum PeerSelector {
     },
     /// Addresses in an ipBlock.
     Block(IpBlock),
-    /// Pods that have a port with this name and protocol. The port number is part of the signature (the peer selectors
-    /// that an address matches).
+    /// Pods that have a port with this name and protocol. The signature of a pod's address (the peer selectors that it
+    /// matches) also has the port number.
     Named(Arc<str>, Protocol),
 }
 
@@ -33,7 +33,7 @@ pub(super) enum Namespaces {
     Selected(Selector),
 }
 
-/// ID of a peer selector while it is in use.
+/// ID of a peer selector. It is valid as long as the peer selector is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct PeerSelectorId(pub(super) u64);
 

@@ -20,7 +20,8 @@ use super::transaction::{Changes, NextEndpoints};
 use crate::model::{Frontend, FrontendAddress};
 use crate::tables::Change;
 
-/// Frontends with the classes of their backend sets before and after.
+/// Frontends, each with the class of its backend set before and after the event. `None` means that the frontend does
+/// not exist.
 #[derive(Debug, Default)]
 pub(super) struct FrontendMoves {
     all: BTreeMap<Frontend, (Option<ClassId>, Option<ClassId>)>,
@@ -49,7 +50,7 @@ impl FrontendMoves {
     }
 }
 
-/// What a connection to an address and port leads to.
+/// Where a connection to an address and port leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Destination {
     LocalNode,
@@ -158,8 +159,9 @@ impl Engine {
         ports.into_iter().flat_map(|port| self.rule_sets.allowing_any_peer(protocol, *port)).collect()
     }
 
-    /// Updates the entries for backend sets of a rule set that is changed in place. `peers` are the classes with
-    /// changed entries, and `for_any_peer` is the change of the ports that the rule set allows to any peer.
+    /// Updates the entries that a rule set has for backend sets, after its other entries changed. `peers` are the
+    /// classes with changed entries, and `for_any_peer` is the change of the ports that the rule set allows to any
+    /// peer.
     pub(super) fn update_frontends_of(
         &mut self,
         changes: &mut Changes,
@@ -226,6 +228,7 @@ impl Engine {
             };
             (all_allowed, all_denied) = (all_allowed && allowed, all_denied && denied);
         }
+        // Hairpin traffic is allowed, so a pod that uses this rule set and is a backend can reach itself.
         let reaches_itself = || {
             let mut pods = backend_set.hairpin.iter().flat_map(|address| self.rule_sets_at(next, *address));
             pods.any(|id| id == rule_set)
@@ -249,7 +252,7 @@ impl Engine {
         }
     }
 
-    /// Returns the current and next egress rule sets of local pods with an address.
+    /// Returns the current and next egress rule sets of the pods in scope that have this address.
     fn rule_sets_at(&self, next: &NextEndpoints, address: IpAddr) -> Vec<RuleSetId> {
         let pods = self.cluster_state.pods_with_address(address).filter(|pod| self.scope.covers(pod));
         let rule_sets = pods.flat_map(|pod| {
@@ -272,8 +275,9 @@ impl Engine {
                     let now = self.destination(&Moves::default(), &FrontendMoves::default(), address, frontend);
                     pairs.insert((before, now));
                 }
-                // The frontend is added to all other nodes, or removed from them. Their addresses may have other
-                // frontends, too.
+                // A NodePort was added to all other nodes, or removed from them. What changes can differ between nodes:
+                // an address of a node may also have its own frontend at this port. So all of these rule sets count as
+                // narrowed.
                 (any_node @ (FrontendAddress::AnyNodeV4 | FrontendAddress::AnyNodeV6), ..) => {
                     let is_other_node = |address| {
                         FrontendAddress::any_node(address) == any_node && !self.cluster_state.is_local_address(address)
@@ -291,7 +295,8 @@ impl Engine {
         narrowed
     }
 
-    /// Returns what a connection to an address, at the port of a frontend, led to before these moves were written.
+    /// Returns where a connection to an address, at the port of a frontend, led before these moves were written.
+    /// Without moves, returns where it leads now.
     fn destination(
         &self,
         moves: &Moves,
@@ -329,7 +334,8 @@ impl Engine {
         rule_sets
     }
 
-    /// Returns how much of the traffic to a destination a rule set allows: `ALL`, `SOME` or `NONE`.
+    /// Returns how much of the traffic to a destination a rule set allows: `NONE`, `SOME` or `ALL` (in increasing
+    /// order).
     fn allowed_at(&self, rule_set: RuleSetId, destination: Destination) -> PortSetId {
         match destination {
             Destination::LocalNode => PortSetId::SOME,

@@ -122,7 +122,7 @@ fn a_changed_policy_adds_new_ports_before_it_removes_old_ones() {
 }
 
 #[test]
-fn a_policy_costs_the_same_whatever_other_policies_its_pods_have() {
+fn adding_or_deleting_a_policy_writes_only_the_entries_that_it_changes() {
     let block = |index: u16| {
         let port = 1000 + index;
         let from = format!("from: [{{ipBlock: {{cidr: 10.1.{index}.0/24}}}}], ports: [{{port: {port}}}]");
@@ -141,10 +141,14 @@ fn a_policy_costs_the_same_whatever_other_policies_its_pods_have() {
     assert_eq!(
         apply(&mut engine, &block(200)).len(),
         101 + 2,
-        "ports of its entry (its own port, and 100 ports for any peer), the entry, and the prefix"
+        "the ports of the block's entry (its own port, and 100 ports for any peer), the entry, and the prefix"
     );
-    assert_eq!(delete(&mut engine, &block(200)).len(), 101 + 4, "the same writes, and flows are re-evaluated");
-    // The rule applies to any peer, so the entries of all blocks get the port, too.
+    assert_eq!(
+        delete(&mut engine, &block(200)).len(),
+        101 + 4,
+        "101 ports, two changes of the entry (ports for any peer, then deleted), the prefix, and a re-evaluation"
+    );
+    // The rule applies to any peer, so the port sets of all 100 blocks get the port, too.
     assert_eq!(apply(&mut engine, &open(200)).len(), 101);
     assert_eq!(delete(&mut engine, &open(200)).len(), 101 + 1);
     assert_eq!(rule_set(&engine, "web"), id);
@@ -196,7 +200,7 @@ fn a_rule_set_of_a_deleted_pod_never_allows_more() {
     let next = rule_set(&engine, "web");
     assert_ne!(next, shared);
     apply(&mut engine, &web_policy(82));
-    assert_eq!(rule_set(&engine, "web"), next, "the deleted pod never had this rule set");
+    assert_eq!(rule_set(&engine, "web"), next, "the deleted pod never had this rule set, so it changes in place");
 }
 
 #[test]

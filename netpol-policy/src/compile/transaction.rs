@@ -189,7 +189,8 @@ impl Engine {
             let previous = self.write_endpoint(&mut changes, &pod, rule_sets);
             previous_egress.extend(previous.into_iter().flat_map(EndpointRuleSets::egress));
         }
-        // New rule sets have no flows yet. Rule sets that change in place only grow in this step.
+        // The flows of rule sets that allow less now are evaluated again. New rule sets have no flows yet, and rule
+        // sets that change in place only grow in this step.
         let grows = |id: &RuleSetId| rules.in_place.iter().any(|update| update.rule_set == *id);
         let mut narrowed = &self.narrowed_by_addresses(&moves) | &self.narrowed_by_frontends(&moves, &frontends);
         narrowed.retain(|id| self.rule_sets.is_used(*id) && !rules.new.contains(id) && !grows(id));
@@ -222,9 +223,9 @@ impl Engine {
     }
 
     /// Removes unused peer selectors, and starts a round that merges the classes that only these selectors
-    /// distinguished. No endpoint uses these selectors any more, so this changes no verdict. If there are none, writes
-    /// entries that did not fit within the memory limit before and fit now. Returns the changes if nothing is left to
-    /// do.
+    /// distinguished. No endpoint uses these selectors any more, so this changes no verdict. If there are no unused
+    /// peer selectors, writes entries that did not fit within the memory limit before and fit now. Returns the changes
+    /// if nothing is left to do.
     fn forget(&mut self, Retired(mut changes): Retired) -> ControlFlow<Vec<Change>, Update> {
         if let Some(touched) = self.retire_selectors(&mut changes) {
             return ControlFlow::Continue(Update { changes, ..touched.into() });

@@ -34,8 +34,8 @@ pub(super) struct InPlaceUpdate {
     pub(super) removed: Option<PartId>,
 }
 
-/// Pods by their rule set in a slot (mode and direction), and then by the next part of a policy in this slot. `None`
-/// means that the policy will have no part there.
+/// Pods, grouped by their rule set in a slot (mode and direction), and then by the part that a policy has in this slot
+/// after the change. `None` means that the policy has no part there.
 type Groups = BTreeMap<(RuleSetId, Slot), BTreeMap<Option<PartId>, Vec<PodKey>>>;
 
 impl Engine {
@@ -260,7 +260,8 @@ impl Engine {
         AllowEntries::Of(ports)
     }
 
-    /// Assigns a port set to its users. Then removes the user that the caller added to the port set of `entry`.
+    /// Assigns the port set of `entry` to these users. Then removes one user of the port set: the calling function has
+    /// added it so that the port set exists.
     fn assign_port_set(&mut self, changes: &mut Changes, entry: AllowEntry, diff: &Diff, users: &[PortSetUser]) {
         for user in users {
             self.port_sets.add_user(entry.port_set);
@@ -285,8 +286,8 @@ impl Engine {
         self.release_ports(changes, before);
     }
 
-    /// Returns the policy of an endpoint with these rule sets. An incomplete shadow policy would report denials that
-    /// its policies do not cause, so it is not used.
+    /// Returns the policy of an endpoint with these rule sets. An incomplete rule set for shadow mode is not used: it
+    /// would report denials that the policies would not cause.
     pub(super) fn endpoint_policy(&self, rule_sets: EndpointRuleSets) -> EndpointPolicy {
         let policy = |id| self.rule_sets.get(id).map_or(DirectionPolicy::OPEN, |rule_set| rule_set.policy);
         let enforced = rule_sets.of(Mode::Enforce);

@@ -1,4 +1,4 @@
-//! Changes of policies that allow a denied connection, as YAML.
+//! Changes of policies, as YAML. Each change allows a denied connection.
 
 use std::net::IpAddr;
 

@@ -12,7 +12,7 @@ use super::describe;
 type Report<'r> = &'r mut dyn FnMut(&dyn Fn() -> String);
 
 /// Returns the conditions of a peer that are not met; an empty list if the peer matches. Each text begins with the path
-/// of the condition below the peer, which may be empty.
+/// of the condition, relative to the peer. This path may be empty.
 pub(super) fn unmet_by_peer(
     cluster_state: &ClusterState,
     policy: &Policy,

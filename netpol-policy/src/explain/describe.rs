@@ -113,7 +113,8 @@ pub(super) fn ports(ports: &[PortMatch]) -> String {
     texts.join(", ")
 }
 
-/// The first peer that matches. For an unknown address of a pod, this is a block that contains all pod addresses.
+/// The first peer that matches. If this peer is a block of placeholders for unknown pod addresses, the text has the
+/// `ipBlock` of the manifest for which the placeholders were added.
 pub(super) fn matching_peer(
     context: ExplainContext<'_>,
     policy: &Policy,

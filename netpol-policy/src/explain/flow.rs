@@ -22,12 +22,12 @@ const MAX_BLOCKS: usize = 16;
 pub struct FlowExplanation {
     /// The evaluation at the sender; `None` if the sender is not a pod.
     pub egress: Option<FlowSide>,
-    /// The evaluation at the receiver; `None` if the receiver is not a pod. If a Service has several backends, the
-    /// receiver is the first denied backend; `None` if no backend is denied, because another component selects the
-    /// backend later.
+    /// The evaluation at the receiver; `None` if the receiver is not a pod. If a Service has several backends, another
+    /// component selects the backend later. So the receiver is the first denied backend. If no backend is denied, the
+    /// value is `None`.
     pub ingress: Option<FlowSide>,
-    /// If the remote address is outside of the cluster: the blocks in rules of the pod's policies that contain the
-    /// address.
+    /// If the remote address is outside of the cluster: the blocks that contain the address, in rules of the pod's
+    /// policies.
     pub blocks: Vec<CoveringBlock>,
     /// Common mistakes that apply here: first those at the pod that reported the packet, then those at the other end.
     pub hints: Vec<String>,
@@ -48,7 +48,7 @@ pub struct FlowSide {
     pub rule: Option<FlowRule>,
     /// If no rule allows the flow: the rule with the fewest unmet conditions.
     pub nearest: Option<FlowRule>,
-    /// If no rule allows the flow: a change of a policy that allows it.
+    /// If no rule allows the flow: a change of a policy, after which this side allows the flow.
     pub fix: Option<FlowFix>,
 }
 
@@ -98,8 +98,9 @@ impl fmt::Display for CoveringBlock {
     }
 }
 
-/// Explains the evaluation of a packet at a pod, and at the other end if the other end is a pod. [`Mode::Enforce`]: by
-/// the policies that are enforced. [`Mode::Shadow`]: as if policies in shadow mode were enforced, too.
+/// Explains the evaluation of a packet at a pod, and at the other end if the other end is a pod. With
+/// [`Mode::Enforce`], only enforced policies are evaluated. With [`Mode::Shadow`], policies in shadow mode are
+/// evaluated, too, as if they were enforced.
 pub fn explain_flow(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> FlowExplanation {
     let explained = explain_packet_in(cluster_state, packet, mode);
     let dns_query = missing_dns(cluster_state, packet, &explained);
@@ -208,7 +209,7 @@ fn missing_dns(cluster_state: &ClusterState, packet: &Packet, side: &Side) -> Op
     Some((text, change.as_ref().map(flow_fix)))
 }
 
-/// Returns the blocks in rules of the isolating policies that contain the remote address. Returns none if the address
+/// Returns the blocks that contain the remote address, in rules of the isolating policies. Returns none if the address
 /// belongs to a pod, a node or a Service.
 fn covering_blocks(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Vec<CoveringBlock> {
     let address = packet.remote;

@@ -45,7 +45,7 @@ pub struct BackendVerdict {
     pub ingress: Side,
 }
 
-/// Explains the evaluation of each backend. `source`: the verdict at the source for the address of the frontend.
+/// Explains the evaluation of each backend. `source` is the verdict at the source for the address of the frontend.
 /// Returns `None` if the destination is not a frontend.
 pub(super) fn explain_frontend(
     context: ExplainContext<'_>,

@@ -178,7 +178,7 @@ fn other_protocol(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> 
 }
 
 /// Returns a hint if the nearest rule allows a port that the destination pod declares, and the packet has another port.
-/// This may be the port of a Service.
+/// The packet's port may be the port of a Service.
 fn service_port(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
     let pod = destination(cluster_state, packet)?;
     let Ports::Of(ports) = nearest.ports else { return None };
@@ -377,7 +377,8 @@ fn invalid_parts(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> V
     hints
 }
 
-/// Returns the change that makes an invalid part match everything; `None` if the part does not affect this direction.
+/// Returns a change that represents the correction of an invalid part: the part matches everything, or the policy does
+/// not isolate the pod. Returns `None` if the part does not affect this direction.
 fn correction(policy: &Policy, direction: Direction, diagnostic: &Diagnostic) -> Option<Fix> {
     let field = diagnostic.field.as_str();
     if let Some((index, part)) = fix::rule_of(field, direction) {

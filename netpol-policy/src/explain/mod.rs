@@ -110,7 +110,7 @@ pub struct Explanation {
     pub families: Vec<FamilyPath>,
 }
 
-/// A connection in one address family.
+/// The evaluation of a connection in one address family.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Path {
@@ -123,7 +123,7 @@ pub struct Path {
     pub frontend: Option<FrontendVerdict>,
 }
 
-/// One of two address families.
+/// The evaluation of a connection in one of its two address families.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FamilyPath {
@@ -197,8 +197,8 @@ pub struct Side {
     pub nearest: Option<NearestRule>,
     /// Common mistakes that apply here, and invalid parts of the policies.
     pub hints: Vec<String>,
-    /// Why the verdict is unknown. The other fields are the result without the policies that are not evaluated, and
-    /// with unknown addresses that match a block only if the block contains all pod addresses.
+    /// Why the verdict is unknown. The other fields ignore the policies that are not evaluated. For these fields, an
+    /// unknown address matches a block only if the block contains all pod addresses.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unknown_because: Vec<String>,
     /// The time until which enforcement is suspended, if it is suspended. Until then, all policies of this end behave

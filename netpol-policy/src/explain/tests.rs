@@ -11,7 +11,7 @@ use crate::manifest;
 
 use super::*;
 
-/// Two namespaces. Pod `shop/web` listens on `http` 8080/TCP and `dns` 53/UDP.
+/// Two namespaces. Pod `shop/web` listens on `http` 8080/TCP and `dns` 53/UDP. The label `app=frontnd` has a typo.
 const CLUSTER: &str = "
 apiVersion: v1
 kind: Namespace
@@ -190,6 +190,7 @@ fn text_is_wrapped_and_verdicts_are_colored() {
     );
     assert!(wide.contains(&format!("\n    {}\n", NEAREST[2].3)), "{wide}");
     let narrow = explanation.render(40, |_, text| text.to_owned());
+    // Words are not broken, so a line with a long word can be longer than 40 columns.
     assert!(narrow.lines().all(|line| line.chars().count() <= 50), "{narrow}");
     let without_breaks = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     assert_eq!(without_breaks(&narrow), without_breaks(&explanation.render(200, |_, text| text.to_owned())));

@@ -10,8 +10,9 @@ use super::services::added_rule;
 use super::{NotChecked, RuleId, suggest};
 use crate::model::{Pod, PolicyKey, ServiceKey};
 
-/// Adds one finding for each policy that denies pods with a token the API server. Every pod has a token by default. So
-/// only pods are reported that set `automountServiceAccountToken: true` or have a service account of their own.
+/// Adds one finding for each policy because of which pods with a token cannot reach the API server. Every pod has a
+/// token by default. So a pod is reported only if it sets `automountServiceAccountToken: true`, or if it has another
+/// service account than `default`.
 pub(super) fn check(
     context: &Context<'_>,
     drafts: &mut BTreeMap<PolicyKey, Vec<Draft>>,

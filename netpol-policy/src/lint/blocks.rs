@@ -70,7 +70,8 @@ fn block_of_pods(context: &Context<'_>, policy: &Policy, block: &IpBlock, path: 
     ))
 }
 
-/// Finds an ingress block with addresses of nodes. Connections of other clients can have the address of a node, too.
+/// Finds an ingress block with addresses of nodes. Connections of clients outside the cluster can have the address of a
+/// node, too, because of masquerading.
 fn block_of_nodes(context: &Context<'_>, block: &IpBlock, direction: Direction, path: &str) -> Option<Draft> {
     let nodes = context.state.nodes.values();
     let is_in_block = |addresses: &[IpAddr]| addresses.iter().any(|address| block.contains(*address));

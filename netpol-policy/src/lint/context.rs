@@ -118,7 +118,7 @@ impl<'a> Context<'a> {
         self.groups.iter().filter(move |(name, _)| matches(name)).map(|(name, groups)| (*name, groups.as_slice()))
     }
 
-    /// Returns the groups with labels that a peer matches. This includes groups of host-network pods, although such
+    /// Returns the groups that a peer matches by their labels. This includes groups of host-network pods, although such
     /// pods are not peers.
     pub(super) fn peer_groups(&self, policy: &Policy, peer: &Peer) -> Vec<&Group<'a>> {
         let Peer::Pods { namespaces, pods } = peer else { return Vec::new() };
@@ -137,7 +137,7 @@ impl<'a> Context<'a> {
         self.details.pods.get(pod).or_else(of_workload)
     }
 
-    /// Returns whether the input has the namespace `kube-system`: then it probably has all objects of a cluster.
+    /// Returns whether the input probably has all objects of a cluster: it has the namespace `kube-system`.
     pub(super) fn is_whole_cluster(&self) -> bool {
         self.state.namespaces.keys().any(|name| **name == *"kube-system")
     }
@@ -175,8 +175,8 @@ fn by_label<'a>(groups: &BTreeMap<&'a NamespaceName, Vec<Group<'a>>>) -> LabelIn
     groups.iter().map(|(name, groups)| (*name, of_namespace(groups))).collect()
 }
 
-/// Returns the indices of the groups that a selector may match. If the selector requires labels with one value, these
-/// are the groups with the rarest of these labels; otherwise all groups.
+/// Returns the indices of the groups that a selector may match. If the selector requires certain values of some labels,
+/// returns only the groups that have the rarest of these values. Otherwise returns all groups.
 fn candidates<'i>(
     index: &'i LabelIndex<'_>,
     namespace: &NamespaceName,
@@ -219,7 +219,7 @@ fn services_by_port(state: &ClusterState) -> HashMap<(Protocol, u16), Vec<&Servi
 /// The maximum number of names in a message; further names are counted.
 const NAMES_SHOWN: usize = 3;
 
-/// `a` or `a, b, c and 7 more pods`.
+/// Returns a list of names as text: `a` or `a, b, c and 7 more pods`.
 pub(super) fn shortened_list(names: &[String], what: &str) -> String {
     match names.len().checked_sub(NAMES_SHOWN) {
         None | Some(0) => names.join(", "),

@@ -81,10 +81,10 @@ fn implies(narrow: &Requirement, wide: &Requirement) -> bool {
 }
 
 fn block(wide: &IpBlock, narrow: &IpBlock) -> bool {
-    let is_apart = |one: &IpNet, other: &IpNet| !one.contains(other) && !other.contains(one);
+    let are_disjoint = |one: &IpNet, other: &IpNet| !one.contains(other) && !other.contains(one);
     wide.cidr.contains(&narrow.cidr)
         && wide.except.iter().all(|wide_excluded| {
-            is_apart(wide_excluded, &narrow.cidr)
+            are_disjoint(wide_excluded, &narrow.cidr)
                 || narrow.except.iter().any(|excluded| excluded.contains(wide_excluded))
         })
 }

@@ -7,8 +7,8 @@ use crate::model::{Policy, Requirement, Selector};
 /// Domains of label keys that many applications use. A key with another domain may belong to a controller.
 const COMMON_DOMAINS: [&str; 3] = ["kubernetes.io", "k8s.io", "helm.sh"];
 
-/// Returns why pods that a selector matches may exist although the input has none. `namespaces`: the
-/// namespaceSelector of a peer; `None` for the policy's own namespace.
+/// Returns why pods that a selector matches may exist in the cluster, although they are not in the input. `namespaces`:
+/// the namespaceSelector of a peer; `None` for the policy's own namespace.
 pub(super) fn reason(
     context: &Context<'_>,
     policy: &Policy,
@@ -24,14 +24,14 @@ pub(super) fn reason(
     };
     let mut templates = context.details.templates.iter();
     if let Some(template) = templates.find(|template| pods.matches(&template.labels) && is_in(&template.namespace)) {
-        return Some(format!("a controller may create pods with some labels for objects of kind {}", template.kind));
+        return Some(format!("a controller may create the selected pods for objects of kind {}", template.kind));
     }
     let label = controller_label(context, pods)?;
     Some(format!("no pod in the input has label {label}, which a controller may set"))
 }
 
-/// Returns a label key of the selector with the domain of a controller, if no pod has this key. If a pod has a similar
-/// key, the key in the selector is probably a typo and is not returned.
+/// Returns a label key of the selector that has the domain of a controller and that no pod has. If a pod has a similar
+/// key, the key of the selector is probably a typo and is not returned.
 fn controller_label<'s>(context: &Context<'_>, pods: &'s Selector) -> Option<&'s str> {
     pods.requirements.iter().find_map(|requirement| {
         let (Requirement::In(key, _) | Requirement::Exists(key)) = requirement else { return None };

@@ -18,8 +18,8 @@ use crate::reference::Packet;
 const DNS_NAMESPACE: &str = "kube-system";
 const DNS_PORT: u16 = 53;
 
-/// Adds one finding for each policy that denies pods the cluster DNS. If several policies isolate such a pod, only the
-/// first one gets the finding.
+/// Adds one finding for each policy because of which pods cannot reach the cluster DNS. If several policies isolate
+/// such a pod, only the first one gets the finding.
 pub(super) fn check(
     context: &Context<'_>,
     drafts: &mut BTreeMap<PolicyKey, Vec<Draft>>,
@@ -53,8 +53,8 @@ pub(super) fn check(
     }
 }
 
-/// For each policy, the pods that cannot reach some targets, and these targets. A pod is listed for the first policy
-/// that isolates it.
+/// For each policy, the pods that cannot reach some targets (backends of a Service), and these targets. A pod is listed
+/// only for the first policy that isolates it.
 pub(super) type Denied<'a> = BTreeMap<&'a PolicyKey, (Vec<&'a Pod>, BTreeSet<Target>)>;
 
 /// Returns the pods that cannot reach at least one of these targets.
@@ -98,7 +98,7 @@ fn cluster_dns(cluster_state: &ClusterState) -> Option<(ServiceKey, BTreeSet<Tar
 
 /// A DNS query of a pod.
 pub(crate) struct DnsQuery {
-    /// The cluster DNS, if the query is for it, with its backends.
+    /// The Service of the cluster DNS and its backends, if the query is for the cluster DNS.
     cluster_dns: Option<(ServiceKey, BTreeSet<Target>)>,
 }
 
@@ -124,7 +124,8 @@ impl DnsQuery {
         (packet.port == DNS_PORT || cluster_dns.is_some()).then_some(Self { cluster_dns })
     }
 
-    /// If the query is for the cluster DNS, returns its Service, and the change of a policy that allows the query.
+    /// If the query is for the cluster DNS, returns the Service of the cluster DNS, and a change of `policy` that would
+    /// allow the query.
     pub(crate) fn rule_of(
         &self,
         cluster_state: &ClusterState,

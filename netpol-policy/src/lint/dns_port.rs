@@ -60,7 +60,7 @@ fn is_for_pods(rule: &Rule) -> bool {
     rule.peers.listed().iter().any(|peer| matches!(peer, Peer::Pods { .. }))
 }
 
-/// Returns whether a rule may be for DNS. A port name may be that of a port of the DNS pods.
+/// Returns whether a rule may be for DNS. A named port may be a port of the DNS pods.
 fn may_be_dns(ports: &Ports) -> bool {
     let is_dns = |port: &PortMatch| match &port.port {
         PortRange::All | PortRange::Named(_) => port.protocol != Protocol::Sctp,

@@ -120,7 +120,7 @@ impl<'a> EgressIsolation<'a> {
         self.targets.get(service).filter(|targets| !targets.is_empty())
     }
 
-    /// Returns whether pods with these policies can reach all backends.
+    /// Returns whether pods with the policies of this list can reach all of these backends.
     pub(super) fn reaches(&self, list: ListId, targets: &BTreeSet<Target>) -> bool {
         let policies = &self.lists[list.0];
         let mut allows = self.allows.borrow_mut();
@@ -129,7 +129,7 @@ impl<'a> EgressIsolation<'a> {
         policies.is_empty() || targets.iter().all(&mut is_allowed)
     }
 
-    /// Returns whether pods with these policies can reach all backends of a Service.
+    /// Returns whether pods with the policies of this list can reach all backends of a Service.
     pub(super) fn reaches_service(&self, list: ListId, service: &ServiceKey) -> bool {
         let key = (list, service.clone());
         if let Some(known) = self.reaches.borrow().get(&key) {

@@ -35,7 +35,8 @@ pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut V
                     )
                 };
                 drafts.push(if has_ports {
-                    // A rule that is intended to allow nothing usually has no ports.
+                    // A rule that is intended to allow nothing usually has no ports. So this rule is probably intended
+                    // to allow every address.
                     let fix = format!("omit `{list}` if every address is intended; otherwise add peers");
                     draft(DraftFix::of(fix, vec![Operation::Remove(field.clone())])).into_info()
                 } else {

@@ -21,7 +21,7 @@ pub struct Finding {
     pub severity: Severity,
     /// The object as `Kind namespace/name`, if known.
     pub object: Option<String>,
-    /// The file, as the caller named it; empty for an object of a cluster.
+    /// The file name that was passed to the parser; empty for an object of a cluster.
     #[serde(skip_serializing_if = "no_file")]
     pub file: Arc<str>,
     /// The line of the field or of the nearest field around it, from 1; 0 without a file.
@@ -80,7 +80,7 @@ pub(super) struct Draft {
     fix: DraftFix,
 }
 
-/// A fix, before it is applied to the text of the policy.
+/// A fix without a patch. The patch is created when the finding gets a location.
 #[derive(Clone, Debug, Default)]
 pub(super) struct DraftFix {
     description: String,
@@ -101,7 +101,7 @@ impl Draft {
         Self { rule, field: field.into(), severity, message: message.into(), why: why.into(), fix: fix.into() }
     }
 
-    /// Makes the finding a fact to review instead of a probable mistake.
+    /// Lowers the severity to `Info`: the finding is a fact to review, not a probable mistake.
     pub(super) fn into_info(self) -> Self {
         Self { severity: Severity::Info, ..self }
     }

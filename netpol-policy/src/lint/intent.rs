@@ -1,8 +1,8 @@
 //! One peer that should be two, and two peers that should be one.
 //!
 //! In YAML, the two forms differ by one `-`. Both forms are valid. So there is a finding only if the written form
-//! matches no pod, and the other form matches pods. The other form may also match pods of a namespace that has no pods
-//! in the input.
+//! matches no pod, and the other form matches pods. Two peers are also reported if the input has no pods in the
+//! namespaces that the other form selects: it may match pods that are not in the input.
 
 use super::RuleId;
 use super::context::Context;
@@ -13,7 +13,7 @@ use crate::explain::{describe, yaml};
 use crate::manifest::{FieldPath, Step};
 use crate::model::{Peer, Selector};
 
-/// Finds a peer with a podSelector next to a peer with a namespaceSelector.
+/// Finds a peer with only a podSelector, next to a peer with only a namespaceSelector.
 pub(super) fn split(context: &Context<'_>, place: PeerPlace<'_>) -> Option<Draft> {
     let Peer::Pods { namespaces: None, pods } = place.peer() else { return None };
     let neighbors = [place.index.checked_sub(1), Some(place.index + 1)].into_iter().flatten();

@@ -147,8 +147,8 @@ fn check_policies(context: &Context<'_>, not_checked: &mut Vec<NotChecked>) -> V
     for (view, drafts) in context.policies.iter().zip(&mut drafts) {
         let has_split_port = drafts.iter().any(|draft| draft.rule == RuleId::SPLIT_PORT);
         let further = by_policy.remove(&view.policy.key).unwrap_or_default().into_iter();
-        // An item of `ports` that allows too much is the mistake, not the rules that have no effect because of this
-        // item.
+        // If an item of `ports` allows too much, other rules have no effect. Only the item is the mistake, so these
+        // rules are not reported.
         drafts.extend(further.filter(|draft| !has_split_port || draft.rule != RuleId::SHADOWED_RULE));
     }
     drafts

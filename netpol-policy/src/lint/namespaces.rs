@@ -61,7 +61,7 @@ fn places(parsed: &Parsed) -> BTreeMap<NamespaceName, Place> {
     places.into_iter().map(|(name, (_, place))| (name, place)).collect()
 }
 
-/// Finds a namespace with policies for some pods, but no policy for all pods.
+/// Finds a namespace that has policies for some pods, but no policy for all pods, in at least one direction.
 fn default_deny(context: &Context<'_>, namespace: &NamespaceName) -> Option<Draft> {
     let isolating = |direction: Direction| {
         let of_namespace =

@@ -54,11 +54,13 @@ pub(super) struct Editor<'s> {
     parsed: OnceCell<Option<ParsedObject>>,
 }
 
-/// The lines of an object, and the parsed value.
+/// The text of an object, and the parsed value.
 #[derive(Debug)]
 struct ParsedObject {
+    /// The lines of the text.
     text: Vec<String>,
     value: Value,
+    /// The line numbers of the fields.
     lines: Lines,
 }
 
@@ -78,15 +80,15 @@ impl<'s> Editor<'s> {
             return Some(Patch { format: PatchFormat::UnifiedDiff, text });
         }
         let mut value = self.source.value.clone();
-        let steps: Option<Vec<Value>> = operations
+        let json_operations: Option<Vec<Value>> = operations
             .iter()
             .map(|operation| {
-                let step = operation.json(&value);
+                let json_operation = operation.json(&value);
                 apply(&mut value, operation)?;
-                step
+                json_operation
             })
             .collect();
-        Some(Patch { format: PatchFormat::JsonPatch, text: Value::Array(steps?).to_string() })
+        Some(Patch { format: PatchFormat::JsonPatch, text: Value::Array(json_operations?).to_string() })
     }
 
     fn diff(&self, operations: &[Operation]) -> Option<String> {
@@ -115,8 +117,8 @@ fn parse(source: &PolicySource) -> Option<ParsedObject> {
     Some(ParsedObject { text, value, lines })
 }
 
-/// Returns the lines of the object, without the `-` of a list item. `None` for CRLF line breaks: added lines would not
-/// have them.
+/// Returns the lines of the object. If the object is an item of a list, a space replaces its `-`. Returns `None` if the
+/// text has CRLF line breaks, because added lines would have only LF.
 fn object_lines(source: &PolicySource) -> Option<Vec<String>> {
     let mut lines: Vec<String> = source.text.lines(source.range.clone()).map(str::to_owned).collect();
     if lines.iter().any(|line| line.contains('\r')) {
@@ -133,7 +135,7 @@ fn text_of(lines: &[String]) -> String {
 }
 
 impl Operation {
-    /// Returns the operation as one of RFC 6902.
+    /// Returns the operation in the format of a JSON patch (RFC 6902). `value`: the object before the operation.
     fn json(&self, value: &Value) -> Option<Value> {
         Some(match self {
             Self::Append(path, item) => {
@@ -181,7 +183,8 @@ fn get_mut<'v>(value: &'v mut Value, steps: &[Step]) -> Option<&'v mut Value> {
     })
 }
 
-/// Applies an operation to the object. Returns `None` if the field does not exist.
+/// Applies an operation to the object. Returns `None` if the operation is not possible, for example because the field
+/// does not exist.
 fn apply(value: &mut Value, operation: &Operation) -> Option<()> {
     match operation {
         Operation::Append(path, item) => {

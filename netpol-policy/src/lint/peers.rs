@@ -137,7 +137,8 @@ fn no_namespace(context: &Context<'_>, place: PeerPlace<'_>, selector: &Selector
     )
 }
 
-/// Returns a fix that selects a namespace by its name, if the selector has only one label, with this name as its value.
+/// Returns a fix that selects a namespace by its name. The selector must have only one label, and the value of this
+/// label must be the name of a namespace. For the label `kubernetes.io/metadata.name`, a similar name is sufficient.
 fn fix_by_name(context: &Context<'_>, field: &str, selector: &Selector) -> Option<DraftFix> {
     let [Requirement::In(key, values)] = selector.requirements.as_slice() else { return None };
     let [value] = values.as_slice() else { return None };

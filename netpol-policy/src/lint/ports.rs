@@ -89,7 +89,7 @@ fn destinations<'d>(
 }
 
 /// Finds a port name that no destination has. A port name is resolved on the destination pod (docs/semantics.md, item
-/// 9). Addresses that are not of pods have no port names.
+/// 9). Addresses that do not belong to a pod have no port names.
 fn check_name(
     context: &Context<'_>,
     destinations: &Destinations<'_>,
@@ -170,7 +170,7 @@ fn check_number(
             ports.iter().filter(|(other, _)| *other == protocol).map(|(_, number)| *number).peekable();
         of_protocol.peek()?;
         declared.extend(of_protocol);
-        if declared.range(first..=last).next().is_some() || is_target(context, pod, protocol, first, last) {
+        if declared.range(first..=last).next().is_some() || is_probably_intended(context, pod, protocol, first, last) {
             return None;
         }
     }
@@ -198,12 +198,12 @@ fn check_number(
     )
 }
 
-/// Returns whether a Service forwards to a port of the range, or the range is long.
-fn is_target(context: &Context<'_>, pod: &Pod, protocol: Protocol, first: u16, last: u16) -> bool {
-    let is = |port: u16| {
+/// Returns whether a range is probably intended, although the pod declares no port of it: a Service forwards to one of
+/// the ports, or the range is long.
+fn is_probably_intended(context: &Context<'_>, pod: &Pod, protocol: Protocol, first: u16, last: u16) -> bool {
+    let is_target = |port: u16| {
         let mut addresses = pod.addresses.iter();
         addresses.any(|address| context.egress.is_forwarded(Backend { address: *address, port }, protocol))
     };
-    // A long range is probably intended.
-    last - first > 100 || (first..=last).any(is)
+    last - first > 100 || (first..=last).any(is_target)
 }

@@ -13,9 +13,9 @@ use crate::reference;
 
 /// The maximum number of rules that are compared with each other, for one namespace and direction.
 const MAX_RULES: usize = 3000;
-/// The fix for a policy that allows everything. If there were also a default-deny policy, the policy would have an
+/// The fix for a policy that allows everything. Together with a default-deny policy, such a policy would have an
 /// effect.
-const FIX_OF_OPEN: &str = "delete the policy, unless you will add a default deny";
+const FIX_OF_ALLOW_ALL: &str = "delete the policy, unless you will add a default deny";
 
 /// A rule and its place.
 #[derive(Clone, Copy)]
@@ -51,8 +51,8 @@ pub(super) fn check(
         let unneeded = unneeded(&policies, &shadowed);
         for (policy, reason) in policies.iter().zip(&unneeded) {
             let covered = reason.clone().map(|why| (why, "delete the policy"));
-            let of_open = || Some((allows_what_is_open(context, policy)?, FIX_OF_OPEN));
-            if let Some((why, fix)) = covered.or_else(of_open) {
+            let of_allow_all = || Some((needless_allow_all(context, policy)?, FIX_OF_ALLOW_ALL));
+            if let Some((why, fix)) = covered.or_else(of_allow_all) {
                 let draft = Draft::new(
                     RuleId::POLICY_CHANGES_NOTHING,
                     "spec",
@@ -75,7 +75,7 @@ pub(super) fn check(
 }
 
 /// The rules that another rule shadows, by policy and index. A rule shadows another one if it allows everything that
-/// the other one allows.
+/// the other one allows. This has nothing to do with shadow mode.
 type Shadowed<'a> = BTreeMap<(PolicyKey, usize), RulePlace<'a>>;
 
 /// Finds rules that a wider rule shadows. Of equal rules, the first one is not reported.
@@ -147,12 +147,12 @@ fn is_default_deny(policy: &Policy) -> bool {
     policy.pods.requirements.is_empty() && Direction::BOTH.into_iter().all(has_no_rule)
 }
 
-/// Finds a policy that allows all connections of its pods, if no other policy isolates these pods.
-fn allows_what_is_open(context: &Context<'_>, policy: &Policy) -> Option<String> {
-    let is_open = |rule: &Rule| rule.peers == Peers::Any && rule.ports == Ports::Any;
+/// Returns why a policy that allows all connections of its pods is not needed: no other policy isolates these pods.
+fn needless_allow_all(context: &Context<'_>, policy: &Policy) -> Option<String> {
+    let allows_all = |rule: &Rule| rule.peers == Peers::Any && rule.ports == Ports::Any;
     let directions = || Direction::BOTH.into_iter().filter(|direction| policy.isolates_in(*direction));
     // Most policies have no such rule, and the other checks are slower.
-    if !directions().all(|direction| reference::rules(policy, direction).iter().any(is_open)) {
+    if !directions().all(|direction| reference::rules(policy, direction).iter().any(allows_all)) {
         return None;
     }
     let view = context.policies.iter().find(|view| view.policy.key == policy.key)?;

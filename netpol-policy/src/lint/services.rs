@@ -16,8 +16,8 @@ use crate::model::{
 };
 use crate::reference::{self, Remote};
 
-/// The shortest prefix of an IPv4 block in an ingress rule that is reported. A larger block was probably not intended
-/// for Services.
+/// IPv4 blocks in ingress rules are reported only if their prefix has at least this length. A larger block was probably
+/// not intended for Services.
 const MIN_PREFIX: u8 = 12;
 
 pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut Vec<Draft>) {
@@ -58,7 +58,7 @@ fn contains_a_pod(context: &Context<'_>, block: &IpBlock) -> bool {
     pods.into_iter().any(|address| block.contains(*address))
 }
 
-/// Returns `the address of Service shop/db`, and the pronoun for a message about it.
+/// Returns a text such as `the address of Service shop/db`, and the pronoun with which a message refers to it.
 fn services_text(services: &[&Service]) -> (String, &'static str) {
     let names: Vec<String> = services.iter().map(|service| service.key.to_string()).collect();
     match names.as_slice() {

@@ -29,8 +29,8 @@ pub(super) fn replacement(path: FieldPath, value: &str) -> DraftFix {
     DraftFix::of(description, vec![Operation::Replace(path, yaml::string(value))])
 }
 
-/// Returns a fix for a typo in one value of `matchLabels`: labels that exist match all other requirements of the
-/// selector, and have a similar value.
+/// Returns a fix for a typo in one value of `matchLabels`. `candidates`: the labels of existing pods. The fix is the
+/// most similar value among the candidates that meet all other requirements of the selector.
 pub(super) fn label_fix(field: &str, selector: &Selector, candidates: &[&Labels]) -> Option<DraftFix> {
     selector.requirements.iter().enumerate().find_map(|(index, requirement)| {
         let Requirement::In(key, values) = requirement else { return None };

@@ -46,15 +46,15 @@ fn check_item(list: &FieldPath, items: &[Value], index: usize) -> Option<Draft> 
     Some(Draft::new(RuleId::SPLIT_PORT, list.index(index).to_string(), message, why, fix))
 }
 
-/// Returns the fix that writes both halves of an item in one item. `port_index` and `protocol_index` are the positions
-/// of the halves.
+/// Returns the fix that writes both halves of an item in one item. `port_half` is the half with the port; `port_index`
+/// and `protocol_index` are the positions of the halves.
 fn joined_item(
     list: &FieldPath,
-    half: &Value,
+    port_half: &Value,
     (port_index, protocol_index): (usize, usize),
     protocol: &str,
 ) -> DraftFix {
-    let number = match &half["port"] {
+    let number = match &port_half["port"] {
         Value::String(name) => yaml::string(name),
         number => Node::Scalar(number.to_string()),
     };
@@ -62,7 +62,7 @@ fn joined_item(
     let operations =
         vec![Operation::Replace(list.index(port_index), joined), Operation::Remove(list.index(protocol_index))];
     let description = "write `port` and `protocol` in one item, without the second `-`";
-    DraftFix::of(description, if half["endPort"].is_null() { operations } else { Vec::new() })
+    DraftFix::of(description, if port_half["endPort"].is_null() { operations } else { Vec::new() })
 }
 
 fn has_port(item: &Value) -> bool {

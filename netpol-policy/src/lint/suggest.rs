@@ -15,7 +15,7 @@ const IDENTIFYING_LABELS: [&str; 4] = ["k8s-app", "app.kubernetes.io/name", "app
 /// The maximum number of addresses that a rule lists.
 const ADDRESSES_SHOWN: usize = 3;
 
-/// `53/TCP and 53/UDP`.
+/// Returns the ports of these backends as text, such as `53/TCP and 53/UDP`.
 pub(super) fn ports(targets: &BTreeSet<(Backend, Protocol)>) -> String {
     let texts: Vec<_> =
         distinct_ports(targets).into_iter().map(|(port, protocol)| format!("{port}/{}", protocol.name())).collect();
@@ -28,8 +28,8 @@ pub(super) fn port_items(targets: &BTreeSet<(Backend, Protocol)>) -> Vec<PortMat
     distinct_ports(targets).into_iter().map(item).collect()
 }
 
-/// Returns a rule that allows these backends, for a policy in `namespace`, and the number of backend addresses that the
-/// rule does not list.
+/// Returns a rule that allows these backends, for a policy in `namespace`. Also returns the number of backend addresses
+/// that the rule does not list, because there are too many.
 pub(super) fn rule(
     cluster_state: &ClusterState,
     targets: &BTreeSet<(Backend, Protocol)>,
@@ -43,8 +43,8 @@ fn distinct_ports(targets: &BTreeSet<(Backend, Protocol)>) -> BTreeSet<(u16, Pro
     targets.iter().map(|(backend, protocol)| (backend.port, *protocol)).collect()
 }
 
-/// Returns a selector if all backends are pods of one namespace, otherwise blocks, and the number of addresses that are
-/// not listed.
+/// Returns peers for these backends: a selector if all backends are pods of one namespace, otherwise blocks. Also
+/// returns the number of addresses that the blocks do not list.
 fn peers(
     cluster_state: &ClusterState,
     targets: &BTreeSet<(Backend, Protocol)>,
@@ -65,8 +65,8 @@ pub(super) fn blocks(addresses: impl IntoIterator<Item = IpAddr>) -> (Vec<Peer>,
     (blocks, missing)
 }
 
-/// Returns a selector of pods by a label that all of them have; without such a label, of all pods of their namespace.
-/// Returns `None` if the pods are in several namespaces.
+/// Returns a peer that selects pods by a label that all of them have. Without such a label, the peer selects all pods
+/// of their namespace. Returns `None` if the pods are in several namespaces. `namespace`: the policy's own namespace.
 pub(super) fn selector_of(pods: &[&Pod], namespace: &NamespaceName) -> Option<Peer> {
     let (first, others) = pods.split_first()?;
     let is = |key: &str, value: &std::sync::Arc<str>| Requirement::In(key.into(), vec![value.clone()]);

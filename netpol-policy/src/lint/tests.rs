@@ -125,7 +125,7 @@ fn pods_that_can_reach_dns_are_not_reported() {
 }
 
 #[test]
-fn the_port_of_the_dns_service_is_not_the_port_of_its_pods() {
+fn the_port_of_the_dns_service_is_reported_if_the_dns_pods_have_another_port() {
     let of_service = DNS.replace("5353", "53");
     let found = lint(&[egress("p", &of_service)]);
     assert_eq!(found.len(), 2, "{found:?}");
@@ -146,8 +146,8 @@ fn a_block_with_the_address_of_a_service_is_reported() {
              addresses of a Service's backends, so this block does not allow it. {fix}"
         )]
     );
-    // A block with all Services. The message lists only the Services that the pod cannot reach: the other policy allows
-    // DNS.
+    // The block contains all Services. The message lists only the Services that the pod cannot reach: not the cluster
+    // DNS, because the other policy allows it.
     let found = lint(&with_dns("{to: [{ipBlock: {cidr: 10.96.0.0/12}}]}"));
     let expected = "10.96.0.0/12 contains addresses of Services default/kubernetes, shop/db.";
     assert!(found.len() == 1 && found[0].contains(expected), "{found:?}");
@@ -184,7 +184,7 @@ fn the_port_of_a_service_in_a_rule_for_its_backends_is_reported() {
 }
 
 #[test]
-fn the_api_server_is_a_host_network_pod_and_not_a_peer() {
+fn rules_for_the_api_server_by_service_address_or_by_labels_are_reported() {
     let by_address = lint(&with_dns("{to: [{ipBlock: {cidr: 10.96.0.1/32}}], ports: [{port: 443}]}"));
     let fix = "{to: [{ipBlock: {cidr: 192.0.2.1/32}}], ports: [{port: 6443, protocol: TCP}]}";
     assert!(by_address.len() == 1 && by_address[0].ends_with(fix), "{by_address:?}");

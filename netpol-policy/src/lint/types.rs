@@ -34,14 +34,15 @@ pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut V
     }
 }
 
-/// A field `ingress` or `egress` that has no effect.
+/// Returns the finding for a field `ingress` or `egress` that has no effect.
 fn without_type(field: String, name: &str, has_types: bool, has_rules: bool) -> Draft {
     let types = FieldPath::parse("spec.policyTypes");
     let (message, operations) = if has_types {
         let added = Operation::Append(types, yaml::string(name));
         (format!("policyTypes does not list {name}, so {field} has no effect."), vec![added])
     } else {
-        // Without policyTypes, an empty list of egress rules does not isolate.
+        // Without policyTypes, a policy isolates for ingress, and for egress only if it has egress rules. So the field
+        // is an empty `egress`, and the fix must keep the type Ingress.
         let added = ["Ingress", name].map(|name| Operation::Append(types.clone(), yaml::string(name)));
         (format!("Without policyTypes, an empty {field} has no effect."), added.to_vec())
     };
@@ -54,7 +55,7 @@ fn without_type(field: String, name: &str, has_types: bool, has_rules: bool) -> 
     Draft::new(RuleId::RULES_WITHOUT_TYPE, field, message, why, fix)
 }
 
-/// A type without its field, in a policy that has rules for the other direction.
+/// Returns the finding for a policy type without its field, in a policy that has rules for the other direction.
 fn without_rules(field: &str, name: &str, direction: Direction, other: Direction) -> Draft {
     Draft::new(
         RuleId::TYPE_WITHOUT_RULES,

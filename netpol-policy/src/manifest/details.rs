@@ -92,16 +92,17 @@ impl FileText {
 /// A policy as it is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicySource {
-    /// The file, as the caller named it.
+    /// The file name that was passed to the parser.
     pub file: Arc<str>,
     /// The text of the whole file.
     pub text: Arc<FileText>,
-    /// The policy.
+    /// The policy, with its invalid parts.
     pub value: Value,
     /// The lines of the object in the file, from 0.
     pub range: std::ops::Range<usize>,
     /// The column of the `-` if the object is an item of a list.
     pub dash: Option<usize>,
+    /// The line numbers of the fields in the file.
     lines: Lines,
 }
 

@@ -75,7 +75,7 @@ pub enum SkipReason {
 pub struct Located<T> {
     /// The object.
     pub object: T,
-    /// The file, as the caller named it.
+    /// The file name that was passed to the parser.
     pub file: Arc<str>,
     /// Line of its start, from 1.
     pub line: usize,
@@ -131,7 +131,7 @@ pub struct ManifestError {
     pub rule: RuleId,
     /// Severity. Error: a part of the object, or the whole object, has no effect.
     pub severity: Severity,
-    /// The file, as the caller named it; empty for an object of a cluster.
+    /// The file name that was passed to the parser; empty for an object of a cluster.
     #[serde(skip_serializing_if = "no_file")]
     pub file: Arc<str>,
     /// Line of the field or of the nearest field around it, from 1; 0 without a file.
@@ -166,7 +166,7 @@ fn is_one(count: &usize) -> bool {
     *count == 1
 }
 
-/// Writes `file:line: error: Kind namespace/name: field: message`; without a file, from `error` on.
+/// Writes `file:line: error: Kind namespace/name: field: message`. Without a file, omits `file:line: `.
 impl fmt::Display for ManifestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.file.is_empty() {

@@ -134,7 +134,7 @@ impl ObjectReader {
         self.diagnostics.add((RuleId::INVALID_DOCUMENT, Severity::Error), *document, None, message, || (*line, None));
     }
 
-    /// Reports errors that are before the next document, such as invalid separator lines.
+    /// Reports errors outside of documents, such as invalid separator lines.
     pub(super) fn report_faults(&mut self, faults: &[Fault]) {
         for fault in faults {
             if fault.severity == Severity::Error {
@@ -287,6 +287,9 @@ impl ObjectReader {
     }
 
     /// Gives an object with `generateName` a unique name, as the API server does.
+    ///
+    /// # Errors
+    /// A message, if the object has neither a valid name nor a valid `generateName`.
     fn ensure_name(&self, location: &ObjectLocation<'_>, map: &mut Map<String, Value>) -> Result<(), String> {
         let metadata = map.get_mut("metadata").and_then(Value::as_object_mut);
         let Some(metadata) = metadata else { return Err("is missing; the object is ignored".to_owned()) };

@@ -9,11 +9,12 @@ use serde_json::{Map, Value, json};
 
 use super::path::{FieldPath, Step};
 
-/// Replaces the part of a policy around an error. Returns the path of the replaced part, and the consequence for the
-/// message. Returns `None` if no part of the policy can be kept.
+/// Replaces the part of a policy around an error. Returns the path of the replaced part, and the consequence as a text
+/// for the diagnostic. Returns `None` if no part of the policy can be kept.
 pub(super) fn replace_invalid(policy: &mut Value, error_path: &FieldPath) -> Option<(FieldPath, &'static str)> {
     let steps: Vec<&str> =
         error_path.0.iter().map(|step| if let Step::Key(key) = step { key.as_str() } else { "[]" }).collect();
+    // An empty peer (`{}`) is invalid, so it matches nothing.
     let (length, replacement, consequence) = match steps.as_slice() {
         ["spec", "ingress", "[]", "from", "[]", ..] | ["spec", "egress", "[]", "to", "[]", ..] => {
             (5, Some(json!({})), "this peer matches nothing")
@@ -21,13 +22,17 @@ pub(super) fn replace_invalid(policy: &mut Value, error_path: &FieldPath) -> Opt
         ["spec", "ingress", "[]", "from", ..] | ["spec", "egress", "[]", "to", ..] => {
             (4, Some(json!([{}])), "this rule matches no peer")
         }
-        ["spec", "ingress" | "egress", "[]", "ports", "[]", ..] => (5, Some(no_port()), "this item matches no port"),
-        ["spec", "ingress" | "egress", "[]", "ports", ..] => (4, Some(json!([no_port()])), "this rule matches no port"),
+        ["spec", "ingress" | "egress", "[]", "ports", "[]", ..] => {
+            (5, Some(invalid_port()), "this item matches no port")
+        }
+        ["spec", "ingress" | "egress", "[]", "ports", ..] => {
+            (4, Some(json!([invalid_port()])), "this rule matches no port")
+        }
         ["spec", "ingress", "[]", ..] => (3, Some(json!({ "from": [{}] })), "this rule matches no peer"),
         ["spec", "egress", "[]", ..] => (3, Some(json!({ "to": [{}] })), "this rule matches no peer"),
         ["spec", "ingress", ..] => (2, Some(json!([{ "from": [{}] }])), "the policy allows no ingress"),
         ["spec", "egress", ..] => (2, Some(json!([{ "to": [{}] }])), "the policy allows no egress"),
-        ["spec", "podSelector", ..] => (2, Some(no_selector()), "the policy isolates every pod of the namespace"),
+        ["spec", "podSelector", ..] => (2, Some(invalid_selector()), "the policy isolates every pod of the namespace"),
         ["spec", "policyTypes", ..] => {
             (2, Some(json!(["Ingress", "Egress"])), "the policy isolates in both directions")
         }
@@ -38,7 +43,7 @@ pub(super) fn replace_invalid(policy: &mut Value, error_path: &FieldPath) -> Opt
             (2, None, "the policy isolates in both directions until this is fixed")
         }
         ["spec"] => {
-            let spec = json!({ "podSelector": no_selector(), "policyTypes": ["Ingress", "Egress"] });
+            let spec = json!({ "podSelector": invalid_selector(), "policyTypes": ["Ingress", "Egress"] });
             (1, Some(spec), "the policy isolates every pod of the namespace in both directions")
         }
         ["metadata", "name" | "namespace", ..] | ["metadata"] | ["apiVersion" | "kind", ..] | [] => return None,
@@ -50,11 +55,13 @@ pub(super) fn replace_invalid(policy: &mut Value, error_path: &FieldPath) -> Opt
     Some((target, consequence))
 }
 
-fn no_port() -> Value {
+/// Returns an item of `ports` with an invalid protocol, which matches no port.
+fn invalid_port() -> Value {
     json!({ "protocol": "?" })
 }
 
-fn no_selector() -> Value {
+/// Returns an invalid selector. As `spec.podSelector`, it selects every pod of the namespace.
+fn invalid_selector() -> Value {
     json!({ "matchExpressions": [{ "key": "?", "operator": "?" }] })
 }
 

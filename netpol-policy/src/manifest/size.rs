@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-/// Size limit as compact JSON, in bytes. The API server reads no larger request, so no cluster has such an object.
+/// Size limit as compact JSON, in bytes. The API server reads no larger request, so no cluster has a larger object.
 /// Source: <https://github.com/kubernetes/kubernetes/blob/v1.33.0/staging/src/k8s.io/apiserver/pkg/server/config.go>,
 /// `MaxRequestBodyBytes`.
 const MAX_BYTES: usize = 3 * 1024 * 1024;

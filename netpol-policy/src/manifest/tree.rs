@@ -73,7 +73,7 @@ impl Lines {
         self.line
     }
 
-    /// Returns a child, if it has a line of its own.
+    /// Returns the lines of a child; `None` if there is no such child. The value of an alias has no children here.
     pub(crate) fn child(&self, step: &Step) -> Option<&Self> {
         self.children.iter().rev().find(|(found, _)| found == step).map(|(_, lines)| lines)
     }
@@ -107,7 +107,8 @@ pub(super) struct SyntaxError {
     pub(super) message: String,
 }
 
-/// Parses the text of a document. After a YAML end marker (`...`), it can contain further documents. `aliased` counts the values that aliases of the file have repeated so far.
+/// Parses the text of a document. After a YAML end marker (`...`), the text can contain further documents. `aliased`
+/// counts the values that aliases of the file have repeated so far.
 pub(super) fn read(document: &DocumentText<'_>, aliased: &mut usize) -> Result<Vec<Tree>, SyntaxError> {
     let result = TreeReader::new(document, aliased).parse_documents();
     match (result, document.text.trim_start_matches(['-', ' ', '\n', '\r']).starts_with(['{', '['])) {
@@ -260,7 +261,8 @@ impl<'t, 'f> TreeReader<'t, 'f> {
         Ok(Value::Object(map))
     }
 
-    /// Parses the value of a child at `child_lines`.
+    /// Parses the value of a child, and adds the child's lines to `lines`, those of its parent. `child_lines` has the
+    /// line at which the child starts.
     fn parse_child(
         &mut self,
         step: Step,

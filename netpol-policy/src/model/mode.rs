@@ -42,7 +42,7 @@ impl Mode {
     }
 }
 
-/// The annotations of a namespace that stop enforcement.
+/// The annotations of a namespace that control enforcement: its mode and its suspensions.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct NamespaceModes {
     /// The mode of the namespace's policies; `None` without the annotation.

@@ -3,12 +3,12 @@
 //! Source: <https://kubernetes.io/docs/concepts/overview/working-with-objects/names/> and
 //! <https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set>.
 
-/// Maximum length of a DNS label, and of the name and value of a label, in bytes.
+/// Maximum length of a DNS label, and of the name and the value of a Kubernetes label, in bytes.
 const MAX_LABEL_LENGTH: usize = 63;
 /// Maximum length of a DNS subdomain, in bytes.
 const MAX_SUBDOMAIN_LENGTH: usize = 253;
 
-/// Returns why the API server rejects a name for this kind of object.
+/// Returns why the API server rejects a name for this kind of object; `None` if the name is valid.
 pub(crate) fn name_error(kind: &str, name: &str) -> Option<String> {
     match kind {
         "Namespace" | "Service" if name.len() > MAX_LABEL_LENGTH => Some(too_long(name, MAX_LABEL_LENGTH)),

@@ -15,7 +15,7 @@ pub struct Namespace {
     pub name: NamespaceName,
     /// Labels, always with `kubernetes.io/metadata.name`.
     pub labels: Labels,
-    /// The annotations that stop enforcement.
+    /// The annotations that control enforcement.
     pub modes: NamespaceModes,
 }
 
@@ -52,8 +52,8 @@ pub struct Pod {
     pub finished: bool,
     /// Whether `metadata.deletionTimestamp` is set.
     pub deleting: bool,
-    /// `metadata.creationTimestamp` in seconds since 1970. If several pods list the same address, the one created last
-    /// has it, unless it is being deleted.
+    /// `metadata.creationTimestamp` in seconds since 1970. If several pods list the same address, it belongs to the pod
+    /// that was created last, unless this pod is being deleted.
     pub created: i64,
     /// Labels.
     pub labels: Labels,

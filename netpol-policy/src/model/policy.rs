@@ -56,7 +56,7 @@ pub struct Rule {
 pub enum Peers {
     /// `from`/`to` absent or empty: any address, inside or outside the cluster.
     Any,
-    /// Any of these. Empty if all are invalid: no address.
+    /// Any of these peers. The list is empty if all peers are invalid: then no address matches.
     Of(Vec<Peer>),
 }
 
@@ -105,7 +105,7 @@ impl IpBlock {
 pub enum Ports {
     /// `ports` absent or empty: every IP protocol and port.
     Any,
-    /// Any of these. Empty if all are invalid: no port.
+    /// Any of these ports. The list is empty if all items are invalid: then no port matches.
     Of(Vec<PortMatch>),
 }
 

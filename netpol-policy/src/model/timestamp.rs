@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A point in time, in whole seconds since 1970. The default is 1970: at that time, no suspension is in effect.
+/// A point in time, in whole seconds since 1970. The default is 1970, which is before the start of every suspension.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(pub i64);
 

@@ -1,5 +1,5 @@
-//! Policies of kinds that netpol does not evaluate. Of these policies, only the selectors of the pods that they may apply
-//! to are parsed, and the directions.
+//! Policies of kinds that netpol does not evaluate. Only their scope is parsed: the directions, and the selectors of
+//! the pods that they may apply to.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -26,8 +26,8 @@ pub enum UnevaluatedKind {
 }
 
 impl UnevaluatedKind {
-    /// Returns the kind of an object; `None` for all objects that are not such a policy. Calico's staged policies are
-    /// not enforced.
+    /// Returns the kind of an object; `None` for all objects that are not such a policy. Also `None` for Calico's
+    /// staged policies, because Calico does not enforce them.
     pub fn of(api_version: &str, kind: &str) -> Option<Self> {
         let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
         Some(match (group, kind) {
@@ -66,7 +66,7 @@ pub struct PolicyScope {
     egress: bool,
 }
 
-/// Pods of namespaces.
+/// The pods that match the selector `pods`, in the namespaces that match the selector `namespaces`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Subject {
     namespaces: Selector,
@@ -85,8 +85,8 @@ impl PolicyScope {
         };
         let has_field = |keys: [&str; 2]| specs.iter().any(|spec| keys.iter().any(|key| !spec[*key].is_null()));
         let (mut ingress, mut egress) = (has_field(["ingress", "ingressDeny"]), has_field(["egress", "egressDeny"]));
-        // Calico states the directions in `types`, which is not parsed. Policies of other kinds apply in the directions
-        // of their rules. Without any rules, the directions are unknown.
+        // Policies apply in the directions of their rules. Without any rules, the directions are unknown, so both are
+        // assumed. Both are also assumed for Calico, which states the directions in `types`: this field is not parsed.
         if kind == UnevaluatedKind::Calico || ingress == egress {
             (ingress, egress) = (true, true);
         }
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_may_change_the_pods_and_directions_that_it_selects() {
+    fn a_policy_may_change_verdicts_only_of_its_pods_in_its_directions() {
         let both_directions = "ingress egress";
         let (cilium, admin) = ("cilium.io/v2", "policy.networking.k8s.io/v1alpha1");
         let web = json!({"matchLabels": {"k8s:app": "web", "k8s:io.kubernetes.pod.namespace": "other"}});

@@ -129,8 +129,8 @@ impl PodKey {
         Self { namespace: workload.namespace.clone(), name: name.into() }
     }
 
-    /// Returns the key of a second pod of a workload, if this is the key of the first one. The second pod is needed to
-    /// evaluate connections between two pods of the workload.
+    /// Returns the key of a second pod of a workload. `self` must be the key of the first pod, from
+    /// [`PodKey::of_workload`]. The second pod is needed to evaluate connections between two pods of the workload.
     #[must_use]
     pub fn second_of_workload(&self) -> Self {
         Self { namespace: self.namespace.clone(), name: format!("{}/2", self.name).into() }

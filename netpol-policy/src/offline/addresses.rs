@@ -1,4 +1,4 @@
-//! Placeholder addresses, for pods and Services without an address (docs/semantics.md, items 40 and 41).
+//! Placeholder addresses, for pods without an address (docs/semantics.md, item 40) and Services without a cluster IP.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -25,7 +25,8 @@ const PRIVATE: [IpNet; 4] = [
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7)),
 ];
 
-/// Returns whether an address stands for an unknown address of a pod or Service. It must not be printed.
+/// Returns whether an address is a placeholder: it stands for an unknown address of a pod or Service. Placeholders must
+/// not be printed.
 pub fn is_placeholder(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => PODS_V4.contains(&address) || SERVICES_V4.contains(&address),
@@ -75,7 +76,8 @@ impl PodRanges {
     }
 
     fn coverage(&self, block: &IpBlock) -> Coverage {
-        // `resolve_rule` adds the range of placeholders to `except`. This range has no real pod addresses.
+        // `resolve_rule` may have added the range of placeholders to `except`. This item is ignored, because no pod in
+        // a cluster has an address in this range.
         let except = || block.except.iter().filter(|except| !is_pod_placeholder_range(except));
         let mut ranges = self.ranges.iter().filter(|range| range.addr().is_ipv4() == block.cidr.addr().is_ipv4());
         let has_all = |range: &IpNet| block.cidr.contains(range) && !except().any(|except| overlaps(except, range));
@@ -140,7 +142,8 @@ pub(super) fn assign_to_services(state: &mut ClusterState) {
     let requested = state.services.values().filter_map(|service| Some((service.clone(), service.requested_families?)));
     let requested: Vec<(Service, RequestedFamilies)> = requested.collect();
     for ((mut service, families), offset) in requested.into_iter().zip(1_u32..) {
-        // By default a Service has the first address family of its pods.
+        // A Service that requests no family gets the default family of the cluster. It is assumed to be the family of
+        // the first address of a selected pod, or IPv4 if no pod is selected.
         let mut first = state.pods.values().filter(|pod| service.selects(pod)).filter_map(|pod| pod.addresses.first());
         let is_v4 = families.v4 || !families.v6 && first.next().is_none_or(IpAddr::is_ipv4);
         let is_v6 = families.v6 || !is_v4;

@@ -1,5 +1,5 @@
-//! Evaluates manifests without a cluster: pods of workloads that do not exist yet, unknown addresses, and policies that
-//! are not evaluated (docs/semantics.md, items 39 to 41).
+//! Evaluates manifests without a cluster (docs/semantics.md, items 39 to 41). Pods of workloads may not exist yet,
+//! addresses can be unknown, and policies of kinds that netpol does not evaluate can make verdicts unknown.
 //!
 //! ```text
 //! Parsed ─► workloads: a pod for each workload ─► addresses: placeholders for unknown addresses ─► two cluster states
@@ -39,7 +39,7 @@ use crate::manifest::{Parsed, Unevaluated};
 use crate::model::{IpBlock, Mode, Object, Peer, Peers, Pod, PodKey, Timestamp};
 use crate::reference::{self, Evaluation, Packet};
 
-/// The number of policies that a message names. If there are more, the message has their number.
+/// The maximum number of policies that a message names. If there are more, the message has the number of the others.
 const POLICIES_SHOWN: usize = 3;
 
 /// A cluster as manifests describe it.
@@ -104,14 +104,14 @@ impl OfflineCluster {
         &self.unevaluated
     }
 
-    /// If `key` stands for the pods of a workload, adds a second pod of this workload and returns its key. With it, a
-    /// connection from the workload to itself is a connection between two pods. Returns `key` if it is that of a real
-    /// pod.
+    /// If `key` stands for the pods of a workload, adds a second pod of this workload and returns the key of this pod.
+    /// Then a connection from the workload to itself is a connection between two pods. If `key` is that of a real pod,
+    /// returns `key`.
     pub fn second_pod(&mut self, key: &PodKey) -> PodKey {
         let Some(pod) = self.state.pods.get(key).filter(|_| key.workload().is_some()) else { return key.clone() };
         let mut second = pod.clone();
         second.key = key.second_of_workload();
-        // A hostPort belongs to one pod of a node.
+        // Two pods of a node cannot have the same hostPort, so the second pod has none.
         second.host_ports = None;
         second.addresses = addresses::of_second_pod(&pod.addresses);
         let key = second.key.clone();
@@ -150,8 +150,9 @@ impl OfflineCluster {
         may_change.map(|(index, _)| index).collect()
     }
 
-    /// Returns the ports at which a pod's policies allow connections with an address that is not that of a Service. The
-    /// first set has the ports that are certainly allowed. The second set also has those that may be allowed.
+    /// Returns the ports at which a pod's policies allow connections with an address. The address must not be that of a
+    /// Service. The first set has the ports that are certainly allowed. The second set also has those that may be
+    /// allowed.
     pub fn ports(&self, pod: &Pod, direction: Direction, remote: IpAddr) -> [PortSet; 2] {
         if pod.addresses.contains(&remote) {
             return [PortSet::all(), PortSet::all()];
@@ -165,8 +166,8 @@ impl OfflineCluster {
         [allowed, possible]
     }
 
-    /// If [`OfflineCluster::state`] denies a packet (`evaluation`), evaluates the packet in
-    /// [`OfflineCluster::at_most`]. If that allows the packet, its verdict depends on an unknown address.
+    /// Evaluates a packet in [`OfflineCluster::at_most`], if [`OfflineCluster::state`] denies it. `evaluation`: the
+    /// result in `state`. If `at_most` allows the packet, the verdict depends on an unknown address.
     pub fn evaluate_at_most(&self, packet: &Packet, evaluation: &Evaluation) -> Option<Evaluation> {
         self.evaluate_at_most_in(packet, evaluation, Mode::Enforce)
     }
@@ -207,8 +208,8 @@ impl OfflineCluster {
         causes
     }
 
-    /// Returns the `ipBlock` of the input for which a block of placeholders was added to a rule: the first block that
-    /// contains all possible pod addresses. `None` if `peer` is no block of placeholders.
+    /// A rule can contain a block of placeholders that is not in the input. If `peer` is such a block, returns the
+    /// `ipBlock` of the input for which it was added: the first of `peers` that contains all possible pod addresses.
     pub(crate) fn written<'p>(&self, peer: &Peer, peers: &'p [Peer]) -> Option<&'p Peer> {
         let Peer::Block(IpBlock { cidr, .. }) = peer else { return None };
         let is_v4 = is_pod_placeholder_range(cidr).then(|| cidr.addr().is_ipv4())?;

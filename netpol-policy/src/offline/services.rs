@@ -21,7 +21,7 @@ impl OfflineCluster {
     }
 
     /// Returns the endpoints of a headless Service: the pods that the Service selects, and the endpoints in its
-    /// `EndpointSlice`s. The Service's DNS name resolves to their addresses, and ports are not translated.
+    /// `EndpointSlice`s. The Service's DNS name resolves to their addresses. The Service's ports are not translated.
     pub fn headless_endpoints(&self, service: &Service) -> BTreeSet<End> {
         let pods = self.state.pods.values().filter(|pod| !pod.finished && service.selects(pod));
         let selected = pods.map(|pod| End::Pod(pod.key.clone()));

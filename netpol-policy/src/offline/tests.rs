@@ -43,7 +43,7 @@ fn engine(state: &ClusterState) -> Engine {
     engine
 }
 
-/// Returns a copy of a pod that is running and outside of the host network.
+/// Returns a copy of a pod with this name and these addresses. The copy is running, and not on the host network.
 fn running_pod(pod: Pod, name: &str, addresses: Vec<IpAddr>) -> Pod {
     let key = PodKey::new(pod.key.namespace.clone(), name);
     Pod { key, addresses, host_network: false, finished: false, host_ports: None, ..pod }
@@ -114,8 +114,8 @@ proptest! {
             }
             for (address, state) in &states {
                 let allowed = evaluate(state, &Packet { remote: *address, ..packet.clone() }).reason.allows();
-                prop_assert!(allowed || !in_state.allows(), "allowed, but not at {address}: {packet:?}");
-                prop_assert!(!allowed || in_at_most.allows(), "denied, but not at {address}: {packet:?}");
+                prop_assert!(allowed || !in_state.allows(), "the verdict is allow, but deny at {address}: {packet:?}");
+                prop_assert!(!allowed || in_at_most.allows(), "the verdict is deny, but allow at {address}: {packet:?}");
             }
         }
     }
@@ -146,6 +146,7 @@ fn s39_the_pods_of_all_stateful_sets_are_limited() {
     };
     let parsed = parse_offline(&(0..50).map(set).collect::<String>(), "f");
     let cluster = OfflineCluster::new(&parsed, &[]);
+    // 10 StatefulSets have 1,000 pods each. Each of the other 40 has one pod, which stands for all of its pods.
     assert_eq!(cluster.state().pods.len(), 10 * 1000 + 40);
     let last = WorkloadKey::new(WorkloadKind::StatefulSet, "default", "s49");
     assert_eq!(cluster.workloads().pods(&last), [PodKey::of_workload(&last)]);

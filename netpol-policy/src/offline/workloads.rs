@@ -7,7 +7,7 @@ use crate::cluster_state::ClusterState;
 use crate::manifest::{Parsed, beyond_pod_limit};
 use crate::model::{Pod, PodKey, Workload, WorkloadKey, WorkloadKind};
 
-/// Workloads and their pods. A pod is in the input, or it stands for the pods of a workload.
+/// Workloads and their pods. A pod is in the input, or was created from the template of its workload.
 #[derive(Clone, Debug, Default)]
 pub struct Workloads {
     pods: BTreeMap<WorkloadKey, Vec<PodKey>>,
@@ -37,7 +37,8 @@ impl Workloads {
             }
             let ordinals = workload.ordinals.clone().filter(|_| !beyond_limit.contains(&workload.key));
             for pod in pods(workload, ordinals) {
-                // The input may also have the pod of a StatefulSet as an object.
+                // The input can contain a pod with this name that was not found above, because the pod has no owner
+                // reference or has finished.
                 if !state.pods.contains_key(&pod.key) {
                     result.added.push(pod.clone());
                 }
@@ -91,6 +92,6 @@ fn pods(workload: &Workload, ordinals: Option<Range<u32>>) -> Vec<Pod> {
         let labels = labels.with("apps.kubernetes.io/pod-index".into(), ordinal.to_string().into());
         Pod { key: PodKey::new(workload.key.namespace.clone(), name), labels, ..workload.pod.clone() }
     };
-    debug_assert_eq!(workload.key.kind, WorkloadKind::StatefulSet, "only its pods have ordinals");
+    debug_assert_eq!(workload.key.kind, WorkloadKind::StatefulSet, "only pods of a StatefulSet have ordinals");
     ordinals.map(pod).collect()
 }

@@ -43,8 +43,8 @@ pub(super) fn check(
     Err(RecordError::Denied { first, count: denied.count() + 1 })
 }
 
-/// Evaluates one flow. Since the flow, its addresses may have been assigned to other pods. So during the evaluation,
-/// the pods of the flow get the addresses and labels that they had.
+/// Evaluates one flow. After the flow was observed, its addresses may have been assigned to other pods. So during the
+/// evaluation, the pods of the flow get the addresses and labels that they had.
 fn is_allowed(state: &mut ClusterState, checked: &CheckedFlow, mode: Mode) -> bool {
     let remote_pod = checked.remote_pod.as_ref().map(|(key, labels)| pod_of_flow(key, labels, checked.remote));
     let own = pod_of_flow(&checked.pod, &checked.pod_labels, checked.address);
@@ -70,7 +70,7 @@ fn is_allowed(state: &mut ClusterState, checked: &CheckedFlow, mode: Mode) -> bo
     reason.allows()
 }
 
-/// Replaces a pod, and returns the object that it replaces.
+/// Adds a pod to the state. Returns the pod that had this key before.
 fn replace_pod(state: &mut ClusterState, pod: Pod) -> Option<Pod> {
     let before = state.pods.get(&pod.key).cloned();
     state.apply(Event::Apply(Object::Pod(pod)));

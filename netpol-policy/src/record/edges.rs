@@ -22,7 +22,7 @@ const DNS: u16 = 53;
 /// The other end of a workload's flows.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum EdgePeer {
-    /// A workload.
+    /// A workload, or a pod that no workload controls.
     Group(GroupKey),
     /// An address of a node, or of a pod in the host network.
     Node(IpAddr),
@@ -37,7 +37,7 @@ pub(super) struct Edge {
     egress: u64,
     /// The number of flows that the receiver's node reported.
     ingress: u64,
-    /// The time of the last flow. `None` if no flow was observed, but DNS may need the port.
+    /// The time of the last flow. `None` if no flow was observed: the port was added, because DNS may need it.
     pub(super) last: Option<Timestamp>,
     /// Whether the port is that of a DNS server.
     pub(super) is_dns: bool,
@@ -74,7 +74,7 @@ pub(super) struct Edges {
     pub(super) checks: BTreeSet<CheckedFlow>,
 }
 
-/// A flow at one of its ends, which the policies must allow.
+/// A flow as seen at one of its ends. The policies of this end must allow the flow.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct CheckedFlow {
     pub(super) direction: Direction,
@@ -238,7 +238,7 @@ impl Edges {
         let mut notes = Vec::new();
         if self.replies > 0 {
             notes.push(format!(
-                "{} of connections older than the agent are replies to others, and have no rule",
+                "{} without a rule: replies to other flows, in connections that are older than the agent",
                 counted(self.replies as u64)
             ));
         }
@@ -376,7 +376,7 @@ impl PeerResolver<'_> {
         Some(backends.into_iter().map(|backend| (end(backend.address), backend.port)).collect())
     }
 
-    /// Returns the flow as the policies must allow it at the pod `own`; `None` if `own` is no pod or an address is
+    /// Returns the flow that the policies of the pod `own` must allow. `None` if `own` is not a pod, or an address is
     /// unknown.
     fn flow_to_check(
         &self,

@@ -61,7 +61,8 @@ pub struct Recording {
     pub flows: u64,
     /// Workloads without flows, in the namespaces of the policies.
     pub unseen: Vec<GroupKey>,
-    /// One sentence for each reason why policies do not allow some of the flows: one of their ends is unknown.
+    /// What the policies do not cover, one text for each cause: flows with an unknown end, and requested namespaces
+    /// without flows.
     pub unresolved: Vec<String>,
     /// Notes for the reader.
     pub notes: Vec<String>,
@@ -103,7 +104,8 @@ pub fn record(
         None => with_flows.iter().filter(|name| !name.starts_with(SYSTEM_PREFIX)).cloned().collect(),
     };
     let mut unresolved = edges.unresolved();
-    // The policy of a namespace without flows would deny everything in it. More likely, its name is wrong.
+    // A requested namespace without flows gets no policy, because this policy would deny everything. Most likely, the
+    // name of the namespace is misspelled.
     let without_flows = options.namespaces.iter().flatten().filter(|name| !with_flows.contains(*name));
     unresolved.extend(without_flows.map(|name| format!("namespace {name} has no flow: it gets no policy")));
     let recording = Recording {

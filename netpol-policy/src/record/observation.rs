@@ -11,7 +11,7 @@ use crate::model::{Labels, PodKey, PodWorkload, ServiceKey};
 
 /// The first of the ports that Linux assigns to clients (`net.ipv4.ip_local_port_range`).
 const EPHEMERAL: u16 = 32_768;
-/// The number of connections that are stored to find the backends of Services.
+/// The maximum number of connections that are stored to find the backends of Services.
 const MAX_CONNECTIONS: usize = 200_000;
 
 /// One end of a flow.
@@ -89,8 +89,8 @@ impl Recorder {
         self.nodes.insert(observation.node.clone());
         self.flows = self.flows.saturating_add(flows);
         self.add_connection(&observation);
-        // The source port is only needed to find replies: they have the port of a server as their source port. Without
-        // the ports of clients, flows of different connections are equal.
+        // The source port is needed only to find replies: the source port of a reply is the port of a server. The ports
+        // of clients are removed, so that flows of different connections are equal and are counted together.
         let is_server = |port: &u16| *port < EPHEMERAL;
         let may_be_reply = observation.port.is_some_and(|port| port >= EPHEMERAL);
         observation.from.port = observation.from.port.filter(|port| may_be_reply && is_server(port));

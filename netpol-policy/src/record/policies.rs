@@ -18,8 +18,8 @@ use crate::model::Protocol;
 const PREFIX: &str = "recorded-";
 /// The maximum length of a name.
 const MAX_NAME: usize = 253;
-/// The number of addresses outside the cluster that the comments of one rule list. If there are more, the comments have
-/// their number.
+/// The maximum number of addresses in the comments of one rule. If there are more, a comment has the number of the
+/// others.
 const ADDRESSES_SHOWN: usize = 16;
 
 /// A policy.
@@ -99,8 +99,8 @@ fn default_deny(namespace: &Arc<str>, options: &RecordOptions) -> RecordedPolicy
 
 /// Returns a name that no other policy of the namespace has. Workloads of different kinds may have the same name.
 fn unique_name(key: &GroupKey, names: &mut BTreeSet<String>) -> String {
-    // Names come from a file of flows, which can contain any text. A kind has uppercase letters, which a name must not
-    // have.
+    // Names come from a file of flows, which can contain any text. The kind of a workload has uppercase letters, which
+    // are invalid in a policy's name.
     let valid = |name: &str| -> String {
         let is_valid = |char: char| char.is_ascii_alphanumeric() || char == '-' || char == '.';
         name.chars().map(|char| if is_valid(char) { char.to_ascii_lowercase() } else { '-' }).collect()
@@ -166,7 +166,7 @@ struct Rules<'a> {
 }
 
 impl Rules<'_> {
-    /// Returns a rule for each peer that is a workload. Peers that are addresses with the same ports share a rule.
+    /// Returns a rule for each peer that is a workload, and one rule for all addresses that have the same ports.
     fn write(&self, peers: &super::edges::Peers) -> Vec<RecordedRule> {
         let mut rules = Vec::new();
         let mut by_ports: BTreeMap<BTreeSet<PortKey>, Vec<(&EdgePeer, IpAddr)>> = BTreeMap::new();

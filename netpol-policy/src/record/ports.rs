@@ -18,8 +18,8 @@ pub struct RecordedPort {
     pub end: Option<u16>,
 }
 
-/// Returns the ports as a rule has them. `None` if the rule must have no `ports`, because one of the protocols has no
-/// ports: only a rule without `ports` allows such a protocol (docs/semantics.md, item 17).
+/// Returns the `ports` of a rule. If one of the protocols has no ports, returns `None`: only a rule without `ports`
+/// allows such a protocol (docs/semantics.md, item 17).
 pub(super) fn ranges(ports: &BTreeSet<PortKey>) -> Option<Vec<RecordedPort>> {
     let mut ranges: Vec<RecordedPort> = Vec::new();
     for &(protocol, port) in ports {

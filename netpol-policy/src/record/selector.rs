@@ -37,7 +37,7 @@ const VOLATILE: [&str; 13] = [
 ];
 /// Prefixes of labels that are never chosen.
 const VOLATILE_PREFIXES: [&str; 2] = ["batch.kubernetes.io/", "topology.kubernetes.io/"];
-/// The label of a Job's pods. As an exception, it is chosen if the pods have no other label.
+/// The label of a Job's pods. As an exception, it is chosen if the pods have no other label that can be chosen.
 const JOB_NAME: &str = "batch.kubernetes.io/job-name";
 
 fn is_volatile(name: &str) -> bool {
@@ -49,7 +49,7 @@ fn rank(name: &str) -> usize {
 }
 
 /// Returns the labels of a selector for a workload. `shared`: the labels that all pods of the workload have. `others`:
-/// the labels of each other pod of the namespace. If no labels distinguish such a pod, the selector selects it, too.
+/// the labels of each other pod of the namespace. If such a pod has all labels that can be chosen, it is selected, too.
 pub(super) fn choose(shared: &Labels, others: &[&Labels]) -> SelectorLabels {
     let mut candidates: Vec<(Arc<str>, Arc<str>)> = shared
         .iter()

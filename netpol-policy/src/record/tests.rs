@@ -241,7 +241,7 @@ fn dns_servers_get_both_protocols_at_both_ends() {
     let ports = r#""ports":[{"port":5353,"protocol":"TCP"},{"port":5353,"protocol":"UDP"}]}"#;
     let [rule] = &rules(&recording, "recorded-dns-0", "ingress")[..] else { panic!("{recording:?}") };
     assert!(rule.ends_with(ports), "{rule}");
-    assert_eq!(recording.unseen, [], "the host network has no policy");
+    assert_eq!(recording.unseen, [], "a host-network pod needs no policy, so it is not listed here");
     // A server outside the cluster.
     let outside = recorded(&["> shop/db-0@10.1.0.3 198.51.100.53 53/UDP"], &RecordOptions::default());
     let [rule] = &rules(&outside, "recorded-db-0", "egress")[..] else { panic!("{outside:?}") };
@@ -282,7 +282,7 @@ fn addresses_become_blocks_that_contain_no_other_address() {
 }
 
 #[test]
-fn only_traffic_of_other_nodes_and_masqueraded_traffic_needs_a_rule() {
+fn traffic_of_a_node_needs_a_rule_if_it_is_masqueraded_or_from_another_node() {
     let local = "< node:n1@192.0.2.1 shop/web-0@10.1.0.1 80/TCP";
     let rules_of = |observation: Observation| {
         let mut recorder = recorder(&["> shop/web-0@10.1.0.1 198.51.100.7 443/TCP"]);
@@ -298,14 +298,14 @@ fn only_traffic_of_other_nodes_and_masqueraded_traffic_needs_a_rule() {
 }
 
 #[test]
-fn replies_of_old_connections_and_flows_denied_at_the_other_end_have_no_rule() {
+fn replies_of_old_connections_have_no_rule_and_a_flow_denied_at_the_other_end_has_none_there() {
     let flows = [
         "< shop/web-0@10.1.0.1 shop/db-0@10.1.0.3 5432/TCP 40000",
         "> shop/db-0@10.1.0.3 shop/web-0@10.1.0.1 40001/TCP 5432",
     ];
     let recording = recorded(&flows, &RecordOptions::default());
     assert_eq!(rules(&recording, "recorded-db-0", "egress"), [""; 0]);
-    assert!(recording.notes[0].starts_with("1 flow of connections older"), "{:?}", recording.notes);
+    assert!(recording.notes[0].starts_with("1 flow without a rule: replies"), "{:?}", recording.notes);
     let mut recorder = Recorder::default();
     let denied = Observation { denied_elsewhere: true, ..flow(&flows[0].replacen('<', ">", 1)) };
     recorder.add(denied, 1, Timestamp::UNIX_EPOCH);

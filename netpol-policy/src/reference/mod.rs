@@ -37,7 +37,7 @@ pub struct Packet {
     /// For ingress: whether the pod itself sent the packet.
     pub is_hairpin: bool,
     /// For egress: whether the packet is evaluated post-DNAT. Then `remote` and `port` are those of the backend, and
-    /// the programs report [`Reason::BackendDenied`] instead of [`Reason::NoRule`].
+    /// the eBPF programs report [`Reason::BackendDenied`] instead of [`Reason::NoRule`].
     pub post_dnat: bool,
 }
 

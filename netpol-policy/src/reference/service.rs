@@ -55,8 +55,8 @@ pub(super) fn candidates(
 }
 
 /// Returns the verdict on a packet to a Service with these backends (22). If only some backends are allowed, or there
-/// are none, the packet is allowed here and evaluated again post-DNAT. If `post_dnat` is set, another node selects the
-/// backend, so all backends must be allowed.
+/// are none, the packet is allowed pre-DNAT and evaluated again post-DNAT. If `post_dnat` is set, another node selects
+/// the backend, so all backends must be allowed.
 pub(super) fn verdict(candidates: &[Candidate], post_dnat: bool) -> Reason {
     let has_backends = !candidates.is_empty();
     if has_backends && candidates.iter().all(Candidate::is_allowed) {

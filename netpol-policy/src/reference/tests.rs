@@ -1,4 +1,4 @@
-//! Tests for each item of `docs/semantics.md` that the objects alone decide. sNN in the name of a test is the item.
+//! Tests of those items of `docs/semantics.md` that depend only on API objects. sNN in the name of a test is the item.
 
 use netpol_common::{Direction, Reason, protocol};
 
@@ -10,8 +10,8 @@ use crate::cluster_state::{ClusterState, Event};
 use crate::manifest;
 use crate::model::{Node, Object, ObjectKey};
 
-/// Namespaces `shop` (team=a) and `ops` (team=b), and `bare`, which has no object. Port `http` is 8080 on `shop/web`
-/// and 9090 on `shop/api`. The sidecar of `web` has `metrics` 9100, and its init container `setup` 7000.
+/// Namespaces `shop` (team=a) and `ops` (team=b), and `bare`, which has no Namespace object. Port `http` is 8080 on
+/// `shop/web` and 9090 on `shop/api`. The sidecar of `web` has `metrics` 9100, and its init container `setup` 7000.
 const CLUSTER: &str = "
 {apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {team: a}}}
 ---
@@ -46,7 +46,7 @@ status: {podIPs: [{ip: 10.0.0.2}, {ip: 'fd00::2'}]}
 ---
 ";
 
-/// Returns the state of [`CLUSTER`] with policies `p0`, `p1`, … in namespace `shop` that have these specs.
+/// Returns the state of [`CLUSTER`] with a policy in namespace `shop` for each of these specs: `p0`, `p1`, ….
 fn cluster(specs: &[&str]) -> ClusterState {
     let mut text = CLUSTER.to_owned();
     for (index, spec) in specs.iter().enumerate() {
@@ -141,7 +141,7 @@ fn s2_without_policy_types_a_policy_with_egress_rules_isolates_for_egress() {
 }
 
 #[test]
-fn s3_empty_rules_and_empty_lists() {
+fn s3_an_empty_list_of_rules_allows_nothing_and_an_empty_rule_allows_everything() {
     check(&[
         (&["podSelector: {}, ingress: []"], "198.51.100.1", "shop/web:80", false),
         (&["podSelector: {}, ingress: [{}]"], "198.51.100.1", "shop/web:80", true),
@@ -206,7 +206,7 @@ fn s4_selectors() {
 }
 
 #[test]
-fn s5_host_network_pods_are_neither_subject_nor_peer() {
+fn s5_host_network_pods_are_not_isolated_and_not_matched_by_selectors() {
     check(&[
         (&["podSelector: {}"], "ops/probe", "shop/host:80", true),
         (&["podSelector: {}, policyTypes: [Egress]"], "shop/host", "ops/probe:80", true),
@@ -221,7 +221,7 @@ fn s5_host_network_pods_are_neither_subject_nor_peer() {
 }
 
 #[test]
-fn s6_finished_pods_and_pods_without_their_address_are_not_peers() {
+fn s6_finished_pods_and_pods_whose_address_belongs_to_another_pod_are_not_peers() {
     let from_jobs =
         "podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: job}}}]}]";
     check(&[
@@ -235,10 +235,10 @@ fn s6_finished_pods_and_pods_without_their_address_are_not_peers() {
         )
     };
     let cases = [
-        // `api` has no creation time, so it counts as older.
+        // `api` has the same address. It has no creation time, so it counts as older.
         ("younger", pod_with_address("zz", ", creationTimestamp: '2024-01-01T00:00:00Z'"), true),
         (
-            "deleted",
+            "younger, but being deleted",
             pod_with_address(
                 "zz",
                 ", creationTimestamp: '2024-01-01T00:00:00Z', deletionTimestamp: '2024-01-02T00:00:00Z'",
@@ -362,7 +362,7 @@ fn s11_and_s12_an_except_subtracts_from_its_own_block_only() {
 }
 
 #[test]
-fn s13_host_bits_default_routes_and_mapped_blocks() {
+fn s13_host_bits_are_ignored_and_mapped_blocks_match_nothing() {
     let block = |block: &str| format!("podSelector: {{}}, ingress: [{{from: [{{ipBlock: {{{block}}}}}]}}]");
     let cases = [
         ("cidr: 10.1.2.3/16", "10.1.9.9", true),
@@ -394,7 +394,7 @@ fn s14_blocks_apply_to_pod_and_node_addresses() {
 }
 
 #[test]
-fn s15_hairpin_and_local_node_traffic_is_allowed_but_not_forwarded_traffic() {
+fn s15_hairpin_and_local_node_traffic_is_allowed_and_forwarded_traffic_needs_a_rule() {
     let mut cluster_state = cluster(&["podSelector: {}, policyTypes: [Ingress, Egress]"]);
     cluster_state.apply(Event::LocalAddresses(vec!["192.168.0.1".parse().unwrap(), "10.0.0.254".parse().unwrap()]));
     let packet = |direction, remote: &str, from_node, is_hairpin| Packet {

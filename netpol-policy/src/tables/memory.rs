@@ -103,7 +103,7 @@ impl Tables {
         self.addresses.get(&address).copied()
     }
 
-    /// Returns the addresses in a range that have an entry of their own.
+    /// Returns the addresses with their own entry in a range.
     pub fn addresses_between(&self, first: IpAddr, last: IpAddr) -> impl Iterator<Item = IpAddr> {
         self.addresses.range(first..=last).map(|(address, _)| *address)
     }
@@ -113,12 +113,13 @@ impl Tables {
         self.frontends.get(frontend).copied()
     }
 
-    /// Returns what a rule set allows to a class, if that is more than it allows to every address.
+    /// Returns what a rule set allows to a class of addresses. `None` if this is not more than the rule set allows to
+    /// every address.
     pub fn allow(&self, key: &AllowKey) -> Option<AllowEntry> {
         self.allow.get(key).copied()
     }
 
-    /// Returns the longest match for a port.
+    /// Returns the entry with the longest prefix that matches a port.
     pub fn port(&self, key: &PortKey) -> Option<PortEntry> {
         prefixes_of(*key).find_map(|prefix| self.ports.get(&prefix)).copied()
     }

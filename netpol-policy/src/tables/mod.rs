@@ -36,18 +36,18 @@ pub struct EndpointPolicy {
 pub enum Change {
     /// Writes an entry of `PORTS`.
     PutPort {
-        /// Significant bits of `key`.
+        /// Number of significant bits of `key`.
         prefix_len: u32,
-        /// Set, protocol and port.
+        /// Port set, protocol and port.
         key: PortKey,
         /// The entry.
         entry: PortEntry,
     },
     /// Deletes an entry of `PORTS`.
     DeletePort {
-        /// Significant bits of `key`.
+        /// Number of significant bits of `key`.
         prefix_len: u32,
-        /// Set, protocol and port.
+        /// Port set, protocol and port.
         key: PortKey,
     },
     /// Writes an entry of `ALLOW`.

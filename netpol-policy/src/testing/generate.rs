@@ -42,7 +42,7 @@ pub(super) const ADDRESSES: [&str; 14] = [
     "10.96.0.1",
     "fd96::1",
 ];
-/// Addresses of Services. A pod can have two of them, too.
+/// Addresses of Services. The first one and the last one can also be addresses of pods.
 const SERVICE_ADDRESSES: [&str; 6] = ["10.0.0.3", "192.0.2.1", "2001:db8::1", "10.96.0.1", "fd96::1", "fd00::1:2"];
 const BLOCKS: [&str; 12] = [
     "0.0.0.0/0",
@@ -169,7 +169,7 @@ fn addresses(list: &'static [&'static str], max: usize) -> impl Strategy<Value =
     })
 }
 
-/// Generates a protocol: TCP most often, so that Services and slices match.
+/// Generates a protocol: TCP most often, so that ports of Services and of `EndpointSlice` objects match.
 fn protocol() -> impl Strategy<Value = Protocol> {
     prop_oneof![4 => Just(Protocol::Tcp), 1 => select(&Protocol::ALL[..])]
 }
@@ -204,7 +204,7 @@ pub fn service() -> impl Strategy<Value = Service> {
     )
 }
 
-/// Generates a slice of a Service.
+/// Generates an `EndpointSlice`, in most cases of a Service.
 pub fn slice() -> impl Strategy<Value = EndpointSlice> {
     let port = (name(&PORT_NAMES), protocol(), select(&PORTS[..])).prop_map(|(name, protocol, port)| SlicePort {
         name,

@@ -1,8 +1,8 @@
 //! `dir:PATH`: a directory tree of manifests. The objects in the files are the cluster state.
 //!
-//! Any inotify event leads to one scan. A scan reads the files that have a changed stamp (inode, times and size). A
-//! directory or file that cannot be read keeps its last objects and is read again later. Its error is logged once.
-//! Scans and reads run on a blocking thread, because they take long for large files.
+//! Inotify events trigger a scan; a burst of events triggers only one. A scan reads the files that have a changed stamp
+//! (inode, times and size). A directory or file that cannot be read keeps its last objects and is read again later. Its
+//! error is logged once. Scans and reads run on a blocking thread, because they take long for large files.
 
 mod scan;
 mod store;
@@ -29,7 +29,7 @@ use watch::Watch;
 const QUIET: Duration = Duration::from_millis(20);
 /// A scan starts after this time even if the burst continues.
 const MAX_BURST: Duration = Duration::from_millis(200);
-/// Interval of scans without events.
+/// Interval of scans if there are no events.
 const RESCAN: Duration = Duration::from_secs(15);
 /// Interval of scans while a file is being written.
 const RESCAN_WHILE_WRITING: Duration = Duration::from_millis(250);
@@ -259,7 +259,7 @@ fn parse_file(text: &str, path: &Path) -> FileContent {
     if parsed.skipped == Some(SkipReason::NotKubernetes) {
         errors.push(format!("{}: the file has no Kubernetes object; skipped", path.display()));
     }
-    // If a file had objects and now has none, this is probably a mistake. So its objects are not deleted.
+    // A file that had objects and now has none is probably a mistake. So its objects are not deleted.
     let incomplete = parsed.left_out > 0 || parsed.skipped.is_some();
     FileContent { objects, errors, incomplete }
 }
@@ -301,7 +301,7 @@ mod tests {
     fn tree(files: &[(&str, &str)]) -> (tempfile::TempDir, Tree) {
         let directory = tempfile::tempdir().expect("cannot create a temporary directory");
         let root = directory.path().join("manifests");
-        fs::create_dir(&root).expect("cannot create the file");
+        fs::create_dir(&root).expect("cannot create the directory");
         for (file, name) in files {
             fs::write(root.join(file), node(name)).expect("cannot write the file");
         }
@@ -318,7 +318,7 @@ mod tests {
         assert_eq!(names(&tree.rescan()), [""; 0]);
         assert!(
             tree.rescan_soon && tree.failures.contains_key(&tree.root),
-            "the error is recorded, and the next scan is early"
+            "the error must be recorded, and the next scan must be early"
         );
         fs::write(moved_root.join("b.yaml"), node("b")).expect("cannot write the file");
         fs::rename(&moved_root, &tree.root).expect("cannot move the directory");

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use netpol_files::{ReadError, is_manifest, other_than_regular};
 
-/// The maximum time for which the clock for file timestamps does not advance, with a large margin.
+/// Upper limit for the resolution of file timestamps, with a large margin.
 const TICK: Duration = Duration::from_millis(50);
 
 /// Metadata that changes when a file is written. If the stamp is the same, the content is the same, too, unless the
@@ -45,12 +45,12 @@ impl Stamp {
 /// The result of a scan.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
-    /// Manifests: `.yaml`, `.yml` and `.json` files that are not hidden. Symbolic links are followed, as in a mounted
-    /// `ConfigMap`.
+    /// Manifests: `.yaml`, `.yml` and `.json` files that are not hidden. Symbolic links are followed, because the files
+    /// of a mounted `ConfigMap` are symbolic links.
     pub(super) files: BTreeMap<PathBuf, Stamp>,
     /// Directories to watch.
     pub(super) directories: Vec<PathBuf>,
-    /// Paths that could not be read. The objects that were read there earlier stay.
+    /// Paths that could not be read. The objects that were read from these paths earlier stay in effect.
     pub(super) unreadable: Vec<(PathBuf, ReadError)>,
 }
 

@@ -99,8 +99,8 @@ impl Store {
         self.files_with.keys().filter_map(|key| self.effective(key))
     }
 
-    /// Derives `EndpointSlice` objects for Services that have none, after files changed. Returns the changes of
-    /// derived slices.
+    /// Derives `EndpointSlice` objects for Services that have none in any file. Must be called after objects of files
+    /// changed. Returns the changes of derived objects.
     pub(super) fn derive(&mut self) -> Vec<Event> {
         let slices = derived::endpoint_slices(self.defined_objects()).into_iter().map(Object::Slice);
         let now: BTreeMap<ObjectKey, Object> = slices.map(|slice| (slice.key(), slice)).collect();
@@ -161,7 +161,7 @@ impl Store {
     }
 }
 
-/// Formats two files by name; of more files, only their number and the last one.
+/// Formats the names of two files. If there are more files, formats their number and the name of the last one.
 fn file_names(files_with: &BTreeSet<PathBuf>) -> String {
     match (files_with.len(), files_with.first(), files_with.last()) {
         (2, Some(first), Some(last)) => format!("{} and {}", first.display(), last.display()),
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_path_is_used_in_any_order_of_events() {
+    fn the_file_that_sorts_last_is_used_whichever_file_is_read_first() {
         let mut store = Store::default();
         let (a, b) = (Path::new("a.yaml"), Path::new("b.yaml"));
         assert_eq!(store.set_file(b, valid_content(&[node_at("n", "10.0.0.2")])).events.len(), 1);

@@ -98,7 +98,7 @@ fn needs_scan(writing: &mut HashMap<PathBuf, Instant>, mask: EventMask, path: Op
         return false;
     }
     if mask.contains(EventMask::CREATE) && !mask.contains(EventMask::ISDIR) {
-        // A new file is empty until it is closed; a new link is complete.
+        // A new file that is still empty is scanned when it is closed. A new link is complete.
         return path.is_symlink() || std::fs::metadata(&path).is_ok_and(|file| file.len() > 0);
     }
     writing.remove(&path);

@@ -18,8 +18,8 @@ use netpol_policy::text::error_chain;
 
 /// Minimum time between two reads of the credentials.
 const RENEW_INTERVAL: Duration = Duration::from_millis(500);
-/// Minimum time between two notifications that the API server responds again. Otherwise watchers would retry too often
-/// if the server responds and then fails.
+/// Minimum time between two notifications that the API server responds again. Without a minimum, watchers would retry
+/// too often if the server alternates between responses and failures.
 const NOTIFY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Access to the API server; see the module.
@@ -28,7 +28,7 @@ pub(super) struct Access {
     /// The client, and when its credentials were last read.
     client: Mutex<(Client, Instant)>,
     response_limit: Duration,
-    /// When a watcher last recovered.
+    /// When the last notification was sent that the API server responds again.
     recoveries: watch::Sender<Option<Instant>>,
 }
 

@@ -1,4 +1,4 @@
-//! The annotations that netpol uses. All others are not kept in memory.
+//! The annotations that netpol uses. Other annotations are not kept in memory.
 
 use std::collections::BTreeMap;
 

@@ -28,12 +28,12 @@ impl Backoff {
         Self { first, limit, failures: 0 }
     }
 
-    /// Returns the next delay: at least the one that the server requested, up to a limit.
+    /// Returns the next delay. If the server requested a longer delay, returns that one, up to twice the limit.
     pub(super) fn next(&mut self, requested: Option<Duration>) -> Duration {
         let full = self.first.saturating_mul(1 << self.failures.min(16)).min(self.limit);
         self.failures = self.failures.saturating_add(1);
         let jittered = full / 2 + jitter(full / 2);
-        // A server that requests a delay of an hour may be available again long before.
+        // The requested delay is limited, too: a server that requests a delay of an hour may recover much earlier.
         requested.map_or(jittered, |requested| requested.min(self.limit * 2).max(jittered))
     }
 
@@ -46,8 +46,8 @@ impl Backoff {
         self.failures = self.failures.min(1);
     }
 
-    /// Returns whether the last attempt failed.
-    pub(super) fn is_waiting(&self) -> bool {
+    /// Returns whether an attempt has failed since the last reset.
+    pub(super) fn has_failed(&self) -> bool {
         self.failures > 0
     }
 }
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_delay_doubles_up_to_its_limit_and_is_at_least_half_of_it() {
+    fn the_delay_doubles_up_to_its_limit_and_at_most_half_of_it_is_random() {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
         for full in [100, 200, 400, 800, 1000, 1000] {
             let full = Duration::from_millis(full);
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn after_an_outage_of_an_hour_the_delay_is_at_most_half_a_minute_with_few_attempts() {
+    fn during_an_outage_of_an_hour_delays_are_at_most_30_seconds_and_attempts_are_few() {
         let (mut backoff, mut elapsed, mut attempts) = (Backoff::default(), Duration::ZERO, 0);
         while elapsed < Duration::from_hours(1) {
             let wait = backoff.next(None);

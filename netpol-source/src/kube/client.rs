@@ -16,7 +16,7 @@ use tower::{BoxError, ServiceBuilder};
 
 use netpol_policy::text::error_chain;
 
-/// Timeout of a TCP connection and its TLS handshake.
+/// Timeout for a new TCP connection, including its TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval of HTTP/2 pings, also on idle connections.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -27,7 +27,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(15);
 const PROBE_AFTER: Duration = Duration::from_secs(10);
 /// Interval of further probes.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
-/// Time without an acknowledgment of a probe or request after which a TCP connection is dead.
+/// A TCP connection is dead if a probe or a request is not acknowledged within this time.
 const DEAD_AFTER: Duration = Duration::from_secs(30);
 
 /// Reads the credentials and creates a client for the current runtime. Does not connect yet.
@@ -35,7 +35,7 @@ const DEAD_AFTER: Duration = Duration::from_secs(30);
 /// # Errors
 /// If the credentials cannot be read, or use an unsupported feature.
 pub(crate) fn client(kubeconfig: Option<&Path>) -> Result<Client, String> {
-    // An error means that a provider is installed already, and is used.
+    // An error means that another crypto provider is already installed. Then that provider is used.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut config = config(kubeconfig)?;
     if let Some(proxy) = &config.proxy_url {
@@ -68,8 +68,8 @@ fn assemble(config: &Config) -> kube::Result<Client> {
         let name = name.map_err(|error| kube::Error::RustlsTls(RustlsTlsError::InvalidServerName(error)))?;
         connector = connector.with_server_name_resolver(FixedServerNameResolver::new(name));
     }
-    // ALPN selects HTTP/2, which every API server supports. Its pings distinguish an idle watch from a dead one. kube's
-    // own connector only has HTTP/1.1.
+    // ALPN selects HTTP/2, which every API server supports. HTTP/2 pings distinguish an idle watch from a dead one.
+    // kube's own connector only has HTTP/1.1.
     let connector = connector.enable_all_versions().wrap_connector(tcp_connector());
     // No read timeout: watches are idle as long as nothing changes.
     let mut connector = TimeoutConnector::new(connector);
@@ -88,8 +88,8 @@ fn assemble(config: &Config) -> kube::Result<Client> {
     Ok(ClientBuilder::new(service, &config.default_namespace).build())
 }
 
-/// Creates a TCP connector with keepalive. A machine that has failed sends nothing, so only the kernel's probes detect
-/// the failure.
+/// Creates a TCP connector with keepalive. A machine that has failed sends nothing, not even a RST. The kernel's probes
+/// detect this, also over HTTP/1.1, which has no pings.
 fn tcp_connector() -> HttpConnector {
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);

@@ -16,10 +16,10 @@ use super::store::Store;
 use super::trim::ReceivedObject;
 
 /// How long the differences of a recovered resource wait for other resources. An API server that has just started may
-/// reject requests for a while, and a full list of a large cluster takes time. Until then, the state from before the
-/// outage stays in effect. Waiting forever would not be safer, because addresses are reused by other pods.
+/// reject requests for a while, and a full list of a large cluster takes time. During the wait, the state from before
+/// the outage stays in effect. Waiting forever would not be safer, because other pods reuse the addresses.
 pub(super) const MAX_DELAY: Duration = Duration::from_secs(30);
-/// Time in which a resumed watch delivers the events that were missed.
+/// Time that a resumed watch has to deliver the events that were missed.
 pub(super) const CATCH_UP: Duration = Duration::from_millis(200);
 
 /// An event from the watcher of a resource.
@@ -29,8 +29,9 @@ pub(super) enum WatchEvent {
     Began,
     /// An object of the list. [`WatchEvent::Listed`] follows the last object, unless the list stays incomplete.
     Item(ReceivedObject, Instant),
-    /// The list has an object without a name. So objects that are missing from the list do not count as deleted.
-    Unnamed,
+    /// The list has an object without a name. It may be any object, so objects that are missing from the list do not
+    /// count as deleted.
+    Nameless,
     /// The list is complete, at this version.
     Listed(u64),
     /// An object is new or changed.
@@ -55,13 +56,14 @@ enum SyncState {
     InSync,
     /// Out of sync.
     Lost,
-    /// Out of sync for longer than [`MAX_DELAY`]. Other resources do not wait for it until it has recovered.
+    /// Out of sync, and other resources have waited for it for [`MAX_DELAY`]. They do not wait again before it has
+    /// recovered.
     Skipped,
     /// Recovered, but the differences are not sent yet.
     Recovered {
         /// When it recovered.
         since: Instant,
-        /// When all missed events have arrived.
+        /// From this time on, the differences count as complete.
         complete: Instant,
     },
 }
@@ -121,7 +123,7 @@ impl Gatherer {
         match event {
             WatchEvent::Began => state.store.begin(),
             WatchEvent::Item(item, received) => state.store.add_listed(item, received, &mut self.interner),
-            WatchEvent::Unnamed => state.store.mark_nameless(),
+            WatchEvent::Nameless => state.store.mark_nameless(),
             WatchEvent::Listed(version) => {
                 state.position = version;
                 state.broken = false;
@@ -246,9 +248,10 @@ impl Gatherer {
         Some(if lost { latest.max(complete) } else { complete })
     }
 
-    /// Returns whether an object exists, if `version` of the object or a later version was sent in a batch; `None` if
-    /// not. `version` is the version at the API server, or `None` if the API server has no such object.
-    pub(super) fn has_processed(&self, resource: Resource, key: &ObjectKey, version: Option<u64>) -> Option<bool> {
+    /// Returns whether an object exists, but only after `version` of the object or a later version was sent in a batch.
+    /// Before that, returns `None`. `version` is the version at the API server, or `None` if the API server has no such
+    /// object.
+    pub(super) fn exists_if_sent(&self, resource: Resource, key: &ObjectKey, version: Option<u64>) -> Option<bool> {
         if self.initial.is_some() || !self.in_sync_events.is_empty() || self.resync.contains_key(key) {
             return None;
         }

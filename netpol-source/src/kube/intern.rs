@@ -1,12 +1,12 @@
-//! Stores equal strings once: thousands of pods have the same namespace, node, labels and port names, and slices name
-//! their Service.
+//! Stores equal strings once: thousands of pods have the same namespace, node, labels and port names, and each
+//! `EndpointSlice` contains the name of its Service.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use netpol_policy::model::{Labels, Object, ObjectKey, PodWorkload};
 
-/// Number of unused strings that may accumulate before they are removed.
+/// Unused strings are removed when the set is larger than twice its size after the last removal, plus this margin.
 const SLACK: usize = 1024;
 
 /// A set of shared strings; see the module.

@@ -14,7 +14,7 @@
 //!   the source could not report that the API server is unavailable.
 //! * It deserializes complete objects. `trim` reads only the fields that policies need from the JSON text.
 //!
-//! An invalid object is not among the reasons: it does not fail a whole list with `DeserializeGuard`. But
+//! Invalid objects are not among the reasons: with `DeserializeGuard`, a list with an invalid object does not fail. But
 //! `DeserializeGuard` clones each object as a generic value first.
 
 mod access;

@@ -17,7 +17,7 @@ use super::resource::Resource;
 use super::trim::{key_and_version, version};
 use crate::{Generation, SourceQuery, Subject, SubjectState};
 
-/// Requests only metadata.
+/// `Accept` headers that request only metadata.
 const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 const METADATA_LIST: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
 /// Number of objects in a page.
@@ -45,7 +45,8 @@ struct ListedVersions {
 
 /// A query that waits for the watch.
 pub(super) struct PendingQuery {
-    /// Objects that are not processed yet: the required version, or `None` if the object did not exist.
+    /// Objects that the watch has not delivered yet, each with the required version, or with `None` if the object did
+    /// not exist.
     missing: Vec<(Resource, ObjectKey, Option<u64>)>,
     exists: bool,
     answer: Option<oneshot::Sender<Result<SubjectState, String>>>,
@@ -184,7 +185,7 @@ impl PendingQuery {
         if self.answer.as_ref().is_none_or(oneshot::Sender::is_closed) {
             return true;
         }
-        self.missing.retain(|(resource, key, version)| match gatherer.has_processed(*resource, key, *version) {
+        self.missing.retain(|(resource, key, version)| match gatherer.exists_if_sent(*resource, key, *version) {
             Some(exists) => {
                 self.exists = exists;
                 false

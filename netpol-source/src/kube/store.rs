@@ -111,7 +111,7 @@ impl Store {
         (events, listing.received)
     }
 
-    /// Records a new or changed object. Returns the object if a field that policies need has changed.
+    /// Records a new or changed object. Returns the object if it is new, or if a field that policies need has changed.
     pub(super) fn update(&mut self, mut item: ReceivedObject, interner: &mut Interner) -> Option<Object> {
         let Some(mut object) = item.object else {
             report(&item.key, &item.diagnostics);
@@ -193,17 +193,17 @@ mod tests {
     }
 
     #[test]
-    fn a_list_yields_the_differences_for_any_versions() {
+    fn a_list_yields_the_differences_even_if_its_versions_are_older() {
         let mut store = Store::default();
         complete_list(
             &mut store,
             vec![received_object("a", Some(1), 5), received_object("b", Some(2), 6), received_object("c", Some(3), 7)],
         );
-        let differs = complete_list(
+        let differences = complete_list(
             &mut store,
             vec![received_object("a", Some(1), 2), received_object("b", Some(9), 3), received_object("d", Some(4), 1)],
         );
-        assert_eq!(differs, ["+Node b", "+Node d", "-Node c"]);
+        assert_eq!(differences, ["+Node b", "+Node d", "-Node c"]);
         assert_eq!(store.version(&ObjectKey::Node("a".into())), Some(2));
     }
 

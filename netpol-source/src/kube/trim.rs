@@ -181,7 +181,7 @@ fn parse_metadata(text: &str) -> Result<Metadata, String> {
 }
 
 /// Parses a resource version. In general, versions are opaque texts. But the versions of the API server can be compared
-/// as numbers, which Kubernetes 1.35 guarantees. Any other text counts as the oldest version.
+/// as numbers, which Kubernetes guarantees since 1.35. Any other text counts as the oldest version.
 pub(super) fn version(text: &str) -> u64 {
     text.parse().unwrap_or(0)
 }
@@ -237,7 +237,7 @@ fn parse(resource: Resource, metadata: &Metadata, text: &str) -> Result<ParsedOb
     })
 }
 
-/// Parses a policy in the same way as a file, so that a policy of invalid shape isolates its pods, too.
+/// Parses a policy in the same way as a policy in a file. So a policy of invalid shape also isolates its pods.
 fn policy(metadata: &Metadata, RawSpec { metadata: slim, spec }: RawSpec) -> ParsedObject {
     let annotations = slim.annotations.and_then(Annotations::into_map);
     let value = json!({
@@ -367,7 +367,7 @@ mod tests {
         check_trimmed(Resource::NetworkPolicies, include_str!("../../tests/fixtures/kube/list-netpols.body"));
     }
 
-    /// The objects follow the API documentation; they are not recorded.
+    /// These objects are not recorded from an API server, but written according to the API documentation.
     #[test]
     fn trimmed_services_and_host_ports_parse_like_complete_ones() {
         let list = |item: Value| json!({ "items": [item] }).to_string();
@@ -435,7 +435,7 @@ mod tests {
 
     /// With an API server, only `EndpointSlice` objects determine the backends of a Service, not its selector.
     #[test]
-    fn s37_a_service_of_an_api_server_has_no_selector() {
+    fn s37_the_selector_of_a_service_from_an_api_server_is_ignored() {
         let text = json!({"metadata": {"name": "a", "namespace": "shop", "resourceVersion": "7"},
             "spec": {"clusterIP": "10.96.0.7", "selector": {"app": "a"}, "ports": [{"port": 80}]}});
         let received = parse_object(Resource::Services, &text.to_string()).expect("it has a name");
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_with_a_field_of_the_wrong_type_keeps_its_name() {
+    fn a_pod_with_a_field_of_the_wrong_type_is_identified_but_not_parsed() {
         let text =
             r#"{"metadata": {"name": "a", "namespace": "shop", "resourceVersion": "7"}, "spec": {"containers": 1}}"#;
         let received = parse_object(Resource::Pods, text).expect("the object has a name");

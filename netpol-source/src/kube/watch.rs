@@ -62,7 +62,7 @@ enum StreamEnd {
     Timeout,
     /// The version is too old to continue from.
     Expired(String),
-    /// The server has no streaming lists. `false`: this is not certain, because the server only sent none in time.
+    /// The server has no streaming lists. `false`: this is only assumed, because no data arrived in time.
     NoStreaming(bool),
     /// The receiver of the events was dropped.
     ReceiverDropped,
@@ -144,7 +144,7 @@ impl Watcher {
                     tracing::info!(resource = %self.resource, reason = why, "watch version expired; listing again");
                     self.position = None;
                     self.mark_lost().await;
-                    // The server is reachable, and other watchers may have recovered: wait less than after failures.
+                    // The server is reachable, so this delay is independent of the backoff for failures.
                     sleep(self.expired_backoff.next(None)).await;
                     continue;
                 }
@@ -166,9 +166,9 @@ impl Watcher {
                 }
             }
             let wait = self.backoff.next(retry_after);
-            // If other watchers have recovered, retry soon: new objects of other resources would be combined with old
-            // ones of this resource. A server that has just started may reject requests at first, so still wait a
-            // little.
+            // If another watcher has recovered, retry at once. Otherwise new objects of other resources would be
+            // combined with old objects of this resource. A server that has just started may reject this attempt, too,
+            // so the next delays are short again.
             tokio::select! {
                 () = sleep(wait) => {}
                 Ok(()) = self.recoveries.changed(), if retry_after.is_none() => self.backoff.shorten(),
@@ -233,7 +233,7 @@ impl Watcher {
     async fn list_pages(&mut self) -> Result<String, Failure> {
         let mut next = String::new();
         let mut limit = self.options.page_size;
-        self.report(WatchEvent::Began).await;
+        self.send_event(WatchEvent::Began).await;
         loop {
             let query = if next.is_empty() {
                 if limit == 0 { "limit=0".to_owned() } else { format!("limit={limit}") }
@@ -245,7 +245,7 @@ impl Watcher {
                 Err(failure) if failure.is_gone() && limit > 0 && !next.is_empty() => {
                     self.count_failure(&failure);
                     (next, limit) = (String::new(), 0);
-                    self.report(WatchEvent::Began).await;
+                    self.send_event(WatchEvent::Began).await;
                     continue;
                 }
                 result => result?,
@@ -265,8 +265,8 @@ impl Watcher {
 
     async fn send_item(&mut self, text: &str, received: Instant) {
         match self.parse(text) {
-            Some(object) => self.report(WatchEvent::Item(object, received)).await,
-            None => self.report(WatchEvent::Unnamed).await,
+            Some(object) => self.send_event(WatchEvent::Item(object, received)).await,
+            None => self.send_event(WatchEvent::Nameless).await,
         };
     }
 
@@ -279,7 +279,7 @@ impl Watcher {
             kind.relists += u64::from(kind.listed);
             kind.listed = true;
         });
-        self.report(WatchEvent::Listed(version(text))).await;
+        self.send_event(WatchEvent::Listed(version(text))).await;
         self.report_recovery();
         Ok(())
     }
@@ -287,17 +287,17 @@ impl Watcher {
     /// Watches. Starts with a full list if there is no position yet.
     async fn stream(&mut self) -> Result<StreamEnd, Failure> {
         let mut listing = self.position.is_none();
-        // Spread the timeouts of the watches.
+        // The random part keeps all watches from ending at the same time.
         let seconds = self.options.watch_timeout.as_secs() + jitter(self.options.watch_timeout).as_secs();
         let response = match self.access.get(&self.stream_url(seconds)).await {
             Err(Failure::Status { code: 400 | 422, .. }) if listing => return Ok(StreamEnd::NoStreaming(true)),
             result => result?,
         };
         if listing {
-            self.report(WatchEvent::Began).await;
+            self.send_event(WatchEvent::Began).await;
         } else {
             if std::mem::replace(&mut self.connection, ConnectionState::Working) != ConnectionState::Working {
-                self.report(WatchEvent::Resumed).await;
+                self.send_event(WatchEvent::Resumed).await;
             }
             self.report_recovery();
         }
@@ -363,7 +363,7 @@ impl Watcher {
             self.verb = "watch";
             self.finish_list(&metadata.resource_version).await?;
         } else {
-            self.report(WatchEvent::Position(version(&metadata.resource_version))).await;
+            self.send_event(WatchEvent::Position(version(&metadata.resource_version))).await;
         }
         self.position = Some(metadata.resource_version);
         Ok(None)
@@ -380,7 +380,7 @@ impl Watcher {
         } else {
             WatchEvent::Changed(object, received)
         };
-        self.report(event).await
+        self.send_event(event).await
     }
 
     fn parse(&self, text: &str) -> Option<ReceivedObject> {
@@ -393,7 +393,7 @@ impl Watcher {
         }
     }
 
-    async fn report(&self, event: WatchEvent) -> bool {
+    async fn send_event(&self, event: WatchEvent) -> bool {
         self.state.update(self.resource.plural(), |kind| kind.last_received = Some(Instant::now()));
         self.events.send((self.resource, event)).await.is_ok()
     }
@@ -402,7 +402,7 @@ impl Watcher {
     async fn mark_lost(&mut self) {
         if !matches!(self.connection, ConnectionState::Lost(_)) {
             self.connection = ConnectionState::Lost(Instant::now());
-            self.report(WatchEvent::Lost).await;
+            self.send_event(WatchEvent::Lost).await;
         }
     }
 
@@ -418,7 +418,7 @@ impl Watcher {
         }
         // After the first failure, the watch resumes immediately at the same version. If this fails, too, it is an
         // outage.
-        if self.backoff.is_waiting() || self.position.is_none() {
+        if self.backoff.has_failed() || self.position.is_none() {
             self.mark_lost().await;
             let text = failure.report(self.verb, self.resource);
             if self.current_error.as_ref() != Some(&text) {
@@ -428,7 +428,7 @@ impl Watcher {
             }
         } else {
             self.connection = ConnectionState::Broken;
-            self.report(WatchEvent::Broken).await;
+            self.send_event(WatchEvent::Broken).await;
             tracing::info!(resource = %self.resource, "{}", failure.report(self.verb, self.resource));
         }
     }
@@ -443,7 +443,7 @@ impl Watcher {
     }
 }
 
-/// Returns how an ERROR event ends a watch. `listing`: the watch still sends the full list.
+/// Returns how an ERROR event ends a watch. `listing` is true while the watch still sends the full list.
 fn error_event_end(status: Status, listing: bool) -> Result<StreamEnd, Failure> {
     match status.code {
         410 => Ok(StreamEnd::Expired(status.message)),

@@ -50,7 +50,7 @@ impl Rules {
         self.allow_in(None, groups, resources, verbs)
     }
 
-    /// Like [`Rules::allow`], in one namespace only, as a `Role` does.
+    /// Like [`Rules::allow`], but only in this namespace, as a `Role` does. `None` means all namespaces.
     #[must_use]
     pub fn allow_in(mut self, namespace: Option<&str>, groups: &[&str], resources: &[&str], verbs: &[&str]) -> Self {
         let owned = |list: &[&str]| list.iter().map(|&one| one.to_owned()).collect();
@@ -59,7 +59,7 @@ impl Rules {
         self
     }
 
-    /// Removes one verb on a resource, or all verbs.
+    /// Removes the permission for a verb on a resource; `None` means all verbs.
     #[must_use]
     pub fn without(mut self, resource: Resource, verb: Option<Verb>) -> Self {
         self.denied.push((resource, verb));
@@ -89,7 +89,7 @@ impl Rules {
         if let Some(objects) = object.as_array().or_else(|| object.get("items").and_then(Value::as_array)) {
             let mut found = false;
             for object in objects {
-                // No early return: each role adds its rules.
+                // The loop does not end at the first role: each role adds its rules.
                 found |= self.add_roles(object);
             }
             return found;
@@ -126,8 +126,8 @@ impl Rules {
         !self.denied.iter().any(denied) && self.allowed.iter().any(allowed)
     }
 
-    /// Returns whether commands can be run in pods of a namespace. Since Kubernetes 1.35, this needs the verbs `get`
-    /// and `create` for a WebSocket.
+    /// Returns whether commands can be run in pods of a namespace. Since Kubernetes 1.35, a WebSocket for commands
+    /// needs both verbs, `get` and `create`.
     pub(crate) fn allows_exec(&self, namespace: &str) -> bool {
         ["get", "create"]
             .iter()

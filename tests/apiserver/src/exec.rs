@@ -68,7 +68,7 @@ pub enum Exec {
     Hang,
     /// Writes a text to standard error and exits with a code.
     Fails(String, i32),
-    /// The request is rejected.
+    /// The request is rejected with this HTTP status.
     Reject(u16),
 }
 

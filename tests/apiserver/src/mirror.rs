@@ -54,7 +54,7 @@ struct Directory {
     shared: Arc<Shared>,
     path: PathBuf,
     files: BTreeMap<PathBuf, File>,
-    /// The objects of the directory that the server has now.
+    /// The objects that the mirror has applied to the server.
     applied: BTreeMap<Key, Value>,
     /// The errors of each file.
     diagnostics: BTreeMap<PathBuf, String>,

@@ -31,7 +31,7 @@ pub struct Options {
     pub exec_protocols: &'static [&'static str],
     /// The `Date` header of all responses; `None` sends the current time.
     pub date: Option<&'static str>,
-    /// Whether a client that requests its own user name gets a response.
+    /// Whether the server responds to a `SelfSubjectReview`, with which a client requests its own user name.
     pub self_reviews: bool,
 }
 

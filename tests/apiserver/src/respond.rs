@@ -157,7 +157,7 @@ fn authorize(shared: &Shared, user: &str, target: &Target) -> Result<(), Status>
 }
 
 /// Returns the effect of the fault that applies to a request, and subtracts one from the fault's remaining requests.
-/// For a list, it also updates the page number.
+/// If the request is a list, also updates the page number.
 fn next_effect(shared: &Shared, target: &Target) -> Option<EffectKind> {
     let mut state = shared.lock();
     let page = state.pages.entry(target.resource).or_default();
@@ -193,13 +193,13 @@ fn non_resource(shared: &Shared, path: &str) -> Response<Body> {
 /// Returns the API groups. A group of custom resources exists only if it has an object.
 fn groups(shared: &Shared) -> serde_json::Value {
     let state = shared.lock();
-    let mut groups: Vec<&str> = Vec::new();
+    let mut api_versions: Vec<&str> = Vec::new();
     for resource in Resource::ALL {
         let is_custom = resource == Resource::CiliumNetworkPolicies;
         let exists =
             !is_custom || !state.store.at(resource, state.store.version(), "", "").unwrap_or_default().is_empty();
-        if exists && !resource.group().is_empty() && !groups.contains(&resource.api_version()) {
-            groups.push(resource.api_version());
+        if exists && !resource.group().is_empty() && !api_versions.contains(&resource.api_version()) {
+            api_versions.push(resource.api_version());
         }
     }
     let group = |api_version: &&str| {
@@ -207,7 +207,7 @@ fn groups(shared: &Shared) -> serde_json::Value {
         let version = serde_json::json!({"groupVersion": api_version, "version": version});
         serde_json::json!({"name": name, "versions": [version], "preferredVersion": version})
     };
-    let groups: Vec<_> = groups.iter().map(group).collect();
+    let groups: Vec<_> = api_versions.iter().map(group).collect();
     serde_json::json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 

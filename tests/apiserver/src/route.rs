@@ -103,12 +103,13 @@ impl Target {
 
 /// Returns the requested form of objects, from the `Accept` header. `Table` is not supported.
 pub(crate) fn form(accept: &str) -> Result<Form, Status> {
-    for kind in accept.split(',').map(str::trim) {
-        let is_complete = !kind.contains("as=");
-        if kind.starts_with("application/json") && kind.contains("as=PartialObjectMetadata") {
+    for media_type in accept.split(',').map(str::trim) {
+        let is_json = media_type.starts_with("application/json");
+        if is_json && media_type.contains("as=PartialObjectMetadata") {
             return Ok(Form::Metadata);
         }
-        if is_complete && (kind.is_empty() || kind.starts_with("application/json") || kind.contains("/*")) {
+        // `as=` requests another form, such as `Table`.
+        if !media_type.contains("as=") && (media_type.is_empty() || is_json || media_type.contains("/*")) {
             return Ok(Form::Whole);
         }
     }

@@ -61,7 +61,7 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    /// Serves on a socket, in the network namespace in which it was bound.
+    /// Serves on a socket, in the network namespace in which the socket was bound.
     ///
     /// # Errors
     /// If the socket is not listening, or the thread cannot be started.
@@ -92,12 +92,12 @@ impl ApiServer {
     /// Changes the state of the network. Only [`Network::Refuse`] closes open connections.
     ///
     /// # Panics
-    /// If another process has taken the port in the meantime.
+    /// If another process has taken the port while connections were refused.
     pub fn network(&self, network: Network) {
         let before = *self.shared.network.borrow();
         if before == Network::Refuse && network != Network::Refuse {
-            // If the kernel selected the port, the shutdown has unbound it. Any other port is still bound, and `bind`
-            // fails.
+            // The shutdown has unbound the port only if the kernel had selected it. Otherwise the port is still bound,
+            // and this `bind` fails.
             let _ = bind(self.listener.as_raw_fd(), &SockaddrStorage::from(self.address));
             listen(&self.listener, Backlog::MAXCONN).expect("cannot listen again on the API server's socket");
             assert_eq!(self.listener.local_addr().ok(), Some(self.address), "the port changed");

@@ -33,7 +33,7 @@ pub(crate) struct State {
     pub(crate) self_reviews: bool,
     /// When each watch event was first passed to a socket, by version.
     pub(crate) sent: BTreeMap<u64, Instant>,
-    /// The page requested last, by resource.
+    /// The number of the list page that was requested last, by resource.
     pub(crate) pages: BTreeMap<Resource, usize>,
     /// All faults that tests have applied to watches, in order.
     pub(crate) watch_faults: Vec<(Option<Resource>, WatchFault)>,
@@ -52,7 +52,7 @@ pub(crate) struct Shared {
     /// Wakes the watches after a change of the state.
     pub(crate) changed: watch::Sender<()>,
     pub(crate) network: watch::Sender<Network>,
-    /// Closes all connections.
+    /// Sending a value closes all connections.
     pub(crate) cuts: watch::Sender<()>,
 }
 
@@ -97,7 +97,7 @@ impl Shared {
         result
     }
 
-    /// Waits for the delay of a slow network.
+    /// Waits for the delay of [`Network::Slow`]. In the other states of the network, returns immediately.
     pub(crate) async fn throttle(&self) {
         let network = *self.network.borrow();
         match network {

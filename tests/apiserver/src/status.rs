@@ -103,7 +103,7 @@ impl Status {
         Self::new(500, "", &message, None)
     }
 
-    /// Returns the error for a query parameter that is not allowed, or not together with other parameters.
+    /// Returns the error for an invalid query parameter, or an invalid combination of parameters.
     pub(crate) fn forbidden_option(field: &str, why: &str) -> Self {
         let message = format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: Forbidden: {why}");
         let cause = json!({"reason": "FieldValueForbidden", "message": format!("Forbidden: {why}"), "field": field});

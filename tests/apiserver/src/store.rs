@@ -27,7 +27,7 @@ pub struct Applied {
 /// Why an object was rejected.
 #[derive(Debug, Error)]
 pub enum ApplyError {
-    /// The object does not have `apiVersion`, `kind` and `metadata.name`.
+    /// The object lacks `apiVersion`, `kind` or `metadata.name`.
     #[error("the object has no apiVersion, kind or metadata.name: {0}")]
     Incomplete(String),
     /// The kind is not in [`Resource`].
@@ -114,7 +114,7 @@ impl Store {
         let uid =
             previous("uid").unwrap_or_else(|| json!(format!("00000000-0000-4000-8000-{:012x}", self.uid_counter)));
         metadata.insert("uid".to_owned(), uid);
-        // A real server always sets the time itself. Tests need objects of different ages.
+        // A real server always sets the creation time itself. Here a test can set it, so that objects differ in age.
         if !metadata.contains_key("creationTimestamp") {
             let created = previous("creationTimestamp").unwrap_or_else(|| json!(now()));
             metadata.insert("creationTimestamp".to_owned(), created);
@@ -181,7 +181,7 @@ impl Store {
         }
     }
 
-    /// Assigns new versions to all objects, counting from `first`.
+    /// Assigns new versions to all objects. The first new version is `first + 1`.
     pub(crate) fn renumber(&mut self, first: u64) {
         self.version = first;
         for collection in self.collections.values_mut() {

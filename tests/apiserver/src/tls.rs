@@ -18,19 +18,21 @@ pub(crate) struct Identity {
     pub(crate) ca_certificate: String,
 }
 
-/// Creates a certificate for an address, the in-cluster names of an API server and `names`, signed by a new CA.
+/// Creates a CA, and a certificate that this CA signs. The certificate is valid for `address`, the loopback addresses,
+/// `kubernetes.default.svc` and `names`.
 pub(crate) fn identity(address: SocketAddr, names: &[String], http2: bool) -> Result<Identity, StartError> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.distinguished_name.push(DnType::CommonName, "netpol test authority");
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
 
-    let mut all: Vec<String> = ["localhost", "127.0.0.1", "::1", "kubernetes.default.svc"].map(str::to_owned).into();
-    all.push(address.ip().to_string());
-    all.extend(names.iter().cloned());
-    all.sort();
-    all.dedup();
-    let mut params = CertificateParams::new(all)?;
+    let mut all_names: Vec<String> =
+        ["localhost", "127.0.0.1", "::1", "kubernetes.default.svc"].map(str::to_owned).into();
+    all_names.push(address.ip().to_string());
+    all_names.extend(names.iter().cloned());
+    all_names.sort();
+    all_names.dedup();
+    let mut params = CertificateParams::new(all_names)?;
     params.distinguished_name.push(DnType::CommonName, "kube-apiserver");
     let key = KeyPair::generate()?;
     let certificate = params.signed_by(&key, &authority)?;

@@ -105,7 +105,7 @@ pub(crate) fn watch(
     if streaming_requested && let Some(error) = check_streaming(&state, target)? {
         return Ok(Body::whole(event("ERROR", &error.body)));
     }
-    // A watch without a version starts with the current objects.
+    // Without `sendInitialEvents`, a watch starts with the current objects if its version is missing or 0.
     let initial = streaming_requested || (version.unwrap_or(0) == 0 && target.option("sendInitialEvents").is_none());
     let watch = Watch {
         shared: shared.clone(),
@@ -315,10 +315,10 @@ impl Watch {
         out
     }
 
-    /// Returns a bookmark. If `initial` is set, the bookmark marks the end of the initial events. Clients use only its
-    /// version. The other fields are those that Go serializes for an empty object.
-    fn bookmark(&self, initial: bool) -> Vec<u8> {
-        let end = if initial { ",\"annotations\":{\"k8s.io/initial-events-end\":\"true\"}" } else { "" };
+    /// Returns a bookmark. If `ends_initial_events` is set, the bookmark marks the end of the initial events. Clients
+    /// use only the version in a bookmark. Its other fields are those that Go serializes for an empty object.
+    fn bookmark(&self, ends_initial_events: bool) -> Vec<u8> {
+        let end = if ends_initial_events { ",\"annotations\":{\"k8s.io/initial-events-end\":\"true\"}" } else { "" };
         let (kind, api_version, rest) = match self.form {
             Form::Metadata => ("PartialObjectMetadata", "meta.k8s.io/v1", ""),
             Form::Item | Form::Whole => {

@@ -89,8 +89,8 @@ fn create(state: &mut State, target: &Target, mut value: Value) -> Result<WriteR
 fn update(state: &mut State, target: &Target, mut value: Value) -> Result<WriteResponse, Status> {
     let key = target.key();
     let before = state.store.get(target.resource, &key);
-    let before = before.ok_or_else(|| Status::not_found(target.resource, &target.name))?.version;
-    check_version(target, &value, before)?;
+    let version = before.ok_or_else(|| Status::not_found(target.resource, &target.name))?.version;
+    check_version(target, &value, version)?;
     set_identity(target, &target.name, &mut value)?;
     store_object(state, target, &key, value, StatusCode::OK)
 }
@@ -131,7 +131,8 @@ fn check_version(target: &Target, value: &Value, version: u64) -> Result<(), Sta
     }
 }
 
-/// Sets the kind, name and namespace of an object to those in the path of the request.
+/// Sets the kind, name and namespace of an object to those of the request. Returns an error if the object has another
+/// name or namespace.
 fn set_identity(target: &Target, name: &str, value: &mut Value) -> Result<(), Status> {
     value["kind"] = target.resource.kind().into();
     value["apiVersion"] = target.resource.api_version().into();

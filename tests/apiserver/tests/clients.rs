@@ -156,7 +156,7 @@ async fn the_port_stays_the_same_across_network_outages() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_expired_token_is_refused_and_a_new_one_is_read() -> Result<()> {
+async fn an_expired_token_is_refused_and_a_new_token_is_accepted() -> Result<()> {
     let (server, directory) = start(Options::default())?;
     let pods = Api::<Pod>::all(client(&server, &directory).await?);
     pods.list(&ListParams::default()).await?;
@@ -254,7 +254,7 @@ fn start_fake_agent(directory: &TempDir) -> Result<std::path::PathBuf> {
 }
 
 #[tokio::test]
-async fn exec_connects_to_a_socket_and_version_5_closes_one_direction() -> Result<()> {
+async fn exec_connects_to_a_socket_and_the_client_can_close_one_direction() -> Result<()> {
     let (server, directory) = start(Options::default())?;
     server.apply(pod("kube-system", "agent", &json!({})))?;
     let socket = start_fake_agent(&directory)?;
@@ -294,6 +294,6 @@ async fn exec_needs_a_pod_the_permission_and_a_known_protocol() -> Result<()> {
     ensure!(code("agent").await == Some(400));
     ensure!(code("absent").await == Some(404));
     server.set_rules(Rules::none().allow(&[""], &["pods/exec"], &["get"]));
-    ensure!(code("agent").await == Some(403), "a WebSocket also needs the verb create");
+    ensure!(code("agent").await == Some(403), "exec over a WebSocket must need the verb create, not only get");
     Ok(())
 }

@@ -107,7 +107,7 @@ async fn errors_for_unavailable_versions_match_a_real_server() -> Result<()> {
 }
 
 #[tokio::test]
-async fn missing_storage_support_is_reported_in_the_stream() -> Result<()> {
+async fn missing_storage_support_for_streaming_lists_is_sent_as_an_event() -> Result<()> {
     let options = Options { streaming_lists: StreamingLists::NoStorageSupport, ..Options::default() };
     let (server, _directory) = start(options)?;
     let watch = "/api/v1/namespaces?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&timeoutSeconds=3";

@@ -29,10 +29,10 @@
 //!
 //! | behavior | source |
 //! |---|---|
-//! | frames, and which frames of a plugin containerd cannot read | `pkg/net/multiplex/mux.go`; connection IDs: `ttrpc.go` in the same directory |
+//! | frames, and the maximum length of the frames that containerd can read | `pkg/net/multiplex/mux.go`; connection IDs: `ttrpc.go` in the same directory |
 //! | messages, and how they are split into frames | `channel.go`, `client.go`, `server.go` of <https://github.com/containerd/ttrpc>, and Go's `bufio` |
 //! | fields of messages | `pkg/api/api.proto` |
-//! | registration, splitting of `Synchronize`, timeouts, which failures close the connection and do not stop the start of a pod | `pkg/adaptation/plugin.go` |
+//! | registration, splitting of `Synchronize`, timeouts, and the failures that close the connection but do not stop the start of a pod | `pkg/adaptation/plugin.go` |
 //! | one event at a time, in the order of the plugins' indexes | `pkg/adaptation/adaptation.go`; containerd's `internal/nri/nri.go` |
 //! | required plugins | `plugins/default-validator/default-validator.go` |
 //! | a refused pod is stopped and removed | containerd's `internal/cri/nri/nri_api_linux.go` |

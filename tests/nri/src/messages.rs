@@ -125,7 +125,7 @@ pub struct SynchronizeRequest {
     pub more: bool,
 }
 
-/// The response to a part.
+/// The response to a [`SynchronizeRequest`].
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct SynchronizeResponse {
     /// The value of `more` in the request, if the plugin supports lists in parts.
@@ -182,7 +182,7 @@ pub struct PodSandbox {
     /// Linux-specific fields.
     #[prost(message, optional, tag = "8")]
     pub linux: Option<LinuxPodSandbox>,
-    /// Process of the pause container.
+    /// Process ID of the pause container.
     #[prost(uint32, tag = "9")]
     pub pid: u32,
     /// Addresses.
@@ -199,12 +199,12 @@ pub struct LinuxPodSandbox {
     /// Path of its cgroup.
     #[prost(string, tag = "4")]
     pub cgroups_path: String,
-    /// The sandbox's namespaces, except those of the host.
+    /// The Linux namespaces of the sandbox, except those that it shares with the host.
     #[prost(message, repeated, tag = "5")]
     pub namespaces: Vec<LinuxNamespace>,
 }
 
-/// A namespace.
+/// A Linux namespace.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct LinuxNamespace {
     /// As in the OCI runtime specification: `network`, `ipc`, `uts`, `pid`, `mount`.

@@ -78,7 +78,7 @@ struct Writer {
 struct Shared {
     /// The callers that wait for a response, by stream. `None` if the connection is closed.
     callers: Mutex<Option<HashMap<u32, Sender<Response>>>>,
-    /// Why containerd could not have read a message of the plugin.
+    /// Why containerd would reject a message that the plugin sent.
     violation: Mutex<Option<String>>,
 }
 
@@ -95,7 +95,7 @@ impl Plugin {
         let (reader_shared, response_writer) = (shared.clone(), writer.clone());
         let mut reader = Reader::new(socket.try_clone()?);
         thread::Builder::new().name("nri-plugin".to_owned()).spawn(move || {
-            let ended = loop {
+            let last_error = loop {
                 let served = reader.next().and_then(|message| match message.connection {
                     PLUGIN_CONNECTION => reader_shared.handle_response(&message),
                     _ => serve_runtime(&message, &response, &registered, &response_writer),
@@ -104,8 +104,8 @@ impl Plugin {
                     break error;
                 }
             };
-            if ended.kind() == ErrorKind::InvalidData {
-                *lock(&reader_shared.violation) = Some(ended.to_string());
+            if last_error.kind() == ErrorKind::InvalidData {
+                *lock(&reader_shared.violation) = Some(last_error.to_string());
             }
             lock(&reader_shared.callers).take();
             let _ = lock(&response_writer).socket.shutdown(Shutdown::Both);
@@ -199,7 +199,7 @@ impl Plugin {
         lock(&self.shared.callers).is_none()
     }
 
-    /// Returns why containerd could not have read a message of the plugin, if there was such a message.
+    /// Returns why containerd would reject a message that the plugin sent, if there was such a message.
     pub fn violation(&self) -> Option<String> {
         lock(&self.shared.violation).clone()
     }
@@ -215,7 +215,8 @@ impl Shared {
     /// Handles a message on the connection on which the plugin is the server.
     fn handle_response(&self, message: &Message) -> io::Result<()> {
         if message.kind != RESPONSE {
-            return Err(io::Error::new(ErrorKind::InvalidData, "a server sent what is not a response"));
+            let error = "a message on the plugin's server connection is not a response";
+            return Err(io::Error::new(ErrorKind::InvalidData, error));
         }
         let response = Response::decode(&*message.payload)?;
         let caller = lock(&self.callers).as_mut().and_then(|callers| callers.remove(&message.stream));
@@ -235,7 +236,8 @@ fn serve_runtime(
     writer: &Mutex<Writer>,
 ) -> io::Result<()> {
     if message.kind != REQUEST || message.stream.is_multiple_of(2) {
-        return Err(io::Error::new(ErrorKind::InvalidData, "a client sent what is not a request"));
+        let error = "a message on the runtime's server connection is not a request, or has an even stream ID";
+        return Err(io::Error::new(ErrorKind::InvalidData, error));
     }
     let request = Request::decode(&*message.payload)?;
     let error = |code, message: &str| Err(Status { code, message: message.to_owned() });

@@ -64,7 +64,7 @@ impl Default for Options {
 /// The result of starting a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// A plugin was called, and none refused: the pod's containers start.
+    /// At least one plugin is connected, and none refused: the pod's containers start.
     Allowed,
     /// A plugin refused, with this reason: the sandbox was stopped and removed.
     Refused(String),
@@ -105,7 +105,7 @@ struct State {
     plugins: Vec<Connected>,
     /// Plugins that failed to synchronize. NRI keeps their connections and never calls them.
     failed: Vec<Plugin>,
-    /// Why the last plugin that failed was not accepted, or was disconnected.
+    /// The last reason for which a plugin was not accepted, or was disconnected.
     failure: Option<String>,
 }
 
@@ -130,14 +130,14 @@ impl NriServer {
         let state = Mutex::new(State::default());
         let shared = Arc::new(Shared { options, state, connected: Condvar::new() });
         let stop = Arc::new(AtomicBool::new(false));
-        let (serving, stopped) = (shared.clone(), stop.clone());
+        let (server_shared, stop_requested) = (shared.clone(), stop.clone());
         let thread = thread::Builder::new().name("nri-server".to_owned()).spawn(move || {
             // One plugin at a time, as NRI does.
             while let Ok(plugin) = Plugin::accept(&listener, Registration::Accept) {
-                if stopped.load(Ordering::Acquire) {
+                if stop_requested.load(Ordering::Acquire) {
                     return;
                 }
-                serving.accept(plugin);
+                server_shared.accept(plugin);
             }
         })?;
         Ok(Self { shared, socket: socket.to_owned(), stop, thread: Some(thread) })
@@ -237,7 +237,7 @@ impl NriServer {
         }
     }
 
-    /// Returns why the last plugin that failed was not accepted, or was disconnected.
+    /// Returns the last reason for which a plugin was not accepted, or was disconnected.
     pub fn failure(&self) -> Option<String> {
         lock(&self.shared.state).failure.clone()
     }
@@ -308,7 +308,7 @@ impl Shared {
         Ok(Connected { plugin, name: registration.plugin_name, index: registration.plugin_idx, events })
     }
 
-    /// Sends the list of sandboxes, in parts if necessary.
+    /// Sends the lists of sandboxes and containers, in parts if necessary.
     fn synchronize(
         &self,
         plugin: &Plugin,

@@ -1,5 +1,5 @@
 //! Frames and messages, as containerd writes and reads them. Two ttrpc connections share one socket. A frame contains
-//! the number of a connection and some bytes of its stream. A message can be longer than a frame.
+//! the number of a connection and some of its bytes. A message can be longer than a frame.
 
 use std::io::{self, ErrorKind, Read, Write};
 
@@ -23,6 +23,7 @@ const MESSAGE_HEADER: usize = 10;
 #[derive(Debug)]
 pub(crate) struct Message {
     pub(crate) connection: u32,
+    /// The ID of the ttrpc stream. A response has the ID of its request.
     pub(crate) stream: u32,
     pub(crate) kind: u8,
     pub(crate) payload: Vec<u8>,
@@ -61,12 +62,12 @@ fn length(bytes: usize) -> [u8; 4] {
 pub(crate) struct Reader<S> {
     socket: S,
     /// Unread bytes of each connection; the first element is connection 1.
-    streams: [Vec<u8>; 2],
+    unread: [Vec<u8>; 2],
 }
 
 impl<S: Read> Reader<S> {
     pub(crate) fn new(socket: S) -> Self {
-        Self { socket, streams: [Vec::new(), Vec::new()] }
+        Self { socket, unread: [Vec::new(), Vec::new()] }
     }
 
     /// Returns the next message.
@@ -75,8 +76,8 @@ impl<S: Read> Reader<S> {
     /// If the socket is closed, or if the plugin sent invalid bytes, for which containerd closes the connection.
     pub(crate) fn next(&mut self) -> io::Result<Message> {
         loop {
-            for (connection, stream) in (PLUGIN_CONNECTION..).zip(&mut self.streams) {
-                if let Some(message) = take_message(connection, stream)? {
+            for (connection, unread) in (PLUGIN_CONNECTION..).zip(&mut self.unread) {
+                if let Some(message) = take_message(connection, unread)? {
                     return Ok(message);
                 }
             }
@@ -89,26 +90,26 @@ impl<S: Read> Reader<S> {
             }
             let mut payload = vec![0; length];
             self.socket.read_exact(&mut payload)?;
-            if let Some(stream) = connection.checked_sub(1).and_then(|index| self.streams.get_mut(index)) {
-                stream.extend(payload);
+            if let Some(unread) = connection.checked_sub(1).and_then(|index| self.unread.get_mut(index)) {
+                unread.extend(payload);
             }
         }
     }
 }
 
-/// Removes the first message from the bytes of a connection. Returns `None` if the message is not complete yet.
-fn take_message(connection: u32, stream: &mut Vec<u8>) -> io::Result<Option<Message>> {
-    if stream.len() < MESSAGE_HEADER {
+/// Removes the first message from the unread bytes of a connection. Returns `None` if the message is not complete yet.
+fn take_message(connection: u32, unread: &mut Vec<u8>) -> io::Result<Option<Message>> {
+    if unread.len() < MESSAGE_HEADER {
         return Ok(None);
     }
-    let length = number(stream);
+    let length = number(unread);
     if length > MAX_MESSAGE {
         return Err(invalid(&format!("a message of {length} bytes")));
     }
-    if stream.len() < MESSAGE_HEADER + length {
+    if unread.len() < MESSAGE_HEADER + length {
         return Ok(None);
     }
-    let bytes: Vec<u8> = stream.drain(..MESSAGE_HEADER + length).collect();
+    let bytes: Vec<u8> = unread.drain(..MESSAGE_HEADER + length).collect();
     if bytes[9] != 0 {
         return Err(invalid("a message with flags"));
     }

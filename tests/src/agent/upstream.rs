@@ -46,7 +46,7 @@ pub(super) struct Upstream {
 }
 
 impl Upstream {
-    /// Starts a server in a namespace, on a port that the kernel selects.
+    /// Starts a server in a network namespace, on a port that the kernel selects.
     pub(super) fn start(netns: &Netns, manifests: &Path, options: Options) -> Result<Self> {
         let listener =
             netns.run(|| TcpListener::bind(("127.0.0.1", 0)).context("listening for the fake API server"))?;

@@ -73,7 +73,7 @@ struct Smoke {
     attach: String,
     alone: bool,
     lab: Option<Lab>,
-    /// Established connections that must continue.
+    /// Established connections that must continue when the agent is killed and restarted.
     connections: Vec<EchoConnection>,
 }
 
@@ -89,7 +89,7 @@ impl Smoke {
         // On an emulated CPU, the verifier's full log would take minutes.
         let mut bpf =
             EbpfLoader::new().verifier_log_level(VerifierLogLevel::STATS).load(&object).context("loading the maps")?;
-        let mut found = Vec::new();
+        let mut details = Vec::new();
         for name in ["netpol_ingress", "netpol_egress"] {
             let program: &mut SchedClassifier =
                 bpf.program_mut(name).context("the BPF object does not have this program")?.try_into()?;
@@ -99,9 +99,9 @@ impl Smoke {
             // Kernels before 5.16 do not report the count.
             let count = program.info()?.verified_instruction_count();
             let count = count.map_or_else(String::new, |count| format!("{count} instructions, "));
-            found.push(format!("{name}: {count}{elapsed:.1} s"));
+            details.push(format!("{name}: {count}{elapsed:.1} s"));
         }
-        Ok(found.join("; "))
+        Ok(details.join("; "))
     }
 
     /// Checks that the agent becomes ready and attaches both programs to each veth.
@@ -217,7 +217,10 @@ impl Smoke {
         self.check_verdicts().context("after the restart")?;
         ensure!(self.flow_map()? == before, "the agent created a new flow map instead of adopting the pinned one");
         let (tcx, filters) = self.attached()?;
-        ensure!(tcx + filters == 6, "after the restart, 3 veths have {tcx} TCX programs and {filters} clsact filters");
+        ensure!(
+            tcx + filters == 6,
+            "after the restart, 3 veths have {tcx} TCX programs and {filters} clsact filters, expected 6 in total"
+        );
         Ok("the agent adopted the pinned maps, an established connection continued".into())
     }
 
@@ -270,7 +273,7 @@ impl Smoke {
     }
 }
 
-/// Returns netpol's programs and maps in the kernel.
+/// Returns netpol's programs and shared flow maps that are loaded in the kernel.
 fn loaded_objects() -> Vec<String> {
     let programs = loaded_programs().filter_map(Result::ok).filter_map(|program| {
         let name = program.name_as_str()?;

@@ -123,7 +123,7 @@ pub fn gateway(node: u8, families: Families) -> Vec<IpAddr> {
     families.pick(Ipv4Addr::new(10, 244, node, 1), pod_v6(node, 1))
 }
 
-/// Returns the addresses of a pod. Number 0 is the node's pod network.
+/// Returns the addresses of a pod. With number 0, returns the addresses of the node's pod network.
 pub(super) fn pod_addresses(node: u8, number: u8, families: Families) -> Vec<IpAddr> {
     families.pick(Ipv4Addr::new(10, 244, node, number), pod_v6(node, number))
 }

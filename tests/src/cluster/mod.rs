@@ -237,8 +237,8 @@ impl Cluster {
     fn unwire_pod(&self, pod: &Host) -> Result<()> {
         match &self.plugin {
             Some(plugin) => plugin.unwire_pod(self.host(&node_name(pod.node)), pod),
-            // Deletes the link explicitly, because the kernel removes the namespace a few milliseconds after its last
-            // descriptor is closed.
+            // Without this, the kernel would delete the link together with the namespace, a few milliseconds after the
+            // namespace's last descriptor is closed.
             None => pod.netns().ip("link delete eth0"),
         }
     }
@@ -255,7 +255,7 @@ impl Cluster {
     /// Removes a pod's manifest, but keeps the pod.
     ///
     /// # Errors
-    /// Returns an error if it does not exist.
+    /// Returns an error if the manifest does not exist.
     pub fn remove_manifest(&self, name: &str) -> Result<()> {
         self.manifests.remove(&pod_file(name))
     }
@@ -297,7 +297,7 @@ impl Cluster {
     /// Removes a file of policies.
     ///
     /// # Errors
-    /// Returns an error if it does not exist.
+    /// Returns an error if the file does not exist.
     pub fn delete(&self, file: &str) -> Result<()> {
         self.manifests.remove(&format!("policy-{file}.yaml"))
     }

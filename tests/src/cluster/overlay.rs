@@ -10,7 +10,8 @@ use super::{Families, tunnel};
 /// How nodes reach each other's pods.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Interconnect {
-    /// A route to each node's pods through its uplink, as with Flannel's host-gw.
+    /// Each node has a route to the pods of each other node, by the other node's uplink address, as with Flannel's
+    /// host-gw.
     #[default]
     Routes,
     /// A VXLAN device with static peers, as with Flannel's vxlan. Outer packets have the uplink's addresses.
@@ -100,8 +101,8 @@ pub(super) fn fdb_entries(interconnect: Interconnect, node: u8, nodes: u8, famil
     others.map(line).collect()
 }
 
-/// Returns the node's address for the outer packets of the tunnel. Packets of both families are sent in outer packets
-/// of one family.
+/// Returns the node's address for the outer packets of VXLAN. Packets of both families are sent in outer packets of one
+/// family.
 fn underlay(node: u8, families: Families) -> IpAddr {
     uplink_addresses(node, families)[0]
 }

@@ -174,8 +174,8 @@ pub(super) fn call(
     command.env("CNI_IFNAME", INTERFACE);
     command.env("CNI_PATH", PLUGINS);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // The process is started by a thread in the namespace, without `fork`, as container runtimes do. `fork` would copy the
-    // page tables of this process, which takes milliseconds for a large one.
+    // A thread in the namespace starts the plugin without `fork`, as container runtimes do. `fork` would copy the page
+    // tables of the test process, which takes milliseconds if the process is large.
     let mut child = node.netns().run(|| {
         let started = command.spawn();
         started.with_context(|| format!("cannot start {}: install it with `cargo xtask setup`", executable.display()))

@@ -59,7 +59,7 @@ impl PodSpec {
     }
 
     /// Adds a container port with a hostPort: `(protocol, container port, host port)`.
-    /// [`crate::Cluster::map_host_ports`] creates the translation.
+    /// [`crate::Cluster::map_host_ports`] creates the rules that translate it.
     #[must_use]
     pub fn host_port(mut self, protocol: Protocol, port: u16, host_port: u16) -> Self {
         self.host_ports.push((protocol, port, host_port));

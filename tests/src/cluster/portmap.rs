@@ -13,7 +13,7 @@ use super::plugin::{CniCommand, INTERFACE, PLUGINS, call};
 use super::{Cluster, PodSpec, node_name};
 
 impl Cluster {
-    /// Maps the host ports of a pod that [`PodSpec::host_port`] added.
+    /// Maps the hostPorts that [`PodSpec::host_port`] added to a pod's description.
     ///
     /// # Errors
     /// Returns an error if the pod does not exist, or the plugin fails.

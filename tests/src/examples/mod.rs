@@ -142,8 +142,8 @@ impl Example {
         self.pods.iter().map(|pod| pod.key.to_string()).chain(self.readme.external_hosts.iter().cloned()).collect()
     }
 
-    /// Returns all cells of the table in the example's README. There is no cell from a host to itself, or between
-    /// external hosts.
+    /// Returns all cells that the table in the example's README must have. There is no cell from a host to itself, or
+    /// between external hosts.
     pub fn cells(&self) -> Vec<Cell> {
         let is_external = |host: &String| self.readme.external_hosts.contains(host);
         let hosts = self.hosts();

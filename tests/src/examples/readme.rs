@@ -125,7 +125,7 @@ mod tests {
         <!-- /table -->\n\n`netpol matrix -f examples/x -p 80/TCP -p 53/UDP -a 192.0.2.1` prints it.\n";
 
     #[test]
-    fn parsing_and_writing_a_table_are_inverse() -> Result<()> {
+    fn a_parsed_table_is_written_as_it_was() -> Result<()> {
         let mut readme = Readme::parse(TEXT)?;
         assert_eq!(readme.external_hosts, ["192.0.2.1"]);
         let matrix = readme.table()?;

@@ -12,7 +12,7 @@ use crate::netns::Netns;
 const PROGRAMS: [(bool, &str, &str); 2] =
     [(true, "iptables-nft-restore", "iptables-nft-save"), (false, "ip6tables-nft-restore", "ip6tables-nft-save")];
 
-/// Adds the jumps to kube-proxy's chains, once.
+/// Adds the jumps to kube-proxy's chains. A second call would add the same jumps again.
 pub(super) fn prepare(node: &Netns) -> Result<()> {
     for (is_ipv4, ..) in PROGRAMS {
         let rules = "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-POSTROUTING - [0:0]\n-A PREROUTING -j KUBE-SERVICES\n-A OUTPUT -j \

@@ -1,5 +1,5 @@
 //! kube-proxy's nftables mode: a table for each family. A map selects the chain of a frontend (a Service's address and
-//! port). This chain selects the chain of a backend, which kube-proxy names `endpoint`.
+//! port). This chain selects the chain of a backend. As in kube-proxy, the names of these chains start with `endpoint`.
 
 use std::fmt::Write;
 

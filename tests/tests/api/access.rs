@@ -12,7 +12,7 @@ use super::{allow_to_server, lab, options, pods, start_background_flows, wait_un
 const FROM_OTHER: &str = ", {podSelector: {matchLabels: {app: other}}}";
 
 #[test]
-fn an_expired_token_is_read_again_from_its_file() -> Result<()> {
+fn an_expired_token_is_replaced_by_the_new_one_in_its_file() -> Result<()> {
     let lab = lab(options()?, &[allow_to_server("")])?;
     let load = start_background_flows(&lab)?;
     for round in 0..3 {
@@ -60,7 +60,7 @@ fn in_a_pod_the_agent_uses_the_service_account_and_rereads_its_token() -> Result
 }
 
 #[test]
-fn a_missing_permission_is_logged_as_a_rule_and_the_agent_becomes_ready_when_it_is_granted() -> Result<()> {
+fn a_missing_permission_is_logged_as_an_rbac_rule_and_the_agent_becomes_ready_when_it_is_granted() -> Result<()> {
     let granted = as_deployed()?.rules;
     let rules = granted.clone().without(Resource::NetworkPolicies, None);
     let cluster = pods().build()?;

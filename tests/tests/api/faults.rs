@@ -34,10 +34,11 @@ const LIST_FAULTS: [FaultCase; 7] = [
     ("status 410 for lists", |server| fail_lists(server, &Effect::status(410))),
     ("lists cut in the middle", |server| fail_lists(server, &Effect::cut_in_the_middle())),
     ("bytes that are not a list", |server| fail_lists(server, &Effect::garbage())),
-    ("connections cut instead of lists", |server| fail_lists(server, &Effect::cut())),
+    ("connections cut before the response to a list", |server| fail_lists(server, &Effect::cut())),
 ];
 
-/// Ends all watches and injects the effect into the next list and the next streaming list of each kind.
+/// Ends all watches and injects the effect into the next list and the next streaming list of pods, namespaces and
+/// policies.
 fn fail_lists(server: &ApiServer, effect: &Effect) {
     for resource in [Resource::Pods, Resource::Namespaces, Resource::NetworkPolicies] {
         for verb in [Verb::List, Verb::Watch] {
@@ -78,7 +79,7 @@ fn change_during_fault(lab: &mut Lab, inject: fn(&ApiServer), allow: bool) -> Re
     Ok(())
 }
 
-/// Waits until all watches work again, so that the agent handles the next fault without a longer backoff.
+/// Waits until all watches work again. Otherwise the agent's backoff would increase with each fault.
 fn wait_for_watches(server: &ApiServer) -> Result<()> {
     let round = server.version().to_string();
     let object = |api_version: &str, kind: &str, namespace: Option<&str>, spec: Value| {

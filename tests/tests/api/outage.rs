@@ -48,7 +48,7 @@ fn pods_with_labels(labels: [(&str, &str); 2]) -> ClusterBuilder {
 }
 
 /// Deletes, adds and changes a policy, and changes the labels of pods and of a namespace. The changed policy matches
-/// the new labels of two of the pods.
+/// the new labels of `client`, of `other` and of the namespace.
 fn change_all_objects(lab: &mut Lab) -> Result<()> {
     for (name, labels) in LABELS[1] {
         lab.cluster.edit_pod(name, |pod| pod.labels(labels))?;
@@ -56,8 +56,8 @@ fn change_all_objects(lab: &mut Lab) -> Result<()> {
     change_objects(lab, SIDES[1])
 }
 
-/// Makes the same changes, but without those of [`LABELS`]: these would give other verdicts if only some of them were
-/// applied.
+/// Makes the same changes, except those of [`LABELS`]. With the old `side`, `client` stays allowed and `never` stays
+/// denied even while only some of the changes are applied.
 fn change_objects(lab: &mut Lab, side: &str) -> Result<()> {
     lab.cluster.delete("second")?;
     lab.cluster.apply(
@@ -93,7 +93,7 @@ fn changes_during_an_outage_are_applied_without_a_mixture_of_old_and_new() -> Re
 
 /// The agent cannot detect this outage: the connections stay open, and each watch delivers its events later.
 #[test]
-fn changes_are_applied_after_a_network_that_drops_everything_for_a_while() -> Result<()> {
+fn changes_are_applied_after_the_network_dropped_everything_for_a_while() -> Result<()> {
     let mut lab = start()?;
     let load = start_background_flows(&lab)?;
     lab.api_server().network(Network::BlackHole);
@@ -183,7 +183,7 @@ fn set_state(lab: &mut Lab, state: usize) -> Result<()> {
 
 /// The server's machine lost power or its network: connections are not closed, and packets are not acknowledged.
 #[test]
-fn an_unreachable_server_is_detected_within_half_a_minute() -> Result<()> {
+fn an_unreachable_server_is_detected_before_silent_watches_time_out() -> Result<()> {
     let mut lab = start()?;
     let load = start_background_flows(&lab)?;
     let port = lab.api_server().address().port();

@@ -26,7 +26,8 @@ struct Churn {
 /// Interval between two batches.
 const TICK: Duration = Duration::from_millis(200);
 
-/// No further batches start after this time, except the first few, for machines that create pods slowly.
+/// No further batches start after this time, except those up to [`CHECKED_BATCH`]. This limits the test's time on
+/// machines that create pods slowly.
 const MAX_TIME: Duration = Duration::from_secs(15);
 
 /// After this batch is created, one of its pods is checked. By then, the pods of the first batches have been deleted.
@@ -66,7 +67,7 @@ impl Churn {
             self.topology, self.attach
         );
 
-        ensure!(open.echoes(Duration::from_secs(1))?, "a connection broke that was older than all pods of the test");
+        ensure!(open.echoes(Duration::from_secs(1))?, "creating and deleting pods broke an older connection");
         let allowed = allowed.finish()?;
         let buffer_overflows = buffer_overflows(&lab)?;
         ensure!(

@@ -1,4 +1,4 @@
-//! Creates fifty pods a second. For this rate, the test starts no process for a pod.
+//! Creates fifty pods a second. To reach this rate, the test starts no process for a pod.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 

@@ -54,7 +54,7 @@ fn wait_until_passes(pod: &UdpSocket, other: &UdpSocket, passes: bool) -> Result
     }
 }
 
-/// Moves an address between two nodes, as keepalived does.
+/// Moves an address between the node and an external host, as keepalived does.
 fn check_moving_address(topology: Topology, address: IpAddr) -> Result<()> {
     let lab = start(topology)?;
     let cluster = &lab.cluster;
@@ -100,7 +100,7 @@ fn s15_a_moving_address_is_allowed_while_the_node_has_it() -> Result<()> {
 }
 
 #[test]
-fn s15_a_pod_may_get_a_former_bridge_address() -> Result<()> {
+fn s15_traffic_with_a_former_bridge_address_needs_a_rule() -> Result<()> {
     let mut lab = start(Topology::BridgePlugin)?;
     for round in 0..2 {
         lab.cluster.host("node-1").netns().ip("addr add 10.244.1.77/24 dev cni0")?;

@@ -24,7 +24,8 @@ fn pods(topology: Topology, families: Families) -> ClusterBuilder {
         .serve(&[(Tcp, 80), (Tcp, 8080), (Udp, 53)])
 }
 
-/// Policies that isolate pods both ways. Servers accept clients and some outside addresses at a named port.
+/// Returns policies that isolate pods in both directions. Servers accept clients and some outside addresses at a named
+/// port.
 fn policies() -> Vec<String> {
     vec![
         deny_all("shop"),
@@ -79,7 +80,11 @@ fn check_plugin(topology: Topology, families: Families, arguments: &[&str]) -> R
             .wait_until_expected(&[(Tcp, 80), (Tcp, 8080), (Udp, 53)])
             .with_context(|| format!("{topology:?}, {families:?}, bridge-nf {setting}, {arguments:?}"))?;
         let allowed = matrix.allowed();
-        assert!(allowed > 10 && allowed < matrix.0.len() / 2, "{allowed} of {}", matrix.0.len());
+        assert!(
+            allowed > 10 && allowed < matrix.0.len() / 2,
+            "the scenario must have both verdicts, but {allowed} of {} connections are allowed",
+            matrix.0.len()
+        );
         // Connections that the matrix does not include. Probes from the node have the gateway's address.
         lab.expect_without_reference(
             "node-1      -> shop/server 80/TCP
@@ -157,8 +162,7 @@ fn s15_a_pod_of_a_plugin_reaches_itself_through_its_service() -> Result<()> {
     for topology in [Topology::BridgePlugin, Topology::PtpPlugin] {
         let deny = policy("shop/deny", "{podSelector: {}, policyTypes: [Ingress]}");
         let lab = Lab::start(pods(topology, Families::V4), &[deny])?;
-        // 1 is the usual setting on nodes. With 0, the only known origin of a hairpin packet is the bridge, so the
-        // packet looks as if the node had sent it.
+        // kube-proxy requires this setting.
         set_bridge_netfilter(&lab, "1")?;
         let [from_server, from_client] = lab.probe_through_service("shop/server", "shop/client")?;
         assert_eq!(from_server, ProbeResult::Allowed, "the server through its own Service, {topology:?}");

@@ -86,7 +86,7 @@ fn count(socket: &UdpSocket) -> Result<usize> {
 
 #[track_caller]
 fn expect_refused(result: Result<()>, reason: &str) {
-    let error = format!("{:#}", result.expect_err("the pod may start"));
+    let error = format!("{:#}", result.expect_err("netpol-cni let the pod start"));
     // The CNI specification: 11 is "try again later".
     assert!(error.contains("\"code\":11") && error.contains(reason), "{error}");
 }
@@ -170,7 +170,10 @@ fn without_an_agent_pods_start_as_configured() -> Result<()> {
         gate.add(&cluster, "kube-system/dns").context("pods of kube-system must never wait")?;
         gate.clone().when_agent_away("allow").add(&cluster, "shop/allowed")?;
         let arrived = first_packets(&cluster, "shop/allowed")?;
-        ensure!(arrived.denied > 0, "nothing was tested: no denied packet arrives without the gate: {arrived:?}");
+        ensure!(
+            arrived.denied > 0,
+            "without the gate, no denied packet arrived, so this test cannot show an effect of the gate: {arrived:?}"
+        );
         // A runtime that gives up removes the sandbox.
         gate.delete(&cluster, "shop/denied")?;
         cluster.remove_pod_keep_manifest("shop/denied")?;

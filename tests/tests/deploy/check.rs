@@ -154,8 +154,8 @@ impl Objects {
         if let Some(strategy) = &spec.update_strategy {
             findings.one_of("updateStrategy", strategy.type_.as_deref(), &["RollingUpdate", "OnDelete"]);
             if let Some(rolling) = &strategy.rolling_update {
-                let count = |value: &Option<IntOrString>, usual| match value {
-                    None => Some(usual),
+                let count = |value: &Option<IntOrString>, default| match value {
+                    None => Some(default),
                     Some(IntOrString::Int(number)) => Some(*number),
                     Some(IntOrString::String(text)) => text.strip_suffix('%').and_then(|number| number.parse().ok()),
                 };

@@ -11,14 +11,15 @@ pub(crate) fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").canonicalize().expect("no deploy/ next to tests/")
 }
 
-/// Returns the objects of a folder, with components added as a user would.
+/// Returns the objects of a folder. Adds components in the same way as a user.
 pub(crate) fn build(folder: &str, components: &[&str]) -> Result<Vec<Value>> {
     let path = deploy().join(folder);
     if components.is_empty() {
         return run(&path);
     }
     let temporary = tempfile::Builder::new().prefix("netpol-").tempdir().context("cannot create a folder")?;
-    // kustomize accepts no absolute paths, and resolves links before it counts `..`.
+    // kustomize accepts only relative paths, and resolves symbolic links before it counts `..`. So the path of the
+    // folder must have no links.
     let directory = temporary.path().canonicalize()?;
     let relative = |path: &Path| {
         let up = "../".repeat(directory.components().count() - 1);

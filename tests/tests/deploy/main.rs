@@ -1,7 +1,7 @@
 //! Checks the manifests in deploy/: built as `kubectl apply -k` does, and validated as strictly as an API server.
 //!
-//! These tests use no API server. k8s-openapi defines the fields, and an unknown field is a finding. Further validation
-//! is implemented in `check` and `pod`.
+//! These tests use no API server. The types of k8s-openapi define the known fields; any other field is an error.
+//! Further validation is implemented in `check` and `pod`.
 
 mod check;
 mod kubectl;
@@ -40,7 +40,7 @@ const READ_RESOURCES: [(&str, &[&str]); 3] = [
     ("discovery.k8s.io", &["endpointslices"]),
 ];
 
-/// Validates all objects of a folder, and returns them.
+/// Validates all objects that kustomize built from a folder, and returns them.
 fn checked(built: &[Value]) -> Result<Objects> {
     let mut findings = Vec::new();
     let objects = Objects::read(built, &mut findings);
@@ -62,7 +62,7 @@ fn every_folder_is_valid() -> Result<()> {
 }
 
 #[test]
-fn every_overlay_is_checked() -> Result<()> {
+fn every_overlay_and_component_is_checked() -> Result<()> {
     for entry in std::fs::read_dir(kubectl::deploy().join("overlays"))? {
         let name = format!("overlays/{}", entry?.file_name().to_string_lossy());
         ensure!(FOLDERS.contains(&name.as_str()), "deploy/{name} is not in FOLDERS");
@@ -102,8 +102,8 @@ fn the_events_component_adds_one_rule_and_one_option() -> Result<()> {
     Ok(())
 }
 
-/// `netpol` lists the agents, and runs a command in each of them. The role allows nothing else, and the component binds
-/// the role to no user.
+/// `netpol` lists the agents' pods, and runs a command in each of them. The role allows nothing else, and the component
+/// binds the role to no user.
 #[test]
 fn the_viewer_component_adds_one_role() -> Result<()> {
     let plain = checked(&kubectl::build("base", &[])?)?;
@@ -125,21 +125,22 @@ fn new_pods_start_isolated_unless_a_component_turns_this_off() -> Result<()> {
         let objects = checked(&kubectl::build(folder, &[])?)?;
         let set = only("DaemonSet", objects.daemon_sets)?;
         ensure!(isolating_options.iter().all(|word| args(&set).contains(word)), "deploy/{folder}: {:?}", args(&set));
-        // For NRI, the agent needs the runtime's socket and the network namespaces of pods. These are mounted after the
-        // agent has started.
+        // For NRI, the agent needs the runtime's socket and the network namespaces of pods. The runtime mounts new
+        // namespaces while the agent runs, so these mounts must propagate to the agent's container.
         let mounts: Vec<_> =
             mounts(&set).into_iter().filter(|mount| mount.mount_path.starts_with("/var/run/")).collect();
         let found = mounts.iter().map(|mount| (&*mount.mount_path, mount.mount_propagation.as_deref()));
         ensure!(found.eq([("/var/run/nri", None), ("/var/run/netns", Some("HostToContainer"))]), "{mounts:?}");
     }
-    // If an option appears twice, the agent uses the last value.
+    // The component appends its options. If an option appears twice, the agent uses the last value.
     let objects = checked(&kubectl::build("base", &["components/open-start"])?)?;
     let open = args(&only("DaemonSet", objects.daemon_sets)?);
     ensure!(open.ends_with(&["--start-gate=off", "--unknown-pods=allow"].map(str::to_owned)), "{open:?}");
     Ok(())
 }
 
-/// The agent may change the CNI configuration only with the component `start-gate-cni`.
+/// The agent can write the CNI configuration only with the component `start-gate-cni`. `uninstall` can write it, too,
+/// to remove the gate's plugin from the configuration.
 #[test]
 fn the_cni_gate_can_be_installed_and_uninstalled() -> Result<()> {
     let writable = |folder: &str, components: &[&str]| -> Result<Vec<String>> {
@@ -184,7 +185,7 @@ fn the_agent_accepts_the_arguments_in_the_manifests() -> Result<()> {
     Ok(())
 }
 
-/// A constant tag would not roll out an upgrade, and a name without a registry would be looked up on Docker Hub.
+/// With a constant tag, an upgrade would not be rolled out. A name without a registry would be looked up on Docker Hub.
 #[test]
 fn every_image_has_this_version_and_is_never_pulled() -> Result<()> {
     let expected = concat!("localhost/netpol:", env!("CARGO_PKG_VERSION"));
@@ -204,7 +205,7 @@ fn every_image_has_this_version_and_is_never_pulled() -> Result<()> {
     Ok(())
 }
 
-/// `cargo xtask image` must use the tag in the manifests.
+/// `cargo xtask image` must use the tag in the manifests, and no document may use the tag `latest`.
 #[test]
 fn the_image_has_the_tag_in_the_manifests() -> Result<()> {
     let source = std::fs::read_to_string(kubectl::deploy().join("../xtask/src/cli.rs"))?;
@@ -226,7 +227,8 @@ fn unknown_arguments_are_rejected() -> Result<()> {
     Ok(())
 }
 
-/// Runs the agent with `--help` appended: it parses the other arguments and does nothing else.
+/// Runs the agent with these arguments and `--help`, so that the agent only parses the arguments. Returns its error
+/// message if it rejects them.
 fn parses(words: &[String]) -> Result<Result<(), String>> {
     let output = std::process::Command::new(agent::binary()?).args(words).arg("--help").output()?;
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -257,7 +259,7 @@ fn expected_permissions() -> Vec<(String, String, String)> {
     expected_permissions
 }
 
-/// Returns the permissions of the rules, one by one: group, resource, verb.
+/// Returns the permissions of the rules, one for each combination of group, resource and verb.
 fn single_permissions(rules: &[PolicyRule]) -> Vec<(String, String, String)> {
     let mut permissions = Vec::new();
     for rule in rules {

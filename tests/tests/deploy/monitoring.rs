@@ -53,7 +53,7 @@ fn each_alert_fires_for_its_cause_only() -> Result<()> {
     Ok(())
 }
 
-/// The component has the same alerts: kustomize cannot include a file in an object.
+/// The component `pod-monitor` contains a copy of alerts.yaml, because kustomize cannot include a file in an object.
 #[test]
 fn the_component_has_the_alerts_of_the_rule_file() -> Result<()> {
     let path = kubectl::deploy().join("components/pod-monitor/prometheus-rule.yaml");
@@ -68,7 +68,8 @@ fn the_component_has_the_alerts_of_the_rule_file() -> Result<()> {
     } else {
         ensure!(
             existing == expected,
-            "prometheus-rule.yaml and alerts.yaml differ: NETPOL_BLESS=1 cargo test -p netpol-tests --test deploy"
+            "prometheus-rule.yaml and alerts.yaml differ; to update prometheus-rule.yaml, run: \
+             NETPOL_BLESS=1 cargo test -p netpol-tests --test deploy"
         );
     }
     let objects = checked(&kubectl::build("base", &["components/pod-monitor"])?)?;
@@ -78,7 +79,7 @@ fn the_component_has_the_alerts_of_the_rule_file() -> Result<()> {
     Ok(())
 }
 
-/// Prometheus must find the port, and the alerts use the label `job`.
+/// Prometheus must find the port of the metrics. The label `job` must have the value that the alerts use.
 #[test]
 fn the_pod_monitor_finds_the_metrics_of_the_agents() -> Result<()> {
     let objects = checked(&kubectl::build("base", &["components/pod-monitor"])?)?;
@@ -90,7 +91,7 @@ fn the_pod_monitor_finds_the_metrics_of_the_agents() -> Result<()> {
         selector_labels.iter().all(|(key, value)| labels.get(key) == Some(value)),
         "{selector_labels:?} does not match {labels:?}"
     );
-    let job = labels.get(&monitor.spec.job_label).context("the pods have no label for `job`")?;
+    let job = labels.get(&monitor.spec.job_label).context("the agent's pods do not have the label that sets `job`")?;
     ensure!(read("alerts.yaml")?.contains(&format!("up{{job=\"{job}\"}}")), "no alert uses job {job:?}");
     ensure!(read("scrape.yaml")?.contains(&format!("job_name: {job}\n")), "scrape.yaml has another job name");
 

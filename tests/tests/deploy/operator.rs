@@ -62,7 +62,7 @@ pub(crate) struct RuleGroup {
 #[derive(Debug, Deserialize)]
 pub(crate) struct AlertingRule {
     pub(crate) alert: String,
-    /// An expression, or a number.
+    /// A `PromQL` expression. The API also accepts a number; [`Self::check`] does not.
     pub(crate) expr: Value,
     #[serde(default, rename = "for")]
     pub(crate) pending: Option<String>,

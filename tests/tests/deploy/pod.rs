@@ -8,10 +8,10 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use crate::check::Findings;
 use crate::syntax::{is_label, is_label_key, is_label_value, is_subdomain, quantity};
 
-const HOST_PATHS: [&str; 8] =
+const HOST_PATH_TYPES: [&str; 8] =
     ["", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket", "CharDevice", "BlockDevice"];
 const SECCOMP: [&str; 3] = ["RuntimeDefault", "Localhost", "Unconfined"];
-/// The capabilities(7) that a manifest here might request.
+/// The Linux capabilities that a manifest in deploy/ might request.
 const CAPABILITIES: [&str; 8] =
     ["ALL", "BPF", "NET_ADMIN", "NET_BROADCAST", "PERFMON", "NET_RAW", "SYS_ADMIN", "SYS_RESOURCE"];
 /// Pod fields that an environment variable may refer to.
@@ -77,7 +77,7 @@ fn check_volumes(volumes: &[Volume], findings: &mut Findings<'_>) {
             findings.expect(false, "only hostPath is supported by this test");
             continue;
         };
-        findings.one_of("type", host.type_.as_deref(), &HOST_PATHS);
+        findings.one_of("type", host.type_.as_deref(), &HOST_PATH_TYPES);
         let plain = host.path.starts_with('/') && !host.path.split('/').any(|step| step == "..");
         findings.expect(plain, format!("hostPath {:?} is not absolute, or contains `..`", host.path));
     }
@@ -120,8 +120,8 @@ fn check_container(container: &Container, volumes: &[Volume], findings: &mut Fin
     }
 }
 
-/// Checks environment variables. Kubernetes does not replace `$(NAME)` if there is no variable of this name, so this is
-/// a mistake.
+/// Checks environment variables, and references to them. Kubernetes does not replace `$(NAME)` if there is no variable
+/// of this name, so such a reference is a mistake.
 fn check_variables(container: &Container, findings: &mut Findings<'_>) {
     let mut names = BTreeSet::new();
     for variable in container.env.iter().flatten() {

@@ -37,8 +37,8 @@ pub(crate) fn is_label_value(text: &str) -> bool {
     text.is_empty() || is_label_name(text)
 }
 
-/// Parses a quantity, in thousandths. `None` if it is invalid. Exponents are not supported, since the manifests have
-/// none.
+/// Parses a quantity, and returns it in thousandths. Returns `None` if the quantity is invalid. Exponents are not
+/// supported, because the manifests have none.
 pub(crate) fn quantity(text: &str) -> Option<i128> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);

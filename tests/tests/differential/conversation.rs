@@ -17,7 +17,7 @@ use crate::frames::{PacketKind, Runner, craft, ingress_ifindex};
 enum FlowState {
     /// No packet has been allowed yet.
     Unknown,
-    /// A packet in this direction was allowed first. The flow is allowed as long as a first packet in this direction
+    /// The first allowed packet had this direction. The flow is allowed as long as a first packet in this direction
     /// would be allowed.
     Initiated(Direction),
 }
@@ -62,14 +62,15 @@ impl Conversation {
         Ok(found)
     }
 
-    /// Returns whether the other side initiated the flow. A SYN would then be a simultaneous open, which is not tested
-    /// here.
+    /// Returns whether the other side, not the probe, initiated the flow. Then a SYN of the probe would be a
+    /// simultaneous open, which is not tested here.
     fn remote_initiated(&self) -> bool {
         self.state == FlowState::Initiated(self.probe.direction.opposite())
     }
 
     fn expect(&self, kind: PacketKind, cluster_state: &ClusterState, tables: &Tables) -> (Reason, FlowState) {
         let direction = kind.direction(&self.probe);
+        // The verdict if this packet is the first one of a flow.
         let as_attempt = expected(cluster_state, tables, &self.attempt(direction)).0;
         // TCP and SCTP have packets that show that they start a connection.
         let has_handshake = matches!(self.probe.protocol, protocol::TCP | protocol::SCTP);
@@ -81,7 +82,8 @@ impl Conversation {
                 } else if direction == initiator || has_handshake || as_attempt == Reason::NoRule {
                     Reason::Revoked
                 } else {
-                    // Isolation is per direction: in the other direction, the packet may start a new flow.
+                    // A packet from the other side is evaluated by the policies of its own direction (item 25 of
+                    // docs/semantics.md).
                     as_attempt
                 };
                 (reason, self.state)
@@ -98,7 +100,7 @@ impl Conversation {
         kind == PacketKind::Reply && matches!(self.probe.protocol, protocol::ICMP | protocol::ICMPV6)
     }
 
-    /// Returns a packet in this direction as an attempt to initiate the flow.
+    /// Returns the packet that would initiate the flow in this direction.
     fn attempt(&self, direction: Direction) -> Packet {
         if direction == self.probe.direction {
             return self.probe.at(&self.pod);

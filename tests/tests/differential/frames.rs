@@ -39,7 +39,7 @@ impl PacketKind {
     }
 }
 
-/// Returns the probe with the ICMP version of its address family.
+/// Returns the probe, with `ICMPv6` in place of ICMP if its addresses are IPv6.
 pub(crate) fn of_family(probe: Probe) -> Probe {
     let icmp_v6 = probe.protocol == protocol::ICMP && probe.remote.is_ipv6();
     Probe { protocol: if icmp_v6 { protocol::ICMPV6 } else { probe.protocol }, ..probe }
@@ -144,7 +144,7 @@ impl Runner {
     where
         PlainData<FlowKey<A>>: aya::Pod,
     {
-        // An endpoint without a table uses the shared one, which is large enough.
+        // An endpoint without its own flow table uses the shared one, which is large enough.
         let Ok(map) = MapData::from_pin(self.flows.join(format!("{family}-{}", endpoint.id))) else { return Ok(()) };
         let mut table = HashMap::<_, PlainData<FlowKey<A>>, PlainData<FlowEntry>>::try_from(Map::LruHashMap(map))?;
         let keys: Vec<PlainData<FlowKey<A>>> = table.keys().collect::<Result<_, _>>()?;
@@ -157,7 +157,8 @@ impl Runner {
         Ok(())
     }
 
-    /// Sends a frame to an endpoint that no policy isolates. Returns whether its policies in shadow mode would deny it.
+    /// Evaluates a frame at an endpoint that no policy isolates. Returns whether the endpoint's policies in shadow mode
+    /// would deny the frame.
     pub(crate) fn shadow_denies(
         &self,
         endpoint: &Endpoint,

@@ -1,7 +1,9 @@
-//! Compares three verdicts on every packet: the reference evaluates the objects, `evaluate()` the compiled tables in
-//! memory, and the loaded programs the maps that the agent wrote. Cluster states and packets are generated at random.
+//! Compares three verdicts on every packet. The reference evaluates the objects. `evaluate()` uses the compiled tables
+//! in memory. The loaded programs use the maps that the agent wrote. Cluster states and packets are generated at
+//! random.
 //!
-//! Needs root and the BPF object (`cargo xtask ebpf`). `NETPOL_CASES` sets the number of histories.
+//! Needs root and the BPF object (`cargo xtask ebpf`). `NETPOL_CASES` sets the number of histories (sequences
+//! of events).
 
 mod conversation;
 mod frames;
@@ -46,7 +48,7 @@ const MAX_BEGUN: u16 = 4;
 #[derive(Clone)]
 struct Step {
     event: Event,
-    /// Endpoint and probe of each new conversation, as indexes modulo their number.
+    /// The endpoint and the probe of each new conversation, as indexes. An index that is too large wraps around.
     begin: Vec<(usize, usize)>,
     /// The kinds of packets that the conversations exchange, two bits for each packet.
     packets: u64,
@@ -63,7 +65,7 @@ fn step(event: impl Strategy<Value = Event>) -> impl Strategy<Value = Step> {
         .prop_map(|(event, begin, packets)| Step { event, begin, packets })
 }
 
-/// An initial cluster state and the events that follow.
+/// Generates events. The first one may set an initial cluster state; without it, the cluster is empty at first.
 fn history() -> impl Strategy<Value = Vec<Step>> {
     let initial = prop_oneof![
         3 => pod().prop_map(Object::Pod),
@@ -198,8 +200,8 @@ fn compare_shadow(node: &mut Node, probes: &[Probe]) -> Result<()> {
 
 /// Applies an event and sends packets after every write. Checks that each packet gets the old verdict or the new one.
 fn check_every_write(node: &mut Node, event: &Event) -> Result<()> {
-    // A reset and a change of the local addresses consist of several changes. The states between these are not checked.
-    // The same holds for a change of both the labels and the modes of a namespace.
+    // A reset and a change of the local addresses consist of several changes, and the states between these changes are
+    // not checked. The same is true if an event changes both the labels and the modes of a namespace.
     let is_namespace = matches!(event, Event::Apply(Object::Namespace(_)) | Event::Delete(ObjectKey::Namespace(_)));
     let is_mixed = is_namespace && node.in_safe_order(event).is_none();
     if is_mixed || matches!(event, Event::Reset(_) | Event::LocalAddresses(_)) {
@@ -211,7 +213,8 @@ fn check_every_write(node: &mut Node, event: &Event) -> Result<()> {
         cluster_state.apply(event.clone());
         cluster_state
     };
-    // A pod that changes, or that takes over an address, changes in two writes: as a local pod and as a remote address.
+    // If the addresses of a pod change, there are at least two writes: one for its endpoint, and one for each address
+    // entry. The states between these writes are not checked.
     let is_stable = |pod: &PodKey| {
         let addresses = |cluster_state: &ClusterState| cluster_state.pods.get(pod).map(|pod| pod.addresses.clone());
         addresses(&old) == addresses(&new) && owned_addresses(&old, pod) == owned_addresses(&new, pod)
@@ -246,13 +249,13 @@ fn check_every_write(node: &mut Node, event: &Event) -> Result<()> {
             continue;
         }
         let (was, is) = (evaluate(&old, &probe.at(pod)).reason, evaluate(&new, &probe.at(pod)).reason);
-        // If a pod with the same rules is a backend of the Service, the packet may be allowed here and rechecked: see
-        // `expected`.
-        let is_shared_backend =
+        // If a pod of this node with the same rules is a backend of the Service, the packet may pass here, because it
+        // is rechecked post-DNAT: see `expected`. The rules can change in between, so any backend on this node counts.
+        let is_local_backend =
             [&old, &new].into_iter().any(|cluster_state| is_among_backends(cluster_state, &probe.at(pod), |_| true));
         for (passed, first_write) in [false, true].into_iter().zip(&sample.first_write) {
             if let Some(write) = first_write {
-                let is_old_or_new = was.allows() == passed || is.allows() == passed || (passed && is_shared_backend);
+                let is_old_or_new = was.allows() == passed || is.allows() == passed || (passed && is_local_backend);
                 ensure!(
                     is_old_or_new,
                     "{pod} {probe:?} was {was:?}, will be {is:?}, but passes: {passed} after {write}"
@@ -277,7 +280,7 @@ fn sample_probes() -> Vec<Probe> {
     pre_dnat_probes().filter(is_sample).collect()
 }
 
-/// Returns the pre-DNAT probes. Other programs evaluate post-DNAT packets.
+/// Returns the pre-DNAT probes. Other programs, which this test does not run, evaluate post-DNAT packets.
 fn pre_dnat_probes() -> impl Iterator<Item = Probe> {
     probes().into_iter().filter(|probe| !probe.post_dnat)
 }

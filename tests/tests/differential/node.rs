@@ -1,4 +1,5 @@
-//! An agent's reconciler on the real kernel, which applies events and runs its loaded programs on frames.
+//! A node: an agent's reconciler that applies events and writes to the real kernel. Tests run the loaded programs on
+//! frames.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,13 +27,13 @@ use crate::sampler::{SampledKernel, Sampler};
 const NODE: &str = "node-1";
 /// Index of the first interface.
 const FIRST: u32 = 11;
-/// Number of interfaces. This is more than nine pods need in a few events, because an index is reused only after all
-/// others.
+/// Number of interfaces. This is more than the nine pods need at a time, so that an index is not reused soon: it is
+/// reused only after all others have been used.
 const INTERFACES: u32 = 64;
 /// Slots of the endpoint array: fewer than interfaces, so that some endpoints are in the overflow map.
 const SLOTS: u32 = 4;
 
-/// Creates a network namespace with the interfaces of the endpoints. No real packets pass there.
+/// Creates a network namespace with the interfaces of the endpoints. No real packets pass through them.
 pub(crate) fn create_interfaces() -> Result<Netns> {
     let netns = Netns::new("agreement")?;
     let lines: Vec<String> =
@@ -110,8 +111,8 @@ impl Node {
         self.reconciler.interfaces(InterfaceSnapshot::default());
         self.reconciler.apply(vec![Event::Reset(Vec::new())]);
         ensure!(self.tables().is_empty(), "the tables still contain {:#?}", self.tables());
-        let left: Vec<_> = self.reconciler.pod_endpoints().collect();
-        ensure!(left.is_empty(), "the reconciler still has endpoints: {left:?}");
+        let remaining: Vec<_> = self.reconciler.pod_endpoints().collect();
+        ensure!(remaining.is_empty(), "the reconciler still has endpoints: {remaining:?}");
         self.check_maps()
     }
 
@@ -143,7 +144,8 @@ impl Node {
         self.reconciler.engine().tables()
     }
 
-    /// Returns the endpoints of known pods. While an address moves from one pod to another, a pod may have two.
+    /// Returns the endpoints of known pods. While an address moves from one pod to another, a pod may have two
+    /// endpoints.
     pub(crate) fn endpoints(&self) -> BTreeMap<IfIndex, (PodKey, Endpoint)> {
         let current = self.reconciler.pod_endpoints().filter(|known| !known.is_orphaned());
         current.filter_map(|known| Some((known.endpoint.ifindex, (known.pod.clone()?, known.endpoint)))).collect()
@@ -167,8 +169,8 @@ impl Node {
         Ok(self.reconciler.dataplane_mut().kernel.put_endpoint(endpoint)?)
     }
 
-    /// Returns the node's interfaces: a veth for each pod. It has the addresses of the pod, except for addresses that
-    /// another pod has taken over. A veth stays bound to its addresses, so a pod that loses one of them gets a new
+    /// Returns the node's interfaces: a veth for each pod. The pod's end has the addresses of the pod, except for those
+    /// that another pod has taken over. A veth stays bound to its addresses, so a pod that loses one of them gets a new
     /// sandbox with another veth.
     fn interfaces(&mut self) -> InterfaceSnapshot {
         let cluster_state = self.reconciler.engine().cluster_state();

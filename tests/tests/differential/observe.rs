@@ -15,7 +15,7 @@ use crate::frames::Runner;
 
 /// The pod's interface. It is `lo`, which exists in every network namespace.
 const POD_INTERFACE: u32 = 1;
-/// The interface through which the packets came in (`ingress_ifindex`).
+/// The interface through which the packets reached the node (`ingress_ifindex`).
 const INCOMING_INTERFACE: u32 = 4000;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
@@ -25,7 +25,8 @@ fn an_observing_agent_and_an_enforcing_agent_replace_each_other() {
     check_replacement().unwrap_or_else(|error| panic!("{error:#}"));
 }
 
-/// Starts agents that observe and enforce in turn. Returns an error if a packet of a denied flow has the wrong verdict.
+/// Starts agents that enforce and agents that only observe, in turn. Policies deny the flow: an agent that enforces
+/// must drop its packets, and an agent that observes must let them pass.
 fn check_replacement() -> Result<()> {
     let pins = PathGuard::new(Path::new(BPFFS).join(unique("observe")));
     Mounts::ensure(pins.path())?;

@@ -18,7 +18,7 @@ pub(crate) struct Sample {
     pub(crate) direction: Direction,
     pub(crate) frame: Vec<u8>,
     pub(crate) ingress_ifindex: u32,
-    /// The first write after which it was dropped, and the first after which it passed.
+    /// The first write after which the packet was dropped, and the first write after which it passed.
     pub(crate) first_write: [Option<String>; 2],
 }
 
@@ -88,7 +88,8 @@ impl Dataplane for SampledKernel {
     }
 
     /// Does nothing: `BPF_PROG_TEST_RUN` cannot set a source endpoint ID, so the source of every packet from a local
-    /// pod would count as spoofed. `packets/identity.rs` tests the IDs with programs that take them from the mark.
+    /// pod would count as spoofed. `packets/identity.rs` tests the IDs with programs that read them from the packet's
+    /// mark.
     fn set_address_endpoint(&mut self, _address: IpAddr, _id: u32) -> Result<(), WriteError> {
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Floods of denied packets: they use the event budget of the pod that sends them, and of no other pod.
+//! Floods of denied packets. Their events count against the event budget of the sending pod only.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -10,8 +10,8 @@ use netpol_common::{EVENT_BURST, EVENT_RATE};
 use netpol_tests::{AgentOptions, Cluster, Denied, Lab, Netns, deny_all, policy};
 use serde_json::Value;
 
-/// Number of denied packets of the victim. Each belongs to another flow. At 40 per second, the victim's budget allows
-/// an event for each.
+/// Number of denied packets that the victim sends, and number of those that it receives. Each packet belongs to its own
+/// flow. At 40 packets a second, the victim's budget allows an event for each packet.
 const DENIALS: u16 = 200;
 /// Time between two of these packets.
 const PAUSE: Duration = Duration::from_millis(25);
@@ -60,7 +60,7 @@ fn flood(pod: &Netns, to: IpAddr, stop: &AtomicBool) -> Result<u64> {
     })
 }
 
-/// Sends a datagram to each port from 10,000 on, with a pause after each.
+/// Sends [`DENIALS`] datagrams, each to another port from 10,000 on, with a pause after each.
 fn send_slowly(pod: &Netns, to: IpAddr) -> Result<()> {
     pod.run(|| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
@@ -72,8 +72,8 @@ fn send_slowly(pod: &Netns, to: IpAddr) -> Result<()> {
     })
 }
 
-/// Returns the ports of deny events at a pod in a direction, for packets from another pod. Counts only events with a
-/// nearest rule: the rule that comes closest to allowing the packet.
+/// Returns the destination ports in the deny events at a pod in a direction, for packets with the source `from`. Counts
+/// only events with a nearest rule: the rule that comes closest to allowing the packet.
 fn reported_ports(lines: &[Denied], pod: &str, direction: &str, from: &str) -> BTreeSet<u16> {
     let of_pod = lines.iter().filter(|line| line.pod() == pod && line.direction() == direction && line.from() == from);
     of_pod
@@ -156,7 +156,7 @@ fn hostile_a_flood_of_denied_packets_suppresses_no_event_of_another_pod() -> Res
 }
 
 #[test]
-fn hostile_a_multicast_packet_is_one_summary_for_all_receiving_pods() -> Result<()> {
+fn hostile_denied_multicast_causes_one_event_for_all_receiving_pods() -> Result<()> {
     let quiet: Vec<(String, &str)> = (0..5).map(|number| (format!("quiet/pod-{number}"), "")).collect();
     let mut pods: Vec<(&str, &str)> = quiet.iter().map(|(name, labels)| (name.as_str(), *labels)).collect();
     pods.extend([("free/one", ""), ("free/two", "")]);

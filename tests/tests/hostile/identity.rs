@@ -9,15 +9,15 @@ use netpol_tests::{Cluster, Lab, PodSpec, ProbeResult};
 
 use super::{allow_client_to_server, pods, rogue_sends_nothing};
 
-/// Returns datagrams from `sender`'s interface to `to`, with the addresses of `claimed`: IPv4 and IPv6.
+/// Returns datagrams from `sender`'s interface to `to`. Their source is the address of `claimed`, in IPv4 and in IPv6.
 fn with_addresses_of(cluster: &Cluster, sender: &str, claimed: &str, to: &str) -> Vec<TestPacket> {
-    let (interface, source, destination) = (cluster.host(sender), cluster.host(claimed), cluster.host(to));
-    let next_hop = interface.next_hop(destination, cluster.topology());
+    let (sender, source, destination) = (cluster.host(sender), cluster.host(claimed), cluster.host(to));
+    let next_hop = sender.next_hop(destination, cluster.topology());
     let pairs = destination.addresses().iter().filter_map(|to| Some((source.address_of_same_family(*to)?, *to)));
     let test_packet = |(from, to)| {
         let marker = Marker::new();
         let packet = Ip::new(from, to).udp(4000, 53, &marker.0);
-        TestPacket::of_frames(&format!("{from} to {to}"), marker, vec![frame(next_hop, interface.mac(), &[], &packet)])
+        TestPacket::of_frames(&format!("{from} to {to}"), marker, vec![frame(next_hop, sender.mac(), &[], &packet)])
     };
     pairs.map(test_packet).collect()
 }
@@ -32,7 +32,7 @@ fn expect(cluster: &Cluster, sender: &str, claimed: &str, to: &str, arrives: boo
 #[test]
 fn hostile_a_pods_address_is_accepted_only_from_that_pod() -> Result<()> {
     let mut lab = Lab::start(pods(), &[allow_client_to_server()])?;
-    // A pod without an object, so that the agent does not enforce its veth.
+    // This pod has no object, so the agent does not attach programs to its veth.
     lab.cluster.add_pod_without_manifest(PodSpec::new("shop/unmanaged"))?;
     let cluster = &lab.cluster;
     for to in ["shop/server", "shop/open"] {
@@ -68,7 +68,7 @@ fn hostile_a_pod_with_another_pods_address_does_not_get_its_identity() -> Result
 #[test]
 fn hostile_a_second_interface_with_a_pods_address_is_blocked() -> Result<()> {
     let mut lab = Lab::start(pods(), &[allow_client_to_server()])?;
-    // An unknown interface without a conflict is not enforced.
+    // No object describes the pod `twin`. So its traffic is allowed, as long as there is no conflict.
     lab.cluster.add_pod_without_manifest(PodSpec::new("shop/twin"))?;
     let (twin_address, client_address) = (lab.cluster.host("shop/twin").v4(), lab.cluster.host("shop/client").v4());
     expect(&lab.cluster, "shop/twin", "shop/twin", "shop/open", true)?;

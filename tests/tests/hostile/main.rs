@@ -14,7 +14,8 @@ use netpol_tests::lab::{TIMEOUT, policy};
 use netpol_tests::pinned::Pinned;
 use netpol_tests::{Cluster, ClusterBuilder, Families, Lab};
 
-/// `rogue` is the attacker. `server` accepts traffic only from `client`. No policy isolates `open`.
+/// `rogue` is the attacker. With [`allow_client_to_server`], `server` accepts traffic only from `client`. In most
+/// tests, no policy isolates `open`.
 fn pods() -> ClusterBuilder {
     Cluster::builder().families(Families::Dual).pods(&[
         ("shop/client", "app=client"),
@@ -33,12 +34,13 @@ fn allow_client_to_server() -> String {
     )
 }
 
-/// `rogue` cannot send anything, and can receive everything.
+/// Returns a policy that denies all egress of `rogue`. It does not restrict ingress.
 fn rogue_sends_nothing() -> String {
     policy("shop/rogue-sends-nothing", "{podSelector: {matchLabels: {app: rogue}}, policyTypes: [Egress]}")
 }
 
-/// Waits until the agent has read the pods' MAC addresses. This needs one more scan of interfaces than enforcement.
+/// Waits until the agent has read the pods' MAC addresses. This takes one more scan of interfaces than the
+/// start of enforcement.
 fn wait_for_macs(lab: &mut Lab) -> Result<()> {
     let pinned = Pinned::open(lab.agent().pin_path())?;
     let deadline = Instant::now() + TIMEOUT;

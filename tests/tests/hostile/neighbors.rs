@@ -86,7 +86,7 @@ fn hostile_neighbor_discovery_carries_no_data_beyond_the_link() -> Result<()> {
         let to_outside =
             |body: &[u8]| frame(next_hop, rogue.mac(), &[], &discovery(rogue.v6(), outside.v6(), kind, body));
         rows.add_row(&format!("type {kind}, with a payload"), false, |marker| to_outside(&with_payload(marker)));
-        // The target is the destination, and the message has the minimum length.
+        // Without a payload: the target is the destination, and the message has the minimum length.
         rows.add_row(&format!("type {kind}"), false, |marker| {
             to_outside(&[&outside.v6().octets()[..], &[14, 2], marker, &[0; 6]].concat())
         });
@@ -166,7 +166,7 @@ fn hostile_a_pod_cannot_spoof_arp_neighbor_discovery_or_ethernet_sources() -> Re
         let body = [&open.v6().octets()[..], &link_layer_option(1, client.mac()), marker].concat();
         neighbor(rogue.mac(), rogue.v6(), open.v6(), 135, &body)
     });
-    // CVE-2020-10749: a pod sends router advertisements.
+    // The attack of CVE-2020-10749: a pod sends router advertisements.
     for to in [open.v6(), all_nodes] {
         rows.add_row(&format!("a router advertisement to {to}"), false, |marker| {
             neighbor(rogue.mac(), rogue.v6(), to, 134, &[&[0; 8][..], marker].concat())
@@ -176,7 +176,7 @@ fn hostile_a_pod_cannot_spoof_arp_neighbor_discovery_or_ethernet_sources() -> Re
             neighbor(rogue.mac(), rogue.v6(), to, 137, &body)
         });
     }
-    // Any packet with a spoofed Ethernet source changes a bridge's forwarding table.
+    // The attack: any packet with a spoofed Ethernet source would change a bridge's forwarding table.
     let packet = |marker: &[u8]| Ip::new(rogue.v4().into(), open.v4().into()).udp(4000, 53, marker);
     rows.add_row("a datagram with its own Ethernet source", true, |marker| {
         frame(open.mac(), rogue.mac(), &[], &packet(marker))
@@ -188,7 +188,8 @@ fn hostile_a_pod_cannot_spoof_arp_neighbor_discovery_or_ethernet_sources() -> Re
     lab.agent().wait_denied(|line| line.reason() == "spoofed-neighbor")?;
     // Other pods still reach each other: no neighbor table was poisoned.
     lab.expect("shop/client -> shop/open 80/TCP\nshop/open -> shop/client 80/TCP")?;
-    // If a pod changes its MAC address, the new one is not accepted.
+    // The agent adopts a changed MAC address only in the first 15 seconds of an interface. Later, a changed address is
+    // not accepted, not even after the next full scan of interfaces (every 10 seconds).
     let changed = Mac([2, 0x77, 9, 9, 9, 9]);
     std::thread::sleep(std::time::Duration::from_secs(16));
     lab.cluster.host("shop/rogue").netns().ip(&format!("link set eth0 address {changed}"))?;

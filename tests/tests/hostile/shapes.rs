@@ -1,6 +1,6 @@
-//! Tests that a packet has the same verdict in every form: each encapsulation, with each transport inside, is sent to a
-//! port that policies deny, and must be dropped. The same table is sent to a pod that allows everything from the
-//! sender, where all parsable packets must arrive. This shows that the packets were sent.
+//! Tests that a packet has the same verdict in every form. Each encapsulation, with each transport inside, is sent to a
+//! port that policies deny, and must be dropped. The same packets are sent to a pod that allows everything from the
+//! sender, where all parsable packets must arrive. This shows that the test really sends them.
 
 use std::net::IpAddr;
 
@@ -20,7 +20,8 @@ type Build = fn(&Ip, &[u8]) -> Vec<u8>;
 struct Form<T> {
     what: &'static str,
     make: T,
-    /// Whether netpol can parse the packet. If so, the packet passes at a pod that allows everything from its sender.
+    /// Whether netpol and the node's bridge can parse the packet. If so, the packet arrives at a pod that allows
+    /// everything from its sender.
     parsable: bool,
 }
 
@@ -51,7 +52,7 @@ const V4: &[Form<Wrap>] = &[
     form("plain", true, |ip, number, payload| vec![ip.carrying(number, payload)]),
     form("four NOPs", true, |ip, number, payload| with_options(ip, number, payload, &[1; 4])),
     form("40 NOPs", true, |ip, number, payload| with_options(ip, number, payload, &[1; 40])),
-    form("end of options, then more", true, |ip, number, payload| {
+    form("the end of options, then more options", true, |ip, number, payload| {
         with_options(ip, number, payload, &[0, 7, 7, 4, 0, 0, 0, 0])
     }),
     form("router alert", true, |ip, number, payload| with_options(ip, number, payload, &[148, 4, 0, 0])),
@@ -86,7 +87,7 @@ const V4: &[Form<Wrap>] = &[
         altered(ip, number, payload, |packet| packet[2..4].copy_from_slice(&1400_u16.to_be_bytes()))
     }),
     form("a length of zero", false, |ip, number, payload| altered(ip, number, payload, |packet| packet[2..4].fill(0))),
-    form("a length of the header alone", false, |ip, number, payload| {
+    form("a length that covers only the header", false, |ip, number, payload| {
         altered(ip, number, payload, |packet| packet[2..4].copy_from_slice(&20_u16.to_be_bytes()))
     }),
     form("a header of 16 bytes", false, |ip, number, payload| altered(ip, number, payload, |packet| packet[0] = 0x44)),
@@ -99,8 +100,8 @@ const V4: &[Form<Wrap>] = &[
     form("version 5", false, |ip, number, payload| altered(ip, number, payload, |packet| packet[0] = 0x55)),
     form("version 6", false, |ip, number, payload| altered(ip, number, payload, |packet| packet[0] = 0x65)),
     form("version 0", false, |ip, number, payload| altered(ip, number, payload, |packet| packet[0] = 0x05)),
-    form("in two fragments, the payload last", true, |ip, number, payload| split(ip, number, payload, &[0, 1])),
-    form("in two fragments, the last alone", true, |ip, number, payload| split(ip, number, payload, &[1])),
+    form("in two fragments", true, |ip, number, payload| split(ip, number, payload, &[0, 1])),
+    form("the last of two fragments, without the first", true, |ip, number, payload| split(ip, number, payload, &[1])),
 ];
 
 const V6: &[Form<Wrap>] = &[
@@ -117,13 +118,15 @@ const V6: &[Form<Wrap>] = &[
         packet[43] = 1;
         vec![packet]
     }),
-    form("hop-by-hop not first", false, |ip, number, payload| with_extensions(ip, number, payload, &[(60, 0), (0, 0)])),
-    form("all three, twice", true, |ip, number, payload| {
+    form("hop-by-hop after another header", false, |ip, number, payload| {
+        with_extensions(ip, number, payload, &[(60, 0), (0, 0)])
+    }),
+    form("six extension headers of three kinds", true, |ip, number, payload| {
         with_extensions(ip, number, payload, &[(0, 0), (60, 1), (43, 0), (60, 0), (43, 1), (60, 2)])
     }),
-    form("eight headers", true, |ip, number, payload| with_extensions(ip, number, payload, &[(60, 0); 8])),
-    form("nine headers", false, |ip, number, payload| with_extensions(ip, number, payload, &[(60, 0); 9])),
-    form("twenty headers", false, |ip, number, payload| with_extensions(ip, number, payload, &[(60, 0); 20])),
+    form("eight extension headers", true, |ip, number, payload| with_extensions(ip, number, payload, &[(60, 0); 8])),
+    form("nine extension headers", false, |ip, number, payload| with_extensions(ip, number, payload, &[(60, 0); 9])),
+    form("twenty extension headers", false, |ip, number, payload| with_extensions(ip, number, payload, &[(60, 0); 20])),
     form("an atomic fragment", true, |ip, number, payload| {
         vec![ip.clone().fragment(77, 0, false).carrying(number, payload)]
     }),
@@ -152,11 +155,12 @@ const V6: &[Form<Wrap>] = &[
     }),
     form("version 4", false, |ip, number, payload| altered(ip, number, payload, |packet| packet[0] = 0x40)),
     form("version 7", false, |ip, number, payload| altered(ip, number, payload, |packet| packet[0] = 0x70)),
-    form("in two fragments, the payload last", true, |ip, number, payload| split(ip, number, payload, &[0, 1])),
-    form("in two fragments, the last alone", true, |ip, number, payload| split(ip, number, payload, &[1])),
+    form("in two fragments", true, |ip, number, payload| split(ip, number, payload, &[0, 1])),
+    form("the last of two fragments, without the first", true, |ip, number, payload| split(ip, number, payload, &[1])),
 ];
 
-/// Splits the payload into two fragments, the first with 24 bytes. Returns only the fragments in `sent`.
+/// Splits the payload into two fragments. The first one has 24 bytes; the marker is in the last one. Returns only the
+/// fragments with the indexes in `sent`.
 fn split(ip: &Ip, number: u8, payload: &[u8], sent: &[usize]) -> Vec<Vec<u8>> {
     // Each packet has its own identification, so that fragments of different packets do not mix.
     let id = payload.iter().fold(0_u16, |sum, byte| sum.wrapping_mul(31).wrapping_add(u16::from(*byte)));
@@ -189,10 +193,10 @@ fn icmp(kind: u8, code: u8, quoted: &[u8], marker: &[u8]) -> Vec<u8> {
     [&[kind, code, 0, 0, 0, 0, 0, 0][..], quoted, &[0; 16], marker].concat()
 }
 
-/// Returns the packet that an ICMP error quotes: one from the victim to the attacker that was never sent, or with
-/// `reversed` one that was denied.
-fn quoted(ip: &Ip, number: u8, reversed: bool) -> Vec<u8> {
-    let packet = if reversed { ip.clone() } else { ip.reversed() };
+/// Returns the packet that an ICMP error quotes. With `from_attacker`, it is a packet from the attacker to the victim.
+/// Otherwise, it is a packet from the victim to the attacker, which was never sent.
+fn quoted(ip: &Ip, number: u8, from_attacker: bool) -> Vec<u8> {
+    let packet = if from_attacker { ip.clone() } else { ip.reversed() };
     packet.carrying(number, &[0x9c, 0x40, 0, 81, 0, 28, 0, 0, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0])
 }
 
@@ -259,7 +263,7 @@ const TAGS: &[(&[u16], bool)] =
     &[(&[0], true), (&[7], true), (&[7, 8], true), (&[7, 8, 9], true), (&[7, 8, 9, 10], false)];
 
 /// Neighbor and listener discovery messages stay on the link, regardless of policies (docs/semantics.md, item 32). With
-/// another hop limit these are ordinary ICMP messages, which receivers do not process as discovery.
+/// any other hop limit, these are ordinary ICMP messages, which receivers do not process as discovery.
 fn is_link_scope(transport: &str, wrap: &str) -> bool {
     match transport {
         "a router advertisement" | "a neighbor solicitation" | "a redirect" => wrap == "255 hops left",
@@ -268,7 +272,7 @@ fn is_link_scope(transport: &str, wrap: &str) -> bool {
     }
 }
 
-/// Returns the whole table for two pods: every form, and whether it can be parsed.
+/// Returns the packets from one pod to another in every form, and whether each can be parsed.
 fn table(cluster: &Cluster, from: &str, to: &str) -> Vec<(TestPacket, bool)> {
     let (source, destination) = (cluster.host(from), cluster.host(to));
     let mut rows = Vec::new();

@@ -18,7 +18,7 @@ fn nodes() -> ClusterBuilder {
     pods().nodes(2).interconnect(Interconnect::Vxlan)
 }
 
-/// Returns a frame from `rogue` to a node's VXLAN endpoint, with an IP packet of the overlay.
+/// Returns a frame from `rogue` to a node's VXLAN endpoint. It contains the IP packet `inner`.
 fn encapsulated(cluster: &Cluster, node: &str, port: u16, inner: &[u8]) -> Vec<u8> {
     let (rogue, node_host) = (cluster.host("shop/rogue"), cluster.host(node));
     // RFC 7348: the VNI flag, and VNI 1, which the test harness uses.
@@ -41,8 +41,8 @@ fn hostile_a_pod_reaches_no_tunnel_endpoint_of_its_node() -> Result<()> {
     // No policy isolates the sender.
     let mut lab = Lab::start(nodes(), &[allow_client_to_server()])?;
     let cluster = &lab.cluster;
-    // The inner source is the address of an allowed pod, of a pod that is not allowed, or of a host outside. The
-    // destination is an isolated pod, or one that is not isolated.
+    // The inner source is the address of another pod, or of a host outside. The inner destination is an isolated pod
+    // that allows this source, or a pod that is not isolated.
     for (from, to) in [("shop/client", "shop/server"), ("shop/client", "shop/open"), ("outside", "shop/open")] {
         check(cluster, "shop/rogue", to, &[(tunneled(cluster, from, to), false)])?;
     }
@@ -54,7 +54,8 @@ fn hostile_a_pod_reaches_no_tunnel_endpoint_of_its_node() -> Result<()> {
 fn hostile_a_pod_cannot_open_its_egress_with_a_tunnel_packet() -> Result<()> {
     let lab = Lab::start(nodes(), &[rogue_sends_nothing()])?;
     let cluster = &lab.cluster;
-    // A packet that seems to come from the target starts a flow, and the pod's packets look like replies.
+    // The attack: the inner packet seems to come from the target, and would start a flow. Then the pod's packets to the
+    // target would look like replies.
     let (rogue, target) = (cluster.host("shop/rogue"), cluster.host("outside"));
     let inner = Ip::new(target.v4().into(), rogue.v4().into());
     let next_hop = rogue.next_hop(target, cluster.topology());
@@ -68,8 +69,8 @@ fn hostile_a_pod_cannot_open_its_egress_with_a_tunnel_packet() -> Result<()> {
     let marker = Marker::new();
     let test_packet = TestPacket::of_frames("UDP that looks like a reply", marker, vec![reply(&marker)]);
     check(cluster, "shop/rogue", "outside", &[(test_packet, false)])?;
-    // With TCP, the segment has a wrong checksum, so that the pod's kernel does not reply. Then the pod's SYN looks
-    // like a simultaneous open.
+    // The same attack with TCP. The segment has a wrong checksum, so that the pod's kernel does not reply. The pod's
+    // SYN would then look like a simultaneous open.
     let mut segment = inner.tcp(80, 4001, 16, b"");
     segment[37] ^= 0xff;
     link.send(&encapsulated(cluster, "node-1", PORT, &segment))?;
@@ -123,7 +124,7 @@ fn hostile_tunnel_devices_are_detected_when_created_and_deleted() -> Result<()> 
     check_delivered(&lab).context("after the device is deleted")
 }
 
-/// Sends a datagram from `rogue` to a port of its node.
+/// Sends a datagram from `rogue` to port 5555 of its node.
 fn send_to_node(lab: &Lab) -> Result<()> {
     let (rogue, node) = (lab.cluster.host("shop/rogue"), lab.cluster.host("node-1"));
     let target = (node.v4(), 5555);
@@ -133,6 +134,7 @@ fn send_to_node(lab: &Lab) -> Result<()> {
     })
 }
 
+/// Checks that a datagram from `rogue` arrives at port 5555 of its node.
 fn check_delivered(lab: &Lab) -> Result<()> {
     let node = lab.cluster.host("node-1").netns();
     let socket = node.run(|| Ok(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 5555))?))?;

@@ -13,7 +13,7 @@ use netpol_tests::{Families, Lab, PodSpec, Topology, deny_all, policy};
 use super::{TestPackets, address_pairs, pods};
 
 #[test]
-fn s17_rules_without_ports_allow_every_protocol_and_rules_with_ports_only_those() -> Result<()> {
+fn s17_rules_without_ports_allow_every_protocol_and_other_rules_only_their_ports() -> Result<()> {
     let from_client = |name: &str, app: &str, ports: &str| {
         policy(
             name,
@@ -48,7 +48,8 @@ fn s17_rules_without_ports_allow_every_protocol_and_rules_with_ports_only_those(
 
 #[test]
 fn s17_icmp_errors_pass_only_if_the_quoted_flow_is_allowed() -> Result<()> {
-    // Hosts outside may connect to one port. In this test, the outside host sends the ICMP errors of a router, too.
+    // Hosts outside may connect to one port. In this test, the outside host also sends the ICMP errors that a router
+    // would send.
     let lab = Lab::start(
         pods(),
         &[
@@ -70,7 +71,7 @@ fn s17_icmp_errors_pass_only_if_the_quoted_flow_is_allowed() -> Result<()> {
             IpAddr::V4(_) => ((3, 4), (3, 3), 0),
             IpAddr::V6(_) => ((2, 0), (1, 4), 129),
         };
-        // In IPv4, the MTU is the second half of this 32-bit word. In IPv6, it is the whole word.
+        // The second 32-bit word of the ICMP header. In IPv4, its second half is the MTU; in IPv6, the whole word is.
         let mtu = 1300u32.to_be_bytes();
         packets.add_row("too big, about the open flow", true, |mark| {
             vec![error.icmp(too_big.0, too_big.1, mtu, &quoted.tcp(80, port, 16, mark))]
@@ -78,7 +79,7 @@ fn s17_icmp_errors_pass_only_if_the_quoted_flow_is_allowed() -> Result<()> {
         packets.add_row("too big, about a port without a flow", false, |mark| {
             vec![error.icmp(too_big.0, too_big.1, mtu, &quoted.tcp(80, port ^ 1, 16, mark))]
         });
-        packets.add_row("port unreachable, about a flow to another port", false, |mark| {
+        packets.add_row("port unreachable, about a datagram that the pod did not send", false, |mark| {
             vec![error.icmp(unreachable.0, unreachable.1, [0; 4], &quoted.udp(5353, 53, mark))]
         });
         packets

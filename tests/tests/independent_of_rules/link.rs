@@ -14,7 +14,7 @@ use super::{TestPackets, pods};
 #[test]
 fn s16_neighbor_discovery_works_under_deny_all() -> Result<()> {
     let lab = Lab::start(pods(), &[deny_all("shop")])?;
-    // Neighbor tables are empty, so the next connection starts with neighbor discovery.
+    // With empty neighbor tables, the next connection starts with neighbor discovery.
     for name in ["node-1", "shop/client"] {
         lab.cluster.host(name).netns().ip("neigh flush all")?;
     }
@@ -62,11 +62,11 @@ fn s16_neighbor_discovery_passes_only_from_the_link() -> Result<()> {
 /// The `tuning` CNI plugin, a sysctl or the pod itself can change the pod's link-local address, long after the
 /// interface was created.
 #[test]
-fn s32_a_changed_link_local_address_is_detected_immediately() -> Result<()> {
+fn s32_a_changed_link_local_address_is_detected_before_the_next_scan() -> Result<()> {
     let lab = Lab::start(pods(), &[])?;
     let cluster = &lab.cluster;
     let (client, server) = (cluster.host("shop/client"), cluster.host("shop/server"));
-    // After this time, the agent no longer treats the interface as new.
+    // The agent treats an interface as new for 15 seconds.
     std::thread::sleep(Duration::from_secs(16));
     let new: Ipv6Addr = "fe80::7:7".parse()?;
     let old = client.netns().ip_output(&["-o", "-6", "address", "show", "dev", "eth0", "scope", "link"])?;
@@ -155,7 +155,7 @@ fn s35_igmp_reports_pass_like_listener_reports() -> Result<()> {
 }
 
 #[test]
-fn s35_dhcp_from_the_unspecified_address_needs_a_rule_and_other_traffic_is_dropped() -> Result<()> {
+fn s35_only_dhcp_passes_from_the_unspecified_address_and_isolated_pods_need_a_rule() -> Result<()> {
     let isolated = |rules: &str| {
         policy(
             "shop/client",

@@ -99,7 +99,7 @@ fn s15_masqueraded_traffic_from_outside_is_not_node_traffic() -> Result<()> {
 }
 
 #[test]
-fn s15_a_connection_to_a_port_of_the_local_node_is_evaluated_by_its_destination() -> Result<()> {
+fn s15_a_connection_to_a_port_of_the_local_node_is_evaluated_post_dnat() -> Result<()> {
     for topology in [Topology::Bridge, Topology::Routed] {
         let deny = policy("shop/client", "{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress]}");
         let lab = Lab::start(pods().families(Families::V4).topology(topology), &[deny])?;
@@ -120,7 +120,7 @@ fn s15_a_connection_to_a_port_of_the_local_node_is_evaluated_by_its_destination(
         // Pre-DNAT, the destination is the node, which is allowed. Post-DNAT it is a pod, which is not.
         let result = lab.try_at("shop/client", "shop/server", "172.31.77.1", Tcp, 30080)?;
         assert_eq!(result, ProbeResult::Dropped, "through the node's port, {topology:?}");
-        // The server's ingress policy evaluates forwarded traffic by the node's address, which no rule allows.
+        // At the server, the forwarded traffic has the node's address as its source, which no rule allows.
         lab.cluster.apply("second", &policy("shop/all", "{podSelector: {}, policyTypes: [Ingress]}"))?;
         lab.expect("shop/other -x shop/server 80/TCP").with_context(|| format!("{topology:?}"))?;
         let result = lab.try_at("shop/client", "shop/server", "172.31.77.1", Tcp, 30080)?;

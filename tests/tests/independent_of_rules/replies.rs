@@ -34,16 +34,17 @@ fn s18_replies_pass_whatever_policy_the_other_direction_has() -> Result<()> {
 }
 
 #[test]
-fn s18_a_flow_of_one_pod_allows_no_packets_at_another() -> Result<()> {
+fn s18_a_flow_of_one_pod_allows_no_packets_at_another_pod() -> Result<()> {
     let lab = Lab::start(pods(), &client_to_server_only())?;
     let flow = EchoConnection::open(&lab.cluster, "shop/client", "shop/server", 80)?;
     let (client, server) = flow.socket_addresses()?;
-    // The same ports, like a reply, but to another pod.
+    // These packets look like replies of the server, but their destination is another pod.
     let mut packets = TestPackets::new(&lab.cluster, "shop/server", "shop/other");
-    let other = lab.cluster.host("shop/other").address_of_same_family(server.ip()).context("dual stack")?;
+    let other =
+        lab.cluster.host("shop/other").address_of_same_family(server.ip()).context("no address of this family")?;
     let ip = Ip::new(server.ip(), other);
-    packets.add_row("a reply at another pod", false, |mark| vec![ip.tcp(80, client.port(), 16, mark)]);
-    packets.add_row("a datagram at another pod", false, |mark| vec![ip.udp(53, client.port(), mark)]);
+    packets.add_row("a TCP reply to another pod", false, |mark| vec![ip.tcp(80, client.port(), 16, mark)]);
+    packets.add_row("a datagram to another pod", false, |mark| vec![ip.udp(53, client.port(), mark)]);
     packets.check()
 }
 
@@ -91,7 +92,7 @@ fn s18_forged_resets_do_not_end_a_connection() -> Result<()> {
         replies.check()?;
         open.push((client_stream, server_stream));
     }
-    // Long enough for the flow to expire, if an RST shortened its timeout.
+    // Long enough for the flow to expire if a RST had shortened its timeout.
     std::thread::sleep(Duration::from_secs(12));
     for (client_stream, server_stream) in &mut open {
         server_stream.write_all(b"late")?;

@@ -37,14 +37,14 @@ fn s20_a_pod_sends_only_from_its_own_addresses() -> Result<()> {
 }
 
 #[test]
-fn s20_a_deny_event_has_pods_port_and_policies() -> Result<()> {
+fn s20_a_deny_event_names_the_pods_the_port_and_the_policies() -> Result<()> {
     let mut lab = Lab::start(pods(), &client_to_server_only())?;
     lab.expect("shop/other -x shop/server 80/TCP")?;
     let denied = lab.agent().wait_denied(|line| line.from() == "shop/other" && line.to() == "shop/server")?;
     assert_eq!((denied.direction(), denied.reason()), ("egress", "no-rule"));
     assert_eq!((denied.port(), denied.protocol()), (Some(80), "TCP"));
     assert_eq!(denied.policies(), ["shop/deny-all"]);
-    // A frame to an unused address is denied too, and the event has the address.
+    // A packet to an address that no host has is denied, too, and the event contains this address.
     let cluster = &lab.cluster;
     let (client, server) = (cluster.host("shop/client"), cluster.host("shop/server"));
     let packet = Ip::new(client.v4().into(), "203.0.113.99".parse()?).udp(1, 2, b"stray");

@@ -20,12 +20,27 @@ fn rules_decide_which_flows_can_start() {
         let client = ip(a.client, a.pod);
         programs.expect(Ingress, &client.tcp(1000, 80, SYN, b""), Reason::Rule, "an allowed port");
         programs.expect(Ingress, &client.tcp(1000, 81, SYN, b""), Reason::NoRule, "another port");
-        programs.expect(Ingress, &client.udp(1000, 53, b"12345678"), Reason::Rule, "an allowed port of UDP");
-        programs.expect(Ingress, &client.udp(1000, 80, b"12345678"), Reason::NoRule, "a port of TCP only");
-        programs.expect(Ingress, &client.sctp_init(1000, 80, b""), Reason::NoRule, "no SCTP");
+        programs.expect(Ingress, &client.udp(1000, 53, b"12345678"), Reason::Rule, "an allowed UDP port");
+        programs.expect(
+            Ingress,
+            &client.udp(1000, 80, b"12345678"),
+            Reason::NoRule,
+            "a port that is allowed only for TCP",
+        );
+        programs.expect(Ingress, &client.sctp_init(1000, 80, b""), Reason::NoRule, "SCTP, which no rule allows");
         let trusted = ip(a.trusted, a.pod);
-        programs.expect(Ingress, &trusted.sctp_init(1000, 80, b""), Reason::Rule, "everything includes SCTP");
-        programs.expect(Ingress, &trusted.carrying(47, b"1234"), Reason::Rule, "and protocols without ports");
+        programs.expect(
+            Ingress,
+            &trusted.sctp_init(1000, 80, b""),
+            Reason::Rule,
+            "SCTP from a peer with all ports allowed",
+        );
+        programs.expect(
+            Ingress,
+            &trusted.carrying(47, b"1234"),
+            Reason::Rule,
+            "GRE from a peer with all ports allowed",
+        );
         programs.expect(Ingress, &ip(a.outsider, a.pod).tcp(1000, 80, SYN, b""), Reason::NoRule, "an outsider");
         programs.expect(
             Egress,
@@ -61,10 +76,10 @@ fn a_policy_change_applies_to_open_flows() {
             Egress,
             &replies.udp(53, 1000, b"12345678"),
             Reason::Flow,
-            "still allowed, whichever side sends first",
+            "still allowed, whichever side sends next",
         );
         programs.change(|endpoint| endpoint.ingress.rule_set = RuleSetId(99));
-        programs.expect(Egress, &replies.udp(53, 1000, b"12345678"), Reason::Revoked, "no longer");
+        programs.expect(Egress, &replies.udp(53, 1000, b"12345678"), Reason::Revoked, "no longer allowed");
         programs.change(|endpoint| endpoint.ingress.rule_set = RULES);
         programs.expect(Egress, &replies.udp(53, 1000, b"12345678"), Reason::Flow, "allowed again");
     }
@@ -80,9 +95,8 @@ fn a_revoked_flow_stays_revoked_on_both_sides() {
             Ingress => (ip(a.trusted, a.pod), ip(a.pod, a.trusted)),
             Egress => (ip(a.pod, a.trusted), ip(a.trusted, a.pod)),
         };
-        let data = sctp_data;
         let tcp = [initiator.tcp(1000, 80, ACK, b"data"), responder.tcp(80, 1000, ACK, b"data")];
-        let sctp = [data(&initiator, 1000, 80), data(&responder, 80, 1000)];
+        let sctp = [sctp_data(&initiator, 1000, 80), sctp_data(&responder, 80, 1000)];
         programs.expect(initiating, &initiator.tcp(1000, 80, SYN, b""), Reason::Rule, "TCP starts");
         programs.expect(initiating, &initiator.sctp_init(1000, 80, b""), Reason::Rule, "SCTP starts");
         for packets in [&tcp, &sctp] {
@@ -100,7 +114,7 @@ fn a_revoked_flow_stays_revoked_on_both_sides() {
             initiating,
             &initiator.tcp(1000, 80, SYN, b""),
             Reason::NoRule,
-            "a SYN starts a new connection, and is denied",
+            "a SYN would start a new connection, and is denied",
         );
         programs.expect(initiating, &initiator.sctp_init(1000, 80, b""), Reason::NoRule, "an INIT too");
         // In total, this is much longer than the timeout of SCTP flows. But the packets arrive in shorter intervals,
@@ -169,7 +183,7 @@ fn s18_a_forged_rst_fin_or_syn_ends_no_flow() {
                 assert_eq!(kernel, memory, "after {flags:x?}");
             }
         }
-        // Long enough for the flow to expire, if an RST shortened its timeout.
+        // Long enough for the flow to expire if a RST had shortened its timeout.
         programs.memory.wait(12);
         std::thread::sleep(Duration::from_secs(12));
         for a in &FAMILIES {
@@ -183,7 +197,7 @@ fn s18_a_forged_rst_fin_or_syn_ends_no_flow() {
                 );
             }
         }
-        // The initiator is still the same.
+        // The initiator is still the same: without rules for the initiator's direction, the flow is revoked.
         programs.change(set_rules(initiating, RuleSetId(99)));
         for a in &FAMILIES {
             for (port, _) in (1000..).zip(forged) {
@@ -202,7 +216,8 @@ fn sctp_data(ip: &Ip, from: u16, to: u16) -> Vec<u8> {
     packet
 }
 
-/// Changes the pod's rule set in the initiator's direction. Rule set 99 has no entries, so it allows nothing.
+/// Returns a function that sets the pod's rule set in the initiator's direction. Rule set 99 allows nothing: it has no
+/// entries.
 fn set_rules(initiating: Direction, rules: RuleSetId) -> impl FnOnce(&mut Endpoint) {
     move |endpoint| match initiating {
         Ingress => endpoint.ingress.rule_set = rules,
@@ -256,11 +271,12 @@ fn check_that_a_revoked_flow_does_not_close_the_other_direction(initiating: Dire
                 initiating,
                 initiator,
                 Reason::Revoked,
-                "the other side's packet may be a reply to an allowed one, and starts no flow yet",
+                "still revoked: the other side's packet may be a reply, so it starts no flow yet",
             );
         }
     }
-    // Dropped packets do not extend the lifetime of the flow.
+    // 32 seconds after the change, the revoked flow has expired (30 seconds). The packets in between did not extend its
+    // lifetime.
     wait(&programs, 17);
     for [initiator, other] in &flows {
         programs.expect(initiating, initiator, Reason::Revoked, "the flow stays revoked");
@@ -270,7 +286,7 @@ fn check_that_a_revoked_flow_does_not_close_the_other_direction(initiating: Dire
 }
 
 #[test]
-fn a_flow_of_the_local_node_survives_a_change_and_masqueraded_traffic_needs_a_rule() {
+fn a_flow_from_the_local_node_survives_a_change_and_masqueraded_traffic_needs_a_rule() {
     for a in FAMILIES {
         let mut programs = KernelAndMemory::isolated(&[Ingress, Egress]);
         let request = wire(&ip(a.node, a.pod).tcp(1000, 8080, SYN, b""));
@@ -282,7 +298,7 @@ fn a_flow_of_the_local_node_survives_a_change_and_masqueraded_traffic_needs_a_ru
         );
         assert_eq!(programs.run_from(0, Ingress, &request), Reason::LocalNode);
         programs.change(|_| {});
-        assert_eq!(programs.run(Egress, &reply), Reason::Flow, "evaluated again as the packet that started it");
+        assert_eq!(programs.run(Egress, &reply), Reason::Flow, "the flow is evaluated again like its first packet");
     }
 }
 
@@ -329,7 +345,7 @@ fn icmp_errors_pass_if_the_quoted_flow_is_allowed() {
             Ingress,
             &error(a.outsider, a.pod, &sent[..head]),
             Reason::IcmpError,
-            "from a router, truncated",
+            "from a router, about a truncated packet",
         );
         let other = ip(a.pod, a.client).tcp(2001, 80, SYN, b"");
         programs.expect(Ingress, &error(a.outsider, a.pod, &other), Reason::NoRule, "about no known flow");
@@ -342,7 +358,7 @@ fn icmp_errors_pass_if_the_quoted_flow_is_allowed() {
         );
         programs.expect(Egress, &error(a.pod, a.outsider, &reversed), Reason::NoRule, "sent to another address");
         programs.expect(Egress, &error(a.pod, a.client, &reversed), Reason::IcmpError, "from the pod, to the remote");
-        programs.expect(Ingress, &error(a.outsider, a.pod, &sent[..12]), Reason::NoRule, "quoting less than a header");
+        programs.expect(Ingress, &error(a.outsider, a.pod, &sent[..12]), Reason::NoRule, "about less than a header");
     }
 }
 
@@ -366,8 +382,8 @@ fn packets_and_bytes_are_counted_in_both_directions() {
             traffic.packets += 1;
             traffic.bytes += packet.len() as u64;
         }
-        // Packets also count if they are evaluated again under another version, and if they take the slow path. Denied
-        // packets do not count.
+        // Packets also count if they are evaluated again after a change of the endpoint, and if they take the slow
+        // path. Denied packets do not count.
         programs.change(|_| {});
         programs.expect(Ingress, &packets[2].1, Reason::Flow, "evaluated again");
         let tagged = frame(Mac([2; 6]), Mac([4; 6]), &[5], &packets[3].1);

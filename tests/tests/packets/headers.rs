@@ -33,7 +33,12 @@ fn neighbor_discovery_passes_only_from_the_link() {
     ] {
         programs.expect(Ingress, &with_hops(hops, kind, "fe80::9"), expected, what);
     }
-    programs.expect(Egress, &with_hops(255, 135, "fe80::9"), Reason::SpoofedSource, "with another address");
+    programs.expect(
+        Egress,
+        &with_hops(255, 135, "fe80::9"),
+        Reason::SpoofedSource,
+        "from an address that is not the pod's",
+    );
 }
 
 #[test]
@@ -44,13 +49,13 @@ fn a_pod_sends_only_from_its_own_addresses() {
             Egress,
             &ip(a.client, a.outsider).udp(1, 2, b"12345678"),
             Reason::SpoofedSource,
-            "another address",
+            "from an address that is not the pod's",
         );
         programs.expect(
             Egress,
             &ip(a.client, a.outsider).carrying(a.icmp(), b""),
             Reason::SpoofedSource,
-            "another address, truncated",
+            "truncated, from an address that is not the pod's",
         );
         programs.expect(
             Ingress,
@@ -100,14 +105,14 @@ fn tags_options_and_extension_headers_do_not_change_verdicts() {
         for (headers, what) in [
             (&[(0, 0)][..], "hop-by-hop"),
             (&[(60, 2)], "destination options"),
-            (&[(0, 1), (60, 0), (60, 3)], "three"),
-            (&[(60, 0), (60, 0), (60, 0), (60, 0), (60, 0), (60, 0), (60, 0), (60, 0)], "eight"),
+            (&[(0, 1), (60, 0), (60, 3)], "three extension headers"),
+            (&[(60, 0), (60, 0), (60, 0), (60, 0), (60, 0), (60, 0), (60, 0), (60, 0)], "eight extension headers"),
         ] {
             let packet = headers.iter().fold(v6.clone(), |packet, &(kind, words)| packet.extension(kind, words));
             programs.expect(Ingress, &packet.tcp(1000, port, SYN, b""), expected, what);
         }
         let nine = (0..9).fold(v6.clone(), |packet, _| packet.extension(60, 0));
-        programs.expect(Ingress, &nine.tcp(1000, port, SYN, b""), Reason::TooManyHeaders, "nine");
+        programs.expect(Ingress, &nine.tcp(1000, port, SYN, b""), Reason::TooManyHeaders, "nine extension headers");
         let atomic = v6.clone().fragment(9, 0, false);
         programs.expect(Ingress, &atomic.tcp(1000, port, SYN, b""), expected, "an atomic fragment");
     }
@@ -126,18 +131,28 @@ fn later_fragments_follow_the_first() {
             Ingress,
             &from(1, 32, false).carrying(17, &body[32..]),
             Reason::OrphanFragment,
-            "before the first",
+            "a later fragment before the first",
         );
-        programs.expect(Ingress, &from(1, 0, true).carrying(17, &body[..32]), Reason::Rule, "the first");
-        programs.expect(Ingress, &from(1, 32, false).carrying(17, &body[32..]), Reason::Flow, "the rest");
+        programs.expect(Ingress, &from(1, 0, true).carrying(17, &body[..32]), Reason::Rule, "the first fragment");
+        programs.expect(Ingress, &from(1, 32, false).carrying(17, &body[32..]), Reason::Flow, "its later fragment");
         programs.expect(
             Ingress,
             &from(1, 0, true).carrying(17, &denied[..32]),
             Reason::Malformed,
             "a second, different first fragment",
         );
-        programs.expect(Ingress, &from(2, 0, true).carrying(17, &denied[..32]), Reason::NoRule, "a denied first");
-        programs.expect(Ingress, &from(2, 32, false).carrying(17, &denied[32..]), Reason::OrphanFragment, "its rest");
+        programs.expect(
+            Ingress,
+            &from(2, 0, true).carrying(17, &denied[..32]),
+            Reason::NoRule,
+            "a denied first fragment",
+        );
+        programs.expect(
+            Ingress,
+            &from(2, 32, false).carrying(17, &denied[32..]),
+            Reason::OrphanFragment,
+            "its later fragment",
+        );
         let segment = [0x03, 0xe8, 0, 80, 0, 0, 0, 1];
         programs.expect(Ingress, &from(3, 0, true).carrying(6, &segment), Reason::Malformed, "TCP without its flags");
         programs.expect(
@@ -155,7 +170,7 @@ fn later_fragments_follow_the_first() {
 /// If a later fragment arrives before the first fragment, its ports are unknown. So it passes only if all ports are
 /// allowed.
 #[test]
-fn s19_a_fragment_before_its_first_passes_only_if_all_ports_are_allowed() {
+fn s19_a_later_fragment_before_the_first_passes_only_if_all_ports_are_allowed() {
     for direction in [Ingress, Egress] {
         let mut programs = KernelAndMemory::isolated(&[direction]);
         let all_of_udp = PortKey { set: WEB, protocol: protocol::UDP, zero: 0, port: [0; 2] };
@@ -173,10 +188,10 @@ fn s19_a_fragment_before_its_first_passes_only_if_all_ports_are_allowed() {
             ] {
                 let later = packet(peer).fragment(1, 32, false).carrying(kind, &body[32..]);
                 programs.expect(direction, &later, expected, what);
-                programs.expect(direction, &later, expected, "it started no flow");
+                programs.expect(direction, &later, expected, "the same fragment again: it started no flow");
             }
             let whole = packet(a.trusted).udp(1000, 54, b"12345678");
-            programs.expect(direction, &whole, Reason::Rule, "it allowed no other packet");
+            programs.expect(direction, &whole, Reason::Rule, "a whole datagram: the fragments started no flow");
         }
         let entry = PortEntry { verdict: port_verdict::ALLOW, rule: RuleId(2) };
         programs.kernel.set_port(PORT_PREFIX_PROTOCOL, all_of_udp, entry).unwrap();
@@ -214,7 +229,8 @@ fn unparsable_packets_pass_only_at_pods_that_are_not_isolated() {
     assert_eq!(closed.run(Egress, &wire(&ip("10.0.0.1", "10.0.0.2").udp(1, 53, b"12345678"))), Reason::UnknownPod);
 }
 
-/// A packet that is truncated anywhere passes only if its ports are complete.
+/// A truncated packet is malformed if one of these parts is not complete: the IP header, the ports, the flags of TCP,
+/// or the first eight bytes of ICMP.
 #[test]
 fn truncated_packets_are_malformed() {
     let mut programs = KernelAndMemory::isolated(&[Ingress, Egress]);
@@ -247,7 +263,7 @@ fn truncated_packets_are_malformed() {
     }
 }
 
-/// In these frames, only the first bytes can be read directly, as with large socket buffers.
+/// In these frames, the programs can read only the first bytes directly, as in large socket buffers.
 #[test]
 fn nonlinear_frames_have_the_same_verdict() {
     let programs = KernelAndMemory::isolated(&[Ingress]);

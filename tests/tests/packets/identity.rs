@@ -17,7 +17,7 @@ use super::kernel_and_memory::{ACK, Addresses, FAMILIES, KernelAndMemory, SYN, S
 /// The endpoint ID of the pod.
 const POD: u32 = 1;
 /// The endpoint ID of the client.
-const CLIENT: u32 = 2;
+const CLIENT: u16 = 2;
 const CLIENT_VETH: u32 = 7;
 /// The endpoint ID of an endpoint that was deleted.
 const GONE: u32 = 9;
@@ -44,7 +44,7 @@ impl KernelAndMemory {
             ifindex: IfIndex(CLIENT_VETH),
             version: EndpointVersion(1),
             flags: endpoint_flags::ANTI_SPOOFING,
-            id: CLIENT,
+            id: CLIENT.into(),
             ..Endpoint::default()
         };
         for addresses in FAMILIES {
@@ -53,7 +53,7 @@ impl KernelAndMemory {
                 IpAddr::V6(address) => endpoint.address_v6 = address.octets(),
             }
             let class = netpol_common::ClassId(1);
-            self.set_address(addresses.client, AddressEntry { class, flags: 0, endpoint: 2 });
+            self.set_address(addresses.client, AddressEntry { class, flags: 0, endpoint: CLIENT });
         }
         self.kernel.set_endpoint_at(CLIENT_VETH, &endpoint).unwrap();
         self.memory.endpoints.insert(CLIENT_VETH, endpoint);
@@ -101,7 +101,7 @@ fn s31_the_address_of_a_local_pod_is_accepted_only_from_that_pod() {
     for_each_case(|programs, a, _| {
         let packet = ip(a.client, a.pod);
         let allowed = if programs.endpoint.ingress.isolated() { Reason::Rule } else { Reason::NotIsolated };
-        assert_eq!(programs.receive_from(&packet.tcp(1000, 80, SYN, b""), CLIENT), allowed);
+        assert_eq!(programs.receive_from(&packet.tcp(1000, 80, SYN, b""), CLIENT.into()), allowed);
         assert_eq!(programs.receive_from(&packet.tcp(1001, 80, SYN, b""), 0), Reason::UnverifiedSource, "from outside");
         assert_eq!(programs.receive_from(&packet.tcp(1001, 80, ACK, b""), 0), Reason::UnverifiedSource);
         assert_eq!(programs.receive_from(&packet.udp(1001, 53, b""), 0), Reason::UnverifiedSource);
@@ -125,9 +125,9 @@ fn s31_the_address_of_a_local_pod_is_accepted_only_from_that_pod() {
         let reason = programs.receive_from(&outsider.tcp(1000, 80, SYN, b""), 0);
         assert_eq!(reason, if programs.endpoint.ingress.isolated() { Reason::NoRule } else { Reason::NotIsolated });
         assert_eq!(
-            programs.receive_from(&outsider.tcp(1000, 80, SYN, b""), CLIENT),
+            programs.receive_from(&outsider.tcp(1000, 80, SYN, b""), CLIENT.into()),
             Reason::UnverifiedSource,
-            "from a tunnel"
+            "an outside address with a pod's endpoint ID, as from a tunnel"
         );
     });
 }
@@ -136,14 +136,18 @@ fn s31_the_address_of_a_local_pod_is_accepted_only_from_that_pod() {
 fn s31_a_packet_with_a_spoofed_source_belongs_to_no_flow() {
     for_each_case(|programs, a, _| {
         let (to, from) = (ip(a.client, a.pod), ip(a.pod, a.client));
-        assert!(programs.receive_from(&to.tcp(1000, 80, SYN, b""), CLIENT).allows());
-        assert_eq!(programs.receive_from(&to.tcp(1000, 80, ACK, b""), CLIENT), Reason::Flow);
+        assert!(programs.receive_from(&to.tcp(1000, 80, SYN, b""), CLIENT.into()).allows());
+        assert_eq!(programs.receive_from(&to.tcp(1000, 80, ACK, b""), CLIENT.into()), Reason::Flow);
         assert_eq!(programs.receive_from(&to.tcp(1000, 80, ACK, b""), 0), Reason::UnverifiedSource);
         assert_eq!(programs.receive_from(&with_extension(&to, a).tcp(1000, 80, ACK, b""), 0), Reason::UnverifiedSource);
-        assert_eq!(programs.receive_from(&to.tcp(1000, 80, ACK, b""), CLIENT), Reason::Flow, "the flow is still known");
+        assert_eq!(
+            programs.receive_from(&to.tcp(1000, 80, ACK, b""), CLIENT.into()),
+            Reason::Flow,
+            "the flow is still known"
+        );
         // A flow that the pod starts, after the other side has replied.
         assert!(programs.send(&from.tcp(2000, 90, SYN, b"")).0.allows());
-        assert_eq!(programs.receive_from(&to.tcp(90, 2000, SYN_ACK, b""), CLIENT), Reason::Flow);
+        assert_eq!(programs.receive_from(&to.tcp(90, 2000, SYN_ACK, b""), CLIENT.into()), Reason::Flow);
         assert_eq!(programs.receive_from(&to.tcp(90, 2000, ACK, b""), 0), Reason::UnverifiedSource);
         assert_eq!(programs.run_from(0, Ingress, &wire(&to.tcp(90, 2000, ACK, b""))), Reason::Flow, "the node itself");
     });
@@ -154,11 +158,11 @@ fn s31_replies_through_a_service_may_come_from_any_backend() {
     for_each_case(|programs, a, service| {
         let (to, from) = (ip(service, a.pod), ip(a.pod, service));
         assert!(programs.send(&from.tcp(1000, 80, SYN, b"")).0.allows());
-        assert_eq!(programs.receive_from(&to.tcp(80, 1000, SYN_ACK, b""), CLIENT), Reason::Flow);
-        assert_eq!(programs.receive_from(&to.tcp(80, 1000, ACK, b""), CLIENT), Reason::Flow);
+        assert_eq!(programs.receive_from(&to.tcp(80, 1000, SYN_ACK, b""), CLIENT.into()), Reason::Flow);
+        assert_eq!(programs.receive_from(&to.tcp(80, 1000, ACK, b""), CLIENT.into()), Reason::Flow);
         assert_eq!(programs.receive_from(&to.tcp(80, 1000, ACK, b""), POD), Reason::Flow, "another backend");
-        // Without a flow, such a reply starts no flow. So the next packet of the pod is not a reply, but starts a flow.
-        let reason = programs.receive_from(&to.tcp(80, 1001, ACK, b""), CLIENT);
+        // Without a flow, such a reply starts no flow. So the next packet of the pod is not a reply: it starts a flow.
+        let reason = programs.receive_from(&to.tcp(80, 1001, ACK, b""), CLIENT.into());
         if programs.endpoint.ingress.isolated() {
             assert_eq!(reason, Reason::NoRule);
         } else {
@@ -172,7 +176,7 @@ fn s31_replies_through_a_service_may_come_from_any_backend() {
         );
         // A packet that the node has masqueraded.
         let masqueraded = ip(a.node, a.pod);
-        let reason = programs.receive_from(&masqueraded.tcp(3000, 80, SYN, b""), CLIENT);
+        let reason = programs.receive_from(&masqueraded.tcp(3000, 80, SYN, b""), CLIENT.into());
         assert_eq!(reason, if programs.endpoint.ingress.isolated() { Reason::NoRule } else { Reason::NotIsolated });
     });
 }
@@ -268,9 +272,19 @@ fn s29_no_pod_reaches_a_tunnel_endpoint_of_a_node() {
                 let broadcast = ip(a.pod, "255.255.255.255");
                 programs.expect(Egress, &broadcast.udp(1, 8472, b""), Reason::TunnelEndpoint, "broadcast");
                 let loopback = ip(a.pod, "127.0.0.1");
-                programs.expect(Egress, &loopback.udp(1, 8472, b""), Reason::TunnelEndpoint, "CVE-2020-8558");
+                programs.expect(
+                    Egress,
+                    &loopback.udp(1, 8472, b""),
+                    Reason::TunnelEndpoint,
+                    "loopback (CVE-2020-8558)",
+                );
             }
-            programs.expect(Ingress, &ip(a.node, a.pod).udp(1, 8472, b""), Reason::NotIsolated, "to a pod");
+            programs.expect(
+                Ingress,
+                &ip(a.node, a.pod).udp(1, 8472, b""),
+                Reason::NotIsolated,
+                "from the node to the pod",
+            );
         }
     }
 }

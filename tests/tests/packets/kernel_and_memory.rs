@@ -17,7 +17,7 @@ pub(crate) const SYN: u8 = 0x02;
 pub(crate) const SYN_ACK: u8 = 0x12;
 pub(crate) const ACK: u8 = 0x10;
 pub(crate) const RST: u8 = 0x04;
-/// The `ingress_ifindex` of a packet that came in by another interface.
+/// The `ingress_ifindex` of a packet that the node received on another interface and forwards.
 pub(crate) const FORWARDED: u32 = 4000;
 /// The rule set of the pod.
 pub(crate) const RULES: RuleSetId = RuleSetId(7);
@@ -91,12 +91,13 @@ pub(crate) struct KernelAndMemory {
 }
 
 impl KernelAndMemory {
-    /// Returns a pod that is isolated in these directions, each with the rules of [`Addresses`].
+    /// Returns the programs for a pod that is isolated in these directions. In each of them, the rules of [`Addresses`]
+    /// apply.
     pub(crate) fn isolated(directions: &[Direction]) -> Self {
         Self::isolated_with(Programs::load().expect("the programs load"), directions)
     }
 
-    /// Returns the same pod, with programs that count the packets and bytes of flows.
+    /// Same as [`Self::isolated`], with programs that count the packets and bytes of flows.
     pub(crate) fn counting(directions: &[Direction]) -> Self {
         let programs = Self::isolated_with(Programs::load_counting().expect("the programs load"), directions);
         programs.memory.count_traffic.set(true);
@@ -154,7 +155,8 @@ impl KernelAndMemory {
         programs
     }
 
-    /// Lets the rule set of the pod allow these ports to the addresses of a class, or to the backends of a frontend.
+    /// Makes the rule set of the pod allow these ports to a class: the class of addresses, or that of a frontend's
+    /// backend set.
     pub(crate) fn allow(&mut self, class: u32, port_set: PortSetId) {
         let key = AllowKey { rule_set: RULES, class: ClassId(class) };
         let entry = AllowEntry { port_set, rule: RuleId::NONE };
@@ -168,7 +170,7 @@ impl KernelAndMemory {
         self.memory.endpoints.insert(INTERFACE, self.endpoint);
     }
 
-    /// Adds a frontend with this class.
+    /// Adds a frontend. Its backend set has this class.
     pub(crate) fn add_frontend(&mut self, address: &str, protocol: u8, port: u16, class: u32) {
         let (port, scope) = (port.to_be_bytes(), frontend_scope::ADDRESS);
         let (entry, class) =
@@ -207,7 +209,7 @@ impl KernelAndMemory {
         (reason, source_endpoint)
     }
 
-    /// Runs a packet from the pod post-DNAT.
+    /// Runs a packet post-DNAT, with this source endpoint ID and the recheck bit.
     pub(crate) fn send_post_dnat(&mut self, packet: &[u8], source_endpoint: u32) -> Reason {
         let frame = wire(packet);
         let ifindex = if source_endpoint == self.endpoint.id { INTERFACE } else { 0 };
@@ -221,7 +223,7 @@ impl KernelAndMemory {
         reason
     }
 
-    /// Runs a packet to the pod, with a source endpoint ID. The sender's policy was evaluated before.
+    /// Runs a packet to the pod, with this source endpoint ID and no recheck bit.
     pub(crate) fn receive_from(&mut self, packet: &[u8], source_endpoint: u32) -> Reason {
         let frame = wire(packet);
         self.memory.source_endpoint.set(source_endpoint);

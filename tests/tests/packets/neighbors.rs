@@ -19,7 +19,7 @@ const ALL_ROUTERS: &str = "ff02::2";
 /// All MLDv2-capable routers, the destination of listener reports.
 const MLDV2_ROUTERS: &str = "ff02::16";
 
-/// Returns the programs for a pod with this MAC address that no policy isolates.
+/// Returns the programs for a pod with this MAC address. No policy isolates the pod.
 fn pod_with(mac: [u8; 6]) -> KernelAndMemory {
     let mut programs = KernelAndMemory::isolated(&[]);
     programs.change(|endpoint| {
@@ -121,7 +121,7 @@ fn s32_neighbor_discovery_from_a_pod_is_dropped_if_it_has_other_addresses_or_lea
         (
             message(135, "::", "ff02::1:ff00:2", &about(client, &[])),
             Reason::SpoofedNeighbor,
-            "a duplicate address check for another's address",
+            "a duplicate address check for another pod's address",
         ),
         (
             message(135, pod, "ff02::1:ff00:3", &about(client, &[])),
@@ -196,7 +196,7 @@ fn s32_neighbor_discovery_from_a_pod_is_dropped_if_it_has_other_addresses_or_lea
     assert_eq!(
         programs.run(Egress, &message(134, LINK_LOCAL, ALL_NODES, &[0; 8])),
         Reason::NeighborDiscovery,
-        "a router without anti-spoofing"
+        "a router advertisement without anti-spoofing"
     );
 }
 

@@ -6,7 +6,7 @@ use netpol_common::{Endpoint, IfIndex, Reason};
 use netpol_tests::program::{COUNT_TRAFFIC, INTERFACE, object, program_infos, test_object};
 
 #[test]
-fn each_flow_has_one_event_a_second() {
+fn a_denied_flow_causes_at_most_one_event_a_second() {
     let mut programs = KernelAndMemory::isolated(&[Ingress]);
     for a in FAMILIES {
         let denied = wire(&ip(a.client, a.pod).udp(1000, 99, b"12345678"));
@@ -29,9 +29,10 @@ fn each_flow_has_one_event_a_second() {
 fn endpoints_are_found_in_the_array_and_the_overflow_map() {
     let mut programs = KernelAndMemory::isolated(&[Ingress]);
     let packet = wire(&ip("10.0.0.2", "10.0.0.1").tcp(1, 80, SYN, b""));
+    // Both interfaces have the same slot in the array.
     let other = Endpoint { ifindex: IfIndex(INTERFACE + 1024), id: 2, ..programs.endpoint };
     programs.kernel.set_endpoint(&other).unwrap();
-    assert!(!programs.kernel.run(Ingress, &packet, FORWARDED, 1).unwrap().passed, "no endpoint");
+    assert!(!programs.kernel.run(Ingress, &packet, FORWARDED, 1).unwrap().passed, "passes without an endpoint");
     assert_eq!(programs.kernel.packet_count(0, Ingress, Reason::NoEndpoint).unwrap(), 1);
     let endpoint = programs.endpoint;
     programs.kernel.set_endpoint_in_overflow(&endpoint, &other).unwrap();
@@ -48,9 +49,9 @@ fn a_full_flow_table_drops_packets_only_at_isolated_pods() {
     }
 }
 
-/// The verifier of Linux 5.10 processes at most a million instructions. For the same program, it processes more of them
-/// than newer kernels. These report the number: about 150,000 on Linux 6.18. It varies by 10,000 with the order in
-/// which the compiler arranges the code.
+/// The verifier of Linux 5.10 processes at most a million instructions. For the same program, it processes more
+/// instructions than newer verifiers do. Newer kernels report the number: about 150,000 on Linux 6.18. The number
+/// varies by 10,000 with the order in which the compiler arranges the code.
 #[test]
 fn programs_stay_below_the_verifier_limit() {
     for enabled in [&[][..], &[COUNT_TRAFFIC]] {

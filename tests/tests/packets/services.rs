@@ -13,9 +13,11 @@ const POD: u32 = 1;
 const POD_WITH_RECHECK: u32 = POD | RECHECK;
 /// A source endpoint ID that no endpoint has.
 const UNKNOWN_ID: u32 = 2;
-/// The classes of three frontends. The rules allow all of the backends, some, or none.
+/// The class of a frontend of which the rules allow all backends.
 const ALL: u32 = 11;
+/// The class of a frontend of which the rules allow some backends.
 const SOME: u32 = 12;
+/// The class of a frontend of which the rules allow no backend.
 const NONE: u32 = 13;
 
 /// Cluster IPs of both families.
@@ -64,21 +66,21 @@ fn s22_each_packet_is_rechecked_post_dnat_if_only_some_backends_are_allowed() {
         assert_eq!(programs.send(&to.udp(1000, 2, b"")), (Reason::Service, POD_WITH_RECHECK));
         assert_eq!(programs.send(&to.udp(1000, 2, b"")), (Reason::Flow, POD_WITH_RECHECK), "the next datagram too");
         let (client, outsider) = (ip(addresses.pod, addresses.client), ip(addresses.pod, addresses.outsider));
-        assert_eq!(programs.send_post_dnat(&client.udp(1000, 53, b""), POD), Reason::Rule, "allowed there");
+        assert_eq!(programs.send_post_dnat(&client.udp(1000, 53, b""), POD), Reason::Rule, "to an allowed backend");
         assert_eq!(programs.send_post_dnat(&client.udp(1000, 53, b""), POD), Reason::Flow, "a known flow");
         assert_eq!(
             programs.send_post_dnat(&client.udp(1000, 54, b""), POD),
             Reason::BackendDenied,
-            "another port there"
+            "to another port of this backend"
         );
         assert_eq!(programs.send_post_dnat(&outsider.udp(1000, 53, b""), POD), Reason::BackendDenied);
-        // Masqueraded, so the source address does not show the sender.
+        // The packet is masqueraded, so its source address does not identify the sender.
         let masqueraded = ip(addresses.node, addresses.client);
         assert_eq!(programs.send_post_dnat(&masqueraded.udp(3000, 53, b""), POD), Reason::Rule);
         assert_eq!(
             programs.send_post_dnat(&masqueraded.udp(3000, 53, b""), POD),
             Reason::Rule,
-            "its port is not the pod's"
+            "not part of a flow: the source port is not the pod's"
         );
         assert_eq!(programs.send_post_dnat(&masqueraded.udp(3000, 54, b""), POD), Reason::BackendDenied);
         // The packet is not translated yet: another node selects the backend, and does not have the pod's policy.
@@ -93,7 +95,7 @@ fn s23_the_first_packet_of_a_flow_is_always_rechecked_post_dnat() {
     for addresses in FAMILIES {
         let mut programs = KernelAndMemory::isolated(&[Egress]);
         let (node, client) = (ip(addresses.pod, addresses.node), ip(addresses.pod, addresses.client));
-        // NodePorts and hostPorts are at the local node's addresses.
+        // This port of the local node can be a NodePort or hostPort.
         assert_eq!(programs.send(&node.tcp(1000, 30080, SYN, b"")), (Reason::LocalNode, POD_WITH_RECHECK));
         assert_eq!(programs.send(&node.tcp(1000, 30080, ACK, b"")), (Reason::Flow, POD_WITH_RECHECK));
         let outsider = ip(addresses.pod, addresses.outsider);
@@ -148,7 +150,7 @@ fn s15_hairpin_traffic_passes_and_spoofed_hairpin_traffic_does_not() {
         assert_eq!(
             programs.send(&ip(addresses.pod, addresses.outsider).tcp(1, 1, SYN, b"")).1,
             POD,
-            "also if egress is not isolated"
+            "a packet carries the ID, even if the pod is not isolated for egress"
         );
     }
 }
@@ -164,7 +166,7 @@ fn s15_masqueraded_traffic_does_not_belong_to_an_earlier_flow_with_the_same_port
         assert_eq!(programs.run_from(0, Ingress, &wire(&packet.udp(1001, 8080, b""))), Reason::LocalNode);
         assert_eq!(programs.run_from(0, Ingress, &wire(&packet.udp(1001, 8080, b""))), Reason::Flow);
         assert_eq!(programs.receive_from(&packet.udp(1001, 8080, b""), 0), Reason::NoRule);
-        // Each datagram that may return to the pod carries its ID, so that hairpin traffic is identified.
+        // Each datagram from the pod carries the pod's ID, so that hairpin traffic is identified.
         let out = ip(addresses.pod, addresses.outsider);
         assert_eq!(programs.send(&out.udp(1000, 80, b"")), (Reason::NotIsolated, POD));
         assert_eq!(programs.send(&out.udp(1000, 80, b"")), (Reason::Flow, POD));

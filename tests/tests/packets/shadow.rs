@@ -1,5 +1,5 @@
-//! Tests of events of allowed flows, of policies in shadow mode, and of observing, on the loaded programs. The same
-//! code in memory must agree with them.
+//! Tests of events of allowed flows, of policies in shadow mode, and of agents that only observe. The loaded programs
+//! and the same code in memory must agree.
 
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{
@@ -52,7 +52,7 @@ fn summary(programs: &mut KernelAndMemory) -> Vec<(EventKind, Reason, u16)> {
 }
 
 #[test]
-fn new_flows_are_reported_if_allowed_flows_are_reported() {
+fn new_allowed_flows_cause_events_if_this_is_enabled() {
     let mut programs = KernelAndMemory::isolated(&[Ingress]);
     for (a, port) in FAMILIES.into_iter().zip([1000, 2000]) {
         for (enabled, port) in [(0, port), (1, port + 1)] {
@@ -95,7 +95,11 @@ fn shadow_mode_reports_open_and_new_flows_that_it_would_deny() {
         let [event] = events(&mut programs)[..] else { panic!("one event") };
         assert_eq!((event.reason, event.flags), (Reason::NoRule as u8, event_flags::SHADOW));
         assert_eq!((event.direction, event.rule_set), (Ingress as u8, RULES));
-        assert_eq!(event.destination_port, 22_u16.to_be_bytes(), "the direction of its initiator");
+        assert_eq!(
+            event.destination_port,
+            22_u16.to_be_bytes(),
+            "the event has the destination port of the initiator's direction"
+        );
         for (packet, direction, denied) in [
             (to.tcp(1001, 80, SYN, b""), Ingress, None),
             (to.tcp(1001, 81, SYN, b""), Ingress, Some(81)),
@@ -119,7 +123,7 @@ fn shadow_mode_reports_open_and_new_flows_that_it_would_deny() {
 fn shadow_mode_evaluates_packets_that_take_the_slow_path() {
     for a in FAMILIES {
         let mut programs = in_shadow_mode();
-        // A first fragment, and later ones, which have no ports.
+        // The first fragment of a datagram, and a later one, which has no ports.
         let fragment = |offset, more| ip(a.client, a.pod).fragment(77, offset, more);
         programs.expect(Ingress, &fragment(0, true).udp(1000, 54, &[7; 64]), Reason::NotIsolated, "a first fragment");
         let later = fragment(72, false).carrying(protocol::UDP, &[7; 8]);
@@ -131,6 +135,7 @@ fn shadow_mode_evaluates_packets_that_take_the_slow_path() {
         programs.change(|_| {});
         programs.expect(Ingress, &echo, Reason::Flow, "the same flow, evaluated again");
         programs.expect(Ingress, &echo, Reason::Flow, "a known flow");
+        // The datagram, the echo request, and the echo request that was evaluated again.
         assert_eq!(programs.kernel.shadow_denied_count(POD, Ingress).unwrap(), 3);
     }
 }
@@ -173,7 +178,7 @@ fn shadow_mode_evaluates_flows_to_services_by_their_backends() {
             assert_eq!(programs.send(&to.tcp(1000, port, ACK, b"")), (Reason::Flow, POD), "only the first packet");
         }
         assert_eq!(summary(&mut programs), [(EventKind::Shadow, Reason::NoAllowedBackend, 3)]);
-        // Post-DNAT. Policies in shadow mode do not change the verdict there either.
+        // Post-DNAT, policies in shadow mode do not change the verdict either.
         for (from, to, port, expected) in [
             (a.pod, a.client, 80, None),
             (a.pod, a.client, 81, Some(Reason::BackendDenied)),

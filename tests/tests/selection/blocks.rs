@@ -42,6 +42,7 @@ fn s11_s12_s13_blocks_and_their_excepts() -> Result<()> {
 
 #[test]
 fn s14_blocks_apply_to_pod_addresses() -> Result<()> {
+    // Each cluster of this kind has the same addresses, so the policy can contain an address of this first cluster.
     let cluster = shop_and_blog().build()?;
     let api = cluster.host("shop/api").v4();
     drop(cluster);

@@ -42,7 +42,7 @@ fn s01_isolation_is_per_direction_and_policies_add_up() -> Result<()> {
 }
 
 #[test]
-fn s02_absent_policy_types_mean_ingress_and_egress_only_with_rules() -> Result<()> {
+fn s02_missing_policy_types_mean_ingress_plus_egress_if_there_are_egress_rules() -> Result<()> {
     let web = policy("shop/web", "{podSelector: {matchLabels: {app: web}}}");
     let api = policy(
         "shop/api",
@@ -60,7 +60,7 @@ fn s02_absent_policy_types_mean_ingress_and_egress_only_with_rules() -> Result<(
 }
 
 #[test]
-fn s03_no_rules_deny_and_empty_rules_allow() -> Result<()> {
+fn s03_a_policy_without_rules_denies_and_an_empty_rule_allows_everything() -> Result<()> {
     let none = policy("shop/none", "{podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress], ingress: []}");
     let all = policy("shop/all", "{podSelector: {matchLabels: {app: api}}, policyTypes: [Ingress], ingress: [{}]}");
     let any_peer = policy(

@@ -1,4 +1,5 @@
-//! Which pods policies select and what they allow, with real connections: items 1 to 14 of docs/semantics.md.
+//! Tests with real connections: which pods policies select, and what policies allow (items 1 to 14 of
+//! docs/semantics.md).
 
 mod blocks;
 mod isolation;
@@ -8,7 +9,7 @@ mod ports;
 use netpol_policy::model::Protocol::{Tcp, Udp};
 use netpol_tests::{Cluster, ClusterBuilder};
 
-/// Two namespaces, and an outside host with two additional addresses.
+/// Returns a cluster with two namespaces, and an outside host with two additional addresses.
 fn shop_and_blog() -> ClusterBuilder {
     Cluster::builder()
         .namespace("shop", "team=sales")

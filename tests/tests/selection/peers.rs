@@ -1,4 +1,4 @@
-//! Pods that peers and policies select: items 4 to 7 of docs/semantics.md.
+//! Which pods the selectors of policies and of peers match: items 4 to 7 of docs/semantics.md.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
@@ -21,12 +21,12 @@ fn s04_selectors_of_namespaces_and_pods() -> Result<()> {
             "shop/api -> shop/db 80/TCP\nblog/web -> shop/db 80/TCP\noutside -x shop/db 80/TCP\nnode-2 -x shop/db 80/TCP",
         ),
         (
-            "both",
+            "both selectors in one peer",
             "{namespaceSelector: {matchLabels: {team: press}}, podSelector: {matchLabels: {app: web}}}",
             "shop/web -x shop/db 80/TCP\nblog/web -> shop/db 80/TCP",
         ),
         (
-            "derived name",
+            "the label with the namespace's name",
             "namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: blog}}",
             "shop/web -x shop/db 80/TCP\nblog/web -> shop/db 80/TCP",
         ),
@@ -60,7 +60,7 @@ fn s04_selectors_of_namespaces_and_pods() -> Result<()> {
         lab.set_policies(&[policy("shop/db", &spec)])?;
         lab.expect(table).map_err(|error| error.context(case))?;
     }
-    // Separate items are alternatives.
+    // If the selectors are in two peers, a pod needs to match only one of them.
     lab.set_policies(&[policy(
         "shop/db",
         "{podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress],
@@ -92,7 +92,7 @@ fn s05_host_network_pods_are_not_isolated_and_are_no_peers() -> Result<()> {
 }
 
 #[test]
-fn s06_finished_pods_and_former_addresses_select_nothing() -> Result<()> {
+fn s06_selectors_match_neither_finished_pods_nor_their_former_addresses() -> Result<()> {
     let from_web = policy(
         "shop/db",
         "{podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress],
@@ -104,13 +104,13 @@ fn s06_finished_pods_and_former_addresses_select_nothing() -> Result<()> {
     lab.cluster.edit_pod("shop/web", |pod| pod.phase("Succeeded"))?;
     lab.expect("shop/web -x shop/db 80/TCP\nshop/api -x shop/db 80/TCP")?;
 
-    // A pod that no policy allows reuses the address. The manifest of the finished pod still exists.
+    // A new pod, which no rule allows, reuses the address. The manifest of the finished pod still exists.
     let number = lab.cluster.host("shop/web").v4().octets()[3];
     lab.cluster.remove_pod_keep_manifest("shop/web")?;
     lab.cluster.add_pod(PodSpec::new("shop/heir").labels("app=heir").number(number))?;
     lab.expect("shop/heir -x shop/db 80/TCP\nshop/api -x shop/db 80/TCP\nshop/heir -> shop/api 80/TCP")?;
 
-    // A pod that is allowed reuses the address, with immediate effect.
+    // Another new pod, which a rule allows, reuses the address.
     lab.cluster.remove_pod("shop/heir")?;
     lab.cluster.add_pod(PodSpec::new("shop/young").labels("app=web").number(number))?;
     lab.expect("shop/young -> shop/db 80/TCP\nshop/api -x shop/db 80/TCP")
@@ -162,7 +162,7 @@ fn s04_a_namespace_without_an_object_has_only_the_name_label() -> Result<()> {
 }
 
 #[test]
-fn s06_an_address_of_several_pods_belongs_to_one_of_them() -> Result<()> {
+fn s06_an_address_that_several_pods_claim_belongs_to_one_of_them() -> Result<()> {
     let from_web = policy(
         "shop/db",
         "{podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress],
@@ -209,7 +209,7 @@ fn s30_invalid_pod_addresses_are_ignored_and_a_node_address_is_no_peer() -> Resu
     let mut lab = Lab::start(shop_and_blog().nodes(2), &[closed, from_web])?;
     let denied = "shop/web -x shop/db 80/TCP\nshop/db -x shop/web 80/TCP\nblog/web -x shop/db 80/TCP";
     lab.expect(denied)?;
-    // None of these may replace the pod's own address of that family.
+    // None of these may replace the pod's own address of the same family.
     for address in [
         "::ffff:10.9.9.9",
         "127.0.0.1",
@@ -225,7 +225,7 @@ fn s30_invalid_pod_addresses_are_ignored_and_a_node_address_is_no_peer() -> Resu
         lab.expect_without_reference(denied).with_context(|| format!("the pod's first address is {address}"))?;
     }
     lab.cluster.edit_pod("shop/db", |pod| pod.extra_pod_ip(""))?;
-    // A pod of this node that no policy selects claims the address of `db` as an IPv4-mapped address. Another pod
+    // A pod of this node claims the address of `db` as an IPv4-mapped address. No policy selects this pod. Another pod
     // claims the address of the other node.
     let claim = |name: &str, node: u8, address: &str| {
         let claim = format!(

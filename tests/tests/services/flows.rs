@@ -34,13 +34,14 @@ fn frontends(service: u16) -> [SocketAddr; 2] {
     [at[0].1, at[1].1]
 }
 
-/// Sets the backends of the Service in the manifests and in kube-proxy's rules.
+/// Sets the backends of the Service [`number::GOOD`] in the manifests and in kube-proxy's rules.
 fn set_backends(shop: &Shop, names: &[&str]) -> Result<()> {
     let service = with_backends(shop, names);
     service.write_manifest(shop.cluster())?;
     shop.proxy.sync(&[service])
 }
 
+/// Returns the Service [`number::GOOD`] with these backends.
 fn with_backends(shop: &Shop, names: &[&str]) -> Service {
     Shop::service(number::GOOD).backends(shop.cluster(), names)
 }
@@ -110,7 +111,8 @@ fn s22_s25_an_open_flow_stops_when_it_is_no_longer_allowed_routed() -> Result<()
 fn check_flow_stops(shape: Shape) -> Result<()> {
     let mut shop = Shop::open(shape)?;
     shop.lab.cluster.edit_pod("shop/free", |pod| pod.labels("app=good"))?;
-    // These backends replace the backends with open flows. All, some or none of them are allowed, or there are none.
+    // The Service gets these backends in place of those with open flows. Policies allow all of the new backends, some,
+    // or none. The last list is empty.
     for new_backends in [&["shop/free"][..], &["shop/free", "shop/bad"], &["shop/bad"], &[]] {
         let mut flows = open_flows(&shop)?;
         // kube-proxy's rules are left as they are, so that open flows still reach the old backends.

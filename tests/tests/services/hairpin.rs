@@ -40,7 +40,9 @@ fn s15_a_spoofed_source_is_not_hairpin_traffic() -> Result<()> {
     Ok(())
 }
 
-/// Anti-spoofing is off, and kube-proxy masquerades packets with the backend's own address as their source.
+/// The attack: anti-spoofing is off, and `free` sends packets to a Service from the address of the Service's backend
+/// `guarded`. kube-proxy masquerades them like hairpin traffic, but they must not arrive. Packets from the address of
+/// `visitor` arrive, because a rule allows them.
 fn check_spoofed_source(shape: Shape) -> Result<()> {
     let shop = Shop::open_with(shape, &["--no-anti-spoofing"])?;
     let cluster = shop.cluster();

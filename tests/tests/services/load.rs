@@ -32,7 +32,7 @@ const REUSING: &str = "shop/heir";
 /// The last byte of this address.
 const NUMBER: u8 = 77;
 
-/// How long each state lasts.
+/// How long each state of kube-proxy's rules and the manifests lasts.
 const STATE_TIME: Duration = Duration::from_millis(400);
 
 /// The backends in each round.
@@ -69,7 +69,8 @@ fn check_replies(shape: Shape) -> Result<()> {
     shop.expect_backends("shop/free", &Shop::cluster_ips(number::MIXED), &[REUSING])
 }
 
-/// Changes the backends of the Service in kube-proxy's rules and in the agent's manifests, one before the other.
+/// Changes the backends of the Service first in kube-proxy's rules and then in the agent's manifests, or the other way
+/// round.
 fn change_backends(shop: &Shop, names: &[&str], rules_first: bool) -> Result<()> {
     let service = Shop::service(number::MIXED).backends(shop.cluster(), names);
     for rules in [rules_first, !rules_first] {
@@ -83,7 +84,7 @@ fn change_backends(shop: &Shop, names: &[&str], rules_first: bool) -> Result<()>
     Ok(())
 }
 
-/// Opens connections while `work` runs, and returns how many got a reply. Fails if the reply is from a host that is not
+/// Opens connections while `work` runs, and returns how many got a reply. Fails if a reply is from a host that is not
 /// allowed.
 fn under_load(shop: &Shop, work: impl FnOnce() -> Result<()>) -> Result<u64> {
     let done = AtomicBool::new(false);

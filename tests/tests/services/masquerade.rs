@@ -17,7 +17,7 @@ pub(super) fn check_all(shop: &Shop) -> Result<()> {
             shop.expect_backends(from, &to_isolated_pods, &[]).with_context(|| format!("{from} through {node}"))?;
         }
         // Only processes of the pod's own node are allowed. Packets from processes of another node are evaluated like
-        // packets that this node forwards.
+        // other packets that the pod's node forwards.
         for (service, pod, pods_node) in
             [(number::GUARDED, "shop/guarded", "node-1"), (number::VAULT, "shop/vault", "node-2")]
         {

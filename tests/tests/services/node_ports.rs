@@ -27,7 +27,7 @@ fn local_node(shop: &Shop) -> Result<()> {
         .try_for_each(|backend| shop.wait_denied_through(number::MIXED, "backend-denied", "shop/client", backend))
 }
 
-/// The other node selects the backend, which is unknown on this node.
+/// The other node selects the backend. On this node, the selected backend is not known.
 fn other_node(shop: &Shop) -> Result<()> {
     let at = |service| targets(shop.cluster().host("node-2").addresses(), &Shop::node_ports(service));
     shop.expect_backends("shop/free", &at(number::MIXED), &ALL)?;

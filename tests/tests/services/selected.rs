@@ -19,7 +19,7 @@ fn set_selector(shop: &Shop, service: u16, label: &str, backends: &[&str]) -> Re
 }
 
 #[test]
-fn s37_a_service_without_slices_leads_to_the_pods_it_selects() -> Result<()> {
+fn s37_the_backends_of_a_service_without_slices_are_the_pods_that_it_selects() -> Result<()> {
     let mut shop = Shop::open(SHAPE)?;
     set_selector(&shop, number::GOOD, "app: good", &["shop/near", "shop/far"])?;
     shop.wait_applied()?;
@@ -52,12 +52,12 @@ fn write_host_network_pod(cluster: &Cluster, node: &str, labels: &str) -> Result
 }
 
 #[test]
-fn s05_s22_host_network_pods_behind_a_service_are_evaluated_by_their_nodes_addresses() -> Result<()> {
+fn s05_s22_host_network_backends_are_evaluated_by_their_nodes_addresses() -> Result<()> {
     let shop = Shop::open(SHAPE)?;
     write_host_network_pod(shop.cluster(), "node-2", "app: good, net: host")?;
     set_selector(&shop, number::GOOD, "net: host", &["node-2"])?;
     shop.wait_applied()?;
-    // The rule selects the pod's labels, but a pod on the host network is not a peer.
+    // The rule allows pods with these labels, but a selector never matches a pod on the host network.
     shop.expect_dropped_before_proxy("shop/client", &Shop::cluster_ips(number::GOOD)).context("by its labels")?;
     shop.wait_denied_through(number::GOOD, "no-allowed-backend", "shop/client", "10.96.0.10")?;
     let blocks: Vec<String> = shop.cluster().host("node-2").addresses().iter().map(block).collect();

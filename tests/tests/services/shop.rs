@@ -32,6 +32,7 @@ pub(super) struct Shop {
     /// The cluster, with the agent on the first node.
     pub(super) lab: Lab,
     pub(super) proxy: KubeProxy,
+    /// Number of calls of [`Self::wait_applied`].
     rounds: AtomicU32,
 }
 
@@ -234,8 +235,8 @@ impl Shop {
         Ok(())
     }
 
-    /// Waits until the agent enforces the current manifests. The agent applies all changes together, so it has applied
-    /// them when it enforces a policy that this function changes in every call.
+    /// Waits until the agent enforces the current manifests. In each call, this function also changes a policy. The
+    /// agent applies all changes together, so all are applied as soon as it enforces the new version of this policy.
     pub(super) fn wait_applied(&self) -> Result<()> {
         let round = self.rounds.fetch_add(1, Ordering::Relaxed);
         let rule = if round.is_multiple_of(2) { "" } else { ", egress: [{}]" };

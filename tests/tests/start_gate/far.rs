@@ -1,4 +1,5 @@
-//! Connections from a new pod to a pod on another node, which receives the new pod's address only from the API server.
+//! Connections from a new pod to a pod on another node. The other node receives the new pod's address only from the API
+//! server.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
@@ -11,7 +12,7 @@ use netpol_tests::{Agent, AgentOptions, PodSlots, PodSpec, StartGate, agent, pol
 
 use super::{REPLY_TIMEOUT, file_of, options, pods, received};
 
-/// Number of pods, one after the other.
+/// Number of new pods. They start one after the other.
 const PODS: u8 = 10;
 
 /// The address of the bridge on the first node.

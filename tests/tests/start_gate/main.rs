@@ -19,9 +19,9 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// Number of pods that are started.
 const STARTS: usize = 240;
-/// Number of pods at a time. Each has a slot: a prepared network namespace.
+/// Number of pods that exist at a time. Each has a slot: a prepared network namespace.
 const SLOTS: u8 = 60;
-/// How long an allowed reply may take. Much longer than on an idle machine.
+/// Maximum time until an allowed reply arrives. On an idle machine, this takes much less time.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Pods of `jobs` may only connect to `shop/server`.
@@ -35,7 +35,7 @@ fn pods() -> ClusterBuilder {
     Cluster::builder().namespace("jobs", "").pods(&[("shop/server", "app=server"), ("shop/other", "app=other")])
 }
 
-/// Returns options of an agent that finds the sockets and directories of a container runtime below a directory.
+/// Returns options for an agent. `runtime` is the directory with the sockets and directories of the container runtime.
 fn options(runtime: &Path, arguments: &[&str]) -> Result<AgentOptions> {
     let at = |name: &str| runtime.join(name).to_str().map(str::to_owned).context("the path is not UTF-8");
     let (socket, config, plugins) = (at("nri.sock")?, at("net.d")?, at("bin")?);
@@ -97,9 +97,9 @@ fn s38_a_pod_is_enforced_before_its_first_packet() -> Result<()> {
     Ok(())
 }
 
-/// Without the gate, denied packets arrive. So the test above can detect them.
+/// This shows that the test above can fail: denied packets that arrive are detected.
 #[test]
-fn s38_without_the_gate_an_unpublished_pod_is_open() -> Result<()> {
+fn s38_without_the_gate_denied_packets_of_a_new_pod_arrive() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let lab = lab(directory.path(), &["--start-gate", "auto"])?;
     let mut slots = PodSlots::prepare(&lab.cluster, 1)?;
@@ -111,7 +111,7 @@ fn s38_without_the_gate_an_unpublished_pod_is_open() -> Result<()> {
     std::thread::sleep(Duration::from_millis(200));
     ensure!(
         received(lab.cluster.host("shop/other"))? > before,
-        "no denied packet arrived, so the other test cannot fail"
+        "no denied packet arrived without the gate, so the test of the gate could not fail"
     );
     ensure!(lab.metrics()?.contains("netpol_start_gate_connected{mode=\"off\"} 0"), "auto found a runtime");
     Ok(())
@@ -135,7 +135,7 @@ fn s38_a_pod_that_cannot_be_enforced_does_not_start() -> Result<()> {
     unreadable.ips.clear();
     unreadable.linux.get_or_insert_default().namespaces[1].path = "/nowhere".to_owned();
     expect_refused(runtime.run(&unreadable), "cannot read the addresses of pod jobs/pod: network namespace /nowhere")?;
-    // Starts of pods of kube-system are not refused, because a node may need them to start.
+    // Starts of pods of kube-system are not refused, because a node may need these pods to become ready.
     unreadable.namespace = "kube-system".to_owned();
     ensure!(runtime.run(&unreadable) == Start::Allowed, "a pod of kube-system had to wait");
     ensure!(
@@ -159,10 +159,10 @@ fn s38_a_pod_that_cannot_be_enforced_does_not_start() -> Result<()> {
     Ok(())
 }
 
-/// Before NRI 0.9, requests have no addresses. When an agent starts, the runtime sends it the pods that were started
-/// while no agent was running.
+/// Before NRI 0.9, the runtime's requests have no addresses. When an agent starts, the runtime sends the agent all pods
+/// that were started while no agent was running.
 #[test]
-fn s38_addresses_are_read_from_the_sandbox_and_pods_of_a_restart_are_enforced() -> Result<()> {
+fn s38_addresses_are_read_from_the_sandbox_and_pods_started_without_an_agent_are_enforced_later() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let socket = directory.path().join("nri.sock");
     let runtime = NriServer::start(&socket, Options::default())?;
@@ -193,7 +193,7 @@ fn s38_addresses_are_read_from_the_sandbox_and_pods_of_a_restart_are_enforced() 
 
     lab.agent().crash()?;
     let address = slots.attach(1, "job1", 1)?;
-    // With NRI, pods start if there is no agent. Their packets are not evaluated until an agent is back.
+    // With NRI, pods start even if no agent runs. Their packets are not evaluated until an agent is back.
     let started = runtime.run(&sandbox("jobs/pod-1", address, true));
     ensure!(matches!(started, Start::Unguarded(_)), "{started:?}");
     lab.agent().launch()?;
@@ -210,7 +210,8 @@ fn s38_addresses_are_read_from_the_sandbox_and_pods_of_a_restart_are_enforced() 
     Ok(())
 }
 
-/// With `required_plugins` of NRI's default validator, a pod gets a network without an agent, but no container.
+/// The runtime requires netpol's plugin (`required_plugins` of NRI's default validator). While no agent runs, a pod
+/// gets a network, but no container.
 #[test]
 fn s38_no_container_is_created_without_an_agent_if_the_runtime_requires_it() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -249,7 +250,7 @@ fn s38_no_container_is_created_without_an_agent_if_the_runtime_requires_it() -> 
     Ok(())
 }
 
-/// A network namespace at a path, as container runtimes provide it. Removed with this value.
+/// A network namespace that is mounted at a path, as container runtimes provide it. It is unmounted on drop.
 struct BoundNetns(PathBuf);
 
 impl BoundNetns {

@@ -31,7 +31,7 @@ fn s38_unprotected_time_counts_from_the_start_of_containers() -> Result<()> {
         let log = lab.agent_ref().log();
         ensure!(lab.metric(SINCE_CONTAINER)? > 0.5, "{unknown_pods}: the start is not counted:\n{log}");
         let time = lab.metric("netpol_unprotected_seconds_sum{since=\"container\"}")?;
-        ensure!(time < f64::EPSILON, "{unknown_pods}: {time} s before the containers started\n{log}");
+        ensure!(time < f64::EPSILON, "{unknown_pods}: {time} s without protection, expected none:\n{log}");
         let counted = lab.metric("netpol_unprotected_seconds_count{since=\"interface\"}")? - since_interface;
         ensure!(counted < 0.5, "{unknown_pods}: counted from the interface, too:\n{log}");
     }
@@ -49,13 +49,16 @@ fn s38_the_closed_default_does_not_lock_out_a_cluster() -> Result<()> {
     lab.cluster.add_pod_without_manifest(PodSpec::new("kube-system/dns").labels("app=dns"))?;
     let dns = lab.cluster.probe("kube-system/proxy", "kube-system/dns", Udp, 53);
     let before = lab.cluster.try_all(std::slice::from_ref(&dns))?;
-    ensure!(before == [ProbeResult::Dropped], "an unpublished pod must be closed: {before:?}");
+    ensure!(
+        before == [ProbeResult::Dropped],
+        "the traffic of a pod without a published address must be dropped: {before:?}"
+    );
     lab.cluster.write_manifest("kube-system/dns")?;
     let start = Instant::now();
     while lab.cluster.try_all(std::slice::from_ref(&dns))? != [ProbeResult::Allowed] {
         ensure!(
             start.elapsed() < REPLY_TIMEOUT,
-            "DNS is not open although it is published:\n{}",
+            "DNS traffic is dropped, although the pod's address is published:\n{}",
             lab.agent_ref().log()
         );
     }

@@ -23,7 +23,7 @@ const PODS: u8 = 8;
 /// A function that disrupts the agent.
 type Disruption = fn(&mut Agent) -> Result<()>;
 
-/// Starts pods one after the other, and disrupts the agent after the second start. No packet that policies forbid may
+/// Starts pods one after the other, and disrupts the agent after the second start. No packet that policies deny may
 /// arrive, and each allowed connection must work.
 fn start_pods(
     cluster: &Cluster,
@@ -47,7 +47,7 @@ fn start_pods(
             longest = longest.max(start.elapsed());
             slots.netns(slot).run(|| first_packets(server, other)).with_context(|| pod.clone())?;
             started.fetch_add(1, Ordering::Release);
-            // The pause makes all starts take longer, so that the agent is disrupted while some are still to come.
+            // Without this pause, all pods could have started before the agent is disrupted.
             sleep(Duration::from_millis(20));
         }
         Ok(longest)
@@ -106,6 +106,7 @@ fn s38_starts_wait_for_an_agent_that_is_killed_frozen_or_upgraded() -> Result<()
     for (group, (name, disruption)) in (1..).zip([("killed", killed), ("frozen", freeze), ("upgraded", upgraded)]) {
         let longest = start_pods(&cluster, &mut agent, &mut slots, name, group, disruption)?;
         println!("{name}: {PODS} starts, the longest one took {longest:.1?}");
+        // An upgrade can be so short that no start has to wait.
         let is_tested = name == "upgraded" || longest > Duration::from_millis(100);
         ensure!(is_tested, "{name}: no start waited for the agent");
     }
@@ -118,7 +119,7 @@ fn s38_starts_wait_for_an_agent_that_is_killed_frozen_or_upgraded() -> Result<()
 /// With the arguments of `deploy/base`: all traffic of a pod that started without a delay is dropped until
 /// the agent receives the pod.
 #[test]
-fn s38_pods_start_or_wait_while_the_api_server_is_unavailable() -> Result<()> {
+fn s38_known_pods_start_and_unknown_pods_wait_while_the_api_server_is_unavailable() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let runtime = NriServer::start(&directory.path().join("nri.sock"), Options::default())?;
     let cluster = pods().namespace("kube-system", "").build()?;
@@ -147,7 +148,7 @@ fn s38_pods_start_or_wait_while_the_api_server_is_unavailable() -> Result<()> {
     for pod in ["jobs/known", "jobs/later", "kube-system/dns"] {
         write(pod)?;
     }
-    // The watch delivers objects in the order of their changes.
+    // Waits until the agent has received these pods.
     ensure!(agent.wait(&["--for", "sync", "--timeout", "10s"])?.code == Some(0), "{}", with_log("not in sync"));
     api.network(Network::Refuse);
     let address = slots.attach(0, "job0", 1)?;

@@ -37,7 +37,7 @@ pub(super) struct Changes {
     local: Vec<Vec<LocalPod>>,
 }
 
-/// Number of changes of each kind, and the remote pods that exist.
+/// Number of changes of each kind so far, and the numbers of the added remote pods that exist.
 #[derive(Default)]
 struct Progress {
     policies: usize,
@@ -91,8 +91,8 @@ impl Changes {
         Ok(())
     }
 
-    /// Adds a remote pod to `ns-1`: `ns-0` allows traffic from this namespace, and policies of `ns-1` select its pods
-    /// by app.
+    /// Adds a remote pod to `ns-1`. The pod's address gets a map entry, because rules of `ns-0` and `ns-1` allow
+    /// traffic from this pod.
     fn add_remote_pod(server: &ApiServer, watcher: &MapWatcher, progress: &mut Progress) -> Result<()> {
         let number = progress.added;
         progress.added += 1;

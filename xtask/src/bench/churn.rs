@@ -1,5 +1,5 @@
-//! Pod churn: how many pods per second can be added and removed on a node before some are removed without having been
-//! enforced, for each value of `--attach`.
+//! Pod churn: adds and removes pods on a node, at several rates and for each value of `--attach`. Counts the pods that
+//! are removed before their policies are enforced.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::process::ExitCode;
@@ -49,9 +49,9 @@ struct Run {
     /// creates and removes interfaces under one lock.
     created_per_second: f64,
     pods: usize,
-    /// Pods that were removed before they were enforced.
+    /// Pods that were removed before their policies were enforced.
     missed: usize,
-    /// From the time the API server has the pod to the time the agent logs that it is enforced.
+    /// From the time at which the pod is added to the API server, until the agent logs that its policies are enforced.
     times: Row,
 }
 
@@ -154,7 +154,8 @@ fn measure_at_rate(
     })
 }
 
-/// Returns how long each pod took to be enforced, from the agent's log.
+/// Returns the time from the creation of a pod until it was enforced, for each pod that the agent's log reports as
+/// enforced.
 fn enforcement_times(log: &str, namespace: &str, created_at: &BTreeMap<String, f64>) -> Vec<Duration> {
     let pods = log.lines().filter_map(|line| {
         let (at, rest) = line.split_once('Z')?;
@@ -187,12 +188,8 @@ mod tests {
         let created_at = BTreeMap::from([("a".to_owned(), 60.0), ("b".to_owned(), 60.0)]);
         let times: Vec<_> = enforcement_times(log, "ns-0", &created_at)
             .into_iter()
-            .map(|duration| milliseconds(duration).round())
+            .map(|duration| format!("{}", milliseconds(duration).round()))
             .collect();
-        assert_eq!(
-            times.iter().map(|duration| format!("{duration}")).collect::<Vec<_>>(),
-            ["250"],
-            "b is in another namespace"
-        );
+        assert_eq!(times, ["250"], "b is in another namespace");
     }
 }

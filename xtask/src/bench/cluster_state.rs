@@ -64,8 +64,8 @@ impl ClusterSize {
         Ok(())
     }
 
-    /// Returns a policy that allows ingress to one app of its namespace from another app and from one namespace. The
-    /// first ten policies of each namespace select different apps.
+    /// Returns a policy that allows ingress to one app of its namespace, from another app of this namespace and from
+    /// one other namespace. The first ten policies of each namespace select different apps.
     pub(super) fn policy(self, index: usize, port: usize) -> Value {
         let namespaces = self.namespaces();
         let (home, app) = (index % namespaces, index / namespaces);
@@ -102,7 +102,7 @@ fn team_name(index: usize) -> String {
     format!("team-{index}")
 }
 
-/// Returns a namespace with a team label. By default each namespace has a team of its own.
+/// Returns a namespace with a team label. [`ClusterSize::fill`] gives each namespace a team of its own.
 pub(super) fn namespace(index: usize, team: usize) -> Value {
     let name = namespace_name(index);
     json!({
@@ -118,7 +118,7 @@ pub(super) fn address(index: usize) -> Ipv4Addr {
     Ipv4Addr::from_bits(Ipv4Addr::new(100, 64, 0, 2).to_bits().wrapping_add(offset))
 }
 
-/// Returns a remote pod. A namespace has a hundred pods, and so has a node.
+/// Returns a remote pod. Each namespace has a hundred remote pods, all on one node.
 pub(super) fn pod(index: usize, app: usize) -> Value {
     let home = namespace_name(index / PODS_PER_NAMESPACE);
     pod_in(&home, &format!("pod-{index}"), &format!("remote-{}", index / PODS_PER_NAMESPACE), app, address(index))

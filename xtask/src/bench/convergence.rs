@@ -2,7 +2,7 @@
 //!
 //! The pinned maps are polled until they contain the change. The agent's own measurement is printed for comparison. If
 //! a pod is added on this node, a request to `/v1/wait` is sent instead, because the programs must be attached, too. To
-//! answer this request, the agent sends one more request to the API server.
+//! answer this request, the agent sends one more request to the API server. The measured time includes it.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -103,7 +103,7 @@ fn print_report(report: &Report) {
 
 type Times = BTreeMap<ChangeKind, Vec<Duration>>;
 
-/// Makes changes for this duration. Returns the times that they took by kind of change, and the times between polls.
+/// Makes changes for this duration. Returns how long they took, for each kind of change, and the times between polls.
 fn measure(testbed: &mut Testbed, cluster_size: ClusterSize, duration: Duration) -> Result<(Times, Vec<Duration>)> {
     let watcher = MapWatcher::default();
     let until = Instant::now() + duration;
@@ -161,7 +161,7 @@ fn add_local_pods(
         let at = Instant::now();
         let response: Value = serde_json::from_str(&response).context("parsing the response of /v1/wait")?;
         ensure!(response.pointer("/results/0/result").is_some_and(|result| result == "met"), "{name}: {response}");
-        watcher.found(SentChange { kind: ChangeKind::LocalPodAdded, version }, at);
+        watcher.add_found(SentChange { kind: ChangeKind::LocalPodAdded, version }, at);
         cluster.remove_pod_keep_manifest(&name)?;
         server.delete(Resource::Pods, &namespace, &short_name);
         std::thread::sleep(PAUSE);

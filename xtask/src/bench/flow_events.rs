@@ -15,7 +15,7 @@ use super::packets::{Family, Host, PEERS, PORTS, ROUNDS, difference, new_flows};
 /// Target in nanoseconds for what a new flow costs more with flow events, or with policies in shadow mode.
 pub(super) const TARGET_EXTRA: f64 = 150.0;
 
-/// Two rule sets (compiled policies): one allows the flow, and the other one denies it.
+/// Two rule sets (compiled policies): one allows the flow. The other one has no map entries, so it denies the flow.
 const ALLOWS: RuleSetId = RuleSetId(8);
 const DENIES: RuleSetId = RuleSetId(9);
 
@@ -48,15 +48,17 @@ pub(super) fn measure(
     for _ in 0..ROUNDS {
         for (variant, (full, empty)) in VARIANTS.iter().zip(&mut times) {
             programs.set_settings(Settings { record_allowed: variant.record_allowed })?;
+            // Without policies in shadow mode, all ports are allowed to every address.
             let any = if variant.shadow == RuleSetId::NONE { PortSetId::ALL } else { PortSetId::NONE };
             let shadow_ingress = DirectionPolicy { rule_set: variant.shadow, any };
             programs.set_endpoint(&Endpoint { shadow_ingress, ..endpoint })?;
             let before = programs.shadow_denied_count(endpoint.id, Direction::Ingress)?;
             let (empty_time, time) = new_flows(programs, family, peer)?;
             let denied = programs.shadow_denied_count(endpoint.id, Direction::Ingress)? - before;
-            ensure!((denied > 0) == (variant.shadow == DENIES), "{}: {denied} flows would be denied", variant.case);
+            ensure!((denied > 0) == (variant.shadow == DENIES), "{}: shadow mode denied {denied} flows", variant.case);
             empty.push(empty_time);
             full.push(time);
+            // Removes the events, so that their buffer is never full.
             programs.events()?;
         }
     }

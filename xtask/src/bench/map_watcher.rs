@@ -90,7 +90,7 @@ pub(super) struct SentChange {
     pub(super) version: u64,
 }
 
-/// Changes that are not in the maps yet, and those that were found, with the time.
+/// Changes that are not in the maps yet, and changes that were found in the maps, with the time.
 #[derive(Default)]
 pub(super) struct MapWatcher {
     pending: Mutex<Vec<(SentChange, Expectation)>>,
@@ -103,7 +103,7 @@ impl MapWatcher {
         locked(&self.pending).push((change, expectation));
     }
 
-    pub(super) fn found(&self, change: SentChange, at: Instant) {
+    pub(super) fn add_found(&self, change: SentChange, at: Instant) {
         locked(&self.found).push((change, at));
     }
 
@@ -134,7 +134,7 @@ impl MapWatcher {
             let mut remaining = Vec::new();
             for (change, mut expectation) in pending.drain(..) {
                 if expectation.is_reached(&maps)? {
-                    self.found(change, Instant::now());
+                    self.add_found(change, Instant::now());
                 } else {
                     remaining.push((change, expectation));
                 }

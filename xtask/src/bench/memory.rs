@@ -14,7 +14,7 @@ use crate::cli::BenchArgs;
 /// Target of the peak, in megabytes of a million bytes.
 const TARGET: f64 = 200.0;
 
-/// Result for one way of listing objects. Megabytes are a million bytes.
+/// Result for one way of listing objects. A megabyte is a million bytes.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Line {

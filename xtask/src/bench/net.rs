@@ -57,17 +57,19 @@ struct Line {
     gigabits_per_second: f64,
     requests_per_second: f64,
     connections_per_second: f64,
-    /// Mean nanoseconds of one program run for established flows, above the empty program, at both hooks.
+    /// Mean nanoseconds of one run of the ingress program for established flows, above the empty program.
     ingress_ns: Option<f64>,
+    /// The same for the egress program.
     egress_ns: Option<f64>,
     /// Microseconds of all program runs for one connection, above the empty program.
     connection_us: Option<f64>,
 }
 
-/// What is installed for a setup, until it is dropped or removed.
+/// The eBPF programs of a setup, until they are dropped or removed. Rules of nftables and iptables are in the node's
+/// network namespace only.
 enum Installed {
-    Nothing,
-    Programs(Box<Programs>),
+    NoPrograms,
+    EmptyProgram(Box<Programs>),
     Agent(Box<Agent>),
 }
 
@@ -79,7 +81,8 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         .serve(&[])
         .build()?;
     cluster.host(CLIENT).netns().sysctl(&[("ipv4/ip_local_port_range", "10000 65000")])?;
-    // Five rounds of six setups and three loads, and two more loads for each setup with programs.
+    // A round has 24 loads: three loads for each of the six setups, and two more for each of the three setups with
+    // programs. So the traffic of a round takes about `seconds`.
     let duration = Duration::from_millis(u64::from(args.seconds) * 1000 / 25);
     let mut rates = vec![[const { Vec::new() }; Load::ALL.len()]; Setup::ALL.len()];
     let mut costs = vec![Vec::new(); Setup::ALL.len()];
@@ -171,12 +174,13 @@ struct Cost {
     runs: f64,
 }
 
-/// Measures the cost of the programs with `BPF_ENABLE_STATS`. This slows the traffic down.
+/// Measures the cost of the programs with `BPF_ENABLE_STATS`. This slows the traffic down, so rates are not measured at
+/// the same time.
 fn cost(cluster: &Cluster, installed: &Installed, duration: Duration) -> Result<Option<Cost>> {
     let read = || -> Result<Option<[Runs; 2]>> {
         match installed {
-            Installed::Nothing => Ok(None),
-            Installed::Programs(programs) => Ok(Some([programs.empty_runs()?; 2])),
+            Installed::NoPrograms => Ok(None),
+            Installed::EmptyProgram(programs) => Ok(Some([programs.empty_runs()?; 2])),
             Installed::Agent(agent) => {
                 let [ingress, egress] = PROGRAMS.map(|program| Runs::pinned(agent.pin_path(), program));
                 Ok(Some([ingress?, egress?]))
@@ -191,8 +195,8 @@ fn cost(cluster: &Cluster, installed: &Installed, duration: Duration) -> Result<
     let after = read()?.context("the programs are no longer loaded")?;
     ensure!(connections > 0, "no connection was established");
     let [ingress, egress] = [0, 1].map(|hook| between[hook].since(before[hook]).mean());
-    // The same empty program is attached at both hooks.
-    let hooks = if matches!(installed, Installed::Programs(_)) { &[0][..] } else { &[0, 1] };
+    // The same empty program is attached at both hooks, so its runs are counted once for both.
+    let hooks = if matches!(installed, Installed::EmptyProgram(_)) { &[0][..] } else { &[0, 1] };
     let ran = hooks.iter().map(|hook| after[*hook].since(between[*hook]));
     let (count, duration) =
         ran.fold((0, Duration::ZERO), |(count, duration), ran| (count + ran.count, duration + ran.time));
@@ -238,7 +242,7 @@ fn install(cluster: &Cluster, setup: Setup) -> Result<Installed> {
                     programs.attach_empty_to_egress(veth)
                 })?;
             }
-            return Ok(Installed::Programs(Box::new(programs)));
+            return Ok(Installed::EmptyProgram(Box::new(programs)));
         }
         Setup::FewPolicies | Setup::ManyPolicies => {
             let mut policies = vec![
@@ -300,7 +304,7 @@ fn install(cluster: &Cluster, setup: Setup) -> Result<Installed> {
             node.iptables("iptables-nft-restore", &rules)?;
         }
     }
-    Ok(Installed::Nothing)
+    Ok(Installed::NoPrograms)
 }
 
 fn remove(cluster: &Cluster, setup: Setup, installed: &mut Installed) -> Result<()> {
@@ -320,7 +324,7 @@ fn remove(cluster: &Cluster, setup: Setup, installed: &mut Installed) -> Result<
             "*filter\n-D FORWARD -j NETPOL-BENCH\n-F NETPOL-BENCH\n-X NETPOL-BENCH\nCOMMIT\n",
         )?,
     }
-    *installed = Installed::Nothing;
+    *installed = Installed::NoPrograms;
     Ok(())
 }
 

@@ -42,6 +42,7 @@ const RULE_SET: RuleSetId = RuleSetId(7);
 pub(super) const PEERS: ClassId = ClassId(1);
 pub(super) const PORTS: PortSetId = PortSetId(1);
 const ALLOWED_PORT: u16 = 8080;
+/// The interface at which the packets to the pod arrived on the node.
 const OTHER_INTERFACE: u32 = 4000;
 
 /// One line of the table.
@@ -144,6 +145,7 @@ fn measure(family: Family, peers: u32, lines: &mut Vec<Line>) -> Result<()> {
     add_line("established, TCP", TARGET_ESTABLISHED, without_totals);
     add_line("established, totals", TARGET_ESTABLISHED + TARGET_TOTALS, with_totals);
     drop(counting);
+    // A SYN is always evaluated, even if its flow exists.
     add_line("new, TCP SYN", TARGET_NEW, compare(&mut programs, &syn, true)?);
     add_line("new, UDP", TARGET_NEW, compare_new(&mut programs, family, peer)?);
     if peers == 1 {

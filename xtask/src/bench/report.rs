@@ -17,10 +17,11 @@ pub(super) fn print<R: Serialize + ?Sized>(output: Output, report: &R, text: imp
     Ok(ExitCode::SUCCESS)
 }
 
-/// Percentiles of the times of one kind of change.
+/// Percentiles of times, for example of the times of one kind of change.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Row {
+    /// What was measured.
     pub(super) change: &'static str,
     pub(super) count: usize,
     pub(super) median_ms: f64,
@@ -30,7 +31,7 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// Computes the percentiles. `times` has at least one entry.
+    /// Computes the percentiles. They are NaN if `times` is empty.
     pub(super) fn of(change: &'static str, times: &[Duration]) -> Self {
         let mut sorted = times.to_vec();
         sorted.sort_unstable();

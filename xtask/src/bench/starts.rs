@@ -30,8 +30,9 @@ const SLOTS: u8 = 100;
 const JOBS: &str = "jobs";
 /// How long the reply to an allowed packet may take.
 const REPLY_TIMEOUT: Duration = Duration::from_millis(500);
-/// The least time that a container runtime takes from the pod's interface to the first instruction of a container. This
-/// time matters only without the gate: with `--unknown-pods=deny`, the agent denies the interface's traffic meanwhile.
+/// The least time that a container runtime takes from the pod's interface to the first instruction of a container.
+/// Without the gate, the benchmark waits for this time. With `--unknown-pods=deny`, the agent attaches its programs to
+/// the new interface in this time, and they drop its traffic.
 const RUNTIME_DELAY: Duration = Duration::from_millis(100);
 /// How long the container runtime may take to accept the agent.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -73,7 +74,8 @@ struct Run {
 }
 
 impl Mode {
-    /// All modes, each with the number of starts to measure. If allowed packets are lost, a start takes a second.
+    /// All modes, each with the number of starts to measure. `OffDeny` has fewer: it drops allowed packets of new pods,
+    /// too, and then a start takes a second.
     const ALL: [(Self, usize); 4] = [(Self::Nri, 1_000), (Self::Cni, 1_000), (Self::Off, 1_000), (Self::OffDeny, 100)];
 
     fn name(self) -> &'static str {
@@ -104,7 +106,8 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
     for (mode, starts) in Mode::ALL {
         let socket = directory.path().join("nri.sock");
         let mut testbed = prepare(cluster_size, mode, directory.path())?;
-        // The runtime is started after `prepare`, which starts an agent and stops it again.
+        // `prepare` starts an agent and stops it again. The runtime is started only now, so that this agent does not
+        // connect to it.
         let runtime = NriServer::start(&socket, Options::default()).context("starting the fake container runtime")?;
         if machine.is_none() {
             machine = Some(Machine::now()?);
@@ -138,14 +141,15 @@ fn print_report(report: &Report) {
     }
 }
 
-/// Returns the names of the allowed and the forbidden pod. Both accept all traffic, so only the rules for new pods drop
-/// packets.
+/// Returns the names of the allowed and the forbidden pod. Both accept all traffic, so only the egress rules of the new
+/// pods drop packets.
 fn peers() -> [String; 2] {
     [local_name(0, 0), local_name(0, 1)]
 }
 
 fn prepare(cluster_size: ClusterSize, mode: Mode, directory: &Path) -> Result<Testbed> {
-    // The agent installs `netpol-cni` in the last two. `StartGate` calls it directly.
+    // With `--start-gate=cni`, the agent installs `netpol-cni` in the last two directories. No container runtime reads
+    // them: `StartGate` runs `netpol-cni` directly.
     let paths = [("--nri-socket", "nri.sock"), ("--cni-config", "net.d"), ("--cni-bin", "bin")]
         .map(|(option, name)| format!("{option}={}", directory.join(name).display()));
     for name in ["net.d", "bin"] {

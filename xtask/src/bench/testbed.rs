@@ -10,7 +10,7 @@ use netpol_tests::{Agent, AgentOptions, Cluster, PodSpec};
 
 use super::cluster_state::{self, APPS, ClusterSize};
 
-/// Namespaces that have pods on this node, one pod for each app.
+/// Number of namespaces with pods on this node. Each of them has one such pod for each app.
 pub(super) const LOCAL_NAMESPACES: usize = 3;
 /// How long an agent may take to become ready.
 const READY_LIMIT: Duration = Duration::from_mins(5);
@@ -25,8 +25,8 @@ pub(super) struct Testbed {
 }
 
 impl Testbed {
-    /// Creates the node, its pods and the cluster's objects. The agent is not running yet. It gets these arguments when
-    /// it is started.
+    /// Creates the node, its pods and the cluster's objects. The agent is not running yet: [`Self::start`] starts it
+    /// with these arguments.
     pub(super) fn prepare(cluster_size: ClusterSize, arguments: &[&str]) -> Result<Self> {
         eprintln!("creating {} pods on this node …", LOCAL_NAMESPACES * APPS);
         let mut cluster = Cluster::builder().serve(&[]);
@@ -53,7 +53,7 @@ impl Testbed {
         self.agent.api_server().context("the agent does not use an API server")
     }
 
-    /// Sets the address of a local pod in the fake API server. Returns the resource version.
+    /// Adds a local pod with its address to the fake API server. Returns the resource version.
     pub(super) fn apply_pod(&self, name: &str, app: usize) -> Result<u64> {
         let (namespace, short_name) = name.split_once('/').context("the pod's name is not namespace/name")?;
         let address = self.cluster.host(name).v4();

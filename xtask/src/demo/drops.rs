@@ -40,10 +40,10 @@ impl Drops {
         }
     }
 
-    fn group_by_drop_point(cluster: &Cluster, lines: &[Denied], measured: &Matrix) -> Self {
+    fn group_by_drop_point(cluster: &Cluster, events: &[Denied], measured: &Matrix) -> Self {
         let mut by_flow = BTreeMap::new();
-        for line in lines {
-            by_flow.entry((line.from(), line.to(), line.port(), line.protocol())).or_insert(line);
+        for event in events {
+            by_flow.entry((event.from(), event.to(), event.port(), event.protocol())).or_insert(event);
         }
         // The agent reports pods by name and external hosts by address.
         let reported_name = |name: &str| {
@@ -53,15 +53,15 @@ impl Drops {
         let mut drops = Self { points: BTreeMap::new(), unreported: Vec::new() };
         for cell in measured.0.iter().filter(|(_, passes)| !**passes).map(|(cell, _)| cell) {
             let (from, to) = (reported_name(&cell.from), reported_name(&cell.to));
-            let Some(line) = by_flow.get(&(from.clone(), to.clone(), Some(cell.port), cell.protocol.name())) else {
+            let Some(event) = by_flow.get(&(from.clone(), to.clone(), Some(cell.port), cell.protocol.name())) else {
                 drops.unreported.push(cell.clone());
                 continue;
             };
             let drop_point = DropPoint {
-                pod: if line.direction() == "egress" { cell.from.clone() } else { cell.to.clone() },
-                direction: line.direction().to_owned(),
-                reason: line.reason().to_owned(),
-                policies: line.policies(),
+                pod: if event.direction() == "egress" { cell.from.clone() } else { cell.to.clone() },
+                direction: event.direction().to_owned(),
+                reason: event.reason().to_owned(),
+                policies: event.policies(),
             };
             drops.points.entry(drop_point).or_default().push(cell.clone());
         }

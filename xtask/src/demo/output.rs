@@ -22,7 +22,7 @@ pub(super) struct Printer {
     color: bool,
 }
 
-/// SGR parameters.
+/// Styles of text, for terminals.
 #[derive(Clone, Copy)]
 enum Style {
     Bold,
@@ -33,6 +33,7 @@ enum Style {
 }
 
 impl Style {
+    /// Returns the parameters of the escape sequence SGR.
     const fn code(self) -> &'static str {
         match self {
             Self::Bold => "1",
@@ -100,7 +101,7 @@ impl Printer {
         }
     }
 
-    /// Prints short policies in full, and only the names of long ones.
+    /// Prints a single policy in full. Of several policies, prints only the names.
     fn policies(&self, yaml: &str) {
         let spec: Vec<_> = yaml.lines().skip_while(|line| !line.starts_with("metadata")).collect();
         if yaml.contains("\n---") {

@@ -8,14 +8,15 @@ use super::PORTS;
 pub(super) struct Scene {
     pub(super) title: &'static str,
     pub(super) about: &'static str,
-    /// Files to write, with their content. Files of earlier scenes stay.
+    /// Files to write, with their content. Files of earlier scenes stay. Empty content removes the policies of
+    /// a file.
     pub(super) apply: &'static [(&'static str, &'static str)],
 }
 
-/// Names for addresses that do not fit the tables.
+/// Short names for addresses that are too long for the tables.
 pub(super) const ALIASES: [(&str, &str); 1] = [("203.0.113.66", "partner")];
 
-/// Builds three namespaces with three pods each, and three external addresses.
+/// Builds three namespaces with three pods each, and two external hosts.
 pub(super) fn cluster() -> ClusterBuilder {
     Cluster::builder()
         .namespace("shop", "team=shop")

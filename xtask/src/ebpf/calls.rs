@@ -94,8 +94,8 @@ mod tests {
 
     use super::*;
 
-    /// Returns an object with a function `program` in a section of its own. It calls the second function of `.text`.
-    /// The relocation of the call is against this function, or against the section (`by_section`).
+    /// Returns an object with a function `program` in a section of its own. `program` calls the function `name`, the
+    /// second one in `.text`. The relocation of the call is against `name`, or against `.text` (`by_section`).
     fn program_that_calls(name: &str, by_section: bool) -> Vec<u8> {
         let exit = [0x95, 0, 0, 0, 0, 0, 0, 0];
         let mut file = write::Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
@@ -134,8 +134,8 @@ mod tests {
     fn calls_generated_by_the_compiler_are_found() {
         for by_section in [false, true] {
             let object = |name| program_that_calls(name, by_section);
-            assert_eq!(library_calls(&object("memset")).unwrap(), ["program calls memset"], "{by_section}");
-            assert!(library_calls(&object("netpol_walk")).unwrap().is_empty(), "{by_section}");
+            assert_eq!(library_calls(&object("memset")).unwrap(), ["program calls memset"], "by_section: {by_section}");
+            assert!(library_calls(&object("netpol_walk")).unwrap().is_empty(), "by_section: {by_section}");
         }
     }
 

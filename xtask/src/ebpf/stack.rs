@@ -1,6 +1,6 @@
 //! Checks the stack size of the programs by the rules of the Linux 5.10 verifier: each function's frame is rounded
 //! up, and no call chain may use more than 512 bytes. Later kernels round up to smaller units, so a test on a newer
-//! kernel does not find this error.
+//! kernel does not find programs that Linux 5.10 rejects.
 //!
 //! Source: `check_max_stack_depth`, <https://github.com/torvalds/linux/blob/v5.10/kernel/bpf/verifier.c>.
 
@@ -123,7 +123,7 @@ mod tests {
         // *(u64 *)(r10 - 48) = r2, and r2 = *(u64 *)(r10 - 24).
         assert_eq!(depth_of([0x7b, 0x2a, 0xd0, 0xff, 0, 0, 0, 0]), 48);
         assert_eq!(depth_of([0x79, 0xa2, 0xe8, 0xff, 0, 0, 0, 0]), 24);
-        // r2 = r10, r2 += -64; r3 is not a stack pointer, so that r3 += -64 does not count.
+        // r2 = r10 and r2 += -64. Then r3 += -64, which does not count, because r3 is not a stack pointer.
         assert_eq!(depth_of([0xbf, 0xa2, 0, 0, 0, 0, 0, 0]), 0);
         assert_eq!(depth_of([0x07, 0x02, 0, 0, 0xc0, 0xff, 0xff, 0xff]), 64);
         assert_eq!(depth_of([0x07, 0x03, 0, 0, 0xc0, 0xff, 0xff, 0xff]), 0);

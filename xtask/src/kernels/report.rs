@@ -74,8 +74,8 @@ pub(super) fn table(reports: &[Report]) -> String {
     }
     text += "\n\nverifier:\n";
     for report in reports {
-        if let Some(Ok(results)) = report.results.first() {
-            let _ = writeln!(text, "{:width$}  {results}", report.kernel);
+        if let Some(Ok(statistics)) = report.results.first() {
+            let _ = writeln!(text, "{:width$}  {statistics}", report.kernel);
         }
     }
     text

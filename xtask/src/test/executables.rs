@@ -41,7 +41,7 @@ pub(super) struct Executable {
 }
 
 impl Executable {
-    /// Reports whether its tests are live tests, which use real packets and mostly wait for them.
+    /// Reports whether its tests are live tests, which use real packets.
     pub(super) fn is_live(&self) -> bool {
         self.integration && self.folder.ends_with(LIVE)
     }
@@ -65,8 +65,8 @@ impl fmt::Display for Executable {
 /// Programs that tests run. Cargo builds a crate's programs with its integration tests.
 const PROGRAMS: [&str; 3] = ["netpol-agent", "netpol", "netpol-cni"];
 
-/// Builds all tests, and the programs that they run. Returns the tests, fast ones first, and the agent. The other
-/// programs are beside it.
+/// Builds all tests, and the programs that they run. Returns the tests, fast ones first, and the path of the agent. The
+/// other programs are in the same folder as the agent.
 pub(super) fn build() -> Result<(Vec<Executable>, PathBuf)> {
     run::announce("building the tests");
     let mut cargo = run::cargo(["test", "--workspace", "--all-features", "--no-run"]);

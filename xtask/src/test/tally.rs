@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn an_executable_without_a_result_fails() {
+    fn an_executable_that_reports_no_result_or_exits_with_an_error_fails() {
         let ok = "test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s";
         for (lines, success, failed) in
             [(&[ok][..], true, 0), (&[][..], true, 1), (&["test a ... ok"][..], false, 1), (&[ok][..], false, 1)]

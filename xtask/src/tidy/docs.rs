@@ -58,11 +58,11 @@ pub(super) fn semantics() -> Result<Vec<String>> {
         let names = text.lines().filter_map(|line| line.trim_start().strip_prefix("fn s"));
         tested.extend(names.flat_map(items_of));
     }
-    let lines: Vec<u32> =
+    let items: Vec<u32> =
         text.lines().filter_map(|line| line.split_once(". ")).filter_map(|(number, _)| number.parse().ok()).collect();
-    ensure!(lines.len() > 10, "docs/semantics.md no longer has numbered items");
-    let untested = lines.iter().filter(|line| !tested.contains(line));
-    Ok(untested.map(|line| format!("no test is named s{line}_…")).collect())
+    ensure!(items.len() > 10, "docs/semantics.md no longer has numbered items");
+    let untested = items.iter().filter(|item| !tested.contains(item));
+    Ok(untested.map(|item| format!("no test is named s{item}_…")).collect())
 }
 
 /// Returns 11 and 12 for `11_and_s12_excepts()`, the text after `fn s`.
@@ -135,14 +135,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn line_numbers_are_read_from_test_names() {
-        for (name, lines) in [
+    fn item_numbers_are_read_from_test_names() {
+        for (name, items) in [
             ("17_rules() {", &[17][..]),
             ("07_x() {", &[7]),
             ("11_and_s12_excepts() {", &[11, 12]),
+            // The rest of `fn settles(&self) {`.
             ("ettles(&self) {", &[]),
         ] {
-            assert_eq!(items_of(name), lines, "{name}");
+            assert_eq!(items_of(name), items, "{name}");
         }
     }
 

@@ -24,7 +24,7 @@ const IMPURE: [&str; 9] = [
 /// Prefixes of the names of crates that do I/O.
 const IMPURE_CRATES: [&str; 9] = ["aya", "tokio", "nix", "rustix", "libc", "mio", "socket2", "netlink", "inotify"];
 
-/// Checks that crates have no dependencies that they must not have, and that netpol-policy does no I/O.
+/// Checks that crates have no forbidden dependencies, and that netpol-policy does no I/O.
 pub(super) fn pure_crates() -> Result<Vec<String>> {
     let mut findings = Vec::new();
     for package in ["netpol-policy", "netpol-common"] {
@@ -36,7 +36,9 @@ pub(super) fn pure_crates() -> Result<Vec<String>> {
         }
     }
     for name in dependencies("netpol-cni")?.iter().filter(|name| ["tokio", "hyper"].contains(&name.as_str())) {
-        findings.push(format!("netpol-cni depends on {name}: it is copied to each node and started for each pod"));
+        findings.push(format!(
+            "netpol-cni depends on {name}: netpol-cni must be small, because it is started for each pod"
+        ));
     }
     for package in ["netpol-api", "netpol-cli", "netpol-cni", "netpol-source", "netpol-node", "netpol-nri"] {
         for name in dependencies(package)?.iter().filter(|name| name.starts_with("aya") || *name == "netpol-agent") {
@@ -46,7 +48,7 @@ pub(super) fn pure_crates() -> Result<Vec<String>> {
     let allowed_in_common =
         ["bytemuck", "bytemuck_derive", "netpol-common", "proc-macro2", "quote", "syn", "unicode-ident"];
     for name in dependencies("netpol-common")?.iter().filter(|name| !allowed_in_common.contains(&name.as_str())) {
-        findings.push(format!("netpol-common depends on {name}: the eBPF programs are built with it"));
+        findings.push(format!("netpol-common depends on {name}: the eBPF programs contain netpol-common"));
     }
     for (path, text) in sources::rust()? {
         if !path.starts_with("netpol-policy/src") {
@@ -75,15 +77,16 @@ pub(super) fn packet_path() -> Result<Vec<String>> {
         for (number, line) in (1..).zip(text.lines()) {
             for used in not_in_lower_layers(&layers, module, line) {
                 let shown = path.display();
-                findings
-                    .push(format!("netpol-ebpf/src/{shown}:{number}: `crate::{used}` is in no lower layer of lib.rs"));
+                findings.push(format!(
+                    "netpol-ebpf/src/{shown}:{number}: `crate::{used}` is not in a lower layer than {module}: see lib.rs"
+                ));
             }
         }
     }
     Ok(findings)
 }
 
-/// Returns the modules that a line of a module uses and that are in no lower layer.
+/// Returns the modules that a line of `module` uses, but that are not in a lower layer than `module`.
 fn not_in_lower_layers<'a>(layers: &BTreeMap<&str, usize>, module: &str, line: &'a str) -> Vec<&'a str> {
     let paths = code(line).split("crate::").skip(1);
     let used = paths.map(|path| path.split(|char: char| !char.is_alphanumeric() && char != '_').next().unwrap_or(path));
@@ -132,6 +135,7 @@ mod tests {
         assert_eq!(not_in_lower_layers(&layers, "right", "use crate::low::Low;"), none);
         assert_eq!(not_in_lower_layers(&layers, "right", "pub(in crate::right) fn up() // See crate::top."), none);
         assert_eq!(not_in_lower_layers(&layers, "right", "use crate::left; use crate::top::up;"), ["left", "top"]);
+        // Each module needs its own `use`: a list in braces is reported as a module without a name.
         assert_eq!(not_in_lower_layers(&layers, "right", "use crate::{low, Low};"), [""]);
     }
 }

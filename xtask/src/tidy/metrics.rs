@@ -59,7 +59,7 @@ pub(super) fn check() -> Result<Vec<String>> {
 /// Returns `("gauge", "netpol_a", "A.")` for `gauge("netpol_a", "A.", …)`.
 fn rows(text: &str) -> impl Iterator<Item = Row<'_>> {
     TYPES.into_iter().flat_map(move |kind| {
-        // Not the methods of `Samples`, such as `.histogram` and `.labeled_histogram`.
+        // Calls of methods of `Samples`, such as `.histogram` and `.labeled_histogram`, are not rows.
         let calls = text.match_indices(kind).filter(|(at, _)| !text[..*at].ends_with(['.', '_']));
         calls.filter_map(move |(at, _)| {
             let arguments = text[at + kind.len()..].strip_prefix('(')?;
@@ -70,8 +70,8 @@ fn rows(text: &str) -> impl Iterator<Item = Row<'_>> {
 }
 
 /// Returns the labels of a row: `map` for `samples.each("map", …)`, and `namespace` for a tuple `("namespace", …)`.
-/// Searches the row, the functions of the same file that the row names, and the functions that these name. The first
-/// strings of other tuples are included, too.
+/// Searches the row, the functions of the same file that the row names, and the functions that these functions name.
+/// Also returns the first strings of tuples that are not labels.
 fn labels(text: &str, name: &str) -> BTreeSet<String> {
     let Some((_, rest)) = text.split_once(&format!("\"{name}\"")) else { return BTreeSet::new() };
     let row = &rest[..end_of_call(rest)];
@@ -82,7 +82,7 @@ fn labels(text: &str, name: &str) -> BTreeSet<String> {
 
 /// Returns the bodies of the functions of a file (`text`) that are named in a part of the file.
 fn functions<'a>(text: &'a str, part: &str) -> Vec<&'a str> {
-    // `samples.each("map", …)` is not a function of the file.
+    // In `samples.each("map", …)`, `each` is a method of `Samples`, not a function of the file.
     let part = part.replace(".each(\"", "(");
     let names: BTreeSet<&str> = part.split(|letter: char| !letter.is_ascii_lowercase() && letter != '_').collect();
     let definitions = text.match_indices("fn ").filter_map(|(at, _)| {

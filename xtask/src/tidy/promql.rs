@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::metrics::Metric;
 
 /// Labels of every metric: from Prometheus, or from deploy/monitoring/scrape.yaml.
-const TARGET: [&str; 3] = ["node", "job", "instance"];
+const TARGET_LABELS: [&str; 3] = ["node", "job", "instance"];
 /// Series that Prometheus itself adds, with the labels that queries may use.
-const BUILT_IN: [(&str, &[&str]); 2] = [("up", &TARGET), ("ALERTS", &["alertname", "alertstate"])];
+const BUILT_IN: [(&str, &[&str]); 2] = [("up", &TARGET_LABELS), ("ALERTS", &["alertname", "alertstate"])];
 /// Words before a list of labels.
 const GROUPINGS: [&str; 4] = ["by", "without", "on", "ignoring"];
 
@@ -16,7 +16,7 @@ const GROUPINGS: [&str; 4] = ["by", "without", "on", "ignoring"];
 /// appear beside the result, in a legend or a text.
 pub(super) fn unknown(query: &str, shown: &[&str], metrics: &BTreeMap<String, Metric>) -> Vec<String> {
     let mut findings = Vec::new();
-    let (mut of_metrics, mut grouped) = (BTreeSet::from(TARGET.map(str::to_owned)), BTreeSet::new());
+    let (mut metric_labels, mut grouped) = (BTreeSet::from(TARGET_LABELS.map(str::to_owned)), BTreeSet::new());
     let query = without_strings(query);
     for (at, word) in words(&query) {
         let rest = query[at + word.len()..].trim_start();
@@ -25,7 +25,7 @@ pub(super) fn unknown(query: &str, shown: &[&str], metrics: &BTreeMap<String, Me
             for label in selected.split(',').filter_map(label).filter(|label| !labels.contains(*label)) {
                 findings.push(format!("{word} has no label {label}"));
             }
-            of_metrics.extend(labels);
+            metric_labels.extend(labels);
         } else if word.starts_with("netpol_") {
             findings.push(format!("there is no metric {word}"));
         } else if GROUPINGS.contains(&word) {
@@ -33,8 +33,9 @@ pub(super) fn unknown(query: &str, shown: &[&str], metrics: &BTreeMap<String, Me
             grouped.extend(list.split(',').filter_map(label).map(str::to_owned));
         }
     }
-    findings.extend(grouped.difference(&of_metrics).map(|label| format!("no metric of the query has a label {label}")));
-    let result = if grouped.is_empty() { &of_metrics } else { &grouped };
+    let unknown_labels = grouped.difference(&metric_labels);
+    findings.extend(unknown_labels.map(|label| format!("no metric of the query has a label {label}")));
+    let result = if grouped.is_empty() { &metric_labels } else { &grouped };
     let missing = shown.iter().filter(|label| !result.contains(**label));
     findings.extend(missing.map(|label| format!("the result has no label {label}")));
     findings
@@ -53,7 +54,7 @@ fn labels_of(word: &str, metrics: &BTreeMap<String, Metric>) -> Option<BTreeSet<
         .or_else(|| part("_sum", &["histogram", "summary"]))
         .or_else(|| part("_count", &["histogram", "summary"]))?;
     let labels = metric.labels.iter().filter(|label| *label != "le" || word.ends_with("_bucket")).cloned();
-    Some(labels.chain(TARGET.map(str::to_owned)).collect())
+    Some(labels.chain(TARGET_LABELS.map(str::to_owned)).collect())
 }
 
 /// Returns a query with empty strings, because the content of strings is not a name.

@@ -1,4 +1,4 @@
-//! Checks that apply to single files: length, name, and text that should not be committed.
+//! Checks of single files: length, name, and text that should not be committed.
 
 use std::path::{Path, PathBuf};
 
@@ -44,6 +44,7 @@ fn check_file(path: &Path, text: &str, findings: &mut Vec<String>) {
     if path.file_name().is_some_and(|name| VAGUE_NAMES.iter().any(|vague| name == *vague)) {
         findings.push(format!("{shown}: rename the file after what it does"));
     }
+    // This file contains the leftovers in its lists.
     if path.ends_with(file!()) {
         return;
     }
@@ -60,7 +61,7 @@ fn check_file(path: &Path, text: &str, findings: &mut Vec<String>) {
     }
 }
 
-/// Returns the text files in git, relative to the workspace's root.
+/// Returns the files in git that exist, relative to the workspace's root.
 pub(super) fn tracked() -> Result<Vec<PathBuf>> {
     let list = run::output("listing the files in git", &mut run::command("git", ["ls-files", "-z"]))?;
     let exists = |path: &PathBuf| workspace::root().join(path).is_file();

@@ -1,4 +1,4 @@
-//! Checks that other programs do. Cargo builds fixed versions of these programs in target/tools.
+//! Checks by other programs, typos and cargo-deny. Cargo builds fixed versions of these programs in target/tools.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -41,7 +41,8 @@ pub(super) fn advisories() -> Result<Result<Vec<String>, String>> {
     finding(&mut check, "see above; update the dependency, or give the reason for an exception in deny.toml").map(Ok)
 }
 
-/// Returns a command that prints only errors, because there are many warnings about two versions of a crate.
+/// Returns a command for cargo-deny. It prints only errors, because it has many warnings about crates that are used in
+/// two versions.
 fn deny() -> Result<Command> {
     let mut command = DENY.command()?;
     command.args(["--log-level", "error", "--all-features"]);

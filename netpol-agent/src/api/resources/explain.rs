@@ -58,20 +58,20 @@ fn parse_end(text: &str) -> Result<End, String> {
     }
 }
 
-/// Generations, which are numbers of batches of changes: of the last batch that is enforced, and of the last one that
-/// was received.
+/// Two generations. A generation is the number of a batch of changes.
 #[derive(Clone, Copy, Debug)]
 pub struct Generations {
-    /// Enforced.
+    /// The last batch that is enforced.
     pub enforced: u64,
-    /// Received.
+    /// The last batch that was received.
     pub received: u64,
 }
 
-/// Explains a connection. `evaluate` evaluates a packet with the tables of this node. The engine must be available.
+/// Explains a connection. `evaluate` evaluates a packet with the tables of this node. The engine must be available (not
+/// compiling).
 ///
 /// # Errors
-/// If the connection is not possible, for example because its pod does not exist.
+/// If the connection is not possible, for example because one of its pods does not exist.
 pub fn explain<D: Dataplane>(
     reconciler: &Reconciler<D>,
     query: &ExplainQuery,

@@ -14,7 +14,7 @@ pub use pods::pods;
 pub use policies::{PolicyQuery, policies};
 pub use shadow::{ShadowQuery, shadow};
 
-/// Parses a query string without parameters.
+/// Returns an error if a query string has a parameter.
 pub(super) fn no_parameters(query: &str) -> Result<(), String> {
     match netpol_api::parameters(query)?.first() {
         None => Ok(()),

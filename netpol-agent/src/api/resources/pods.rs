@@ -20,7 +20,8 @@ pub fn pods<D: Dataplane>(reconciler: &Reconciler<D>, generation: u64) -> List<P
     let pending = reconciler.pending();
     let reasons: BTreeMap<&str, &str> =
         pending.iter().map(|pending| (pending.pod.as_str(), pending.reason.as_str())).collect();
-    // Found once for each namespace, because a node has far fewer namespaces than pods.
+    // Why the policies of a namespace are not enforced. This is determined once for each namespace, because a node has
+    // far fewer namespaces than pods.
     let mut not_enforced: BTreeMap<NamespaceName, Option<String>> = BTreeMap::new();
     for pod in reconciler.local_pods() {
         let namespace = &pod.key.namespace;

@@ -41,12 +41,14 @@ impl PolicyQuery {
 struct PolicyContext<'a> {
     cluster_state: &'a ClusterState,
     hits: &'a HitCounters,
+    /// Policies that exceed the memory limit, by name. Parts of these policies are omitted.
     partial: BTreeMap<String, PartialPolicy>,
     suspensions: Vec<Suspension>,
+    /// Policies in shadow mode that are not evaluated for all of their pods, with the reason.
     unevaluated: BTreeMap<PolicyKey, &'static str>,
 }
 
-/// Lists policies. The engine must be available.
+/// Lists policies. The engine must be available (not compiling).
 pub fn policies<D: Dataplane>(
     reconciler: &Reconciler<D>,
     reporter: &Reporter,

@@ -32,7 +32,7 @@ impl ShadowQuery {
     }
 }
 
-/// Reports flows that policies in shadow mode would have denied. The engine must be available.
+/// Reports flows that policies in shadow mode would have denied. The engine must be available (not compiling).
 pub fn shadow<D: Dataplane>(
     reconciler: &Reconciler<D>,
     reporter: &Reporter,

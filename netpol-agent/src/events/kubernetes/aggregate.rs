@@ -21,23 +21,23 @@ const FIRST_INTERVAL: Duration = Duration::from_secs(15);
 const MAX_INTERVAL: Duration = Duration::from_mins(10);
 /// A topic without packets for this long is removed. The next packet starts a new Event.
 const EXPIRY: Duration = Duration::from_mins(15);
-/// Maximum number of a pod's Events that name peer and port, for denials and for would-be denials each. Further traffic
-/// is counted in one merged Event for each direction and reason.
+/// Maximum number of Events of a pod that name a peer and a port. Denials and would-be denials (by policies in shadow
+/// mode) each have this limit. Further traffic is counted in one merged Event for each direction and reason.
 pub(super) const MAX_TOPICS: usize = 10;
 /// Maximum number of pods in memory.
 const MAX_PODS: usize = 512;
-/// Number of writes about a pod that are possible at once. This and [`POD_REFILL`] are the same as in client-go's
-/// `EventSourceObjectSpamFilter` for a component and an object.
+/// Maximum number of tokens of a pod. Each write about a pod needs a token of the pod and a token of the node. This and
+/// [`POD_REFILL`] are the limits of client-go's `EventSourceObjectSpamFilter` for one component and one object.
 const POD_BURST: u32 = 25;
-/// Time after which one more write about a pod is possible.
+/// Time after which a pod gets one more token.
 const POD_REFILL: Duration = Duration::from_mins(5);
-/// Number of a pod's tokens that only new topics may use. Each write needs a token of the pod and a token of the node.
+/// Number of a pod's tokens that only new Events may use, not updates.
 const RESERVED: u32 = 5;
 /// Number of a pod's tokens that only denials may use. So would-be denials do not delay Events about denials.
 const RESERVED_FOR_DENIALS: u32 = 15;
-/// Number of writes by this node's agent that are possible at once.
+/// Maximum number of tokens of the node, for all writes of its agent.
 const NODE_BURST: u32 = 25;
-/// Time after which one more write by this node's agent is possible.
+/// Time after which the node gets one more token.
 const NODE_REFILL: Duration = Duration::from_secs(1);
 /// Number of the node's tokens that would-be denials may not use.
 const NODE_RESERVED_FOR_DENIALS: u32 = 15;
@@ -129,7 +129,7 @@ impl SeriesState {
         self.has_unreported() && self.not_before <= now
     }
 
-    /// Returns whether there are packets to report. While the series is being written, there are none.
+    /// Returns whether there are packets to report. Returns false while the series is being written.
     fn has_unreported(&self) -> bool {
         self.count > self.reported && !self.in_flight
     }
@@ -146,8 +146,8 @@ impl SeriesState {
     }
 
     fn is_merged_for(&self, topic: &Topic) -> bool {
-        let merged_by = |topic: &Topic| (topic.direction, topic.reason, topic.shadow);
-        self.merged && merged_by(&self.topic) == merged_by(topic)
+        let merge_key = |topic: &Topic| (topic.direction, topic.reason, topic.shadow);
+        self.merged && merge_key(&self.topic) == merge_key(topic)
     }
 }
 
@@ -223,9 +223,9 @@ impl Aggregator {
         self.notices.set(all, now);
     }
 
-    /// Returns a publication that is due, and marks it as being written. Notices are first, then denials, then would-be
-    /// denials. Among denials and among would-be denials, new Events are before updates; then the longest waiting is
-    /// first.
+    /// Returns a publication that is due, and marks it as being written. Notices come first, then denials, then
+    /// would-be denials. Within denials and within would-be denials, new Events come before updates. Of several new
+    /// Events or updates, the one that became due first comes first.
     pub fn take_due(&mut self, now: Instant) -> Option<Publication> {
         if self.next_due().is_none_or(|due| due > now) {
             return None;
@@ -332,7 +332,7 @@ impl Aggregator {
         }
     }
 
-    /// Makes all series with unreported packets due now, because the agent exits.
+    /// Makes all series with unreported packets due now. Called when the agent exits.
     pub fn flush(&mut self, now: Instant) {
         for state in self.pods.values_mut().flat_map(|pod| &mut pod.series) {
             state.not_before = state.not_before.min(now);

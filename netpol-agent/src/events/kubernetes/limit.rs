@@ -43,7 +43,7 @@ impl Bucket {
         if missing == 0 { now } else { self.since + self.refill * missing }
     }
 
-    /// Returns whether the bucket is full, and can be replaced by a new one.
+    /// Returns whether the bucket is full. A full bucket is the same as a new one.
     pub(super) fn is_full(&mut self, now: Instant) -> bool {
         self.fill(now);
         self.tokens == self.burst

@@ -1,5 +1,5 @@
-//! Kubernetes Events for denied traffic and policy diagnostics, shown by `kubectl describe` and `kubectl events`. Off
-//! by default.
+//! Kubernetes Events for denied traffic, policy diagnostics and suspensions of enforcement, shown by `kubectl describe`
+//! and `kubectl events`. Off by default.
 //!
 //! ```text
 //! Reporter ──► Sink ══ bounded queue ══► Aggregator ──► Writer ──► API server
@@ -8,7 +8,8 @@
 //!
 //! * topic: what the packets of one Event have in common (peer, port, reason)
 //! * series: the Event of one topic, with the number of packets
-//! * publication: one write to the API server: a new Event, an update of a series, or a diagnostic
+//! * notice: a diagnostic of a policy, or a suspension of enforcement
+//! * publication: one write to the API server: a new Event of a topic, an update of its series, or a notice
 //!
 //! `kube_runtime::events::Recorder` (version 5.0) is not used, for these reasons:
 //!

@@ -56,8 +56,8 @@ pub(super) fn of_notice(notice: &Notice, uid: Option<String>, node: &str, now: S
             &key.name,
             reference("networking.k8s.io/v1", "NetworkPolicy", &key.namespace, &key.name, uid),
         ),
-        // A reference to a Namespace object may contain a namespace, too. So `kubectl events -n NAMESPACE` shows the
-        // Event.
+        // The `namespace` of this reference is the Namespace itself. So the Event can be in this namespace, and
+        // `kubectl events -n NAMESPACE` shows it.
         NoticeObject::Namespace(name) => (name, name, reference("v1", "Namespace", name, name, uid)),
     };
     let owner = regarding.uid.clone().unwrap_or_else(|| format!("{namespace}/{name}"));

@@ -1,5 +1,5 @@
-//! Selects which of a cluster's agents report the diagnostics of a policy, because all agents find the same
-//! diagnostics.
+//! Selects the agents of a cluster that report the diagnostics of a policy, and suspensions of enforcement. All agents
+//! find the same diagnostics and suspensions, but only a few agents need to report them.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ const MAX_DIAGNOSTICS: usize = 8;
 /// Maximum number of suspensions that are reported at one time.
 const MAX_SUSPENSIONS: usize = 64;
 /// Number of agents that report about one object. There is more than one, because an agent may be down or run without
-/// Events. All use the same Event name, so there is only one Event.
+/// `--kube-events`. All use the same Event name, so there is only one Event.
 const REPORTERS: usize = 3;
 /// Maximum number of pods that are searched to select the agents.
 const MAX_PODS: usize = 2000;
@@ -38,9 +38,9 @@ pub(super) fn diagnostics(cluster_state: &ClusterState, node: &str) -> Vec<Notic
         .collect()
 }
 
-/// Returns whether the agent on `node` reports a policy. The agents that report are those on the nodes of the first
-/// pods that the policy selects. If it selects no pods: on the nodes of the first pods in its namespace. If the
-/// namespace has no pods: on the first nodes. If the nodes are unknown, all agents report.
+/// Returns whether the agent on `node` reports a policy. The reporting agents are on the nodes of the first pods that
+/// the policy selects. If the policy selects no pods, they are on the nodes of the first pods in its namespace. If the
+/// namespace has no pods, they are on the first nodes. If the nodes are unknown, all agents report.
 fn is_reporter(cluster_state: &ClusterState, policy: &Policy, node: &str) -> bool {
     let namespace = &policy.key.namespace;
     let in_namespace = || {
@@ -97,10 +97,10 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// Returns a cluster with pods distributed over the nodes in turn, and an invalid policy that selects every other
-    /// pod.
+    /// Returns a cluster with pods distributed over the nodes in turn, and an invalid policy that selects the pods with
+    /// an odd number.
     pub(in super::super) fn cluster_state(nodes: usize, pods: usize) -> ClusterState {
-        let named = (0..nodes).map(|n| format!("{{apiVersion: v1, kind: Node, metadata: {{name: node-{n}}}}}"));
+        let nodes_yaml = (0..nodes).map(|n| format!("{{apiVersion: v1, kind: Node, metadata: {{name: node-{n}}}}}"));
         let pods = (0..pods).map(|p| {
             let (odd, node) = (p % 2, p % nodes);
             format!(
@@ -110,7 +110,7 @@ pub(super) mod tests {
         });
         let policy = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: bad, namespace: shop}, \
                       spec: {podSelector: {matchLabels: {odd: \"1\"}}, ingress: [{from: [{ipBlock: {cidr: nonsense}}]}]}}";
-        let all: Vec<_> = named.chain(pods).chain([policy.to_owned()]).collect();
+        let all: Vec<_> = nodes_yaml.chain(pods).chain([policy.to_owned()]).collect();
         let parsed = parse(&all.join("\n---\n"), "cluster.yaml");
         ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object))
     }
@@ -125,7 +125,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_policy_without_pods_is_reported_by_the_first_nodes() {
+    fn a_policy_in_a_namespace_without_pods_is_reported_by_the_first_nodes() {
         assert_eq!(reporters(&cluster_state(10, 0)).len(), 3);
     }
 

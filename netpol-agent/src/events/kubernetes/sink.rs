@@ -111,17 +111,17 @@ pub struct Sink {
     node: Arc<str>,
     checked_at: Option<Instant>,
     selected_at: Option<Instant>,
-    /// The diagnostics when they were last sent to the thread.
+    /// The diagnostics of all policies when notices were last sent to the thread.
     diagnostics: Vec<(PolicyKey, Vec<Diagnostic>)>,
     suspensions: Suspensions,
 }
 
-/// Suspensions of enforcement when they were last sent to the thread.
+/// All suspensions of enforcement when notices were last sent to the thread.
 #[derive(Debug, Default)]
 struct Suspensions {
     active: Vec<Suspension>,
     rejected: Vec<Suspension>,
-    /// Suspensions that have ended, each for [`ENDED_TIME`].
+    /// Suspensions that have ended, and when. Each is kept for [`ENDED_TIME`].
     ended: Vec<(Suspension, Instant)>,
 }
 
@@ -160,7 +160,8 @@ impl Sink {
         &self.counters
     }
 
-    /// Reports a packet that was denied at `pod`. `shadow`: for a would-be denial, the policies that are not enforced.
+    /// Reports a packet that was denied at `pod`. For a would-be denial (by policies in shadow mode), `shadow` has the
+    /// policies that are not enforced.
     pub(in crate::events) fn denied(
         &self,
         event: &FlowEvent,
@@ -253,7 +254,7 @@ mod tests {
                 Err(_) => None,
             }
         };
-        // The only pod is on this node, and then moves to another node.
+        // In `here`, the only pod is on this node. In `moved`, the policy selects only pods on other nodes.
         let (here, moved) = (cluster_state(1, 1), cluster_state(4, 4));
         assert_eq!(sent(&mut sink, &here, Duration::ZERO), Some(1));
         let almost = RESELECT_INTERVAL.saturating_sub(Duration::from_millis(1));
@@ -279,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_suspension_is_reported_for_ten_minutes_and_an_extension_is_not() {
+    fn the_end_of_a_suspension_is_reported_for_ten_minutes_and_an_extension_is_not_an_end() {
         let (sender, mut messages) = mpsc::channel(MAX_QUEUED_MESSAGES);
         let mut sink = Sink::new(sender, Arc::default(), "node-0");
         let start = Instant::now();
@@ -297,7 +298,7 @@ mod tests {
         assert_eq!(
             sent(Some("2026-11-29T14:00:00Z"), second(1)),
             Some(vec![active]),
-            "the suspension was only extended"
+            "a longer suspension is not reported as ended"
         );
         assert_eq!(sent(None, second(2)), Some(vec![ended]));
         assert_eq!(sent(None, second(1) + ENDED_TIME), None);

@@ -30,16 +30,17 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Waits until the thread has written unreported Events, for at most [`FINISH_TIMEOUT`]. Drop the [`Sink`] first: the
-    /// thread ends when the queue is closed.
+    /// Waits until the thread has written unreported Events, for at most [`FINISH_TIMEOUT`]. Drop the [`Sink`] first:
+    /// the thread ends when the queue is closed.
     pub async fn finish(self) {
         // An error also means that the thread has ended.
         let _ = timeout(FINISH_TIMEOUT, self.ended).await;
     }
 }
 
-/// Starts the thread. `client` creates a client with the current credentials. It is called on the thread, because
-/// connections belong to the runtime that created them, and again when the API server rejects the credentials.
+/// Starts the thread. `client` creates a client with the current credentials. The new thread calls this function,
+/// because connections belong to the runtime that created them. It is called again when the API server rejects the
+/// credentials.
 ///
 /// # Errors
 /// If the thread cannot be started.
@@ -158,7 +159,7 @@ fn handle_result(
         }
         WriteResult::Discarded(reason, error) => {
             match reason {
-                // Pods are deleted all the time.
+                // This is normal: pods are deleted all the time.
                 DropReason::Deleted => tracing::debug!(error, "the object of an Event was deleted"),
                 DropReason::Invalid => {
                     tracing::warn!(error, "the API server rejected an Event as invalid; this is a bug in netpol");

@@ -30,7 +30,7 @@ const POLICIES_RULE: &str = r#"{apiGroups: ["networking.k8s.io"], resources: ["n
 /// The result of writing a publication.
 #[derive(Debug)]
 pub(super) enum WriteResult {
-    /// The API server stored it.
+    /// The API server stored the publication.
     Written,
     /// It can never be written.
     Discarded(DropReason, String),
@@ -60,7 +60,8 @@ pub(super) struct Writer {
     credentials: Credentials,
     node: String,
     uids: HashMap<(PodKey, i64), String>,
-    /// Missing rules of the `ClusterRole` that were already logged: without them, Events are written without a UID.
+    /// Missing rules of the `ClusterRole` that were already logged. Without these rules, Events are written without a
+    /// UID.
     reported: Vec<&'static str>,
 }
 
@@ -115,7 +116,7 @@ impl Writer {
         let name = object::name_of_series(series);
         if series.update {
             match events.patch(&name, &PatchParams::default(), &update).await {
-                // The API server deletes Events after a while.
+                // The API server has deleted the Event, because it was old. The Event is created again below.
                 Err(Error::Api(status)) if status.is_not_found() => {}
                 response => return response.map(drop).map_err(|error| failed(&error, EVENTS_RULE)),
             }

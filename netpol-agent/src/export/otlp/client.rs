@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::super::Endpoint;
 
-/// Time limit for the lookup of the name and the connection.
+/// Time limit for looking up the name of the collector and connecting to it.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 /// Time limit for a request and its response.
 const RESPONSE_TIME: Duration = Duration::from_secs(10);
@@ -22,14 +22,14 @@ const MAX_RESPONSE: usize = 64 << 10;
 /// Maximum number of bytes of a response that are logged.
 const MAX_LOGGED: usize = 300;
 
-/// What a collector has done with a request.
+/// The result of a request to a collector.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Response {
-    /// It accepted the request, except for `rejected` records.
+    /// The collector accepted the request, except for `rejected` records.
     Accepted { rejected: usize, message: String },
-    /// It rejected the request. The same request would be rejected again.
+    /// The collector rejected the request. It would reject the same request again.
     Rejected(String),
-    /// It cannot accept the request now. `after` is the pause that it requests.
+    /// The request failed, or the collector cannot accept it now. `after` is the pause that the collector requests.
     Retry { after: Option<Duration>, error: String },
 }
 

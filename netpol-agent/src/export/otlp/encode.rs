@@ -1,6 +1,6 @@
 //! Encodes records as an `ExportLogsServiceRequest` in JSON. The fields have the names from the messages in
-//! <https://github.com/open-telemetry/opentelemetry-proto> (`collector/logs/v1`, `logs/v1`, `common/v1`), in lower camel
-//! case. 64-bit integers are strings, and enums are numbers.
+//! <https://github.com/open-telemetry/opentelemetry-proto> (`collector/logs/v1`, `logs/v1`, `common/v1`), in lower
+//! camel case. 64-bit integers are strings, and enums are numbers.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -148,7 +148,7 @@ fn log_record(record: Value, observed: SystemTime) -> LogRecord {
     }
 }
 
-/// Converts a value. `null` has no equivalent.
+/// Converts a value. Returns `None` for `null`, which has no equivalent.
 fn any_value(value: Value) -> Option<AnyValue> {
     Some(match value {
         Value::Null => return None,

@@ -118,7 +118,7 @@ impl Sender {
     async fn wait(&mut self, until: Instant) -> bool {
         tokio::select! {
             () = sleep_until(until) => true,
-            // An error means that the other end of the channel was dropped: the agent stops then, too.
+            // Nothing is ever sent on this channel. When the agent stops, it drops the sender, which ends the wait.
             _ = &mut self.stopped => false,
         }
     }

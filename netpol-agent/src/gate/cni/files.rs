@@ -17,7 +17,7 @@ pub(super) fn read(path: &Path) -> io::Result<(String, Metadata)> {
     let file = File::open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.len() > MAX_SIZE {
-        return Err(io::Error::new(ErrorKind::InvalidData, "not a regular file of a usual size"));
+        return Err(io::Error::new(ErrorKind::InvalidData, "not a regular file, or too large"));
     }
     let mut text = String::new();
     file.take(MAX_SIZE).read_to_string(&mut text)?;
@@ -51,7 +51,7 @@ fn write(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> i
     file.set_permissions(Permissions::from_mode(mode))?;
     file.sync_all()?;
     fs::rename(&draft.0, path)?;
-    // Makes sure that the rename survives a power failure.
+    // After this, the rename survives a power failure.
     File::open(directory)?.sync_all()
 }
 

@@ -97,7 +97,7 @@ impl<'a> ConfigList<'a> {
                     return None;
                 }
                 let rest = self.without(last);
-                // Repeats until one entry is left.
+                // The recursion ends with exactly one entry, after another plugin.
                 let list = ConfigList::parse(&rest).ok()?;
                 Some(list.with_entry(entry).unwrap_or(rest))
             }
@@ -124,7 +124,8 @@ impl<'a> ConfigList<'a> {
         (0..self.plugins.len()).filter(|index| self.plugins[*index].kind == PLUGIN).collect()
     }
 
-    /// Adds an entry at the end, with the white space that is before the last entry.
+    /// Returns the text with an entry added at the end. The white space before the entry is copied from the entry that
+    /// was last.
     fn appended(&self, entry: &str) -> String {
         let last = &self.plugins[self.plugins.len() - 1].span;
         let before = &self.text[..last.start];
@@ -132,7 +133,7 @@ impl<'a> ConfigList<'a> {
         replaced(self.text, last.end..last.end, &format!(",{space}{entry}"))
     }
 
-    /// Removes an entry and the comma next to it.
+    /// Returns the text without an entry and the comma next to it.
     fn without(&self, index: usize) -> String {
         let span = |index: usize| &self.plugins[index].span;
         let range = match index.checked_sub(1) {
@@ -208,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn other_settings_are_replaced_where_they_are() {
+    fn an_entry_with_other_settings_is_replaced_in_place() {
         let list = |entry| format!(r#"{{"name":"n","plugins":[{{"type":"ptp"}},{entry},{{"type":"tuning"}}]}}"#);
         assert_eq!(with_entry(&list(OTHER)), Some(list(ENTRY)));
         let reordered = r#"{ "socket" : "/run/netpol/agent.sock" , "type" : "netpol-cni" }"#;
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn several_entries_become_one_and_one_at_the_start_moves() {
+    fn several_entries_become_one_and_an_entry_at_the_start_moves() {
         let list = |plugins: &str| format!(r#"{{"name":"n","plugins":[{plugins}]}}"#);
         let ptp = r#"{"type":"ptp"}"#;
         let expected = Some(list(&format!("{ptp},{ENTRY}")));

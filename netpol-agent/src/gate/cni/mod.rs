@@ -204,7 +204,7 @@ pub fn bundled() -> io::Result<PathBuf> {
     Ok(std::env::current_exe()?.with_file_name(PLUGIN))
 }
 
-/// Returns the first valid configuration.
+/// Returns the first valid configuration, if it is a list.
 fn choose(directory: &Path) -> Result<ChosenFile, InstallError> {
     let mut skipped = Vec::new();
     for file in configurations(directory).map_err(io_error("list", directory))? {
@@ -244,13 +244,13 @@ fn remove_entry(file: &Path) -> Result<bool, String> {
     Err("another program keeps changing the file".to_owned())
 }
 
-/// Checks that a file still has the text that was read. If another program changes the file after this check, the
-/// change is lost. But the file is replaced within a few microseconds.
+/// Returns whether a file still has the text that was read. If another program changes the file after this check, the
+/// change is lost. This is unlikely, because the file is replaced immediately after the check.
 fn is_unchanged(file: &Path, text: &str) -> bool {
     files::read(file).is_ok_and(|(now, _)| now == text)
 }
 
-/// All runtimes read only files with this extension as lists.
+/// Returns whether runtimes read a file as a list.
 fn is_list(file: &Path) -> bool {
     file.extension().is_some_and(|extension| extension == "conflist")
 }

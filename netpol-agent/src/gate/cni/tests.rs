@@ -102,7 +102,7 @@ fn the_plugin_is_installed_once_and_uninstalled_without_a_trace() {
 }
 
 #[test]
-fn another_programs_changes_and_new_first_files_get_the_plugin_again() {
+fn the_plugin_is_installed_again_after_other_programs_change_or_add_files() {
     let node = Node::new(&[("10-bridge.conflist", BRIDGE)]);
     node.assert_installs("10-bridge.conflist", true, true);
     let rewritten = BRIDGE.replace("bridge", "ptp");
@@ -122,7 +122,7 @@ fn another_programs_changes_and_new_first_files_get_the_plugin_again() {
 }
 
 #[test]
-fn other_settings_and_another_version_of_the_executable_are_replaced() {
+fn an_entry_with_other_settings_and_an_executable_of_another_version_are_replaced() {
     let mut node = Node::new(&[("10-bridge.conflist", BRIDGE)]);
     node.assert_installs("10-bridge.conflist", true, true);
     node.installation.settings.timeout_seconds = 20;
@@ -169,7 +169,7 @@ fn invalid_files_are_reported_and_not_touched() {
 }
 
 #[test]
-fn a_copy_that_another_program_made_is_reported() {
+fn an_entry_that_another_program_copied_is_reported_and_not_removed() {
     let node = Node::new(&[("10-bridge.conflist", BRIDGE)]);
     node.assert_installs("10-bridge.conflist", true, true);
     let delegates = format!(r#"{{"type":"multus","name":"m","delegates":[{}]}}"#, node.read("10-bridge.conflist"));
@@ -201,7 +201,7 @@ fn configurations_that_cannot_have_the_plugin_are_errors() {
 }
 
 #[test]
-fn a_missing_executable_or_directory_is_an_error_and_the_list_stays() {
+fn a_missing_executable_or_directory_is_an_error_and_the_list_stays_unchanged() {
     let node = Node::new(&[("10-bridge.conflist", BRIDGE)]);
     fs::remove_file(&node.installation.binary).unwrap();
     node.assert_fails_with("cannot read");
@@ -209,8 +209,8 @@ fn a_missing_executable_or_directory_is_an_error_and_the_list_stays() {
     fs::remove_dir(&node.installation.bin_dir).unwrap();
     node.assert_fails_with("cannot write");
     assert_eq!(node.read("10-bridge.conflist"), BRIDGE);
-    // The test runs as root, which may also write into read-only directories. Here, writing fails because a directory
-    // has the name of the file.
+    // The test may run as root, which can also write into read-only directories. So a directory with the name of the
+    // temporary file makes the write fail.
     fs::create_dir(&node.installation.bin_dir).unwrap();
     fs::create_dir_all(node.path(&format!(".{PLUGIN}.draft")).join("x")).unwrap();
     node.assert_fails_with("cannot replace");

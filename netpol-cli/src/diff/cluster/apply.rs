@@ -10,9 +10,9 @@ use netpol_policy::model::{
     WorkloadKey,
 };
 
-/// The labels and annotations that `kubectl apply` has set on an object. When kubectl applies a new manifest that does
-/// not have one of these, it removes this label or annotation. It keeps all labels and annotations that others have
-/// set.
+/// The names of the labels and annotations that `kubectl apply` has set on an object. When kubectl applies a new
+/// manifest without one of them, it removes this label or annotation from the object. It keeps all labels and
+/// annotations that other components have set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Applied {
     pub(crate) labels: BTreeSet<String>,
@@ -22,8 +22,8 @@ pub(crate) struct Applied {
 /// The labels and annotations that kubectl has set on each Namespace and policy.
 pub(crate) type AppliedByKubectl = BTreeMap<ObjectKey, Applied>;
 
-/// Returns the objects of the cluster `live` after the manifests `change` are applied. The result has only diagnostics
-/// of `change`.
+/// Returns the objects of the cluster `live` after the manifests `change` are applied. The result has the diagnostics
+/// of `change`, but not those of `live`.
 pub(super) fn apply(live: &Parsed, change: Parsed, applied: &AppliedByKubectl) -> Parsed {
     let Parsed { objects, errors, left_out, ignored, unevaluated, workloads, controllers, .. } = change;
     let mut result = Parsed { errors, left_out, ignored, ..live.clone() };
@@ -131,7 +131,7 @@ fn apply_workloads(result: &mut Parsed, workloads: Vec<Located<Workload>>) -> Ve
 /// Decides which `EndpointSlices` of the cluster are outdated.
 #[derive(Default)]
 struct Slices {
-    /// The slices in the manifests.
+    /// The slices in the manifests. They are never removed.
     in_manifests: HashSet<ObjectKey>,
     /// Services that have other ports or another selector than before.
     changed_services: HashSet<ServiceKey>,

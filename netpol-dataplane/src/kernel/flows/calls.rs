@@ -40,7 +40,7 @@ struct Batch {
     flags: u64,
 }
 
-/// `union bpf_attr` for `BPF_MAP_CREATE`, up to the types.
+/// `union bpf_attr` for `BPF_MAP_CREATE`, up to its fields for BTF types.
 #[repr(C)]
 #[derive(Default)]
 struct Create {
@@ -80,7 +80,7 @@ fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_long> 
 /// Like [`bpf`], for commands that return a descriptor.
 fn bpf_descriptor<T>(command: libc::c_int, attributes: &mut T) -> io::Result<OwnedFd> {
     let descriptor = i32::try_from(bpf(command, attributes)?).map_err(io::Error::other)?;
-    // SAFETY: the kernel has just opened it for the caller.
+    // SAFETY: the kernel has just opened it for this process, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
@@ -117,9 +117,9 @@ pub(super) fn create_lru_hash<K, V>(size: u32, name: &str) -> io::Result<OwnedFd
 const KEY_TYPE: u32 = 2;
 const VALUE_TYPE: u32 = 4;
 
-/// Loads types for keys and values of these sizes: arrays of bytes. The kernel searches a value for timers only if it is
-/// a structure. The types of the BPF object itself are not available: a descriptor of loaded types needs
-/// `CAP_SYS_ADMIN` (`BPF_BTF_GET_FD_BY_ID`).
+/// Loads types for keys and values of these sizes. The key is an array of bytes. The value is a structure with an array
+/// of bytes, because the kernel sets the same `timer_off` as in the BPF object only for a structure. The types of the
+/// BPF object itself are not available: a descriptor of loaded types needs `CAP_SYS_ADMIN` (`BPF_BTF_GET_FD_BY_ID`).
 ///
 /// Source of the format: <https://docs.kernel.org/bpf/btf.html>.
 fn load_types(key_size: u32, value_size: u32) -> io::Result<OwnedFd> {
@@ -171,8 +171,8 @@ pub(super) fn map_id(array: BorrowedFd<'_>, index: u32) -> io::Result<Option<u32
 /// for running programs. Source: `maybe_wait_bpf_programs`,
 /// <https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/syscall.c>.
 pub(super) fn set_maps(array: BorrowedFd<'_>, slots: &[(u32, BorrowedFd<'_>)]) -> io::Result<()> {
-    // Linux 5.19 has a batch operation, but before 6.8 it does not wait. So one slot is written again after it: that
-    // write waits.
+    // Since Linux 5.19, a batch operation writes all slots, but before Linux 6.8 it does not wait for running programs.
+    // So one slot is written again: this write waits.
     if slots.len() > 2 {
         let keys: Vec<u32> = slots.iter().map(|(index, _)| *index).collect();
         let values: Vec<u32> = slots.iter().map(|(_, map)| descriptor_of(*map)).collect();

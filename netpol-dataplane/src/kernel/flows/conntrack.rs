@@ -97,8 +97,8 @@ impl Conntrack {
 
     /// Returns the connections that have one of these addresses as the source in either direction.
     pub(super) fn connections_of(&mut self, addresses: &[IpAddr]) -> io::Result<Vec<Connection>> {
-        /// For more addresses, reading the whole table is cheaper: with a filter, the kernel walks through its table twice
-        /// for each address.
+        /// For more addresses than this, it is cheaper to read the whole table: with a filter, the kernel walks through
+        /// its table twice for each address, once for each direction.
         const MAX_FILTERED: usize = 4;
         if self.can_filter && addresses.len() <= MAX_FILTERED {
             match self.filtered(addresses) {
@@ -168,7 +168,7 @@ impl Conntrack {
             while let Some((kind, sequence, body, next)) = message(rest) {
                 rest = next;
                 if sequence != self.sequence {
-                    continue; // The rest of a dump that failed.
+                    continue; // The rest of an earlier dump, which failed.
                 }
                 match kind {
                     DONE | ERROR => {
@@ -326,10 +326,10 @@ mod tests {
     #[test]
     fn truncated_entries_are_not_connections() {
         let whole = entry(SEEN_REPLY, 3);
+        // The last 16 bytes are the attribute `PROTOINFO`, which is not required.
         for length in 0..whole.len() - 16 {
-            // The last bytes hold only attributes that are not required.
             let found = connection(&whole[..length]);
-            assert!(found.is_none() || length >= whole.len() - 20, "{length}: {found:?}");
+            assert!(found.is_none(), "the first {length} bytes were parsed as {found:?}");
         }
         assert!(message(&[0; 8]).is_none() && message(&[255; 32]).is_none());
     }

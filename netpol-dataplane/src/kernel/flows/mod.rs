@@ -31,7 +31,7 @@ use totals::{Clocks, Tracker};
 
 /// Interval at which endpoints are checked.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
-/// Maximum interval between two counts of table entries while flows are started.
+/// Maximum interval between two counts of table entries while endpoints start flows.
 const COUNT_INTERVAL: Duration = Duration::from_secs(30);
 /// Number of unused IDs for which tables are created in advance. The lowest unused ID is always allocated first.
 const SPARE_TABLES: usize = 16;
@@ -74,8 +74,8 @@ pub(super) struct Opened {
     v6: Tables<FlowKey<[u8; 16]>>,
 }
 
-/// Opens pinned tables, and writes a table into each slot. The next unused IDs get their own tables, since the first pods
-/// of a node are attached all at once. Call before programs run on these maps.
+/// Opens pinned tables, and writes a table into each slot. The next unused IDs get their own tables, since the first
+/// pods of a node are attached all at once. Call before programs run on these maps.
 pub(super) fn open(pins: &Pins, capacities: &Capacities, used: &BTreeMap<IfIndex, u32>) -> Result<Opened, KernelError> {
     let used: BTreeSet<u32> = used.values().copied().collect();
     let spare: BTreeSet<u32> = (1..).filter(|id| !used.contains(id)).take(SPARE_TABLES).collect();
@@ -87,9 +87,9 @@ pub(super) fn open(pins: &Pins, capacities: &Capacities, used: &BTreeMap<IfIndex
     })
 }
 
-/// Returns the minimum table size: 256 entries per CPU, so that at least half of a table is available for flows. In an LRU
-/// hash, each CPU caches up to 128 free entries, which other CPUs cannot use: they evict flows instead. Since Linux 6.17,
-/// the map's size bounds this cache.
+/// Returns the minimum table size: 256 entries per CPU, so that at least half of a table is available for flows. In an
+/// LRU hash, each CPU caches up to 128 free entries. Other CPUs cannot use these entries, and evict flows instead.
+/// Since Linux 6.17, the map's size bounds this cache.
 ///
 /// Source: `LOCAL_FREE_TARGET`, <https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/bpf_lru_list.c>, and
 /// <https://github.com/torvalds/linux/commit/d4adf1c9ee7722545450608bcb095fb31512f0c6>.
@@ -249,8 +249,8 @@ impl TableManager {
         Ok((v4?, v6?))
     }
 
-    /// Returns the number of an endpoint's allowed packets that matched no flow: an upper bound of the flows that it has
-    /// started.
+    /// Returns the number of an endpoint's allowed packets that matched no flow. The endpoint has started at most this
+    /// many flows.
     fn flow_starts(&self, id: u32) -> io::Result<u64> {
         let mut sum = 0;
         for direction in Direction::BOTH {

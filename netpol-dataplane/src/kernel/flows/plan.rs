@@ -15,34 +15,35 @@ pub(super) struct Need {
 }
 
 impl Need {
-    /// Returns the room for established flows. These needs are met first, because a pod can easily fill its table with
-    /// other flows.
+    /// Returns the room for established flows. It is provided before the room for other flows, because a pod can easily
+    /// fill its table with other flows.
     fn established_room(self) -> u64 {
         room_for(self.established, self.size)
     }
 
+    /// Returns the room for all flows.
     fn total_room(self) -> u64 {
         room_for(self.alive, self.size)
     }
 }
 
-/// Returns room for twice as many flows. If the table is nearly full, returns room for four times as many, because some
-/// flows may have been evicted already.
+/// Returns the number of entries for twice this many flows. If the table is nearly full, returns it for four times as
+/// many, because some flows may have been evicted already.
 fn room_for(flows: u32, size: u32) -> u64 {
     let times = if u64::from(flows) * 8 > u64::from(size) * 7 { 4 } else { 2 };
     (u64::from(flows) * times).next_power_of_two()
 }
 
-/// Returns the size of a new table if this many tables exist already. It is large as long as the budget has room, since a
-/// table that is too small loses connections until it is resized.
+/// Returns the size of a new table if this many tables exist already. The size is large as long as the budget has room,
+/// since a table that is too small loses connections until it is resized.
 pub(super) fn initial_size(budget: u32, floor: u32, tables: usize) -> u32 {
     let share = u64::from(budget) / (4 * (tables as u64 + 1));
     let power = 1_u64 << share.max(1).ilog2();
     u32::try_from(power).unwrap_or(u32::MAX).clamp(floor, floor.max(4096))
 }
 
-/// Returns new sizes of the tables to change, in this order: tables that shrink, then tables that grow. Tables shrink
-/// only to make room for others.
+/// Returns the IDs and new sizes of the tables to change, in this order: tables that shrink, then tables that grow.
+/// Tables shrink only to make room for others.
 pub(super) fn resize(needs: &BTreeMap<u32, Need>, budget: u32, floor: u32) -> Vec<(u32, u32)> {
     let targets = targets(needs, budget, floor);
     // A table grows by at least half of its size, or not at all.
@@ -171,7 +172,7 @@ mod tests {
         needs.insert(12, idle(2048));
         let sizes = sizes(&needs);
         assert!(sizes[&11] >= 65_536 && sizes[&12] >= FLOOR, "{sizes:?}");
-        // An endpoint that needs more later gets room from the floods.
+        // An endpoint that needs more later gets room from the tables that floods have filled.
         needs = sizes.iter().map(|(id, size)| (*id, Need { size: *size, established: 0, alive: *size })).collect();
         needs.insert(12, Need { size: 512, established: 500, alive: 512 });
         needs.insert(11, Need { size: sizes[&11], established: 50_000, alive: 50_000 });
@@ -179,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn every_endpoint_has_the_floor_when_all_request_everything() {
+    fn every_endpoint_gets_at_least_the_floor_when_all_tables_are_full() {
         let needs: BTreeMap<u32, Need> =
             (1..=110).map(|id| (id, Need { size: 512, established: 512, alive: 512 })).collect();
         let sizes = sizes(&needs);

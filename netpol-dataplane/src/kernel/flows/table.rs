@@ -91,8 +91,8 @@ pub(super) fn directory(pins: &Pins) -> PathBuf {
 }
 
 impl<K: Family> Tables<K> {
-    /// Opens pinned tables, and makes sure that each slot has a table: the table of this endpoint ID, or the shared
-    /// one. Call before programs run.
+    /// Opens pinned tables, and makes sure that each slot has a table: the endpoint ID's own table, or the shared one.
+    /// The endpoint IDs in `spare` are not used yet, and get their own tables. Call before programs run.
     pub(super) fn open(pins: &Pins, budget: u32, floor: u32, spare: &BTreeSet<u32>) -> Result<Self, KernelError> {
         let open = |map: MapName| {
             let path = pins.map(map);
@@ -117,13 +117,13 @@ impl<K: Family> Tables<K> {
             let Some(id) = name.strip_prefix(K::PREFIX) else { continue };
             match id.parse::<u32>() {
                 Ok(id) if id < length => tables.adopt(id)?,
-                // An agent with a larger `--max-endpoints` left it.
+                // An agent with a larger `--max-endpoints` left this pin.
                 Ok(_) => unpin(&tables.directory.join(&name))?,
                 // The pin of a replacement: see below.
                 Err(_) => {}
             }
         }
-        // Replacements that were not finished. `adopt` has completed those that were already in their slots.
+        // Remove replacements that were never in their slots. `adopt` has completed the others.
         for name in names(&tables.directory) {
             if name.starts_with(K::PREFIX) && name.ends_with(NEXT) {
                 unpin(&tables.directory.join(name))?;
@@ -232,8 +232,8 @@ impl<K: Family> Tables<K> {
         if new_tables.is_empty() {
             return Ok(());
         }
-        let is_first = new_tables.keys().any(|id| !self.own.contains_key(id));
-        let shared = is_first.then_some(&self.shared);
+        let some_used_shared = new_tables.keys().any(|id| !self.own.contains_key(id));
+        let shared = some_used_shared.then_some(&self.shared);
         let old: Vec<&MapData> =
             new_tables.keys().filter_map(|id| Some(&self.own.get(id)?.map)).chain(shared).collect();
         let mut copied = HashSet::new();
@@ -254,8 +254,8 @@ impl<K: Family> Tables<K> {
                             && copied.insert(*key)
                     })
                     .collect();
-                // If the new table is smaller, flows that are inserted later evict earlier ones. So insert established and
-                // recently used flows last.
+                // If the new table is smaller, flows that are inserted later evict earlier ones. So insert established
+                // and recently used flows last.
                 found.sort_by_key(|(key, entry)| (is_established(key, entry), entry.last_used.wrapping_sub(now)));
                 for (key, entry) in found {
                     let Some(table) =
@@ -330,7 +330,7 @@ impl<K: Family> Tables<K> {
 /// Inserts flows. An existing flow is newer, and is not replaced.
 fn insert<K: Family>(map: BorrowedFd<'_>, entries: impl Iterator<Item = (K, FlowEntry)>) {
     for (key, entry) in entries {
-        // If it fails, the flow is evaluated again at its next packet.
+        // If this fails and no newer flow exists, the next packet is evaluated as the first packet of a flow.
         let _ = calls::update(map, &key, &entry, calls::NOEXIST);
     }
 }

@@ -1,9 +1,9 @@
-//! Takes over connections that started before programs were attached to a pod's interface: converts `nf_conntrack` entries
-//! into flows.
+//! Takes over connections that started before programs were attached to a pod's interface: converts `nf_conntrack`
+//! entries into flows.
 //!
-//! The first packet that a program sees after it is attached may be a reply. By itself, it would be denied, or allowed
-//! in the wrong direction. The flows are written with version 0, which no endpoint has. So the first packet of each
-//! is evaluated in the initiator's direction, by the current policies.
+//! The first packet that a program processes after it is attached may be a reply. Without a flow, the reply would be
+//! evaluated as the first packet of a flow in its own direction. The flows are written with version 0, which no
+//! endpoint has. So the next packet of each flow is evaluated in the initiator's direction, by the current policies.
 
 use std::collections::HashMap;
 use std::io;
@@ -25,7 +25,7 @@ use crate::kernel::pins::Pins;
 /// Endpoints that are attached within this time are processed together.
 const BATCH_TIME: Duration = Duration::from_millis(20);
 
-/// Connections that were read within this time are used for the next endpoint, too.
+/// A list of connections that is not older than this is also used for the next endpoint.
 const MAX_AGE: Duration = Duration::from_millis(100);
 
 /// Writes flows for the connections of endpoints.
@@ -54,8 +54,8 @@ impl TakeOver {
         Ok(self.write_flows(endpoints, &connections))
     }
 
-    /// Takes over the connections of an endpoint before its programs are attached. If endpoints are attached one after the
-    /// other, all connections are read once for them, because reading the kernel's table takes 10 ms or more.
+    /// Takes over the connections of an endpoint before its programs are attached. Reads all connections, and uses this
+    /// list for the next endpoints, too, because reading the kernel's table takes 10 ms or more.
     pub(in crate::kernel) fn take_over_shared(&mut self, endpoint: &Endpoint) -> io::Result<usize> {
         let recent = self.connections.take().filter(|(read_at, _)| read_at.elapsed() < MAX_AGE);
         let connections = if let Some(connections) = recent {
@@ -69,7 +69,7 @@ impl TakeOver {
         Ok(count)
     }
 
-    /// Frees the memory of the connections that were read.
+    /// Frees the list of connections.
     pub(in crate::kernel) fn free_connection_list(&mut self) {
         self.connections = None;
     }
@@ -128,8 +128,8 @@ impl TakeOver {
     }
 }
 
-/// Starts a thread that takes over the connections of the endpoints that it receives. Reading the kernel's table may take
-/// long.
+/// Starts a thread that takes over the connections of the endpoints that it receives. It is a thread, because reading
+/// the kernel's table may take long.
 pub(in crate::kernel) fn start(mut work: TakeOver) -> io::Result<Sender<Endpoint>> {
     let (sender, endpoints_received) = mpsc::channel();
     std::thread::Builder::new().name("take-over".to_owned()).spawn(move || run(&mut work, &endpoints_received))?;
@@ -190,7 +190,7 @@ impl Side {
 fn sides(connection: &Connection, is_local_node: impl Fn(IpAddr) -> bool) -> [Side; 2] {
     let Connection { original, reply, state } = connection;
     let side = |tuple: &Tuple, initiator: Direction, state: u8| {
-        // For ICMP echo, the remote port is 1 if the remote sends the requests.
+        // For ICMP echo, the remote port is 1 if the remote side sends the requests.
         let is_echo = matches!(tuple.protocol, protocol::ICMP | protocol::ICMPV6);
         let remote_requests = [0, u8::from(initiator == Direction::Ingress)];
         Side {

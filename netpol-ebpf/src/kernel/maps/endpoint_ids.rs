@@ -1,7 +1,7 @@
 //! `ENDPOINT_IDS`: the interface of each endpoint, by endpoint ID. Packets carry this ID after they have left the
 //! endpoint.
 //!
-//! Size: one entry per endpoint ID (`COUNTERS` has two); 8 bytes each, always allocated.
+//! Size: one entry per endpoint ID; 8 bytes each, always allocated.
 
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::macros::btf_map;

@@ -1,10 +1,11 @@
-//! `DENIALS`, `ALLOWED_FLOWS`: when a denied or an allowed flow was last reported. `EVENT_BUDGETS`: how many events each
-//! pod can still cause.
+//! `DENIALS`, `ALLOWED_FLOWS`: when a denied or an allowed flow was last reported. `EVENT_BUDGETS`: how many events
+//! each pod can still cause.
 //!
-//! Size of `DENIALS` and `ALLOWED_FLOWS`: a power of two. A set has slots for four flows and takes 64 bytes. Within a
-//! second, one budget takes at most 250 slots. If more than four flows of a set are reported within a second, some of
-//! them are reported too often. Allowed flows have their own map, so that they do not take the slots of denied flows.
-//! `EVENT_BUDGETS` has six entries of 16 bytes for each endpoint ID. All three maps are always allocated.
+//! Size of `DENIALS` and `ALLOWED_FLOWS`: a power of two. An entry is a set of slots for four flows and takes 64 bytes.
+//! Within a second, the events of one budget take at most 250 slots. If more than four flows of a set are reported
+//! within a second, some of them are reported too often. Allowed flows have their own map, so that they do not take the
+//! slots of denied flows. `EVENT_BUDGETS` has six entries of 16 bytes for each endpoint ID. All three maps are always
+//! allocated.
 
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::macros::btf_map;

@@ -6,8 +6,8 @@
 //! A pod's flows can evict only its own flows. The agent creates the tables in advance and chooses their sizes. If an
 //! ID is given to another pod, the table of the ID stays. The interface in the key separates the flows of the two pods.
 //!
-//! Size: 136 and 160 bytes per entry, preallocated. If a table is full, the least recently used entries are evicted.
-//! Inner maps with other sizes than declared here are accepted since Linux 5.10:
+//! Size: an entry takes 136 bytes for IPv4 and 160 for IPv6, preallocated. If a table is full, the least recently used
+//! entries are evicted. Inner maps with other sizes than declared here are accepted since Linux 5.10:
 //! <https://github.com/torvalds/linux/commit/134fede4eecfcbe7900e789f625fa6f9c3a8cd0e>.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
@@ -32,8 +32,8 @@ static FLOW_TABLES_V4: ArrayOfMaps<LruHashMap<FlowKey<[u8; 4]>, FlowEntry, 512>,
 static FLOW_TABLES_V6: ArrayOfMaps<LruHashMap<FlowKey<[u8; 16]>, FlowEntry, 512>, { CAPACITY + 1 }> =
     ArrayOfMaps::new();
 
-/// Returns the table in the slot of the endpoint's ID. The key of this lookup is the ID in the endpoint itself, because a copy would take
-/// space on the stack, which is small.
+/// Returns the table in the slot of the endpoint's ID. The lookup reads the ID in the endpoint itself, because a copy
+/// would take space on the stack, which is small.
 #[inline(always)]
 fn flow_table<T, const N: usize>(tables: &'static ArrayOfMaps<T, N>, endpoint: &Endpoint) -> Option<&'static T> {
     // Without the barrier, the address of the ID would take a register until the packet is counted.

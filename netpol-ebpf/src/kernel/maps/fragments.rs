@@ -1,7 +1,7 @@
 //! `FRAGMENTS_V4` and `FRAGMENTS_V6`: the ports of fragmented datagrams, which only their first fragments have.
 //!
-//! Size: the fragmented datagrams in transit at one time. If a map is full, the least recently used entries are
-//! evicted. 104 and 128 bytes per entry, preallocated.
+//! Size: the fragmented datagrams in transit at one time. An entry takes 104 bytes for IPv4 and 128 for IPv6,
+//! preallocated. If a map is full, the least recently used entries are evicted.
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::btf_maps::LruHashMap;

@@ -184,5 +184,5 @@ fn a_host_port_is_at_its_node_addresses_and_has_its_pod_as_backend() {
     for located in manifest::parse(&pod.replace("PHASE", "Succeeded"), "pod.yaml").objects {
         cluster_state.apply(Event::Apply(located.object));
     }
-    assert_eq!(frontend_at(&cluster_state, "192.168.0.2", 8000), None, "the address may belong to another pod now");
+    assert_eq!(frontend_at(&cluster_state, "192.168.0.2", 8000), None, "the pod has finished");
 }

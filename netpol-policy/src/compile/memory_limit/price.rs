@@ -18,7 +18,7 @@ pub const ALLOW_ENTRY: u64 = 128;
 /// Size of a policy in one direction.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Size {
-    /// Number of block prefixes, by family and length.
+    /// Number of block prefixes, by family (`true`: IPv6) and length.
     pub(super) prefixes: BTreeMap<(bool, u8), u64>,
     /// Number of port prefixes.
     pub(super) ports: u64,
@@ -84,9 +84,9 @@ pub(super) struct Price<'a> {
 }
 
 impl Price<'_> {
-    /// Returns the cost of a prefix. A prefix has a class of its own, so it takes an entry in each rule set with the
-    /// same block or a wider block. This prefix is also charged for its entries in the rule sets of other namespaces:
-    /// without the prefix, these namespaces would need only the entries for their own blocks.
+    /// Returns the cost of a prefix in this number of the namespace's rule sets. A prefix has a class of its own, so
+    /// each rule set with the same block or a wider block can need an entry for it. The cost includes the entries in
+    /// rule sets of other namespaces, because only this prefix makes them necessary.
     fn of_prefix(&self, prefix: (bool, u8), rule_sets: u64) -> u64 {
         let own = self.own.wider_than(prefix);
         TRIE_ENTRY + ALLOW_ENTRY * (own.max(rule_sets) + self.all.wider_than(prefix) - own)
@@ -131,12 +131,13 @@ impl Price<'_> {
     }
 }
 
-/// A block or port of a rule, in the order in which [`super::Quota`] counts it.
+/// A block or port of a rule.
 enum Item<'a> {
     Block(&'a IpBlock),
     Port(&'a PortMatch),
 }
 
+/// Returns the blocks and ports of a rule, in the order in which [`super::Quota`] counts them.
 fn items(rule: &Rule) -> impl Iterator<Item = Item<'_>> {
     let ports = match &rule.ports {
         Ports::Any => &[][..],

@@ -1,4 +1,4 @@
-//! Changes of modes, suspensions, and the list of policies. sNN in the name of a test is an item of docs/semantics.md.
+//! Tests of modes, suspensions, and the list of policies. sNN in the name of a test is an item of docs/semantics.md.
 
 use super::*;
 use crate::model::Timestamp;
@@ -55,6 +55,7 @@ fn s42_rules_of_a_policy_in_shadow_mode_change_in_place() {
 #[test]
 fn s44_the_clock_starts_and_ends_suspensions() {
     let mut engine = web_engine();
+    // The engine has no time yet, so the suspension is not in effect.
     assert!(apply(&mut engine, &namespace("netpol.io/suspended-until: '2026-11-29T18:00:00Z'")).is_empty());
     let time = |text: &str| Timestamp::parse(text).expect("a time");
     let end = time("2026-11-29T18:00:00Z");
@@ -81,6 +82,7 @@ fn a_change_of_labels_and_modes_needs_a_successor() {
     assert_eq!(engine.in_safe_order(vec![labels_and_modes.clone()]), None);
     engine.apply(labels_and_modes);
     assert_eq!(isolation(&engine), (false, true));
+    // These events change no labels.
     for annotations in ["netpol.io/mode: enforce", "netpol.io/mode: shadow, netpol.io/suspended-reason: x"] {
         assert!(engine.in_safe_order(vec![event(&namespace(annotations))]).is_some(), "{annotations}");
     }

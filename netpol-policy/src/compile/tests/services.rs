@@ -47,7 +47,7 @@ fn pods() -> String {
     .concat()
 }
 
-/// Evaluates a TCP packet from `shop/web`. Returns the reason of the verdict, and whether it is evaluated again
+/// Evaluates a TCP packet from `shop/web`. Returns the reason of the verdict, and whether the packet is evaluated again
 /// post-DNAT.
 fn evaluated(engine: &Engine, remote: &str, port: u16) -> (Reason, bool) {
     let packet = Packet {
@@ -144,7 +144,7 @@ fn a_policy_is_written_for_frontends_with_selected_backends() {
 }
 
 #[test]
-fn rule_sets_for_ingress_or_that_allow_everything_have_no_entry_for_frontends() {
+fn rule_sets_for_ingress_and_rule_sets_that_allow_everything_have_no_entry_for_frontends() {
     let everything = policy(
         "all",
         "podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{}, {ports: [{port: 1}]}]",
@@ -157,7 +157,7 @@ fn rule_sets_for_ingress_or_that_allow_everything_have_no_entry_for_frontends() 
 }
 
 #[test]
-fn ports_allowed_to_any_peer_count_at_the_backends() {
+fn a_rule_for_any_peer_matches_the_ports_of_backends() {
     let dns = policy(
         "dns",
         "podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{ports: [{port: 8000, endPort: 8080}]}]",
@@ -171,11 +171,11 @@ fn ports_allowed_to_any_peer_count_at_the_backends() {
 }
 
 #[test]
-fn a_pod_that_is_its_own_backend_is_allowed() {
+fn a_client_pod_that_is_also_a_backend_can_reach_itself() {
     let services = [service("web", "10.96.0.1", 30080), slice("web-1", "web", &["10.0.0.1", "10.0.0.4"])].concat();
     let mut engine = engine(&[pods(), may_reach("db"), services].concat());
     assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::Service, true));
-    // With other rules the pod still reaches itself.
+    // With other rules, the pod still reaches itself.
     apply(&mut engine, &may_reach("missing"));
     assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::Service, true));
     apply(&mut engine, &slice("web-1", "web", &["10.0.0.4"]));
@@ -213,7 +213,7 @@ fn a_new_service_is_added_after_its_backends() {
     });
     assert_eq!(kinds.collect::<Vec<_>>(), ["Pod shop/db-6", "EndpointSlice shop/db-1", "Service shop/db"]);
     let two = [slice("old-1", "old", &["10.0.0.2"]), slice("old-2", "old", &["10.0.0.4"])].concat();
-    assert_eq!(engine.in_safe_order(events(&two)), None, "two changes of an existing Service are not one step");
+    assert_eq!(engine.in_safe_order(events(&two)), None, "two events change an existing Service");
     let other = [slice("old-1", "old", &["10.0.0.2"]), may_reach("api")].concat();
-    assert_eq!(engine.in_safe_order(events(&other)), None);
+    assert_eq!(engine.in_safe_order(events(&other)), None, "one event changes an existing Service, one a policy");
 }

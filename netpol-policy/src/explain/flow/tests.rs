@@ -12,8 +12,8 @@ use crate::manifest;
 use crate::model::{Mode, PodKey};
 use crate::reference::Packet;
 
-/// `shop/web` may send to `shop/db` only; `shop/db` may receive from no existing pod. `ops/job` is isolated in shadow
-/// mode.
+/// `shop/web` may send to `shop/db`, and to two blocks at port 80. `shop/db` may receive from no existing pod. A policy
+/// in shadow mode selects `ops/job`.
 const CLUSTER: &str = "
 {apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {app: web}}, status: {podIP: 10.1.0.1}}
 ---
@@ -69,7 +69,7 @@ const WEB: (&str, &str) = ("shop", "web");
 const SQL: (u8, u16) = (protocol::TCP, 5432);
 
 #[test]
-fn both_ends_are_explained_wherever_the_packet_was_seen() {
+fn both_ends_are_explained_whichever_end_reports_the_packet() {
     let at_sender = explained(WEB, Direction::Egress, "10.1.0.2", SQL, Mode::Enforce);
     let at_receiver = explained(("shop", "db"), Direction::Ingress, "10.1.0.1", SQL, Mode::Enforce);
     for FlowExplanation { egress, ingress, blocks, .. } in [at_sender, at_receiver] {
@@ -97,7 +97,7 @@ fn both_ends_are_explained_wherever_the_packet_was_seen() {
 }
 
 #[test]
-fn a_denied_dns_query_names_the_missing_rule() {
+fn a_denied_dns_query_is_explained_with_the_missing_rule() {
     for (remote, port) in [("10.96.0.10", 53), ("10.1.0.9", 5353)] {
         let found = explained(WEB, Direction::Egress, remote, (protocol::UDP, port), Mode::Enforce);
         let egress = found.egress.expect("a pod");
@@ -111,8 +111,8 @@ fn a_denied_dns_query_names_the_missing_rule() {
     }
     let other_server = explained(WEB, Direction::Egress, "8.8.8.8", (protocol::UDP, 53), Mode::Enforce);
     assert!(other_server.hints[0].contains("this is a DNS query") && other_server.egress.expect("a pod").fix.is_some());
-    let no_query = explained(WEB, Direction::Egress, "8.8.8.8", (protocol::UDP, 123), Mode::Enforce);
-    assert_eq!(no_query.hints, Vec::<String>::new());
+    let other_port = explained(WEB, Direction::Egress, "8.8.8.8", (protocol::UDP, 123), Mode::Enforce);
+    assert_eq!(other_port.hints, Vec::<String>::new());
 }
 
 #[test]

@@ -11,8 +11,8 @@ use crate::reference::{self, Packet};
 pub(in crate::explain) enum Fix {
     /// Replace the rule at this index, in the packet's direction; without an index, add a rule.
     Rule(PolicyKey, Option<usize>, Rule),
-    /// Correct an invalid part of the policy. The intended value is unknown, so in this rule, everything matches in
-    /// place of the invalid part.
+    /// Correct an invalid part of the rule at this index; without an index, the invalid part is the list of rules. The
+    /// intended value is unknown, so `Rule` matches everything in place of the invalid part.
     Correction(PolicyKey, Option<usize>, Rule),
     /// Correct an invalid part, so that the policy does not isolate the pod in the packet's direction.
     NotIsolating(PolicyKey),

@@ -197,7 +197,7 @@ const CASES: [Case; 16] = [
         "[]",
         ("ops/probe", "192.0.2.1", "80/TCP"),
         "192.0.2.1 is an address of node n1, on which the pod runs; traffic from the pod to the node itself is always allowed; \"denied\" applies only to packets that the node forwards to another destination",
-        // Offline, no node is the local node.
+        // Without an agent, no node is the local node. So the test needs a rule to allow the packet.
         "[{}]",
     ),
 ];
@@ -328,12 +328,13 @@ fn hints_that_do_not_change_the_verdict_are_not_given() {
         ),
         // The invalid part is in a rule for another port.
         ("ingress", "[{from: [{ipBlock: {cidr: 10.9.0}}], ports: [{port: 81}]}]", "198.51.100.1", "shop/web", "80/TCP"),
+        // Port `dns` of the pod has another number.
         ("ingress", "[{ports: [{port: dns}]}]", "ops/probe", "shop/web", "54/UDP"),
     ] {
         let explanation = explain(&cluster_state(direction, rules), from, to, port);
         assert_eq!((explanation.verdict, hints_of(&explanation)), (Verdict::Deny, vec![]), "{rules}");
     }
-    // For a rule without ports and the address of a Service, there must be no hint about 80/UDP.
+    // No Service has port 80/UDP, so the rule allows 80/UDP to the Service's address. There must be no hint about this.
     let rules = "[{to: [{ipBlock: {cidr: 10.96.0.0/12}}]}]";
     let explanation = explain(&cluster_state("egress", rules), "ops/probe", "10.96.0.1", "80/TCP");
     let hints = hints_of(&explanation);

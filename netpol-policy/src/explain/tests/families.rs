@@ -80,7 +80,7 @@ fn both_families_are_shown_if_they_differ() {
 }
 
 #[test]
-fn a_family_of_one_end_only_is_not_evaluated() {
+fn an_address_family_that_only_one_end_has_is_not_evaluated() {
     let explanation = egress("{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}", &pod("old"));
     assert_eq!(
         (explanation.verdict, explanation.allowed_family, explanation.families.len()),

@@ -197,7 +197,7 @@ fn impossible_connections_are_errors() {
 }
 
 #[test]
-fn a_denied_packet_for_a_service_is_explained_by_its_first_backend() {
+fn a_denied_packet_to_a_service_is_explained_for_its_first_denied_backend() {
     let cluster_state = shop("[{to: [{podSelector: {matchLabels: {app: db}}}], ports: [{port: 80}]}]");
     let packet = Packet {
         pod: PodKey::new("shop", "web"),

@@ -7,8 +7,8 @@ use super::*;
 use crate::cluster_state::Event;
 use crate::model::PodKey;
 
-/// Policy `next` in shadow mode denies `shop/front`. Policy `out` is enforced and allows all pods of `shop`. Policy
-/// `paused` is in a namespace in which enforcement is suspended.
+/// Policy `next` is in shadow mode, and would deny connections from `shop/front`. Policy `out` is enforced, and allows
+/// egress to all pods of `shop`. Policy `paused` is in a namespace in which enforcement is suspended.
 const POLICIES: &str = "
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: next, namespace: shop, annotations: {netpol.io/mode: shadow}},
   spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: frontend}}}], ports: [{port: 8080}]}]}}
@@ -44,7 +44,7 @@ fn s42_the_verdict_and_the_verdict_in_shadow_mode_are_shown() {
 }
 
 #[test]
-fn s42_json_has_the_shadow_side_only_if_a_policy_is_in_shadow_mode() {
+fn s42_json_has_field_shadow_only_in_a_direction_with_a_policy_in_shadow_mode() {
     let explanation = explained(("shop", "front"), ("shop", "web"));
     let json = serde_json::to_value(&explanation).expect("it serializes");
     assert_eq!((&json["verdict"], &json["ingress"]["verdict"]), (&"allow".into(), &"allow".into()));

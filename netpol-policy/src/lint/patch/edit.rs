@@ -1,4 +1,4 @@
-//! Edits lines of YAML. The caller checks the result.
+//! Edits lines of YAML. `Editor` then checks that the edited text has the expected value.
 
 use std::ops::Range;
 
@@ -6,7 +6,8 @@ use super::Operation;
 use crate::explain::yaml::{Node, entry};
 use crate::manifest::{FieldPath, Lines, Step};
 
-/// Returns the edited lines of an object; `None` if the text is not in a style that can be edited.
+/// Returns the edited lines of an object; `None` if the text is not in a style that can be edited. `text`: the lines of
+/// the object. `lines`: the line numbers of its fields, from 1.
 pub(super) fn apply(text: &[String], lines: &Lines, operation: &Operation) -> Option<Vec<String>> {
     match operation {
         Operation::Append(list, item) => append(text, lines, list, item),

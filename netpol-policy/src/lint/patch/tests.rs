@@ -53,8 +53,8 @@ fn block_and_flow_style_are_edited() {
 
 #[test]
 fn a_text_that_cannot_be_edited_gets_a_json_patch() {
-    // These texts cannot be edited: the only item of a list is removed, an anchor is used twice, a file has CRLF line
-    // breaks, or the last line has no line break.
+    // These edits are not possible by lines: the only item of a list is removed, an anchor is used twice, the file has
+    // CRLF line breaks, the last line has no line break, or a key in flow style is removed.
     let port = || path("spec.ingress[0].ports[0].port");
     let one = format!("{HEAD}spec:\n  podSelector: {{}}\n  ingress:\n  - ports:\n    - port: 80\n");
     assert_eq!(

@@ -38,7 +38,7 @@ fn lint(more: &str, policy: &str) -> (Vec<String>, Vec<String>) {
 }
 
 #[test]
-fn pods_that_a_controller_may_create_are_not_missing() {
+fn pods_that_a_controller_may_create_are_not_reported_as_missing() {
     let custom = |namespace: &str| {
         format!(
             "{{apiVersion: example.com/v1, kind: Collector, metadata: {{name: c, namespace: {namespace}, labels: {{app: other}}}}, \
@@ -47,13 +47,13 @@ fn pods_that_a_controller_may_create_are_not_missing() {
     };
     let of_labels =
         policy("matchLabels: {app: collector}", "ingress: [{from: [{podSelector: {matchLabels: {tier: ops}}}]}]");
-    let reason = "a controller may create pods with some labels for objects of kind Collector";
+    let reason = "a controller may create the selected pods for objects of kind Collector";
     assert_eq!(
         lint(&custom("shop"), &of_labels),
         (vec![], vec![format!("NP010: {reason}"), format!("NP020: {reason}")])
     );
     // No controller creates these pods: the object is in another namespace, only the object itself has the label, or
-    // objects of this kind create no pods.
+    // the object is a ConfigMap.
     let by_name = policy("matchLabels: {app: other}", "ingress: []");
     let config_map = custom("shop").replace("example.com/v1", "v1").replace("Collector", "ConfigMap");
     for (more, policy) in [(&custom("else"), &of_labels), (&custom("shop"), &by_name), (&config_map, &of_labels)] {
@@ -66,7 +66,7 @@ fn pods_that_a_controller_may_create_are_not_missing() {
 }
 
 #[test]
-fn a_label_with_the_domain_of_a_controller_may_come_later() {
+fn a_label_with_the_domain_of_a_controller_may_be_set_later() {
     let lint_key = |key: &str| lint("", &policy(&format!("matchLabels: {{{key}: x}}"), "ingress: []"));
     let reason = "NP010: no pod in the input has label acme.example.com/solver, which a controller may set";
     assert_eq!(lint_key("acme.example.com/solver"), (vec![], vec![reason.to_owned()]));
@@ -160,7 +160,7 @@ fn ports_of_pods_in_unknown_namespaces_are_not_checked() {
 }
 
 #[test]
-fn an_item_without_a_port_is_half_of_another_one() {
+fn an_item_without_a_port_was_probably_intended_as_one_with_the_item_next_to_it() {
     let lint_ports = |ports: &str| {
         let rules = format!(
             "ingress: [{{from: [{{podSelector: {{}}}}], ports: [{ports}]}}, {{from: [{{podSelector: {{}}}}], ports: [{{port: 8080}}]}}]"
@@ -180,7 +180,8 @@ fn an_item_without_a_port_is_half_of_another_one() {
     assert_eq!(lint_ports("{protocol: UDP}, {port: 53}"), expected(0, 1, "UDP"));
     let useless = lint_ports("{port: 8080, protocol: TCP}, {}");
     assert!(useless.len() == 1 && useless[0].contains("spec.ingress[0].ports[0] has no effect."), "{useless:?}");
-    // If the item without a port is the only item, it is not reported, but the second rule is: it has no effect.
+    // If the item without a port is the only item, the item is not reported. But the second rule is reported, because
+    // it has no effect.
     assert_eq!(lint_ports("{protocol: TCP}").len(), 1);
     assert_eq!(lint_ports("{port: 53, protocol: UDP}, {protocol: SCTP}"), [""; 0]);
 }

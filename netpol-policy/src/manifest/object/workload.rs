@@ -76,7 +76,7 @@ pub(super) fn expected_version(kind: &str, api_version: &str) -> Option<&'static
     match (WorkloadKind::from_name(kind)?, group) {
         (WorkloadKind::ReplicationController, "") => Some("v1"),
         (WorkloadKind::Job | WorkloadKind::CronJob, "" | "batch") => Some("batch/v1"),
-        // `extensions` before Kubernetes 1.16.
+        // Before Kubernetes 1.16, these kinds were also in the group `extensions`.
         (
             WorkloadKind::Deployment | WorkloadKind::StatefulSet | WorkloadKind::DaemonSet | WorkloadKind::ReplicaSet,
             "" | "apps" | "extensions",

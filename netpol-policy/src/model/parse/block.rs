@@ -6,8 +6,8 @@ use k8s_openapi::api::networking::v1::IPBlock;
 use super::Diagnostics;
 use crate::model::IpBlock;
 
-/// Parses the block at `field`. Returns `None` if any part is invalid: without an invalid item of `except`, the block
-/// would allow addresses that its author excluded.
+/// Parses the block at `field`. Returns `None` if any part is invalid, also if it is only an item of `except`: if this
+/// item were omitted, the block would allow addresses that its author excluded.
 pub(super) fn block(api: &IPBlock, field: &str, diagnostics: &mut Diagnostics) -> Option<IpBlock> {
     let cidr = parse_network(&api.cidr, &format!("{field}.cidr"), diagnostics);
     let mut except = Vec::new();
@@ -52,7 +52,7 @@ fn without_leading_zeros(text: &str) -> Option<String> {
             number.to_owned()
         }
     };
-    // IPv6 groups are hexadecimal, and may have leading zeros anyway.
+    // In IPv6 addresses, leading zeros are valid.
     let address = if address.contains(':') {
         address.to_owned()
     } else {

@@ -49,7 +49,7 @@ fn annotation<'m>(metadata: &'m ObjectMeta, name: &str) -> Option<&'m str> {
     metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }
 
-/// Returns the first characters of a value: the value of an annotation may have 256 KiB.
+/// Returns the first characters of a value, because the value of an annotation may have 256 KiB.
 fn shortened(value: &str) -> String {
     let mut characters = value.chars();
     let mut short: String = characters.by_ref().take(MAX_VALUE).collect();
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn s43_an_unknown_mode_enforces_and_is_reported() {
+    fn s43_an_unknown_mode_is_reported_and_the_policies_are_enforced() {
         for (value, expected, error) in [
             ("shadow", Some(Mode::Shadow), ""),
             ("enforce", Some(Mode::Enforce), ""),

@@ -25,7 +25,7 @@ fn labels(metadata: &ObjectMeta) -> Labels {
     metadata.labels.iter().flatten().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect()
 }
 
-/// Returns the UID that the pod has on its node.
+/// Returns the UID that the container runtime uses for the pod: for a static pod, the one in the annotation.
 fn uid(metadata: &ObjectMeta) -> Option<Uid> {
     let static_pod = metadata.annotations.as_ref().and_then(|annotations| annotations.get(MIRROR_ANNOTATION));
     static_pod.or(metadata.uid.as_ref()).and_then(|text| Uid::parse(text))
@@ -120,7 +120,7 @@ fn addresses(status: &core::PodStatus, diagnostics: &mut Diagnostics) -> Vec<IpA
             diagnostics.error(field, format!("`{text}` is not an IP address"));
             continue;
         };
-        // Checked before the check for a second address, so that an invalid address does not replace a valid one.
+        // This check comes before the check for a second address, so that the diagnostic names the reserved range.
         if let Some(reason) = reserved_range(address) {
             diagnostics.error(field, format!("{address} is {reason}, which no pod can have; it is ignored"));
             continue;

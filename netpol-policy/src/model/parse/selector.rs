@@ -29,7 +29,8 @@ pub(super) fn selector(api: Option<&LabelSelector>, field: &str, diagnostics: &m
         }
     }
     if result.invalid {
-        // The valid requirements have no effect. Without them, all invalid selectors are equal.
+        // The valid requirements of an invalid selector have no effect. They are removed, so that all invalid selectors
+        // are equal.
         result.requirements.clear();
     }
     result.requirements.sort();

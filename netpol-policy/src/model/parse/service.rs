@@ -15,7 +15,7 @@ use crate::model::{
     TargetPort,
 };
 
-/// Label of a slice with the name of its Service.
+/// The label with the name of the Service, on an `EndpointSlice`.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 impl Service {
@@ -49,7 +49,7 @@ fn is_external_name(api: &core::Service) -> bool {
     api.spec.as_ref().is_some_and(|spec| spec.type_.as_deref() == Some("ExternalName"))
 }
 
-/// Returns the families that the API server assigns to a Service without cluster IPs; see
+/// Returns the address families that a Service requests. `None` if it already has cluster IPs, or never gets any. See
 /// <https://kubernetes.io/docs/concepts/services-networking/dual-stack/>.
 fn requested_families(api: &core::Service) -> Option<RequestedFamilies> {
     let spec = api.spec.as_ref().filter(|_| !is_external_name(api))?;

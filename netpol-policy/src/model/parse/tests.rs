@@ -85,7 +85,7 @@ fn host_ports_are_at_node_addresses_or_at_their_host_ip() {
 }
 
 #[test]
-fn host_ports_of_host_network_and_finished_pods_and_port_0_are_ignored() {
+fn host_ports_are_ignored_if_they_are_0_or_their_pod_is_finished_or_on_the_host_network() {
     let addresses = "{hostIP: 192.0.2.1}";
     for spec in [
         "{hostNetwork: true, containers: [{ports: [{containerPort: 80, hostPort: 80}]}]}",

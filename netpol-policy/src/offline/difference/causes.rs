@@ -32,7 +32,7 @@ pub enum Reason {
     NewWorkload,
     /// A workload was removed.
     RemovedWorkload,
-    /// Policies that are not evaluated may decide: kind and name.
+    /// These policies may change the verdict, and netpol does not evaluate them. Each item is a kind and a name.
     Unevaluated(Vec<String>),
     /// An `ipBlock` may contain an unknown address.
     UnknownAddress,
@@ -40,7 +40,7 @@ pub enum Reason {
     AddressFamilies,
 }
 
-/// A pod, the index of the cluster, and the direction.
+/// A pod, the index of its cluster, and the direction of policies that isolate the pod.
 pub(super) type IsolatingKey = (crate::model::PodKey, usize, Direction);
 
 /// One side of a connection: the policies of one end in one direction, and the other end.

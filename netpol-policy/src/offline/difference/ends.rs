@@ -43,16 +43,16 @@ pub struct DifferenceEnd {
     pub members: Members,
     /// Which clusters have them.
     pub presence: Presence,
-    /// Their end in each cluster.
+    /// The end in [`Reachability`] that they belong to, for each cluster.
     pub(super) ids: [Option<EndId>; 2],
-    /// A pod of theirs in each cluster. All their pods are evaluated as this pod.
+    /// One of their pods in each cluster. The verdicts of this pod are those of all their pods.
     pub(super) pods: [Option<PodKey>; 2],
     /// Whether the end has two pods, so that there is a connection within the end that is not hairpin traffic.
     pub(super) has_second_pod: bool,
 }
 
 impl DifferenceEnd {
-    /// Returns whether the end is not a pod.
+    /// Returns whether the end consists of addresses, not of pods.
     pub const fn is_outside(&self) -> bool {
         matches!(self.members, Members::Addresses(_))
     }
@@ -114,7 +114,7 @@ pub(super) fn joined(reachability: &Reachability<'_>) -> Vec<DifferenceEnd> {
 }
 
 /// Pairs the old pods of a workload with its new pods. A pod that is in both clusters is paired with itself. Of the
-/// other pods, each old end is paired with each new end.
+/// other pods, one pod of each old end is paired with one pod of each new end.
 fn old_and_new_pods<'p>(
     reachability: &Reachability<'_>,
     [old, new]: [&'p [PodKey]; 2],
@@ -124,8 +124,8 @@ fn old_and_new_pods<'p>(
     let others = |pods: &'p [PodKey], cluster: usize| {
         let only_here: Vec<&PodKey> = pods.iter().filter(|pod| !in_both.contains(pod)).collect();
         let all = pods.iter().collect();
-        // If all pods of this cluster are also in the other cluster, each pod that only the other cluster has is paired
-        // with all pods of this cluster.
+        // If all pods of this cluster are also in the other cluster, the pods that only the other cluster has are
+        // paired with these pods.
         one_pod_per_end(reachability, cluster, if only_here.is_empty() { all } else { only_here })
     };
     let has_others = old.len() > in_both.len() || new.len() > in_both.len();

@@ -1,7 +1,7 @@
 //! Compares two versions of a cluster: which connections have another verdict in the new version, and why. The result
 //! is exact, for all pods, addresses and ports.
 //!
-//! An end is a class of pods or addresses that have the same ports with every other end (see `reachability`).
+//! An end is a class of pods or addresses that can connect with every other end at the same ports (see `reachability`).
 
 mod causes;
 mod ends;
@@ -95,7 +95,8 @@ impl<'c, 'e> Comparison<'c, 'e> {
         }
     }
 
-    /// Compares all pairs of a source and a destination, unless both ends are the same in the two clusters.
+    /// Compares the ports of each pair of a source and a destination. Omits pairs in which both ends are the same in
+    /// the two clusters.
     fn pairs(&mut self) -> Vec<PairChange> {
         let mut found = Vec::new();
         for (to, destination) in self.ends.iter().enumerate() {
@@ -126,8 +127,8 @@ impl<'c, 'e> Comparison<'c, 'e> {
         if old == new && !old.has_unknown() {
             return None;
         }
-        let are_unknown = old.has_unknown() && new.has_unknown();
-        let may_differ = are_unknown && self.unknown_differs(from, to);
+        let both_have_unknown = old.has_unknown() && new.has_unknown();
+        let may_differ = both_have_unknown && self.unknown_differs(from, to);
         if let Some(cached) = self.changes_by_ports.get(&(old, new, may_differ)) {
             return *cached;
         }
@@ -157,7 +158,7 @@ impl<'c, 'e> Comparison<'c, 'e> {
 }
 
 impl Difference {
-    /// Returns whether a connection that was denied is allowed, or the reverse.
+    /// Returns whether a connection that was denied is allowed now, or the reverse.
     pub fn is_definite(&self) -> bool {
         let known = |verdicts: &[Verdict; 2]| !verdicts.contains(&Verdict::Unknown);
         self.rows.iter().any(Row::is_definite) || self.services.iter().any(|service| service.sources.keys().any(known))
@@ -172,7 +173,7 @@ impl Difference {
 }
 
 impl Row {
-    /// Returns whether a port that was denied is allowed, or the reverse.
+    /// Returns whether a port that was denied is allowed now, or the reverse.
     fn is_definite(&self) -> bool {
         !self.change.allowed.is_empty() || !self.change.denied.is_empty()
     }
@@ -182,9 +183,9 @@ impl Row {
 type Pair = (EndId, EndId);
 
 impl Reachability<'_> {
-    /// Returns whether the unknown ports of the old pair and the new pair may have different verdicts. That is so if
-    /// other policies are not evaluated, if other rules depend on unknown addresses, or if such policies and rules
-    /// apply to other remote addresses.
+    /// Returns whether the unknown ports of the old pair and the new pair may have different verdicts. This is so if
+    /// the two pairs have different policies that netpol does not evaluate, or different rules that depend on unknown
+    /// addresses. It is also so if these policies and rules are the same, but the remote addresses differ.
     fn unknown_differs(&self, old: Pair, new: Pair) -> bool {
         let sides = [(old.0, old.1, new.0, new.1), (old.1, old.0, new.1, new.0)];
         let directions = [netpol_common::Direction::Egress, netpol_common::Direction::Ingress];

@@ -1,5 +1,5 @@
-//! Groups changes into rows: sources with the same change to a destination share a row, and destinations with equal
-//! rows share them.
+//! Groups changes into rows. Sources with the same change to a destination are in one row. Rows that differ only in
+//! their destinations are combined.
 
 use std::collections::BTreeMap;
 

@@ -19,7 +19,7 @@ fn cluster(policies: &[Policy], pods: &[Pod]) -> OfflineCluster {
     crate::offline::reachability::tests::cluster(policies, pods)
 }
 
-/// Returns the row of each pair `(from, to)` of pods without a workload, or addresses.
+/// Returns the row of each pair `(from, to)`. Both are the names of a pod or of a set of addresses.
 fn by_pair(difference: &Difference) -> BTreeMap<(String, String), &Row> {
     let names = |index: &usize| match &difference.ends[*index].members {
         Members::Units(_, units) => units.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -45,12 +45,12 @@ proptest! {
     #[test]
     fn the_changes_between_two_clusters_are_those_of_the_reference(
         policies in vec(policy(), 0..4),
-        changed in vec(policy(), 0..3),
+        added in vec(policy(), 0..3),
         pods in vec(pod(), 2..6),
         relabeled in pod(),
     ) {
         let old = cluster(&policies, &pods);
-        let policies: Vec<_> = policies.iter().skip(1).chain(&changed).cloned().collect();
+        let policies: Vec<_> = policies.iter().skip(1).chain(&added).cloned().collect();
         let relabeled = Pod { key: pods[0].key.clone(), ..relabeled };
         let new = cluster(&policies, &pods.iter().cloned().chain([relabeled]).collect::<Vec<_>>());
         let difference = Difference::new(&old, &new);
@@ -164,7 +164,7 @@ fn a_change_names_the_policies_that_are_responsible() {
 }
 
 #[test]
-fn a_policy_that_is_not_evaluated_is_an_unknown_change() {
+fn a_change_of_a_policy_that_is_not_evaluated_is_reported_as_unknown() {
     let cilium = |port: u16| {
         format!(
             "---\n{{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {{name: c, namespace: shop}}, spec: {{endpointSelector: \

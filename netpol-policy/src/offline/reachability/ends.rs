@@ -25,12 +25,13 @@ pub(super) struct Side {
     pub(super) unevaluated: Vec<u64>,
 }
 
-/// A class of addresses: the same peers of rules match all of them, and the same port names of rules exist at them.
+/// A class of addresses. The same peers of rules match all of them. If the addresses are those of pods, these pods have
+/// the same named ports, except names that no egress rule uses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct AddressClass {
     /// A bit for each condition, set if the condition matches.
     conditions: Vec<u64>,
-    /// Those named ports of the pod with this address that an egress rule refers to by name, sorted.
+    /// The named ports of a pod with such an address, sorted. Only names that an egress rule uses.
     pub(super) named_ports: Vec<NamedPort>,
 }
 
@@ -41,12 +42,12 @@ pub(super) struct EndClass {
     pub(super) sides: Option<[u32; 2]>,
     /// The numbers of the address classes of the IPv4 address and of the IPv6 address.
     pub(super) addresses: [Option<u32>; 2],
-    /// The key and the addresses of a pod that shares an address with another pod. Such a pod is an end of its own:
-    /// its egress policies do not apply to the shared address, which is its own, but those of other pods do.
+    /// The key and the addresses of a pod that shares an address with another pod. Such a pod is an end of its own,
+    /// because its egress policies do not apply to the shared address (hairpin traffic). Those of other pods apply.
     pub(super) shared: Option<(PodKey, Vec<IpAddr>)>,
 }
 
-/// Everything that has a number, from all clusters.
+/// The values that are replaced by numbers, from all clusters.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Values {
     pub(super) conditions: Interner<Condition>,
@@ -191,7 +192,7 @@ impl AddressClass {
     }
 }
 
-/// An end outside: addresses that no pod has. Each pod can connect with all of them at the same ports.
+/// An end without pods: addresses that no pod has. Each pod can connect with all of them at the same ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutsideAddresses {
     /// The addresses. The set may include addresses of pods and Services, which do not belong to this end.
@@ -207,7 +208,8 @@ const FAMILIES: [IpNet; 2] = [
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
 ];
 
-/// Splits all addresses at the edges of the blocks in all policies. Omits families without a pod.
+/// Splits all addresses at the edges of the blocks in all policies, and returns the parts as ends. Omits address
+/// families in which no pod has an address.
 pub(super) fn outside(states: &[&ClusterState], inside: &AddressSet, values: &mut Values) -> Vec<OutsideAddresses> {
     let mut parts: BTreeMap<u32, Vec<(IpAddr, IpAddr)>> = BTreeMap::new();
     let pods = || states.iter().flat_map(|state| state.pods.values()).filter(|pod| pod.is_selectable());
@@ -247,6 +249,7 @@ fn blocks_and_exceptions(conditions: &Interner<Condition>) -> impl Iterator<Item
         Condition::PodsOf(..) | Condition::Pods(..) => None,
     });
     let nets = blocks.flat_map(|block| std::iter::once(&block.cidr).chain(&block.except));
-    // Placeholders are addresses that netpol assigns to pods without one. A block of placeholders is not in the manifests.
+    // Placeholders are addresses that netpol assigns to pods without an address. A block of placeholders is not in the
+    // manifests.
     nets.filter(|net| !is_placeholder(net.addr()))
 }

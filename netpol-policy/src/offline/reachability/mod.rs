@@ -34,7 +34,7 @@ use crate::offline::intern::Interner;
 use crate::offline::{AddressSet, OfflineCluster, PortSet};
 use crate::reference::{self, RuleRef};
 
-/// The number of an end: a class of pods or addresses that have the same ports with every other end.
+/// The number of an end: a class of pods or addresses that can connect with every other end at the same ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndId(u32);
 
@@ -58,7 +58,7 @@ pub enum RuleCause {
 #[derive(Debug)]
 pub struct Reachability<'c> {
     clusters: Vec<CompiledCluster<'c>>,
-    /// The pods of each cluster.
+    /// The pods of each cluster, with the numbers of their ends.
     pods: Vec<BTreeMap<PodKey, u32>>,
     outside: Vec<OutsideAddresses>,
     /// The addresses of pods and Services, and placeholders.
@@ -97,8 +97,8 @@ impl<'c> Reachability<'c> {
         self.pods[cluster].get(pod).copied().map(EndId)
     }
 
-    /// Returns all addresses that no pod has, split into ends. The ends are the same in all clusters. Each
-    /// end has addresses of one family. Families without a pod are omitted.
+    /// Returns all addresses that no pod has, split into ends. The ends are the same in all clusters. Each end has
+    /// addresses of one family. Families in which no pod has an address are omitted.
     pub fn outside(&self) -> &[OutsideAddresses] {
         &self.outside
     }
@@ -171,8 +171,8 @@ impl<'c> Reachability<'c> {
         result
     }
 
-    /// Returns what makes ports of a side unknown: the numbers of rules with unknown addresses, and the hashes of
-    /// policies that netpol does not evaluate. `None` if no policy can apply.
+    /// Returns what makes ports of a side unknown: the numbers of rules that depend on unknown addresses, and the
+    /// hashes of policies that netpol does not evaluate. `None` if no policy can apply.
     pub(super) fn unknown_part(&self, end: EndId, direction: Direction) -> Option<Vec<u64>> {
         let sides = self.values.ends.value(end.0).sides?;
         let Side { rules, possible_rules, unevaluated } = self.values.sides.value(sides[direction as usize]);

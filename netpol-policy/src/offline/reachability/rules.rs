@@ -12,8 +12,8 @@ use crate::model::{
 use crate::offline::intern::Interner;
 use crate::offline::{PortSet, ports};
 
-/// The condition of a peer on the other end of a connection. It has the policy's namespace where this makes a
-/// difference, so that equal conditions of policies in different namespaces get the same number.
+/// The condition that a peer of a rule sets for the other end of a connection. It contains the policy's namespace only
+/// if the peer has no `namespaceSelector`. So equal conditions of policies in different namespaces get the same number.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Condition {
     /// Pods of one namespace that match a selector.

@@ -20,7 +20,7 @@ fn parsed(objects: impl IntoIterator<Item = Object>) -> Parsed {
 
 pub(crate) fn cluster(policies: &[Policy], pods: &[Pod]) -> OfflineCluster {
     let policies = policies.iter().cloned().map(Object::Policy);
-    // A hostPort is a frontend of a pod. The ports between two addresses do not include frontends.
+    // Without hostPorts: a hostPort is a frontend, and the computed ports do not include connections to frontends.
     let pods = pods.iter().cloned().map(|pod| Object::Pod(Pod { host_ports: None, ..pod }));
     OfflineCluster::new(&parsed(policies.chain(pods)), &[])
 }

@@ -29,7 +29,7 @@ fn state(namespace: &str, policies: &[(&str, &str, &str)]) -> ClusterState {
 }
 
 /// Returns whether packets from `shop/b` to `shop/a` are allowed: by the enforced policies, and as if policies in
-/// shadow mode were enforced.
+/// shadow mode were enforced. The second value is `None` if no policy in shadow mode isolates `shop/a` for ingress.
 fn verdicts(state: &ClusterState) -> (bool, Option<bool>) {
     let packet = Packet {
         pod: PodKey::new("shop", "a"),
@@ -79,7 +79,7 @@ fn s43_the_mode_of_a_policy_wins_over_that_of_its_namespace() {
 }
 
 #[test]
-fn s44_a_suspended_namespace_is_in_shadow_mode_until_its_time() {
+fn s44_policies_of_a_suspended_namespace_are_in_shadow_mode_for_at_most_24_hours() {
     let annotation = "netpol.io/suspended-until: '2026-11-29T18:00:00Z'";
     let mut state = state(annotation, &[("p", "netpol.io/mode: enforce", DENY)]);
     for (time, expected) in [

@@ -1,12 +1,12 @@
-//! Egress to Services: items 21 to 23 of docs/semantics.md. sNN in the name of a test is the item.
+//! Tests egress to Services: items 21 to 23 of docs/semantics.md. sNN in the name of a test is the item.
 
 use netpol_common::{Direction, Reason, protocol};
 
 use super::*;
 
-/// Service `shop/both` with the backends `shop/web` and `shop/api` and every kind of frontend; Services with other
-/// backends; and a node other than the local one.
-const SERVICE: &str = "
+/// Service `shop/both` with every kind of frontend and with the backends `shop/web` and `shop/api`; Services with other
+/// backends; a node other than the local one; and a pod with a hostPort at the address of that node.
+const OBJECTS: &str = "
 apiVersion: v1
 kind: Service
 metadata: {name: both, namespace: shop}
@@ -69,7 +69,7 @@ status: {podIP: 10.0.1.2, hostIPs: [{ip: 192.168.0.2}]}
 ---
 ";
 
-/// Returns the state of the cluster with these Services, on the local node 192.168.0.1. Namespace `ops` has one policy,
+/// Returns the state of the cluster with [`OBJECTS`], on the local node 192.168.0.1. Namespace `ops` has one policy,
 /// with these egress rules.
 fn state_with_egress(rules: &str) -> ClusterState {
     let mut cluster_state = cluster(&[]);
@@ -77,7 +77,7 @@ fn state_with_egress(rules: &str) -> ClusterState {
         "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: ops}}, \
          spec: {{podSelector: {{}}, policyTypes: [Egress], egress: [{rules}]}}}}\n"
     );
-    let parsed = manifest::parse(&[SERVICE, &policy].concat(), "services.yaml");
+    let parsed = manifest::parse(&[OBJECTS, &policy].concat(), "services.yaml");
     assert_eq!(parsed.errors, []);
     for located in parsed.objects {
         cluster_state.apply(Event::Apply(located.object));
@@ -86,7 +86,7 @@ fn state_with_egress(rules: &str) -> ClusterState {
     cluster_state
 }
 
-/// Evaluates a TCP packet from a pod, pre-DNAT or (`post_dnat`) post-DNAT.
+/// Evaluates a TCP packet from a pod: post-DNAT if `post_dnat` is true, otherwise pre-DNAT.
 fn egress(cluster_state: &ClusterState, pod: &str, remote: &str, port: u16, post_dnat: bool) -> Evaluation {
     let (namespace, name) = pod.split_once('/').expect("a pod");
     let packet = Packet {
@@ -109,7 +109,8 @@ const TO_API: &str = "{to: [{namespaceSelector: {}, podSelector: {matchLabels: {
 fn s21_a_service_is_evaluated_by_its_backends_and_their_ports() {
     let to_web_and_api = format!("{TO_WEB}, {TO_API}");
     let cases = [
-        // Rules match pods and target ports, also by port name, but never the Service's own address and port.
+        // Rules match the backends' addresses and target ports, also by port name, but not the Service's own address
+        // and port. Only a rule without `to` and `ports` matches the Service itself.
         (to_web_and_api.as_str(), Reason::Service, false),
         (TO_WEB, Reason::Service, true),
         ("", Reason::NoAllowedBackend, false),
@@ -130,7 +131,7 @@ fn s21_a_service_is_evaluated_by_its_backends_and_their_ports() {
 }
 
 #[test]
-fn s21_a_rule_for_backends_allows_no_other_port_of_the_service() {
+fn s21_a_rule_for_the_target_port_does_not_allow_this_port_at_the_service_address() {
     let cluster_state = state_with_egress("{to: [{ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: 443}]}");
     assert_eq!(egress(&cluster_state, "ops/probe", "10.96.0.3", 80, false).reason, Reason::Service);
     assert_eq!(egress(&cluster_state, "ops/probe", "10.96.0.3", 443, false).reason, Reason::NoRule);
@@ -146,7 +147,7 @@ fn s22_if_only_some_backends_are_allowed_each_connection_is_evaluated_post_dnat(
     assert_eq!(reasons, [Reason::Rule, Reason::NoRule]);
     assert_eq!(egress(&cluster_state, "ops/probe", "10.0.0.1", 8080, true).reason, Reason::Rule);
     assert_eq!(egress(&cluster_state, "ops/probe", "10.0.0.2", 9090, true).reason, Reason::NoRule);
-    // Another node selects the backend, after this node has evaluated the packet.
+    // The NodePort of another node: that node selects the backend after the local node has evaluated the packet.
     assert_eq!(egress(&cluster_state, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::NotAllBackendsAllowed);
     assert_eq!(
         egress(&state_with_egress(""), "ops/probe", "192.168.0.2", 30080, true).reason,
@@ -157,7 +158,7 @@ fn s22_if_only_some_backends_are_allowed_each_connection_is_evaluated_post_dnat(
 }
 
 #[test]
-fn s22_a_connection_is_allowed_if_a_backend_is_allowed() {
+fn s22_a_connection_is_allowed_if_at_least_one_backend_is_allowed() {
     for (rules, allowed) in [(TO_WEB, true), ("", false)] {
         let cluster_state = state_with_egress(rules);
         assert_eq!(reaches(&cluster_state, "ops/probe", "10.96.0.1:80"), allowed, "{rules}");
@@ -170,7 +171,7 @@ fn s22_a_connection_is_allowed_if_a_backend_is_allowed() {
     }
     assert!(
         !reaches(&cluster_state, "ops/probe", "10.96.0.1:80"),
-        "the only backend that egress allows denies ingress"
+        "the only backend to which egress is allowed denies ingress"
     );
 }
 
@@ -183,7 +184,7 @@ fn s22_a_service_without_backends_is_evaluated_post_dnat() {
 }
 
 #[test]
-fn s22_a_pod_that_is_a_backend_of_the_service_is_evaluated_post_dnat() {
+fn s22_a_connection_to_a_service_is_evaluated_post_dnat_if_the_client_is_a_backend() {
     let mut cluster_state = state_with_egress("");
     let deny = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny, namespace: shop}, \
                 spec: {podSelector: {}, policyTypes: [Egress]}}";
@@ -245,7 +246,7 @@ fn s23_a_host_port_leads_to_its_pod() {
 }
 
 #[test]
-fn s23_a_service_that_is_a_backend_is_evaluated_at_its_own_address() {
+fn s23_a_backend_that_is_the_frontend_of_another_service_is_evaluated_as_this_frontend() {
     let by_node = state_with_egress("{to: [{ipBlock: {cidr: 192.168.0.2/32}}]}");
     let pre_dnat = egress(&by_node, "ops/probe", "10.96.0.4", 80, false);
     assert_eq!((pre_dnat.reason, pre_dnat.recheck), (Reason::Service, true));

@@ -54,7 +54,8 @@ impl Case {
         self.process(resource, WatchEvent::Listed(version));
     }
 
-    /// Returns the bundles that are due, one text for each. `!` marks a bundle with the differences after an outage.
+    /// Returns the bundles that are due, one text for each: `+` stands for an applied object, `-` for a deleted object,
+    /// and `=2` for a reset with two objects. `!` marks a bundle with the differences after an outage.
     fn due(&mut self) -> Vec<String> {
         let text = |bundle: Bundle| {
             let events = bundle.events.iter().map(|event| match event {
@@ -123,7 +124,7 @@ fn a_lost_resource_delays_the_others_only_for_a_limited_time() {
 }
 
 #[test]
-fn a_skipped_resource_is_not_waited_for_until_it_recovers() {
+fn other_resources_wait_for_a_skipped_resource_only_after_it_has_recovered() {
     let mut case = Case::listed();
     case.process(NODES, WatchEvent::Lost);
     case.process(NAMESPACES, WatchEvent::Lost);
@@ -167,19 +168,19 @@ fn an_incomplete_list_deletes_nothing() {
 }
 
 #[test]
-fn an_object_is_processed_once_its_version_was_sent() {
+fn a_query_about_an_object_has_a_result_only_after_its_version_was_sent() {
     let mut case = Case::listed();
     let key = ObjectKey::Node("a".into());
-    let has_processed = |case: &Case, version| case.gatherer.has_processed(NODES, &key, version);
-    assert_eq!(has_processed(&case, Some(1)), Some(true));
-    assert_eq!(has_processed(&case, Some(5)), None);
-    assert_eq!(has_processed(&case, None), None, "the object exists as far as is known");
+    let exists = |case: &Case, version| case.gatherer.exists_if_sent(NODES, &key, version);
+    assert_eq!(exists(&case, Some(1)), Some(true));
+    assert_eq!(exists(&case, Some(5)), None);
+    assert_eq!(exists(&case, None), None, "the deletion was not received yet");
     case.process(NODES, WatchEvent::Position(6));
-    assert_eq!(has_processed(&case, Some(5)), Some(true), "all changes up to version 6 were sent");
+    assert_eq!(exists(&case, Some(5)), Some(true), "all changes up to version 6 were received");
     case.process(NODES, WatchEvent::Deleted(node("a", 7), case.now));
-    assert_eq!(has_processed(&case, None), None, "not sent yet");
+    assert_eq!(exists(&case, None), None, "the deletion was not sent yet");
     case.due();
-    assert_eq!((has_processed(&case, None), has_processed(&case, Some(7))), (Some(false), Some(false)));
+    assert_eq!((exists(&case, None), exists(&case, Some(7))), (Some(false), Some(false)));
 }
 
 #[test]
@@ -198,5 +199,5 @@ fn a_recovered_resource_waits_for_a_failed_watch_that_may_have_missed_changes() 
     case.process(NODES, WatchEvent::Broken);
     case.process(NODES, WatchEvent::Resumed);
     case.process(NODES, WatchEvent::Changed(node("c", 5), case.now));
-    assert_eq!(case.due().len(), 1);
+    assert_eq!(case.due(), ["+Node c"]);
 }

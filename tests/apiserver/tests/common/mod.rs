@@ -20,7 +20,7 @@ pub(crate) async fn client(server: &ApiServer, directory: &TempDir) -> Result<ku
     client_of(kubeconfig).await
 }
 
-/// Creates a client without retries: by default kube retries after 429, 503 and 504, for minutes.
+/// Creates a client without retries: by default, kube repeats requests with status 429, 503 or 504 for minutes.
 pub(crate) async fn client_of(kubeconfig: Kubeconfig) -> Result<kube::Client> {
     let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     config.default_retry = false;

@@ -61,7 +61,7 @@ impl Dashboard {
         self.panels.iter().flat_map(|panel| panel.targets.iter().map(|target| (&*panel.title, &*target.expr)))
     }
 
-    /// Returns metric and label of each variable with values from Prometheus: `label_values(METRIC, LABEL)`.
+    /// For each variable that is defined as `label_values(METRIC, LABEL)`, returns the metric and the label.
     pub(super) fn variables(&self) -> impl Iterator<Item = (&str, &str)> {
         let definitions = self.templating.list.iter().map(|variable| &*variable.definition);
         definitions.filter_map(|text| text.strip_prefix("label_values(")?.strip_suffix(')')?.split_once(", "))
@@ -69,7 +69,7 @@ impl Dashboard {
 }
 
 #[test]
-fn the_panels_of_the_dashboard_have_their_own_place() -> Result<()> {
+fn the_panels_of_the_dashboard_do_not_overlap() -> Result<()> {
     let dashboard = Dashboard::read()?;
     let (mut ids, mut cells) = (BTreeSet::new(), BTreeSet::new());
     for Panel { id, title, grid_pos: Position { x, y, w, h }, targets } in &dashboard.panels {

@@ -1,5 +1,5 @@
-//! A Prometheus server reads the metrics of a running agent, as scrape.yaml configures it. Then the queries of the
-//! dashboard have data, and the alerts are evaluated without errors.
+//! A Prometheus server that scrape.yaml configures reads the metrics of a running agent. Then the queries of the
+//! dashboard must have data, and the alerts must be evaluated without errors.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -24,7 +24,7 @@ fn configuration() -> Result<String> {
     let text = read("scrape.yaml")?;
     let (before, rest) = text.split_once("    kubernetes_sd_configs:\n").context("scrape.yaml has no discovery")?;
     let (_, relabeling) = rest.split_once("    relabel_configs:\n").context("scrape.yaml has no relabeling")?;
-    // The Prometheus operator adds `namespace` and `pod` of the agent.
+    // The Prometheus operator adds the labels `namespace` and `pod` of the agent's pod.
     let labels = "{__meta_kubernetes_pod_container_port_name: metrics, __meta_kubernetes_pod_node_name: node-1, \
                   namespace: kube-system, pod: netpol-agent-1}";
     Ok(format!(
@@ -34,6 +34,7 @@ fn configuration() -> Result<String> {
     ))
 }
 
+/// Returns the agent's metrics page.
 fn page(lab: &Lab) -> Result<String> {
     lab.cluster.host("node-1").netns().run(|| {
         let mut stream = TcpStream::connect(ADDRESS).context("connecting to the agent")?;
@@ -50,8 +51,9 @@ fn without_variables(query: &str) -> String {
     query.replace("$node", "node-1").replace("$namespace", ".*").replace("$__rate_interval", "1m")
 }
 
-/// Returns whether a query has a result for this page: its metrics have samples, and it has no condition.
-fn has_result(query: &str, page: &str) -> bool {
+/// Returns whether a query must have a result: the metrics page has samples of all its metrics, and the query does not
+/// end with the condition `> 0`, which can be false.
+fn must_have_result(query: &str, page: &str) -> bool {
     let words = query.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
     let mut metrics = words.filter(|word| word.starts_with("netpol_"));
     !query.ends_with("> 0") && metrics.all(|metric| page.contains(&format!("\n{metric}")))
@@ -93,7 +95,7 @@ fn prometheus_reads_the_metrics_and_evaluates_all_queries() -> Result<()> {
     let mut with_result = 0;
     for (title, query) in dashboard.queries() {
         let result = server.query(&without_variables(query)).with_context(|| format!("panel {title:?}"))?;
-        let expected = has_result(query, &page);
+        let expected = must_have_result(query, &page);
         ensure!(!expected || !result.is_empty(), "panel {title:?} has no data: {query}");
         with_result += usize::from(expected);
     }
@@ -102,7 +104,7 @@ fn prometheus_reads_the_metrics_and_evaluates_all_queries() -> Result<()> {
         let values = server.query(&format!("count by ({label}) ({metric}{{{label}!=\"\"}})"))?;
         ensure!(!values.is_empty(), "label_values({metric}, {label}) is empty");
     }
-    // The labels of a metric are not replaced by those of the agent's pod.
+    // Labels with the same names in the configuration (`namespace`, `pod`) do not replace those of the metric.
     let denied =
         server.query("netpol_packets_total{namespace=\"shop\", pod=\"client\", verdict=\"deny\", node=\"node-1\"}")?;
     ensure!(!denied.is_empty(), "denied packets are not counted for the pod");

@@ -8,7 +8,7 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Returns packets that were denied from `pod` to a peer. `peer` is the end of the peer's address.
+/// Returns packets that were denied from `pod` to a peer. `peer` has the last 16 bits of the peer's address.
 fn denied(pod: &str, peer: u16, packets: u64) -> Denied {
     let [high, low] = peer.to_be_bytes();
     Denied {
@@ -69,7 +69,7 @@ impl Fixture {
             let next_token_at = self.aggregator.next_token_at(now);
             match self.aggregator.next_due().map(|due| due.max(next_token_at)) {
                 Some(next) if next <= until => {
-                    assert!(next > now, "due now, but nothing was taken");
+                    assert!(next > now, "a publication is due, but `take_due` did not return it");
                     self.now = next;
                 }
                 _ => break,
@@ -158,7 +158,7 @@ fn would_be_denials_do_not_delay_events_about_denials() {
 }
 
 #[test]
-fn a_failed_write_is_retried_with_the_packets_counted_since() {
+fn a_retry_of_a_failed_write_includes_the_packets_since_then() {
     let mut fixture = Fixture::new();
     fixture.deny("web", 1, 1);
     fixture.now += SECOND;
@@ -186,7 +186,7 @@ fn a_flush_makes_delayed_updates_due() {
 }
 
 #[test]
-fn a_deleted_pod_is_not_reported_and_its_successor_is() {
+fn a_deleted_pod_is_not_reported_but_a_later_pod_with_the_same_name_is() {
     let mut fixture = Fixture::new();
     fixture.deny("web", 1, 1);
     fixture.deny("web", 2, 1);
@@ -194,19 +194,19 @@ fn a_deleted_pod_is_not_reported_and_its_successor_is() {
     let first = fixture.aggregator.take_due(fixture.now).unwrap();
     fixture.aggregator.discarded(&first, DropReason::Deleted, fixture.now);
     assert_eq!(fixture.write_due(), []);
-    let successor = Denied { created: 2, ..denied("web", 1, 1) };
-    fixture.aggregator.denied(successor, fixture.now).unwrap();
+    let later_pod = Denied { created: 2, ..denied("web", 1, 1) };
+    fixture.aggregator.denied(later_pod, fixture.now).unwrap();
     assert_eq!(fixture.wait(SECOND).len(), 1);
 }
 
 #[test]
-fn the_number_of_pods_is_bounded_and_further_pods_are_an_error() {
+fn the_number_of_pods_is_bounded_and_packets_of_further_pods_are_rejected() {
     let mut fixture = Fixture::new();
     let results: Vec<_> =
         (0..2 * MAX_PODS).map(|n| fixture.aggregator.denied(denied(&format!("pod-{n}"), 1, 1), fixture.now)).collect();
     assert_eq!(results.iter().filter(|result| **result == Err(DropReason::TooManyPods)).count(), MAX_PODS);
     assert_eq!(fixture.aggregator.pods.len(), MAX_PODS);
-    // Pods are removed when their Events are written and have expired.
+    // A pod is removed when its Events are written and its topics have expired.
     fixture.wait(4 * 3600 * SECOND);
     assert!(fixture.aggregator.pods.is_empty());
 }

@@ -1,4 +1,4 @@
-//! The last values of one flow.
+//! The values of one flow in the last reading of the flow tables.
 
 use std::time::SystemTime;
 
@@ -27,7 +27,7 @@ impl FlowId {
     }
 }
 
-/// A reading of the tables.
+/// The time and number of a reading of the tables.
 #[derive(Clone, Copy)]
 pub(super) struct Reading {
     pub(super) clocks: Clocks,
@@ -39,17 +39,17 @@ pub(super) struct KeptFlow {
     endpoint: u32,
     initiator: Direction,
     state: u8,
-    /// The flow's key and this time identify the flow. Same value as in the entry.
+    /// The same value as in the entry. The flow's key and this value identify the flow.
     pub(super) started: u32,
     last_used: u32,
-    /// The last reading in which the flow was in a table.
+    /// The number of the last reading in which the flow was in a table.
     pub(super) reading: u32,
     started_at: SystemTime,
     total: BothWays,
     /// The totals in the last record; zero if there is no record yet.
     reported: BothWays,
     reported_at: SystemTime,
-    /// The same time in jiffies, which no process can set, unlike the wall clock.
+    /// `reported_at` in jiffies, which no process can set, unlike the wall clock.
     pub(super) reported_jiffies: u32,
     /// Why the flow has ended.
     pub(super) ending: Option<FlowEnding>,
@@ -79,15 +79,15 @@ impl KeptFlow {
         kept
     }
 
-    /// Records that everything until now, including the end of the flow, needs no further record.
+    /// Records that no record is needed for the packets until now, nor for the end of the flow if it has ended.
     pub(super) fn set_reported(&mut self, reading: Reading) {
         self.reported = self.total;
         (self.reported_at, self.reported_jiffies) = (reading.clocks.time, reading.clocks.jiffies);
         self.is_reported = self.ending.is_some();
     }
 
-    /// Updates the values. A flow that continues after its end is open again: FIN and RST may be forged, and policies may
-    /// allow a revoked flow again.
+    /// Updates the values. A flow that continues after its end is open again: FIN and RST may be forged, and policies
+    /// may allow a revoked flow again.
     pub(super) fn update(&mut self, id: &FlowId, entry: &FlowEntry, reading: Reading) {
         let total = BothWays { sent: entry.sent, replies: entry.replies };
         let changed = total != self.total;
@@ -113,22 +113,21 @@ impl KeptFlow {
     pub(super) fn not_found(&mut self, id: &FlowId, interface_exists: bool, reading: Reading) {
         if self.ending.is_none() {
             let otherwise = if interface_exists { FlowEnding::Evicted } else { FlowEnding::PodDeleted };
-            self.ending = Some(self.passive_ending(id, reading).unwrap_or(otherwise));
+            self.ending = Some(self.closed_or_timed_out(id, reading).unwrap_or(otherwise));
         }
     }
 
-    /// Returns why the flow has ended, when another flow has its key now. `None` if a record of the end was already
-    /// sent.
+    /// Returns why a flow has ended, if another flow has its key now. `None`: a record of the end was already sent.
     pub(super) fn ending_of_replaced(&self, id: &FlowId, reading: Reading) -> Option<FlowEnding> {
         if self.is_reported {
             return None;
         }
         let otherwise = if protocol::has_handshake(id.key.protocol) { FlowEnding::Closed } else { FlowEnding::Evicted };
-        self.ending.or_else(|| self.passive_ending(id, reading)).or(Some(otherwise))
+        self.ending.or_else(|| self.closed_or_timed_out(id, reading)).or(Some(otherwise))
     }
 
     /// Returns why the flow has ended if its last values show that it was closed or has timed out.
-    fn passive_ending(&self, id: &FlowId, reading: Reading) -> Option<FlowEnding> {
+    fn closed_or_timed_out(&self, id: &FlowId, reading: Reading) -> Option<FlowEnding> {
         let timed_out = reading.clocks.since(self.last_used) >= id.timeout(self.state, reading.clocks.hz);
         if is_closed(id.key.protocol, self.state) {
             Some(FlowEnding::Closed)

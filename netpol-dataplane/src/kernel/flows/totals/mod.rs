@@ -29,13 +29,13 @@ pub enum FlowTotalsMode {
     Off,
     /// Packets and bytes of each flow when it ends
     End,
-    /// Also once a minute, for each flow that has had packets in it
+    /// Also once a minute, for each flow with packets in that minute
     Minute,
 }
 
 /// Minimum time between two readings of the tables.
 const READ_INTERVAL: Duration = Duration::from_secs(2);
-/// After a reading, the next one waits for this many times the time that it took. So readings take at most 5% of a CPU.
+/// The pause after a reading is at least this many times as long as the reading. So readings take at most 5% of a CPU.
 const PAUSE_FACTOR: u32 = 20;
 /// The interval of records of flows that have not ended, in seconds.
 const MINUTE: u32 = 60;
@@ -94,14 +94,14 @@ pub struct FlowTotals {
     pub last_seen: SystemTime,
     /// All packets since the start.
     pub total: BothWays,
-    /// With [`FlowTotalsMode::Minute`]: the time of the last record of this flow, and the packets since then. Without
-    /// such a record: the start of the flow, and all packets.
+    /// With [`FlowTotalsMode::Minute`]: the time of the previous record of this flow, and the packets since then. In
+    /// the first record: the start of the flow, and all packets.
     pub interval: Option<(SystemTime, BothWays)>,
     /// Why the flow has ended; `None` if it has not.
     pub ending: Option<FlowEnding>,
 }
 
-/// Receives totals.
+/// Receives the records of flows.
 #[derive(Debug)]
 pub struct FlowTotalsReader {
     totals: Receiver<Vec<FlowTotals>>,
@@ -109,7 +109,7 @@ pub struct FlowTotalsReader {
 }
 
 impl FlowTotalsReader {
-    /// Waits for the records of the next reading. `None` if there will be no more.
+    /// Waits for the records of the next reading. `None` if no more records will be sent.
     pub async fn next(&mut self) -> Option<Vec<FlowTotals>> {
         self.totals.recv().await
     }
@@ -154,7 +154,7 @@ pub(super) struct Tracker {
     flows: HashMap<FlowId, KeptFlow>,
     /// The number of kept flows by interface, including `replaced`.
     by_interface: HashMap<IfIndex, usize>,
-    /// Flows that have ended; another flow uses the key now.
+    /// Records of flows that have ended, and whose keys other flows have now.
     replaced: Vec<(IfIndex, FlowTotals)>,
     clocks: Clocks,
     /// The previous reading; `None` during the first one.
@@ -246,9 +246,9 @@ impl Tracker {
         }
     }
 
-    /// Reserves room for another flow of this interface, if the interface has fewer flows than there is room left. So
-    /// the flows of one pod take at most half of the room, those of the next pod half of the rest, and so on. Returns
-    /// whether there was room.
+    /// Reserves room for one more flow of this interface. There is room if the interface has fewer kept flows than
+    /// could still be added. So the flows of one pod take at most half of the room, those of the next pod half of the
+    /// rest, and so on. Returns whether there was room.
     fn reserve_room(&mut self, interface: IfIndex) -> bool {
         let count = self.by_interface.entry(interface).or_default();
         let has_room = *count < MAX_KEPT.saturating_sub(self.flows.len() + self.replaced.len());
@@ -270,7 +270,7 @@ impl Tracker {
         for (id, kept) in self.flows.iter_mut().filter(|(_, kept)| kept.reading != reading.number) {
             kept.not_found(id, existing.contains(&id.interface()), reading);
         }
-        // Records wait here, and not in the channel, if the receiver is slow.
+        // If the receiver is slow, flows with records that are due wait in the tracker, and not in the channel.
         if let Ok(permit) = self.sender.clone().try_reserve() {
             let records = self.take_due(reading);
             self.taken = Some(self.clocks);

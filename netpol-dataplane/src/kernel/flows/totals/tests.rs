@@ -21,10 +21,10 @@ struct TestTracker {
 
 impl TestTracker {
     fn new(mode: FlowTotalsMode) -> Self {
-        let (tracker, reader) = Tracker::start(mode, HZ).expect("totals are recorded");
+        let (tracker, reader) = Tracker::start(mode, HZ).expect("no totals are recorded");
         let clocks = Clocks::read(HZ);
         let mut test = Self { tracker, reader, clocks, endpoints: BTreeMap::from([(1, POD), (2, OTHER)]) };
-        // The first reading: see `flows_from_before_the_agent_are_not_recorded_again`.
+        // The first reading is special: see `flows_from_before_the_agent_are_not_recorded_again`.
         assert!(test.read(2, &[]).is_empty());
         test
     }
@@ -141,15 +141,15 @@ fn a_new_flow_with_the_same_key_ends_the_earlier_one() {
     assert_eq!(summary(&ended), [(1, Some(FlowEnding::Closed), 10, 20)]);
     let ended = test.read(2, &[]);
     assert_eq!(summary(&ended), [(1, Some(FlowEnding::Evicted), 1, 2)]);
-    assert!(ended[0].started > test.clocks.time - Duration::from_secs(5), "the start of the second one");
+    assert!(ended[0].started > test.clocks.time - Duration::from_secs(5), "the record has the start of the first flow");
 }
 
 #[test]
-fn minute_records_have_the_part_since_the_last_one() {
+fn minute_records_have_the_packets_since_the_previous_record() {
     let mut test = TestTracker::new(FlowTotalsMode::Minute);
     let entry = test.started(10);
     let intervals = |records: &[FlowTotals]| -> Vec<u64> {
-        records.iter().map(|totals| totals.interval.as_ref().expect("an interval").1.sent.packets).collect()
+        records.iter().map(|totals| totals.interval.as_ref().expect("no interval").1.sent.packets).collect()
     };
     let mut seen = Vec::new();
     for second in 1..=150_u64 {
@@ -159,7 +159,8 @@ fn minute_records_have_the_part_since_the_last_one() {
         seen.extend(intervals(&records).into_iter().map(|packets| (second, packets)));
         assert!(records.iter().all(|totals| totals.ending.is_none()));
     }
-    assert_eq!(seen, [(60, 70), (120, 10)], "no record for a minute without packets");
+    // There is no record for the minute without packets.
+    assert_eq!(seen, [(60, 70), (120, 10)]);
     let ended = test.read(1, &[]);
     assert_eq!((intervals(&ended), ended[0].total.sent.packets), (vec![0], 80));
 }
@@ -167,7 +168,7 @@ fn minute_records_have_the_part_since_the_last_one() {
 #[test]
 fn flows_from_before_the_agent_are_not_recorded_again() {
     for mode in [FlowTotalsMode::End, FlowTotalsMode::Minute] {
-        let (tracker, reader) = Tracker::start(mode, HZ).expect("totals are recorded");
+        let (tracker, reader) = Tracker::start(mode, HZ).expect("no totals are recorded");
         let clocks = Clocks::read(HZ);
         let mut test = TestTracker { tracker, reader, clocks, endpoints: BTreeMap::from([(1, POD)]) };
         let closed = FlowEntry { state: flow_state::RESET, ..test.started(1) };
@@ -178,7 +179,7 @@ fn flows_from_before_the_agent_are_not_recorded_again() {
         // The end of a flow that was open has a record, with all packets.
         let ended = test.read(2, &[(tcp(1), closed)]);
         assert_eq!(summary(&ended), [(2, Some(FlowEnding::Evicted), 100, 200)]);
-        let elapsed = ended[0].started.elapsed().expect("a start before now");
+        let elapsed = ended[0].started.elapsed().expect("the flow starts in the future");
         assert!(elapsed >= Duration::from_secs(470), "{elapsed:?}");
         assert_eq!(
             ended[0].interval.as_ref().map(|(_, part)| part.sent.packets),
