@@ -22,7 +22,7 @@ pub struct Status {
     pub generation_received: u64,
     /// The generation of the last batch that is enforced together with all earlier batches.
     pub generation: u64,
-    /// When the last batch was received: RFC 3339, UTC; `None` before the first batch.
+    /// When the last batch was applied (compiled and written): RFC 3339, UTC; `None` before the first batch.
     pub last_change_time: Option<String>,
     /// Pods of this node on which policies are not enforced yet, or not correctly.
     pub pending: Vec<Pending>,

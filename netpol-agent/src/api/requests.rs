@@ -49,8 +49,8 @@ impl LoopRequest {
     /// Returns whether the response needs the engine. While the engine compiles, the request waits.
     pub fn needs_engine(&self) -> bool {
         match self {
-            Self::Check(..) | Self::Policies(..) | Self::Explain(..) | Self::Shadow(..) => true,
-            Self::Metrics(_) | Self::Ready(_) | Self::Status(_) | Self::Pods(_) | Self::Generations(_) => false,
+            Self::Check(..) | Self::Pods(_) | Self::Policies(..) | Self::Explain(..) | Self::Shadow(..) => true,
+            Self::Metrics(_) | Self::Ready(_) | Self::Status(_) | Self::Generations(_) => false,
         }
     }
 }

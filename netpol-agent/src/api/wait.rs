@@ -82,7 +82,7 @@ async fn wait_for(
         Ok(subject) => {
             let check = Check { condition: condition.clone(), generation: subject.generation, addresses: None };
             let result = requests.wait_until(&check, until).await?;
-            answer.generation = Some(result.enforced.0);
+            answer.generation = Some(result.applied.0);
             (answer.result, answer.reason) = match result.condition {
                 ConditionState::Holds => (WaitOutcome::Met, None),
                 ConditionState::Absent => (WaitOutcome::Absent, None),

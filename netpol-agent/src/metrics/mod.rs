@@ -41,10 +41,10 @@ pub struct Meter {
     pub exporters: Exporters,
     convergence: Convergence,
     source: SourceState,
-    /// Number of calls of `batch_written`.
+    /// Number of batches that were compiled and written.
     batches: u64,
-    /// Total time of these calls.
-    applying: Duration,
+    /// Total time that this took.
+    writing: Duration,
 }
 
 impl Meter {
@@ -58,14 +58,14 @@ impl Meter {
             convergence: Convergence::default(),
             source,
             batches: 0,
-            applying: Duration::ZERO,
+            writing: Duration::ZERO,
         }
     }
 
-    /// Records how long it took to compile and write a batch of changes, or several batches together.
-    pub fn batch_written(&mut self, took: Duration) {
-        self.batches += 1;
-        self.applying += took;
+    /// Records how long it took to compile and write this number of batches together.
+    pub fn batches_written(&mut self, count: usize, took: Duration) {
+        self.batches += count as u64;
+        self.writing += took;
     }
 
     /// Records that the first objects are applied. The time that this took is not measured.
@@ -80,7 +80,7 @@ impl Meter {
     }
 
     /// Records that all applied batches are enforced: no failed write or attach is left.
-    pub fn fully_applied(&mut self) {
+    pub fn all_enforced(&mut self) {
         self.convergence.record_all_enforced();
     }
 
@@ -101,7 +101,7 @@ impl Meter {
             node: String::new(),
             source: String::new(),
             ready: self.readiness == Readiness::Ready,
-            generation_received: self.convergence.applied.0,
+            generation_received: reconciler.last_received().0,
             generation: self.convergence.enforced.0,
             last_change_time: self.convergence.last_change.map(|since| rfc3339(UNIX_EPOCH + since)),
             pending: reconciler.pending(),

@@ -151,11 +151,15 @@ const CHANGES: PageTable = &[
     gauge("netpol_policy_diagnostics", "Number of invalid fields in policies.", |page, samples| {
         samples.value(page.reconciler.policy_diagnostics());
     }),
-    counter("netpol_apply_batches_total", "Number of batches of changes that were enforced.", |page, samples| {
-        samples.value(page.meter.batches);
-    }),
-    counter("netpol_apply_seconds_total", "Total time spent enforcing changes.", |page, samples| {
-        samples.value(page.meter.applying.as_secs_f64());
+    counter(
+        "netpol_apply_batches_total",
+        "Number of batches of changes that were compiled and written.",
+        |page, samples| {
+            samples.value(page.meter.batches);
+        },
+    ),
+    counter("netpol_apply_seconds_total", "Total time spent compiling and writing changes.", |page, samples| {
+        samples.value(page.meter.writing.as_secs_f64());
     }),
     gauge(
         "netpol_evaluating_seconds",
@@ -167,14 +171,12 @@ const CHANGES: PageTable = &[
     }),
     gauge(
         "netpol_generation_received",
-        "Generation of the last batch of changes that was received and applied.",
-        |page, samples| {
-            samples.value(page.meter.convergence.applied.0);
-        },
+        "Generation of the last batch of changes that was received.",
+        |page, samples| samples.value(page.reconciler.last_received().0),
     ),
     gauge(
         "netpol_last_change_timestamp_seconds",
-        "Unix time when the last batch of changes was received and applied.",
+        "Unix time when the last batch of changes was applied.",
         |page, samples| samples.value(page.meter.convergence.last_change.unwrap_or_default().as_secs_f64()),
     ),
     histogram(

@@ -44,7 +44,7 @@ pub struct CheckResult {
     /// State of the condition.
     pub condition: ConditionState,
     /// Last batch that was applied.
-    pub enforced: Generation,
+    pub applied: Generation,
     /// Pods of this node that the condition is about.
     pub pods: Vec<String>,
     /// Pods on which policies are not enforced yet.
@@ -55,7 +55,7 @@ impl CheckResult {
     /// Returns the result of a check that cannot be decided yet.
     pub fn unknown(reason: &str) -> Self {
         let condition = ConditionState::NotYet(Some(reason.to_owned()));
-        Self { condition, enforced: Generation::default(), pods: Vec::new(), pending: Vec::new() }
+        Self { condition, applied: Generation::default(), pods: Vec::new(), pending: Vec::new() }
     }
 }
 
@@ -63,7 +63,7 @@ impl<D: Dataplane> Reconciler<D> {
     /// Checks one condition. `applied` is the last batch that was applied.
     pub fn check(&self, check: &Check, applied: Generation) -> CheckResult {
         let mut result =
-            CheckResult { condition: ConditionState::Holds, enforced: applied, pods: Vec::new(), pending: Vec::new() };
+            CheckResult { condition: ConditionState::Holds, applied, pods: Vec::new(), pending: Vec::new() };
         if applied < check.generation {
             result.condition = ConditionState::NotYet(Some("its latest change is not applied yet".to_owned()));
             return result;

@@ -96,7 +96,7 @@ impl History {
     /// only these suspensions, with the generation of the last batch and the present time.
     fn with_ended(&self, ended: Vec<String>) -> BatchChange {
         let change = self.current.as_deref().cloned().unwrap_or_else(|| BatchChange {
-            generation: self.batches.back().map_or_else(Generation::default, |batch| batch.change.generation),
+            generation: self.last_received(),
             received: SystemTime::now(),
             objects: Vec::new(),
             object_count: 0,
@@ -130,6 +130,11 @@ impl History {
     /// Returns the change that changed an endpoint last.
     pub(super) fn of_endpoint(&self, ifindex: IfIndex) -> Option<&Arc<BatchChange>> {
         self.by_endpoint.get(&ifindex)
+    }
+
+    /// Returns the number of the last batch that was received.
+    pub(super) fn last_received(&self) -> Generation {
+        self.batches.back().map_or_else(Generation::default, |batch| batch.change.generation)
     }
 
     /// Returns the last batches, the latest first.

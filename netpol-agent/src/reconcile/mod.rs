@@ -308,6 +308,11 @@ impl<D: Dataplane> Reconciler<D> {
         self.history.of_endpoint(ifindex)
     }
 
+    /// Returns the number of the last batch that was received. It can wait for its compilation.
+    pub fn last_received(&self) -> Generation {
+        self.history.last_received()
+    }
+
     /// Returns the last batches, the latest first.
     pub fn batches(&self) -> impl Iterator<Item = &BatchRecord> {
         self.history.batches()

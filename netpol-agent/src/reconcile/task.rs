@@ -130,7 +130,7 @@ pub async fn run(
         }
         let is_fully_applied = reconciler.is_fully_applied();
         if is_fully_applied {
-            meter.fully_applied();
+            meter.all_enforced();
             reconciler.batches_enforced(meter.last_applied());
         }
         reconciler.note_if_settled(is_fully_applied);
@@ -305,7 +305,7 @@ fn record_finished(finished: Vec<Origin>, meter: &mut Meter) {
             }
         }
         if !start && !batches.is_empty() {
-            meter.batch_written(took);
+            meter.batches_written(batches.len(), took);
         }
     }
 }
@@ -331,7 +331,7 @@ fn answer(request: LoopRequest, reconciler: &Reconciler<Kernel>, meter: &Meter, 
             drop(client.send(resources::policies(reconciler, reporter, query, enforced)));
         }
         LoopRequest::Explain(query, client) => {
-            let generations = Generations { enforced, received: meter.last_applied().0 };
+            let generations = Generations { enforced, received: reconciler.last_received().0 };
             let evaluate = |pod_endpoint: &PodEndpoint, packet: &Packet| {
                 reconciler
                     .dataplane()
