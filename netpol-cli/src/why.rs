@@ -303,8 +303,8 @@ fn print_direction(out: &mut impl Write, allowed: &Allowed) -> Result<()> {
     Ok(())
 }
 
-/// Prints the exact ports at which the pod can connect to other pods, and other pods to it. The pod of a workload is
-/// its first pod. Only pods that the user can list are included.
+/// Prints the exact ports at which the pod can connect to other pods, and other pods to it. For a workload, prints only
+/// the ports of its first pod. Only pods that the user can list are included.
 fn print_connections(answer: &Answer, input: &Input, out: &mut impl Write) -> Result<()> {
     let Some(pod) = answer.pods.first().and_then(|pod| pod.split_once('/')) else { return Ok(()) };
     let is_selectable = input.parsed.objects.iter().any(|located| match &located.object {
@@ -335,7 +335,7 @@ fn print_connections(answer: &Answer, input: &Input, out: &mut impl Write) -> Re
         let direction = if options.from.is_some() { "from" } else { "to" };
         writeln!(out)?;
         if has_connection {
-            writeln!(out, "allowed {direction} it, exact ports:")?;
+            writeln!(out, "allowed connections {direction} it, with exact ports:")?;
             out.write_all(&table)?;
         } else {
             writeln!(out, "no connection with another pod is allowed {direction} it")?;

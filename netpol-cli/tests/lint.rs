@@ -72,7 +72,8 @@ fn every_rule_has_a_page_with_an_example_of_its_finding_and_an_example_without_f
     assert_eq!(pages, RULES.len() + 1, "docs/lint has a page for each rule, and the README");
 }
 
-/// A diff of a page's example can be applied, and the result has no finding of this rule any more.
+/// For some findings, `netpol lint` prints a diff as the fix. If this diff is applied to the bad example of a rule's page,
+/// the rule has no finding any more.
 #[test]
 fn diffs_can_be_applied() {
     let mut applied = 0;

@@ -24,7 +24,8 @@ fn verdict(tables: &Snapshot, rule_set: RuleSetId, address: IpAddr) -> Option<Po
     tables.allow.get(&AllowKey { rule_set, class }).map(|entry| entry.port_set)
 }
 
-/// Returns which backends of a frontend a rule set allows, or `None` if there is no such frontend.
+/// Returns whether a rule set allows `ALL`, `SOME` or `NONE` of a frontend's backends. Returns `None` if there is no such
+/// frontend.
 fn frontend_verdict(tables: &Snapshot, rule_set: RuleSetId, frontend: Frontend) -> Option<PortSetId> {
     let class = *tables.frontends.get(&frontend)?;
     Some(tables.allow.get(&AllowKey { rule_set, class }).map_or(PortSetId::NONE, |entry| entry.port_set))
@@ -125,6 +126,7 @@ proptest! {
             apply(&mut now, change);
             ensure_same_verdicts(&now, &new, NEW_IDS, "after all endpoints use the new tables")?;
         }
+        // `any` (what egress rule sets allow to every address) is stored in endpoints, so the plan does not change it.
         prop_assert_eq!(Snapshot { any: new.any.clone(), ..now }, new);
     }
 }

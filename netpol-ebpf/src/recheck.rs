@@ -12,8 +12,8 @@ use crate::verdict;
 
 /// The function that is a separate BPF function in the kernel, and the functions of lower modules.
 pub(crate) trait RecheckFunctions: FrameFunctions + ReportFunctions {
-    /// Returns whether a post-DNAT plain packet belongs to a flow that was allowed post-DNAT, see [`is_known_flow`].
-    /// Returns false for all other packets.
+    /// Returns whether a post-DNAT packet belongs to a flow that was allowed post-DNAT, see [`is_known_flow`]. Returns
+    /// false for each packet that is not plain (only Ethernet, IP and transport headers).
     #[inline(always)]
     fn is_known_flow(self) -> bool {
         is_known_flow(self)

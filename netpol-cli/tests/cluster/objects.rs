@@ -213,7 +213,7 @@ fn why_needs_only_rights_in_the_namespace_of_the_pod() {
         ingress: isolated by shop/db
           shop/db spec.ingress[0]: pods with app=backend in namespace shop; at 5432/TCP
 
-        allowed from it, exact ports:
+        allowed connections from it, with exact ports:
         TO                        FROM  PORTS
         shop/replicaset/web-7d9c  all   all
 

@@ -21,7 +21,8 @@ fn others(pins: &Pins) -> Vec<Pins> {
 /// Takes over a qdisc that an agent with another layout version created. Its filters are then replaced in one step.
 pub(super) fn adopt_qdisc(pins: &Pins, ifindex: IfIndex) {
     if others(pins).iter().any(|other| other.filter_dir(ifindex).join("qdisc").exists()) {
-        // If the mark cannot be created, the qdisc is treated as another process's and is not removed.
+        // This directory marks the qdisc as created by netpol. If the directory cannot be created, the qdisc is treated as
+        // another process's, and is not removed.
         let _ = fs::create_dir_all(pins.filter_dir(ifindex).join("qdisc"));
     }
 }
@@ -34,11 +35,11 @@ pub(super) fn detach_old_programs(pins: &Pins, ifindex: IfIndex) -> Result<(), A
         if has_filters {
             // This agent's filters replaced the old ones.
             detach_tcx(&other, ifindex, Program::ALL)?;
-            let mark = other.filter_dir(ifindex);
-            for name in names(&mark) {
-                let _ = fs::remove_dir(mark.join(name));
+            let filter_dir = other.filter_dir(ifindex);
+            for name in names(&filter_dir) {
+                let _ = fs::remove_dir(filter_dir.join(name));
             }
-            let _ = fs::remove_dir(&mark);
+            let _ = fs::remove_dir(&filter_dir);
         } else {
             detach(&other, ifindex)?;
         }

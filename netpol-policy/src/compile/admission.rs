@@ -132,8 +132,8 @@ impl Engine {
         }
     }
 
-    /// For some rule sets, there was no room for the ports that they allow to any peer. Finds those rule sets for which
-    /// there is room now. Returns their pods, which need a new rule set.
+    /// For some rule sets, there was no room for the ports that they allow to every peer (rules without `from` or `to`).
+    /// Finds those rule sets for which there is room now. Returns their pods, which need a new rule set.
     fn replace_refused(&mut self) -> BTreeSet<PodKey> {
         let has_room = |rule_set: &RuleSet| {
             let needed = (self.port_sets.entries_to_add(&rule_set.any), 0);
@@ -149,8 +149,8 @@ impl Engine {
         pods
     }
 
-    /// Writes the endpoints with a policy that became complete or incomplete while its rule sets stayed the same. A
-    /// policy for shadow mode is in effect only if it is complete.
+    /// Writes the endpoints that keep their rule sets, but with a rule set that became complete or incomplete. A rule set
+    /// for shadow mode is used only if it is complete.
     fn mark_incomplete(&mut self, changes: &mut Changes) {
         let changed = |(pod, rule_sets): (&PodKey, EndpointRuleSets)| {
             let policy = self.endpoint_policy(rule_sets);

@@ -15,7 +15,7 @@ use crate::model::{Labels, NamespaceName, PodKey, PolicyKey, Protocol};
 /// The annotation of a policy or of its namespace that suppresses findings.
 pub const IGNORE_ANNOTATION: &str = "netpol.io/lint-ignore";
 
-/// The details of all objects of the input. Only [`super::parse_offline`] reads them.
+/// The details of all objects of the input. Only [`super::parse_offline`] returns them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Details {
     /// The text of each policy.

@@ -86,7 +86,8 @@ fn hostile_neighbor_discovery_carries_no_data_beyond_the_link() -> Result<()> {
         let to_outside =
             |body: &[u8]| frame(next_hop, rogue.mac(), &[], &discovery(rogue.v6(), outside.v6(), kind, body));
         rows.add_row(&format!("type {kind}, with a payload"), false, |marker| to_outside(&with_payload(marker)));
-        // Without a payload: the target is the destination, and the message has the minimum length.
+        // Without a payload: the target is the destination. Only an option with the marker follows (type 14, nonce,
+        // RFC 3971; 2 × 8 bytes).
         rows.add_row(&format!("type {kind}"), false, |marker| {
             to_outside(&[&outside.v6().octets()[..], &[14, 2], marker, &[0; 6]].concat())
         });

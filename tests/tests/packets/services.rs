@@ -100,7 +100,8 @@ fn s23_the_first_packet_of_a_flow_is_always_rechecked_post_dnat() {
         assert_eq!(programs.send(&node.tcp(1000, 30080, ACK, b"")), (Reason::Flow, POD_WITH_RECHECK));
         let outsider = ip(addresses.pod, addresses.outsider);
         assert_eq!(programs.send_post_dnat(&outsider.tcp(1000, 80, SYN, b""), POD), Reason::BackendDenied);
-        // A packet directly to the backend belongs to the same flow post-DNAT.
+        // A packet to the backend's own address is not translated. So post-DNAT, it belongs to the flow that it started
+        // pre-DNAT.
         assert_eq!(programs.send(&client.tcp(1000, 80, SYN, b"")), (Reason::Rule, POD_WITH_RECHECK));
         assert_eq!(programs.send_post_dnat(&client.tcp(1000, 80, SYN, b""), POD), Reason::Flow);
         assert_eq!(programs.send(&client.tcp(1000, 80, ACK, b"")), (Reason::Flow, POD));

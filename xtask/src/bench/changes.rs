@@ -171,6 +171,6 @@ impl Changes {
     fn ingress_change(&self, pod: &LocalPod) -> Result<Expectation> {
         let endpoint = self.maps.endpoint(pod.interface)?;
         let endpoint = endpoint.with_context(|| format!("{} has no endpoint in the BPF maps", pod.name))?;
-        Ok(Expectation::Ingress(pod.interface, endpoint.ingress))
+        Ok(Expectation::IngressChanged(pod.interface, endpoint.ingress))
     }
 }

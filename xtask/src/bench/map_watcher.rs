@@ -44,16 +44,16 @@ impl ChangeKind {
             Self::RemotePodRemoved => "remote pod removed",
             Self::RemoteLabels => "labels of a remote pod",
             Self::NamespaceLabels => "labels of a namespace with 100 pods",
-            Self::LocalPodAdded => "local pod added, /v1/wait",
+            Self::LocalPodAdded => "local pod added, until /v1/wait responds",
         }
     }
 }
 
 /// The expected state of the maps.
 pub(super) enum Expectation {
-    /// The endpoint of an interface has another ingress policy than this. The endpoint is written after all entries
-    /// that it refers to.
-    Ingress(IfIndex, DirectionPolicy),
+    /// The endpoint of an interface no longer has this ingress policy. The endpoint is written after all entries that
+    /// it refers to, so these are in the maps, too.
+    IngressChanged(IfIndex, DirectionPolicy),
     /// The address has an entry.
     Present(Ipv4Addr),
     /// The address has no entry.
@@ -66,7 +66,7 @@ impl Expectation {
     /// Reports whether the maps are in this state.
     fn is_reached(&mut self, maps: &Pinned) -> Result<bool> {
         Ok(match self {
-            Self::Ingress(ifindex, before) => {
+            Self::IngressChanged(ifindex, before) => {
                 maps.endpoint(*ifindex)?.is_some_and(|endpoint| endpoint.ingress != *before)
             }
             Self::Present(address) => maps.address(*address)?.is_some(),
