@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use anyhow::{Result, bail};
-use netpol_policy::explain::{Explanation, Verdict};
+use netpol_policy::explain::{Explanation, Path, Verdict};
 use netpol_policy::reference::{ConnectionError, End};
 use netpol_policy::text::Safe;
 use serde::{Serialize, Serializer};
 
 use crate::Exit;
-use crate::args::{ExplainOptions, Output, PortArgument};
+use crate::args::{ExplainOptions, Output};
 use crate::color::ColorMode;
 use crate::ends::{self, EndArgument, EndSet, EndText};
 use crate::input::{Input, InputReport};
@@ -197,11 +197,19 @@ impl Context<'_> {
         let mut explanation = self.evaluate.explain(from, to, self.options.port)?;
         if !self.unknown_because.is_empty() {
             explanation.verdict = Verdict::Unknown;
+            explanation.allowed_family = None;
             // An explanation has reasons for its two sides only, so these reasons are stored with one side.
             let is_pod = matches!(to, End::Pod(_));
-            let side = if is_pod { &mut explanation.path.ingress } else { &mut explanation.path.egress };
-            side.verdict = Verdict::Unknown;
-            side.unknown_because.extend(self.unknown_because.iter().cloned());
+            let set_unknown = |path: &mut Path| {
+                let side = if is_pod { &mut path.ingress } else { &mut path.egress };
+                side.verdict = Verdict::Unknown;
+                side.unknown_because.extend(self.unknown_because.iter().cloned());
+            };
+            set_unknown(&mut explanation.path);
+            for family in &mut explanation.families {
+                family.verdict = Verdict::Unknown;
+                set_unknown(&mut family.path);
+            }
         }
         Ok(explanation)
     }
@@ -220,14 +228,13 @@ fn print_one(context: &Context<'_>, (from, to): (&End, &End), out: &mut impl Wri
 }
 
 fn print_several(context: &Context<'_>, (from, to): (&EndSet, &EndSet), out: &mut impl Write) -> Result<Verdict> {
-    let Context { options, input, evaluate, .. } = context;
-    let Evaluated { connections, impossible, reason } = evaluate_all(evaluate, from, to, options.port)?;
+    let Context { options, input, .. } = context;
+    let Evaluated { connections, impossible, reason } = evaluate_all(context, from, to)?;
     let verdict = Verdict::of_several(connections.iter().map(|connections| connections.verdict));
     let (Some(worst), Some(verdict)) = (connections.last(), verdict) else {
         let reason = reason.map_or("they have no address family in common".to_owned(), |reason| reason.to_string());
         bail!("no connection from {} to {} is possible: {reason}", from.title, to.title)
     };
-    let verdict = context.verdict_or_unknown(verdict);
     let example = context.explain(&worst.first.0, &worst.first.1)?;
     match options.output {
         Output::Json => print_json(
@@ -269,7 +276,7 @@ fn is_uniform(set: &EndSet) -> bool {
 }
 
 /// Evaluates each connection. If there are several, connections of a pod to itself are omitted.
-fn evaluate_all(evaluate: &Evaluator<'_>, from: &EndSet, to: &EndSet, port: PortArgument) -> Result<Evaluated> {
+fn evaluate_all(context: &Context<'_>, from: &EndSet, to: &EndSet) -> Result<Evaluated> {
     let count = from.ends.len() * to.ends.len();
     if count > MAX_CONNECTIONS {
         bail!(
@@ -284,8 +291,8 @@ fn evaluate_all(evaluate: &Evaluator<'_>, from: &EndSet, to: &EndSet, port: Port
         if source == destination && count > 1 {
             continue;
         }
-        let verdict = match evaluate.verdict(source, destination, port) {
-            Ok(verdict) => verdict,
+        let verdict = match context.evaluate.verdict(source, destination, context.options.port) {
+            Ok(verdict) => context.verdict_or_unknown(verdict),
             // These errors concern one pair. Other errors, such as a pod that does not exist, concern an argument.
             Err(VerdictError::Connection(
                 reason @ (ConnectionError::NoCommonFamily(..)

@@ -120,7 +120,7 @@ struct CountedFlow {
     pair: Pair,
     direction: FlowDirection,
     verdict: FlowVerdict,
-    /// The number by which the record is counted: 1 for its flow, and those that the rate limit has suppressed.
+    /// Number of flows: the flow of the record, and further flows without a record because of the rate limit.
     flows: u64,
 }
 
@@ -180,7 +180,8 @@ impl Window {
             },
             direction: flow.direction,
             verdict: flow.verdict,
-            flows: 1 + u64::from(flow.suppressed),
+            // For a denied packet, the suppressed ones are further packets of the same flow.
+            flows: if flow.verdict == FlowVerdict::Denied { 1 } else { 1 + u64::from(flow.suppressed) },
         });
     }
 

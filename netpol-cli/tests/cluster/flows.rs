@@ -267,7 +267,7 @@ fn top_counts_a_flow_of_two_nodes_once() {
     let run = cluster.netpol(&["top", "-n", "shop", "--once", "--since", "10m"]);
     expect![[r#"
         FROM                 TO                   PORT      DENIED  SHADOW  ALLOWED
-        shop/deployment/web  shop/statefulset/db  5432/TCP       4       0        4
+        shop/deployment/web  shop/statefulset/db  5432/TCP       1       0        4
         shop/deployment/web  2001:db8::1          443/TCP        0       0        1
     "#]]
     .assert_eq(&run.out);

@@ -86,6 +86,10 @@ fn explain_needs_only_rights_in_the_namespaces_of_source_and_destination() {
     let output: Value = serde_json::from_str(&run.out).expect("JSON");
     assert_eq!(output["verdict"], "unknown");
     assert!(output["input"]["missing"].as_array().is_some_and(|missing| !missing.is_empty()), "{output}");
+    let run = cluster.netpol(&["explain", "--from", "shop/db-0", "--to", "10.0.9.8/31", "--port", "80", "-o", "json"]);
+    let output: Value = serde_json::from_str(&run.out).expect("JSON");
+    let connections = output["connections"].as_array().expect("a list");
+    assert!(!connections.is_empty() && connections.iter().all(|each| each["verdict"] == "unknown"), "{output}");
     // The user can read neither the policies nor the pods in the destination's namespace.
     let run = cluster.netpol(&["explain", "--from", "shop/db-0", "--to", "ops/probe", "--port", "80"]);
     assert_eq!(run.code, 3);
