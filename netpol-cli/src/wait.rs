@@ -91,16 +91,15 @@ async fn request(options: &WaitOptions, fleet: &mut Fleet, time: Duration) -> Ve
     answers.into_iter().map(|answer| answer.content).collect()
 }
 
-/// Returns the results for a condition. If the condition is about a pod and a node has the pod, the results of all
-/// other nodes are ignored.
+/// Returns the results for a condition. A node on which the condition will never hold, for example because the pod is on
+/// another node, reports `Never`. Such results are ignored if there are others.
 fn results_of_condition(responses: &[WaitResponse], index: usize) -> Vec<NodeResult<'_>> {
     let results = responses.iter().filter_map(|response| Some((response.node.as_str(), response.results.get(index)?)));
-    let (elsewhere, mut results): (Vec<_>, Vec<_>) =
-        results.partition(|(_, result)| result.result == WaitOutcome::Never);
+    let (never, mut results): (Vec<_>, Vec<_>) = results.partition(|(_, result)| result.result == WaitOutcome::Never);
     if results.is_empty() {
         // If no node that responded has the pod, or the pod is finished, the reason is the same on all nodes. So one
         // result is enough.
-        results.extend(elsewhere.into_iter().take(1));
+        results.extend(never.into_iter().take(1));
     }
     results
 }

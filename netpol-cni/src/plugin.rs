@@ -80,7 +80,7 @@ fn add(environment: &Environment, input: &str, log: &mut dyn FnMut(&dyn Display)
     let addresses = addresses(&result)
         .map_err(|error| CniError::new(ErrorCode::Decode, format!("cannot parse prevResult: {error}")))?;
     if addresses.is_empty() {
-        log(&format_args!("pod {}/{} has no address to enforce", pod.namespace, pod.name));
+        log(&format_args!("pod {}/{} has no address; it starts without enforcement", pod.namespace, pod.name));
         return Ok(result);
     }
     hold(&settings, pod_start(pod, addresses), log)?;

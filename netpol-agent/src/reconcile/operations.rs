@@ -104,7 +104,8 @@ impl<D: Dataplane> Reconciler<D> {
             self.unprotected.record(interval);
         }
         interface.program_error = None;
-        // The MAC address is read only after the attach, so the peer must be read again without a pause.
+        // The pod's MAC address is read only after the attach. So the pod's end of the veth is read again at once: this
+        // resets the pause between readings.
         interface.peer_reads = PeerReads::default();
         let Some(endpoint) = interface.endpoint_mut() else { return };
         endpoint.marks = true;
@@ -112,6 +113,8 @@ impl<D: Dataplane> Reconciler<D> {
         let Some(veth) = veth else { return };
         let counted = !is_unclear || interval.is_none();
         let interval = interval.unwrap_or_else(UnprotectedInterval::none);
+        // All traffic is dropped now. The interval is kept for the log, until the policies are enforced: see
+        // `log_enforced`.
         if is_shut || pod.is_none() {
             interface.exposure = Exposure::DropAll { interval, counted };
         }
@@ -138,14 +141,14 @@ impl<D: Dataplane> Reconciler<D> {
         let enforced = interface.enforced().filter(|endpoint| endpoint.phase != Phase::Shut);
         let Some(pod) = enforced.and_then(|endpoint| endpoint.pod.clone()) else { return };
         let Some((mut interval, counted)) = interface.exposure.take_drop_all() else { return };
-        let evaluated_ms = interface.age().map(tenths_of_ms);
+        let interface_age_ms = interface.age().map(tenths_of_ms);
         if !counted {
             interval = since_containers(&self.options, Some(&pod), interval);
             self.unprotected.record(&interval);
         }
         let (interface, packets) = (self.name_of(ifindex), interval.packets);
         let unprotected_ms = tenths_of_ms(interval.time());
-        tracing::info!(%pod, interface, evaluated_ms, unprotected_ms, packets, "enforced");
+        tracing::info!(%pod, interface, interface_age_ms, unprotected_ms, packets, "enforced");
     }
 
     /// Checks that programs are still attached, and reattaches missing programs.

@@ -6,7 +6,7 @@ use netpol_policy::text::Safe;
 
 use super::model::{EdgeEnd, Graph};
 
-/// Prints a graph for Graphviz, with a cluster for each namespace.
+/// Prints a graph for Graphviz, with a box (a `cluster` subgraph) for each namespace.
 pub(super) fn dot(out: &mut impl Write, graph: &Graph) -> io::Result<()> {
     let escaped = |text: &str| Safe(text).to_string().replace('\\', "\\\\").replace('"', "\\\"");
     writeln!(out, "digraph netpol {{\n  rankdir=LR;\n  compound=true;\n  node [shape=box];")?;

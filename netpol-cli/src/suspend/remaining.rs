@@ -1,4 +1,5 @@
-//! Finds suspensions that are still in effect after `netpol resume`.
+//! Finds suspensions that are still in effect after `netpol resume`. A suspension is an annotation of a Namespace; that of
+//! the cluster is an annotation of the agents' own Namespace.
 
 use std::io::Write;
 
@@ -53,8 +54,8 @@ pub(super) async fn read(
 }
 
 impl Remaining {
-    /// `has_agents`: whether agents run in `agent_namespace`. If not, a suspension of the cluster would be an
-    /// annotation of another Namespace, and was not found.
+    /// `has_agents`: whether agents run in `agent_namespace`. If not, `agent_namespace` is wrong, so a suspension of the
+    /// cluster would not be found.
     pub(super) fn new(
         others: Result<Vec<(Target, String)>, String>,
         has_agents: &Result<bool, String>,

@@ -36,8 +36,9 @@ impl Engine {
         self.cluster_state.suspensions() != self.cluster_state.suspensions_at(time.max(self.cluster_state.clock))
     }
 
-    /// If an event changes both the labels and the modes of a namespace, returns the namespace with its old labels and
-    /// its new modes. The modes can then be changed in a step of their own.
+    /// If an event changes both the labels of a namespace and its modes (the annotations that select how its policies are
+    /// enforced), returns the namespace with its old labels and its new modes. The modes can then be changed in a step of
+    /// their own.
     pub(super) fn separate_mode_change(&self, event: &Event) -> Option<Namespace> {
         let (name, after) = match event {
             Event::Apply(Object::Namespace(namespace)) => (&namespace.name, Some(namespace)),

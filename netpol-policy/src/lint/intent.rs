@@ -1,8 +1,9 @@
 //! One peer that should be two, and two peers that should be one.
 //!
 //! In YAML, the two forms differ by one `-`. Both forms are valid. So there is a finding only if the written form
-//! matches no pod, and the other form matches pods. Two peers are also reported if the input has no pods in the
-//! namespaces that the other form selects: it may match pods that are not in the input.
+//! matches no pod, and the other form matches pods. If two peers are written, they
+//! are also reported if the input has no pods in the namespaces of the joined peer: this peer may match pods that are not
+//! in the input.
 
 use super::RuleId;
 use super::context::Context;

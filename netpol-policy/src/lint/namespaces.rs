@@ -70,7 +70,8 @@ fn default_deny(context: &Context<'_>, namespace: &NamespaceName) -> Option<Draf
     };
     let lacks = |direction: &Direction| {
         let mut policies = isolating(*direction).peekable();
-        policies.peek().is_some() && !policies.any(|policy| policy.pods.requirements.is_empty())
+        // A policy with an invalid podSelector isolates all pods, until the selector is corrected.
+        policies.peek().is_some() && !policies.any(|policy| policy.pods.requirements.is_empty() || policy.pods.invalid)
     };
     let missing: Vec<Direction> = Direction::BOTH.into_iter().filter(lacks).collect();
     let names: Vec<&str> = missing.iter().map(|direction| direction.name()).collect();

@@ -145,7 +145,7 @@ impl PolicySource {
 }
 
 impl PodDetails {
-    /// Reads the details of a pod or of a template.
+    /// Reads the details of a pod or of a workload's pod template.
     pub(super) fn of(spec: &core::PodSpec) -> Self {
         let sidecars = spec.init_containers.iter().flatten();
         let sidecars = sidecars.filter(|container| container.restart_policy.as_deref() == Some("Always"));

@@ -40,8 +40,8 @@ pub(super) fn candidates(
     frontend: &Frontend,
 ) -> Vec<Candidate> {
     let evaluate_backend = |backend: Backend| {
-        let post_dnat = Packet { remote: backend.address, port: backend.port, ..packet.clone() };
-        let rule = first_rule(cluster_state, isolating, pod, &post_dnat);
+        let to_backend = Packet { remote: backend.address, port: backend.port, ..packet.clone() };
+        let rule = first_rule(cluster_state, isolating, pod, &to_backend);
         let reason = match &rule {
             _ if cluster_state.local_addresses.contains(&backend.address) => Reason::LocalNode,
             _ if pod.addresses.contains(&backend.address) => Reason::Hairpin,
@@ -55,8 +55,9 @@ pub(super) fn candidates(
 }
 
 /// Returns the verdict on a packet to a Service with these backends (22). If only some backends are allowed, or there
-/// are none, the packet is allowed pre-DNAT and evaluated again post-DNAT. If `post_dnat` is set, another node selects
-/// the backend, so all backends must be allowed.
+/// are none, the packet is allowed pre-DNAT and evaluated again post-DNAT. If `post_dnat` is set, the packet is evaluated
+/// post-DNAT, but its destination is still the Service: this node did not translate it, and another node will select the
+/// backend. So all backends must be allowed.
 pub(super) fn verdict(candidates: &[Candidate], post_dnat: bool) -> Reason {
     let has_backends = !candidates.is_empty();
     if has_backends && candidates.iter().all(Candidate::is_allowed) {

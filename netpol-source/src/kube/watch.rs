@@ -394,7 +394,10 @@ impl Watcher {
     }
 
     async fn send_event(&self, event: WatchEvent) -> bool {
-        self.state.update(self.resource.plural(), |kind| kind.last_received = Some(Instant::now()));
+        // These events do not come from the API server.
+        if !matches!(event, WatchEvent::Began | WatchEvent::Lost | WatchEvent::Broken) {
+            self.state.update(self.resource.plural(), |kind| kind.last_received = Some(Instant::now()));
+        }
         self.events.send((self.resource, event)).await.is_ok()
     }
 

@@ -130,7 +130,7 @@ fn a_server_that_forbids_one_kind_after_an_outage_causes_no_mixture_of_old_and_n
 }
 
 /// The outage is so long that the agent's backoff becomes long. After the outage, the server has other objects, tokens
-/// and versions.
+/// and resource versions.
 #[test]
 fn after_a_long_outage_with_many_changes_the_agent_recovers_in_bounded_time() -> Result<()> {
     const OUTAGE: Duration = Duration::from_secs(20);

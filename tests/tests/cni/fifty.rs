@@ -64,9 +64,9 @@ fn s24_each_of_fifty_pods_a_second_is_enforced() -> Result<()> {
         let mut words = rest.split(' ');
         let pod = words.next().unwrap_or_default();
         // If all traffic of a pod was dropped until its policies were compiled, the line has the time until then, too:
-        // `evaluated_ms`.
+        // `interface_age_ms`.
         let time = |word: &str| {
-            ["unprotected_ms=", "evaluated_ms="]
+            ["unprotected_ms=", "interface_age_ms="]
                 .into_iter()
                 .find_map(|name| word.strip_prefix(name)?.parse::<f64>().ok())
         };

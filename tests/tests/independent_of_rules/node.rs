@@ -120,10 +120,12 @@ fn s15_a_connection_to_a_port_of_the_local_node_is_evaluated_post_dnat() -> Resu
         // Pre-DNAT, the destination is the node, which is allowed. Post-DNAT it is a pod, which is not.
         let result = lab.try_at("shop/client", "shop/server", "172.31.77.1", Tcp, 30080)?;
         assert_eq!(result, ProbeResult::Dropped, "through the node's port, {topology:?}");
+        let result = lab.try_at("shop/other", "shop/server", "172.31.77.1", Tcp, 30080)?;
+        assert_eq!(result, ProbeResult::Allowed, "a client without an egress policy, {topology:?}");
         // At the server, the forwarded traffic has the node's address as its source, which no rule allows.
         lab.cluster.apply("second", &policy("shop/all", "{podSelector: {}, policyTypes: [Ingress]}"))?;
         lab.expect("shop/other -x shop/server 80/TCP").with_context(|| format!("{topology:?}"))?;
-        let result = lab.try_at("shop/client", "shop/server", "172.31.77.1", Tcp, 30080)?;
+        let result = lab.try_at("shop/other", "shop/server", "172.31.77.1", Tcp, 30080)?;
         assert_eq!(result, ProbeResult::Dropped, "through the node's port to an isolated pod, {topology:?}");
     }
     Ok(())

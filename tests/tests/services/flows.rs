@@ -25,7 +25,7 @@ const SHAPES: [Shape; 2] = [
     Shape { topology: Topology::Routed, interconnect: Interconnect::Routes, mode: Mode::Nftables },
 ];
 
-/// One backend on the first node, one on the second.
+/// The original backends of the Service `shop/good` ([`number::GOOD`]): one on the first node, one on the second.
 const BACKENDS: [&str; 2] = ["shop/near", "shop/far"];
 
 /// Returns the IPv4 frontends of a Service for TCP and UDP.
@@ -34,14 +34,14 @@ fn frontends(service: u16) -> [SocketAddr; 2] {
     [at[0].1, at[1].1]
 }
 
-/// Sets the backends of the Service [`number::GOOD`] in the manifests and in kube-proxy's rules.
+/// Sets the backends of the Service `shop/good` in the manifests and in kube-proxy's rules.
 fn set_backends(shop: &Shop, names: &[&str]) -> Result<()> {
     let service = with_backends(shop, names);
     service.write_manifest(shop.cluster())?;
     shop.proxy.sync(&[service])
 }
 
-/// Returns the Service [`number::GOOD`] with these backends.
+/// Returns the Service `shop/good` with these backends.
 fn with_backends(shop: &Shop, names: &[&str]) -> Service {
     Shop::service(number::GOOD).backends(shop.cluster(), names)
 }

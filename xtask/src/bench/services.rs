@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use anyhow::{Result, ensure};
 use netpol_common::{
     AddressEntry, AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, Endpoint, EndpointVersion, FrontendEntry,
-    FrontendKey, IfIndex, PortSetId, RuleId, RuleSetId, address_flags, endpoint_flags, frontend_scope, protocol,
+    FrontendKey, IfIndex, PortSetId, RECHECK, RuleId, RuleSetId, address_flags, endpoint_flags, frontend_scope,
+    protocol,
 };
 use netpol_tests::packet::Ip;
 use netpol_tests::program::{INTERFACE, Programs, RunResult};
@@ -35,7 +36,8 @@ pub(super) fn measure(lines: &mut Vec<Line>) -> Result<()> {
             lines.push(Line { family, peers: 1, case, ns, spread, empty_ns, target_ns });
         };
         let egress = |programs: &mut Programs, frame: &[u8], repeat| programs.run(Direction::Egress, frame, 0, repeat);
-        let recheck = |programs: &mut Programs, frame: &[u8], repeat| programs.run_post_dnat(frame, POD, repeat);
+        let recheck =
+            |programs: &mut Programs, frame: &[u8], repeat| programs.run_post_dnat(frame, POD | RECHECK, repeat);
         let not_from_pod = |programs: &mut Programs, frame: &[u8], repeat| programs.run_post_dnat(frame, 0, repeat);
         let ack = |to: IpAddr, port| wire(&Ip::new(pod, to).tcp(40_000, port, 0x10, b"12345678"));
         let syn = |to: IpAddr, port| wire(&Ip::new(pod, to).tcp(40_000, port, 0x02, b""));

@@ -264,7 +264,7 @@ impl TableManager {
     fn warn(&mut self, error: &io::Error) {
         if self.last_warning.is_none_or(|last| last.elapsed() > Duration::from_mins(1)) {
             self.last_warning = Some(Instant::now());
-            tracing::warn!(%error, "cannot create a flow table; endpoints without one use the shared table, others keep their size");
+            tracing::warn!(%error, "cannot read, create or resize flow tables; endpoints without one use the shared table, others keep their size");
         }
     }
 }

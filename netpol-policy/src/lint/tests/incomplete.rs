@@ -1,4 +1,5 @@
-//! Inputs without the objects of other applications and of controllers, and mistakes in a list of ports or peers.
+//! Inputs that lack objects of other applications, or pods that a controller creates later. Also mistakes in a list of
+//! ports or peers.
 
 use super::report;
 use crate::lint::RuleId;
@@ -13,7 +14,8 @@ metadata: {name: web, namespace: shop, labels: {app: web}}
 spec: {containers: [{name: main, ports: [{containerPort: 8080}]}]}
 ---
 ";
-const SYSTEM: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: kube-system}}\n---\n";
+/// With this Namespace, lint assumes that the input is a whole cluster.
+const WHOLE_CLUSTER: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: kube-system}}\n---\n";
 
 /// Returns a policy for the pods that `selector` selects.
 fn policy(selector: &str, spec: &str) -> String {
@@ -54,9 +56,9 @@ fn pods_that_a_controller_may_create_are_not_reported_as_missing() {
     );
     // No controller creates these pods: the object is in another namespace, only the object itself has the label, or
     // the object is a ConfigMap.
-    let by_name = policy("matchLabels: {app: other}", "ingress: []");
+    let of_own_label = policy("matchLabels: {app: other}", "ingress: []");
     let config_map = custom("shop").replace("example.com/v1", "v1").replace("Collector", "ConfigMap");
-    for (more, policy) in [(&custom("else"), &of_labels), (&custom("shop"), &by_name), (&config_map, &of_labels)] {
+    for (more, policy) in [(&custom("else"), &of_labels), (&custom("shop"), &of_own_label), (&config_map, &of_labels)] {
         let (findings, not_checked) = lint(more, policy);
         assert!(
             findings[0].starts_with("NP010 spec.podSelector: ") && not_checked.is_empty(),
@@ -102,7 +104,9 @@ fn a_namespace_that_is_selected_by_name_may_be_defined_elsewhere() {
     let by_name = "kubernetes.io/metadata.name: ingress-nginx";
     assert_eq!(lint_peer("", by_name), (vec![], vec!["NP022: namespace ingress-nginx is not in the input".to_owned()]));
     // Reported: the input has a whole cluster, the selector uses another label, or the name has a typo.
-    for (more, labels) in [(SYSTEM, by_name), ("", "name: ingress-nginx"), ("", "kubernetes.io/metadata.name: shpo")] {
+    for (more, labels) in
+        [(WHOLE_CLUSTER, by_name), ("", "name: ingress-nginx"), ("", "kubernetes.io/metadata.name: shpo")]
+    {
         let (found, not_checked) = lint_peer(more, labels);
         assert!(found.len() == 1 && found[0].starts_with("NP022 ") && not_checked.is_empty(), "{labels}: {found:?}");
     }
@@ -147,7 +151,7 @@ fn ports_of_pods_in_unknown_namespaces_are_not_checked() {
     for port in ["53", "443, protocol: UDP", "8080"] {
         assert_eq!(lint("", &all(port)).0, [""; 0], "{port}");
     }
-    assert_eq!(lint(SYSTEM, &all("53")).0.len(), 1);
+    assert_eq!(lint(WHOLE_CLUSTER, &all("53")).0.len(), 1);
     let expected = "NP031 spec.egress[0].ports[0].port: No container declares 443/TCP. A namespaceSelector selects pods only, and no \
                     address outside the cluster. Fix: to allow addresses outside the cluster, write the peer `ipBlock: {cidr: \
                     0.0.0.0/0}`.";
@@ -160,7 +164,7 @@ fn ports_of_pods_in_unknown_namespaces_are_not_checked() {
 }
 
 #[test]
-fn an_item_without_a_port_was_probably_intended_as_one_with_the_item_next_to_it() {
+fn an_item_without_a_port_probably_belongs_to_the_item_next_to_it() {
     let lint_ports = |ports: &str| {
         let rules = format!(
             "ingress: [{{from: [{{podSelector: {{}}}}], ports: [{ports}]}}, {{from: [{{podSelector: {{}}}}], ports: [{{port: 8080}}]}}]"
@@ -187,7 +191,7 @@ fn an_item_without_a_port_was_probably_intended_as_one_with_the_item_next_to_it(
 }
 
 #[test]
-fn an_empty_list_of_peers_with_ports_is_information_only() {
+fn an_empty_list_of_peers_in_a_rule_with_ports_is_information_only() {
     let lint_rule = |rule: &str| {
         let findings = report(&format!("{SHOP}{}", policy("", &format!("ingress: [{rule}]")))).findings.into_iter();
         let found = findings.filter(|it| it.rule == RuleId::OPEN_TO_EVERYONE);

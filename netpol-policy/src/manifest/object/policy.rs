@@ -32,7 +32,7 @@ impl ObjectReader {
                 let Some((replaced_path, consequence)) = salvage::replace_invalid(&mut value, &path) else {
                     return self.report_ignored(location, &path, &format!("{message}; the whole policy is ignored"));
                 };
-                let in_spec = path.to_string().starts_with("spec");
+                let in_spec = path.relative_to(&spec).is_some();
                 let severity = if in_spec { Severity::Error } else { Severity::Warning };
                 handled.push(FieldError { severity, path, message: format!("{message}; {consequence}") });
                 if in_spec {
