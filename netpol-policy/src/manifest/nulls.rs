@@ -23,10 +23,11 @@ pub(super) fn replace(value: &mut Value) -> Vec<FieldPath> {
 fn visit(value: &mut Value, field: &str, path: &FieldPath, found: &mut Vec<FieldPath>) {
     match value {
         Value::Array(items) => {
+            // The field `addresses` of a Node is a list of objects.
+            let are_strings = STRINGS.contains(&field) && !items.iter().any(Value::is_object);
             for (index, item) in items.iter_mut().enumerate() {
                 if item.is_null() {
-                    *item =
-                        if STRINGS.contains(&field) { Value::from("") } else { Value::Object(serde_json::Map::new()) };
+                    *item = if are_strings { Value::from("") } else { Value::Object(serde_json::Map::new()) };
                     found.push(path.index(index));
                 } else if item.is_object() || item.is_array() {
                     visit(item, field, &path.index(index), found);
@@ -35,7 +36,9 @@ fn visit(value: &mut Value, field: &str, path: &FieldPath, found: &mut Vec<Field
         }
         Value::Object(map) => {
             for (key, child) in map {
-                if child.is_null() && STRING_MAPS.contains(&field) {
+                // The selector of a workload is a LabelSelector, with these fields.
+                let is_field_of_selector = field == "selector" && ["matchLabels", "matchExpressions"].contains(&&**key);
+                if child.is_null() && STRING_MAPS.contains(&field) && !is_field_of_selector {
                     *child = Value::from("");
                     found.push(path.key(key));
                 } else if child.is_object() || child.is_array() {

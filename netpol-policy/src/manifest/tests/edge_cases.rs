@@ -44,6 +44,13 @@ fn a_name_that_is_not_a_string_is_reported() {
 }
 
 #[test]
+fn a_null_field_of_a_workloads_selector_is_missing() {
+    let text = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: web}, spec: {selector: {matchLabels: {app: web}, \
+                matchExpressions: null}, template: {metadata: {labels: {app: web}}, spec: {containers: [{name: c}]}}}}";
+    assert_eq!(messages(&parse(text, "f")), [""; 0]);
+}
+
+#[test]
 fn null_items_and_label_values_are_empty_as_in_the_api() {
     let parsed = policy("  podSelector: {matchLabels: {app: }}\n  ingress:\n  - ports: [null]");
     let parsed_policy = only_policy(&parsed);
