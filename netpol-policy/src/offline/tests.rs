@@ -198,6 +198,10 @@ fn s39_the_pods_of_workloads_are_added_once() {
         workload("Deployment", "web", "replicas: 500,", ""),
         workload("ReplicaSet", "web-1", "", "web"),
         workload("ReplicaSet", "old", "", "gone"),
+        workload("ReplicaSet", "running", "", "missing"),
+        "---\n{apiVersion: v1, kind: Pod, metadata: {name: running-x, namespace: shop, ownerReferences: [{apiVersion: apps/v1, \
+         kind: ReplicaSet, name: running, controller: true}]}}\n"
+            .to_owned(),
         workload("StatefulSet", "db", "replicas: 2, ordinals: {start: 3},", ""),
         workload("StatefulSet", "none", "replicas: 0,", ""),
         workload("StatefulSet", "huge", "replicas: 4000000000,", ""),
@@ -206,7 +210,7 @@ fn s39_the_pods_of_workloads_are_added_once() {
     let cluster = OfflineCluster::new(&parse_offline(&text, "f"), &[]);
     let names: Vec<String> = cluster.state().pods.keys().map(ToString::to_string).collect();
     let small: Vec<&str> = names.iter().map(String::as_str).filter(|name| !name.contains("huge")).collect();
-    let expected = ["shop/db-3", "shop/db-4", "deployment/shop/web", "shop/none-0", "replicaset/shop/old"];
+    let expected = ["shop/db-3", "shop/db-4", "deployment/shop/web", "shop/none-0", "replicaset/shop/old", "shop/running-x"];
     assert_eq!(small, expected);
     assert_eq!(names.len() - small.len(), 1000);
     let key = WorkloadKey::new(WorkloadKind::StatefulSet, "shop", "db");
@@ -216,5 +220,5 @@ fn s39_the_pods_of_workloads_are_added_once() {
     assert_eq!(labels.get("statefulset.kubernetes.io/pod-name").map(|value| &**value), Some("db-4"));
     assert_eq!(labels.get("apps.kubernetes.io/pod-index").map(|value| &**value), Some("4"));
     assert!(parse_offline(&text, "f").ignored.is_empty());
-    assert_eq!(crate::manifest::parse(&text, "f").ignored.len(), 6, "the agent does not read workloads");
+    assert_eq!(crate::manifest::parse(&text, "f").ignored.len(), 7, "the agent does not read workloads");
 }

@@ -32,7 +32,8 @@ impl Workloads {
         let with_pods: BTreeSet<WorkloadKey> = result.pods.keys().cloned().collect();
         for workload in objects.values() {
             let is_controlled = workload.controller.as_ref().is_some_and(|controller| objects.contains_key(controller));
-            if is_controlled || with_pods.contains(&workload.key) {
+            // The pods of a ReplicaSet belong to its Deployment, also if the Deployment is not in the input.
+            if is_controlled || with_pods.contains(&top_controller(&objects, &workload.key)) {
                 continue;
             }
             let ordinals = workload.ordinals.clone().filter(|_| !beyond_limit.contains(&workload.key));
