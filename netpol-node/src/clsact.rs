@@ -35,7 +35,7 @@ pub struct BpfFilter {
 }
 
 impl Netlink {
-    /// Removes the clsact qdisc of an interface unless it has filters. Returns whether it was removed. A missing qdisc
+    /// Removes the clsact qdisc of an interface unless it has filters. Returns whether it was removed or missing. A missing qdisc
     /// is not an error.
     ///
     /// # Errors
@@ -51,7 +51,13 @@ impl Netlink {
         request.header.parent = CLSACT;
         request.header.handle = TcHandle { major: 0xffff, minor: 0 };
         let message = RouteNetlinkMessage::DelQueueDiscipline(request);
-        self.send_request("remove a clsact qdisc", NLM_F_REQUEST | NLM_F_ACK, message, |_| {})?;
+        match self.send_request("remove a clsact qdisc", NLM_F_REQUEST | NLM_F_ACK, message, |_| {}) {
+            // Another process has removed the qdisc. The error is "Invalid handle" if the interface had a clsact qdisc
+            // before. Source: `__tc_get_qdisc` in `net/sched/sch_api.c`.
+            Err(NetlinkError::Io { source, .. })
+                if [Some(libc::ENOENT), Some(libc::EINVAL)].contains(&source.raw_os_error()) => {}
+            result => drop(result?),
+        }
         Ok(true)
     }
 

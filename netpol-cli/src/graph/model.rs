@@ -6,6 +6,9 @@ use netpol_common::Direction;
 use netpol_policy::model::NamespaceName;
 use netpol_policy::offline::{AddressSet, EndId, PortSet, Reachability, UnitKey, units};
 
+/// The title of the box with addresses outside the cluster. No namespace has this name: it contains a space.
+const ADDRESSES: &str = "outside addresses";
+
 /// The maximum number of names in a node.
 const NAMES_SHOWN: usize = 4;
 
@@ -14,7 +17,7 @@ const NAMES_SHOWN: usize = 4;
 /// `in` of the destination.
 pub(super) struct Graph {
     pub(super) nodes: Vec<Node>,
-    /// The namespaces, and the group `addresses`, each with the indices of its nodes.
+    /// The namespaces, and the group [`ADDRESSES`], each with the indices of its nodes.
     pub(super) groups: Vec<(String, Vec<usize>)>,
     pub(super) edges: Vec<Edge>,
     /// Whether any verdict is unknown: the verdict of an edge, or a verdict that is a line of text in a node.
@@ -137,7 +140,7 @@ fn classes(reachability: &Reachability<'_>, namespaces: &[String]) -> Vec<Class>
     let mut classes: Vec<Class> = pods.collect();
     classes.sort_by(|one, other| (&one.group, &one.names).cmp(&(&other.group, &other.names)));
     classes.extend(reachability.outside().iter().map(|outside| Class {
-        group: "addresses".to_owned(),
+        group: ADDRESSES.to_owned(),
         end: outside.end(),
         names: ranges(&outside.addresses),
         is_outside: true,
@@ -248,7 +251,7 @@ fn edges(mut pairs: Pairs, groups: &[(String, Vec<usize>)]) -> Vec<Edge> {
                 let key = |other: usize| if is_source { (own, other) } else { (other, own) };
                 let others: Vec<usize> = nodes.iter().copied().filter(|other| *other != own).collect();
                 let first = others.first().and_then(|other| pairs.get(&key(*other))).cloned();
-                let Some(first) = first.filter(|_| others.len() > 1 && name != "addresses") else { continue };
+                let Some(first) = first.filter(|_| others.len() > 1 && name != ADDRESSES) else { continue };
                 if others.iter().all(|other| pairs.get(&key(*other)) == Some(&first)) {
                     for other in &others {
                         pairs.remove(&key(*other));

@@ -131,10 +131,11 @@ fn unneeded(policies: &[&Policy], shadowed: &[Shadowed<'_>; 2]) -> Vec<Option<St
         });
         if is_unneeded && !wider.is_empty() && !policy.pods.invalid && !is_default_deny(policy) {
             wider.dedup();
-            result[position] = Some(format!(
-                "NetworkPolicy {} isolates the same pods, and others allow at least as much.",
-                wider.join(" and ")
-            ));
+            let isolating = match &wider[..] {
+                [only] => format!("NetworkPolicy {only} isolates"),
+                _ => format!("NetworkPolicies {} isolate", wider.join(" and ")),
+            };
+            result[position] = Some(format!("{isolating} the same pods, and others allow at least as much."));
         }
     }
     result

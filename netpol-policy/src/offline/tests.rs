@@ -210,7 +210,8 @@ fn s39_the_pods_of_workloads_are_added_once() {
     let cluster = OfflineCluster::new(&parse_offline(&text, "f"), &[]);
     let names: Vec<String> = cluster.state().pods.keys().map(ToString::to_string).collect();
     let small: Vec<&str> = names.iter().map(String::as_str).filter(|name| !name.contains("huge")).collect();
-    let expected = ["shop/db-3", "shop/db-4", "deployment/shop/web", "shop/none-0", "replicaset/shop/old", "shop/running-x"];
+    let expected =
+        ["shop/db-3", "shop/db-4", "deployment/shop/web", "shop/none-0", "replicaset/shop/old", "shop/running-x"];
     assert_eq!(small, expected);
     assert_eq!(names.len() - small.len(), 1000);
     let key = WorkloadKey::new(WorkloadKind::StatefulSet, "shop", "db");
