@@ -244,7 +244,7 @@ pub(crate) fn with_missing(error: anyhow::Error, input: &Input) -> anyhow::Error
     if in_namespace.is_empty() || error.is::<std::io::Error>() {
         return error;
     }
-    anyhow!("{error}; {}", in_namespace.join("; "))
+    anyhow!("{error:#}; {}", in_namespace.join("; "))
 }
 
 /// Returns the error of a command that has no pod to show.

@@ -47,7 +47,8 @@ impl Mounts {
         }
         let missing = |message: String| KernelError::NoBpffs { path: path.to_owned(), message };
         if !path.starts_with(BPFFS) {
-            return Err(missing(format!("run `mount -t bpf bpf {}`", existing.display())));
+            let dir = path.parent().filter(|parent| *parent != Path::new("/")).unwrap_or(path).display();
+            return Err(missing(format!("run `mkdir -p {dir} && mount -t bpf bpf {dir}`")));
         }
         mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>).map_err(|error| {
             missing(format!("mounting it failed ({error}); run `mount -t bpf bpf {BPFFS}` as root"))
