@@ -1,5 +1,6 @@
 //! Flow tables of one address family: creates them, writes them into their slots, replaces and adopts them.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::hash::Hash;
@@ -256,7 +257,7 @@ impl<K: Family> Tables<K> {
                     .collect();
                 // If the new table is smaller, flows that are inserted later evict earlier ones. So insert established
                 // and recently used flows last.
-                found.sort_by_key(|(key, entry)| (is_established(key, entry), entry.last_used.wrapping_sub(now)));
+                found.sort_by_key(|(key, entry)| (is_established(key, entry), Reverse(idle(entry, now, self.hz))));
                 for (key, entry) in found {
                     let Some(table) =
                         by_interface.get(&key.interface_and_protocol().0).and_then(|id| new_tables.get(id))
