@@ -307,14 +307,14 @@ fn print_direction(out: &mut impl Write, allowed: &Allowed) -> Result<()> {
 /// the ports of its first pod. Only pods that the user can list are included.
 fn print_connections(answer: &Answer, input: &Input, out: &mut impl Write) -> Result<()> {
     let Some(pod) = answer.pods.first().and_then(|pod| pod.split_once('/')) else { return Ok(()) };
-    let is_selectable = input.parsed.objects.iter().any(|located| match &located.object {
-        netpol_policy::model::Object::Pod(other) => {
-            *other.key.namespace == *pod.0 && *other.key.name == *pod.1 && other.is_selectable()
-        }
-        _ => false,
+    let found = input.parsed.objects.iter().find_map(|located| match &located.object {
+        netpol_policy::model::Object::Pod(other) if (&*other.key.namespace, &*other.key.name) == pod => Some(other),
+        _ => None,
     });
-    if !is_selectable {
-        return paragraph(out, "policies do not apply to it: it is finished, or on the host network", 0);
+    match found {
+        Some(found) if found.is_selectable() => {}
+        Some(_) => return paragraph(out, "policies do not apply to it: it is finished, or on the host network", 0),
+        None => return paragraph(out, "it has no pods now, so no connections are listed", 0),
     }
     let end = || Some(MatrixEnd::End(EndArgument::Pod(Some(pod.0.to_owned()), pod.1.to_owned())));
     for (from, to) in [(end(), None), (None, end())] {

@@ -195,7 +195,10 @@ fn s43_policies_are_tried_in_shadow_mode_and_enforced_without_a_lost_connection(
     let wrong: Vec<_> = lab.agent().denied().into_iter().filter(|line| line.from() == "shop/client").collect();
     ensure!(wrong.is_empty(), "the corrected policies would deny the application: {wrong:?}");
 
-    lab.set_policies(&application_policies(80))?;
+    // The agent can receive each policy alone. If the default deny were enforced first, it would deny the application.
+    let [default_deny, client, server] = application_policies(80);
+    change_and_wait(&mut lab, &[in_shadow_mode(&default_deny), client.clone(), server.clone()])?;
+    lab.set_policies(&[default_deny, client, server])?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
     ensure!(open.echoes(ECHO_TIMEOUT)?, "the connection of the application was lost");
     let counts = datagrams.finish()?;
