@@ -16,12 +16,9 @@ pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut V
     for (direction, list) in [(Direction::Ingress, "from"), (Direction::Egress, "to")] {
         let rules = source.value["spec"][direction.name()].as_array().map(Vec::as_slice).unwrap_or_default();
         for (index, rule) in rules.iter().enumerate() {
-            let is_empty = match rule.get(list) {
-                Some(Value::Null) => true,
-                Some(Value::Array(items)) => items.is_empty(),
-                _ => false,
-            };
-            if is_empty {
+            let is_null = rule.get(list).is_some_and(Value::is_null);
+            let is_empty = rule[list].as_array().is_some_and(Vec::is_empty);
+            if is_null || is_empty {
                 let rule_list = FieldPath::default().key("spec").key(direction.name());
                 let field = rule_list.index(index).key(list);
                 let has_ports = rule["ports"].as_array().is_some_and(|ports| !ports.is_empty());
@@ -29,7 +26,7 @@ pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut V
                     Draft::new(
                         RuleId::OPEN_TO_EVERYONE,
                         field.to_string(),
-                        format!("`{list}` is an empty list."),
+                        format!("`{list}` is {}.", if is_null { "null" } else { "an empty list" }),
                         "It allows every address, inside and outside the cluster, as if it were missing.",
                         fix,
                     )

@@ -30,16 +30,19 @@ fn parse_requirement(text: &str) -> Result<Requirement, String> {
     let error =
         || format!("`{text}` is not a label requirement; write key=value, key!=value, key in (a, b), key or !key");
     let values = |list: &str| {
-        let list = list.trim().strip_prefix('(').and_then(|list| list.strip_suffix(')'));
+        let list = list.trim().strip_suffix(')');
         let mut values: Vec<_> = list.ok_or_else(error)?.split(',').map(|value| value.trim().into()).collect();
         values.sort();
         values.dedup();
         Ok::<_, String>(values)
     };
-    let requirement = if let Some((key, list)) = text.split_once(" notin ") {
-        Requirement::NotIn(key.trim().into(), values(list)?)
-    } else if let Some((key, list)) = text.split_once(" in ") {
-        Requirement::In(key.trim().into(), values(list)?)
+    let requirement = if let Some((operation, list)) = text.split_once('(') {
+        let operation = operation.trim_end();
+        if let Some(key) = operation.strip_suffix(" notin") {
+            Requirement::NotIn(key.trim().into(), values(list)?)
+        } else {
+            Requirement::In(operation.strip_suffix(" in").ok_or_else(error)?.trim().into(), values(list)?)
+        }
     } else if let Some((key, value)) = text.split_once("!=") {
         Requirement::NotIn(key.trim().into(), vec![value.trim().into()])
     } else if let Some((key, value)) = text.split_once("==").or_else(|| text.split_once('=')) {
@@ -72,11 +75,13 @@ mod tests {
             ("app==web,tier!=b", "app=web", "app=web tier=b"),
             ("tier in (a, b),app", "app=x tier=b", "tier=b"),
             ("tier notin (a,b), !canary", "tier=c", "tier=c canary=1"),
+            ("tier in(a,b)", "tier=a", "tier=c"),
+            ("tier notin(a)", "tier=c", "tier=a"),
         ] {
             let selector = Selector::parse(text).expect(text);
             assert!(selector.matches(&labels(matching)) && !selector.matches(&labels(other)), "{text}");
         }
-        for text in ["", "app=web,", "app in web", "=a", "a b", "app=a b"] {
+        for text in ["", "app=web,", "app in web", "=a", "a b", "app=a b", "tier in (a", "tier (a)", "in (a)"] {
             assert!(Selector::parse(text).is_err(), "{text}");
         }
     }

@@ -35,7 +35,7 @@ pub(super) fn grouped(
         by_destination.entry(*to).or_default().entry((*change, *causes)).or_default().push(*from);
     }
     for (to, sources) in &mut by_destination {
-        if !ends[*to].has_second_pod {
+        if !ends[*to].has_second_pod && !ends[*to].is_outside() {
             add_itself(*to, sources);
         }
     }

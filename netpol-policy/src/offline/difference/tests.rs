@@ -55,6 +55,10 @@ proptest! {
         let new = cluster(&policies, &pods.iter().cloned().chain([relabeled]).collect::<Vec<_>>());
         let difference = Difference::new(&old, &new);
         let changes = by_pair(&difference);
+        for row in &difference.rows {
+            let has_outside = |ends: &[usize]| ends.iter().any(|end| difference.ends[*end].is_outside());
+            prop_assert!(!has_outside(&row.from) || !has_outside(&row.to), "addresses to addresses: {:?}", row);
+        }
         let is_known = |key: &PodKey, cluster: &OfflineCluster| cluster.state().pods.get(key).is_some_and(|pod| {
             pod.is_selectable() && !pod.addresses.iter().any(|own| is_placeholder(*own))
         });
