@@ -28,16 +28,20 @@ pub struct ContainerStarts(Arc<Mutex<BTreeMap<PodKey, ContainerStart>>>);
 impl ContainerStarts {
     /// Records that the container runtime waits before it starts the containers of a pod.
     pub fn hold(&self, pod: &PodKey) {
-        let mut pods = self.lock();
-        if pods.len() >= MAX_PODS {
-            pods.clear();
-        }
-        pods.insert(pod.clone(), ContainerStart::Held);
+        self.insert(pod, ContainerStart::Held);
     }
 
     /// Records that the containers of a pod can start now, although the pod's policies are not enforced.
     pub fn release(&self, pod: &PodKey) {
-        self.lock().insert(pod.clone(), ContainerStart::Possible(Instant::now()));
+        self.insert(pod, ContainerStart::Possible(Instant::now()));
+    }
+
+    fn insert(&self, pod: &PodKey, start: ContainerStart) {
+        let mut pods = self.lock();
+        if pods.len() >= MAX_PODS && !pods.contains_key(pod) {
+            pods.clear();
+        }
+        pods.insert(pod.clone(), start);
     }
 
     /// Records that the container runtime does not wait for the agent any more.
@@ -89,7 +93,8 @@ mod tests {
     fn the_number_of_pods_is_limited() {
         let starts = ContainerStarts::default();
         for number in 0..3 * MAX_PODS / 2 {
-            starts.hold(&PodKey::new("shop", format!("pod-{number}").as_str()));
+            let pod = PodKey::new("shop", format!("pod-{number}").as_str());
+            if number % 2 == 0 { starts.hold(&pod) } else { starts.release(&pod) }
         }
         assert_eq!(starts.lock().len(), MAX_PODS / 2);
     }
