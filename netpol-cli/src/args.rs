@@ -28,7 +28,7 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0   done
       explain: allowed; lint: no findings of the severity of --fail-on or
-      above; wait: enforced
+      above; wait: enforced; assert: all expectations are met
   1   explain: denied, or only some connections or backends allowed; or, with
       --live, the tables of a node deny it
       lint: findings of the severity of --fail-on or above

@@ -40,7 +40,7 @@ fn no_command_panics_if_its_output_is_closed() {
     }
     let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/app.yaml");
     let policies = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/cilium.yaml");
-    let explain = ["explain", "-n", "shop", "--from", "web-0", "--to", "pod/web-0", "--port", "80"];
+    let explain = ["explain", "-n", "shop", "--from", "pod/web-0", "--to", "pod/web-0", "--port", "80"];
     let explain_cluster = ["explain", "-n", "shop", "--from", "pod/web-0", "--to", "192.0.2.1", "--port", "80"];
     for arguments in [
         &["flows", "-A"][..],
